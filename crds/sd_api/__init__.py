@@ -1,0 +1,1 @@
+"""The contract between operator, loader, gateway and users: one source of truth."""

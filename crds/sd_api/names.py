@@ -1,0 +1,59 @@
+"""Names that more than one side must agree on: API group, labels, Jobs, paths on the volume."""
+
+from __future__ import annotations
+
+import hashlib
+
+GROUP = "sd-operator.dev"
+VERSION = "v1alpha1"
+KIND = "StableDiffusionModel"
+PLURAL = "stablediffusionmodels"
+SINGULAR = "stablediffusionmodel"
+SHORT_NAME = "sdm"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+FIELD_MANAGER = "sd-operator"
+FINALIZER = f"{GROUP}/cleanup"
+
+ANNOTATION_RELOAD = f"{GROUP}/reload"
+"""Any new value loads the same spec again."""
+ANNOTATION_SKIP_CLEANUP = f"{GROUP}/skip-cleanup"
+"""The value "true" releases the finalizer without a clean-up Job."""
+ANNOTATION_MODEL = f"{GROUP}/model"
+"""On Jobs and Pods: <namespace>/<name> of the model they work for."""
+
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_MODEL_UID = f"{GROUP}/model-uid"
+LABEL_ROLE = f"{GROUP}/role"
+LOADER_NAME = "sd-loader"
+ROLE_LOAD = "load"
+ROLE_REMOVE = "remove"
+
+CONTAINER_FETCH = "fetch"
+CONTAINER_CONVERT = "convert"
+CONTAINER_REMOVE = "remove"
+
+NAME_MAX_LENGTH = 63
+"""A model's name ends up in labels, folder names and URLs."""
+MODEL_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+
+STORE_DIR = ".store"
+STAGING_DIR = ".staging"
+BLOBS_DIR = ".blobs"
+
+
+def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:
+    """Name of a model's Job: readable, and the same for the same uid, loadHash and attempt."""
+    digest = hashlib.sha256(f"{uid}/{load_hash}/{attempt}".encode()).hexdigest()[:10]
+    return f"{model_name[:40].replace('.', '-').rstrip('-')}-{digest}"
+
+
+def artifact_path(model_id: str) -> str:
+    """Path of the published folder on the volume; a symbolic link that a reload moves."""
+    return model_id
+
+
+def immutable_path(uid: str, load_hash: str) -> str:
+    """Path on the volume of one load's folder; its content never changes."""
+    return f"{STORE_DIR}/{uid}/{load_hash}"

@@ -1,0 +1,187 @@
+"""Which addresses may be called. Both sides' transports ask here before the first byte goes out.
+
+`Guard.check_url` refuses what a url alone tells; `Guard.addresses` resolves the host once and
+checks every answer, and the transport must connect to exactly what it returns: a second look-up
+could answer differently (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, urlsplit
+
+MAX_REDIRECTS = 5
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver = Callable[[str, int], Sequence[str]]
+
+_NAT64 = (
+    ipaddress.IPv6Network("64:ff9b::/96"),
+    ipaddress.IPv6Network("64:ff9b:1::/48"),
+)
+_REFUSED = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "100.64.0.0/10",  # carrier-grade NAT; clouds keep metadata services here
+        "168.63.129.16/32",  # Azure's wire server
+        "192.88.99.0/24",  # 6to4 relays
+        "fec0::/10",  # site-local
+        "5f00::/16",  # SRv6
+    )
+)
+
+
+class AddressRefusedError(ConnectionError):
+    """The address may not be called; the message names the host and says why."""
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Ask the system's resolver; raises OSError (socket.gaierror) where there is no answer."""
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+
+
+def refusal(address: Address) -> str | None:
+    """Why this address may not be called, or None where it may."""
+    if isinstance(address, ipaddress.IPv6Address):
+        for embedded in _embedded_ipv4(address):
+            if refusal(embedded):
+                return f"{address} leads to {embedded}, which is not a public address"
+        if address.ipv4_mapped is not None:
+            return None
+    # `is_global` alone is not enough: multicast is "global", and so are some special ranges.
+    if (
+        not address.is_global
+        or address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+        or any(address in network for network in _REFUSED if network.version == address.version)
+    ):
+        return f"{address} is not a public address"
+    return None
+
+
+def _embedded_ipv4(address: ipaddress.IPv6Address) -> Iterable[ipaddress.IPv4Address]:
+    if address.ipv4_mapped is not None:
+        yield address.ipv4_mapped
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    if address.teredo is not None:
+        yield from address.teredo
+    if any(address in network for network in _NAT64):
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+
+
+def _literal(host: str) -> Address | None:
+    """The address that a host is, in any spelling that a C library would take for one."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    try:
+        # inet_aton knows what ipaddress does not: 127.1, 0x7f000001, 017700000001.
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The rule, with the administrator's exceptions.
+
+    allowed_hosts: hosts (`host` or `host:port`, lower case) that may have any address and may be
+    called over plain http.
+    """
+
+    allowed_hosts: frozenset[str] = frozenset()
+    resolver: Resolver = field(default=resolve, repr=False)
+
+    def allows(self, host: str, port: int) -> bool:
+        """Whether an administrator exempted this host."""
+        name = host.lower().rstrip(".")
+        return name in self.allowed_hosts or f"{name}:{port}" in self.allowed_hosts
+
+    def check_url(self, url: str) -> SplitResult:
+        """Check scheme, host and port; raises AddressRefusedError. Nothing is resolved."""
+        try:
+            parts = urlsplit(url)
+            port = effective_port(parts)
+        except ValueError as error:
+            raise AddressRefusedError(f"the url cannot be read: {error}") from None
+        host = parts.hostname
+        if parts.scheme not in {"http", "https"} or not host:
+            raise AddressRefusedError("the url must be an http(s) link with a host")
+        if self.allows(host, port):
+            return parts
+        if parts.scheme != "https":
+            raise AddressRefusedError(f"{host} may be called over https only")
+        self.check_literal(host)
+        return parts
+
+    def check_literal(self, host: str) -> None:
+        """Refuse a host that is itself an address of the wrong kind, or a name for one."""
+        address = _literal(host)
+        if address is not None:
+            why = refusal(address)
+            if why:
+                raise AddressRefusedError(f"{host} may not be called: {why}")
+        elif host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(
+            (".localhost", ".internal", ".local")
+        ):
+            raise AddressRefusedError(f"{host} may not be called: it is a private name")
+
+    def addresses(self, host: str, port: int) -> list[str]:
+        """Resolve a host and check every answer; connect to these and to nothing else.
+
+        Raises AddressRefusedError where any answer is refused, OSError where there is none.
+        """
+        allowed = self.allows(host, port)
+        if not allowed:
+            self.check_literal(host)
+        answers = list(self.resolver(host, port))
+        if not answers:
+            raise OSError(f"{host} has no address")
+        if not allowed:
+            for answer in answers:
+                why = refusal(ipaddress.ip_address(answer.partition("%")[0]))
+                if why:
+                    raise AddressRefusedError(f"{host} may not be called: {why}")
+        return answers
+
+    def with_hosts(self, urls: Iterable[str | None]) -> Guard:
+        """A guard that also exempts the hosts of these urls, with their ports."""
+        hosts = {
+            f"{parts.hostname}:{effective_port(parts)}"
+            for parts in (urlsplit(url) for url in urls if url)
+            if parts.hostname
+        }
+        return Guard(self.allowed_hosts | hosts, self.resolver)
+
+
+def effective_port(parts: SplitResult) -> int:
+    """The port a url means; raises ValueError where it is not a number in range."""
+    if parts.port is not None:
+        return parts.port
+    return 443 if parts.scheme == "https" else 80
+
+
+def redact(url: str) -> str:
+    """A url fit for people and logs: without userinfo, query and fragment.
+
+    What is no link (a repo id, a local path) is returned as it is.
+    """
+    if "://" not in url:
+        return url.partition("?")[0]
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port is not None else ""
+    except ValueError:
+        return "(unreadable url)"
+    if ":" in host:
+        host = f"[{host}]"
+    query = "?…" if parts.query else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}{query}"

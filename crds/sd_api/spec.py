@@ -1,0 +1,270 @@
+"""The spec of a StableDiffusionModel: what a user asks for. Field names are the vendor's."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.fields import DnsName, ResourcePart, Sha256, ShortText, Url
+from sd_api.names import MODEL_ID_PATTERN
+
+HUB_REPO_PATTERN = r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$"
+HUB_PAGE_PATTERN = r"^https://(www\.)?(huggingface\.co|hf\.co)/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/?$"
+LINK_PATTERN = r"^https?://[^\s/?#]+([/?#]\S*)?$"
+BARE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+ModelId = Annotated[str, StringConstraints(max_length=63, pattern=MODEL_ID_PATTERN)]
+Quantity = Annotated[
+    str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|[numkMGTPE]i?|)$")
+]
+
+
+class ModelType(StrEnum):
+    """What kind of model it is; the vendor's words."""
+
+    HUGGINGFACE = "huggingface"
+    API_TRAINED = "api_trained"
+    CUSTOM_CKPT = "custom_ckpt"
+    LORA = "lora"
+    EMBEDDINGS = "embeddings"
+    CONTROLNET = "controlnet"
+    VAE = "vae"
+
+
+class Revision(StrEnum):
+    """Precision of the published weights; the vendor calls it revision."""
+
+    FP16 = "fp16"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Weights(StrEnum):
+    """Which set of a checkpoint that has both."""
+
+    STANDARD = "standard"
+    EMA = "ema"
+
+
+class BaseModelName(StrEnum):
+    """The architecture family, where the file does not say it or says it wrongly."""
+
+    SD1 = "sd1"
+    SD2 = "sd2"
+    SDXL = "sdxl"
+    SDXL_REFINER = "sdxl-refiner"
+
+
+class PredictionType(StrEnum):
+    """What the UNet predicts; diffusers' words."""
+
+    EPSILON = "epsilon"
+    V_PREDICTION = "v_prediction"
+    SAMPLE = "sample"
+
+
+class DeletionPolicy(StrEnum):
+    """What happens to the files with the resource."""
+
+    DELETE = "Delete"
+    RETAIN = "Retain"
+
+
+class SecretRef(ResourcePart):
+    """Names a Secret in the model's own namespace."""
+
+    name: DnsName
+
+
+class SecretKeyRef(ResourcePart):
+    """Names one key of a Secret in the model's own namespace."""
+
+    name: DnsName
+    key: Annotated[str, StringConstraints(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+
+
+class VaeSource(ResourcePart):
+    """Where a VAE comes from that replaces the checkpoint's own."""
+
+    url: Url = Field(description="Hugging Face repo id or http(s) link of the VAE.")
+
+
+class Verify(ResourcePart):
+    """How thoroughly the converted model is tried before it is published."""
+
+    weights: bool = Field(
+        default=False, description="Scan every weight for NaN and Inf; costs a pass over the files."
+    )
+    render: bool | None = Field(
+        default=None, description="Render an image. Default: whether the Job asks for a GPU."
+    )
+    prompt: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
+        default=None, description="Prompt of the rendered image."
+    )
+    steps: Annotated[int, Field(ge=1, le=150)] | None = Field(
+        default=None, description="Denoising steps of the rendered image. Default 8."
+    )
+
+
+class Storage(ResourcePart):
+    """Which volume the model is published on."""
+
+    claim_name: DnsName = Field(
+        description="PersistentVolumeClaim in the model's namespace. Default: the operator's."
+    )
+
+
+class Toleration(ResourcePart):
+    """A core/v1 Toleration."""
+
+    key: ShortText | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: ShortText | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+
+ResourceList = Annotated[
+    dict[Annotated[str, StringConstraints(max_length=253)], Quantity | int], Field(max_length=16)
+]
+
+
+class Resources(ResourcePart):
+    """A core/v1 ResourceRequirements, without claims."""
+
+    requests: ResourceList | None = None
+    limits: ResourceList | None = None
+
+
+class JobOverrides(ResourcePart):
+    """What this model's loader Job has otherwise than the operator's default."""
+
+    resources: Resources | None = Field(
+        default=None, description="Requests and limits of the convert container."
+    )
+    node_selector: Annotated[dict[str, ShortText], Field(max_length=16)] | None = Field(
+        default=None, description="Node labels the Pod must find."
+    )
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(
+        default=None, description="Taints the Pod tolerates."
+    )
+    runtime_class_name: DnsName | None = Field(
+        default=None, description="RuntimeClass of the Pod, for example nvidia."
+    )
+    priority_class_name: DnsName | None = Field(
+        default=None, description="PriorityClass of the Pod."
+    )
+    active_deadline_seconds: Annotated[int, Field(ge=60, le=604_800)] | None = Field(
+        default=None, description="The Job is stopped after this time. Default 21600 (6 h)."
+    )
+
+
+class Spec(ResourcePart):
+    """Desired state of one model."""
+
+    url: Url | None = Field(
+        default=None,
+        description="Hugging Face repo id (ORG/NAME) or page, an http(s) link to a model file, or"
+        " with modelType api_trained a trained model's id or link. May be left out for modelType"
+        " controlnet when the model id is one of the vendor's eleven.",
+    )
+    model_id: ModelId | None = Field(
+        default=None,
+        description="The name it is published under. Default: metadata.name. Immutable.",
+    )
+    model_type: ModelType | None = Field(
+        default=None,
+        description="Default: huggingface for a repo id or a huggingface.co page, custom_ckpt for"
+        " any other link.",
+    )
+    from_safetensors: bool | None = Field(
+        default=None,
+        description="true refuses anything but safetensors; false or absent: content decides.",
+    )
+    revision: Revision | None = Field(
+        default=None,
+        description="Precision of the published weights. Absent: as the source has it.",
+    )
+    upcast_attention: bool | None = Field(
+        default=None,
+        description="The UNet's upcast_attention. Absent: as detected. With true, SD 2 is taken for"
+        " 2.1 768-v.",
+    )
+    webhook: Url | None = Field(default=None, description="URL called on load events.")
+    webhook_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="Key that signs the webhook's calls (Standard Webhooks)."
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with the keys `token` and `host`; the token is sent to that host only,"
+        " over https. For Hub sources the host defaults to the Hub's.",
+    )
+    git_revision: (
+        Annotated[
+            str,
+            StringConstraints(
+                min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="Branch, tag or commit of a Hub repo. Default: main.")
+    sha256: Sha256 | None = Field(
+        default=None, description="Expected digest of a single-file download, lower-case hex."
+    )
+    weights: Weights = Field(
+        default=Weights.STANDARD, description="Which set of a checkpoint that has both."
+    )
+    base_model: BaseModelName | None = Field(
+        default=None, description="The architecture, where the file does not say it."
+    )
+    prediction_type: PredictionType | None = Field(
+        default=None, description="What the UNet predicts. Absent: as detected."
+    )
+    original_config: Url | None = Field(
+        default=None, description="Link of the checkpoint's original YAML config."
+    )
+    vae: VaeSource | None = Field(default=None, description="A VAE that replaces the model's own.")
+    verify: Verify = Field(
+        default_factory=Verify, description="How thoroughly the model is tried before publishing."
+    )
+    deletion_policy: DeletionPolicy = Field(
+        default=DeletionPolicy.DELETE,
+        description="What happens to the published files when this resource is deleted.",
+    )
+    suspend: bool = Field(
+        default=False,
+        description="true stops a running load; what is published and what is downloaded stay.",
+    )
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = Field(
+        default=0, description="Order in the queue, higher first."
+    )
+    storage: Storage | None = Field(
+        default=None, description="Which volume the model is published on."
+    )
+    job: JobOverrides | None = Field(
+        default=None, description="Overrides of the loader Job; the administrator may forbid them."
+    )
+
+    def effective_model_type(self) -> ModelType:
+        """The model type, inferred from the url where the spec leaves it out."""
+        if self.model_type is not None:
+            return self.model_type
+        if self.url is not None and (
+            re.match(HUB_REPO_PATTERN, self.url) or re.match(HUB_PAGE_PATTERN, self.url)
+        ):
+            return ModelType.HUGGINGFACE
+        return ModelType.CUSTOM_CKPT
+
+    def effective_model_id(self, metadata_name: str) -> str:
+        """The id it is published under."""
+        return self.model_id or metadata_name
+
+    def effective_url(self, metadata_name: str) -> str | None:
+        """The source; None where the spec names none and the model id implies none."""
+        if self.url is None and self.model_type is ModelType.CONTROLNET:
+            return CONTROLNET_REPOS.get(self.effective_model_id(metadata_name))
+        return self.url

@@ -1,0 +1,158 @@
+"""The status of a StableDiffusionModel: what the operator observed, for people and programs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sd_api.fields import Count, LoadHash, ResourcePart, ShortText, Text, Timestamp, Uid
+from sd_api.load import Artifact, Progress, Source
+from sd_api.spec import ModelId, ModelType
+
+
+class Phase(StrEnum):
+    """Where the model stands, in one word for people. Derived, never a trigger."""
+
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    DOWNLOADING = "Downloading"
+    CONVERTING = "Converting"
+    VERIFYING = "Verifying"
+    READY = "Ready"
+    FAILED = "Failed"
+    DELETING = "Deleting"
+
+
+class ConditionType(StrEnum):
+    """The conditions of a model."""
+
+    READY = "Ready"
+    """True: a complete, verified folder is served under artifact.path. Always present."""
+    RECONCILING = "Reconciling"
+    """True: a load is under way. Absent otherwise (kstatus)."""
+    STALLED = "Stalled"
+    """True: the operator cannot go on by itself; the message names the remedy. Absent otherwise."""
+    WEBHOOK_DELIVERED = "WebhookDelivered"
+    """Whether the newest event reached spec.webhook. Absent without a webhook."""
+
+
+class Condition(ResourcePart):
+    """A metav1.Condition."""
+
+    type: ShortText
+    status: Literal["True", "False", "Unknown"]
+    reason: Annotated[
+        str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    ]
+    message: Text = ""
+    observed_generation: Count | None = None
+    last_transition_time: Timestamp
+
+
+class StatusSource(Source):
+    """Where the published weights came from; secrets in the url are redacted."""
+
+    url: Text | None = None
+
+
+class StatusArtifact(Artifact):
+    """The published folder."""
+
+    path: ShortText = Field(
+        description="Path on the volume: a symbolic link that a reload moves; resolve it once."
+    )
+    immutable_path: ShortText = Field(
+        description="Path on the volume of this very load; its content never changes."
+    )
+    claim_name: ShortText = Field(description="The PersistentVolumeClaim.")
+    claim_uid: Uid | None = Field(
+        default=None, alias="claimUID", description="The uid of the PersistentVolumeClaim."
+    )
+    size: Annotated[str, Field(max_length=16)] = Field(description="sizeBytes for people.")
+    preview_path: ShortText | None = Field(
+        default=None, description="Path on the volume of the rendered preview."
+    )
+    last_update_time: Timestamp
+
+    @property
+    def load_hash(self) -> str:
+        """The loadHash of what is published, which may be older than the one asked for."""
+        return self.immutable_path.rsplit("/", 1)[-1]
+
+
+class StatusProgress(Progress):
+    """How far the running load is."""
+
+    text: Annotated[str, Field(max_length=64)] = Field(description="The progress for people.")
+
+
+class JobStatus(ResourcePart):
+    """The Job of the current or last load."""
+
+    name: ShortText
+    attempt: Count = Field(description="Counts the Jobs of this loadHash, from 0.")
+
+
+class WebhookEvent(StrEnum):
+    """What a webhook is called for."""
+
+    LOAD_STARTED = "model.load_started"
+    LOADED = "model.loaded"
+    LOAD_FAILED = "model.load_failed"
+    DELETED = "model.deleted"
+
+
+class OutboxEntry(ResourcePart):
+    """One webhook call that is still owed."""
+
+    id: Annotated[str, Field(max_length=64)] = Field(
+        description="The webhook-id: the same over retries and restarts."
+    )
+    event: WebhookEvent
+    load_hash: LoadHash
+    message: Text = ""
+    created_time: Timestamp
+    attempts: Count = 0
+    next_attempt_time: Timestamp | None = None
+    last_error: Annotated[str, Field(max_length=256)] | None = None
+
+
+OUTBOX_MAX = 8
+
+
+class WebhookStatus(ResourcePart):
+    """The webhook's outbox."""
+
+    outbox: Annotated[list[OutboxEntry], Field(max_length=OUTBOX_MAX)] = Field(default_factory=list)
+
+
+class Status(ResourcePart):
+    """Observed state of one model."""
+
+    observed_generation: Count | None = None
+    load_hash: LoadHash | None = Field(
+        default=None, description="Digest of the fields that decide what is loaded."
+    )
+    model_id: ModelId | None = None
+    model_type: ModelType | None = None
+    phase: Phase | None = None
+    reason: Annotated[str, Field(max_length=64)] | None = None
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+            },
+        ),
+    ] = Field(default_factory=list)
+    progress: StatusProgress | None = None
+    source: StatusSource | None = None
+    artifact: StatusArtifact | None = None
+    job: JobStatus | None = None
+    webhook: WebhookStatus | None = None
+    start_time: Timestamp | None = None
+    completion_time: Timestamp | None = None

@@ -1,0 +1,1 @@
+"""The loader: downloads, converts, verifies and publishes one model."""

@@ -1,0 +1,61 @@
+"""The loader's settings: the only place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_api.load import CREDENTIALS_DIR
+from sd_api.netguard import Guard
+
+HUB_ENDPOINT = "https://huggingface.co"
+DEFAULT_MAX_BYTES = 100 * 10**9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the administrator set, as the operator passes it on.
+
+    hub_endpoint: base URL of the Hub or its mirror. max_bytes: size limit of one source.
+    termination_log: where the answer goes; None where nobody reads it.
+    """
+
+    hub_endpoint: str = HUB_ENDPOINT
+    allowed_hosts: frozenset[str] = frozenset()
+    proxy: str | None = None
+    no_proxy: str = ""
+    ca_file: Path | None = None
+    max_bytes: int = DEFAULT_MAX_BYTES
+    retain_previous_seconds: int = 24 * 3600
+    credentials_dir: Path = Path(CREDENTIALS_DIR)
+    termination_log: Path | None = None
+    pod: str = "local"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read `SD_LOADER_*` and the usual variables of proxies, certificates and the Hub."""
+        ca_file = env.get("SSL_CERT_FILE")
+        log = env.get("SD_LOADER_TERMINATION_LOG")
+        return cls(
+            hub_endpoint=(env.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/"),
+            allowed_hosts=frozenset(
+                host.strip().lower()
+                for host in env.get("SD_LOADER_ALLOWED_HOSTS", "").split(",")
+                if host.strip()
+            ),
+            proxy=env.get("HTTPS_PROXY") or env.get("https_proxy") or None,
+            no_proxy=env.get("NO_PROXY") or env.get("no_proxy") or "",
+            ca_file=Path(ca_file) if ca_file else None,
+            max_bytes=int(env.get("SD_LOADER_MAX_BYTES") or DEFAULT_MAX_BYTES),
+            retain_previous_seconds=int(env.get("SD_LOADER_RETAIN_PREVIOUS_SECONDS") or 24 * 3600),
+            credentials_dir=Path(env.get("SD_LOADER_CREDENTIALS_DIR") or CREDENTIALS_DIR),
+            termination_log=Path(log) if log else None,
+            pod=env.get("SD_LOADER_POD") or socket.gethostname(),
+        )
+
+    def guard(self) -> Guard:
+        """Which addresses may be called: the Hub's endpoint is the administrator's own choice."""
+        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])

@@ -1,0 +1,1 @@
+"""The operator: watches StableDiffusionModel resources and runs loader Jobs for them."""
