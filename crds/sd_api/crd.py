@@ -94,6 +94,16 @@ RULES: tuple[tuple[str, str], ...] = (
     ),
 )
 
+_REWRITTEN = {
+    "$defs",
+    "additionalProperties",
+    "const",
+    "items",
+    "properties",
+    "propertyNames",
+    "title",
+}
+
 COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Type", "type": "string", "jsonPath": ".status.modelType"},
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
@@ -166,11 +176,7 @@ def structural(schema: dict[str, Any]) -> dict[str, Any]:
             node = _merge_union(node)
             if "$ref" in node:
                 return convert(node)
-        result = {
-            key: value
-            for key, value in node.items()
-            if key not in {"$defs", "title", "additionalProperties", "properties", "items", "const"}
-        }
+        result = {key: value for key, value in node.items() if key not in _REWRITTEN}
         if "const" in node:
             result["enum"] = [node["const"]]
         if result.get("default", ...) is None:

@@ -28,8 +28,9 @@ def load_hash(spec: Spec, metadata_name: str, reload: str | None) -> str:
 
     The effective url and model type count, so that writing a default out loads nothing again.
     """
+    # Without defaults: a field that a later version adds must not load every model again.
     fields = spec.model_dump(
-        mode="json", by_alias=True, include=set(LOAD_FIELDS), exclude_none=True
+        mode="json", by_alias=True, include=set(LOAD_FIELDS), exclude_defaults=True
     )
     fields["url"] = spec.effective_url(metadata_name)
     fields["modelType"] = spec.effective_model_type().value

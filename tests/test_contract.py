@@ -1,0 +1,161 @@
+"""The contract's small rules: loadHash, names, reasons, the loader's answer."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd_api import names
+from sd_api.load import RESULT_MAX_BYTES, LoadResult
+from sd_api.loadhash import load_hash
+from sd_api.reasons import ExitCode, Reason
+from sd_api.spec import ModelType, Spec
+
+LINK = "https://civitai.com/api/download/models/94640"
+
+
+def digest(reload=None, name="m", **spec):
+    """The loadHash of a spec with these fields."""
+    return load_hash(Spec.model_validate({"url": LINK, **spec}), name, reload)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"url": LINK + "1"},
+        {"modelType": "lora"},
+        {"gitRevision": "v2"},
+        {"revision": "fp16"},
+        {"sha256": "0" * 64},
+        {"weights": "ema"},
+        {"baseModel": "sdxl"},
+        {"predictionType": "v_prediction"},
+        {"originalConfig": LINK},
+        {"vae": {"url": "a/b"}},
+        {"upcastAttention": True},
+        {"verify": {"weights": True}},
+        {"fromSafetensors": True},
+        {"reload": "2026-11-23"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_decides_the_weights_changes_the_load_hash(change):
+    """Such an edit loads the model again."""
+    assert digest(**change) != digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"webhook": "https://hooks.example.com"},
+        {"suspend": True},
+        {"priority": 5},
+        {"deletionPolicy": "Retain"},
+        {"credentialsSecretRef": {"name": "s"}},
+        {"job": {"activeDeadlineSeconds": 60}},
+        {"modelType": "custom_ckpt"},
+        {"weights": "standard"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_does_not_decide_the_weights_keeps_the_load_hash(change):
+    """Such an edit, a default written out among them, loads nothing."""
+    assert digest(**change) == digest()
+
+
+def test_the_load_hash_is_stable():
+    """A release that changed it would load every model in the cluster again."""
+    assert digest() == "36d4c05502f9a1c1"
+
+
+@pytest.mark.parametrize(
+    ("url", "model_type"),
+    [
+        ("runwayml/stable-diffusion-v1-5", ModelType.HUGGINGFACE),
+        ("https://huggingface.co/a/b", ModelType.HUGGINGFACE),
+        ("https://huggingface.co/a/b/", ModelType.HUGGINGFACE),
+        ("https://huggingface.co/a/b/resolve/main/c.safetensors", ModelType.CUSTOM_CKPT),
+        (LINK, ModelType.CUSTOM_CKPT),
+    ],
+)
+def test_the_model_type_follows_from_the_url(url, model_type):
+    """A repo id or its page is a Hub repo; every other link is a checkpoint."""
+    assert Spec(url=url).effective_model_type() is model_type
+
+
+def test_a_controlnet_of_the_vendors_table_has_a_url():
+    """The effective model id finds it."""
+    spec = Spec(model_type=ModelType.CONTROLNET)
+    assert spec.effective_url("canny") == "lllyasviel/control_v11p_sd15_canny"
+    assert spec.effective_url("other") is None
+
+
+@pytest.mark.parametrize("name", ["a", "a" * 63, "a.b-c", "a" * 39 + ".b"])
+def test_a_job_name_is_a_dns_label(name):
+    """Jobs put their names on Pods as a label, and Pods' host names are labels."""
+    job = names.job_name(name, "uid", "0" * 16, 0)
+    assert len(job) <= 52
+    assert "." not in job
+    assert job.rpartition("-")[0].strip("-")
+
+
+def test_a_job_name_depends_on_uid_load_and_attempt():
+    """A namesake's Job, or another attempt's, has another name."""
+    assert (
+        len(
+            {
+                names.job_name("m", uid, load, attempt)
+                for uid in "ab"
+                for load in ("0" * 16, "1" * 16)
+                for attempt in (0, 1)
+            }
+        )
+        == 8
+    )
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_has_a_remedy(reason):
+    """The value is a condition reason, and the remedy a sentence."""
+    assert reason.value.isalnum()
+    assert reason.remedy.endswith(".")
+    assert reason.exit_code in {ExitCode.TRY_AGAIN, ExitCode.PERMANENT}
+
+
+def test_an_answer_survives_the_way_through_the_termination_message():
+    """What the loader wrote is what the operator reads."""
+    result = LoadResult(outcome="failed", reason=Reason.TOO_LARGE, message="12 GB")
+    assert LoadResult.from_message(result.to_message()) == result
+
+
+@given(st.text(max_size=512))
+def test_an_answer_always_fits(message):
+    """Whatever the message, the answer stays within the limit and readable."""
+    result = LoadResult(outcome="failed", reason=Reason.LOADER_CRASHED, message=message)
+    text = result.to_message()
+    assert len(text.encode()) <= RESULT_MAX_BYTES
+    assert LoadResult.from_message(text) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Traceback (most recent call last):",
+        "{}",
+        '{"outcome":"loaded","path":"/etc"}',
+        '{"outcome":"loaded","artifact":{"digest":"x","sizeBytes":1,"files":1}}',
+        '{"outcome":"failed","reason":"Hacked"}',
+        '{"outcome":"failed","message":"' + "x" * 600 + '"}',
+        '{"outcome":"failed"}' + " " * RESULT_MAX_BYTES,
+        '{"outcome":"loaded","artifact":{"digest":"' + "0" * 64 + '","sizeBytes":"1","files":1}}',
+    ],
+)
+def test_a_forged_answer_is_no_answer(text):
+    """Unknown fields, reasons, types and sizes are refused."""
+    assert LoadResult.from_message(text) is None
+
+
+@given(st.text())
+def test_no_text_breaks_the_reader(text):
+    """Reading never raises."""
+    LoadResult.from_message(text)
