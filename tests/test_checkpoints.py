@@ -1,0 +1,55 @@
+"""The tiny checkpoints are real: diffusers converts them, every tensor finds its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoints import save_ckpt, save_safetensors, tiny_configs, tiny_sd15, tiny_sdxl
+from ldm_layouts import SD15, SDXL, TINY_SD15, TINY_SDXL, ema_shapes, sd15_shapes, sdxl_shapes
+
+LEFT_OVER = ("position_ids", "logit_scale")
+
+
+@pytest.mark.parametrize(
+    ("full", "tiny", "count"),
+    [
+        pytest.param(sd15_shapes(SD15), sd15_shapes(TINY_SD15), 1143, id="SD 1.5"),
+        pytest.param(sdxl_shapes(SDXL), sdxl_shapes(TINY_SDXL), 2515, id="SDXL"),
+        pytest.param(ema_shapes(SD15), ema_shapes(TINY_SD15), 688, id="SD 1.5's averages"),
+    ],
+)
+def test_a_tiny_checkpoint_has_every_key_of_the_published_model(full, tiny, count):
+    """The published files hold that many tensors, with as many dimensions."""
+    assert len(full) == count
+    assert full.keys() == tiny.keys()
+    assert all(len(full[name]) == len(shape) for name, shape in tiny.items())
+
+
+@pytest.mark.parametrize("container", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
+def test_diffusers_converts_a_tiny_checkpoint_whole(tmp_path, architecture, container):
+    """No tensor of the pipeline is missing, none of the checkpoint is left over."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    make, pipeline_class = {
+        "sd15": (tiny_sd15, StableDiffusionPipeline),
+        "sdxl": (tiny_sdxl, StableDiffusionXLPipeline),
+    }[architecture]
+    tensors = make()
+    path = tmp_path / f"model.{container}"
+    save_safetensors(path, tensors) if container == "safetensors" else save_ckpt(path, tensors)
+
+    pipeline = pipeline_class.from_single_file(
+        str(path),
+        config=str(tiny_configs(tmp_path / "configs", architecture)),
+        local_files_only=True,
+        torch_dtype=torch.float16,
+    )
+
+    models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    parameters = [value for model in models for value in model.parameters()]
+    weights = [
+        value for name, value in tensors.items() if "." in name and not name.endswith(LEFT_OVER)
+    ]
+    assert not any(value.is_meta for value in parameters)
+    assert sum(value.numel() for value in parameters) == sum(value.numel() for value in weights)
