@@ -110,7 +110,7 @@ def violations(spec, old=None, name="a-model"):
         return json_to_cel({"metadata": {"name": name}, "spec": spec})
 
     messages = []
-    for rule, message in RULES:
+    for _, rule, message in RULES:
         if "oldSelf" in rule and old is None:
             continue
         program = environment.program(environment.compile(rule))

@@ -38,13 +38,15 @@ def _matches(*patterns: str) -> str:
     return " || ".join(f"self.spec.url.matches({_literal(pattern)})" for pattern in patterns)
 
 
-RULES: tuple[tuple[str, str], ...] = (
+RULES: tuple[tuple[str, str, str], ...] = (
     (
+        ".metadata",
         f"size(self.metadata.name) <= {names.NAME_MAX_LENGTH}",
         f"metadata.name must be at most {names.NAME_MAX_LENGTH} characters;"
         " a longer name for the published folder goes into spec.modelId",
     ),
     (
+        ".spec.url",
         "has(self.spec.url) || (has(self.spec.modelType) && self.spec.modelType == 'controlnet'"
         f" && {_MODEL_ID} in {sorted(CONTROLNET_REPOS)!r})",
         "spec.url is required: a Hugging Face repo id (ORG/NAME), an http(s) link, or a trained"
@@ -52,23 +54,27 @@ RULES: tuple[tuple[str, str], ...] = (
         + ", ".join(sorted(CONTROLNET_REPOS)),
     ),
     (
+        ".spec.url",
         f"{_NO_URL}(has(self.spec.modelType) && self.spec.modelType == 'api_trained')"
         f" || {_matches(HUB_REPO_PATTERN, LINK_PATTERN)}",
         "spec.url must be a Hugging Face repo id (ORG/NAME) or an http(s) link;"
         " a bare id needs spec.modelType: api_trained",
     ),
     (
+        ".spec.url",
         f"{_NO_URL}!has(self.spec.modelType) || self.spec.modelType != 'api_trained'"
         f" || {_matches(BARE_ID_PATTERN, LINK_PATTERN)}",
         "with spec.modelType api_trained, spec.url must be a trained model's id or an http(s) link",
     ),
     (
+        ".spec.url",
         f"{_NO_URL}!has(self.spec.modelType) || self.spec.modelType != 'custom_ckpt'"
         f" || self.spec.url.matches({_literal(LINK_PATTERN)})",
         "with spec.modelType custom_ckpt, spec.url must be an http(s) link to the model file;"
         " a repo id needs spec.modelType: huggingface",
     ),
     (
+        ".spec.sha256",
         "!has(self.spec.sha256) || !(has(self.spec.modelType)"
         " ? self.spec.modelType == 'huggingface'"
         f" : (has(self.spec.url) && ({_matches(HUB_REPO_PATTERN, HUB_PAGE_PATTERN)})))",
@@ -76,19 +82,23 @@ RULES: tuple[tuple[str, str], ...] = (
         " spec.gitRevision",
     ),
     (
+        ".spec.webhook",
         f"!has(self.spec.webhook) || self.spec.webhook.matches({_literal(LINK_PATTERN)})",
         "spec.webhook must be an http(s) URL",
     ),
     (
+        ".spec.originalConfig",
         f"!has(self.spec.originalConfig)"
         f" || self.spec.originalConfig.matches({_literal(LINK_PATTERN)})",
         "spec.originalConfig must be an http(s) link to a YAML file",
     ),
     (
+        ".spec.modelId",
         f"{_MODEL_ID} == {_OLD_MODEL_ID}",
         "spec.modelId is immutable: delete this model and create another",
     ),
     (
+        ".spec.storage",
         f"{_CLAIM.format('self')} == {_CLAIM.format('oldSelf')}",
         "spec.storage is immutable: delete this model and create it on the other volume",
     ),
@@ -160,7 +170,9 @@ def _root_schema() -> dict[str, Any]:
             "spec": structural(Spec.model_json_schema(by_alias=True)),
             "status": structural(Status.model_json_schema(by_alias=True)),
         },
-        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in RULES],
+        "x-kubernetes-validations": [
+            {"fieldPath": path, "rule": rule, "message": message} for path, rule, message in RULES
+        ],
     }
 
 
