@@ -69,7 +69,8 @@ class TensorFile:
     """An open file of named tensors; closing it invalidates its tensors.
 
     format: safetensors, or ckpt for a torch pickle. metadata: the safetensors `__metadata__`, or
-    scalar values found beside a checkpoint's tensors.
+    scalar values found beside a checkpoint's tensors. checksums: CRC-32 of ranges (offset, bytes)
+    of the file, where the format has them; whoever reads such a range whole can compare.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class TensorFile:
     format: str
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close the file."""

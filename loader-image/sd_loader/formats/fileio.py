@@ -1,0 +1,21 @@
+"""Bounded reads from an open file, by position."""
+
+from __future__ import annotations
+
+import os
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+
+
+def read_at(fd: int, offset: int, count: int) -> bytes:
+    """Exactly `count` bytes from `offset`; NotAModel where the file ends before."""
+    pieces = []
+    while count:
+        piece = os.pread(fd, count, offset)
+        if not piece:
+            raise LoaderError(Reason.NOT_A_MODEL, f"truncated: it ends at byte {offset}")
+        pieces.append(piece)
+        offset += len(piece)
+        count -= len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,20 @@
+"""Limits on what a file may hold, far above every real model's needs."""
+
+from __future__ import annotations
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+
+MAX_TENSORS = 100_000
+MAX_RANK = 8
+MAX_NAME = 512
+
+
+def check_name(name: str) -> None:
+    """Refuse a tensor's name that could not stand in a log line or a header."""
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise LoaderError(
+            Reason.NOT_A_MODEL,
+            f"a tensor's name is empty, unprintable or too long: {snippet(name)}",
+        )

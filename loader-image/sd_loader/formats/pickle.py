@@ -1,0 +1,241 @@
+"""A symbolic reader of pickles: it follows the instructions, but imports and calls nothing.
+
+What a pickle would build in Python becomes, here: numbers, strings, tuples, lists; dictionaries, of
+which only the entries with a string as key are kept; `View` for a tensor; `OPAQUE` for everything
+else. Names outside `pickle_names.PERMITTED`, and instructions that torch.save never writes, are
+refused as unsafe: nothing of the file would run here, but such a file is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sd_loader.formats.pickle_names import Name
+from sd_loader.formats.pickle_objects import (
+    OPAQUE,
+    View,
+    outcome,
+    permitted,
+    refuse_damaged,
+    refuse_unsafe,
+    storage,
+)
+from sd_loader.formats.snippet import snippet
+
+MAX_BYTES = 64 << 20
+MAX_INSTRUCTIONS = 5_000_000
+MAX_DEPTH = 10_000
+MAX_STACK = 200_000
+
+Handler = Callable[["_Machine", Any], None]
+
+
+def load(data: bytes) -> tuple[object, int]:
+    """What the pickle at the beginning of `data` describes, and where it ends."""
+    machine = _Machine()
+    count = 0
+    try:
+        for instruction, argument, position in pickletools.genops(io.BytesIO(data)):
+            if instruction.name == "STOP":
+                return machine.result(), (position or 0) + 1
+            handler = _HANDLERS.get(instruction.name)
+            if handler is None:
+                refuse_unsafe(f"it holds {instruction.name}, which torch never writes")
+            handler(machine, argument)
+            count += 1
+            if count > MAX_INSTRUCTIONS:
+                refuse_damaged(f"more than {MAX_INSTRUCTIONS} instructions")
+    except ValueError as error:  # from pickletools: an unknown instruction, or the end of the data
+        refuse_damaged(snippet(str(error)))
+    raise AssertionError("pickletools ends with STOP or raises")
+
+
+class _Machine:
+    """The stack and the memo of a pickle virtual machine."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.below_marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def result(self) -> object:
+        if len(self.stack) != 1 or self.below_marks:
+            refuse_damaged("it ends with other than one object")
+        return self.stack[0]
+
+    def push(self, value: object) -> None:
+        if len(self.stack) >= MAX_STACK:
+            refuse_damaged(f"more than {MAX_STACK} objects at a time")
+        self.stack.append(value)
+
+    def top(self) -> Any:  # noqa: ANN401 - whatever the pickle put there
+        if not self.stack:
+            refuse_damaged("it uses an object where there is none")
+        return self.stack[-1]
+
+    def take(self, count: int) -> tuple[Any, ...]:
+        if len(self.stack) < count:
+            refuse_damaged("it uses an object where there is none")
+        values = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return values
+
+    def mark(self) -> None:
+        if len(self.below_marks) >= MAX_DEPTH:
+            refuse_damaged(f"nested deeper than {MAX_DEPTH}")
+        self.below_marks.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        if not self.below_marks:
+            refuse_damaged("it goes back to a mark where there is none")
+        values, self.stack = self.stack, self.below_marks.pop()
+        return values
+
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
+            refuse_damaged("it recalls an object that it never had")
+        self.push(self.memo[index])
+
+
+def _pop(machine: _Machine) -> None:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.since_mark()
+
+
+def _pop_mark(machine: _Machine) -> None:
+    machine.since_mark()
+
+
+def _frozenset(machine: _Machine) -> None:
+    machine.since_mark()
+    machine.push(OPAQUE)
+
+
+def _extend(machine: _Machine, values: Sequence[object]) -> None:
+    target = machine.top()
+    if isinstance(target, list):
+        target.extend(values)
+    elif target is not OPAQUE:
+        refuse_damaged("it appends to what is no list")
+
+
+def _set_items(machine: _Machine, values: Sequence[object]) -> None:
+    target = machine.top()
+    if isinstance(target, dict):
+        target.update(_entries(values))
+    elif target is not OPAQUE:
+        refuse_damaged("it sets items of what is no dictionary")
+
+
+def _entries(values: Sequence[object]) -> dict[str, object]:
+    if len(values) % 2:
+        refuse_damaged("a dictionary's key without a value")
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return {key: value for key, value in pairs if isinstance(key, str)}
+
+
+def _set_state(machine: _Machine) -> None:
+    """Drop an object's attributes; those of a class or function would be the program's own."""
+    machine.take(1)
+    target = machine.top()
+    if not (target is OPAQUE or isinstance(target, dict | View)):
+        refuse_unsafe("it sets attributes of what is no object of its own")
+
+
+def _global(machine: _Machine, argument: str) -> None:
+    module, _, name = argument.partition(" ")
+    machine.push(permitted(module, name))
+
+
+def _stack_global(machine: _Machine) -> None:
+    module, name = machine.take(2)
+    if not (isinstance(module, str) and isinstance(name, str)):
+        refuse_unsafe("it computes the name of what it refers to")
+    machine.push(permitted(module, name))
+
+
+def _instance(_machine: _Machine, argument: str) -> None:
+    """Refuse INST, a name and a call in one, as only the oldest pickles have it."""
+    refuse_unsafe(f"it would call {snippet(argument.replace(' ', '.'))}")
+
+
+def _call(machine: _Machine) -> None:
+    function, arguments = machine.take(2)
+    if not isinstance(function, Name) or not isinstance(arguments, tuple):
+        refuse_unsafe("it would call what is no function")
+    machine.push(outcome(function, arguments))
+
+
+def _call_with_keywords(machine: _Machine) -> None:
+    machine.take(1)
+    _call(machine)
+
+
+def _constant(make: Callable[[], object]) -> Handler:
+    return lambda machine, _: machine.push(make())
+
+
+def _plain(handler: Callable[[_Machine], None]) -> Handler:
+    return lambda machine, _: handler(machine)
+
+
+def _ignore(_machine: _Machine, _argument: object) -> None:
+    """Pass over what tells a reader of streams only."""
+
+
+_LITERALS = (
+    "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT"
+    " BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8"
+    " BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
+)
+
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(_LITERALS.split(), _Machine.push),
+    "PROTO": _ignore,
+    "FRAME": _ignore,
+    "NONE": _constant(lambda: None),
+    "NEWTRUE": _constant(lambda: True),
+    "NEWFALSE": _constant(lambda: False),
+    "EMPTY_LIST": _constant(list),
+    "EMPTY_TUPLE": _constant(tuple),
+    "EMPTY_DICT": _constant(dict),
+    "EMPTY_SET": _constant(lambda: OPAQUE),
+    "MARK": _plain(_Machine.mark),
+    "POP": _plain(_pop),
+    "POP_MARK": _plain(_pop_mark),
+    "DUP": lambda machine, _: machine.push(machine.top()),
+    "BINGET": _Machine.recall,
+    "LONG_BINGET": _Machine.recall,
+    "BINPUT": _Machine.remember,
+    "LONG_BINPUT": _Machine.remember,
+    "MEMOIZE": lambda machine, _: machine.remember(len(machine.memo)),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "TUPLE1": lambda machine, _: machine.push(machine.take(1)),
+    "TUPLE2": lambda machine, _: machine.push(machine.take(2)),
+    "TUPLE3": lambda machine, _: machine.push(machine.take(3)),
+    "LIST": lambda machine, _: machine.push(machine.since_mark()),
+    "DICT": lambda machine, _: machine.push(_entries(machine.since_mark())),
+    "FROZENSET": _plain(_frozenset),
+    "APPEND": lambda machine, _: _extend(machine, machine.take(1)),
+    "APPENDS": lambda machine, _: _extend(machine, machine.since_mark()),
+    "ADDITEMS": lambda machine, _: _extend(machine, machine.since_mark()),
+    "SETITEM": lambda machine, _: _set_items(machine, machine.take(2)),
+    "SETITEMS": lambda machine, _: _set_items(machine, machine.since_mark()),
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _plain(_stack_global),
+    "INST": _instance,
+    "REDUCE": _plain(_call),
+    "NEWOBJ": _plain(_call),
+    "NEWOBJ_EX": _plain(_call_with_keywords),
+    "BUILD": _plain(_set_state),
+    "BINPERSID": lambda machine, _: machine.push(storage(*machine.take(1))),
+}

@@ -1,0 +1,125 @@
+"""Safetensors headers, read strictly: what is not exactly as the format says is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import NoReturn
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.fileio import read_at
+from sd_loader.formats.limits import MAX_RANK, MAX_TENSORS, check_name
+from sd_loader.formats.snippet import snippet
+from sd_loader.tensors import Dtype, Tensor
+
+LENGTH_BYTES = 8
+MAX_HEADER = 32 << 20
+"""A hundred times that of SDXL. The format allows 100 MB, which costs a parser a gigabyte."""
+
+_DTYPES = {dtype.label: dtype for dtype in Dtype}
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_METADATA = "__metadata__"
+
+
+def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of an open safetensors file of `size` bytes."""
+    length = int.from_bytes(read_at(fd, 0, LENGTH_BYTES), "little")
+    if length > MAX_HEADER:
+        _refuse(f"a safetensors header of {length} bytes; at most {MAX_HEADER} are read")
+    data_start = LENGTH_BYTES + length
+    if data_start > size:
+        _refuse(f"truncated: it ends after {size} of at least {data_start} bytes")
+    header = _parse(read_at(fd, LENGTH_BYTES, length))
+    metadata = _metadata(header.pop(_METADATA, {}))
+    if not header:
+        _refuse("a safetensors file without tensors")
+    if len(header) > MAX_TENSORS:
+        _refuse(f"{len(header)} tensors; at most {MAX_TENSORS} are read")
+    tensors = {name: _tensor(fd, name, entry, data_start) for name, entry in header.items()}
+    _check_layout(tensors, data_start, size)
+    return tensors, metadata
+
+
+def _parse(text: bytes) -> dict[str, object]:
+    try:
+        header = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise LoaderError(
+            Reason.NOT_A_MODEL, f"a damaged safetensors header: {snippet(str(error))}"
+        ) from None
+    if not isinstance(header, dict):
+        _refuse("a safetensors header that is no JSON object")
+    return header
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands twice")
+    return table
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        _refuse("safetensors metadata other than strings")
+    return value
+
+
+def _tensor(fd: int, name: str, entry: object, data_start: int) -> Tensor:
+    check_name(name)
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        _refuse(f"tensor {name}: not exactly dtype, shape and data_offsets")
+    dtype = _dtype(name, entry["dtype"])
+    shape = _sizes(name, entry["shape"])
+    offsets = _sizes(name, entry["data_offsets"])
+    if len(shape) > MAX_RANK:
+        _refuse(f"tensor {name}: {len(shape)} dimensions; at most {MAX_RANK} are read")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        _refuse(f"tensor {name}: data_offsets are no range")
+    tensor = Tensor(fd, dtype, shape, data_start + offsets[0])
+    if tensor.nbytes != offsets[1] - offsets[0]:
+        _refuse(f"tensor {name}: dtype and shape do not make the {offsets[1] - offsets[0]} bytes")
+    return tensor
+
+
+def _dtype(name: str, label: object) -> Dtype:
+    dtype = _DTYPES.get(label) if isinstance(label, str) else None
+    if dtype is None:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+        )
+    return dtype
+
+
+def _sizes(name: str, values: object) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(n) is int and n >= 0 for n in values):
+        _refuse(f"tensor {name}: shape and offsets must be lists of whole numbers")
+    return tuple(values)
+
+
+def _check_layout(tensors: Mapping[str, Tensor], data_start: int, size: int) -> None:
+    """Tensors must cover the data without holes or overlaps, and the file must end with them."""
+    position = data_start
+    for name, tensor in sorted(tensors.items(), key=lambda item: _extent(item[1])):
+        if tensor.offset != position:
+            _refuse(f"tensor {name}: a hole or an overlap before its data")
+        position += tensor.nbytes
+    if size < position:
+        _refuse(f"truncated: it ends after {size} of {position} bytes")
+    if size > position:
+        _refuse(f"{size - position} bytes follow the last tensor")
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    return tensor.offset, tensor.nbytes
+
+
+def _refuse(what: str) -> NoReturn:
+    raise LoaderError(Reason.NOT_A_MODEL, what)

@@ -1,0 +1,111 @@
+"""What a file is, by its first bytes; its name and what a server said of it count for nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+
+HEAD_BYTES = 4096
+"""How many of a file's first bytes `identify` wants to see."""
+
+LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+ZIP_MAGIC = b"PK\x03\x04"
+TAR_MAGIC = (257, b"ustar")
+
+
+class Container(Enum):
+    """The kinds of file that can hold a model."""
+
+    SAFETENSORS = "safetensors"
+    ZIP = "zip"
+    LEGACY_TORCH = "legacy torch"
+
+
+_OTHER_MODELS = (
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras) file"),
+    *((bytes((8, version, 0x12)), "an ONNX file") for version in range(3, 12)),
+    (b"\x93NUMPY", "a NumPy array"),
+)
+_NO_MODELS = (
+    (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file it names"),
+    (0, b"PK\x05\x06", "an empty zip archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"BZh", "a bzip2 archive"),
+    (0, b"\xfd7zXZ\x00", "an xz archive"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstandard archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!\x1a\x07", "a RAR archive"),
+    (*TAR_MAGIC, "a tar archive"),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"GIF8", "a GIF image"),
+    (8, b"WEBP", "a WebP image"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"\x7fELF", "a program (ELF)"),
+)
+_TITLE = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
+_MARKUP = re.compile(r"<(!doctype html|html|head|body)\b", re.IGNORECASE)
+
+
+def identify(head: bytes, size: int) -> Container:
+    """What kind of file begins so and is that long; refuses what holds no model, by name."""
+    if not size:
+        raise LoaderError(Reason.NOT_A_MODEL, "the file is empty")
+    if head.startswith(ZIP_MAGIC):
+        return Container.ZIP
+    if head.startswith(LEGACY_TORCH_MAGIC):
+        return Container.LEGACY_TORCH
+    if head[8:9] == b"{" and head[5:8] == bytes(3):  # a header of less than a terabyte
+        return Container.SAFETENSORS
+    for magic, what in _OTHER_MODELS:
+        if head.startswith(magic):
+            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {what}")
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise LoaderError(
+            Reason.UNSAFE_MODEL, "the file is a bare Python pickle, not written by torch.save"
+        )
+    raise LoaderError(Reason.NOT_A_MODEL, f"the file is {_name(head, size)}")
+
+
+def _name(head: bytes, size: int) -> str:
+    for offset, magic, what in _NO_MODELS:
+        if head.startswith(magic, offset):
+            return what
+    text = _text(head)
+    if text is None:
+        return f"none that the loader knows (it begins with the bytes {head[:8].hex(' ')})"
+    if _MARKUP.search(text):
+        title = _TITLE.search(text)
+        return "an HTML page" + (f" titled “{snippet(title[1])}”" if title else "")
+    if text.startswith("<"):
+        return "an XML document"
+    if text.startswith(("{", "[")):
+        return "a JSON document" + _said_by(text)
+    return f"plain text of {size} bytes"
+
+
+def _text(head: bytes) -> str | None:
+    """The head as text, or None if it is binary; a character cut at its end does not matter."""
+    text = head.decode("utf-8-sig", errors="ignore")
+    if "\0" in text or len(text.encode()) < len(head) - 6:
+        return None
+    return text.lstrip()
+
+
+def _said_by(document: str) -> str:
+    """The error that a JSON document reports, if it is whole and has the usual form."""
+    try:
+        answer = json.loads(document)
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(answer, dict):
+        for key in ("message", "error", "detail"):
+            if isinstance(answer.get(key), str):
+                return f" saying “{snippet(answer[key])}”"
+    return ""

@@ -1,0 +1,86 @@
+"""From what a checkpoint's pickle describes to the tensors in its file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.limits import MAX_TENSORS, check_name
+from sd_loader.formats.pickle_objects import View
+from sd_loader.formats.snippet import snippet
+from sd_loader.formats.zipdir import Record
+from sd_loader.tensors import Tensor
+
+_NESTED = "state_dict"
+_MAX_NESTING = 8
+_LARGEST_NUMBER = 1 << 63
+
+
+def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
+    """The weights of a checkpoint, and the numbers and strings that stand beside them.
+
+    Training programs keep the weights under `state_dict`, next to their own progress.
+    """
+    metadata: dict[str, str] = {}
+    for _ in range(_MAX_NESTING):
+        if not isinstance(content, dict):
+            break
+        metadata.update(_scalars(content))
+        if not isinstance(content.get(_NESTED), dict):
+            views = {name: value for name, value in content.items() if isinstance(value, View)}
+            return _checked(views), metadata
+        content = content[_NESTED]
+    raise LoaderError(Reason.NOT_A_MODEL, "the pickle holds no dictionary of tensors")
+
+
+def place(fd: int, views: Mapping[str, View], records: Mapping[str, Record]) -> dict[str, Tensor]:
+    """Where the tensors' bytes lie; records: the storages in the file, by their key."""
+    return {name: _tensor(fd, name, view, records) for name, view in views.items()}
+
+
+def _checked(views: dict[str, View]) -> dict[str, View]:
+    if not views:
+        raise LoaderError(Reason.NOT_A_MODEL, "the pickle holds no tensors")
+    if len(views) > MAX_TENSORS:
+        raise LoaderError(
+            Reason.NOT_A_MODEL, f"{len(views)} tensors; at most {MAX_TENSORS} are read"
+        )
+    for name in views:
+        check_name(name)
+    return views
+
+
+def _scalars(content: Mapping[str, object]) -> dict[str, str]:
+    return {
+        snippet(name): snippet(str(value))
+        for name, value in content.items()
+        if isinstance(value, str | float | bool)
+        or (isinstance(value, int) and abs(value) < _LARGEST_NUMBER)
+    }
+
+
+def _tensor(fd: int, name: str, view: View, records: Mapping[str, Record]) -> Tensor:
+    storage = view.storage
+    record = records.get(storage.key)
+    if record is None or record.size != storage.nbytes:
+        found = "missing" if record is None else f"{record.size} bytes long"
+        raise LoaderError(
+            Reason.NOT_A_MODEL,
+            f"tensor {name}: its data {snippet(storage.key, 20)} should be"
+            f" {storage.nbytes} bytes, but is {found}",
+        )
+    offset = record.offset + view.offset * view.dtype.itemsize
+    strides = None if _is_contiguous(view) else view.strides
+    return Tensor(fd, view.dtype, view.shape, offset, strides)
+
+
+def _is_contiguous(view: View) -> bool:
+    """Whether the elements lie in order without gaps; the strides of single steps do not matter."""
+    step = 1
+    for length, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+        if length != 1 and stride != step:
+            return math.prod(view.shape) == 0
+        step *= length
+    return True

@@ -1,0 +1,215 @@
+"""Zip archives of stored files, read strictly: one reading of the bytes, or a refusal.
+
+Two zip readers can disagree over a crafted archive (data before or after it, a local header that
+contradicts the directory, names that differ in case only, overlapping members). All of that is
+refused, so that where a member lies is beyond doubt. The archive's bytes are not otherwise read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.fileio import read_at
+from sd_loader.formats.limits import MAX_TENSORS
+from sd_loader.formats.snippet import snippet
+
+MAX_MEMBERS = MAX_TENSORS + 100
+MAX_DIRECTORY = 32 << 20
+
+_END = struct.Struct("<4s4H2LH")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_EXTRA = struct.Struct("<2H")
+_QUAD = struct.Struct("<Q")
+
+_STORED = 0
+_HAS_DESCRIPTOR = 0x0008
+_UTF8 = 0x0800
+_ENCRYPTED = 0x0001
+_LONGEST_DESCRIPTOR = 24
+_ZIP64 = 0x0001
+_IN_ZIP64 = 0xFFFFFFFF
+_IN_ZIP64_SHORT = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member as the directory describes it. header: where its local header stands."""
+
+    name: str
+    flags: int
+    method: int
+    crc: int
+    size: int
+    stored_size: int
+    header: int
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """All members, in the order of the directory, which begins at byte `start`."""
+
+    members: Sequence[Member]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a member's bytes lie in the file, and their CRC-32."""
+
+    offset: int
+    size: int
+    crc: int
+
+
+def read_directory(fd: int, size: int) -> Directory:
+    """The members of the archive in an open file of `size` bytes, as the directory names them."""
+    count, length, start = _end_of(fd, size)
+    if count > MAX_MEMBERS or length > MAX_DIRECTORY:
+        _refuse(f"{count} members in {length} bytes of directory: too many to read")
+    data = read_at(fd, start, length)
+    members, position = [], 0
+    for _ in range(count):
+        member, position = _entry(data, position)
+        members.append(member)
+    if position != length:
+        _refuse("bytes after its directory's last entry")
+    if len({member.name.casefold() for member in members}) != count:
+        _refuse("two members have one name")
+    return Directory(members, start)
+
+
+def locate(fd: int, directory: Directory) -> dict[str, Record]:
+    """Where each member's bytes lie; refuses members that are packed, hidden or overlap."""
+    records: dict[str, Record] = {}
+    position, slack = 0, 0
+    for member in sorted(directory.members, key=lambda member: member.header):
+        if not position <= member.header <= position + slack:
+            _refuse(f"hidden bytes or an overlap before {snippet(member.name)}")
+        record = _record(fd, member)
+        position = record.offset + record.size
+        slack = _LONGEST_DESCRIPTOR if member.flags & _HAS_DESCRIPTOR else 0
+        if position > directory.start:
+            _refuse(f"{snippet(member.name)} reaches into the directory")
+        records[member.name] = record
+    if not position <= directory.start <= position + slack:
+        _refuse("hidden bytes before its directory")
+    return records
+
+
+def _end_of(fd: int, size: int) -> tuple[int, int, int]:
+    """The directory's number of entries, length and place, from the records that end the file."""
+    end_at = size - _END.size
+    if end_at < 0:
+        _refuse("no directory at the file's end: truncated")
+    end = _END.unpack(read_at(fd, end_at, _END.size))
+    signature, disk, first_disk, here, count, length, start, comment = end
+    if signature != b"PK\x05\x06" or comment:
+        _refuse(f"no directory at the file's end: truncated after {size} bytes, or added to")
+    if (disk, first_disk) != (0, 0) or here != count:
+        _refuse("one part of several")
+    locator_at = end_at - _LOCATOR.size
+    locator = read_at(fd, locator_at, _LOCATOR.size) if locator_at >= 0 else b""
+    if not locator.startswith(b"PK\x06\x07"):
+        if start + length != end_at:
+            _refuse("its directory is not where the file's end says")
+        return count, length, start
+    _, _, end64_at, _ = _LOCATOR.unpack(locator)
+    if end64_at + _END64.size != locator_at:
+        _refuse("its zip64 directory is not where the file's end says")
+    end64 = _END64.unpack(read_at(fd, end64_at, _END64.size))
+    signature, rest, _, _, disk, first_disk, here64, count64, length64, start64 = end64
+    if signature != b"PK\x06\x06" or rest != _END64.size - 12 or here64 != count64:
+        _refuse("a damaged zip64 directory")
+    if start64 + length64 != end64_at or (disk, first_disk) != (0, 0):
+        _refuse("its zip64 directory is not where the file's end says")
+    short = (count, _IN_ZIP64_SHORT, count64), (length, _IN_ZIP64, length64)
+    for narrow, saturated, wide in (*short, (start, _IN_ZIP64, start64)):
+        if narrow not in (saturated, wide):
+            _refuse("its two directories contradict each other")
+    return count64, length64, start64
+
+
+def _entry(data: bytes, position: int) -> tuple[Member, int]:
+    if len(data) - position < _ENTRY.size:
+        _refuse("a directory that is cut off")
+    fields = _ENTRY.unpack_from(data, position)
+    signature, _, _, flags, method, _, _, crc, stored_size, size = fields[:10]
+    name_length, extra_length, comment_length, disk, _, _, header = fields[10:]
+    name_at = position + _ENTRY.size
+    extra_at = name_at + name_length
+    end = extra_at + extra_length
+    if signature != b"PK\x01\x02" or comment_length or disk or end > len(data):
+        _refuse("a damaged directory entry")
+    name = _name(data[name_at:extra_at])
+    wide = _wide_values(data[extra_at:end], (size, stored_size, header))
+    return Member(name, flags, method, crc, wide[0], wide[1], wide[2]), end
+
+
+def _name(raw: bytes) -> str:
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        _refuse("a member's name is no text")
+    parts = name.split("/")
+    if not name.isprintable() or "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
+        _refuse(f"a member's name is no plain path: {snippet(name)}")
+    return name
+
+
+def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
+    """The three values, those that are too large for their field taken from the zip64 extra."""
+    wide = b""
+    position = 0
+    while len(extra) - position >= _EXTRA.size:
+        kind, length = _EXTRA.unpack_from(extra, position)
+        position += _EXTRA.size
+        if kind == _ZIP64:
+            if wide or length > len(extra) - position:
+                _refuse("a damaged zip64 field")
+            wide = extra[position : position + length]
+        position += length
+    missing = values.count(_IN_ZIP64)
+    if len(wide) < missing * _QUAD.size:
+        _refuse("a zip64 field is missing")
+    found = iter(_QUAD.unpack_from(wide, index * _QUAD.size)[0] for index in range(missing))
+    return tuple(next(found) if value == _IN_ZIP64 else value for value in values)
+
+
+def _record(fd: int, member: Member) -> Record:
+    """Check a member's local header against the directory; the member's bytes come after it."""
+    what = snippet(member.name)
+    if member.flags & _ENCRYPTED or member.method != _STORED:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{what} in the zip archive is compressed or encrypted; torch stores files as they are",
+        )
+    if member.flags & ~(_HAS_DESCRIPTOR | _UTF8) or member.size != member.stored_size:
+        _refuse(f"{what} is stored in an unknown way")
+    name = member.name.encode()
+    header = read_at(fd, member.header, _LOCAL.size + len(name))
+    fields = _LOCAL.unpack_from(header)
+    signature, _, flags, method, _, _, crc, stored_size, size, name_length, extra_length = fields
+    if signature != b"PK\x03\x04" or (flags, method) != (member.flags, member.method):
+        _refuse(f"the header of {what} contradicts the directory")
+    if name_length != len(name) or header[_LOCAL.size :] != name:
+        _refuse(f"the header of {what} gives another name")
+    offset = member.header + len(header) + extra_length
+    described_later = bool(flags & _HAS_DESCRIPTOR) and (crc, stored_size, size) == (0, 0, 0)
+    if not described_later:
+        extra = read_at(fd, offset - extra_length, extra_length)
+        sizes = _wide_values(extra, (size, stored_size, 0))
+        if crc != member.crc or sizes[:2] != (member.size, member.size):
+            _refuse(f"the header of {what} gives another size or checksum")
+    return Record(offset, member.size, member.crc)
+
+
+def _refuse(what: str) -> NoReturn:
+    raise LoaderError(Reason.NOT_A_MODEL, f"a damaged zip archive: {what}")
