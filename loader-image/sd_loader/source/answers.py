@@ -1,0 +1,109 @@
+"""What a server's refusal means: HTTP answers as reasons, and what may pass by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx2
+
+from sd_api.netguard import redact
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+
+T = TypeVar("T")
+
+_PROGRESS_BYTES = 1 << 20
+_HUB_CODES = {
+    "GatedRepo": (Reason.ACCESS_DENIED, "the repo is gated, and this account has no access to it"),
+    "RepoNotFound": (Reason.SOURCE_NOT_FOUND, "there is no such repo, or it is private"),
+    "RevisionNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such revision"),
+    "EntryNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such file"),
+}
+
+
+class TransientError(LoaderError):
+    """A failure that may pass within seconds. after: the seconds the server asked to wait."""
+
+    def __init__(self, reason: Reason, message: str, after: float = 0) -> None:
+        super().__init__(reason, message)
+        self.after = after
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How a transient failure is tried again within one Pod; the Job starts further Pods."""
+
+    delays: tuple[float, ...] = (0.5, 2.0, 5.0)
+    longest_wait: float = 30.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def run(self, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """Do it; begin counting anew whenever progress() (in bytes) has truly advanced."""
+        best, failures = progress(), 0
+        while True:
+            try:
+                return action()
+            except TransientError as error:
+                # Measured against the best: starting over again and again is no progress.
+                if progress() >= best + _PROGRESS_BYTES:
+                    best, failures = progress(), 0
+                if failures >= len(self.delays) or error.after > self.longest_wait:
+                    raise
+                self.sleep(max(self.delays[failures], error.after))
+                failures += 1
+
+
+RETRIES = Retries()
+
+
+def unreachable(url: str, error: httpx2.RequestError) -> LoaderError:
+    """What an exchange that failed below HTTP means."""
+    if isinstance(error, httpx2.TooManyRedirects):
+        return LoaderError(Reason.SOURCE_UNREACHABLE, f"{redact(url)} redirects too often")
+    if isinstance(error, httpx2.UnsupportedProtocol):
+        return LoaderError(
+            Reason.ADDRESS_REFUSED, f"{redact(url)} leads to what is no http(s) link"
+        )
+    what = str(error) or type(error).__name__
+    return TransientError(Reason.SOURCE_UNREACHABLE, f"{redact(url)}: {what[:200]}")
+
+
+def refused(response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
+    """What an HTTP answer other than the file means."""
+    status = response.status_code
+    shown = f"{redact(url)} answered {status}"
+    known = _HUB_CODES.get(response.headers.get("X-Error-Code", ""))
+    if known is not None:
+        reason, text = known
+        return LoaderError(reason, f"{shown}: {text}")
+    match status:
+        case 401 if token_sent:
+            return LoaderError(Reason.AUTHENTICATION_REQUIRED, f"{shown}: the token is not valid")
+        case 401:
+            return LoaderError(Reason.AUTHENTICATION_REQUIRED, f"{shown}: it asks for a token")
+        case 403 | 451:
+            return LoaderError(Reason.ACCESS_DENIED, f"{shown}: access is denied")
+        case 429:
+            return TransientError(
+                Reason.RATE_LIMITED, f"{shown}: too many requests", _retry_after(response)
+            )
+        case 408 | 425:
+            return TransientError(Reason.SOURCE_UNREACHABLE, shown)
+        case _ if 400 <= status < 500:
+            return LoaderError(Reason.SOURCE_NOT_FOUND, shown)
+        case _:
+            return TransientError(Reason.SOURCE_UNREACHABLE, shown, _retry_after(response))
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0

@@ -1,0 +1,83 @@
+"""A source's token: read from the Secret's files, and sent to the one host it is for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sd_api.netguard import effective_port
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
+
+_MAX_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A token and the host (`host` or `host:port`) it may be sent to; None: not stated."""
+
+    token: str = field(repr=False)
+    host: str | None
+
+
+def read_credentials(folder: Path) -> Credentials:
+    """Read the mounted Secret's keys `token` and `host`."""
+    token = _read(folder / "token")
+    if not token:
+        raise LoaderError(
+            Reason.SECRET_NOT_FOUND, "the credentials Secret, or its key `token`, is missing"
+        )
+    if not re.fullmatch(r"[!-~]+", token):
+        # Found out here, since an HTTP library would put the whole header into its complaint.
+        raise LoaderError(
+            Reason.SECRET_NOT_FOUND,
+            "the credentials Secret's key `token` is not one word of printable ASCII",
+        )
+    return Credentials(token, _read(folder / "host").lower() or None)
+
+
+def token_for(
+    url: str, credentials: Credentials, settings: Settings, *, default_host: str | None = None
+) -> str:
+    """The token, if it may be sent to this url; else LoaderError(CredentialsHostMismatch).
+
+    default_host stands in for a Secret that names no host.
+    """
+    parts = urlsplit(url)
+    port = effective_port(parts)
+    name = parts.hostname or ""
+    host = f"[{name}]" if ":" in name else name
+    shown = host if port == (443 if parts.scheme == "https" else 80) else f"{host}:{port}"
+    allowed = credentials.host or default_host
+    if allowed is None:
+        raise LoaderError(
+            Reason.CREDENTIALS_HOST_MISMATCH,
+            f"the credentials Secret has no key `host`; spec.url's host is {shown}",
+        )
+    if allowed not in {shown, f"{host}:{port}"}:
+        # The Secret's own host is not shown: people put tokens into the wrong key.
+        raise LoaderError(
+            Reason.CREDENTIALS_HOST_MISMATCH,
+            f"the credentials Secret is for another host than spec.url's, {shown}",
+        )
+    # Over plain http only where the administrator allowed the host: a mirror in the cluster.
+    if parts.scheme != "https" and not settings.guard().allows(name, port):
+        raise LoaderError(
+            Reason.CREDENTIALS_HOST_MISMATCH, f"tokens are not sent to {shown} over plain http"
+        )
+    return credentials.token
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_BYTES).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise LoaderError(
+            Reason.SECRET_NOT_FOUND, f"the credentials Secret cannot be read: {error.strerror}"
+        ) from error

@@ -1,0 +1,85 @@
+"""A single file from an http(s) link."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx2
+
+from sd_api.load import LoadRequest, Progress, Source, Stage
+from sd_api.netguard import AddressRefusedError, redact
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
+from sd_loader.progress import Report
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched
+from sd_loader.source.answers import RETRIES, Retries
+from sd_loader.source.credentials import read_credentials, token_for
+from sd_loader.source.download import Downloader, Wanted
+from sd_loader.source.transport import PACE, Pace, make_client
+
+FILE_NAME = "download"
+
+
+def fetch_link(
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    *,
+    retries: Retries = RETRIES,
+    pace: Pace = PACE,
+) -> Fetched:
+    """Download the link's file, or finish its download."""
+    check_link(request.url, settings)
+    token = None
+    if request.credentials:
+        token = token_for(request.url, read_credentials(settings.credentials_dir), settings)
+    path = into / FILE_NAME
+    wanted = Wanted(
+        url=request.url,
+        path=path,
+        sha256=request.sha256,
+        inspect=lambda head, size: _refuse_no_model(request.url, head, size),
+    )
+    with make_client(settings, pace) as client:
+        got = Downloader(client, settings.max_bytes, token, retries).get(
+            wanted,
+            lambda done, total: report(
+                Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total)
+            ),
+        )
+    return Fetched(
+        kind="file",
+        path=FILE_NAME,
+        source=Source(sha256=got.sha256, size_bytes=got.size, format=file_format(path)),
+    )
+
+
+def check_link(url: str, settings: Settings) -> None:
+    """Refuse what is no link, or one that may not be called, before anything else happens."""
+    if "://" not in url:
+        raise LoaderError(Reason.INVALID_SPEC, f"spec.url: {redact(url)} is not an http(s) link")
+    try:
+        httpx2.URL(url)
+        settings.guard().check_url(url)
+    except httpx2.InvalidURL as error:
+        raise LoaderError(Reason.INVALID_SPEC, f"spec.url cannot be read: {error}") from error
+    except AddressRefusedError as error:
+        raise LoaderError(Reason.ADDRESS_REFUSED, str(error)) from error
+
+
+def file_format(path: Path) -> str:
+    """A model file's format, in the words of status.source."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    container = identify(head, path.stat().st_size)
+    return "safetensors" if container is Container.SAFETENSORS else "ckpt"
+
+
+def _refuse_no_model(url: str, head: bytes, size: int) -> None:
+    try:
+        identify(head[:HEAD_BYTES], size)
+    except LoaderError as error:
+        raise LoaderError(error.reason, f"{redact(url)}: {error.message}") from error

@@ -1,0 +1,46 @@
+"""A single file that already lies on this machine; for `sd-loader load` only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from sd_api.load import LoadRequest, Source
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched
+from sd_loader.source.http import FILE_NAME, file_format
+from sd_loader.source.part import ensure_space
+
+
+def take_file(request: LoadRequest, settings: Settings, into: Path) -> Fetched:
+    """Put a local file into the source folder: as a hard link, or as a copy across volumes."""
+    origin = Path(request.url)
+    if not origin.is_file():
+        raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{origin} is no file")
+    size = origin.stat().st_size
+    if size > settings.max_bytes:
+        raise LoaderError(
+            Reason.TOO_LARGE,
+            f"{origin} is {size} bytes; the limit is {settings.max_bytes} bytes",
+        )
+    sha256 = None
+    if request.sha256 is not None:
+        with origin.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != request.sha256:
+            raise LoaderError(
+                Reason.DIGEST_MISMATCH, f"{origin} has sha256 {sha256}, not {request.sha256}"
+            )
+    path = into / FILE_NAME
+    source = Source(sha256=sha256, size_bytes=size, format=file_format(origin))
+    path.unlink(missing_ok=True)
+    try:
+        os.link(origin.resolve(), path)
+    except OSError:
+        ensure_space(into, size)
+        shutil.copyfile(origin, path)
+    return Fetched(kind="file", path=FILE_NAME, source=source)

@@ -1,0 +1,177 @@
+"""The part of a file that has been downloaded, and the space there is for the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+
+_USELESS = {
+    Reason.DIGEST_MISMATCH,
+    Reason.NOT_A_MODEL,
+    Reason.TOO_LARGE,
+    Reason.UNSAFE_MODEL,
+    Reason.UNSUPPORTED_FORMAT,
+}
+"""Errors after which the bytes got so far are not worth their space."""
+_CHUNK = 1 << 20
+_HEAD = 1024
+
+
+class Part:
+    """`<name>.part`, its running digest, and `<name>.note` that says what it is a part of.
+
+    validator: what the server knows this version of the file by; None where it tells none.
+    """
+
+    def __init__(self, path: Path, url: str) -> None:
+        self._path = path
+        self._url = _digest_of(url)
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.validator: str | None = None
+        note = _read_note(path, url)
+        with _storage_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.fdopen(
+                os.open(_part(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b"
+            )
+            validator = note.get("validator")
+            if isinstance(validator, str):
+                self._resume(validator)
+            else:
+                self.restart(None)
+
+    @staticmethod
+    def finished(path: Path, url: str) -> tuple[str, int] | None:
+        """Digest and size of a file that an earlier attempt finished."""
+        note = _read_note(path, url)
+        sha256, size = note.get("sha256"), note.get("size")
+        if not isinstance(sha256, str) or not isinstance(size, int):
+            return None
+        try:
+            return (sha256, size) if path.lstat().st_size == size else None
+        except FileNotFoundError:
+            return None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the bytes so far."""
+        return self._hash.hexdigest()
+
+    def head(self) -> bytes:
+        """The first bytes."""
+        with _storage_errors(self._path.parent):
+            self._file.flush()
+        return os.pread(self._file.fileno(), _HEAD, 0)
+
+    def append(self, chunk: bytes) -> None:
+        """Add bytes at the end."""
+        with _storage_errors(self._path.parent):
+            self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+
+    def restart(self, validator: str | None) -> None:
+        """Begin again, with the version that the server serves now."""
+        with _storage_errors(self._path.parent):
+            self._file.seek(0)
+            self._file.truncate()
+            self._note({"validator": validator})
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.validator = validator
+
+    def finish(self) -> None:
+        """Put the file in place."""
+        with _storage_errors(self._path.parent):
+            self._file.flush()
+            # With the validator, so that a crash before the next line costs nothing.
+            self._note({"validator": self.validator, "sha256": self.sha256, "size": self.size})
+            _part(self._path).replace(self._path)
+
+    def _discard(self) -> None:
+        """Free the space: these bytes are of no use."""
+        _part(self._path).unlink(missing_ok=True)
+        _note(self._path).unlink(missing_ok=True)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, LoaderError) and error.reason in _USELESS:
+            self._discard()
+        with _storage_errors(self._path.parent):
+            self._file.close()
+
+    def _resume(self, validator: str) -> None:
+        self.validator = validator
+        while chunk := self._file.read(_CHUNK):
+            self._hash.update(chunk)
+            self.size += len(chunk)
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        _note(self._path).write_text(json.dumps({"url": self._url, **facts}))
+
+
+def ensure_space(folder: Path, needed: int) -> None:
+    """Raise before the first byte of what will not fit."""
+    stat = os.statvfs(folder)
+    free = stat.f_bavail * stat.f_frsize
+    if needed > free:
+        raise LoaderError(
+            Reason.INSUFFICIENT_STORAGE,
+            f"the download needs {needed} more bytes and the volume has {free} free",
+        )
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".note")
+
+
+def _digest_of(url: str) -> str:
+    """Tells urls apart without storing what may hold a token."""
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
+def _read_note(path: Path, url: str) -> dict[str, Any]:
+    """The note, if it is about this url; a note cut short by a crash counts as none."""
+    try:
+        note = json.loads(_note(path).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return note if isinstance(note, dict) and note.get("url") == _digest_of(url) else {}
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise LoaderError(
+                Reason.INSUFFICIENT_STORAGE, f"the volume is full: {error.strerror}"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise LoaderError(
+                Reason.VOLUME_NOT_WRITABLE, f"{folder.name} cannot be written: {error.strerror}"
+            ) from error
+        raise

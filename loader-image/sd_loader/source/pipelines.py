@@ -1,0 +1,184 @@
+"""Which diffusers repos are taken: the pipelines, components and classes that are known.
+
+What `model_index.json` names, diffusers imports; so nothing gets through but names on these lists.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+
+INDEX_NAME = "model_index.json"
+MAX_JSON_BYTES = 8 << 20
+"""tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB."""
+
+SD_PIPELINES = frozenset(
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    }
+)
+SDXL_PIPELINES = frozenset(
+    {
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    }
+)
+SCHEDULERS = frozenset(
+    {
+        "DDIMInverseScheduler",
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSDEScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EDMEulerScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "IPNDMScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    }
+)
+_TEXT_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
+_TOKENIZERS = frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})
+_CLASSES: Mapping[str, tuple[str, frozenset[str]]] = {
+    "scheduler": ("diffusers", SCHEDULERS),
+    "text_encoder": ("transformers", _TEXT_ENCODERS),
+    "text_encoder_2": ("transformers", _TEXT_ENCODERS),
+    "tokenizer": ("transformers", _TOKENIZERS),
+    "tokenizer_2": ("transformers", _TOKENIZERS),
+    "unet": ("diffusers", frozenset({"UNet2DConditionModel"})),
+    "vae": ("diffusers", frozenset({"AutoencoderKL"})),
+}
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+"""The components that have weights, and the canonical stem of their files."""
+DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Published as null: not part of the model, and the first two block images."""
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+_REQUIRED = ("scheduler", "unet", "vae")
+_FIRST = ["text_encoder"]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model_index.json that was checked.
+
+    components: class of each component that is loaded. options: the pipeline's own settings.
+    """
+
+    class_name: str
+    components: Mapping[str, str]
+    options: Mapping[str, Any]
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether it is of the SDXL family."""
+        return self.class_name in SDXL_PIPELINES
+
+
+def parse_json(content: bytes, name: str) -> dict[str, Any]:
+    """A JSON object from the repo; refused where it asks for code of the repo to be run."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not a JSON object")
+    if "auto_map" in value:
+        raise LoaderError(Reason.UNSAFE_MODEL, f"{name} asks for code of the repo (auto_map)")
+    return value
+
+
+def parse_pipeline(content: bytes) -> Pipeline:
+    """Check a model_index.json against the lists; raises UnsafeModel or UnsupportedFormat."""
+    index = parse_json(content, INDEX_NAME)
+    class_name = index.get("_class_name")
+    if not isinstance(class_name, str):
+        raise LoaderError(
+            Reason.UNSAFE_MODEL, f"{INDEX_NAME} names a custom pipeline: {_shown(class_name)}"
+        )
+    components: dict[str, str] = {}
+    options: dict[str, Any] = {}
+    for name, value in index.items():
+        if name.startswith("_"):
+            continue
+        if not isinstance(value, list):
+            options[name] = _option(name, value)
+            continue
+        library, class_ = _pair(name, value)
+        if library is not None and name not in DROPPED:
+            components[name] = _known_class(name, library, class_)
+    if class_name not in SD_PIPELINES | SDXL_PIPELINES:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT, f"pipelines of class {_shown(class_name)} are not supported"
+        )
+    missing = [name for name in _REQUIRED if name not in components]
+    # The SDXL refiner has one text encoder, in some repos under the second one's name.
+    encoders = [name for name in components if name.startswith("text_encoder")]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders or _FIRST]
+    missing += [name for name in (*(encoders or _FIRST), *tokenizers) if name not in components]
+    if missing:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME} lacks {', '.join(missing)}")
+    return Pipeline(class_name, components, options)
+
+
+def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
+    if value == [None, None]:
+        return None, ""
+    if len(value) != 2 or not all(isinstance(part, str) for part in value):
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {_shown(name)} is {_shown(value)}"
+        )
+    library, class_ = value
+    if library not in _LIBRARIES:
+        raise LoaderError(
+            Reason.UNSAFE_MODEL,
+            f"{INDEX_NAME}: {_shown(name)} is of {_shown(library)}, which is code of the repo's"
+            " own or of an unknown library",
+        )
+    return library, class_
+
+
+def _known_class(name: str, library: str, class_: str) -> str:
+    expected, classes = _CLASSES.get(name, ("", frozenset()))
+    if library != expected or class_ not in classes:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{INDEX_NAME}: {_shown(name)} is a {_shown(class_)} of {library}, which is not"
+            " supported",
+        )
+    return class_
+
+
+def _option(name: str, value: Any) -> bool | int | float | None:  # noqa: ANN401 - untrusted JSON
+    if not re.fullmatch(r"[a-z_]{1,64}", name) or not isinstance(value, bool | int | float | None):
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME}: {_shown(name)} is {_shown(value)}"
+        )
+    return value
+
+
+def _shown(value: object) -> str:
+    return snippet(value if isinstance(value, str) else json.dumps(value))
