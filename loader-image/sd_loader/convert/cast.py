@@ -1,0 +1,121 @@
+"""Changes of precision, bit for bit as torch makes them, by way of single precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sd_loader.tensors import Dtype
+
+Array = npt.NDArray[Any]
+
+# What numpy reads an element as. It knows neither bfloat16 nor 8-bit floats: those stay bit
+# patterns.
+_STORAGE: dict[Dtype, str] = {
+    Dtype.F64: "<f8",
+    Dtype.F32: "<f4",
+    Dtype.F16: "<f2",
+    Dtype.BF16: "<u2",
+    Dtype.F8_E5M2: "u1",
+    Dtype.F8_E4M3: "u1",
+}
+
+
+def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
+    """The numpy type that holds one element, bit patterns where numpy knows no better."""
+    return np.dtype(_STORAGE.get(dtype, f"V{dtype.itemsize}"))
+
+
+def cast(values: Array, source: Dtype, target: Dtype) -> tuple[Array, int]:
+    """Convert elements; also say how many finite ones became infinite.
+
+    Both arrays are of `storage_dtype`. A NaN stays a NaN, rounding is to nearest even.
+    """
+    if source is target:
+        return values, 0
+    overflowed = False
+
+    def note(_kind: str, _flag: int) -> None:
+        nonlocal overflowed
+        overflowed = True
+
+    # numpy reads the processor's overflow flag, which costs nothing; only a chunk that needs it is
+    # counted.
+    with np.errstate(over="call", call=note):
+        result = _ENCODE[target](_DECODE[source](values))
+    if target is Dtype.BF16:
+        overflowed = bool((result & 0x7FFF == 0x7F80).any())
+    if not overflowed:
+        return result, 0
+    return result, not_finite(result, target)[1] - not_finite(values, source)[1]
+
+
+def not_finite(values: Array, dtype: Dtype) -> tuple[int, int]:
+    """How many elements are NaN, and how many infinite."""
+    single = _DECODE[dtype](values)
+    return int(np.isnan(single).sum()), int(np.isinf(single).sum())
+
+
+def _decode_bf16(values: Array) -> Array:
+    bits = values.astype("<u4")
+    bits <<= 16
+    return bits.view("<f4")
+
+
+def _encode_bf16(values: Array) -> Array:
+    bits = values.view("<u4")
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    result = rounded.astype("<u2")
+    nan = np.isnan(values)
+    if nan.any():  # adding to a NaN's bits may make it an infinity or a zero
+        result[nan] = (bits[nan] >> 16).astype("<u2") | 0x40
+    return result
+
+
+def _eight_bit(exponent_bits: int, *, infinities: bool) -> Array:
+    """All 256 values of an 8-bit float, by their bit pattern."""
+    mantissa_bits = 7 - exponent_bits
+    bias = 2 ** (exponent_bits - 1) - 1
+    table = np.empty(256, "<f4")
+    for pattern in range(256):
+        exponent = pattern >> mantissa_bits & (2**exponent_bits - 1)
+        mantissa = pattern & (2**mantissa_bits - 1)
+        fraction = mantissa / 2**mantissa_bits
+        value = (fraction + (exponent > 0)) * 2.0 ** (max(exponent, 1) - bias)
+        if infinities and exponent == 2**exponent_bits - 1:
+            value = np.nan if mantissa else np.inf
+        elif not infinities and pattern & 0x7F == 0x7F:
+            value = np.nan
+        table[pattern] = -value if pattern & 0x80 else value
+    return table
+
+
+_E5M2 = _eight_bit(5, infinities=True)
+_E4M3 = _eight_bit(4, infinities=False)
+
+
+def _as_single(values: Array) -> Array:
+    return values.astype("<f4")
+
+
+_DECODE: dict[Dtype, Callable[[Array], Array]] = {
+    Dtype.F64: _as_single,
+    Dtype.F32: lambda values: values,
+    Dtype.F16: _as_single,
+    Dtype.BF16: _decode_bf16,
+    Dtype.F8_E5M2: lambda values: _E5M2[values],
+    Dtype.F8_E4M3: lambda values: _E4M3[values],
+}
+
+_ENCODE: dict[Dtype, Callable[[Array], Array]] = {
+    Dtype.F32: lambda values: values,
+    Dtype.F16: lambda values: values.astype("<f2"),
+    Dtype.BF16: _encode_bf16,
+}

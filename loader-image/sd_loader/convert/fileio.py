@@ -1,0 +1,87 @@
+"""Bytes from file to file, by the cheapest way the file systems offer."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+
+_BUFFER = 2**20
+# Between these file systems, or on this kernel, there is no copying inside the kernel.
+_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+_NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def storage_errors(path: str) -> Iterator[None]:
+    """Name a full volume as such."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise LoaderError(
+            Reason.INSUFFICIENT_STORAGE, f"the volume is full: {path}: {error.strerror}"
+        ) from error
+
+
+def reserve(fd: int, size: int) -> None:
+    """Allocate the file's blocks, where the file system can, so that a full disk shows at once.
+
+    The system call itself: the C library's posix_fallocate writes into every block of a file
+    system that cannot (NFS before 4.2).
+    """
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if fallocate(fd, 0, 0, size) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in _NO_RESERVATION:
+        raise OSError(number, os.strerror(number))
+
+
+def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
+    """Write all bytes at a position."""
+    rest = memoryview(content)
+    while rest.nbytes:
+        count = os.pwrite(fd, rest, position)
+        position, rest = position + count, rest[count:]
+
+
+def copy_range(source: int, offset: int, target: int, position: int, count: int) -> None:
+    """Copy bytes from one file into another, inside the kernel where it can."""
+    while count:
+        try:
+            copied = os.copy_file_range(source, target, count, offset, position)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+            copied = 0
+        if copied == 0:  # also at the end of a source that was cut short, which reading tells
+            _copy_by_hand(source, offset, target, position, count)
+            return
+        offset, position, count = offset + copied, position + copied, count - copied
+
+
+def _copy_by_hand(source: int, offset: int, target: int, position: int, count: int) -> None:
+    buffer = memoryview(bytearray(min(_BUFFER, count)))
+    while count:
+        copied = os.preadv(source, [buffer[:count]], offset)
+        if copied == 0:
+            raise cut_short(offset)
+        write_at(target, buffer[:copied], position)
+        offset, position, count = offset + copied, position + copied, count - copied
+
+
+def cut_short(position: int) -> LoaderError:
+    """The error of a source file that ends within a tensor."""
+    return LoaderError(
+        Reason.CONVERSION_FAILED,
+        f"the source file ends at byte {position}, within a tensor: it was cut short",
+    )

@@ -1,0 +1,163 @@
+"""What will be written, byte for byte, before a byte is: files, headers and order of tensors.
+
+Everything is as the safetensors library and diffusers' `save_pretrained` do it, so that the same
+weights give the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor
+
+SHARD_BYTES = 10 * 10**9
+"""diffusers' max_shard_size, "10GB"."""
+
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+TRANSFORMERS_WEIGHTS = "model"
+
+# safetensors orders tensors by the rank of their type, highest first, then by name.
+_RANK = {
+    dtype: rank
+    for rank, dtype in enumerate(
+        (
+            Dtype.U64,
+            Dtype.I64,
+            Dtype.F64,
+            Dtype.F32,
+            Dtype.U32,
+            Dtype.I32,
+            Dtype.BF16,
+            Dtype.F16,
+            Dtype.U16,
+            Dtype.I16,
+            Dtype.F8_E4M3,
+            Dtype.F8_E5M2,
+            Dtype.I8,
+            Dtype.U8,
+            Dtype.BOOL,
+        )
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A tensor of the output: its name, where its elements are, and their type in the output."""
+
+    name: str
+    source: Tensor
+    dtype: Dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the output."""
+        return self.source.count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A .safetensors file: its header, and the tensors in the order in which they follow."""
+
+    path: str
+    header: bytes
+    items: tuple[Item, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(item.nbytes for item in self.items)
+
+
+@dataclass(frozen=True)
+class SmallFile:
+    """A file whose content is at hand."""
+
+    path: str
+    content: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.content)
+
+
+PlannedFile = WeightsFile | SmallFile
+
+
+def json_file(path: str, content: object) -> SmallFile:
+    """A JSON file, written as the repositories of models write theirs."""
+    return SmallFile(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def weights_file(path: str, items: Sequence[Item]) -> WeightsFile:
+    """One .safetensors file with these tensors."""
+    ordered = sorted(items, key=lambda item: (_RANK[item.dtype], item.name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for item in ordered:
+        header[item.name] = {
+            "dtype": item.dtype.label,
+            "shape": list(item.source.shape),
+            "data_offsets": [position, position + item.nbytes],
+        }
+        position += item.nbytes
+    if len(header) != len(ordered) + 1:
+        raise LoaderError(Reason.CONVERSION_FAILED, f"{path} would hold two tensors of one name")
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return WeightsFile(path, struct.pack("<Q", len(text)) + text, tuple(ordered))
+
+
+def component_files(
+    folder: str, stem: str, items: Sequence[Item], shard_bytes: int = SHARD_BYTES
+) -> list[PlannedFile]:
+    """The weights of one component: one file, or shards and their index when it is too large.
+
+    items: in the order of the model's state_dict, which decides what goes into which shard.
+    """
+    shards = _shards(items, shard_bytes)
+    if len(shards) == 1:
+        return [weights_file(f"{folder}/{stem}.safetensors", shards[0])]
+    names = [
+        f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(1, len(shards) + 1)
+    ]
+    index = {
+        "metadata": {"total_size": sum(item.nbytes for item in items)},
+        "weight_map": {
+            item.name: name for name, shard in zip(names, shards, strict=True) for item in shard
+        },
+    }
+    content = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    return [
+        *(
+            weights_file(f"{folder}/{name}", shard)
+            for name, shard in zip(names, shards, strict=True)
+        ),
+        SmallFile(f"{folder}/{stem}.safetensors.index.json", content.encode()),
+    ]
+
+
+def _shards(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
+    """Split as huggingface_hub does: in order, never looking back; a giant has its own shard."""
+    shards: list[list[Item]] = []
+    current: list[Item] = []
+    size = 0
+    for item in items:
+        if item.nbytes > shard_bytes:
+            shards.append([item])
+            continue
+        if size + item.nbytes > shard_bytes:
+            shards.append(current)
+            current, size = [], 0
+        current.append(item)
+        size += item.nbytes
+    if current:
+        shards.append(current)
+    return shards
