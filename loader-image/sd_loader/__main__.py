@@ -1,0 +1,203 @@
+"""The loader's command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sd_api.load import MESSAGE_MAX_LENGTH, LoadRequest, LoadResult, RemoveRequest
+from sd_api.reasons import ExitCode, Reason
+from sd_api.spec import BaseModelName, ModelType, Revision, Spec, Weights
+from sd_loader import manual, stages
+from sd_loader.errors import LoaderError
+from sd_loader.failures import explain, invalid_request, printable, trace
+from sd_loader.progress import for_people, json_lines, size
+from sd_loader.settings import Settings
+
+_UMASK = 0o022
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    os.umask(_UMASK)
+    settings = Settings()
+    try:
+        settings = Settings.from_env()
+        _answer_when_stopped(settings)
+        result = args.run(args, settings)
+    except Exception as error:  # noqa: BLE001 - the edge: any failure becomes answer and exit code
+        return _fail(error, settings)
+    if result is not None:
+        _answer(result, settings)
+    return ExitCode.DONE
+
+
+def _fetch(args: argparse.Namespace, settings: Settings) -> LoadResult:
+    request = _parse(LoadRequest, args.request)
+    return stages.fetch_stage(request, args.store, settings, json_lines())
+
+
+def _convert(args: argparse.Namespace, settings: Settings) -> LoadResult:
+    request = _parse(LoadRequest, args.request)
+    return stages.convert_stage(request, args.store, settings, json_lines())
+
+
+def _remove(args: argparse.Namespace, _: Settings) -> LoadResult:
+    return stages.remove_stage(_parse(RemoveRequest, args.request), args.store)
+
+
+def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
+    try:
+        spec = Spec.model_validate({name: getattr(args, name) for name in _SPEC_ARGUMENTS})
+    except ValidationError as error:
+        raise invalid_request(error) from None
+    credentials = (settings.credentials_dir / "token").exists()
+    request = manual.request_of(spec, args.model_id, credentials=credentials)
+    args.store.mkdir(parents=True, exist_ok=True)
+    # Two loads by hand on one machine are two Pods.
+    settings = replace(settings, pod=f"{settings.pod}-{os.getpid()}")
+    result = stages.load(request, args.store, settings, for_people())
+    if result.message:
+        _tell(f"warning: {result.message}")
+    if result.artifact is not None:
+        _tell(f"loaded {result.artifact.files} files, {size(result.artifact.size_bytes)}")
+    print(args.store / args.model_id)
+    return result
+
+
+def _inspect(args: argparse.Namespace, _: Settings) -> None:
+    from sd_loader.inspect import inspect
+
+    found = inspect(args.file)
+    print(found.to_json() if args.json else found.to_text())
+
+
+def _parse(kind: type[Request], text: str) -> Request:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        # Without its cause, which quotes the request.
+        raise invalid_request(error) from None
+
+
+def _answer(result: LoadResult, settings: Settings) -> None:
+    """Leave the answer where the operator reads it."""
+    if settings.termination_log is None:
+        return
+    try:
+        settings.termination_log.write_text(result.to_message(), encoding="utf-8")
+    except OSError as error:
+        _tell(f"warning: cannot write the termination message: {error.strerror}")
+
+
+def _fail(error: BaseException, settings: Settings) -> int:
+    known = explain(error)
+    if known.reason is Reason.LOADER_CRASHED and known is not error:
+        _tell(trace(error))
+    message = printable(known.message)[:MESSAGE_MAX_LENGTH]
+    _tell(f"error: {known.reason.value}: {message}")
+    _tell(f"  what to do: {known.reason.remedy}")
+    _answer(LoadResult(outcome="failed", reason=known.reason, message=message), settings)
+    return known.reason.exit_code
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _answer_when_stopped(settings: Settings) -> None:
+    """Leave at once on SIGTERM and SIGINT: what is on the volume is good for the next attempt."""
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        name = signal.Signals(signum).name
+        code = _fail(
+            LoaderError(Reason.LOADER_CRASHED, f"stopped by {name}; the next attempt goes on here"),
+            settings,
+        )
+        # Without waiting for threads that download.
+        os._exit(code)
+
+    for stopping in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stopping, stop)
+
+
+_SPEC_ARGUMENTS = (
+    "url",
+    "model_id",
+    "model_type",
+    "revision",
+    "git_revision",
+    "sha256",
+    "weights",
+    "base_model",
+    "from_safetensors",
+    "upcast_attention",
+    "verify",
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sd-loader",
+        description="Downloads, converts, verifies and publishes Stable Diffusion models.",
+    )
+    parser.add_argument("--version", action="version", version=version("sd-operator"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, summary in (
+        ("fetch", _fetch, "download a request's source onto the volume"),
+        ("convert", _convert, "convert what was fetched, and publish it"),
+        ("remove", _remove, "remove a deleted model's files"),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("--request", required=True, metavar="JSON", help="the request")
+        command.add_argument("--store", required=True, type=Path, metavar="DIR", help="the volume")
+        command.set_defaults(run=run)
+    _add_load(commands.add_parser("load", help="fetch and convert by hand"))
+    inspect = commands.add_parser("inspect", help="say what a file is, or why it is refused")
+    inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--url", required=True, help="Hugging Face repo (ORG/NAME), http(s) link, or local file")
+    add("--model-id", required=True, help="the folder's name in the store")
+    add("--store", required=True, type=Path, metavar="DIR", help="where models are published")
+    add("--model-type", choices=[kind.value for kind in ModelType], help="default: from the url")
+    add("--revision", choices=[word.value for word in Revision], help="precision to publish")
+    add("--git-revision", help="branch, tag or commit of a Hub repo")
+    add("--sha256", help="expected digest of a single file")
+    add("--weights", choices=[word.value for word in Weights], default=Weights.STANDARD.value)
+    add("--base-model", choices=[name.value for name in BaseModelName], help="default: detected")
+    add("--from-safetensors", action="store_true", default=None, help="refuse anything else")
+    add("--upcast-attention", action="store_true", default=None)
+    add(
+        "--verify-weights",
+        dest="verify",
+        action="store_const",
+        const={"weights": True},
+        default={},
+        help="scan every weight for NaN and Inf",
+    )
+    parser.set_defaults(run=_load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What any failure means to the user: the one place that gives errors their reason."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sd_api.netguard import redact
+from sd_api.reasons import ExitCode, Reason
+from sd_loader.errors import LoaderError
+
+_URL = re.compile(r"https?://[^\s'\"<>]+")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def explain(error: BaseException) -> LoaderError:
+    """The loader's own error for any error; an unforeseen one is a crash.
+
+    The text of an unforeseen error may quote anything, so only its type and place are told.
+    """
+    match error:
+        case LoaderError():
+            return error
+        case OSError(errno=code) if code in _FULL:
+            return LoaderError(
+                Reason.INSUFFICIENT_STORAGE, f"no space left: {os.strerror(code or 0)}"
+            )
+        case OSError(errno=errno.EROFS):
+            return LoaderError(Reason.VOLUME_NOT_WRITABLE, "the volume is mounted read-only")
+        case MemoryError():
+            return LoaderError(Reason.OUT_OF_MEMORY, "the loader ran out of memory")
+        case _:
+            return LoaderError(Reason.LOADER_CRASHED, f"{type(error).__name__}{_place(error)}")
+
+
+def invalid_request(error: ValidationError) -> LoaderError:
+    """A request that does not parse; names the fields, quotes nothing of them."""
+    problems = "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'request'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+    return LoaderError(Reason.INVALID_SPEC, f"the request is not valid: {problems}")
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether another Pod with the same request would fail in the same way."""
+    return explain(error).reason.exit_code is ExitCode.PERMANENT
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def trace(error: BaseException) -> str:
+    """An error's traceback; urls in it lose their secrets."""
+    return _URL.sub(lambda url: redact(url[0]), "".join(traceback.format_exception(error)))
+
+
+def printable(text: str) -> str:
+    """Text that stays on its line and does nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -1,0 +1,59 @@
+"""`sd-loader load`: the request that a person at the command line means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
+
+from sd_api.load import LoadRequest, Owner
+from sd_api.loadhash import load_hash
+from sd_api.names import NAME_MAX_LENGTH
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType, Spec
+from sd_loader.errors import LoaderError
+
+NAMESPACE = "local"
+
+
+def request_of(spec: Spec, model_id: str, *, credentials: bool) -> LoadRequest:
+    """The load of this spec, owned by nobody but its model id; a path is a local file."""
+    if spec.url is None:
+        raise LoaderError(Reason.INVALID_SPEC, "url: a repo id, a link or a file is required")
+    origin = Path(spec.url)
+    state = None
+    if "://" not in spec.url and origin.is_file():
+        status = origin.stat()
+        state = f"{status.st_size} {status.st_mtime_ns}"
+        spec = spec.model_copy(
+            update={
+                "url": str(origin.absolute()),
+                "model_type": spec.model_type or ModelType.CUSTOM_CKPT,
+            }
+        )
+    owner = owner_of(model_id)
+    return LoadRequest(
+        owner=owner,
+        model_id=model_id,
+        model_type=spec.effective_model_type(),
+        url=spec.url,
+        # A file that was changed in place is another source.
+        load_hash=load_hash(spec, owner.name, reload=state),
+        git_revision=spec.git_revision,
+        revision=spec.revision,
+        weights=spec.weights,
+        from_safetensors=spec.from_safetensors,
+        upcast_attention=spec.upcast_attention,
+        sha256=spec.sha256,
+        base_model=spec.base_model,
+        prediction_type=spec.prediction_type,
+        verify=spec.verify,
+        credentials=credentials,
+    )
+
+
+def owner_of(model_id: str) -> Owner:
+    """The owner of a model loaded by hand: the same for the same model id."""
+    name = re.sub(r"[^a-z0-9.-]", "-", model_id.lower())[:NAME_MAX_LENGTH]
+    uid = str(uuid5(NAMESPACE_URL, f"sd-loader:{model_id}"))
+    return Owner(uid=uid, namespace=NAMESPACE, name=name)

@@ -1,0 +1,128 @@
+"""How far a load is: JSON lines for the operator, a bar or a few lines for people."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from sd_api.load import Progress, Stage
+
+Report = Callable[[Progress], None]
+
+_JSON_INTERVAL = 1.0
+_LINES_INTERVAL = 10.0
+_BAR_INTERVAL = 0.1
+_BAR_WIDTH = 24
+_CLEAR_TO_END = "\x1b[K"
+
+
+class Reporter:
+    """Completes progress with percent, speed and time left, and writes it now and then.
+
+    A new stage is written at once, the same stage at most every `interval` seconds.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Progress], None],
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write = write
+        self._interval = interval
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stage: Stage | None = None
+        self._first = (0.0, 0)
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of how far the load is; may be called from any thread, as often as you like."""
+        with self._lock:
+            now = self._clock()
+            if progress.stage is not self._stage:
+                self._stage = progress.stage
+                self._first = (now, progress.bytes_done or 0)
+            elif now - self._last < self._interval:
+                return
+            self._last = now
+            self._write(complete(progress, now - self._first[0], self._first[1]))
+
+
+def complete(progress: Progress, seconds: float, bytes_before: int) -> Progress:
+    """Fill in what follows from bytes and time; a resumed download's first bytes do not count."""
+    done, total = progress.bytes_done, progress.bytes_total
+    if done is None:
+        return progress
+    rate = progress.bytes_per_second
+    if rate is None and seconds > 0:
+        rate = max(0, int((done - bytes_before) / seconds))
+    update: dict[str, int | None] = {"bytes_per_second": rate}
+    if total:
+        if progress.percent is None:
+            update["percent"] = min(100, 100 * done // total)
+        if progress.eta_seconds is None and rate:
+            update["eta_seconds"] = max(0, total - done) // rate
+    return progress.model_copy(update=update)
+
+
+def json_lines(stream: TextIO | None = None) -> Reporter:
+    """One JSON object a line, for the operator."""
+    out = stream or sys.stdout
+
+    def write(progress: Progress) -> None:
+        print(progress.model_dump_json(by_alias=True, exclude_none=True), file=out, flush=True)
+
+    return Reporter(write, _JSON_INTERVAL)
+
+
+def for_people(stream: TextIO | None = None) -> Reporter:
+    """A bar where the stream is a terminal, a line now and then where it is not."""
+    out = stream or sys.stderr
+
+    def write_line(progress: Progress) -> None:
+        print(text(progress), file=out, flush=True)
+
+    def draw(progress: Progress) -> None:
+        columns = shutil.get_terminal_size().columns
+        line = f"{bar(progress.percent)} {text(progress)}"[: columns - 1]
+        print(f"\r{line}{_CLEAR_TO_END}", end="", file=out, flush=True)
+
+    return Reporter(draw, _BAR_INTERVAL) if out.isatty() else Reporter(write_line, _LINES_INTERVAL)
+
+
+def bar(percent: int | None) -> str:
+    """A bar of fixed width; empty where nobody knows how far it is."""
+    filled = _BAR_WIDTH * (percent or 0) // 100
+    return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
+
+
+def text(progress: Progress) -> str:
+    """Progress in words: `Downloading 45 %, 1.9 GB of 4.3 GB, 85.0 MB/s, 28 s left`."""
+    words = [
+        progress.stage.value
+        if progress.percent is None
+        else f"{progress.stage.value} {progress.percent} %"
+    ]
+    if progress.bytes_done is not None:
+        total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
+        words.append(f"{size(progress.bytes_done)}{total}")
+    if progress.bytes_per_second:
+        words.append(f"{size(progress.bytes_per_second)}/s")
+    if progress.eta_seconds:
+        words.append(f"{progress.eta_seconds} s left")
+    return ", ".join(words)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of ten as disks and links are sold."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,206 @@
+"""The loader's commands, step by step: fetch, convert, remove, and load, which is both.
+
+Each may be run again at any time, and goes on from what it finds on the volume.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sd_api.load import (
+    MESSAGE_MAX_LENGTH,
+    Artifact,
+    LoadRequest,
+    LoadResult,
+    Progress,
+    RemoveRequest,
+    Source,
+    Stage,
+)
+from sd_loader.errors import LoaderError
+from sd_loader.failures import is_permanent
+from sd_loader.progress import Report
+from sd_loader.settings import Settings
+from sd_loader.store import removal
+from sd_loader.store.adopt import adopt
+from sd_loader.store.ownership import give_up, take_ownership
+from sd_loader.store.publish import link, publish, tidy
+from sd_loader.store.receipt import PublishedFile, Receipt, find_published, folder_digest
+from sd_loader.store.staging import Staging, claim, resume
+from sd_loader.store.volume import Volume
+
+if TYPE_CHECKING:
+    from sd_loader.convert.result import Converted
+
+log = logging.getLogger(__name__)
+
+
+def fetch_stage(
+    request: LoadRequest,
+    store: Path,
+    settings: Settings,
+    report: Report,
+    *,
+    allow_local: bool = False,
+) -> LoadResult:
+    """Download the source, unless this very load is on the volume already."""
+    # Imported here: a removal does without, and starts faster.
+    from sd_loader import source
+
+    with _leaving_nothing(request, store) as volume:
+        published = find_published(volume, request.owner.uid, request.load_hash)
+        if published is None:
+            volume.probe(request.owner.uid)
+        record = take_ownership(volume, request.owner, request.model_id, request.load_hash)
+        if published is not None:
+            return _fetched(published.source)
+        with (
+            claim(volume, request.owner.uid, settings.pod, request.load_hash) as claimed,
+            _freeing(claimed) as staging,
+        ):
+            adopted = adopt(volume, record, request.load_hash, staging, report)
+            if adopted is not None:
+                _publish(volume, request, staging, adopted, settings, report)
+                return _fetched(adopted.source)
+            text = staging.fetched()
+            if text is None:
+                with staging.source() as into:
+                    found = source.fetch(
+                        request, settings, into.path, report, allow_local=allow_local
+                    )
+                staging.confirm()
+                staging.set_fetched(found.model_dump_json(by_alias=True))
+            else:
+                found = source.Fetched.model_validate_json(text)
+            return _fetched(found.source)
+
+
+def convert_stage(
+    request: LoadRequest, store: Path, settings: Settings, report: Report
+) -> LoadResult:
+    """Convert and publish what this Pod has fetched, unless that is done already."""
+    from sd_loader import convert, source
+
+    with _leaving_nothing(request, store) as volume:
+        receipt = find_published(volume, request.owner.uid, request.load_hash)
+        if receipt is not None:
+            link(volume, request.owner, request.model_id, request.load_hash)
+            _tidy(volume, request, settings)
+            return receipt.result()
+        with (
+            resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
+            _freeing(resumed) as staging,
+        ):
+            fetched = source.Fetched.model_validate_json(staging.fetched() or "")
+            with staging.source() as source_dir, staging.fresh_out() as out:
+                converted = convert.convert(fetched, source_dir.path, request, out.path, report)
+                _check_inventory(out.files(), converted)
+            receipt = _receipt(request, fetched.source, converted)
+            return _publish(volume, request, staging, receipt, settings, report)
+
+
+def load(request: LoadRequest, store: Path, settings: Settings, report: Report) -> LoadResult:
+    """Fetch and convert in one process, on behalf of a person, whose own files may be read."""
+    fetch_stage(request, store, settings, report, allow_local=True)
+    return convert_stage(request, store, settings, report)
+
+
+def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
+    """Remove a deleted model's files, or keep them for its next namesake."""
+    with Volume.open(store) as volume:
+        if request.retain:
+            removal.release(volume, request.owner)
+        else:
+            removal.remove(volume, request.owner, request.model_id)
+    return LoadResult(outcome="removed")
+
+
+@contextmanager
+def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
+    """Open the volume; a load that fails for good leaves no folders of its own."""
+    with Volume.open(store) as volume:
+        try:
+            yield volume
+        except Exception as error:
+            if is_permanent(error):
+                with suppress(OSError, LoaderError):
+                    give_up(volume, request.owner.uid)
+            raise
+
+
+@contextmanager
+def _freeing(staging: Staging) -> Iterator[Staging]:
+    """On failure free the space that no later attempt can use: all of it, or all but the source."""
+    try:
+        yield staging
+    except Exception as error:
+        staging.confirm()
+        with suppress(OSError):
+            if is_permanent(error):
+                staging.discard()
+            else:
+                staging.drop_out()
+        raise
+
+
+def _publish(
+    volume: Volume,
+    request: LoadRequest,
+    staging: Staging,
+    receipt: Receipt,
+    settings: Settings,
+    report: Report,
+) -> LoadResult:
+    report(Progress(stage=Stage.PUBLISHING))
+    staging.confirm()
+    published = publish(volume, request.owner, request.model_id, staging, receipt)
+    staging.discard()
+    _tidy(volume, request, settings)
+    return published.result()
+
+
+def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
+    """Remove what is no longer needed; the model is published whether or not that succeeds."""
+    retain = timedelta(seconds=settings.retain_previous_seconds)
+    try:
+        tidy(volume, request.owner, request.load_hash, retain, datetime.now(UTC))
+    except OSError as error:
+        log.warning("the next load will try again to remove old files: %s", error)
+
+
+def _fetched(source: Source) -> LoadResult:
+    return LoadResult(outcome="fetched", source=source)
+
+
+def _receipt(request: LoadRequest, source: Source, converted: Converted) -> Receipt:
+    files = converted.files
+    return Receipt(
+        uid=request.owner.uid,
+        load_hash=request.load_hash,
+        source=source,
+        artifact=Artifact(
+            digest=folder_digest({path: file.sha256 for path, file in files.items()}),
+            size_bytes=sum(file.size for file in files.values()),
+            files=len(files),
+            base_model=converted.base_model,
+            pipeline_class=converted.pipeline_class,
+            precision=converted.precision,
+            prediction_type=converted.prediction_type,
+        ),
+        message="; ".join(converted.warnings)[:MESSAGE_MAX_LENGTH],
+        files={
+            path: PublishedFile(sha256=file.sha256, size=file.size) for path, file in files.items()
+        },
+    )
+
+
+def _check_inventory(found: list[str], converted: Converted) -> None:
+    """What is published is what the conversion vouches for, file by file."""
+    unexpected = set(found) ^ set(converted.files)
+    if unexpected:
+        raise RuntimeError(f"the conversion did not account for {sorted(unexpected)}")

@@ -1,0 +1,70 @@
+"""Adoption: a former self's version becomes this model's, without a download."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+
+from sd_api.load import Progress, Stage
+from sd_api.names import STORE_DIR
+from sd_loader.progress import Report
+from sd_loader.store.folder import Folder
+from sd_loader.store.ownership import OwnerRecord
+from sd_loader.store.receipt import Receipt, find_published
+from sd_loader.store.staging import Staging
+from sd_loader.store.volume import Volume
+
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP})
+_CHUNK = 1 << 20
+
+
+def adopt(
+    volume: Volume, record: OwnerRecord, load_hash: str, staging: Staging, report: Report
+) -> Receipt | None:
+    """Put a former self's version of the same load into `out`; None where none is intact."""
+    for former in record.taken_from:
+        receipt = find_published(volume, former, load_hash)
+        if receipt is not None and _bring_over(volume, receipt, staging, report):
+            return receipt.model_copy(update={"uid": record.owner.uid})
+    return None
+
+
+def _bring_over(volume: Volume, receipt: Receipt, staging: Staging, report: Report) -> bool:
+    total = sum(file.size for file in receipt.files.values())
+    done = 0
+    version = volume.find(STORE_DIR, receipt.uid, receipt.load_hash)
+    if version is None:
+        return False
+    with version, staging.fresh_out() as out:
+        for path, file in receipt.files.items():
+            report(Progress(stage=Stage.VERIFYING, bytes_done=done, bytes_total=total))
+            *folders, name = path.split("/")
+            try:
+                with version.open_folder(*folders) as old, out.make_folders(*folders) as new:
+                    link_or_copy(old, name, new)
+                    digest = file_digest(new, name)
+            except FileNotFoundError:
+                return False
+            if digest != file.sha256:
+                return False
+            done += file.size
+    return True
+
+
+def link_or_copy(old: Folder, name: str, new: Folder) -> None:
+    """Have the same file in another folder, by a hard link where the file system has them."""
+    try:
+        os.link(name, name, src_dir_fd=old.fd, dst_dir_fd=new.fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        with os.fdopen(old.open_file(name), "rb") as source, new.create(name) as target:
+            shutil.copyfileobj(source, target, _CHUNK)
+
+
+def file_digest(folder: Folder, name: str) -> str:
+    """sha256 of a regular file."""
+    with os.fdopen(folder.open_file(name), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

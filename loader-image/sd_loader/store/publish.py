@@ -1,0 +1,148 @@
+"""Publishing: one rename makes a version complete, one more makes it the published one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import stat
+from datetime import datetime, timedelta
+
+from sd_api import names
+from sd_api.load import Owner
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.store.folder import Folder, temporary_name
+from sd_loader.store.ownership import (
+    OWNER_FILE,
+    OwnerRecord,
+    confirm_ownership,
+    is_same_model,
+    read_owner,
+    write_owner,
+)
+from sd_loader.store.receipt import RECEIPT_FILE, Receipt, find_published
+from sd_loader.store.staging import OUT, Staging, remove_abandoned
+from sd_loader.store.volume import Volume
+
+_EXISTS = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_LINK_ATTEMPTS = 5
+_HASH = re.compile(r"[0-9a-f]{16}")
+
+
+def publish(
+    volume: Volume, owner: Owner, model_id: str, staging: Staging, receipt: Receipt
+) -> Receipt:
+    """Make the converted folder the published version; returns the receipt that then lies there.
+
+    A version that another Pod has published meanwhile stays, and ours is dropped.
+    """
+    confirm_ownership(volume, owner, model_id, receipt.load_hash)
+    with staging.folder.open_folder(OUT) as out:
+        out.write(RECEIPT_FILE, receipt.to_json())
+        out.sync_tree(public=True)
+    with volume.make(names.STORE_DIR, owner.uid) as versions:
+        try:
+            staging.folder.move(OUT, versions, receipt.load_hash)
+        except OSError as error:
+            if error.errno not in _EXISTS:
+                raise
+            published = find_published(volume, owner.uid, receipt.load_hash)
+            if published is None:
+                versions.discard(receipt.load_hash)
+                staging.folder.move(OUT, versions, receipt.load_hash)
+            else:
+                receipt = published
+        versions.sync()
+        try:
+            link(volume, owner, model_id, receipt.load_hash)
+        except LoaderError:
+            versions.discard(receipt.load_hash)
+            raise
+    return receipt
+
+
+def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
+    """Point `<modelId>` at this version, in one step."""
+    target = names.immutable_path(owner.uid, load_hash)
+    for _ in range(_LINK_ATTEMPTS):
+        try:
+            confirm_ownership(volume, owner, model_id, load_hash)
+        except LoaderError:
+            if volume.root.link_target(model_id) == target:
+                volume.root.unlink(model_id)
+            raise
+        if volume.root.link_target(model_id) == target:
+            return
+        _set_link(volume, owner.uid, model_id, target)
+        volume.root.sync()
+    raise LoaderError(
+        Reason.LOADER_CRASHED, f"others keep changing {model_id} on the volume; it is not published"
+    )
+
+
+def _set_link(volume: Volume, uid: str, name: str, target: str) -> None:
+    if volume.root.kind(name) is None:
+        # Not by rename, which would replace what another model publishes at this very moment.
+        with contextlib.suppress(FileExistsError):
+            volume.root.make_link(name, target)
+        return
+    with volume.make(names.STAGING_DIR, uid) as staging:
+        temporary = temporary_name("link")
+        staging.make_link(temporary, target)
+        staging.move(temporary, volume.root, name)
+
+
+def tidy(volume: Volume, owner: Owner, load_hash: str, retain: timedelta, now: datetime) -> None:
+    """Remove what this version replaces: former selves at once, former versions when due."""
+    record = read_owner(volume, owner.uid)
+    if record is None:
+        return
+    for uid in record.taken_from:
+        remove_former(volume, owner, uid)
+    with volume.make(names.STORE_DIR, owner.uid) as versions:
+        superseded = _tidy_versions(volume, versions, record, load_hash, now - retain, now)
+        updated = record.model_copy(update={"taken_from": (), "superseded": superseded})
+        if updated != record:
+            write_owner(versions, updated)
+    remove_abandoned(volume, owner.uid)
+    volume.remove_if_empty(owner.uid)
+
+
+def remove_former(volume: Volume, owner: Owner, uid: str) -> None:
+    """Remove the files of a former self of this model."""
+    record = read_owner(volume, uid)
+    if record is not None and not is_same_model(record.owner, owner):
+        return
+    store = volume.find(names.STORE_DIR)
+    if store is not None:
+        with store:
+            store.discard(uid)
+    remove_abandoned(volume, uid)
+    volume.remove_if_empty(uid)
+
+
+def _tidy_versions(
+    volume: Volume,
+    versions: Folder,
+    record: OwnerRecord,
+    current: str,
+    expired: datetime,
+    now: datetime,
+) -> dict[str, datetime]:
+    """Remove versions superseded before `expired`; returns since when the others are."""
+    superseded: dict[str, datetime] = {}
+    for name in versions.names():
+        if name in {current, OWNER_FILE}:
+            continue
+        since = record.superseded.get(name, now)
+        if since > expired and _is_published(volume, versions, record.owner.uid, name):
+            superseded[name] = since
+        else:
+            versions.discard(name)
+    return superseded
+
+
+def _is_published(volume: Volume, versions: Folder, uid: str, name: str) -> bool:
+    is_version = _HASH.fullmatch(name) is not None and versions.kind(name) == stat.S_IFDIR
+    return is_version and find_published(volume, uid, name) is not None

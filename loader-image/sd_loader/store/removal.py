@@ -1,0 +1,44 @@
+"""Removal: a deleted model's files go, and nobody else's."""
+
+from __future__ import annotations
+
+from sd_api.load import Owner
+from sd_api.names import STAGING_DIR, STORE_DIR
+from sd_loader.store.ownership import Version, read_owner, write_owner
+from sd_loader.store.publish import remove_former
+from sd_loader.store.volume import Volume
+
+
+def release(volume: Volume, owner: Owner) -> None:
+    """Keep what is published for a later model of the same namespace and name."""
+    record = read_owner(volume, owner.uid)
+    if record is not None and not record.released:
+        with volume.make(STORE_DIR, owner.uid) as folder:
+            write_owner(folder, record.model_copy(update={"released": True}))
+    _discard(volume, STAGING_DIR, owner.uid)
+    volume.remove_if_empty(owner.uid)
+
+
+def remove(volume: Volume, owner: Owner, model_id: str) -> None:
+    """Remove a model: its link first, so that nobody is led to what is half gone.
+
+    What is missing already is fine, and so is a link that now leads to another model.
+    """
+    record = read_owner(volume, owner.uid)
+    uids = {owner.uid, *(record.taken_from if record else ())}
+    version = Version.parse(volume.root.link_target(model_id))
+    if version is not None and version.uid in uids:
+        volume.root.unlink(model_id)
+        volume.root.sync()
+    for former in uids - {owner.uid}:
+        remove_former(volume, owner, former)
+    for place in (STORE_DIR, STAGING_DIR):
+        _discard(volume, place, owner.uid)
+    volume.remove_if_empty(owner.uid)
+
+
+def _discard(volume: Volume, place: str, uid: str) -> None:
+    folder = volume.find(place)
+    if folder is not None:
+        with folder:
+            folder.discard(uid)

@@ -1,0 +1,119 @@
+"""The volume as a whole: what it must be able to do, and its folders per model."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_api.names import STAGING_DIR, STORE_DIR
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.store.folder import Folder, temporary_name
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
+
+_MAKE_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An open volume."""
+
+    root: Folder
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Volume]:
+        """Open the volume that is mounted there."""
+        try:
+            root = Folder.open_root(path)
+        except OSError as error:
+            raise LoaderError(
+                Reason.VOLUME_NOT_WRITABLE, f"no volume at {path}: {os.strerror(error.errno or 0)}"
+            ) from error
+        with root:
+            yield cls(root)
+
+    def find(self, *names: str) -> Folder | None:
+        """Open a folder of the volume; None where there is none."""
+        try:
+            return self.root.open_folder(*names)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _planted(error, names) from error
+
+    def make(self, *names: str) -> Folder:
+        """Open a folder of the volume, made when missing."""
+        for _ in range(_MAKE_ATTEMPTS):
+            try:
+                return self.root.make_folders(*names)
+            except FileNotFoundError:
+                continue  # another Job has just removed an empty folder on the way
+            except OSError as error:
+                raise _planted(error, names) from error
+        return self.root.make_folders(*names)
+
+    def remove_if_empty(self, uid: str) -> None:
+        """Leave no empty folders of a model behind."""
+        for parent in (STAGING_DIR, STORE_DIR):
+            folder = self.find(parent)
+            if folder is not None:
+                with folder:
+                    folder.remove_if_empty(uid)
+                self.root.remove_if_empty(parent)
+
+    def probe(self, uid: str) -> None:
+        """Refuse a volume that cannot be written to, or not published on."""
+        try:
+            with self.make(STAGING_DIR, uid) as staging:
+                name = temporary_name("probe")
+                with staging.make_folder(name) as probe:
+                    try:
+                        probe.write("file", b"probe")
+                        _try_links_and_renames(probe)
+                    finally:
+                        staging.remove(name)
+        except OSError as error:
+            reason = (
+                Reason.INSUFFICIENT_STORAGE if error.errno in _FULL else Reason.VOLUME_NOT_WRITABLE
+            )
+            raise LoaderError(
+                reason, f"cannot write to the volume: {os.strerror(error.errno or 0)}"
+            ) from error
+
+
+def _try_links_and_renames(probe: Folder) -> None:
+    try:
+        probe.make_link("link", "file")
+        probe.make_link("new-link", "other")
+        probe.move("new-link", probe, "link")
+        if probe.link_target("link") != "other":
+            raise OSError(errno.EOPNOTSUPP, "a renamed link lost its target")
+        with probe.make_folder("folder") as folder:
+            probe.move("file", folder, "file")
+        probe.move("folder", probe, "new-folder")
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise LoaderError(
+            Reason.UNSUPPORTED_VOLUME,
+            "the volume lacks symbolic links or the renaming of links and folders:"
+            f" {os.strerror(error.errno or 0)}",
+        ) from error
+
+
+def _planted(error: OSError, names: tuple[str, ...]) -> OSError | LoaderError:
+    """A link or file where a folder belongs is nothing that the loader would go through."""
+    if error.errno not in _NO_FOLDER:
+        return error
+    return LoaderError(
+        Reason.VOLUME_NOT_WRITABLE,
+        f"{'/'.join(names)} on the volume is, or leads over, a link or file where the loader keeps"
+        " folders; remove it",
+    )
