@@ -24,6 +24,7 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_NEW = "new"
 _REMOVE_ATTEMPTS = 5
 
 
@@ -142,13 +143,19 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file as a whole, durably."""
-        temporary = temporary_name("new")
+        temporary = temporary_name(_NEW)
         with self.create(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         self.move(temporary, self, name)
         self.sync()
+
+    def remove_unfinished(self) -> None:
+        """Remove what interrupted calls of `write` have left."""
+        for name in self.names():
+            if name.startswith(f".{_NEW}-"):
+                self.unlink(name)
 
     def move(self, name: str, target: Folder, new_name: str) -> None:
         """Rename an entry into another folder of the volume; atomic."""

@@ -73,6 +73,7 @@ def read_owner(volume: Volume, uid: str) -> OwnerRecord | None:
 
 def write_owner(folder: Folder, record: OwnerRecord) -> None:
     """Replace the record of a model's folder."""
+    folder.remove_unfinished()
     folder.write(OWNER_FILE, record.model_dump_json(by_alias=True, indent=2).encode())
 
 
