@@ -1,0 +1,145 @@
+"""Progress, for the operator as JSON lines and for people as a bar or lines."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from sd_api.load import Progress, Stage
+from sd_loader.progress import Reporter, bar, complete, for_people, json_lines, size, text
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that people look at."""
+
+    def isatty(self) -> bool:
+        """Yes."""
+        return True
+
+
+def downloading(done: int, total: int | None = 1000, **fields: Any) -> Progress:
+    """A download that is so far."""
+    return Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total, **fields)
+
+
+def test_one_stage_is_written_at_most_once_per_interval_and_a_new_one_at_once() -> None:
+    """The log stays short, and the operator learns of a new stage immediately."""
+    clock, written = Clock(), []
+    report = Reporter(written.append, 1.0, clock)
+    for second, progress in (
+        (0.0, downloading(1)),
+        (0.5, downloading(2)),
+        (0.9, downloading(3)),
+        (1.0, downloading(4)),
+        (1.1, Progress(stage=Stage.CONVERTING)),
+        (1.2, Progress(stage=Stage.CONVERTING, percent=50)),
+        (2.1, Progress(stage=Stage.CONVERTING, percent=60)),
+    ):
+        clock.now = 100 + second
+        report(progress)
+    assert [(progress.stage, progress.bytes_done or progress.percent) for progress in written] == [
+        (Stage.DOWNLOADING, 1),
+        (Stage.DOWNLOADING, 4),
+        (Stage.CONVERTING, None),
+        (Stage.CONVERTING, 60),
+    ]
+
+
+def test_json_lines_are_the_contracts_progress() -> None:
+    """What the operator reads is one Progress per line, without empty fields."""
+    stream = io.StringIO()
+    report = json_lines(stream)
+    report(downloading(250, percent=25))
+    report(Progress(stage=Stage.PUBLISHING))
+    first, second = stream.getvalue().splitlines()
+    assert Progress.model_validate_json(first).percent == 25
+    assert second == '{"stage":"Publishing"}'
+
+
+@pytest.mark.parametrize(
+    ("progress", "seconds", "before", "percent", "rate", "eta"),
+    [
+        pytest.param(downloading(500), 5.0, 0, 50, 100, 5, id="from bytes and time"),
+        pytest.param(downloading(500), 5.0, 400, 50, 20, 25, id="resumed bytes do not count"),
+        pytest.param(downloading(500), 0.0, 0, 50, None, None, id="no time has passed"),
+        pytest.param(downloading(500, None), 5.0, 0, None, 100, None, id="total unknown"),
+        pytest.param(downloading(500, 0), 5.0, 0, None, 100, None, id="total zero"),
+        pytest.param(downloading(9999), 1.0, 0, 100, 9999, 0, id="more than announced"),
+        pytest.param(
+            downloading(500, percent=7, bytes_per_second=3, eta_seconds=2), 5.0, 0, 7, 3, 2,
+            id="what is given stays",
+        ),
+        pytest.param(Progress(stage=Stage.VERIFYING), 5.0, 0, None, None, None, id="no bytes"),
+    ],
+)  # fmt: skip
+def test_what_follows_from_bytes_and_time_is_filled_in(
+    progress: Progress,
+    seconds: float,
+    before: int,
+    percent: int | None,
+    rate: int | None,
+    eta: int | None,
+) -> None:
+    """Percent, speed and time left."""
+    completed = complete(progress, seconds, before)
+    assert completed.percent == percent
+    assert completed.bytes_per_second == rate
+    assert completed.eta_seconds == eta
+
+
+def test_a_terminal_gets_one_line_that_changes() -> None:
+    """The bar is drawn over itself."""
+    stream = Terminal()
+    for_people(stream)(downloading(500, percent=50))
+    shown = stream.getvalue()
+    assert shown.startswith("\r[############............] Downloading 50 %, 500 B of 1.0 kB")
+    assert "\n" not in shown
+
+
+def test_a_file_gets_plain_lines() -> None:
+    """No control characters where nobody draws."""
+    stream = io.StringIO()
+    for_people(stream)(downloading(500, percent=50))
+    assert stream.getvalue() == "Downloading 50 %, 500 B of 1.0 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        (Progress(stage=Stage.CONVERTING), "Converting"),
+        (downloading(0), "Downloading, 0 B of 1.0 kB"),
+        (downloading(5, None, bytes_per_second=2_000_000), "Downloading, 5 B, 2.0 MB/s"),
+        (downloading(5, percent=0, eta_seconds=9), "Downloading 0 %, 5 B of 1.0 kB, 9 s left"),
+    ],
+)
+def test_progress_in_words(progress: Progress, words: str) -> None:
+    """Only what is known is said."""
+    assert text(progress) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_132_625_918, "2.1 GB"), (10**13, "10.0 TB")],
+)
+def test_sizes_are_in_powers_of_ten(count: int, words: str) -> None:
+    """As disks and download pages say them."""
+    assert size(count) == words
+
+
+@pytest.mark.parametrize(("percent", "filled"), [(None, 0), (0, 0), (50, 12), (100, 24)])
+def test_the_bar_has_a_fixed_width(percent: int | None, filled: int) -> None:
+    """Filled in proportion."""
+    assert bar(percent) == "[" + "#" * filled + "." * (24 - filled) + "]"
