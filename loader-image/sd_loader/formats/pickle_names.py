@@ -133,6 +133,8 @@ INERT = frozenset(
         *_names("numpy", "dtype ndarray"),
         *_names("numpy.core.multiarray", "_reconstruct scalar"),
         *_names("numpy._core.multiarray", "_reconstruct scalar"),
+        *_names("numpy.core.numeric", "_frombuffer"),
+        *_names("numpy._core.numeric", "_frombuffer"),
         *_names("torch", "Tensor device Generator strided complex32 complex64 complex128"),
         *_names("torch.nn.parameter", "Parameter Buffer"),
         *_names("torch.nn.modules.container", "ParameterDict"),

@@ -1,0 +1,201 @@
+"""The safetensors reader takes what the safetensors library writes, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
+from sd_loader.formats.safetensors import MAX_HEADER
+
+TENSORS = {
+    "double": torch.arange(3, dtype=torch.float64),
+    "float": torch.randn(2, 3),
+    "half": torch.randn(4).half(),
+    "bfloat": torch.randn(4).bfloat16(),
+    "float8": torch.randn(4).to(torch.float8_e4m3fn),
+    "float8 e5m2": torch.randn(4).to(torch.float8_e5m2),
+    "long": torch.arange(3),
+    "int": torch.arange(3, dtype=torch.int32),
+    "short": torch.arange(3, dtype=torch.int16),
+    "char": torch.arange(3, dtype=torch.int8),
+    "byte": torch.arange(3, dtype=torch.uint8),
+    "bool": torch.tensor([True, False]),
+    "scalar": torch.tensor(1.5),
+    "empty": torch.zeros(0, 4),
+}
+
+A = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
+B = {"dtype": "F16", "shape": [2], "data_offsets": [4, 8]}
+
+
+def file_of(header: object, data: bytes = bytes(8)) -> bytes:
+    """A safetensors file of any header (JSON value or raw text) and data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_tensors_are_found_where_the_library_put_them(tmp_path):
+    """Names, types, shapes, bytes and metadata are those that were written."""
+    path = tmp_path / "model.bin"
+    save_file(TENSORS, path, {"modelspec.title": "a model"})
+    with open_tensor_file(path) as opened:
+        assert opened.format == "safetensors"
+        assert opened.metadata == {"modelspec.title": "a model"}
+        assert opened.tensors.keys() == TENSORS.keys()
+        for name, tensor in opened.tensors.items():
+            expected = TENSORS[name]
+            data = os.pread(tensor.fd, tensor.nbytes, tensor.offset)
+            assert tensor.shape == expected.shape
+            assert tensor.strides is None
+            assert data == bytes(expected.reshape(-1).view(torch.uint8).tolist()), name
+
+
+def test_a_padded_header_is_read(tmp_path):
+    """Writers fill the header up with spaces to align the data."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(file_of(json.dumps({"a": A, "b": B}).encode() + b"    "))
+    with open_tensor_file(path) as opened:
+        assert sorted(opened.tensors) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "what"),
+    [
+        pytest.param(
+            file_of({"a": A, "b": B})[:-3], Reason.NOT_A_MODEL,
+            "ends after 135 of 138 bytes", id="data cut off",
+        ),
+        pytest.param(
+            file_of({"a": A, "b": B})[:50], Reason.NOT_A_MODEL,
+            "ends after 50 of at least 130 bytes", id="header cut off",
+        ),
+        pytest.param(
+            file_of({"a": A, "b": B}) + b"more", Reason.NOT_A_MODEL,
+            "4 bytes follow the last tensor", id="bytes added",
+        ),
+        pytest.param(
+            (MAX_HEADER + 1).to_bytes(8, "little") + b"{", Reason.NOT_A_MODEL,
+            "a safetensors header of", id="huge header",
+        ),
+        pytest.param(file_of(b"{]"), Reason.NOT_A_MODEL, "damaged", id="no JSON"),
+        pytest.param(file_of(b'{"a":NaN}'), Reason.NOT_A_MODEL, "NaN is no JSON", id="NaN"),
+        pytest.param(file_of(b'{"a":"\xff"}'), Reason.NOT_A_MODEL, "damaged", id="no UTF-8"),
+        pytest.param(file_of(b"{" * 50), Reason.NOT_A_MODEL, "damaged", id="braces"),
+        pytest.param(
+            file_of(b'{"a":' + b"[" * 100_000), Reason.NOT_A_MODEL, "damaged", id="deeply nested"
+        ),
+        pytest.param(
+            file_of(b'{"a":' + b"9" * 5000 + b"}"), Reason.NOT_A_MODEL, "damaged", id="long number"
+        ),
+        pytest.param(
+            file_of(b'{"a":%b,"a":%b}' % (json.dumps(A).encode(), json.dumps(B).encode())),
+            Reason.NOT_A_MODEL, "a name stands twice", id="name twice",
+        ),
+        pytest.param(
+            file_of(b'{"a":{"dtype":"F16","dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
+            Reason.NOT_A_MODEL, "a name stands twice", id="field twice",
+        ),
+        pytest.param(file_of({}, b""), Reason.NOT_A_MODEL, "without tensors", id="nothing"),
+        pytest.param(
+            file_of({"__metadata__": {"a": 1}, "a": A, "b": B}), Reason.NOT_A_MODEL,
+            "metadata other than strings", id="metadata of numbers",
+        ),
+        pytest.param(
+            file_of({"a": A | {"x": 1}, "b": B}), Reason.NOT_A_MODEL, "not exactly", id="field more"
+        ),
+        pytest.param(file_of({"a": [], "b": B}), Reason.NOT_A_MODEL, "not exactly", id="a list"),
+        pytest.param(
+            file_of({"a": A | {"dtype": "F4"}, "b": B}), Reason.UNSUPPORTED_FORMAT,
+            "dtype F4 is unknown", id="dtype",
+        ),
+        pytest.param(
+            file_of({"a": A | {"shape": [-2]}, "b": B}), Reason.NOT_A_MODEL,
+            "whole numbers", id="negative shape",
+        ),
+        pytest.param(
+            file_of({"a": A | {"shape": [2.0]}, "b": B}), Reason.NOT_A_MODEL,
+            "whole numbers", id="fractional shape",
+        ),
+        pytest.param(
+            file_of({"a": A | {"shape": [True, 2]}, "b": B}), Reason.NOT_A_MODEL,
+            "whole numbers", id="boolean shape",
+        ),
+        pytest.param(
+            file_of({"a": A | {"shape": [1] * 9}, "b": B}), Reason.NOT_A_MODEL,
+            "9 dimensions", id="rank",
+        ),
+        pytest.param(
+            file_of({"a": A | {"shape": [3]}, "b": B}), Reason.NOT_A_MODEL,
+            "do not make the 4 bytes", id="shape against bytes",
+        ),
+        pytest.param(
+            file_of({"a": A | {"shape": [2**63, 2**63]}, "b": B}), Reason.NOT_A_MODEL,
+            "do not make the 4 bytes", id="shape that overflows 64 bits",
+        ),
+        pytest.param(
+            file_of({"a": A | {"data_offsets": [4, 0]}, "b": B}), Reason.NOT_A_MODEL,
+            "no range", id="backward range",
+        ),
+        pytest.param(
+            file_of({"a": A | {"data_offsets": [0]}, "b": B}), Reason.NOT_A_MODEL,
+            "no range", id="half a range",
+        ),
+        pytest.param(
+            file_of({"a": A, "b": A}), Reason.NOT_A_MODEL, "a hole or an overlap", id="overlap"
+        ),
+        pytest.param(
+            file_of({"a": A, "b": B | {"data_offsets": [6, 10]}}, bytes(10)), Reason.NOT_A_MODEL,
+            "a hole or an overlap", id="hole",
+        ),
+        pytest.param(
+            file_of({"a\u0000b": A, "b": B}), Reason.NOT_A_MODEL, "unprintable", id="NUL in a name"
+        ),
+        pytest.param(
+            file_of({"a" * 600: A, "b": B}), Reason.NOT_A_MODEL, "too long", id="long name"
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_exactly_the_format_is_refused(tmp_path, content, reason, what):
+    """Each rule of the format, broken alone; the message says which."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(LoaderError, match=what) as caught:
+        open_tensor_file(path)
+    assert caught.value.reason is reason
+
+
+VALID = save({name: TENSORS[name] for name in ("float", "half", "long", "empty")}, {"k": "v"})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_refused_or_means_what_the_library_says(tmp_path_factory, data):
+    """With any bytes changed: a LoaderError, or the same tensors as the library reads."""
+    content = bytearray(VALID)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    path = tmp_path_factory.mktemp("damaged") / "model.safetensors"
+    path.write_bytes(content)
+    try:
+        opened = open_tensor_file(path)
+    except LoaderError:
+        return
+    with opened:
+        ours = {name: list(tensor.shape) for name, tensor in opened.tensors.items()}
+    try:
+        with safe_open(path, "pt") as theirs:
+            shapes = {name: theirs.get_slice(name).get_shape() for name in theirs.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        pytest.fail(f"we read what the library refuses: {error}")
+    assert ours == shapes

@@ -1,0 +1,61 @@
+"""Zip archives byte by byte, so that they can contradict themselves in every way."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """One member. What is None is what an honest writer would put there."""
+
+    name: str
+    data: bytes = b""
+    method: int = 0
+    flags: int = 0
+    crc: int | None = None
+    local_name: str | None = None
+    local_size: int | None = None
+    local_crc: int | None = None
+    local_method: int | None = None
+    header_at: int | None = None
+    gap: bytes = b""
+    comment: bytes = b""
+
+
+def zip_bytes(parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"") -> bytes:
+    """The archive. gap: bytes between a member and the next. zip64: as torch ends its archives."""
+    body, directory, count = b"", b"", 0
+    for part in parts:
+        header_at = len(body) if part.header_at is None else part.header_at
+        crc = zlib.crc32(part.data) if part.crc is None else part.crc
+        body += _local(part, crc) + part.data + part.gap
+        directory += _entry(part, crc, header_at)
+        count += 1
+    start, length = len(body), len(directory)
+    if zip64:
+        end64 = struct.pack(
+            "<4sQ2H2L4Q", b"PK\x06\x06", 44, 30, 45, 0, 0, count, count, length, start
+        )
+        directory += end64 + struct.pack("<4sLQL", b"PK\x06\x07", 0, start + length, 1)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, length, start, len(comment))
+    return body + directory + end + comment
+
+
+def _local(part: Part, crc: int) -> bytes:
+    name = (part.name if part.local_name is None else part.local_name).encode()
+    size = len(part.data) if part.local_size is None else part.local_size
+    method = part.method if part.local_method is None else part.local_method
+    crc = crc if part.local_crc is None else part.local_crc
+    fields = (20, part.flags, method, 0, 0, crc, size, size, len(name), 0)
+    return struct.pack("<4s5H3L2H", b"PK\x03\x04", *fields) + name
+
+
+def _entry(part: Part, crc: int, header_at: int) -> bytes:
+    name, size = part.name.encode(), len(part.data)
+    fields = (20, 20, part.flags, part.method, 0, 0, crc, size, size, len(name), 0)
+    rest = (len(part.comment), 0, 0, 0, header_at)
+    return struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *fields, *rest) + name + part.comment
