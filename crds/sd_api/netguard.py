@@ -8,6 +8,7 @@ could answer differently (DNS rebinding).
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,19 +19,30 @@ MAX_REDIRECTS = 5
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Sequence[str]]
 
-_NAT64 = (
-    ipaddress.IPv6Network("64:ff9b::/96"),
-    ipaddress.IPv6Network("64:ff9b:1::/48"),
-)
 _REFUSED = tuple(
     ipaddress.ip_network(network)
     for network in (
         "100.64.0.0/10",  # carrier-grade NAT; clouds keep metadata services here
         "168.63.129.16/32",  # Azure's wire server
+        "192.0.0.0/24",  # protocol assignments; some clouds' metadata services
         "192.88.99.0/24",  # 6to4 relays
-        "fec0::/10",  # site-local
+        "::/8",  # IPv4-mapped, IPv4-compatible and NAT64: other spellings of IPv4 addresses
+        "2001::/23",  # protocol assignments, Teredo among them
+        "2002::/16",  # 6to4
+        "3fff::/20",  # documentation
         "5f00::/16",  # SRv6
+        "fec0::/10",  # site-local
     )
+)
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_PRIVATE_SUFFIXES = (
+    ".home.arpa",
+    ".internal",
+    ".lan",
+    ".local",
+    ".localdomain",
+    ".localhost",
+    ".svc",
 )
 
 
@@ -40,18 +52,15 @@ class AddressRefusedError(ConnectionError):
 
 def resolve(host: str, port: int) -> list[str]:
     """Ask the system's resolver; raises OSError (socket.gaierror) where there is no answer."""
-    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except ValueError as error:  # UnicodeError among them: no name that could be looked up
+        raise OSError(f"no host name: {error}") from error
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
 def refusal(address: Address) -> str | None:
     """Why this address may not be called, or None where it may."""
-    if isinstance(address, ipaddress.IPv6Address):
-        for embedded in _embedded_ipv4(address):
-            if refusal(embedded):
-                return f"{address} leads to {embedded}, which is not a public address"
-        if address.ipv4_mapped is not None:
-            return None
     # `is_global` alone is not enough: multicast is "global", and so are some special ranges.
     if (
         not address.is_global
@@ -64,26 +73,23 @@ def refusal(address: Address) -> str | None:
     return None
 
 
-def _embedded_ipv4(address: ipaddress.IPv6Address) -> Iterable[ipaddress.IPv4Address]:
-    if address.ipv4_mapped is not None:
-        yield address.ipv4_mapped
-    if address.sixtofour is not None:
-        yield address.sixtofour
-    if address.teredo is not None:
-        yield from address.teredo
-    if any(address in network for network in _NAT64):
-        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+def _lookup_name(host: str) -> str:
+    """The host as resolvers and other HTTP clients will read it: ASCII, lower case, no last dot."""
+    try:
+        return host[:512].encode("idna").decode("ascii").lower().rstrip(".")
+    except UnicodeError:
+        raise AddressRefusedError("the url's host is not a host name") from None
 
 
-def _literal(host: str) -> Address | None:
+def _literal(name: str) -> Address | None:
     """The address that a host is, in any spelling that a C library would take for one."""
     try:
-        return ipaddress.ip_address(host.partition("%")[0])
+        return ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
         pass
     try:
         # inet_aton knows what ipaddress does not: 127.1, 0x7f000001, 017700000001.
-        return ipaddress.IPv4Address(socket.inet_aton(host))
+        return ipaddress.IPv4Address(socket.inet_aton(name))
     except (OSError, ValueError):
         return None
 
@@ -102,7 +108,8 @@ class Guard:
     def allows(self, host: str, port: int) -> bool:
         """Whether an administrator exempted this host."""
         name = host.lower().rstrip(".")
-        return name in self.allowed_hosts or f"{name}:{port}" in self.allowed_hosts
+        spellings = {name, f"{name}:{port}", f"[{name}]", f"[{name}]:{port}"}
+        return not spellings.isdisjoint(self.allowed_hosts)
 
     def check_url(self, url: str) -> SplitResult:
         """Check scheme, host and port; raises AddressRefusedError. Nothing is resolved."""
@@ -123,14 +130,15 @@ class Guard:
 
     def check_literal(self, host: str) -> None:
         """Refuse a host that is itself an address of the wrong kind, or a name for one."""
-        address = _literal(host)
+        name = _lookup_name(host)
+        address = _literal(name)
         if address is not None:
             why = refusal(address)
             if why:
                 raise AddressRefusedError(f"{host} may not be called: {why}")
-        elif host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(
-            (".localhost", ".internal", ".local")
-        ):
+        elif not _HOST_NAME.fullmatch(name):
+            raise AddressRefusedError("the url's host is not a host name")
+        elif "." not in name or name.endswith(_PRIVATE_SUFFIXES):
             raise AddressRefusedError(f"{host} may not be called: it is a private name")
 
     def addresses(self, host: str, port: int) -> list[str]:
@@ -146,7 +154,8 @@ class Guard:
             raise OSError(f"{host} has no address")
         if not allowed:
             for answer in answers:
-                why = refusal(ipaddress.ip_address(answer.partition("%")[0]))
+                address = _literal(answer)
+                why = refusal(address) if address else "its address cannot be read"
                 if why:
                     raise AddressRefusedError(f"{host} may not be called: {why}")
         return answers
