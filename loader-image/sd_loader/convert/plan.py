@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sd_api.reasons import Reason
+from sd_api.spec import Revision
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
 
@@ -161,3 +162,46 @@ def _shards(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
     if current:
         shards.append(current)
     return shards
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """A diffusers folder as it will be; the words are those of `Converted`."""
+
+    files: tuple[PlannedFile, ...]
+    base_model: str | None = None
+    pipeline_class: str | None = None
+    prediction_type: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> tuple[WeightsFile, ...]:
+        """The files that hold tensors."""
+        return tuple(file for file in self.files if isinstance(file, WeightsFile))
+
+    @property
+    def precision(self) -> str:
+        """fp32, fp16 or bf16; mixed where the tensors differ or have another type."""
+        found = {item.dtype for file in self.weights for item in file.items if item.dtype.is_float}
+        return _PRECISIONS.get(found.pop(), MIXED) if len(found) == 1 else MIXED
+
+
+MIXED = "mixed"
+_PRECISIONS = {Dtype.F32: "fp32", Dtype.F16: "fp16", Dtype.BF16: "bf16"}
+
+
+def published_dtype(source: Dtype, revision: Revision | None) -> Dtype:
+    """The type in which a tensor is published: as asked for, else as it is.
+
+    Without a revision, what no pipeline computes in is widened to the next type that holds all its
+    values, and double precision, which nobody asked for, becomes single. Integers stay.
+    """
+    if not source.is_float:
+        return source
+    if revision is not None:
+        return _REVISIONS[revision]
+    return _WIDENED.get(source, source)
+
+
+_REVISIONS = {Revision.FP32: Dtype.F32, Revision.FP16: Dtype.F16, Revision.BF16: Dtype.BF16}
+_WIDENED = {Dtype.F64: Dtype.F32, Dtype.F8_E5M2: Dtype.F16, Dtype.F8_E4M3: Dtype.F16}

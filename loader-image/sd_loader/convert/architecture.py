@@ -1,0 +1,122 @@
+"""What is known of an architecture: its key table and the folder it makes, from data files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sd_loader.convert.dimensions import evaluate
+from sd_loader.convert.plan import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
+from sd_loader.convert.views import rows, strides_of, transposed, view
+from sd_loader.tensors import Tensor
+
+DATA = Path(__file__).parent / "data"
+ARCHITECTURES = ("sd1", "sdxl")
+
+_LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where one tensor of a component comes from.
+
+    source: key in the checkpoint. op: how the tensor is taken from it. shape: a pattern of
+    `dimensions`, for the target.
+    """
+
+    source: str
+    target: str
+    op: str
+    shape: str
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the text encoder's layer that it belongs to."""
+        found = _LAYER.search(self.target)
+        return int(found[1]) if found else None
+
+
+@dataclass(frozen=True)
+class Component:
+    """A model within the pipeline.
+
+    rows: in the order of the model's state_dict. unused: keys of the checkpoint that have no place
+    in it.
+    """
+
+    name: str
+    prefix: str
+    rows: tuple[Row, ...]
+    unused: frozenset[str]
+
+    @property
+    def stem(self) -> str:
+        """The name of its weights file, without what follows."""
+        is_text = self.name.startswith("text_encoder")
+        return TRANSFORMERS_WEIGHTS if is_text else DIFFUSERS_WEIGHTS
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of models that have the same structure."""
+
+    name: str
+    components: tuple[Component, ...]
+    templates: dict[str, Any]
+
+
+@cache
+def load(name: str) -> Architecture:
+    """Read an architecture's data files."""
+    table = json.loads((DATA / name / "table.json").read_text())
+    components = tuple(
+        Component(
+            component,
+            content["prefix"],
+            tuple(Row(content["prefix"] + row[0], *row[1:]) for row in content["rows"]),
+            frozenset(content["prefix"] + key for key in content["unused"]),
+        )
+        for component, content in table.items()
+    )
+    folder = DATA / name / "folder"
+    templates = {
+        path.relative_to(folder).as_posix(): json.loads(path.read_text())
+        for path in sorted(folder.rglob("*.json"))
+    }
+    return Architecture(name, components, templates)
+
+
+def take(tensor: Tensor, op: str) -> Tensor | None:
+    """The part of a source tensor that a row names; None where its shape does not allow it.
+
+    Ops: "" the whole; `third 0` to `third 2`, query, key and value stored in one; `transpose`;
+    `matrix`, a convolution of one pixel as the matrix that it is.
+    """
+    shape = tensor.shape
+    match op.split():
+        case []:
+            return tensor
+        case ["third", number] if shape and shape[0] % 3 == 0:
+            third = shape[0] // 3
+            return rows(tensor, int(number) * third, (int(number) + 1) * third)
+        case ["transpose"] if len(shape) == 2:
+            return transposed(tensor)
+        case ["matrix"] if len(shape) >= 2 and all(size == 1 for size in shape[2:]):
+            return view(tensor, shape[:2], strides_of(tensor)[:2])
+        case _:
+            return None
+
+
+def fill_in(template: Any, dimensions: dict[str, int]) -> Any:
+    """A config with its `$expressions` evaluated."""
+    if isinstance(template, dict):
+        return {key: fill_in(value, dimensions) for key, value in template.items()}
+    if isinstance(template, list):
+        return [fill_in(value, dimensions) for value in template]
+    if isinstance(template, str) and template.startswith("$"):
+        return evaluate(template[1:], dimensions)
+    return template

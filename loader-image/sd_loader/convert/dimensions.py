@@ -1,0 +1,67 @@
+"""Dimensions of a model as names: what shapes say about them, and what they say about configs.
+
+An expression is a sum of terms, each a number, a name, or a number times a name:
+`4*unet_0`, `unet_2+unet_1`, `text_encoder_2_projection+1536`. In configs it may be divided, rounded
+down to at least 1: `unet_0//64`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+Dimensions = dict[str, int]
+
+
+def evaluate(expression: str, dimensions: Mapping[str, int]) -> int:
+    """The number that an expression stands for; a name without a value is a KeyError."""
+    sum_, _, divisor = expression.partition("//")
+    value = sum(
+        factor * (dimensions[name] if name else 1) for factor, name in _terms(sum_)
+    )
+    return max(1, value // int(divisor)) if divisor else value
+
+
+def matches(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
+    """Whether a shape is as the pattern says; a name met for the first time takes its value."""
+    expected = pattern.split()
+    return len(expected) == len(shape) and all(
+        _agrees(expression, size, dimensions)
+        for expression, size in zip(expected, shape, strict=True)
+    )
+
+
+def describe(pattern: str, dimensions: Mapping[str, int]) -> str:
+    """The shape that a pattern asks for, as far as it is known."""
+    return ", ".join(
+        str(evaluate(expression, dimensions))
+        if all(name in dimensions for _, name in _terms(expression) if name)
+        else expression
+        for expression in pattern.split()
+    )
+
+
+def _agrees(expression: str, size: int, dimensions: Dimensions) -> bool:
+    terms = _terms(expression)
+    if len(terms) == 1 and terms[0][1] and terms[0][1] not in dimensions:
+        factor, name = terms[0]
+        if size == 0 or size % factor:
+            return False
+        dimensions[name] = size // factor
+        return True
+    return evaluate(expression, dimensions) == size
+
+
+@cache
+def _terms(sum_: str) -> tuple[tuple[int, str], ...]:
+    """Factor and name of each term; a number alone has no name."""
+    terms = []
+    for term in sum_.split("+"):
+        factor, times, name = term.rpartition("*")
+        if times:
+            terms.append((int(factor), name))
+        elif term.isdigit():
+            terms.append((int(term), ""))
+        else:
+            terms.append((1, term))
+    return tuple(terms)

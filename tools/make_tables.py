@@ -1,0 +1,257 @@
+"""Make the loader's key tables from diffusers' own converters.
+
+The converters run on symbols, objects that remember only which tensor of the checkpoint they come
+from and what was done to it; the models that the tables must fit are built without memory from the
+loader's own config templates, with dimensions that no two share, so that each number of a shape can
+be told by name. `tests/test_tables.py` makes the tables again and compares.
+
+    python tools/make_tables.py          writes loader-image/sd_loader/convert/data/*/table.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import torch  # noqa: E402 - after the path of the layouts
+from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
+from diffusers.loaders.single_file_utils import (  # noqa: E402
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from ldm_layouts import SD15, SDXL, sd15_shapes, sdxl_shapes  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+)
+
+from sd_loader.convert.architecture import DATA, fill_in  # noqa: E402
+
+Shape = tuple[int, ...]
+Table = dict[str, dict[str, Any]]
+
+# No two of them, nor their sums and small multiples, are equal (`_expression` would say so), and
+# 64 divides each, as heads of 64 and groups of 32 need it.
+PRIMES = (101, 233, 389, 557, 761, 997, 1201, 1523, 1801, 2111, 2503, 2909, 3301, 3709, 4111)
+LARGEST_CONSTANT = 16
+TIME_IDS = 6 * 256
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A tensor of the checkpoint, or part of it."""
+
+    key: str
+    shape: Shape
+    op: str = ""
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def T(self) -> Symbol:  # noqa: N802 - torch's name
+        return self._with("transpose", self.shape[::-1])
+
+    def __getitem__(self, index: Any) -> Symbol:
+        """Rows, as text encoders need them, or the one pixel of a convolution."""
+        parts = index if isinstance(index, tuple) else (index,)
+        whole = slice(None)
+        if parts[:2] == (whole, whole) and parts[2:] and set(parts[2:]) == {0}:
+            if self.shape[2:] != (1,) * len(parts[2:]):
+                raise ValueError(f"{self.key}: {self.shape} is no convolution of one pixel")
+            return self._with("matrix", self.shape[:2])
+        if isinstance(parts[0], slice) and all(part == whole for part in parts[1:]):
+            start, stop, step = parts[0].indices(self.shape[0])
+            third, rest = divmod(start, stop - start)
+            if step == 1 and rest == 0 and (stop - start) * 3 == self.shape[0]:
+                return self._with(f"third {third}", (stop - start, *self.shape[1:]))
+        raise ValueError(f"{self.key}: the loader cannot take {index} of {self.shape}")
+
+    def contiguous(self) -> Symbol:
+        return self
+
+    def clone(self) -> Symbol:
+        return self
+
+    def detach(self) -> Symbol:
+        return self
+
+    def _with(self, op: str, shape: Shape) -> Symbol:
+        if self.op:
+            raise ValueError(f"{self.key}: {op} after {self.op}")
+        return replace(self, op=op, shape=shape)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one architecture is made: the checkpoint's shapes and who converts which component."""
+
+    shapes: Mapping[str, Shape]
+    prefixes: dict[str, str]
+    layers: dict[str, int] = field(default_factory=dict)
+
+
+RECIPES = {
+    "sd1": Recipe(
+        sd15_shapes(SD15),
+        prefixes={
+            "text_encoder": "cond_stage_model.transformer.",
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+        },
+        layers={"text_encoder_layers": 12},
+    ),
+    "sdxl": Recipe(
+        sdxl_shapes(SDXL),
+        prefixes={
+            "text_encoder": "conditioner.embedders.0.transformer.",
+            "text_encoder_2": "conditioner.embedders.1.model.",
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+        },
+        layers={"text_encoder_layers": 12, "text_encoder_2_layers": 32},
+    ),
+}
+
+
+def make_table(name: str) -> Table:
+    """The table of one architecture: text encoders first, whose widths the UNet's refer to."""
+    recipe = RECIPES[name]
+    dimensions = _dimensions(recipe)
+    checkpoint = {key: Symbol(key, shape) for key, shape in recipe.shapes.items()}
+    table: Table = {}
+    for component, prefix in recipe.prefixes.items():
+        path = DATA / name / "folder" / component / "config.json"
+        config = fill_in(json.loads(path.read_text()), dimensions | recipe.layers)
+        symbols = _convert(component, checkpoint, config, prefix)
+        model = {
+            key: tuple(tensor.shape) for key, tensor in _model(component, config).items()
+        }
+        if missing := model.keys() - symbols.keys():
+            raise ValueError(f"{name}: diffusers' converter makes no {min(missing)}")
+        used = {symbols[key].key for key in model}
+        table[component] = {
+            "prefix": prefix,
+            "rows": [
+                [
+                    symbols[key].key.removeprefix(prefix),
+                    key,
+                    symbols[key].op,
+                    " ".join(_expression(size, dimensions) for size in shape),
+                ]
+                for key, shape in model.items()
+            ],
+            "unused": sorted(
+                key.removeprefix(prefix)
+                for key in recipe.shapes
+                if key.startswith(prefix) and key not in used
+            ),
+        }
+    return table
+
+
+def _dimensions(recipe: Recipe) -> dict[str, int]:
+    """A value of its own for each name that shapes are written with."""
+    # A level as wide as the one before has no shortcut: the structure of four levels has three
+    # widths.
+    names = [f"{component}_{level}" for component in ("unet", "vae") for level in range(3)]
+    for encoder in (name for name in recipe.prefixes if name.startswith("text")):
+        names += [encoder, *(f"{encoder}_{part}" for part in ("mlp", "vocabulary", "positions"))]
+    if "text_encoder_2" in recipe.prefixes:
+        names.append("text_encoder_2_projection")
+    return {name: 64 * prime for name, prime in zip(names, PRIMES, strict=False)}
+
+
+def _convert(
+    component: str, checkpoint: dict[str, Symbol], config: dict[str, Any], prefix: str
+) -> dict[str, Symbol]:
+    # The converters may alter what they are given.
+    checkpoint = dict(checkpoint)
+    match component:
+        case "unet":
+            return convert_ldm_unet_checkpoint(checkpoint, config)
+        case "vae":
+            return convert_ldm_vae_checkpoint(checkpoint, config)
+        case "text_encoder":
+            return convert_ldm_clip_checkpoint(checkpoint)
+        case _:
+            return convert_open_clip_checkpoint(None, checkpoint, prefix=prefix)
+
+
+def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict that a component must get, in its order and with the canonical names."""
+    with torch.device("meta"):
+        match component:
+            case "unet":
+                return UNet2DConditionModel.from_config(config).state_dict()
+            case "vae":
+                return AutoencoderKL.from_config(config).state_dict()
+            case "text_encoder":
+                model = CLIPTextModel(CLIPTextConfig(**config))
+            case _:
+                model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+    # transformers 5.6 left this prefix out of CLIPTextModel; the published models have it.
+    whole = ("text_model.", "text_projection.")
+    return {
+        key if key.startswith(whole) else f"text_model.{key}": tensor
+        for key, tensor in model.state_dict().items()
+    }
+
+
+def _expression(size: int, dimensions: Mapping[str, int]) -> str:
+    """The one way to write a number of a shape by the names of dimensions."""
+    if size <= LARGEST_CONSTANT:
+        return str(size)
+    found = {
+        name if factor == 1 else f"{factor}*{name}"
+        for name, value in dimensions.items()
+        for factor in (1, 2, 4, 8)
+        if factor * value == size
+    }
+    found |= {
+        f"{one}+{other}"
+        for one, other in combinations(dimensions, 2)
+        if dimensions[one] + dimensions[other] == size
+    }
+    found |= {
+        f"{name}+{TIME_IDS}" for name, value in dimensions.items() if value + TIME_IDS == size
+    }
+    if len(found) != 1:
+        raise ValueError(f"{size} may be written as {sorted(found)}: choose other primes")
+    return found.pop()
+
+
+def render(table: Table) -> str:
+    """The table as JSON, a row a line."""
+    parts = []
+    for component, content in table.items():
+        rows = ",\n".join(f"  {json.dumps(row, separators=(',', ':'))}" for row in content["rows"])
+        parts.append(
+            f'{json.dumps(component)}: {{"prefix": {json.dumps(content["prefix"])}, "rows": [\n'
+            f'{rows}\n], "unused": {json.dumps(content["unused"])}}}'
+        )
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def main() -> None:
+    """Write all tables."""
+    for name in RECIPES:
+        path = DATA / name / "table.json"
+        path.write_text(render(make_table(name)))
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
