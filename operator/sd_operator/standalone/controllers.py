@@ -1,0 +1,299 @@
+"""The controllers: Jobs, garbage collection, namespaces and claims, as clients of the API."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from sd_api import names
+from sd_operator.standalone import jobs
+from sd_operator.standalone.builtin import PROTECTION
+from sd_operator.standalone.client import MERGE, Cache, Client, ignore_gone, object_path
+from sd_operator.standalone.errors import ApiError, Json
+from sd_operator.standalone.metadata import FOREGROUND, ORPHAN
+from sd_operator.standalone.workqueue import Workqueue
+
+JOBS = "/apis/batch/v1/jobs"
+PODS = "/api/v1/pods"
+CLAIMS = "/api/v1/persistentvolumeclaims"
+NAMESPACES = "/api/v1/namespaces"
+COLLECTED = (
+    JOBS,
+    PODS,
+    CLAIMS,
+    "/api/v1/secrets",
+    "/apis/coordination.k8s.io/v1/leases",
+    f"/apis/{names.API_VERSION}/{names.PLURAL}",
+)
+"""What the garbage collector watches: owners and dependents."""
+CONTROLLERS = ("job", "collect", "namespace", "claim")
+BACKOFF_SECONDS = 1.0
+"""Before a Job's second attempt. A real cluster takes 10 s."""
+
+
+class Controllers:
+    """Runs all controllers against one API server."""
+
+    def __init__(self, client: Client, backoff: float = BACKOFF_SECONDS) -> None:
+        self._client = client
+        self._backoff = backoff
+        self._created: dict[str, str] = {}
+        """The Pod last made for a Job, by uids, so that a late cache makes no second one."""
+        self._queues = {
+            "job": Workqueue("job", self._reconcile_job),
+            "collect": Workqueue("collect", self._collect),
+            "namespace": Workqueue("namespace", self._reconcile_namespace),
+            "claim": Workqueue("claim", self._reconcile_claim),
+        }
+        self._caches = {path: Cache(client, path, self._changed) for path in COLLECTED}
+        self._caches[NAMESPACES] = Cache(client, NAMESPACES, self._changed)
+
+    async def run(self, only: Iterable[str] = CONTROLLERS) -> None:
+        """Run for ever."""
+        async with asyncio.TaskGroup() as group:
+            for cache in self._caches.values():
+                group.create_task(cache.run())
+            for cache in self._caches.values():
+                await cache.synced.wait()
+            for name in only:
+                group.create_task(self._queues[name].run())
+
+    def _changed(self, item: Json) -> None:
+        uid, kind = item["metadata"]["uid"], item["kind"]
+        self._queues["collect"].add(uid)
+        if kind == "Job":
+            self._queues["job"].add(uid)
+        elif kind == "Namespace":
+            self._queues["namespace"].add(uid)
+        elif kind == "PersistentVolumeClaim":
+            self._queues["claim"].add(uid)
+        for owner in item["metadata"].get("ownerReferences", ()):
+            self._queues["collect"].add(owner["uid"])
+            if owner.get("kind") == "Job":
+                self._queues["job"].add(owner["uid"])
+        if kind == "Pod":
+            for claim in self._caches[CLAIMS].objects:
+                self._queues["claim"].add(claim)
+
+    def _objects(self) -> Iterable[Json]:
+        return (item for path in COLLECTED for item in self._caches[path].objects.values())
+
+    def _dependents(self, uid: str) -> list[Json]:
+        return [item for item in self._objects() if uid in _owners(item)]
+
+    # Jobs
+
+    async def _reconcile_job(self, uid: str) -> float | None:
+        job = self._caches[JOBS].objects.get(uid)
+        if job is None or "deletionTimestamp" in job["metadata"]:
+            self._created.pop(uid, None)
+            return None
+        cache = self._caches[PODS].objects
+        pods = [pod for pod in cache.values() if uid in _owners(pod)]
+        made = self._created.get(uid)
+        if made is not None and made not in cache:
+            try:
+                await self._find_pod(job, made)
+            except LookupError:
+                del self._created[uid]
+            else:
+                return 0.05
+        plan = jobs.plan(job, pods, datetime.now(UTC), self._backoff)
+        for pod in plan.delete:
+            await self._client.delete(object_path(pod), pod["metadata"]["uid"])
+        if plan.expired:
+            await self._client.delete(object_path(job), uid, "Foreground")
+            return None
+        if plan.status != job.get("status", {}):
+            body = {"metadata": {"resourceVersion": job["metadata"]["resourceVersion"]}}
+            removed = dict.fromkeys(job.get("status", {}).keys() - plan.status.keys())
+            body["status"] = plan.status | removed
+            await self._client.patch(object_path(job, "status"), body)
+            for reason, message in plan.events:
+                await self._record(job, reason, message)
+        if plan.create:
+            pod = await self._client.request(
+                "POST", f"/api/v1/namespaces/{job['metadata']['namespace']}/pods", job_pod(job)
+            )
+            self._created[uid] = pod["metadata"]["uid"]
+            text = f"Created pod: {pod['metadata']['name']}"
+            await self._record(job, "SuccessfulCreate", text)
+        return plan.again
+
+    async def _find_pod(self, job: Json, uid: str) -> None:
+        """LookupError where a Pod that the cache does not know is really gone."""
+        namespace = job["metadata"]["namespace"]
+        listed = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/pods")
+        if uid not in {item["metadata"]["uid"] for item in listed["items"]}:
+            raise LookupError(uid)
+
+    async def _record(self, item: Json, reason: str, message: str) -> None:
+        await self._client.request(
+            "POST",
+            f"/api/v1/namespaces/{item['metadata']['namespace']}/events",
+            event(item, reason, message, "job-controller"),
+        )
+
+    # Garbage
+
+    async def _collect(self, uid: str) -> float | None:
+        """Let a deletion go on to dependents, and delete what has lost all its owners."""
+        item = next((i for i in self._objects() if i["metadata"]["uid"] == uid), None)
+        if item is None:
+            for dependent in self._dependents(uid):
+                await self._collect_dependent(dependent)
+            return None
+        await self._collect_dependent(item)
+        if "deletionTimestamp" not in item["metadata"]:
+            return None
+        finalizers = item["metadata"].get("finalizers", ())
+        if ORPHAN in finalizers:
+            for dependent in self._dependents(uid):
+                owners = dependent["metadata"]["ownerReferences"]
+                kept = [owner for owner in owners if owner["uid"] != uid]
+                await self._client.patch(
+                    object_path(dependent),
+                    {"metadata": {"uid": dependent["metadata"]["uid"], "ownerReferences": kept}},
+                )
+            await self._drop_finalizer(item, ORPHAN)
+        if FOREGROUND in finalizers:
+            blocking = False
+            for dependent in self._dependents(uid):
+                blocking |= bool(_owners(dependent)[uid].get("blockOwnerDeletion"))
+                if "deletionTimestamp" not in dependent["metadata"]:
+                    meta = dependent["metadata"]
+                    policy = "Foreground" if self._dependents(meta["uid"]) else "Background"
+                    await self._client.delete(object_path(dependent), meta["uid"], policy)
+            if not blocking:
+                await self._drop_finalizer(item, FOREGROUND)
+        return None
+
+    async def _collect_dependent(self, item: Json) -> None:
+        """Delete an object whose owners are all gone; the server is asked, caches may be late."""
+        owners = _owners(item)
+        if not owners or "deletionTimestamp" in item["metadata"]:
+            return
+        known = {i["metadata"]["uid"] for i in self._objects()}
+        for uid, owner in owners.items():
+            if uid in known or await self._exists(item, owner):
+                return
+        finalizers = item["metadata"].get("finalizers", ())
+        policy = "Orphan" if ORPHAN in finalizers else "Background"
+        await self._client.delete(object_path(item), item["metadata"]["uid"], policy)
+
+    async def _exists(self, item: Json, owner: Json) -> bool:
+        meta = {"name": owner["name"], "namespace": item["metadata"].get("namespace")}
+        path = object_path(
+            {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": meta}
+        )
+        try:
+            found = await self._client.request("GET", path)
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        return bool(found["metadata"]["uid"] == owner["uid"])
+
+    async def _drop_finalizer(self, item: Json, finalizer: str) -> None:
+        meta = item["metadata"]
+        kept = [name for name in meta.get("finalizers", ()) if name != finalizer]
+        change = {"finalizers": kept or None, "resourceVersion": meta["resourceVersion"]}
+        await ignore_gone(self._client.patch(object_path(item), {"metadata": change}))
+
+    # Namespaces and claims
+
+    async def _reconcile_namespace(self, uid: str) -> float | None:
+        """Empty a namespace that is being deleted, then let it go."""
+        space = self._caches[NAMESPACES].objects.get(uid)
+        if space is None or "deletionTimestamp" not in space["metadata"]:
+            return None
+        name = space["metadata"]["name"]
+        left = 0
+        for path in (*COLLECTED, "/api/v1/events"):
+            root, _, plural = path.rpartition("/")
+            inside = f"{root}/namespaces/{name}/{plural}"
+            await self._client.request("DELETE", inside, {"propagationPolicy": "Background"})
+            left += len((await self._client.request("GET", inside))["items"])
+        if left:
+            return 0.2
+        body = copy.deepcopy(space) | {"spec": {"finalizers": []}}
+        await ignore_gone(self._client.request("PUT", object_path(space, "finalize"), body))
+        return None
+
+    async def _reconcile_claim(self, uid: str) -> float | None:
+        """Bind a new claim; keep one that is being deleted while a Pod uses it."""
+        claim = self._caches[CLAIMS].objects.get(uid)
+        if claim is None:
+            return None
+        meta, spec = claim["metadata"], claim["spec"]
+        if "deletionTimestamp" in meta:
+            if PROTECTION in meta.get("finalizers", ()) and not self._is_used(claim):
+                await self._drop_finalizer(claim, PROTECTION)
+        elif claim.get("status", {}).get("phase") != "Bound":
+            status = {
+                "phase": "Bound",
+                "accessModes": spec["accessModes"],
+                "capacity": {"storage": spec["resources"]["requests"]["storage"]},
+            }
+            await self._client.patch(object_path(claim, "status"), {"status": status}, MERGE)
+        return None
+
+    def _is_used(self, claim: Json) -> bool:
+        meta = claim["metadata"]
+        return any(
+            volume.get("persistentVolumeClaim", {}).get("claimName") == meta["name"]
+            for pod in self._caches[PODS].objects.values()
+            if pod["metadata"]["namespace"] == meta["namespace"]
+            and jobs.phase(pod) not in ("Succeeded", "Failed")
+            for volume in pod["spec"].get("volumes", ())
+        )
+
+
+def _owners(item: Json) -> dict[str, Json]:
+    return {owner["uid"]: owner for owner in item["metadata"].get("ownerReferences", ())}
+
+
+def job_pod(job: Json) -> Json:
+    """The Pod of a Job."""
+    meta = job["metadata"]
+    template: dict[str, Any] = job["spec"]["template"]
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    pod_meta = template.get("metadata", {}) | {
+        "generateName": f"{meta['name']}-",
+        "ownerReferences": [owner],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": pod_meta, "spec": template["spec"]}
+
+
+def event(item: Json, reason: str, message: str, source: str, kind: str = "Normal") -> Json:
+    """An Event about an object."""
+    meta, time = item["metadata"], jobs.show(datetime.now(UTC))
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]},
+        "involvedObject": {
+            "apiVersion": item["apiVersion"],
+            "kind": item["kind"],
+            "name": meta["name"],
+            "namespace": meta["namespace"],
+            "uid": meta["uid"],
+        },
+        "reason": reason,
+        "message": message[:1024],
+        "type": kind,
+        "source": {"component": source},
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+    }

@@ -1,0 +1,103 @@
+"""Discovery and OpenAPI: how clients learn what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sd_operator.standalone.errors import Json, page_not_found
+from sd_operator.standalone.resources import Resource
+
+VERSION = {
+    "major": "1",
+    "minor": "36",
+    "gitVersion": "v1.36.0+sd-operator-standalone",
+    "gitCommit": "",
+    "gitTreeState": "clean",
+    "buildDate": "1970-01-01T00:00:00Z",
+    "goVersion": "",
+    "compiler": "",
+    "platform": "",
+}
+_VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+_SUB_VERBS = {"log": ["get"], "binding": ["create"], "finalize": ["update"]}
+
+
+def _paths(resources: Iterable[Resource]) -> dict[str, list[Resource]]:
+    """The resources of each group version, by its path."""
+    paths: dict[str, list[Resource]] = {}
+    for resource in resources:
+        prefix = "apis" if resource.group else "api"
+        paths.setdefault(f"{prefix}/{resource.api_version}", []).append(resource)
+    return paths
+
+
+def answer(path: str, resources: Iterable[Resource]) -> Json:
+    """The document at a path outside of any resource."""
+    groups = _paths(resources)
+    if path == "version":
+        return VERSION
+    if path == "api":
+        return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
+    if path == "apis":
+        members = sorted({p.split("/")[1] for p in groups if p.startswith("apis/")})
+        return {
+            "kind": "APIGroupList",
+            "apiVersion": "v1",
+            "groups": [_group(name, groups) for name in members],
+        }
+    if path in groups:
+        return _resource_list(groups[path])
+    if path == "openapi/v3":
+        return {"paths": {p: {"serverRelativeURL": f"/openapi/v3/{p}"} for p in groups}}
+    if path.startswith("openapi/v3/") and path.removeprefix("openapi/v3/") in groups:
+        return _openapi(groups[path.removeprefix("openapi/v3/")])
+    name = path.removeprefix("apis/")
+    if any(member.split("/")[1] == name for member in groups if member.startswith("apis/")):
+        return {"kind": "APIGroup", "apiVersion": "v1"} | _group(name, groups)
+    raise page_not_found()
+
+
+def _group(name: str, groups: Iterable[str]) -> Json:
+    versions = [
+        {"groupVersion": path.removeprefix("apis/"), "version": path.split("/")[2]}
+        for path in groups
+        if path.startswith(f"apis/{name}/")
+    ]
+    return {"name": name, "versions": versions, "preferredVersion": versions[0]}
+
+
+def _resource_list(resources: Iterable[Resource]) -> Json:
+    entries: list[Json] = []
+    version = ""
+    for resource in resources:
+        version = resource.api_version
+        base = {"namespaced": resource.namespaced, "kind": resource.kind}
+        names: Json = {"name": resource.plural, "singularName": resource.kind.lower()}
+        names |= {"shortNames": list(resource.short_names)} if resource.short_names else {}
+        names |= {"categories": list(resource.categories)} if resource.categories else {}
+        entries.append(names | base | {"verbs": _VERBS})
+        for sub in resource.subresources:
+            verbs = _SUB_VERBS.get(sub, ["get", "patch", "update"])
+            name = {"name": f"{resource.plural}/{sub}", "singularName": ""}
+            entries.append(name | base | {"verbs": verbs})
+    kind = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version}
+    return kind | {"resources": entries}
+
+
+def _openapi(resources: Iterable[Resource]) -> Json:
+    """OpenAPI v3 as far as kubectl reads it: schemas, and that PATCH knows fieldValidation."""
+    paths: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
+    for resource in resources:
+        gvk = {"group": resource.group, "version": resource.version, "kind": resource.kind}
+        prefix = "apis" if resource.group else "api"
+        space = "/namespaces/{namespace}" if resource.namespaced else ""
+        path = f"/{prefix}/{resource.api_version}{space}/{resource.plural}/{{name}}"
+        parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
+        patch = {"parameters": [parameter], "x-kubernetes-group-version-kind": gvk}
+        paths[path] = {"patch": patch | {"x-kubernetes-action": "patch"}}
+        name = f"{resource.group or 'core'}.{resource.version}.{resource.kind}"
+        schemas[name] = resource.schema | {"x-kubernetes-group-version-kind": [gvk]}
+    info = {"title": "sd-operator standalone", "version": VERSION["gitVersion"]}
+    return {"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": schemas}}

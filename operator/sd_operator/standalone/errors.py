@@ -1,0 +1,119 @@
+"""The API server's errors: what went wrong, as Kubernetes' own Status bodies say it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Json = dict[str, Any]
+Value: TypeAlias = Any
+"""Any JSON value."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One fault of one field."""
+
+    field: str
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+    @classmethod
+    def invalid(cls, field: str, value: Value, message: str) -> Cause:
+        """A value that breaks a rule."""
+        return cls(field, "FieldValueInvalid", f"Invalid value: {quote(value)}: {message}")
+
+    @classmethod
+    def unsupported(cls, field: str, value: Value, allowed: Sequence[Any]) -> Cause:
+        """A value outside of an enumeration; the message lists the allowed ones."""
+        names = ", ".join(quote(item) for item in allowed)
+        message = f"Unsupported value: {quote(value)}: supported values: {names}"
+        return cls(field, "FieldValueNotSupported", message)
+
+    @classmethod
+    def required(cls, field: str, message: str = "") -> Cause:
+        """A value that is missing."""
+        text = f"Required value: {message}" if message else "Required value"
+        return cls(field, "FieldValueRequired", text)
+
+    @classmethod
+    def forbidden(cls, field: str, message: str) -> Cause:
+        """A value that may not be set here or now."""
+        return cls(field, "FieldValueForbidden", f"Forbidden: {message}")
+
+
+def quote(value: Value) -> str:
+    """A value as Kubernetes shows it in messages."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class ApiError(Exception):
+    """A request that is answered with a Status of failure."""
+
+    def __init__(self, code: int, reason: str, message: str, details: Json | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.details = details
+
+    def status(self) -> Json:
+        """The body of the answer."""
+        body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        body |= {"message": self.message, "reason": self.reason}
+        if self.details is not None:
+            body["details"] = self.details
+        return body | {"code": self.code}
+
+
+def bad_request(message: str) -> ApiError:
+    """400: the request itself makes no sense."""
+    return ApiError(400, "BadRequest", message)
+
+
+def page_not_found() -> ApiError:
+    """404: no such path."""
+    return ApiError(404, "NotFound", "the server could not find the requested resource", {})
+
+
+def about(code: int, reason: str, resource: tuple[str, str], name: str, text: str) -> ApiError:
+    """An error about one object; resource is (plural, group)."""
+    plural, group = resource
+    details = {"name": name, **({"group": group} if group else {}), "kind": plural}
+    qualified = f"{plural}.{group}" if group else plural
+    return ApiError(code, reason, text.format(what=f'{qualified} "{name}"'), details)
+
+
+def not_found(resource: tuple[str, str], name: str) -> ApiError:
+    """404: no such object."""
+    return about(404, "NotFound", resource, name, "{what} not found")
+
+
+def conflict(resource: tuple[str, str], name: str, why: str) -> ApiError:
+    """409: the object is not in the state that the request assumes."""
+    text = "Operation cannot be fulfilled on {what}: " + why.replace("{", "{{").replace("}", "}}")
+    return about(409, "Conflict", resource, name, text)
+
+
+def invalid(kind: tuple[str, str], name: str, causes: Sequence[Cause]) -> ApiError:
+    """422: fields break rules; kind is (kind, group)."""
+    joined = ", ".join(str(cause) for cause in causes)
+    text = joined if len(causes) == 1 else f"[{joined}]"
+    error = about(422, "Invalid", kind, name, "{what} is invalid: ")
+    error.message += text
+    error.args = (error.message,)
+    assert error.details is not None  # noqa: S101 - about() sets it
+    error.details["causes"] = [
+        {"reason": cause.reason, "message": cause.message, "field": cause.field} for cause in causes
+    ]
+    return error
+
+
+def expired(message: str) -> ApiError:
+    """410: that revision is gone."""
+    return ApiError(410, "Expired", message)

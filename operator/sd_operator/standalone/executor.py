@@ -1,0 +1,142 @@
+"""What a Pod's container may run on this machine: the loader, on a request that parses."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sd_api.load import LoadRequest, RemoveRequest
+from sd_operator.standalone.errors import Json
+
+LOADER = (sys.executable, "-P", "-m", "sd_loader")
+REQUESTS: dict[str, type[LoadRequest] | type[RemoveRequest]] = {
+    "fetch": LoadRequest,
+    "convert": LoadRequest,
+    "remove": RemoveRequest,
+}
+_PR_SET_PDEATHSIG = 1
+
+
+class RefusedError(Exception):
+    """A container that is not run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """Where on this machine the paths of a container lie."""
+
+    paths: Mapping[str, Path]
+    claims: frozenset[str] = frozenset()
+    """The paths on which a PersistentVolumeClaim is mounted."""
+
+    def translate(self, text: str) -> str:
+        """A path of the container as a path of this machine; other text as it is."""
+        for mount in sorted(self.paths, key=len, reverse=True):
+            if text == mount or text.startswith(f"{mount}/"):
+                return f"{self.paths[mount]}{text.removeprefix(mount)}"
+        return text
+
+
+def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
+    """The loader's arguments, if a container asks for just that; else RefusedError."""
+    match [*container.get("command", ()), *container.get("args", ())]:
+        case ["sd-loader", command, "--request", request, "--store", store] if command in REQUESTS:
+            pass
+        case argv:
+            raise RefusedError(
+                "standalone runs only `sd-loader fetch|convert|remove --request JSON --store PATH`,"
+                f" not {' '.join(map(str, argv))[:200]!r}"
+            )
+    try:
+        REQUESTS[command].model_validate_json(request)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3]
+        )
+        raise RefusedError(
+            f"the request of `sd-loader {command}` does not parse: {faults}"
+        ) from error
+    if store not in mounts.claims:
+        raise RefusedError(f"--store {store}: no PersistentVolumeClaim is mounted there")
+    return [command, "--request", request, "--store", mounts.translate(store)]
+
+
+def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
+    """The container's own variables, with paths translated; nothing of this process but PATH."""
+    result = {"PATH": os.defpath}
+    fields = {
+        "metadata.name": pod["metadata"]["name"],
+        "metadata.namespace": pod["metadata"].get("namespace", ""),
+        "metadata.uid": pod["metadata"]["uid"],
+    }
+    for variable in container.get("env", ()):
+        source = variable.get("valueFrom", {})
+        path = source.get("fieldRef", {}).get("fieldPath")
+        if path in fields:
+            value = fields[path]
+        elif source:
+            raise RefusedError(f"env {variable['name']}: standalone knows only {', '.join(fields)}")
+        else:
+            value = variable.get("value", "")
+        result[variable["name"]] = mounts.translate(value)
+    return result
+
+
+class Process:
+    """One running container: a process group of its own, which ends with this process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    @classmethod
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], folder: Path, log: Path
+    ) -> Process:
+        """Run a command in a folder, its output going to the log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                cwd=folder,
+                env=env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        return cls(process)
+
+    async def wait(self) -> int:
+        """The exit code, as a container runtime gives it: 128 + the signal, if one ended it."""
+        code = await self._process.wait()
+        return 128 - code if code < 0 else code
+
+    async def stop(self, grace: float) -> None:
+        """End the whole group: first politely, after the grace period by force."""
+        if self._process.returncode is None:
+            self._signal(signal.SIGTERM)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), grace)
+        self._signal(signal.SIGKILL)
+        await self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

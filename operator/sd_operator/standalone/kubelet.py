@@ -1,0 +1,59 @@
+"""Scheduler and kubelet in one: every Pod of the cluster is run on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sd_operator.standalone.client import Cache, Client, ignore_gone, object_path
+from sd_operator.standalone.controllers import PODS
+from sd_operator.standalone.errors import Json
+from sd_operator.standalone.podrun import NODE, Machine, PodRun
+
+
+class Kubelet:
+    """Runs every Pod that no other node runs."""
+
+    def __init__(self, client: Client, machine: Machine) -> None:
+        self.pods = Cache(client, PODS, self._changed)
+        self._client = client
+        self._machine = machine
+        self._runs: dict[str, PodRun] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def register(self, port: int | None = None) -> None:
+        """Make the Node known; with a port, its containers' logs are served there."""
+        node: Json = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+        await ignore_gone(self._client.request("POST", "/api/v1/nodes", node))
+        status: Json = {
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+        }
+        if port is not None:
+            status["daemonEndpoints"] = {"kubeletEndpoint": {"Port": port}}
+        await self._client.patch(object_path(node, "status"), {"status": status})
+
+    async def run(self) -> None:
+        """Run for ever; when cancelled, end every process first."""
+        try:
+            await self.pods.run()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _changed(self, pod: Json) -> None:
+        uid = pod["metadata"]["uid"]
+        gone = uid not in self.pods.objects
+        deleted = gone or "deletionTimestamp" in pod["metadata"]
+        run = self._runs.get(uid)
+        if run is None:
+            ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+            if gone or (ended and not deleted) or pod["spec"].get("nodeName") not in (None, NODE):
+                return
+            run = self._runs[uid] = PodRun(self._client, self._machine, pod)
+            task = asyncio.create_task(run.run())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: self._runs.pop(uid, None))
+        if deleted:
+            run.deleted.set()

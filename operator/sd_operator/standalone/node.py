@@ -1,0 +1,83 @@
+"""Controllers and a node for an API server that has none: `python -m sd_operator.standalone.node`.
+
+For tests against a bare kube-apiserver. Such a server reads `kubectl logs` from the port that the
+Node names, so the containers' logs are served there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from sd_operator.standalone import logs, pki
+from sd_operator.standalone.client import Client
+from sd_operator.standalone.controllers import CONTROLLERS, Controllers
+from sd_operator.standalone.errors import Json
+from sd_operator.standalone.kubelet import Kubelet
+from sd_operator.standalone.podrun import Machine
+from sd_operator.standalone.server import container_state
+from sd_operator.standalone.signals import until_signal
+
+
+async def serve_logs(kubelet: Kubelet, machine: Machine) -> web.AppRunner:
+    """Serve /containerLogs on loopback, as a kubelet does."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        namespace, name, container = (request.match_info[key] for key in ("ns", "pod", "container"))
+
+        def find() -> Json | None:
+            pods = kubelet.pods.objects.values()
+            wanted = (namespace, name)
+            metas = ((pod["metadata"], pod) for pod in pods)
+            return next((p for m, p in metas if (m["namespace"], m["name"]) == wanted), None)
+
+        def is_running() -> bool:
+            pod = find()
+            return pod is not None and "running" in container_state(pod, container)
+
+        pod = find()
+        if pod is None:
+            raise web.HTTPNotFound
+        path = logs.log_path(machine.logs, pod["metadata"]["uid"], container)
+        return await logs.serve(request, path, is_running)
+
+    app = web.Application()
+    app.router.add_get("/containerLogs/{ns}/{pod}/{container}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    context = pki.make_certificates()[1].server_context(machine.state)
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    return runner
+
+
+async def run(kubeconfig: str, store: Path, state: Path, controllers: list[str]) -> None:
+    """Run until a signal comes; leaves no process behind."""
+    machine = Machine(store, state, state / "logs")
+    async with await Client.connect(kubeconfig) as client:
+        kubelet = Kubelet(client, machine)
+        runner = await serve_logs(kubelet, machine)
+        await kubelet.register(runner.addresses[0][1])
+        work = [kubelet.run(), Controllers(client).run(controllers)]
+        print("node is ready", flush=True)  # noqa: T201 - this is a command; tests wait for it
+        await until_signal(work)
+        await runner.cleanup()
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kubeconfig", required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--controllers", nargs="*", default=list(CONTROLLERS), choices=CONTROLLERS)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as state, suppress(KeyboardInterrupt):
+        asyncio.run(run(args.kubeconfig, args.store, Path(state), args.controllers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""JSON patch, merge patch, strategic merge patch and server-side apply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonpatch
+
+from sd_operator.standalone.errors import ApiError, Json, Value
+
+MERGE_KEYS = {
+    "addresses": "type",
+    "conditions": "type",
+    "containers": "name",
+    "env": "name",
+    "imagePullSecrets": "name",
+    "initContainers": "name",
+    "ownerReferences": "uid",
+    "volumeMounts": "mountPath",
+    "volumes": "name",
+}
+"""Lists that strategic merge patches merge by a key of their items; others are replaced."""
+
+
+def json_patch(target: Json, operations: Value) -> Json:
+    """RFC 6902."""
+    try:
+        result: Json = jsonpatch.apply_patch(target, operations)
+    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError) as error:
+        text = "the server rejected our request due to an error in our request"
+        raise ApiError(422, "Invalid", text, {}) from error
+    return result
+
+
+def merge_patch(target: Value, patch: Value) -> Value:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge_patch(result.get(key), value)
+    return result
+
+
+def strategic_merge_patch(target: Value, patch: Value) -> Value:
+    """Kubernetes' own: lists of named things merge item by item, `$patch` directs."""
+    if not isinstance(patch, dict) or not isinstance(target, dict):
+        return merge_patch(target, _plain(patch))
+    if patch.get("$patch") == "replace":
+        return _plain(patch)
+    result = dict(target)
+    for key, value in patch.items():
+        if key.startswith("$deleteFromPrimitiveList/"):
+            name = key.partition("/")[2]
+            result[name] = [item for item in result.get(name, []) if item not in value]
+        elif key.startswith("$"):
+            continue
+        elif value is None:
+            result.pop(key, None)
+        elif isinstance(value, list):
+            result[key] = _merge_list(key, result.get(key) or [], value)
+        else:
+            result[key] = strategic_merge_patch(result.get(key), value)
+    return result
+
+
+def _merge_list(name: str, target: list[Any], patch: list[Any]) -> list[Any]:
+    if name == "finalizers":
+        return [*target, *(item for item in patch if item not in target)]
+    key = MERGE_KEYS.get(name)
+    if key is None or {"$patch": "replace"} in patch:
+        return [_plain(item) for item in patch if item != {"$patch": "replace"}]
+    merged = {item.get(key): item for item in target}
+    for item in patch:
+        if item.get("$patch") == "delete":
+            merged.pop(item.get(key), None)
+        else:
+            merged[item.get(key)] = strategic_merge_patch(merged.get(item.get(key), {}), item)
+    return list(merged.values())
+
+
+def _plain(value: Value) -> Value:
+    """A value without directives and without what it deletes."""
+    if isinstance(value, dict):
+        return {
+            key: _plain(item)
+            for key, item in value.items()
+            if item is not None and not key.startswith("$")
+        }
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def apply(target: Json, applied: Json, before: Json | None) -> Json:
+    """Server-side apply by one manager: what it applied before and no longer does is removed."""
+    result = strategic_merge_patch(target, applied)
+    return _remove_missing(result, applied, before) if before is not None else result
+
+
+def _remove_missing(target: Json, applied: Json, before: Json) -> Json:
+    result = dict(target)
+    for key, old in before.items():
+        new = applied.get(key)
+        if key not in applied:
+            result.pop(key, None)
+        elif isinstance(old, dict) and isinstance(new, dict) and isinstance(result.get(key), dict):
+            result[key] = _remove_missing(result[key], new, old)
+    return result

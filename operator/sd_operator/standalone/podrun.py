@@ -1,0 +1,346 @@
+"""The life of one Pod: scheduling, volumes, init containers, containers, end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+
+from sd_operator.standalone.client import MERGE, Client, ignore_gone, object_path
+from sd_operator.standalone.controllers import event
+from sd_operator.standalone.errors import ApiError, Json
+from sd_operator.standalone.executor import (
+    LOADER,
+    Mounts,
+    Process,
+    RefusedError,
+    environment,
+    loader_arguments,
+)
+from sd_operator.standalone.jobs import show
+from sd_operator.standalone.logs import log_path
+
+log = logging.getLogger(__name__)
+
+NODE = "standalone"
+MAX_GRACE_SECONDS = 5.0
+RETRY_SECONDS = 0.5
+MESSAGE_BYTES = 4096
+FALLBACK_BYTES = 2048
+START_ERROR = 128
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What Pods run with: folders of this machine, and the loader."""
+
+    store: Path
+    state: Path
+    """Private: volumes, Secrets, termination messages."""
+    logs: Path
+    main_claim: tuple[str, str] = ("default", "models")
+    """Namespace and name of the claim that is the store itself."""
+    loader: Sequence[str] = LOADER
+
+    def claim_folder(self, namespace: str, name: str) -> Path:
+        """Where a claim's files lie: each claim has a folder of its own."""
+        if (namespace, name) == self.main_claim:
+            return self.store
+        folder = self.store / ".claims" / namespace / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+@dataclass
+class Container:
+    """One container of a Pod, and its state as the API shows it."""
+
+    spec: Json
+    state: Json = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
+    process: Process | None = None
+
+    @property
+    def name(self) -> str:
+        """The container's name."""
+        return str(self.spec["name"])
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it has not."""
+        code: int | None = self.state.get("terminated", {}).get("exitCode")
+        return code
+
+    def end(self, code: int, message: str, reason: str = "") -> None:
+        """Note that it has ended."""
+        started = self.state.get("running", {}).get("startedAt") or _now()
+        reason = reason or ("Completed" if code == 0 else "Error")
+        ended = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": _now()}
+        self.state = {"terminated": ended | ({"message": message} if message else {})}
+
+    def status(self, is_init: bool) -> Json:
+        """Its entry in the Pod's status."""
+        running = "running" in self.state
+        return {
+            "name": self.name,
+            "image": self.spec["image"],
+            "imageID": "",
+            "restartCount": 0,
+            "ready": self.exit_code == 0 if is_init else running,
+            "started": running,
+            "state": self.state,
+        }
+
+
+class PodRun:
+    """Runs one Pod."""
+
+    def __init__(self, client: Client, machine: Machine, pod: Json) -> None:
+        self.deleted = asyncio.Event()
+        """Set when the Pod is to end."""
+        self._client = client
+        self._machine = machine
+        self._pod = pod
+        self._meta = pod["metadata"]
+        self._folder = machine.state / self._meta["uid"]
+        self._inits = [Container(spec) for spec in pod["spec"].get("initContainers", ())]
+        self._containers = [Container(spec) for spec in pod["spec"]["containers"]]
+        self._volumes: dict[str, Path] = {}
+        self._claims: set[str] = set()
+        self._failure: Json = {}
+        self._started = ""
+        self._said: set[str] = set()
+
+    async def run(self) -> None:
+        """Run the Pod to its end; a deleted one is stopped and then cleared away."""
+        live = asyncio.create_task(self._live())
+        deleted = asyncio.create_task(self.deleted.wait())
+        try:
+            await asyncio.wait({live, deleted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            live.cancel()
+            deleted.cancel()
+            await asyncio.gather(live, deleted, return_exceptions=True)
+            await asyncio.gather(*(self._stop(c) for c in (*self._inits, *self._containers)))
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self.deleted.is_set():
+            if self._started and self._phase() not in ("Succeeded", "Failed"):
+                self._failure = {"reason": "Deleted", "message": "the Pod was deleted"}
+                await self._report()
+            options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._meta["uid"]}}
+            await ignore_gone(self._client.request("DELETE", object_path(self._pod), options))
+            shutil.rmtree(log_path(self._machine.logs, self._meta["uid"], "").parent, True)
+
+    async def _live(self) -> None:
+        if self._pod["spec"].get("nodeName"):
+            text = "the Pod was running when the node started anew"
+            self._failure = {"reason": "NodeLost", "message": text}
+            await self._report()
+            return
+        try:
+            self._check()
+            await self._schedule()
+            await self._prepare_volumes()
+            for container in (*self._inits, *self._containers):
+                container.state = {"waiting": {"reason": "PodInitializing"}}
+            for container in self._inits:
+                await self._start(container)
+                await self._finish(container)
+                if container.exit_code:
+                    return
+            for container in self._containers:
+                await self._start(container)
+            await asyncio.gather(*(self._finish(c) for c in self._containers))
+        except RefusedError as error:
+            self._failure = {"reason": "StartError", "message": str(error)}
+            for container in (*self._inits, *self._containers):
+                if container.exit_code is None and container.process is None:
+                    container.end(START_ERROR, str(error), "StartError")
+            await self._say("Failed", str(error))
+            await self._report()
+
+    def _check(self) -> None:
+        spec = self._pod["spec"]
+        if spec.get("restartPolicy") != "Never":
+            raise RefusedError("standalone runs only Pods with restartPolicy: Never")
+        for volume in spec.get("volumes", ()):
+            kinds = volume.keys() - {"name"}
+            if not kinds <= {"persistentVolumeClaim", "secret", "emptyDir"}:
+                raise RefusedError(
+                    f"volume {volume['name']}: standalone mounts persistentVolumeClaim, secret and"
+                    f" emptyDir, not {', '.join(kinds)}"
+                )
+
+    # Before the start
+
+    async def _schedule(self) -> None:
+        """Wait until the Pod's claims exist, then assign it to this machine."""
+        namespace = self._meta["namespace"]
+        for volume in self._pod["spec"].get("volumes", ()):
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}"
+            while claim and await self._find(path) is None:
+                text = f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found.'
+                unscheduled = {"type": "PodScheduled", "status": "False", "message": text}
+                conditions = [unscheduled | {"reason": "Unschedulable"}]
+                await self._patch({"phase": "Pending", "conditions": conditions}, text)
+                await self._say("FailedScheduling", text)
+                await asyncio.sleep(RETRY_SECONDS)
+        target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
+        name = {"name": self._meta["name"], "namespace": namespace}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": name, "target": target}
+        await self._client.request("POST", object_path(self._pod, "binding"), binding)
+        self._started = _now()
+
+    async def _prepare_volumes(self) -> None:
+        """Make the volumes; a Secret that is missing and not optional is waited for."""
+        namespace = self._meta["namespace"]
+        for volume in self._pod["spec"].get("volumes", ()):
+            folder = self._folder / "volumes" / volume["name"]
+            folder.mkdir(parents=True, mode=0o700)
+            if claim := volume.get("persistentVolumeClaim"):
+                folder = self._machine.claim_folder(namespace, claim["claimName"])
+                self._claims.add(volume["name"])
+            elif secret := volume.get("secret"):
+                path = f"/api/v1/namespaces/{namespace}/secrets/{secret['secretName']}"
+                while (found := await self._find(path)) is None and not secret.get("optional"):
+                    text = f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret'
+                    text += f' "{secret["secretName"]}" not found'
+                    await self._report(once=text)
+                    await self._say("FailedMount", text)
+                    await asyncio.sleep(RETRY_SECONDS)
+                for key, value in (found or {}).get("data", {}).items():
+                    (folder / key).touch(mode=0o600)
+                    (folder / key).write_bytes(base64.b64decode(value))
+            self._volumes[volume["name"]] = folder
+
+    async def _find(self, path: str) -> Json | None:
+        try:
+            return await self._client.request("GET", path)
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    # Containers
+
+    def _mounts(self, container: Container) -> Mounts:
+        mounts: Sequence[Json] = container.spec.get("volumeMounts", ())
+        paths: dict[str, Path] = {}
+        for m in mounts:
+            paths[m["mountPath"]] = self._volumes[m["name"]] / m.get("subPath", "")
+        claims = frozenset(m["mountPath"] for m in mounts if m["name"] in self._claims)
+        paths |= {container.spec["terminationMessagePath"]: self._message_path(container)}
+        return Mounts(paths, claims)
+
+    def _message_path(self, container: Container) -> Path:
+        path: Path = self._folder / f"termination-{container.name}"
+        return path
+
+    def _log_path(self, container: Container) -> Path:
+        return log_path(self._machine.logs, self._meta["uid"], container.name)
+
+    async def _start(self, container: Container) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._message_path(container).touch(mode=0o600)
+        mounts = self._mounts(container)
+        arguments = loader_arguments(container.spec, mounts)
+        env = environment(container.spec, self._pod, mounts)
+        container.process = await Process.start(
+            [*self._machine.loader, *arguments], env, self._folder, self._log_path(container)
+        )
+        container.state = {"running": {"startedAt": _now()}}
+        await self._report()
+
+    async def _finish(self, container: Container) -> None:
+        if container.process is not None:
+            code = await container.process.wait()
+            container.end(code, self._message(container, code))
+            await self._report()
+
+    async def _stop(self, container: Container) -> None:
+        if container.process is not None and container.exit_code is None:
+            grace = self._pod["spec"].get("terminationGracePeriodSeconds", MAX_GRACE_SECONDS)
+            await container.process.stop(min(grace, MAX_GRACE_SECONDS))
+            code = await container.process.wait()
+            container.end(code, self._message(container, code))
+
+    def _message(self, container: Container, code: int) -> str:
+        """The termination message, or by policy the end of a failed container's log."""
+        text = self._message_path(container).read_bytes()[:MESSAGE_BYTES]
+        fallback = container.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
+        if not text and code and fallback:
+            text = self._log_path(container).read_bytes()[-FALLBACK_BYTES:]
+        return text.decode(errors="replace")
+
+    # Status
+
+    def _phase(self) -> str:
+        codes = [container.exit_code for container in self._containers]
+        if self._failure or any(container.exit_code for container in self._inits):
+            return "Failed"
+        if None not in codes:
+            return "Failed" if any(codes) else "Succeeded"
+        return "Running" if any(c.process for c in self._containers) else "Pending"
+
+    async def _report(self, once: str = "") -> None:
+        phase = self._phase()
+        initialized = all(container.exit_code == 0 for container in self._inits)
+        ready = phase == "Running" and all("running" in c.state for c in self._containers)
+        why = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase, "ContainersNotReady")
+        conditions = [
+            _condition("PodScheduled", bool(self._started), ""),
+            _condition("Initialized", initialized, "ContainersNotInitialized"),
+            _condition("ContainersReady", ready, why),
+            _condition("Ready", ready, why),
+        ]
+        status: Json = {"phase": phase, "conditions": conditions} | self._failure
+        status["startTime"] = self._started or None
+        for key, group in (
+            ("initContainerStatuses", self._inits),
+            ("containerStatuses", self._containers),
+        ):
+            is_init = key == "initContainerStatuses"
+            status |= {key: [c.status(is_init) for c in group]} if group else {}
+        await self._patch(status, once)
+
+    async def _patch(self, status: Json, once: str) -> None:
+        """Write the status, however long the server is away; with a text, once per text."""
+        if once in self._said:
+            return
+        self._said |= {once} if once else set()
+        while True:
+            try:
+                body = {"metadata": {"uid": self._meta["uid"]}, "status": status}
+                await self._client.patch(object_path(self._pod, "status"), body, MERGE)
+            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                if isinstance(error, ApiError) and error.code in (404, 409, 422):
+                    log.debug("status of Pod %s: %s", self._meta["name"], error)
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    async def _say(self, reason: str, message: str) -> None:
+        """Record an Event, once."""
+        if reason in self._said:
+            return
+        self._said.add(reason)
+        path = f"/api/v1/namespaces/{self._meta['namespace']}/events"
+        body = event(self._pod, reason, message, "kubelet", "Warning")
+        await ignore_gone(self._client.request("POST", path, body))
+
+
+def _condition(kind: str, value: bool, reason: str) -> Json:
+    entry = {"type": kind, "status": "True" if value else "False", "lastTransitionTime": _now()}
+    return entry if value else entry | {"reason": reason}
+
+
+def _now() -> str:
+    return show(datetime.now(UTC))

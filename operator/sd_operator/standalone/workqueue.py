@@ -1,0 +1,52 @@
+"""Level-triggered loops: keys are worked on one at a time, and again after errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+
+from sd_operator.standalone.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 0.05
+LAST_RETRY_SECONDS = 5.0
+
+
+class Workqueue:
+    """Calls reconcile(key) for keys; it returns after how many seconds to be called again."""
+
+    def __init__(self, name: str, reconcile: Callable[[str], Awaitable[float | None]]) -> None:
+        self._name = name
+        self._reconcile = reconcile
+        self._keys: dict[str, None] = {}
+        self._failures: dict[str, int] = {}
+        self._ready = asyncio.Event()
+
+    def add(self, key: str) -> None:
+        """Have a key worked on soon; keys that wait already wait once."""
+        self._keys[key] = None
+        self._ready.set()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._ready.wait()
+            key = next(iter(self._keys))
+            del self._keys[key]
+            if not self._keys:
+                self._ready.clear()
+            again: float | None
+            try:
+                again = await self._reconcile(key)
+                self._failures.pop(key, None)
+            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                log.debug("%s of %s: %s", self._name, key, error)
+                failures = self._failures[key] = self._failures.get(key, 0) + 1
+                again = min(FIRST_RETRY_SECONDS * 2**failures, LAST_RETRY_SECONDS)
+            if again is not None:
+                loop.call_later(again, self.add, key)
