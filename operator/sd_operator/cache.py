@@ -1,0 +1,117 @@
+"""What is known of Jobs, Pods and claims: one LIST at start-up, then events and our own writes.
+
+A watch that had a gap reports no deletions, so an entry may outlive its object; `replace` takes
+what a real look at the API server gave.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+from sd_operator.observe import ClaimView, JobView, PodView
+
+
+class _Versioned(Protocol):
+    @property
+    def uid(self) -> str: ...
+    @property
+    def resource_version(self) -> str: ...
+
+
+V = TypeVar("V", bound=_Versioned)
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether a resourceVersion is newer; what cannot be compared counts as newer."""
+    if not (version.isdecimal() and than.isdecimal()):
+        return True
+    return int(version) > int(than)
+
+
+class Cache:
+    """Jobs and Pods by model uid, claims by namespace and name."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, dict[str, JobView]] = defaultdict(dict)
+        self._pods: dict[str, dict[str, PodView]] = defaultdict(dict)
+        self._claims: dict[tuple[str, str], ClaimView] = {}
+
+    def jobs(self, model_uid: str) -> tuple[JobView, ...]:
+        """The Jobs of one model."""
+        return tuple(self._jobs.get(model_uid, {}).values())
+
+    def pods(self, model_uid: str) -> tuple[PodView, ...]:
+        """The Pods of one model's Jobs."""
+        return tuple(self._pods.get(model_uid, {}).values())
+
+    def claim(self, namespace: str, name: str) -> ClaimView | None:
+        """A claim, or None where there is none."""
+        return self._claims.get((namespace, name))
+
+    def active_jobs(self) -> int:
+        """How many Jobs have not ended."""
+        return sum(
+            job.ended is None for of_model in self._jobs.values() for job in of_model.values()
+        )
+
+    def put_job(self, job: JobView) -> None:
+        """Note a Job, unless something newer is known."""
+        _put(self._jobs[job.model_uid], job)
+
+    def put_pod(self, pod: PodView) -> None:
+        """Note a Pod, unless something newer is known."""
+        _put(self._pods[pod.model_uid], pod)
+
+    def put_claim(self, claim: ClaimView) -> bool:
+        """Note a claim; tells whether its existence, identity or end is news."""
+        key = (claim.namespace, claim.name)
+        known = self._claims.get(key)
+        self._claims[key] = claim
+        return known is None or (known.uid, known.deleting) != (claim.uid, claim.deleting)
+
+    def drop_job(self, job: JobView) -> None:
+        """Forget a deleted Job."""
+        _drop(self._jobs, job.model_uid, job.uid)
+
+    def drop_pod(self, pod: PodView) -> None:
+        """Forget a deleted Pod."""
+        _drop(self._pods, pod.model_uid, pod.uid)
+
+    def drop_claim(self, claim: ClaimView) -> None:
+        """Forget a deleted claim, but not its namesake made since."""
+        key = (claim.namespace, claim.name)
+        known = self._claims.get(key)
+        if known is not None and known.uid == claim.uid:
+            del self._claims[key]
+
+    def replace(self, model_uid: str, jobs: Iterable[JobView], pods: Iterable[PodView]) -> None:
+        """Take what the API server has just listed for one model as all there is."""
+        _replace(self._jobs, model_uid, jobs)
+        _replace(self._pods, model_uid, pods)
+
+    def forget(self, model_uid: str) -> None:
+        """Forget a model that is gone."""
+        self._jobs.pop(model_uid, None)
+        self._pods.pop(model_uid, None)
+
+
+def _put(table: dict[str, V], view: V) -> None:
+    known = table.get(view.uid)
+    if known is None or is_newer(view.resource_version, known.resource_version):
+        table[view.uid] = view
+
+
+def _drop(table: dict[str, dict[str, V]], model_uid: str, uid: str) -> None:
+    of_model = table.get(model_uid, {})
+    of_model.pop(uid, None)
+    if not of_model:
+        table.pop(model_uid, None)
+
+
+def _replace(table: dict[str, dict[str, V]], model_uid: str, views: Iterable[V]) -> None:
+    table.pop(model_uid, None)
+    by_uid = {view.uid: view for view in views}
+    if by_uid:
+        table[model_uid] = by_uid

@@ -1,0 +1,280 @@
+"""The Kubernetes API: the only module that talks to it. JSON in, JSON out, typed errors.
+
+Every error is an ApiError; only UnavailableError is worth trying again as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import load_incluster_config, load_kube_config
+
+from sd_api import names
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+Count = Callable[[str, str, str], None]
+
+REQUEST_TIMEOUT_SECONDS = 15.0
+CONNECT_TIMEOUT_SECONDS = 5.0
+ATTEMPTS = 3
+RETRY_SECONDS = 0.3
+RETRY_AFTER_MAX_SECONDS = 5.0
+PAGE_SIZE = 500
+LOG_LINE_MAX_BYTES = 4096
+
+_MERGE_PATCH = "application/merge-patch+json"
+
+
+class ApiError(Exception):
+    """The API server refused, or could not be asked. The message is the server's own."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotFoundError(ApiError):
+    """There is no such object, or no such kind."""
+
+
+class AlreadyExistsError(ApiError):
+    """An object of that name is there."""
+
+
+class ConflictError(ApiError):
+    """The object is not the one, or not the version, that the change was meant for."""
+
+
+class ForbiddenError(ApiError):
+    """RBAC, quota or admission refused."""
+
+    namespace_terminating: bool = False
+
+
+class InvalidError(ApiError):
+    """The object was refused as wrong."""
+
+
+class UnavailableError(ApiError):
+    """The API server is away, overloaded or broken, or does not know us (any more)."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind as it appears in paths."""
+
+    group: str
+    version: str
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, sub: str = "") -> str:
+        """Path of the collection, of an object, or of an object's subresource."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+        tail = f"/{quote(name, safe='')}" if name else ""
+        return f"{root}{scope}/{self.plural}{tail}" + (f"/{sub}" if sub else "")
+
+
+MODELS = Resource(names.GROUP, names.VERSION, names.PLURAL)
+JOBS = Resource("batch", "v1", "jobs")
+PODS = Resource("", "v1", "pods")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims")
+SECRETS = Resource("", "v1", "secrets")
+EVENTS = Resource("", "v1", "events")
+
+OURS = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_NAME}={names.LOADER_NAME}"
+
+
+async def load_configuration(kubeconfig: Path | None) -> Configuration:
+    """Where the API server is and who we are: by a kubeconfig, or by the Pod's own account."""
+    configuration = Configuration()
+    if kubeconfig is None:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    else:
+        await load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=str(kubeconfig), client_configuration=configuration, persist_config=False
+        )
+    return configuration
+
+
+class Api:
+    """A connection to the API server; count is told verb, resource and code of every request."""
+
+    def __init__(self, kubeconfig: Path | None, count: Count = lambda *_: None) -> None:
+        self._kubeconfig = kubeconfig
+        self._count = count
+        self._client: ApiClient | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all connections."""
+        if self._client is not None:
+            await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def _connect(self) -> None:
+        await self.close()
+        self._client = ApiClient(await load_configuration(self._kubeconfig))
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Read one object."""
+        return await self._json("get", resource, resource.path(namespace, name))
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str = "",
+        fields: str = "",
+        limit: int = PAGE_SIZE,
+    ) -> list[Json]:
+        """Read all objects of a selection, page by page."""
+        query = {"limit": str(limit), "labelSelector": labels, "fieldSelector": fields}
+        items: list[Json] = []
+        while True:
+            page = await self._json("list", resource, resource.path(namespace), query)
+            items += page.get("items") or []
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return items
+            query["continue"] = token
+
+    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
+        """Create an object."""
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._json("create", resource, resource.path(namespace), query, body)
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+    ) -> Json:
+        """Change an object, or its subresource, by a JSON merge patch."""
+        query = {"fieldManager": names.FIELD_MANAGER}
+        return await self._json("patch", resource, resource.path(namespace, name, sub), query, body)
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete an object, if it is the one of this uid; its dependents follow."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        await self._json("delete", resource, resource.path(namespace, name), body=body)
+
+    async def last_log_line(self, namespace: str, pod: str, container: str) -> str:
+        """The last line that a container printed; empty where there is none yet."""
+        query = {"container": container, "tailLines": "1", "limitBytes": str(LOG_LINE_MAX_BYTES)}
+        path = PODS.path(namespace, pod, "log")
+        raw = await self._request("get", "pods/log", path, query)
+        return raw.decode(errors="replace")
+
+    async def _json(
+        self,
+        verb: str,
+        resource: Resource,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+    ) -> Json:
+        raw = await self._request(verb, resource.plural, path, query, body)
+        try:
+            answer = json.loads(raw)
+        except ValueError:
+            raise UnavailableError(f"{verb} {path}: the answer is no JSON") from None
+        return answer if isinstance(answer, dict) else {}
+
+    async def _request(
+        self,
+        verb: str,
+        resource: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+    ) -> bytes:
+        """Ask, and ask again where the server is away; 401 reads the credentials anew, once."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                status, retry_after, raw = await self._once(verb, path, query, body)
+            except (aiohttp.ClientError, TimeoutError, OSError) as problem:
+                self._count(verb, resource, "error")
+                error: ApiError = UnavailableError(f"{verb} {path}: {problem or 'no answer'}")
+                retry_after = None
+            else:
+                self._count(verb, resource, str(status))
+                if 200 <= status < 300:
+                    return raw
+                if status == 401 and attempt == 1:
+                    await self._connect()
+                    continue
+                error = _error(verb, path, status, raw)
+            if not isinstance(error, UnavailableError) or attempt == ATTEMPTS:
+                raise error
+            pause = retry_after or RETRY_SECONDS * attempt
+            await asyncio.sleep(min(pause, RETRY_AFTER_MAX_SECONDS))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _once(
+        self, verb: str, path: str, query: Mapping[str, str] | None, body: Json | None
+    ) -> tuple[int, float | None, bytes]:
+        if self._client is None:
+            raise RuntimeError("the connection is not open")
+        given = {key: value for key, value in (query or {}).items() if value}
+        method = {"get": "GET", "list": "GET", "create": "POST"}.get(verb, verb.upper())
+        headers = {"Accept": "application/json, */*", "User-Agent": names.FIELD_MANAGER}
+        headers["Content-Type"] = _MERGE_PATCH if verb == "patch" else "application/json"
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = self._client.configuration.host + path + (f"?{urlencode(given)}" if given else "")
+        timeout = aiohttp.ClientTimeout(
+            total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
+        )
+        response = await self._client.call_api(
+            method, url, header_params=headers, body=body, _request_timeout=timeout
+        )
+        raw: bytes = await response.read()  # type: ignore[no-untyped-call]
+        return response.status, _retry_after(response.headers), raw
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    text = headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else None
+
+
+def _error(verb: str, path: str, status: int, raw: bytes) -> ApiError:
+    """The error that an answer means; the message is that of the Status object, where it is one."""
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        answer = {}
+    answer = answer if isinstance(answer, dict) else {}
+    message = str(answer.get("message") or f"{verb} {path}: HTTP {status}")[:2000]
+    if status == 404:
+        return NotFoundError(message, status)
+    if status == 409:
+        exists = answer.get("reason") == "AlreadyExists"
+        return (AlreadyExistsError if exists else ConflictError)(message, status)
+    if status == 403:
+        forbidden = ForbiddenError(message, status)
+        causes = (answer.get("details") or {}).get("causes") or ()
+        forbidden.namespace_terminating = any(
+            cause.get("reason") == "NamespaceTerminating" for cause in causes
+        )
+        return forbidden
+    if status in (401, 429) or status >= 500:
+        return UnavailableError(message, status)
+    return InvalidError(message, status)

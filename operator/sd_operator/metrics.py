@@ -1,0 +1,124 @@
+"""Prometheus metrics, in a registry and behind a thread server of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+_LOAD_BUCKETS = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600)
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What the gauges tell of one model."""
+
+    namespace: str
+    name: str
+    phase: str
+    reason: str
+    artifact_bytes: int = 0
+    shared_bytes: int = 0
+
+
+class _Models(Collector):
+    """Counts the models at the moment of the scrape."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, ModelState] = {}
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """One sample per phase and reason, and one per model."""
+        # The scrape runs in another thread: list() copies in one step.
+        states = list(self.states.values())
+        counts: dict[tuple[str, str], int] = {}
+        for state in states:
+            counts[state.phase, state.reason] = counts.get((state.phase, state.reason), 0) + 1
+        models = GaugeMetricFamily("sdmodel_models", "Models.", labels=["phase", "reason"])
+        for labels, count in counts.items():
+            models.add_metric(labels, count)
+        labels_of_info = ["namespace", "name", "phase", "reason"]
+        info = GaugeMetricFamily("sdmodel_info", "One per model.", labels=labels_of_info)
+        for state in states:
+            info.add_metric([state.namespace, state.name, state.phase, state.reason], 1)
+        yield models
+        yield info
+        yield _sum("artifact_size_bytes", "Published.", (one.artifact_bytes for one in states))
+        yield _sum("artifact_shared_bytes", "Saved.", (one.shared_bytes for one in states))
+
+
+def _sum(name: str, text: str, values: Iterable[int]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"sdmodel_{name}", text, value=sum(values))
+
+
+class Metrics:
+    """All metrics of one operator."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._models = _Models()
+        self.registry.register(self._models)
+        self.reconciles = self._counter("reconcile_total", "Passes.", "result")
+        self.reconcile_seconds = Histogram(
+            "sdmodel_reconcile_duration_seconds", "Time of a pass.", registry=self.registry
+        )
+        self.loads = self._counter("loads_total", "Ended loads.", "model_type", "outcome", "reason")
+        self.load_seconds = Histogram(
+            "sdmodel_load_duration_seconds",
+            "From the Job's creation to its end.",
+            ["model_type", "stage"],
+            buckets=_LOAD_BUCKETS,
+            registry=self.registry,
+        )
+        self.load_jobs = Gauge(
+            "sdmodel_load_jobs_active", "Jobs that have not ended.", registry=self.registry
+        )
+        self.source_bytes = self._counter("source_bytes_total", "Bytes of loaded sources.")
+        self.deliveries = self._counter("webhook_deliveries_total", "Webhook calls.", "outcome")
+        self.delivery_seconds = Histogram(
+            "sdmodel_webhook_delivery_duration_seconds",
+            "Time of a webhook call.",
+            registry=self.registry,
+        )
+        self._requests = self._counter(
+            "api_requests_total", "Requests to the API server.", "verb", "resource", "code"
+        )
+        build = Gauge("sdmodel_build_info", "1.", ["version"], registry=self.registry)
+        build.labels(_version()).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"sdmodel_{name}", text, labels, registry=self.registry)
+
+    def count_request(self, verb: str, resource: str, code: str) -> None:
+        """Count a request to the API server."""
+        self._requests.labels(verb, resource, code).inc()
+
+    def show(self, uid: str, state: ModelState) -> None:
+        """Tell how a model stands."""
+        self._models.states[uid] = state
+
+    def forget(self, uid: str) -> None:
+        """Tell no more of a model."""
+        self._models.states.pop(uid, None)
+
+    def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
+        """Serve /metrics from a thread; returns the port and what ends it."""
+        server, thread = start_http_server(port, address, self.registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return int(server.server_port), stop
+
+
+def _version() -> str:
+    try:
+        return version("sd-operator")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,108 @@
+"""Runs the operator until it is told to stop; raises when any part of it ends before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable
+
+import kopf
+
+from sd_operator.controller import Controller
+from sd_operator.handlers import kopf_settings, register
+from sd_operator.kube import MODELS, Api, ApiError, NotFoundError
+from sd_operator.metrics import Metrics
+from sd_operator.probes import BEAT_SECONDS, Probes
+from sd_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+START_RETRY_SECONDS = 2.0
+
+
+class WatchEndedError(RuntimeError):
+    """The watching part has ended; the process must end, to be started again."""
+
+
+async def operate(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve all models until `stop` is set; SIGTERM and SIGINT set it in the main thread."""
+    metrics, probes = Metrics(), Probes()
+    async with contextlib.AsyncExitStack() as stack:
+        for what, serve, port in (
+            ("metrics", metrics.serve, settings.metrics_port),
+            ("probes", probes.serve, settings.probes_port),
+        ):
+            actual = _serve(stack, serve, settings.bind_address, port)
+            log.info("%s on port %d", what, actual)
+        api = await stack.enter_async_context(Api(settings.kubeconfig, metrics.count_request))
+        beating = asyncio.create_task(_beat(probes), name="heartbeat")
+        stack.callback(beating.cancel)
+        _on_signals(stop)
+        await _until_served(api, settings, stop)
+        if stop.is_set():
+            return
+        controller = Controller(api, settings, metrics)
+        stack.push_async_callback(controller.close)
+        await controller.fill()
+        probes.ready = True
+        log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
+        await _watch(controller, settings, stop)
+
+
+def _serve(
+    stack: contextlib.AsyncExitStack,
+    serve: Callable[[str, int], tuple[int, Callable[[], None]]],
+    address: str,
+    port: int,
+) -> int:
+    actual, end = serve(address, port)
+    stack.callback(end)
+    return actual
+
+
+async def _beat(probes: Probes) -> None:
+    while True:
+        probes.beat()
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> None:
+    """Wait for the API server, and for our kind on it."""
+    namespace = settings.namespaces[0] if settings.namespaces else None
+    while not stop.is_set():
+        try:
+            await api.list(MODELS, namespace, limit=1)
+        except NotFoundError:
+            log.warning("the kind is unknown: kubectl apply -f crds/stablediffusionmodels.yaml")
+        except ApiError as refused:
+            log.warning("the API server does not serve us yet: %s", refused)
+        else:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), START_RETRY_SECONDS)
+
+
+async def _watch(controller: Controller, settings: Settings, stop: asyncio.Event) -> None:
+    before = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=register(controller, settings),
+        settings=kopf_settings(),
+        clusterwide=not settings.namespaces,
+        namespaces=list(settings.namespaces),
+        standalone=True,
+        stop_flag=stop,
+    )
+    _on_signals(stop)  # kopf has just taken them for itself, and tells nobody
+    await kopf.run_tasks(tasks, ignored=before)
+    if not stop.is_set():
+        raise WatchEndedError("the watching part has ended by itself")
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)

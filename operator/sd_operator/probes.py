@@ -1,0 +1,59 @@
+"""/healthz and /readyz, from a thread: a stuck event loop must not answer for itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+BEAT_SECONDS = 1.0
+SILENCE_MAX_SECONDS = 60.0
+
+
+class Probes:
+    """Healthy while the event loop beats; ready from when the start-up is over."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_beat = clock()
+        self.ready = False
+
+    def beat(self) -> None:
+        """The event loop is alive."""
+        self._last_beat = self._clock()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the event loop was alive a moment ago."""
+        return self._clock() - self._last_beat < SILENCE_MAX_SECONDS
+
+    def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
+        """Serve the probes from a thread; returns the port and what ends it."""
+        probes = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 5
+
+            def do_GET(self) -> None:
+                answers = {"/healthz": probes.healthy, "/readyz": probes.ready and probes.healthy}
+                good = answers.get(self.path)
+                status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+                self.send_response(HTTPStatus.NOT_FOUND if good is None else status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
+                """Stay silent."""
+
+        server = ThreadingHTTPServer((address, port), Handler)
+        thread = threading.Thread(target=server.serve_forever, name="probes", daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return server.server_port, stop

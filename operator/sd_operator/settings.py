@@ -1,0 +1,242 @@
+"""The operator's settings: environment variables `SD_OPERATOR_*`, read here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sd_api.netguard import Guard, effective_port
+
+PREFIX = "SD_OPERATOR_"
+
+# Standard Webhooks' schedule, cut at three days.
+WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 72000.0)
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the message names its variable and what it must be."""
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """What every loader Job has.
+
+    image renders and so carries torch; slim_image does not. security_context replaces the
+    restricted default whole: {"pod": {…}, "container": {…}}. ca_configmap is a ConfigMap with the
+    key ca.crt in each model's namespace.
+    """
+
+    image: str = "ghcr.io/sd-operator/loader:0.1.0"
+    slim_image: str = "ghcr.io/sd-operator/loader-slim:0.1.0"
+    image_pull_secrets: tuple[str, ...] = ()
+    gpu_resource: str = "nvidia.com/gpu"
+    gpu_count: int = 1
+    ca_configmap: str | None = None
+    max_bytes: int = 100 * 10**9
+    retain_previous_seconds: int = 24 * 3600
+    tmp_size: str = "1Gi"
+    active_deadline_seconds: int = 6 * 3600
+    load_ttl_seconds: int = 3600
+    remove_ttl_seconds: int = 600
+    allow_overrides: bool = True
+    security_context: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything an administrator may set.
+
+    kubeconfig: None means the Pod's own account. namespaces: those served; empty means all.
+    claim_name: the volume of models that name none. trained_url_template: link of a trained model,
+    with `{id}` in it. webhook_key_file holds the default signing key. Ports: 0 takes any free one.
+    stuck_seconds: how long a Pod may wait for a node or an image, and a clean-up may fail, before
+    the model is called stalled.
+    """
+
+    kubeconfig: Path | None = None
+    namespaces: tuple[str, ...] = ()
+    claim_name: str = "models"
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    allowed_hosts: frozenset[str] = frozenset()
+    hub_endpoint: str | None = None
+    trained_url_template: str | None = None
+    https_proxy: str | None = None
+    no_proxy: str = ""
+    webhook_key_file: Path | None = None
+    webhook_ca_file: Path | None = None
+    webhook_retry_seconds: tuple[float, ...] = WEBHOOK_RETRY_SECONDS
+    bind_address: str = "0.0.0.0"  # noqa: S104 - metrics and probes are for the cluster's network
+    metrics_port: int = 8080
+    probes_port: int = 8081
+    resync_seconds: float = 600.0
+    poll_seconds: float = 5.0
+    retry_first_seconds: float = 60.0
+    retry_max_seconds: float = 3600.0
+    stuck_seconds: float = 900.0
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read the environment; raises SettingsError."""
+        read = _Reader(env)
+        default = cls()
+        loader = default.loader
+        return cls(
+            kubeconfig=_kubeconfig(env),
+            namespaces=read.words("NAMESPACES"),
+            claim_name=read.text("CLAIM_NAME") or default.claim_name,
+            loader=LoaderSettings(
+                image=read.text("LOADER_IMAGE") or loader.image,
+                slim_image=read.text("LOADER_SLIM_IMAGE") or loader.slim_image,
+                image_pull_secrets=read.words("IMAGE_PULL_SECRETS"),
+                gpu_resource=read.text("GPU_RESOURCE") or loader.gpu_resource,
+                gpu_count=read.whole("GPU_COUNT", loader.gpu_count),
+                ca_configmap=read.text("CA_CONFIGMAP"),
+                max_bytes=read.whole("MAX_BYTES", loader.max_bytes, least=1),
+                retain_previous_seconds=read.whole(
+                    "RETAIN_PREVIOUS_SECONDS", loader.retain_previous_seconds
+                ),
+                tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
+                active_deadline_seconds=read.whole(
+                    "ACTIVE_DEADLINE_SECONDS", loader.active_deadline_seconds, least=60
+                ),
+                load_ttl_seconds=read.whole("LOAD_TTL_SECONDS", loader.load_ttl_seconds),
+                remove_ttl_seconds=read.whole("REMOVE_TTL_SECONDS", loader.remove_ttl_seconds),
+                allow_overrides=read.truth("ALLOW_JOB_OVERRIDES", loader.allow_overrides),
+                security_context=read.object("LOADER_SECURITY_CONTEXT"),
+            ),
+            allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
+            hub_endpoint=read.link("HF_ENDPOINT") or env.get("HF_ENDPOINT") or None,
+            trained_url_template=read.template("TRAINED_URL_TEMPLATE"),
+            https_proxy=read.link("HTTPS_PROXY"),
+            no_proxy=read.text("NO_PROXY") or "",
+            webhook_key_file=read.path("WEBHOOK_KEY_FILE"),
+            webhook_ca_file=read.path("WEBHOOK_CA_FILE"),
+            webhook_retry_seconds=read.numbers("WEBHOOK_RETRY_SECONDS", WEBHOOK_RETRY_SECONDS),
+            bind_address=read.text("BIND_ADDRESS") or default.bind_address,
+            metrics_port=read.whole("METRICS_PORT", default.metrics_port, most=65535),
+            probes_port=read.whole("PROBES_PORT", default.probes_port, most=65535),
+            resync_seconds=read.seconds("RESYNC_SECONDS", default.resync_seconds),
+            poll_seconds=read.seconds("POLL_SECONDS", default.poll_seconds),
+            retry_first_seconds=read.seconds("RETRY_FIRST_SECONDS", default.retry_first_seconds),
+            retry_max_seconds=read.seconds("RETRY_MAX_SECONDS", default.retry_max_seconds),
+            stuck_seconds=read.seconds("STUCK_SECONDS", default.stuck_seconds),
+            log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
+        )
+
+    def guard(self) -> Guard:
+        """Which addresses webhooks may call."""
+        return Guard(self.allowed_hosts)
+
+    def loader_allowed_hosts(self) -> frozenset[str]:
+        """The allowed hosts, and that of the trained models, which the administrator chose."""
+        if self.trained_url_template is None:
+            return self.allowed_hosts
+        parts = urlsplit(self.trained_url_template)
+        return self.allowed_hosts | {f"{parts.hostname}:{effective_port(parts)}"}
+
+
+def _kubeconfig(env: Mapping[str, str]) -> Path | None:
+    first = env.get("KUBECONFIG", "").partition(os.pathsep)[0]
+    if not first and "KUBERNETES_SERVICE_HOST" in env:
+        return None
+    path = Path(first) if first else Path.home() / ".kube" / "config"
+    if not path.is_file():
+        raise SettingsError(f"KUBECONFIG must name a file; {path} is none")
+    return path
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one kind of value each; an empty variable counts as absent."""
+
+    env: Mapping[str, str]
+
+    def text(self, name: str) -> str | None:
+        return self.env.get(PREFIX + name, "").strip() or None
+
+    def words(self, name: str) -> tuple[str, ...]:
+        text = self.text(name) or ""
+        return tuple(word.strip() for word in text.split(",") if word.strip())
+
+    def path(self, name: str) -> Path | None:
+        text = self.text(name)
+        return Path(text) if text else None
+
+    def number(self, name: str, default: float) -> float:
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            return float(text)
+        except ValueError:
+            raise self.wrong(name, "must be a number") from None
+
+    def seconds(self, name: str, default: float) -> float:
+        value = self.number(name, default)
+        if not 0 < value < float("inf"):
+            raise self.wrong(name, "must be a number of seconds above 0")
+        return value
+
+    def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        words = self.words(name)
+        try:
+            values = tuple(float(word) for word in words) or default
+        except ValueError:
+            values = (-1.0,)
+        if not all(0 <= value < float("inf") for value in values):
+            raise self.wrong(name, "must be numbers of seconds, separated by commas")
+        return values
+
+    def whole(self, name: str, default: int, least: int = 0, most: int | None = None) -> int:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not text.isascii() or not text.isdecimal():
+            raise self.wrong(name, "must be a whole number")
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise self.wrong(name, f"must be {limit}")
+        return value
+
+    def truth(self, name: str, default: bool) -> bool:
+        return self.choice(name, ("true", "false"), str(default).lower()) == "true"
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        text = self.text(name) or default
+        if text not in choices:
+            raise self.wrong(name, "must be one of " + ", ".join(choices))
+        return text
+
+    def link(self, name: str) -> str | None:
+        text = self.text(name)
+        if text is not None and not text.startswith(("http://", "https://")):
+            raise self.wrong(name, "must be an http(s) link")
+        return text
+
+    def template(self, name: str) -> str | None:
+        text = self.link(name)
+        if text is not None and "{id}" not in text:
+            raise self.wrong(name, "must have {id} where the trained model's id goes")
+        return text
+
+    def object(self, name: str) -> Mapping[str, Any] | None:
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or not set(value) <= {"pod", "container"}:
+            raise self.wrong(name, 'must be JSON of the shape {"pod": {…}, "container": {…}}')
+        return value
+
+    def wrong(self, name: str, why: str) -> SettingsError:
+        return SettingsError(f"{PREFIX}{name} {why}; it is {self.text(name)!r}")

@@ -1,0 +1,234 @@
+"""Calling webhooks as Standard Webhooks says (https://www.standardwebhooks.com).
+
+The url is the user's, so only public addresses are called: every host is resolved once, all
+answers are checked, and the connection goes to what was checked. Redirects count as failures, and
+of the answer nothing but its status code is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import socket
+import ssl
+import urllib.request
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from sd_api import names, netguard
+from sd_api.netguard import AddressRefusedError, Guard
+from sd_api.status import OutboxEntry, Status, WebhookEvent
+from sd_operator.kube import ApiError, ForbiddenError, NotFoundError
+from sd_operator.model import Model
+from sd_operator.observe import Delivery, Outcome
+from sd_operator.plan import Call
+from sd_operator.settings import Settings
+
+TIMEOUT_SECONDS = 10.0
+CONCURRENT_CALLS = 16
+KEY_PREFIX = "whsec_"
+
+ReadSecret = Callable[[str, str], Awaitable[dict[str, Any]]]
+"""Reads one Secret, by namespace and name."""
+
+
+class KeyUnreadableError(Exception):
+    """The signing key cannot be had; the message says which and why."""
+
+
+def parse_key(text: str) -> bytes:
+    """The bytes of a signing key of the form whsec_<base64>; raises KeyUnreadableError."""
+    try:
+        key = base64.b64decode(text.strip().removeprefix(KEY_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not key or not text.strip().startswith(KEY_PREFIX):
+        raise KeyUnreadableError(f"the key does not have the form {KEY_PREFIX}<base64>")
+    return key
+
+
+def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
+    """The value of the header webhook-signature."""
+    content = f"{webhook_id}.{timestamp}.".encode() + body
+    digest = hmac.new(key, content, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
+    """The body of a call. What is published is told only where it is what the event is about."""
+    artifact = status.artifact
+    if artifact is not None and artifact.load_hash != entry.load_hash:
+        artifact = None
+    return {
+        "status": "error" if entry.event is WebhookEvent.LOAD_FAILED else "success",
+        "event": entry.event.value,
+        "model_id": model.model_id,
+        "message": entry.message,
+        "model": {
+            "namespace": model.namespace,
+            "name": model.name,
+            "uid": model.uid,
+            "model_type": model.model_type.value if model.model_type else None,
+            "url": netguard.redact(model.url),
+            "load_hash": entry.load_hash,
+            "artifact": artifact.model_dump(mode="json", exclude_none=True) if artifact else None,
+        },
+    }
+
+
+class _GuardedResolver(AbstractResolver):
+    """Gives aiohttp only addresses that the guard has checked."""
+
+    def __init__(self, guard: Guard, threads: ThreadPoolExecutor) -> None:
+        self._guard = guard
+        self._threads = threads
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Resolve a host; raises AddressRefusedError, an OSError."""
+        loop = asyncio.get_running_loop()
+        addresses = await loop.run_in_executor(self._threads, self._guard.addresses, host, port)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=socket.IPPROTO_TCP,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+            if family is socket.AF_UNSPEC or (":" in address) == (family is socket.AF_INET6)
+        ]
+
+    async def close(self) -> None:
+        """Nothing to release: the threads are the owner's."""
+
+
+class Webhooks:
+    """Makes calls, a bounded number at a time; to be used and closed on one event loop."""
+
+    def __init__(self, settings: Settings, read_secret: ReadSecret) -> None:
+        self._settings = settings
+        self._read_secret = read_secret
+        self._guard = settings.guard()
+        self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
+        # Look-ups block; they get threads of their own, so that they hold up nothing else.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="webhook-dns")
+        self._direct = self._session(_GuardedResolver(self._guard, self._threads))
+        self._proxied = self._session(None)
+
+    def _session(self, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
+        ca_file = self._settings.webhook_ca_file
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        connector = aiohttp.TCPConnector(
+            resolver=resolver, ssl=context, use_dns_cache=False, force_close=True
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._direct.close()
+        await self._proxied.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def deliver(self, call: Call, model: Model, status: Status) -> Delivery:
+        """Make one call; every outcome is an answer, never an exception."""
+        body = json.dumps(payload(model, status, call.entry), separators=(",", ":")).encode()
+        async with self._slots:
+            try:
+                key = await self._key(call, model.namespace)
+                outcome, error = await self._post(call, key, body)
+            except KeyUnreadableError as problem:
+                outcome, error = Outcome.UNSIGNED, str(problem)
+            except ApiError as problem:
+                outcome, error = Outcome.FAILED, f"the signing key could not be read: {problem}"
+        return Delivery(call.entry.id, outcome, error, datetime.now(UTC))
+
+    async def _key(self, call: Call, namespace: str) -> bytes | None:
+        if call.secret_name is None or call.secret_key is None:
+            return self._default_key()
+        where = f"key {call.secret_key} of Secret {namespace}/{call.secret_name}"
+        try:
+            secret = await self._read_secret(namespace, call.secret_name)
+            data = secret.get("data") or {}
+            return parse_key(base64.b64decode(data[call.secret_key]).decode())
+        except (NotFoundError, ForbiddenError) as problem:
+            raise KeyUnreadableError(f"{where}: {problem}") from None
+        except KeyError:
+            raise KeyUnreadableError(f"{where} does not exist") from None
+        except (ValueError, KeyUnreadableError):
+            raise KeyUnreadableError(
+                f"{where} does not have the form {KEY_PREFIX}<base64>"
+            ) from None
+
+    def _default_key(self) -> bytes | None:
+        path = self._settings.webhook_key_file
+        if path is None:
+            return None
+        try:
+            return parse_key(path.read_text())
+        except (OSError, UnicodeDecodeError, KeyUnreadableError) as problem:
+            raise KeyUnreadableError(f"the operator's webhook key file: {problem}") from None
+
+    async def _post(self, call: Call, key: bytes | None, body: bytes) -> tuple[Outcome, str]:
+        timestamp = int(datetime.now(UTC).timestamp())
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": names.FIELD_MANAGER,
+            "webhook-id": call.entry.id,
+            "webhook-timestamp": str(timestamp),
+        }
+        if key is not None:
+            headers["webhook-signature"] = signature(key, call.entry.id, timestamp, body)
+        try:
+            parts = self._guard.check_url(call.url)
+            proxy = self._proxy(parts.hostname or "")
+            session = self._proxied if proxy else self._direct
+            async with session.post(
+                call.url, data=body, headers=headers, allow_redirects=False, proxy=proxy
+            ) as response:
+                return _outcome(response.status)
+        except AddressRefusedError as problem:
+            return Outcome.FAILED, str(problem)
+        except TimeoutError:
+            return Outcome.FAILED, f"no answer within {TIMEOUT_SECONDS:.0f} s"
+        except aiohttp.ClientConnectorError as problem:
+            return Outcome.FAILED, f"no connection: {problem.os_error}"
+        except (aiohttp.ClientError, OSError, ValueError) as problem:
+            # The texts of other errors may hold the url, whose query may be a secret.
+            return Outcome.FAILED, f"no connection: {type(problem).__name__}"
+
+    def _proxy(self, host: str) -> str | None:
+        proxy = self._settings.https_proxy
+        excepted = {"no": self._settings.no_proxy}
+        if proxy is None:
+            return None
+        # The standard library's reading of NO_PROXY; typeshed lacks it.
+        bypassed = urllib.request.proxy_bypass_environment(host, excepted)  # type: ignore[attr-defined]
+        return None if bypassed else proxy
+
+
+def _outcome(status: int) -> tuple[Outcome, str]:
+    if 200 <= status < 300:
+        return Outcome.DELIVERED, ""
+    if status == 410:
+        return Outcome.GONE, "it answered 410 Gone"
+    if 300 <= status < 400:
+        return Outcome.FAILED, f"it answered {status}; redirects are not followed"
+    return Outcome.FAILED, f"it answered {status}"
