@@ -58,13 +58,15 @@ class Symbol:
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
 
     @property
     def T(self) -> Symbol:  # noqa: N802 - torch's name
+        """The matrix, transposed."""
         return self._with("transpose", self.shape[::-1])
 
-    def __getitem__(self, index: Any) -> Symbol:
+    def __getitem__(self, index: slice | tuple[slice | int, ...]) -> Symbol:
         """Rows, as text encoders need them, or the one pixel of a convolution."""
         parts = index if isinstance(index, tuple) else (index,)
         whole = slice(None)
@@ -80,12 +82,15 @@ class Symbol:
         raise ValueError(f"{self.key}: the loader cannot take {index} of {self.shape}")
 
     def contiguous(self) -> Symbol:
+        """The same numbers."""
         return self
 
     def clone(self) -> Symbol:
+        """The same numbers."""
         return self
 
     def detach(self) -> Symbol:
+        """The same numbers."""
         return self
 
     def _with(self, op: str, shape: Shape) -> Symbol:
@@ -136,9 +141,7 @@ def make_table(name: str) -> Table:
         path = DATA / name / "folder" / component / "config.json"
         config = fill_in(json.loads(path.read_text()), dimensions | recipe.layers)
         symbols = _convert(component, checkpoint, config, prefix)
-        model = {
-            key: tuple(tensor.shape) for key, tensor in _model(component, config).items()
-        }
+        model = {key: tuple(tensor.shape) for key, tensor in _model(component, config).items()}
         if missing := model.keys() - symbols.keys():
             raise ValueError(f"{name}: diffusers' converter makes no {min(missing)}")
         used = {symbols[key].key for key in model}

@@ -111,7 +111,7 @@ def take(tensor: Tensor, op: str) -> Tensor | None:
             return None
 
 
-def fill_in(template: Any, dimensions: dict[str, int]) -> Any:
+def fill_in(template: Any, dimensions: dict[str, int]) -> Any:  # noqa: ANN401 - any JSON value
     """A config with its `$expressions` evaluated."""
     if isinstance(template, dict):
         return {key: fill_in(value, dimensions) for key, value in template.items()}

@@ -85,9 +85,7 @@ _OTHERS = (
 )
 
 
-def detect(
-    tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None
-) -> BaseModelName:
+def detect(tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None) -> BaseModelName:
     """The architecture of a checkpoint in the original layout.
 
     base_model: what the user says it is. Anything that cannot be converted is refused, by name.

@@ -16,9 +16,7 @@ Dimensions = dict[str, int]
 def evaluate(expression: str, dimensions: Mapping[str, int]) -> int:
     """The number that an expression stands for; a name without a value is a KeyError."""
     sum_, _, divisor = expression.partition("//")
-    value = sum(
-        factor * (dimensions[name] if name else 1) for factor, name in _terms(sum_)
-    )
+    value = sum(factor * (dimensions[name] if name else 1) for factor, name in _terms(sum_))
     return max(1, value // int(divisor)) if divisor else value
 
 

@@ -33,7 +33,7 @@ class Choices:
 
 
 def pipeline_class(architecture: Architecture) -> str:
-    """diffusers' class for the whole."""
+    """Diffusers' class for the whole."""
     return str(architecture.templates[INDEX]["_class_name"])
 
 

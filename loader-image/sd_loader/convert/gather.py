@@ -21,9 +21,7 @@ def read(tensor: Tensor, limit: int = PIECE) -> Array:
 
 def _read_into(out: Array, tensor: Tensor, limit: int) -> None:
     strides = strides_of(tensor)
-    reach = [
-        (size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)
-    ]
+    reach = [(size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)]
     span = sum(reach) + 1
     if tensor.strides is None:
         _read_bytes(tensor, out)
@@ -44,7 +42,7 @@ def _read_into(out: Array, tensor: Tensor, limit: int) -> None:
 
 def _read_bytes(tensor: Tensor, out: Array) -> None:
     """Fill `out` with the bytes from the tensor's offset on."""
-    position, target = tensor.offset, memoryview(out.reshape(-1).view(np.uint8))
+    position, target = tensor.offset, out.reshape(-1).view(np.uint8).data
     while target.nbytes:
         count = os.preadv(tensor.fd, [target], position)
         if count == 0:

@@ -19,9 +19,7 @@ def strides_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
 
 
-def view(
-    tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], skip: int = 0
-) -> Tensor:
+def view(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], skip: int = 0) -> Tensor:
     """The tensor's bytes seen otherwise, from `skip` elements on."""
     seen = dataclasses.replace(
         tensor, shape=shape, offset=tensor.offset + skip * tensor.dtype.itemsize, strides=None

@@ -99,9 +99,7 @@ def write_folder(
     return {path: tasks[path].result() for path in sorted(tasks)}
 
 
-def _watch(
-    tasks: Iterable[Future[FileDigest]], run: _Run, total: int, report: Report
-) -> None:
+def _watch(tasks: Iterable[Future[FileDigest]], run: _Run, total: int, report: Report) -> None:
     """Report progress until all is written; raise what went wrong first."""
     pending = set(tasks)
     while pending:
@@ -220,5 +218,5 @@ def _write_step(fd: int, step: _Step, file: WeightsFile, run: _Run) -> None:
         values, overflows = cast(read(piece), source.dtype, step.dtype)
         if overflows:
             run.overflowed(f"{file.path}: {step.name}", overflows)
-        write_at(fd, memoryview(values).cast("B"), position)
+        write_at(fd, values.data.cast("B"), position)
         position += values.nbytes

@@ -1,0 +1,38 @@
+"""Runs the loader's conversion on a file, as the convert stage does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sd_api.load import LoadRequest, Progress, Source
+from sd_loader.convert import Converted, convert
+from sd_loader.source import Fetched
+
+
+def load_request(**fields: Any) -> LoadRequest:
+    """A request for a checkpoint behind a link, with these fields besides."""
+    return LoadRequest.model_validate(
+        {
+            "owner": {"uid": "0" * 8, "namespace": "default", "name": "model"},
+            "model_id": "model",
+            "model_type": "custom_ckpt",
+            "url": "https://models.example.com/model",
+            "load_hash": "0" * 16,
+            **fields,
+        }
+    )
+
+
+def convert_file(
+    path: Path, out: Path, progress: list[Progress] | None = None, **fields: Any
+) -> Converted:
+    """Convert one file into a new folder; fields: those of the request."""
+    out.mkdir(parents=True)
+    fetched = Fetched(kind="file", path="file", source=Source())
+    source = path.rename(path.with_name("file")) if path.name != "file" else path
+    try:
+        report = progress.append if progress is not None else lambda _: None
+        return convert(fetched, source.parent, load_request(**fields), out, report)
+    finally:
+        source.rename(path)
