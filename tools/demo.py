@@ -31,7 +31,7 @@ from kubectl import kubectl_path  # noqa: E402 - needs the path above
 from tiny import write_checkpoint  # noqa: E402 - needs the path above
 from webhook_receiver import WebhookReceiver  # noqa: E402 - needs the path above
 
-BYTES_PER_SECOND = 2_000_000
+BYTES_PER_SECOND = 4_000_000
 DEADLINE_SECONDS = 90
 
 MODELS = """\
@@ -248,7 +248,7 @@ def run(*command: str | Path) -> str:
 
 def script(name: str) -> list[str]:
     """A command of this very environment, or of the system."""
-    local = Path(sys.executable).with_name(name)
+    local = Path(sys.executable).parent / name
     return [str(local)] if local.exists() else [name]
 
 
