@@ -106,6 +106,18 @@ def test_checksums_are_those_of_the_stored_numbers(tmp_path):
         assert opened.checksums[tensor.offset, tensor.nbytes] == zlib.crc32(data)
 
 
+def test_an_archive_without_checksums_is_read(tmp_path):
+    """Programs can tell torch not to compute them; then there are none to compare."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": BASE}, tmp_path / "model.ckpt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with open_tensor_file(tmp_path / "model.ckpt") as opened:
+        assert torch.equal(torch_tensor(opened.tensors["weight"]), BASE)
+        assert opened.checksums == {}
+
+
 class SparseFile(io.RawIOBase):
     """A new file in which long runs of bytes are skipped, not written: they read as zeros."""
 

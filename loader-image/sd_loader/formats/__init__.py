@@ -9,7 +9,9 @@ from pathlib import Path
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
+from sd_loader.formats.safetensors import read_header
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
+from sd_loader.formats.torchzip import read_archive
 from sd_loader.tensors import TensorFile
 
 __all__ = ["CKPT", "SAFETENSORS", "open_tensor_file"]
@@ -41,12 +43,8 @@ def _read(path: Path, fd: int) -> TensorFile:
     size = state.st_size
     container = identify(read_at(fd, 0, min(HEAD_BYTES, size)), size)
     if container is Container.SAFETENSORS:
-        from sd_loader.formats.safetensors import read_header
-
         return TensorFile(path, fd, SAFETENSORS, *read_header(fd, size))
     if container is Container.ZIP:
-        from sd_loader.formats.torchzip import read_archive
-
         return TensorFile(path, fd, CKPT, *read_archive(fd, size))
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,

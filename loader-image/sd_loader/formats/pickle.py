@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sd_loader.formats.pickle_names import Name
 from sd_loader.formats.pickle_objects import (
@@ -26,7 +26,8 @@ from sd_loader.formats.pickle_objects import (
 from sd_loader.formats.snippet import snippet
 
 MAX_BYTES = 64 << 20
-MAX_INSTRUCTIONS = 5_000_000
+MAX_INSTRUCTIONS = 2_000_000
+"""SDXL's pickle has 80,000, about 32 a tensor; two million take some two seconds."""
 MAX_DEPTH = 10_000
 MAX_STACK = 200_000
 
@@ -35,22 +36,29 @@ Handler = Callable[["_Machine", Any], None]
 
 def load(data: bytes) -> tuple[object, int]:
     """What the pickle at the beginning of `data` describes, and where it ends."""
+    stream = io.BytesIO(data)
     machine = _Machine()
     count = 0
     try:
-        for instruction, argument, position in pickletools.genops(io.BytesIO(data)):
-            if instruction.name == "STOP":
-                return machine.result(), (position or 0) + 1
-            handler = _HANDLERS.get(instruction.name)
-            if handler is None:
-                refuse_unsafe(f"it holds {instruction.name}, which torch never writes")
-            handler(machine, argument)
+        while (code := stream.read(1)) != _STOP:
+            if code not in _INSTRUCTIONS:
+                _refuse_instruction(code)
             count += 1
             if count > MAX_INSTRUCTIONS:
                 refuse_damaged(f"more than {MAX_INSTRUCTIONS} instructions")
-    except ValueError as error:  # from pickletools: an unknown instruction, or the end of the data
+            read, handle = _INSTRUCTIONS[code]
+            handle(machine, read(stream) if read else None)
+    except ValueError as error:  # from the readers of arguments: cut off, or no text
         refuse_damaged(snippet(str(error)))
-    raise AssertionError("pickletools ends with STOP or raises")
+    return machine.result(), stream.tell()
+
+
+def _refuse_instruction(code: bytes) -> NoReturn:
+    if not code:
+        refuse_damaged("it is cut off")
+    if code not in _CODES:
+        refuse_damaged(f"0x{code.hex()} is no instruction")
+    refuse_unsafe(f"it holds {_CODES[code].name}, which torch never writes")
 
 
 class _Machine:
@@ -151,9 +159,8 @@ def _set_state(machine: _Machine) -> None:
         refuse_unsafe("it sets attributes of what is no object of its own")
 
 
-def _global(machine: _Machine, argument: str) -> None:
-    module, _, name = argument.partition(" ")
-    machine.push(permitted(module, name))
+def _global(machine: _Machine, argument: Name) -> None:
+    machine.push(permitted(argument.module, argument.name))
 
 
 def _stack_global(machine: _Machine) -> None:
@@ -163,9 +170,9 @@ def _stack_global(machine: _Machine) -> None:
     machine.push(permitted(module, name))
 
 
-def _instance(_machine: _Machine, argument: str) -> None:
+def _instance(_machine: _Machine, argument: Name) -> None:
     """Refuse INST, a name and a call in one, as only the oldest pickles have it."""
-    refuse_unsafe(f"it would call {snippet(argument.replace(' ', '.'))}")
+    refuse_unsafe(f"it would call {snippet(str(argument))}")
 
 
 def _call(machine: _Machine) -> None:
@@ -239,3 +246,29 @@ _HANDLERS: dict[str, Handler] = {
     "BUILD": _plain(_set_state),
     "BINPERSID": lambda machine, _: machine.push(storage(*machine.take(1))),
 }
+
+_STOP = b"."
+_CODES = {known.code.encode("latin-1"): known for known in pickletools.opcodes}
+
+
+def _name(stream: io.BytesIO) -> Name:
+    """Read a name as pickle does; pickletools would take backslashes in it for escapes."""
+    lines = stream.readline(), stream.readline()
+    if not all(line.endswith(b"\n") for line in lines):
+        refuse_damaged("it is cut off")
+    module, name = (line[:-1].decode("utf-8") for line in lines)
+    return Name(module, name)
+
+
+def _reader(known: pickletools.OpcodeInfo) -> Callable[[io.BytesIO], Any] | None:
+    if known.name in ("GLOBAL", "INST"):
+        return _name
+    return known.arg.reader if known.arg else None
+
+
+_INSTRUCTIONS = {
+    code: (_reader(known), _HANDLERS[known.name])
+    for code, known in _CODES.items()
+    if known.name in _HANDLERS
+}
+"""By code: how to read the argument that follows, and what to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NoReturn
 
 from sd_api.reasons import Reason
@@ -26,7 +27,7 @@ def read_archive(
     """Tensors, metadata, and CRC-32 by (offset, bytes) of an open torch archive."""
     directory = read_directory(fd, size)
     root = _root(directory)
-    records = {name.removeprefix(root): record for name, record in locate(fd, directory).items()}
+    records = _records(fd, directory, root)
     _check_kind(fd, records)
     views, metadata = state_dict.split(_content(fd, records[_PICKLE]))
     storages = {
@@ -34,7 +35,11 @@ def read_archive(
         for name, record in records.items()
         if name.startswith(_STORAGES)
     }
-    checksums = {(record.offset, record.size): record.crc for record in storages.values()}
+    checksums = {
+        (record.offset, record.size): record.crc
+        for record in storages.values()
+        if record.crc is not None
+    }
     return state_dict.place(fd, views, storages), metadata, checksums
 
 
@@ -46,6 +51,17 @@ def _root(directory: Directory) -> str:
         shown = snippet(", ".join(names[:4]))
         _refuse(f"the file is a zip archive, but not one of torch's; it holds {shown}")
     return root
+
+
+def _records(fd: int, directory: Directory, root: str) -> dict[str, Record]:
+    """The members by their names under the root.
+
+    With `torch.serialization.set_crc32_options(False)` torch writes 0 as the checksum of each.
+    """
+    records = {name.removeprefix(root): record for name, record in locate(fd, directory).items()}
+    if any(record.crc for record in records.values()):
+        return records
+    return {name: replace(record, crc=None) for name, record in records.items()}
 
 
 def _check_kind(fd: int, records: Mapping[str, Record]) -> None:
@@ -86,7 +102,7 @@ def _small(fd: int, records: Mapping[str, Record], name: str, default: bytes) ->
 
 def _verified(fd: int, name: str, record: Record) -> bytes:
     data = read_at(fd, record.offset, record.size)
-    if zlib.crc32(data) != record.crc:
+    if record.crc not in (None, zlib.crc32(data)):
         _refuse(f"the checksum of {name} in the zip archive is wrong: the file is damaged")
     return data
 

@@ -62,11 +62,11 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a member's bytes lie in the file, and their CRC-32."""
+    """Where a member's bytes lie in the file, and their CRC-32, if the archive has checksums."""
 
     offset: int
     size: int
-    crc: int
+    crc: int | None
 
 
 def read_directory(fd: int, size: int) -> Directory:
