@@ -223,6 +223,9 @@ class Controller:
         return await self._api.get(SECRETS, namespace, name)
 
     def _show(self, model: Model, plan: Plan) -> None:
+        """Tell the metrics; a model that has just gone is told no more."""
+        if model.uid not in self._memories:
+            return
         status = plan.status
         artifact = status.artifact
         self._metrics.show(

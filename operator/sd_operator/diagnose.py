@@ -100,7 +100,7 @@ def waiting(job: JobView, pods: Sequence[PodView], job_warning: str) -> Wait:
     if not pods:
         if "exceeded quota" in job_warning:
             return Wait(job_warning, Reason.QUOTA_EXCEEDED)
-        return Wait(job_warning or f"Job {job.name} was created; it has no Pod yet")
+        return Wait(job_warning) if job_warning else _starting(job)
     pod = pods[0]
     if not pod.may_write:
         return Wait(f"{last_failure(pod)}; Kubernetes starts another Pod of Job {job.name}")
@@ -116,7 +116,12 @@ def waiting(job: JobView, pods: Sequence[PodView], job_warning: str) -> Wait:
     reasons = {one.reason for one in pod.containers if one.state == "waiting" and one.reason}
     reasons -= {"PodInitializing", "ContainerCreating"}
     detail = f": {', '.join(sorted(reasons))}" if reasons else ""
-    return Wait(f"Pod {pod.name} is starting{detail}")
+    return Wait(f"Pod {pod.name} is starting{detail}") if detail else _starting(job)
+
+
+def _starting(job: JobView) -> Wait:
+    # One text for all that is normal: each change would cost a status write.
+    return Wait(f"Job {job.name} was created; its Pod is starting")
 
 
 def last_failure(pod: PodView) -> str:
@@ -142,6 +147,9 @@ def was_removed(pods: Sequence[PodView]) -> bool:
 
 
 def convert_has_begun(job: JobView, pods: Sequence[PodView]) -> bool:
-    """Whether fetching is over: the Job counts a ready Pod, or its container runs."""
-    running = pods[0].running if pods else None
-    return job.ready > 0 or (running is not None and running.name == names.CONTAINER_CONVERT)
+    """Whether fetching is over: its container ended well, or the Job counts a ready Pod."""
+    fetched = any(
+        one.name == names.CONTAINER_FETCH and one.exit_code == 0
+        for one in (pods[0].containers if pods else ())
+    )
+    return fetched or job.ready > 0

@@ -104,7 +104,7 @@ def the_job_succeeded(inp: Input) -> Step | None:
     if result is not None:
         return _published(inp, job, result)
     if not inp.observed.fresh:
-        return Step(_carry_on(job), load=_load(job), look=True)
+        return Step(_carry_on(job), load=_load(inp, job), look=True)
     if not pods:
         return None  # the answer is lost; the receipt on the volume gives it again
     failure = Failure(Reason.LOADER_CRASHED, f"Job {job.name} ended well but gave no answer")
@@ -117,7 +117,7 @@ def the_job_failed(inp: Input) -> Step | None:
     if job is None:
         return None
     if not inp.observed.fresh and diagnose.result(inp.observed.pods_of(job), ("failed",)) is None:
-        return Step(_carry_on(job), load=_load(job), look=True)
+        return Step(_carry_on(job), load=_load(inp, job), look=True)
     before = inp.stalled if inp.same_load else None
     return _failed(inp, job, diagnose.failure(job, inp.observed.pods_of(job), before))
 
@@ -142,17 +142,16 @@ def the_job_is_running(inp: Input) -> Step | None:
         return None
     pods = inp.observed.pods_of(job)
     running = pods[0].running if pods else None
-    if running is None and job.ready == 0:
+    converting = diagnose.convert_has_begun(job, pods)
+    if running is None and not converting:
         return _waiting(inp, job)
-    phase = Phase.DOWNLOADING
-    if diagnose.convert_has_begun(job, pods):
-        phase = Phase.CONVERTING
+    phase = Phase.CONVERTING if converting else Phase.DOWNLOADING
     if inp.observed.progress is not None:
         phase = max(phase, _PHASES[inp.observed.progress.stage], key=list(Phase).index)
     message = f"Job {job.name} loads {netguard.redact(inp.model.url)}"
     return Step(
         Standing(phase, phase.value, message, reconciling=True, keep_stalled=True),
-        load=_load(job),
+        load=_load(inp, job),
         progress=inp.observed.progress,
         notify=_started(inp),
         wake_after=inp.settings.poll_seconds,
@@ -171,7 +170,7 @@ def _waiting(inp: Input, job: JobView) -> Step:
         wake = NO_POD_LOOK_SECONDS
     elif failure is None and wait.reason is not None and wait.since is not None:
         wake = max(1.0, (wait.since + inp.stuck_after - inp.now).total_seconds())
-    return Step(standing, load=_load(job), notify=_started(inp), wake_after=wake)
+    return Step(standing, load=_load(inp, job), notify=_started(inp), wake_after=wake)
 
 
 def it_failed_before(inp: Input) -> Step | None:
@@ -244,7 +243,7 @@ def it_is_to_be_loaded(inp: Input) -> Step:
     job = jobs.plan_load(inp.model, inp.settings, inp.claim_name, attempt)
     load = Load(JobStatus(name=job.name, attempt=attempt), inp.now)
     return Step(
-        _pending(f"Job {job.name} was created; it has no Pod yet"),
+        _pending(f"Job {job.name} was created; its Pod is starting"),
         load=load,
         create=job,
         notify=_started(inp),
@@ -306,8 +305,10 @@ def _started(inp: Input) -> tuple[WebhookEvent, ...]:
     return () if inp.same_load else (WebhookEvent.LOAD_STARTED,)
 
 
-def _load(job: JobView, ended: datetime | None = None) -> Load:
-    return Load(JobStatus(name=job.name, attempt=job.attempt), job.created, ended)
+def _load(inp: Input, job: JobView, ended: datetime | None = None) -> Load:
+    known = inp.status.job is not None and inp.status.job.name == job.name
+    started = times.parse(inp.status.start_time) if known else None
+    return Load(JobStatus(name=job.name, attempt=job.attempt), started or job.created, ended)
 
 
 def _carry_on(job: JobView) -> Standing:
@@ -324,7 +325,7 @@ def _failed(inp: Input, job: JobView, failure: Failure) -> Step:
     told = inp.same_load and inp.stalled is not None and inp.stalled not in NOT_YET
     return Step(
         Standing.of(failure, job.name, note),
-        load=_load(job, ended),
+        load=_load(inp, job, ended),
         ended=True,
         notify=_started(inp) + (() if told else (WebhookEvent.LOAD_FAILED,)),
         wake_after=inp.retry_delay(job.attempt).total_seconds(),
@@ -350,7 +351,7 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
     source = result.source.model_dump() if result.source else {}
     return Step(
         Standing(Phase.READY, "Loaded", f"{path} is published on claim {claim.name}"),
-        load=_load(job, ended),
+        load=_load(inp, job, ended),
         ended=True,
         artifact=published,
         source=StatusSource(**source, url=netguard.redact(inp.model.url)[:1024]),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
@@ -16,18 +16,13 @@ Reconcile = Callable[[str], Awaitable[float]]
 """One pass over a model, named by its uid; returns the seconds until the next."""
 
 
-@dataclass(frozen=True)
-class _Worker:
-    wanted: asyncio.Event
-    task: asyncio.Task[None]
-
-
 class Supervisor:
     """Runs `reconcile` for every model that was woken and not dropped, one pass at a time each."""
 
     def __init__(self, reconcile: Reconcile) -> None:
         self._reconcile = reconcile
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -37,13 +32,14 @@ class Supervisor:
 
     def start(self, uid: str) -> None:
         """Run a pass soon, and keep the model from now on."""
-        worker = self._workers.get(uid)
-        if worker is None:
-            wanted = asyncio.Event()
-            task = asyncio.create_task(self._run(uid, wanted), name=f"model {uid}")
-            self._workers[uid] = _Worker(wanted, task)
-        else:
-            worker.wanted.set()
+        wanted = self._workers.get(uid)
+        if wanted is not None:
+            wanted.set()
+            return
+        wanted = self._workers[uid] = asyncio.Event()
+        task = asyncio.create_task(self._run(uid, wanted), name=f"model {uid}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def wake(self, uids: Iterable[str]) -> None:
         """Run a pass soon for those of them that are kept."""
@@ -52,22 +48,21 @@ class Supervisor:
                 self.start(uid)
 
     def drop(self, uid: str) -> None:
-        """End a model's task; a task may drop itself."""
-        worker = self._workers.pop(uid, None)
-        if worker is not None and worker.task is not asyncio.current_task():
-            worker.task.cancel()
+        """End a model's task, once its running pass is over: that may have the last word to say."""
+        wanted = self._workers.pop(uid, None)
+        if wanted is not None:
+            wanted.set()
 
     async def close(self) -> None:
-        """End all tasks."""
-        tasks = [worker.task for worker in self._workers.values()]
+        """End all tasks now."""
         self._workers.clear()
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, uid: str, wanted: asyncio.Event) -> None:
         failures = 0
-        while True:
+        while self._is_kept(uid, wanted):
             wanted.clear()
             try:
                 delay = await self._reconcile(uid)
@@ -76,9 +71,9 @@ class Supervisor:
                 log.exception("a pass over model %s failed", uid)
                 delay = min(BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10), BACKOFF_MAX_SECONDS)
                 failures += 1
-            if uid not in self._workers:
-                return
-            try:
-                await asyncio.wait_for(wanted.wait(), delay)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                if self._is_kept(uid, wanted):
+                    await asyncio.wait_for(wanted.wait(), delay)
+
+    def _is_kept(self, uid: str, wanted: asyncio.Event) -> bool:
+        return self._workers.get(uid) is wanted
