@@ -21,7 +21,8 @@ from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import BaseModelName, ModelType, Revision, Spec, Weights
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
-from sd_loader.failures import explain, invalid_request, printable, trace
+from sd_loader.failures import explain, invalid_request, trace
+from sd_loader.formats.snippet import snippet
 from sd_loader.progress import for_people, json_lines, size
 from sd_loader.settings import Settings
 
@@ -109,7 +110,7 @@ def _fail(error: BaseException, settings: Settings) -> int:
     known = explain(error)
     if known.reason is Reason.LOADER_CRASHED and known is not error:
         _tell(trace(error))
-    message = printable(known.message)[:MESSAGE_MAX_LENGTH]
+    message = snippet(known.message, MESSAGE_MAX_LENGTH - 1)
     _tell(f"error: {known.reason.value}: {message}")
     _tell(f"  what to do: {known.reason.remedy}")
     _answer(LoadResult(outcome="failed", reason=known.reason, message=message), settings)

@@ -60,8 +60,3 @@ def _place(error: BaseException) -> str:
 def trace(error: BaseException) -> str:
     """An error's traceback; urls in it lose their secrets."""
     return _URL.sub(lambda url: redact(url[0]), "".join(traceback.format_exception(error)))
-
-
-def printable(text: str) -> str:
-    """Text that stays on its line and does nothing to a terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)

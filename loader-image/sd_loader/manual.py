@@ -16,7 +16,7 @@ from sd_loader.errors import LoaderError
 NAMESPACE = "local"
 
 
-def request_of(spec: Spec, model_id: str, *, credentials: bool) -> LoadRequest:
+def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadRequest:
     """The load of this spec, owned by nobody but its model id; a path is a local file."""
     if spec.url is None:
         raise LoaderError(Reason.INVALID_SPEC, "url: a repo id, a link or a file is required")

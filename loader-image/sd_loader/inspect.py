@@ -1,0 +1,66 @@
+"""`sd-loader inspect`: what a checkpoint is, found by planning its load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sd_api.fields import Contract
+from sd_api.spec import ModelType, Spec
+from sd_loader.convert.checkpoint import plan_checkpoint
+from sd_loader.formats import open_tensor_file
+from sd_loader.formats.snippet import snippet
+from sd_loader.manual import request_of
+from sd_loader.progress import size
+
+_TITLE = "modelspec.title"
+
+
+class Inspection(Contract):
+    """What a file is. The words are those of status.artifact; size_bytes is the tensors'."""
+
+    format: str
+    base_model: str | None
+    pipeline_class: str | None
+    prediction_type: str | None
+    precision: str
+    tensors: int
+    size_bytes: int
+    title: str | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    def to_text(self) -> str:
+        """A line for each thing known."""
+        lines = {
+            "format": self.format,
+            "base model": self.base_model,
+            "pipeline": self.pipeline_class,
+            "prediction": self.prediction_type,
+            "precision": self.precision,
+            "tensors": f"{self.tensors}, {size(self.size_bytes)}",
+            "title": self.title,
+            "warning": "; ".join(self.warnings) or None,
+        }
+        return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items() if value)
+
+
+def inspect(path: Path) -> Inspection:
+    """Say what a file is; raises LoaderError where `load` would refuse it."""
+    request = request_of(Spec(url=str(path), model_type=ModelType.CUSTOM_CKPT), "inspected")
+    with open_tensor_file(path) as file:
+        plan = plan_checkpoint(file, request)
+        title = file.metadata.get(_TITLE)
+        return Inspection(
+            format=file.format,
+            base_model=plan.base_model,
+            pipeline_class=plan.pipeline_class,
+            prediction_type=plan.prediction_type,
+            precision=plan.precision,
+            tensors=len(file.tensors),
+            size_bytes=sum(tensor.nbytes for tensor in file.tensors.values()),
+            title=snippet(title) if title else None,
+            warnings=plan.warnings,
+        )
