@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from aiohttp import web
 
-from sd_operator.standalone import discovery, logs, patch, tables
+from sd_operator.standalone import discovery, logs, patch, protobuf, tables
 from sd_operator.standalone.errors import (
     ApiError,
     Cause,
@@ -420,10 +420,12 @@ def container_state(pod: Json, container: str) -> Json:
 
 
 async def _body(request: web.Request) -> Value:
-    text = await request.text()
     kind = request.content_type
+    if kind == protobuf.CONTENT_TYPE:
+        return protobuf.decode(await request.read())
+    text = await request.text()
     if kind not in ("application/json", "application/yaml", APPLY, *_PATCHES):
-        raise _unsupported(["application/json", "application/yaml"])
+        raise _unsupported(["application/json", "application/yaml", protobuf.CONTENT_TYPE])
     try:
         return yaml.safe_load(text) if kind.endswith("yaml") else json.loads(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:

@@ -1,7 +1,7 @@
-"""Controllers and a node for an API server that has none: `python -m sd_operator.standalone.node`.
+"""Standalone's controllers and node for an API server that has none: `python clusternode.py`.
 
-For tests against a bare kube-apiserver. Such a server reads `kubectl logs` from the port that the
-Node names, so the containers' logs are served there.
+Such a server reads `kubectl logs` from the port that the Node names, so the containers' logs are
+served there.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def run(kubeconfig: str, store: Path, state: Path, controllers: list[str])
         runner = await serve_logs(kubelet, machine)
         await kubelet.register(runner.addresses[0][1])
         work = [kubelet.run(), Controllers(client).run(controllers)]
-        print("node is ready", flush=True)  # noqa: T201 - this is a command; tests wait for it
+        print("ready", flush=True)  # noqa: T201 - this is a command; tests wait for it
         await until_signal(work)
         await runner.cleanup()
 
