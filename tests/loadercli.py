@@ -59,7 +59,9 @@ class Containers:
         """The mounted Secret."""
         return self.folder / "secret"
 
-    def start(self, *args: str | Path, pod: str = "pod", **env: str) -> subprocess.Popen[str]:
+    def start(
+        self, *args: str | Path, pod: str = "pod", stderr: int = subprocess.PIPE, **env: str
+    ) -> subprocess.Popen[str]:
         """Start a command, with nothing in its environment but what a Job gives it."""
         self.folder.mkdir(exist_ok=True)
         given = {
@@ -74,7 +76,7 @@ class Containers:
             [sys.executable, "-m", "sd_loader", *map(str, args)],
             env={**given, **self.env, **env},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
@@ -96,23 +98,23 @@ class Containers:
 
     def fetch(self, request: LoadRequest, **env: str) -> Ended:
         """Run the fetch container."""
-        return self.run("fetch", *self._arguments(request), **env)
+        return self.run("fetch", *self.arguments(request), **env)
 
     def convert(self, request: LoadRequest, **env: str) -> Ended:
         """Run the convert container."""
-        return self.run("convert", *self._arguments(request), **env)
+        return self.run("convert", *self.arguments(request), **env)
 
     def load(self, request: LoadRequest, **env: str) -> Ended:
         """Run a loader Pod: convert only where fetch ended well."""
         ended = self.fetch(request, **env)
         return ended if ended.code else self.convert(request, **env)
 
-    def remove(self, owner: Owner = OWNER, model_id: str = "model", **fields: Any) -> Ended:
+    def remove(self, owner: Owner = OWNER, *, retain: bool = False) -> Ended:
         """Run the clean-up container."""
-        request = RemoveRequest(owner=owner, model_id=model_id, **fields)
-        return self.run("remove", *self._arguments(request))
+        return self.run("remove", *self.arguments(remove_request(owner, retain=retain)))
 
-    def _arguments(self, request: LoadRequest | RemoveRequest) -> tuple[str, str, str, str]:
+    def arguments(self, request: LoadRequest | RemoveRequest) -> tuple[str, str, str, str]:
+        """The arguments of a Job's container."""
         return "--request", request.model_dump_json(by_alias=True), "--store", str(self.store)
 
 
@@ -143,6 +145,11 @@ def load_request(
         credentials=credentials,
         **loading,
     )
+
+
+def remove_request(owner: Owner = OWNER, *, retain: bool = False) -> RemoveRequest:
+    """The request that the operator makes of a deleted model."""
+    return RemoveRequest(owner=owner, model_id="model", retain=retain)
 
 
 def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:

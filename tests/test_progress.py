@@ -105,7 +105,7 @@ def test_a_terminal_gets_one_line_that_changes() -> None:
     stream = Terminal()
     for_people(stream)(downloading(500, percent=50))
     shown = stream.getvalue()
-    assert shown.startswith("\r[############............] Downloading 50 %, 500 B of 1.0 kB")
+    assert shown.startswith("\r\x1b[K[############............] Downloading 50 %, 500 B of 1.0 kB")
     assert "\n" not in shown
 
 

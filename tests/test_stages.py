@@ -141,6 +141,16 @@ def test_a_finished_download_is_converted_by_the_next_pod(parts: Parts, tmp_path
     assert parts.downloads == 1
 
 
+def test_an_unreadable_record_of_the_download_is_made_again(parts: Parts, tmp_path: Path) -> None:
+    """Another version of the loader may have written it."""
+    fetched(tmp_path)
+    (tmp_path / ".staging/uid-1/pod/source.json").write_text('{"later": 1}')
+    with refused(Reason.LOADER_CRASHED, "run fetch again"):
+        converted(tmp_path)
+    assert loaded(tmp_path).outcome == "loaded"
+    assert parts.downloads == 1
+
+
 @pytest.mark.parametrize(
     ("error", "kept"),
     [
@@ -337,12 +347,18 @@ def release(root: Path, _: str) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_run_killed_at_any_step_is_made_good_by_the_next(
-    tmp_path: Path, before: list[Action], act: Action, serves: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[Action],
+    act: Action,
+    serves: bool,
 ) -> None:
     """After SIGKILL and another Pod's run the volume is as after an undisturbed run.
 
     What was served before is served, whole, at every moment in between.
     """
+    # A killed process loses nothing that a disk would have to keep; waiting for it is slow.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     prepared = tmp_path / "prepared"
     prepared.mkdir()
     for action in before:

@@ -224,6 +224,20 @@ def test_a_volume_without_links_or_renames_is_unsupported(
         volume.probe(OWNER.uid)
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_volume_that_may_not_be_written_to_is_named(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Whoever runs the loader learns what the volume answered."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    with refused(Reason.VOLUME_NOT_WRITABLE, os.strerror(code)):
+        volume.probe(OWNER.uid)
+
+
 def test_a_missing_volume_is_named(tmp_path: Path) -> None:
     """A mount that is not there is no crash."""
     with (

@@ -23,7 +23,7 @@ from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
 from sd_loader.formats.snippet import snippet
-from sd_loader.progress import for_people, json_lines, size
+from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
 from sd_loader.settings import Settings
 
 _UMASK = 0o022
@@ -111,27 +111,27 @@ def _fail(error: BaseException, settings: Settings) -> int:
     if known.reason is Reason.LOADER_CRASHED and known is not error:
         _tell(trace(error))
     message = snippet(known.message, MESSAGE_MAX_LENGTH - 1)
+    _answer(LoadResult(outcome="failed", reason=known.reason, message=message), settings)
     _tell(f"error: {known.reason.value}: {message}")
     _tell(f"  what to do: {known.reason.remedy}")
-    _answer(LoadResult(outcome="failed", reason=known.reason, message=message), settings)
     return known.reason.exit_code
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    start = CLEAR_LINE if sys.stderr.isatty() else ""
+    print(f"{start}{line}", file=sys.stderr, flush=True)
 
 
 def _answer_when_stopped(settings: Settings) -> None:
     """Leave at once on SIGTERM and SIGINT: what is on the volume is good for the next attempt."""
 
     def stop(signum: int, _: FrameType | None) -> None:
-        name = signal.Signals(signum).name
-        code = _fail(
-            LoaderError(Reason.LOADER_CRASHED, f"stopped by {name}; the next attempt goes on here"),
-            settings,
-        )
-        # Without waiting for threads that download.
-        os._exit(code)
+        message = f"stopped by {signal.Signals(signum).name}; the next attempt goes on here"
+        try:
+            _fail(LoaderError(Reason.LOADER_CRASHED, message), settings)
+        finally:
+            # Without waiting for threads that download.
+            os._exit(Reason.LOADER_CRASHED.exit_code)
 
     for stopping in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping, stop)

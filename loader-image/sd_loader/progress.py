@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -17,7 +18,8 @@ _JSON_INTERVAL = 1.0
 _LINES_INTERVAL = 10.0
 _BAR_INTERVAL = 0.1
 _BAR_WIDTH = 24
-_CLEAR_TO_END = "\x1b[K"
+CLEAR_LINE = "\r\x1b[K"
+"""Written before whatever replaces the bar on a terminal."""
 
 
 class Reporter:
@@ -50,7 +52,9 @@ class Reporter:
             elif now - self._last < self._interval:
                 return
             self._last = now
-            self._write(complete(progress, now - self._first[0], self._first[1]))
+            # A log that nobody takes any more must not end the load.
+            with contextlib.suppress(OSError):
+                self._write(complete(progress, now - self._first[0], self._first[1]))
 
 
 def complete(progress: Progress, seconds: float, bytes_before: int) -> Progress:
@@ -90,7 +94,7 @@ def for_people(stream: TextIO | None = None) -> Reporter:
     def draw(progress: Progress) -> None:
         columns = shutil.get_terminal_size().columns
         line = f"{bar(progress.percent)} {text(progress)}"[: columns - 1]
-        print(f"\r{line}{_CLEAR_TO_END}", end="", file=out, flush=True)
+        print(f"{CLEAR_LINE}{line}", end="", file=out, flush=True)
 
     return Reporter(draw, _BAR_INTERVAL) if out.isatty() else Reporter(write_line, _LINES_INTERVAL)
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from sd_api.load import (
     MESSAGE_MAX_LENGTH,
     Artifact,
@@ -22,6 +24,7 @@ from sd_api.load import (
     Source,
     Stage,
 )
+from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
 from sd_loader.progress import Report
@@ -36,6 +39,7 @@ from sd_loader.store.volume import Volume
 
 if TYPE_CHECKING:
     from sd_loader.convert.result import Converted
+    from sd_loader.source import Fetched
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +71,14 @@ def fetch_stage(
             if adopted is not None:
                 _publish(volume, request, staging, adopted, settings, report)
                 return _fetched(adopted.source)
-            text = staging.fetched()
-            if text is None:
+            found = _recorded(staging)
+            if found is None:
                 with staging.source() as into:
                     found = source.fetch(
                         request, settings, into.path, report, allow_local=allow_local
                     )
                 staging.confirm()
                 staging.set_fetched(found.model_dump_json(by_alias=True))
-            else:
-                found = source.Fetched.model_validate_json(text)
             return _fetched(found.source)
 
 
@@ -84,7 +86,7 @@ def convert_stage(
     request: LoadRequest, store: Path, settings: Settings, report: Report
 ) -> LoadResult:
     """Convert and publish what this Pod has fetched, unless that is done already."""
-    from sd_loader import convert, source
+    from sd_loader import convert
 
     with _leaving_nothing(request, store) as volume:
         receipt = find_published(volume, request.owner.uid, request.load_hash)
@@ -96,7 +98,11 @@ def convert_stage(
             resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
             _freeing(resumed) as staging,
         ):
-            fetched = source.Fetched.model_validate_json(staging.fetched() or "")
+            fetched = _recorded(staging)
+            if fetched is None:
+                raise LoaderError(
+                    Reason.LOADER_CRASHED, "the download is not finished; run fetch again"
+                )
             with staging.source() as source_dir, staging.fresh_out() as out:
                 converted = convert.convert(fetched, source_dir.path, request, out.path, report)
                 _check_inventory(out.files(), converted)
@@ -171,6 +177,16 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
         tidy(volume, request.owner, request.load_hash, retain, datetime.now(UTC))
     except OSError as error:
         log.warning("the next load will try again to remove old files: %s", error)
+
+
+def _recorded(staging: Staging) -> Fetched | None:
+    """The finished download; a record of another version of the loader does not count."""
+    from sd_loader.source import Fetched
+
+    try:
+        return Fetched.model_validate_json(staging.fetched() or "")
+    except ValidationError:
+        return None
 
 
 def _fetched(source: Source) -> LoadResult:

@@ -16,6 +16,7 @@ from sd_loader.store.folder import Folder, temporary_name
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 _MAKE_ATTEMPTS = 5
 
@@ -46,7 +47,7 @@ class Volume:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _planted(error, names) from error
+            raise _refused(error, names) from error
 
     def make(self, *names: str) -> Folder:
         """Open a folder of the volume, made when missing."""
@@ -56,7 +57,7 @@ class Volume:
             except FileNotFoundError:
                 continue  # another Job has just removed an empty folder on the way
             except OSError as error:
-                raise _planted(error, names) from error
+                raise _refused(error, names) from error
         return self.root.make_folders(*names)
 
     def remove_if_empty(self, uid: str) -> None:
@@ -108,12 +109,14 @@ def _try_links_and_renames(probe: Folder) -> None:
         ) from error
 
 
-def _planted(error: OSError, names: tuple[str, ...]) -> OSError | LoaderError:
-    """A link or file where a folder belongs is nothing that the loader would go through."""
-    if error.errno not in _NO_FOLDER:
-        return error
-    return LoaderError(
-        Reason.VOLUME_NOT_WRITABLE,
-        f"{'/'.join(names)} on the volume is, or leads over, a link or file where the loader keeps"
-        " folders; remove it",
-    )
+def _refused(error: OSError, names: tuple[str, ...]) -> OSError | LoaderError:
+    """A link or file where a folder belongs, or a folder of somebody else's, is not used."""
+    path = "/".join(names)
+    if error.errno in _NO_FOLDER:
+        what = "is, or leads over, a link or file where the loader keeps folders; remove it"
+        return LoaderError(Reason.VOLUME_NOT_WRITABLE, f"{path} on the volume {what}")
+    if error.errno in _NOT_ALLOWED:
+        return LoaderError(
+            Reason.VOLUME_NOT_WRITABLE, f"{path} on the volume: {os.strerror(error.errno or 0)}"
+        )
+    return error
