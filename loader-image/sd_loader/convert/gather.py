@@ -23,7 +23,7 @@ def _read_into(out: Array, tensor: Tensor, limit: int) -> None:
     strides = strides_of(tensor)
     reach = [(size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)]
     span = sum(reach) + 1
-    if tensor.strides is None:
+    if tensor.strides is None and out.flags.c_contiguous:
         _read_bytes(tensor, out)
     elif span <= limit:
         lying = np.empty(span, out.dtype)

@@ -1,0 +1,287 @@
+"""Makes the canonical folder of a diffusers repo: the same files whoever saved them, and how.
+
+Weights become safetensors under their canonical names, in the precision asked for; a file that
+needs no change is linked instead of copied. Configs are parsed and written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sd_api.load import LoadRequest
+from sd_api.reasons import Reason
+from sd_api.spec import Weights
+from sd_loader.convert import architecture
+from sd_loader.convert.plan import (
+    FolderPlan,
+    Item,
+    PlannedFile,
+    WeightsFile,
+    component_files,
+    json_file,
+    published_dtype,
+)
+from sd_loader.convert.repo_configs import (
+    Template,
+    component_config,
+    pipeline_index,
+    prediction_type,
+    read_json,
+    read_small,
+    scheduler_config,
+    tokenizer_files,
+)
+from sd_loader.convert.result import Converted, FileDigest
+from sd_loader.convert.writer import write_folder
+from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
+from sd_loader.formats.snippet import snippet
+from sd_loader.progress import Report
+from sd_loader.source.pipelines import INDEX_NAME, WEIGHTS, Pipeline, parse_pipeline
+from sd_loader.source.repo_files import RepoFile, choose_files, require_pipeline
+from sd_loader.tensors import Tensor, TensorFile
+from sd_loader.verify import verify_folder
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_BASE_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+# What a component's structure is made of, with diffusers' defaults; where all of it is as usual,
+# so are the names of the tensors.
+_STRUCTURE = {
+    "addition_embed_type": None,
+    "down_block_types": None,
+    "layers_per_block": None,
+    "mid_block_add_attention": True,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "transformer_layers_per_block": 1,
+    "up_block_types": None,
+}
+_TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
+_UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
+# How diffusers named the VAE's attention before 0.15; it still reads, but no longer writes this.
+_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass
+class _Weights:
+    """The open files of weights, by their descriptors."""
+
+    stack: ExitStack
+    files: dict[int, TensorFile] = field(default_factory=dict)
+
+    def open(self, path: Path) -> TensorFile:
+        file = self.stack.enter_context(open_tensor_file(path))
+        self.files[file.fd] = file
+        return file
+
+
+def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
+    """Convert a downloaded repo into the empty folder `out`."""
+    _refuse_what_cannot_be(request)
+    with ExitStack() as stack:
+        weights = _Weights(stack)
+        plan = _plan(folder, request, weights)
+        kept = {file.path for file in plan.weights if _link(file, weights.files, out)}
+        digests = dict(
+            write_folder(out, [file for file in plan.files if file.path not in kept], report)
+        )
+        digests.update(_digests(out, kept))
+        verify_folder(out, plan, request.verify, report)
+    return Converted(
+        files=dict(sorted(digests.items())),
+        base_model=plan.base_model,
+        pipeline_class=plan.pipeline_class,
+        precision=plan.precision,
+        prediction_type=plan.prediction_type,
+        warnings=plan.warnings,
+    )
+
+
+def _refuse_what_cannot_be(request: LoadRequest) -> None:
+    """Say so rather than publish something else than what was asked for."""
+    for name, value in (("vae", request.vae), ("originalConfig", request.original_config)):
+        if value is not None:
+            raise LoaderError(
+                Reason.INVALID_SPEC, f"spec.{name} is not supported by this version of the loader"
+            )
+    if request.weights is not Weights.STANDARD:
+        raise LoaderError(
+            Reason.INVALID_SPEC, "spec.weights is for checkpoints: a repo has one set of weights"
+        )
+
+
+def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
+    names = {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+    }
+    require_pipeline(list(names))
+    pipeline = parse_pipeline(read_small(folder / INDEX_NAME))
+    chosen = choose_files(
+        {name: RepoFile(name, path.stat().st_size) for name, path in names.items()},
+        pipeline,
+        request.revision,
+        safetensors_only=bool(request.from_safetensors),
+    )
+    template = Template("sdxl" if pipeline.is_sdxl else "sd1")
+    configs = {
+        component: component_config(
+            read_json(folder / component / "config.json"), component, pipeline, request
+        )
+        for component in sorted(pipeline.components)
+        if component in WEIGHTS
+    }
+    files: list[PlannedFile] = []
+    for component, config in configs.items():
+        paths = [
+            folder / file.path
+            for file in chosen
+            if file.path.startswith(f"{component}/") and file.path.endswith(_WEIGHT_SUFFIXES)
+        ]
+        tensors = _tensors(component, pipeline, [weights.open(path) for path in paths])
+        _check_complete(component, pipeline, config, tensors)
+        items = [
+            Item(name, tensor, published_dtype(tensor.dtype, request.revision))
+            for name, tensor in tensors.items()
+        ]
+        files += component_files(component, WEIGHTS[component], items)
+        files.append(
+            json_file(
+                f"{component}/config.json",
+                template.with_precision(config, component, {item.dtype for item in items}),
+            )
+        )
+    for component in pipeline.components:
+        if component.startswith("tokenizer"):
+            files += tokenizer_files(folder / component, component, template)
+    scheduler = scheduler_config(
+        read_json(folder / "scheduler" / "scheduler_config.json"), pipeline, request
+    )
+    files.append(json_file("scheduler/scheduler_config.json", scheduler))
+    files.append(json_file(INDEX_NAME, pipeline_index(pipeline, template)))
+    return FolderPlan(
+        files=tuple(files),
+        base_model=_base_model(pipeline, configs["unet"], request),
+        pipeline_class=pipeline.class_name,
+        prediction_type=prediction_type(scheduler),
+    )
+
+
+def _tensors(component: str, pipeline: Pipeline, files: Iterable[TensorFile]) -> dict[str, Tensor]:
+    """All tensors of a component under their canonical names."""
+    found: dict[str, Tensor] = {}
+    for file in files:
+        for old, tensor in file.tensors.items():
+            name = _canonical(old, component)
+            if name is None or _is_foreign(name, component, pipeline):
+                continue
+            if name in found:
+                raise LoaderError(
+                    Reason.CONVERSION_FAILED, f"{component} has two tensors {snippet(name)}"
+                )
+            if not tensor.dtype.is_float:
+                raise LoaderError(
+                    Reason.UNSUPPORTED_FORMAT,
+                    f"{component}: {snippet(name)} is of type {tensor.dtype.label}: quantized"
+                    " weights are not supported",
+                )
+            found[name] = tensor
+    return found
+
+
+def _canonical(name: str, component: str) -> str | None:
+    """The tensor's name in the canonical folder; None for what no folder holds."""
+    if component.startswith("text_encoder"):
+        if _UNUSED.fullmatch(name):
+            return None
+        # transformers since 5.6 leaves the prefix out, and older ones then load noise.
+        return f"text_model.{name}" if name.startswith(_TEXT_PARTS) else name
+    old = _OLD_ATTENTION.fullmatch(name) if component == "vae" else None
+    return f"{old[1]}.{_NEW_ATTENTION[old[2]]}.{old[3]}" if old else name
+
+
+def _is_foreign(name: str, component: str, pipeline: Pipeline) -> bool:
+    """Some text encoders were saved with the projection that their class does not have."""
+    return name == "text_projection.weight" and pipeline.components[component] == "CLIPTextModel"
+
+
+def _check_complete(
+    component: str, pipeline: Pipeline, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse a component that lacks tensors: diffusers fills the gaps with random numbers."""
+    missing = [name for name in _expected(component, pipeline, config) if name not in tensors]
+    if missing:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"{component} lacks {len(missing)} tensors, first {missing[0]}",
+        )
+
+
+def _expected(component: str, pipeline: Pipeline, config: Mapping[str, Any]) -> Iterator[str]:
+    """Names that the component must have, where its structure is one that is known."""
+    base, part = "sdxl" if pipeline.is_sdxl else "sd1", component
+    if component.startswith("text_encoder"):
+        # Both classes are the same in every family, but for the number of layers.
+        projects = pipeline.components[component] == "CLIPTextModelWithProjection"
+        base, part = ("sdxl", "text_encoder_2") if projects else ("sd1", "text_encoder")
+    known = architecture.load(base)
+    usual = known.templates[f"{part}/config.json"]
+    if any(config.get(key, value) != usual.get(key, value) for key, value in _STRUCTURE.items()):
+        return
+    layers = config.get("num_hidden_layers")
+    for row in next(one for one in known.components if one.name == part).rows:
+        if row.layer is None or (isinstance(layers, int) and row.layer < layers):
+            yield row.target
+
+
+def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], request: LoadRequest) -> str:
+    width = unet.get("cross_attention_dim")
+    found = _BASE_BY_WIDTH.get(width) if isinstance(width, int) else None
+    base = found or ("sdxl" if pipeline.is_sdxl else "sd1")
+    if request.base_model is not None and request.base_model.value != base:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"spec.baseModel is {request.base_model.value}, but the repo's UNet is of {base}",
+        )
+    return base
+
+
+def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bool:
+    """Put a source file in place that is already, byte for byte, what is planned."""
+    fds = {item.source.fd for item in file.items}
+    if len(fds) != 1:
+        return False
+    fd = fds.pop()
+    if os.fstat(fd).st_size != file.size or os.pread(fd, len(file.header), 0) != file.header:
+        return False
+    position = len(file.header)
+    for item in file.items:
+        if item.source.offset != position or item.dtype is not item.source.dtype:
+            return False
+        position += item.nbytes
+    path = out / file.path
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        os.link(sources[fd].path, path)
+    except OSError:
+        return False  # no links on this volume: it is copied like the others
+    return True
+
+
+def _digests(out: Path, names: Iterable[str]) -> dict[str, FileDigest]:
+    ordered = sorted(names)
+    with ThreadPoolExecutor(2, "digest") as pool:
+        return dict(zip(ordered, pool.map(lambda name: _digest(out / name), ordered), strict=True))
+
+
+def _digest(path: Path) -> FileDigest:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileDigest(digest, os.fstat(file.fileno()).st_size)
