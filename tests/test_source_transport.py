@@ -102,9 +102,11 @@ def test_https_never_leads_to_http(tls_server, certificate):
     """Not even to an allowed host."""
     port = tls_server._servers[0].server_port
     tls_server.serve_file("/x", b"", redirect=f"http://127.0.0.1:{port}/y")
-    with make_client(named(certificate)) as client:
-        with pytest.raises(LoaderError, match="from https to http") as caught:
-            client.get(f"https://{NAME}:{port}/x")
+    with (
+        make_client(named(certificate)) as client,
+        pytest.raises(LoaderError, match="from https to http") as caught,
+    ):
+        client.get(f"https://{NAME}:{port}/x")
     assert caught.value.reason is Reason.ADDRESS_REFUSED
     assert [request.path for request in tls_server.requests] == ["/x"]
 
@@ -124,9 +126,11 @@ def test_the_checked_addresses_are_connected_to_in_turn(monkeypatch):
         raise httpcore2.ConnectError(f"{host} is away")
 
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", connect)
-    with make_client(NamedSettings(resolver=resolver)) as client:
-        with pytest.raises(httpx2.ConnectError, match="1111 is away"):
-            client.get("https://models.example.com/x")
+    with (
+        make_client(NamedSettings(resolver=resolver)) as client,
+        pytest.raises(httpx2.ConnectError, match="1111 is away"),
+    ):
+        client.get("https://models.example.com/x")
     assert connections == addresses
     assert lookups == ["models.example.com"]
 
@@ -135,9 +139,11 @@ def test_a_private_answer_ends_the_request_before_it_connects(monkeypatch):
     """The refusal comes through the HTTP libraries as itself."""
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", lambda *_: pytest.fail("connected"))
     settings = NamedSettings(resolver=lambda _host, _port: ["93.184.216.34", "10.0.0.1"])
-    with make_client(settings) as client:
-        with pytest.raises(LoaderError, match=r"10\.0\.0\.1") as caught:
-            client.get("https://models.example.com/x")
+    with (
+        make_client(settings) as client,
+        pytest.raises(LoaderError, match=r"10\.0\.0\.1") as caught,
+    ):
+        client.get("https://models.example.com/x")
     assert caught.value.reason is Reason.ADDRESS_REFUSED
 
 
@@ -145,9 +151,11 @@ def test_redirects_are_checked_one_by_one():
     """Whatever an allowed host says."""
     with FileServer() as server:
         url = server.serve_file("/x", b"", redirect="https://[fd00:ec2::254]/latest")
-        with make_client(Settings(allowed_hosts=frozenset({server.host}))) as client:
-            with pytest.raises(LoaderError, match="fd00:ec2::254"):
-                client.get(url)
+        with (
+            make_client(Settings(allowed_hosts=frozenset({server.host}))) as client,
+            pytest.raises(LoaderError, match="fd00:ec2::254"),
+        ):
+            client.get(url)
 
 
 class Proxy:
@@ -206,9 +214,11 @@ def test_a_proxy_resolves_the_names_and_needs_no_exemption():
 def test_literals_and_private_names_are_refused_behind_a_proxy_too(host):
     """The proxy never hears of them."""
     with Proxy() as proxy:
-        with make_client(NamedSettings(proxy=proxy.url, resolver=no_lookup)) as client:
-            with pytest.raises(LoaderError):
-                client.get(f"https://{host}/x")
+        with (
+            make_client(NamedSettings(proxy=proxy.url, resolver=no_lookup)) as client,
+            pytest.raises(LoaderError),
+        ):
+            client.get(f"https://{host}/x")
         assert proxy.asked == []
 
 

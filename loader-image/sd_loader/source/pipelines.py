@@ -18,6 +18,8 @@ from sd_loader.formats.snippet import snippet
 INDEX_NAME = "model_index.json"
 MAX_JSON_BYTES = 8 << 20
 """tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB."""
+_MAX_DEPTH = 32
+"""Of configs that are written again: json reads deeper documents than it writes."""
 
 SD_PIPELINES = frozenset(
     {
@@ -104,11 +106,25 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not valid JSON") from error
+    if _depth(value) > _MAX_DEPTH:
+        raise LoaderError(Reason.NOT_A_MODEL, f"{name} is nested more than {_MAX_DEPTH} deep")
     if not isinstance(value, dict):
         raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not a JSON object")
     if "auto_map" in value:
         raise LoaderError(Reason.UNSAFE_MODEL, f"{name} asks for code of the repo (auto_map)")
     return value
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level := [
+        child
+        for item in level
+        if isinstance(item, dict | list)
+        for child in (item.values() if isinstance(item, dict) else item)
+    ]:
+        depth += 1
+    return depth
 
 
 def parse_pipeline(content: bytes) -> Pipeline:
@@ -134,6 +150,8 @@ def parse_pipeline(content: bytes) -> Pipeline:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT, f"pipelines of class {_shown(class_name)} are not supported"
         )
+    if class_name in SD_PIPELINES and any(name.endswith("_2") for name in components):
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{class_name} has one text encoder, not two")
     missing = [name for name in _REQUIRED if name not in components]
     # The SDXL refiner has one text encoder, in some repos under the second one's name.
     encoders = [name for name in components if name.startswith("text_encoder")]
