@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,26 +258,31 @@ def _release(cluster: Cluster) -> None:
 
 
 @contextlib.contextmanager
-def backend_of(env: Mapping[str, str]) -> Iterator[Backend]:
-    """The cluster that the environment asks for."""
+def backend_of(env: Mapping[str, str], loader: Sequence[str] = ()) -> Iterator[Backend]:
+    """The cluster that the environment asks for; Pods of standalone's node may run a stand-in."""
     with (
         tempfile.TemporaryDirectory(prefix="sd-cluster-") as folder,
         contextlib.ExitStack() as stack,
     ):
         work = Path(folder)
         if env.get("KUBEBUILDER_ASSETS"):
-            yield stack.enter_context(_kube_apiserver(Path(env["KUBEBUILDER_ASSETS"]), work))
+            yield stack.enter_context(
+                _kube_apiserver(Path(env["KUBEBUILDER_ASSETS"]), work, loader)
+            )
         elif env.get("KUBECONFIG"):
-            yield stack.enter_context(_existing(Path(env["KUBECONFIG"]), env, work))
+            yield stack.enter_context(_existing(Path(env["KUBECONFIG"]), env, work, loader))
         else:
-            yield stack.enter_context(_standalone(work))
+            yield stack.enter_context(_standalone(work, loader))
 
 
 @contextlib.contextmanager
-def _standalone(work: Path) -> Iterator[Backend]:
+def _standalone(work: Path, loader: Sequence[str]) -> Iterator[Backend]:
     kubeconfig, store = work / "kubeconfig", work / "store"
-    arguments = ["--store", str(store), "--kubeconfig", str(kubeconfig), "--no-operator"]
-    command = [sys.executable, "-m", "sd_operator", "standalone", *arguments]
+    command = [sys.executable, "-m", "sd_operator", "standalone", "--no-operator"]
+    if loader:
+        script = str(Path(__file__).with_name("clusterstub.py"))
+        command = [sys.executable, script, "--loader", *loader]
+    command += ["--store", str(store), "--kubeconfig", str(kubeconfig)]
     with running(command, work / "standalone.log", lambda: kubeconfig.exists()):
         yield Backend(
             "standalone", kubeconfig, kubeconfig, f"{store}/.claims/{{namespace}}/{CLAIM}"
@@ -285,13 +290,17 @@ def _standalone(work: Path) -> Iterator[Backend]:
 
 
 @contextlib.contextmanager
-def _existing(kubeconfig: Path, env: Mapping[str, str], work: Path) -> Iterator[Backend]:
+def _existing(
+    kubeconfig: Path, env: Mapping[str, str], work: Path, loader: Sequence[str]
+) -> Iterator[Backend]:
     admin = Cluster(Backend("cluster", kubeconfig, kubeconfig, None), "default", work)
-    admin.apply(custom_resource_definition())
+    _define(admin)
     if not [node for node in admin.list("nodes") if node["metadata"]["name"] != "standalone"]:
-        with _node(kubeconfig, work) as store:
+        with _node(kubeconfig, work, loader) as store:
             yield Backend("nodeless cluster", kubeconfig, kubeconfig, store)
         return
+    if loader:
+        pytest.skip("KUBECONFIG names a cluster with nodes, which run no stand-in for the loader")
     for name in ("SD_TEST_LOADER_IMAGE", "SD_TEST_SOURCE_HOST"):
         if not env.get(name):
             pytest.skip(f"KUBECONFIG names a cluster with nodes, and {name} is not set")
@@ -307,18 +316,19 @@ def _existing(kubeconfig: Path, env: Mapping[str, str], work: Path) -> Iterator[
 
 
 @contextlib.contextmanager
-def _node(kubeconfig: Path, work: Path, *options: str) -> Iterator[str]:
+def _node(kubeconfig: Path, work: Path, loader: Sequence[str], *options: str) -> Iterator[str]:
     store = work / "store"
     store.mkdir(exist_ok=True)
     script = str(Path(__file__).with_name("clusternode.py"))
     command = [sys.executable, script, "--kubeconfig", str(kubeconfig), "--store", str(store)]
+    command += ["--loader", *loader] if loader else []
     log = work / "node.log"
     with running([*command, *options], log, lambda: "ready" in log.read_text()):
         yield f"{store}/.claims/{{namespace}}/{CLAIM}"
 
 
 @contextlib.contextmanager
-def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
+def _kube_apiserver(assets: Path, work: Path, loader: Sequence[str]) -> Iterator[Backend]:
     """Start etcd and kube-apiserver as controller-runtime's envtest does, with RBAC."""
     for program in ("etcd", "kube-apiserver"):
         if not (assets / program).exists():
@@ -328,7 +338,7 @@ def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
     token = secrets.token_hex(24)
     key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
+        serialization.PrivateFormat.TraditionalOpenSSL,
         serialization.NoEncryption(),
     )
     for name, content in (
@@ -341,7 +351,7 @@ def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
     server = f"https://127.0.0.1:{secure}"
     kubeconfig, operator = work / "kubeconfig", work / "operator.kubeconfig"
     pki.write_private(kubeconfig, pki.kubeconfig(server, ca, token))
-    admin = Cluster(Backend("kube-apiserver", kubeconfig, operator, None), "default", work)
+    admin = Cluster(Backend("kube-apiserver", kubeconfig, operator, None), SYSTEM_NAMESPACE, work)
     etcd = [
         str(assets / "etcd"),
         f"--data-dir={work / 'etcd'}",
@@ -386,14 +396,25 @@ def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(running(etcd, work / "etcd.log", lambda: _listens(client)))
         stack.enter_context(running(apiserver, work / "apiserver.log", is_ready))
-        admin.apply(custom_resource_definition())
+        _define(admin)
         pki.write_private(operator, pki.kubeconfig(server, ca, _operator_token(admin)))
         real = (assets / "kube-controller-manager").exists()
         if real:
             stack.enter_context(running(manager, work / "manager.log", lambda: True))
         options = ("--controllers", "claim") if real else ()
-        store = stack.enter_context(_node(kubeconfig, work, *options))
+        store = stack.enter_context(_node(kubeconfig, work, loader, *options))
         yield Backend("kube-apiserver", kubeconfig, operator, store, controllers=not real)
+
+
+def _define(admin: Cluster) -> None:
+    definition = custom_resource_definition()
+    admin.apply(definition)
+    name = definition["metadata"]["name"]
+    admin.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
+    # A real server has not served a new kind for a moment after that.
+    deadline = time.monotonic() + START_SECONDS
+    while admin.run("get", "sdm").returncode and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _operator_token(admin: Cluster) -> str:
@@ -419,9 +440,7 @@ def _operator_token(admin: Cluster) -> str:
         },
     ):
         admin.apply(item)
-    return admin.kubectl(
-        "create", "token", "sd-operator", f"--namespace={SYSTEM_NAMESPACE}", "--duration=4h"
-    ).strip()
+    return admin.kubectl("create", "token", "sd-operator", "--duration=4h").strip()
 
 
 def _free_ports(count: int) -> list[int]:
@@ -486,6 +505,21 @@ def backend() -> Iterator[Backend]:
     """The cluster of this test run."""
     with backend_of(os.environ) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def stub_backend() -> Iterator[Backend]:
+    """A cluster whose Pods run stubloader.py in place of the loader."""
+    stub = Path(__file__).with_name("stubloader.py")
+    with backend_of(os.environ, [sys.executable, str(stub)]) as found:
+        yield found
+
+
+@pytest.fixture
+def stub_cluster(stub_backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
+    """As `cluster`, with stubloader.py in place of the loader."""
+    with namespace_of(stub_backend, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sd_operator.standalone import logs, pki
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import CONTROLLERS, Controllers
 from sd_operator.standalone.errors import Json
+from sd_operator.standalone.executor import LOADER
 from sd_operator.standalone.kubelet import Kubelet
 from sd_operator.standalone.podrun import Machine
 from sd_operator.standalone.server import container_state
@@ -55,9 +57,11 @@ async def serve_logs(kubelet: Kubelet, machine: Machine) -> web.AppRunner:
     return runner
 
 
-async def run(kubeconfig: str, store: Path, state: Path, controllers: list[str]) -> None:
+async def run(
+    kubeconfig: str, store: Path, state: Path, controllers: list[str], loader: Sequence[str]
+) -> None:
     """Run until a signal comes; leaves no process behind."""
-    machine = Machine(store, state, state / "logs")
+    machine = Machine(store, state, state / "logs", loader=loader)
     async with await Client.connect(kubeconfig) as client:
         kubelet = Kubelet(client, machine)
         runner = await serve_logs(kubelet, machine)
@@ -74,9 +78,10 @@ def main() -> None:
     parser.add_argument("--kubeconfig", required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--controllers", nargs="*", default=list(CONTROLLERS), choices=CONTROLLERS)
+    parser.add_argument("--loader", nargs="*", default=LOADER)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as state, suppress(KeyboardInterrupt):
-        asyncio.run(run(args.kubeconfig, args.store, Path(state), args.controllers))
+        asyncio.run(run(args.kubeconfig, args.store, Path(state), args.controllers, args.loader))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sd_operator.standalone import pki
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import BACKOFF_SECONDS, Controllers
 from sd_operator.standalone.errors import Json
-from sd_operator.standalone.executor import die_with_parent
+from sd_operator.standalone.executor import LOADER, die_with_parent
 from sd_operator.standalone.kubelet import Kubelet
 from sd_operator.standalone.podrun import MAX_GRACE_SECONDS, Machine
 from sd_operator.standalone.server import ApiServer
@@ -39,6 +40,7 @@ class Options:
     allowed_hosts: str = ""
     hub_endpoint: str = ""
     with_operator: bool = True
+    loader: Sequence[str] = LOADER
 
 
 async def run(options: Options, state: Path) -> None:
@@ -46,7 +48,8 @@ async def run(options: Options, state: Path) -> None:
     options.store.mkdir(parents=True, exist_ok=True)
     token = secrets.token_urlsafe(32)
     ca, certificate = pki.make_certificates()
-    machine = Machine(options.store.resolve(), state, state / "logs", ("default", CLAIM_NAME))
+    main_claim = ("default", CLAIM_NAME)
+    machine = Machine(options.store.resolve(), state, state / "logs", main_claim, options.loader)
     api = ApiServer(token, machine.logs)
     for item in _initial_objects():
         api.load(item)
