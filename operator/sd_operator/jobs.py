@@ -90,8 +90,9 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
     )
 
 
-def plan_remove(model: Model, claim_name: str, attempt: int) -> JobPlan:
+def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
     """The Job that removes, or releases, a deleted model's files."""
+    overrides = model.spec.job if model.spec and settings.loader.allow_overrides else None
     return JobPlan(
         namespace=model.namespace,
         name=names.job_name(model.name, model.uid, names.ROLE_REMOVE, attempt),
@@ -100,6 +101,7 @@ def plan_remove(model: Model, claim_name: str, attempt: int) -> JobPlan:
         claim_name=claim_name,
         attempt=attempt,
         request=RemoveRequest(owner=model.owner, model_id=model.model_id, retain=model.retain),
+        overrides=overrides,
     )
 
 
@@ -133,7 +135,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         # Optional: the loader starts without it and says SecretNotFound itself.
         secret = {"secretName": plan.credentials_secret, "optional": True, "defaultMode": 0o440}
         pod["volumes"].append({"name": "credentials", "secret": secret})
-    pod |= _placement(overrides)
+    pod |= _placement(overrides, "runtime_class_name")
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
@@ -154,7 +156,7 @@ def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
     # Without an ownerReference: foreground deletion of the model would delete it before its work.
     loader = settings.loader
     remove = _container(names.CONTAINER_REMOVE, loader.slim_image, _REMOVE, plan, settings)
-    pod = _pod([remove], plan, settings)
+    pod = _pod([remove], plan, settings) | _placement(plan.overrides or JobOverrides())
     deadline = loader.active_deadline_seconds
     return _job(names.ROLE_REMOVE, pod, plan, deadline, loader.remove_ttl_seconds)
 
@@ -170,19 +172,17 @@ def _convert_resources(
     has_gpu = str(limits.get(loader.gpu_resource, 0)) != "0"
     renders = has_gpu if verify.render is None else verify.render
     default = _RENDER if renders else _CONVERT
-    resources: Manifest = {
-        "requests": default["requests"] | dict(given.get("requests") or {}),
-        "limits": default["limits"] | limits,
-    }
-    return resources, renders
+    wanted = {"requests": dict(given.get("requests") or {}), "limits": limits}
+    # A default beside an override of the same resource could contradict it.
+    spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
+    for kind, defaults in default.items():
+        wanted[kind] |= {key: one for key, one in defaults.items() if key not in spoken_for}
+    return wanted, renders
 
 
-def _placement(overrides: JobOverrides) -> Manifest:
-    return overrides.model_dump(
-        by_alias=True,
-        exclude_none=True,
-        include={"node_selector", "tolerations", "runtime_class_name", "priority_class_name"},
-    )
+def _placement(overrides: JobOverrides, *more: str) -> Manifest:
+    included = {"node_selector", "tolerations", "priority_class_name", *more}
+    return overrides.model_dump(by_alias=True, exclude_none=True, include=included)
 
 
 def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Manifest:

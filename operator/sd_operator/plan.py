@@ -42,7 +42,7 @@ class EventPlan:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """One Job to create; `jobs` makes its manifest. overrides: of a load only."""
+    """One Job to create; `jobs` makes its manifest. overrides: what the user wants otherwise."""
 
     namespace: str
     name: str

@@ -120,7 +120,7 @@ def the_files_are_to_be_removed(inp: Input) -> Step:
     """Create the clean-up Job."""
     attempts = [job.attempt for job in inp.observed.of_role(names.ROLE_REMOVE)]
     attempt = max(attempts, default=-1) + 1
-    job = jobs.plan_remove(inp.model, inp.claim_name, attempt)
+    job = jobs.plan_remove(inp.model, inp.settings, inp.claim_name, attempt)
     detail = f"clean-up Job {job.name} was created"
     return Step(_failing(inp, detail, job.name), create=job, wake_after=_wake(inp))
 
