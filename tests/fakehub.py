@@ -14,6 +14,7 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -198,6 +199,12 @@ def size_of(path: Path) -> int:
 
 def sha256(path: Path) -> str:
     """A file's digest."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@cache
+def _sha256(path: Path, *_version: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

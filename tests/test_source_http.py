@@ -478,6 +478,14 @@ def test_a_local_file_needs_the_command_lines_leave(settings, into, tmp_path):
     assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
+def test_a_git_revision_for_a_link_is_refused(server, settings, into):
+    """Rather than ignored: a link is pinned by its digest."""
+    url = server.serve_file("/model", BODY)
+    error = refusal(url, settings, into, gitRevision="main")
+    assert (error.reason, "sha256" in error.message) == (Reason.INVALID_SPEC, True)
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("model_type", ["api_trained", "lora", "embeddings", "controlnet", "vae"])
 def test_other_model_types_are_refused_by_name(settings, into, model_type):
     """Not silently taken for a checkpoint."""

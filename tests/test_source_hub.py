@@ -173,12 +173,16 @@ def test_a_second_attempt_downloads_what_is_missing(hub, settings, into):
 
 
 def test_a_moved_branch_is_downloaded_anew(hub, settings, into, folder):
-    """Files of two commits are never mixed."""
+    """Files of two commits are never mixed, not even those that the second lacks."""
     load(settings, into)
-    (folder / UNET).write_text("w" * 100_000)
+    (folder / UNET).rename(folder / UNET.replace(".safetensors", ".fp16.safetensors"))
+    (folder / "vae/config.json").write_text("[]")
     fetched = load(settings, into)
     assert fetched.source.commit == hub.repos[REPO].commit()
-    assert downloaded(into)[UNET] == "w" * 100_000
+    files = downloaded(into)
+    assert files["vae/config.json"] == "[]"
+    assert UNET not in files
+    assert len(files) == len(NEEDED)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +286,13 @@ def test_repos_are_named_by_id_or_page(url, expected):
         assert caught.value.reason is Reason.INVALID_SPEC
     else:
         assert repo_id_of(url, "https://mirror.example/hub") == expected
+
+
+@pytest.mark.parametrize("url", ["../name", "org/..", "org/-name", "org/name.git"])
+def test_ids_that_no_repo_can_have_are_refused(hub, settings, into, url):
+    """Before anything is asked."""
+    assert refusal(settings, into, url=url).reason is Reason.INVALID_SPEC
+    assert hub.requests == []
 
 
 def test_a_git_revision_is_resolved_once(hub, settings, into):
@@ -489,6 +500,13 @@ def test_from_safetensors_refuses_a_repo_of_pickles(hub, settings, into, folder)
         (folder / name).unlink()
     assert refusal(settings, into, from_safetensors=True).reason is Reason.UNSAFE_MODEL
     assert hub.bytes_served < 10_000
+
+
+def test_a_digest_for_a_repo_is_refused(hub, settings, into):
+    """Rather than ignored: a repo is pinned by its commit."""
+    error = refusal(settings, into, sha256="0" * 64)
+    assert (error.reason, "gitRevision" in error.message) == (Reason.INVALID_SPEC, True)
+    assert hub.requests == []
 
 
 def test_a_hub_that_is_none_is_named(settings, into, hub):

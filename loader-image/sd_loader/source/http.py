@@ -33,6 +33,11 @@ def fetch_link(
 ) -> Fetched:
     """Download the link's file, or finish its download."""
     check_link(request.url, settings)
+    if request.git_revision is not None:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.gitRevision is for Hub repos; a link is pinned by spec.sha256",
+        )
     token = None
     if request.credentials:
         token = token_for(request.url, read_credentials(settings.credentials_dir), settings)

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx2
 import huggingface_hub
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from sd_api.load import LoadRequest, Progress, Source, Stage
 from sd_api.netguard import redact
@@ -31,7 +31,7 @@ from sd_loader.source.answers import RETRIES, Retries, refused, unreachable
 from sd_loader.source.credentials import read_credentials, token_for
 from sd_loader.source.download import Downloader, Wanted
 from sd_loader.source.http import check_link
-from sd_loader.source.part import ensure_space
+from sd_loader.source.part import ensure_space, file_of
 from sd_loader.source.pipelines import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
 from sd_loader.source.repo_files import RepoFile, check_names, choose_files, require_pipeline
 from sd_loader.source.transport import LOADER_VERSION, PACE, READ_SECONDS, Pace, make_client
@@ -62,6 +62,10 @@ def fetch_repo(
 ) -> Fetched:
     """Download what is needed of the repo, or finish its download."""
     check_link(settings.hub_endpoint, settings)
+    if request.sha256 is not None:
+        raise LoaderError(
+            Reason.INVALID_SPEC, "spec.sha256 is for single files; a repo is pinned by gitRevision"
+        )
     repo_id = repo_id_of(request.url, settings.hub_endpoint)
     token = _token(request, settings)
     with _hub_session(settings, pace) as client:
@@ -92,8 +96,6 @@ def fetch_repo(
 
 def repo_id_of(url: str, endpoint: str) -> str:
     """`ORG/NAME` of a repo id, of a page of the Hub, or of a page of the configured mirror."""
-    if re.match(HUB_REPO_PATTERN, url):
-        return url
     path = url.rstrip("/").removeprefix(endpoint.rstrip("/") + "/")
     if re.match(HUB_PAGE_PATTERN, url):
         path = "/".join(path.rsplit("/", 2)[1:])
@@ -151,6 +153,10 @@ def _resolve(
             raise _refused(error, shown, token_sent=token is not None) from error
         except httpx2.RequestError as error:
             raise unreachable(shown, error) from error
+        except HFValidationError as error:
+            raise LoaderError(
+                Reason.INVALID_SPEC, f"spec.url: {repo_id} is not a Hugging Face repo id"
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise LoaderError(
                 Reason.SOURCE_UNREACHABLE, f"{shown}: the answer is not the Hub's"
@@ -193,7 +199,8 @@ class _Copy:
     report: Report
 
     def fetch_all(self, files: list[RepoFile]) -> int:
-        """Download the files that are missing; returns the bytes of all."""
+        """Download the files that are missing and remove all others; returns the bytes of all."""
+        self._prune({file.path for file in files})
         total = sum(file.size for file in files)
         limit = self.downloader.max_bytes
         if total > limit:
@@ -221,13 +228,22 @@ class _Copy:
         )
         self.downloader.get(
             Wanted(url, path, file.size, file.sha256),
-            lambda done, _total: self.report(
-                Progress(stage=Stage.DOWNLOADING, bytes_done=before + done, bytes_total=total)
-            ),
+            lambda done, _total: self._report(before + done, total),
         )
         if file.sha256 is None and file.blob_id is not None:
             _check_blob(path, file)
         return path
+
+    def _prune(self, names: set[str]) -> None:
+        """Remove what an earlier attempt downloaded of another commit."""
+        for path in [path for path in self.path.rglob("*") if path.is_file()]:
+            name = path.relative_to(self.path).as_posix()
+            if name not in names and file_of(name) not in names:
+                path.unlink()
+
+    def _report(self, done: int, total: int | None) -> None:
+        if total is not None:  # not yet known while model_index.json comes
+            self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
 
 def _check_blob(path: Path, file: RepoFile) -> None:

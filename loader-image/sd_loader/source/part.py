@@ -23,6 +23,8 @@ _USELESS = {
     Reason.UNSUPPORTED_FORMAT,
 }
 """Errors after which the bytes got so far are not worth their space."""
+_PART = ".part"
+_NOTE = ".note"
 _CHUNK = 1 << 20
 _HEAD = 1024
 
@@ -139,12 +141,17 @@ def ensure_space(folder: Path, needed: int) -> None:
         )
 
 
+def file_of(name: str) -> str:
+    """The file that a `.part` or `.note` belongs to."""
+    return name.removesuffix(_PART).removesuffix(_NOTE)
+
+
 def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+    return path.with_name(path.name + _PART)
 
 
 def _note(path: Path) -> Path:
-    return path.with_name(path.name + ".note")
+    return path.with_name(path.name + _NOTE)
 
 
 def _digest_of(url: str) -> str:
