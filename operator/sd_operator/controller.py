@@ -53,7 +53,7 @@ class Controller:
         self._memories: dict[str, _Memory] = {}
         self._gatherer = Gatherer(api, settings, self.cache)
         self._executor = Executor(api, settings, self.cache)
-        self._webhooks = Webhooks(settings, self._read_secret)
+        self._webhooks = Webhooks(settings, settings.guard(), self._read_secret)
         self._calls: set[asyncio.Task[None]] = set()
         metrics.load_jobs.set_function(self.cache.active_jobs)
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BEAT_SECONDS = 1.0
 SILENCE_MAX_SECONDS = 60.0
+POLL_SECONDS = 0.1
 
 
 class Probes:
@@ -48,7 +49,9 @@ class Probes:
                 """Stay silent."""
 
         server = ThreadingHTTPServer((address, port), Handler)
-        thread = threading.Thread(target=server.serve_forever, name="probes", daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, args=(POLL_SECONDS,), name="probes", daemon=True
+        )
         thread.start()
 
         def stop() -> None:

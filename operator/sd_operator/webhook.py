@@ -118,10 +118,10 @@ class _GuardedResolver(AbstractResolver):
 class Webhooks:
     """Makes calls, a bounded number at a time; to be used and closed on one event loop."""
 
-    def __init__(self, settings: Settings, read_secret: ReadSecret) -> None:
+    def __init__(self, settings: Settings, guard: Guard, read_secret: ReadSecret) -> None:
         self._settings = settings
         self._read_secret = read_secret
-        self._guard = settings.guard()
+        self._guard = guard
         self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
         # Look-ups block; they get threads of their own, so that they hold up nothing else.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="webhook-dns")

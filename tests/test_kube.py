@@ -1,0 +1,275 @@
+"""The API client against a local server that answers as a script says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+from sd_operator import kube
+from sd_operator.kube import (
+    JOBS,
+    MODELS,
+    PODS,
+    AlreadyExistsError,
+    Api,
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+
+
+@dataclass
+class Request:
+    """What the server was asked."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Server:
+    """Gives the scripted answers in order, the last one for ever."""
+
+    answers: list[tuple[int, Any, dict[str, str]]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    kubeconfig: Path = Path()
+
+    def answer(self, code: int, body: Any = None, **headers: str) -> None:
+        """Script one more answer."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.answers.append((code, {} if body is None else body, given))
+
+
+def write_kubeconfig(path: Path, server: str, token: str) -> None:
+    """A kubeconfig of one cluster and one user."""
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {"server": server}}],
+                "users": [{"name": "test", "user": {"token": token}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            }
+        )
+    )
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on loopback; retries come quickly."""
+    monkeypatch.setattr(kube, "RETRY_SECONDS", 0.01)
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length)
+            parts = urlsplit(self.path)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            state.requests.append(
+                Request(
+                    self.command,
+                    parts.path,
+                    parse_qs(parts.query),
+                    headers,
+                    json.loads(body) if body else None,
+                )
+            )
+            code, answer, more = (
+                state.answers.pop(0) if len(state.answers) > 1 else state.answers[0]
+            )
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(code)
+            for name, value in more.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    for method in ("GET", "POST", "PATCH", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler.answer)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,))
+    thread.start()
+    state.kubeconfig = tmp_path / "kubeconfig"
+    write_kubeconfig(state.kubeconfig, f"http://127.0.0.1:{http.server_port}", "first")
+    yield state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def ask(
+    server: Server, question: Callable[[Api], Awaitable[Any]], count: kube.Count = lambda *_: None
+) -> Any:
+    """Ask the server through the real client."""
+
+    async def run() -> Any:
+        async with Api(server.kubeconfig, count) as api:
+            return await question(api)
+
+    return asyncio.run(run())
+
+
+def status(code: int, reason: str, **details: Any) -> dict[str, Any]:
+    """A Status object, as Kubernetes refuses."""
+    return {
+        "kind": "Status",
+        "code": code,
+        "reason": reason,
+        "message": f"it is {reason}",
+    } | details
+
+
+def test_objects_are_read_by_path_and_token(server: Server) -> None:
+    """The answer is the object as it is."""
+    server.answer(200, {"metadata": {"name": "a"}, "unknown": 1})
+    assert ask(server, lambda api: api.get(MODELS, "art", "a"))["unknown"] == 1
+    (request,) = server.requests
+    assert request.path == "/apis/sd-operator.dev/v1alpha1/namespaces/art/stablediffusionmodels/a"
+    assert request.headers["authorization"] == "Bearer first"
+
+
+def test_lists_are_read_to_their_end(server: Server) -> None:
+    """Page by page, with the same selection."""
+    server.answer(200, {"items": [1, 2], "metadata": {"continue": "next"}})
+    server.answer(200, {"items": [3], "metadata": {}})
+    assert ask(server, lambda api: api.list(JOBS, labels="a=b")) == [1, 2, 3]
+    first, second = server.requests
+    assert (first.path, first.query["labelSelector"]) == ("/apis/batch/v1/jobs", ["a=b"])
+    assert (second.query["continue"], second.query["labelSelector"]) == (["next"], ["a=b"])
+
+
+def test_changes_are_merge_patches_by_our_field_manager(server: Server) -> None:
+    """Of the subresource where it is named."""
+    server.answer(200)
+    body = {"metadata": {"uid": "u"}, "status": {"phase": "Ready"}}
+    ask(server, lambda api: api.patch(MODELS, "art", "a", body, sub="status"))
+    (request,) = server.requests
+    assert (request.method, request.body) == ("PATCH", body)
+    assert request.path.endswith("/stablediffusionmodels/a/status")
+    assert request.headers["content-type"] == "application/merge-patch+json"
+    assert request.query["fieldManager"] == ["sd-operator"]
+
+
+def test_only_the_object_that_was_meant_is_deleted(server: Server) -> None:
+    """By its uid; its Pods follow in the background."""
+    server.answer(200)
+    ask(server, lambda api: api.delete(JOBS, "art", "a", "u"))
+    assert server.requests[0].body["preconditions"] == {"uid": "u"}
+    assert server.requests[0].body["propagationPolicy"] == "Background"
+
+
+def test_one_log_line_is_asked_for(server: Server) -> None:
+    """Bounded, whatever the container prints."""
+    server.answer(200, b"\xff{}\n")
+    assert ask(server, lambda api: api.last_log_line("art", "p", "fetch")) == "\ufffd{}\n"
+    query = server.requests[0].query
+    assert (query["tailLines"], query["container"]) == (["1"], ["fetch"])
+    assert int(query["limitBytes"][0]) <= 4096
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "kind", "message"),
+    [
+        pytest.param(404, status(404, "NotFound"), NotFoundError, "it is NotFound", id="404"),
+        pytest.param(409, status(409, "AlreadyExists"), AlreadyExistsError, "it is", id="exists"),
+        pytest.param(409, status(409, "Conflict"), ConflictError, "it is Conflict", id="conflict"),
+        pytest.param(403, status(403, "Forbidden"), ForbiddenError, "it is", id="forbidden"),
+        pytest.param(422, status(422, "Invalid"), InvalidError, "it is Invalid", id="invalid"),
+        pytest.param(400, b"<html>", InvalidError, "HTTP 400", id="no Status object"),
+    ],
+)
+def test_refusals_are_typed_and_asked_once(
+    server: Server, code: int, answer: Any, kind: type[ApiError], message: str
+) -> None:
+    """The message is the server's own."""
+    server.answer(code, answer)
+    with pytest.raises(kind, match=message) as error:
+        ask(server, lambda api: api.create(JOBS, "art", {}))
+    assert error.value.code == code
+    assert len(server.requests) == 1
+
+
+def test_a_terminating_namespace_is_told_from_other_refusals(server: Server) -> None:
+    """No permission mends that."""
+    causes = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}
+    server.answer(403, status(403, "Forbidden", **causes))
+    with pytest.raises(ForbiddenError) as error:
+        ask(server, lambda api: api.create(JOBS, "art", {}))
+    assert error.value.namespace_terminating
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_a_server_in_trouble_is_asked_again(server: Server, code: int) -> None:
+    """Three times in all."""
+    server.answer(code, status(code, "Trouble"), Retry_After="0")
+    server.answer(200, {"ok": True})
+    assert ask(server, lambda api: api.get(PODS, "art", "p")) == {"ok": True}
+    server.answers[:] = [(code, status(code, "Trouble"), {})]
+    server.requests.clear()
+    with pytest.raises(UnavailableError, match="it is Trouble"):
+        ask(server, lambda api: api.get(PODS, "art", "p"))
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_is_away_is_an_error_of_the_same_kind(server: Server) -> None:
+    """With what was asked, and why there is no answer."""
+    write_kubeconfig(server.kubeconfig, "http://127.0.0.1:1", "first")
+    with pytest.raises(UnavailableError, match="get /api/v1/namespaces/art/pods/p: "):
+        ask(server, lambda api: api.get(PODS, "art", "p"))
+
+
+def test_a_renewed_token_is_read_when_the_old_one_is_refused(server: Server) -> None:
+    """Tokens of service accounts are replaced on disk."""
+    server.answer(401, status(401, "Unauthorized"))
+    server.answer(200, {"ok": True})
+
+    async def renewed(api: Api) -> Any:
+        url = yaml.safe_load(server.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
+        write_kubeconfig(server.kubeconfig, url, "second")
+        return await api.get(PODS, "art", "p")
+
+    assert ask(server, renewed) == {"ok": True}
+    used = [request.headers["authorization"] for request in server.requests]
+    assert used == ["Bearer first", "Bearer second"]
+
+
+def test_refused_credentials_are_an_error(server: Server) -> None:
+    """After they have been read anew."""
+    server.answer(401, status(401, "Unauthorized"))
+    with pytest.raises(UnavailableError, match="it is Unauthorized"):
+        ask(server, lambda api: api.get(PODS, "art", "p"))
+
+
+def test_every_request_is_counted(server: Server) -> None:
+    """By verb, resource and code."""
+    counted: list[tuple[str, str, str]] = []
+    server.answer(503)
+    server.answer(201)
+    ask(server, lambda api: api.create(JOBS, "art", {}), lambda *one: counted.append(one))
+    assert counted == [("create", "jobs", "503"), ("create", "jobs", "201")]
+
+
+def test_names_cannot_leave_their_place_in_the_path() -> None:
+    """They come from other people's objects."""
+    assert JOBS.path("a/b", "../c?d") == "/apis/batch/v1/namespaces/a%2Fb/jobs/..%2Fc%3Fd"

@@ -1,0 +1,132 @@
+"""Metrics and probes, as Prometheus and the kubelet read them."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sd_operator.metrics import Metrics, ModelState
+from sd_operator.probes import SILENCE_MAX_SECONDS, Probes
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and text of a page on loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and its labels' values, in the order of the labels' names."""
+    port, stop = metrics.serve("127.0.0.1", 0)
+    try:
+        _, text = get(port, "/metrics")
+    finally:
+        stop()
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def state(name: str, phase: str = "Ready", **fields: int) -> ModelState:
+    """A model of namespace `art`."""
+    return ModelState("art", name, phase, "", **fields)
+
+
+def test_models_are_counted_and_named() -> None:
+    """By phase and reason; and one by one, so that an alert can name the model."""
+    metrics = Metrics()
+    metrics.show("1", state("a", artifact_bytes=10, shared_bytes=1))
+    metrics.show("2", state("b", artifact_bytes=20))
+    metrics.show("3", state("c", "Failed"))
+    metrics.show("3", state("c", "Downloading"))
+    metrics.show("4", state("d"))
+    metrics.forget("4")
+    samples = scrape(metrics)
+    assert samples["sdmodel_models", "Ready", ""] == 2
+    assert samples["sdmodel_models", "Downloading", ""] == 1
+    assert ("sdmodel_models", "Failed", "") not in samples
+    assert samples["sdmodel_info", "c", "art", "Downloading", ""] == 1
+    assert ("sdmodel_info", "d", "art", "Ready", "") not in samples
+    assert samples["sdmodel_artifact_size_bytes",] == 30
+    assert samples["sdmodel_artifact_shared_bytes",] == 1
+
+
+def test_requests_loads_and_build_are_told() -> None:
+    """Under the names that dashboards use."""
+    metrics = Metrics()
+    metrics.count_request("get", "jobs", "200")
+    metrics.loads.labels("custom_ckpt", "failed", "NotAModel").inc()
+    metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
+    samples = scrape(metrics)
+    assert samples["sdmodel_api_requests_total", "200", "jobs", "get"] == 1
+    assert samples["sdmodel_loads_total", "custom_ckpt", "failed", "NotAModel"] == 1
+    assert samples["sdmodel_load_duration_seconds_count", "custom_ckpt", "total"] == 1
+    assert [key for key in samples if key[0] == "sdmodel_build_info"]
+
+
+def test_two_operators_may_live_in_one_process() -> None:
+    """Each has a registry of its own."""
+    first, second = Metrics(), Metrics()
+    first.reconciles.labels("ok").inc()
+    assert ("sdmodel_reconcile_total", "ok") not in scrape(second)
+
+
+class Clock:
+    """A clock that stands."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """What time it is."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that the test moves."""
+    return Clock()
+
+
+@pytest.fixture
+def probes(clock: Clock) -> Probes:
+    """Probes by that clock."""
+    return Probes(clock)
+
+
+@pytest.fixture
+def port(probes: Probes) -> Iterator[int]:
+    """Where they are served."""
+    port, stop = probes.serve("127.0.0.1", 0)
+    yield port
+    stop()
+
+
+def test_ready_comes_with_the_end_of_the_start(probes: Probes, port: int) -> None:
+    """Healthy is it before."""
+    assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 503)
+    probes.ready = True
+    assert get(port, "/readyz")[0] == 200
+
+
+def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock) -> None:
+    """Until it beats again."""
+    probes.ready = True
+    clock.now += SILENCE_MAX_SECONDS
+    assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (503, 503)
+    probes.beat()
+    assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 200)
+
+
+def test_nothing_else_is_served(port: int) -> None:
+    """Only the two probes."""
+    assert get(port, "/")[0] == 404
