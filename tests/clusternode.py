@@ -18,11 +18,10 @@ from aiohttp import web
 from sd_operator.standalone import logs, pki
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import CONTROLLERS, Controllers
-from sd_operator.standalone.errors import Json
+from sd_operator.standalone.errors import ApiError, Json
 from sd_operator.standalone.executor import LOADER
 from sd_operator.standalone.kubelet import Kubelet
 from sd_operator.standalone.podrun import Machine
-from sd_operator.standalone.server import container_state
 from sd_operator.standalone.signals import until_signal
 
 
@@ -33,20 +32,14 @@ async def serve_logs(kubelet: Kubelet, machine: Machine) -> web.AppRunner:
         namespace, name, container = (request.match_info[key] for key in ("ns", "pod", "container"))
 
         def find() -> Json | None:
-            pods = kubelet.pods.objects.values()
+            pods = ((pod["metadata"], pod) for pod in kubelet.pods.objects.values())
             wanted = (namespace, name)
-            metas = ((pod["metadata"], pod) for pod in pods)
-            return next((p for m, p in metas if (m["namespace"], m["name"]) == wanted), None)
+            return next((p for m, p in pods if (m["namespace"], m["name"]) == wanted), None)
 
-        def is_running() -> bool:
-            pod = find()
-            return pod is not None and "running" in container_state(pod, container)
-
-        pod = find()
-        if pod is None:
-            raise web.HTTPNotFound
-        path = logs.log_path(machine.logs, pod["metadata"]["uid"], container)
-        return await logs.serve(request, path, is_running)
+        try:
+            return await logs.serve(request, machine.logs, find, container)
+        except ApiError as error:
+            return web.Response(status=error.code, text=error.message)
 
     app = web.Application()
     app.router.add_get("/containerLogs/{ns}/{pod}/{container}", answer)

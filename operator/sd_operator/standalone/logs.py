@@ -1,4 +1,4 @@
-"""Containers' logs, as files that the kubelet writes and the API server serves."""
+"""Containers' logs: files that the node writes and the API server serves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from sd_operator.standalone.errors import Json, bad_request
+
 POLL_SECONDS = 0.1
 
 
@@ -16,26 +18,64 @@ def log_path(folder: Path, pod_uid: str, container: str) -> Path:
     return folder / pod_uid / f"{container}.log"
 
 
+def choose_container(pod: Json, wanted: str | None) -> str:
+    """The container whose log is asked for; the only one by default."""
+    spec, name = pod["spec"], pod["metadata"]["name"]
+    inits = [str(c["name"]) for c in spec.get("initContainers", ())]
+    containers = [str(c["name"]) for c in spec["containers"]]
+    if wanted is None and len(containers) == 1:
+        return containers[0]
+    if wanted is None:
+        raise bad_request(
+            f"a container name must be specified for pod {name}, choose one of:"
+            f" [{' '.join(containers)}] or one of the init containers: [{' '.join(inits)}]"
+        )
+    if wanted not in inits + containers:
+        raise bad_request(f"container {wanted} is not valid for pod {name}")
+    return wanted
+
+
+def _state(pod: Json, container: str) -> Json:
+    """The state of one container: waiting, running or terminated."""
+    status = pod.get("status", {})
+    entries = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+    return next((entry["state"] for entry in entries if entry["name"] == container), {})
+
+
 async def serve(
-    request: web.Request, path: Path, is_running: Callable[[], bool]
+    request: web.Request, folder: Path, find: Callable[[], Json | None], container: str
 ) -> web.StreamResponse:
-    """Answer with a log: its end with tailLines, and with follow what is added until the end."""
+    """Answer with a Pod's log: its end with tailLines, and with follow what is added to it."""
+    pod = find() or {"metadata": {"name": "", "uid": ""}}
+    name, path = pod["metadata"]["name"], log_path(folder, pod["metadata"]["uid"], container)
+    if not _state(pod, container).keys() & {"running", "terminated"}:
+        reason = _state(pod, container).get("waiting", {}).get("reason", "ContainerCreating")
+        text = f'container "{container}" in pod "{name}" is waiting to start: {reason}'
+        raise bad_request(text)
+    query = request.query
+    tail, limit = _count(query.get("tailLines")), _count(query.get("limitBytes"))
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
     await response.prepare(request)
-    tail, limit = request.query.get("tailLines"), request.query.get("limitBytes")
-    offset, text = _read(path, 0)
+    offset, text_bytes = _read(path, 0)
     if tail is not None:
-        text = b"".join(text.splitlines(keepends=True)[-int(tail) :] if int(tail) else ())
-    await response.write(text[: int(limit) if limit else None])
-    while request.query.get("follow") in ("1", "true"):
-        running = is_running()  # asked before reading, so that the last bytes are not missed
-        offset, text = _read(path, offset)
-        await response.write(text)
+        text_bytes = b"".join(text_bytes.splitlines(keepends=True)[-tail:] if tail else ())
+    await response.write(text_bytes[:limit])
+    while query.get("follow") in ("1", "true"):
+        # Asked before reading, so that the last bytes are not missed.
+        running = "running" in _state(find() or {}, container)
+        offset, text_bytes = _read(path, offset)
+        await response.write(text_bytes)
         if not running:
             break
         await asyncio.sleep(POLL_SECONDS)
     await response.write_eof()
     return response
+
+
+def _count(text: str | None) -> int | None:
+    if text is not None and not text.isdecimal():
+        raise bad_request(f"tailLines and limitBytes must be whole numbers, not {text!r}")
+    return None if text is None else int(text)
 
 
 def _read(path: Path, offset: int) -> tuple[int, bytes]:

@@ -375,48 +375,12 @@ class ApiServer:
 
     async def _log(self, request: web.Request, target: Target) -> web.StreamResponse:
         pod = self.registry.get(target.resource, target.key)
-        container = choose_container(pod, request.query.get("container"))
-        state = container_state(pod, container)
-        if "running" not in state and "terminated" not in state:
-            reason = state.get("waiting", {}).get("reason", "PodInitializing")
-            raise bad_request(
-                f'container "{container}" in pod "{target.name}" is waiting to start: {reason}'
-            )
+        container = logs.choose_container(pod, request.query.get("container"))
 
-        def is_running() -> bool:
-            latest = self.registry.storage.get(target.resource.id, target.key)
-            return latest is not None and "running" in container_state(latest, container)
+        def find() -> Json | None:
+            return self.registry.storage.get(target.resource.id, target.key)
 
-        path = logs.log_path(self._logs, pod["metadata"]["uid"], container)
-        return await logs.serve(request, path, is_running)
-
-
-def choose_container(pod: Json, wanted: str | None) -> str:
-    """The container whose log is asked for; the only one by default."""
-    spec, name = pod["spec"], pod["metadata"]["name"]
-    inits = [c["name"] for c in spec.get("initContainers", ())]
-    containers = [c["name"] for c in spec["containers"]]
-    if wanted is None and len(containers) == 1:
-        return str(containers[0])
-    if wanted is None:
-        raise bad_request(
-            f"a container name must be specified for pod {name}, choose one of:"
-            f" [{' '.join(containers)}] or one of the init containers: [{' '.join(inits)}]"
-        )
-    if wanted not in inits + containers:
-        raise bad_request(f"container {wanted} is not valid for pod {name}")
-    return wanted
-
-
-def container_state(pod: Json, container: str) -> Json:
-    """The state of one container: waiting, running or terminated."""
-    status = pod.get("status", {})
-    for group in ("initContainerStatuses", "containerStatuses"):
-        for entry in status.get(group, ()):
-            if entry["name"] == container:
-                state: Json = entry.get("state", {})
-                return state
-    return {}
+        return await logs.serve(request, self._logs, find, container)
 
 
 async def _body(request: web.Request) -> Value:
