@@ -69,6 +69,38 @@ def test_published_files_are_readable_by_everybody(volume: Volume, tmp_path: Pat
     assert stat.S_IMODE((tmp_path / ".store/uid-1").stat().st_mode) & 0o077 == 0
 
 
+def test_everything_is_durable_before_it_becomes_visible(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a version is there whole or not at all, and the link leads to a version."""
+    steps: list[str] = []
+    fsync, rename, symlink = os.fsync, os.rename, os.symlink
+
+    def recorded_fsync(fd: int) -> None:
+        fsync(fd)
+        steps.append(str(Path(f"/proc/self/fd/{fd}").resolve().relative_to(tmp_path)))
+
+    def recorded_rename(old: str, new: str, **fds: int) -> None:
+        rename(old, new, **fds)
+        steps.append(f"rename {old} {new}")
+
+    def recorded_symlink(target: str, name: str, **fds: int) -> None:
+        symlink(target, name, **fds)
+        steps.append(f"symlink {name}")
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    monkeypatch.setattr(os, "symlink", recorded_symlink)
+    load(volume)
+
+    out = ".staging/uid-1/pod/out"
+    moved, linked = steps.index(f"rename out {HASH}"), steps.index(f"symlink {MODEL_ID}")
+    contents = {f"{out}/{path}" for path in FILES}
+    assert contents | {out, f"{out}/unet"} <= set(steps[:moved])
+    assert ".store/uid-1" in steps[moved:linked]
+    assert "." in steps[linked:]
+
+
 def test_the_digest_is_that_of_the_sorted_list_of_files() -> None:
     """The digest can be made again with sha256sum."""
     lines = f"{'1' * 64}  a\n{'2' * 64}  b/c\n"
