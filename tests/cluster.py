@@ -236,12 +236,12 @@ def claim_manifest(name: str = CLAIM) -> Json:
 def namespace_of(backend: Backend, work: Path, claim: bool = True) -> Iterator[Cluster]:
     """A namespace with a claim, deleted afterwards, and its operators ended."""
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
-    cluster.kubectl("create", "namespace", cluster.namespace)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
+    made = [namespace, *([claim_manifest()] if claim else [])]
+    cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(made))
     try:
-        if claim:
-            cluster.apply(claim_manifest())
-            if backend.store is not None:
-                cluster.store.mkdir(parents=True, exist_ok=True)
+        if claim and backend.store is not None:
+            cluster.store.mkdir(parents=True, exist_ok=True)
         yield cluster
     finally:
         cluster.stop_operators()
@@ -513,6 +513,22 @@ def stub_backend() -> Iterator[Backend]:
     stub = Path(__file__).with_name("stubloader.py")
     with backend_of(os.environ, [sys.executable, str(stub)]) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A namespace that the tests of a module share: they use different names."""
+    with namespace_of(backend, tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_stub_cluster(
+    stub_backend: Backend, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """As `shared_cluster`, with stubloader.py in place of the loader."""
+    with namespace_of(stub_backend, tmp_path_factory.mktemp("cluster")) as made:
+        yield made
 
 
 @pytest.fixture

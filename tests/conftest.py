@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
-from cluster import backend, cluster, stub_backend, stub_cluster
+from cluster import (
+    backend,
+    cluster,
+    shared_cluster,
+    shared_stub_cluster,
+    stub_backend,
+    stub_cluster,
+)
+from operated import checkpoints, operated
 
-__all__ = ["backend", "cluster", "stub_backend", "stub_cluster"]
+__all__ = [
+    "backend",
+    "checkpoints",
+    "cluster",
+    "operated",
+    "shared_cluster",
+    "shared_stub_cluster",
+    "stub_backend",
+    "stub_cluster",
+]

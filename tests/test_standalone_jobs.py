@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -444,18 +445,19 @@ def test_a_pod_waits_for_a_secret_that_is_not_optional(stub_cluster):
         ),
     ],
 )
-def test_only_the_loader_is_run(stub_cluster, changes, complaint):
+def test_only_the_loader_is_run(shared_stub_cluster, changes, complaint):
     """Whatever else a container asks for fails its Pod, with a message, and is not run."""
+    name = f"j{secrets.token_hex(4)}"
     pod = pod_spec(initContainers=[], containers=[container("convert", **changes)])
-    stub_cluster.apply(job("j", pod=pod))
+    shared_stub_cluster.apply(job(name, pod=pod))
 
-    failed = wait_for_pod(stub_cluster, "j", "Failed")
+    failed = wait_for_pod(shared_stub_cluster, name, "Failed")
 
     assert complaint in failed["status"]["message"]
     state = failed["status"]["containerStatuses"][0]["state"]["terminated"]
     assert (state["reason"], state["exitCode"]) == ("StartError", 128)
-    stub_cluster.wait_for("job", "j", has_condition("Failed"))
-    assert list(stub_cluster.store.iterdir()) == []
+    shared_stub_cluster.wait_for("job", name, has_condition("Failed"))
+    assert list(shared_stub_cluster.store.iterdir()) == []
 
 
 def test_a_volume_of_another_kind_fails_the_pod(stub_cluster):

@@ -130,12 +130,14 @@ def test_defaults_are_filled_in_and_counted_as_no_change(cluster):
         ),
     ],
 )
-def test_a_wrong_spec_is_refused_and_the_message_helps(cluster, spec, complaint):
+def test_a_wrong_spec_is_refused_and_the_message_helps(shared_cluster, spec, complaint):
     """Schema, strict decoding and CEL rules answer in Kubernetes' own words."""
-    refusal = cluster.refused("apply", "-f", "-", stdin=yaml.safe_dump(model_manifest("a", **spec)))
+    refusal = shared_cluster.refused(
+        "apply", "-f", "-", stdin=yaml.safe_dump(model_manifest("wrong", **spec))
+    )
 
     assert complaint in refusal
-    assert not cluster.exists("sdm", "a")
+    assert not shared_cluster.exists("sdm", "wrong")
 
 
 @pytest.mark.parametrize(
@@ -163,11 +165,11 @@ def test_an_immutable_field_cannot_be_changed(cluster, change, complaint):
         pytest.param("a" * 64, "metadata.name must be at most 63 characters", id="length"),
     ],
 )
-def test_a_wrong_name_is_refused(cluster, name, complaint):
+def test_a_wrong_name_is_refused(shared_cluster, name, complaint):
     """Names are checked by Kubernetes' rules and by ours."""
     manifest = yaml.safe_dump(model_manifest(name, url=LINK))
 
-    assert complaint in cluster.refused("apply", "-f", "-", stdin=manifest)
+    assert complaint in shared_cluster.refused("apply", "-f", "-", stdin=manifest)
 
 
 def test_get_prints_the_columns_of_the_definition(cluster):
@@ -253,13 +255,13 @@ def test_describe_shows_the_object_and_its_events(cluster):
     assert cluster.events("a") == [("LoadStarted", "Loading has begun")]
 
 
-def test_explain_knows_the_fields(cluster):
+def test_explain_knows_the_fields(shared_cluster):
     """`kubectl explain` reads the schema, of our kind and of built-in ones."""
-    explained = cluster.kubectl("explain", "sdm.spec.modelType")
+    explained = shared_cluster.kubectl("explain", "sdm.spec.modelType")
 
     assert "ENUM:\n    huggingface\n" in explained
     assert "repo id" in explained
-    assert "backoffLimit" in cluster.kubectl("explain", "job.spec")
+    assert "backoffLimit" in shared_cluster.kubectl("explain", "job.spec")
 
 
 def test_labels_and_annotations_select(cluster):
@@ -343,11 +345,11 @@ def test_a_namespace_is_emptied_and_goes(cluster):
     cluster.kubectl("create", "namespace", cluster.namespace)
 
 
-def test_a_namespace_that_does_not_exist_takes_nothing(cluster):
+def test_a_namespace_that_does_not_exist_takes_nothing(shared_cluster):
     """404 names the namespace."""
     manifest = yaml.safe_dump(model_manifest("a", url=LINK))
 
-    refusal = cluster.refused("create", "-n=nowhere", "-f", "-", stdin=manifest)
+    refusal = shared_cluster.refused("create", "-n=nowhere", "-f", "-", stdin=manifest)
 
     assert 'namespaces "nowhere" not found' in refusal
 
