@@ -1,106 +1,26 @@
-"""Fetch, convert, load and remove, step by step, killed at any step."""
+"""Fetch, convert, load and remove, step by step."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import shutil
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from volumes import FILES, HASH, MODEL_ID, NAMESAKE, NEW_HASH, OWNER, STRANGER, refused, tree
+from madeup import Parts, converted, fetched, loaded, removed, request
+from volumes import FILES, HASH, MODEL_ID, NAMESAKE, NEW_HASH, STRANGER, refused, tree
 
-from sd_api.load import LoadRequest, LoadResult, Owner, Progress, RemoveRequest, Source, Stage
+from sd_api.load import LoadResult, Progress, Source, Stage
 from sd_api.reasons import Reason
-from sd_loader import convert, source
-from sd_loader.convert.result import Converted, FileDigest
+from sd_loader import convert
+from sd_loader.convert.result import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
-from sd_loader.stages import convert_stage, fetch_stage, load, remove_stage
-
-Action = Callable[[Path, str], None]
-
-
-class Parts:
-    """A source and a conversion of made-up files, which can be told to fail."""
-
-    def __init__(self) -> None:
-        self.downloads = 0
-        self.fetch_error: Exception | None = None
-        self.convert_error: Exception | None = None
-
-    def fetch(
-        self, _request: LoadRequest, _settings: Settings, into: Path, _report: object, **_: object
-    ) -> Fetched:
-        """Download one file, in two parts."""
-        file = into / "file"
-        if not file.exists():
-            self.downloads += 1
-            file.write_bytes(b"part")
-        if self.fetch_error is not None:
-            raise self.fetch_error
-        file.write_bytes(b"partial no more")
-        return Fetched(kind="file", path="file", source=Source(size_bytes=15, format="ckpt"))
-
-    def convert(
-        self, fetched: Fetched, source_dir: Path, _request: LoadRequest, out: Path, _report: object
-    ) -> Converted:
-        """Write the made-up files."""
-        assert (source_dir / fetched.path).read_bytes() == b"partial no more"
-        digests = {}
-        for path, content in FILES.items():
-            file = out / path
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content)
-            digests[path] = FileDigest(hashlib.sha256(content).hexdigest(), len(content))
-            if self.convert_error is not None:
-                raise self.convert_error
-        return Converted(files=digests, base_model="sd1", warnings=("one", "two"))
+from sd_loader.stages import load
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parts]:
+def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     """The stages work with made-up parts."""
-    made_up = Parts()
-    monkeypatch.setattr(source, "fetch", made_up.fetch)
-    monkeypatch.setattr(convert, "convert", made_up.convert, raising=False)
-    return made_up
-
-
-def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:
-    """A load of the made-up source."""
-    return LoadRequest(
-        owner=owner,
-        model_id=MODEL_ID,
-        model_type="custom_ckpt",
-        url="https://example.com/m.ckpt",
-        load_hash=load_hash,
-    )
-
-
-def fetched(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
-    """The fetch container's run."""
-    return fetch_stage(asked or request(), root, Settings(pod=pod), lambda _: None)
-
-
-def converted(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
-    """The convert container's run."""
-    return convert_stage(asked or request(), root, Settings(pod=pod), lambda _: None)
-
-
-def loaded(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
-    """A Pod's run."""
-    fetched(root, asked, pod)
-    return converted(root, asked, pod)
-
-
-def removed(root: Path, owner: Owner = OWNER, *, retain: bool = False) -> LoadResult:
-    """The clean-up Job's run."""
-    return remove_stage(RemoveRequest(owner=owner, model_id=MODEL_ID, retain=retain), root)
+    return Parts.installed(monkeypatch)
 
 
 @pytest.mark.usefixtures("parts")
@@ -181,6 +101,29 @@ def test_a_failed_conversion_leaves_nothing(parts: Parts, tmp_path: Path) -> Non
     assert tree(tmp_path) == {}
 
 
+def test_a_late_pod_of_the_former_spec_leaves_its_version_served(
+    parts: Parts, tmp_path: Path
+) -> None:
+    """While the new version is made, the old one is served, whatever old Pods still do."""
+    loaded(tmp_path)
+    fetched(tmp_path, request(load_hash=NEW_HASH), pod="new-pod")
+    with refused(Reason.LOADER_CRASHED, "a newer load of m has begun"):
+        converted(tmp_path)
+    assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
+    converted(tmp_path, request(load_hash=NEW_HASH), pod="new-pod")
+    assert parts.downloads == 2
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_late_pod_of_a_retained_model_leaves_it_served(tmp_path: Path) -> None:
+    """What was kept on purpose stays."""
+    loaded(tmp_path)
+    removed(tmp_path, retain=True)
+    with refused(Reason.LOADER_CRASHED, "was removed"):
+        converted(tmp_path)
+    assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
+
+
 def test_a_failed_reload_leaves_the_published_version(parts: Parts, tmp_path: Path) -> None:
     """What is served stays served."""
     loaded(tmp_path)
@@ -256,129 +199,3 @@ def test_load_does_both_and_reports_the_stages(tmp_path: Path) -> None:
     seen: list[Progress] = []
     assert load(request(), tmp_path, Settings(), seen.append).outcome == "loaded"
     assert [progress.stage for progress in seen] == [Stage.PUBLISHING]
-
-
-# --- killed at any step
-
-KILLABLE = ("mkdir", "open", "rename", "symlink", "link", "unlink", "rmdir", "fsync", "fchmod")
-
-
-def run_until_killed(action: Action, root: Path, calls: int) -> bool:
-    """Run in a child that dies by SIGKILL before its n-th system call; whether it did."""
-    child = os.fork()
-    if child == 0:
-        left = calls
-
-        def counted(original: Callable[..., object]) -> Callable[..., object]:
-            def call(*args: object, **kwargs: object) -> object:
-                nonlocal left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return original(*args, **kwargs)
-
-            return call
-
-        try:
-            for name in KILLABLE:
-                setattr(os, name, counted(getattr(os, name)))
-            action(root, "pod-1")
-        except BaseException:  # noqa: BLE001 - the child must never return into pytest
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.waitstatus_to_exitcode(status) == 0
-    return False
-
-
-def end_state(root: Path) -> dict[str, str | bytes]:
-    """Everything on the volume but the time of day."""
-    return {
-        path: re.sub(rb"\d{4}-\d\d-\d\dT[\d:.]+Z", b"TIME", content)
-        if isinstance(content, bytes)
-        else content
-        for path, content in tree(root).items()
-    }
-
-
-def first(root: Path, pod: str) -> None:
-    """A load onto an empty volume."""
-    loaded(root, request(), pod)
-
-
-def reload(root: Path, pod: str) -> None:
-    """A load of the changed spec."""
-    loaded(root, request(load_hash=NEW_HASH), pod)
-
-
-def adoption(root: Path, pod: str) -> None:
-    """The same load for a namesake."""
-    loaded(root, request(NAMESAKE), pod)
-
-
-def takeover(root: Path, pod: str) -> None:
-    """Another load for a namesake."""
-    loaded(root, request(NAMESAKE, NEW_HASH), pod)
-
-
-def removal(root: Path, _: str) -> None:
-    """The clean-up."""
-    removed(root)
-
-
-def release(root: Path, _: str) -> None:
-    """The clean-up that keeps what is published."""
-    removed(root, retain=True)
-
-
-@pytest.mark.usefixtures("parts")
-@pytest.mark.parametrize(
-    ("before", "act", "serves"),
-    [
-        ([], first, False),
-        ([first], reload, True),
-        ([first, release], adoption, True),
-        ([first], takeover, True),
-        ([first, reload], removal, False),
-        ([first], release, True),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_a_run_killed_at_any_step_is_made_good_by_the_next(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    before: list[Action],
-    act: Action,
-    serves: bool,
-) -> None:
-    """After SIGKILL and another Pod's run the volume is as after an undisturbed run.
-
-    In between no version is there in part, and what was served before is served.
-    """
-    # A killed process loses nothing that a disk would have to keep; waiting for it is slow.
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    prepared = tmp_path / "prepared"
-    prepared.mkdir()
-    for action in before:
-        action(prepared, "pod-0")
-    undisturbed = tmp_path / "undisturbed"
-    shutil.copytree(prepared, undisturbed, symlinks=True)
-    act(undisturbed, "pod-1")
-    expected = end_state(undisturbed)
-
-    steps, killed = 0, True
-    while killed:
-        root = tmp_path / str(steps)
-        shutil.copytree(prepared, root, symlinks=True)
-        killed = run_until_killed(act, root, steps)
-        for version in root.glob(".store/[!.]*/????????????????"):
-            assert FILES.items() <= tree(version).items(), steps
-        if serves:
-            assert FILES.items() <= tree(root / MODEL_ID).items(), steps
-        act(root, "pod-2")
-        assert end_state(root) == expected, steps
-        shutil.rmtree(root)
-        steps += 1
-    assert steps > 5

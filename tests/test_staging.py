@@ -75,7 +75,7 @@ def test_without_locks_the_pod_that_lost_its_folder_notices(
     with claim(volume, OWNER.uid, "pod-1", HASH) as first:
         with claim(volume, OWNER.uid, "pod-2", HASH) as second:
             second.confirm()
-        with refused(Reason.LOADER_CRASHED, "took over the staging folder of pod-1"):
+        with refused(Reason.LOADER_CRASHED, "pod-1 is gone: another Pod"):
             first.confirm()
 
 

@@ -26,6 +26,7 @@ from volumes import (
 )
 
 from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
 from sd_loader.store import removal
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
@@ -161,6 +162,29 @@ def test_what_was_removed_meanwhile_is_not_published(volume: Volume, tmp_path: P
         with refused(Reason.LOADER_CRASHED, "removed from the volume while"):
             publish(volume, OWNER, MODEL_ID, staging, receipt)
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("operation", ["rename", "symlink"])
+def test_a_removal_in_the_middle_of_publishing_wins(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Neither a version nor a dangling link stays, wherever the removal comes in between."""
+    original = getattr(os, operation)
+
+    def removed_before(*args: str, **fds: int) -> None:
+        if args[-1] in {HASH, MODEL_ID}:
+            monkeypatch.undo()
+            removal.remove(volume, OWNER, MODEL_ID)
+        original(*args, **fds)
+
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+        receipt = write_out(staging.fresh_out(), OWNER, HASH)
+        monkeypatch.setattr(os, operation, removed_before)
+        with pytest.raises((LoaderError, FileNotFoundError)):
+            publish(volume, OWNER, MODEL_ID, staging, receipt)
+    assert not (tmp_path / MODEL_ID).is_symlink()
+    assert not list(tmp_path.glob(".store/*/*"))
 
 
 def test_a_superseded_load_does_not_publish(volume: Volume, tmp_path: Path) -> None:

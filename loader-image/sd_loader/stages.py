@@ -92,7 +92,8 @@ def convert_stage(
         receipt = find_published(volume, request.owner.uid, request.load_hash)
         if receipt is not None:
             link(volume, request.owner, request.model_id, request.load_hash)
-            _tidy(volume, request, settings)
+            with _published_anyway():
+                _tidy(volume, request, settings)
             return receipt.result()
         with (
             resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
@@ -165,18 +166,24 @@ def _publish(
     report(Progress(stage=Stage.PUBLISHING))
     staging.confirm()
     published = publish(volume, request.owner, request.model_id, staging, receipt)
-    staging.discard()
-    _tidy(volume, request, settings)
+    with _published_anyway():
+        staging.discard()
+        _tidy(volume, request, settings)
     return published.result()
 
 
-def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
-    """Remove what is no longer needed; the model is published whether or not that succeeds."""
-    retain = timedelta(seconds=settings.retain_previous_seconds)
+@contextmanager
+def _published_anyway() -> Iterator[None]:
+    """What fails in here is left to the next load."""
     try:
-        tidy(volume, request.owner, request.load_hash, retain, datetime.now(UTC))
-    except OSError as error:
+        yield
+    except (OSError, LoaderError) as error:
         log.warning("the next load will try again to remove old files: %s", error)
+
+
+def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
+    retain = timedelta(seconds=settings.retain_previous_seconds)
+    tidy(volume, request.owner, request.load_hash, retain, datetime.now(UTC))
 
 
 def _recorded(staging: Staging) -> Fetched | None:

@@ -123,7 +123,12 @@ class Folder:
 
     def open_file(self, name: str) -> int:
         """Open a regular file for reading; anything else is an error."""
-        fd = os.open(_component(name), _OPEN_FILE, dir_fd=self.fd)
+        try:
+            fd = os.open(_component(name), _OPEN_FILE, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileNotFoundError(f"{name} is a link") from error
+            raise
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise FileNotFoundError(f"{name} is no regular file")

@@ -11,7 +11,7 @@ import re
 import stat
 from dataclasses import dataclass
 
-from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from sd_api.fields import Contract, LoadHash, Uid
 from sd_api.load import Owner
@@ -67,7 +67,7 @@ def read_owner(volume: Volume, uid: str) -> OwnerRecord | None:
     with folder:
         try:
             return OwnerRecord.model_validate_json(folder.read(OWNER_FILE, _RECORD_LIMIT))
-        except (FileNotFoundError, ValidationError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
 
 

@@ -42,24 +42,41 @@ def publish(
         out.write(RECEIPT_FILE, receipt.to_json())
         out.sync_tree(public=True)
     with volume.make(names.STORE_DIR, owner.uid) as versions:
-        try:
-            staging.folder.move(OUT, versions, receipt.load_hash)
-        except OSError as error:
-            if error.errno not in _EXISTS:
-                raise
-            published = find_published(volume, owner.uid, receipt.load_hash)
-            if published is None:
-                versions.discard(receipt.load_hash)
-                staging.folder.move(OUT, versions, receipt.load_hash)
-            else:
-                receipt = published
+        published = _place(volume, owner.uid, staging, versions, receipt)
         versions.sync()
-        try:
-            link(volume, owner, model_id, receipt.load_hash)
-        except LoaderError:
-            versions.discard(receipt.load_hash)
+    try:
+        link(volume, owner, model_id, receipt.load_hash)
+    except LoaderError:
+        _withdraw(volume, owner.uid, model_id, receipt.load_hash)
+        raise
+    return published
+
+
+def _place(
+    volume: Volume, uid: str, staging: Staging, versions: Folder, receipt: Receipt
+) -> Receipt:
+    try:
+        staging.folder.move(OUT, versions, receipt.load_hash)
+    except OSError as error:
+        if error.errno not in _EXISTS:
             raise
+        published = find_published(volume, uid, receipt.load_hash)
+        if published is not None:
+            return published
+        versions.discard(receipt.load_hash)
+        staging.folder.move(OUT, versions, receipt.load_hash)
     return receipt
+
+
+def _withdraw(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
+    """Take back a version that lost its race, unless it is the one that readers get."""
+    versions = volume.find(names.STORE_DIR, uid)
+    if versions is None:
+        return
+    with versions:
+        if volume.root.link_target(model_id) != names.immutable_path(uid, load_hash):
+            versions.discard(load_hash)
+    volume.remove_if_empty(uid)
 
 
 def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
@@ -69,8 +86,7 @@ def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
         try:
             confirm_ownership(volume, owner, model_id, load_hash)
         except LoaderError:
-            if volume.root.link_target(model_id) == target:
-                volume.root.unlink(model_id)
+            _remove_dangling(volume, owner.uid, model_id, load_hash)
             raise
         if volume.root.link_target(model_id) == target:
             return
@@ -79,6 +95,16 @@ def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
     raise LoaderError(
         Reason.LOADER_CRASHED, f"others keep changing {model_id} on the volume; it is not published"
     )
+
+
+def _remove_dangling(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
+    """Do not leave behind a link of ours to what was removed while we set it."""
+    if volume.root.link_target(model_id) == names.immutable_path(uid, load_hash):
+        version = volume.find(names.STORE_DIR, uid, load_hash)
+        if version is None:
+            volume.root.unlink(model_id)
+        else:
+            version.close()
 
 
 def _set_link(volume: Volume, uid: str, name: str, target: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints
 
 from sd_api.fields import Contract, Count, LoadHash, Sha256, Uid
 from sd_api.load import Artifact, LoadResult, Source
@@ -70,7 +70,7 @@ def find_published(volume: Volume, uid: str, load_hash: str) -> Receipt | None:
         try:
             receipt = Receipt.model_validate_json(folder.read(RECEIPT_FILE, _RECEIPT_LIMIT))
             sizes = {path: folder.file_size(path) for path in receipt.files}
-        except (OSError, ValidationError, ValueError):
+        except (OSError, ValueError):
             return None
     whole = all(size == receipt.files[path].size for path, size in sizes.items())
     return receipt if whole and (receipt.uid, receipt.load_hash) == (uid, load_hash) else None

@@ -68,7 +68,8 @@ class Staging:
         if not self.pods.is_same(self.name, self.folder):
             raise LoaderError(
                 Reason.LOADER_CRASHED,
-                f"another Pod of this load took over the staging folder of {self.name}",
+                f"the staging folder of {self.name} is gone: another Pod of this load took it over,"
+                " or the model was removed",
             )
 
     def clear(self) -> None:

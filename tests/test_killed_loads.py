@@ -1,0 +1,146 @@
+"""Loads and removals killed at any step."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from madeup import Parts, loaded, removed, request
+from volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, tree
+
+Action = Callable[[Path, str], None]
+KILLABLE = ("mkdir", "open", "rename", "symlink", "link", "unlink", "rmdir", "fsync", "fchmod")
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """The stages work with made-up parts."""
+    return Parts.installed(monkeypatch)
+
+
+def run_until_killed(action: Action, root: Path, calls: int) -> bool:
+    """Run in a child that dies by SIGKILL before its n-th system call; whether it did."""
+    child = os.fork()
+    if child == 0:
+        left = calls
+
+        def counted(original: Callable[..., object]) -> Callable[..., object]:
+            def call(*args: object, **kwargs: object) -> object:
+                nonlocal left
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+                return original(*args, **kwargs)
+
+            return call
+
+        try:
+            for name in KILLABLE:
+                setattr(os, name, counted(getattr(os, name)))
+            action(root, "pod-1")
+        except BaseException:  # noqa: BLE001 - the child must never return into pytest
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return True
+    assert os.waitstatus_to_exitcode(status) == 0
+    return False
+
+
+def end_state(root: Path) -> dict[str, str | bytes]:
+    """Everything on the volume but the time of day."""
+    return {
+        path: re.sub(rb"\d{4}-\d\d-\d\dT[\d:.]+Z", b"TIME", content)
+        if isinstance(content, bytes)
+        else content
+        for path, content in tree(root).items()
+    }
+
+
+def first(root: Path, pod: str) -> None:
+    """A load onto an empty volume."""
+    loaded(root, request(), pod)
+
+
+def reload(root: Path, pod: str) -> None:
+    """A load of the changed spec."""
+    loaded(root, request(load_hash=NEW_HASH), pod)
+
+
+def adoption(root: Path, pod: str) -> None:
+    """The same load for a namesake."""
+    loaded(root, request(NAMESAKE), pod)
+
+
+def takeover(root: Path, pod: str) -> None:
+    """Another load for a namesake."""
+    loaded(root, request(NAMESAKE, NEW_HASH), pod)
+
+
+def removal(root: Path, _: str) -> None:
+    """The clean-up."""
+    removed(root)
+
+
+def release(root: Path, _: str) -> None:
+    """The clean-up that keeps what is published."""
+    removed(root, retain=True)
+
+
+# The child of the fork only runs the stages, whatever threads other tests have left.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("before", "act", "serves"),
+    [
+        ([], first, False),
+        ([first], reload, True),
+        ([first, release], adoption, True),
+        ([first], takeover, True),
+        ([first, reload], removal, False),
+        ([first], release, True),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_killed_at_any_step_is_made_good_by_the_next(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[Action],
+    act: Action,
+    serves: bool,
+) -> None:
+    """After SIGKILL and another Pod's run the volume is as after an undisturbed run.
+
+    In between no version is there in part, and what was served before is served.
+    """
+    # A killed process loses nothing that a disk would have to keep; waiting for it is slow.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    for action in before:
+        action(prepared, "pod-0")
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(prepared, undisturbed, symlinks=True)
+    act(undisturbed, "pod-1")
+    expected = end_state(undisturbed)
+
+    steps, killed = 0, True
+    while killed:
+        root = tmp_path / str(steps)
+        shutil.copytree(prepared, root, symlinks=True)
+        killed = run_until_killed(act, root, steps)
+        for version in root.glob(".store/[!.]*/????????????????"):
+            assert FILES.items() <= tree(version).items(), steps
+        if serves:
+            assert FILES.items() <= tree(root / MODEL_ID).items(), steps
+        act(root, "pod-2")
+        assert end_state(root) == expected, steps
+        shutil.rmtree(root)
+        steps += 1
+    assert steps > 5
