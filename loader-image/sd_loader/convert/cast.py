@@ -29,6 +29,10 @@ def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
     return np.dtype(_STORAGE.get(dtype, f"V{dtype.itemsize}"))
 
 
+# The smallest number that rounds to infinity, as bits shifted left to be without sign.
+_BF16_INFINITE = 0x7F7F8000 << 1
+
+
 def cast(values: Array, source: Dtype, target: Dtype) -> tuple[Array, int]:
     """Convert elements; also say how many finite ones became infinite.
 
@@ -36,21 +40,11 @@ def cast(values: Array, source: Dtype, target: Dtype) -> tuple[Array, int]:
     """
     if source is target:
         return values, 0
-    overflowed = False
-
-    def note(_kind: str, _flag: int) -> None:
-        nonlocal overflowed
-        overflowed = True
-
-    # numpy reads the processor's overflow flag, which costs nothing; only a chunk that needs it is
-    # counted.
-    with np.errstate(over="call", call=note):
-        result = _ENCODE[target](_DECODE[source](values))
-    if target is Dtype.BF16:
-        overflowed = bool((result & 0x7FFF == 0x7F80).any())
-    if not overflowed:
-        return result, 0
-    return result, not_finite(result, target)[1] - not_finite(values, source)[1]
+    single = _DECODE[source](values)
+    result, overflows = _ENCODE[target](single)
+    if source is Dtype.F64:
+        overflows += int(np.isinf(single).sum() - np.isinf(values).sum())
+    return result, overflows
 
 
 def not_finite(values: Array, dtype: Dtype) -> tuple[int, int]:
@@ -59,13 +53,36 @@ def not_finite(values: Array, dtype: Dtype) -> tuple[int, int]:
     return int(np.isnan(single).sum()), int(np.isinf(single).sum())
 
 
+def _decode_f64(values: Array) -> Array:
+    with np.errstate(over="ignore"):  # `cast` counts
+        return values.astype("<f4")
+
+
 def _decode_bf16(values: Array) -> Array:
     bits = values.astype("<u4")
     bits <<= 16
     return bits.view("<f4")
 
 
-def _encode_bf16(values: Array) -> Array:
+def _encode_f32(values: Array) -> tuple[Array, int]:
+    return values, 0
+
+
+def _encode_f16(values: Array) -> tuple[Array, int]:
+    overflowed = False
+
+    def note(_kind: str, _flag: int) -> None:
+        nonlocal overflowed
+        overflowed = True
+
+    # Reading the processor's overflow flag costs nothing; counting is for what raised it.
+    with np.errstate(over="call", call=note):
+        result = values.astype("<f2")
+    overflows = int(np.isinf(result).sum() - np.isinf(values).sum()) if overflowed else 0
+    return result, overflows
+
+
+def _encode_bf16(values: Array) -> tuple[Array, int]:
     bits = values.view("<u4")
     rounded = bits >> 16
     rounded &= 1
@@ -73,10 +90,13 @@ def _encode_bf16(values: Array) -> Array:
     rounded += bits
     rounded >>= 16
     result = rounded.astype("<u2")
-    nan = np.isnan(values)
-    if nan.any():  # adding to a NaN's bits may make it an infinity or a zero
-        result[nan] = (bits[nan] >> 16).astype("<u2") | 0x40
-    return result
+    unusual = np.flatnonzero(bits + bits >= _BF16_INFINITE)
+    overflows = 0
+    if unusual.size:
+        nan = unusual[np.isnan(values[unusual])]
+        result[nan] = (bits[nan] >> 16).astype("<u2") | 0x40  # rounding may have emptied it
+        overflows = int(np.isfinite(values[unusual]).sum())
+    return result, overflows
 
 
 def _eight_bit(exponent_bits: int, *, infinities: bool) -> Array:
@@ -101,21 +121,17 @@ _E5M2 = _eight_bit(5, infinities=True)
 _E4M3 = _eight_bit(4, infinities=False)
 
 
-def _as_single(values: Array) -> Array:
-    return values.astype("<f4")
-
-
 _DECODE: dict[Dtype, Callable[[Array], Array]] = {
-    Dtype.F64: _as_single,
+    Dtype.F64: _decode_f64,
     Dtype.F32: lambda values: values,
-    Dtype.F16: _as_single,
+    Dtype.F16: lambda values: values.astype("<f4"),
     Dtype.BF16: _decode_bf16,
     Dtype.F8_E5M2: lambda values: _E5M2[values],
     Dtype.F8_E4M3: lambda values: _E4M3[values],
 }
 
-_ENCODE: dict[Dtype, Callable[[Array], Array]] = {
-    Dtype.F32: lambda values: values,
-    Dtype.F16: lambda values: values.astype("<f2"),
+_ENCODE: dict[Dtype, Callable[[Array], tuple[Array, int]]] = {
+    Dtype.F32: _encode_f32,
+    Dtype.F16: _encode_f16,
     Dtype.BF16: _encode_bf16,
 }
