@@ -53,7 +53,9 @@ async def run(options: Options, state: Path) -> None:
     api = ApiServer(token, machine.logs)
     for item in _initial_objects():
         api.load(item)
-    runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(
+        api.application(), access_log=None, shutdown_timeout=1, handler_cancellation=True
+    )
     await runner.setup()
     context = certificate.server_context(state)
     await web.TCPSite(runner, "127.0.0.1", options.port, ssl_context=context).start()

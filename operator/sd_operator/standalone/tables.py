@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -158,6 +158,8 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 def columns(resource: Resource) -> list[Column]:
     """The columns of a resource's table, the name first."""
     name = Column("Name", _at("metadata.name"))
+    if resource.kind == "Event":
+        return [*_COLUMNS["Event"], replace(name, priority=1)]
     if not resource.custom:
         return [name, *_COLUMNS.get(resource.kind, (_AGE,))]
     custom = [
