@@ -15,7 +15,7 @@ from sd_operator.controller import Controller
 from sd_operator.observe import ClaimView, JobView, PodView
 from sd_operator.settings import Settings
 
-WATCH_SECONDS = 300.0
+WATCH_SECONDS = 300  # whole: a real server refuses "300.0"
 CONNECT_SECONDS = 10.0
 # About ten minutes of an API server that is away; then the process ends, to be started again.
 ERROR_BACKOFFS = (1.0, 2.0, 4.0, 8.0, 15.0) + (30.0,) * 19
@@ -28,6 +28,11 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
     @kopf.on.login(registry=registry)
     async def login(**_: object) -> kopf.ConnectionInfo:
         return await connection(settings)
+
+    @kopf.on.cleanup(registry=registry)
+    async def cleanup(**_: object) -> None:
+        # kopf waits five seconds for every task that it finds.
+        await controller.close()
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def model(event: kopf.RawEvent, **_: object) -> None:
