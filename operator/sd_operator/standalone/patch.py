@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonpatch
 
-from sd_operator.standalone.errors import ApiError, Json, Value
+from sd_operator.standalone.errors import ApiError, Json, Value, bad_request
 
 MERGE_KEYS = {
     "addresses": "type",
@@ -24,6 +24,8 @@ MERGE_KEYS = {
 
 def json_patch(target: Json, operations: Value) -> Json:
     """RFC 6902."""
+    if not isinstance(operations, list) or not all(isinstance(o, dict) for o in operations):
+        raise bad_request("a JSON patch is a list of operations")
     try:
         result: Json = jsonpatch.apply_patch(target, operations)
     except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError) as error:
@@ -73,12 +75,15 @@ def _merge_list(name: str, target: list[Any], patch: list[Any]) -> list[Any]:
     key = MERGE_KEYS.get(name)
     if key is None or {"$patch": "replace"} in patch:
         return [_plain(item) for item in patch if item != {"$patch": "replace"}]
-    merged = {item.get(key): item for item in target}
+    if not all(isinstance(item, dict) for item in (*target, *patch)):
+        raise bad_request(f"{name}: a list of objects with the key {key} is expected")
+    merged = {str(item.get(key)): item for item in target}
     for item in patch:
         if item.get("$patch") == "delete":
-            merged.pop(item.get(key), None)
+            merged.pop(str(item.get(key)), None)
         else:
-            merged[item.get(key)] = strategic_merge_patch(merged.get(item.get(key), {}), item)
+            old = merged.get(str(item.get(key)), {})
+            merged[str(item.get(key))] = strategic_merge_patch(old, item)
     return list(merged.values())
 
 

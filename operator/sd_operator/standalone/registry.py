@@ -34,6 +34,8 @@ from sd_operator.standalone.storage import Key, Storage
 MODIFIED = (
     "the object has been modified; please apply your changes to the latest version and try again"
 )
+SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
+"""No vowels: a made-up name says nothing by accident."""
 BLOCKING = {
     "FieldValueRequired",
     "FieldValueTooLong",
@@ -96,8 +98,11 @@ class Registry:
             del meta["namespace"]
         if meta.get("resourceVersion"):
             raise bad_request("resourceVersion should not be set on objects to be created")
-        if not meta.get("name") and meta.get("generateName"):
-            meta["name"] = meta["generateName"][:58] + secrets.token_hex(3)[:5]
+        while not meta.get("name") and meta.get("generateName"):
+            suffix = "".join(secrets.choice(SUFFIX_LETTERS) for _ in range(5))
+            made_up = meta["generateName"][:58] + suffix
+            if self.storage.get(resource.id, (namespace, made_up)) is None:
+                meta["name"] = made_up
         name = meta.get("name", "")
         self._check_namespace(resource, namespace, name)
         for owned_by_server in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
