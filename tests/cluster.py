@@ -246,7 +246,9 @@ def namespace_of(backend: Backend, work: Path, claim: bool = True) -> Iterator[C
     finally:
         cluster.stop_operators()
         _release(cluster)
-        cluster.kubectl("delete", "namespace", cluster.namespace, "--wait=false")
+        cluster.kubectl(
+            "delete", "namespace", cluster.namespace, "--wait=false", "--ignore-not-found"
+        )
 
 
 def _release(cluster: Cluster) -> None:
