@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sd_api.load import LoadRequest, Progress, Source
 from sd_loader.convert import Converted, convert
 from sd_loader.source import Fetched
@@ -36,3 +38,10 @@ def convert_file(
         return convert(fetched, source.parent, load_request(**fields), out, report)
     finally:
         source.rename(path)
+
+
+def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal in type, shape and every bit."""
+    return one.dtype == other.dtype and torch.equal(
+        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    )

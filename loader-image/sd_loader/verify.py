@@ -15,16 +15,6 @@ from sd_loader.progress import Report
 from sd_loader.tensors import Tensor, TensorFile
 
 
-def refuse_unavailable(verify: Verify) -> None:
-    """Refuse a verification that this loader cannot make, before any work is done."""
-    if verify.render:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            "spec.verify.render is not supported by this version of the loader; leave it out or"
-            " set it to false",
-        )
-
-
 def verify_folder(out: Path, plan: FolderPlan, verify: Verify, report: Report) -> None:
     """Read every published header again; with `verify.weights` every weight, too."""
     total = sum(file.size for file in plan.weights)

@@ -11,7 +11,6 @@ from sd_api.spec import ModelType
 from sd_loader.convert.result import Converted, FileDigest
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
-from sd_loader.verify import refuse_unavailable
 
 if TYPE_CHECKING:
     from sd_loader.source import Fetched
@@ -23,7 +22,7 @@ def convert(
     fetched: Fetched, source_dir: Path, request: LoadRequest, out: Path, report: Report
 ) -> Converted:
     """Convert the download in `source_dir` into the empty folder `out`."""
-    refuse_unavailable(request.verify)
+    _refuse_unavailable(request)
     path = source_dir / fetched.path
     # Imported here: neither way needs the other's modules.
     if fetched.kind == "repo":
@@ -38,10 +37,25 @@ def convert(
     return _convert_file(path, request, out, report)
 
 
+def _refuse_unavailable(request: LoadRequest) -> None:
+    """Say so rather than publish something else than what was asked for."""
+    asked_for = {
+        "verify.render": request.verify.render,
+        "vae": request.vae,
+        "originalConfig": request.original_config,
+    }
+    for field, value in asked_for.items():
+        if value:
+            raise LoaderError(
+                Reason.INVALID_SPEC, f"spec.{field} is not supported by this version of the loader"
+            )
+
+
 def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
-    from sd_loader.convert.carry_out import carry_out
     from sd_loader.convert.checkpoint import plan_checkpoint
+    from sd_loader.convert.writer import write_folder
     from sd_loader.formats import SAFETENSORS, open_tensor_file
+    from sd_loader.verify import verify_folder
 
     with open_tensor_file(path) as file:
         if request.from_safetensors and file.format != SAFETENSORS:
@@ -49,4 +63,14 @@ def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -
                 Reason.UNSAFE_MODEL,
                 "spec.fromSafetensors asks for safetensors, but the file is a pickle",
             )
-        return carry_out(plan_checkpoint(file, request), out, request.verify, report)
+        plan = plan_checkpoint(file, request)
+        files = write_folder(out, plan.files, report)
+    verify_folder(out, plan, request.verify, report)
+    return Converted(
+        files=files,
+        base_model=plan.base_model,
+        pipeline_class=plan.pipeline_class,
+        precision=plan.precision,
+        prediction_type=plan.prediction_type,
+        warnings=plan.warnings,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sd_api.load import LoadRequest
-from sd_api.reasons import Reason
 from sd_api.spec import PredictionType, Weights
 from sd_loader.convert import architecture
 from sd_loader.convert.bind import averaged, bind, canonical_names, left_over
@@ -19,7 +18,6 @@ from sd_loader.convert.plan import (
     component_files,
     published_dtype,
 )
-from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
@@ -31,7 +29,6 @@ _METADATA_PREDICTION = "modelspec.prediction_type"
 
 def plan_checkpoint(file: TensorFile, request: LoadRequest) -> FolderPlan:
     """Which files the checkpoint becomes. Reads no weights, writes nothing."""
-    _refuse_what_is_missing(request)
     base_model = detect(file.tensors, request.base_model)
     known = architecture.load(base_model.value)
     tensors = canonical_names(file.tensors)
@@ -61,15 +58,6 @@ def plan_checkpoint(file: TensorFile, request: LoadRequest) -> FolderPlan:
         prediction_type=choices.prediction_type.value,
         warnings=_warnings(extra),
     )
-
-
-def _refuse_what_is_missing(request: LoadRequest) -> None:
-    """Say so rather than publish something else than what was asked for."""
-    for field, value in (("vae", request.vae), ("originalConfig", request.original_config)):
-        if value is not None:
-            raise LoaderError(
-                Reason.INVALID_SPEC, f"spec.{field} is not supported by this version of the loader"
-            )
 
 
 def _choices(
