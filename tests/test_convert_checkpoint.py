@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,7 @@ from conversions import convert_file, identical
 from safetensors.torch import load_file
 
 from sd_api.load import Stage
-from sd_api.reasons import Reason
 from sd_loader.convert import Converted
-from sd_loader.errors import LoaderError
 
 MAKERS = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
