@@ -272,12 +272,15 @@ def test_a_suspended_job_has_no_pod_until_it_is_resumed(stub_cluster):
 
 def test_a_finished_job_goes_when_its_time_is_over(stub_cluster):
     """Its ttlSecondsAfterFinished over, a Job is removed with its Pod."""
-    stub_cluster.apply(job("j", ttlSecondsAfterFinished=1))
-    stub_cluster.wait_for("job", "j", has_condition("Complete"))
+    stub_cluster.apply(job("j", "convert.touch=made", ttlSecondsAfterFinished=1))
 
     stub_cluster.wait_gone("job", "j")
 
-    assert pods_of(stub_cluster, "j") == []
+    assert (stub_cluster.store / "made").exists()
+    deadline = time.monotonic() + 10
+    while pods_of(stub_cluster, "j"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_deleting_a_job_in_the_background_ends_its_processes(stub_cluster):
@@ -527,3 +530,25 @@ def test_standalone_leaves_nothing_running(tmp_path):
     assert not is_alive(child)
     assert not kubeconfig.exists()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_standalone_does_not_touch_another_clusters_kubeconfig(tmp_path):
+    """The file is written and removed: a user's own is refused."""
+    own = tmp_path / "config"
+    own.write_text("apiVersion: v1\nkind: Config\ncurrent-context: production\n")
+    command = [
+        sys.executable,
+        "-m",
+        "sd_operator",
+        "standalone",
+        "--store",
+        str(tmp_path / "store"),
+    ]
+
+    done = subprocess.run(
+        [*command, "--kubeconfig", str(own)], capture_output=True, text=True, timeout=30
+    )
+
+    assert done.returncode == 1
+    assert "another cluster's kubeconfig" in done.stderr
+    assert "production" in own.read_text()

@@ -21,13 +21,14 @@ from sd_operator.standalone.selectors import selector
 from sd_operator.standalone.storage import HISTORY, Storage
 
 QUICK = settings(max_examples=60, deadline=None)
-WORDS = """
-    annotations backoffLimit claimName conditions containers env finalizers image initContainers
-    labels metadata name namespace onExitCodes onPodConditions ownerReferences path phase
-    podFailurePolicy progress resourceVersion restartPolicy rules selector spec status storage
-    suspend template type uid url value values verify volumeMounts volumes weights
-""".split()
-KEYS = st.sampled_from(WORDS) | st.text(max_size=4)
+WORDS = (
+    "annotations backoffLimit claimName conditions containers env finalizers image "
+    "initContainers labels metadata name namespace onExitCodes onPodConditions "
+    "ownerReferences path phase podFailurePolicy progress resourceVersion "
+    "restartPolicy rules selector spec status storage suspend template type uid url "
+    "value values verify volumeMounts volumes weights "
+)
+KEYS = st.sampled_from(WORDS.split()) | st.text(max_size=4)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),

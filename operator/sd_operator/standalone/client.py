@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 import aiohttp
@@ -16,8 +16,8 @@ from sd_operator.standalone.errors import ApiError, Json
 
 log = logging.getLogger(__name__)
 
+JSON = "application/json"
 MERGE = "application/merge-patch+json"
-STRATEGIC = "application/strategic-merge-patch+json"
 REQUEST_SECONDS = 30
 WATCH_SECONDS = 300
 RETRY_SECONDS = 1.0
@@ -60,7 +60,7 @@ class Client:
         method: str,
         path: str,
         body: Json | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
         **query: str,
     ) -> Json:
         """The answer's body; an ApiError for an answer of failure."""
@@ -98,12 +98,13 @@ class Client:
                 seen(event["type"], event["object"])
 
 
-async def ignore_gone(request: asyncio.Future[Json] | object) -> None:
+async def ignore_gone(request: Awaitable[Json]) -> None:
     """Await a request; that its object is gone, or another by now, is no error."""
     try:
-        await request  # type: ignore[misc]
+        await request
     except ApiError as error:
-        if error.code not in (404, 409):
+        # 422 is a real server's answer to another uid.
+        if error.code not in (404, 409, 422):
             raise
 
 

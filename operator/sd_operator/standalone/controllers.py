@@ -30,6 +30,7 @@ COLLECTED = (
 )
 """What the garbage collector watches: owners and dependents."""
 CONTROLLERS = ("job", "collect", "namespace", "claim")
+NORMAL_EVENTS = ("SuccessfulCreate", "Completed", "Suspended", "Resumed")
 BACKOFF_SECONDS = 1.0
 """Before a Job's second attempt. A real cluster takes 10 s."""
 
@@ -130,12 +131,11 @@ class Controllers:
         if uid not in {item["metadata"]["uid"] for item in listed["items"]}:
             raise LookupError(uid)
 
-    async def _record(self, item: Json, reason: str, message: str) -> None:
-        await self._client.request(
-            "POST",
-            f"/api/v1/namespaces/{item['metadata']['namespace']}/events",
-            event(item, reason, message, "job-controller"),
-        )
+    async def _record(self, job: Json, reason: str, message: str) -> None:
+        kind = "Normal" if reason in NORMAL_EVENTS else "Warning"
+        path = f"/api/v1/namespaces/{job['metadata']['namespace']}/events"
+        body = event(job, reason, message, "job-controller", kind)
+        await self._client.request("POST", path, body)
 
     # Garbage
 

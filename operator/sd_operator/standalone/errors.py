@@ -84,7 +84,8 @@ def page_not_found() -> ApiError:
 def about(code: int, reason: str, resource: tuple[str, str], name: str, text: str) -> ApiError:
     """An error about one object; resource is (plural, group)."""
     plural, group = resource
-    details = {"name": name, **({"group": group} if group else {}), "kind": plural}
+    details = {"name": name, "group": group, "kind": plural}
+    details = {key: value for key, value in details.items() if value}
     qualified = f"{plural}.{group}" if group else plural
     return ApiError(code, reason, text.format(what=f'{qualified} "{name}"'), details)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from sd_operator.standalone.client import Cache, Client, ignore_gone, object_path
 from sd_operator.standalone.controllers import PODS
 from sd_operator.standalone.errors import Json
+from sd_operator.standalone.jobs import phase
 from sd_operator.standalone.podrun import NODE, Machine, PodRun
 
 
@@ -19,6 +21,7 @@ class Kubelet:
         self._machine = machine
         self._runs: dict[str, PodRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: set[str] = set()
 
     async def register(self, port: int | None = None) -> None:
         """Make the Node known; with a port, its containers' logs are served there."""
@@ -46,14 +49,23 @@ class Kubelet:
         gone = uid not in self.pods.objects
         deleted = gone or "deletionTimestamp" in pod["metadata"]
         run = self._runs.get(uid)
+        if gone:
+            self._ended.discard(uid)
         if run is None:
-            ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-            if gone or (ended and not deleted) or pod["spec"].get("nodeName") not in (None, NODE):
+            foreign = pod["spec"].get("nodeName") not in (None, NODE)
+            # An older event may arrive after the Pod's last status was written.
+            ended = uid in self._ended or phase(pod) in ("Succeeded", "Failed")
+            if gone or foreign or (ended and not deleted):
                 return
             run = self._runs[uid] = PodRun(self._client, self._machine, pod)
             task = asyncio.create_task(run.run())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: self._runs.pop(uid, None))
+            task.add_done_callback(partial(self._forget, uid))
         if deleted:
             run.deleted.set()
+
+    def _forget(self, uid: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._runs.pop(uid, None)
+        if uid in self.pods.objects:
+            self._ended.add(uid)

@@ -43,8 +43,13 @@ class Options:
     loader: Sequence[str] = LOADER
 
 
+class StandaloneError(Exception):
+    """Standalone cannot start; the message says what to do."""
+
+
 async def run(options: Options, state: Path) -> None:
     """Run until a signal comes; leaves nothing running and no kubeconfig."""
+    _check_kubeconfig(options.kubeconfig)
     options.store.mkdir(parents=True, exist_ok=True)
     token = secrets.token_urlsafe(32)
     ca, certificate = pki.make_certificates()
@@ -73,6 +78,12 @@ async def run(options: Options, state: Path) -> None:
     finally:
         options.kubeconfig.unlink(missing_ok=True)
         await runner.cleanup()
+
+
+def _check_kubeconfig(path: Path) -> None:
+    """It is written, and removed at the end: it must not be the user's own."""
+    if path.exists() and not pki.is_ours(path.read_bytes()):
+        raise StandaloneError(f"{path} is another cluster's kubeconfig; name a new file instead")
 
 
 def _initial_objects() -> list[Json]:
@@ -157,5 +168,9 @@ def main(args: argparse.Namespace) -> int:
         with_operator=not args.no_operator,
     )
     with tempfile.TemporaryDirectory(prefix="sd-operator-") as state:
-        asyncio.run(run(options, Path(state)))
+        try:
+            asyncio.run(run(options, Path(state)))
+        except (StandaloneError, OSError) as error:
+            print(f"sd-operator standalone: {error}", file=sys.stderr)  # noqa: T201 - this is a command
+            return 1
     return 0

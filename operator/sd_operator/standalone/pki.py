@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFETIME = timedelta(days=365)
+CONTEXT = "sd-operator-standalone"
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,18 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
+def is_ours(content: bytes) -> bool:
+    """Whether a file is a kubeconfig of an earlier run."""
+    try:
+        config = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return False
+    return isinstance(config, dict) and config.get("current-context") == CONTEXT
+
+
 def kubeconfig(server: str, ca: bytes, token: str) -> bytes:
     """A kubeconfig with one context, in the namespace `default`."""
-    name = "standalone"
+    name = CONTEXT
     cluster = {"server": server, "certificate-authority-data": base64.b64encode(ca).decode()}
     config = {
         "apiVersion": "v1",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
-from sd_operator.standalone.client import MERGE, Client, ignore_gone, object_path
+from sd_operator.standalone.client import JSON, MERGE, Client, ignore_gone, object_path
 from sd_operator.standalone.controllers import event
 from sd_operator.standalone.errors import ApiError, Json
 from sd_operator.standalone.executor import (
@@ -119,6 +119,18 @@ class PodRun:
 
     async def run(self) -> None:
         """Run the Pod to its end; a deleted one is stopped and then cleared away."""
+        if not self.deleted.is_set():
+            await self._live_until_deleted()
+        if self.deleted.is_set():
+            if self._started and self._phase() not in ("Succeeded", "Failed"):
+                self._failure = {"reason": "Deleted", "message": "the Pod was deleted"}
+                await self._report()
+            options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._meta["uid"]}}
+            await ignore_gone(self._ask("DELETE", object_path(self._pod), options))
+            folder = log_path(self._machine.logs, self._meta["uid"], "").parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _live_until_deleted(self) -> None:
         live = asyncio.create_task(self._live())
         deleted = asyncio.create_task(self.deleted.wait())
         try:
@@ -126,16 +138,11 @@ class PodRun:
         finally:
             live.cancel()
             deleted.cancel()
-            await asyncio.gather(live, deleted, return_exceptions=True)
+            for result in await asyncio.gather(live, deleted, return_exceptions=True):
+                if isinstance(result, Exception):
+                    log.error("Pod %s: %s", self._meta["name"], result)
             await asyncio.gather(*(self._stop(c) for c in (*self._inits, *self._containers)))
             shutil.rmtree(self._folder, ignore_errors=True)
-        if self.deleted.is_set():
-            if self._started and self._phase() not in ("Succeeded", "Failed"):
-                self._failure = {"reason": "Deleted", "message": "the Pod was deleted"}
-                await self._report()
-            options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._meta["uid"]}}
-            await ignore_gone(self._client.request("DELETE", object_path(self._pod), options))
-            shutil.rmtree(log_path(self._machine.logs, self._meta["uid"], "").parent, True)
 
     async def _live(self) -> None:
         if self._pod["spec"].get("nodeName"):
@@ -195,7 +202,7 @@ class PodRun:
         target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
         name = {"name": self._meta["name"], "namespace": namespace}
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": name, "target": target}
-        await self._client.request("POST", object_path(self._pod, "binding"), binding)
+        await ignore_gone(self._ask("POST", object_path(self._pod, "binding"), binding))
         self._started = _now()
 
     async def _prepare_volumes(self) -> None:
@@ -222,7 +229,7 @@ class PodRun:
 
     async def _find(self, path: str) -> Json | None:
         try:
-            return await self._client.request("GET", path)
+            return await self._ask("GET", path)
         except ApiError as error:
             if error.code == 404:
                 return None
@@ -311,21 +318,24 @@ class PodRun:
         await self._patch(status, once)
 
     async def _patch(self, status: Json, once: str) -> None:
-        """Write the status, however long the server is away; with a text, once per text."""
+        """Write the status; with a text, once per text."""
         if once in self._said:
             return
         self._said |= {once} if once else set()
+        body = {"metadata": {"uid": self._meta["uid"]}, "status": status}
+        await ignore_gone(self._ask("PATCH", object_path(self._pod, "status"), body, MERGE))
+
+    async def _ask(
+        self, method: str, path: str, body: Json | None = None, kind: str = JSON
+    ) -> Json:
+        """Ask, for as long as the server is away."""
         while True:
             try:
-                body = {"metadata": {"uid": self._meta["uid"]}, "status": status}
-                await self._client.patch(object_path(self._pod, "status"), body, MERGE)
+                return await self._client.request(method, path, body, kind)
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
-                if isinstance(error, ApiError) and error.code in (404, 409, 422):
-                    log.debug("status of Pod %s: %s", self._meta["name"], error)
-                    return
+                if isinstance(error, ApiError) and error.code < 500 and error.code != 429:
+                    raise
                 await asyncio.sleep(RETRY_SECONDS)
-            else:
-                return
 
     async def _say(self, reason: str, message: str) -> None:
         """Record an Event, once."""
@@ -334,7 +344,7 @@ class PodRun:
         self._said.add(reason)
         path = f"/api/v1/namespaces/{self._meta['namespace']}/events"
         body = event(self._pod, reason, message, "kubelet", "Warning")
-        await ignore_gone(self._client.request("POST", path, body))
+        await ignore_gone(self._ask("POST", path, body))
 
 
 def _condition(kind: str, value: bool, reason: str) -> Json:
