@@ -9,6 +9,7 @@ from cluster import model_manifest
 from operated import SLOW, Operated, condition
 
 from sd_api import names
+from sd_operator.model import Model
 
 pytestmark = pytest.mark.cluster
 
@@ -141,6 +142,26 @@ def test_a_job_that_runs_into_its_deadline_says_so(operated: Operated) -> None:
     operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", patch)
     item = operated.stalled("sketch", "DeadlineExceeded")
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
+
+
+def test_a_job_of_somebody_else_is_not_taken_for_ours(operated: Operated) -> None:
+    """Its name is ours by chance or malice: the status says so, and its removal helps."""
+    operated.start()
+    item = operated.cluster.model("sketch", url=operated.link(), suspend=True)
+    name = names.job_name("sketch", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
+    container = {"name": "x", "image": "x", "command": ["x"]}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    foreign = {"template": {"spec": pod}, "suspend": True}
+    operated.cluster.apply(
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": foreign}
+    )
+    operated.cluster.model("sketch", url=operated.link(), suspend=False)
+    operated.wait(
+        "sketch",
+        lambda one: "belongs to something else; delete it" in condition(one, "Ready")["message"],
+    )
+    assert operated.cluster.exists("job", name)
+    assert operated.hub.bytes_served == 0
 
 
 def test_two_operators_do_no_harm(operated: Operated) -> None:

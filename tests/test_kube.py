@@ -159,6 +159,14 @@ def test_lists_are_read_to_their_end(server: Server) -> None:
     assert (second.query["continue"], second.query["labelSelector"]) == (["next"], ["a=b"])
 
 
+def test_a_kind_is_checked_by_one_object(server: Server) -> None:
+    """However many there are."""
+    server.answer(200, {"items": [1], "metadata": {"continue": "next"}})
+    ask(server, lambda api: api.check(MODELS, "art"))
+    (request,) = server.requests
+    assert request.query["limit"] == ["1"]
+
+
 def test_changes_are_merge_patches_by_our_field_manager(server: Server) -> None:
     """Of the subresource where it is named."""
     server.answer(200)

@@ -22,6 +22,7 @@ from sd_operator.kube import (
     AlreadyExistsError,
     Api,
     ApiError,
+    ConflictError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
@@ -48,7 +49,7 @@ class Executor:
         """Delete a Job; its Pods follow."""
         try:
             await self._api.delete(JOBS, job.namespace, job.name, job.uid)
-        except NotFoundError:
+        except (NotFoundError, ConflictError):
             log.debug("Job %s/%s is gone already", job.namespace, job.name)
         self._cache.drop_job(job)
 

@@ -12,12 +12,19 @@ from sd_api.load import Progress
 from sd_operator.cache import Cache
 from sd_operator.kube import CLAIMS, EVENTS, JOBS, OURS, PODS, Api, ApiError, NotFoundError
 from sd_operator.model import Model
-from sd_operator.observe import ClaimView, JobState, JobView, Observed, PodView, read_progress
+from sd_operator.observe import (
+    WARNING_LOOK_SECONDS,
+    ClaimView,
+    JobState,
+    JobView,
+    Observed,
+    PodView,
+    read_progress,
+)
 from sd_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WARNING_LOOK_SECONDS = 30.0
 WARNING_MIN_AGE_SECONDS = 2.0
 
 

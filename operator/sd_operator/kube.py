@@ -136,16 +136,19 @@ class Api:
         """Read one object."""
         return await self._json("get", resource, resource.path(namespace, name))
 
+    async def check(self, resource: Resource, namespace: str | None = None) -> None:
+        """Raise the error that stands in the way of reading this kind, if any."""
+        await self._json("list", resource, resource.path(namespace), {"limit": "1"})
+
     async def list(
         self,
         resource: Resource,
         namespace: str | None = None,
         labels: str = "",
         fields: str = "",
-        limit: int = PAGE_SIZE,
     ) -> list[Json]:
         """Read all objects of a selection, page by page."""
-        query = {"limit": str(limit), "labelSelector": labels, "fieldSelector": fields}
+        query = {"limit": str(PAGE_SIZE), "labelSelector": labels, "fieldSelector": fields}
         items: list[Json] = []
         while True:
             page = await self._json("list", resource, resource.path(namespace), query)

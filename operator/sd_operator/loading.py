@@ -16,7 +16,7 @@ from sd_api.spec import BARE_ID_PATTERN, ModelType
 from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource, WebhookEvent
 from sd_operator import diagnose, jobs, progress, times
 from sd_operator.diagnose import Failure
-from sd_operator.observe import JobState, JobView
+from sd_operator.observe import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.plan import FinalizerChange
 from sd_operator.standing import NOT_YET, Input, Load, Rule, Standing, Step
 
@@ -167,7 +167,8 @@ def _waiting(inp: Input, job: JobView) -> Step:
         standing = replace(Standing.of(failure, job.name), reconciling=True)
     wake = inp.settings.resync_seconds
     if not pods:
-        wake = NO_POD_LOOK_SECONDS
+        young = inp.now - job.created < timedelta(seconds=NO_POD_LOOK_SECONDS)
+        wake = NO_POD_LOOK_SECONDS if young else WARNING_LOOK_SECONDS
     elif failure is None and wait.reason is not None and wait.since is not None:
         wake = max(1.0, (wait.since + inp.stuck_after - inp.now).total_seconds())
     return Step(standing, load=_load(inp, job), notify=_started(inp), wake_after=wake)

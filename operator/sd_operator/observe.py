@@ -16,6 +16,8 @@ from sd_operator import times
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 PROGRESS_MAX_BYTES = 2048
+WARNING_LOOK_SECONDS = 60.0
+"""How often the Events of a Job without Pods are looked at."""
 
 
 class JobState(StrEnum):

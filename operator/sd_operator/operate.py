@@ -74,7 +74,7 @@ async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> No
     namespace = settings.namespaces[0] if settings.namespaces else None
     while not stop.is_set():
         try:
-            await api.list(MODELS, namespace, limit=1)
+            await api.check(MODELS, namespace)
         except NotFoundError:
             log.warning("the kind is unknown: kubectl apply -f crds/stablediffusionmodels.yaml")
         except ApiError as refused:
