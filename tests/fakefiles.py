@@ -30,7 +30,7 @@ class Faults:
 
     fails: how many requests get `status`, None for all. cuts: how many answers end after `cut_at`
     bytes of the body. length: Content-Length, whatever the body's is. rate: bytes a second.
-    body: served instead of the file, whose length and digest the Hub still tells.
+    range_limit: the most bytes of a range that one answer has. body: served instead of the file, whose length and digest the Hub still tells.
     """
 
     status: int = 200
@@ -43,6 +43,7 @@ class Faults:
     cuts: int = 1
     reset: bool = False
     ignore_range: bool = False
+    range_limit: int | None = None
     etag: str | None = None
     validators: bool = True
     length: int | None = None
@@ -238,7 +239,9 @@ class Handler(BaseHTTPRequestHandler):
             if start >= len(body):
                 self.send_body(416, {**headers, "Content-Range": f"bytes */{len(body)}"}, b"")
                 return
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            total = len(body)
+            body = body[: total if faults.range_limit is None else start + faults.range_limit]
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{total}"
         if faults.chunked or faults.endless:
             headers["Transfer-Encoding"] = "chunked"
         else:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,7 @@ def test_a_link_is_downloaded_with_its_digest(server, settings, into):
         pytest.param({"cut_at": 100_000, "chunked": True}, id="cut without a length"),
         pytest.param({"cut_at": 100_000, "cuts": 2}, id="cut twice"),
         pytest.param({"cut_at": 100_000, "ignore_range": True}, id="Range ignored"),
+        pytest.param({"cut_at": 100_000, "range_limit": 150_000}, id="less than the range"),
         pytest.param({"cut_at": 100_000, "validators": False}, id="nothing to resume by"),
         pytest.param({"cut_at": 100_000, "etag": 'W/"weak"'}, id="weak ETag"),
         pytest.param({"chunked": True}, id="no length"),
@@ -214,6 +216,21 @@ def test_a_link_planted_in_place_of_the_part_is_not_followed(server, settings, i
             Reason.RATE_LIMITED,
             "429",
             id="429 for an hour",
+        ),
+        pytest.param(
+            {
+                "status": 429,
+                "headers": {"Retry-After": "Mon, 01 Jan 99999999999999999999 0:0:0 GMT"},
+            },
+            Reason.RATE_LIMITED,
+            "429",
+            id="429 until a day that never comes",
+        ),
+        pytest.param(
+            {"cut_at": 5_000, "range_limit": 10},
+            Reason.SOURCE_UNREACHABLE,
+            f"of {len(BODY)} bytes",
+            id="never the whole range",
         ),
         pytest.param({"status": 204}, Reason.SOURCE_UNREACHABLE, "204", id="no content"),
         pytest.param(
@@ -460,6 +477,21 @@ def test_what_may_not_be_called_is_refused(settings, into, url, reason):
         fetch_link(request(url), settings, into, lambda _: None, retries=Retries(delays=()))
     assert caught.value.reason is reason
     assert list(into.glob("download")) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("https://user:hunter2/x@example.com/model", id="slash in the password"),
+        pytest.param("https://user:pass:hunter2@example.com:hunter2/model", id="as the port"),
+        pytest.param("https://[hunter2]/model", id="as an address"),
+    ],
+)
+def test_a_link_that_cannot_be_read_is_not_quoted(settings, into, url):
+    """What went wrong with it may be a secret in the wrong place."""
+    error = refusal(url, settings, into)
+    assert error.reason is Reason.INVALID_SPEC
+    assert "hunter2" not in "".join(traceback.format_exception(error))
 
 
 def test_a_local_file_needs_the_command_lines_leave(settings, into, tmp_path):

@@ -116,8 +116,9 @@ class Guard:
         try:
             parts = urlsplit(url)
             port = effective_port(parts)
-        except ValueError as error:
-            raise AddressRefusedError(f"the url cannot be read: {error}") from None
+        except ValueError:
+            # Its text quotes the url: a password with a slash in it is taken for a port.
+            raise AddressRefusedError("the url's host or port cannot be read") from None
         host = parts.hostname
         if parts.scheme not in {"http", "https"} or not host:
             raise AddressRefusedError("the url must be an http(s) link with a host")

@@ -105,5 +105,5 @@ def _retry_after(response: httpx2.Response) -> float:
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one that no calendar has
         return 0.0

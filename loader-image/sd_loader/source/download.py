@@ -141,7 +141,8 @@ class Downloader:
     def _receive(
         self, response: httpx2.Response, wanted: Wanted, part: Part, on_bytes: OnBytes
     ) -> None:
-        total = _total(response) or wanted.size
+        stated = _total(response)
+        total = stated or wanted.size
         for chunk in response.iter_raw():
             if part.size == 0 and len(chunk) >= _TELLING_BYTES:
                 wanted.inspect(chunk, total or len(chunk))
@@ -152,6 +153,12 @@ class Downloader:
                 raise self._too_large(wanted, "goes on")
             part.append(chunk)
             on_bytes(part.size, total)
+        if stated is not None and part.size != stated:
+            # A server may answer with less than the range that it was asked for.
+            raise TransientError(
+                Reason.SOURCE_UNREACHABLE,
+                f"{redact(wanted.url)} sent {part.size} of {stated} bytes",
+            )
         if wanted.size is not None and part.size != wanted.size:
             raise _wrong_size(wanted, f"ends after {part.size} bytes")
 

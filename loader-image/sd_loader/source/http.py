@@ -69,8 +69,9 @@ def check_link(url: str, settings: Settings) -> None:
     try:
         httpx2.URL(url)
         settings.guard().check_url(url)
-    except httpx2.InvalidURL as error:
-        raise LoaderError(Reason.INVALID_SPEC, f"spec.url cannot be read: {error}") from error
+    except httpx2.InvalidURL:
+        # Without its cause, which quotes the url: a password with a slash is taken for a port.
+        raise LoaderError(Reason.INVALID_SPEC, "spec.url is not a well-formed link") from None
     except AddressRefusedError as error:
         raise LoaderError(Reason.ADDRESS_REFUSED, str(error)) from error
 
