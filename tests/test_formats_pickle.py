@@ -131,6 +131,7 @@ def test_what_training_programs_leave_beside_the_weights_is_let_pass(protocol):
         "complex": 1 + 2j,
         "device": torch.device("cpu"),
         "dtype": torch.float16,
+        "torch": torch.__version__,
         "size": torch.Size([2, 3]),
         "large": 2**400,
         "negative": -(2**40),

@@ -136,6 +136,7 @@ INERT = frozenset(
         *_names("numpy.core.numeric", "_frombuffer"),
         *_names("numpy._core.numeric", "_frombuffer"),
         *_names("torch", "Tensor device Generator strided complex32 complex64 complex128"),
+        *_names("torch.torch_version", "TorchVersion"),
         *_names("torch.nn.parameter", "Parameter Buffer"),
         *_names("torch.nn.modules.container", "ParameterDict"),
         *_names("torch.serialization", "_get_layout"),
