@@ -77,7 +77,9 @@ def note(entries: Entries, deliveries: Iterable[Delivery], schedule: Sequence[fl
 def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence[float]) -> News:
     others = tuple(one for one in news.entries if one.id != entry.id)
     if delivery.outcome is Outcome.DELIVERED:
-        event = EventPlan(EventType.NORMAL, EventReason.WEBHOOK_DELIVERED, f"{entry.event} called")
+        event = EventPlan(
+            EventType.NORMAL, EventReason.WEBHOOK_DELIVERED, f"{entry.event} was delivered"
+        )
         return News(others, "Delivered", f"{entry.event} was delivered", (*news.events, event))
     remedy = _REMEDIES[delivery.outcome]
     retried = delivery.outcome is not Outcome.GONE and entry.attempts < len(schedule)
