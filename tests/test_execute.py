@@ -1,13 +1,22 @@
+"""Writes to the API server: as small as the change, and never into a namesake."""
+
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from cluster import Cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd_operator.execute import merge_patch
+from sd_api.status import Phase, Status
+from sd_operator.cache import Cache
+from sd_operator.execute import Executor, merge_patch
+from sd_operator.kube import Api, ConflictError
+from sd_operator.model import Model
+from sd_operator.settings import Settings
 
 SCALARS = st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
 OBJECTS = st.recursive(
@@ -54,3 +63,28 @@ def test_only_what_differs_is_sent(
 ) -> None:
     """A status write is as small as its change."""
     assert merge_patch(old, new) == patch
+
+
+@pytest.mark.cluster
+def test_the_status_of_a_namesake_is_never_written(shared_cluster: Cluster) -> None:
+    """A model deleted and made again between a look and a write keeps its own status."""
+    manifest = {
+        "apiVersion": "sd-operator.dev/v1alpha1",
+        "kind": "StableDiffusionModel",
+        "metadata": {"name": "namesake"},
+        "spec": {"url": "some/repo"},
+    }
+    shared_cluster.apply(manifest)
+    former = Model.from_body(shared_cluster.get("sdm", "namesake"))
+    shared_cluster.kubectl("delete", "sdm", "namesake")
+    shared_cluster.apply(manifest)
+
+    async def write() -> None:
+        settings = Settings.from_env({"KUBECONFIG": str(shared_cluster.kubeconfig)})
+        async with Api(settings.kubeconfig) as api:
+            executor = Executor(api, settings, Cache())
+            await executor.write_status(former, Status(phase=Phase.READY))
+
+    with pytest.raises(ConflictError):
+        asyncio.run(write())
+    assert "status" not in shared_cluster.get("sdm", "namesake")

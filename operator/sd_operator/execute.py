@@ -86,7 +86,10 @@ class Executor:
         patch = merge_patch(_plain(model.status), _plain(status))
         if not patch:
             return None
-        body = {"metadata": {"uid": model.uid}, "status": patch}
+        # The resourceVersion is what keeps a namesake's status from being written: in a status
+        # patch of a custom resource, API servers pass over the uid.
+        metadata = {"uid": model.uid, "resourceVersion": model.resource_version}
+        body = {"metadata": metadata, "status": patch}
         return await self._api.patch(MODELS, model.namespace, model.name, body, sub="status")
 
     async def emit(self, model: Model, event: EventPlan) -> None:
