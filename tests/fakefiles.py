@@ -30,7 +30,8 @@ class Faults:
 
     fails: how many requests get `status`, None for all. cuts: how many answers end after `cut_at`
     bytes of the body. length: Content-Length, whatever the body's is. rate: bytes a second.
-    range_limit: the most bytes of a range that one answer has. body: served instead of the file, whose length and digest the Hub still tells.
+    range_limit: the most bytes of a range that one answer has. body: served instead of the file,
+    whose length and digest the Hub still tells.
     """
 
     status: int = 200

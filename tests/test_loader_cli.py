@@ -272,6 +272,21 @@ def test_a_killed_download_goes_on_in_the_next_pod(
     goes_on(containers, hub, checkpoint)
 
 
+def test_output_that_nobody_reads_does_not_matter(
+    containers: Containers, hub: FakeHub, checkpoint: Path
+) -> None:
+    """Answer and exit code are those of the load."""
+    process = containers.start(
+        "fetch", *containers.arguments(load_request(link_to(hub, checkpoint)))
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    ended = containers.end(process)
+    assert ended.code == ExitCode.DONE, ended.stderr
+    assert ended.result is not None
+    assert ended.result.outcome == "fetched"
+
+
 # --- by hand
 
 

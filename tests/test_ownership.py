@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from volumes import (
@@ -29,7 +30,7 @@ from sd_api.load import Owner
 from sd_api.reasons import Reason
 from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
-from sd_loader.store.ownership import read_owner, take_ownership
+from sd_loader.store.ownership import give_up, read_owner, take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import (
     Receipt,
@@ -106,6 +107,37 @@ def test_a_dangling_link_belongs_to_nobody(volume: Volume, tmp_path: Path) -> No
     (tmp_path / MODEL_ID).symlink_to(f".store/uid-9/{HASH}")
     load(volume)
     assert (tmp_path / MODEL_ID / "model_index.json").exists()
+
+
+def test_two_pods_may_record_the_owner_at_the_same_time(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One may take the other's new record for what a killed Pod has left."""
+    original, calls = os.rename, 0
+
+    def tidied(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            with volume.root.open_folder(".store", OWNER.uid) as folder:
+                folder.remove_unfinished()
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(os, "rename", tidied)
+    assert take_ownership(volume, OWNER, MODEL_ID, HASH) == read_owner(volume, OWNER.uid)
+    assert calls == 2
+
+
+def test_a_load_that_is_given_up_leaves_the_record_of_a_newer_one(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """A late Pod's failure does not end the load that replaced it."""
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    newer = take_ownership(volume, OWNER, MODEL_ID, NEW_HASH)
+    give_up(volume, OWNER.uid, HASH)
+    assert read_owner(volume, OWNER.uid) == newer
+    give_up(volume, OWNER.uid, NEW_HASH)
+    assert tree(tmp_path) == {}
 
 
 @pytest.mark.parametrize("retain", [False, True], ids=["uid gone", "released"])

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from volumes import (
@@ -35,7 +36,7 @@ from sd_loader.store.receipt import (
     find_published,
     folder_digest,
 )
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import claim, remove_abandoned
 from sd_loader.store.volume import Volume
 
 
@@ -259,6 +260,24 @@ def test_the_probe_leaves_nothing(volume: Volume, tmp_path: Path) -> None:
     volume.probe(OWNER.uid)
     volume.remove_if_empty(OWNER.uid)
     assert tree(tmp_path) == {}
+
+
+def test_a_probe_that_another_pod_tidies_away_is_made_again(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two Pods of one model may begin at the same time."""
+    original, calls = os.symlink, 0
+
+    def tidied(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            remove_abandoned(volume, OWNER.uid)
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(os, "symlink", tidied)
+    volume.probe(OWNER.uid)
+    assert calls == 3  # one in vain, two in a whole probe
 
 
 @pytest.mark.parametrize("operation", ["symlink", "rename"])

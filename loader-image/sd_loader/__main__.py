@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.umask(_UMASK)
+    code = _run(args)
+    _let_go_of_output()
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
     settings = Settings()
     try:
         settings = Settings.from_env()
@@ -119,7 +126,17 @@ def _fail(error: BaseException, settings: Settings) -> int:
 
 def _tell(line: str) -> None:
     start = CLEAR_LINE if sys.stderr.isatty() else ""
-    print(f"{start}{line}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"{start}{line}", file=sys.stderr, flush=True)
+
+
+def _let_go_of_output() -> None:
+    """Drop output that nobody takes: Python would end with a code of its own if it cannot."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _answer_when_stopped(settings: Settings) -> None:

@@ -136,7 +136,7 @@ def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
         except Exception as error:
             if is_permanent(error):
                 with suppress(OSError, LoaderError):
-                    give_up(volume, request.owner.uid)
+                    give_up(volume, request.owner.uid, request.load_hash)
             raise
 
 

@@ -12,9 +12,10 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
 DIRECTORY_MODE = 0o755
@@ -25,7 +26,17 @@ _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NEW = "new"
-_REMOVE_ATTEMPTS = 5
+_ATTEMPTS = 5
+
+T = TypeVar("T")
+
+
+def insist(action: Callable[[], T]) -> T:
+    """Do it anew where another Pod has just removed what it was done to."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return action()
+    return action()
 
 
 def temporary_name(kind: str) -> str:
@@ -148,13 +159,17 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file as a whole, durably."""
+        # Another Pod may take the new file for what an interrupted call has left.
+        insist(lambda: self._replace(name, content))
+        self.sync()
+
+    def _replace(self, name: str, content: bytes) -> None:
         temporary = temporary_name(_NEW)
         with self.create(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         self.move(temporary, self, name)
-        self.sync()
 
     def remove_unfinished(self) -> None:
         """Remove what interrupted calls of `write` have left."""
@@ -186,7 +201,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove an entry with all that is in it; a link is removed, not followed."""
-        for attempt in range(_REMOVE_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             if self.kind(name) != stat.S_IFDIR:
                 self.unlink(name)
                 return
@@ -195,7 +210,7 @@ class Folder:
             except FileNotFoundError:
                 continue  # someone else removes it too
             except OSError:
-                if attempt == _REMOVE_ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1:
                     raise
             else:
                 return

@@ -109,18 +109,17 @@ def predecessor(volume: Volume, owner: Owner, model_id: str) -> OwnerRecord | No
     return record
 
 
-def give_up(volume: Volume, uid: str) -> None:
-    """Leave no folder behind for a model that has never been published."""
+def give_up(volume: Volume, uid: str, load_hash: str) -> None:
+    """Leave no folder behind for a model never published, unless a newer load has begun."""
     record = read_owner(volume, uid)
     store = volume.find(STORE_DIR)
     if store is None:
         return
     with store:
-        if record is not None and not record.taken_from:
+        if record is not None and record.load_hash == load_hash and not record.taken_from:
             with store.open_folder(uid) as folder:
-                is_bare = folder.names() == [OWNER_FILE]
-            if is_bare:
-                store.discard(uid)
+                if folder.names() == [OWNER_FILE]:
+                    folder.unlink(OWNER_FILE)
         store.remove_if_empty(uid)
     volume.remove_if_empty(uid)
 

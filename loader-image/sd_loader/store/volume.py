@@ -12,13 +12,11 @@ from pathlib import Path
 from sd_api.names import STAGING_DIR, STORE_DIR
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.store.folder import Folder, temporary_name
+from sd_loader.store.folder import Folder, insist, temporary_name
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-
-_MAKE_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,11 @@ class Volume:
 
     def make(self, *names: str) -> Folder:
         """Open a folder of the volume, made when missing."""
-        for _ in range(_MAKE_ATTEMPTS):
-            try:
-                return self.root.make_folders(*names)
-            except FileNotFoundError:
-                continue  # another Job has just removed an empty folder on the way
-            except OSError as error:
-                raise _refused(error, names) from error
-        return self.root.make_folders(*names)
+        try:
+            # Another Job may remove an empty folder on the way.
+            return insist(lambda: self.root.make_folders(*names))
+        except OSError as error:
+            raise _refused(error, names) from error
 
     def remove_if_empty(self, uid: str) -> None:
         """Leave no empty folders of a model behind."""
@@ -72,14 +67,8 @@ class Volume:
     def probe(self, uid: str) -> None:
         """Refuse a volume that cannot be written to, or not published on."""
         try:
-            with self.make(STAGING_DIR, uid) as staging:
-                name = temporary_name("probe")
-                with staging.make_folder(name) as probe:
-                    try:
-                        probe.write("file", b"probe")
-                        _try_links_and_renames(probe)
-                    finally:
-                        staging.remove(name)
+            # Another Pod of this model may remove the probe, as nobody's.
+            insist(lambda: self._probe(uid))
         except OSError as error:
             reason = (
                 Reason.INSUFFICIENT_STORAGE if error.errno in _FULL else Reason.VOLUME_NOT_WRITABLE
@@ -87,6 +76,16 @@ class Volume:
             raise LoaderError(
                 reason, f"cannot write to the volume: {os.strerror(error.errno or 0)}"
             ) from error
+
+    def _probe(self, uid: str) -> None:
+        with self.make(STAGING_DIR, uid) as staging:
+            name = temporary_name("probe")
+            with staging.make_folder(name) as probe:
+                try:
+                    probe.write("file", b"probe")
+                    _try_links_and_renames(probe)
+                finally:
+                    staging.remove(name)
 
 
 def _try_links_and_renames(probe: Folder) -> None:
@@ -99,6 +98,8 @@ def _try_links_and_renames(probe: Folder) -> None:
         with probe.make_folder("folder") as folder:
             probe.move("file", folder, "file")
         probe.move("folder", probe, "new-folder")
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if error.errno in _FULL:
             raise
