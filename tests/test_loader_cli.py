@@ -331,6 +331,22 @@ def test_a_local_file_that_changed_is_loaded_again(containers: Containers, tmp_p
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        pytest.param("no/such/file.ckpt", "is no file", id="missing"),
+        pytest.param("/proc/self/mem", "cannot be read", id="unreadable"),
+        pytest.param("a" * 300, "cannot be read: File name too long", id="no file's name"),
+    ],
+)
+def test_a_local_file_that_cannot_be_read_is_named(
+    containers: Containers, path: str, message: str
+) -> None:
+    """A mistyped path is no crash."""
+    arguments = ("--model-type", "custom_ckpt", "--model-id", "m", "--store", containers.store)
+    failed(containers.run("load", "--url", path, *arguments), Reason.SOURCE_NOT_FOUND, message)
+
+
 def test_only_people_may_load_local_files(containers: Containers, checkpoint: Path) -> None:
     """A request of the operator reads no files of the node."""
     request = load_request(str(checkpoint), model_type="custom_ckpt")

@@ -315,6 +315,16 @@ def test_a_page_is_refused_before_it_is_downloaded(server, settings, into):
     assert server.bytes_served < 20_000_000  # what the sockets' buffers take
 
 
+def test_a_pickle_is_refused_at_its_first_bytes_where_safetensors_are_asked_for(
+    server, settings, into
+):
+    """Not after gigabytes of it."""
+    url = server.serve_file("/model", b"PK\x03\x04" + bytes(1000), endless=True)
+    error = refusal(url, settings, into, from_safetensors=True)
+    assert error.reason is Reason.UNSAFE_MODEL
+    assert "spec.fromSafetensors is true" in error.message
+
+
 def test_the_expected_digest_is_enforced(server, settings, into):
     """A wrong one frees the space; the right one passes."""
     url = server.serve_file("/model", BODY)

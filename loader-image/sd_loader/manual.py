@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
@@ -22,7 +23,8 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         raise LoaderError(Reason.INVALID_SPEC, "url: a repo id, a link or a file is required")
     origin = Path(spec.url)
     state = None
-    if "://" not in spec.url and origin.is_file():
+    # Unlike Path.is_file, this takes a repo id that no file could be named.
+    if "://" not in spec.url and os.path.isfile(origin):  # noqa: PTH113
         status = origin.stat()
         state = f"{status.st_size} {status.st_mtime_ns}"
         spec = spec.model_copy(

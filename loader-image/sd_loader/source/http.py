@@ -46,7 +46,7 @@ def fetch_link(
         url=request.url,
         path=path,
         sha256=request.sha256,
-        inspect=lambda head, size: _refuse_no_model(request.url, head, size),
+        inspect=lambda head, size: _refuse_what_cannot_load(request, head, size),
     )
     with make_client(settings, pace) as client:
         got = Downloader(client, settings.max_bytes, token, retries).get(
@@ -84,8 +84,14 @@ def file_format(path: Path) -> str:
     return "safetensors" if container is Container.SAFETENSORS else "ckpt"
 
 
-def _refuse_no_model(url: str, head: bytes, size: int) -> None:
+def _refuse_what_cannot_load(request: LoadRequest, head: bytes, size: int) -> None:
+    """Tell from the first bytes, where they suffice, rather than download the rest in vain."""
+    shown = redact(request.url)
     try:
-        identify(head[:HEAD_BYTES], size)
+        container = identify(head[:HEAD_BYTES], size)
     except LoaderError as error:
-        raise LoaderError(error.reason, f"{redact(url)}: {error.message}") from error
+        raise LoaderError(error.reason, f"{shown}: {error.message}") from error
+    if request.from_safetensors and container is not Container.SAFETENSORS:
+        raise LoaderError(
+            Reason.UNSAFE_MODEL, f"{shown} is a pickle, and spec.fromSafetensors is true"
+        )

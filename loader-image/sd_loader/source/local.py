@@ -19,6 +19,24 @@ from sd_loader.source.part import ensure_space
 def take_file(request: LoadRequest, settings: Settings, into: Path) -> Fetched:
     """Put a local file into the source folder: as a hard link, or as a copy across volumes."""
     origin = Path(request.url)
+    try:
+        source = _source(origin, request, settings)
+    except OSError as error:
+        raise LoaderError(
+            Reason.SOURCE_NOT_FOUND, f"{origin} cannot be read: {error.strerror}"
+        ) from error
+    path = into / FILE_NAME
+    path.unlink(missing_ok=True)
+    try:
+        os.link(origin.resolve(), path)
+    except OSError:
+        ensure_space(into, origin.stat().st_size)
+        shutil.copyfile(origin, path)
+    return Fetched(kind="file", path=FILE_NAME, source=source)
+
+
+def _source(origin: Path, request: LoadRequest, settings: Settings) -> Source:
+    """What the file is; its digest only where one is expected of it."""
     if not origin.is_file():
         raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{origin} is no file")
     size = origin.stat().st_size
@@ -35,12 +53,4 @@ def take_file(request: LoadRequest, settings: Settings, into: Path) -> Fetched:
             raise LoaderError(
                 Reason.DIGEST_MISMATCH, f"{origin} has sha256 {sha256}, not {request.sha256}"
             )
-    path = into / FILE_NAME
-    source = Source(sha256=sha256, size_bytes=size, format=file_format(origin))
-    path.unlink(missing_ok=True)
-    try:
-        os.link(origin.resolve(), path)
-    except OSError:
-        ensure_space(into, size)
-        shutil.copyfile(origin, path)
-    return Fetched(kind="file", path=FILE_NAME, source=source)
+    return Source(sha256=sha256, size_bytes=size, format=file_format(origin))
