@@ -278,6 +278,7 @@ def test_any_text_is_either_a_checked_url_or_refused(text):
         ("https://example.com/a", "https://example.com/a"),
         ("org/name", "org/name"),
         ("org/name?token=secret", "org/name"),
+        ("user:secret@example.com/a#secret", "example.com/a"),
         ("https://example.com:secret/", "(unreadable url)"),
     ],
 )

@@ -181,10 +181,10 @@ def effective_port(parts: SplitResult) -> int:
 def redact(url: str) -> str:
     """A url fit for people and logs: without userinfo, query and fragment.
 
-    What is no link (a repo id, a local path) is returned as it is.
+    What is no link (a repo id, a local path) loses what would be secret if it were one.
     """
     if "://" not in url:
-        return url.partition("?")[0]
+        return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

@@ -14,7 +14,7 @@ from sd_api.netguard import redact
 from sd_api.reasons import ExitCode, Reason
 from sd_loader.errors import LoaderError
 
-_URL = re.compile(r"https?://[^\s'\"<>]+")
+_URL = re.compile(r"\b\w+://[^\s\"<>]+")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 

@@ -1,0 +1,51 @@
+"""What any failure means to the user, and that it tells no secrets."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.failures import explain, trace
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(LoaderError(Reason.NOT_A_MODEL, "a page"), Reason.NOT_A_MODEL, id="our own"),
+        pytest.param(OSError(errno.ENOSPC, "x"), Reason.INSUFFICIENT_STORAGE, id="full"),
+        pytest.param(OSError(errno.EDQUOT, "x"), Reason.INSUFFICIENT_STORAGE, id="over quota"),
+        pytest.param(OSError(errno.EROFS, "x"), Reason.VOLUME_NOT_WRITABLE, id="read-only"),
+        pytest.param(MemoryError(), Reason.OUT_OF_MEMORY, id="memory"),
+        pytest.param(OSError(errno.EIO, "x"), Reason.LOADER_CRASHED, id="broken disk"),
+        pytest.param(ValueError("secret"), Reason.LOADER_CRASHED, id="unforeseen"),
+    ],
+)
+def test_every_failure_has_a_reason(error: Exception, reason: Reason) -> None:
+    """The text of an unforeseen one may quote anything, and is not told."""
+    known = explain(error)
+    assert known.reason is reason
+    assert "secret" not in known.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("at https://example.com/x?token=hunter2", id="query"),
+        pytest.param("at URL('https://user:hunter2@example.com/x?a=1')", id="userinfo, quoted"),
+        pytest.param("at https://example.com/x?it='hunter2'&b=hunter2", id="quotes in a query"),
+        pytest.param("at HTTPS://example.com/x?hunter2", id="upper case"),
+        pytest.param("at socks5://user:hunter2@example.com/", id="proxy"),
+    ],
+)
+def test_a_traceback_shows_links_without_their_secrets(text: str) -> None:
+    """It goes to the Pod's log, which others read."""
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        shown = trace(error)
+    assert "test_a_traceback_shows" in shown
+    assert "example.com" in shown
+    assert "hunter2" not in shown
