@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numkong
 import numpy as np
 import numpy.typing as npt
 
@@ -31,6 +32,8 @@ def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
 
 # The smallest number that rounds to infinity, as bits shifted left to be without sign.
 _BF16_INFINITE = 0x7F7F8000 << 1
+# Half precision's infinity, as bits shifted likewise.
+_F16_INFINITE = 0x7C00 << 1
 
 
 def cast(values: Array, source: Dtype, target: Dtype) -> tuple[Array, int]:
@@ -69,17 +72,13 @@ def _encode_f32(values: Array) -> tuple[Array, int]:
 
 
 def _encode_f16(values: Array) -> tuple[Array, int]:
-    overflowed = False
-
-    def note(_kind: str, _flag: int) -> None:
-        nonlocal overflowed
-        overflowed = True
-
-    # Reading the processor's overflow flag costs nothing; counting is for what raised it.
-    with np.errstate(over="call", call=note):
-        result = values.astype("<f2")
-    overflows = int(np.isinf(result).sum() - np.isinf(values).sum()) if overflowed else 0
-    return result, overflows
+    # numpy's own cast gives the same bits in ten times the time.
+    result = np.empty(values.shape, "<f2")
+    numkong.astype(values, "float16", out=result)
+    bits = result.view("<u2") << 1
+    if bits.size == 0 or bits.max() < _F16_INFINITE:
+        return result, 0
+    return result, int(np.isinf(result).sum() - np.isinf(values).sum())
 
 
 def _encode_bf16(values: Array) -> tuple[Array, int]:
