@@ -36,7 +36,7 @@ STEP = 4 * 2**20
 """Elements per step: what a writer takes on before it looks for other work."""
 AHEAD = 16
 """Steps that writers may be ahead of a file's digest, which should find its bytes in memory."""
-DIGEST_BUFFER = 2**20
+DIGEST_BUFFER = 2**18
 REPORT_SECONDS = 0.5
 
 OVERFLOW_LIMIT = 0
