@@ -144,8 +144,6 @@ UNET = "model.diffusion_model."
 TEXT = "cond_stage_model.transformer.text_model."
 EMA_BIAS = "model_ema.diffusion_modelout0bias"
 CONTRADICTIONS = [
-    pytest.param("first_stage_model.", {}, {}, "no VAE", id="no VAE"),
-    pytest.param("cond_stage_model.", {}, {}, "no text encoder", id="no text encoder"),
     pytest.param(
         f"{UNET}middle_block.1.norm.bias",
         {},
@@ -181,7 +179,13 @@ CONTRADICTIONS = [
         f"does not have: {TEXT}encoder.layers.12.x",
         id="a text layer more",
     ),
-    pytest.param("model_ema.", {}, {"weights": "ema"}, "no EMA weights", id="no averages"),
+    pytest.param(
+        None,
+        {f"{TEXT.removesuffix('text_model.')}final_layer_norm.bias": torch.zeros(64)},
+        {},
+        f"two tensors {TEXT}final_layer_norm.bias",
+        id="a tensor under its old name and its new one",
+    ),
     pytest.param(
         EMA_BIAS, {}, {"weights": "ema"}, f"missing: {EMA_BIAS}", id="an average is missing"
     ),
@@ -201,6 +205,27 @@ def test_a_contradiction_is_named(tmp_path, without, extra, fields, message):
         convert_file(path, tmp_path / "out", **fields)
     assert caught.value.reason is Reason.CONVERSION_FAILED
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("without", "fields", "reason", "message"),
+    [
+        pytest.param("first_stage_model.", {}, Reason.UNSUPPORTED_FORMAT, "no VAE", id="VAE"),
+        pytest.param(
+            "cond_stage_model.", {}, Reason.UNSUPPORTED_FORMAT, "no text encoder", id="text encoder"
+        ),
+        pytest.param(
+            "model_ema.", {"weights": "ema"}, Reason.INVALID_SPEC, "no EMA weights", id="averages"
+        ),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(tmp_path, without, fields, reason, message):
+    """Another file helps where the pipeline lacks a part; another spec, where averages are."""
+    tensors = {name: it for name, it in tiny_sd15(ema=True).items() if not name.startswith(without)}
+    path = save_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(LoaderError, match=message) as caught:
+        convert_file(path, tmp_path / "out", **fields)
+    assert caught.value.reason is reason
 
 
 def test_what_has_no_place_is_left_out_and_said(tmp_path):

@@ -8,13 +8,16 @@ import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakehub import FakeHub
-from loadercli import Containers, failed, load_request, safetensors_bytes
+from loadercli import Containers, failed, load_request, remove_request, safetensors_bytes
 from tiny import write_checkpoint
 
 from sd_api.reasons import ExitCode, Reason
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
 
 
 @pytest.fixture
@@ -166,6 +169,55 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
     pickle.loads(zipfile.ZipFile(evil).read("archive/data.pkl"))
     assert canary.exists(), "the canary of this test must sing when it is unpickled"
     assert list(containers.store.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "message"),
+    [
+        pytest.param(
+            {"verify": {"render": True}}, Reason.INVALID_SPEC, "verify.render", id="render"
+        ),
+        pytest.param({"vae": {"url": "org/vae"}}, Reason.INVALID_SPEC, "spec.vae", id="vae"),
+        pytest.param(
+            {"original_config": "https://x.example/y"},
+            Reason.INVALID_SPEC,
+            "spec.originalConfig",
+            id="config",
+        ),
+        pytest.param({"model_type": "lora"}, Reason.UNSUPPORTED_FORMAT, "lora", id="model type"),
+        pytest.param(
+            {"model_type": "huggingface", "weights": "ema"},
+            Reason.INVALID_SPEC,
+            "spec.weights",
+            id="averages of a repo",
+        ),
+    ],
+)
+def test_what_this_version_cannot_do_costs_no_download(
+    containers: Containers, hub: FakeHub, fields: dict[str, Any], reason: Reason, message: str
+) -> None:
+    """The spec alone tells; neither source nor volume is touched."""
+    url = "org/name" if fields.get("model_type") == "huggingface" else f"{hub.url}/model.ckpt"
+    failed(containers.fetch(load_request(url, **fields)), reason, message)
+    assert hub.requests == []
+    assert list(containers.store.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["10G", "-1", "1e9", "9" * 100])
+@pytest.mark.parametrize("name", ["SD_LOADER_MAX_BYTES", "SD_LOADER_RETAIN_PREVIOUS_SECONDS"])
+def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+    """The administrator learns which variable it is."""
+    with pytest.raises(LoaderError, match=f"{name} must be a whole number") as caught:
+        Settings.from_env({name: value})
+    assert caught.value.reason is Reason.INVALID_SPEC
+
+
+def test_a_wrong_setting_is_answered(containers: Containers) -> None:
+    """With a termination message, like every other failure."""
+    ended = containers.run(
+        "remove", *containers.arguments(remove_request()), SD_LOADER_MAX_BYTES="10G"
+    )
+    failed(ended, Reason.INVALID_SPEC, "SD_LOADER_MAX_BYTES must be a whole number")
 
 
 @pytest.mark.parametrize("command", ["fetch", "convert", "remove"])

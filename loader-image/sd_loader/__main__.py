@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    settings = Settings()
+    settings = Settings.for_answers()
     try:
         settings = Settings.from_env()
         _answer_when_stopped(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from pathlib import Path
 
 from sd_api.load import CREDENTIALS_DIR
 from sd_api.netguard import Guard
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
 
 HUB_ENDPOINT = "https://huggingface.co"
 DEFAULT_MAX_BYTES = 100 * 10**9
+DEFAULT_RETAIN_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Settings:
     no_proxy: str = ""
     ca_file: Path | None = None
     max_bytes: int = DEFAULT_MAX_BYTES
-    retain_previous_seconds: int = 24 * 3600
+    retain_previous_seconds: int = DEFAULT_RETAIN_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
     termination_log: Path | None = None
     pod: str = "local"
@@ -38,7 +43,6 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read `SD_LOADER_*` and the usual variables of proxies, certificates and the Hub."""
         ca_file = env.get("SSL_CERT_FILE")
-        log = env.get("SD_LOADER_TERMINATION_LOG")
         return cls(
             hub_endpoint=(env.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/"),
             allowed_hosts=frozenset(
@@ -49,13 +53,36 @@ class Settings:
             proxy=env.get("HTTPS_PROXY") or env.get("https_proxy") or None,
             no_proxy=env.get("NO_PROXY") or env.get("no_proxy") or "",
             ca_file=Path(ca_file) if ca_file else None,
-            max_bytes=int(env.get("SD_LOADER_MAX_BYTES") or DEFAULT_MAX_BYTES),
-            retain_previous_seconds=int(env.get("SD_LOADER_RETAIN_PREVIOUS_SECONDS") or 24 * 3600),
+            max_bytes=_number(env, "SD_LOADER_MAX_BYTES", DEFAULT_MAX_BYTES),
+            retain_previous_seconds=_number(
+                env, "SD_LOADER_RETAIN_PREVIOUS_SECONDS", DEFAULT_RETAIN_SECONDS
+            ),
             credentials_dir=Path(env.get("SD_LOADER_CREDENTIALS_DIR") or CREDENTIALS_DIR),
-            termination_log=Path(log) if log else None,
+            termination_log=_termination_log(env),
             pod=env.get("SD_LOADER_POD") or socket.gethostname(),
         )
+
+    @classmethod
+    def for_answers(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Only where the answer goes, which no wrong value keeps from being read."""
+        return cls(termination_log=_termination_log(env))
 
     def guard(self) -> Guard:
         """Which addresses may be called: the Hub's endpoint is the administrator's own choice."""
         return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
+
+
+def _termination_log(env: Mapping[str, str]) -> Path | None:
+    log = env.get("SD_LOADER_TERMINATION_LOG")
+    return Path(log) if log else None
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"the loader's setting {name} must be a whole number, such as {default},"
+            f" not {snippet(text)}",
+        )
+    return int(text)

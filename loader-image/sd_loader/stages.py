@@ -55,7 +55,9 @@ def fetch_stage(
     """Download the source, unless this very load is on the volume already."""
     # Imported here: a removal does without, and starts faster.
     from sd_loader import source
+    from sd_loader.convert import refuse_unavailable
 
+    refuse_unavailable(request)
     with _leaving_nothing(request, store) as volume:
         published = find_published(volume, request.owner.uid, request.load_hash)
         if published is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
+from sd_api.spec import ModelType, Weights
 from sd_loader.convert.result import Converted, FileDigest
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
@@ -15,30 +15,37 @@ from sd_loader.progress import Report
 if TYPE_CHECKING:
     from sd_loader.source import Fetched
 
-__all__ = ["Converted", "FileDigest", "convert"]
+__all__ = ["Converted", "FileDigest", "convert", "refuse_unavailable"]
+
+_MODEL_TYPES = (ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE)
 
 
 def convert(
     fetched: Fetched, source_dir: Path, request: LoadRequest, out: Path, report: Report
 ) -> Converted:
     """Convert the download in `source_dir` into the empty folder `out`."""
-    _refuse_unavailable(request)
+    refuse_unavailable(request)
     path = source_dir / fetched.path
     # Imported here: neither way needs the other's modules.
     if fetched.kind == "repo":
         from sd_loader.convert.repo import convert_repo
 
         return convert_repo(path, request, out, report)
-    if request.model_type is not ModelType.CUSTOM_CKPT:
+    return _convert_file(path, request, out, report)
+
+
+def refuse_unavailable(request: LoadRequest) -> None:
+    """Refuse what cannot be done, rather than publish something else; needs no download."""
+    if request.model_type not in _MODEL_TYPES:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
             f"model type {request.model_type.value} is not supported by this version of the loader",
         )
-    return _convert_file(path, request, out, report)
-
-
-def _refuse_unavailable(request: LoadRequest) -> None:
-    """Say so rather than publish something else than what was asked for."""
+    if request.weights is Weights.EMA and request.model_type is ModelType.HUGGINGFACE:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.weights: ema is for checkpoints: a repo has one set of weights",
+        )
     asked_for = {
         "verify.render": request.verify.render,
         "vae": request.vae,

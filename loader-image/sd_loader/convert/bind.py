@@ -27,7 +27,16 @@ _EMA = "model_ema."
 
 def canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The checkpoint under the names that the key tables use."""
-    return {_canonical(name): tensor for name, tensor in tensors.items()}
+    found: dict[str, Tensor] = {}
+    for old, tensor in tensors.items():
+        name = _canonical(old)
+        if name in found:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"the checkpoint has two tensors {snippet(name)}: with and without text_model.",
+            )
+        found[name] = tensor
+    return found
 
 
 def _canonical(name: str) -> str:
@@ -42,7 +51,7 @@ def averaged(tensors: Mapping[str, Tensor], unet: Component) -> dict[str, Tensor
     names = {row.source: _EMA + "".join(row.source.split(".")[1:]) for row in unet.rows}
     if not any(name in tensors for name in names.values()):
         raise LoaderError(
-            Reason.CONVERSION_FAILED,
+            Reason.INVALID_SPEC,
             "spec.weights is ema, but the checkpoint has no EMA weights (model_ema.*)",
         )
     for name in names.values():
@@ -61,7 +70,7 @@ def bind(
     """
     if not any(name.startswith(component.prefix) for name in tensors):
         raise LoaderError(
-            Reason.CONVERSION_FAILED,
+            Reason.UNSUPPORTED_FORMAT,
             f"the checkpoint has no {_NAMES[component.name]} ({component.prefix}*), which its"
             " pipeline needs",
         )

@@ -18,7 +18,6 @@ from typing import Any
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
-from sd_api.spec import Weights
 from sd_loader.convert import architecture
 from sd_loader.convert.plan import (
     FolderPlan,
@@ -85,7 +84,6 @@ class _Weights:
 
 def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
     """Convert a downloaded repo into the empty folder `out`."""
-    _refuse_what_cannot_be(request)
     with ExitStack() as stack:
         weights = _Weights(stack)
         plan = _plan(folder, request, weights)
@@ -103,19 +101,6 @@ def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) 
         prediction_type=plan.prediction_type,
         warnings=plan.warnings,
     )
-
-
-def _refuse_what_cannot_be(request: LoadRequest) -> None:
-    """Say so rather than publish something else than what was asked for."""
-    for name, value in (("vae", request.vae), ("originalConfig", request.original_config)):
-        if value is not None:
-            raise LoaderError(
-                Reason.INVALID_SPEC, f"spec.{name} is not supported by this version of the loader"
-            )
-    if request.weights is not Weights.STANDARD:
-        raise LoaderError(
-            Reason.INVALID_SPEC, "spec.weights is for checkpoints: a repo has one set of weights"
-        )
 
 
 def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
