@@ -322,6 +322,23 @@ def lose_a_tensor(repo: Path) -> None:
     change_weights(repo / UNET, lambda tensors: tensors.pop("conv_in.weight"))
 
 
+def lose_a_part(repo: Path) -> None:
+    """A UNet one of whose weights is but a part of it."""
+    name = "mid_block.resnets.0.conv1.weight"
+    change_weights(repo / UNET, lambda it: it.update({name: it[name][:1].clone()}))
+
+
+def be_wider(repo: Path) -> None:
+    """A text encoder whose config says another width."""
+    change_json(repo / "text_encoder/config.json", lambda it: it.update(hidden_size="x"))
+
+
+def be_infinite(repo: Path) -> None:
+    """A number that is beyond all floats."""
+    path = repo / "unet/config.json"
+    replace(path, path.read_text().replace('"sample_size": 64', '"sample_size": 1e400'))
+
+
 def quantize(repo: Path) -> None:
     """A UNet of bytes."""
     change_weights(
@@ -355,6 +372,14 @@ def page(repo: Path) -> None:
     ("damage", "reason", "words"),
     [
         pytest.param(lose_a_tensor, Reason.CONVERSION_FAILED, "conv_in.weight", id="lost tensor"),
+        pytest.param(
+            lose_a_part,
+            Reason.CONVERSION_FAILED,
+            "mid_block.resnets.0.conv1",
+            id="part of a tensor",
+        ),
+        pytest.param(be_wider, Reason.CONVERSION_FAILED, "hidden_size is x", id="other width"),
+        pytest.param(be_infinite, Reason.NOT_A_MODEL, "not valid JSON", id="infinite number"),
         pytest.param(quantize, Reason.UNSUPPORTED_FORMAT, "quantized", id="quantized weights"),
         pytest.param(duplicate, Reason.CONVERSION_FAILED, "two tensors", id="doubled tensor"),
         pytest.param(empty_vae, Reason.NOT_A_MODEL, "without tensors", id="no tensors"),

@@ -47,7 +47,9 @@ def _agrees(expression: str, size: int, dimensions: Dimensions) -> bool:
             return False
         dimensions[name] = size // factor
         return True
-    return evaluate(expression, dimensions) == size
+    # A sum of which a part was not met is no size of anything.
+    known = all(name in dimensions for _, name in terms if name)
+    return known and evaluate(expression, dimensions) == size
 
 
 @cache

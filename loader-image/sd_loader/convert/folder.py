@@ -48,7 +48,7 @@ def small_files(
         path: fill_in(template, dimensions) for path, template in architecture.templates.items()
     }
     for path, config in configs.items():
-        _check_heads(path, config)
+        check_heads(path, config)
     for component, found in dtypes.items():
         # transformers takes it for the precision to load in; diffusers has no such entry.
         if component.startswith("text_encoder") and len(found) == 1:
@@ -80,7 +80,7 @@ def _scheduler(config: dict[str, Any], choices: Choices) -> dict[str, Any]:
     return {**config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
-def _check_heads(path: str, config: dict[str, Any]) -> None:
+def check_heads(path: str, config: dict[str, Any]) -> None:
     """Widths must divide into heads and norm groups, which shapes do not say."""
     widths = config.get("block_out_channels", [])
     groups = config.get("norm_num_groups", 1)

@@ -93,7 +93,7 @@ PlannedFile = WeightsFile | SmallFile
 
 def json_file(path: str, content: object) -> SmallFile:
     """A JSON file, written as the repositories of models write theirs."""
-    return SmallFile(path, (json.dumps(content, indent=2) + "\n").encode())
+    return SmallFile(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def weights_file(path: str, items: Sequence[Item]) -> WeightsFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from typing import Any
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
-from sd_loader.convert import architecture
+from sd_loader.convert.dimensions import Dimensions
 from sd_loader.convert.plan import (
     FolderPlan,
     Item,
@@ -28,6 +28,7 @@ from sd_loader.convert.plan import (
     json_file,
     published_dtype,
 )
+from sd_loader.convert.repo_check import checked_config
 from sd_loader.convert.repo_configs import (
     Template,
     component_config,
@@ -51,17 +52,6 @@ from sd_loader.verify import verify_folder
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _BASE_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
-# What a component's structure is made of, with diffusers' defaults; where all of it is as usual,
-# so are the names of the tensors.
-_STRUCTURE = {
-    "addition_embed_type": None,
-    "down_block_types": None,
-    "layers_per_block": None,
-    "mid_block_add_attention": True,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "transformer_layers_per_block": 1,
-    "up_block_types": None,
-}
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
 # How diffusers named the VAE's attention before 0.15; it still reads, but no longer writes this.
@@ -124,14 +114,16 @@ def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
         if component in WEIGHTS
     }
     files: list[PlannedFile] = []
-    for component, config in configs.items():
+    dimensions: Dimensions = {}
+    for component, found in configs.items():
         paths = [
             folder / file.path
             for file in chosen
             if file.path.startswith(f"{component}/") and file.path.endswith(_WEIGHT_SUFFIXES)
         ]
         tensors = _tensors(component, pipeline, [weights.open(path) for path in paths])
-        _check_complete(component, pipeline, config, tensors)
+        config = checked_config(component, pipeline, found, tensors, dimensions)
+        configs[component] = config
         items = [
             Item(name, tensor, published_dtype(tensor.dtype, request.revision))
             for name, tensor in tensors.items()
@@ -195,35 +187,6 @@ def _canonical(name: str, component: str) -> str | None:
 def _is_foreign(name: str, component: str, pipeline: Pipeline) -> bool:
     """Some text encoders were saved with the projection that their class does not have."""
     return name == "text_projection.weight" and pipeline.components[component] == "CLIPTextModel"
-
-
-def _check_complete(
-    component: str, pipeline: Pipeline, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
-    """Refuse a component that lacks tensors: diffusers fills the gaps with random numbers."""
-    missing = [name for name in _expected(component, pipeline, config) if name not in tensors]
-    if missing:
-        raise LoaderError(
-            Reason.CONVERSION_FAILED,
-            f"{component} lacks {len(missing)} tensors, first {missing[0]}",
-        )
-
-
-def _expected(component: str, pipeline: Pipeline, config: Mapping[str, Any]) -> Iterator[str]:
-    """Names that the component must have, where its structure is one that is known."""
-    base, part = "sdxl" if pipeline.is_sdxl else "sd1", component
-    if component.startswith("text_encoder"):
-        # Both classes are the same in every family, but for the number of layers.
-        projects = pipeline.components[component] == "CLIPTextModelWithProjection"
-        base, part = ("sdxl", "text_encoder_2") if projects else ("sd1", "text_encoder")
-    known = architecture.load(base)
-    usual = known.templates[f"{part}/config.json"]
-    if any(config.get(key, value) != usual.get(key, value) for key, value in _STRUCTURE.items()):
-        return
-    layers = config.get("num_hidden_layers")
-    for row in next(one for one in known.components if one.name == part).rows:
-        if row.layer is None or (isinstance(layers, int) and row.layer < layers):
-            yield row.target
 
 
 def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], request: LoadRequest) -> str:

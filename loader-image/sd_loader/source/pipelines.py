@@ -6,6 +6,7 @@ What `model_index.json` names, diffusers imports; so nothing gets through but na
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class Pipeline:
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
     """A JSON object from the repo; refused where it asks for code of the repo to be run."""
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not valid JSON") from error
     if _depth(value) > _MAX_DEPTH:
@@ -113,6 +114,14 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
     if "auto_map" in value:
         raise LoaderError(Reason.UNSAFE_MODEL, f"{name} asks for code of the repo (auto_map)")
     return value
+
+
+def _finite(text: str) -> float:
+    """A number that may be written as JSON again, which has no Infinity and no NaN."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no JSON")
+    return number
 
 
 def _depth(value: object) -> int:
