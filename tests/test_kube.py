@@ -262,6 +262,19 @@ def test_a_renewed_token_is_read_when_the_old_one_is_refused(server: Server) -> 
     assert used == ["Bearer first", "Bearer second"]
 
 
+def test_a_renewed_token_is_read_under_many_requests(server: Server) -> None:
+    """All are refused at once; none loses its connection to another's reading anew."""
+    for _ in range(20):
+        server.answer(401, status(401, "Unauthorized"))
+    server.answer(200, {"ok": True})
+
+    async def many(api: Api) -> Any:
+        return await asyncio.gather(*(api.get(PODS, "art", f"p{n}") for n in range(20)))
+
+    assert ask(server, many) == [{"ok": True}] * 20
+    assert len(server.requests) == 40
+
+
 def test_refused_credentials_are_an_error(server: Server) -> None:
     """After they have been read anew."""
     server.answer(401, status(401, "Unauthorized"))

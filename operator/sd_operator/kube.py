@@ -115,9 +115,10 @@ class Api:
         self._kubeconfig = kubeconfig
         self._count = count
         self._client: ApiClient | None = None
+        self._former: ApiClient | None = None
 
     async def __aenter__(self) -> Self:
-        await self._connect()
+        self._client = ApiClient(await load_configuration(self._kubeconfig))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -125,12 +126,20 @@ class Api:
 
     async def close(self) -> None:
         """End all connections."""
-        if self._client is not None:
-            await self._client.close()  # type: ignore[no-untyped-call]
+        for client in (self._former, self._client):
+            if client is not None:
+                await client.close()  # type: ignore[no-untyped-call]
 
-    async def _connect(self) -> None:
-        await self.close()
-        self._client = ApiClient(await load_configuration(self._kubeconfig))
+    async def _reconnect(self, refused: ApiClient) -> None:
+        """Read the credentials anew, unless another request has just done so."""
+        configuration = await load_configuration(self._kubeconfig)
+        if self._client is not refused:
+            return
+        # Requests of the refused client may be under way; they end long before the next turn.
+        former, self._former = self._former, refused
+        self._client = ApiClient(configuration)
+        if former is not None:
+            await former.close()  # type: ignore[no-untyped-call]
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
         """Read one object."""
@@ -212,8 +221,11 @@ class Api:
     ) -> bytes:
         """Ask, and ask again where the server is away; 401 reads the credentials anew, once."""
         for attempt in range(1, ATTEMPTS + 1):
+            client = self._client
+            if client is None:
+                raise RuntimeError("the connection is not open")
             try:
-                status, retry_after, raw = await self._once(verb, path, query, body)
+                status, retry_after, raw = await _once(client, verb, path, query, body)
             except (aiohttp.ClientError, TimeoutError, OSError) as problem:
                 self._count(verb, resource, "error")
                 error: ApiError = UnavailableError(f"{verb} {path}: {problem or 'no answer'}")
@@ -223,7 +235,7 @@ class Api:
                 if 200 <= status < 300:
                     return raw
                 if status == 401 and attempt == 1:
-                    await self._connect()
+                    await self._reconnect(client)
                     continue
                 error = _error(verb, path, status, raw)
             if not isinstance(error, UnavailableError) or attempt == ATTEMPTS:
@@ -232,25 +244,24 @@ class Api:
             await asyncio.sleep(min(pause, RETRY_AFTER_MAX_SECONDS))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _once(
-        self, verb: str, path: str, query: Mapping[str, str] | None, body: Json | None
-    ) -> tuple[int, float | None, bytes]:
-        if self._client is None:
-            raise RuntimeError("the connection is not open")
-        given = {key: value for key, value in (query or {}).items() if value}
-        method = {"get": "GET", "list": "GET", "create": "POST"}.get(verb, verb.upper())
-        headers = {"Accept": "application/json, */*", "User-Agent": names.FIELD_MANAGER}
-        headers["Content-Type"] = _MERGE_PATCH if verb == "patch" else "application/json"
-        await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        url = self._client.configuration.host + path + (f"?{urlencode(given)}" if given else "")
-        timeout = aiohttp.ClientTimeout(
-            total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
-        )
-        response = await self._client.call_api(
-            method, url, header_params=headers, body=body, _request_timeout=timeout
-        )
-        raw: bytes = await response.read()  # type: ignore[no-untyped-call]
-        return response.status, _retry_after(response.headers), raw
+
+async def _once(
+    client: ApiClient, verb: str, path: str, query: Mapping[str, str] | None, body: Json | None
+) -> tuple[int, float | None, bytes]:
+    given = {key: value for key, value in (query or {}).items() if value}
+    method = {"get": "GET", "list": "GET", "create": "POST"}.get(verb, verb.upper())
+    headers = {"Accept": "application/json, */*", "User-Agent": names.FIELD_MANAGER}
+    headers["Content-Type"] = _MERGE_PATCH if verb == "patch" else "application/json"
+    await client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+    url = client.configuration.host + path + (f"?{urlencode(given)}" if given else "")
+    timeout = aiohttp.ClientTimeout(
+        total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
+    )
+    response = await client.call_api(
+        method, url, header_params=headers, body=body, _request_timeout=timeout
+    )
+    raw: bytes = await response.read()  # type: ignore[no-untyped-call]
+    return response.status, _retry_after(response.headers), raw
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
