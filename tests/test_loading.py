@@ -173,6 +173,17 @@ LIVING = [
     ),
     pytest.param(
         model(loading()),
+        with_pod(
+            job(COMPLETE),
+            answered("convert", LOADED),
+            claim=claim(uid="another", created=NOW),
+            fresh=True,
+        ),
+        f"it_is_to_be_loaded | create load 1 | {PENDING}",
+        id="loaded onto a claim that was made anew since",
+    ),
+    pytest.param(
+        model(loading()),
         observed(job(COMPLETE)),
         "the_job_succeeded | look | Pending, not Ready=Pending",
         id="complete, Pod not seen yet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from sd_operator.observe import (
     read_progress,
 )
 
-FAILED = JobState.FAILED
+COMPLETE, FAILED = JobState.COMPLETE, JobState.FAILED
 
 
 def job_body(*conditions: dict[str, str], **status: Any) -> dict[str, Any]:
@@ -81,6 +82,14 @@ def test_a_job_of_somebody_else_is_read_too() -> None:
     bare = {"metadata": {"name": "x", "namespace": "art", "uid": "j2"}}
     view = JobView.from_body(bare)
     assert (view.model_uid, view.attempt, view.state) == ("", 0, JobState.RUNNING)
+
+
+@pytest.mark.parametrize("attempt", ["9" * 5000, "-1", "two", ""])
+def test_an_attempt_that_is_none_does_not_stop_the_operator(attempt: str) -> None:
+    """Annotations are other people's to write; Python refuses to read endless numbers."""
+    body = job_body()
+    body["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = attempt
+    assert JobView.from_body(body).attempt == 0
 
 
 def test_a_pod_is_read() -> None:
@@ -189,6 +198,14 @@ def test_a_retried_pod_is_told_of() -> None:
     assert wait.reason is None
 
 
+def test_no_other_pod_is_promised_after_a_final_answer() -> None:
+    """The Job's podFailurePolicy ends it."""
+    work = job()
+    missing = answered("fetch", failed(Reason.SOURCE_NOT_FOUND))
+    wait = diagnose.waiting(work, [pod(work, missing, phase="Failed")], "")
+    assert wait.message.endswith(f"Job {work.name} is ending")
+
+
 @given(st.text(max_size=3000))
 def test_text_from_outside_is_made_harmless(text: str) -> None:
     """One bounded line without control characters."""
@@ -240,7 +257,23 @@ def test_a_late_event_does_not_undo_what_is_known() -> None:
     cache = Cache()
     cache.put_job(job(JobState.COMPLETE, resource_version="5"))
     cache.put_job(job(resource_version="4"))
-    assert [one.state for one in cache.jobs(UID)] == [JobState.COMPLETE]
+    assert [one.state for one in cache.jobs("art", UID)] == [JobState.COMPLETE]
+
+
+def test_labels_alone_make_no_job_of_another_namespace_ours() -> None:
+    """Whoever may create Jobs elsewhere may label them as they like."""
+    cache = Cache()
+    cache.put_job(job(namespace="elsewhere"))
+    cache.put_pod(dataclasses.replace(pod(job()), namespace="elsewhere"))
+    assert (cache.jobs("art", UID), cache.pods("art", UID)) == ((), ())
+
+
+def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
+    """The Job ended while the list was on its way; nothing more would be told of it."""
+    cache = Cache()
+    cache.put_job(job(COMPLETE, resource_version="5"))
+    cache.replace(UID, [job(resource_version="4"), job(attempt=1)], [])
+    assert [one.state for one in cache.jobs("art", UID)] == [COMPLETE, JobState.RUNNING]
 
 
 def test_deleted_objects_are_forgotten() -> None:
@@ -251,7 +284,7 @@ def test_deleted_objects_are_forgotten() -> None:
     assert cache.active_jobs() == 1
     cache.drop_job(job())
     cache.drop_pod(pod(job()))
-    assert (cache.jobs(UID), cache.pods(UID), cache.active_jobs()) == ((), (), 0)
+    assert (cache.jobs("art", UID), cache.pods("art", UID), cache.active_jobs()) == ((), (), 0)
 
 
 def test_a_real_look_replaces_everything() -> None:
@@ -260,8 +293,8 @@ def test_a_real_look_replaces_everything() -> None:
     cache.put_job(job())
     cache.put_pod(pod(job()))
     cache.replace(UID, [job(attempt=1)], [])
-    assert [one.attempt for one in cache.jobs(UID)] == [1]
-    assert cache.pods(UID) == ()
+    assert [one.attempt for one in cache.jobs("art", UID)] == [1]
+    assert cache.pods("art", UID) == ()
 
 
 def test_a_claim_is_news_when_it_comes_goes_or_is_made_anew() -> None:
@@ -269,8 +302,9 @@ def test_a_claim_is_news_when_it_comes_goes_or_is_made_anew() -> None:
     cache = Cache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))
-    assert cache.put_claim(claim(deleting=True))
-    assert cache.put_claim(claim(uid="another"))
+    assert cache.put_claim(claim(resource_version="3", deleting=True))
+    assert cache.put_claim(claim(resource_version="4", uid="another"))
+    assert not cache.put_claim(claim(resource_version="3", deleting=True)), "late news"
     cache.drop_claim(claim())
     known = cache.claim("art", "models")
     assert known is not None, "the deleted one's namesake stays"

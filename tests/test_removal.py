@@ -99,6 +99,12 @@ DELETED = [
     pytest.param(
         model(published(), deleted_ago=5),
         observed(claim=None),
+        "the_claim_is_gone | look | Ready, Ready=Loaded",
+        id="is the claim really gone?",
+    ),
+    pytest.param(
+        model(published(), deleted_ago=5),
+        observed(claim=None, fresh=True),
         "the_claim_is_gone | finalizer remove | Ready, Ready=Loaded | ModelDeleted",
         id="claim gone",
     ),

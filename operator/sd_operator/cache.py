@@ -34,17 +34,19 @@ class Cache:
     """Jobs and Pods by model uid, claims by namespace and name."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, dict[str, JobView]] = defaultdict(dict)
-        self._pods: dict[str, dict[str, PodView]] = defaultdict(dict)
+        self._jobs: defaultdict[str, dict[str, JobView]] = defaultdict(dict)
+        self._pods: defaultdict[str, dict[str, PodView]] = defaultdict(dict)
         self._claims: dict[tuple[str, str], ClaimView] = {}
 
-    def jobs(self, model_uid: str) -> tuple[JobView, ...]:
-        """The Jobs of one model."""
-        return tuple(self._jobs.get(model_uid, {}).values())
+    def jobs(self, namespace: str, model_uid: str) -> tuple[JobView, ...]:
+        """The Jobs of one model; labels alone make none of another namespace its own."""
+        found = self._jobs.get(model_uid, {}).values()
+        return tuple(job for job in found if job.namespace == namespace)
 
-    def pods(self, model_uid: str) -> tuple[PodView, ...]:
-        """The Pods of one model's Jobs."""
-        return tuple(self._pods.get(model_uid, {}).values())
+    def pods(self, namespace: str, model_uid: str) -> tuple[PodView, ...]:
+        """The Pods of one model's Jobs, likewise."""
+        found = self._pods.get(model_uid, {}).values()
+        return tuple(pod for pod in found if pod.namespace == namespace)
 
     def claim(self, namespace: str, name: str) -> ClaimView | None:
         """A claim, or None where there is none."""
@@ -52,8 +54,11 @@ class Cache:
 
     def active_jobs(self) -> int:
         """How many Jobs have not ended."""
+        # The scrape runs in another thread: list() copies in one step.
         return sum(
-            job.ended is None for of_model in self._jobs.values() for job in of_model.values()
+            job.ended is None
+            for of_model in list(self._jobs.values())
+            for job in list(of_model.values())
         )
 
     def put_job(self, job: JobView) -> None:
@@ -65,9 +70,14 @@ class Cache:
         _put(self._pods[pod.model_uid], pod)
 
     def put_claim(self, claim: ClaimView) -> bool:
-        """Note a claim; tells whether its existence, identity or end is news."""
+        """Note a claim, unless something newer is known; tells whether that wakes its models.
+
+        Its existence, its identity and its end do.
+        """
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
+        if known is not None and not is_newer(claim.resource_version, known.resource_version):
+            return False  # news of a former claim of this name may come late
         self._claims[key] = claim
         return known is None or (known.uid, known.deleting) != (claim.uid, claim.deleting)
 
@@ -87,7 +97,10 @@ class Cache:
             del self._claims[key]
 
     def replace(self, model_uid: str, jobs: Iterable[JobView], pods: Iterable[PodView]) -> None:
-        """Take what the API server has just listed for one model as all there is."""
+        """Take what the API server has just listed for one model as all there is.
+
+        What an event told while the answer was on its way is newer, and stays.
+        """
         _replace(self._jobs, model_uid, jobs)
         _replace(self._pods, model_uid, pods)
 
@@ -110,8 +123,9 @@ def _drop(table: dict[str, dict[str, V]], model_uid: str, uid: str) -> None:
         table.pop(model_uid, None)
 
 
-def _replace(table: dict[str, dict[str, V]], model_uid: str, views: Iterable[V]) -> None:
-    table.pop(model_uid, None)
-    by_uid = {view.uid: view for view in views}
-    if by_uid:
-        table[model_uid] = by_uid
+def _replace(table: defaultdict[str, dict[str, V]], model_uid: str, views: Iterable[V]) -> None:
+    known = table.pop(model_uid, {})
+    for view in views:
+        if view.uid in known:
+            table[model_uid][view.uid] = known[view.uid]
+        _put(table[model_uid], view)

@@ -76,6 +76,8 @@ class Controller:
         if memory is None:
             self._memories[uid] = _Memory(_lean(body), self._next_resync())
         elif is_newer(_version(body), _version(memory.body)):
+            if body["metadata"].get("generation") != memory.body["metadata"].get("generation"):
+                memory.refusal = None  # it was about the former spec
             memory.body = _lean(body)
         else:
             return
@@ -195,6 +197,7 @@ class Controller:
         model = Model.from_body(body)
         settled = model.status.artifact and model.status.artifact.load_hash == model.wanted
         if settled and model.deleted_at is None:
+            await self._gatherer.look_at_claim(model)
             return False
         await self._gatherer.look(model)
         return True

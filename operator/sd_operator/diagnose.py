@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from sd_api import names
 from sd_api.load import LoadResult
-from sd_api.reasons import Reason
+from sd_api.reasons import ExitCode, Reason
 from sd_operator.observe import JobView, PodView
 
 _IMAGE_REASONS = frozenset(
@@ -103,7 +103,11 @@ def waiting(job: JobView, pods: Sequence[PodView], job_warning: str) -> Wait:
         return Wait(job_warning) if job_warning else _starting(job)
     pod = pods[0]
     if not pod.may_write:
-        return Wait(f"{last_failure(pod)}; Kubernetes starts another Pod of Job {job.name}")
+        answer = result([pod], ("failed",))
+        reason = answer.reason if answer is not None else None
+        final = reason is not None and reason.exit_code is ExitCode.PERMANENT
+        then = f"Job {job.name} is ending" if final else f"another Pod of Job {job.name} follows"
+        return Wait(f"{last_failure(pod)}; {then}")
     if pod.unscheduled:
         why = f"Pod {pod.name} waits for a node: {pod.unscheduled}"
         if "persistentvolumeclaim" in pod.unscheduled and "not found" in pod.unscheduled:

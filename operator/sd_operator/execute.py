@@ -69,8 +69,12 @@ class Executor:
         manifest = jobs.build(plan, self._settings)
         try:
             body = await self._api.create(JOBS, plan.namespace, manifest)
-        except AlreadyExistsError:
-            body = await self._api.get(JOBS, plan.namespace, plan.name)
+        except AlreadyExistsError as exists:
+            try:
+                body = await self._api.get(JOBS, plan.namespace, plan.name)
+            except NotFoundError:
+                # It went in between. Not found is the Job, not the model.
+                raise ConflictError(str(exists), exists.code) from None
             if not _is_of(body, plan.model_uid):
                 message = f"Job {plan.name} exists and belongs to something else; delete it"
                 return Refusal(message, 409, now)
@@ -83,7 +87,7 @@ class Executor:
 
     async def write_status(self, model: Model, status: Status) -> dict[str, Any] | None:
         """Write what differs; None where nothing does. A namesake answers ConflictError."""
-        patch = merge_patch(_plain(model.status), _plain(status))
+        patch = merge_patch(model.raw_status, _plain(status))
         if not patch:
             return None
         # The resourceVersion is what keeps a namesake's status from being written: in a status
@@ -120,12 +124,12 @@ class Executor:
             "lastTimestamp": now,
             "count": 1,
         }
+        where = f"{model.namespace}/{model.name}"
+        log.info("%s: %s: %s", where, event.reason, body["message"])
         try:
             await self._api.create(EVENTS, model.namespace, body)
         except ApiError as refused:
-            log.warning(
-                "%s/%s: no Event %s: %s", model.namespace, model.name, event.reason, refused
-            )
+            log.warning("%s: no Event %s: %s", where, event.reason, refused)
 
 
 def _is_of(body: Mapping[str, Any], model_uid: str) -> bool:

@@ -67,6 +67,10 @@ class Gatherer:
             [JobView.from_body(job) for job in jobs],
             [PodView.from_body(pod) for pod in pods],
         )
+        await self.look_at_claim(model)
+
+    async def look_at_claim(self, model: Model) -> None:
+        """Read a model's claim anew; a gap in a watch hides its deletion."""
         name = self._claim_name(model)
         try:
             claim = ClaimView.from_body(await self._api.get(CLAIMS, model.namespace, name))
@@ -80,8 +84,8 @@ class Gatherer:
     async def observe(self, model: Model, peek: Peek) -> Observed:
         """What is known of a model; a running load's last log line is read now and then."""
         observed = Observed(
-            jobs=self._cache.jobs(model.uid),
-            pods=self._cache.pods(model.uid),
+            jobs=self._cache.jobs(model.namespace, model.uid),
+            pods=self._cache.pods(model.namespace, model.uid),
             claim=self._cache.claim(model.namespace, self._claim_name(model)),
         )
         running = [job for job in observed.jobs if job.state is JobState.RUNNING]

@@ -102,7 +102,7 @@ def the_job_succeeded(inp: Input) -> Step | None:
     pods = inp.observed.pods_of(job)
     result = diagnose.load_result(pods)
     if result is not None:
-        return _published(inp, job, result)
+        return _published(inp, job, result) if _on_this_claim(inp, job) else None
     if not inp.observed.fresh:
         return Step(_carry_on(job), load=_load(inp, job), look=True)
     if not pods:
@@ -331,6 +331,12 @@ def _failed(inp: Input, job: JobView, failure: Failure) -> Step:
         notify=_started(inp) + (() if told else (WebhookEvent.LOAD_FAILED,)),
         wake_after=inp.retry_delay(job.attempt).total_seconds(),
     )
+
+
+def _on_this_claim(inp: Input, job: JobView) -> bool:
+    """Whether a Job had this very claim; what one made since holds is not known."""
+    claim = inp.observed.claim
+    return claim is not None and claim.created <= job.created
 
 
 def _published(inp: Input, job: JobView, result: LoadResult) -> Step:

@@ -20,7 +20,10 @@ from sd_operator import times
 
 @dataclass(frozen=True)
 class Model:
-    """One resource. spec is None where it cannot be read; problem then says why."""
+    """One resource. spec is None where it cannot be read; problem then says why.
+
+    raw_status: the status as the API server has it, also where it cannot be read.
+    """
 
     namespace: str
     name: str
@@ -33,6 +36,7 @@ class Model:
     spec: Spec | None
     problem: str | None
     status: Status
+    raw_status: Mapping[str, Any]
     model_id: str
     claim_name: str | None
     retain: bool
@@ -44,7 +48,8 @@ class Model:
         name = str(metadata["name"])
         raw_spec = body.get("spec") or {}
         spec, problem = _read_spec(raw_spec, name)
-        status = _read_status(body.get("status") or {})
+        raw_status = body.get("status") or {}
+        status = _read_status(raw_status)
         return cls(
             namespace=str(metadata["namespace"]),
             name=name,
@@ -57,6 +62,7 @@ class Model:
             spec=spec,
             problem=problem,
             status=status,
+            raw_status=raw_status,
             model_id=spec.effective_model_id(name) if spec else status.model_id or name,
             claim_name=_claim_name(status, spec),
             retain=raw_spec.get("deletionPolicy") == DeletionPolicy.RETAIN,

@@ -188,7 +188,7 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
 
 def _whole(value: object) -> int:
     text = str(value)
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,7 @@ class ClaimView:
     namespace: str
     uid: str
     resource_version: str
+    created: datetime = _EPOCH
     deleting: bool = False
 
     @classmethod
@@ -210,6 +211,7 @@ class ClaimView:
             namespace=metadata["namespace"],
             uid=metadata["uid"],
             resource_version=metadata.get("resourceVersion") or "",
+            created=times.parse(metadata.get("creationTimestamp")) or _EPOCH,
             deleting="deletionTimestamp" in metadata,
         )
 

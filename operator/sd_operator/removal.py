@@ -44,6 +44,8 @@ def the_user_gives_the_files_up(inp: Input) -> Step | None:
 def the_claim_is_gone(inp: Input) -> Step | None:
     """The files went with their volume."""
     claim, artifact = inp.observed.claim, inp.status.artifact
+    if claim is None and not inp.observed.fresh:
+        return Step(_deleting("is the claim really gone?"), look=True)
     if claim is None or claim.deleting:
         return _release(f"PersistentVolumeClaim {inp.claim_name} is gone, and the files with it")
     remade = artifact is not None and artifact.claim_uid not in (None, claim.uid)

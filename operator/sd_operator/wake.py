@@ -7,6 +7,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
+from sd_operator.kube import ApiError
+
 log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_SECONDS = 1.0
@@ -67,8 +69,10 @@ class Supervisor:
             try:
                 delay = await self._reconcile(uid)
                 failures = 0
-            except Exception:
-                log.exception("a pass over model %s failed", uid)
+            except Exception as error:
+                # What the API server says is clear by itself; anything else is a fault of ours.
+                ours = not isinstance(error, ApiError)
+                log.error("a pass over model %s failed: %s", uid, error, exc_info=ours)
                 delay = min(BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10), BACKOFF_MAX_SECONDS)
                 failures += 1
             with contextlib.suppress(TimeoutError):
