@@ -46,13 +46,13 @@ class Reason(StrEnum):
     MODEL_ID_CONFLICT = (
         "ModelIdConflict",
         Retry.RESYNC,
-        "Choose another spec.modelId, or delete the model that owns this one.",
+        "Create the model anew with another spec.modelId, or delete the one that owns this id.",
     )
     CLAIM_NOT_FOUND = (
         "ClaimNotFound",
         Retry.RESYNC,
-        "Create the PersistentVolumeClaim in the model's namespace, or set"
-        " spec.storage.claimName to one that exists.",
+        "Create the PersistentVolumeClaim in the model's namespace, or create the model anew with"
+        " a spec.storage.claimName that exists.",
     )
     VOLUME_NOT_WRITABLE = (
         "VolumeNotWritable",
