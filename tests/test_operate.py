@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -20,6 +21,8 @@ import pytest
 import yaml
 
 from sd_api import names
+from sd_operator import kube, operate
+from sd_operator.settings import Settings
 
 KINDS = {
     "/api/v1": [
@@ -35,10 +38,14 @@ KINDS = {
 
 @dataclass
 class Server:
-    """An empty cluster. known: whether it has our kind. error: what every watch then says."""
+    """An empty cluster. known: whether it has our kind. error: what every watch then says.
+
+    away: every connection is cut.
+    """
 
     known: bool = True
     error: dict[str, Any] | None = None
+    away: bool = False
     watches: list[dict[str, list[str]]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -80,6 +87,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if state.away:
+                return
             parts = urlsplit(self.path)
             query = parse_qs(parts.query)
             if "watch" in query:
@@ -98,7 +107,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
             self.send_response(200)
             self.end_headers()
             self.wfile.flush()
-            while not state.stopped.wait(0.05):
+            while not state.away and not state.stopped.wait(0.05):
                 if state.error is not None:
                     line = json.dumps({"type": "ERROR", "object": state.error})
                     self.wfile.write(line.encode() + b"\n")
@@ -254,6 +263,26 @@ def test_it_waits_for_the_api_server(server: Server, start: Start, tmp_path: Pat
     operator.process.terminate()
     assert operator.process.wait(10) == 0
     assert server.watches == []
+
+
+def test_it_ends_when_the_api_server_stays_away(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is blind behind a green probe would never be started again."""
+    monkeypatch.setattr(operate, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(operate, "AWAY_MAX_SECONDS", 0.3)
+    monkeypatch.setattr(kube, "RETRY_SECONDS", 0.01)
+    kubeconfig = tmp_path / "kubeconfig"
+    settings = Settings(kubeconfig, bind_address="127.0.0.1", metrics_port=0, probes_port=0)
+
+    def leave() -> None:
+        while len(server.watches) < 4:
+            time.sleep(0.02)
+        server.away = True
+
+    threading.Thread(target=leave, daemon=True).start()
+    with pytest.raises(operate.WatchEndedError, match="away for"):
+        asyncio.run(asyncio.wait_for(operate.operate(settings, asyncio.Event()), 20))
 
 
 def test_a_wrong_setting_ends_it_with_one_line(start: Start, server: Server) -> None:

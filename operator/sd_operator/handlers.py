@@ -17,7 +17,8 @@ from sd_operator.settings import Settings
 
 WATCH_SECONDS = 300  # whole: a real server refuses "300.0"
 CONNECT_SECONDS = 10.0
-# About ten minutes of an API server that is away; then the process ends, to be started again.
+# About ten minutes of an API server that refuses us or is broken; then the watch ends. One that
+# cannot be reached at all is looked for anew without end: `operate` sees to that.
 ERROR_BACKOFFS = (1.0, 2.0, 4.0, 8.0, 15.0) + (30.0,) * 19
 
 

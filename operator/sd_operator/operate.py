@@ -13,7 +13,7 @@ import kopf
 
 from sd_operator.controller import Controller
 from sd_operator.handlers import kopf_settings, register
-from sd_operator.kube import MODELS, Api, ApiError, NotFoundError
+from sd_operator.kube import MODELS, Api, ApiError, NotFoundError, UnavailableError
 from sd_operator.metrics import Metrics
 from sd_operator.probes import BEAT_SECONDS, Probes
 from sd_operator.settings import Settings
@@ -21,10 +21,12 @@ from sd_operator.settings import Settings
 log = logging.getLogger(__name__)
 
 START_RETRY_SECONDS = 2.0
+CHECK_SECONDS = 30.0
+AWAY_MAX_SECONDS = 600.0
 
 
 class WatchEndedError(RuntimeError):
-    """The watching part has ended; the process must end, to be started again."""
+    """The watching part has ended, or is blind; the process must end, to be started again."""
 
 
 async def operate(settings: Settings, stop: asyncio.Event) -> None:
@@ -49,7 +51,11 @@ async def operate(settings: Settings, stop: asyncio.Event) -> None:
         await controller.fill()
         probes.ready = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
+        lost = asyncio.create_task(_until_lost(api, settings, stop), name="lookout")
+        stack.callback(lost.cancel)
         await _watch(controller, settings, stop)
+        if lost.done():
+            raise WatchEndedError(lost.result())
 
 
 def _serve(
@@ -83,6 +89,25 @@ async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> No
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), START_RETRY_SECONDS)
+
+
+async def _until_lost(api: Api, settings: Settings, stop: asyncio.Event) -> str:
+    """Stop when the API server has been away for long: kopf would look for it for ever."""
+    clock = asyncio.get_running_loop().time
+    seen = clock()
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        try:
+            await api.check(MODELS, settings.namespaces[0] if settings.namespaces else None)
+        except UnavailableError as error:
+            if clock() - seen > AWAY_MAX_SECONDS:
+                stop.set()
+                return f"the API server is away for {clock() - seen:.0f} s: {error}"
+        except ApiError as refused:
+            log.warning("the API server refuses us: %s", refused)
+            seen = clock()
+        else:
+            seen = clock()
 
 
 async def _watch(controller: Controller, settings: Settings, stop: asyncio.Event) -> None:
