@@ -158,6 +158,12 @@ LIVING = [
         " Reconciling=Downloading",
         id="tried again: the last failure stays said",
     ),
+    pytest.param(
+        model(stalled(Reason.CLAIM_NOT_FOUND)),
+        observed(job()),
+        f"the_job_is_running | {PENDING}",
+        id="it runs, whatever the status says of its end",
+    ),
     # The Job has ended.
     pytest.param(
         model(loading()),

@@ -279,6 +279,8 @@ def _is_noted(inp: Input, job: JobView) -> bool:
     status = inp.status
     if status.load_hash != job.load_hash or status.job is None:
         return False
+    if job.state is JobState.RUNNING:
+        return False
     ended = status.completion_time is not None
     return job.attempt < status.job.attempt or (ended and job.attempt == status.job.attempt)
 
