@@ -32,8 +32,8 @@ def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
 
 # The smallest number that rounds to infinity, as bits shifted left to be without sign.
 _BF16_INFINITE = 0x7F7F8000 << 1
-# Half precision's infinity, as bits shifted likewise.
-_F16_INFINITE = 0x7C00 << 1
+_F16_INFINITE = 0x7C00
+_F16_MINUS_INFINITE = 0xFC00
 
 
 def cast(values: Array, source: Dtype, target: Dtype) -> tuple[Array, int]:
@@ -75,8 +75,10 @@ def _encode_f16(values: Array) -> tuple[Array, int]:
     # numpy's own cast gives the same bits in ten times the time.
     result = np.empty(values.shape, "<f2")
     numkong.astype(values, "float16", out=result)
-    bits = result.view("<u2") << 1
-    if bits.size == 0 or bits.max() < _F16_INFINITE:
+    # What is infinite or NaN has the largest bits of its sign; counting is for those alone.
+    positive = result.view("<i2").max(initial=0)
+    negative = result.view("<u2").max(initial=0)
+    if positive < _F16_INFINITE and negative < _F16_MINUS_INFINITE:
         return result, 0
     return result, int(np.isinf(result).sum() - np.isinf(values).sum())
 
