@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,11 +45,12 @@ class Request:
 
 @dataclass
 class Server:
-    """Gives the scripted answers in order, the last one for ever."""
+    """Gives the scripted answers in order, the last one for ever; refuses an expired token."""
 
     answers: list[tuple[int, Any, dict[str, str]]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     kubeconfig: Path = Path()
+    expired: str = ""
 
     def answer(self, code: int, body: Any = None, **headers: str) -> None:
         """Script one more answer."""
@@ -92,7 +94,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 )
             )
             code, answer, more = (
-                state.answers.pop(0) if len(state.answers) > 1 else state.answers[0]
+                (401, status(401, "Unauthorized"), {})
+                if state.expired and headers.get("authorization") == f"Bearer {state.expired}"
+                else state.answers.pop(0)
+                if len(state.answers) > 1
+                else state.answers[0]
             )
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(code)
@@ -264,15 +270,17 @@ def test_a_renewed_token_is_read_when_the_old_one_is_refused(server: Server) -> 
 
 def test_a_renewed_token_is_read_under_many_requests(server: Server) -> None:
     """All are refused at once; none loses its connection to another's reading anew."""
-    for _ in range(20):
-        server.answer(401, status(401, "Unauthorized"))
+    server.expired = "first"
     server.answer(200, {"ok": True})
 
     async def many(api: Api) -> Any:
+        url = yaml.safe_load(server.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
+        write_kubeconfig(server.kubeconfig, url, "second")
         return await asyncio.gather(*(api.get(PODS, "art", f"p{n}") for n in range(20)))
 
     assert ask(server, many) == [{"ok": True}] * 20
-    assert len(server.requests) == 40
+    used = Counter(request.headers["authorization"] for request in server.requests)
+    assert used == {"Bearer first": 20, "Bearer second": 20}
 
 
 def test_refused_credentials_are_an_error(server: Server) -> None:
