@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sd_api.fields import Contract
 from sd_api.spec import ModelType, Spec
-from sd_loader.convert.checkpoint import plan_checkpoint
+from sd_loader.convert import plan_file
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
 from sd_loader.manual import request_of
@@ -51,7 +51,7 @@ def inspect(path: Path) -> Inspection:
     """Say what a file is; raises LoaderError where `load` would refuse it."""
     request = request_of(Spec(url=str(path), model_type=ModelType.CUSTOM_CKPT), "inspected")
     with open_tensor_file(path) as file:
-        plan = plan_checkpoint(file, request)
+        plan = plan_file(file, request)
         title = file.metadata.get(_TITLE)
         return Inspection(
             format=file.format,

@@ -13,9 +13,11 @@ from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 
 if TYPE_CHECKING:
+    from sd_loader.convert.plan import FolderPlan
     from sd_loader.source import Fetched
+    from sd_loader.tensors import TensorFile
 
-__all__ = ["Converted", "FileDigest", "convert", "refuse_unavailable"]
+__all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
 
 _MODEL_TYPES = (ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE)
 
@@ -58,8 +60,14 @@ def refuse_unavailable(request: LoadRequest) -> None:
             )
 
 
-def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
+def plan_file(file: TensorFile, request: LoadRequest) -> FolderPlan:
+    """Plan the folder of a single file, by the model type. Reads no weights, writes nothing."""
     from sd_loader.convert.checkpoint import plan_checkpoint
+
+    return plan_checkpoint(file, request)
+
+
+def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
     from sd_loader.convert.writer import write_folder
     from sd_loader.formats import SAFETENSORS, open_tensor_file
     from sd_loader.verify import verify_folder
@@ -70,7 +78,7 @@ def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -
                 Reason.UNSAFE_MODEL,
                 "spec.fromSafetensors asks for safetensors, but the file is a pickle",
             )
-        plan = plan_checkpoint(file, request)
+        plan = plan_file(file, request)
         files = write_folder(out, plan.files, report)
     verify_folder(out, plan, request.verify, report)
     return Converted(

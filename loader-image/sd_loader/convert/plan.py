@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sd_api.reasons import Reason
@@ -21,6 +21,9 @@ SHARD_BYTES = 10 * 10**9
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
+
+_METADATA = {"format": "pt"}
+"""transformers reads no file without it."""
 
 # safetensors orders tensors by the rank of their type, highest first, then by name.
 _RANK = {
@@ -96,10 +99,12 @@ def json_file(path: str, content: object) -> SmallFile:
     return SmallFile(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def weights_file(path: str, items: Sequence[Item]) -> WeightsFile:
+def weights_file(
+    path: str, items: Sequence[Item], metadata: Mapping[str, str] = _METADATA
+) -> WeightsFile:
     """One .safetensors file with these tensors."""
     ordered = sorted(items, key=lambda item: (_RANK[item.dtype], item.name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     position = 0
     for item in ordered:
         header[item.name] = {
