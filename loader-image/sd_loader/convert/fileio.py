@@ -1,4 +1,4 @@
-"""Bytes from file to file, by the cheapest way the file systems offer."""
+"""Reads and writes at positions, whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 
-_BUFFER = 2**20
-# Between these file systems, or on this kernel, there is no copying inside the kernel.
-_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 _NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -54,29 +51,13 @@ def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
         position, rest = position + count, rest[count:]
 
 
-def copy_range(source: int, offset: int, target: int, position: int, count: int) -> None:
-    """Copy bytes from one file into another, inside the kernel where it can."""
-    while count:
-        try:
-            copied = os.copy_file_range(source, target, count, offset, position)
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
-            copied = 0
-        if copied == 0:  # also at the end of a source that was cut short, which reading tells
-            _copy_by_hand(source, offset, target, position, count)
-            return
-        offset, position, count = offset + copied, position + copied, count - copied
-
-
-def _copy_by_hand(source: int, offset: int, target: int, position: int, count: int) -> None:
-    buffer = memoryview(bytearray(min(_BUFFER, count)))
-    while count:
-        copied = os.preadv(source, [buffer[:count]], offset)
-        if copied == 0:
-            raise cut_short(offset)
-        write_at(target, buffer[:copied], position)
-        offset, position, count = offset + copied, position + copied, count - copied
+def read_into(fd: int, target: memoryview, position: int) -> None:
+    """Fill memory with the bytes at a position."""
+    while target.nbytes:
+        count = os.preadv(fd, [target], position)
+        if count == 0:
+            raise cut_short(position)
+        position, target = position + count, target[count:]
 
 
 def cut_short(position: int) -> LoaderError:

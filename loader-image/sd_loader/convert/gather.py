@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from sd_loader.convert.cast import Array, storage_dtype
-from sd_loader.convert.fileio import cut_short
+from sd_loader.convert.fileio import read_into
 from sd_loader.convert.views import PIECE, strides_of, view
 from sd_loader.tensors import Tensor
 
@@ -42,9 +40,4 @@ def _read_into(out: Array, tensor: Tensor, limit: int) -> None:
 
 def _read_bytes(tensor: Tensor, out: Array) -> None:
     """Fill `out` with the bytes from the tensor's offset on."""
-    position, target = tensor.offset, out.reshape(-1).view(np.uint8).data
-    while target.nbytes:
-        count = os.preadv(tensor.fd, [target], position)
-        if count == 0:
-            raise cut_short(position)
-        position, target = position + count, target[count:]
+    read_into(tensor.fd, out.reshape(-1).view(np.uint8).data, tensor.offset)

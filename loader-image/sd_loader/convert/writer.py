@@ -1,8 +1,8 @@
-"""Writes planned files: headers first, then tensor after tensor, digests on the way.
+"""Writes planned files: headers first, then piece after piece, digests on the way.
 
-Positions are known beforehand, so writers work on several tensors at once; a thread per file
-digests, in order, what they have written, while it is still in the page cache. Memory is bounded
-whatever the size of the model.
+Positions are known beforehand, so writers work on several pieces at once; a thread per file
+digests them in order, out of the memory that they were written from. Memory is bounded whatever
+the size of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,41 +20,20 @@ from typing import TYPE_CHECKING
 
 from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason
-from sd_loader.convert.fileio import copy_range, reserve, storage_errors, write_at
+from sd_loader.convert.fileio import reserve, storage_errors, write_at
 from sd_loader.convert.plan import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.result import FileDigest
-from sd_loader.convert.views import pieces
+from sd_loader.convert.steps import Buffers, Overflows, Step, steps_of
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor
 
 if TYPE_CHECKING:
     from sd_loader.progress import Report
 
 FILES_AT_A_TIME = 2
 WRITERS = max(2, min(4, os.cpu_count() or 1))
-STEP = 4 * 2**20
-"""Elements per step: what a writer takes on before it looks for other work."""
-AHEAD = 16
-"""Steps that writers may be ahead of a file's digest, which should find its bytes in memory."""
-DIGEST_BUFFER = 2**18
+AHEAD = 8
+"""Steps that writers may be ahead of a file's digest: so many stay in memory."""
 REPORT_SECONDS = 0.5
-
-OVERFLOW_LIMIT = 0
-"""Finite weights that may become infinite: one is enough to spoil every image."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A piece of a tensor on its way to its place in a file."""
-
-    name: str
-    source: Tensor
-    dtype: Dtype
-    position: int
-
-    @property
-    def end(self) -> int:
-        return self.position + self.source.count * self.dtype.itemsize
 
 
 @dataclass
@@ -62,18 +41,15 @@ class _Run:
     """What the threads of one run share."""
 
     writers: Executor
+    buffers: Buffers = field(default_factory=Buffers)
+    overflows: Overflows = field(default_factory=Overflows)
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: int = 0
-    overflows: dict[str, int] = field(default_factory=dict)
 
     def advance(self, count: int) -> None:
         with self.lock:
             self.done += count
-
-    def overflowed(self, name: str, count: int) -> None:
-        with self.lock:
-            self.overflows[name] = self.overflows.get(name, 0) + count
 
 
 def write_folder(
@@ -81,9 +57,7 @@ def write_folder(
 ) -> Mapping[str, FileDigest]:
     """Write the files beneath `out`, which is empty, and say their digests, ordered by path."""
     total = sum(file.size for file in files)
-    _check_space(out, total)
-    for folder in sorted({(out / file.path).parent for file in files}):
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    prepare_folder(out, files)
     largest_first = sorted(files, key=lambda file: -file.size)
     with (
         ThreadPoolExecutor(WRITERS, "write") as writers,
@@ -95,8 +69,21 @@ def write_folder(
             _watch(tasks.values(), run, total, report)
         finally:
             run.stop.set()
-    _refuse_overflows(run.overflows)
+    run.overflows.refuse()
     return {path: tasks[path].result() for path in sorted(tasks)}
+
+
+def prepare_folder(out: Path, files: Sequence[PlannedFile]) -> None:
+    """Make the folders that the files lie in, if the volume has the space for all of it."""
+    total = sum(file.size for file in files)
+    free = shutil.disk_usage(out).free
+    if free < total:
+        raise LoaderError(
+            Reason.INSUFFICIENT_STORAGE,
+            f"the converted model needs {total} bytes, the volume has {free} free",
+        )
+    for folder in sorted({(out / file.path).parent for file in files}):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def _watch(tasks: Iterable[Future[FileDigest]], run: _Run, total: int, report: Report) -> None:
@@ -116,29 +103,8 @@ def _watch(tasks: Iterable[Future[FileDigest]], run: _Run, total: int, report: R
         )
 
 
-def _check_space(out: Path, total: int) -> None:
-    free = shutil.disk_usage(out).free
-    if free < total:
-        raise LoaderError(
-            Reason.INSUFFICIENT_STORAGE,
-            f"the converted model needs {total} bytes, the volume has {free} free",
-        )
-
-
-def _refuse_overflows(overflows: Mapping[str, int]) -> None:
-    total = sum(overflows.values())
-    if total > OVERFLOW_LIMIT:
-        first = min(overflows)
-        raise LoaderError(
-            Reason.VERIFICATION_FAILED,
-            f"{total} finite weights in {len(overflows)} tensors are too large for spec.revision"
-            f" and became infinite, first in {first} ({overflows[first]})",
-        )
-
-
 def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
-    # Read and write: the digest reads back what was written, so it vouches for the file itself.
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(file.path):
         fd = os.open(out / file.path, flags, 0o644)
         try:
@@ -157,66 +123,31 @@ def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
 
 def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash) -> None:
     """Have the writers write, a few steps ahead of the digest."""
-    buffer = memoryview(bytearray(DIGEST_BUFFER))
-    under_way: deque[tuple[_Step, Future[None]]] = deque()
+    under_way: deque[Future[memoryview]] = deque()
     try:
-        for step in _steps(file):
+        for step in steps_of(file):
             if run.stop.is_set():
                 raise InterruptedError("another file of this model could not be written")
-            under_way.append((step, run.writers.submit(_write_step, fd, step, file, run)))
+            under_way.append(run.writers.submit(_write_step, fd, step, run))
             if len(under_way) > AHEAD:
-                _digest_next(fd, under_way, run, digest, buffer)
+                _digest(under_way.popleft().result(), digest, run)
         while under_way:
-            _digest_next(fd, under_way, run, digest, buffer)
+            _digest(under_way.popleft().result(), digest, run)
     finally:
         # The file stays open until nobody writes to it any more.
-        for _, task in under_way:
+        for task in under_way:
             task.cancel()
-        wait([task for _, task in under_way])
+        wait(under_way)
 
 
-def _steps(file: WeightsFile) -> Iterator[_Step]:
-    position = len(file.header)
-    for item in file.items:
-        for piece in pieces(item.source, STEP):
-            step = _Step(item.name, piece, item.dtype, position)
-            yield step
-            position = step.end
+def _write_step(fd: int, step: Step, run: _Run) -> memoryview:
+    content = run.buffers.take(step.nbytes)
+    step.fill(content, run.overflows)
+    write_at(fd, content, step.position)
+    return content
 
 
-def _digest_next(
-    fd: int,
-    under_way: deque[tuple[_Step, Future[None]]],
-    run: _Run,
-    digest: hashlib._Hash,
-    buffer: memoryview,
-) -> None:
-    """Wait for the oldest step, then take its bytes into the digest."""
-    step, task = under_way.popleft()
-    task.result()
-    position = step.position
-    while position < step.end:
-        count = os.preadv(fd, [buffer[: step.end - position]], position)
-        if count == 0:
-            raise OSError(f"a file that was just written ends at byte {position}")
-        digest.update(buffer[:count])
-        position += count
-    run.advance(step.end - step.position)
-
-
-def _write_step(fd: int, step: _Step, file: WeightsFile, run: _Run) -> None:
-    source = step.source
-    if step.dtype is source.dtype and source.strides is None:
-        copy_range(source.fd, source.offset, fd, step.position, source.nbytes)
-        return
-    # numpy takes a tenth of a second to import, which a model that is merely copied need not pay.
-    from sd_loader.convert.cast import cast
-    from sd_loader.convert.gather import read
-
-    position = step.position
-    for piece in pieces(source):
-        values, overflows = cast(read(piece), source.dtype, step.dtype)
-        if overflows:
-            run.overflowed(f"{file.path}: {step.name}", overflows)
-        write_at(fd, values.data.cast("B"), position)
-        position += values.nbytes
+def _digest(content: memoryview, digest: hashlib._Hash, run: _Run) -> None:
+    digest.update(content)
+    run.advance(content.nbytes)
+    run.buffers.give_back(content)
