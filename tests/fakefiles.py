@@ -228,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
             headers["ETag"] = etag
         if commit is not None:
             headers["X-Repo-Commit"] = commit
-        start = 0
+        start, status = 0, 200
         wanted = self.headers.get("Range")
         if (
             wanted
@@ -236,11 +236,13 @@ class Handler(BaseHTTPRequestHandler):
             and self.headers.get("If-Range", etag) == etag
             and wanted.startswith("bytes=")
         ):
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, status = int(first), 206
             if start >= len(body):
                 self.send_body(416, {**headers, "Content-Range": f"bytes */{len(body)}"}, b"")
                 return
             total = len(body)
+            body = body[: int(last) + 1 if last else total]
             body = body[: total if faults.range_limit is None else start + faults.range_limit]
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{total}"
         if faults.chunked or faults.endless:
@@ -248,7 +250,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             length = len(body) - start if faults.length is None else faults.length
             headers["Content-Length"] = str(length)
-        self._send(206 if start else 200, headers)
+        self._send(status, headers)
         if self.command != "HEAD":
             self._stream(key, body[start:], faults)
 

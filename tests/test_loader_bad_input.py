@@ -261,9 +261,23 @@ def test_a_full_disk_is_named_and_freed(
     """A load that does not fit gives back what it took."""
     containers.store = tmpfs(f"size={size}")
     write_checkpoint(tmp_path / "tiny.safetensors")  # 34 MB
-    link = hub.serve_file("/model.safetensors", tmp_path / "tiny.safetensors")
+    link = hub.serve_file("/model.safetensors", tmp_path / "tiny.safetensors", ignore_range=True)
     failed(containers.load(load_request(link)), Reason.INSUFFICIENT_STORAGE, "")
     assert list(containers.store.iterdir()) == []
+
+
+def test_a_streamed_load_needs_no_space_but_its_own(
+    containers: Containers, hub: FakeHub, tmpfs: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A volume of 40 MB holds a model of 34 MB; one of 20 MB is refused before the weights come."""
+    write_checkpoint(tmp_path / "tiny.safetensors")
+    link = hub.serve_file("/model.safetensors", tmp_path / "tiny.safetensors")
+    containers.store = tmpfs("size=20m")
+    failed(containers.load(load_request(link)), Reason.INSUFFICIENT_STORAGE, "needs")
+    assert list(containers.store.iterdir()) == []
+    assert hub.bytes_served < 4_000_000
+    containers.store = tmpfs("size=40m")
+    assert containers.load(load_request(link)).code == ExitCode.DONE
 
 
 @pytest.fixture

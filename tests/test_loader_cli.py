@@ -227,12 +227,12 @@ def test_retain_and_recreate_downloads_nothing(
 
 def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: int) -> Ended:
     """A fetch that gets a signal in the middle of its download."""
-    link = hub.serve_file("/tiny.safetensors", checkpoint, rate=20_000_000)
+    link = hub.serve_file("/tiny.safetensors", checkpoint, rate=8_000_000)
     process = containers.start("fetch", *containers.arguments(load_request(link)))
     deadline = time.monotonic() + 30
     while not any(
-        path.is_file() and path.stat().st_size > 1_000_000
-        for path in containers.store.glob(".staging/*/pod/source/**/*")
+        json.loads(record.read_text())["written"]
+        for record in containers.store.glob(".staging/*/pod/source/streamed.json")
     ):
         assert process.poll() is None
         assert time.monotonic() < deadline

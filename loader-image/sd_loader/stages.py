@@ -67,7 +67,7 @@ def fetch_stage(
             return _fetched(published.source)
         with (
             claim(volume, request.owner.uid, settings.pod, request.load_hash) as claimed,
-            _freeing(claimed) as staging,
+            _freeing(claimed, keep_out=True) as staging,
         ):
             adopted = adopt(volume, record, request.load_hash, staging, report)
             if adopted is not None:
@@ -75,9 +75,14 @@ def fetch_stage(
                 return _fetched(adopted.source)
             found = _recorded(staging)
             if found is None:
-                with staging.source() as into:
+                with staging.source() as into, staging.out() as out:
                     found = source.fetch(
-                        request, settings, into.path, report, allow_local=allow_local
+                        request,
+                        settings,
+                        into.path,
+                        report,
+                        out=out.path,
+                        allow_local=allow_local,
                     )
                 staging.confirm()
                 staging.set_fetched(found.model_dump_json(by_alias=True))
@@ -99,16 +104,19 @@ def convert_stage(
             return receipt.result()
         with (
             resume(volume, request.owner.uid, settings.pod, request.load_hash) as resumed,
-            _freeing(resumed) as staging,
+            _freeing(resumed, keep_out=_is_converted(resumed)) as staging,
         ):
             fetched = _recorded(staging)
             if fetched is None:
                 raise LoaderError(
                     Reason.LOADER_CRASHED, "the download is not finished; run fetch again"
                 )
-            with staging.source() as source_dir, staging.fresh_out() as out:
-                converted = convert.convert(fetched, source_dir.path, request, out.path, report)
-                _check_inventory(out.files(), converted)
+            if fetched.converted is not None:
+                converted = fetched.converted
+            else:
+                with staging.source() as source_dir, staging.fresh_out() as out:
+                    converted = convert.convert(fetched, source_dir.path, request, out.path, report)
+                    _check_inventory(out.files(), converted)
             receipt = _receipt(request, fetched.source, converted)
             return _publish(volume, request, staging, receipt, settings, report)
 
@@ -143,8 +151,12 @@ def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
 
 
 @contextmanager
-def _freeing(staging: Staging) -> Iterator[Staging]:
-    """On failure free the space that no later attempt can use: all of it, or all but the source."""
+def _freeing(staging: Staging, *, keep_out: bool) -> Iterator[Staging]:
+    """On failure free the space that no later attempt can use.
+
+    That is all of it, or what was converted, which the next attempt does anew unless it was
+    converted while it came.
+    """
     try:
         yield staging
     except Exception as error:
@@ -152,7 +164,7 @@ def _freeing(staging: Staging) -> Iterator[Staging]:
         with suppress(OSError):
             if is_permanent(error):
                 staging.discard()
-            else:
+            elif not keep_out:
                 staging.drop_out()
         raise
 
@@ -189,13 +201,29 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
 
 
 def _recorded(staging: Staging) -> Fetched | None:
-    """The finished download; a record of another version of the loader does not count."""
+    """The finished download, if all of it is there still.
+
+    A record of another version of the loader does not count.
+    """
     from sd_loader.source import Fetched
 
     try:
-        return Fetched.model_validate_json(staging.fetched() or "")
+        found = Fetched.model_validate_json(staging.fetched() or "")
     except ValidationError:
         return None
+    if found.converted is not None:
+        with staging.out() as out:
+            files = found.converted.files
+            if {path: out.file_size(path) for path in out.files()} != {
+                path: file.size for path, file in files.items()
+            }:
+                return None
+    return found
+
+
+def _is_converted(staging: Staging) -> bool:
+    recorded = _recorded(staging)
+    return recorded is not None and recorded.converted is not None
 
 
 def _fetched(source: Source) -> LoadResult:

@@ -81,11 +81,4 @@ def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -
         plan = plan_file(file, request)
         files = write_folder(out, plan.files, report)
     verify_folder(out, plan, request.verify, report)
-    return Converted(
-        files=files,
-        base_model=plan.base_model,
-        pipeline_class=plan.pipeline_class,
-        precision=plan.precision,
-        prediction_type=plan.prediction_type,
-        warnings=plan.warnings,
-    )
+    return Converted.of(plan, files)

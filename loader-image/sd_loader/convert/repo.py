@@ -83,14 +83,7 @@ def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) 
         )
         digests.update(_digests(out, kept))
         verify_folder(out, plan, request.verify, report)
-    return Converted(
-        files=dict(sorted(digests.items())),
-        base_model=plan.base_model,
-        pipeline_class=plan.pipeline_class,
-        precision=plan.precision,
-        prediction_type=plan.prediction_type,
-        warnings=plan.warnings,
-    )
+    return Converted.of(plan, dict(sorted(digests.items())))
 
 
 def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:

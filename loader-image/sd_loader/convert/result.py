@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sd_loader.convert.plan import FolderPlan
+
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
@@ -29,3 +31,15 @@ class Converted:
     precision: str | None = None
     prediction_type: str | None = None
     warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, plan: FolderPlan, files: Mapping[str, FileDigest]) -> Converted:
+        """The folder that was planned, now that its files are written."""
+        return cls(
+            files=files,
+            base_model=plan.base_model,
+            pipeline_class=plan.pipeline_class,
+            precision=plan.precision,
+            prediction_type=plan.prediction_type,
+            warnings=plan.warnings,
+        )

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from sd_api.reasons import Reason
 from sd_loader.convert.fileio import read_into
@@ -13,6 +14,9 @@ from sd_loader.convert.plan import WeightsFile
 from sd_loader.convert.views import pieces
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
+
+if TYPE_CHECKING:
+    from sd_loader.convert.cast import Array
 
 STEP_BYTES = 2**20
 """Of the output: few enough for the processor's cache, enough to keep Python out of the way."""
@@ -49,15 +53,16 @@ class Overflows:
 class Buffers:
     """Memory that steps use in turn: the kernel's clearing of fresh memory costs more than most."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = STEP_BYTES) -> None:
+        self._size = size
         self._free: SimpleQueue[bytearray] = SimpleQueue()
 
     def take(self, count: int) -> memoryview:
-        """Memory of so many bytes, at most STEP_BYTES."""
+        """Memory of so many bytes, at most the size of a buffer."""
         try:
             buffer = self._free.get_nowait()
         except Empty:
-            buffer = bytearray(STEP_BYTES)
+            buffer = bytearray(self._size)
         return memoryview(buffer)[:count]
 
     def give_back(self, taken: memoryview) -> None:
@@ -94,13 +99,25 @@ class Step:
             read_into(self.source.fd, content, self.source.offset)
             return
         # numpy takes a tenth of a second to import, which a model merely copied need not pay.
+        from sd_loader.convert.gather import read
+
+        self._cast(read(self.source), content, overflows)
+
+    def turn(self, raw: memoryview, content: memoryview, overflows: Overflows) -> None:
+        """Put the step's bytes into memory, made of those of its (contiguous) source."""
+        import numpy as np
+
+        from sd_loader.convert.cast import storage_dtype
+
+        self._cast(np.frombuffer(raw, storage_dtype(self.source.dtype)), content, overflows)
+
+    def _cast(self, values: Array, content: memoryview, overflows: Overflows) -> None:
         import numpy as np
 
         from sd_loader.convert.cast import cast, storage_dtype
-        from sd_loader.convert.gather import read
 
         out = np.frombuffer(content, storage_dtype(self.dtype))
-        overflows.add(self.name, cast(read(self.source), self.source.dtype, self.dtype, out))
+        overflows.add(self.name, cast(values, self.source.dtype, self.dtype, out))
 
 
 def steps_of(file: WeightsFile) -> Iterator[Step]:

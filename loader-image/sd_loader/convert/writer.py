@@ -77,13 +77,21 @@ def prepare_folder(out: Path, files: Sequence[PlannedFile]) -> None:
     """Make the folders that the files lie in, if the volume has the space for all of it."""
     total = sum(file.size for file in files)
     free = shutil.disk_usage(out).free
-    if free < total:
+    if free + sum(_allocated(out / file.path) for file in files) < total:
         raise LoaderError(
             Reason.INSUFFICIENT_STORAGE,
             f"the converted model needs {total} bytes, the volume has {free} free",
         )
     for folder in sorted({(out / file.path).parent for file in files}):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def _allocated(path: Path) -> int:
+    """Bytes that a file of an earlier attempt takes on the volume."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _watch(tasks: Iterable[Future[FileDigest]], run: _Run, total: int, report: Report) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from sd_api.reasons import Reason
@@ -12,6 +13,7 @@ from sd_loader.formats.fileio import read_at
 from sd_loader.formats.safetensors import read_header
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 from sd_loader.formats.torchzip import read_archive
+from sd_loader.formats.zipdir import Record
 from sd_loader.tensors import TensorFile
 
 __all__ = ["CKPT", "SAFETENSORS", "open_tensor_file"]
@@ -19,15 +21,20 @@ __all__ = ["CKPT", "SAFETENSORS", "open_tensor_file"]
 SAFETENSORS = "safetensors"
 CKPT = "ckpt"
 
+_NOTHING: Mapping[str, Record] = {}
 
-def open_tensor_file(path: Path) -> TensorFile:
-    """Open a model file, whatever its name; what is no model, or could run code, is refused."""
+
+def open_tensor_file(path: Path, foreseen: Mapping[str, Record] = _NOTHING) -> TensorFile:
+    """Open a model file, whatever its name; what is no model, or could run code, is refused.
+
+    foreseen: of a torch archive, the members whose local headers are not there yet (`outline`).
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
     except OSError as error:
         raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{path.name}: {error.strerror}") from error
     try:
-        return _read(path, fd)
+        return _read(path, fd, foreseen)
     except LoaderError as error:
         os.close(fd)
         raise LoaderError(error.reason, f"{path.name}: {error.message}") from None
@@ -36,7 +43,7 @@ def open_tensor_file(path: Path) -> TensorFile:
         raise
 
 
-def _read(path: Path, fd: int) -> TensorFile:
+def _read(path: Path, fd: int, foreseen: Mapping[str, Record]) -> TensorFile:
     state = os.fstat(fd)
     if not stat.S_ISREG(state.st_mode):
         raise LoaderError(Reason.NOT_A_MODEL, "no regular file")
@@ -45,7 +52,7 @@ def _read(path: Path, fd: int) -> TensorFile:
     if container is Container.SAFETENSORS:
         return TensorFile(path, fd, SAFETENSORS, *read_header(fd, size))
     if container is Container.ZIP:
-        return TensorFile(path, fd, CKPT, *read_archive(fd, size))
+        return TensorFile(path, fd, CKPT, *read_archive(fd, size, foreseen))
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         "the file is a torch checkpoint in the format that torch.save wrote before version 1.6",

@@ -19,15 +19,19 @@ _PICKLE = "data.pkl"
 _STORAGES = "data/"
 _SMALL_RECORD = 64
 _VERSIONS = range(1, 11)
+_NOTHING: Mapping[str, Record] = {}
 
 
 def read_archive(
-    fd: int, size: int
+    fd: int, size: int, foreseen: Mapping[str, Record] = _NOTHING
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[tuple[int, int], int]]:
-    """Tensors, metadata, and CRC-32 by (offset, bytes) of an open torch archive."""
+    """Tensors, metadata, and CRC-32 by (offset, bytes) of an open torch archive.
+
+    foreseen: members whose local headers are not there yet.
+    """
     directory = read_directory(fd, size)
     root = _root(directory)
-    records = _records(fd, directory, root)
+    records = _records(fd, directory, root, foreseen)
     _check_kind(fd, records)
     views, metadata = state_dict.split(_content(fd, records[_PICKLE]))
     storages = {
@@ -43,6 +47,12 @@ def read_archive(
     return state_dict.place(fd, views, storages), metadata, checksums
 
 
+def storages_of(directory: Directory) -> set[str]:
+    """The names of the members that hold numbers."""
+    root = _root(directory)
+    return {member.name for member in directory.members if member.name.startswith(root + _STORAGES)}
+
+
 def _root(directory: Directory) -> str:
     """The one folder (with its slash) that all members of a torch archive lie in."""
     names = [member.name for member in directory.members]
@@ -53,12 +63,15 @@ def _root(directory: Directory) -> str:
     return root
 
 
-def _records(fd: int, directory: Directory, root: str) -> dict[str, Record]:
+def _records(
+    fd: int, directory: Directory, root: str, foreseen: Mapping[str, Record]
+) -> dict[str, Record]:
     """The members by their names under the root.
 
     With `torch.serialization.set_crc32_options(False)` torch writes 0 as the checksum of each.
     """
-    records = {name.removeprefix(root): record for name, record in locate(fd, directory).items()}
+    located = locate(fd, directory, lambda member: foreseen.get(member.name))
+    records = {name.removeprefix(root): record for name, record in located.items()}
     if any(record.crc for record in records.values()):
         return records
     return {name: replace(record, crc=None) for name, record in records.items()}

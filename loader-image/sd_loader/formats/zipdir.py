@@ -8,7 +8,7 @@ refused, so that where a member lies is beyond doubt. The archive's bytes are no
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -34,6 +34,7 @@ _HAS_DESCRIPTOR = 0x0008
 _UTF8 = 0x0800
 _ENCRYPTED = 0x0001
 _LONGEST_DESCRIPTOR = 24
+_ALIGNMENT = 64
 _ZIP64 = 0x0001
 _IN_ZIP64 = 0xFFFFFFFF
 _IN_ZIP64_SHORT = 0xFFFF
@@ -86,14 +87,24 @@ def read_directory(fd: int, size: int) -> Directory:
     return Directory(members, start)
 
 
-def locate(fd: int, directory: Directory) -> dict[str, Record]:
-    """Where each member's bytes lie; refuses members that are packed, hidden or overlap."""
+def directory_start(fd: int, size: int) -> int:
+    """Where the directory of the archive in an open file of `size` bytes begins."""
+    return _end_of(fd, size)[2]
+
+
+def locate(
+    fd: int, directory: Directory, foreseen: Callable[[Member], Record | None] = lambda _: None
+) -> dict[str, Record]:
+    """Where each member's bytes lie; refuses members that are packed, hidden or overlap.
+
+    foreseen: of members whose local header is not there yet; `confirm` is for when it is.
+    """
     records: dict[str, Record] = {}
     position, slack = 0, 0
     for member in sorted(directory.members, key=lambda member: member.header):
         if not position <= member.header <= position + slack:
             _refuse(f"hidden bytes or an overlap before {snippet(member.name)}")
-        record = _record(fd, member)
+        record = foreseen(member) or _record(fd, member)
         position = record.offset + record.size
         slack = _LONGEST_DESCRIPTOR if member.flags & _HAS_DESCRIPTOR else 0
         if position > directory.start:
@@ -102,6 +113,27 @@ def locate(fd: int, directory: Directory) -> dict[str, Record]:
     if not position <= directory.start <= position + slack:
         _refuse("hidden bytes before its directory")
     return records
+
+
+def foresee(member: Member, following: int) -> Record | None:
+    """Where a member's bytes will lie if torch wrote it; None if that cannot be.
+
+    torch pads the local header so that the bytes begin at a multiple of 64.
+    following: where what comes after the member begins.
+    """
+    start = member.header + _LOCAL.size + len(member.name.encode()) + _EXTRA.size
+    wide = [value for value in (member.size, member.size, member.header) if value >= _IN_ZIP64]
+    if wide:
+        start += _EXTRA.size + len(wide) * _QUAD.size
+    offset = -(-start // _ALIGNMENT) * _ALIGNMENT
+    fits = 0 <= following - offset - member.size <= _LONGEST_DESCRIPTOR
+    return Record(offset, member.size, member.crc) if fits else None
+
+
+def confirm(fd: int, member: Member, foreseen: Record) -> None:
+    """Refuse a member that lies elsewhere than was foreseen."""
+    if _record(fd, member) != foreseen:
+        _refuse(f"the header of {snippet(member.name)} is not where its bytes end")
 
 
 def _end_of(fd: int, size: int) -> tuple[int, int, int]:

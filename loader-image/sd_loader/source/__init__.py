@@ -11,6 +11,7 @@ from sd_api.fields import Contract
 from sd_api.load import LoadRequest, Source
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
+from sd_loader.convert.result import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
@@ -20,11 +21,13 @@ class Fetched(Contract):
     """What lies in the source folder once everything is there.
 
     path: the file, or the folder of a diffusers repo, relative to the source folder.
+    converted: what was made of it while it came, where nothing else is there.
     """
 
     kind: Literal["file", "repo"]
     path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
     source: Source
+    converted: Converted | None = None
 
 
 def fetch(
@@ -33,10 +36,12 @@ def fetch(
     into: Path,
     report: Report,
     *,
+    out: Path | None = None,
     allow_local: bool = False,
 ) -> Fetched:
     """Download the request's source into a folder, going on with what lies there already.
 
+    out: where it may be converted to at once.
     allow_local: a url without a scheme may be a path on this machine. Only a person at the command
     line may say so: a request of the operator reads no files of the node.
     """
@@ -53,7 +58,7 @@ def fetch(
         case ModelType.CUSTOM_CKPT:
             from sd_loader.source.http import fetch_link
 
-            return fetch_link(request, settings, into, report)
+            return fetch_link(request, settings, into, report, out=out)
         case _:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,

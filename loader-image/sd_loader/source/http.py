@@ -16,8 +16,12 @@ from sd_loader.settings import Settings
 from sd_loader.source import Fetched
 from sd_loader.source.answers import RETRIES, Retries
 from sd_loader.source.credentials import read_credentials, token_for
-from sd_loader.source.download import Downloader, Wanted
+from sd_loader.source.download import Downloader, Wanted, too_large
+from sd_loader.source.exchange import Link
+from sd_loader.source.part import Part
+from sd_loader.source.ranges import RemoteFile
 from sd_loader.source.transport import PACE, Pace, make_client
+from sd_loader.streaming import stream
 
 FILE_NAME = "download"
 
@@ -28,10 +32,14 @@ def fetch_link(
     into: Path,
     report: Report,
     *,
+    out: Path | None = None,
     retries: Retries = RETRIES,
     pace: Pace = PACE,
 ) -> Fetched:
-    """Download the link's file, or finish its download."""
+    """Download the link's file, or finish its download; where it can be, it is converted to `out`.
+
+    What was begun as a download is finished as one.
+    """
     check_link(request.url, settings)
     if request.git_revision is not None:
         raise LoaderError(
@@ -49,6 +57,18 @@ def fetch_link(
         inspect=lambda head, size: _refuse_what_cannot_load(request, head, size),
     )
     with make_client(settings, pace) as client:
+        link = Link(client, request.url, token)
+        if out is not None and request.sha256 is None and not Part.is_begun(path, request.url):
+            streamed = stream(
+                lambda: _look_at(link, request, settings, retries), request, into, out, report
+            )
+            if streamed is not None:
+                return Fetched(
+                    kind="file",
+                    path=FILE_NAME,
+                    source=streamed.source,
+                    converted=streamed.converted,
+                )
         got = Downloader(client, settings.max_bytes, token, retries).get(
             wanted,
             lambda done, total: report(
@@ -60,6 +80,17 @@ def fetch_link(
         path=FILE_NAME,
         source=Source(sha256=got.sha256, size_bytes=got.size, format=file_format(path)),
     )
+
+
+def _look_at(
+    link: Link, request: LoadRequest, settings: Settings, retries: Retries
+) -> RemoteFile | None:
+    remote = RemoteFile.open(link, retries)
+    if remote is not None:
+        _refuse_what_cannot_load(request, remote.head, remote.size)
+        if remote.size > settings.max_bytes:
+            raise too_large(request.url, f"is {remote.size} bytes", settings.max_bytes)
+    return remote
 
 
 def check_link(url: str, settings: Settings) -> None:

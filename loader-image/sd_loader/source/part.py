@@ -65,6 +65,11 @@ class Part:
         except FileNotFoundError:
             return None
 
+    @staticmethod
+    def is_begun(path: Path, url: str) -> bool:
+        """Whether an earlier attempt left anything of this file."""
+        return bool(_read_note(path, url))
+
     @property
     def sha256(self) -> str:
         """Digest of the bytes so far."""

@@ -50,10 +50,14 @@ class Staging:
         """Where the source is downloaded to; may hold a part of it."""
         return self.folder.make_folder(SOURCE)
 
+    def out(self) -> Folder:
+        """The folder for what is converted, with what an earlier attempt left in it."""
+        return self.folder.make_folder(OUT)
+
     def fresh_out(self) -> Folder:
         """An empty folder for what is converted."""
         self.drop_out()
-        return self.folder.make_folder(OUT)
+        return self.out()
 
     def drop_out(self) -> None:
         """Remove what was converted."""
@@ -88,8 +92,9 @@ class Staging:
 
     def set_fetched(self, text: str) -> None:
         """Record that the download is finished, once it is durable."""
-        with self.source() as source:
+        with self.source() as source, self.out() as out:
             source.sync_tree()
+            out.sync_tree()
         self.folder.write(_FETCHED, text.encode())
 
     def _read(self, name: str) -> str | None:

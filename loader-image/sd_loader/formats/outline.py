@@ -1,0 +1,127 @@
+"""The parts of a model file that say where its tensors lie, brought before the tensors are.
+
+They are put into a file of holes, as long as the whole, which is then read as the whole would be.
+Of a torch archive, the local headers of the storages lie between these: where they will end is
+foreseen by torch's own rule, and confirmed when they have come.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from sd_loader.formats.safetensors import LENGTH_BYTES, MAX_HEADER
+from sd_loader.formats.sniff import Container, identify
+from sd_loader.formats.torchzip import storages_of
+from sd_loader.formats.zipdir import (
+    Directory,
+    Member,
+    Record,
+    confirm,
+    directory_start,
+    foresee,
+    read_directory,
+)
+
+TAIL_BYTES = 256 << 10
+"""Read at once: an archive's directory, and the small members that torch writes last."""
+_MOST_SLACK = 1 << 16
+_GAP = 1 << 16
+
+Read = Callable[[int, int], bytes]
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What was brought. members, foreseen: of the storages whose local headers are yet to come."""
+
+    members: Mapping[str, Member] = field(default_factory=dict)
+    foreseen: Mapping[str, Record] = field(default_factory=dict)
+
+    def headers(self, needed: Callable[[Range], bool]) -> dict[str, Range]:
+        """Where the local headers are, of the storages of which something is needed."""
+        return {
+            name: (self.members[name].header, record.offset)
+            for name, record in self.foreseen.items()
+            if needed((record.offset, record.offset + record.size))
+        }
+
+    def confirm(self, fd: int, name: str) -> None:
+        """Refuse a storage whose local header has come and is another than foreseen."""
+        confirm(fd, self.members[name], self.foreseen[name])
+
+
+def bring_outline(fd: int, head: bytes, size: int, read: Read) -> Outline | None:
+    """Put a file's outline into an empty file; None for a kind of file that has none.
+
+    head: the first bytes of the file; read: reads a range of it.
+    """
+    os.ftruncate(fd, size)
+    _put(fd, 0, head)
+    match identify(head, size):
+        case Container.SAFETENSORS:
+            end = LENGTH_BYTES + int.from_bytes(head[:LENGTH_BYTES], "little")
+            if len(head) < end <= min(size, LENGTH_BYTES + MAX_HEADER):
+                _put(fd, len(head), read(len(head), end))
+            return Outline()
+        case Container.ZIP:
+            return _archive(fd, len(head), size, read)
+        case _:
+            return None
+
+
+def _archive(fd: int, head: int, size: int, read: Read) -> Outline | None:
+    tail = max(head, size - TAIL_BYTES)
+    _put(fd, tail, read(tail, size))
+    start = directory_start(fd, size)
+    if head < start < tail:
+        _put(fd, start, read(start, tail))
+    directory = read_directory(fd, size)
+    storages = storages_of(directory)
+    foreseen: dict[str, Record] = {}
+    missing: list[Range] = []
+    for member, following in _with_following(directory):
+        if member.name in storages:
+            record = foresee(member, following)
+            if record is None:
+                return None
+            foreseen[member.name] = record
+        elif following - member.header > member.size + _MOST_SLACK:
+            return None
+        else:
+            missing.append((max(member.header, head), min(following, tail)))
+    for begin, end in _joined(missing):
+        _put(fd, begin, read(begin, end))
+    members = {member.name: member for member in directory.members if member.name in foreseen}
+    return Outline(members, foreseen)
+
+
+def _with_following(directory: Directory) -> Iterator[tuple[Member, int]]:
+    """Each member, and where what comes after it begins."""
+    ordered = sorted(directory.members, key=lambda member: member.header)
+    for member, following in pairwise(ordered):
+        yield member, following.header
+    if ordered:
+        yield ordered[-1], directory.start
+
+
+def _joined(ranges: list[Range]) -> list[Range]:
+    joined: list[Range] = []
+    for begin, end in ranges:
+        if begin >= end:
+            continue
+        if joined and begin - joined[-1][1] <= _GAP:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def _put(fd: int, position: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest.nbytes:
+        count = os.pwrite(fd, rest, position)
+        position, rest = position + count, rest[count:]

@@ -1,0 +1,83 @@
+"""One HTTP exchange: redirects followed by hand, and what an answer says of ranges and versions."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import httpx2
+
+from sd_api.netguard import MAX_REDIRECTS, redact
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+
+
+@dataclass(frozen=True)
+class Link:
+    """A url, the client that asks for it, and the token that its origin, and no other, is sent."""
+
+    client: httpx2.Client
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+    @contextlib.contextmanager
+    def get(self, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """Ask for the file; the answer's body is not read yet."""
+        sent = dict(headers)
+        if self.token is not None:
+            sent["Authorization"] = f"Bearer {self.token}"
+        request = self.client.build_request("GET", self.url, headers=sent)
+        for _ in range(1 + MAX_REDIRECTS):
+            response = self.client.send(request, stream=True, follow_redirects=False)
+            with contextlib.closing(response):
+                following = response.next_request
+                if following is None:
+                    yield response
+                    return
+            if _origin(following.url) != _origin(request.url):
+                following.headers.pop("Authorization", None)
+            request = following
+        raise LoaderError(
+            Reason.SOURCE_UNREACHABLE,
+            f"{redact(self.url)} redirects more than {MAX_REDIRECTS} times",
+        )
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def validator(response: httpx2.Response) -> str | None:
+    """What If-Range can be asked with: a strong ETag or a date, else nothing to resume by."""
+    etag: str = response.headers.get("ETag", "")
+    if etag.startswith('"'):
+        return etag
+    return response.headers.get("Last-Modified")
+
+
+def total_bytes(response: httpx2.Response) -> int | None:
+    """Length of the whole file, as far as the answer tells."""
+    header, pattern = (
+        ("Content-Length", r"(\d{1,18})")
+        if response.status_code == 200
+        else ("Content-Range", r"bytes (?:\d+-\d+|\*)/(\d{1,18})")
+    )
+    match = re.fullmatch(pattern, response.headers.get(header, "").strip(), re.ASCII)
+    return int(match[1]) if match else None
+
+
+def first_byte(response: httpx2.Response) -> int | None:
+    """Where the range begins that the answer has."""
+    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""), re.ASCII)
+    return int(match[1]) if match else None
+
+
+def refuse_encoded(response: httpx2.Response) -> None:
+    """Bytes are counted, resumed and digested as they are in the file."""
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise LoaderError(
+            Reason.SOURCE_UNREACHABLE,
+            f"{redact(str(response.url))} answers compressed, which was not asked for",
+        )

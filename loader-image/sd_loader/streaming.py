@@ -1,0 +1,190 @@
+"""Converts a link's file while it downloads: only what is needed of it, each byte to its place.
+
+The file's outline comes first, and the conversion is planned from it; then come the ranges that
+the plan needs. A later process goes on from what is durable. Where a server does not serve ranges
+of one known version, or a digest of the whole is asked for, the file is downloaded first instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_api.load import LoadRequest, Progress, Source, Stage
+from sd_loader.convert import plan_file
+from sd_loader.convert.plan import FolderPlan, WeightsFile
+from sd_loader.convert.result import Converted
+from sd_loader.convert.streamed import StreamedFolder
+from sd_loader.convert.wants import Range, Wants, wants_of
+from sd_loader.formats import open_tensor_file
+from sd_loader.formats.outline import Outline, bring_outline
+from sd_loader.progress import Report
+from sd_loader.source.ranges import ChangedError, RemoteFile
+from sd_loader.tensors import TensorFile
+from sd_loader.verify import verify_folder
+
+LEAST_BYTES = 16 << 20
+"""A smaller file is downloaded in less time than it takes to ask for its parts."""
+_ATTEMPTS = 3
+_OUTLINE = "download"
+"""Named as a finished download is, since messages begin with it."""
+_RECORD = "streamed.json"
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A folder that was converted while its source came."""
+
+    source: Source
+    converted: Converted
+
+
+def stream(
+    open_remote: Callable[[], RemoteFile | None],
+    request: LoadRequest,
+    into: Path,
+    out: Path,
+    report: Report,
+) -> Streamed | None:
+    """Convert a remote file into `out`; None where it must be downloaded first.
+
+    into: for the outline and the record of what is done. Both folders may hold what an earlier
+    process left.
+    """
+    for _ in range(_ATTEMPTS):
+        remote = open_remote()
+        if remote is None or remote.size < LEAST_BYTES:
+            break
+        try:
+            return _stream(remote, request, into, out, report)
+        except ChangedError:
+            continue
+    _forget(into, out)
+    return None
+
+
+def _stream(
+    remote: RemoteFile, request: LoadRequest, into: Path, out: Path, report: Report
+) -> Streamed | None:
+    fd = os.open(into / _OUTLINE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        outline = bring_outline(fd, remote.head, remote.size, remote.read)
+        if outline is None:
+            return None
+        with open_tensor_file(into / _OUTLINE, outline.foreseen) as file:
+            plan = plan_file(file, request)
+            wants, headers = _wants(plan, file, outline)
+            record = _Record(into / _RECORD, _key(remote, plan, wants))
+            if not record.done():
+                _clear(out)
+            with StreamedFolder(out, plan.files, wants, fd, record) as folder:
+                _bring(remote, wants, folder, report)
+                files = folder.finish()
+            for name in headers:
+                outline.confirm(fd, name)
+            verify_folder(out, plan, request.verify, report)
+            source = Source(size_bytes=remote.size, format=file.format)
+        return Streamed(source, Converted.of(plan, files))
+    finally:
+        os.close(fd)
+
+
+def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants, Sequence[str]]:
+    """What is needed, with the local headers of the storages that it lies in."""
+    weights = wants_of(plan.files, file.fd)
+    starts = sorted((want.start, want.end) for want in weights.ordered)
+
+    def is_needed(extent: Range) -> bool:
+        return any(start < extent[1] and extent[0] < end for start, end in starts)
+
+    headers = outline.headers(is_needed)
+    if not headers:
+        return weights, ()
+    return wants_of(plan.files, file.fd, headers.values()), tuple(headers)
+
+
+def _bring(remote: RemoteFile, wants: Wants, folder: StreamedFolder, report: Report) -> None:
+    total = wants.nbytes
+    done = sum(want.end - want.start for want in wants.ordered[: folder.begin])
+
+    def take(position: int, content: memoryview) -> None:
+        nonlocal done
+        folder.feed(position, content)
+        done = min(total, done + content.nbytes)
+        report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
+
+    for start, end in wants.ranges(folder.begin):
+        remote.stream(start, end, take)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """How many wants are done, of one version of a source and one plan."""
+
+    path: Path
+    key: str
+
+    def done(self) -> int:
+        """What is recorded; 0 where it is about something else."""
+        try:
+            record = json.loads(self.path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
+        if not isinstance(record, dict) or record.get("key") != self.key:
+            return 0
+        # What was written is in this machine's memory, if it is still up.
+        boot = _boot()
+        is_up = boot is not None and record.get("boot") == boot
+        done = record.get("written" if is_up else "durable")
+        return done if isinstance(done, int) else 0
+
+    def set_done(self, written: int, durable: int) -> None:
+        """Replace the record."""
+        new = self.path.with_name(self.path.name + ".new")
+        record = {"key": self.key, "written": written, "durable": durable, "boot": _boot()}
+        new.write_text(json.dumps(record))
+        new.replace(self.path)
+
+
+def _boot() -> str | None:
+    """What tells this run of this machine from others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _key(remote: RemoteFile, plan: FolderPlan, wants: Wants) -> str:
+    """Tells apart what may not be continued by the other."""
+    digest = hashlib.sha256()
+    for part in (remote.link.url, remote.version, remote.size):
+        digest.update(f"{part}\n".encode())
+    for file in plan.files:
+        digest.update(file.path.encode() + b"\n")
+        digest.update(file.header if isinstance(file, WeightsFile) else file.content)
+    for want in wants.ordered:
+        place = (want.slot.file, want.slot.number) if want.slot else None
+        digest.update(f"{want.start} {want.end} {place}\n".encode())
+    return digest.hexdigest()
+
+
+def _forget(into: Path, out: Path) -> None:
+    """Leave nothing to a download that takes this one's place."""
+    for name in (_OUTLINE, _RECORD):
+        (into / name).unlink(missing_ok=True)
+    _clear(out)
+
+
+def _clear(out: Path) -> None:
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            with suppress(FileNotFoundError):
+                path.unlink()
