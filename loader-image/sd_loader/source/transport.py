@@ -29,6 +29,8 @@ LOADER_VERSION = version("sd-operator")
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 TIMEOUT = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+READ_BYTES = 256 << 10
+"""At a time, where so much is there: httpcore's 64 KiB cost as much Python as the digests."""
 MAX_ADDRESSES = 4
 """Of one host; each may take CONNECT_SECONDS to fail."""
 
@@ -212,7 +214,7 @@ class _PacedStream(httpcore2.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         start = time.monotonic()
-        data = self._stream.read(max_bytes, timeout)
+        data = self._stream.read(max(max_bytes, READ_BYTES), timeout)
         self._waited += time.monotonic() - start
         self._received += len(data)
         if self._waited >= self._pace.window_seconds:

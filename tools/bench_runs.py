@@ -1,0 +1,187 @@
+"""What `bench` measures: each of RUNS in a process of its own, which prints its peak memory in kB.
+
+python tools/bench_runs.py RUN ARGUMENT...
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet", "repo-bin": "huggingface"}
+
+
+def request(kind: str, url: str, revision: str) -> Any:  # noqa: ANN401 - imported where it is timed
+    """The load of one kind of source."""
+    from sd_api.load import LoadRequest
+
+    return LoadRequest.model_validate(
+        {
+            "owner": {"uid": "bench", "namespace": "default", "name": "bench"},
+            "modelId": "bench",
+            "modelType": MODEL_TYPES.get(kind, "custom_ckpt"),
+            "url": url,
+            "loadHash": "0" * 16,
+            "revision": revision or None,
+        }
+    )
+
+
+def ours(kind: str, source: str, out: str, revision: str) -> None:
+    """Convert by the loader, as `sd-loader convert` does between staging and publishing."""
+    from sd_api.load import Source
+    from sd_loader.convert import convert
+    from sd_loader.source import Fetched
+
+    path = Path(source)
+    asked = request(kind, "https://models.example.com/model", revision)
+    if path.is_dir():
+        fetched = Fetched(kind="repo", path=path.name, source=Source())
+    else:
+        fetched = Fetched(kind="file", path="model", source=Source())
+        link = path.with_name("model")
+        link.unlink(missing_ok=True)
+        link.hardlink_to(path)
+    convert(fetched, path.parent, asked, Path(out), lambda _: None)
+
+
+def ours_link(url: str, out: str, revision: str) -> None:
+    """Download and convert by the loader, as `sd-loader fetch` does, whatever way it chooses."""
+    from urllib.parse import urlsplit
+
+    from sd_loader.convert import convert
+    from sd_loader.settings import Settings
+    from sd_loader.source.http import fetch_link
+
+    into, folder = Path(out, "source"), Path(out, "folder")
+    into.mkdir()
+    folder.mkdir()
+    settings = Settings(allowed_hosts=frozenset({urlsplit(url).netloc}))
+    asked = request("link", url, revision)
+    fetched = fetch_link(asked, settings, into, lambda _: None, out=folder)
+    if fetched.converted is None:
+        convert(fetched, into, asked, folder, lambda _: None)
+
+
+def make(kind: str, path: str) -> None:
+    """Write random numbers of a real model's names and shapes: each storage its own, all finite."""
+    sys.path.insert(0, str(TESTS))
+    import torch
+    from safetensors.torch import save_file
+
+    if kind == "repo-bin":
+        make_repo(Path(path))
+        return
+    shapes = SHAPES[kind]()
+    is_pickle = path.endswith((".ckpt", ".pth"))
+    numbers = torch.randn(64 * 2**20) * 0.05
+    numbers = numbers if is_pickle else numbers.half()
+    tensors = {
+        name: numbers[: math.prod(shape)].clone().view(shape) for name, shape in shapes.items()
+    }
+    if kind.startswith("sd15") and is_pickle:
+        torch.save({"state_dict": tensors, "global_step": 470000}, path)
+    elif is_pickle:
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+
+
+def make_repo(folder: Path) -> None:
+    """SD 1.5 as a diffusers repo of fp32 .bin weights, made from the loader's own folder."""
+    checkpoint = folder.with_name("checkpoint.safetensors")
+    make("sd15", str(checkpoint))
+    made = folder.with_name("made")
+    made.mkdir()
+    ours("sd15", str(checkpoint), str(made), "fp32")
+    checkpoint.unlink()
+    import torch
+    from safetensors.torch import load_file
+
+    for path in sorted(made.rglob("*.safetensors")):
+        stem = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+        path.unlink()
+    made.rename(folder)
+
+
+def configs(kind: str, source: str, out: str) -> None:
+    """Diffusers takes its configs and tokenizers from a folder: ours, without the weights."""
+    if kind in ("lora", "repo-bin"):
+        return
+    folder = Path(out)
+    folder.mkdir()
+    ours(kind, source, out, "fp16")
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+
+
+def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
+    """Do the same by diffusers, to the precision in which ours publishes."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    half = {"torch_dtype": torch.float16}
+    match kind:
+        case "repo-bin":
+            from diffusers import StableDiffusionPipeline
+
+            StableDiffusionPipeline.from_pretrained(
+                source, use_safetensors=False, local_files_only=True
+            ).save_pretrained(out)
+        case "lora":
+            from diffusers import StableDiffusionXLPipeline
+            from safetensors.torch import save_file
+
+            state, *_ = StableDiffusionXLPipeline.lora_state_dict(source)
+            save_file(state, Path(out, "pytorch_lora_weights.safetensors"))
+        case "controlnet":
+            from diffusers import ControlNetModel
+
+            ControlNetModel.from_single_file(
+                source, config=configs_folder, local_files_only=True, **half
+            ).save_pretrained(out)
+        case _:
+            from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+            pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
+            pipeline.from_single_file(
+                source, config=configs_folder, local_files_only=True, **half
+            ).save_pretrained(out)
+
+
+def _sd15() -> dict[str, tuple[int, ...]]:
+    from ldm_layouts import SD15, sd15_shapes
+
+    return sd15_shapes(SD15)
+
+
+def _sd15_ema() -> dict[str, tuple[int, ...]]:
+    from ldm_layouts import SD15, ema_shapes
+
+    return _sd15() | ema_shapes(SD15)
+
+
+def _sdxl() -> dict[str, tuple[int, ...]]:
+    from ldm_layouts import SDXL, sdxl_shapes
+
+    return sdxl_shapes(SDXL)
+
+
+SHAPES = {"sd15": _sd15, "sd15-ema": _sd15_ema, "sdxl": _sdxl}
+RUNS = {
+    "make": make,
+    "configs": configs,
+    "ours": ours,
+    "ours-link": ours_link,
+    "diffusers": diffusers,
+}
+
+if __name__ == "__main__":
+    RUNS[sys.argv[1]](*sys.argv[2:])
+    status = Path("/proc/self/status").read_text()
+    print(status.split("VmHWM:")[1].split()[0])
