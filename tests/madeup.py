@@ -21,6 +21,7 @@ class Parts:
 
     def __init__(self) -> None:
         self.downloads = 0
+        self.files = FILES
         self.fetch_error: Exception | None = None
         self.convert_error: Exception | None = None
 
@@ -51,7 +52,7 @@ class Parts:
         """Write the made-up files."""
         assert (source_dir / fetched.path).read_bytes() == b"partial no more"
         digests = {}
-        for path, content in FILES.items():
+        for path, content in self.files.items():
             file = out / path
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)

@@ -83,7 +83,9 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     if result.message:
         _tell(f"warning: {result.message}")
     if result.artifact is not None:
-        _tell(f"loaded {result.artifact.files} files, {size(result.artifact.size_bytes)}")
+        shared = result.artifact.shared_bytes
+        saved = f", {size(shared)} of it shared with other models" if shared else ""
+        _tell(f"loaded {result.artifact.files} files, {size(result.artifact.size_bytes)}{saved}")
     print(args.store / args.model_id)
     return result
 

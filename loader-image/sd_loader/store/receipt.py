@@ -50,6 +50,11 @@ class Receipt(Contract):
             outcome="loaded", message=self.message, source=self.source, artifact=self.artifact
         )
 
+    def sharing(self, count: int) -> Receipt:
+        """The receipt of a version that shares so many bytes with others."""
+        artifact = self.artifact.model_copy(update={"shared_bytes": count})
+        return self.model_copy(update={"artifact": artifact})
+
     def to_json(self) -> bytes:
         """The file's content."""
         return self.model_dump_json(by_alias=True, indent=2, exclude_none=True).encode()
