@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -257,6 +257,14 @@ class Folder:
             for folder, _, names, _ in os.fwalk(".", dir_fd=self.fd)
             for name in names
         )
+
+    def entries(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Path and status of everything beneath that is no folder."""
+        for folder, folders, names, fd in os.fwalk(".", dir_fd=self.fd):
+            for name in (*folders, *names):
+                status = Folder(fd).status(name)
+                if status is not None and not stat.S_ISDIR(status.st_mode):
+                    yield str(PurePosixPath(folder, name)), status
 
     def sync_tree(self, *, public: bool = False) -> None:
         """Make all beneath durable, and readable by all if `public`.
