@@ -32,10 +32,11 @@ from volumes import (
 )
 
 from sd_api.reasons import ExitCode, Reason
+from sd_loader.errors import LoaderError
 from sd_loader.store import removal
 from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.ownership import take_ownership
-from sd_loader.store.publish import tidy
+from sd_loader.store.publish import link, tidy
 from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
@@ -323,6 +324,49 @@ def test_what_became_somebodys_between_two_looks_stays(
     assert (tmp_path / ".staging/uid-1/pod/source/file").read_bytes() == b"part"
 
 
+@pytest.mark.parametrize("make", [nobodys_files, superseded_unrecorded])
+def test_what_is_published_again_at_the_very_moment_is_put_back(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Volume], None]
+) -> None:
+    """The link wins, however late it is set."""
+    make(volume)
+    original = os.rename
+
+    def published_first(old: str, new: str, **fds: int) -> None:
+        if old in {"uid-1", HASH}:
+            monkeypatch.undo()
+            (tmp_path / MODEL_ID).unlink(missing_ok=True)
+            volume.root.make_link(MODEL_ID, VERSION)
+        original(old, new, **fds)
+
+    monkeypatch.setattr(os, "rename", published_first)
+    (finding,) = (one for one in swept(tmp_path, delete=True).findings if one.path in VERSION)
+    assert not finding.removed
+    assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
+
+
+@pytest.mark.parametrize("make", [nobodys_files, superseded_unrecorded])
+def test_a_load_does_not_publish_what_a_sweep_has_just_taken(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Volume], None]
+) -> None:
+    """It fails, leaves no link to nothing, and is run again."""
+    make(volume)
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    original = os.symlink
+
+    def swept_first(*args: str, **fds: int) -> None:
+        monkeypatch.undo()
+        swept(tmp_path, delete=True)
+        assert not (tmp_path / VERSION).exists()
+        with volume.make(".staging", OWNER.uid):
+            original(*args, **fds)
+
+    monkeypatch.setattr(os, "symlink", swept_first)
+    with pytest.raises((LoaderError, FileNotFoundError)):
+        link(volume, OWNER, MODEL_ID, HASH)
+    assert not (tmp_path / MODEL_ID).is_symlink() or (tmp_path / MODEL_ID).exists()
+
+
 def test_a_sweep_beside_loads_and_removals_harms_none(tmp_path: Path) -> None:
     """With no time to be old in, only order and locks protect what is at work."""
     failures: list[BaseException] = []
@@ -334,6 +378,8 @@ def test_a_sweep_beside_loads_and_removals_harms_none(tmp_path: Path) -> None:
                 for number in range(15):
                     load(volume, load_hash=f"{number % 3:016x}", files=WEIGHTS)
                     assert WEIGHTS.items() <= tree(tmp_path / MODEL_ID).items()
+                    if number % 4 == 3:
+                        removal.remove(volume, OWNER, MODEL_ID)
                 removal.remove(volume, OWNER, MODEL_ID)
         except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
             failures.append(error)
@@ -343,7 +389,8 @@ def test_a_sweep_beside_loads_and_removals_harms_none(tmp_path: Path) -> None:
     thread = threading.Thread(target=come_and_go)
     thread.start()
     while not done.is_set():
-        sweep(tmp_path, delete=True, older_than=DAY, retain=timedelta(0))
+        result = sweep(tmp_path, delete=True, digests=True, older_than=DAY, retain=timedelta(0))
+        assert result.exit_code is ExitCode.DONE, result.to_text()
     thread.join()
     assert failures == []
     sweep(tmp_path, delete=True, older_than=timedelta(0), retain=timedelta(0))

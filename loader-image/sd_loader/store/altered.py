@@ -6,6 +6,7 @@ person to find out. Loading the model anew publishes whole files beside them.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from sd_loader.store import blobs
 from sd_loader.store.folder import Folder, file_digest
 from sd_loader.store.orphans import HASH, UID, links
 from sd_loader.store.ownership import OWNER_FILE, read_owner
-from sd_loader.store.receipt import RECEIPT_FILE, PublishedFile, read_receipt
+from sd_loader.store.receipt import RECEIPT_FILE, PublishedFile, Receipt, read_receipt
 from sd_loader.store.volume import Volume
 
 _OURS = frozenset({STAGING_DIR, STORE_DIR, BLOBS_DIR})
@@ -53,24 +54,33 @@ def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]
     A version that is removed meanwhile is none.
     """
     served = {(version.uid, version.load_hash) for version in links(volume).values()}
+    for uid in _uids(volume):
+        path = f"{STORE_DIR}/{uid}"
+        if any(uid == owner for owner, _ in served) and read_owner(volume, uid) is None:
+            yield Altered(f"{path}/{OWNER_FILE}", "it cannot be read")
+        for name in _versions(volume, uid):
+            for file, why in _of_version(volume, uid, name, (uid, name) in served, digests):
+                yield Altered(f"{path}/{name}/{file}", why)
+
+
+def _uids(volume: Volume) -> list[str]:
     store = volume.find(STORE_DIR)
     if store is None:
-        return
+        return []
     with store:
-        for uid in filter(UID.fullmatch, store.names()):
-            if store.kind(uid) != stat.S_IFDIR:
-                continue
-            with store.open_folder(uid) as versions:
-                path = f"{STORE_DIR}/{uid}"
-                is_served = any(uid == owner for owner, _ in served)
-                if is_served and read_owner(volume, uid) is None:
-                    yield Altered(f"{path}/{OWNER_FILE}", "it cannot be read")
-                for name in filter(HASH.fullmatch, versions.names()):
-                    if versions.kind(name) != stat.S_IFDIR:
-                        continue
-                    found = _of_version(versions, name, (uid, name) in served, digests)
-                    if found and versions.kind(name) is not None:
-                        yield from (Altered(f"{path}/{name}/{file}", why) for file, why in found)
+        return [uid for uid in store.names() if _is_folder(UID, store, uid)]
+
+
+def _versions(volume: Volume, uid: str) -> list[str]:
+    versions = volume.find(STORE_DIR, uid)
+    if versions is None:
+        return []
+    with versions:
+        return [name for name in versions.names() if _is_folder(HASH, versions, name)]
+
+
+def _is_folder(pattern: re.Pattern[str], folder: Folder, name: str) -> bool:
+    return pattern.fullmatch(name) is not None and folder.kind(name) == stat.S_IFDIR
 
 
 def foreign(volume: Volume) -> list[str]:
@@ -83,8 +93,7 @@ def foreign(volume: Volume) -> list[str]:
             found += [
                 f"{STORE_DIR}/{name}"
                 for name in store.names()
-                if not name.startswith(".trash-")
-                and not (UID.fullmatch(name) and store.kind(name) == stat.S_IFDIR)
+                if not name.startswith(".trash-") and not _is_folder(UID, store, name)
             ]
     known = {path for path, _ in blobs.every(volume)}
     folder = volume.find(BLOBS_DIR)
@@ -96,21 +105,34 @@ def foreign(volume: Volume) -> list[str]:
 
 
 def _of_version(
-    versions: Folder, name: str, is_served: bool, digests: Digests | None
+    volume: Volume, uid: str, name: str, is_served: bool, digests: Digests | None
 ) -> list[tuple[str, str]]:
-    with versions.open_folder(name) as version:
+    version = volume.find(STORE_DIR, uid, name)
+    if version is None:
+        return []
+    with version:
         try:
             receipt = read_receipt(version)
         except (OSError, ValueError):
             # One that nobody is led to is an orphan.
-            return [(RECEIPT_FILE, "it cannot be read")] if is_served else []
-        found = []
-        for path, file in receipt.files.items():
-            why = _wrong_with(version, path, file, digests)
-            if why:
-                found.append((path, why))
-        more = {path for path, _ in version.entries()} - {RECEIPT_FILE, *receipt.files}
-        return found + [(path, "its receipt does not name it") for path in sorted(more)]
+            found = [(RECEIPT_FILE, "it cannot be read")] if is_served else []
+        else:
+            found = _compared(version, receipt, digests)
+        still = volume.find(STORE_DIR, uid, name)
+    if still is None:
+        return []  # removed meanwhile
+    still.close()
+    return found
+
+
+def _compared(version: Folder, receipt: Receipt, digests: Digests | None) -> list[tuple[str, str]]:
+    found = []
+    for path, file in receipt.files.items():
+        why = _wrong_with(version, path, file, digests)
+        if why:
+            found.append((path, why))
+    more = {path for path, _ in version.entries()} - {RECEIPT_FILE, *receipt.files}
+    return found + [(path, "its receipt does not name it") for path in sorted(more)]
 
 
 def _wrong_with(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sd_api.names import STAGING_DIR, STORE_DIR, immutable_path
 from sd_loader.store import blobs
-from sd_loader.store.folder import Folder
+from sd_loader.store.folder import Folder, temporary_name
 from sd_loader.store.ownership import OWNER_FILE, OwnerRecord, Version, read_owner
 from sd_loader.store.receipt import read_receipt
 from sd_loader.store.staging import is_held, remove_if_abandoned
@@ -48,10 +48,11 @@ class Times:
 
 @dataclass(frozen=True)
 class Orphan:
-    """A path that can go, and why."""
+    """A path that can go, and why; model_id is the link that must not lead there."""
 
     path: str
     why: str
+    model_id: str | None = None
 
 
 def orphans(volume: Volume, times: Times) -> Iterator[Orphan]:
@@ -77,21 +78,35 @@ def remove(volume: Volume, orphan: Orphan) -> bool:
         elif folders[0] == STAGING_DIR:
             remove_if_abandoned(folder, name)
         else:
-            folder.discard(name)
+            _discard_unless_published(volume, folder, name, orphan)
         gone = folder.kind(name) is None
     if len(folders) > 1:
         volume.remove_if_empty(folders[1])
     return gone
 
 
+def _discard_unless_published(volume: Volume, folder: Folder, name: str, orphan: Orphan) -> None:
+    """Take it out of sight, and put it back if a load has published it at this very moment.
+
+    A load that publishes it a moment later finds it gone, and is run again.
+    """
+    trash = temporary_name("trash")
+    folder.move(name, folder, trash)
+    target = f"{volume.root.link_target(orphan.model_id) if orphan.model_id else None}/"
+    if target.startswith(f"{orphan.path}/"):
+        folder.move(trash, folder, name)
+    else:
+        folder.remove(trash)
+
+
 def links(volume: Volume) -> dict[str, Version]:
     """The published models: which version each link leads to."""
-    found = {}
-    for name in volume.root.names():
-        version = Version.parse(volume.root.link_target(name))
-        if version is not None:
-            found[name] = version
-    return found
+    return _read(volume, volume.root.names())
+
+
+def _read(volume: Volume, names: Iterable[str]) -> dict[str, Version]:
+    found = {name: Version.parse(volume.root.link_target(name)) for name in names}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def last_change(status: os.stat_result | None) -> datetime:
@@ -111,7 +126,10 @@ def _staging(volume: Volume, times: Times) -> Iterator[Orphan]:
                 if last_change(staging.status(uid)) < times.idle_since:
                     yield Orphan(f"{STAGING_DIR}/{uid}", _INTERRUPTED)
                 continue
-            with staging.open_folder(uid) as pods:
+            pods = volume.find(STAGING_DIR, uid)
+            if pods is None:
+                continue
+            with pods:
                 if not pods.names() and last_change(staging.status(uid)) < times.idle_since:
                     yield Orphan(f"{STAGING_DIR}/{uid}", "it is empty")
                 for name in pods.names():
@@ -126,9 +144,12 @@ def _staging(volume: Volume, times: Times) -> Iterator[Orphan]:
 def _last_work(pods: Folder, name: str) -> datetime:
     newest = last_change(pods.status(name))
     if pods.kind(name) == stat.S_IFDIR:
-        with pods.open_folder(name) as folder:
-            for _, status in folder.entries():
-                newest = max(newest, last_change(status))
+        try:
+            with pods.open_folder(name) as folder:
+                for _, status in folder.entries():
+                    newest = max(newest, last_change(status))
+        except FileNotFoundError:
+            return last_change(None)
     return newest
 
 
@@ -136,31 +157,49 @@ def _models(volume: Volume, times: Times) -> Iterator[Orphan]:
     store = volume.find(STORE_DIR)
     if store is None:
         return
+    names: dict[str, set[str]] = {}
+    for name, version in links(volume).items():
+        names.setdefault(version.uid, set()).add(name)
     with store:
         for uid in store.names():
             path = f"{STORE_DIR}/{uid}"
             if uid.startswith(_TRASH):
                 yield Orphan(path, _INTERRUPTED)
             elif UID.fullmatch(uid) and store.kind(uid) == stat.S_IFDIR:
-                yield from _model(volume, store, uid, times)
+                yield from _model(volume, store, uid, names.get(uid, set()), times)
 
 
-def _model(volume: Volume, store: Folder, uid: str, times: Times) -> Iterator[Orphan]:
-    record = read_owner(volume, uid)
-    published = {name: version for name, version in links(volume).items() if version.uid == uid}
-    with store.open_folder(uid) as folder:
-        if not published:
-            kept = record is not None and record.released
-            if not kept and _is_idle(volume, store, folder, uid, times):
-                without = "link leads here" if record else f"readable {OWNER_FILE}, and no link"
-                yield Orphan(f"{STORE_DIR}/{uid}", f"no {without}")
-            return
+def _model(
+    volume: Volume, store: Folder, uid: str, names: set[str], times: Times
+) -> Iterator[Orphan]:
+    folder = volume.find(STORE_DIR, uid)
+    if folder is None:
+        return
+    with folder:
         for name in folder.names():
-            if name == OWNER_FILE:
-                continue
+            # Read anew for each: to remove the one before took its time.
+            record, published = _published(volume, uid, names)
+            if not published:
+                break
             why = _leftover(volume, folder, name, record, published, times)
             if why:
-                yield Orphan(f"{STORE_DIR}/{uid}/{name}", why)
+                model_id = record.model_id if record else None
+                yield Orphan(f"{STORE_DIR}/{uid}/{name}", why, model_id)
+        record, published = _published(volume, uid, names)
+        kept = published or (record is not None and record.released)
+        if not kept and _is_idle(volume, store, folder, uid, times):
+            without = "link leads here" if record else f"readable {OWNER_FILE}, and no link"
+            model_id = record.model_id if record else None
+            yield Orphan(f"{STORE_DIR}/{uid}", f"no {without}", model_id)
+
+
+def _published(
+    volume: Volume, uid: str, names: set[str]
+) -> tuple[OwnerRecord | None, dict[str, Version]]:
+    """Whose it is, and its links: those known, and the one that a load may just have set."""
+    record = read_owner(volume, uid)
+    found = _read(volume, names | ({record.model_id} if record else set()))
+    return record, {name: version for name, version in found.items() if version.uid == uid}
 
 
 def _is_idle(volume: Volume, store: Folder, folder: Folder, uid: str, times: Times) -> bool:
@@ -188,6 +227,8 @@ def _leftover(
     times: Times,
 ) -> str | None:
     """Why an entry of a published model's folder can go; None where it is to stay."""
+    if name == OWNER_FILE:
+        return None
     if name.startswith(_TRASH):
         return _INTERRUPTED
     changed = last_change(folder.status(name))
@@ -199,11 +240,11 @@ def _leftover(
     recently = last_change(folder.status(OWNER_FILE)) >= times.idle_since
     if model_ids or (begun_last and recently):
         return None  # readers get it, or a load is about to give it to them
-    with folder.open_folder(name) as version:
-        try:
+    try:
+        with folder.open_folder(name) as version:
             read_receipt(version)
-        except (OSError, ValueError):
-            return "it has no readable receipt, and no link leads here" if idle else None
+    except (OSError, ValueError):
+        return "it has no readable receipt, and no link leads here" if idle else None
     since = record.superseded.get(name) if record else None
     if since is None:
         # No load has lived to record it: another version is published since the link was made.

@@ -92,12 +92,24 @@ def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
             _remove_dangling(volume, owner.uid, model_id, load_hash)
             raise
         if volume.root.link_target(model_id) == target:
+            _insist_it_is_there(volume, owner.uid, model_id, load_hash)
             return
         _set_link(volume, owner.uid, model_id, target)
         volume.root.sync()
     raise LoaderError(
         Reason.LOADER_CRASHED, f"others keep changing {model_id} on the volume; it is not published"
     )
+
+
+def _insist_it_is_there(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
+    """A sweep may take an old version for an orphan that is just being published again."""
+    version = volume.find(names.STORE_DIR, uid, load_hash)
+    if version is None:
+        _remove_dangling(volume, uid, model_id, load_hash)
+        raise LoaderError(
+            Reason.LOADER_CRASHED, f"{model_id} was removed from the volume while it was published"
+        )
+    version.close()
 
 
 def _remove_dangling(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
