@@ -144,7 +144,12 @@ def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
 
 @contextmanager
 def _freeing(staging: Staging) -> Iterator[Staging]:
-    """On failure free the space that no later attempt can use: all of it, or all but the source."""
+    """On failure free the space that no later attempt can use: all of it, or all but the source.
+
+    On a full volume the finished download goes as well. It would spare the next attempt a
+    download, but two loads that fit one after the other would keep each other from ending for
+    ever, each holding what the other needs.
+    """
     try:
         yield staging
     except Exception as error:
