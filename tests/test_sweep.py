@@ -28,13 +28,14 @@ from volumes import (
     download,
     load,
     load_untidily,
+    refused,
     tree,
 )
 
 from sd_api.reasons import ExitCode, Reason
-from sd_loader.errors import LoaderError
 from sd_loader.store import removal
 from sd_loader.store.blobs import SHARED_FROM
+from sd_loader.store.orphans import Orphan, remove
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import link, tidy
 from sd_loader.store.receipt import RECEIPT_FILE
@@ -352,19 +353,19 @@ def test_a_load_does_not_publish_what_a_sweep_has_just_taken(
     """It fails, leaves no link to nothing, and is run again."""
     make(volume)
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    original = os.symlink
+    operation = "rename" if volume.root.kind(MODEL_ID) else "symlink"
+    original = getattr(os, operation)
 
-    def swept_first(*args: str, **fds: int) -> None:
-        monkeypatch.undo()
-        swept(tmp_path, delete=True)
-        assert not (tmp_path / VERSION).exists()
-        with volume.make(".staging", OWNER.uid):
-            original(*args, **fds)
+    def taken_first(*args: str, **fds: int) -> None:
+        if args[-1] == MODEL_ID:
+            monkeypatch.undo()
+            assert remove(volume, Orphan(VERSION, "judged a moment ago", MODEL_ID))
+        original(*args, **fds)
 
-    monkeypatch.setattr(os, "symlink", swept_first)
-    with pytest.raises((LoaderError, FileNotFoundError)):
+    monkeypatch.setattr(os, operation, taken_first)
+    with refused(Reason.LOADER_CRASHED, "m was removed from the volume while it was published"):
         link(volume, OWNER, MODEL_ID, HASH)
-    assert not (tmp_path / MODEL_ID).is_symlink() or (tmp_path / MODEL_ID).exists()
+    assert not (tmp_path / MODEL_ID).is_symlink()
 
 
 def test_a_sweep_beside_loads_and_removals_harms_none(tmp_path: Path) -> None:
