@@ -301,6 +301,11 @@ def test_load_by_hand_takes_a_local_file(containers: Containers, checkpoint: Pat
     assert "Converting" in ended.stderr
     assert (containers.store / "Mine/model_index.json").exists()
     assert checkpoint.exists()
+    assert "shared" not in ended.stderr
+
+    again = containers.run("load", "--url", checkpoint, *arguments[2:], "--model-id", "Copy")
+    assert artifact_of(again).shared_bytes > 0
+    assert "MB of it shared with other models" in again.stderr
 
 
 def test_a_terminal_gets_a_bar_and_then_the_result_in_its_place(
