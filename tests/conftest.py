@@ -11,6 +11,7 @@ from cluster import (
     stub_cluster,
 )
 from operated import checkpoints, operated
+from volumes import tmpfs
 
 __all__ = [
     "backend",
@@ -21,4 +22,5 @@ __all__ = [
     "shared_stub_cluster",
     "stub_backend",
     "stub_cluster",
+    "tmpfs",
 ]

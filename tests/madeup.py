@@ -21,6 +21,8 @@ class Parts:
 
     def __init__(self) -> None:
         self.downloads = 0
+        self.content = b"partial no more"
+        self.files = FILES
         self.fetch_error: Exception | None = None
         self.convert_error: Exception | None = None
 
@@ -42,16 +44,16 @@ class Parts:
             file.write_bytes(b"part")
         if self.fetch_error is not None:
             raise self.fetch_error
-        file.write_bytes(b"partial no more")
+        file.write_bytes(self.content)
         return Fetched(kind="file", path="file", source=Source(size_bytes=15, format="ckpt"))
 
     def convert(
         self, fetched: Fetched, source_dir: Path, _request: LoadRequest, out: Path, _report: object
     ) -> Converted:
         """Write the made-up files."""
-        assert (source_dir / fetched.path).read_bytes() == b"partial no more"
+        assert (source_dir / fetched.path).read_bytes() == self.content
         digests = {}
-        for path, content in FILES.items():
+        for path, content in self.files.items():
             file = out / path
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)

@@ -73,6 +73,29 @@ def test_a_load_costs_few_requests(operated: Operated) -> None:
 PLURAL = "stablediffusionmodels"
 
 
+def test_what_two_models_share_is_told_in_status_and_metrics(operated: Operated) -> None:
+    """Equal files lie on the volume once, and stay as long as one of the two does."""
+    first = operated.load("sketch", url=operated.link())["status"]["artifact"]
+    second = operated.load("copy", url=operated.link(name="copy"))["status"]["artifact"]
+    assert first["sharedBytes"] == 0
+    assert 0.9 * second["sizeBytes"] < second["sharedBytes"] < second["sizeBytes"]
+    shown = operated.cluster.kubectl("get", "sdm", "copy", "-o", "yaml")
+    assert f"sharedBytes: {second['sharedBytes']}" in shown
+    operated.eventually(
+        lambda: operated.metrics().get(("sdmodel_artifact_shared_bytes",)) == second["sharedBytes"]
+    )
+    store = operated.cluster.store
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert (store / "sketch" / unet).samefile(store / "copy" / unet)
+
+    operated.delete("sketch")
+    operated.gone("sketch")
+    assert (store / "copy" / unet).is_file()
+    operated.delete("copy")
+    operated.gone("copy")
+    assert operated.left() == []
+
+
 def test_edits_that_load_nothing_load_nothing(operated: Operated) -> None:
     """A changed webhook advances the generation that is Ready, and that is all."""
     first = operated.load(url=operated.link())

@@ -6,21 +6,29 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from madeup import Parts, loaded, removed, request
-from volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, tree
+from volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, STRANGER, tree
+
+from sd_loader.store import blobs
 
 Action = Callable[[Path, str], None]
 KILLABLE = ("mkdir", "open", "rename", "symlink", "link", "unlink", "rmdir", "fsync", "fchmod")
+WEIGHTS = b"w" * 100
 
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
-    """The stages work with made-up parts."""
-    return Parts.installed(monkeypatch)
+    """The stages work with made-up parts, one of which models can share."""
+    parts = Parts.installed(monkeypatch)
+    # Reading and copying megabytes at every step would be slow.
+    monkeypatch.setattr(blobs, "SHARED_FROM", len(WEIGHTS))
+    parts.files = {**FILES, "vae/weights": WEIGHTS}
+    return parts
 
 
 def run_until_killed(action: Action, root: Path, calls: int) -> bool:
@@ -54,18 +62,33 @@ def run_until_killed(action: Action, root: Path, calls: int) -> bool:
 
 
 def end_state(root: Path) -> dict[str, str | bytes]:
-    """Everything on the volume but the time of day."""
+    """Everything on the volume but the time of day, and how many names each file has."""
     return {
-        path: re.sub(rb"\d{4}-\d\d-\d\dT[\d:.]+Z", b"TIME", content)
+        path: b"%d %s" % (os.lstat(root / path).st_nlink, _timeless(content))
         if isinstance(content, bytes)
         else content
         for path, content in tree(root).items()
     }
 
 
+def _timeless(content: bytes) -> bytes:
+    return re.sub(rb"\d{4}-\d\d-\d\dT[\d:.]+Z", b"TIME", content)
+
+
+def copy(volume: Path, to: Path) -> None:
+    """A copy of the volume on which files that are the same are the same."""
+    subprocess.run(["cp", "-a", volume, to], check=True)
+
+
 def first(root: Path, pod: str) -> None:
     """A load onto an empty volume."""
     loaded(root, request(), pod)
+
+
+def neighbour(root: Path, pod: str) -> None:
+    """A load of another namespace's model that has the same files."""
+    owner = STRANGER.model_copy(update={"uid": "uid-9"})
+    loaded(root, request(owner).model_copy(update={"model_id": "neighbour"}), pod)
 
 
 def reload(root: Path, pod: str) -> None:
@@ -105,6 +128,9 @@ def release(root: Path, _: str) -> None:
         ([first], takeover, True),
         ([first, reload], removal, False),
         ([first], release, True),
+        ([neighbour], first, False),
+        ([neighbour, first, release], adoption, True),
+        ([neighbour, first, reload], removal, False),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -126,14 +152,14 @@ def test_a_run_killed_at_any_step_is_made_good_by_the_next(
     for action in before:
         action(prepared, "pod-0")
     undisturbed = tmp_path / "undisturbed"
-    shutil.copytree(prepared, undisturbed, symlinks=True)
+    copy(prepared, undisturbed)
     act(undisturbed, "pod-1")
     expected = end_state(undisturbed)
 
     steps, killed = 0, True
     while killed:
         root = tmp_path / str(steps)
-        shutil.copytree(prepared, root, symlinks=True)
+        copy(prepared, root)
         killed = run_until_killed(act, root, steps)
         for version in root.glob(".store/[!.]*/????????????????"):
             assert FILES.items() <= tree(version).items(), steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,24 +277,3 @@ def test_a_streamed_load_needs_no_space_but_its_own(
     assert hub.bytes_served < 4_000_000
     containers.store = tmpfs("size=40m")
     assert containers.load(load_request(link)).code == ExitCode.DONE
-
-
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts small volumes, where that is allowed."""
-    folder = tmp_path / "tmpfs"
-    folder.mkdir()
-    mounted = []
-
-    def mount(options: str) -> Path:
-        ended = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
-        )
-        if ended.returncode:
-            pytest.skip(f"no tmpfs can be mounted here: {ended.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", "--lazy", path], check=True)

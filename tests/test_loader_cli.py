@@ -104,7 +104,7 @@ def test_a_link_becomes_a_diffusers_folder(
 def test_the_container_of_the_weights_does_not_matter(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The same weights as .safetensors and as pickled .ckpt have the same digest."""
+    """The same weights as .safetensors and as pickled .ckpt have the same digest, and share."""
     import checkpoints
 
     tensors = checkpoints.tiny_sd15()
@@ -112,7 +112,9 @@ def test_the_container_of_the_weights_does_not_matter(
     ckpt = checkpoints.save_ckpt(tmp_path / "tiny.ckpt", tensors)
     first = artifact_of(containers.load(load_request(hub.serve_file("/a", safetensors))))
     second = artifact_of(containers.load(load_request(hub.serve_file("/b", ckpt))))
-    assert first == second
+    # The files of the second load are those of the first, and so take no space of their own.
+    assert second == first.model_copy(update={"shared_bytes": second.shared_bytes})
+    assert second.shared_bytes > 0.9 * second.size_bytes
 
     ended = containers.load(load_request(hub.serve_file("/b", ckpt), from_safetensors=True))
     failed(ended, Reason.UNSAFE_MODEL, "fromSafetensors")
@@ -299,6 +301,11 @@ def test_load_by_hand_takes_a_local_file(containers: Containers, checkpoint: Pat
     assert "Converting" in ended.stderr
     assert (containers.store / "Mine/model_index.json").exists()
     assert checkpoint.exists()
+    assert "shared" not in ended.stderr
+
+    again = containers.run("load", "--url", checkpoint, *arguments[2:], "--model-id", "Copy")
+    assert artifact_of(again).shared_bytes > 0
+    assert "MB of it shared with other models" in again.stderr
 
 
 def test_a_terminal_gets_a_bar_and_then_the_result_in_its_place(

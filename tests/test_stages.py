@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,22 @@ def test_a_failed_conversion_leaves_nothing(parts: Parts, tmp_path: Path) -> Non
     with refused(Reason.CONVERSION_FAILED, "no"):
         converted(tmp_path)
     assert tree(tmp_path) == {}
+
+
+def test_two_loads_that_do_not_fit_at_once_do_not_block_each_other(
+    parts: Parts, tmpfs: Callable[[str], Path]
+) -> None:
+    """The one that finds the volume full gives its download back, so that the other can end."""
+    root = tmpfs("size=15m")
+    parts.content = bytes(6 << 20)
+    parts.files = {"weights": bytes(4 << 20)}
+    other = request(STRANGER).model_copy(update={"model_id": "other"})
+    fetched(root)
+    fetched(root, other)
+    with pytest.raises(OSError, match="No space left"):
+        converted(root)
+    assert converted(root, other).outcome == "loaded"
+    assert loaded(root).outcome == "loaded"
 
 
 def test_a_late_pod_of_the_former_spec_leaves_its_version_served(

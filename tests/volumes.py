@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,29 +37,41 @@ FILES = {"model_index.json": b"{}", "unet/config.json": b'{"a": 1}'}
 
 
 def load(
-    volume: Volume, owner: Owner = OWNER, load_hash: str = HASH, model_id: str = MODEL_ID
+    volume: Volume,
+    owner: Owner = OWNER,
+    load_hash: str = HASH,
+    model_id: str = MODEL_ID,
+    files: Mapping[str, bytes] = FILES,
 ) -> Receipt:
     """Go through a whole load with made-up files."""
-    receipt = load_untidily(volume, owner, load_hash, model_id)
+    receipt = load_untidily(volume, owner, load_hash, model_id, files)
     tidy(volume, owner, load_hash, DAY, NOW)
     return receipt
 
 
-def load_untidily(volume: Volume, owner: Owner, load_hash: str, model_id: str) -> Receipt:
+def load_untidily(
+    volume: Volume,
+    owner: Owner,
+    load_hash: str,
+    model_id: str,
+    files: Mapping[str, bytes] = FILES,
+) -> Receipt:
     """A load that is killed once its model is published."""
     take_ownership(volume, owner, model_id, load_hash)
     with claim(volume, owner.uid, "pod", load_hash) as staging:
-        receipt = write_out(staging.fresh_out(), owner, load_hash)
-        publish(volume, owner, model_id, staging, receipt)
+        receipt = write_out(staging.fresh_out(), owner, load_hash, files)
+        receipt = publish(volume, owner, model_id, staging, receipt)
         staging.discard()
     return receipt
 
 
-def write_out(out: Folder, owner: Owner, load_hash: str) -> Receipt:
+def write_out(
+    out: Folder, owner: Owner, load_hash: str, files: Mapping[str, bytes] = FILES
+) -> Receipt:
     """Write the made-up files as a conversion would, and vouch for them."""
     entries = {}
     with out:
-        for path, content in FILES.items():
+        for path, content in files.items():
             *folders, name = path.split("/")
             with out.make_folders(*folders) as parent:
                 parent.write(name, content)
@@ -101,3 +114,24 @@ def download(volume: Volume, pod: str, load_hash: str = HASH) -> None:
     """A Pod that dies in the middle of its download."""
     with claim(volume, OWNER.uid, pod, load_hash) as staging, staging.source() as source:
         source.write("file", b"part")
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts small volumes, where that is allowed."""
+    folder = tmp_path / "tmpfs"
+    folder.mkdir()
+    mounted = []
+
+    def mount(options: str) -> Path:
+        ended = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
+        )
+        if ended.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {ended.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "--lazy", path], check=True)

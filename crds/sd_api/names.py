@@ -44,6 +44,7 @@ MODEL_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 STORE_DIR = ".store"
 STAGING_DIR = ".staging"
+BLOBS_DIR = ".blobs"
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,9 @@ from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
 from sd_loader.settings import Settings
 
 _UMASK = 0o022
+_OLDER_THAN_HOURS = 24.0
+"""Longer than a loader Job may run (6 h): what is older is no living Pod's, also where the file
+system has no locks to say so."""
 
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -50,9 +54,9 @@ def _run(args: argparse.Namespace) -> int:
         result = args.run(args, settings)
     except Exception as error:  # noqa: BLE001 - the edge: any failure becomes answer and exit code
         return _fail(error, settings)
-    if result is not None:
+    if isinstance(result, LoadResult):
         _answer(result, settings)
-    return ExitCode.DONE
+    return result if isinstance(result, ExitCode) else ExitCode.DONE
 
 
 def _fetch(args: argparse.Namespace, settings: Settings) -> LoadResult:
@@ -83,7 +87,9 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     if result.message:
         _tell(f"warning: {result.message}")
     if result.artifact is not None:
-        _tell(f"loaded {result.artifact.files} files, {size(result.artifact.size_bytes)}")
+        shared = result.artifact.shared_bytes
+        saved = f", {size(shared)} of it shared with other models" if shared else ""
+        _tell(f"loaded {result.artifact.files} files, {size(result.artifact.size_bytes)}{saved}")
     print(args.store / args.model_id)
     return result
 
@@ -93,6 +99,22 @@ def _inspect(args: argparse.Namespace, _: Settings) -> None:
 
     found = inspect(args.file)
     print(found.to_json() if args.json else found.to_text())
+
+
+def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    from sd_loader.sweep import sweep
+
+    swept = sweep(
+        args.store,
+        delete=args.delete,
+        digests=args.digests,
+        older_than=timedelta(hours=args.older_than),
+        retain=timedelta(seconds=settings.retain_previous_seconds),
+    )
+    text = swept.to_json() if args.json else swept.to_text()
+    if text:
+        print(text)
+    return swept.exit_code
 
 
 def _parse(kind: type[Request], text: str) -> Request:
@@ -190,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("file", type=Path, metavar="FILE")
     inspect.add_argument("--json", action="store_true", help="as JSON")
     inspect.set_defaults(run=_inspect)
+    _add_sweep(commands.add_parser("sweep", help="list, or remove, what is nobody's any more"))
     return parser
 
 
@@ -215,6 +238,37 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         help="scan every weight for NaN and Inf",
     )
     parser.set_defaults(run=_load)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Lists what is on a volume and nobody's any more, published files that were altered, and"
+        " what no load has made. Loads may run meanwhile."
+    )
+    parser.epilog = (
+        "Ends with 0, also where there are orphans; with 1 where one could not be removed; with 3"
+        " where published files were altered, which only a person can judge."
+    )
+    add = parser.add_argument
+    add("--store", required=True, type=Path, metavar="DIR", help="the volume")
+    add("--delete", action="store_true", help="remove the orphans; nothing else is ever removed")
+    add("--digests", action="store_true", help="compare every byte of what is published, too")
+    add(
+        "--older-than",
+        type=_hours,
+        default=_OLDER_THAN_HOURS,
+        metavar="HOURS",
+        help="what changed since may be a living Pod's, and is let be (default: 24)",
+    )
+    add("--json", action="store_true", help="as JSON, an object a line")
+    parser.set_defaults(run=_sweep)
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 <= hours <= 24 * 365:
+        raise ValueError(text)
+    return hours
 
 
 if __name__ == "__main__":

@@ -155,7 +155,9 @@ def _freeing(staging: Staging, *, keep_out: bool) -> Iterator[Staging]:
     """On failure free the space that no later attempt can use.
 
     That is all of it, or what was converted, which the next attempt does anew unless it was
-    converted while it came.
+    converted while it came. On a full volume the finished download goes as well: it would spare
+    the next attempt a download, but two loads that fit one after the other would keep each other
+    from ending for ever, each holding what the other needs.
     """
     try:
         yield staging

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import shutil
 
 from sd_api.load import Progress, Stage
 from sd_api.names import STORE_DIR
 from sd_loader.progress import Report
-from sd_loader.store.folder import Folder
+from sd_loader.store.folder import NO_HARD_LINKS, Folder, file_digest
 from sd_loader.store.ownership import OwnerRecord
 from sd_loader.store.receipt import Receipt, find_published
 from sd_loader.store.staging import Staging
 from sd_loader.store.volume import Volume
 
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP})
 _CHUNK = 1 << 20
 
 
@@ -56,15 +53,9 @@ def _bring_over(volume: Volume, receipt: Receipt, staging: Staging, report: Repo
 def link_or_copy(old: Folder, name: str, new: Folder) -> None:
     """Have the same file in another folder, by a hard link where the file system has them."""
     try:
-        os.link(name, name, src_dir_fd=old.fd, dst_dir_fd=new.fd, follow_symlinks=False)
+        old.link(name, new, name)
     except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
+        if error.errno not in NO_HARD_LINKS:
             raise
         with os.fdopen(old.open_file(name), "rb") as source, new.create(name) as target:
             shutil.copyfileobj(source, target, _CHUNK)
-
-
-def file_digest(folder: Folder, name: str) -> str:
-    """sha256 of a regular file."""
-    with os.fdopen(folder.open_file(name), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

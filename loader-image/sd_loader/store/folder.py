@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -25,6 +26,9 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+"""How `link` fails where the volume, or this one file, has no more hard links to give."""
+
 _NEW = "new"
 _ATTEMPTS = 5
 
@@ -106,11 +110,15 @@ class Folder:
 
     def kind(self, name: str) -> int | None:
         """The file type of an entry as in `stat.S_IFMT`; None where there is none."""
+        status = self.status(name)
+        return None if status is None else stat.S_IFMT(status.st_mode)
+
+    def status(self, name: str) -> os.stat_result | None:
+        """The status of an entry itself; None where there is none."""
         try:
-            status = os.stat(_component(name), dir_fd=self.fd, follow_symlinks=False)
+            return os.stat(_component(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
-        return stat.S_IFMT(status.st_mode)
 
     def file_size(self, path: str) -> int | None:
         """Size of a regular file beneath; None where there is none."""
@@ -126,11 +134,8 @@ class Folder:
 
     def is_same(self, name: str, other: Folder) -> bool:
         """Whether the entry is that open folder."""
-        try:
-            status = os.stat(_component(name), dir_fd=self.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(status, os.fstat(other.fd))
+        status = self.status(name)
+        return status is not None and os.path.samestat(status, os.fstat(other.fd))
 
     def open_file(self, name: str) -> int:
         """Open a regular file for reading; anything else is an error."""
@@ -180,6 +185,16 @@ class Folder:
     def move(self, name: str, target: Folder, new_name: str) -> None:
         """Rename an entry into another folder of the volume; atomic."""
         os.rename(_component(name), _component(new_name), src_dir_fd=self.fd, dst_dir_fd=target.fd)
+
+    def link(self, name: str, target: Folder, new_name: str) -> None:
+        """Give an entry one more name by a hard link; a link is linked to, not followed."""
+        os.link(
+            _component(name),
+            _component(new_name),
+            src_dir_fd=self.fd,
+            dst_dir_fd=target.fd,
+            follow_symlinks=False,
+        )
 
     def link_target(self, name: str) -> str | None:
         """Where a symbolic link points; None where the entry is missing or no link."""
@@ -243,6 +258,14 @@ class Folder:
             for name in names
         )
 
+    def entries(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Path and status of everything beneath that is no folder."""
+        for folder, folders, names, fd in os.fwalk(".", dir_fd=self.fd):
+            for name in (*folders, *names):
+                status = Folder(fd).status(name)
+                if status is not None and not stat.S_ISDIR(status.st_mode):
+                    yield str(PurePosixPath(folder, name)), status
+
     def sync_tree(self, *, public: bool = False) -> None:
         """Make all beneath durable, and readable by all if `public`.
 
@@ -260,6 +283,12 @@ class Folder:
                 finally:
                     os.close(file)
             _sync(fd, DIRECTORY_MODE if public else None)
+
+
+def file_digest(folder: Folder, name: str) -> str:
+    """sha256 of a regular file."""
+    with os.fdopen(folder.open_file(name), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(fd: int, mode: int | None) -> None:

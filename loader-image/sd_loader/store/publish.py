@@ -12,6 +12,7 @@ from sd_api import names
 from sd_api.load import Owner
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.store import blobs
 from sd_loader.store.folder import Folder, temporary_name
 from sd_loader.store.ownership import (
     OWNER_FILE,
@@ -39,6 +40,8 @@ def publish(
     """
     confirm_ownership(volume, owner, model_id, receipt.load_hash)
     with staging.folder.open_folder(OUT) as out:
+        shared = blobs.share(volume, out, receipt.files)
+        receipt = receipt.sharing(shared)
         out.write(RECEIPT_FILE, receipt.to_json())
         out.sync_tree(public=True)
     with volume.make(names.STORE_DIR, owner.uid) as versions:
@@ -89,12 +92,24 @@ def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
             _remove_dangling(volume, owner.uid, model_id, load_hash)
             raise
         if volume.root.link_target(model_id) == target:
+            _insist_it_is_there(volume, owner.uid, model_id, load_hash)
             return
         _set_link(volume, owner.uid, model_id, target)
         volume.root.sync()
     raise LoaderError(
         Reason.LOADER_CRASHED, f"others keep changing {model_id} on the volume; it is not published"
     )
+
+
+def _insist_it_is_there(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
+    """A sweep may take an old version for an orphan that is just being published again."""
+    version = volume.find(names.STORE_DIR, uid, load_hash)
+    if version is None:
+        _remove_dangling(volume, uid, model_id, load_hash)
+        raise LoaderError(
+            Reason.LOADER_CRASHED, f"{model_id} was removed from the volume while it was published"
+        )
+    version.close()
 
 
 def _remove_dangling(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
@@ -120,10 +135,14 @@ def _set_link(volume: Volume, uid: str, name: str, target: str) -> None:
 
 
 def tidy(volume: Volume, owner: Owner, load_hash: str, retain: timedelta, now: datetime) -> None:
-    """Remove what this version replaces: former selves at once, former versions when due."""
+    """Remove what this version replaces: former selves at once, former versions when due.
+
+    What is left is offered to later loads for sharing.
+    """
     record = read_owner(volume, owner.uid)
     if record is None:
         return
+    blobs.register(volume, owner.uid, load_hash)
     for uid in record.taken_from:
         remove_former(volume, owner, uid)
     with volume.make(names.STORE_DIR, owner.uid) as versions:
@@ -133,6 +152,7 @@ def tidy(volume: Volume, owner: Owner, load_hash: str, retain: timedelta, now: d
             write_owner(versions, updated)
     remove_abandoned(volume, owner.uid)
     volume.remove_if_empty(owner.uid)
+    blobs.drop_unused(volume)
 
 
 def remove_former(volume: Volume, owner: Owner, uid: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from sd_api.fields import Contract, Count, LoadHash, Sha256, Uid
 from sd_api.load import Artifact, LoadResult, Source
 from sd_api.names import STORE_DIR
+from sd_loader.store.folder import Folder
 from sd_loader.store.volume import Volume
 
 RECEIPT_FILE = ".sd-receipt.json"
@@ -50,6 +51,11 @@ class Receipt(Contract):
             outcome="loaded", message=self.message, source=self.source, artifact=self.artifact
         )
 
+    def sharing(self, count: int) -> Receipt:
+        """The receipt of a version that shares so many bytes with others."""
+        artifact = self.artifact.model_copy(update={"shared_bytes": count})
+        return self.model_copy(update={"artifact": artifact})
+
     def to_json(self) -> bytes:
         """The file's content."""
         return self.model_dump_json(by_alias=True, indent=2, exclude_none=True).encode()
@@ -68,9 +74,14 @@ def find_published(volume: Volume, uid: str, load_hash: str) -> Receipt | None:
         return None
     with folder:
         try:
-            receipt = Receipt.model_validate_json(folder.read(RECEIPT_FILE, _RECEIPT_LIMIT))
+            receipt = read_receipt(folder)
             sizes = {path: folder.file_size(path) for path in receipt.files}
         except (OSError, ValueError):
             return None
     whole = all(size == receipt.files[path].size for path, size in sizes.items())
     return receipt if whole and (receipt.uid, receipt.load_hash) == (uid, load_hash) else None
+
+
+def read_receipt(version: Folder) -> Receipt:
+    """The receipt in a version's folder; one that cannot be read is an OSError or ValueError."""
+    return Receipt.model_validate_json(version.read(RECEIPT_FILE, _RECEIPT_LIMIT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sd_api.load import Owner
 from sd_api.names import STAGING_DIR, STORE_DIR
+from sd_loader.store import blobs
 from sd_loader.store.ownership import Version, read_owner, write_owner
 from sd_loader.store.publish import remove_former
 from sd_loader.store.volume import Volume
@@ -35,6 +36,7 @@ def remove(volume: Volume, owner: Owner, model_id: str) -> None:
     for place in (STORE_DIR, STAGING_DIR):
         _discard(volume, place, owner.uid)
     volume.remove_if_empty(owner.uid)
+    blobs.drop_unused(volume)
 
 
 def _discard(volume: Volume, place: str, uid: str) -> None:

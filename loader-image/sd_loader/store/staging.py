@@ -155,10 +155,36 @@ def remove_abandoned(volume: Volume, uid: str, keep: str | None = None) -> None:
                 continue
             if pods.kind(name) != stat.S_IFDIR or not _POD.fullmatch(name):
                 pods.remove(name)
-                continue
-            with _locked(pods, name) as staging:
-                if staging is not None:
-                    pods.discard(name)
+            else:
+                remove_if_abandoned(pods, name)
+
+
+def remove_if_abandoned(pods: Folder, name: str) -> None:
+    """Remove a Pod's folder, unless a living Pod holds it."""
+    with _locked(pods, name) as staging:
+        if staging is not None:
+            pods.discard(name)
+
+
+def is_held(pods: Folder, name: str) -> bool:
+    """Whether a living Pod holds this folder; changes nothing, not even its time."""
+    try:
+        with pods.open_folder(name) as folder:
+            lock = folder.open_file(_LOCK)
+    except OSError as error:
+        if error.errno not in _GONE and not isinstance(error, FileNotFoundError):
+            raise
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    finally:
+        os.close(lock)
+    return False
 
 
 def _claim_abandoned(pods: Folder, pod: str, load_hash: str) -> None:

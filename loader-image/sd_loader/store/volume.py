@@ -55,6 +55,14 @@ class Volume:
         except OSError as error:
             raise _refused(error, names) from error
 
+    def unlink(self, path: str) -> None:
+        """Remove a file or link; a missing one is fine."""
+        *folders, name = path.split("/")
+        folder = self.find(*folders)
+        if folder is not None:
+            with folder:
+                folder.unlink(name)
+
     def remove_if_empty(self, uid: str) -> None:
         """Leave no empty folders of a model behind."""
         for parent in (STAGING_DIR, STORE_DIR):

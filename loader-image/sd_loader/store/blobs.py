@@ -1,0 +1,192 @@
+"""Shared files: equal weights of several models lie on the volume once, as hard links.
+
+A blob is one more name of a published file, after its digest. It is made once a version that
+holds the file is published, and goes when no version holds it any more, so whatever becomes of a
+load, a blob is never the only thing it leaves; a killed run's are found by the next one.
+
+Sharing is best effort: a volume that refuses it costs space, and never a load.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from sd_api.names import BLOBS_DIR, STORE_DIR
+from sd_loader.errors import LoaderError
+from sd_loader.store.folder import (
+    NO_HARD_LINKS,
+    Folder,
+    file_digest,
+    insist,
+    temporary_name,
+)
+from sd_loader.store.receipt import PublishedFile, find_published
+from sd_loader.store.volume import Volume
+
+log = logging.getLogger(__name__)
+
+SHARED_FROM = 1 << 20
+"""Smaller files have a copy of their own: a config that somebody edits in place, against all
+advice, must not change another model, and a thousand of them would save less than one VAE."""
+
+_ALGORITHM = "sha256"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LINKS_OF_AN_ADOPTED_FILE = 3
+"""Ours, the blob's, and the former self's, which is about to go."""
+
+
+def share(volume: Volume, out: Folder, files: Mapping[str, PublishedFile]) -> int:
+    """Replace files about to be published by links to equal ones; returns how many bytes are."""
+    shared = 0
+    for path, file in files.items():
+        if file.size < SHARED_FROM:
+            continue
+        *folders, name = path.split("/")
+        with _at_best(path), out.open_folder(*folders) as parent:
+            if _is_shared(volume, parent, name, file):
+                shared += file.size
+    return shared
+
+
+def register(volume: Volume, uid: str, load_hash: str) -> None:
+    """Make a blob of each file of a published version that later ones may share."""
+    receipt = find_published(volume, uid, load_hash)
+    version = volume.find(STORE_DIR, uid, load_hash)
+    if receipt is None or version is None:
+        return
+    with version:
+        for path, file in receipt.files.items():
+            if file.size >= SHARED_FROM:
+                with _at_best(path):
+                    _register(volume, version, path, file.sha256)
+
+
+def drop_unused(volume: Volume) -> None:
+    """Remove the blobs whose files no version holds."""
+    try:
+        for path in unused(volume):
+            # A Pod that links to it right now keeps its file, and makes the blob anew.
+            volume.unlink(path)
+        remove_empty_folders(volume)
+    except (OSError, LoaderError) as error:
+        log.warning("the next load will try again to remove unused shared files: %s", error)
+
+
+def unused(volume: Volume) -> list[str]:
+    """Paths of the blobs whose files no version holds."""
+    return [path for path, status in every(volume) if status.st_nlink == 1]
+
+
+def every(volume: Volume) -> Iterator[tuple[str, os.stat_result]]:
+    """Path and status of every blob; what else lies among them is none."""
+    blobs = volume.find(BLOBS_DIR, _ALGORITHM)
+    if blobs is None:
+        return
+    with blobs:
+        for prefix in blobs.names():
+            if blobs.kind(prefix) != stat.S_IFDIR:
+                continue
+            with blobs.open_folder(prefix) as folder:
+                for name in folder.names():
+                    status = folder.status(name)
+                    if _DIGEST.fullmatch(name) and status and stat.S_ISREG(status.st_mode):
+                        yield f"{BLOBS_DIR}/{_ALGORITHM}/{prefix}/{name}", status
+
+
+def remove_empty_folders(volume: Volume) -> None:
+    """Leave no empty folders where there are no blobs."""
+    blobs = volume.find(BLOBS_DIR)
+    if blobs is None:
+        return
+    with blobs:
+        algorithm = volume.find(BLOBS_DIR, _ALGORITHM)
+        if algorithm is not None:
+            with algorithm:
+                for prefix in algorithm.names():
+                    algorithm.remove_if_empty(prefix)
+            blobs.remove_if_empty(_ALGORITHM)
+    volume.root.remove_if_empty(BLOBS_DIR)
+
+
+@contextmanager
+def _at_best(path: str) -> Iterator[None]:
+    """What fails in here leaves a file with a copy of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            log.warning("%s is not shared: %s", path, error)
+    except LoaderError as error:
+        log.warning("%s is not shared: %s", path, error)
+
+
+def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -> bool:
+    """Whether others hold this file too, after linking to theirs where they do."""
+    folder = volume.find(*_folder_of(file.sha256))
+    if folder is None:
+        return False
+    with folder:
+        own, blob = parent.status(name), folder.status(file.sha256)
+        if own is None or blob is None:
+            return False
+        if os.path.samestat(own, blob):
+            return blob.st_nlink > _LINKS_OF_AN_ADOPTED_FILE
+        if blob.st_nlink == 1:
+            return False
+        if blob.st_uid != own.st_uid:
+            # Whoever owns it may change it, and our model with it.
+            return False
+        if _link_if_equal(folder, parent, name, file):
+            return True
+        log.warning("the shared file %s was altered; it is not used", file.sha256)
+        folder.unlink(file.sha256)
+        return False
+
+
+def _link_if_equal(blobs: Folder, parent: Folder, name: str, file: PublishedFile) -> bool:
+    """Replace a file by its blob, once the very file that was linked is known to be equal."""
+    temporary = temporary_name("shared")
+    try:
+        blobs.link(file.sha256, parent, temporary)
+        status = parent.status(temporary)
+        if status is None or not _is_equal(parent, temporary, status, file):
+            return False
+        parent.move(temporary, parent, name)
+    finally:
+        parent.unlink(temporary)
+    return True
+
+
+def _is_equal(folder: Folder, name: str, status: os.stat_result, file: PublishedFile) -> bool:
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_size == file.size
+        and file_digest(folder, name) == file.sha256
+    )
+
+
+def _register(volume: Volume, version: Folder, path: str, digest: str) -> None:
+    *folders, name = path.split("/")
+    with version.open_folder(*folders) as parent:
+        if parent.file_size(name) is None:
+            return  # removed meanwhile, or no file
+
+        def put() -> None:
+            with volume.make(*_folder_of(digest)) as blobs:
+                blob = blobs.status(digest)
+                if blob is not None and blob.st_nlink == 1:
+                    blobs.unlink(digest)
+                with suppress(FileExistsError):
+                    parent.link(name, blobs, digest)
+
+        # Another Pod may remove an empty folder on the way.
+        insist(put)
+
+
+def _folder_of(digest: str) -> tuple[str, ...]:
+    return BLOBS_DIR, _ALGORITHM, digest[:2]

@@ -1,0 +1,27 @@
+"""Sweeps of a volume some time after what a test has done there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from volumes import DAY, FILES, HASH, STRANGER
+
+from sd_loader.store.blobs import SHARED_FROM
+from sd_loader.sweep import Kind, Swept, sweep
+
+WEIGHTS = {**FILES, "vae/weights": b"w" * SHARED_FROM}
+OTHER_OWNER = STRANGER.model_copy(update={"name": "other"})
+VERSION = f".store/uid-1/{HASH}"
+
+
+def swept(root: Path, later: timedelta = 2 * DAY, **options: Any) -> Swept:
+    """A sweep some time after what the test has done; what is older than a day is nobody's."""
+    now = datetime.now(UTC) + later
+    return sweep(root, older_than=DAY, retain=DAY, now=now, **options)
+
+
+def found(root: Path, kind: Kind = Kind.ORPHAN, **options: Any) -> dict[str, str]:
+    """The paths of a kind, and why they were found."""
+    return {one.path: one.why for one in swept(root, **options).findings if one.kind is kind}
