@@ -17,8 +17,11 @@ from conversions import identical
 from fakehub import FakeHub
 from loadercli import load_request
 from safetensors.torch import load_file
+from tinyrepo import save_repo
 
 from sd_api.load import LoadResult
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
 from sd_loader.stages import convert_stage, fetch_stage
 
@@ -33,6 +36,7 @@ ROWS: tuple[Row, ...] = (
     Row("huggingface", SD1, "repo with one checkpoint", SINGLE, OPENS),
     Row("huggingface", SD1, "link to a repo's file (resolve)", SINGLE, OPENS),
     Row("huggingface", SD1, "link to a repo's file (blob)", SINGLE, OPENS),
+    Row("huggingface", SD1, "repo with .bin weights of before torch 1.6", SAVED, OPENS),
     Row("api_trained", SD1, ".safetensors", SINGLE, OPENS),
     Row("api_trained", SD1, LEGACY, SINGLE, OPENS),
     Row("api_trained", SD1, "zip of a diffusers folder", SAVED, OPENS),
@@ -98,6 +102,8 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 def origin(row: Row, workshop: Workshop, hub: FakeHub) -> tuple[str, Path]:
     """Serve the row's source: its url, and the folder that diffusers makes of the same."""
+    if row.container.startswith("repo with .bin"):
+        return "org/model", legacy_repo(hub.repos["org/model"].folder)
     container = LEGACY if row.container == LEGACY else ".safetensors"
     theirs = workshop.theirs(row.architecture, container)
     if row.container.startswith("zip"):
@@ -112,6 +118,28 @@ def origin(row: Row, workshop: Workshop, hub: FakeHub) -> tuple[str, Path]:
     word = links.get(row.container.rpartition(" ")[2])
     url = f"{hub.url}/org/model/{word}/main/model.safetensors?download=true"
     return (url if word else "org/model"), theirs
+
+
+def legacy_repo(folder: Path) -> Path:
+    """Write a repo as old diffusers and torch did; returns what today's diffusers saves of it."""
+    save_repo(folder, "sd15", torch.float16, safe_serialization=False)
+    for path in folder.glob("*/*.bin"):
+        content = torch.load(path, weights_only=True)
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    # transformers 5 itself writes no .bin any more.
+    text = folder / "text_encoder" / "model.safetensors"
+    torch.save(
+        load_file(text),
+        text.with_name("pytorch_model.bin"),
+        _use_new_zipfile_serialization=False,
+    )
+    text.unlink()
+    theirs = folder.parent / "theirs"
+    pipeline = _diffusers().DiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float16
+    )
+    pipeline.save_pretrained(theirs)
+    return theirs
 
 
 def publish(hub: FakeHub, store: Path, url: str, model_type: str, **fields: Any) -> LoadResult:
@@ -150,11 +178,13 @@ def test_what_is_published_is_what_diffusers_makes(tmp_path, workshop, hub, row)
         published, local_files_only=True, dtype=torch.float16
     )
     assert type(pipeline).__name__ == result.artifact.pipeline_class
-    assert result.source.sha256 is not None
+    is_file = "repo with .bin" not in row.container
+    assert (result.source.sha256 is not None) == is_file
     on_hub = row.model_type == "huggingface"
     assert result.source.commit == (hub.repos["org/model"].commit() if on_hub else None)
     known = {LEGACY: "ckpt", "zip of a diffusers folder": "diffusers"}
-    assert result.source.format == known.get(row.container, "safetensors")
+    kind = known.get(row.container, "safetensors") if is_file else "diffusers"
+    assert result.source.format == kind
 
 
 def test_a_renamed_repos_new_name_is_told(tmp_path, workshop, hub):
@@ -169,9 +199,6 @@ def test_a_renamed_repos_new_name_is_told(tmp_path, workshop, hub):
 
 def test_averages_of_a_folder_are_refused(tmp_path, workshop, hub):
     """It has one set of weights; nothing is published."""
-    from sd_api.reasons import Reason
-    from sd_loader.errors import LoaderError
-
     url, _ = origin(ROWS[-1], workshop, hub)
     with pytest.raises(LoaderError, match="one set of weights") as caught:
         publish(hub, tmp_path / "store", url, "api_trained", weights="ema")
