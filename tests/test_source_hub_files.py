@@ -177,6 +177,7 @@ def test_a_gated_file_asks_for_access(hub, settings, into, folder, account):
         pytest.param(Faults(flips=1), None, id="a bit flipped once"),
         pytest.param(Faults(flips=2), Reason.DIGEST_MISMATCH, id="flipped again"),
         pytest.param(Faults(cut_at=5000), None, id="cut"),
+        pytest.param(Faults(body=BODY[:-1]), Reason.DIGEST_MISMATCH, id="too short"),
         pytest.param(Faults(cut_at=5000, flips=1), None, id="flipped and cut"),
         pytest.param(Faults(body=b"<html>" * 9), Reason.DIGEST_MISMATCH, id="a page"),
         pytest.param(
