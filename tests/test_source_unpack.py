@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conversions import load_request
+from fakefiles import FileServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zipfiles import Part, deflated, zip_bytes
@@ -24,7 +25,7 @@ from sd_api.load import Source
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
+from sd_loader.source import Fetched, fetch
 from sd_loader.source.unpack import unpack_pipeline
 
 INDEX = json.dumps(
@@ -176,6 +177,20 @@ def test_what_an_earlier_attempt_left_goes(tmp_path):
     (tmp_path / "repo" / "unet").mkdir(parents=True)
     (tmp_path / "repo" / "unet" / "stale").write_text("x")
     unpack(tmp_path, zip_bytes(parts()))
+    assert unpacked(tmp_path) == NEEDED
+
+
+def test_a_fetch_that_was_not_recorded_is_done_again(tmp_path):
+    """A Pod that dies after unpacking leaves the folder, and of the zip only its note."""
+    with FileServer() as server:
+        url = server.serve_file("/trained", zip_bytes(parts()))
+        allowed = Settings(allowed_hosts=frozenset({server.host}))
+        request = load_request(model_type="api_trained", url=url)
+        first, second = (
+            fetch(request, allowed, tmp_path, lambda _progress: None) for _ in range(2)
+        )
+    assert first == second
+    (tmp_path / "download.note").unlink()
     assert unpacked(tmp_path) == NEEDED
 
 
