@@ -83,7 +83,7 @@ def _stream(
             record = _Record(into / _RECORD, _key(remote, plan, wants))
             if not record.done():
                 _clear(out)
-            with StreamedFolder(out, plan.files, wants, fd, record) as folder:
+            with StreamedFolder(out, plan.files, wants, file, fd, record) as folder:
                 _bring(remote, wants, folder, report)
                 files = folder.finish()
             for name in headers:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
 
-_MODEL_TYPES = (ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE)
+_MODEL_TYPES = (ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE, ModelType.API_TRAINED)
+_NO_EMA = (
+    "spec.weights: ema is for checkpoints (modelType custom_ckpt): a diffusers folder has one set"
+    " of weights"
+)
 
 
 def convert(
@@ -30,6 +34,8 @@ def convert(
     path = source_dir / fetched.path
     # Imported here: neither way needs the other's modules.
     if fetched.kind == "repo":
+        if request.weights is Weights.EMA:
+            raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
         from sd_loader.convert.repo import convert_repo
 
         return convert_repo(path, request, out, report)
@@ -44,10 +50,7 @@ def refuse_unavailable(request: LoadRequest) -> None:
             f"model type {request.model_type.value} is not supported by this version of the loader",
         )
     if request.weights is Weights.EMA and request.model_type is ModelType.HUGGINGFACE:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            "spec.weights: ema is for checkpoints: a repo has one set of weights",
-        )
+        raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
     asked_for = {
         "verify.render": request.verify.render,
         "vae": request.vae,
@@ -79,6 +82,6 @@ def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -
                 "spec.fromSafetensors asks for safetensors, but the file is a pickle",
             )
         plan = plan_file(file, request)
-        files = write_folder(out, plan.files, report)
+        files = write_folder(out, plan.files, report, [file])
     verify_folder(out, plan, request.verify, report)
     return Converted.of(plan, files)

@@ -79,7 +79,12 @@ def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) 
         plan = _plan(folder, request, weights)
         kept = {file.path for file in plan.weights if _link(file, weights.files, out)}
         digests = dict(
-            write_folder(out, [file for file in plan.files if file.path not in kept], report)
+            write_folder(
+                out,
+                [file for file in plan.files if file.path not in kept],
+                report,
+                weights.files.values(),
+            )
         )
         digests.update(_digests(out, kept))
         verify_folder(out, plan, request.verify, report)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ from sd_loader.convert.fileio import read_into
 from sd_loader.convert.plan import WeightsFile
 from sd_loader.convert.views import pieces
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor
+from sd_loader.tensors import Dtype, Tensor, TensorFile
 
 if TYPE_CHECKING:
     from sd_loader.convert.cast import Array
+    from sd_loader.formats.checksums import Checksums
 
 STEP_BYTES = 2**20
 """Of the output: few enough for the processor's cache, enough to keep Python out of the way."""
@@ -25,28 +27,44 @@ OVERFLOW_LIMIT = 0
 """Finite weights that may become infinite: one is enough to spoil every image."""
 
 
-@dataclass
-class Overflows:
-    """Counts the finite weights that became infinite, by tensor."""
+class Findings:
+    """What is found out about the weights while they are written. Threads share it.
 
-    _counts: dict[str, int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    sources: the open files that they come from.
+    """
 
-    def add(self, name: str, count: int) -> None:
-        """Count some more of one tensor."""
+    def __init__(self, sources: Iterable[TensorFile] = ()) -> None:
+        self._overflows: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._checksums: dict[int, Checksums] = {}
+        with_checksums = [file for file in sources if file.checksums]
+        if with_checksums:
+            from sd_loader.formats.checksums import Checksums
+
+            self._checksums = {file.fd: Checksums(file) for file in with_checksums}
+
+    def overflowed(self, name: str, count: int) -> None:
+        """So many finite weights of a tensor became infinite."""
         if count:
             with self._lock:
-                self._counts[name] = self._counts.get(name, 0) + count
+                self._overflows[name] += count
 
-    def refuse(self) -> None:
-        """Fail if there were any."""
-        total = sum(self._counts.values())
+    def read(self, fd: int, offset: int, content: memoryview) -> None:
+        """These bytes were read from a source."""
+        if fd in self._checksums:
+            self._checksums[fd].add(offset, content)
+
+    def refuse(self, *, read_missing: bool = True) -> None:
+        """Fail if anything is wrong; read_missing: see Checksums.compare."""
+        for checksums in self._checksums.values():
+            checksums.compare(read_missing=read_missing)
+        total = self._overflows.total()
         if total > OVERFLOW_LIMIT:
-            first = min(self._counts)
+            first = min(self._overflows)
             raise LoaderError(
                 Reason.VERIFICATION_FAILED,
-                f"{total} finite weights in {len(self._counts)} tensors are too large for"
-                f" spec.revision and became infinite, first in {first} ({self._counts[first]})",
+                f"{total} finite weights in {len(self._overflows)} tensors are too large for"
+                f" spec.revision and became infinite, first in {first} ({self._overflows[first]})",
             )
 
 
@@ -93,31 +111,36 @@ class Step:
         """Whether the bytes in the file are those of the source, one after another."""
         return self.dtype is self.source.dtype and self.source.strides is None
 
-    def fill(self, content: memoryview, overflows: Overflows) -> None:
+    def fill(self, content: memoryview, findings: Findings) -> None:
         """Put the step's bytes into memory, read from its source."""
+        source = self.source
         if self.is_copy:
-            read_into(self.source.fd, content, self.source.offset)
+            read_into(source.fd, content, source.offset)
+            findings.read(source.fd, source.offset, content)
             return
         # numpy takes a tenth of a second to import, which a model merely copied need not pay.
         from sd_loader.convert.gather import read
 
-        self._cast(read(self.source), content, overflows)
+        values = read(source)
+        if source.strides is None:
+            findings.read(source.fd, source.offset, values.data.cast("B"))
+        self._cast(values, content, findings)
 
-    def turn(self, raw: memoryview, content: memoryview, overflows: Overflows) -> None:
+    def turn(self, raw: memoryview, content: memoryview, findings: Findings) -> None:
         """Put the step's bytes into memory, made of those of its (contiguous) source."""
         import numpy as np
 
         from sd_loader.convert.cast import storage_dtype
 
-        self._cast(np.frombuffer(raw, storage_dtype(self.source.dtype)), content, overflows)
+        self._cast(np.frombuffer(raw, storage_dtype(self.source.dtype)), content, findings)
 
-    def _cast(self, values: Array, content: memoryview, overflows: Overflows) -> None:
+    def _cast(self, values: Array, content: memoryview, findings: Findings) -> None:
         import numpy as np
 
         from sd_loader.convert.cast import cast, storage_dtype
 
         out = np.frombuffer(content, storage_dtype(self.dtype))
-        overflows.add(self.name, cast(values, self.source.dtype, self.dtype, out))
+        findings.overflowed(self.name, cast(values, self.source.dtype, self.dtype, out))
 
 
 def steps_of(file: WeightsFile) -> Iterator[Step]:

@@ -21,9 +21,10 @@ from typing import Protocol
 from sd_loader.convert.fileio import read_into, reserve, storage_errors, write_at
 from sd_loader.convert.plan import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.result import FileDigest
-from sd_loader.convert.steps import STEP_BYTES, Buffers, Overflows, Step, steps_of
+from sd_loader.convert.steps import STEP_BYTES, Buffers, Findings, Step, steps_of
 from sd_loader.convert.wants import Slot, Want, Wants
 from sd_loader.convert.writer import WRITERS, prepare_folder
+from sd_loader.tensors import TensorFile
 
 AT_A_TIME = 8
 """Steps in memory: that come in, or are being written."""
@@ -49,17 +50,24 @@ class Record(Protocol):
 class StreamedFolder:
     """A folder of files that are being written. Use it in a `with` statement.
 
-    keep: the descriptor of the file that stands for the source: bytes wanted by no step go there,
-    to their own places.
+    source: the file that stands for the source; keep: its descriptor for writing. Bytes wanted by
+    no step go there, to their own places.
     """
 
     def __init__(
-        self, out: Path, files: Sequence[PlannedFile], wants: Wants, keep: int, record: Record
+        self,
+        out: Path,
+        files: Sequence[PlannedFile],
+        wants: Wants,
+        source: TensorFile,
+        keep: int,
+        record: Record,
     ) -> None:
         self._wants = wants
         self._keep = keep
         self._record = record
-        self._overflows = Overflows()
+        self._findings = Findings([source])
+        self._source = source.fd
         self._sources = Buffers(WIDEST * STEP_BYTES)
         self._contents = Buffers()
         self._room = threading.Semaphore(AT_A_TIME)
@@ -142,7 +150,7 @@ class StreamedFolder:
             with suppress(CancelledError):  # of a failure, which is raised below
                 found[path] = digest.result()
         self._raise()
-        self._overflows.refuse()
+        self._findings.refuse(read_missing=False)
         return dict(sorted(found.items()))
 
     def _keep_recording(self) -> None:
@@ -175,6 +183,7 @@ class StreamedFolder:
     def _keep_bytes(self, position: int, piece: memoryview) -> None:
         with storage_errors("what the source says of itself"):
             write_at(self._keep, piece, position)
+        self._findings.read(self._source, position, piece)
         if position + piece.nbytes == self._wants.ordered[self._next].end:
             self._mark(self._next)
 
@@ -186,6 +195,7 @@ class StreamedFolder:
         self._raw[offset : offset + piece.nbytes] = piece
         self._filled += piece.nbytes
         if self._filled == self._raw.nbytes:
+            self._findings.read(self._source, want.start, self._raw)
             raw, self._raw = self._raw, None
             self._writers.submit(self._place, slot, raw, self._next)
 
@@ -196,9 +206,9 @@ class StreamedFolder:
                 raw if raw is not None and step.is_copy else memoryview(bytearray(step.nbytes))
             )
             if raw is None:
-                step.fill(content, self._overflows)
+                step.fill(content, self._findings)
             elif not step.is_copy:
-                step.turn(raw, content, self._overflows)
+                step.turn(raw, content, self._findings)
             with storage_errors(step.name):
                 write_at(self._fds[slot.file], content, step.position)
             if raw is not None:

@@ -23,8 +23,9 @@ from sd_api.reasons import Reason
 from sd_loader.convert.fileio import reserve, storage_errors, write_at
 from sd_loader.convert.plan import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.result import FileDigest
-from sd_loader.convert.steps import Buffers, Overflows, Step, steps_of
+from sd_loader.convert.steps import Buffers, Findings, Step, steps_of
 from sd_loader.errors import LoaderError
+from sd_loader.tensors import TensorFile
 
 if TYPE_CHECKING:
     from sd_loader.progress import Report
@@ -41,8 +42,8 @@ class _Run:
     """What the threads of one run share."""
 
     writers: Executor
+    findings: Findings
     buffers: Buffers = field(default_factory=Buffers)
-    overflows: Overflows = field(default_factory=Overflows)
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: int = 0
@@ -53,9 +54,12 @@ class _Run:
 
 
 def write_folder(
-    out: Path, files: Sequence[PlannedFile], report: Report
+    out: Path, files: Sequence[PlannedFile], report: Report, sources: Iterable[TensorFile] = ()
 ) -> Mapping[str, FileDigest]:
-    """Write the files beneath `out`, which is empty, and say their digests, ordered by path."""
+    """Write the files beneath `out`, which is empty, and say their digests, ordered by path.
+
+    sources: the open files of the weights, where they have checksums to be compared.
+    """
     total = sum(file.size for file in files)
     prepare_folder(out, files)
     largest_first = sorted(files, key=lambda file: -file.size)
@@ -63,13 +67,13 @@ def write_folder(
         ThreadPoolExecutor(WRITERS, "write") as writers,
         ThreadPoolExecutor(FILES_AT_A_TIME, "digest") as pool,
     ):
-        run = _Run(writers)
+        run = _Run(writers, Findings(sources))
         tasks = {file.path: pool.submit(_write_file, out, file, run) for file in largest_first}
         try:
             _watch(tasks.values(), run, total, report)
         finally:
             run.stop.set()
-    run.overflows.refuse()
+    run.findings.refuse()
     return {path: tasks[path].result() for path in sorted(tasks)}
 
 
@@ -150,7 +154,7 @@ def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash)
 
 def _write_step(fd: int, step: Step, run: _Run) -> memoryview:
     content = run.buffers.take(step.nbytes)
-    step.fill(content, run.overflows)
+    step.fill(content, run.findings)
     write_at(fd, content, step.position)
     return content
 

@@ -7,12 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-from sd_api.fields import Contract
+from sd_api.fields import Contract, ShortText
 from sd_api.load import LoadRequest, Source
-from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.convert.result import Converted
-from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
@@ -21,13 +19,15 @@ class Fetched(Contract):
     """What lies in the source folder once everything is there.
 
     path: the file, or the folder of a diffusers repo, relative to the source folder.
-    converted: what was made of it while it came, where nothing else is there.
+    converted: what was made of it while it came, where nothing else is there. warnings: what a
+    person should know of the source.
     """
 
     kind: Literal["file", "repo"]
     path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
     source: Source
     converted: Converted | None = None
+    warnings: tuple[ShortText, ...] = ()
 
 
 def fetch(
@@ -46,22 +46,31 @@ def fetch(
     line may say so: a request of the operator reads no files of the node.
     """
     # Imported here: the other commands do without the HTTP stack and start faster.
-    match request.model_type:
-        case ModelType.HUGGINGFACE:
+    from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
+
+    found = locate(request.url, request.model_type, settings, allow_local=allow_local)
+    match found:
+        case HubRepo():
             from sd_loader.source.hub import fetch_repo
 
-            return fetch_repo(request, settings, into, report)
-        case ModelType.CUSTOM_CKPT if allow_local and "://" not in request.url:
+            fetched = fetch_repo(request, settings, into, report)
+        case HubFile():
+            from sd_loader.source.hub import fetch_file
+
+            fetched = fetch_file(found, request, settings, into, report)
+        case LocalFile():
             from sd_loader.source.local import take_file
 
-            return take_file(request, settings, into)
-        case ModelType.CUSTOM_CKPT:
+            fetched = take_file(request, settings, into)
+        case Link(url):
             from sd_loader.source.http import fetch_link
 
-            return fetch_link(request, settings, into, report, out=out)
-        case _:
-            raise LoaderError(
-                Reason.UNSUPPORTED_FORMAT,
-                f"model type {request.model_type.value} is not supported by this version of the"
-                " loader",
-            )
+            asked = request.model_copy(update={"url": url})
+            # A trained model may be a zip of a folder, which must be whole to be unpacked.
+            may_stream = request.model_type is not ModelType.API_TRAINED
+            fetched = fetch_link(asked, settings, into, report, out=out if may_stream else None)
+    if request.model_type is ModelType.API_TRAINED:
+        from sd_loader.source.unpack import unpack_pipeline
+
+        return unpack_pipeline(fetched, request, settings, into)
+    return fetched
