@@ -184,12 +184,18 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
             "spec.originalConfig",
             id="config",
         ),
-        pytest.param({"model_type": "lora"}, Reason.UNSUPPORTED_FORMAT, "lora", id="model type"),
+        pytest.param({"model_type": "vae"}, Reason.UNSUPPORTED_FORMAT, "vae", id="model type"),
         pytest.param(
             {"model_type": "huggingface", "weights": "ema"},
             Reason.INVALID_SPEC,
             "spec.weights",
             id="averages of a repo",
+        ),
+        pytest.param(
+            {"model_type": "lora", "weights": "ema"},
+            Reason.INVALID_SPEC,
+            "spec.weights",
+            id="averages of a LoRA",
         ),
     ],
 )

@@ -528,7 +528,7 @@ def test_a_git_revision_for_a_link_is_refused(server, settings, into):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("model_type", ["api_trained", "lora", "embeddings", "controlnet", "vae"])
+@pytest.mark.parametrize("model_type", ["api_trained", "controlnet", "vae"])
 def test_other_model_types_are_refused_by_name(settings, into, model_type):
     """Not silently taken for a checkpoint."""
     with pytest.raises(LoaderError, match=model_type) as caught:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
 
-_MODEL_TYPES = (ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE)
+_MODEL_TYPES = (
+    ModelType.CUSTOM_CKPT,
+    ModelType.HUGGINGFACE,
+    ModelType.LORA,
+    ModelType.EMBEDDINGS,
+)
 
 
 def convert(
@@ -43,10 +48,11 @@ def refuse_unavailable(request: LoadRequest) -> None:
             Reason.UNSUPPORTED_FORMAT,
             f"model type {request.model_type.value} is not supported by this version of the loader",
         )
-    if request.weights is Weights.EMA and request.model_type is ModelType.HUGGINGFACE:
+    if request.weights is Weights.EMA and request.model_type is not ModelType.CUSTOM_CKPT:
+        what = "a repo" if request.model_type is ModelType.HUGGINGFACE else "any other file"
         raise LoaderError(
             Reason.INVALID_SPEC,
-            "spec.weights: ema is for checkpoints: a repo has one set of weights",
+            f"spec.weights: ema is for checkpoints: {what} has one set of weights",
         )
     asked_for = {
         "verify.render": request.verify.render,
@@ -62,9 +68,20 @@ def refuse_unavailable(request: LoadRequest) -> None:
 
 def plan_file(file: TensorFile, request: LoadRequest) -> FolderPlan:
     """Plan the folder of a single file, by the model type. Reads no weights, writes nothing."""
-    from sd_loader.convert.checkpoint import plan_checkpoint
+    # Imported here: a type needs not the others' modules.
+    match request.model_type:
+        case ModelType.LORA:
+            from sd_loader.convert.lora import plan_lora
 
-    return plan_checkpoint(file, request)
+            return plan_lora(file, request)
+        case ModelType.EMBEDDINGS:
+            from sd_loader.convert.embedding import plan_embedding
+
+            return plan_embedding(file, request)
+        case _:
+            from sd_loader.convert.checkpoint import plan_checkpoint
+
+            return plan_checkpoint(file, request)
 
 
 def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -> Converted:

@@ -42,6 +42,9 @@ class _Kind:
         return f"{self.what}: it needs spec.modelType: {self.model_type.value}"
 
 
+_CHECKPOINT = _Kind(
+    "a checkpoint", re.compile(re.escape(_FIRST_CONVOLUTION)), ModelType.CUSTOM_CKPT
+)
 _CONTROLNET = _Kind(
     "a ControlNet",
     re.compile(r"(control_model|controlnet_cond_embedding|controlnet_down_blocks)\.|lllite_"),
@@ -53,7 +56,8 @@ _OTHERS = (
         re.compile(
             r"lora_(unet|te\d?|transformer)_"
             r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
-            r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$"
+            r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
+            r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$|bundle_emb\.|lora_controlnet$"
         ),
         ModelType.LORA,
     ),
@@ -83,6 +87,21 @@ _OTHERS = (
     ),
     _Kind("a UNet without its pipeline", re.compile(r"input_blocks\.0\.0\.weight$")),
 )
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
+    """The model type that a file of these tensors needs; None where it is no known one."""
+    if _FIRST_CONVOLUTION in tensors:
+        return ModelType.CUSTOM_CKPT
+    found = _kind(tensors)
+    return found.model_type if found else None
+
+
+def refuse_other_kinds(tensors: Mapping[str, Tensor], wanted: ModelType) -> None:
+    """Refuse, by name, what is recognised as another kind of model than the one wanted."""
+    found = _CHECKPOINT if _FIRST_CONVOLUTION in tensors else _kind(tensors)
+    if found is not None and found.model_type is not wanted:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {found}")
 
 
 def detect(tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None) -> BaseModelName:
@@ -136,11 +155,18 @@ def _refuse_other_inputs(convolution: Tensor) -> None:
 def _other(tensors: Mapping[str, Tensor]) -> str:
     if not tensors:
         return "empty: it holds no tensors"
-    for kind in _OTHERS:
-        if any(kind.pattern.match(name) for name in tensors):
-            return str(kind)
+    kind = _kind(tensors)
+    if kind is not None:
+        return str(kind)
     examples = ", ".join(snippet(name) for name in sorted(tensors)[:_EXAMPLES])
     return (
         f"no Stable Diffusion checkpoint: its {len(tensors)} tensors are named like {examples},"
         f" none is {_FIRST_CONVOLUTION}"
+    )
+
+
+def _kind(tensors: Mapping[str, Tensor]) -> _Kind | None:
+    """The first of the other kinds that a name speaks for."""
+    return next(
+        (kind for kind in _OTHERS if any(kind.pattern.match(name) for name in tensors)), None
     )

@@ -15,6 +15,9 @@ from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
+_FILES = (ModelType.CUSTOM_CKPT, ModelType.LORA, ModelType.EMBEDDINGS)
+"""The model types that a link to one file may be of."""
+
 
 class Fetched(Contract):
     """What lies in the source folder once everything is there.
@@ -46,11 +49,11 @@ def fetch(
             from sd_loader.source.hub import fetch_repo
 
             return fetch_repo(request, settings, into, report)
-        case ModelType.CUSTOM_CKPT if allow_local and "://" not in request.url:
+        case kind if kind in _FILES and allow_local and "://" not in request.url:
             from sd_loader.source.local import take_file
 
             return take_file(request, settings, into)
-        case ModelType.CUSTOM_CKPT:
+        case kind if kind in _FILES:
             from sd_loader.source.http import fetch_link
 
             return fetch_link(request, settings, into, report)
