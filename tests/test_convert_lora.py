@@ -423,9 +423,11 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, make, reason, message):
         ({"unet.megatron_core": "os"}, Reason.UNSAFE_MODEL, "megatron_core"),
         ({"unet.init_lora_weights": "eva"}, Reason.UNSAFE_MODEL, "init_lora_weights"),
         ({"unet.target_modules": "(a+)+$"}, Reason.UNSAFE_MODEL, "target_modules"),
+        ({"unet.rank_pattern": {"(a+)+$": 4}}, Reason.UNSAFE_MODEL, "rank_pattern"),
+        ({"unet.lora_alpha": math.inf}, Reason.UNSAFE_MODEL, "lora_alpha"),
         ({"unet.r": 16}, CONTRADICTS, "the rank 16"),
     ],
-    ids=["a module to import", "files to read", "a pattern", "another rank"],
+    ids=["a module to import", "files to read", "pattern", "patterns", "no number", "another rank"],
 )
 def test_metadata_must_be_harmless(tmp_path, change, reason, message):
     """Whoever loads the LoRA makes PEFT's configuration of it."""

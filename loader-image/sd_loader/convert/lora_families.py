@@ -40,6 +40,8 @@ _WIDTHS = {
 }
 _TEXT_WIDTHS = {768: {BaseModelName.SD1, BaseModelName.SDXL}, 1024: {BaseModelName.SD2}}
 
+_LEVELS = {"unet_0": 1, "unet_1": 2, "unet_2": 4}
+
 # SD 2 leaves the last of its text encoder's 24 layers out.
 _TEXT_LAYERS = {BaseModelName.SD1: 12, BaseModelName.SD2: 23, BaseModelName.SDXL: 12}
 _SECOND_TEXT_LAYERS = 32
@@ -200,12 +202,25 @@ def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseMo
     # Sums last: what they are made of is met elsewhere, if at all.
     for layer, module in sorted(found, key=lambda pair: "+" in pair[1].shape):
         _check_shapes(layer, module, tensors, dimensions, family)
+    _check_levels(dimensions, family)
     widths = _by_widths(layers, tensors, family)
     if family not in widths:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
             f"the layers are those of {family.value}, but their widths are of"
             f" {' or '.join(sorted(widths)) or 'no one family'}",
+        )
+
+
+def _check_levels(dimensions: Dimensions, family: BaseModelName) -> None:
+    """The UNet's levels are once, twice and four times as wide as its first, in every family."""
+    found = {level: dimensions[level] for level in _LEVELS if level in dimensions}
+    if len({width / _LEVELS[level] for level, width in found.items()}) > 1:
+        widths = ", ".join(str(width) for width in found.values())
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"the levels of the UNet that the layers belong to are {widths} wide, which is not"
+            f" 1 : 2 : 4 as in {family.value}",
         )
 
 

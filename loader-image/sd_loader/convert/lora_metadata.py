@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,8 @@ _WORDS = {
     "qalora_group_size": (16,),
     "task_type": ("FEATURE_EXTRACTION",),
 }
+# PEFT takes the keys of patterns for regular expressions, which may take for ever.
+_PLAIN = re.compile(r"\^?[\w.-]+", re.ASCII)
 _TEXTS = ("peft_version", "base_model_name_or_path", "revision")
 
 
@@ -92,14 +96,16 @@ def _adapter(text: str) -> dict[str, Any]:
 
 
 def _is_harmless(name: str, value: object) -> bool:
+    if name in _NUMBERS:
+        return value is None or _is_number(value)
     if value is None or value is False or value == {} or value == []:
         return True
-    if name in _NUMBERS:
-        return _is_number(value)
     if name in _FLAGS:
         return value is True
     if name in _PATTERNS:
-        return isinstance(value, dict) and all(map(_is_number, value.values()))
+        return isinstance(value, dict) and all(
+            _PLAIN.fullmatch(key) and _is_number(number) for key, number in value.items()
+        )
     if name in _NAMES:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if name in _WORDS:
@@ -108,7 +114,7 @@ def _is_harmless(name: str, value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
 
 
 def _check_ranks(
