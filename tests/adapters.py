@@ -8,15 +8,23 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import tinyrepo
 import torch
+from checkpoints import save_safetensors
+from conversions import convert_file
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel
+
+from sd_loader.convert import Converted
 
 Tensors = dict[str, torch.Tensor]
 
+NAME = "pytorch_lora_weights"
 RANK = 4
 STYLES = ("kohya", "kohya sgm", "old diffusers", "diffusers", "peft")
 
@@ -194,3 +202,42 @@ def adapter_of(pipe: DiffusionPipeline) -> dict[str, Any]:
                     if "lora_" in key:
                         found[f"{component}.{name} {key}"] = value.detach().clone()
     return found
+
+
+def save(
+    folder: Path,
+    tensors: Tensors,
+    container: str = "safetensors",
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """The file under the name by which diffusers finds it in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{NAME}.{container}"
+    if container == "safetensors":
+        return save_safetensors(path, tensors, metadata)
+    torch.save(tensors, path)
+    return path
+
+
+def loaded(
+    folder: Path, tensors: Tensors, metadata: dict[str, str] | None = None, **fields: Any
+) -> tuple[Converted, Path]:
+    """What the loader makes of these tensors, and the folder."""
+    out = folder / "out"
+    path = save(folder / "origin", tensors, metadata=metadata)
+    return convert_file(path, out, model_type="lora", **fields), out
+
+
+def trained(**options: Any) -> tuple[DiffusionPipeline, Tensors, dict[str, Any]]:
+    """The UNet's LoRA as PEFT keeps it, with its configuration."""
+    pipe = pipeline("sd15")
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], **options)
+    try:
+        pipe.unet.add_adapter(config, adapter_name="x")
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(generator=generator)
+        return pipe, get_peft_model_state_dict(pipe.unet, adapter_name="x"), config.to_dict()
+    finally:
+        pipe.unload_lora_weights()

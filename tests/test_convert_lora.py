@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import adapters
 import pytest
 import torch
-from adapters import lora, opened, pipeline
+from adapters import NAME, loaded, lora, opened, pipeline, save, trained
 from catalog import Row
-from checkpoints import save_safetensors
 from conversions import convert_file, identical
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -24,8 +20,6 @@ from sd_loader.errors import LoaderError
 
 FAMILIES = {"sd15": ("SD 1.x", "sd1"), "sd2": ("SD 2.x", "sd2"), "sdxl": ("SDXL", "sdxl")}
 CONTAINERS = ("safetensors", "bin")
-NAME = "pytorch_lora_weights"
-UNSUPPORTED, CONTRADICTS = Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED
 
 
 @dataclass(frozen=True)
@@ -60,32 +54,6 @@ CASES = [
     if style != "kohya sgm" or family == "sdxl"
 ]
 ROWS: tuple[Row, ...] = tuple(case.row for case in CASES)
-
-
-def save(folder: Path, tensors, container="safetensors", metadata=None) -> Path:
-    """The file under the name by which diffusers finds it in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{NAME}.{container}"
-    if container == "safetensors":
-        return save_safetensors(path, tensors, metadata)
-    torch.save(tensors, path)
-    return path
-
-
-def loaded(tmp_path, tensors, metadata=None, **fields):
-    """What the loader makes of these tensors, and the folder."""
-    out = tmp_path / "out"
-    path = save(tmp_path / "origin", tensors, metadata=metadata)
-    return convert_file(path, out, model_type="lora", **fields), out
-
-
-def refusal(tmp_path, tensors, metadata=None, **fields) -> LoaderError:
-    """Why the loader refuses these tensors."""
-    with pytest.raises(LoaderError) as caught:
-        loaded(tmp_path, tensors, metadata, **fields)
-    assert not list((tmp_path / "out").iterdir())
-    assert caught.value.message.isprintable()
-    return caught.value
 
 
 def metadata_of(folder):
@@ -164,21 +132,6 @@ def test_two_styles_as_diffusers_own_training_writes_them_are_read(tmp_path):
     assert_same(opened("sd15", out), opened("sd15", peft))
 
 
-def trained(**options):
-    """The UNet's LoRA as PEFT keeps it, with its configuration."""
-    pipe = pipeline("sd15")
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], **options)
-    try:
-        pipe.unet.add_adapter(config, adapter_name="x")
-        generator = torch.Generator().manual_seed(0)
-        for name, parameter in pipe.unet.named_parameters():
-            if "lora_B" in name:
-                parameter.data.normal_(generator=generator)
-        return pipe, get_peft_model_state_dict(pipe.unet, adapter_name="x"), config.to_dict()
-    finally:
-        pipe.unload_lora_weights()
-
-
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])
 def test_the_scale_in_pefts_metadata_is_kept(tmp_path, options):
     """Diffusers keeps it beside the tensors; without it the scale would be another."""
@@ -247,203 +200,3 @@ def test_broken_weights_are_always_found(tmp_path, value):
     with pytest.raises(LoaderError, match="attn2_to_k") as caught:
         loaded(tmp_path, tensors)
     assert caught.value.reason is Reason.VERIFICATION_FAILED
-
-
-def changed(tensors, ending, make):
-    """The tensors with one of that ending replaced, or left out, by a function."""
-    name = next(name for name in tensors if name.endswith(ending))
-    rest = {key: tensor for key, tensor in tensors.items() if key != name}
-    return rest | make(name, tensors[name])
-
-
-def kohya():
-    """A sound LoRA of one component."""
-    return lora("sd15", "kohya", text=False)
-
-
-ATTENTION = "attn2_to_k.lora_down.weight"
-ZERO = torch.zeros(4, 4)
-
-REFUSED = [
-    pytest.param(
-        lambda: changed(kohya(), ATTENTION, lambda _n, _t: {}), CONTRADICTS, "lacks", id="no down"
-    ),
-    pytest.param(
-        lambda: changed(kohya(), "attn2_to_k.lora_up.weight", lambda _n, _t: {}),
-        CONTRADICTS,
-        "lacks its lora_B.weight (or lora_up)",
-        id="no up",
-    ),
-    pytest.param(
-        lambda: kohya() | {"lora_unet_mid_block_attentions_9_proj_in.alpha": torch.tensor(1.0)},
-        CONTRADICTS,
-        "alpha alone",
-        id="an alpha alone",
-    ),
-    pytest.param(
-        lambda: changed(kohya(), ATTENTION, lambda n, t: {n: t[:-1]}),
-        CONTRADICTS,
-        "no two halves",
-        id="ranks",
-    ),
-    pytest.param(
-        lambda: changed(kohya(), ATTENTION, lambda n, t: {n: t[:, 1:].clone()}),
-        CONTRADICTS,
-        "in sd1 down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v is [32, 63]",
-        id="width",
-    ),
-    pytest.param(
-        lambda: changed(kohya(), ATTENTION, lambda n, t: {n: t.to(torch.int32)}),
-        CONTRADICTS,
-        "no floating-point numbers",
-        id="integers",
-    ),
-    pytest.param(
-        lambda: changed(kohya(), ".alpha", lambda n, _t: {n: torch.ones(2)}),
-        CONTRADICTS,
-        "should be one number",
-        id="two alphas",
-    ),
-    pytest.param(
-        lambda: kohya() | dict.fromkeys(["lora_unet_x.lora_down.weight"], ZERO),
-        CONTRADICTS,
-        "lacks",
-        id="half a layer of nothing",
-    ),
-    pytest.param(
-        lambda: (
-            kohya()
-            | {f"lora_unet_x.lora_{half}.weight": torch.zeros(4, 4) for half in ("down", "up")}
-        ),
-        CONTRADICTS,
-        "the UNet of sd1 has no layer for lora_unet_x",
-        id="unknown layer",
-    ),
-    pytest.param(lambda: kohya() | {"x": ZERO}, UNSUPPORTED, "named like x", id="unknown key"),
-    pytest.param(
-        lambda: kohya() | lora("sd15", "peft", text=False), UNSUPPORTED, "mixes", id="mixed styles"
-    ),
-    pytest.param(
-        lambda: lora("sdxl", "kohya") | lora("sdxl", "kohya sgm"),
-        UNSUPPORTED,
-        "in two ways",
-        id="two namings",
-    ),
-    pytest.param(
-        lambda: {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": ZERO},
-        UNSUPPORTED,
-        "LoHa",
-        id="LoHa",
-    ),
-    pytest.param(lambda: kohya() | {"lora_unet_x.lokr_w1": ZERO}, UNSUPPORTED, "LoKr", id="LoKr"),
-    pytest.param(
-        lambda: kohya() | {"lora_unet_x.dora_scale": ZERO}, UNSUPPORTED, "dora_scale", id="DoRA"
-    ),
-    pytest.param(
-        lambda: kohya() | {"bundle_emb.x.string_to_param.*": ZERO},
-        UNSUPPORTED,
-        "embeddings in it",
-        id="bundle",
-    ),
-    pytest.param(
-        lambda: {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": ZERO},
-        CONTRADICTS,
-        "lacks",
-        id="half of FLUX",
-    ),
-    pytest.param(
-        lambda: {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": ZERO},
-        UNSUPPORTED,
-        "a LoRA of FLUX",
-        id="FLUX",
-    ),
-    pytest.param(
-        lambda: {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": ZERO},
-        UNSUPPORTED,
-        "a LoRA of another model",
-        id="another transformer",
-    ),
-    pytest.param(
-        lambda: {"base_model.model.mid_block.attentions.0.proj_in.lora_A.weight": ZERO},
-        UNSUPPORTED,
-        "adapter_config.json",
-        id="PEFT alone",
-    ),
-    pytest.param(
-        lambda: (
-            lora("sd15", "diffusers", text=False)
-            | {"unet.mid_block.attentions.0.proj_in.alpha": torch.tensor(1.0)}
-        ),
-        UNSUPPORTED,
-        "alphas in diffusers' style",
-        id="alphas that diffusers leaves out",
-    ),
-    pytest.param(
-        lambda: {"model.diffusion_model.input_blocks.0.0.weight": ZERO},
-        UNSUPPORTED,
-        "a checkpoint: it needs spec.modelType: custom_ckpt",
-        id="a checkpoint",
-    ),
-    pytest.param(
-        lambda: {"<cat>": torch.zeros(1, 768)},
-        UNSUPPORTED,
-        "it needs spec.modelType: embeddings",
-        id="an embedding",
-    ),
-    pytest.param(
-        lambda: {"control_model.time_embed.0.weight": ZERO},
-        UNSUPPORTED,
-        "it needs spec.modelType: controlnet",
-        id="a ControlNet",
-    ),
-    pytest.param(
-        lambda: {
-            name: tensor
-            for name, tensor in lora("sd15", "kohya").items()
-            if name.startswith("lora_te_") and "q_proj" in name
-        },
-        UNSUPPORTED,
-        "does not read these layers of the text_encoder",
-        id="text layers that diffusers takes for none",
-    ),
-]
-
-
-@pytest.mark.parametrize(("make", "reason", "message"), REFUSED)
-def test_what_is_wrong_is_refused_by_name(tmp_path, make, reason, message):
-    """Before anything is written, with the tensor's name."""
-    error = refusal(tmp_path, make())
-    assert error.reason is reason
-    assert message in error.message
-
-
-@pytest.mark.parametrize(
-    ("change", "reason", "message"),
-    [
-        ({"unet.megatron_core": "os"}, Reason.UNSAFE_MODEL, "megatron_core"),
-        ({"unet.init_lora_weights": "eva"}, Reason.UNSAFE_MODEL, "init_lora_weights"),
-        ({"unet.target_modules": "(a+)+$"}, Reason.UNSAFE_MODEL, "target_modules"),
-        ({"unet.rank_pattern": {"(a+)+$": 4}}, Reason.UNSAFE_MODEL, "rank_pattern"),
-        ({"unet.lora_alpha": math.inf}, Reason.UNSAFE_MODEL, "lora_alpha"),
-        ({"unet.r": 16}, CONTRADICTS, "the rank 16"),
-    ],
-    ids=["a module to import", "files to read", "pattern", "patterns", "no number", "another rank"],
-)
-def test_metadata_must_be_harmless(tmp_path, change, reason, message):
-    """Whoever loads the LoRA makes PEFT's configuration of it."""
-    _, layers, config = trained()
-    layers = {f"unet.{name}": tensor for name, tensor in layers.items()}
-    config["target_modules"] = sorted(config["target_modules"])
-    plain = {f"unet.{key}": value for key, value in config.items() if key != "peft_type"}
-    assert loaded(tmp_path / "good", layers, {"lora_adapter_metadata": json.dumps(plain)})
-    text = json.dumps({**plain, **change})
-    error = refusal(tmp_path / "bad", layers, {"lora_adapter_metadata": text})
-    assert error.reason is reason
-    assert message in error.message
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 100_000], ids=["cut", "[]", "x", "deep"])
-def test_metadata_that_is_no_object_is_refused(tmp_path, text):
-    """It would fail in the hands of whoever loads the LoRA."""
-    error = refusal(tmp_path, lora("sd15", "peft", text=False), {"lora_adapter_metadata": text})
-    assert error.reason is CONTRADICTS
