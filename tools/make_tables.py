@@ -41,7 +41,7 @@ from sd_loader.convert.architecture import DATA, fill_in  # noqa: E402
 Shape = tuple[int, ...]
 Table = dict[str, dict[str, Any]]
 
-# No two of them, nor their sums and small multiples, are equal (`_expression` would say so), and
+# No two of them, nor their sums and small multiples, are equal (`expression` would say so), and
 # 64 divides each, as heads of 64 and groups of 32 need it.
 PRIMES = (101, 233, 389, 557, 761, 997, 1201, 1523, 1801, 2111, 2503, 2909, 3301, 3709, 4111)
 LARGEST_CONSTANT = 16
@@ -152,7 +152,7 @@ def make_table(name: str) -> Table:
                     symbols[key].key.removeprefix(prefix),
                     key,
                     symbols[key].op,
-                    " ".join(_expression(size, dimensions) for size in shape),
+                    " ".join(expression(size, dimensions) for size in shape),
                 ]
                 for key, shape in model.items()
             ],
@@ -213,7 +213,7 @@ def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def _expression(size: int, dimensions: Mapping[str, int]) -> str:
+def expression(size: int, dimensions: Mapping[str, int]) -> str:
     """The one way to write a number of a shape by the names of dimensions."""
     if size <= LARGEST_CONSTANT:
         return str(size)

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
 
-_MODEL_TYPES = (ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE)
+_MODEL_TYPES = (
+    ModelType.CONTROLNET,
+    ModelType.CUSTOM_CKPT,
+    ModelType.HUGGINGFACE,
+    ModelType.VAE,
+)
 
 
 def convert(
@@ -29,6 +34,10 @@ def convert(
     refuse_unavailable(request)
     path = source_dir / fetched.path
     # Imported here: neither way needs the other's modules.
+    if fetched.kind == "repo" and request.model_type in (ModelType.CONTROLNET, ModelType.VAE):
+        from sd_loader.convert.component import convert_component
+
+        return convert_component(path, request, out, report)
     if fetched.kind == "repo":
         from sd_loader.convert.repo import convert_repo
 
@@ -43,10 +52,11 @@ def refuse_unavailable(request: LoadRequest) -> None:
             Reason.UNSUPPORTED_FORMAT,
             f"model type {request.model_type.value} is not supported by this version of the loader",
         )
-    if request.weights is Weights.EMA and request.model_type is ModelType.HUGGINGFACE:
+    if request.weights is Weights.EMA and request.model_type is not ModelType.CUSTOM_CKPT:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            "spec.weights: ema is for checkpoints: a repo has one set of weights",
+            f"spec.weights: ema is for checkpoints: a {request.model_type.value} source has one set"
+            " of weights",
         )
     asked_for = {
         "verify.render": request.verify.render,
@@ -62,9 +72,19 @@ def refuse_unavailable(request: LoadRequest) -> None:
 
 def plan_file(file: TensorFile, request: LoadRequest) -> FolderPlan:
     """Plan the folder of a single file, by the model type. Reads no weights, writes nothing."""
-    from sd_loader.convert.checkpoint import plan_checkpoint
+    match request.model_type:
+        case ModelType.CONTROLNET:
+            from sd_loader.convert.controlnet import plan_controlnet
 
-    return plan_checkpoint(file, request)
+            return plan_controlnet(file, request)
+        case ModelType.VAE:
+            from sd_loader.convert.vae import plan_vae
+
+            return plan_vae(file, request)
+        case _:
+            from sd_loader.convert.checkpoint import plan_checkpoint
+
+            return plan_checkpoint(file, request)
 
 
 def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -> Converted:

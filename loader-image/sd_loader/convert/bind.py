@@ -12,6 +12,7 @@ from sd_loader.formats.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _NAMES = {
+    "controlnet": "ControlNet",
     "text_encoder": "text encoder",
     "text_encoder_2": "second text encoder",
     "unet": "UNet",

@@ -136,11 +136,23 @@ def _refuse_other_inputs(convolution: Tensor) -> None:
 def _other(tensors: Mapping[str, Tensor]) -> str:
     if not tensors:
         return "empty: it holds no tensors"
-    for kind in _OTHERS:
-        if any(kind.pattern.match(name) for name in tensors):
-            return str(kind)
+    found = other_kind(tensors)
+    if found is not None:
+        return found
     examples = ", ".join(snippet(name) for name in sorted(tensors)[:_EXAMPLES])
     return (
         f"no Stable Diffusion checkpoint: its {len(tensors)} tensors are named like {examples},"
         f" none is {_FIRST_CONVOLUTION}"
     )
+
+
+def other_kind(tensors: Mapping[str, Tensor], sought: ModelType | None = None) -> str | None:
+    """What a file is that is no checkpoint, as far as its names tell.
+
+    sought: the model type that was asked for, which it is known not to be.
+    """
+    for kind in _OTHERS:
+        is_sought = sought is not None and kind.model_type is sought
+        if not is_sought and any(kind.pattern.match(name) for name in tensors):
+            return str(kind)
+    return None

@@ -40,6 +40,7 @@ from sd_loader.convert.repo_configs import (
     tokenizer_files,
 )
 from sd_loader.convert.result import Converted, FileDigest
+from sd_loader.convert.vae_names import current_name
 from sd_loader.convert.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
@@ -54,19 +55,17 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _BASE_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
-# How diffusers named the VAE's attention before 0.15; it still reads, but no longer writes this.
-_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass
-class _Weights:
+class Weights:
     """The open files of weights, by their descriptors."""
 
     stack: ExitStack
     files: dict[int, TensorFile] = field(default_factory=dict)
 
     def open(self, path: Path) -> TensorFile:
+        """Open one more; it is closed with the others."""
         file = self.stack.enter_context(open_tensor_file(path))
         self.files[file.fd] = file
         return file
@@ -75,14 +74,20 @@ class _Weights:
 def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
     """Convert a downloaded repo into the empty folder `out`."""
     with ExitStack() as stack:
-        weights = _Weights(stack)
-        plan = _plan(folder, request, weights)
-        kept = {file.path for file in plan.weights if _link(file, weights.files, out)}
-        digests = dict(
-            write_folder(out, [file for file in plan.files if file.path not in kept], report)
-        )
-        digests.update(_digests(out, kept))
-        verify_folder(out, plan, request.verify, report)
+        weights = Weights(stack)
+        return write_plan(_plan(folder, request, weights), weights, request, out, report)
+
+
+def write_plan(
+    plan: FolderPlan, weights: Weights, request: LoadRequest, out: Path, report: Report
+) -> Converted:
+    """Write the planned folder, and link what lies there already as planned."""
+    kept = {file.path for file in plan.weights if _link(file, weights.files, out)}
+    digests = dict(
+        write_folder(out, [file for file in plan.files if file.path not in kept], report)
+    )
+    digests.update(_digests(out, kept))
+    verify_folder(out, plan, request.verify, report)
     return Converted(
         files=dict(sorted(digests.items())),
         base_model=plan.base_model,
@@ -93,7 +98,7 @@ def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) 
     )
 
 
-def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
+def _plan(folder: Path, request: LoadRequest, weights: Weights) -> FolderPlan:
     names = {
         path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
     }
@@ -121,7 +126,9 @@ def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
             for file in chosen
             if file.path.startswith(f"{component}/") and file.path.endswith(_WEIGHT_SUFFIXES)
         ]
-        tensors = _tensors(component, pipeline, [weights.open(path) for path in paths])
+        tensors = component_tensors(
+            component, pipeline.components[component], [weights.open(path) for path in paths]
+        )
         config = checked_config(component, pipeline, found, tensors, dimensions)
         configs[component] = config
         items = [
@@ -151,13 +158,15 @@ def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
     )
 
 
-def _tensors(component: str, pipeline: Pipeline, files: Iterable[TensorFile]) -> dict[str, Tensor]:
+def component_tensors(
+    component: str, class_name: str, files: Iterable[TensorFile]
+) -> dict[str, Tensor]:
     """All tensors of a component under their canonical names."""
     found: dict[str, Tensor] = {}
     for file in files:
         for old, tensor in file.tensors.items():
             name = _canonical(old, component)
-            if name is None or _is_foreign(name, component, pipeline):
+            if name is None or _is_foreign(name, class_name):
                 continue
             if name in found:
                 raise LoaderError(
@@ -180,13 +189,12 @@ def _canonical(name: str, component: str) -> str | None:
             return None
         # transformers since 5.6 leaves the prefix out, and older ones then load noise.
         return f"text_model.{name}" if name.startswith(_TEXT_PARTS) else name
-    old = _OLD_ATTENTION.fullmatch(name) if component == "vae" else None
-    return f"{old[1]}.{_NEW_ATTENTION[old[2]]}.{old[3]}" if old else name
+    return current_name(name) if component == "vae" else name
 
 
-def _is_foreign(name: str, component: str, pipeline: Pipeline) -> bool:
+def _is_foreign(name: str, class_name: str) -> bool:
     """Some text encoders were saved with the projection that their class does not have."""
-    return name == "text_projection.weight" and pipeline.components[component] == "CLIPTextModel"
+    return name == "text_projection.weight" and class_name == "CLIPTextModel"
 
 
 def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], request: LoadRequest) -> str:

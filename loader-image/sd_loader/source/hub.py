@@ -32,8 +32,22 @@ from sd_loader.source.credentials import read_credentials, token_for
 from sd_loader.source.download import Downloader, Wanted
 from sd_loader.source.http import check_link
 from sd_loader.source.part import ensure_space, file_of
-from sd_loader.source.pipelines import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
-from sd_loader.source.repo_files import RepoFile, check_names, choose_files, require_pipeline
+from sd_loader.source.pipelines import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MAX_JSON_BYTES,
+    SINGLE,
+    parse_component,
+    parse_pipeline,
+)
+from sd_loader.source.repo_files import (
+    RepoFile,
+    check_names,
+    choose_component,
+    choose_files,
+    component_folder,
+    require_pipeline,
+)
 from sd_loader.source.transport import LOADER_VERSION, PACE, READ_SECONDS, Pace, make_client
 
 FOLDER_NAME = "repo"
@@ -72,25 +86,43 @@ def fetch_repo(
         repo = _resolve(
             repo_id, request.git_revision or "main", settings.hub_endpoint, token, retries
         )
-        require_pipeline(list(repo.files))
         copy = _Copy(
             repo,
             into / FOLDER_NAME,
             Downloader(client, settings.max_bytes, token, retries),
             report,
         )
-        index = copy.fetch(repo.files[INDEX_NAME])
-        chosen = choose_files(
-            repo.files,
-            parse_pipeline(index.read_bytes()),
-            request.revision,
-            safetensors_only=bool(request.from_safetensors),
-        )
+        chosen = _component_files(copy, request) or _pipeline_files(copy, request)
         size = copy.fetch_all(chosen)
     return Fetched(
         kind="repo",
         path=FOLDER_NAME,
         source=Source(commit=repo.commit, size_bytes=size, format="diffusers"),
+    )
+
+
+def _pipeline_files(copy: _Copy, request: LoadRequest) -> list[RepoFile]:
+    files = copy.repo.files
+    require_pipeline(list(files))
+    index = copy.fetch(files[INDEX_NAME])
+    return choose_files(
+        files,
+        parse_pipeline(index.read_bytes()),
+        request.revision,
+        safetensors_only=bool(request.from_safetensors),
+    )
+
+
+def _component_files(copy: _Copy, request: LoadRequest) -> list[RepoFile]:
+    """The files of the one component that a model type is; none for other model types."""
+    if request.model_type not in SINGLE:
+        return []
+    files = copy.repo.files
+    folder = component_folder(files, SINGLE[request.model_type][0])
+    config = copy.fetch(files[str(folder / CONFIG_NAME)])
+    parse_component(config.read_bytes(), request.model_type)
+    return choose_component(
+        files, folder, request.revision, safetensors_only=bool(request.from_safetensors)
     )
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd_api.reasons import Reason
+from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 
 INDEX_NAME = "model_index.json"
+CONFIG_NAME = "config.json"
 MAX_JSON_BYTES = 8 << 20
 """tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB."""
 _MAX_DEPTH = 32
@@ -77,6 +79,11 @@ WEIGHTS = {
     "text_encoder_2": "model",
 }
 """The components that have weights, and the canonical stem of their files."""
+SINGLE = {
+    ModelType.CONTROLNET: ("controlnet", "ControlNetModel"),
+    ModelType.VAE: ("vae", "AutoencoderKL"),
+}
+"""Model types that are one component: its name in pipelines, and its class."""
 DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
 """Published as null: not part of the model, and the first two block images."""
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
@@ -169,6 +176,26 @@ def parse_pipeline(content: bytes) -> Pipeline:
     if missing:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME} lacks {', '.join(missing)}")
     return Pipeline(class_name, components, options)
+
+
+def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
+    """Check the config of a repo that is one component."""
+    config = parse_json(content, CONFIG_NAME)
+    expected = SINGLE[model_type][1]
+    class_name = config.get("_class_name")
+    if class_name == expected:
+        return config
+    for other, (_component, its_class) in SINGLE.items():
+        if class_name == its_class:
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"the repo is of class {its_class}: it needs spec.modelType: {other.value}",
+            )
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT,
+        f"{CONFIG_NAME} names the class {_shown(class_name)}; spec.modelType"
+        f" {model_type.value} is for {expected}",
+    )
 
 
 def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
