@@ -28,7 +28,7 @@ from sd_loader.source import Fetched
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TYPE, PEER, OPENS = "controlnet", "ControlNetModel.from_single_file", "ControlNetModel"
-ROWS: tuple[Row, ...] = (
+FILES: tuple[Row, ...] = (
     Row(TYPE, "SD 1", "original .pth", PEER, OPENS),
     Row(TYPE, "SD 1", "original .safetensors", PEER, OPENS),
     Row(TYPE, "SD 1", "original .safetensors without prefix", PEER, OPENS),
@@ -41,11 +41,12 @@ ROWS: tuple[Row, ...] = (
     Row(TYPE, "SDXL mid", "diffusers .safetensors", PEER, OPENS),
     Row(TYPE, "SDXL small", "diffusers .safetensors", PEER, OPENS),
 )
-REPO_ROWS: tuple[Row, ...] = tuple(
+REPOS: tuple[Row, ...] = tuple(
     Row(TYPE, family, f"diffusers repo, {container}", "ControlNetModel.from_pretrained", OPENS)
     for family in ("SD 1", "SD 2", "SDXL")
     for container in (".safetensors", ".bin")
 )
+ROWS = (*FILES, *REPOS)
 PRECISIONS = (
     ("fp16", None),
     ("fp32", None),
@@ -154,9 +155,9 @@ class Case:
 
 
 # Each container once, and each precision of each family once.
-CASES = [Case(row, "fp16", None) for row in ROWS] + [
+CASES = [Case(row, "fp16", None) for row in FILES] + [
     Case(row, precision, revision)
-    for row in (ROWS[0], ROWS[6], ROWS[8])
+    for row in (FILES[0], FILES[6], FILES[8])
     for precision, revision in PRECISIONS[1:]
 ]
 
@@ -198,7 +199,7 @@ def save_repo(folder: Path, architecture: str, *, safe: bool = True) -> Path:
     return repo
 
 
-@pytest.mark.parametrize("row", REPO_ROWS, ids=str)
+@pytest.mark.parametrize("row", REPOS, ids=str)
 def test_a_repo_of_a_controlnet_is_taken_whole(tmp_path: Path, row: Row) -> None:
     """The weights as they are, or in the precision asked for; old .bin weights, too."""
     repo = save_repo(tmp_path, row.architecture, safe=row.container.endswith("safetensors"))
