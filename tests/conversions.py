@@ -42,6 +42,7 @@ def convert_file(
 
 def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal in type, shape and every bit."""
-    return one.dtype == other.dtype and torch.equal(
-        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
+        one.contiguous().reshape(-1).view(torch.uint8),
+        other.contiguous().reshape(-1).view(torch.uint8),
     )

@@ -16,6 +16,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 
 HUB_ENDPOINT = "https://huggingface.co"
+TRAINED_URL_TEMPLATE = "SD_LOADER_TRAINED_URL_TEMPLATE"
 DEFAULT_MAX_BYTES = 100 * 10**9
 DEFAULT_RETAIN_SECONDS = 24 * 3600
 
@@ -24,11 +25,13 @@ DEFAULT_RETAIN_SECONDS = 24 * 3600
 class Settings:
     """What the administrator set, as the operator passes it on.
 
-    hub_endpoint: base URL of the Hub or its mirror. max_bytes: size limit of one source.
-    termination_log: where the answer goes; None where nobody reads it.
+    hub_endpoint: base URL of the Hub or its mirror. trained_url_template: link of a trained model,
+    with {id}; for loads by hand, as the operator fills in its own. max_bytes: size limit of one
+    source. termination_log: where the answer goes; None where nobody reads it.
     """
 
     hub_endpoint: str = HUB_ENDPOINT
+    trained_url_template: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     proxy: str | None = None
     no_proxy: str = ""
@@ -45,6 +48,7 @@ class Settings:
         ca_file = env.get("SSL_CERT_FILE")
         return cls(
             hub_endpoint=(env.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/"),
+            trained_url_template=_template(env),
             allowed_hosts=frozenset(
                 host.strip().lower()
                 for host in env.get("SD_LOADER_ALLOWED_HOSTS", "").split(",")
@@ -68,13 +72,25 @@ class Settings:
         return cls(termination_log=_termination_log(env))
 
     def guard(self) -> Guard:
-        """Which addresses may be called: the Hub's endpoint is the administrator's own choice."""
-        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
+        """Which addresses may be called: what the administrator set may be, wherever it is."""
+        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.trained_url_template])
 
 
 def _termination_log(env: Mapping[str, str]) -> Path | None:
     log = env.get("SD_LOADER_TERMINATION_LOG")
     return Path(log) if log else None
+
+
+def _template(env: Mapping[str, str]) -> str | None:
+    text = env.get(TRAINED_URL_TEMPLATE)
+    # The id is the user's, so it must not stand where it would choose the host.
+    if text and not re.fullmatch(r"https?://[^\s/?#{}]+[/?]\S*\{id\}\S*", text):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"the loader's setting {TRAINED_URL_TEMPLATE} must be an http(s) link with {{id}} where"
+            " the trained model's id goes, after the host",
+        )
+    return text or None
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
 
+_COMPONENTS = (ModelType.CONTROLNET, ModelType.VAE)
 _MODEL_TYPES = (
-    ModelType.CONTROLNET,
+    ModelType.API_TRAINED,
     ModelType.CUSTOM_CKPT,
     ModelType.HUGGINGFACE,
-    ModelType.VAE,
+    *_COMPONENTS,
+)
+_NO_EMA = (
+    "spec.weights: ema is for checkpoints (modelType custom_ckpt): a diffusers folder or component"
+    " has one set of weights"
 )
 
 
@@ -34,11 +39,13 @@ def convert(
     refuse_unavailable(request)
     path = source_dir / fetched.path
     # Imported here: neither way needs the other's modules.
-    if fetched.kind == "repo" and request.model_type in (ModelType.CONTROLNET, ModelType.VAE):
+    if fetched.kind == "repo" and request.model_type in _COMPONENTS:
         from sd_loader.convert.component import convert_component
 
         return convert_component(path, request, out, report)
     if fetched.kind == "repo":
+        if request.weights is Weights.EMA:
+            raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
         from sd_loader.convert.repo import convert_repo
 
         return convert_repo(path, request, out, report)
@@ -52,12 +59,11 @@ def refuse_unavailable(request: LoadRequest) -> None:
             Reason.UNSUPPORTED_FORMAT,
             f"model type {request.model_type.value} is not supported by this version of the loader",
         )
-    if request.weights is Weights.EMA and request.model_type is not ModelType.CUSTOM_CKPT:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"spec.weights: ema is for checkpoints: a {request.model_type.value} source has one set"
-            " of weights",
-        )
+    if request.weights is Weights.EMA and request.model_type in (
+        ModelType.HUGGINGFACE,
+        *_COMPONENTS,
+    ):
+        raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
     asked_for = {
         "verify.render": request.verify.render,
         "vae": request.vae,

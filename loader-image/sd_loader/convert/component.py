@@ -55,6 +55,8 @@ def plan_component(
         if path.is_file()
     }
     inner = component_folder(names, component)
+    if inner is None:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the repo has no {CONFIG_NAME}")
     _config, *chosen = choose_component(
         names, inner, request.revision, safetensors_only=bool(request.from_safetensors)
     )

@@ -30,7 +30,7 @@ _TELLING_BYTES = 64
 class Wanted:
     """A file to download.
 
-    size, sha256: what it must be, where that is known.
+    size, sha256: what it must be, where that is known. own_digest: the source itself says sha256.
     inspect: raises for first bytes (of a file so long) that cannot be the file wanted.
     """
 
@@ -39,6 +39,7 @@ class Wanted:
     size: int | None = None
     sha256: str | None = None
     inspect: Inspect = lambda _head, _size: None
+    own_digest: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ class Downloader:
         if done is not None and wanted.sha256 in (None, done[0]):
             return Got(*done)
         with Part(wanted.path, wanted.url) as part:
-            self.retries.run(lambda: self._attempt(wanted, part, on_bytes), lambda: part.size)
-            # Not only at the first chunk: it may have been too short to tell.
-            wanted.inspect(part.head(), part.size)
-            got = Got(part.sha256, part.size)
+            got = self._whole(wanted, part, on_bytes)
+            if wanted.own_digest and wanted.sha256 not in (None, got.sha256):
+                # Bits flip on the way; what is wrong twice in a row is wrong at the source.
+                part.restart(None)
+                got = self._whole(wanted, part, on_bytes)
             if wanted.sha256 not in (None, got.sha256):
                 raise LoaderError(
                     Reason.DIGEST_MISMATCH,
@@ -75,6 +77,13 @@ class Downloader:
                 )
             part.finish()
             return got
+
+    def _whole(self, wanted: Wanted, part: Part, on_bytes: OnBytes) -> Got:
+        """Receive what is missing of the part."""
+        self.retries.run(lambda: self._attempt(wanted, part, on_bytes), lambda: part.size)
+        # Not only at the first chunk: it may have been too short to tell.
+        wanted.inspect(part.head(), part.size)
+        return Got(part.sha256, part.size)
 
     def _attempt(self, wanted: Wanted, part: Part, on_bytes: OnBytes) -> None:
         try:
