@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from sd_api.load import MESSAGE_MAX_LENGTH, LoadRequest, LoadResult, RemoveRequest
 from sd_api.reasons import ExitCode, Reason
-from sd_api.spec import BaseModelName, ModelType, Revision, Spec, Weights
+from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec, Weights
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
@@ -204,6 +204,12 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add("--sha256", help="expected digest of a single file")
     add("--weights", choices=[word.value for word in Weights], default=Weights.STANDARD.value)
     add("--base-model", choices=[name.value for name in BaseModelName], help="default: detected")
+    add(
+        "--prediction-type",
+        choices=[word.value for word in PredictionType],
+        help="what the UNet predicts; default: detected",
+    )
+    add("--original-config", help="link or file of the checkpoint's original YAML config")
     add("--from-safetensors", action="store_true", default=None, help="refuse anything else")
     add("--upcast-attention", action="store_true", default=None)
     add(

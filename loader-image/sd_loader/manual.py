@@ -49,6 +49,7 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         sha256=spec.sha256,
         base_model=spec.base_model,
         prediction_type=spec.prediction_type,
+        original_config=spec.original_config,
         verify=spec.verify,
         credentials=credentials,
     )

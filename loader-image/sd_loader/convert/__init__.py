@@ -13,6 +13,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 
 if TYPE_CHECKING:
+    from sd_loader.convert.beside import Beside
     from sd_loader.convert.plan import FolderPlan
     from sd_loader.source import Fetched
     from sd_loader.tensors import TensorFile
@@ -30,6 +31,7 @@ _NO_EMA = (
     "spec.weights: ema is for checkpoints (modelType custom_ckpt): a diffusers folder or component"
     " has one set of weights"
 )
+_FROM_CHECKPOINTS = (ModelType.CUSTOM_CKPT, ModelType.API_TRAINED)
 
 
 def convert(
@@ -49,7 +51,13 @@ def convert(
         from sd_loader.convert.repo import convert_repo
 
         return convert_repo(path, request, out, report)
-    return _convert_file(path, request, out, report)
+    from sd_loader.convert.beside import Beside
+    from sd_loader.convert.original import read_original
+
+    beside = Beside()
+    if fetched.original_config is not None:
+        beside = Beside(original=read_original(source_dir / fetched.original_config))
+    return _convert_file(path, request, out, report, beside)
 
 
 def refuse_unavailable(request: LoadRequest) -> None:
@@ -64,10 +72,14 @@ def refuse_unavailable(request: LoadRequest) -> None:
         *_COMPONENTS,
     ):
         raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
+    if request.original_config and request.model_type not in _FROM_CHECKPOINTS:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.originalConfig is for checkpoints: other models come with their configs",
+        )
     asked_for = {
         "verify.render": request.verify.render,
         "vae": request.vae,
-        "originalConfig": request.original_config,
     }
     for field, value in asked_for.items():
         if value:
@@ -76,7 +88,7 @@ def refuse_unavailable(request: LoadRequest) -> None:
             )
 
 
-def plan_file(file: TensorFile, request: LoadRequest) -> FolderPlan:
+def plan_file(file: TensorFile, request: LoadRequest, beside: Beside | None = None) -> FolderPlan:
     """Plan the folder of a single file, by the model type. Reads no weights, writes nothing."""
     match request.model_type:
         case ModelType.CONTROLNET:
@@ -90,10 +102,12 @@ def plan_file(file: TensorFile, request: LoadRequest) -> FolderPlan:
         case _:
             from sd_loader.convert.checkpoint import plan_checkpoint
 
-            return plan_checkpoint(file, request)
+            return plan_checkpoint(file, request, beside)
 
 
-def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
+def _convert_file(
+    path: Path, request: LoadRequest, out: Path, report: Report, beside: Beside
+) -> Converted:
     from sd_loader.convert.writer import write_folder
     from sd_loader.formats import SAFETENSORS, open_tensor_file
     from sd_loader.verify import verify_folder
@@ -104,7 +118,7 @@ def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -
                 Reason.UNSAFE_MODEL,
                 "spec.fromSafetensors asks for safetensors, but the file is a pickle",
             )
-        plan = plan_file(file, request)
+        plan = plan_file(file, request, beside)
         files = write_folder(out, plan.files, report)
     verify_folder(out, plan, request.verify, report)
     return Converted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sd_api.reasons import Reason
 from sd_loader.convert.architecture import Component, Row, take
@@ -61,6 +61,23 @@ def averaged(tensors: Mapping[str, Tensor], unet: Component) -> dict[str, Tensor
     return {**tensors, **{source: tensors[name] for source, name in names.items()}}
 
 
+def is_missing(component: Component, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the checkpoint has nothing of a component."""
+    return not any(name.startswith(component.prefix) for name in tensors)
+
+
+def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that lacks whole components, naming all of them."""
+    missing = [
+        f"{_NAMES[part.name]} ({part.prefix}*)" for part in components if is_missing(part, tensors)
+    ]
+    if missing:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the checkpoint has no {' and no '.join(missing)}, which its pipeline needs",
+        )
+
+
 def bind(
     component: Component, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> dict[str, Tensor]:
@@ -69,12 +86,6 @@ def bind(
     Adds what shapes say to `dimensions`; a missing tensor, or a shape that contradicts what other
     shapes said, is an error.
     """
-    if not any(name.startswith(component.prefix) for name in tensors):
-        raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT,
-            f"the checkpoint has no {_NAMES[component.name]} ({component.prefix}*), which its"
-            " pipeline needs",
-        )
     rows = _existing_layers(component, tensors, dimensions)
     return {row.target: _bound(row, tensors, dimensions) for row in rows}
 

@@ -13,18 +13,22 @@ from sd_api.spec import ModelType
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
+_Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
+
 
 class Fetched(Contract):
     """What lies in the source folder once everything is there.
 
-    path: the file, or the folder of a diffusers repo, relative to the source folder. warnings: what
-    a person should know of the source.
+    path: the file, or the folder of a diffusers repo, relative to the source folder.
+    original_config: likewise, the file of spec.originalConfig. warnings: what a person should know
+    of the source.
     """
 
     kind: Literal["file", "repo"]
-    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
+    path: _Name
     source: Source
     warnings: tuple[ShortText, ...] = ()
+    original_config: _Name | None = None
 
 
 def fetch(
@@ -40,6 +44,21 @@ def fetch(
     allow_local: a url without a scheme may be a path on this machine. Only a person at the command
     line may say so: a request of the operator reads no files of the node.
     """
+    name = None
+    if request.original_config is not None:
+        from sd_loader.source.original_config import fetch_config
+
+        # Before the large download, for it may be refused.
+        name = fetch_config(
+            request.original_config, request, settings, into, allow_local=allow_local
+        )
+    fetched = _fetch_source(request, settings, into, report, allow_local=allow_local)
+    return fetched.model_copy(update={"original_config": name})
+
+
+def _fetch_source(
+    request: LoadRequest, settings: Settings, into: Path, report: Report, *, allow_local: bool
+) -> Fetched:
     # Imported here: the other commands do without the HTTP stack and start faster.
     from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
 
