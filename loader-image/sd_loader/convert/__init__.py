@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,14 +52,50 @@ def convert(
             raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
         from sd_loader.convert.repo import convert_repo
 
-        return convert_repo(path, request, out, report)
+        if not fetched.parts:
+            return convert_repo(path, request, out, report)
+        from sd_loader.convert.supplied import plan_parts
+
+        return convert_repo(
+            path,
+            request,
+            out,
+            report,
+            lambda base, weights: plan_parts(fetched.parts, source_dir, base, request, weights),
+        )
     from sd_loader.convert.beside import Beside
     from sd_loader.convert.original import read_original
 
     beside = Beside()
     if fetched.original_config is not None:
         beside = Beside(original=read_original(source_dir / fetched.original_config))
-    return _convert_file(path, request, out, report, beside)
+    if not fetched.parts:
+        return _convert_file(path, request, out, report, beside)
+    return _convert_with_parts(fetched, source_dir, request, out, report, beside)
+
+
+def _convert_with_parts(
+    fetched: Fetched,
+    source_dir: Path,
+    request: LoadRequest,
+    out: Path,
+    report: Report,
+    beside: Beside,
+) -> Converted:
+    """Convert a checkpoint some of whose parts come from elsewhere."""
+    from sd_loader.convert.detect import detect
+    from sd_loader.convert.repo import Weights
+    from sd_loader.convert.supplied import plan_parts
+    from sd_loader.formats import open_tensor_file
+
+    path = source_dir / fetched.path
+    with ExitStack() as stack:
+        with open_tensor_file(path) as file:
+            base = detect(file.tensors, request.base_model)
+        planned = plan_parts(fetched.parts, source_dir, base, request, Weights(stack))
+        beside = replace(beside, parts=planned.parts)
+        converted = _convert_file(path, request, out, report, beside)
+        return replace(converted, warnings=(*converted.warnings, *planned.warnings))
 
 
 def refuse_unavailable(request: LoadRequest) -> None:
@@ -77,9 +115,13 @@ def refuse_unavailable(request: LoadRequest) -> None:
             Reason.INVALID_SPEC,
             "spec.originalConfig is for checkpoints: other models come with their configs",
         )
+    if request.vae and request.model_type not in (*_FROM_CHECKPOINTS, ModelType.HUGGINGFACE):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.vae is for whole models; modelType {request.model_type.value} has none",
+        )
     asked_for = {
         "verify.render": request.verify.render,
-        "vae": request.vae,
     }
     for field, value in asked_for.items():
         if value:

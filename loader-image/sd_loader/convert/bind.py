@@ -74,7 +74,9 @@ def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> N
     if missing:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"the checkpoint has no {' and no '.join(missing)}, which its pipeline needs",
+            f"the checkpoint has no {' and no '.join(missing)}, which its pipeline needs; a VAE may"
+            " be given by spec.vae, and parts of either kind by the administrator's setting"
+            " SD_OPERATOR_LOADER_DEFAULT_PARTS (SD_LOADER_DEFAULT_PARTS by hand)",
         )
 
 

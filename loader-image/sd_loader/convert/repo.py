@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +18,8 @@ from typing import Any
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName
+from sd_loader.convert.beside import Supplied
 from sd_loader.convert.dimensions import Dimensions
 from sd_loader.convert.plan import (
     FolderPlan,
@@ -57,6 +59,17 @@ _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
 
 
+@dataclass(frozen=True)
+class Planned:
+    """Parts that come from elsewhere, by the names of their folders.
+
+    warnings: what the user should know of them.
+    """
+
+    parts: Mapping[str, Supplied] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass
 class Weights:
     """The open files of weights, by their descriptors."""
@@ -71,11 +84,24 @@ class Weights:
         return file
 
 
-def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
-    """Convert a downloaded repo into the empty folder `out`."""
+PlanParts = Callable[[BaseModelName, Weights], Planned]
+
+
+def convert_repo(
+    folder: Path,
+    request: LoadRequest,
+    out: Path,
+    report: Report,
+    plan_parts: PlanParts = lambda _base, _weights: Planned(),
+) -> Converted:
+    """Convert a downloaded repo into the empty folder `out`.
+
+    plan_parts: plans what comes from elsewhere, for a pipeline of this base model.
+    """
     with ExitStack() as stack:
         weights = Weights(stack)
-        return write_plan(_plan(folder, request, weights), weights, request, out, report)
+        plan = _plan(folder, request, weights, plan_parts)
+        return write_plan(plan, weights, request, out, report)
 
 
 def write_plan(
@@ -98,50 +124,22 @@ def write_plan(
     )
 
 
-def _plan(folder: Path, request: LoadRequest, weights: Weights) -> FolderPlan:
-    names = {
-        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
-    }
-    require_pipeline(list(names))
-    pipeline = parse_pipeline(read_small(folder / INDEX_NAME))
-    chosen = choose_files(
-        {name: RepoFile(name, path.stat().st_size) for name, path in names.items()},
-        pipeline,
-        request.revision,
-        safetensors_only=bool(request.from_safetensors),
-    )
-    template = Template("sdxl" if pipeline.is_sdxl else "sd1")
-    configs = {
-        component: component_config(
-            read_json(folder / component / "config.json"), component, pipeline, request
-        )
-        for component in sorted(pipeline.components)
-        if component in WEIGHTS
-    }
-    files: list[PlannedFile] = []
+def _plan(
+    folder: Path, request: LoadRequest, weights: Weights, plan_parts: PlanParts
+) -> FolderPlan:
+    pipeline = parse_pipeline(read_small(_required_index(folder)))
+    base = BaseModelName.SDXL if pipeline.is_sdxl else BaseModelName.SD1
+    planned = plan_parts(base, weights)
+    template = Template(base.value)
+    files: list[PlannedFile] = [file for part in planned.parts.values() for file in part.files]
     dimensions: Dimensions = {}
-    for component, found in configs.items():
-        paths = [
-            folder / file.path
-            for file in chosen
-            if file.path.startswith(f"{component}/") and file.path.endswith(_WEIGHT_SUFFIXES)
-        ]
-        tensors = component_tensors(
-            component, pipeline.components[component], [weights.open(path) for path in paths]
-        )
-        config = checked_config(component, pipeline, found, tensors, dimensions)
-        configs[component] = config
-        items = [
-            Item(name, tensor, published_dtype(tensor.dtype, request.revision))
-            for name, tensor in tensors.items()
-        ]
-        files += component_files(component, WEIGHTS[component], items)
-        files.append(
-            json_file(
-                f"{component}/config.json",
-                template.with_precision(config, component, {item.dtype for item in items}),
+    configs: dict[str, dict[str, Any]] = {}
+    for component in sorted(pipeline.components):
+        if component in WEIGHTS and component not in planned.parts:
+            more, configs[component] = plan_model(
+                component, folder, pipeline, request, weights, dimensions
             )
-        )
+            files += more
     for component in pipeline.components:
         if component.startswith("tokenizer"):
             files += tokenizer_files(folder / component, component, template)
@@ -155,7 +153,66 @@ def _plan(folder: Path, request: LoadRequest, weights: Weights) -> FolderPlan:
         base_model=_base_model(pipeline, configs["unet"], request),
         pipeline_class=pipeline.class_name,
         prediction_type=prediction_type(scheduler),
+        warnings=planned.warnings,
     )
+
+
+def _required_index(folder: Path) -> Path:
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        require_pipeline(list(_files(folder)))
+    return path
+
+
+def _files(folder: Path) -> dict[str, RepoFile]:
+    """The files of a downloaded repo."""
+    return {
+        name: RepoFile(name, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file() and (name := path.relative_to(folder).as_posix())
+    }
+
+
+def plan_model(
+    component: str,
+    folder: Path,
+    pipeline: Pipeline,
+    request: LoadRequest,
+    weights: Weights,
+    dimensions: Dimensions,
+) -> tuple[list[PlannedFile], dict[str, Any]]:
+    """The files of a pipeline's component that has weights, and its config.
+
+    Adds what shapes say to `dimensions`, which all components share: text encoders come first.
+    """
+    chosen = choose_files(
+        _files(folder),
+        pipeline.only([component]),
+        request.revision,
+        safetensors_only=bool(request.from_safetensors),
+    )
+    tensors = component_tensors(
+        component,
+        pipeline.components[component],
+        [
+            weights.open(folder / file.path)
+            for file in chosen
+            if file.path.endswith(_WEIGHT_SUFFIXES)
+        ],
+    )
+    found = component_config(
+        read_json(folder / component / "config.json"), component, pipeline, request
+    )
+    config = checked_config(component, pipeline, found, tensors, dimensions)
+    items = [
+        Item(name, tensor, published_dtype(tensor.dtype, request.revision))
+        for name, tensor in tensors.items()
+    ]
+    precise = Template.with_precision(config, component, {item.dtype for item in items})
+    return [
+        *component_files(component, WEIGHTS[component], items),
+        json_file(f"{component}/config.json", precise),
+    ], config
 
 
 def component_tensors(

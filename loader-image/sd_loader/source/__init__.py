@@ -16,6 +16,18 @@ from sd_loader.settings import Settings
 _Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
 
 
+class Part(Contract):
+    """A part of the pipeline that comes from elsewhere than its source.
+
+    components: the names of their folders in a pipeline. path: the file, or the folder of a repo,
+    relative to the source folder.
+    """
+
+    components: tuple[Literal["vae", "text_encoder", "text_encoder_2"], ...]
+    kind: Literal["file", "repo"]
+    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+/[a-z]+$")]
+
+
 class Fetched(Contract):
     """What lies in the source folder once everything is there.
 
@@ -29,6 +41,7 @@ class Fetched(Contract):
     source: Source
     warnings: tuple[ShortText, ...] = ()
     original_config: _Name | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def fetch(
@@ -52,8 +65,18 @@ def fetch(
         name = fetch_config(
             request.original_config, request, settings, into, allow_local=allow_local
         )
+    parts: tuple[Part, ...] = ()
+    if request.vae is not None:
+        from sd_loader.source.parts import fetch_vae
+
+        parts = (fetch_vae(request.vae, request, settings, into, report, allow_local=allow_local),)
     fetched = _fetch_source(request, settings, into, report, allow_local=allow_local)
-    return fetched.model_copy(update={"original_config": name})
+    fetched = fetched.model_copy(update={"original_config": name, "parts": parts})
+    if settings.default_parts:
+        from sd_loader.source.parts import with_defaults
+
+        return with_defaults(fetched, request, settings, into, report)
+    return fetched
 
 
 def _fetch_source(

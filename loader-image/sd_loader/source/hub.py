@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -42,6 +42,8 @@ from sd_loader.source.repo_files import (
     choose_files,
     component_folder,
     holds,
+    replaced,
+    require_pipeline,
 )
 from sd_loader.source.transport import PACE, Pace
 
@@ -80,6 +82,25 @@ def fetch_repo(
             safetensors_only=bool(request.from_safetensors),
         )
         return _fetch_one(file, copy, request, into / FILE_NAME)
+
+
+def fetch_components(
+    components: Sequence[str],
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    *,
+    retries: Retries = RETRIES,
+    pace: Pace = PACE,
+) -> Fetched:
+    """Download some components of a pipeline's repo, or finish their download."""
+    check_link(settings.hub_endpoint, settings)
+    repo_id = repo_id_of(request.url, settings.hub_endpoint)
+    with _asked(repo_id, "main", request, settings, retries, pace) as (repo, downloader):
+        require_pipeline(list(repo.files))
+        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
+        return copy.fetch_pipeline(request, components)
 
 
 def _refuse_digest(request: LoadRequest) -> None:
@@ -167,12 +188,15 @@ class _Copy:
     downloader: Downloader
     report: Report
 
-    def fetch_pipeline(self, request: LoadRequest) -> Fetched:
-        """Download what is needed of a diffusers pipeline."""
+    def fetch_pipeline(self, request: LoadRequest, only: Sequence[str] = ()) -> Fetched:
+        """Download what is needed of a diffusers pipeline. only: components, where not all are."""
         self.fetch(self.repo.files[INDEX_NAME], self.path / INDEX_NAME)
+        pipeline = parse_pipeline((self.path / INDEX_NAME).read_bytes())
+        if only:
+            pipeline = pipeline.only(only)
         chosen = choose_files(
             self.repo.files,
-            parse_pipeline((self.path / INDEX_NAME).read_bytes()),
+            pipeline.without(replaced(request)),
             request.revision,
             safetensors_only=bool(request.from_safetensors),
         )

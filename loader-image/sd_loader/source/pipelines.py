@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sd_api.reasons import Reason
@@ -106,6 +106,18 @@ class Pipeline:
     def is_sdxl(self) -> bool:
         """Whether it is of the SDXL family."""
         return self.class_name in SDXL_PIPELINES
+
+    def only(self, names: Iterable[str]) -> Pipeline:
+        """The pipeline as if it had these components alone."""
+        wanted = list(names)
+        lacking = [name for name in wanted if name not in self.components]
+        if lacking:
+            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME} lacks {', '.join(lacking)}")
+        return replace(self, components={name: self.components[name] for name in wanted})
+
+    def without(self, names: Container[str]) -> Pipeline:
+        """The pipeline as if it had not these components."""
+        return self.only(name for name in self.components if name not in names)
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:

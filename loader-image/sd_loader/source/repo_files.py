@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
 from sd_loader.errors import LoaderError
@@ -69,6 +70,11 @@ def require_pipeline(names: Sequence[str]) -> None:
         Reason.UNSUPPORTED_FORMAT,
         f"the repo has no {INDEX_NAME}, so it is not a diffusers pipeline; {holds(names)}",
     )
+
+
+def replaced(request: LoadRequest) -> frozenset[str]:
+    """The components of a pipeline that the spec takes from elsewhere."""
+    return frozenset() if request.vae is None else frozenset({"vae"})
 
 
 def choose_files(
