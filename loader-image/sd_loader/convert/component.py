@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sd_api.load import LoadRequest
@@ -27,7 +27,7 @@ from sd_loader.convert.vae import vae_template
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.source.pipelines import CONFIG_NAME, SINGLE, Pipeline, parse_component
-from sd_loader.source.repo_files import RepoFile, choose_component, component_folder
+from sd_loader.source.repo_files import RepoFile, choose_component
 from sd_loader.tensors import Tensor
 
 _SDXL_FACTOR = vae_template(BaseModelName.SDXL)["scaling_factor"]
@@ -54,9 +54,8 @@ def plan_component(
         for path in folder.rglob("*")
         if path.is_file()
     }
-    inner = component_folder(names, component)
-    if inner is None:
-        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the repo has no {CONFIG_NAME}")
+    # Of a pipeline's repo only this folder was downloaded.
+    inner = PurePosixPath("" if CONFIG_NAME in names else component)
     _config, *chosen = choose_component(
         names, inner, request.revision, safetensors_only=bool(request.from_safetensors)
     )
