@@ -177,9 +177,20 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
         pytest.param(
             {"verify": {"render": True}}, Reason.INVALID_SPEC, "verify.render", id="render"
         ),
-        pytest.param({"vae": {"url": "org/vae"}}, Reason.INVALID_SPEC, "spec.vae", id="vae"),
         pytest.param(
-            {"original_config": "https://x.example/y"},
+            {"model_type": "controlnet", "vae": {"url": "org/vae"}},
+            Reason.INVALID_SPEC,
+            "spec.vae is for whole models",
+            id="vae of a part",
+        ),
+        pytest.param(
+            {"model_type": "vae", "weights": "ema"},
+            Reason.INVALID_SPEC,
+            "spec.weights",
+            id="averages of a part",
+        ),
+        pytest.param(
+            {"model_type": "huggingface", "original_config": "https://x.example/y"},
             Reason.INVALID_SPEC,
             "spec.originalConfig",
             id="config",
