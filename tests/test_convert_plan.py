@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ldm_layouts import (
     sd15_shapes,
     sdxl_shapes,
 )
+from tinymodels import MODELS
 
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, PredictionType
@@ -29,6 +31,7 @@ from sd_loader.convert.checkpoint import missing_parts, plan_checkpoint
 from sd_loader.convert.original import OriginalConfig
 from sd_loader.convert.plan import Item, json_file, weights_file
 from sd_loader.errors import LoaderError
+from sd_loader.inspect import inspect
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 
 UNET = "model.diffusion_model."
@@ -332,6 +335,25 @@ def test_an_original_config_of_another_model_is_refused(said, message):
     with pytest.raises(LoaderError, match=message) as caught:
         plan(SD1, Beside(original=said))
     assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_inspect_names_each(tmp_path, model):
+    """From the header of a file whose weights are not read."""
+    path = tmp_path / "model.safetensors"
+    header, position = {}, 0
+    for name, shape in model.shapes(model.widths).items():
+        end = position + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)
+    found = inspect(path)
+    assert found.base_model == model.base_model
+    assert found.pipeline_class == model.pipeline
+    assert len(found.warnings) == (model.base_model == "sd2" and "Inpaint" not in model.pipeline)
 
 
 def test_the_base_model_may_be_said():

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from checkpoints import random_tensors, save_safetensors
 from conversions import load_request
 from fakefiles import FileServer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ldm_layouts import TINY_SD2, sd2_shapes
 
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
+from sd_loader.convert import convert, refuse_unavailable
 from sd_loader.convert.original import MAX_BYTES, OriginalConfig, parse_original
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
+from sd_loader.source import fetch
 from sd_loader.source.answers import Retries
 from sd_loader.source.original_config import fetch_config
 
@@ -57,6 +63,17 @@ model:
         num_heads: 8
         num_head_channels: -1
         context_dim: 768
+"""
+V2_TINY_BASE = """
+model:
+  params:
+    image_size: 48
+    unet_config:
+      params:
+        in_channels: 4
+        model_channels: 32
+        num_head_channels: 64
+        context_dim: 64
 """
 SD_XL_BASE = """
 model:
@@ -269,6 +286,36 @@ def test_the_token_goes_to_its_own_host_only(tmp_path, server, fetching, host, s
     fetching(url, request=load_request(credentials=True))
     (asked,) = [it for it in server.requests if it.path == "/x.yaml"]
     assert ("authorization" in asked.headers) is sent
+
+
+def test_a_load_reads_it(tmp_path, server):
+    """Fetched beside the model, read when it is converted: here it tells which SD 2 it is."""
+    model = save_safetensors(
+        tmp_path / "model.safetensors", random_tensors(sd2_shapes(TINY_SD2), torch.float16)
+    )
+    url = server.serve_file("/v2.yaml", V2_TINY_BASE.encode())
+    request = load_request(url=str(model), original_config=url)
+    into, out = tmp_path / "source", tmp_path / "out"
+    into.mkdir()
+    out.mkdir()
+    found = Settings(allowed_hosts=frozenset({"127.0.0.1"}))
+
+    fetched = fetch(request, found, into, lambda _progress: None, allow_local=True)
+    converted = convert(fetched, into, request, out, lambda _progress: None)
+
+    assert fetched.original_config == "config"
+    assert converted.prediction_type == "epsilon"
+    assert converted.warnings == ()
+    unet = json.loads((out / "unet/config.json").read_text())
+    assert unet["sample_size"] == 48
+
+
+@pytest.mark.parametrize("model_type", ["huggingface"])
+def test_only_checkpoints_have_one(model_type):
+    """Other models bring their configs along."""
+    with pytest.raises(LoaderError, match=r"spec\.originalConfig is for checkpoints") as caught:
+        refuse_unavailable(load_request(model_type=model_type, original_config="https://x.y/z"))
+    assert caught.value.reason is Reason.INVALID_SPEC
 
 
 def test_a_person_may_name_a_file(tmp_path, fetching):

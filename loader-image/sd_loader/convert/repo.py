@@ -52,6 +52,7 @@ from sd_loader.verify import verify_folder
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _BASE_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+_SDXL_LEVELS = 3
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
 # How diffusers named the VAE's attention before 0.15; it still reads, but no longer writes this.
@@ -105,10 +106,11 @@ def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
         request.revision,
         safetensors_only=bool(request.from_safetensors),
     )
-    template = Template("sdxl" if pipeline.is_sdxl else "sd1")
+    origin, pipeline = pipeline.origin, pipeline.canonical()
+    template = Template(pipeline)
     configs = {
         component: component_config(
-            read_json(folder / component / "config.json"), component, pipeline, request
+            read_json(folder / origin(component) / "config.json"), component, pipeline, request
         )
         for component in sorted(pipeline.components)
         if component in WEIGHTS
@@ -119,7 +121,8 @@ def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
         paths = [
             folder / file.path
             for file in chosen
-            if file.path.startswith(f"{component}/") and file.path.endswith(_WEIGHT_SUFFIXES)
+            if file.path.startswith(f"{origin(component)}/")
+            and file.path.endswith(_WEIGHT_SUFFIXES)
         ]
         tensors = _tensors(component, pipeline, [weights.open(path) for path in paths])
         config = checked_config(component, pipeline, found, tensors, dimensions)
@@ -137,7 +140,7 @@ def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
         )
     for component in pipeline.components:
         if component.startswith("tokenizer"):
-            files += tokenizer_files(folder / component, component, template)
+            files += tokenizer_files(folder / origin(component), component, template)
     scheduler = scheduler_config(
         read_json(folder / "scheduler" / "scheduler_config.json"), pipeline, request
     )
@@ -192,13 +195,20 @@ def _is_foreign(name: str, component: str, pipeline: Pipeline) -> bool:
 def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], request: LoadRequest) -> str:
     width = unet.get("cross_attention_dim")
     found = _BASE_BY_WIDTH.get(width) if isinstance(width, int) else None
-    base = found or ("sdxl" if pipeline.is_sdxl else "sd1")
+    base = found or _base_by_structure(pipeline, unet)
     if request.base_model is not None and request.base_model.value != base:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
             f"spec.baseModel is {request.base_model.value}, but the repo's UNet is of {base}",
         )
     return base
+
+
+def _base_by_structure(pipeline: Pipeline, unet: Mapping[str, Any]) -> str:
+    """The family of a UNet whose width is no family's own."""
+    if pipeline.is_sdxl:
+        return "sdxl-refiner" if len(unet.get("block_out_channels", [])) > _SDXL_LEVELS else "sdxl"
+    return "sd2" if unet.get("use_linear_projection") else "sd1"
 
 
 def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bool:
