@@ -10,17 +10,22 @@ import pytest
 import torch
 from catalog import Row
 from checkpoints import save_ckpt, save_safetensors
-from conversions import convert_file, identical
+from conversions import convert_file, identical, load_request
 from safetensors.torch import load_file
 from tinymodels import MODELS, TinyModel
 
-from sd_loader.convert import Converted
+from sd_api.load import Source
+from sd_loader.convert import Converted, convert
+from sd_loader.source import Fetched
 
 CONTAINERS = ("safetensors", "ckpt")
 ROWS = tuple(
     Row("custom_ckpt", model.title, container, f"{model.pipeline}.from_single_file", model.pipeline)
     for model in MODELS
     for container in CONTAINERS
+) + tuple(
+    Row("huggingface", model.title, "diffusers repo", "save_pretrained", model.pipeline)
+    for model in MODELS
 )
 # Those that stand for the others in `make test`.
 QUICK = (
@@ -107,6 +112,32 @@ def test_the_folder_is_that_of_diffusers(workshop, model):
     assert len(converted.warnings) == (model.warns is not None)
     assert not converted.warnings or model.warns in converted.warnings[0]
     renders(folder, model)
+    same_of_the_repo(shop, folder, converted)
+
+
+def same_of_the_repo(shop, folder, converted):
+    """What diffusers saved is a repo of the same model, and becomes the same weights."""
+    out = shop.root / "ours of the repo"
+    out.mkdir()
+    found = convert(
+        Fetched(kind="repo", path="theirs", source=Source()),
+        shop.root,
+        load_request(model_type="huggingface", url="org/name"),
+        out,
+        lambda _progress: None,
+    )
+    weights = [path for path in converted.files if path.endswith(".safetensors")]
+    assert [found.files[path] for path in weights] == [converted.files[path] for path in weights]
+    assert found.base_model == converted.base_model
+    assert found.pipeline_class == converted.pipeline_class
+    assert found.prediction_type == converted.prediction_type
+    assert index_of(out) == index_of(folder)
+
+
+def index_of(folder):
+    """model_index.json without options that are null, which is to leave them out."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return {key: value for key, value in index.items() if value is not None}
 
 
 def same_weights(ours, theirs, converted):

@@ -29,6 +29,7 @@ from ldm_layouts import (
 )
 
 Changes = Mapping[str, Mapping[str, Any]]
+ABSENT = object()
 INDEX, UNET, VAE = "model_index.json", "unet/config.json", "vae/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -64,6 +65,7 @@ class TinyModel:
         tiny_configs(folder, self.configs)
         for path, changes in self.changes.items():
             values = json.loads((folder / path).read_text()) | changes
+            values = {key: value for key, value in values.items() if value is not ABSENT}
             (folder / path).write_text(json.dumps(values))
         if self.base_model == "sdxl-refiner":
             shutil.rmtree(folder / "text_encoder")
@@ -242,7 +244,7 @@ MODELS = (
         TINY_SDXL,
         8,
         configs="sdxl",
-        index={"is_cosxl_edit": False},
+        index={"is_cosxl_edit": False, "feature_extractor": ABSENT, "image_encoder": ABSENT},
     ),
     _distilled("BK-SDM base", "bk-base", "sd1", **_ONE_LAYER),
     _distilled("BK-SDM small", "bk-small", "sd1", mid_block_type=None, **_ONE_LAYER),

@@ -19,7 +19,7 @@ from sd_loader.convert.plan import (
     json_file,
     published_dtype,
 )
-from sd_loader.convert.repo import Weights, component_tensors, write_plan
+from sd_loader.convert.repo import Weights, component_tensors, files_of, write_plan
 from sd_loader.convert.repo_check import checked_config
 from sd_loader.convert.repo_configs import component_config, read_small
 from sd_loader.convert.result import Converted
@@ -27,7 +27,7 @@ from sd_loader.convert.vae import vae_template
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.source.pipelines import CONFIG_NAME, SINGLE, Pipeline, parse_component
-from sd_loader.source.repo_files import RepoFile, choose_component
+from sd_loader.source.repo_files import choose_component
 from sd_loader.tensors import Tensor
 
 _SDXL_FACTOR = vae_template(BaseModelName.SDXL)["scaling_factor"]
@@ -49,18 +49,14 @@ def plan_component(
     published: the folder within a pipeline that it is for; empty where it is published alone.
     """
     component, class_name = SINGLE[request.model_type]
-    names = {
-        path.relative_to(folder).as_posix(): RepoFile(str(path), path.stat().st_size)
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    names = files_of(folder)
     # Of a pipeline's repo only this folder was downloaded.
     inner = PurePosixPath("" if CONFIG_NAME in names else component)
     _config, *chosen = choose_component(
         names, inner, request.revision, safetensors_only=bool(request.from_safetensors)
     )
     tensors = component_tensors(
-        component, class_name, [weights.open(Path(file.path)) for file in chosen]
+        component, class_name, weights.open_chosen(folder, folder / inner, chosen)
     )
     content = parse_component(read_small(folder / inner / CONFIG_NAME), request.model_type)
     pipeline = Pipeline("StableDiffusionPipeline", {component: class_name}, {})

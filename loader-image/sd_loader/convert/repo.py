@@ -55,6 +55,7 @@ from sd_loader.verify import verify_folder
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _BASE_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+_SDXL_LEVELS = 3
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
 
@@ -82,6 +83,15 @@ class Weights:
         file = self.stack.enter_context(open_tensor_file(path))
         self.files[file.fd] = file
         return file
+
+    def open_chosen(self, folder: Path, own: Path, chosen: Iterable[RepoFile]) -> list[TensorFile]:
+        """Open those of the chosen files of a repo that are weights in a component's own folder."""
+        paths = [folder / file.path for file in chosen]
+        return [
+            self.open(path)
+            for path in paths
+            if path.parent == own and path.suffix in _WEIGHT_SUFFIXES
+        ]
 
 
 PlanParts = Callable[[BaseModelName, Weights], Planned]
@@ -127,22 +137,35 @@ def write_plan(
 def _plan(
     folder: Path, request: LoadRequest, weights: Weights, plan_parts: PlanParts
 ) -> FolderPlan:
-    pipeline = parse_pipeline(read_small(_required_index(folder)))
+    names = files_of(folder)
+    require_pipeline(list(names))
+    pipeline = parse_pipeline(read_small(folder / INDEX_NAME))
     base = BaseModelName.SDXL if pipeline.is_sdxl else BaseModelName.SD1
     planned = plan_parts(base, weights)
-    template = Template(base.value)
+    chosen = choose_files(
+        names,
+        pipeline.without(planned.parts),
+        request.revision,
+        safetensors_only=bool(request.from_safetensors),
+    )
+    origin, pipeline = pipeline.origin, pipeline.canonical()
+    template = Template(pipeline)
     files: list[PlannedFile] = [file for part in planned.parts.values() for file in part.files]
     dimensions: Dimensions = {}
     configs: dict[str, dict[str, Any]] = {}
     for component in sorted(pipeline.components):
         if component in WEIGHTS and component not in planned.parts:
-            more, configs[component] = plan_model(
-                component, folder, pipeline, request, weights, dimensions
+            own = folder / origin(component)
+            found = component_config(read_json(own / "config.json"), component, pipeline, request)
+            tensors = component_tensors(
+                component, pipeline.components[component], weights.open_chosen(folder, own, chosen)
             )
-            files += more
+            config = checked_config(component, pipeline, found, tensors, dimensions)
+            configs[component] = config
+            files += model_files(component, config, tensors, request)
     for component in pipeline.components:
         if component.startswith("tokenizer"):
-            files += tokenizer_files(folder / component, component, template)
+            files += tokenizer_files(folder / origin(component), component, template)
     scheduler = scheduler_config(
         read_json(folder / "scheduler" / "scheduler_config.json"), pipeline, request
     )
@@ -157,14 +180,7 @@ def _plan(
     )
 
 
-def _required_index(folder: Path) -> Path:
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        require_pipeline(list(_files(folder)))
-    return path
-
-
-def _files(folder: Path) -> dict[str, RepoFile]:
+def files_of(folder: Path) -> dict[str, RepoFile]:
     """The files of a downloaded repo."""
     return {
         name: RepoFile(name, path.stat().st_size)
@@ -173,37 +189,10 @@ def _files(folder: Path) -> dict[str, RepoFile]:
     }
 
 
-def plan_model(
-    component: str,
-    folder: Path,
-    pipeline: Pipeline,
-    request: LoadRequest,
-    weights: Weights,
-    dimensions: Dimensions,
-) -> tuple[list[PlannedFile], dict[str, Any]]:
-    """The files of a pipeline's component that has weights, and its config.
-
-    Adds what shapes say to `dimensions`, which all components share: text encoders come first.
-    """
-    chosen = choose_files(
-        _files(folder),
-        pipeline.only([component]),
-        request.revision,
-        safetensors_only=bool(request.from_safetensors),
-    )
-    tensors = component_tensors(
-        component,
-        pipeline.components[component],
-        [
-            weights.open(folder / file.path)
-            for file in chosen
-            if file.path.endswith(_WEIGHT_SUFFIXES)
-        ],
-    )
-    found = component_config(
-        read_json(folder / component / "config.json"), component, pipeline, request
-    )
-    config = checked_config(component, pipeline, found, tensors, dimensions)
+def model_files(
+    component: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], request: LoadRequest
+) -> list[PlannedFile]:
+    """The folder of a component that has weights."""
     items = [
         Item(name, tensor, published_dtype(tensor.dtype, request.revision))
         for name, tensor in tensors.items()
@@ -212,7 +201,7 @@ def plan_model(
     return [
         *component_files(component, WEIGHTS[component], items),
         json_file(f"{component}/config.json", precise),
-    ], config
+    ]
 
 
 def component_tensors(
@@ -257,13 +246,20 @@ def _is_foreign(name: str, class_name: str) -> bool:
 def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], request: LoadRequest) -> str:
     width = unet.get("cross_attention_dim")
     found = _BASE_BY_WIDTH.get(width) if isinstance(width, int) else None
-    base = found or ("sdxl" if pipeline.is_sdxl else "sd1")
+    base = found or _base_by_structure(pipeline, unet)
     if request.base_model is not None and request.base_model.value != base:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
             f"spec.baseModel is {request.base_model.value}, but the repo's UNet is of {base}",
         )
     return base
+
+
+def _base_by_structure(pipeline: Pipeline, unet: Mapping[str, Any]) -> str:
+    """The family of a UNet whose width is no family's own."""
+    if pipeline.is_sdxl:
+        return "sdxl-refiner" if len(unet.get("block_out_channels", [])) > _SDXL_LEVELS else "sdxl"
+    return "sd2" if unet.get("use_linear_projection") else "sd1"
 
 
 def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bool:

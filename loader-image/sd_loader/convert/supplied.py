@@ -13,12 +13,20 @@ from sd_loader.convert import architecture
 from sd_loader.convert.beside import Supplied
 from sd_loader.convert.component import plan_component
 from sd_loader.convert.dimensions import Dimensions
-from sd_loader.convert.repo import Planned, Weights, plan_model
-from sd_loader.convert.repo_configs import read_small
+from sd_loader.convert.repo import (
+    Planned,
+    Weights,
+    component_tensors,
+    files_of,
+    model_files,
+)
+from sd_loader.convert.repo_check import checked_config
+from sd_loader.convert.repo_configs import component_config, read_json, read_small
 from sd_loader.convert.vae import NAME, vae_files
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 from sd_loader.source.pipelines import INDEX_NAME, parse_pipeline
+from sd_loader.source.repo_files import choose_files
 
 if TYPE_CHECKING:
     from sd_loader.source import Part
@@ -92,6 +100,15 @@ def _text_encoder(
             Reason.UNSUPPORTED_FORMAT,
             f"it is a {pipeline.components[component]}, and {base} needs a {expected}",
         )
+    chosen = choose_files(
+        files_of(folder),
+        pipeline,
+        request.revision,
+        safetensors_only=bool(request.from_safetensors),
+    )
+    own = folder / component
+    found = component_config(read_json(own / "config.json"), component, pipeline, request)
+    tensors = component_tensors(component, expected, weights.open_chosen(folder, own, chosen))
     dimensions: Dimensions = {}
-    files, _config = plan_model(component, folder, pipeline, request, weights, dimensions)
-    return Supplied(tuple(files), dimensions)
+    config = checked_config(component, pipeline, found, tensors, dimensions)
+    return Supplied(tuple(model_files(component, config, tensors, request)), dimensions)

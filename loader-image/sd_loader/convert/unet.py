@@ -19,6 +19,7 @@ from sd_loader.tensors import Tensor
 _BLOCK = re.compile(r"(.*\.attentions\.\d+)\.transformer_blocks\.(\d+)\.")
 _ATTENTION = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.attentions\.(\d+)")
 _INPUT_BLOCK = re.compile(r".*\binput_blocks\.(\d+)\.")
+_TOO_MANY = 1 << 20
 _MIDDLE = "mid_block."
 _MIDDLE_FIRST = "mid_block.resnets.0."
 _MIDDLE_ATTENTION = "mid_block.attentions.0"
@@ -86,6 +87,38 @@ def blocks_of(unet: Component, names: Iterable[str]) -> Blocks:
         if row.target.startswith(_MIDDLE) and middle != WHOLE:
             middle = FIRST_RESNET if row.target.startswith(_MIDDLE_FIRST) else WHOLE
     return Blocks(found, middle)
+
+
+def blocks_said(unet: Component, config: Mapping[str, Any]) -> Blocks | None:
+    """What a UNet's config says it has of the family's blocks; None for more than the family has.
+
+    The config's fields are of the right kinds (`repo_fields`).
+    """
+    middle = config.get("mid_block_type", WHOLE)
+    if middle not in (WHOLE, FIRST_RESNET, None):
+        return None
+    down = config.get("transformer_layers_per_block", 1)
+    if not isinstance(down, list):
+        down = [down] * len(config["down_block_types"])
+    up = config.get("reverse_transformer_layers_per_block") or list(reversed(down))
+    full = full_depths(unet.rows)
+    depths = {name: _depth_said(name, down, up) for name in full}
+    if any(depths[name] > full[name] for name in full):
+        return None
+    return Blocks(depths, middle)
+
+
+def _depth_said(attention: str, down: list[Any], up: list[Any] | int) -> int:
+    """Transformer blocks of one attention; where the config does not say it, too many."""
+    found = _ATTENTION.fullmatch(attention)
+    side: list[Any] | int = up if found and found[1] == "up_blocks" else down
+    level, position = (int(found[2]), int(found[3])) if found else (-1, 0)
+    try:
+        said = side[level] if isinstance(side, list) else side
+        depth = said[position] if isinstance(said, list) else said
+    except IndexError:
+        return _TOO_MANY
+    return depth if isinstance(depth, int) else _TOO_MANY
 
 
 def full_depths(rows: Iterable[Row]) -> dict[str, int]:

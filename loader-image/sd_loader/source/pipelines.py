@@ -29,6 +29,7 @@ SD_PIPELINES = frozenset(
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
     }
 )
 SDXL_PIPELINES = frozenset(
@@ -36,6 +37,7 @@ SDXL_PIPELINES = frozenset(
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
     }
 )
 SCHEDULERS = frozenset(
@@ -89,6 +91,7 @@ DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _REQUIRED = ("scheduler", "unet", "vae")
 _FIRST = ["text_encoder"]
+_SECOND = {"text_encoder": "text_encoder_2", "tokenizer": "tokenizer_2"}
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,30 @@ class Pipeline:
     def without(self, names: Container[str]) -> Pipeline:
         """The pipeline as if it had not these components."""
         return self.only(name for name in self.components if name not in names)
+
+    def canonical(self) -> Pipeline:
+        """The pipeline as it is published; `origin` says what its components are called here."""
+        return replace(
+            self,
+            components={
+                self._renamed.get(name, name): kind for name, kind in self.components.items()
+            },
+        )
+
+    def origin(self, component: str) -> str:
+        """The folder in the repo of a component of the published pipeline."""
+        return next((old for old, new in self._renamed.items() if new == component), component)
+
+    @property
+    def _renamed(self) -> Mapping[str, str]:
+        """SDXL's second text encoder alone, as the refiner has it, must be named the second one.
+
+        Under the first one's name diffusers opens it, and then fails for want of another.
+        """
+        encoders = {name for name in self.components if name.startswith("text_encoder")}
+        kind = self.components.get("text_encoder")
+        is_second = self.is_sdxl and kind == "CLIPTextModelWithProjection"
+        return _SECOND if is_second and encoders == {"text_encoder"} else {}
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
@@ -181,7 +208,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
     if class_name in SD_PIPELINES and any(name.endswith("_2") for name in components):
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{class_name} has one text encoder, not two")
     missing = [name for name in _REQUIRED if name not in components]
-    # The SDXL refiner has one text encoder, in some repos under the second one's name.
+    # The SDXL refiner has one text encoder, in most repos under the second one's name.
     encoders = [name for name in components if name.startswith("text_encoder")]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders or _FIRST]
     missing += [name for name in (*(encoders or _FIRST), *tokenizers) if name not in components]
