@@ -127,6 +127,19 @@ def test_a_part_of_a_storage_is_read(tmp_path):
     assert found["b"].tolist() == expected["b"].tolist() == [2, 3]
 
 
+def test_strings_of_python_2_are_read(tmp_path):
+    """Which had no other strings for names and keys."""
+    whole = Legacy().content
+    for word in ("weight", "bias", "storage", "cpu", "0", "1"):
+        whole = whole.replace(hostile.text(word), b"U" + bytes([len(word)]) + word.encode())
+    assert b"X" not in whole
+    found = read(tmp_path / "model.ckpt", bytes(Legacy(content=whole)))
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "weight": [1, 2, 3],
+        "bias": [4, 5],
+    }
+
+
 def of(weight: bytes, *, keys: Any = ("0",), storages: Any = None) -> Legacy:
     """A file with the one tensor `weight`."""
     storages = Legacy().storages[:1] if storages is None else storages
