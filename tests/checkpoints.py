@@ -93,22 +93,29 @@ def save_ckpt(
     nested: bool = True,
     extras: Mapping[str, Any] = LIGHTNING_EXTRAS,
     lightning: bool = False,
+    legacy: bool = False,
 ) -> Path:
     """Write a .ckpt by torch.save, as training programs do.
 
     nested: the tensors lie under `state_dict`, beside the extras. lightning: with the state of a
-    pytorch_lightning callback, whose class `torch.load(weights_only=True)` refuses.
+    pytorch_lightning callback, whose class `torch.load(weights_only=True)` refuses. legacy: in the
+    format of before torch 1.6.
     """
+    zipped = not legacy
     if not nested:
-        torch.save(dict(tensors), path)
+        torch.save(dict(tensors), path, _use_new_zipfile_serialization=zipped)
         return path
     content = {**extras, "state_dict": dict(tensors)}
     if not lightning:
-        torch.save(content, path)
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
         return path
     with _model_checkpoint_class() as callback:
         state = {"monitor": "val/loss", "best_model_score": torch.tensor(0.5), "dirpath": "logs"}
-        torch.save({**content, "callbacks": {callback: state}}, path)
+        torch.save(
+            {**content, "callbacks": {callback: state}},
+            path,
+            _use_new_zipfile_serialization=zipped,
+        )
     return path
 
 

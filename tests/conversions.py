@@ -43,5 +43,6 @@ def convert_file(
 def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal in type, shape and every bit."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
-        one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)
+        one.contiguous().reshape(-1).view(torch.uint8),
+        other.contiguous().reshape(-1).view(torch.uint8),
     )

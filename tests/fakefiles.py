@@ -30,7 +30,8 @@ class Faults:
 
     fails: how many requests get `status`, None for all. cuts: how many answers end after `cut_at`
     bytes of the body. length: Content-Length, whatever the body's is. rate: bytes a second.
-    range_limit: the most bytes of a range that one answer has. body: served instead of the file,
+    range_limit: the most bytes of a range that one answer has. flips: how many answers have one
+    bit of their first byte flipped. body: served instead of the file,
     whose length and digest the Hub still tells.
     """
 
@@ -45,6 +46,7 @@ class Faults:
     reset: bool = False
     ignore_range: bool = False
     range_limit: int | None = None
+    flips: int = 0
     etag: str | None = None
     validators: bool = True
     length: int | None = None
@@ -248,6 +250,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             length = len(body) - start if faults.length is None else faults.length
             headers["Content-Length"] = str(length)
+        if faults.flips and self.server.files.use(f"flip {key}") < faults.flips:
+            body = body[:start] + bytes([body[start] ^ 1]) + body[start + 1 :]
         self._send(206 if start else 200, headers)
         if self.command != "HEAD":
             self._stream(key, body[start:], faults)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from fakefiles import Faults, FileServer, Handler
 
@@ -56,13 +56,15 @@ class Repo:
 class FakeHub(FileServer):
     """Serves until it is left.
 
-    separate_cdn: LFS files come from another origin, as the real Hub's do. faults: of single files
-    by `repo_id/path`. api_faults: of everything below /api.
+    separate_cdn: LFS files come from another origin, as the real Hub's do. renamed: the present
+    names of repos by their former ones. faults: of single files by `repo_id/path`. api_faults: of
+    everything below /api.
     """
 
     def __init__(self, *, port: int = 0, separate_cdn: bool = False) -> None:
         super().__init__(port=port, handler=_HubHandler)
         self.repos: dict[str, Repo] = {}
+        self.renamed: dict[str, str] = {}
         self.faults: dict[str, Faults] = {}
         self.api_faults = Faults()
         self.cdn_host = self.add_origin() if separate_cdn else self.host
@@ -75,6 +77,11 @@ class FakeHub(FileServer):
 
 class _HubHandler(Handler):
     def other(self, path: str, query: str) -> None:
+        for former, present in self._hub.renamed.items():
+            if f"/{former}/" in path:
+                to = quote(path.replace(f"/{former}/", f"/{present}/", 1))
+                self._send(307, {"Location": f"{to}?{query}", "Content-Length": "0"})
+                return
         if path.startswith("/api/models/"):
             self._api(path.removeprefix("/api/models/"), parse_qs(query))
         elif path.startswith("/cdn/"):

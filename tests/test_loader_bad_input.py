@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import stat
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -11,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakefiles import Faults
 from fakehub import FakeHub
 from loadercli import Containers, failed, load_request, remove_request, safetensors_bytes
 from tiny import write_checkpoint
+from zipfiles import Part, deflated, zip_bytes
 
 from sd_api.reasons import ExitCode, Reason
 from sd_loader.errors import LoaderError
@@ -86,6 +90,127 @@ def test_a_bad_source_has_a_reason_and_a_remedy(
     link = hub.serve_file("/model.ckpt", body, **faults)
     failed(containers.load(load_request(link)), reason, message)
     assert list(containers.store.iterdir()) == []
+
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SD1_INDEX = json.dumps(INDEX).encode()
+EVIL_INDEX = json.dumps({**INDEX, "unet": ["my_unet", "MyUNet"]}).encode()
+OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason", "message"),
+    [
+        pytest.param(
+            [Part("model_index.json", SD1_INDEX), deflated("unet/x.safetensors", bytes(4 << 20))],
+            Reason.UNSAFE_MODEL,
+            "as in a zip bomb",
+            id="zip bomb",
+        ),
+        pytest.param(
+            [Part("model_index.json", SD1_INDEX), Part("../../evil", b"x")],
+            Reason.NOT_A_MODEL,
+            "no plain path: ../../evil",
+            id="traversal",
+        ),
+        pytest.param(
+            [Part("model_index.json", SD1_INDEX), Part("unet", b"/etc", mode=stat.S_IFLNK)],
+            Reason.UNSAFE_MODEL,
+            "a link",
+            id="symbolic link",
+        ),
+        pytest.param(
+            [Part("model_index.json", EVIL_INDEX), Part("my_unet.py", b"import os")],
+            Reason.UNSAFE_MODEL,
+            "code of the repo's own",
+            id="remote code",
+        ),
+        pytest.param(
+            [Part("model_index.json", OWN_INDEX), Part("pipeline.py", b"import os")],
+            Reason.UNSAFE_MODEL,
+            "custom pipeline",
+            id="custom pipeline",
+        ),
+        pytest.param(
+            [Part("readme.txt", b"x")], Reason.UNSUPPORTED_FORMAT, "readme.txt", id="another zip"
+        ),
+    ],
+)
+def test_a_trained_models_bad_zip_leaves_nothing(
+    containers: Containers, hub: FakeHub, members: list[Part], reason: Reason, message: str
+) -> None:
+    """Neither on the volume nor beside it."""
+    link = hub.serve_file("/trained", zip_bytes(members))
+    failed(containers.load(load_request(link, model_type="api_trained")), reason, message)
+    assert list(containers.store.iterdir()) == []
+    assert not (containers.store.parent / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "reason", "message"),
+    [
+        pytest.param(
+            "org/two", {}, Reason.INVALID_SPEC, "link to one of them", id="several checkpoints"
+        ),
+        pytest.param(
+            "org/two", {"git_revision": "v9"}, Reason.SOURCE_NOT_FOUND, "v9", id="no revision"
+        ),
+        pytest.param(
+            "/org/two/resolve/main/c.ckpt", {}, Reason.SOURCE_NOT_FOUND, "a.ckpt, b.ckpt", id="file"
+        ),
+        pytest.param("old/name", {}, Reason.INVALID_SPEC, "b.ckpt", id="renamed, and several"),
+        pytest.param("org/gated", {}, Reason.ACCESS_DENIED, "gated", id="gated"),
+        pytest.param("org/none", {}, Reason.SOURCE_NOT_FOUND, "or it is private", id="no repo"),
+        pytest.param("abc-1", {}, Reason.INVALID_SPEC, "TRAINED_URL_TEMPLATE", id="no template"),
+    ],
+)
+def test_a_hub_source_that_cannot_load_is_explained(
+    containers: Containers,
+    hub: FakeHub,
+    tmp_path: Path,
+    url: str,
+    fields: dict[str, Any],
+    reason: Reason,
+    message: str,
+) -> None:
+    """With what there is instead, where that helps."""
+    for name in ("two/a.ckpt", "two/b.ckpt", "gated/a.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(OTHER)
+    hub.add_repo("org/two", tmp_path / "two")
+    hub.add_repo("org/gated", tmp_path / "gated", gated=True, token="hf_x")
+    hub.renamed["old/name"] = "org/two"
+    kind = "huggingface" if "/" in url else "api_trained"
+    url = hub.url + url if url.startswith("/") else url
+    failed(containers.load(load_request(url, model_type=kind, **fields)), reason, message)
+    assert list(containers.store.iterdir()) == []
+
+
+def test_a_rate_limit_ends_the_pod_and_not_the_job(containers: Containers, hub: FakeHub) -> None:
+    """A wait longer than a Pod should take is left to the Job."""
+    hub.api_faults = Faults(status=429, headers={"Retry-After": "3600"})
+    ended = containers.load(load_request("org/name"))
+    failed(ended, Reason.RATE_LIMITED, "too many requests")
+    assert ended.code == ExitCode.TRY_AGAIN
+
+
+def test_a_trained_model_is_loaded_by_its_id_by_hand(containers: Containers, hub: FakeHub) -> None:
+    """With the link template as a setting; what comes is refused here for what it is."""
+    hub.serve_file("/trained/abc-1", OTHER)
+    ended = containers.run(
+        *("load", "--url", "abc-1", "--model-type", "api_trained", "--model-id", "m"),
+        *("--store", containers.store),
+        SD_LOADER_TRAINED_URL_TEMPLATE=f"{hub.url}/trained/{{id}}",
+    )
+    failed(ended, Reason.UNSUPPORTED_FORMAT, "no Stable Diffusion")
+    assert [item.path for item in hub.requests] == ["/trained/abc-1"]
 
 
 def test_an_unreachable_host_may_be_tried_again(containers: Containers) -> None:
@@ -177,14 +302,30 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
         pytest.param(
             {"verify": {"render": True}}, Reason.INVALID_SPEC, "verify.render", id="render"
         ),
-        pytest.param({"vae": {"url": "org/vae"}}, Reason.INVALID_SPEC, "spec.vae", id="vae"),
         pytest.param(
-            {"original_config": "https://x.example/y"},
+            {"model_type": "controlnet", "vae": {"url": "org/vae"}},
+            Reason.INVALID_SPEC,
+            "spec.vae is for whole models",
+            id="vae of a part",
+        ),
+        pytest.param(
+            {"model_type": "vae", "weights": "ema"},
+            Reason.INVALID_SPEC,
+            "spec.weights",
+            id="averages of a part",
+        ),
+        pytest.param(
+            {"model_type": "huggingface", "original_config": "https://x.example/y"},
             Reason.INVALID_SPEC,
             "spec.originalConfig",
             id="config",
         ),
-        pytest.param({"model_type": "vae"}, Reason.UNSUPPORTED_FORMAT, "vae", id="model type"),
+        pytest.param(
+            {"model_type": "lora", "vae": {"url": "org/vae"}},
+            Reason.INVALID_SPEC,
+            "spec.vae is for whole models",
+            id="vae of a LoRA",
+        ),
         pytest.param(
             {"model_type": "huggingface", "weights": "ema"},
             Reason.INVALID_SPEC,

@@ -528,9 +528,9 @@ def test_a_git_revision_for_a_link_is_refused(server, settings, into):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("model_type", ["api_trained", "controlnet", "vae"])
-def test_other_model_types_are_refused_by_name(settings, into, model_type):
-    """Not silently taken for a checkpoint."""
-    with pytest.raises(LoaderError, match=model_type) as caught:
-        fetch(request("https://x.example/y", modelType=model_type), settings, into, lambda _: None)
-    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+@pytest.mark.parametrize("model_type", ["api_trained", "lora", "embeddings", "controlnet", "vae"])
+def test_every_model_type_may_be_a_link(server, settings, into, model_type):
+    """What the file is, and whether it fits, is told by what it holds."""
+    url = server.serve_file("/model", BODY)
+    fetched = fetch(request(url, modelType=model_type), settings, into, lambda _: None)
+    assert (fetched.kind, (into / fetched.path).read_bytes()) == ("file", BODY)

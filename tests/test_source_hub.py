@@ -17,7 +17,8 @@ from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
 from sd_loader.source import Fetched, fetch
 from sd_loader.source.answers import Retries
-from sd_loader.source.hub import fetch_repo, repo_id_of
+from sd_loader.source.hub import fetch_repo
+from sd_loader.source.locate import repo_id_of
 from sd_loader.source.pipelines import Pipeline
 from sd_loader.source.repo_files import RepoFile, choose_files
 
@@ -453,7 +454,12 @@ def test_unsafe_file_names_refuse_the_repo(hub, settings, into, name):
 @pytest.mark.parametrize(
     ("names", "reason", "words"),
     [
-        pytest.param(["model_index.json"], Reason.UNSUPPORTED_FORMAT, "handler.py", id="no index"),
+        pytest.param(
+            ["model_index.json", "model.safetensors", "v1-5-pruned.ckpt"],
+            Reason.UNSUPPORTED_FORMAT,
+            "handler.py",
+            id="no index",
+        ),
         pytest.param(["unet/config.json"], Reason.UNSUPPORTED_FORMAT, "unet/con", id="no config"),
         pytest.param(
             [UNET, "unet/diffusion_pytorch_model.fp16.safetensors"],

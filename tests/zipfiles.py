@@ -6,11 +6,15 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Part:
-    """One member. What is None is what an honest writer would put there."""
+    """One member. What is None is what an honest writer would put there.
+
+    data: as it lies in the archive; size, of packed data: what it unpacks to. mode: of Unix.
+    """
 
     name: str
     data: bytes = b""
@@ -24,6 +28,16 @@ class Part:
     header_at: int | None = None
     gap: bytes = b""
     comment: bytes = b""
+    size: int | None = None
+    mode: int = 0
+
+
+def deflated(name: str, content: bytes, **fields: Any) -> Part:
+    """A member as zip programs pack it."""
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = packer.compress(content) + packer.flush()
+    honest = {"method": 8, "size": len(content), "crc": zlib.crc32(content)}
+    return Part(name, packed, **{**honest, **fields})
 
 
 def zip_bytes(parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"") -> bytes:
@@ -47,15 +61,17 @@ def zip_bytes(parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"
 
 def _local(part: Part, crc: int) -> bytes:
     name = (part.name if part.local_name is None else part.local_name).encode()
-    size = len(part.data) if part.local_size is None else part.local_size
+    stored = len(part.data) if part.local_size is None else part.local_size
+    size = stored if part.size is None else part.size
     method = part.method if part.local_method is None else part.local_method
     crc = crc if part.local_crc is None else part.local_crc
-    fields = (20, part.flags, method, 0, 0, crc, size, size, len(name), 0)
+    fields = (20, part.flags, method, 0, 0, crc, stored, size, len(name), 0)
     return struct.pack("<4s5H3L2H", b"PK\x03\x04", *fields) + name
 
 
 def _entry(part: Part, crc: int, header_at: int) -> bytes:
-    name, size = part.name.encode(), len(part.data)
-    fields = (20, 20, part.flags, part.method, 0, 0, crc, size, size, len(name), 0)
-    rest = (len(part.comment), 0, 0, 0, header_at)
+    name, stored = part.name.encode(), len(part.data)
+    size = stored if part.size is None else part.size
+    fields = (20, 20, part.flags, part.method, 0, 0, crc, stored, size, len(name), 0)
+    rest = (len(part.comment), 0, 0, part.mode << 16, header_at)
     return struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *fields, *rest) + name + part.comment

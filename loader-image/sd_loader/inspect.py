@@ -13,7 +13,13 @@ from sd_loader.formats.snippet import snippet
 from sd_loader.manual import request_of
 from sd_loader.progress import size
 
-_TYPES = (ModelType.CUSTOM_CKPT, ModelType.LORA, ModelType.EMBEDDINGS)
+_TYPES = (
+    ModelType.CUSTOM_CKPT,
+    ModelType.LORA,
+    ModelType.EMBEDDINGS,
+    ModelType.CONTROLNET,
+    ModelType.VAE,
+)
 _TITLE = "modelspec.title"
 
 

@@ -6,9 +6,10 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd_api.defaults import parse_default_parts
 from sd_api.load import CREDENTIALS_DIR
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
@@ -16,6 +17,8 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 
 HUB_ENDPOINT = "https://huggingface.co"
+TRAINED_URL_TEMPLATE = "SD_LOADER_TRAINED_URL_TEMPLATE"
+DEFAULT_PARTS = "SD_LOADER_DEFAULT_PARTS"
 DEFAULT_MAX_BYTES = 100 * 10**9
 DEFAULT_RETAIN_SECONDS = 24 * 3600
 
@@ -24,15 +27,19 @@ DEFAULT_RETAIN_SECONDS = 24 * 3600
 class Settings:
     """What the administrator set, as the operator passes it on.
 
-    hub_endpoint: base URL of the Hub or its mirror. max_bytes: size limit of one source.
-    termination_log: where the answer goes; None where nobody reads it.
+    hub_endpoint: base URL of the Hub or its mirror. trained_url_template: link of a trained model,
+    with {id}; for loads by hand, as the operator fills in its own. default_parts: for base models,
+    the repo of a pipeline that parts come from which a checkpoint lacks. max_bytes: size limit of
+    one source. termination_log: where the answer goes; None where nobody reads it.
     """
 
     hub_endpoint: str = HUB_ENDPOINT
+    trained_url_template: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     proxy: str | None = None
     no_proxy: str = ""
     ca_file: Path | None = None
+    default_parts: Mapping[str, str] = field(default_factory=dict)
     max_bytes: int = DEFAULT_MAX_BYTES
     retain_previous_seconds: int = DEFAULT_RETAIN_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
@@ -45,6 +52,7 @@ class Settings:
         ca_file = env.get("SSL_CERT_FILE")
         return cls(
             hub_endpoint=(env.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/"),
+            trained_url_template=_template(env),
             allowed_hosts=frozenset(
                 host.strip().lower()
                 for host in env.get("SD_LOADER_ALLOWED_HOSTS", "").split(",")
@@ -53,6 +61,7 @@ class Settings:
             proxy=env.get("HTTPS_PROXY") or env.get("https_proxy") or None,
             no_proxy=env.get("NO_PROXY") or env.get("no_proxy") or "",
             ca_file=Path(ca_file) if ca_file else None,
+            default_parts=_default_parts(env),
             max_bytes=_number(env, "SD_LOADER_MAX_BYTES", DEFAULT_MAX_BYTES),
             retain_previous_seconds=_number(
                 env, "SD_LOADER_RETAIN_PREVIOUS_SECONDS", DEFAULT_RETAIN_SECONDS
@@ -68,13 +77,36 @@ class Settings:
         return cls(termination_log=_termination_log(env))
 
     def guard(self) -> Guard:
-        """Which addresses may be called: the Hub's endpoint is the administrator's own choice."""
-        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
+        """Which addresses may be called: what the administrator set may be, wherever it is."""
+        return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.trained_url_template])
 
 
 def _termination_log(env: Mapping[str, str]) -> Path | None:
     log = env.get("SD_LOADER_TERMINATION_LOG")
     return Path(log) if log else None
+
+
+def _template(env: Mapping[str, str]) -> str | None:
+    text = env.get(TRAINED_URL_TEMPLATE)
+    # The id is the user's, so it must not stand where it would choose the host.
+    if text and not re.fullmatch(r"https?://[^\s/?#{}]+[/?]\S*\{id\}\S*", text):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"the loader's setting {TRAINED_URL_TEMPLATE} must be an http(s) link with {{id}} where"
+            " the trained model's id goes, after the host",
+        )
+    return text or None
+
+
+def _default_parts(env: Mapping[str, str]) -> dict[str, str]:
+    """`sd1=ORG/NAME,sdxl=ORG/NAME`."""
+    text = env.get(DEFAULT_PARTS, "")
+    try:
+        return parse_default_parts(text)
+    except ValueError as error:
+        raise LoaderError(
+            Reason.INVALID_SPEC, f"the loader's setting {DEFAULT_PARTS} {error}"
+        ) from None
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

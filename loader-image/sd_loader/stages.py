@@ -109,7 +109,7 @@ def convert_stage(
             with staging.source() as source_dir, staging.fresh_out() as out:
                 converted = convert.convert(fetched, source_dir.path, request, out.path, report)
                 _check_inventory(out.files(), converted)
-            receipt = _receipt(request, fetched.source, converted)
+            receipt = _receipt(request, fetched, converted)
             return _publish(volume, request, staging, receipt, settings, report)
 
 
@@ -202,12 +202,12 @@ def _fetched(source: Source) -> LoadResult:
     return LoadResult(outcome="fetched", source=source)
 
 
-def _receipt(request: LoadRequest, source: Source, converted: Converted) -> Receipt:
+def _receipt(request: LoadRequest, fetched: Fetched, converted: Converted) -> Receipt:
     files = converted.files
     return Receipt(
         uid=request.owner.uid,
         load_hash=request.load_hash,
-        source=source,
+        source=fetched.source,
         artifact=Artifact(
             digest=folder_digest({path: file.sha256 for path, file in files.items()}),
             size_bytes=sum(file.size for file in files.values()),
@@ -217,7 +217,7 @@ def _receipt(request: LoadRequest, source: Source, converted: Converted) -> Rece
             precision=converted.precision,
             prediction_type=converted.prediction_type,
         ),
-        message="; ".join(converted.warnings)[:MESSAGE_MAX_LENGTH],
+        message="; ".join((*fetched.warnings, *converted.warnings))[:MESSAGE_MAX_LENGTH],
         files={
             path: PublishedFile(sha256=file.sha256, size=file.size) for path, file in files.items()
         },

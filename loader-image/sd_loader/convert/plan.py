@@ -125,11 +125,13 @@ def component_files(
 ) -> list[PlannedFile]:
     """The weights of one component: one file, or shards and their index when it is too large.
 
-    items: in the order of the model's state_dict, which decides what goes into which shard.
+    folder: empty for a component that is published alone. items: in the order of the model's
+    state_dict, which decides what goes into which shard.
     """
     shards = _shards(items, shard_bytes)
+    start = f"{folder}/" if folder else ""
     if len(shards) == 1:
-        return [weights_file(f"{folder}/{stem}.safetensors", shards[0])]
+        return [weights_file(f"{start}{stem}.safetensors", shards[0])]
     names = [
         f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         for number in range(1, len(shards) + 1)
@@ -142,11 +144,8 @@ def component_files(
     }
     content = json.dumps(index, indent=2, sort_keys=True) + "\n"
     return [
-        *(
-            weights_file(f"{folder}/{name}", shard)
-            for name, shard in zip(names, shards, strict=True)
-        ),
-        SmallFile(f"{folder}/{stem}.safetensors.index.json", content.encode()),
+        *(weights_file(f"{start}{name}", shard) for name, shard in zip(names, shards, strict=True)),
+        SmallFile(f"{start}{stem}.safetensors.index.json", content.encode()),
     ]
 
 

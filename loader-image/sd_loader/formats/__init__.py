@@ -11,6 +11,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.safetensors import read_header
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
+from sd_loader.formats.torchlegacy import read_legacy
 from sd_loader.formats.torchzip import read_archive
 from sd_loader.tensors import TensorFile
 
@@ -46,7 +47,4 @@ def _read(path: Path, fd: int) -> TensorFile:
         return TensorFile(path, fd, SAFETENSORS, *read_header(fd, size))
     if container is Container.ZIP:
         return TensorFile(path, fd, CKPT, *read_archive(fd, size))
-    raise LoaderError(
-        Reason.UNSUPPORTED_FORMAT,
-        "the file is a torch checkpoint in the format that torch.save wrote before version 1.6",
-    )
+    return TensorFile(path, fd, CKPT, *read_legacy(fd, size))

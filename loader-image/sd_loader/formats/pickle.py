@@ -11,12 +11,13 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from sd_loader.formats.pickle_names import Name
 from sd_loader.formats.pickle_objects import (
     OPAQUE,
     Parameters,
+    Storage,
     View,
     outcome,
     permitted,
@@ -33,12 +34,29 @@ MAX_DEPTH = 10_000
 MAX_STACK = 200_000
 
 Handler = Callable[["_Machine", Any], None]
+Resolve = Callable[[object], Storage]
+"""Makes a storage of the persistent id that stands for it."""
+
+
+class Stream(Protocol):
+    """What a pickle is read from; it never gives more than is left, whatever is asked for."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer at the end."""
+
+    def readline(self) -> bytes:
+        """The bytes up to the next line's beginning."""
 
 
 def load(data: bytes) -> tuple[object, int]:
     """What the pickle at the beginning of `data` describes, and where it ends."""
     stream = io.BytesIO(data)
-    machine = _Machine()
+    return read(stream), stream.tell()
+
+
+def read(stream: Stream, resolve: Resolve = storage) -> object:
+    """What the stream's next pickle describes; the stream is left where it ends."""
+    machine = _Machine(resolve)
     count = 0
     try:
         while (code := stream.read(1)) != _STOP:
@@ -47,11 +65,11 @@ def load(data: bytes) -> tuple[object, int]:
             count += 1
             if count > MAX_INSTRUCTIONS:
                 refuse_damaged(f"more than {MAX_INSTRUCTIONS} instructions")
-            read, handle = _INSTRUCTIONS[code]
-            handle(machine, read(stream) if read else None)
+            argument, handle = _INSTRUCTIONS[code]
+            handle(machine, argument(stream) if argument else None)
     except ValueError as error:  # from the readers of arguments: cut off, or no text
         refuse_damaged(snippet(str(error)))
-    return machine.result(), stream.tell()
+    return machine.result()
 
 
 def _refuse_instruction(code: bytes) -> NoReturn:
@@ -65,7 +83,8 @@ def _refuse_instruction(code: bytes) -> NoReturn:
 class _Machine:
     """The stack and the memo of a pickle virtual machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolve: Resolve) -> None:
+        self.resolve = resolve
         self.stack: list[Any] = []
         self.below_marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -250,14 +269,14 @@ _HANDLERS: dict[str, Handler] = {
     "NEWOBJ": _plain(_call),
     "NEWOBJ_EX": _plain(_call_with_keywords),
     "BUILD": _plain(_set_state),
-    "BINPERSID": lambda machine, _: machine.push(storage(*machine.take(1))),
+    "BINPERSID": lambda machine, _: machine.push(machine.resolve(*machine.take(1))),
 }
 
 _STOP = b"."
 _CODES = {known.code.encode("latin-1"): known for known in pickletools.opcodes}
 
 
-def _name(stream: io.BytesIO) -> Name:
+def _name(stream: Stream) -> Name:
     """Read a name as pickle does; pickletools would take backslashes in it for escapes."""
     lines = stream.readline(), stream.readline()
     if not all(line.endswith(b"\n") for line in lines):
@@ -266,7 +285,7 @@ def _name(stream: io.BytesIO) -> Name:
     return Name(module, name)
 
 
-def _reader(known: pickletools.OpcodeInfo) -> Callable[[io.BytesIO], Any] | None:
+def _reader(known: pickletools.OpcodeInfo) -> Callable[[Any], Any] | None:
     if known.name in ("GLOBAL", "INST"):
         return _name
     return known.arg.reader if known.arg else None

@@ -112,7 +112,7 @@ def storage(identity: object) -> Storage:
     _, kind, key, location, count = identity
     if not isinstance(kind, Name) or kind not in STORAGES:
         _refuse_unsupported(kind)
-    if not (isinstance(key, str) and isinstance(location, str) and _is_count(count)):
+    if not (isinstance(key, str) and isinstance(location, str) and is_count(count)):
         refuse_damaged("an unknown reference to data outside the pickle")
     return Storage(STORAGES[kind], key, count)
 
@@ -138,7 +138,7 @@ def _view(function: Name, arguments: tuple[Any, ...]) -> View:
     if function == REBUILD_TENSOR_V3:
         dtype = _dtype(arguments[6])
         count = source.nbytes // dtype.itemsize
-    if not (_is_count(offset) and _are_sizes(shape) and _are_sizes(strides)):
+    if not (is_count(offset) and _are_sizes(shape) and _are_sizes(strides)):
         refuse_damaged("a tensor's offset, shape or strides are no sizes")
     if len(shape) != len(strides):
         refuse_damaged("a tensor's shape and strides differ in length")
@@ -156,12 +156,13 @@ def _dtype(name: object) -> Dtype:
     return dtype
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is a whole number that may count elements."""
     return type(value) is int and 0 <= value < _LARGEST
 
 
 def _are_sizes(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) <= MAX_RANK and all(map(_is_count, value))
+    return isinstance(value, tuple) and len(value) <= MAX_RANK and all(map(is_count, value))
 
 
 def refuse_unsafe(what: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Zip archives of stored files, read strictly: one reading of the bytes, or a refusal.
+"""Zip archives, read strictly: one reading of the bytes, or a refusal.
 
 Two zip readers can disagree over a crafted archive (data before or after it, a local header that
 contradicts the directory, names that differ in case only, overlapping members). All of that is
@@ -29,7 +29,9 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _EXTRA = struct.Struct("<2H")
 _QUAD = struct.Struct("<Q")
 
-_STORED = 0
+STORED = 0
+DEFLATED = 8
+_DEFLATE_LEVEL = 0x0006
 _HAS_DESCRIPTOR = 0x0008
 _UTF8 = 0x0800
 _ENCRYPTED = 0x0001
@@ -41,7 +43,10 @@ _IN_ZIP64_SHORT = 0xFFFF
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member as the directory describes it. header: where its local header stands."""
+    """A member as the directory describes it. Folders have names that end with a slash.
+
+    size: unpacked. header: where its local header stands. mode: what Unix makes of it, 0 if unsaid.
+    """
 
     name: str
     flags: int
@@ -50,6 +55,7 @@ class Member:
     size: int
     stored_size: int
     header: int
+    mode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +68,28 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a member's bytes lie in the file, and their CRC-32, if the archive has checksums."""
+    """Where a member's bytes lie in the file, and their CRC-32, if the archive has checksums.
+
+    Of a packed member: where its packed bytes lie, and the CRC-32 of what they unpack to.
+    """
 
     offset: int
     size: int
     crc: int | None
 
 
-def read_directory(fd: int, size: int) -> Directory:
-    """The members of the archive in an open file of `size` bytes, as the directory names them."""
+def read_directory(fd: int, size: int, *, folders: bool = False) -> Directory:
+    """The members of the archive in an open file of `size` bytes, as the directory names them.
+
+    folders: may be members, too.
+    """
     count, length, start = _end_of(fd, size)
     if count > MAX_MEMBERS or length > MAX_DIRECTORY:
         _refuse(f"{count} members in {length} bytes of directory: too many to read")
     data = read_at(fd, start, length)
     members, position = [], 0
     for _ in range(count):
-        member, position = _entry(data, position)
+        member, position = _entry(data, position, folders=folders)
         members.append(member)
     if position != length:
         _refuse("bytes after its directory's last entry")
@@ -86,14 +98,17 @@ def read_directory(fd: int, size: int) -> Directory:
     return Directory(members, start)
 
 
-def locate(fd: int, directory: Directory) -> dict[str, Record]:
-    """Where each member's bytes lie; refuses members that are packed, hidden or overlap."""
+def locate(fd: int, directory: Directory, *, packed: bool = False) -> dict[str, Record]:
+    """Where each member's bytes lie; refuses members that are hidden or overlap.
+
+    packed: members may be deflated.
+    """
     records: dict[str, Record] = {}
     position, slack = 0, 0
     for member in sorted(directory.members, key=lambda member: member.header):
         if not position <= member.header <= position + slack:
             _refuse(f"hidden bytes or an overlap before {snippet(member.name)}")
-        record = _record(fd, member)
+        record = _record(fd, member, packed=packed)
         position = record.offset + record.size
         slack = _LONGEST_DESCRIPTOR if member.flags & _HAS_DESCRIPTOR else 0
         if position > directory.start:
@@ -137,28 +152,28 @@ def _end_of(fd: int, size: int) -> tuple[int, int, int]:
     return count64, length64, start64
 
 
-def _entry(data: bytes, position: int) -> tuple[Member, int]:
+def _entry(data: bytes, position: int, *, folders: bool) -> tuple[Member, int]:
     if len(data) - position < _ENTRY.size:
         _refuse("a directory that is cut off")
     fields = _ENTRY.unpack_from(data, position)
     signature, _, _, flags, method, _, _, crc, stored_size, size = fields[:10]
-    name_length, extra_length, comment_length, disk, _, _, header = fields[10:]
+    name_length, extra_length, comment_length, disk, _, attributes, header = fields[10:]
     name_at = position + _ENTRY.size
     extra_at = name_at + name_length
     end = extra_at + extra_length
     if signature != b"PK\x01\x02" or comment_length or disk or end > len(data):
         _refuse("a damaged directory entry")
-    name = _name(data[name_at:extra_at])
+    name = _name(data[name_at:extra_at], folders=folders)
     wide = _wide_values(data[extra_at:end], (size, stored_size, header))
-    return Member(name, flags, method, crc, wide[0], wide[1], wide[2]), end
+    return Member(name, flags, method, crc, wide[0], wide[1], wide[2], attributes >> 16), end
 
 
-def _name(raw: bytes) -> str:
+def _name(raw: bytes, *, folders: bool) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
         _refuse("a member's name is no text")
-    parts = name.split("/")
+    parts = (name.removesuffix("/") if folders else name).split("/")
     if not name.isprintable() or "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
         _refuse(f"a member's name is no plain path: {snippet(name)}")
     return name
@@ -183,15 +198,20 @@ def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
     return tuple(next(found) if value == _IN_ZIP64 else value for value in values)
 
 
-def _record(fd: int, member: Member) -> Record:
+def _record(fd: int, member: Member, *, packed: bool) -> Record:
     """Check a member's local header against the directory; the member's bytes come after it."""
     what = snippet(member.name)
-    if member.flags & _ENCRYPTED or member.method != _STORED:
+    if member.flags & _ENCRYPTED or member.method not in (
+        (STORED, DEFLATED) if packed else (STORED,)
+    ):
+        known = "only deflate is read" if packed else "torch stores files as they are"
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{what} in the zip archive is compressed or encrypted; torch stores files as they are",
+            f"{what} in the zip archive is compressed or encrypted; {known}",
         )
-    if member.flags & ~(_HAS_DESCRIPTOR | _UTF8) or member.size != member.stored_size:
+    known_flags = _HAS_DESCRIPTOR | _UTF8 | (_DEFLATE_LEVEL if member.method == DEFLATED else 0)
+    is_whole = member.method == DEFLATED or member.size == member.stored_size
+    if member.flags & ~known_flags or not is_whole:
         _refuse(f"{what} is stored in an unknown way")
     name = member.name.encode()
     header = read_at(fd, member.header, _LOCAL.size + len(name))
@@ -206,9 +226,9 @@ def _record(fd: int, member: Member) -> Record:
     if not described_later:
         extra = read_at(fd, offset - extra_length, extra_length)
         sizes = _wide_values(extra, (size, stored_size, 0))
-        if crc != member.crc or sizes[:2] != (member.size, member.size):
+        if crc != member.crc or sizes[:2] != (member.size, member.stored_size):
             _refuse(f"the header of {what} gives another size or checksum")
-    return Record(offset, member.size, member.crc)
+    return Record(offset, member.stored_size, member.crc)
 
 
 def _refuse(what: str) -> NoReturn:

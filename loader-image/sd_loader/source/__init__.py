@@ -7,27 +7,41 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-from sd_api.fields import Contract
+from sd_api.fields import Contract, ShortText
 from sd_api.load import LoadRequest, Source
-from sd_api.reasons import Reason
 from sd_api.spec import ModelType
-from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
-_FILES = (ModelType.CUSTOM_CKPT, ModelType.LORA, ModelType.EMBEDDINGS)
-"""The model types that a link to one file may be of."""
+_Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
+
+
+class Part(Contract):
+    """A part of the pipeline that comes from elsewhere than its source.
+
+    components: the names of their folders in a pipeline. path: the file, or the folder of a repo,
+    relative to the source folder.
+    """
+
+    components: tuple[Literal["vae", "text_encoder", "text_encoder_2"], ...]
+    kind: Literal["file", "repo"]
+    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+/[a-z]+$")]
 
 
 class Fetched(Contract):
     """What lies in the source folder once everything is there.
 
     path: the file, or the folder of a diffusers repo, relative to the source folder.
+    original_config: likewise, the file of spec.originalConfig. warnings: what a person should know
+    of the source.
     """
 
     kind: Literal["file", "repo"]
-    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
+    path: _Name
     source: Source
+    warnings: tuple[ShortText, ...] = ()
+    original_config: _Name | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def fetch(
@@ -43,23 +57,54 @@ def fetch(
     allow_local: a url without a scheme may be a path on this machine. Only a person at the command
     line may say so: a request of the operator reads no files of the node.
     """
+    name = None
+    if request.original_config is not None:
+        from sd_loader.source.original_config import fetch_config
+
+        # Before the large download, for it may be refused.
+        name = fetch_config(
+            request.original_config, request, settings, into, allow_local=allow_local
+        )
+    parts: tuple[Part, ...] = ()
+    if request.vae is not None:
+        from sd_loader.source.parts import fetch_vae
+
+        parts = (fetch_vae(request.vae, request, settings, into, report, allow_local=allow_local),)
+    fetched = _fetch_source(request, settings, into, report, allow_local=allow_local)
+    fetched = fetched.model_copy(update={"original_config": name, "parts": parts})
+    if settings.default_parts:
+        from sd_loader.source.parts import with_defaults
+
+        return with_defaults(fetched, request, settings, into, report)
+    return fetched
+
+
+def _fetch_source(
+    request: LoadRequest, settings: Settings, into: Path, report: Report, *, allow_local: bool
+) -> Fetched:
     # Imported here: the other commands do without the HTTP stack and start faster.
-    match request.model_type:
-        case ModelType.HUGGINGFACE:
+    from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
+
+    found = locate(request.url, request.model_type, settings, allow_local=allow_local)
+    match found:
+        case HubRepo():
             from sd_loader.source.hub import fetch_repo
 
-            return fetch_repo(request, settings, into, report)
-        case kind if kind in _FILES and allow_local and "://" not in request.url:
+            fetched = fetch_repo(request, settings, into, report)
+        case HubFile():
+            from sd_loader.source.hub import fetch_file
+
+            fetched = fetch_file(found, request, settings, into, report)
+        case LocalFile():
             from sd_loader.source.local import take_file
 
-            return take_file(request, settings, into)
-        case kind if kind in _FILES:
+            fetched = take_file(request, settings, into)
+        case Link(url):
             from sd_loader.source.http import fetch_link
 
-            return fetch_link(request, settings, into, report)
-        case _:
-            raise LoaderError(
-                Reason.UNSUPPORTED_FORMAT,
-                f"model type {request.model_type.value} is not supported by this version of the"
-                " loader",
-            )
+            fetched = fetch_link(request.model_copy(update={"url": url}), settings, into, report)
+    if request.model_type is ModelType.API_TRAINED:
+        from sd_loader.source.unpack import unpack_pipeline
+
+        return unpack_pipeline(fetched, request, settings, into)
+    return fetched

@@ -30,7 +30,8 @@ _TELLING_BYTES = 64
 class Wanted:
     """A file to download.
 
-    size, sha256: what it must be, where that is known.
+    size, sha256: what it must be, where that is known. own_digest: the source itself says so,
+    and wrong bytes are worth one fresh try.
     inspect: raises for first bytes (of a file so long) that cannot be the file wanted.
     """
 
@@ -39,6 +40,7 @@ class Wanted:
     size: int | None = None
     sha256: str | None = None
     inspect: Inspect = lambda _head, _size: None
+    own_digest: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,28 @@ class Downloader:
         if done is not None and wanted.sha256 in (None, done[0]):
             return Got(*done)
         with Part(wanted.path, wanted.url) as part:
-            self.retries.run(lambda: self._attempt(wanted, part, on_bytes), lambda: part.size)
-            # Not only at the first chunk: it may have been too short to tell.
-            wanted.inspect(part.head(), part.size)
-            got = Got(part.sha256, part.size)
-            if wanted.sha256 not in (None, got.sha256):
-                raise LoaderError(
-                    Reason.DIGEST_MISMATCH,
-                    f"{redact(wanted.url)} has sha256 {got.sha256}, not {wanted.sha256}",
-                )
+            try:
+                got = self._whole(wanted, part, on_bytes)
+            except LoaderError as error:
+                if not wanted.own_digest or error.reason is not Reason.DIGEST_MISMATCH:
+                    raise
+                # Bits flip on the way; what is wrong twice in a row is wrong at the source.
+                part.restart(None)
+                got = self._whole(wanted, part, on_bytes)
             part.finish()
             return got
+
+    def _whole(self, wanted: Wanted, part: Part, on_bytes: OnBytes) -> Got:
+        """Receive what is missing of the part, and compare it with what is known of the file."""
+        self.retries.run(lambda: self._attempt(wanted, part, on_bytes), lambda: part.size)
+        # Not only at the first chunk: it may have been too short to tell.
+        wanted.inspect(part.head(), part.size)
+        if wanted.sha256 not in (None, part.sha256):
+            raise LoaderError(
+                Reason.DIGEST_MISMATCH,
+                f"{redact(wanted.url)} has sha256 {part.sha256}, not {wanted.sha256}",
+            )
+        return Got(part.sha256, part.size)
 
     def _attempt(self, wanted: Wanted, part: Part, on_bytes: OnBytes) -> None:
         try:

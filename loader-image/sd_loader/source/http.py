@@ -9,6 +9,7 @@ import httpx2
 from sd_api.load import LoadRequest, Progress, Source, Stage
 from sd_api.netguard import AddressRefusedError, redact
 from sd_api.reasons import Reason
+from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 from sd_loader.progress import Report
@@ -46,7 +47,7 @@ def fetch_link(
         url=request.url,
         path=path,
         sha256=request.sha256,
-        inspect=lambda head, size: _refuse_what_cannot_load(request, head, size),
+        inspect=lambda head, size: refuse_what_cannot_load(request, head, size),
     )
     with make_client(settings, pace) as client:
         got = Downloader(client, settings.max_bytes, token, retries).get(
@@ -84,14 +85,16 @@ def file_format(path: Path) -> str:
     return "safetensors" if container is Container.SAFETENSORS else "ckpt"
 
 
-def _refuse_what_cannot_load(request: LoadRequest, head: bytes, size: int) -> None:
+def refuse_what_cannot_load(request: LoadRequest, head: bytes, size: int) -> None:
     """Tell from the first bytes, where they suffice, rather than download the rest in vain."""
     shown = redact(request.url)
     try:
         container = identify(head[:HEAD_BYTES], size)
     except LoaderError as error:
         raise LoaderError(error.reason, f"{shown}: {error.message}") from error
-    if request.from_safetensors and container is not Container.SAFETENSORS:
+    # A trained model's zip may be of a folder; it is looked at once its directory is here.
+    may_be_folder = container is Container.ZIP and request.model_type is ModelType.API_TRAINED
+    if request.from_safetensors and container is not Container.SAFETENSORS and not may_be_folder:
         raise LoaderError(
             Reason.UNSAFE_MODEL, f"{shown} is a pickle, and spec.fromSafetensors is true"
         )

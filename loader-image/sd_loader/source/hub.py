@@ -1,54 +1,54 @@
-"""A diffusers repo from the Hugging Face Hub or a mirror of it, pinned to a commit.
+"""A repo of the Hugging Face Hub or a mirror of it, or one file of it, pinned to a commit.
 
-`huggingface_hub` resolves the repo and names its files' urls; the bytes come through its session
-too, but by our own download: its own keeps no partial file for the next Pod, sleeps for as long as
-a server's Retry-After says, and does not stop where a file must end.
+`hub_api` resolves the repo and names its files' urls; the bytes come through the same session, but
+by our own download: `huggingface_hub`'s own keeps no partial file for the next Pod, sleeps for as
+long as a server's Retry-After says, and does not stop where a file must end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-
-import httpx2
-import huggingface_hub
-from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from sd_api.load import LoadRequest, Progress, Source, Stage
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
-from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
+from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 from sd_loader.source import Fetched
-from sd_loader.source.answers import RETRIES, Retries, refused, unreachable
-from sd_loader.source.credentials import read_credentials, token_for
-from sd_loader.source.download import Downloader, Wanted
-from sd_loader.source.http import check_link
+from sd_loader.source.answers import RETRIES, Retries
+from sd_loader.source.download import Downloader, Got, Wanted
+from sd_loader.source.http import FILE_NAME, check_link, file_format, refuse_what_cannot_load
+from sd_loader.source.hub_api import Repo, hub_session, hub_token, resolve
+from sd_loader.source.locate import HubFile, repo_id_of
 from sd_loader.source.part import ensure_space, file_of
-from sd_loader.source.pipelines import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
-from sd_loader.source.repo_files import RepoFile, check_names, choose_files, require_pipeline
-from sd_loader.source.transport import LOADER_VERSION, PACE, READ_SECONDS, Pace, make_client
+from sd_loader.source.pipelines import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MAX_JSON_BYTES,
+    SINGLE,
+    parse_component,
+    parse_pipeline,
+)
+from sd_loader.source.repo_files import (
+    RepoFile,
+    choose_component,
+    choose_file,
+    choose_files,
+    component_folder,
+    holds,
+    replaced,
+    require_pipeline,
+)
+from sd_loader.source.transport import PACE, Pace
 
 FOLDER_NAME = "repo"
 _SMALL = (".json", ".txt")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class _Repo:
-    """One commit of a repo, and the files in it by their paths."""
-
-    endpoint: str
-    repo_id: str
-    commit: str
-    files: Mapping[str, RepoFile]
 
 
 def fetch_repo(
@@ -62,143 +62,172 @@ def fetch_repo(
 ) -> Fetched:
     """Download what is needed of the repo, or finish its download."""
     check_link(settings.hub_endpoint, settings)
+    whole = request.model_type is ModelType.HUGGINGFACE
+    if whole:
+        _refuse_digest(request)
+    repo_id = repo_id_of(request.url, settings.hub_endpoint)
+    revision = request.git_revision or "main"
+    with _asked(repo_id, revision, request, settings, retries, pace) as (repo, downloader):
+        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
+        if request.model_type in SINGLE:
+            folder = component_folder(repo.files, SINGLE[request.model_type][0])
+            if folder is not None:
+                return copy.fetch_component(folder, request)
+        if whole and INDEX_NAME in repo.files:
+            return copy.fetch_pipeline(request)
+        file = choose_file(
+            repo.files,
+            request.model_type,
+            request.revision,
+            safetensors_only=bool(request.from_safetensors),
+        )
+        return _fetch_one(file, copy, request, into / FILE_NAME)
+
+
+def fetch_components(
+    components: Sequence[str],
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    *,
+    retries: Retries = RETRIES,
+    pace: Pace = PACE,
+) -> Fetched:
+    """Download some components of a pipeline's repo, or finish their download."""
+    check_link(settings.hub_endpoint, settings)
+    repo_id = repo_id_of(request.url, settings.hub_endpoint)
+    with _asked(repo_id, "main", request, settings, retries, pace) as (repo, downloader):
+        require_pipeline(list(repo.files))
+        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
+        return copy.fetch_pipeline(request, components)
+
+
+def _refuse_digest(request: LoadRequest) -> None:
     if request.sha256 is not None:
         raise LoaderError(
             Reason.INVALID_SPEC, "spec.sha256 is for single files; a repo is pinned by gitRevision"
         )
-    repo_id = repo_id_of(request.url, settings.hub_endpoint)
-    token = _token(request, settings)
-    with _hub_session(settings, pace) as client:
-        repo = _resolve(
-            repo_id, request.git_revision or "main", settings.hub_endpoint, token, retries
+
+
+def fetch_file(
+    file: HubFile,
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    *,
+    retries: Retries = RETRIES,
+    pace: Pace = PACE,
+) -> Fetched:
+    """Download one file of a repo, or finish its download."""
+    check_link(settings.hub_endpoint, settings)
+    if request.git_revision not in (None, file.revision):
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.gitRevision is {snippet(request.git_revision or '')}, but spec.url links to"
+            f" {snippet(file.revision)}: leave one of them out",
         )
-        require_pipeline(list(repo.files))
-        copy = _Copy(
-            repo,
-            into / FOLDER_NAME,
-            Downloader(client, settings.max_bytes, token, retries),
-            report,
+    with _asked(file.repo_id, file.revision, request, settings, retries, pace) as (
+        repo,
+        downloader,
+    ):
+        found = repo.files.get(file.path)
+        if found is None:
+            raise LoaderError(
+                Reason.SOURCE_NOT_FOUND,
+                f"{repo.repo_id} has no file {snippet(file.path)} at {snippet(file.revision)};"
+                f" {holds(list(repo.files))}",
+            )
+        return _fetch_one(
+            found, _Copy(repo, into / FOLDER_NAME, downloader, report), request, into / FILE_NAME
         )
-        index = copy.fetch(repo.files[INDEX_NAME])
-        chosen = choose_files(
-            repo.files,
-            parse_pipeline(index.read_bytes()),
-            request.revision,
-            safetensors_only=bool(request.from_safetensors),
-        )
-        size = copy.fetch_all(chosen)
-    return Fetched(
-        kind="repo",
-        path=FOLDER_NAME,
-        source=Source(commit=repo.commit, size_bytes=size, format="diffusers"),
-    )
-
-
-def repo_id_of(url: str, endpoint: str) -> str:
-    """`ORG/NAME` of a repo id, of a page of the Hub, or of a page of the configured mirror."""
-    path = url.rstrip("/").removeprefix(endpoint.rstrip("/") + "/")
-    if re.match(HUB_PAGE_PATTERN, url):
-        path = "/".join(path.rsplit("/", 2)[1:])
-    if re.match(HUB_REPO_PATTERN, path):
-        return path
-    raise LoaderError(
-        Reason.INVALID_SPEC,
-        f"spec.url: {redact(url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page"
-        " (a branch or commit belongs into spec.gitRevision)",
-    )
-
-
-def _token(request: LoadRequest, settings: Settings) -> str | None:
-    if not request.credentials:
-        return None
-    endpoint = httpx2.URL(settings.hub_endpoint)
-    return token_for(
-        settings.hub_endpoint,
-        read_credentials(settings.credentials_dir),
-        settings,
-        default_host=endpoint.netloc.decode().lower(),
-    )
 
 
 @contextlib.contextmanager
-def _hub_session(settings: Settings, pace: Pace) -> Iterator[httpx2.Client]:
-    # Else it asks the endpoint for a list of programs that it would then report on.
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    huggingface_hub.set_client_factory(lambda: make_client(settings, pace))
-    try:
-        yield huggingface_hub.get_session()
-    finally:
-        huggingface_hub.close_session()
+def _asked(
+    repo_id: str,
+    revision: str,
+    request: LoadRequest,
+    settings: Settings,
+    retries: Retries,
+    pace: Pace,
+) -> Iterator[tuple[Repo, Downloader]]:
+    """The repo's commit, and the means to download its files."""
+    token = hub_token(request, settings)
+    with hub_session(settings, pace) as client:
+        repo = resolve(repo_id, revision, settings.hub_endpoint, token, retries)
+        yield repo, Downloader(client, settings.max_bytes, token, retries)
 
 
-def _resolve(
-    repo_id: str, revision: str, endpoint: str, token: str | None, retries: Retries
-) -> _Repo:
-    """The commit that a revision names now, and its files."""
-    api = HfApi(
-        endpoint,
-        # False, not None: a token that lies about in the home folder is nobody's choice.
-        token=token or False,
-        library_name="sd-loader",
-        library_version=LOADER_VERSION,
+def _fetch_one(file: RepoFile, copy: _Copy, request: LoadRequest, path: Path) -> Fetched:
+    """Download the one file that a repo is needed for."""
+    if file.sha256 and request.sha256 not in (None, file.sha256):
+        raise LoaderError(
+            Reason.DIGEST_MISMATCH,
+            f"{snippet(file.path)} of {copy.repo.repo_id} has sha256 {file.sha256}, not"
+            f" {request.sha256}",
+        )
+    sha256 = copy.fetch(file, path, total=file.size, request=request)
+    return Fetched(
+        kind="file",
+        path=FILE_NAME,
+        source=Source(
+            commit=copy.repo.commit, sha256=sha256, size_bytes=file.size, format=file_format(path)
+        ),
+        warnings=copy.repo.warnings(),
     )
-    shown = f"{endpoint}/{repo_id} at {revision}"
-
-    def ask() -> huggingface_hub.ModelInfo:
-        try:
-            return api.model_info(
-                repo_id, revision=revision, files_metadata=True, timeout=READ_SECONDS
-            )
-        except HfHubHTTPError as error:
-            raise _refused(error, shown, token_sent=token is not None) from error
-        except httpx2.RequestError as error:
-            raise unreachable(shown, error) from error
-        except HFValidationError as error:
-            raise LoaderError(
-                Reason.INVALID_SPEC, f"spec.url: {repo_id} is not a Hugging Face repo id"
-            ) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise LoaderError(
-                Reason.SOURCE_UNREACHABLE, f"{shown}: the answer is not the Hub's"
-            ) from error
-
-    info = retries.run(ask)
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise LoaderError(Reason.SOURCE_UNREACHABLE, f"{shown}: the answer names no commit")
-    siblings = info.siblings or []
-    check_names(sibling.rfilename for sibling in siblings)
-    files = {
-        sibling.rfilename: RepoFile(
-            sibling.rfilename,
-            sibling.lfs.size if sibling.lfs else sibling.size or 0,
-            sibling.lfs.sha256 if sibling.lfs else None,
-            sibling.blob_id,
-        )
-        for sibling in siblings
-    }
-    return _Repo(endpoint, repo_id, info.sha, files)
-
-
-def _refused(error: HfHubHTTPError, shown: str, *, token_sent: bool) -> LoaderError:
-    status = error.response.status_code
-    if status == 401 and not token_sent and "X-Error-Code" not in error.response.headers:
-        # So the Hub answers without a token, whether the repo is private or does not exist.
-        return LoaderError(
-            Reason.SOURCE_NOT_FOUND, f"{shown}: there is no such repo, or it is private"
-        )
-    return refused(error.response, shown, token_sent=token_sent)
 
 
 @dataclass(frozen=True)
 class _Copy:
     """The files of a repo that are here already, and the means to get the others."""
 
-    repo: _Repo
+    repo: Repo
     path: Path
     downloader: Downloader
     report: Report
 
-    def fetch_all(self, files: list[RepoFile]) -> int:
+    def fetch_pipeline(self, request: LoadRequest, only: Sequence[str] = ()) -> Fetched:
+        """Download what is needed of a diffusers pipeline. only: components, where not all are."""
+        self.fetch(self.repo.files[INDEX_NAME], self.path / INDEX_NAME)
+        pipeline = parse_pipeline((self.path / INDEX_NAME).read_bytes())
+        if only:
+            pipeline = pipeline.only(only)
+        chosen = choose_files(
+            self.repo.files,
+            pipeline.without(replaced(request)),
+            request.revision,
+            safetensors_only=bool(request.from_safetensors),
+        )
+        return self._fetched(chosen)
+
+    def fetch_component(self, folder: PurePosixPath, request: LoadRequest) -> Fetched:
+        """Download the one component that the model type is."""
+        _refuse_digest(request)
+        name = str(folder / CONFIG_NAME)
+        self.fetch(self.repo.files[name], self.path / name)
+        parse_component((self.path / name).read_bytes(), request.model_type)
+        return self._fetched(
+            choose_component(
+                self.repo.files,
+                folder,
+                request.revision,
+                safetensors_only=bool(request.from_safetensors),
+            )
+        )
+
+    def _fetched(self, chosen: list[RepoFile]) -> Fetched:
+        return Fetched(
+            kind="repo",
+            path=FOLDER_NAME,
+            source=Source(
+                commit=self.repo.commit, size_bytes=self._fetch_all(chosen), format="diffusers"
+            ),
+            warnings=self.repo.warnings(),
+        )
+
+    def _fetch_all(self, files: list[RepoFile]) -> int:
         """Download the files that are missing and remove all others; returns the bytes of all."""
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)
@@ -211,28 +240,45 @@ class _Copy:
         ensure_space(self.path, total - present)
         done = 0
         for file in files:
-            self.fetch(file, done, total)
+            self.fetch(file, self.path / file.path, done, total)
             done += file.size
         return total
 
-    def fetch(self, file: RepoFile, before: int = 0, total: int | None = None) -> Path:
-        """Download a file if it is missing, and check it against what the Hub says of it."""
+    def fetch(
+        self,
+        file: RepoFile,
+        path: Path,
+        before: int = 0,
+        total: int | None = None,
+        request: LoadRequest | None = None,
+    ) -> str:
+        """Download a file if it is missing, checked against what the Hub says of it.
+
+        request: whose only file it is. Returns the digest.
+        """
         if file.path.endswith(_SMALL) and file.size > MAX_JSON_BYTES:
             raise LoaderError(Reason.TOO_LARGE, f"{file.path} is {file.size} bytes")
-        path = self.path / file.path
-        url = hf_hub_url(
-            self.repo.repo_id,
-            file.path,
-            revision=self.repo.commit,
-            endpoint=self.repo.endpoint,
-        )
-        self.downloader.get(
-            Wanted(url, path, file.size, file.sha256),
-            lambda done, _total: self._report(before + done, total),
-        )
+        wanted = Wanted(self.repo.url(file), path, file.size, file.sha256, own_digest=True)
+        if request is not None:
+            wanted = replace(
+                wanted,
+                sha256=file.sha256 or request.sha256,
+                inspect=lambda head, size: refuse_what_cannot_load(request, head, size),
+            )
+        got = self._get(wanted, before, total)
         if file.sha256 is None and file.blob_id is not None:
-            _check_blob(path, file)
-        return path
+            if _blob_id(path) != file.blob_id:
+                path.unlink()
+                got = self._get(wanted, before, total)  # once more, as for a digest
+            if (found := _blob_id(path)) != file.blob_id:
+                path.unlink()
+                raise LoaderError(
+                    Reason.DIGEST_MISMATCH, f"{file.path} has blob id {found}, not {file.blob_id}"
+                )
+        return got.sha256
+
+    def _get(self, wanted: Wanted, before: int, total: int | None) -> Got:
+        return self.downloader.get(wanted, lambda done, _total: self._report(before + done, total))
 
     def _prune(self, names: set[str]) -> None:
         """Remove what an earlier attempt downloaded of another commit."""
@@ -246,12 +292,10 @@ class _Copy:
             self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
 
-def _check_blob(path: Path, file: RepoFile) -> None:
-    """Compare a small file with its git blob id, the only digest the Hub tells of it."""
-    content = path.read_bytes()
-    digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if digest != file.blob_id:
-        path.unlink()
-        raise LoaderError(
-            Reason.DIGEST_MISMATCH, f"{file.path} has blob id {digest}, not {file.blob_id}"
-        )
+def _blob_id(path: Path) -> str:
+    """A file's git blob id, the only digest that the Hub tells of a small one."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,166 @@
+"""Checkpoints as torch.save wrote them before 1.6: pickles in a row, then the numbers they name.
+
+The file is a magic number, a version and the writer's kind of machine, each a pickle of its own;
+the pickle of the content; the keys of the storages, a pickle too; and the storages in the order of
+these keys, each after its number of elements. Nothing else may stand in the file.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats import pickle, state_dict
+from sd_loader.formats.fileio import read_at
+from sd_loader.formats.limits import MAX_TENSORS
+from sd_loader.formats.pickle_objects import Storage, is_count, refuse_damaged, storage
+from sd_loader.formats.sniff import LEGACY_TORCH_MAGIC
+from sd_loader.formats.snippet import snippet
+from sd_loader.formats.zipdir import Record
+from sd_loader.tensors import Tensor
+
+_VERSION = 1001
+_COUNT_BYTES = 8
+_BUFFER = 1 << 16
+_LONGEST_TEXT = 16 << 20
+
+
+def read_legacy(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of an open file of `size` bytes that begins with the magic number."""
+    stream = _Stream(fd, len(LEGACY_TORCH_MAGIC), size)
+    _check_kind(pickle.read(stream), pickle.read(stream))
+    storages = _Storages()
+    content = pickle.read(stream, storages.resolve)
+    keys = pickle.read(stream)
+    views, metadata = state_dict.split(content)
+    records = storages.locate(fd, _keys(keys), stream.position, size)
+    return state_dict.place(fd, views, records), metadata
+
+
+class _Stream:
+    """The file's bytes from a position on, of which a pickle's worth may be read in all."""
+
+    def __init__(self, fd: int, start: int, size: int) -> None:
+        self._fd = fd
+        self._buffer = b""
+        self._used = 0
+        self._next = start
+        self._end = min(size, start + pickle.MAX_BYTES)
+
+    @property
+    def position(self) -> int:
+        """Where in the file the next byte lies."""
+        return self._next - len(self._buffer) + self._used
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer at the end; no more are asked for than there are."""
+        if size > _LONGEST_TEXT:
+            refuse_damaged(f"a text of {size} bytes")
+        piece = self._take(size)
+        if len(piece) == size or self._next == self._end:
+            return piece
+        self._fill(max(_BUFFER, size - len(piece)))
+        return piece + self._take(size - len(piece))
+
+    def readline(self) -> bytes:
+        """The bytes up to the next line's beginning."""
+        pieces = []
+        while True:
+            found = self._buffer.find(b"\n", self._used)
+            pieces.append(self._take((found + 1 or len(self._buffer)) - self._used))
+            if found >= 0 or self._next == self._end:
+                return b"".join(pieces)
+            self._fill(_BUFFER)
+
+    def _take(self, size: int) -> bytes:
+        piece = self._buffer[self._used : self._used + size]
+        self._used += len(piece)
+        return piece
+
+    def _fill(self, size: int) -> None:
+        """Read on; the buffer is used up."""
+        size = min(size, self._end - self._next)
+        self._buffer = read_at(self._fd, self._next, size)
+        self._used = 0
+        self._next += size
+
+
+class _Storages:
+    """The storages that a pickle refers to, and those that are a part of another."""
+
+    def __init__(self) -> None:
+        self._whole: dict[str, Storage] = {}
+        self._parts: dict[str, tuple[Storage, Storage, int]] = {}
+
+    def resolve(self, identity: object) -> Storage:
+        """The storage that a persistent id stands for; here its last element may name a part."""
+        if not isinstance(identity, tuple) or len(identity) != 6:
+            refuse_damaged("an unknown reference to data outside the pickle")
+        whole = storage(identity[:5])
+        if self._whole.setdefault(whole.key, whole) != whole:
+            refuse_damaged(f"two descriptions of storage {snippet(whole.key, 20)}")
+        if identity[5] is None:
+            return whole
+        part, start = _part(whole, identity[5])
+        if self._parts.setdefault(part.key, (part, whole, start)) != (part, whole, start):
+            refuse_damaged(f"two descriptions of storage {snippet(part.key, 20)}")
+        return part
+
+    def locate(self, fd: int, keys: list[str], position: int, size: int) -> dict[str, Record]:
+        """Where they lie, the first at `position` in a file of `size` bytes that the last ends."""
+        if set(keys) != self._whole.keys() or len(set(keys)) != len(keys):
+            _refuse("its list of storages is not that of the storages in use")
+        if not self._parts.keys().isdisjoint(keys):
+            _refuse("a storage is a part of itself")
+        records: dict[str, Record] = {}
+        for key in keys:
+            found = self._whole[key]
+            stated = int.from_bytes(read_at(fd, position, _COUNT_BYTES), "little")
+            if stated != found.count:
+                _refuse(f"storage {snippet(key, 20)} has {stated} elements, not {found.count}")
+            position += _COUNT_BYTES
+            records[key] = Record(position, found.nbytes, None)
+            position += found.nbytes
+            if position > size:
+                _refuse(f"truncated: it ends after {size} of at least {position} bytes")
+        if position != size:
+            _refuse(f"{size - position} bytes follow the last storage")
+        for key, (part, whole, start) in self._parts.items():
+            offset = records[whole.key].offset + start * whole.dtype.itemsize
+            records[key] = Record(offset, part.nbytes, None)
+        return records
+
+
+def _part(whole: Storage, description: object) -> tuple[Storage, int]:
+    if not isinstance(description, tuple) or len(description) != 3:
+        refuse_damaged("an unknown reference to a part of a storage")
+    key, start, count = description
+    if not (isinstance(key, str) and is_count(start) and is_count(count)):
+        refuse_damaged("an unknown reference to a part of a storage")
+    if start + count > whole.count:
+        refuse_damaged(f"a part reaches beyond its storage {snippet(whole.key, 20)}")
+    return Storage(whole.dtype, key, count), start
+
+
+def _check_kind(version: object, machine: object) -> None:
+    if version != _VERSION:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, "an unknown version of torch's old format")
+    if not isinstance(machine, dict):
+        _refuse("a damaged torch file: it does not say what machine wrote it")
+    if machine.get("little_endian") is not True:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT, "its numbers are not stored in little-endian order"
+        )
+
+
+def _keys(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
+        _refuse("its list of storages is no list of keys")
+    if len(value) > MAX_TENSORS:
+        _refuse(f"{len(value)} storages; at most {MAX_TENSORS} are read")
+    return value
+
+
+def _refuse(what: str) -> NoReturn:
+    raise LoaderError(Reason.NOT_A_MODEL, what)

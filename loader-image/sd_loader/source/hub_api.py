@@ -1,0 +1,141 @@
+"""What the Hub, or a mirror of it, says of a repo: its commit, and the files in it.
+
+`huggingface_hub` asks, through a client of ours that the guard holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import httpx2
+import huggingface_hub
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from sd_api.load import LoadRequest
+from sd_api.reasons import Reason
+from sd_api.spec import HUB_REPO_PATTERN
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+from sd_loader.settings import Settings
+from sd_loader.source.answers import Retries, refused, unreachable
+from sd_loader.source.credentials import read_credentials, token_for
+from sd_loader.source.repo_files import RepoFile, check_names
+from sd_loader.source.transport import LOADER_VERSION, READ_SECONDS, Pace, make_client
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One commit of a repo, and the files in it by their paths.
+
+    repo_id: the name that the repo has now. asked_as: the one it was asked for by.
+    """
+
+    endpoint: str
+    repo_id: str
+    asked_as: str
+    commit: str
+    files: Mapping[str, RepoFile]
+
+    def url(self, file: RepoFile) -> str:
+        """Where the file's bytes come from."""
+        return hf_hub_url(self.repo_id, file.path, revision=self.commit, endpoint=self.endpoint)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know: another's repo may one day have the old name."""
+        if self.repo_id.lower() == self.asked_as.lower():
+            return ()
+        return (f"the repo {self.asked_as[:100]} is now called {self.repo_id[:100]}",)
+
+
+def hub_token(request: LoadRequest, settings: Settings) -> str | None:
+    """The token that goes with the request; its host is the Hub's unless the Secret says other."""
+    if not request.credentials:
+        return None
+    endpoint = httpx2.URL(settings.hub_endpoint)
+    return token_for(
+        settings.hub_endpoint,
+        read_credentials(settings.credentials_dir),
+        settings,
+        default_host=endpoint.netloc.decode().lower(),
+    )
+
+
+@contextlib.contextmanager
+def hub_session(settings: Settings, pace: Pace) -> Iterator[httpx2.Client]:
+    """The client of `huggingface_hub`, which is ours for as long."""
+    # Else it asks the endpoint for a list of programs that it would then report on.
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    huggingface_hub.set_client_factory(lambda: make_client(settings, pace))
+    try:
+        yield huggingface_hub.get_session()
+    finally:
+        huggingface_hub.close_session()
+
+
+def resolve(
+    repo_id: str, revision: str, endpoint: str, token: str | None, retries: Retries
+) -> Repo:
+    """The commit that a revision names now, and its files."""
+    api = HfApi(
+        endpoint,
+        # False, not None: a token that lies about in the home folder is nobody's choice.
+        token=token or False,
+        library_name="sd-loader",
+        library_version=LOADER_VERSION,
+    )
+    shown = f"{endpoint}/{repo_id} at {snippet(revision)}"
+
+    def ask() -> huggingface_hub.ModelInfo:
+        try:
+            return api.model_info(
+                repo_id, revision=revision, files_metadata=True, timeout=READ_SECONDS
+            )
+        except HfHubHTTPError as error:
+            raise _refused(error, shown, token_sent=token is not None) from error
+        except httpx2.RequestError as error:
+            raise unreachable(shown, error) from error
+        except HFValidationError as error:
+            raise LoaderError(
+                Reason.INVALID_SPEC, f"spec.url: {repo_id} is not a Hugging Face repo id"
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise LoaderError(
+                Reason.SOURCE_UNREACHABLE, f"{shown}: the answer is not the Hub's"
+            ) from error
+
+    info = retries.run(ask)
+    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+        raise LoaderError(Reason.SOURCE_UNREACHABLE, f"{shown}: the answer names no commit")
+    siblings = info.siblings or []
+    check_names(sibling.rfilename for sibling in siblings)
+    files = {
+        sibling.rfilename: RepoFile(
+            sibling.rfilename,
+            sibling.lfs.size if sibling.lfs else sibling.size or 0,
+            sibling.lfs.sha256 if sibling.lfs else None,
+            sibling.blob_id,
+        )
+        for sibling in siblings
+    }
+    return Repo(endpoint, _name_now(info.id, repo_id), repo_id, info.sha, files)
+
+
+def _name_now(told: object, asked: str) -> str:
+    """The repo's name: the Hub leads from a former one to the present one."""
+    return told if isinstance(told, str) and re.match(HUB_REPO_PATTERN, told) else asked
+
+
+def _refused(error: HfHubHTTPError, shown: str, *, token_sent: bool) -> LoaderError:
+    status = error.response.status_code
+    if status == 401 and not token_sent and "X-Error-Code" not in error.response.headers:
+        # So the Hub answers without a token, whether the repo is private or does not exist.
+        return LoaderError(
+            Reason.SOURCE_NOT_FOUND, f"{shown}: there is no such repo, or it is private"
+        )
+    return refused(error.response, shown, token_sent=token_sent)

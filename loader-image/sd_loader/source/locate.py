@@ -1,0 +1,120 @@
+"""Which source a url means: told from the url, the model type and the settings, without asking.
+
+A link to one file of a Hub repo is that file, whatever the model type; it is fetched through the
+Hub's API, which knows its commit, size and digest.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from sd_api.netguard import redact
+from sd_api.reasons import Reason
+from sd_api.spec import BARE_ID_PATTERN, HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
+from sd_loader.errors import LoaderError
+from sd_loader.settings import TRAINED_URL_TEMPLATE, Settings
+
+_HUB = r"https://(?:www\.)?(?:huggingface\.co|hf\.co)"
+_FILE = (
+    r"/([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)/(?:resolve|blob)/(refs/(?:pr|convert)/[^/]+|[^/]+)/(.+)"
+)
+_MODEL_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".zip")
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A repo of the Hub or of its mirror."""
+
+    repo_id: str
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repo, at a branch, tag or commit."""
+
+    repo_id: str
+    revision: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A file behind an http(s) link."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on this machine."""
+
+    path: str
+
+
+Located = HubRepo | HubFile | Link | LocalFile
+
+
+def locate(
+    url: str, model_type: ModelType, settings: Settings, *, allow_local: bool = False
+) -> Located:
+    """The source that is meant; raises InvalidSpec where none can be.
+
+    allow_local: what is no link may be a path on this machine.
+    """
+    if "://" in url:
+        return _behind_link(url, model_type, settings)
+    if model_type is ModelType.HUGGINGFACE:
+        return HubRepo(repo_id_of(url, settings.hub_endpoint))
+    if model_type is ModelType.API_TRAINED and re.match(BARE_ID_PATTERN, url):
+        return Link(_trained_link(url, settings))
+    is_repo = re.match(HUB_REPO_PATTERN, url) is not None
+    if allow_local and (not is_repo or url.endswith(_MODEL_FILE)):
+        return LocalFile(url)
+    if is_repo and model_type is not ModelType.API_TRAINED:
+        return HubRepo(url)
+    meant = (
+        "a trained model's id" if model_type is ModelType.API_TRAINED else "a repo id (ORG/NAME)"
+    )
+    raise LoaderError(
+        Reason.INVALID_SPEC, f"spec.url: {redact(url)} is neither {meant} nor an http(s) link"
+    )
+
+
+def repo_id_of(url: str, endpoint: str) -> str:
+    """`ORG/NAME` of a repo id, of a page of the Hub, or of a page of the configured mirror."""
+    path = url.rstrip("/").removeprefix(endpoint.rstrip("/") + "/")
+    if re.match(HUB_PAGE_PATTERN, url):
+        path = "/".join(path.rsplit("/", 2)[1:])
+    if re.match(HUB_REPO_PATTERN, path):
+        return path
+    raise LoaderError(
+        Reason.INVALID_SPEC,
+        f"spec.url: {redact(url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page"
+        " nor a link to one of its files (a branch or commit belongs into spec.gitRevision)",
+    )
+
+
+def _behind_link(url: str, model_type: ModelType, settings: Settings) -> Located:
+    endpoint = settings.hub_endpoint
+    place = url.partition("#")[0].partition("?")[0]
+    found = re.fullmatch(f"(?:{_HUB}|{re.escape(endpoint)}){_FILE}", place)
+    if found is not None:
+        repo_id, revision, path = found.groups()
+        return HubFile(repo_id, unquote(revision), unquote(path))
+    # On a mirror any two words could be a file's place, too; on the Hub itself they are a repo.
+    if model_type is ModelType.HUGGINGFACE or re.match(HUB_PAGE_PATTERN, url):
+        return HubRepo(repo_id_of(url, endpoint))
+    return Link(url)
+
+
+def _trained_link(model: str, settings: Settings) -> str:
+    """Put a trained model's bare id into the link template."""
+    if settings.trained_url_template is None:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.url: {model} is a trained model's bare id, and there is no link template for"
+            f" those ({TRAINED_URL_TEMPLATE}); give its link instead",
+        )
+    return settings.trained_url_template.replace("{id}", quote(model, safe=""))

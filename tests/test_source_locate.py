@@ -1,0 +1,160 @@
+"""Which source a url means: a table, and no network."""
+
+from __future__ import annotations
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType, Spec
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
+from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
+
+HUB = "https://huggingface.co"
+MIRROR = Settings(
+    hub_endpoint="https://mirror.example/hub",
+    trained_url_template="https://trained.example/models/{id}/download",
+)
+CKPT, REPO, TRAINED = ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE, ModelType.API_TRAINED
+LORA = ModelType.LORA
+
+
+@pytest.mark.parametrize(
+    ("url", "model_type", "expected"),
+    [
+        pytest.param("org/name", REPO, HubRepo("org/name"), id="a repo"),
+        pytest.param("org/name", LORA, HubRepo("org/name"), id="a repo of a LoRA"),
+        pytest.param("org/name", CKPT, HubRepo("org/name"), id="a repo of a checkpoint"),
+        pytest.param(f"{HUB}/org/name", CKPT, HubRepo("org/name"), id="a repo's page"),
+        pytest.param(
+            "https://mirror.example/hub/org/name", REPO, HubRepo("org/name"), id="mirror's page"
+        ),
+        pytest.param(
+            "https://mirror.example/hub/files/x",
+            CKPT,
+            Link("https://mirror.example/hub/files/x"),
+            id="a mirror's file in a folder",
+        ),
+        *(
+            pytest.param(
+                f"{base}/org/name/{word}/main/a/b.safetensors{query}",
+                model_type,
+                HubFile("org/name", "main", "a/b.safetensors"),
+                id=f"{word} of {base} for {model_type}",
+            )
+            for base, word, query, model_type in (
+                (HUB, "resolve", "?download=true", CKPT),
+                (HUB, "blob", "", CKPT),
+                (HUB, "resolve", "", REPO),
+                (HUB, "blob", "#L1", LORA),
+                ("https://hf.co", "resolve", "", ModelType.VAE),
+                ("https://www.huggingface.co", "resolve", "", ModelType.CONTROLNET),
+                ("https://mirror.example/hub", "resolve", "", ModelType.EMBEDDINGS),
+                ("https://mirror.example/hub", "blob", "?download=true", TRAINED),
+            )
+        ),
+        pytest.param(
+            f"{HUB}/o/n/resolve/refs/pr/1/x.ckpt",
+            CKPT,
+            HubFile("o/n", "refs/pr/1", "x.ckpt"),
+            id="a pull request",
+        ),
+        pytest.param(
+            f"{HUB}/o/n/resolve/refs%2Fpr%2F1/x.ckpt",
+            CKPT,
+            HubFile("o/n", "refs/pr/1", "x.ckpt"),
+            id="a pull request in escapes",
+        ),
+        pytest.param(
+            f"{HUB}/o/n/resolve/my%2Fbranch/x%20y.ckpt",
+            CKPT,
+            HubFile("o/n", "my/branch", "x y.ckpt"),
+            id="escapes",
+        ),
+        *(
+            pytest.param(url, CKPT, Link(url), id=what)
+            for url, what in (
+                ("https://civitai.com/api/download/models/1", "another site"),
+                (f"{HUB}.evil.example/o/n/resolve/main/x", "a host that begins like the Hub's"),
+                ("http://huggingface.co/o/n/resolve/main/x", "plain http"),
+                ("https://me:pw@huggingface.co/o/n/resolve/main/x", "userinfo"),
+                (f"{HUB}/datasets/o/n/resolve/main/x", "a dataset"),
+                (f"{HUB}/o/n/resolve/main/", "no file"),
+                (f"{HUB}/o/n/tree/main/x", "a folder"),
+                ("https://mirror.example/o/n/resolve/main/x", "beside the mirror"),
+            )
+        ),
+        pytest.param(
+            "abc-123", TRAINED, Link("https://trained.example/models/abc-123/download"), id="id"
+        ),
+        pytest.param("https://t.example/x", TRAINED, Link("https://t.example/x"), id="its link"),
+    ],
+)
+def test_a_url_means_one_source(url, model_type, expected):
+    """Whatever the model type, a link to a file of the Hub is that file."""
+    assert locate(url, model_type, MIRROR) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "model_type", "expected"),
+    [
+        ("/models/x.ckpt", CKPT, LocalFile("/models/x.ckpt")),
+        ("x.ckpt", CKPT, LocalFile("x.ckpt")),
+        ("models/x.ckpt", LORA, LocalFile("models/x.ckpt")),
+        ("org/name", LORA, HubRepo("org/name")),
+        ("org/name.pt", REPO, HubRepo("org/name.pt")),
+        ("/models/x.zip", TRAINED, LocalFile("/models/x.zip")),
+        ("abc", TRAINED, Link("https://trained.example/models/abc/download")),
+    ],
+)
+def test_a_person_at_the_command_line_may_name_a_file(url, model_type, expected):
+    """What looks like a model file is one; what looks like a repo is one."""
+    assert locate(url, model_type, MIRROR, allow_local=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "model_type", "words"),
+    [
+        ("/models/x.ckpt", CKPT, "neither a repo id"),
+        ("x.ckpt", CKPT, "neither a repo id"),
+        ("name", LORA, "neither a repo id"),
+        ("name", REPO, "neither a Hugging Face repo id"),
+        (f"{HUB}/org/name/tree/main", REPO, "neither a Hugging Face repo id"),
+        ("https://elsewhere.example/x", REPO, "neither a Hugging Face repo id"),
+        ("org/name", TRAINED, "neither a trained model's id"),
+        ("../x", TRAINED, "neither a trained model's id"),
+    ],
+)
+def test_what_means_no_source_is_refused(url, model_type, words):
+    """A request of the operator reads no files of the node."""
+    with pytest.raises(LoaderError, match=words) as caught:
+        locate(url, model_type, MIRROR)
+    assert caught.value.reason is Reason.INVALID_SPEC
+
+
+def test_a_bare_id_needs_a_template():
+    """The setting is named."""
+    with pytest.raises(LoaderError, match="SD_LOADER_TRAINED_URL_TEMPLATE") as caught:
+        locate("abc", TRAINED, Settings())
+    assert caught.value.reason is Reason.INVALID_SPEC
+
+
+@pytest.mark.parametrize(
+    "template", ["https://{id}/x", "https://{id}.example/x", "ftp://x/{id}", "https://x/y", "{id}"]
+)
+def test_a_template_that_lets_the_id_choose_the_host_is_refused(template):
+    """Or that has no place for it."""
+    with pytest.raises(LoaderError, match="SD_LOADER_TRAINED_URL_TEMPLATE"):
+        Settings.from_env({"SD_LOADER_TRAINED_URL_TEMPLATE": template})
+
+
+def test_the_templates_host_may_be_called():
+    """The administrator chose it, wherever it is."""
+    settings = Settings.from_env({"SD_LOADER_TRAINED_URL_TEMPLATE": "http://trainer:8000/{id}"})
+    assert settings.guard().allows("trainer", 8000)
+
+
+@pytest.mark.parametrize("word", ["resolve", "blob"])
+def test_a_link_to_a_hub_file_is_a_checkpoint_by_default(word):
+    """Any other link than a repo's page is."""
+    assert Spec(url=f"{HUB}/o/n/{word}/main/x.ckpt").effective_model_type() is CKPT
