@@ -25,6 +25,7 @@ from sd_loader.convert import Converted
 Tensors = dict[str, torch.Tensor]
 
 NAME = "pytorch_lora_weights"
+LEGACY = "bin of before torch 1.6"
 RANK = 4
 STYLES = ("kohya", "kohya sgm", "old diffusers", "diffusers", "peft")
 
@@ -212,10 +213,10 @@ def save(
 ) -> Path:
     """The file under the name by which diffusers finds it in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{NAME}.{container}"
     if container == "safetensors":
-        return save_safetensors(path, tensors, metadata)
-    torch.save(tensors, path)
+        return save_safetensors(folder / f"{NAME}.safetensors", tensors, metadata)
+    path = folder / f"{NAME}.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=container != LEGACY)
     return path
 
 

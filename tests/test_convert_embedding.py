@@ -29,6 +29,7 @@ UNSUPPORTED, CONTRADICTS = Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED
 FAMILIES = {"sd1": ("SD 1.x", 768), "sd2": ("SD 2.x", 1024)}
 SECOND_WIDTH = 1280
 NAME = "charturner"
+LEGACY = "pt of before torch 1.6"
 BY_MODEL_ID = "<model>"  # what `convert_file` calls every model
 
 
@@ -96,22 +97,23 @@ CASES = [
     for container in ("safetensors", "pt", "bin")
     if container != "safetensors" or style not in ("A1111", "textual_inversion")
 ]
+CASES += [Case("sd1", style, LEGACY) for style in ("diffusers", "A1111")]
 SDXL_CASES = [Case("sdxl", "clip_l and clip_g", kind) for kind in ("safetensors", "pt", "bin")]
 ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
 
 
-def save(path: Path, content) -> Path:
+def save(path: Path, content, *, legacy: bool = False) -> Path:
     """The file, by the library that its container belongs to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         return save_safetensors(path, content)
-    torch.save(content, path)
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
 
 
-def loaded(folder, content, name="x.safetensors", **fields):
+def loaded(folder, content, name="x.safetensors", *, legacy=False, **fields):
     """What the loader makes of this content, and the folder."""
-    path = save(folder / "origin" / name, content)
+    path = save(folder / "origin" / name, content, legacy=legacy)
     return convert_file(path, folder / "out", model_type="embeddings", **fields), folder / "out"
 
 
@@ -160,13 +162,14 @@ def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
     make, token = STYLES[case.style]
     width = FAMILIES[case.family][1]
     content = make(vectors(width))
-    converted, out = loaded(tmp_path, content, f"x.{case.container}")
+    name = f"x.{case.container.partition(' ')[0]}"
+    converted, out = loaded(tmp_path, content, name, legacy=case.container == LEGACY)
 
     assert converted.files.keys() == {WEIGHTS, TOKEN_FILE}
     assert (converted.base_model, converted.precision) == (case.family, "fp32")
     assert converted.warnings == ()
     assert (out / TOKEN_FILE).read_text() == token
-    origin = tmp_path / "origin" / f"x.{case.container}"
+    origin = tmp_path / "origin" / name
     # It refuses to unpickle the early kind, whose vectors are those of a plain file.
     source = {token: vectors(width)} if case.style == "textual_inversion" else str(origin)
     theirs = opened(source, width, token=token)

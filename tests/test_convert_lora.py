@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import adapters
 import pytest
 import torch
-from adapters import NAME, loaded, lora, opened, pipeline, save, trained
+from adapters import LEGACY, NAME, loaded, lora, opened, pipeline, save, trained
 from catalog import Row
 from conversions import convert_file, identical
 from safetensors import safe_open
@@ -53,6 +53,7 @@ CASES = [
     for container in CONTAINERS
     if style != "kohya sgm" or family == "sdxl"
 ]
+CASES.append(Case("sd15", "kohya", LEGACY))
 ROWS: tuple[Row, ...] = tuple(case.row for case in CASES)
 
 
