@@ -83,6 +83,20 @@ def test_a_link_is_loaded_like_a_file(
     assert list((containers.store / "model").glob("*.safetensors"))
 
 
+def test_a_repo_of_one_file_is_that_file(tmp_path: Path) -> None:
+    """Under the name that diffusers' training scripts give it."""
+    (tmp_path / "repo").mkdir()
+    save_safetensors(tmp_path / "repo" / "pytorch_lora_weights.safetensors", LORA)
+    (tmp_path / "repo" / "README.md").write_text("a fish")
+    with FakeHub() as hub:
+        hub.add_repo("org/fish", tmp_path / "repo")
+        containers = Containers.reaching(hub, tmp_path)
+        ended = containers.load(load_request("org/fish", model_type="lora"))
+    assert ended.code == ExitCode.DONE, ended.stderr
+    published = load_file(containers.store / "model" / "pytorch_lora_weights.safetensors")
+    assert published.keys() == LORA.keys()
+
+
 def test_inspect_says_what_they_are(containers: Containers, lora: Path, embedding: Path) -> None:
     """Without being told the type."""
     found = json.loads(containers.run("inspect", lora, "--json").stdout)
