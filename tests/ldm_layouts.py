@@ -1,15 +1,16 @@
 """Names and shapes of the tensors in checkpoints of the original (LDM, SGM) layout.
 
 Written down from the architecture's own rules, not from any converter, so that a test which
-converts such a checkpoint compares two independent things. Widths are parameters: `SD15` and
-`SDXL` are the published models, `TINY_SD15` and `TINY_SDXL` the same structure (every key of the
-real ones) with as few numbers as the architecture's fixed parts allow: 32 groups per norm, 8 heads
-(SD 1) or heads of 64 (SDXL, text encoders).
+converts such a checkpoint compares two independent things. Widths are parameters: `SD15`, `SD2`,
+`SDXL` and `REFINER` are the published models, `TINY_SD15` and its like the same structure (every
+key of the real ones) with as few numbers as the architecture's fixed parts allow: 32 groups per
+norm, 8 heads (SD 1) or heads of 64 (the others, text encoders). More of
+`STRUCTURES` are distilled ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -17,12 +18,8 @@ Shapes = dict[str, Shape]
 VOCABULARY = 49408
 POSITIONS = 77
 TIMESTEPS = 1000
-MULTIPLIERS = {"sd15": (1, 2, 4, 4), "sdxl": (1, 2, 4)}
-TRANSFORMER_DEPTHS = {"sd15": (1, 1, 1, 0), "sdxl": (0, 2, 10)}
-MIDDLE_DEPTHS = {"sd15": 1, "sdxl": 10}
 VAE_MULTIPLIERS = (1, 2, 4, 4)
 RESNETS_PER_LEVEL = 2
-TIME_IDS = 6
 TIME_ID_EMBEDDING = 256
 
 SCHEDULE_BUFFERS = (
@@ -42,10 +39,76 @@ SCHEDULE_BUFFERS = (
 
 
 @dataclass(frozen=True)
-class Widths:
-    """The dimensions in which two models of one architecture may differ.
+class Structure:
+    """How a UNet is built, in the words of openaimodel.py.
 
-    text: hidden sizes of the text encoders. text_layers: their depths.
+    multipliers: width of each level. down, up: transformer blocks after each resnet, in the order
+    of input_blocks and output_blocks; 0 for no transformer at all. middle: those of the middle
+    block; 0 for its first resnet alone, None for no middle block. linear: transformers project by
+    matrices. time_ids: numbers that are embedded beside the pooled text (SDXL).
+    """
+
+    multipliers: tuple[int, ...]
+    down: tuple[int, ...]
+    up: tuple[int, ...]
+    middle: int | None
+    linear: bool = False
+    time_ids: int = 0
+
+    @property
+    def resnets(self) -> int:
+        """Resnets of each level on the way down; there is one more on the way up."""
+        return len(self.down) // len(self.multipliers)
+
+
+_SD15 = Structure((1, 2, 4, 4), (1,) * 6 + (0,) * 2, (0,) * 3 + (1,) * 9, middle=1)
+_SDXL = Structure(
+    (1, 2, 4),
+    (0, 0, 2, 2, 10, 10),
+    (10,) * 3 + (2,) * 3 + (0,) * 3,
+    middle=10,
+    linear=True,
+    time_ids=6,
+)
+_BK_BASE = replace(_SD15, down=(1, 1, 1, 0), up=(0, 0) + (1,) * 6)
+_THREE_LEVELS = Structure((1, 2, 4), (1,) * 3, (1,) * 6, middle=1)
+_KOALA = replace(_SDXL, down=(0, 2, 10), up=(10, 10, 2, 2, 0, 0))
+STRUCTURES = {
+    "sd15": _SD15,
+    "sd2": replace(_SD15, linear=True),
+    "sdxl": _SDXL,
+    "refiner": Structure(
+        (1, 2, 4, 4),
+        (0, 0, 4, 4, 4, 4, 0, 0),
+        (0,) * 3 + (4,) * 6 + (0,) * 3,
+        middle=4,
+        linear=True,
+        time_ids=5,
+    ),
+    # The most that some distilled UNets are cut from.
+    "three-levels": _THREE_LEVELS,
+    "three-levels-v2": replace(_THREE_LEVELS, linear=True),
+    "koala": _KOALA,
+    # Nota's and Segmind's distilled SD 1 (BK-SDM, small-sd, tiny-sd), and the same of SD 2.
+    "bk-base": _BK_BASE,
+    "bk-small": replace(_BK_BASE, middle=None),
+    "bk-tiny": replace(_THREE_LEVELS, middle=None),
+    "bk-v2-base": replace(_BK_BASE, linear=True),
+    "bk-v2-tiny": replace(_THREE_LEVELS, linear=True, middle=None),
+    # Distilled SDXL: Segmind's, and KAIST's KOALA.
+    "ssd-1b": replace(_SDXL, down=(0, 0, 2, 2, 4, 4), up=(4, 4, 10, 2, 1, 1, 0, 0, 0), middle=0),
+    "vega": replace(_SDXL, down=(0, 0, 1, 1, 2, 2), up=(2, 2, 2, 1, 1, 1, 0, 0, 0), middle=0),
+    "koala-1b": replace(_KOALA, down=(0, 2, 6), up=(6, 6, 2, 2, 0, 0), middle=6),
+    "koala-700m": replace(_KOALA, down=(0, 2, 5), up=(5, 5, 2, 2, 0, 0), middle=None),
+}
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The dimensions in which two models of one structure may differ.
+
+    architecture: name of its structure. text: hidden sizes of the text encoders. text_layers: their
+    depths. inputs: channels that the UNet takes; 9 for inpainting, 8 for instruct-pix2pix.
     """
 
     architecture: str
@@ -54,11 +117,17 @@ class Widths:
     text: tuple[int, ...]
     text_layers: tuple[int, ...]
     vocabulary: int = VOCABULARY
+    inputs: int = 4
+
+    @property
+    def structure(self) -> Structure:
+        """How its UNet is built."""
+        return STRUCTURES[self.architecture]
 
     @property
     def unet_levels(self) -> tuple[int, ...]:
         """Width of each of the UNet's levels."""
-        return tuple(self.unet * factor for factor in MULTIPLIERS[self.architecture])
+        return tuple(self.unet * factor for factor in self.structure.multipliers)
 
     @property
     def vae_levels(self) -> tuple[int, ...]:
@@ -72,18 +141,28 @@ class Widths:
 
 
 SD15 = Widths("sd15", unet=320, vae=128, text=(768,), text_layers=(12,))
+SD2 = Widths("sd2", unet=320, vae=128, text=(1024,), text_layers=(24,))
 SDXL = Widths("sdxl", unet=320, vae=128, text=(768, 1280), text_layers=(12, 32))
+REFINER = Widths("refiner", unet=384, vae=128, text=(1280,), text_layers=(32,))
 TINY_SD15 = Widths("sd15", unet=32, vae=32, text=(64,), text_layers=(12,))
+TINY_SD2 = Widths("sd2", unet=32, vae=32, text=(64,), text_layers=(24,))
 TINY_SDXL = Widths("sdxl", unet=32, vae=32, text=(64, 128), text_layers=(12, 32))
+TINY_REFINER = Widths("refiner", unet=32, vae=32, text=(64,), text_layers=(32,))
 
 
 def sd15_shapes(widths: Widths = SD15) -> Shapes:
     """All tensors of a Stable Diffusion 1.x checkpoint, schedule buffers among them."""
     return {
-        **dict.fromkeys(SCHEDULE_BUFFERS, (TIMESTEPS,)),
-        **_under("model.diffusion_model.", unet_shapes(widths)),
-        **_under("first_stage_model.", vae_shapes(widths)),
+        **_first_generation(widths),
         **_under("cond_stage_model.transformer.text_model.", _clip(widths, 0)),
+    }
+
+
+def sd2_shapes(widths: Widths = SD2) -> Shapes:
+    """All tensors of a Stable Diffusion 2.x checkpoint, schedule buffers among them."""
+    return {
+        **_first_generation(widths),
+        **_under("cond_stage_model.model.", _open_clip(widths, 0)),
     }
 
 
@@ -94,6 +173,23 @@ def sdxl_shapes(widths: Widths = SDXL) -> Shapes:
         **_under("conditioner.embedders.1.model.", _open_clip(widths, 1)),
         **_under("first_stage_model.", vae_shapes(widths)),
         **_under("model.diffusion_model.", unet_shapes(widths)),
+    }
+
+
+def refiner_shapes(widths: Widths = REFINER) -> Shapes:
+    """All tensors of a Stable Diffusion XL refiner checkpoint."""
+    return {
+        **_under("conditioner.embedders.0.model.", _open_clip(widths, 0)),
+        **_under("first_stage_model.", vae_shapes(widths)),
+        **_under("model.diffusion_model.", unet_shapes(widths)),
+    }
+
+
+def _first_generation(widths: Widths) -> Shapes:
+    return {
+        **dict.fromkeys(SCHEDULE_BUFFERS, (TIMESTEPS,)),
+        **_under("model.diffusion_model.", unet_shapes(widths)),
+        **_under("first_stage_model.", vae_shapes(widths)),
     }
 
 
@@ -113,41 +209,46 @@ def unet_shapes(widths: Widths) -> Shapes:
     """The UNet, as openaimodel.py builds it."""
     base = widths.unet
     levels = widths.unet_levels
-    depths = TRANSFORMER_DEPTHS[widths.architecture]
+    structure = widths.structure
     time = base * 4
     shapes: Shapes = {}
     _linear(shapes, "time_embed.0", time, base)
     _linear(shapes, "time_embed.2", time, time)
-    if widths.architecture == "sdxl":
-        _linear(shapes, "label_emb.0.0", time, widths.text[-1] + TIME_IDS * TIME_ID_EMBEDDING)
+    if structure.time_ids:
+        ids = structure.time_ids * TIME_ID_EMBEDDING
+        _linear(shapes, "label_emb.0.0", time, widths.text[-1] + ids)
         _linear(shapes, "label_emb.0.2", time, time)
-    _conv(shapes, "input_blocks.0.0", base, 4)
+    _conv(shapes, "input_blocks.0.0", base, widths.inputs)
     width, skips, block = base, [base], 1
+    depths = iter(structure.down)
     for level, out in enumerate(levels):
-        for _ in range(RESNETS_PER_LEVEL):
+        for _ in range(structure.resnets):
             _unet_resnet(shapes, f"input_blocks.{block}.0", out, width, time)
             width = out
-            if depths[level]:
-                _transformer(shapes, f"input_blocks.{block}.1", out, depths[level], widths)
+            if depth := next(depths):
+                _transformer(shapes, f"input_blocks.{block}.1", out, depth, widths)
             skips.append(width)
             block += 1
         if level < len(levels) - 1:
             _conv(shapes, f"input_blocks.{block}.0.op", width, width)
             skips.append(width)
             block += 1
-    _unet_resnet(shapes, "middle_block.0", width, width, time)
-    middle = MIDDLE_DEPTHS[widths.architecture]
-    _transformer(shapes, "middle_block.1", width, middle, widths)
-    _unet_resnet(shapes, "middle_block.2", width, width, time)
+    if structure.middle is not None:
+        _unet_resnet(shapes, "middle_block.0", width, width, time)
+    if structure.middle:
+        _transformer(shapes, "middle_block.1", width, structure.middle, widths)
+        _unet_resnet(shapes, "middle_block.2", width, width, time)
     block = 0
+    depths = iter(structure.up)
     for level, out in reversed(list(enumerate(levels))):
-        for position in range(RESNETS_PER_LEVEL + 1):
+        for position in range(structure.resnets + 1):
             _unet_resnet(shapes, f"output_blocks.{block}.0", out, width + skips.pop(), time)
             width = out
-            if depths[level]:
-                _transformer(shapes, f"output_blocks.{block}.1", out, depths[level], widths)
-            if level and position == RESNETS_PER_LEVEL:
-                place = 2 if depths[level] else 1
+            depth = next(depths)
+            if depth:
+                _transformer(shapes, f"output_blocks.{block}.1", out, depth, widths)
+            if level and position == structure.resnets:
+                place = 2 if depth else 1
                 _conv(shapes, f"output_blocks.{block}.{place}.conv", width, width)
             block += 1
     _norm(shapes, "out.0", width)
@@ -238,9 +339,9 @@ def _unet_resnet(shapes: Shapes, name: str, out: int, width: int, time: int) -> 
 
 
 def _transformer(shapes: Shapes, name: str, width: int, depth: int, widths: Widths) -> None:
-    """A spatial transformer; SDXL projects in and out by matrices, SD 1 by 1x1 convolutions."""
+    """A spatial transformer; SD 1 projects in and out by 1x1 convolutions, others by matrices."""
     _norm(shapes, f"{name}.norm", width)
-    project = _linear if widths.architecture == "sdxl" else _pointwise
+    project = _linear if widths.structure.linear else _pointwise
     project(shapes, f"{name}.proj_in", width, width)
     for index in range(depth):
         block = f"{name}.transformer_blocks.{index}"

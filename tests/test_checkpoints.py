@@ -5,7 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from checkpoints import save_ckpt, save_safetensors, tiny_configs, tiny_sd15, tiny_sdxl
-from ldm_layouts import SD15, SDXL, TINY_SD15, TINY_SDXL, ema_shapes, sd15_shapes, sdxl_shapes
+from ldm_layouts import (
+    REFINER,
+    SD2,
+    SD15,
+    SDXL,
+    TINY_REFINER,
+    TINY_SD2,
+    TINY_SD15,
+    TINY_SDXL,
+    ema_shapes,
+    refiner_shapes,
+    sd2_shapes,
+    sd15_shapes,
+    sdxl_shapes,
+)
 
 LEFT_OVER = ("position_ids", "logit_scale")
 
@@ -15,11 +29,13 @@ LEFT_OVER = ("position_ids", "logit_scale")
     [
         pytest.param(sd15_shapes(SD15), sd15_shapes(TINY_SD15), 1143, id="SD 1.5"),
         pytest.param(sdxl_shapes(SDXL), sdxl_shapes(TINY_SDXL), 2515, id="SDXL"),
+        pytest.param(sd2_shapes(SD2), sd2_shapes(TINY_SD2), 1240, id="SD 2"),
+        pytest.param(refiner_shapes(REFINER), refiner_shapes(TINY_REFINER), 1858, id="refiner"),
         pytest.param(ema_shapes(SD15), ema_shapes(TINY_SD15), 688, id="SD 1.5's averages"),
     ],
 )
 def test_a_tiny_checkpoint_has_every_key_of_the_published_model(full, tiny, count):
-    """The published files hold that many tensors, with as many dimensions."""
+    """The published files hold that many tensors (SD 2, refiner: as their programs build them)."""
     assert len(full) == count
     assert full.keys() == tiny.keys()
     assert all(len(full[name]) == len(shape) for name, shape in tiny.items())

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from checkpoints import save_safetensors
 from cluster import Cluster, claim_manifest, model_manifest
 from operated import SLOW, Operated, condition
+from test_convert_controlnet import save_repo as save_controlnet
+from test_convert_vae import tiny as tiny_vae
+
+from sd_api.controlnets import CONTROLNET_REPOS
 
 pytestmark = pytest.mark.cluster
 
@@ -50,6 +56,23 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
     assert operated.left() == []
     operated.eventually(lambda: "ModelDeleted" in operated.reasons())
     assert {"LoadStarted", "CredentialsInUrl", "ModelLoaded"} <= set(operated.reasons())
+
+
+def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_path: Path) -> None:
+    """The one by its id alone, from the Hub; the other from a link."""
+    operated.hub.add_repo(CONTROLNET_REPOS["canny"], save_controlnet(tmp_path, "SD 1"))
+    vae = save_safetensors(tmp_path / "vae.safetensors", tiny_vae())
+    link = operated.hub.serve_file("/vae.safetensors", vae)
+    operated.cluster.model("canny", modelType="controlnet")
+    operated.cluster.model("my-vae", url=link, modelType="vae", baseModel="sdxl")
+    for name, kind, base in (
+        ("canny", "ControlNetModel", "sd1"),
+        ("my-vae", "AutoencoderKL", "sdxl"),
+    ):
+        artifact = operated.ready(name)["status"]["artifact"]
+        assert (artifact["pipelineClass"], artifact["baseModel"]) == (kind, base)
+        published = operated.cluster.store / name
+        assert json.loads((published / "config.json").read_text())["_class_name"] == kind
 
 
 def test_a_load_costs_few_requests(operated: Operated) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from catalog import Row
 from checkpoints import save_ckpt, save_safetensors, tiny_configs, tiny_sd15, tiny_sdxl
 from conversions import convert_file, identical
 from safetensors.torch import load_file
@@ -42,6 +43,14 @@ class Case:
         return f"{self.architecture} {self.precision} {self.container}{to}"
 
 
+ROWS = tuple(
+    Row("custom_ckpt", title, container, f"{pipeline}.from_single_file", pipeline)
+    for title, pipeline in (
+        ("SD 1.x", "StableDiffusionPipeline"),
+        ("SDXL base, and Turbo, Lightning and their like", "StableDiffusionXLPipeline"),
+    )
+    for container in ("safetensors", "ckpt")
+)
 CASES = [
     Case("sd15", "safetensors", "fp16"),
     Case("sd15", "ckpt", "fp16"),

@@ -481,6 +481,27 @@ def test_known_pipelines_are_read():
         requires_aesthetics_score=True,
     )
     assert parse_pipeline(refiner).is_sdxl
+    assert parse_pipeline(refiner).canonical() == parse_pipeline(refiner)
+
+
+def test_a_second_text_encoder_alone_gets_its_name():
+    """Under the first one's diffusers opens the refiner, and fails at the first prompt."""
+    pipeline = parse_pipeline(
+        index(
+            _class_name="StableDiffusionXLImg2ImgPipeline",
+            text_encoder=["transformers", "CLIPTextModelWithProjection"],
+        )
+    )
+    assert pipeline.canonical().components.keys() == {
+        "scheduler",
+        "text_encoder_2",
+        "tokenizer_2",
+        "unet",
+        "vae",
+    }
+    assert pipeline.origin("text_encoder_2") == "text_encoder"
+    assert pipeline.origin("tokenizer_2") == "tokenizer"
+    assert pipeline.origin("unet") == "unet"
 
 
 JSON = st.recursive(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import tiny_configs
+from tinymodels import MODELS, TinyModel
 
 from sd_api.reasons import Reason
 from sd_loader.convert.dimensions import Dimensions
 from sd_loader.convert.plan import json_file
 from sd_loader.convert.repo_check import checked_config
 from sd_loader.errors import LoaderError
-from sd_loader.source.pipelines import Pipeline, parse_json
+from sd_loader.source.pipelines import Pipeline, parse_json, parse_pipeline
 from sd_loader.tensors import Dtype, Tensor
 
 PIPELINES = {
@@ -115,6 +117,55 @@ VARIANTS = [
         id="SSD-1B",
     ),
 ]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_each_architecture_is_checked_tensor_by_tensor(model: TinyModel, tmp_path: Path) -> None:
+    """Distilled UNets, too: what their configs say they have is there."""
+    folder = model.write_configs(tmp_path / "repo")
+    pipeline = parse_pipeline((folder / "model_index.json").read_bytes())
+    configs = {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("*/config.json"))
+    }
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+
+    def check() -> Configs:
+        dimensions: Dimensions = {}
+        return {
+            name: checked_config(name, pipeline, config, tensors[name], dimensions)
+            for name, config in sorted(configs.items())
+        }
+
+    found = check()
+    assert all(config.items() <= found[name].items() for name, config in configs.items())
+    del tensors["unet"]["up_blocks.1.resnets.0.conv1.weight"]
+    with pytest.raises(LoaderError, match=r"unet lacks 1 tensors, first up_blocks\.1\.resnets\.0"):
+        check()
+
+
+DEEPER = [
+    pytest.param({"transformer_layers_per_block": [1, 2, 11]}, id="more blocks than the family"),
+    pytest.param({"transformer_layers_per_block": [1, [2], [4, 4]]}, id="of an attention too few"),
+    pytest.param({"transformer_layers_per_block": [1, [[2]], 4]}, id="nested too deep"),
+    pytest.param({"reverse_transformer_layers_per_block": 1 << 20}, id="huge"),
+]
+
+
+@pytest.mark.parametrize("change", DEEPER)
+def test_what_is_no_known_structure_is_left_to_diffusers(
+    published: Callable[[str], Configs], change: dict[str, Any]
+) -> None:
+    """Its fields are of the right kind, or are refused; nothing crashes."""
+    configs = published("sdxl")
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+    configs["unet"].update(change)
+    try:
+        found = checked("sdxl", configs, tensors)
+    except LoaderError as error:
+        assert error.reason is Reason.CONVERSION_FAILED  # noqa: PT017 - one of two right answers
+    else:
+        assert found["unet"] == configs["unet"]
 
 
 @pytest.mark.parametrize(("family", "change"), VARIANTS)

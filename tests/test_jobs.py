@@ -12,6 +12,7 @@ import pytest
 import yaml
 from observed import model
 
+from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_operator import jobs
 from sd_operator.settings import LoaderSettings, Settings
@@ -162,6 +163,26 @@ def test_a_trained_models_id_becomes_a_link() -> None:
     assert request.url == "https://trainer.example.com/models/abc-1.zip"
     env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
     assert env["SD_LOADER_ALLOWED_HOSTS"] == "trainer.example.com:443"
+
+
+@pytest.mark.parametrize(("model_id", "repo"), CONTROLNET_REPOS.items(), ids=CONTROLNET_REPOS)
+def test_a_controlnet_of_the_vendors_table_needs_no_url(model_id: str, repo: str) -> None:
+    """The loader is told the repo."""
+    args = pod_of(load(CPU, url=None, modelType="controlnet", modelId=model_id))["containers"][0]
+    request = LoadRequest.model_validate_json(args["args"][2])
+    assert (request.model_type, request.url) == ("controlnet", repo)
+    assert request.model_id == model_id
+
+
+def test_default_parts_reach_fetch_only() -> None:
+    """It is fetch that looks for what is missing."""
+    loader = replace(CPU.loader, default_parts={"sdxl": "org/two", "sd1": "org/one"})
+    pod = pod_of(load(replace(CPU, loader=loader)))
+    found = [
+        {one["name"]: one.get("value") for one in container["env"]}.get("SD_LOADER_DEFAULT_PARTS")
+        for container in (*pod["initContainers"], *pod["containers"])
+    ]
+    assert found == ["sd1=org/one,sdxl=org/two", None]
 
 
 def test_the_token_reaches_fetch_only() -> None:

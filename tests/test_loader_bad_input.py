@@ -301,19 +301,41 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
         pytest.param(
             {"verify": {"render": True}}, Reason.INVALID_SPEC, "verify.render", id="render"
         ),
-        pytest.param({"vae": {"url": "org/vae"}}, Reason.INVALID_SPEC, "spec.vae", id="vae"),
         pytest.param(
-            {"original_config": "https://x.example/y"},
+            {"model_type": "controlnet", "vae": {"url": "org/vae"}},
+            Reason.INVALID_SPEC,
+            "spec.vae is for whole models",
+            id="vae of a part",
+        ),
+        pytest.param(
+            {"model_type": "vae", "weights": "ema"},
+            Reason.INVALID_SPEC,
+            "spec.weights",
+            id="averages of a part",
+        ),
+        pytest.param(
+            {"model_type": "huggingface", "original_config": "https://x.example/y"},
             Reason.INVALID_SPEC,
             "spec.originalConfig",
             id="config",
         ),
-        pytest.param({"model_type": "lora"}, Reason.UNSUPPORTED_FORMAT, "lora", id="model type"),
+        pytest.param(
+            {"model_type": "lora", "vae": {"url": "org/vae"}},
+            Reason.INVALID_SPEC,
+            "spec.vae is for whole models",
+            id="vae of a LoRA",
+        ),
         pytest.param(
             {"model_type": "huggingface", "weights": "ema"},
             Reason.INVALID_SPEC,
             "spec.weights",
             id="averages of a repo",
+        ),
+        pytest.param(
+            {"model_type": "lora", "weights": "ema"},
+            Reason.INVALID_SPEC,
+            "spec.weights",
+            id="averages of a LoRA",
         ),
     ],
 )

@@ -8,8 +8,18 @@ import json
 from pathlib import Path
 
 import pytest
-from ldm_layouts import SD15, SDXL, sd15_shapes, sdxl_shapes
+from ldm_layouts import (
+    REFINER,
+    SD2,
+    SD15,
+    SDXL,
+    refiner_shapes,
+    sd2_shapes,
+    sd15_shapes,
+    sdxl_shapes,
+)
 
+from sd_api.spec import PredictionType
 from sd_loader.convert import architecture
 from sd_loader.convert.architecture import ARCHITECTURES, DATA
 from sd_loader.convert.bind import bind, left_over
@@ -18,7 +28,15 @@ from sd_loader.convert.folder import Choices, clip_vocabulary, small_files
 from sd_loader.tensors import Dtype, Tensor
 
 TOOLS = Path(__file__).parent.parent / "tools"
-PUBLISHED = {"sd1": sd15_shapes(SD15), "sdxl": sdxl_shapes(SDXL)}
+PUBLISHED = {
+    "sd1": sd15_shapes(SD15),
+    "sd2": sd2_shapes(SD2),
+    "sdxl": sdxl_shapes(SDXL),
+    "sdxl-refiner": refiner_shapes(REFINER),
+}
+CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
+OPEN_CLIP = "cond_stage_model.model."
+TABLES = sorted(path.parent.relative_to(DATA).as_posix() for path in DATA.rglob("table.json"))
 
 
 @pytest.fixture
@@ -32,11 +50,12 @@ def tool(monkeypatch):
     return open_tool
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TABLES)
 def test_the_tables_are_those_that_diffusers_makes(tool, name):
-    """tools/make_tables.py, run on the installed diffusers, writes the very same file."""
+    """The tools, run on the installed diffusers, write the very same file."""
     make_tables = tool("make_tables")
-    made = make_tables.render(make_tables.make_table(name))
+    maker = tool("make_controlnet_tables") if name.startswith("controlnet-") else make_tables
+    made = make_tables.render(maker.make_table(name))
     assert made == (DATA / name / "table.json").read_text()
 
 
@@ -47,7 +66,7 @@ def published(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_tensor_of_the_published_model_has_its_place(name):
-    """Every element is published once, but for those of position ids and CLIP's logit scale."""
+    """Every element is published once, but for those that no pipeline uses."""
     tensors, dimensions = published(name), {}
     bound = [
         tensor
@@ -55,8 +74,12 @@ def test_every_tensor_of_the_published_model_has_its_place(name):
         for tensor in bind(component, tensors, dimensions).values()
     ]
     nowhere = ("position_ids", "logit_scale")
+    # SD 2 takes the last layer but one, and what it says before it is projected.
+    not_in_sd2 = (f"{OPEN_CLIP}transformer.resblocks.23.", f"{OPEN_CLIP}text_projection")
     weights = [
-        tensor for key, tensor in tensors.items() if "." in key and not key.endswith(nowhere)
+        tensor
+        for key, tensor in tensors.items()
+        if "." in key and not key.endswith(nowhere) and not key.startswith(not_in_sd2)
     ]
     assert sum(tensor.count for tensor in bound) == sum(tensor.count for tensor in weights)
     assert not any(left_over(part, tensors) for part in architecture.load(name).components)
@@ -146,14 +169,154 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "expected"), CONFIGS)
-def test_the_published_shapes_give_the_published_configs(name, expected):
+VARIANTS = [
+    pytest.param(
+        "sd1",
+        "inpainting",
+        {
+            "unet/config.json": {"in_channels": 9, "sample_size": 64},
+            "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "steps_offset": 1},
+            "model_index.json": {"_class_name": "StableDiffusionInpaintPipeline"},
+        },
+        id="SD 1.5 inpainting",
+    ),
+    pytest.param(
+        "sd1",
+        "instruct-pix2pix",
+        {
+            "unet/config.json": {"in_channels": 8, "cross_attention_dim": 768},
+            "scheduler/scheduler_config.json": {"_class_name": "EulerAncestralDiscreteScheduler"},
+            "model_index.json": {"_class_name": "StableDiffusionInstructPix2PixPipeline"},
+        },
+        id="InstructPix2Pix",
+    ),
+    pytest.param(
+        "sd2",
+        None,
+        {
+            "unet/config.json": {
+                "block_out_channels": [320, 640, 1280, 1280],
+                "attention_head_dim": [5, 10, 20, 20],
+                "cross_attention_dim": 1024,
+                "use_linear_projection": True,
+                "sample_size": 64,
+            },
+            "vae/config.json": {"sample_size": 512, "scaling_factor": 0.18215},
+            "text_encoder/config.json": {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 23,
+                "hidden_act": "gelu",
+                "projection_dim": 512,
+            },
+            "scheduler/scheduler_config.json": {
+                "_class_name": "PNDMScheduler",
+                "prediction_type": "epsilon",
+                "skip_prk_steps": True,
+                "set_alpha_to_one": False,
+                "steps_offset": 1,
+            },
+            "tokenizer/special_tokens_map.json": {"pad_token": "!"},
+        },
+        id="SD 2 base",
+    ),
+    pytest.param(
+        "sd2",
+        "768-v",
+        {
+            "unet/config.json": {"sample_size": 96, "upcast_attention": True},
+            "vae/config.json": {"sample_size": 768},
+            "scheduler/scheduler_config.json": {
+                "_class_name": "DDIMScheduler",
+                "clip_sample": False,
+                "set_alpha_to_one": False,
+                "steps_offset": 1,
+            },
+        },
+        id="SD 2.1",
+    ),
+    pytest.param(
+        "sd2",
+        "inpainting",
+        {
+            "unet/config.json": {"in_channels": 9, "sample_size": 64},
+            "scheduler/scheduler_config.json": {"_class_name": "PNDMScheduler"},
+            "model_index.json": {"_class_name": "StableDiffusionInpaintPipeline"},
+        },
+        id="SD 2 inpainting",
+    ),
+    pytest.param(
+        "sdxl",
+        "inpainting",
+        {
+            "unet/config.json": {"in_channels": 9, "sample_size": 128},
+            "scheduler/scheduler_config.json": {"_class_name": "EulerDiscreteScheduler"},
+            "model_index.json": {
+                "_class_name": "StableDiffusionXLInpaintPipeline",
+                "force_zeros_for_empty_prompt": True,
+                "requires_aesthetics_score": False,
+            },
+        },
+        id="SDXL inpainting",
+    ),
+    pytest.param(
+        "sdxl-refiner",
+        None,
+        {
+            "unet/config.json": {
+                "block_out_channels": [384, 768, 1536, 1536],
+                "attention_head_dim": [6, 12, 24, 24],
+                "cross_attention_dim": 1280,
+                "projection_class_embeddings_input_dim": 2560,
+                "transformer_layers_per_block": 4,
+                "down_block_types": [
+                    "DownBlock2D",
+                    "CrossAttnDownBlock2D",
+                    "CrossAttnDownBlock2D",
+                    "DownBlock2D",
+                ],
+                "sample_size": 128,
+            },
+            "vae/config.json": {"scaling_factor": 0.13025, "force_upcast": True},
+            "text_encoder_2/config.json": {
+                "architectures": ["CLIPTextModelWithProjection"],
+                "hidden_size": 1280,
+                "num_hidden_layers": 32,
+                "projection_dim": 1280,
+            },
+            "scheduler/scheduler_config.json": {"_class_name": "EulerDiscreteScheduler"},
+            "model_index.json": {
+                "_class_name": "StableDiffusionXLImg2ImgPipeline",
+                "force_zeros_for_empty_prompt": False,
+                "requires_aesthetics_score": True,
+                "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            },
+            "tokenizer_2/special_tokens_map.json": {"pad_token": "!"},
+        },
+        id="SDXL refiner",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "expected"),
+    [pytest.param(*case.values[:1], None, case.values[1], id=case.id) for case in CONFIGS]
+    + VARIANTS,
+)
+def test_the_published_shapes_give_the_published_configs(name, variant, expected):
     """What the models' own repositories say, as far as it decides what is computed."""
     known, dimensions = architecture.load(name), {}
+    if variant is not None:
+        known = known.varied(variant)
+    channels = expected.get("unet/config.json", {}).get("in_channels", 4)
+    tensors = published(name)
+    tensors[CONV_IN] = Tensor(-1, Dtype.F16, (*tensors[CONV_IN].shape[:1], channels, 3, 3), 0)
     for component in known.components:
-        bind(component, published(name), dimensions)
+        bind(component, tensors, dimensions)
     dtypes = {component.name: {Dtype.F16} for component in known.components}
-    files = {file.path: file for file in small_files(known, dimensions, dtypes, Choices())}
+    choices = Choices(PredictionType.V_PREDICTION if variant == "768-v" else PredictionType.EPSILON)
+    files = {file.path: file for file in small_files(known, dimensions, dtypes, choices)}
     for path, values in expected.items():
         config = json.loads(files[path].content)
         assert {key: config[key] for key in values} == values, path

@@ -5,7 +5,7 @@ from and what was done to it; the models that the tables must fit are built with
 loader's own config templates, with dimensions that no two share, so that each number of a shape can
 be told by name. `tests/test_tables.py` makes the tables again and compares.
 
-    python tools/make_tables.py          writes loader-image/sd_loader/convert/data/*/table.json
+    python tools/make_tables.py          writes loader-image/sd_loader/convert/data/**/table.json
 """
 
 from __future__ import annotations
@@ -29,23 +29,33 @@ from diffusers.loaders.single_file_utils import (  # noqa: E402
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from ldm_layouts import SD15, SDXL, sd15_shapes, sdxl_shapes  # noqa: E402
+from ldm_layouts import (  # noqa: E402
+    REFINER,
+    SD2,
+    SD15,
+    SDXL,
+    refiner_shapes,
+    sd2_shapes,
+    sd15_shapes,
+    sdxl_shapes,
+)
 from transformers import (  # noqa: E402
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
 )
 
-from sd_loader.convert.architecture import DATA, fill_in  # noqa: E402
+from sd_loader.convert.architecture import DATA, UNET_CONFIG, fill_in  # noqa: E402
 
 Shape = tuple[int, ...]
 Table = dict[str, dict[str, Any]]
 
-# No two of them, nor their sums and small multiples, are equal (`_expression` would say so), and
+# No two of them, nor their sums and small multiples, are equal (`expression` would say so), and
 # 64 divides each, as heads of 64 and groups of 32 need it.
-PRIMES = (101, 233, 389, 557, 761, 997, 1201, 1523, 1801, 2111, 2503, 2909, 3301, 3709, 4111)
+PRIMES = (101, 233, 389, 557, 761, 997, 1201, 1523, 1801, 2111, 2503, 2909, 3301, 3709, 4111, 4517)
 LARGEST_CONSTANT = 16
-TIME_IDS = 6 * 256
+TIME_IDS = (6 * 256, 5 * 256)
+"""SDXL embeds six numbers beside the text, its refiner five."""
 
 
 @dataclass(frozen=True)
@@ -101,32 +111,56 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one architecture is made: the checkpoint's shapes and who converts which component."""
+    """How one architecture is made: the checkpoint's shapes and who converts which component.
+
+    parent: the architecture of which this is a variant, whose folder's configs it patches.
+    """
 
     shapes: Mapping[str, Shape]
     prefixes: dict[str, str]
     layers: dict[str, int] = field(default_factory=dict)
+    parent: str | None = None
+
+
+CLIP = {"text_encoder_layers": 12}
+UNET = {"unet": "model.diffusion_model."}
+REST = UNET | {"vae": "first_stage_model."}
+SD1_PREFIXES = {"text_encoder": "cond_stage_model.transformer."} | REST
+SDXL_PREFIXES = {
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+} | REST
+
+
+def _distilled(parent: str, shapes: Mapping[str, Shape]) -> Recipe:
+    """A UNet with other blocks, between the text encoders and the VAE of its parent."""
+    return Recipe(shapes, UNET, parent=parent)
 
 
 RECIPES = {
-    "sd1": Recipe(
-        sd15_shapes(SD15),
-        prefixes={
-            "text_encoder": "cond_stage_model.transformer.",
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-        },
-        layers={"text_encoder_layers": 12},
+    "sd1": Recipe(sd15_shapes(SD15), SD1_PREFIXES, CLIP),
+    "sd1/variants/one-layer": _distilled("sd1", sd15_shapes(replace(SD15, architecture="bk-base"))),
+    "sd1/variants/three-levels": _distilled(
+        "sd1", sd15_shapes(replace(SD15, architecture="three-levels"))
     ),
-    "sdxl": Recipe(
-        sdxl_shapes(SDXL),
-        prefixes={
-            "text_encoder": "conditioner.embedders.0.transformer.",
-            "text_encoder_2": "conditioner.embedders.1.model.",
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-        },
-        layers={"text_encoder_layers": 12, "text_encoder_2_layers": 32},
+    "sd2": Recipe(
+        sd2_shapes(SD2),
+        {"text_encoder": "cond_stage_model.model."} | REST,
+        # Of the checkpoint's 24; the last is not used.
+        {"text_encoder_layers": 23},
+    ),
+    "sd2/variants/one-layer": _distilled(
+        "sd2", sd2_shapes(replace(SD2, architecture="bk-v2-base"))
+    ),
+    "sd2/variants/three-levels": _distilled(
+        "sd2", sd2_shapes(replace(SD2, architecture="three-levels-v2"))
+    ),
+    "sdxl": Recipe(sdxl_shapes(SDXL), SDXL_PREFIXES, CLIP | {"text_encoder_2_layers": 32}),
+    "sdxl/variants/one-layer": _distilled("sdxl", sdxl_shapes(replace(SDXL, architecture="koala"))),
+    "sdxl-refiner": Recipe(
+        refiner_shapes(REFINER),
+        {"text_encoder_2": "conditioner.embedders.0.model."} | REST,
+        {"text_encoder_2_layers": 32},
     ),
 }
 
@@ -134,12 +168,12 @@ RECIPES = {
 def make_table(name: str) -> Table:
     """The table of one architecture: text encoders first, whose widths the UNet's refer to."""
     recipe = RECIPES[name]
-    dimensions = _dimensions(recipe)
+    parent = RECIPES[recipe.parent or name]
+    dimensions = _dimensions(parent)
     checkpoint = {key: Symbol(key, shape) for key, shape in recipe.shapes.items()}
     table: Table = {}
     for component, prefix in recipe.prefixes.items():
-        path = DATA / name / "folder" / component / "config.json"
-        config = fill_in(json.loads(path.read_text()), dimensions | recipe.layers)
+        config = fill_in(_template(name, recipe, component), dimensions | parent.layers)
         symbols = _convert(component, checkpoint, config, prefix)
         model = {key: tuple(tensor.shape) for key, tensor in _model(component, config).items()}
         if missing := model.keys() - symbols.keys():
@@ -152,7 +186,7 @@ def make_table(name: str) -> Table:
                     symbols[key].key.removeprefix(prefix),
                     key,
                     symbols[key].op,
-                    " ".join(_expression(size, dimensions) for size in shape),
+                    " ".join(expression(size, dimensions) for size in shape),
                 ]
                 for key, shape in model.items()
             ],
@@ -165,11 +199,20 @@ def make_table(name: str) -> Table:
     return table
 
 
+def _template(name: str, recipe: Recipe, component: str) -> dict[str, Any]:
+    path = f"{component}/config.json"
+    template = json.loads((DATA / (recipe.parent or name) / "folder" / path).read_text())
+    if recipe.parent is None:
+        return template
+    return {**template, **json.loads((DATA / name / UNET_CONFIG).read_text())}
+
+
 def _dimensions(recipe: Recipe) -> dict[str, int]:
     """A value of its own for each name that shapes are written with."""
     # A level as wide as the one before has no shortcut: the structure of four levels has three
     # widths.
     names = [f"{component}_{level}" for component in ("unet", "vae") for level in range(3)]
+    names.append("unet_inputs")
     for encoder in (name for name in recipe.prefixes if name.startswith("text")):
         names += [encoder, *(f"{encoder}_{part}" for part in ("mlp", "vocabulary", "positions"))]
     if "text_encoder_2" in recipe.prefixes:
@@ -187,7 +230,7 @@ def _convert(
             return convert_ldm_unet_checkpoint(checkpoint, config)
         case "vae":
             return convert_ldm_vae_checkpoint(checkpoint, config)
-        case "text_encoder":
+        case _ if prefix.endswith("transformer."):
             return convert_ldm_clip_checkpoint(checkpoint)
         case _:
             return convert_open_clip_checkpoint(None, checkpoint, prefix=prefix)
@@ -213,7 +256,7 @@ def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def _expression(size: int, dimensions: Mapping[str, int]) -> str:
+def expression(size: int, dimensions: Mapping[str, int]) -> str:
     """The one way to write a number of a shape by the names of dimensions."""
     if size <= LARGEST_CONSTANT:
         return str(size)
@@ -229,7 +272,10 @@ def _expression(size: int, dimensions: Mapping[str, int]) -> str:
         if dimensions[one] + dimensions[other] == size
     }
     found |= {
-        f"{name}+{TIME_IDS}" for name, value in dimensions.items() if value + TIME_IDS == size
+        f"{name}+{ids}"
+        for name, value in dimensions.items()
+        for ids in TIME_IDS
+        if value + ids == size
     }
     if len(found) != 1:
         raise ValueError(f"{size} may be written as {sorted(found)}: choose other primes")

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from sd_api.load import MESSAGE_MAX_LENGTH, LoadRequest, LoadResult, RemoveRequest
 from sd_api.reasons import ExitCode, Reason
-from sd_api.spec import BaseModelName, ModelType, Revision, Spec, Weights
+from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec, Weights
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
@@ -187,6 +187,7 @@ _SPEC_ARGUMENTS = (
     "base_model",
     "from_safetensors",
     "upcast_attention",
+    "vae",
     "verify",
 )
 
@@ -218,7 +219,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--url", required=True, help="Hugging Face repo (ORG/NAME), http(s) link, or local file")
+    add(
+        "--url",
+        help="Hugging Face repo (ORG/NAME), http(s) link, or local file; may be left out for the"
+        " ControlNets that load by model id",
+    )
     add("--model-id", required=True, help="the folder's name in the store")
     add("--store", required=True, type=Path, metavar="DIR", help="where models are published")
     add("--model-type", choices=[kind.value for kind in ModelType], help="default: from the url")
@@ -227,6 +232,18 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add("--sha256", help="expected digest of a single file")
     add("--weights", choices=[word.value for word in Weights], default=Weights.STANDARD.value)
     add("--base-model", choices=[name.value for name in BaseModelName], help="default: detected")
+    add(
+        "--prediction-type",
+        choices=[word.value for word in PredictionType],
+        help="what the UNet predicts; default: detected",
+    )
+    add("--original-config", help="link or file of the checkpoint's original YAML config")
+    add(
+        "--vae",
+        type=lambda url: {"url": url},
+        metavar="URL",
+        help="a VAE that replaces the model's own: repo, link, or local file",
+    )
     add("--from-safetensors", action="store_true", default=None, help="refuse anything else")
     add("--upcast-attention", action="store_true", default=None)
     add(

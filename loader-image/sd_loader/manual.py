@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
+from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.load import LoadRequest, Owner
 from sd_api.loadhash import load_hash
 from sd_api.names import NAME_MAX_LENGTH
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType, Spec
+from sd_api.spec import ModelType, Spec, VaeSource
 from sd_loader.errors import LoaderError
 
 NAMESPACE = "local"
@@ -19,26 +20,27 @@ NAMESPACE = "local"
 
 def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadRequest:
     """The load of this spec, owned by nobody but its model id; a path is a local file."""
-    if spec.url is None:
-        raise LoaderError(Reason.INVALID_SPEC, "url: a repo id, a link or a file is required")
-    origin = Path(spec.url)
-    state = None
-    # Unlike Path.is_file, this takes a repo id that no file could be named.
-    if "://" not in spec.url and os.path.isfile(origin):  # noqa: PTH113
-        status = origin.stat()
-        state = f"{status.st_size} {status.st_mtime_ns}"
-        spec = spec.model_copy(
-            update={
-                "url": str(origin.absolute()),
-                "model_type": spec.model_type or ModelType.CUSTOM_CKPT,
-            }
+    url = spec.effective_url(model_id)
+    if url is None:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "url: a repo id, a link or a file is required (but for model type controlnet with one"
+            f" of the model ids {', '.join(CONTROLNET_REPOS)})",
         )
+    url, state = _local(url)
+    spec = spec.model_copy(update={"url": url})
+    if state is not None:
+        spec = spec.model_copy(update={"model_type": spec.model_type or ModelType.CUSTOM_CKPT})
+    if spec.vae is not None:
+        vae, vae_state = _local(spec.vae.url)
+        spec = spec.model_copy(update={"vae": VaeSource(url=vae)})
+        state = " ".join(filter(None, (state, vae_state))) or None
     owner = owner_of(model_id)
     return LoadRequest(
         owner=owner,
         model_id=model_id,
         model_type=spec.effective_model_type(),
-        url=spec.url,
+        url=url,
         # A file that was changed in place is another source.
         load_hash=load_hash(spec, owner.name, reload=state),
         git_revision=spec.git_revision,
@@ -49,9 +51,21 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         sha256=spec.sha256,
         base_model=spec.base_model,
         prediction_type=spec.prediction_type,
+        original_config=spec.original_config,
+        vae=spec.vae,
         verify=spec.verify,
         credentials=credentials,
     )
+
+
+def _local(url: str) -> tuple[str, str | None]:
+    """A local file by its whole path, and its state; else the url as it is."""
+    origin = Path(url)
+    # Unlike Path.is_file, this takes a repo id that no file could be named.
+    if "://" in url or not os.path.isfile(origin):  # noqa: PTH113
+        return url, None
+    status = origin.stat()
+    return str(origin.absolute()), f"{status.st_size} {status.st_mtime_ns}"
 
 
 def owner_of(model_id: str) -> Owner:

@@ -6,9 +6,10 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd_api.defaults import parse_default_parts
 from sd_api.load import CREDENTIALS_DIR
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
@@ -17,6 +18,7 @@ from sd_loader.formats.snippet import snippet
 
 HUB_ENDPOINT = "https://huggingface.co"
 TRAINED_URL_TEMPLATE = "SD_LOADER_TRAINED_URL_TEMPLATE"
+DEFAULT_PARTS = "SD_LOADER_DEFAULT_PARTS"
 DEFAULT_MAX_BYTES = 100 * 10**9
 DEFAULT_RETAIN_SECONDS = 24 * 3600
 
@@ -26,8 +28,9 @@ class Settings:
     """What the administrator set, as the operator passes it on.
 
     hub_endpoint: base URL of the Hub or its mirror. trained_url_template: link of a trained model,
-    with {id}; for loads by hand, as the operator fills in its own. max_bytes: size limit of one
-    source. termination_log: where the answer goes; None where nobody reads it.
+    with {id}; for loads by hand, as the operator fills in its own. default_parts: for base models,
+    the repo of a pipeline that parts come from which a checkpoint lacks. max_bytes: size limit of
+    one source. termination_log: where the answer goes; None where nobody reads it.
     """
 
     hub_endpoint: str = HUB_ENDPOINT
@@ -36,6 +39,7 @@ class Settings:
     proxy: str | None = None
     no_proxy: str = ""
     ca_file: Path | None = None
+    default_parts: Mapping[str, str] = field(default_factory=dict)
     max_bytes: int = DEFAULT_MAX_BYTES
     retain_previous_seconds: int = DEFAULT_RETAIN_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
@@ -57,6 +61,7 @@ class Settings:
             proxy=env.get("HTTPS_PROXY") or env.get("https_proxy") or None,
             no_proxy=env.get("NO_PROXY") or env.get("no_proxy") or "",
             ca_file=Path(ca_file) if ca_file else None,
+            default_parts=_default_parts(env),
             max_bytes=_number(env, "SD_LOADER_MAX_BYTES", DEFAULT_MAX_BYTES),
             retain_previous_seconds=_number(
                 env, "SD_LOADER_RETAIN_PREVIOUS_SECONDS", DEFAULT_RETAIN_SECONDS
@@ -91,6 +96,17 @@ def _template(env: Mapping[str, str]) -> str | None:
             " the trained model's id goes, after the host",
         )
     return text or None
+
+
+def _default_parts(env: Mapping[str, str]) -> dict[str, str]:
+    """`sd1=ORG/NAME,sdxl=ORG/NAME`."""
+    text = env.get(DEFAULT_PARTS, "")
+    try:
+        return parse_default_parts(text)
+    except ValueError as error:
+        raise LoaderError(
+            Reason.INVALID_SPEC, f"the loader's setting {DEFAULT_PARTS} {error}"
+        ) from None
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

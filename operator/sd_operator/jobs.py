@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sd_api import names
+from sd_api.defaults import format_default_parts
 from sd_api.load import CREDENTIALS_DIR, STORE_MOUNT, LoadRequest, RemoveRequest
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Verify
@@ -301,6 +302,7 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     }
     if container == names.CONTAINER_FETCH:
         plain["SD_LOADER_CREDENTIALS_DIR"] = CREDENTIALS_DIR
+        plain["SD_LOADER_DEFAULT_PARTS"] = format_default_parts(loader.default_parts)
     env: list[Manifest] = [{"name": key, "value": value} for key, value in plain.items() if value]
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [*env, {"name": "SD_LOADER_POD", "valueFrom": pod_name}]

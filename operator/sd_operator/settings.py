@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sd_api.defaults import parse_default_parts
 from sd_api.netguard import Guard, effective_port
 
 PREFIX = "SD_OPERATOR_"
@@ -27,8 +28,9 @@ class LoaderSettings:
     """What every loader Job has.
 
     image renders and so carries torch; slim_image does not. security_context replaces the
-    restricted default whole: {"pod": {…}, "container": {…}}. ca_configmap is a ConfigMap with the
-    key ca.crt in each model's namespace.
+    restricted default whole: {"pod": {…}, "container": {…}}. default_parts: for base models, the
+    Hub repo of a pipeline that parts come from which a checkpoint lacks. ca_configmap is a
+    ConfigMap with the key ca.crt in each model's namespace.
     """
 
     image: str = "ghcr.io/sd-operator/loader:0.1.0"
@@ -43,6 +45,7 @@ class LoaderSettings:
     active_deadline_seconds: int = 6 * 3600
     load_ttl_seconds: int = 3600
     remove_ttl_seconds: int = 600
+    default_parts: Mapping[str, str] = field(default_factory=dict)
     allow_overrides: bool = True
     security_context: Mapping[str, Any] | None = None
 
@@ -107,6 +110,7 @@ class Settings:
                 ),
                 load_ttl_seconds=read.whole("LOAD_TTL_SECONDS", loader.load_ttl_seconds),
                 remove_ttl_seconds=read.whole("REMOVE_TTL_SECONDS", loader.remove_ttl_seconds),
+                default_parts=read.default_parts("LOADER_DEFAULT_PARTS"),
                 allow_overrides=read.truth("ALLOW_JOB_OVERRIDES", loader.allow_overrides),
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
             ),
@@ -225,6 +229,12 @@ class _Reader:
         if text is not None and "{id}" not in text:
             raise self.wrong(name, "must have {id} where the trained model's id goes")
         return text
+
+    def default_parts(self, name: str) -> Mapping[str, str]:
+        try:
+            return parse_default_parts(self.text(name) or "")
+        except ValueError as error:
+            raise self.wrong(name, str(error)) from None
 
     def object(self, name: str) -> Mapping[str, Any] | None:
         text = self.text(name)

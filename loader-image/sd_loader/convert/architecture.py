@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from sd_loader.convert.views import rows, strides_of, transposed, view
 from sd_loader.tensors import Tensor
 
 DATA = Path(__file__).parent / "data"
-ARCHITECTURES = ("sd1", "sdxl")
+ARCHITECTURES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
+UNET_CONFIG = "unet/config.json"
 
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 
@@ -61,19 +63,62 @@ class Component:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What differs in a model of the family: small files, and the UNet where its blocks do.
+
+    patches: by path, values that replace a template's (null: that take one away).
+    """
+
+    patches: dict[str, dict[str, Any]]
+    unet: Component | None
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """A family of models that have the same structure."""
+    """A family of models that have the same structure, but for its variants."""
 
     name: str
     components: tuple[Component, ...]
     templates: dict[str, Any]
+    variants: dict[str, Variant]
+
+    @property
+    def unet(self) -> Component:
+        """The component that the others serve."""
+        return self.component("unet")
+
+    def component(self, name: str) -> Component:
+        """One of the components."""
+        return next(part for part in self.components if part.name == name)
+
+    def varied(self, *names: str) -> Architecture:
+        """The architecture as these of its variants have it."""
+        varied = self
+        for name in names:
+            varied = _vary(varied, self.variants[name])
+        return varied
+
+    def unets(self) -> Iterator[Architecture]:
+        """The architecture with each UNet that it is known with, the usual one first."""
+        yield self
+        yield from (self.varied(name) for name, it in self.variants.items() if it.unet is not None)
 
 
 @cache
 def load(name: str) -> Architecture:
     """Read an architecture's data files."""
-    table = json.loads((DATA / name / "table.json").read_text())
-    components = tuple(
+    folder = DATA / name
+    return Architecture(
+        name,
+        _components(folder),
+        _templates(folder / "folder"),
+        {path.name: _variant(path) for path in sorted((folder / "variants").glob("*"))},
+    )
+
+
+def _components(folder: Path) -> tuple[Component, ...]:
+    table = json.loads((folder / "table.json").read_text())
+    return tuple(
         Component(
             component,
             content["prefix"],
@@ -82,12 +127,29 @@ def load(name: str) -> Architecture:
         )
         for component, content in table.items()
     )
-    folder = DATA / name / "folder"
-    templates = {
+
+
+def _templates(folder: Path) -> dict[str, Any]:
+    return {
         path.relative_to(folder).as_posix(): json.loads(path.read_text())
         for path in sorted(folder.rglob("*.json"))
     }
-    return Architecture(name, components, templates)
+
+
+def _variant(folder: Path) -> Variant:
+    patches = _templates(folder)
+    has_unet = patches.pop("table.json", None) is not None
+    return Variant(patches, _components(folder)[0] if has_unet else None)
+
+
+def _vary(base: Architecture, variant: Variant) -> Architecture:
+    templates = dict(base.templates)
+    for path, patch in variant.patches.items():
+        merged = {**templates[path], **patch}
+        templates[path] = {key: merged[key] for key in merged if patch.get(key, "") is not None}
+    unet = variant.unet or base.unet
+    components = tuple(unet if part.name == unet.name else part for part in base.components)
+    return replace(base, components=components, templates=templates)
 
 
 def take(tensor: Tensor, op: str) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sd_api.reasons import Reason
 from sd_loader.convert.architecture import Component, Row, take
@@ -12,6 +12,7 @@ from sd_loader.formats.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _NAMES = {
+    "controlnet": "ControlNet",
     "text_encoder": "text encoder",
     "text_encoder_2": "second text encoder",
     "unet": "UNet",
@@ -60,6 +61,25 @@ def averaged(tensors: Mapping[str, Tensor], unet: Component) -> dict[str, Tensor
     return {**tensors, **{source: tensors[name] for source, name in names.items()}}
 
 
+def is_missing(component: Component, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the checkpoint has nothing of a component."""
+    return not any(name.startswith(component.prefix) for name in tensors)
+
+
+def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that lacks whole components, naming all of them."""
+    missing = [
+        f"{_NAMES[part.name]} ({part.prefix}*)" for part in components if is_missing(part, tensors)
+    ]
+    if missing:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the checkpoint has no {' and no '.join(missing)}, which its pipeline needs; a VAE may"
+            " be given by spec.vae, and parts of either kind by the administrator's setting"
+            " SD_OPERATOR_LOADER_DEFAULT_PARTS (SD_LOADER_DEFAULT_PARTS by hand)",
+        )
+
+
 def bind(
     component: Component, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> dict[str, Tensor]:
@@ -68,12 +88,6 @@ def bind(
     Adds what shapes say to `dimensions`; a missing tensor, or a shape that contradicts what other
     shapes said, is an error.
     """
-    if not any(name.startswith(component.prefix) for name in tensors):
-        raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT,
-            f"the checkpoint has no {_NAMES[component.name]} ({component.prefix}*), which its"
-            " pipeline needs",
-        )
     rows = _existing_layers(component, tensors, dimensions)
     return {row.target: _bound(row, tensors, dimensions) for row in rows}
 

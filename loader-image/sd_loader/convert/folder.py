@@ -9,15 +9,16 @@ from typing import Any
 
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
-from sd_loader.convert.architecture import DATA, Architecture, fill_in
+from sd_loader.convert.architecture import DATA, UNET_CONFIG, Architecture, fill_in
 from sd_loader.convert.dimensions import Dimensions
+from sd_loader.convert.original import NOTHING_SAID, OriginalConfig
 from sd_loader.convert.plan import SmallFile, json_file
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
-UNET = "unet/config.json"
+UNET = UNET_CONFIG
 
 _VOCABULARY = ("vocab.json", "merges.txt")
 _TORCH_DTYPES = {Dtype.F32: "float32", Dtype.F16: "float16", Dtype.BF16: "bfloat16"}
@@ -30,6 +31,7 @@ class Choices:
     prediction_type: PredictionType = PredictionType.EPSILON
     zero_terminal_snr: bool = False
     upcast_attention: bool | None = None
+    original: OriginalConfig = NOTHING_SAID
 
 
 def pipeline_class(architecture: Architecture) -> str:
@@ -44,17 +46,22 @@ def small_files(
     choices: Choices,
 ) -> list[SmallFile]:
     """All files but the weights. dtypes: types of the tensors of each component."""
-    configs: dict[str, Any] = {
-        path: fill_in(template, dimensions) for path, template in architecture.templates.items()
+    # A component without tensors of its own is supplied from elsewhere, config and all.
+    elsewhere = {f"{part.name}/config.json" for part in architecture.components} - {
+        f"{name}/config.json" for name in dtypes
     }
+    configs: dict[str, Any] = {
+        path: fill_in(template, dimensions)
+        for path, template in architecture.templates.items()
+        if path not in elsewhere
+    }
+    configs[UNET] = _unet(configs[UNET], dimensions, choices)
     for path, config in configs.items():
         check_heads(path, config)
     for component, found in dtypes.items():
         # transformers takes it for the precision to load in; diffusers has no such entry.
         if component.startswith("text_encoder") and len(found) == 1:
             configs[f"{component}/config.json"]["torch_dtype"] = _TORCH_DTYPES[next(iter(found))]
-    if choices.upcast_attention is not None:
-        configs[UNET]["upcast_attention"] = choices.upcast_attention
     configs[SCHEDULER] = _scheduler(configs[SCHEDULER], choices)
     configs[INDEX]["scheduler"] = ["diffusers", configs[SCHEDULER]["_class_name"]]
     files = [json_file(path, config) for path, config in configs.items()]
@@ -70,8 +77,41 @@ def clip_vocabulary(name: str) -> bytes:
     return gzip.decompress((DATA / "clip" / f"{name}.gz").read_bytes())
 
 
+def _unet(config: dict[str, Any], dimensions: Dimensions, choices: Choices) -> dict[str, Any]:
+    original = choices.original
+    for key, said, found in (
+        ("in_channels", original.in_channels, config["in_channels"]),
+        ("model_channels", original.model_channels, dimensions["unet_0"]),
+        ("context_dim", original.context_dim, config["cross_attention_dim"]),
+    ):
+        if said not in (None, found):
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"spec.originalConfig says {key}: {said}, but the checkpoint's is {found}",
+            )
+    config = dict(config)
+    if original.image_size is not None:
+        config["sample_size"] = original.image_size
+    if original.heads is not None:
+        config["attention_head_dim"] = original.heads
+    elif original.head_channels is not None:
+        config["attention_head_dim"] = [
+            max(1, width // original.head_channels) for width in config["block_out_channels"]
+        ]
+    if choices.upcast_attention is not None:
+        config["upcast_attention"] = choices.upcast_attention
+    return config
+
+
 def _scheduler(config: dict[str, Any], choices: Choices) -> dict[str, Any]:
-    config = {**config, "prediction_type": choices.prediction_type.value}
+    original = choices.original
+    said = {
+        "beta_start": original.beta_start,
+        "beta_end": original.beta_end,
+        "num_train_timesteps": original.timesteps,
+        "prediction_type": choices.prediction_type.value,
+    }
+    config = {**config, **{key: value for key, value in said.items() if value is not None}}
     if not choices.zero_terminal_snr:
         return config
     if config["_class_name"] == "PNDMScheduler":  # which cannot rescale its betas

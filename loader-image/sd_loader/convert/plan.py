@@ -125,11 +125,13 @@ def component_files(
 ) -> list[PlannedFile]:
     """The weights of one component: one file, or shards and their index when it is too large.
 
-    items: in the order of the model's state_dict, which decides what goes into which shard.
+    folder: empty for a component that is published alone. items: in the order of the model's
+    state_dict, which decides what goes into which shard.
     """
     shards = _shards(items, shard_bytes)
+    start = f"{folder}/" if folder else ""
     if len(shards) == 1:
-        return [weights_file(f"{folder}/{stem}.safetensors", shards[0])]
+        return [weights_file(f"{start}{stem}.safetensors", shards[0])]
     names = [
         f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         for number in range(1, len(shards) + 1)
@@ -142,11 +144,8 @@ def component_files(
     }
     content = json.dumps(index, indent=2, sort_keys=True) + "\n"
     return [
-        *(
-            weights_file(f"{folder}/{name}", shard)
-            for name, shard in zip(names, shards, strict=True)
-        ),
-        SmallFile(f"{folder}/{stem}.safetensors.index.json", content.encode()),
+        *(weights_file(f"{start}{name}", shard) for name, shard in zip(names, shards, strict=True)),
+        SmallFile(f"{start}{stem}.safetensors.index.json", content.encode()),
     ]
 
 
@@ -171,13 +170,17 @@ def _shards(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A diffusers folder as it will be; the words are those of `Converted`."""
+    """A diffusers folder as it will be; the words are those of `Converted`.
+
+    scan: every weight is looked at before it is published, even if nobody asks for it.
+    """
 
     files: tuple[PlannedFile, ...]
     base_model: str | None = None
     pipeline_class: str | None = None
     prediction_type: str | None = None
     warnings: tuple[str, ...] = ()
+    scan: bool = False
 
     @property
     def weights(self) -> tuple[WeightsFile, ...]:
@@ -186,8 +189,16 @@ class FolderPlan:
 
     @property
     def precision(self) -> str:
-        """fp32, fp16 or bf16; mixed where the tensors differ or have another type."""
-        found = {item.dtype for file in self.weights for item in file.items if item.dtype.is_float}
+        """fp32, fp16 or bf16; mixed where the tensors differ or have another type.
+
+        Single numbers, such as the scales of a LoRA, do not count.
+        """
+        found = {
+            item.dtype
+            for file in self.weights
+            for item in file.items
+            if item.dtype.is_float and item.source.count > 1
+        }
         return _PRECISIONS.get(found.pop(), MIXED) if len(found) == 1 else MIXED
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +18,8 @@ from typing import Any
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName
+from sd_loader.convert.beside import Supplied
 from sd_loader.convert.dimensions import Dimensions
 from sd_loader.convert.plan import (
     FolderPlan,
@@ -40,6 +42,7 @@ from sd_loader.convert.repo_configs import (
     tokenizer_files,
 )
 from sd_loader.convert.result import Converted, FileDigest
+from sd_loader.convert.vae_names import current_name
 from sd_loader.convert.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
@@ -52,90 +55,109 @@ from sd_loader.verify import verify_folder
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _BASE_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+_SDXL_LEVELS = 3
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
-# How diffusers named the VAE's attention before 0.15; it still reads, but no longer writes this.
-_OLD_ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Parts that come from elsewhere, by the names of their folders.
+
+    warnings: what the user should know of them.
+    """
+
+    parts: Mapping[str, Supplied] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
-class _Weights:
+class Weights:
     """The open files of weights, by their descriptors."""
 
     stack: ExitStack
     files: dict[int, TensorFile] = field(default_factory=dict)
 
     def open(self, path: Path) -> TensorFile:
+        """Open one more; it is closed with the others."""
         file = self.stack.enter_context(open_tensor_file(path))
         self.files[file.fd] = file
         return file
 
+    def open_chosen(self, folder: Path, own: Path, chosen: Iterable[RepoFile]) -> list[TensorFile]:
+        """Open those of the chosen files of a repo that are weights in a component's own folder."""
+        paths = [folder / file.path for file in chosen]
+        return [
+            self.open(path)
+            for path in paths
+            if path.parent == own and path.suffix in _WEIGHT_SUFFIXES
+        ]
 
-def convert_repo(folder: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
-    """Convert a downloaded repo into the empty folder `out`."""
+
+PlanParts = Callable[[BaseModelName, Weights], Planned]
+
+
+def convert_repo(
+    folder: Path,
+    request: LoadRequest,
+    out: Path,
+    report: Report,
+    plan_parts: PlanParts = lambda _base, _weights: Planned(),
+) -> Converted:
+    """Convert a downloaded repo into the empty folder `out`.
+
+    plan_parts: plans what comes from elsewhere, for a pipeline of this base model.
+    """
     with ExitStack() as stack:
-        weights = _Weights(stack)
-        plan = _plan(folder, request, weights)
-        kept = {file.path for file in plan.weights if _link(file, weights.files, out)}
-        digests = dict(
-            write_folder(
-                out,
-                [file for file in plan.files if file.path not in kept],
-                report,
-                weights.files.values(),
-            )
-        )
-        digests.update(_digests(out, kept))
-        verify_folder(out, plan, request.verify, report)
+        weights = Weights(stack)
+        plan = _plan(folder, request, weights, plan_parts)
+        return write_plan(plan, weights, request, out, report)
+
+
+def write_plan(
+    plan: FolderPlan, weights: Weights, request: LoadRequest, out: Path, report: Report
+) -> Converted:
+    """Write the planned folder, and link what lies there already as planned."""
+    kept = {file.path for file in plan.weights if _link(file, weights.files, out)}
+    to_write = [file for file in plan.files if file.path not in kept]
+    digests = dict(write_folder(out, to_write, report, weights.files.values()))
+    digests.update(_digests(out, kept))
+    verify_folder(out, plan, request.verify, report)
     return Converted.of(plan, dict(sorted(digests.items())))
 
 
-def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
-    names = {
-        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
-    }
+def _plan(
+    folder: Path, request: LoadRequest, weights: Weights, plan_parts: PlanParts
+) -> FolderPlan:
+    names = files_of(folder)
     require_pipeline(list(names))
     pipeline = parse_pipeline(read_small(folder / INDEX_NAME))
+    base = BaseModelName.SDXL if pipeline.is_sdxl else BaseModelName.SD1
+    planned = plan_parts(base, weights)
     chosen = choose_files(
-        {name: RepoFile(name, path.stat().st_size) for name, path in names.items()},
-        pipeline,
+        names,
+        pipeline.without(planned.parts),
         request.revision,
         safetensors_only=bool(request.from_safetensors),
     )
-    template = Template("sdxl" if pipeline.is_sdxl else "sd1")
-    configs = {
-        component: component_config(
-            read_json(folder / component / "config.json"), component, pipeline, request
-        )
-        for component in sorted(pipeline.components)
-        if component in WEIGHTS
-    }
-    files: list[PlannedFile] = []
+    origin, pipeline = pipeline.origin, pipeline.canonical()
+    template = Template(pipeline)
+    files: list[PlannedFile] = [file for part in planned.parts.values() for file in part.files]
     dimensions: Dimensions = {}
-    for component, found in configs.items():
-        paths = [
-            folder / file.path
-            for file in chosen
-            if file.path.startswith(f"{component}/") and file.path.endswith(_WEIGHT_SUFFIXES)
-        ]
-        tensors = _tensors(component, pipeline, [weights.open(path) for path in paths])
-        config = checked_config(component, pipeline, found, tensors, dimensions)
-        configs[component] = config
-        items = [
-            Item(name, tensor, published_dtype(tensor.dtype, request.revision))
-            for name, tensor in tensors.items()
-        ]
-        files += component_files(component, WEIGHTS[component], items)
-        files.append(
-            json_file(
-                f"{component}/config.json",
-                template.with_precision(config, component, {item.dtype for item in items}),
+    configs: dict[str, dict[str, Any]] = {}
+    for component in sorted(pipeline.components):
+        if component in WEIGHTS and component not in planned.parts:
+            own = folder / origin(component)
+            found = component_config(read_json(own / "config.json"), component, pipeline, request)
+            tensors = component_tensors(
+                component, pipeline.components[component], weights.open_chosen(folder, own, chosen)
             )
-        )
+            config = checked_config(component, pipeline, found, tensors, dimensions)
+            configs[component] = config
+            files += model_files(component, config, tensors, request)
     for component in pipeline.components:
         if component.startswith("tokenizer"):
-            files += tokenizer_files(folder / component, component, template)
+            files += tokenizer_files(folder / origin(component), component, template)
     scheduler = scheduler_config(
         read_json(folder / "scheduler" / "scheduler_config.json"), pipeline, request
     )
@@ -146,16 +168,43 @@ def _plan(folder: Path, request: LoadRequest, weights: _Weights) -> FolderPlan:
         base_model=_base_model(pipeline, configs["unet"], request),
         pipeline_class=pipeline.class_name,
         prediction_type=prediction_type(scheduler),
+        warnings=planned.warnings,
     )
 
 
-def _tensors(component: str, pipeline: Pipeline, files: Iterable[TensorFile]) -> dict[str, Tensor]:
+def files_of(folder: Path) -> dict[str, RepoFile]:
+    """The files of a downloaded repo."""
+    return {
+        name: RepoFile(name, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file() and (name := path.relative_to(folder).as_posix())
+    }
+
+
+def model_files(
+    component: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], request: LoadRequest
+) -> list[PlannedFile]:
+    """The folder of a component that has weights."""
+    items = [
+        Item(name, tensor, published_dtype(tensor.dtype, request.revision))
+        for name, tensor in tensors.items()
+    ]
+    precise = Template.with_precision(config, component, {item.dtype for item in items})
+    return [
+        *component_files(component, WEIGHTS[component], items),
+        json_file(f"{component}/config.json", precise),
+    ]
+
+
+def component_tensors(
+    component: str, class_name: str, files: Iterable[TensorFile]
+) -> dict[str, Tensor]:
     """All tensors of a component under their canonical names."""
     found: dict[str, Tensor] = {}
     for file in files:
         for old, tensor in file.tensors.items():
             name = _canonical(old, component)
-            if name is None or _is_foreign(name, component, pipeline):
+            if name is None or _is_foreign(name, class_name):
                 continue
             if name in found:
                 raise LoaderError(
@@ -178,25 +227,31 @@ def _canonical(name: str, component: str) -> str | None:
             return None
         # transformers since 5.6 leaves the prefix out, and older ones then load noise.
         return f"text_model.{name}" if name.startswith(_TEXT_PARTS) else name
-    old = _OLD_ATTENTION.fullmatch(name) if component == "vae" else None
-    return f"{old[1]}.{_NEW_ATTENTION[old[2]]}.{old[3]}" if old else name
+    return current_name(name) if component == "vae" else name
 
 
-def _is_foreign(name: str, component: str, pipeline: Pipeline) -> bool:
+def _is_foreign(name: str, class_name: str) -> bool:
     """Some text encoders were saved with the projection that their class does not have."""
-    return name == "text_projection.weight" and pipeline.components[component] == "CLIPTextModel"
+    return name == "text_projection.weight" and class_name == "CLIPTextModel"
 
 
 def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], request: LoadRequest) -> str:
     width = unet.get("cross_attention_dim")
     found = _BASE_BY_WIDTH.get(width) if isinstance(width, int) else None
-    base = found or ("sdxl" if pipeline.is_sdxl else "sd1")
+    base = found or _base_by_structure(pipeline, unet)
     if request.base_model is not None and request.base_model.value != base:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
             f"spec.baseModel is {request.base_model.value}, but the repo's UNet is of {base}",
         )
     return base
+
+
+def _base_by_structure(pipeline: Pipeline, unet: Mapping[str, Any]) -> str:
+    """The family of a UNet whose width is no family's own."""
+    if pipeline.is_sdxl:
+        return "sdxl-refiner" if len(unet.get("block_out_channels", [])) > _SDXL_LEVELS else "sdxl"
+    return "sd2" if unet.get("use_linear_projection") else "sd1"
 
 
 def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bool:

@@ -15,6 +15,7 @@ from sd_loader.convert.architecture import Row, fill_in
 from sd_loader.convert.dimensions import Dimensions, describe, matches
 from sd_loader.convert.folder import check_heads
 from sd_loader.convert.repo_fields import check_fields, contradiction
+from sd_loader.convert.unet import blocks_said
 from sd_loader.errors import LoaderError
 from sd_loader.source.pipelines import Pipeline
 from sd_loader.tensors import Tensor
@@ -29,16 +30,12 @@ _STRUCTURE = {
     "dual_cross_attention": False,
     "layers_per_block": None,
     "mid_block_add_attention": True,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
     "only_cross_attention": False,
-    "transformer_layers_per_block": 1,
     "up_block_types": None,
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
 _CHANNELS = {"in_channels", "out_channels", "latent_channels"}
-_INPUT = "unet_inputs"
-"""Dimension of what the UNet is given: more than the latents in inpainting models."""
 
 
 def checked_config(
@@ -57,17 +54,11 @@ def checked_config(
     if component.startswith("text_encoder"):
         rows, template = _text_encoder(component, pipeline, tensors, dimensions)
     else:
-        known = architecture.load("sdxl" if pipeline.is_sdxl else "sd1")
-        template = known.templates[f"{component}/config.json"]
-        if any(
-            config.get(key, default) != template.get(key, default)
-            for key, default in _STRUCTURE.items()
-        ):
+        known = _known_structure(component, pipeline, config)
+        if known is None:
             return dict(config)
-        rows = next(part.rows for part in known.components if part.name == component)
+        rows, template = known
     _check_tensors(component, _adapted(rows, config), tensors, dimensions)
-    if component == "unet":
-        template = {**template, "in_channels": f"${_INPUT}"}
     filled = fill_in(template, dimensions)
     told = {key: filled[key] for key, value in template.items() if _told(key, value)}
     for key, value in told.items():
@@ -75,6 +66,27 @@ def checked_config(
             contradiction(component, key, config[key], f"{value}, as its tensors have it")
     check_heads(f"{component}/config.json", {**filled, **config})
     return {**config, **told}
+
+
+def _known_structure(
+    component: str, pipeline: Pipeline, config: Mapping[str, Any]
+) -> tuple[Iterable[Row], dict[str, Any]] | None:
+    """Rows and template of the family and variant whose structure the config describes."""
+    for family in ("sdxl", "sdxl-refiner") if pipeline.is_sdxl else ("sd1",):
+        for known in architecture.load(family).unets():
+            template = known.templates[f"{component}/config.json"]
+            if any(
+                config.get(key, default) != template.get(key, default)
+                for key, default in _STRUCTURE.items()
+            ):
+                continue
+            part = known.component(component)
+            if component != "unet":
+                return part.rows, template
+            blocks = blocks_said(part, config)
+            if blocks is not None:
+                return blocks.rows(part.rows), template
+    return None
 
 
 def _text_encoder(
@@ -112,9 +124,7 @@ def _adapted(rows: Iterable[Row], config: Mapping[str, Any]) -> Iterator[Row]:
     """The rows with the shapes that a config may choose without another structure."""
     for row in rows:
         shape = row.shape
-        if row.target == "conv_in.weight":
-            shape = f"unet_0 {_INPUT} 3 3"
-        elif row.target.endswith((".proj_in.weight", ".proj_out.weight")):
+        if row.target.endswith((".proj_in.weight", ".proj_out.weight")):
             # A matrix, or a convolution of one pixel.
             width = " ".join(shape.split()[:2])
             shape = width if config.get("use_linear_projection") else f"{width} 1 1"
@@ -129,7 +139,8 @@ def _check_tensors(
     for row in rows:
         tensor = tensors.get(row.target)
         if tensor is None:
-            missing.append(row.target)
+            if not _is_needless(row.target, tensors):
+                missing.append(row.target)
         elif not matches(row.shape, tensor.shape, dimensions):
             raise LoaderError(
                 Reason.CONVERSION_FAILED,
@@ -141,6 +152,13 @@ def _check_tensors(
             Reason.CONVERSION_FAILED,
             f"{component} lacks {len(missing)} tensors, first {missing[0]}",
         )
+
+
+def _is_needless(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether it is the shortcut of a resnet that changes no width, which has none."""
+    resnet, found, _ = name.partition(".conv_shortcut.")
+    before, after = (tensors.get(f"{resnet}.{norm}.weight") for norm in ("norm1", "norm2"))
+    return bool(found) and before is not None and after is not None and before.shape == after.shape
 
 
 def _told(key: str, template: object) -> bool:

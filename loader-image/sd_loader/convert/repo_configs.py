@@ -42,10 +42,14 @@ _ABSURD_LENGTH = 10**6
 
 
 class Template:
-    """The bundled folder of an architecture: what a repo's own files are completed from."""
+    """The bundled folder of a pipeline's kind: what a repo's own files are completed from."""
 
-    def __init__(self, base: str) -> None:
-        self._templates = architecture.load(base).templates
+    def __init__(self, pipeline: Pipeline) -> None:
+        known = architecture.load("sdxl" if pipeline.is_sdxl else "sd1")
+        for name, variant in known.variants.items():
+            if variant.patches.get(INDEX_NAME, {}).get("_class_name") == pipeline.class_name:
+                known = known.varied(name)
+        self._templates = known.templates
 
     def config(self, path: str) -> dict[str, Any]:
         """A small file of the bundled folder."""

@@ -14,20 +14,36 @@ from sd_loader.convert.result import Converted
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
+_Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
+
+
+class Part(Contract):
+    """A part of the pipeline that comes from elsewhere than its source.
+
+    components: the names of their folders in a pipeline. path: the file, or the folder of a repo,
+    relative to the source folder.
+    """
+
+    components: tuple[Literal["vae", "text_encoder", "text_encoder_2"], ...]
+    kind: Literal["file", "repo"]
+    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+/[a-z]+$")]
+
 
 class Fetched(Contract):
     """What lies in the source folder once everything is there.
 
     path: the file, or the folder of a diffusers repo, relative to the source folder.
-    converted: what was made of it while it came, where nothing else is there. warnings: what a
-    person should know of the source.
+    converted: what was made of it while it came, where nothing else is there. original_config:
+    like path, the file of spec.originalConfig. warnings: what a person should know of the source.
     """
 
     kind: Literal["file", "repo"]
-    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
+    path: _Name
     source: Source
     converted: Converted | None = None
     warnings: tuple[ShortText, ...] = ()
+    original_config: _Name | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def fetch(
@@ -45,6 +61,37 @@ def fetch(
     allow_local: a url without a scheme may be a path on this machine. Only a person at the command
     line may say so: a request of the operator reads no files of the node.
     """
+    name = None
+    if request.original_config is not None:
+        from sd_loader.source.original_config import fetch_config
+
+        # Before the large download, for it may be refused.
+        name = fetch_config(
+            request.original_config, request, settings, into, allow_local=allow_local
+        )
+    parts: tuple[Part, ...] = ()
+    if request.vae is not None:
+        from sd_loader.source.parts import fetch_vae
+
+        parts = (fetch_vae(request.vae, request, settings, into, report, allow_local=allow_local),)
+    fetched = _fetch_source(request, settings, into, report, out, allow_local=allow_local)
+    fetched = fetched.model_copy(update={"original_config": name, "parts": parts})
+    if settings.default_parts:
+        from sd_loader.source.parts import with_defaults
+
+        return with_defaults(fetched, request, settings, into, report)
+    return fetched
+
+
+def _fetch_source(
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    out: Path | None,
+    *,
+    allow_local: bool,
+) -> Fetched:
     # Imported here: the other commands do without the HTTP stack and start faster.
     from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sd_api.load import LoadRequest, Progress, Source, Stage
 from sd_api.reasons import Reason
@@ -27,8 +27,24 @@ from sd_loader.source.http import FILE_NAME, check_link, file_format, refuse_wha
 from sd_loader.source.hub_api import Repo, hub_session, hub_token, resolve
 from sd_loader.source.locate import HubFile, repo_id_of
 from sd_loader.source.part import ensure_space, file_of
-from sd_loader.source.pipelines import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
-from sd_loader.source.repo_files import RepoFile, choose_file, choose_files, holds
+from sd_loader.source.pipelines import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MAX_JSON_BYTES,
+    SINGLE,
+    parse_component,
+    parse_pipeline,
+)
+from sd_loader.source.repo_files import (
+    RepoFile,
+    choose_component,
+    choose_file,
+    choose_files,
+    component_folder,
+    holds,
+    replaced,
+    require_pipeline,
+)
 from sd_loader.source.transport import PACE, Pace
 
 FOLDER_NAME = "repo"
@@ -47,15 +63,16 @@ def fetch_repo(
     """Download what is needed of the repo, or finish its download."""
     check_link(settings.hub_endpoint, settings)
     whole = request.model_type is ModelType.HUGGINGFACE
-    if whole and request.sha256 is not None:
-        raise LoaderError(
-            Reason.INVALID_SPEC, "spec.sha256 is for single files; a repo is pinned by gitRevision"
-        )
+    if whole:
+        _refuse_digest(request)
     repo_id = repo_id_of(request.url, settings.hub_endpoint)
     revision = request.git_revision or "main"
     with _asked(repo_id, revision, request, settings, retries, pace) as (repo, downloader):
         copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
-        # A repo of one component (controlnet, vae) would be told by its config.json here.
+        if request.model_type in SINGLE:
+            folder = component_folder(repo.files, SINGLE[request.model_type][0])
+            if folder is not None:
+                return copy.fetch_component(folder, request)
         if whole and INDEX_NAME in repo.files:
             return copy.fetch_pipeline(request)
         file = choose_file(
@@ -65,6 +82,32 @@ def fetch_repo(
             safetensors_only=bool(request.from_safetensors),
         )
         return _fetch_one(file, copy, request, into / FILE_NAME)
+
+
+def fetch_components(
+    components: Sequence[str],
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    *,
+    retries: Retries = RETRIES,
+    pace: Pace = PACE,
+) -> Fetched:
+    """Download some components of a pipeline's repo, or finish their download."""
+    check_link(settings.hub_endpoint, settings)
+    repo_id = repo_id_of(request.url, settings.hub_endpoint)
+    with _asked(repo_id, "main", request, settings, retries, pace) as (repo, downloader):
+        require_pipeline(list(repo.files))
+        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
+        return copy.fetch_pipeline(request, components)
+
+
+def _refuse_digest(request: LoadRequest) -> None:
+    if request.sha256 is not None:
+        raise LoaderError(
+            Reason.INVALID_SPEC, "spec.sha256 is for single files; a repo is pinned by gitRevision"
+        )
 
 
 def fetch_file(
@@ -145,15 +188,36 @@ class _Copy:
     downloader: Downloader
     report: Report
 
-    def fetch_pipeline(self, request: LoadRequest) -> Fetched:
-        """Download what is needed of a diffusers pipeline."""
+    def fetch_pipeline(self, request: LoadRequest, only: Sequence[str] = ()) -> Fetched:
+        """Download what is needed of a diffusers pipeline. only: components, where not all are."""
         self.fetch(self.repo.files[INDEX_NAME], self.path / INDEX_NAME)
+        pipeline = parse_pipeline((self.path / INDEX_NAME).read_bytes())
+        if only:
+            pipeline = pipeline.only(only)
         chosen = choose_files(
             self.repo.files,
-            parse_pipeline((self.path / INDEX_NAME).read_bytes()),
+            pipeline.without(replaced(request)),
             request.revision,
             safetensors_only=bool(request.from_safetensors),
         )
+        return self._fetched(chosen)
+
+    def fetch_component(self, folder: PurePosixPath, request: LoadRequest) -> Fetched:
+        """Download the one component that the model type is."""
+        _refuse_digest(request)
+        name = str(folder / CONFIG_NAME)
+        self.fetch(self.repo.files[name], self.path / name)
+        parse_component((self.path / name).read_bytes(), request.model_type)
+        return self._fetched(
+            choose_component(
+                self.repo.files,
+                folder,
+                request.revision,
+                safetensors_only=bool(request.from_safetensors),
+            )
+        )
+
+    def _fetched(self, chosen: list[RepoFile]) -> Fetched:
         return Fetched(
             kind="repo",
             path=FOLDER_NAME,

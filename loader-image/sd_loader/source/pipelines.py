@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sd_api.reasons import Reason
+from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 
 INDEX_NAME = "model_index.json"
+CONFIG_NAME = "config.json"
 MAX_JSON_BYTES = 8 << 20
 """tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB."""
 _MAX_DEPTH = 32
@@ -27,6 +29,7 @@ SD_PIPELINES = frozenset(
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
     }
 )
 SDXL_PIPELINES = frozenset(
@@ -34,6 +37,7 @@ SDXL_PIPELINES = frozenset(
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
     }
 )
 SCHEDULERS = frozenset(
@@ -77,11 +81,17 @@ WEIGHTS = {
     "text_encoder_2": "model",
 }
 """The components that have weights, and the canonical stem of their files."""
+SINGLE = {
+    ModelType.CONTROLNET: ("controlnet", "ControlNetModel"),
+    ModelType.VAE: ("vae", "AutoencoderKL"),
+}
+"""Model types that are one component: its name in pipelines, and its class."""
 DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
 """Published as null: not part of the model, and the first two block images."""
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _REQUIRED = ("scheduler", "unet", "vae")
 _FIRST = ["text_encoder"]
+_SECOND = {"text_encoder": "text_encoder_2", "tokenizer": "tokenizer_2"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,42 @@ class Pipeline:
     def is_sdxl(self) -> bool:
         """Whether it is of the SDXL family."""
         return self.class_name in SDXL_PIPELINES
+
+    def only(self, names: Iterable[str]) -> Pipeline:
+        """The pipeline as if it had these components alone."""
+        wanted = list(names)
+        lacking = [name for name in wanted if name not in self.components]
+        if lacking:
+            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME} lacks {', '.join(lacking)}")
+        return replace(self, components={name: self.components[name] for name in wanted})
+
+    def without(self, names: Container[str]) -> Pipeline:
+        """The pipeline as if it had not these components."""
+        return self.only(name for name in self.components if name not in names)
+
+    def canonical(self) -> Pipeline:
+        """The pipeline as it is published; `origin` says what its components are called here."""
+        return replace(
+            self,
+            components={
+                self._renamed.get(name, name): kind for name, kind in self.components.items()
+            },
+        )
+
+    def origin(self, component: str) -> str:
+        """The folder in the repo of a component of the published pipeline."""
+        return next((old for old, new in self._renamed.items() if new == component), component)
+
+    @property
+    def _renamed(self) -> Mapping[str, str]:
+        """SDXL's second text encoder alone, as the refiner has it, must be named the second one.
+
+        Under the first one's name diffusers opens it, and then fails for want of another.
+        """
+        encoders = {name for name in self.components if name.startswith("text_encoder")}
+        kind = self.components.get("text_encoder")
+        is_second = self.is_sdxl and kind == "CLIPTextModelWithProjection"
+        return _SECOND if is_second and encoders == {"text_encoder"} else {}
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
@@ -162,13 +208,33 @@ def parse_pipeline(content: bytes) -> Pipeline:
     if class_name in SD_PIPELINES and any(name.endswith("_2") for name in components):
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{class_name} has one text encoder, not two")
     missing = [name for name in _REQUIRED if name not in components]
-    # The SDXL refiner has one text encoder, in some repos under the second one's name.
+    # The SDXL refiner has one text encoder, in most repos under the second one's name.
     encoders = [name for name in components if name.startswith("text_encoder")]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders or _FIRST]
     missing += [name for name in (*(encoders or _FIRST), *tokenizers) if name not in components]
     if missing:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME} lacks {', '.join(missing)}")
     return Pipeline(class_name, components, options)
+
+
+def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
+    """Check the config of a repo that is one component."""
+    config = parse_json(content, CONFIG_NAME)
+    expected = SINGLE[model_type][1]
+    class_name = config.get("_class_name")
+    if class_name == expected:
+        return config
+    for other, (_component, its_class) in SINGLE.items():
+        if class_name == its_class:
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"the repo is of class {its_class}: it needs spec.modelType: {other.value}",
+            )
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT,
+        f"{CONFIG_NAME} names the class {_shown(class_name)}; spec.modelType"
+        f" {model_type.value} is for {expected}",
+    )
 
 
 def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:

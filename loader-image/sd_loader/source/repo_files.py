@@ -7,15 +7,16 @@ that is the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
-from sd_loader.source.pipelines import INDEX_NAME, WEIGHTS, Pipeline
+from sd_loader.source.pipelines import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pipeline
 
 _TOKENIZER_FILES = (
     "vocab.json",
@@ -71,6 +72,11 @@ def require_pipeline(names: Sequence[str]) -> None:
     )
 
 
+def replaced(request: LoadRequest) -> frozenset[str]:
+    """The components of a pipeline that the spec takes from elsewhere."""
+    return frozenset() if request.vae is None else frozenset({"vae"})
+
+
 def choose_files(
     files: Mapping[str, RepoFile],
     pipeline: Pipeline,
@@ -89,11 +95,42 @@ def choose_files(
             chosen.append(_needed(files, f"{component}/scheduler_config.json"))
         elif component in WEIGHTS:
             chosen.append(_needed(files, f"{component}/config.json"))
-            chosen.extend(_weights(files, component, revision, safetensors_only=safetensors_only))
+            chosen.extend(
+                _weights(
+                    files,
+                    PurePosixPath(component),
+                    WEIGHTS[component],
+                    revision,
+                    safetensors_only=safetensors_only,
+                )
+            )
         else:
             paths = (f"{component}/{name}" for name in _TOKENIZER_FILES)
             chosen.extend(files[path] for path in paths if path in files)
     return chosen
+
+
+def component_folder(names: Container[str], component: str) -> PurePosixPath | None:
+    """Where diffusers' component lies: its repo is of it alone, or a pipeline that has one."""
+    if CONFIG_NAME in names:
+        return PurePosixPath()
+    if INDEX_NAME in names and f"{component}/{CONFIG_NAME}" in names:
+        return PurePosixPath(component)
+    return None
+
+
+def choose_component(
+    files: Mapping[str, RepoFile],
+    folder: PurePosixPath,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool = False,
+) -> list[RepoFile]:
+    """The files of a component of diffusers': its config first, then one set of weights."""
+    return [
+        _needed(files, str(folder / CONFIG_NAME)),
+        *_weights(files, folder, WEIGHTS["unet"], revision, safetensors_only=safetensors_only),
+    ]
 
 
 def choose_file(
@@ -174,30 +211,32 @@ def _needed(files: Mapping[str, RepoFile], path: str) -> RepoFile:
 
 def _weights(
     files: Mapping[str, RepoFile],
-    component: str,
+    folder: PurePosixPath,
+    safe: str,
     revision: Revision | None,
     *,
     safetensors_only: bool,
 ) -> list[RepoFile]:
-    safe = WEIGHTS[component]
     torch = "pytorch_model" if safe == "model" else safe
     wanted = [revision.value] if revision in (Revision.FP16, Revision.BF16) else []
     # Many repos have one variant only; better a cast of that than nothing.
     variants = [*wanted, "", "fp16", "bf16"]
     for stem, suffix in ((safe, "safetensors"), (torch, "bin")):
         for variant in variants:
-            found = _weight_set(files, f"{component}/{stem}", variant, suffix)
+            found = _weight_set(files, str(folder / stem), variant, suffix)
             if found and suffix == "bin" and safetensors_only:
                 raise LoaderError(
                     Reason.UNSAFE_MODEL,
-                    f"{component} has no safetensors weights, and fromSafetensors is true",
+                    f"{folder.name or 'the repo'} has no safetensors weights, and fromSafetensors"
+                    " is true",
                 )
             if found:
                 return found
-    names = [name for name in files if PurePosixPath(name).parts[0] == component]
+    names = [name for name in files if PurePosixPath(name).is_relative_to(folder)]
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
-        f"the repo has no {component} weights that the loader reads; {holds(names)}",
+        f"the repo has no {folder.name and f'{folder} '}weights that the loader reads;"
+        f" {holds(names)}",
     )
 
 

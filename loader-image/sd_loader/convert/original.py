@@ -1,0 +1,143 @@
+"""The YAML config that a checkpoint was trained with: the few of its keys that a folder needs.
+
+Only strings, lists and mappings are built of it, whatever tags it has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_api.reasons import Reason
+from sd_api.spec import PredictionType
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+
+MAX_BYTES = 64 << 10
+"""The published ones have 2 to 4 KB."""
+
+_LDM_PREDICTIONS = {"eps": PredictionType.EPSILON, "v": PredictionType.V_PREDICTION}
+_SGM_PREDICTIONS = {
+    "EpsScaling": PredictionType.EPSILON,
+    "DiscreteEpsScaling": PredictionType.EPSILON,
+    "VScaling": PredictionType.V_PREDICTION,
+}
+
+
+@dataclass(frozen=True)
+class OriginalConfig:
+    """What such a config says; None where it does not.
+
+    image_size: of the latents. heads, head_channels: of the UNet's attentions, one or the other.
+    beta_start, beta_end, timesteps: the noise schedule. The rest must be as the tensors say.
+    """
+
+    prediction_type: PredictionType | None = None
+    image_size: int | None = None
+    heads: int | None = None
+    head_channels: int | None = None
+    beta_start: float | None = None
+    beta_end: float | None = None
+    timesteps: int | None = None
+    in_channels: int | None = None
+    model_channels: int | None = None
+    context_dim: int | None = None
+
+
+NOTHING_SAID = OriginalConfig()
+
+
+def read_original(path: Path) -> OriginalConfig:
+    """Read a downloaded config."""
+    with path.open("rb") as file:
+        return parse_original(file.read(MAX_BYTES + 1))
+
+
+def parse_original(content: bytes) -> OriginalConfig:
+    """The known keys of a config in LDM's or SGM's form; anything else is refused."""
+    if len(content) > MAX_BYTES:
+        raise _refused(f"it is larger than {MAX_BYTES} bytes")
+    model = _mapping(_parsed(content).get("model")).get("params")
+    if not isinstance(model, Mapping):
+        raise _refused("it has no model.params, so it is no config of a checkpoint")
+    is_sgm = "network_config" in model
+    unet = _mapping(
+        _mapping(model.get("network_config" if is_sgm else "unet_config")).get("params")
+    )
+    heads, head_channels = _whole(unet, "num_heads"), _whole(unet, "num_head_channels")
+    return OriginalConfig(
+        prediction_type=_sgm_prediction(model) if is_sgm else _ldm_prediction(model),
+        image_size=None if is_sgm else _whole(model, "image_size"),
+        heads=heads,
+        head_channels=head_channels if heads is None else None,
+        beta_start=_number(model, "linear_start"),
+        beta_end=_number(model, "linear_end"),
+        timesteps=_whole(model, "timesteps"),
+        in_channels=_whole(unet, "in_channels"),
+        model_channels=_whole(unet, "model_channels"),
+        context_dim=_whole(unet, "context_dim"),
+    )
+
+
+def _parsed(content: bytes) -> Mapping[str, object]:
+    import yaml
+
+    try:
+        # The base loader builds strings of all scalars and never looks at tags.
+        document = yaml.BaseLoader(content.decode()).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _refused("it is not valid YAML") from error
+    return _mapping(document)
+
+
+def _ldm_prediction(model: Mapping[str, object]) -> PredictionType:
+    value = model.get("parameterization", "eps")
+    found = _LDM_PREDICTIONS.get(value) if isinstance(value, str) else None
+    if found is None:
+        raise _refused(f"parameterization is {snippet(str(value))}; known are eps and v")
+    return found
+
+
+def _sgm_prediction(model: Mapping[str, object]) -> PredictionType | None:
+    denoiser = _mapping(_mapping(model.get("denoiser_config")).get("params"))
+    scaling = _mapping(denoiser.get("scaling_config")).get("target")
+    if scaling is None:
+        return None
+    found = _SGM_PREDICTIONS.get(str(scaling).rpartition(".")[2])
+    if found is None:
+        raise _refused(
+            f"scaling_config is {snippet(str(scaling))}; known are {', '.join(_SGM_PREDICTIONS)}"
+        )
+    return found
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(values: Mapping[str, object], key: str) -> int | None:
+    """A positive number; -1 is how these configs write "not this way"."""
+    value = values.get(key, "-1")
+    if value == "-1":
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,5}", value):
+        raise _refused(f"{key} is {snippet(str(value))}, not a positive whole number")
+    return int(value)
+
+
+def _number(values: Mapping[str, object], key: str) -> float | None:
+    """A number between 0 and 1, as the noise schedule's are."""
+    value = values.get(key)
+    if value is None:
+        return None
+    text = str(value)
+    number = float(text) if re.fullmatch(r"[0-9]{0,2}\.?[0-9]{1,20}", text, re.ASCII) else 0
+    if not 0 < number < 1:
+        raise _refused(f"{key} is {snippet(text)}, not a number between 0 and 1")
+    return number
+
+
+def _refused(what: str) -> LoaderError:
+    return LoaderError(Reason.INVALID_SPEC, f"spec.originalConfig: {what}")

@@ -1,0 +1,410 @@
+"""Parts of a pipeline: ControlNets and VAEs by themselves, spec.vae, and configured defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from catalog import Row
+from checkpoints import Checkpoint, save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
+from conversions import identical
+from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline
+from fakehub import FakeHub
+from loadercli import Containers, Ended, failed, load_request
+from safetensors.torch import load_file
+from test_convert_controlnet import save_repo as save_controlnet
+from test_convert_vae import tiny, tiny_diffusers
+from tinyrepo import save_repo
+
+from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.reasons import Reason
+from sd_api.spec import VaeSource
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+TOKEN = "hf_secret"
+PEER, OPENS = "AutoencoderKL.from_single_file", "DiffusionPipeline"
+ROWS: tuple[Row, ...] = tuple(
+    Row("custom_ckpt", family, f"checkpoint, VAE {what}", PEER, OPENS)
+    for family in ("SD 1", "SDXL")
+    for what in ("replaced by spec.vae", "missing and given by spec.vae", "missing, from a default")
+)
+MAKERS = {"SD 1": (tiny_sd15, "sd15", "sd1"), "SDXL": (tiny_sdxl, "sdxl", "sdxl")}
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """A Hub and file server on loopback."""
+    with FakeHub() as server:
+        yield server
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[FakeHub]:
+    """Another host."""
+    with FakeHub() as server:
+        yield server
+
+
+@pytest.fixture
+def containers(hub: FakeHub, elsewhere: FakeHub, tmp_path: Path) -> Containers:
+    """Containers that may reach both hosts, with an empty volume."""
+    containers = Containers.reaching(hub, tmp_path)
+    containers.env["SD_LOADER_ALLOWED_HOSTS"] = f"{hub.host},{elsewhere.host}"
+    return containers
+
+
+def secret(containers: Containers, host: str | None) -> None:
+    """Mount a credentials Secret."""
+    containers.credentials.mkdir(parents=True)
+    (containers.credentials / "token").write_text(TOKEN)
+    if host is not None:
+        (containers.credentials / "host").write_text(host)
+
+
+def loaded(ended: Ended) -> Any:
+    """What a load that ended well has published."""
+    assert ended.result is not None, ended.stderr
+    assert ended.result.outcome == "loaded", ended.stderr
+    return ended.result.artifact
+
+
+def without(tensors: Checkpoint, *prefixes: str) -> Checkpoint:
+    """A checkpoint that lacks parts."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+def served(hub: FakeHub, folder: Path, name: str, tensors: Checkpoint) -> str:
+    """A link to a file of these tensors."""
+    return hub.serve_file(f"/{name}", save_safetensors(folder / name, tensors))
+
+
+# --- by themselves
+
+
+def test_a_controlnet_of_the_table_loads_by_its_id_alone(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """`sd-loader load --model-type controlnet --model-id canny`, no url."""
+    repo = save_controlnet(tmp_path, "SD 1")
+    (repo / "README.md").write_text("not needed")
+    (repo / "diffusion_pytorch_model.bin").write_bytes(b"not needed")
+    hub.add_repo(CONTROLNET_REPOS["canny"], repo)
+
+    ended = containers.run(
+        "load", "--model-type", "controlnet", "--model-id", "canny", "--store", containers.store
+    )
+
+    assert ended.code == 0, ended.stderr
+    folder = containers.store / "canny"
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["config.json", WEIGHTS]
+    ControlNetModel.from_pretrained(folder.resolve(), local_files_only=True)
+    asked = {request.path.rpartition("/")[2] for request in hub.requests}
+    assert not {"README.md", "diffusion_pytorch_model.bin"} & asked
+
+
+def test_without_a_url_the_id_must_be_of_the_table(containers: Containers) -> None:
+    """The message lists the ids."""
+    ended = containers.run(
+        "load", "--model-type", "controlnet", "--model-id", "mine", "--store", containers.store
+    )
+    failed(ended, Reason.INVALID_SPEC, "one of the model ids inpaint, ip2p, tile")
+
+
+def test_a_controlnet_loads_from_a_link(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """Fetch and convert, as a Job runs them; the status says the family."""
+    repo = save_controlnet(tmp_path, "SD 2")
+    url = hub.serve_file("/net.safetensors", repo / WEIGHTS)
+    artifact = loaded(containers.load(load_request(url, model_type="controlnet")))
+    assert (artifact.base_model, artifact.pipeline_class) == ("sd2", "ControlNetModel")
+
+
+def test_a_vae_loads_from_a_link_a_repo_and_a_pipeline(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """The three are the same weights, so the same digest."""
+    pipeline = save_repo(tmp_path / "pipeline")
+    hub.add_repo("org/pipeline", pipeline)
+    hub.add_repo("org/vae", pipeline / "vae")
+    link = hub.serve_file("/vae.safetensors", pipeline / "vae" / WEIGHTS)
+    found = [
+        loaded(
+            containers.load(load_request(url, model_type="vae", model_id="vae", reload=url))
+        ).base_model
+        for url in ("org/pipeline", "org/vae", link)
+    ]
+    assert found == ["sd1"] * 3
+    folder = (containers.store / "vae").resolve()
+    AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    asked = [request.path for request in hub.requests]
+    assert not any("unet" in path for path in asked)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("controlnet", "names the class null; spec.modelType controlnet is for ControlNetModel"),
+        ("vae", "names the class null; spec.modelType vae is for AutoencoderKL"),
+    ],
+)
+def test_a_repo_of_another_kind_is_refused_before_its_weights(
+    containers: Containers, hub: FakeHub, tmp_path: Path, model_type: str, words: str
+) -> None:
+    """Told by its config, for a few bytes."""
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["CLIPTextModel"]}')
+    (folder / WEIGHTS).write_bytes(b"weights")
+    hub.add_repo("org/other", folder)
+    ended = containers.load(load_request("org/other", model_type=model_type))
+    failed(ended, Reason.UNSUPPORTED_FORMAT, words)
+    assert not any(request.path.endswith(WEIGHTS) for request in hub.requests)
+
+
+# --- spec.vae
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_vae_comes_from_elsewhere(
+    containers: Containers, hub: FakeHub, tmp_path: Path, row: Row
+) -> None:
+    """Bit for bit the VAE that was given, whether or not the checkpoint has one."""
+    make, name, base = MAKERS[row.architecture]
+    tensors = make()
+    if "missing" in row.container:
+        tensors = without(tensors, "first_stage_model.")
+    url = served(hub, tmp_path, "model.safetensors", tensors)
+    fields: dict[str, Any] = {}
+    if "default" in row.container:
+        repo = save_repo(tmp_path / "repo", name)
+        hub.add_repo("org/defaults", repo)
+        containers.env["SD_LOADER_DEFAULT_PARTS"] = f"{base}=org/defaults"
+        theirs = AutoencoderKL.from_pretrained(repo / "vae", dtype=torch.float16)
+    else:
+        other = tiny(seed=9)
+        fields["vae"] = VaeSource(url=served(hub, tmp_path, "vae.safetensors", other))
+        configs = tmp_path / "configs"
+        tiny_diffusers(configs.parent, torch.float32, row.architecture)
+        theirs = AutoencoderKL.from_single_file(
+            str(tmp_path / "vae.safetensors"),
+            config=str(tmp_path / f"configs {name}" / "vae"),
+            dtype=torch.float16,
+        )
+
+    ended = containers.load(load_request(url, model_type="custom_ckpt", revision="fp16", **fields))
+
+    assert loaded(ended).base_model == base
+    folder = (containers.store / "model").resolve()
+    mine = load_file(folder / "vae" / WEIGHTS)
+    assert mine.keys() == theirs.state_dict().keys()
+    for key, tensor in theirs.state_dict().items():
+        assert identical(mine[key], tensor), key
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    assert pipeline.vae.config.scaling_factor == theirs.config.scaling_factor
+    assert ended.result is not None
+    said = "the checkpoint has no vae: taken from org/defaults"
+    assert (said in ended.result.message) == ("default" in row.container)
+    if "default" in row.container:
+        asked = [request.path for request in hub.requests]
+        assert not any("unet" in path or "text_encoder" in path for path in asked)
+
+
+def test_missing_text_encoders_come_from_the_default_too(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """Their widths are compared with the UNet's."""
+    hub.add_repo("org/defaults", save_repo(tmp_path / "repo"))
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
+    url = served(
+        hub, tmp_path, "model.safetensors", without(tiny_sd15(), "cond_stage_model.", "first_stage")
+    )
+    ended = containers.load(load_request(url, model_type="custom_ckpt"))
+    loaded(ended)
+    folder = (containers.store / "model").resolve()
+    mine = load_file(folder / "text_encoder" / "model.safetensors")
+    theirs = load_file(tmp_path / "repo" / "text_encoder" / "model.safetensors")
+    assert {name.removeprefix("text_model.") for name in mine} == {
+        name.removeprefix("text_model.") for name in theirs
+    }
+    for name, tensor in theirs.items():
+        assert identical(mine["text_model." + name.removeprefix("text_model.")], tensor)
+    DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def test_a_default_of_another_width_is_refused(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """Else the pipeline would open, and fail at the first image."""
+    repo = save_repo(tmp_path / "repo")
+    hub.add_repo("org/defaults", repo)
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
+    tensors = without(tiny_sd15(), "cond_stage_model.")
+    wider = {
+        name: torch.cat([tensor, tensor], 1)
+        if "attn2.to_k" in name or "attn2.to_v" in name
+        else tensor
+        for name, tensor in tensors.items()
+    }
+    url = served(hub, tmp_path, "model.safetensors", wider)
+    ended = containers.load(load_request(url, model_type="custom_ckpt"))
+    failed(ended, Reason.CONVERSION_FAILED, "has the shape [32, 128]")
+
+
+def test_without_a_default_the_load_names_the_part_and_the_remedies(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """Nothing is guessed."""
+    url = served(hub, tmp_path, "model.safetensors", without(tiny_sd15(), "first_stage_model."))
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sdxl=org/defaults"
+    ended = containers.load(load_request(url, model_type="custom_ckpt"))
+    failed(ended, Reason.UNSUPPORTED_FORMAT, "the checkpoint has no VAE (first_stage_model.*)")
+    assert ended.result is not None
+    assert "spec.vae" in ended.result.message
+    assert "SD_OPERATOR_LOADER_DEFAULT_PARTS" in ended.result.message
+
+
+def test_a_repos_vae_is_replaced_and_not_downloaded(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """From a Hub repo, from one file of it, and from a pickle."""
+    repo = save_repo(tmp_path / "repo")
+    hub.add_repo("org/model", repo)
+    other = tmp_path / "other"
+    AutoencoderKL.from_config(AutoencoderKL.load_config(repo / "vae")).save_pretrained(other)
+    save_ckpt(other / "vae.pt", tiny(seed=9), nested=False)
+    hub.add_repo("org/vae", other)
+    request = load_request("org/model", vae=VaeSource(url="org/vae"))
+    loaded(containers.load(request))
+    folder = (containers.store / "model").resolve()
+    mine, theirs = load_file(folder / "vae" / WEIGHTS), load_file(other / WEIGHTS)
+    assert all(identical(mine[name], tensor) for name, tensor in theirs.items())
+    assert json.loads((folder / "model_index.json").read_text())["vae"] == [
+        "diffusers",
+        "AutoencoderKL",
+    ]
+    asked = [request.path for request in hub.requests]
+    assert not any("org/model" in path and "/vae/" in path for path in asked)
+
+    link = f"{hub.url}/org/vae/resolve/main/vae.pt"
+    loaded(containers.load(load_request("org/model", vae=VaeSource(url=link), reload="1")))
+    folder = (containers.store / "model").resolve()
+    assert load_file(folder / "vae" / WEIGHTS).keys() == theirs.keys()
+
+
+def test_a_local_vae_is_taken_by_hand(containers: Containers, tmp_path: Path) -> None:
+    """`--vae FILE`; a changed file is another source."""
+    model = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
+    arguments = ["load", "--url", model, "--model-id", "model", "--store", containers.store]
+    versions = []
+    for seed in (1, 2):
+        vae = save_safetensors(tmp_path / "vae.safetensors", tiny(seed=seed))
+        ended = containers.run(*arguments, "--vae", vae)
+        assert ended.code == 0, ended.stderr
+        versions.append((containers.store / "model").resolve())
+    assert versions[0] != versions[1]
+
+
+def fails(containers: Containers, hub: FakeHub, folder: Path, vae: str, **fields: Any) -> Ended:
+    """Load a checkpoint with a VAE that cannot be had."""
+    url = served(hub, folder, "model.safetensors", tiny_sd15())
+    return containers.load(
+        load_request(url, **{"model_type": "custom_ckpt", "vae": VaeSource(url=vae), **fields})
+    )
+
+
+def test_what_is_no_vae_is_named(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
+    """An embedding in its place, a page, nothing at all; nothing is published."""
+    embedding = served(hub, tmp_path, "embedding.safetensors", {"emb_params": torch.zeros(1, 64)})
+    ended = fails(containers, hub, tmp_path, embedding)
+    failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a textual-inversion embedding")
+    ended = fails(containers, hub, tmp_path, f"{hub.url}/nothing")
+    failed(ended, Reason.SOURCE_NOT_FOUND, "spec.vae: ")
+    ended = fails(containers, hub, tmp_path, "no repo")
+    failed(ended, Reason.INVALID_SPEC, "spec.vae: no repo is neither a repo id (ORG/NAME)")
+    pickle = hub.serve_file("/vae.pt", save_ckpt(tmp_path / "vae.pt", tiny()))
+    ended = fails(containers, hub, tmp_path, pickle, from_safetensors=True)
+    failed(ended, Reason.UNSAFE_MODEL, "spec.vae: ")
+    ended = fails(containers, hub, tmp_path, "http://169.254.169.254/vae")
+    failed(ended, Reason.ADDRESS_REFUSED, "spec.vae: ")
+    assert not (containers.store / "model").exists()
+
+
+def test_only_whole_models_have_a_vae(containers: Containers) -> None:
+    """A VAE of a VAE is refused before anything is downloaded."""
+    request = load_request("org/vae", model_type="vae", vae=VaeSource(url="org/other"))
+    ended = containers.load(request)
+    failed(ended, Reason.INVALID_SPEC, "spec.vae is for whole models; modelType vae has none")
+
+
+def test_a_vae_of_another_family_is_told(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """It loads, as the user wants, with a warning."""
+    hub.add_repo("org/vae", save_repo(tmp_path / "repo", "sdxl") / "vae")
+    ended = fails(containers, hub, tmp_path, "org/vae")
+    loaded(ended)
+    assert ended.result is not None
+    assert "the VAE is, by its scaling_factor, one of sdxl" in ended.result.message
+
+
+# --- the token
+
+
+def test_the_token_stays_with_its_host(
+    containers: Containers, hub: FakeHub, elsewhere: FakeHub, tmp_path: Path
+) -> None:
+    """The VAE's host never sees it, nor does the Hub, unless the Secret is for them."""
+    secret(containers, hub.host)
+    vae = served(elsewhere, tmp_path, "vae.safetensors", tiny())
+    loaded(fails(containers, hub, tmp_path, vae, credentials=True))
+    assert [request.headers.get("authorization") for request in elsewhere.requests] == [None]
+    sent = {request.headers.get("authorization") for request in hub.requests}
+    assert sent == {f"Bearer {TOKEN}"}
+
+
+def test_the_token_of_another_host_does_not_reach_the_hub(
+    containers: Containers, hub: FakeHub, elsewhere: FakeHub, tmp_path: Path
+) -> None:
+    """Neither for a VAE from the Hub, nor for the default parts."""
+    secret(containers, elsewhere.host)
+    repo = save_repo(tmp_path / "repo")
+    hub.add_repo("org/defaults", repo)
+    hub.add_repo("org/vae", repo / "vae")
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
+    tensors = without(tiny_sd15(), "cond_stage_model.", "first_stage")
+    url = served(elsewhere, tmp_path, "model.safetensors", tensors)
+    loaded(
+        containers.load(
+            load_request(
+                url, model_type="custom_ckpt", credentials=True, vae=VaeSource(url="org/vae")
+            )
+        )
+    )
+    sent = [request.headers.get("authorization") for request in elsewhere.requests]
+    assert sent == [f"Bearer {TOKEN}"]
+    assert hub.requests
+    assert all("authorization" not in request.headers for request in hub.requests)
+
+
+def test_the_token_reaches_the_vae_on_its_host(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """A private VAE beside a private model."""
+    secret(containers, hub.host)
+    vae = served(hub, tmp_path, "vae.safetensors", tiny())
+    hub.forget()
+    loaded(fails(containers, hub, tmp_path, vae, credentials=True))
+    sent = [request.headers.get("authorization") for request in hub.requests]
+    assert sent == [f"Bearer {TOKEN}"] * 2
+
+
+def test_a_default_setting_that_is_none_is_named(containers: Containers) -> None:
+    """Before anything is downloaded."""
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd9=org/name"
+    ended = containers.load(load_request("org/model"))
+    failed(ended, Reason.INVALID_SPEC, "SD_LOADER_DEFAULT_PARTS must be entries BASE=ORG/NAME")
