@@ -21,18 +21,18 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
     """The load of this spec, owned by nobody but its model id; a path is a local file."""
     if spec.url is None:
         raise LoaderError(Reason.INVALID_SPEC, "url: a repo id, a link or a file is required")
-    origin = Path(spec.url)
-    state = None
-    # Unlike Path.is_file, this takes a repo id that no file could be named.
-    if "://" not in spec.url and os.path.isfile(origin):  # noqa: PTH113
-        status = origin.stat()
-        state = f"{status.st_size} {status.st_mtime_ns}"
+    state = _file_state(spec.url)
+    if state is not None:
         spec = spec.model_copy(
             update={
-                "url": str(origin.absolute()),
+                "url": str(Path(spec.url).absolute()),
                 "model_type": spec.model_type or ModelType.CUSTOM_CKPT,
             }
         )
+    config = spec.original_config
+    if config is not None and (of_config := _file_state(config)) is not None:
+        state = f"{state} {of_config}"
+        spec = spec.model_copy(update={"original_config": str(Path(config).absolute())})
     owner = owner_of(model_id)
     return LoadRequest(
         owner=owner,
@@ -53,6 +53,15 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         verify=spec.verify,
         credentials=credentials,
     )
+
+
+def _file_state(url: str) -> str | None:
+    """Size and time of a file on this machine; None for a link or a repo."""
+    # Unlike Path.is_file, isfile takes a repo id that no file could be named.
+    if "://" in url or not os.path.isfile(url):  # noqa: PTH113
+        return None
+    status = Path(url).stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def owner_of(model_id: str) -> Owner:
