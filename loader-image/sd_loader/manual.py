@@ -29,12 +29,18 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         )
     url, state = _local(url)
     spec = spec.model_copy(update={"url": url})
+    states = [state]
     if state is not None:
         spec = spec.model_copy(update={"model_type": spec.model_type or ModelType.CUSTOM_CKPT})
     if spec.vae is not None:
         vae, vae_state = _local(spec.vae.url)
         spec = spec.model_copy(update={"vae": VaeSource(url=vae)})
-        state = " ".join(filter(None, (state, vae_state))) or None
+        states.append(vae_state)
+    if spec.original_config is not None:
+        config, config_state = _local(spec.original_config)
+        spec = spec.model_copy(update={"original_config": config})
+        states.append(config_state)
+    state = " ".join(filter(None, states)) or None
     owner = owner_of(model_id)
     return LoadRequest(
         owner=owner,
