@@ -88,7 +88,8 @@ def cases(hub: FakeHub, refused: FakeHub, work: Path, checkpoint: Path) -> dict[
         "lora-as-checkpoint": {"url": served("/lora.safetensors", lora())},
         "pickle": {"url": served("/m.ckpt", plain), "fromSafetensors": True},
         "hostile": {"url": served("/hostile.ckpt", hostile)},
-        "type-to-come": {"url": served("/l.safetensors", lora()), "modelType": "lora"},
+        "half-a-lora": {"url": served("/l.safetensors", lora()), "modelType": "lora"},
+        "lora-as-embedding": {"url": served("/e.safetensors", lora()), "modelType": "embeddings"},
     }
 
 
@@ -106,7 +107,8 @@ EXPECTED = {
     "lora-as-checkpoint": (Reason.UNSUPPORTED_FORMAT, "LoRA"),
     "pickle": (Reason.UNSAFE_MODEL, "fromSafetensors"),
     "hostile": (Reason.UNSAFE_MODEL, ""),
-    "type-to-come": (Reason.UNSUPPORTED_FORMAT, "lora"),
+    "half-a-lora": (Reason.CONVERSION_FAILED, "lora_up"),
+    "lora-as-embedding": (Reason.UNSUPPORTED_FORMAT, "spec.modelType: lora"),
 }
 
 

@@ -89,6 +89,28 @@ def test_a_module_s_own_state_dict_is_read(tmp_path):
     assert torch.equal(opened_tensors(tmp_path / "model.pt")["weight"], state["weight"])
 
 
+def test_the_vectors_of_textual_inversion_are_read(tmp_path):
+    """They lie one level deeper, in a dictionary or in a module; what the file says lies beside."""
+    vectors = torch.randn(2, 8)
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
+    for held in ({"*": vectors}, parameters):
+        content = {"string_to_token": {"*": 265}, "string_to_param": held, "name": "fish"}
+        torch.save(content, tmp_path / "x.pt")
+        found = opened_tensors(tmp_path / "x.pt")
+        assert found.keys() == {"string_to_param.*"}
+        assert torch.equal(found["string_to_param.*"], vectors)
+        with open_tensor_file(tmp_path / "x.pt") as opened:
+            assert opened.metadata["name"] == "fish"
+
+
+def test_a_checkpoint_has_no_other_level(tmp_path):
+    """Tensors in any other dictionary, or in a module within it, are no weights."""
+    parameters = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.ones(2))})
+    content = {"weight": torch.ones(2), "optimizer": {"state": torch.ones(2)}, "ema": parameters}
+    torch.save(content, tmp_path / "x.ckpt")
+    assert opened_tensors(tmp_path / "x.ckpt").keys() == {"weight"}
+
+
 def test_a_tensor_with_attributes_is_read(tmp_path):
     """Attributes that a program hung on a tensor are dropped."""
     weight = torch.randn(2)

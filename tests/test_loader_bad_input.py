@@ -320,12 +320,23 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
             "spec.originalConfig",
             id="config",
         ),
-        pytest.param({"model_type": "lora"}, Reason.UNSUPPORTED_FORMAT, "lora", id="model type"),
+        pytest.param(
+            {"model_type": "lora", "vae": {"url": "org/vae"}},
+            Reason.INVALID_SPEC,
+            "spec.vae is for whole models",
+            id="vae of a LoRA",
+        ),
         pytest.param(
             {"model_type": "huggingface", "weights": "ema"},
             Reason.INVALID_SPEC,
             "spec.weights",
             id="averages of a repo",
+        ),
+        pytest.param(
+            {"model_type": "lora", "weights": "ema"},
+            Reason.INVALID_SPEC,
+            "spec.weights",
+            id="averages of a LoRA",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""`sd-loader inspect`: what a checkpoint is, found by planning its load."""
+"""`sd-loader inspect`: what a model file is, found by planning its load."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from pathlib import Path
 from sd_api.fields import Contract
 from sd_api.spec import ModelType, Spec
 from sd_loader.convert import plan_file
+from sd_loader.convert.detect import kind_of
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
 from sd_loader.manual import request_of
 from sd_loader.progress import size
 
+_TYPES = (
+    ModelType.CUSTOM_CKPT,
+    ModelType.LORA,
+    ModelType.EMBEDDINGS,
+    ModelType.CONTROLNET,
+    ModelType.VAE,
+)
 _TITLE = "modelspec.title"
 
 
 class Inspection(Contract):
     """What a file is. The words are those of status.artifact; size_bytes is the tensors'."""
 
+    model_type: ModelType
     format: str
     base_model: str | None
     pipeline_class: str | None
@@ -35,6 +44,7 @@ class Inspection(Contract):
     def to_text(self) -> str:
         """A line for each thing known."""
         lines = {
+            "model type": self.model_type,
             "format": self.format,
             "base model": self.base_model,
             "pipeline": self.pipeline_class,
@@ -49,11 +59,15 @@ class Inspection(Contract):
 
 def inspect(path: Path) -> Inspection:
     """Say what a file is; raises LoaderError where `load` would refuse it."""
-    request = request_of(Spec(url=str(path), model_type=ModelType.CUSTOM_CKPT), "inspected")
     with open_tensor_file(path) as file:
+        found = kind_of(file.tensors)
+        # What is of no type that inspection knows is refused as what users mostly bring.
+        model_type = found if found in _TYPES else ModelType.CUSTOM_CKPT
+        request = request_of(Spec(url=str(path), model_type=model_type), "inspected")
         plan = plan_file(file, request)
         title = file.metadata.get(_TITLE)
         return Inspection(
+            model_type=model_type,
             format=file.format,
             base_model=plan.base_model,
             pipeline_class=plan.pipeline_class,

@@ -16,14 +16,14 @@ from sd_loader.tensors import Tensor, TensorFile
 
 
 def verify_folder(out: Path, plan: FolderPlan, verify: Verify, report: Report) -> None:
-    """Read every published header again; with `verify.weights` every weight, too."""
+    """Read every published header again; every weight, too, where that is asked for."""
     total = sum(file.size for file in plan.weights)
     done = 0
     report(Progress(stage=Stage.VERIFYING, bytes_done=done, bytes_total=total))
     for planned in plan.weights:
         with open_tensor_file(out / planned.path) as found:
             _check_header(planned, found)
-            if verify.weights:
+            if verify.weights or plan.scan:
                 for name, tensor in found.tensors.items():
                     _check_finite(f"{planned.path}: {name}", tensor)
                     done += tensor.nbytes

@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
 
 _COMPONENTS = (ModelType.CONTROLNET, ModelType.VAE)
-_MODEL_TYPES = (
-    ModelType.API_TRAINED,
-    ModelType.CUSTOM_CKPT,
-    ModelType.HUGGINGFACE,
-    *_COMPONENTS,
-)
+_ADAPTERS = (ModelType.LORA, ModelType.EMBEDDINGS)
 _NO_EMA = (
     "spec.weights: ema is for checkpoints (modelType custom_ckpt): a diffusers folder or component"
     " has one set of weights"
@@ -105,14 +100,10 @@ def _convert_with_parts(
 
 def refuse_unavailable(request: LoadRequest) -> None:
     """Refuse what cannot be done, rather than publish something else; needs no download."""
-    if request.model_type not in _MODEL_TYPES:
-        raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT,
-            f"model type {request.model_type.value} is not supported by this version of the loader",
-        )
     if request.weights is Weights.EMA and request.model_type in (
         ModelType.HUGGINGFACE,
         *_COMPONENTS,
+        *_ADAPTERS,
     ):
         raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
     if request.original_config and request.model_type not in _FROM_CHECKPOINTS:
@@ -146,6 +137,14 @@ def plan_file(file: TensorFile, request: LoadRequest, beside: Beside | None = No
             from sd_loader.convert.vae import plan_vae
 
             return plan_vae(file, request)
+        case ModelType.LORA:
+            from sd_loader.convert.lora import plan_lora
+
+            return plan_lora(file, request)
+        case ModelType.EMBEDDINGS:
+            from sd_loader.convert.embedding import plan_embedding
+
+            return plan_embedding(file, request)
         case _:
             from sd_loader.convert.checkpoint import plan_checkpoint
 

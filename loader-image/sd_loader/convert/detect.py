@@ -44,6 +44,9 @@ class _Kind:
         return f"{self.what}: it needs spec.modelType: {self.model_type.value}"
 
 
+_CHECKPOINT = _Kind(
+    "a checkpoint", re.compile(re.escape(_FIRST_CONVOLUTION)), ModelType.CUSTOM_CKPT
+)
 _CONTROLNET = _Kind(
     "a ControlNet",
     re.compile(r"(control_model|controlnet_cond_embedding|controlnet_down_blocks)\.|lllite_"),
@@ -55,7 +58,8 @@ _OTHERS = (
         re.compile(
             r"lora_(unet|te\d?|transformer)_"
             r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
-            r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$"
+            r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
+            r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$|bundle_emb\.|lora_controlnet$"
         ),
         ModelType.LORA,
     ),
@@ -83,6 +87,24 @@ _OTHERS = (
     ),
     _Kind("a UNet without its pipeline", re.compile(r"input_blocks\.0\.0\.weight$")),
 )
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
+    """The model type that a file of these tensors needs; None where it is no known one."""
+    if _FIRST_CONVOLUTION in tensors:
+        return ModelType.CUSTOM_CKPT
+    found = _kind(tensors)
+    return found.model_type if found else None
+
+
+def refuse_other_kinds(tensors: Mapping[str, Tensor], wanted: ModelType) -> None:
+    """Refuse, by name, what is recognised as another kind of model than the one wanted."""
+    other = known_to_diffusers_only(tensors)
+    if other is not None:
+        raise _unsupported(other)
+    found = _CHECKPOINT if _FIRST_CONVOLUTION in tensors else _kind(tensors)
+    if found is not None and found.model_type is not wanted:
+        raise _unsupported(str(found))
 
 
 # What diffusers' from_single_file reads, and this loader does not.
@@ -210,6 +232,13 @@ def _other(tensors: Mapping[str, Tensor]) -> str:
     return (
         f"no Stable Diffusion checkpoint: its {len(tensors)} tensors are named like {examples},"
         f" none is {_FIRST_CONVOLUTION}"
+    )
+
+
+def _kind(tensors: Mapping[str, Tensor]) -> _Kind | None:
+    """The first of the other kinds that a name speaks for."""
+    return next(
+        (kind for kind in _OTHERS if any(kind.pattern.match(name) for name in tensors)), None
     )
 
 

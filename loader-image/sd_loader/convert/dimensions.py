@@ -32,11 +32,14 @@ def matches(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> boo
 def describe(pattern: str, dimensions: Mapping[str, int]) -> str:
     """The shape that a pattern asks for, as far as it is known."""
     return ", ".join(
-        str(evaluate(expression, dimensions))
-        if all(name in dimensions for _, name in _terms(expression) if name)
-        else expression
+        str(evaluate(expression, dimensions)) if is_known(expression, dimensions) else expression
         for expression in pattern.split()
     )
+
+
+def is_known(expression: str, dimensions: Mapping[str, int]) -> bool:
+    """Whether every name in an expression has a value."""
+    return all(name in dimensions for _, name in _terms(expression) if name)
 
 
 def _agrees(expression: str, size: int, dimensions: Dimensions) -> bool:
@@ -48,8 +51,7 @@ def _agrees(expression: str, size: int, dimensions: Dimensions) -> bool:
         dimensions[name] = size // factor
         return True
     # A sum of which a part was not met is no size of anything.
-    known = all(name in dimensions for _, name in terms if name)
-    return known and evaluate(expression, dimensions) == size
+    return is_known(expression, dimensions) and evaluate(expression, dimensions) == size
 
 
 @cache

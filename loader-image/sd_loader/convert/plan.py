@@ -170,13 +170,17 @@ def _shards(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A diffusers folder as it will be; the words are those of `Converted`."""
+    """A diffusers folder as it will be; the words are those of `Converted`.
+
+    scan: every weight is looked at before it is published, even if nobody asks for it.
+    """
 
     files: tuple[PlannedFile, ...]
     base_model: str | None = None
     pipeline_class: str | None = None
     prediction_type: str | None = None
     warnings: tuple[str, ...] = ()
+    scan: bool = False
 
     @property
     def weights(self) -> tuple[WeightsFile, ...]:
@@ -185,8 +189,16 @@ class FolderPlan:
 
     @property
     def precision(self) -> str:
-        """fp32, fp16 or bf16; mixed where the tensors differ or have another type."""
-        found = {item.dtype for file in self.weights for item in file.items if item.dtype.is_float}
+        """fp32, fp16 or bf16; mixed where the tensors differ or have another type.
+
+        Single numbers, such as the scales of a LoRA, do not count.
+        """
+        found = {
+            item.dtype
+            for file in self.weights
+            for item in file.items
+            if item.dtype.is_float and item.source.count > 1
+        }
         return _PRECISIONS.get(found.pop(), MIXED) if len(found) == 1 else MIXED
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 from sd_loader.formats.pickle_names import Name
 from sd_loader.formats.pickle_objects import (
     OPAQUE,
+    Parameters,
     Storage,
     View,
     outcome,
@@ -171,10 +172,15 @@ def _entries(values: Sequence[object]) -> dict[str, object]:
 
 
 def _set_state(machine: _Machine) -> None:
-    """Drop an object's attributes; those of a class or function would be the program's own."""
-    machine.take(1)
+    """Drop an object's attributes; those of a class or function would be the program's own.
+
+    Only a ParameterDict keeps its weights there.
+    """
+    (state,) = machine.take(1)
     target = machine.top()
-    if not (target is OPAQUE or isinstance(target, dict | View)):
+    if isinstance(target, Parameters):
+        target.set_state(state)
+    elif not (target is OPAQUE or isinstance(target, dict | View)):
         refuse_unsafe("it sets attributes of what is no object of its own")
 
 

@@ -46,6 +46,9 @@ DICTIONARIES = frozenset(
     }
 )
 
+# What early programs kept the vectors of textual inversion in.
+PARAMETER_DICTIONARY = Name("torch.nn.modules.container", "ParameterDict")
+
 STORAGES = {
     Name("torch", "DoubleStorage"): Dtype.F64,
     Name("torch", "FloatStorage"): Dtype.F32,
@@ -138,7 +141,6 @@ INERT = frozenset(
         *_names("torch", "Tensor device Generator strided complex32 complex64 complex128"),
         *_names("torch.torch_version", "TorchVersion"),
         *_names("torch.nn.parameter", "Parameter Buffer"),
-        *_names("torch.nn.modules.container", "ParameterDict"),
         *_names("torch.serialization", "_get_layout"),
         *_names("omegaconf.base", "ContainerMetadata Metadata"),
         *_names("omegaconf.dictconfig", "DictConfig"),
@@ -162,6 +164,7 @@ INERT = frozenset(
 
 PERMITTED = (
     frozenset({REBUILD_TENSOR, REBUILD_TENSOR_V2, REBUILD_TENSOR_V3, REBUILD_FROM_TYPE, SIZE})
+    | {PARAMETER_DICTIONARY}
     | REBUILD_PARAMETER
     | DICTIONARIES
     | STORAGES.keys()

@@ -13,6 +13,7 @@ from sd_loader.formats.pickle_names import (
     DEFAULT_DICTIONARY,
     DICTIONARIES,
     DTYPES,
+    PARAMETER_DICTIONARY,
     PERMITTED,
     REBUILD_FROM_TYPE,
     REBUILD_PARAMETER,
@@ -65,6 +66,16 @@ class View:
     strides: tuple[int, ...]
 
 
+class Parameters(dict[str, object]):
+    """A ParameterDict: a dictionary whose entries are in its state, like a module's weights."""
+
+    def set_state(self, state: object) -> None:
+        """Take the entries; what else a module has is forgotten."""
+        entries = state.get("_parameters") if isinstance(state, dict) else None
+        if isinstance(entries, dict):
+            self.update(entries)
+
+
 def permitted(module: str, name: str) -> Name:
     """The name, if it is one of those that a model's pickle may refer to."""
     found = Name(module, name)
@@ -79,6 +90,8 @@ def outcome(function: Name, arguments: tuple[Any, ...]) -> object:
         if arguments and function != DEFAULT_DICTIONARY:
             refuse_damaged("a dictionary made from other objects")
         return {}
+    if function == PARAMETER_DICTIONARY:
+        return Parameters()
     if function in _REBUILD_ARGUMENTS:
         return _view(function, arguments)
     if function in REBUILD_PARAMETER or function == SIZE:

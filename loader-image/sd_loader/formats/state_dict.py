@@ -14,6 +14,7 @@ from sd_loader.formats.zipdir import Record
 from sd_loader.tensors import Tensor
 
 _NESTED = "state_dict"
+_EMBEDDINGS = "string_to_param"
 _MAX_NESTING = 8
 _LARGEST_NUMBER = 1 << 63
 
@@ -21,7 +22,8 @@ _LARGEST_NUMBER = 1 << 63
 def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
     """The weights of a checkpoint, and the numbers and strings that stand beside them.
 
-    Training programs keep the weights under `state_dict`, next to their own progress.
+    Training programs keep the weights under `state_dict`, next to their own progress; textual
+    inversion keeps its vectors under `string_to_param`, whose entries are named after it here.
     """
     metadata: dict[str, str] = {}
     for _ in range(_MAX_NESTING):
@@ -29,8 +31,7 @@ def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
             break
         metadata.update(_scalars(content))
         if not isinstance(content.get(_NESTED), dict):
-            views = {name: value for name, value in content.items() if isinstance(value, View)}
-            return _checked(views), metadata
+            return _checked(_views(content)), metadata
         content = content[_NESTED]
     raise LoaderError(Reason.NOT_A_MODEL, "the pickle holds no dictionary of tensors")
 
@@ -38,6 +39,16 @@ def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
 def place(fd: int, views: Mapping[str, View], records: Mapping[str, Record]) -> dict[str, Tensor]:
     """Where the tensors' bytes lie; records: the storages in the file, by their key."""
     return {name: _tensor(fd, name, view, records) for name, view in views.items()}
+
+
+def _views(content: Mapping[str, object]) -> dict[str, View]:
+    views = {name: value for name, value in content.items() if isinstance(value, View)}
+    embeddings = content.get(_EMBEDDINGS)
+    if isinstance(embeddings, dict):
+        for name, value in embeddings.items():
+            if isinstance(value, View):
+                views[f"{_EMBEDDINGS}.{name}"] = value
+    return views
 
 
 def _checked(views: dict[str, View]) -> dict[str, View]:

@@ -1,0 +1,235 @@
+"""What the tensors of a LoRA are by their names: halves of which layer, in which style.
+
+Three styles are about: kohya's (`lora_unet_…_to_q.lora_down.weight`, with an alpha for each layer),
+that of diffusers (`unet.….to_q.lora.down.weight`, and older `….processor.to_q_lora.down.weight`)
+and PEFT's (`unet.….to_q.lora_A.weight`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NoReturn
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+from sd_loader.tensors import Tensor
+
+UNET = "unet"
+TEXT_ENCODER = "text_encoder"
+TEXT_ENCODER_2 = "text_encoder_2"
+
+
+class Style(Enum):
+    """How a tensor is named. OLD: as diffusers named attention processors."""
+
+    KOHYA = "kohya"
+    OLD = "old diffusers"
+    DIFFUSERS = "diffusers"
+    PEFT = "PEFT"
+
+
+class Half(Enum):
+    """What a tensor is to its layer; the value is PEFT's name of it."""
+
+    DOWN = "lora_A.weight"
+    UP = "lora_B.weight"
+    BIAS = "lora_B.bias"
+    MAGNITUDE = "lora_magnitude_vector"
+    ALPHA = "alpha"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A name, taken apart. layer: in kohya's style with underscores for dots.
+
+    bare: without the component's name, as files that hold a UNet's layers alone have it.
+    """
+
+    component: str
+    layer: str
+    half: Half
+    style: Style
+    bare: bool = False
+
+
+@dataclass
+class Layer:
+    """The tensors of one layer: their names in the file, and the keys that these mean."""
+
+    component: str
+    name: str
+    keys: dict[Half, Key] = field(default_factory=dict)
+    names: dict[Half, str] = field(default_factory=dict)
+
+    @property
+    def styles(self) -> set[Style]:
+        """More than one where halves are named differently."""
+        return {key.style for key in self.keys.values()}
+
+
+_SHOWN = 120
+
+_KOHYA_COMPONENTS = {
+    "unet": UNET,
+    "te": TEXT_ENCODER,
+    "te1": TEXT_ENCODER,
+    "te2": TEXT_ENCODER_2,
+}
+_KOHYA = re.compile(
+    r"lora_(unet|te1|te2|te)_([^.]+)\.(lora_down\.weight|lora_up\.weight|alpha)", re.ASCII
+)
+_KOHYA_HALVES = {
+    "lora_down.weight": Half.DOWN,
+    "lora_up.weight": Half.UP,
+    "alpha": Half.ALPHA,
+}
+_COMPONENT = re.compile(r"(unet|text_encoder_2|text_encoder)\.(.+)")
+_BARE = re.compile(
+    r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\."
+)
+
+_DIRECTIONS = {"down": Half.DOWN, "up": Half.UP}
+_OLD = re.compile(r"(.+?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight")
+_DIFFUSERS = re.compile(r"(.+)\.lora\.(down|up)\.weight")
+_DIFFUSERS_TEXT = re.compile(r"(.+)\.lora_linear_layer\.(down|up)\.weight")
+_PEFT = re.compile(
+    r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector)(?:\.weight)?"
+)
+
+# What a file of adapters may hold besides, or instead; diffusers reads none of it for these
+# families, or reads it and leaves out a part of what was trained.
+_NOT_READ = (
+    (r".*\.hada_", "a LyCORIS of the kind LoHa"),
+    (r".*\.lokr_", "a LyCORIS of the kind LoKr"),
+    (r".*\.(oft_|oft_diag|oft_blocks)", "a LyCORIS of the kind OFT"),
+    (r".*\.(on_input)$", "a LyCORIS of the kind IA3"),
+    (r".*\.lora_mid\.", "a LyCORIS with a Tucker decomposition (lora_mid)"),
+    (r".*\.(diff|diff_b|w_norm|b_norm)$", "a LyCORIS with full differences of weights"),
+    (r".*\.dora_scale$", "a DoRA in kohya's style, whose dora_scale diffusers leaves out"),
+    (r"bundle_emb\.", "a LoRA with embeddings in it (bundle_emb)"),
+    (r"(lora_controlnet$|control_model\.)", "a Control-LoRA"),
+    (
+        r"(lora_unet_(double|single)_blocks_|(diffusion_model|transformer)\.(double|single)_blocks"
+        r"|transformer\.single_transformer_blocks)",
+        "a LoRA of FLUX",
+    ),
+    (
+        r"(lora_unet_joint_blocks_|(diffusion_model|transformer)\.joint_blocks|lora_te3_)",
+        "a LoRA of Stable Diffusion 3",
+    ),
+    (r"(lora_transformer_|transformer\.|diffusion_model\.|lora_prior_)", "a LoRA of another model"),
+    (
+        r"base_model\.model\.",
+        "an adapter as PEFT saves it alone, whose scale stands in another file"
+        " (adapter_config.json)",
+    ),
+    (
+        r"(unet|text_encoder|text_encoder_2|down_blocks|mid_block|up_blocks)\..*\.alpha$",
+        "a LoRA with alphas in diffusers' style, which diffusers leaves out",
+    ),
+)
+
+
+def parse(name: str) -> Key | None:
+    """What a tensor's name says; None where it is no name of a LoRA's tensor."""
+    kohya = _KOHYA.fullmatch(name)
+    if kohya:
+        component, layer, half = kohya.groups()
+        return Key(_KOHYA_COMPONENTS[component], layer, _KOHYA_HALVES[half], Style.KOHYA)
+    named = _COMPONENT.fullmatch(name)
+    if named:
+        return _parse_rest(named[1], named[2], bare=False)
+    if _BARE.match(name):
+        return _parse_rest(UNET, name, bare=True)
+    return None
+
+
+def _parse_rest(component: str, rest: str, *, bare: bool) -> Key | None:
+    if found := _OLD.fullmatch(rest):
+        prefix, letter, direction = found.groups()
+        layer = f"{prefix}.{_projection(component, letter)}"
+        return Key(component, layer, _DIRECTIONS[direction], Style.OLD, bare)
+    pattern = _DIFFUSERS if component == UNET else _DIFFUSERS_TEXT
+    if found := pattern.fullmatch(rest):
+        return Key(component, found[1], _DIRECTIONS[found[2]], Style.DIFFUSERS, bare)
+    if found := _PEFT.fullmatch(rest):
+        return Key(component, found[1], Half(found[2]), Style.PEFT, bare)
+    return None
+
+
+def _projection(component: str, letter: str) -> str:
+    if component == UNET:
+        return "to_out.0" if letter == "out" else f"to_{letter}"
+    return f"{letter}_proj"
+
+
+def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
+    """The layers that the file changes; refuses, by name, what is not or not only a LoRA."""
+    keys: dict[str, Key] = {}
+    for name in tensors:
+        key = parse(name)
+        if key is None:
+            _refuse(name)
+        keys[name] = key
+    _check_styles(keys)
+    layers: dict[tuple[str, str], Layer] = {}
+    for name, key in keys.items():
+        layer = layers.setdefault((key.component, key.layer), Layer(key.component, key.layer))
+        if key.half in layer.keys:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"two tensors are the {key.half.value} of one layer: {shown(name)} and"
+                f" {shown(layer.names[key.half])}",
+            )
+        layer.keys[key.half] = key
+        layer.names[key.half] = name
+    found = list(layers.values())
+    for layer in found:
+        _check_whole(layer)
+    return found
+
+
+def _refuse(name: str) -> NoReturn:
+    for pattern, what in _NOT_READ:
+        if re.match(pattern, name):
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"the file is {what}; supported are LoRAs of sd1, sd2 and sdxl that diffusers"
+                f" reads (seen: {shown(name)})",
+            )
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT,
+        f"no LoRA has a tensor named like {shown(name)}; names of kohya's, diffusers' and PEFT's"
+        " style are read",
+    )
+
+
+def _check_whole(layer: Layer) -> None:
+    for half, other in ((Half.DOWN, Half.UP), (Half.UP, Half.DOWN)):
+        if half not in layer.keys:
+            seen = layer.names.get(other) or next(iter(layer.names.values()))
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"a layer lacks its {half.value} (or lora_{half.name.lower()}): the file holds"
+                f" {shown(seen)} alone",
+            )
+
+
+def _check_styles(keys: Mapping[str, Key]) -> None:
+    """Kohya's names stand alone; diffusers reads a file as kohya's only if all of it is."""
+    kohya = [name for name, key in keys.items() if key.style is Style.KOHYA]
+    others = [name for name, key in keys.items() if key.style is not Style.KOHYA]
+    if kohya and others:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the file mixes kohya's names with others: {shown(kohya[0])} and {shown(others[0])}",
+        )
+
+
+def shown(name: str) -> str:
+    """A name for messages; layers lie deep."""
+    return snippet(name, _SHOWN)
