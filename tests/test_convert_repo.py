@@ -306,7 +306,6 @@ def test_the_spec_decides_over_the_config(repo):
     ("fields", "reason", "words"),
     [
         ({"weights": "ema"}, Reason.INVALID_SPEC, "spec.weights"),
-        ({"vae": {"url": "org/vae"}}, Reason.INVALID_SPEC, "spec.vae"),
         ({"original_config": "https://x.example/y"}, Reason.INVALID_SPEC, "spec.originalConfig"),
         ({"base_model": "sdxl"}, Reason.CONVERSION_FAILED, "spec.baseModel"),
     ],

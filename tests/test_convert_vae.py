@@ -361,6 +361,14 @@ def test_repos_of_other_classes_are_refused(tmp_path: Path) -> None:
         assert words in caught.value.message
 
 
+def test_a_vae_that_was_not_downloaded_is_not_forgotten(tmp_path: Path) -> None:
+    """A record of another version of the loader may lack it: the own VAE is not published."""
+    path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
+    with pytest.raises(LoaderError, match=r"the VAE of spec\.vae is not downloaded") as caught:
+        convert_file(path, tmp_path / "out", vae={"url": "org/vae"})
+    assert caught.value.reason is Reason.LOADER_CRASHED
+
+
 def test_the_spec_does_not_contradict_a_repo(tmp_path: Path) -> None:
     """A VAE of SDXL is none of SD 1: images would come out wrong."""
     path = save_safetensors(

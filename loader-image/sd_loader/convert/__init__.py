@@ -36,6 +36,11 @@ def convert(
 ) -> Converted:
     """Convert the download in `source_dir` into the empty folder `out`."""
     refuse_unavailable(request)
+    if request.vae is not None and not any("vae" in part.components for part in fetched.parts):
+        # Rather than publish the model's own in its place.
+        raise LoaderError(
+            Reason.LOADER_CRASHED, "the VAE of spec.vae is not downloaded; run fetch again"
+        )
     path = source_dir / fetched.path
     # Imported here: neither way needs the other's modules.
     if fetched.kind == "repo" and request.model_type in _COMPONENTS:

@@ -30,8 +30,6 @@ from sd_loader.source.pipelines import CONFIG_NAME, SINGLE, Pipeline, parse_comp
 from sd_loader.source.repo_files import choose_component
 from sd_loader.tensors import Tensor
 
-_SDXL_FACTOR = vae_template(BaseModelName.SDXL)["scaling_factor"]
-
 
 def convert_component(folder: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
     """Convert a downloaded repo of one component into the empty folder `out`."""
@@ -97,7 +95,7 @@ def _checked(
     checked = checked_config("vae", pipeline, config, tensors, {})
     if checked.get("latent_channels", 4) != 4:
         return checked, None
-    if checked.get("scaling_factor") == _SDXL_FACTOR:
+    if checked.get("scaling_factor") == vae_template(BaseModelName.SDXL)["scaling_factor"]:
         # The refiner's is the same.
         is_refiner = request.base_model is BaseModelName.SDXL_REFINER
         return checked, BaseModelName.SDXL_REFINER if is_refiner else BaseModelName.SDXL

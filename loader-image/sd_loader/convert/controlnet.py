@@ -54,7 +54,7 @@ _OTHERS = {
     r"(.*\.)?motion_modules\.": "a sparse ControlNet of AnimateDiff, which is not supported",
 }
 _BLOCK = re.compile(
-    r"(?P<level>down_blocks\.\d+|mid_block)\.attentions\.\d+\.(transformer_blocks\.(?P<block>\d+)\.)?"
+    r"(?P<level>down_blocks\.\d+|mid_block)\.attentions\.\d+\.(transformer_blocks\.(?P<block>\d{1,4})\.)?"
 )
 _MID = "mid_block"
 _SDXL_CONTEXT = 2048
