@@ -15,13 +15,14 @@ from conversions import convert_file, load_request
 from fakefiles import FileServer
 
 from sd_api.reasons import Reason
-from sd_loader.convert import Converted
+from sd_loader.convert import Converted, plan_file
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.settings import Settings
 from sd_loader.source import Fetched
 from sd_loader.source.answers import Retries
 from sd_loader.source.http import fetch_link
+from sd_loader.streaming import Streaming
 
 QUICK = Retries(delays=(0.0, 0.0), sleep=lambda _: None)
 PATIENT = Retries(delays=(0.0,) * 20, sleep=lambda _: None)
@@ -116,8 +117,9 @@ class Pod:
             folder.mkdir(exist_ok=True)
         settings = Settings(allowed_hosts=frozenset({self.server.host}))
         request = load_request(url=url, **fields)
+        streaming = Streaming(lambda file, _: plan_file(file, request), self.out)
         return fetch_link(
-            request, settings, self.into, lambda _: None, out=self.out, retries=retries
+            request, settings, self.into, lambda _: None, streaming=streaming, retries=retries
         )
 
 

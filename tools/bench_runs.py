@@ -55,14 +55,14 @@ def ours_link(url: str, out: str, revision: str) -> None:
 
     from sd_loader.convert import convert
     from sd_loader.settings import Settings
-    from sd_loader.source.http import fetch_link
+    from sd_loader.source import fetch
 
     into, folder = Path(out, "source"), Path(out, "folder")
     into.mkdir()
     folder.mkdir()
     settings = Settings(allowed_hosts=frozenset({urlsplit(url).netloc}))
     asked = request("link", url, revision)
-    fetched = fetch_link(asked, settings, into, lambda _: None, out=folder)
+    fetched = fetch(asked, settings, into, lambda _: None, out=folder)
     if fetched.converted is None:
         convert(fetched, into, asked, folder, lambda _: None)
 

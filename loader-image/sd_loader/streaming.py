@@ -12,16 +12,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_api.load import LoadRequest, Progress, Source, Stage
-from sd_loader.convert import plan_file
+from sd_api.load import Progress, Source, Stage
+from sd_api.spec import Verify
 from sd_loader.convert.plan import FolderPlan, WeightsFile
 from sd_loader.convert.result import Converted
 from sd_loader.convert.streamed import StreamedFolder
 from sd_loader.convert.wants import Range, Wants, wants_of
+from sd_loader.convert.weights import Weights
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.outline import Outline, bring_outline
 from sd_loader.progress import Report
@@ -37,6 +38,18 @@ _OUTLINE = "download"
 _RECORD = "streamed.json"
 
 
+Plan = Callable[[TensorFile, Weights], FolderPlan]
+"""Plans the folder of a file, given where files that lie beside it are opened."""
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How to convert a file while it comes, and where to."""
+
+    plan: Plan
+    out: Path
+
+
 @dataclass(frozen=True)
 class Streamed:
     """A folder that was converted while its source came."""
@@ -47,7 +60,8 @@ class Streamed:
 
 def stream(
     open_remote: Callable[[], RemoteFile | None],
-    request: LoadRequest,
+    plan: Plan,
+    verify: Verify,
     into: Path,
     out: Path,
     report: Report,
@@ -62,7 +76,7 @@ def stream(
         if remote is None or remote.size < LEAST_BYTES:
             break
         try:
-            return _stream(remote, request, into, out, report)
+            return _stream(remote, plan, verify, into, out, report)
         except ChangedError:
             continue
     _forget(into, out)
@@ -70,25 +84,28 @@ def stream(
 
 
 def _stream(
-    remote: RemoteFile, request: LoadRequest, into: Path, out: Path, report: Report
+    remote: RemoteFile, make_plan: Plan, verify: Verify, into: Path, out: Path, report: Report
 ) -> Streamed | None:
     fd = os.open(into / _OUTLINE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         outline = bring_outline(fd, remote.head, remote.size, remote.read)
         if outline is None:
             return None
-        with open_tensor_file(into / _OUTLINE, outline.foreseen) as file:
-            plan = plan_file(file, request)
+        with ExitStack() as stack:
+            file = stack.enter_context(open_tensor_file(into / _OUTLINE, outline.foreseen))
+            weights = Weights(stack)
+            plan = make_plan(file, weights)
             wants, headers = _wants(plan, file, outline)
             record = _Record(into / _RECORD, _key(remote, plan, wants))
+            sources = [file, *weights.files.values()]
             if not record.done():
                 _clear(out)
-            with StreamedFolder(out, plan.files, wants, file, fd, record) as folder:
+            with StreamedFolder(out, plan.files, wants, sources, fd, record) as folder:
                 _bring(remote, wants, folder, report)
                 files = folder.finish()
             for name in headers:
                 outline.confirm(fd, name)
-            verify_folder(out, plan, request.verify, report)
+            verify_folder(out, plan, verify, report)
             source = Source(size_bytes=remote.size, format=file.format)
         return Streamed(source, Converted.of(plan, files))
     finally:

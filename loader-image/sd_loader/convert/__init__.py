@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,39 +61,9 @@ def convert(
             report,
             lambda base, weights: plan_parts(fetched.parts, source_dir, base, request, weights),
         )
-    from sd_loader.convert.beside import Beside
-    from sd_loader.convert.original import read_original
+    from sd_loader.convert.single import convert_single
 
-    beside = Beside()
-    if fetched.original_config is not None:
-        beside = Beside(original=read_original(source_dir / fetched.original_config))
-    if not fetched.parts:
-        return _convert_file(path, request, out, report, beside)
-    return _convert_with_parts(fetched, source_dir, request, out, report, beside)
-
-
-def _convert_with_parts(
-    fetched: Fetched,
-    source_dir: Path,
-    request: LoadRequest,
-    out: Path,
-    report: Report,
-    beside: Beside,
-) -> Converted:
-    """Convert a checkpoint some of whose parts come from elsewhere."""
-    from sd_loader.convert.detect import detect
-    from sd_loader.convert.repo import Weights
-    from sd_loader.convert.supplied import plan_parts
-    from sd_loader.formats import open_tensor_file
-
-    path = source_dir / fetched.path
-    with ExitStack() as stack:
-        with open_tensor_file(path) as file:
-            base = detect(file.tensors, request.base_model)
-        planned = plan_parts(fetched.parts, source_dir, base, request, Weights(stack))
-        beside = replace(beside, parts=planned.parts)
-        converted = _convert_file(path, request, out, report, beside)
-        return replace(converted, warnings=(*converted.warnings, *planned.warnings))
+    return convert_single(fetched, source_dir, request, out, report)
 
 
 def refuse_unavailable(request: LoadRequest) -> None:
@@ -149,22 +117,3 @@ def plan_file(file: TensorFile, request: LoadRequest, beside: Beside | None = No
             from sd_loader.convert.checkpoint import plan_checkpoint
 
             return plan_checkpoint(file, request, beside)
-
-
-def _convert_file(
-    path: Path, request: LoadRequest, out: Path, report: Report, beside: Beside
-) -> Converted:
-    from sd_loader.convert.writer import write_folder
-    from sd_loader.formats import SAFETENSORS, open_tensor_file
-    from sd_loader.verify import verify_folder
-
-    with open_tensor_file(path) as file:
-        if request.from_safetensors and file.format != SAFETENSORS:
-            raise LoaderError(
-                Reason.UNSAFE_MODEL,
-                "spec.fromSafetensors asks for safetensors, but the file is a pickle",
-            )
-        plan = plan_file(file, request, beside)
-        files = write_folder(out, plan.files, report, [file])
-    verify_folder(out, plan, request.verify, report)
-    return Converted.of(plan, files)

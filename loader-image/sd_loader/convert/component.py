@@ -19,11 +19,12 @@ from sd_loader.convert.plan import (
     json_file,
     published_dtype,
 )
-from sd_loader.convert.repo import Weights, component_tensors, files_of, write_plan
+from sd_loader.convert.repo import component_tensors, files_of, write_plan
 from sd_loader.convert.repo_check import checked_config
 from sd_loader.convert.repo_configs import component_config, read_small
 from sd_loader.convert.result import Converted
 from sd_loader.convert.vae import vae_template
+from sd_loader.convert.weights import Weights
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.source.pipelines import CONFIG_NAME, SINGLE, Pipeline, parse_component

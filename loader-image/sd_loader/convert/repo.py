@@ -43,9 +43,9 @@ from sd_loader.convert.repo_configs import (
 )
 from sd_loader.convert.result import Converted, FileDigest
 from sd_loader.convert.vae_names import current_name
+from sd_loader.convert.weights import Weights
 from sd_loader.convert.writer import write_folder
 from sd_loader.errors import LoaderError
-from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
 from sd_loader.progress import Report
 from sd_loader.source.pipelines import INDEX_NAME, WEIGHTS, Pipeline, parse_pipeline
@@ -53,7 +53,6 @@ from sd_loader.source.repo_files import RepoFile, choose_files, require_pipeline
 from sd_loader.tensors import Tensor, TensorFile
 from sd_loader.verify import verify_folder
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _BASE_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 _SDXL_LEVELS = 3
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
@@ -69,29 +68,6 @@ class Planned:
 
     parts: Mapping[str, Supplied] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-
-
-@dataclass
-class Weights:
-    """The open files of weights, by their descriptors."""
-
-    stack: ExitStack
-    files: dict[int, TensorFile] = field(default_factory=dict)
-
-    def open(self, path: Path) -> TensorFile:
-        """Open one more; it is closed with the others."""
-        file = self.stack.enter_context(open_tensor_file(path))
-        self.files[file.fd] = file
-        return file
-
-    def open_chosen(self, folder: Path, own: Path, chosen: Iterable[RepoFile]) -> list[TensorFile]:
-        """Open those of the chosen files of a repo that are weights in a component's own folder."""
-        paths = [folder / file.path for file in chosen]
-        return [
-            self.open(path)
-            for path in paths
-            if path.parent == own and path.suffix in _WEIGHT_SUFFIXES
-        ]
 
 
 PlanParts = Callable[[BaseModelName, Weights], Planned]

@@ -50,8 +50,8 @@ class Record(Protocol):
 class StreamedFolder:
     """A folder of files that are being written. Use it in a `with` statement.
 
-    source: the file that stands for the source; keep: its descriptor for writing. Bytes wanted by
-    no step go there, to their own places.
+    sources: the file that stands for what comes in, then those that are at hand. keep: the first
+    one's descriptor for writing; bytes wanted by no step go there, to their own places.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class StreamedFolder:
         out: Path,
         files: Sequence[PlannedFile],
         wants: Wants,
-        source: TensorFile,
+        sources: Sequence[TensorFile],
         keep: int,
         record: Record,
     ) -> None:
         self._wants = wants
         self._keep = keep
         self._record = record
-        self._findings = Findings([source])
-        self._source = source.fd
+        self._findings = Findings(sources)
+        self._source = sources[0].fd
         self._sources = Buffers(WIDEST * STEP_BYTES)
         self._contents = Buffers()
         self._room = threading.Semaphore(AT_A_TIME)

@@ -15,7 +15,6 @@ from sd_loader.convert.component import plan_component
 from sd_loader.convert.dimensions import Dimensions
 from sd_loader.convert.repo import (
     Planned,
-    Weights,
     component_tensors,
     files_of,
     model_files,
@@ -23,6 +22,7 @@ from sd_loader.convert.repo import (
 from sd_loader.convert.repo_check import checked_config
 from sd_loader.convert.repo_configs import component_config, read_json, read_small
 from sd_loader.convert.vae import NAME, vae_files
+from sd_loader.convert.weights import Weights
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 from sd_loader.source.pipelines import INDEX_NAME, parse_pipeline

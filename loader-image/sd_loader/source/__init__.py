@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import StringConstraints
 
@@ -11,8 +12,15 @@ from sd_api.fields import Contract, ShortText
 from sd_api.load import LoadRequest, Source
 from sd_api.spec import ModelType
 from sd_loader.convert.result import Converted
+from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
+
+if TYPE_CHECKING:
+    from sd_loader.convert.plan import FolderPlan
+    from sd_loader.convert.weights import Weights
+    from sd_loader.streaming import Streaming
+    from sd_loader.tensors import TensorFile
 
 _Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
 
@@ -74,13 +82,64 @@ def fetch(
         from sd_loader.source.parts import fetch_vae
 
         parts = (fetch_vae(request.vae, request, settings, into, report, allow_local=allow_local),)
-    fetched = _fetch_source(request, settings, into, report, out, allow_local=allow_local)
-    fetched = fetched.model_copy(update={"original_config": name, "parts": parts})
-    if settings.default_parts:
-        from sd_loader.source.parts import with_defaults
+    beside = _Beside(request, settings, into, report, name, parts)
+    streaming = None
+    # A trained model may be a zip of a folder, which must be whole to be unpacked.
+    if out is not None and request.model_type is not ModelType.API_TRAINED:
+        from sd_loader.streaming import Streaming
 
-        return with_defaults(fetched, request, settings, into, report)
-    return fetched
+        streaming = Streaming(beside.plan, out)
+    fetched = _fetch_source(request, settings, into, report, streaming, allow_local=allow_local)
+    if fetched.kind == "file" and fetched.converted is None and settings.default_parts:
+        beside.complete(into / fetched.path)
+    return fetched.model_copy(
+        update={
+            "original_config": name,
+            "parts": beside.parts,
+            "warnings": (*fetched.warnings, *beside.warnings),
+        }
+    )
+
+
+@dataclass
+class _Beside:
+    """What is downloaded beside the source, more of it once the source is known."""
+
+    request: LoadRequest
+    settings: Settings
+    into: Path
+    report: Report
+    original_config: str | None
+    parts: tuple[Part, ...]
+    warnings: tuple[str, ...] = ()
+
+    def plan(self, file: TensorFile, weights: Weights) -> FolderPlan:
+        """Plan the folder of a file that is about to come."""
+        from sd_loader.convert.single import plan_single
+
+        self._add_defaults(file)
+        return plan_single(file, self.request, self.into, self.original_config, self.parts, weights)
+
+    def complete(self, path: Path) -> None:
+        """Download what the file lacks."""
+        from sd_loader.formats import open_tensor_file
+
+        try:
+            file = open_tensor_file(path)
+        except LoaderError:
+            return  # the conversion says why
+        with file:
+            self._add_defaults(file)
+
+    def _add_defaults(self, file: TensorFile) -> None:
+        from sd_loader.source.parts import fetch_defaults
+
+        found = fetch_defaults(
+            file, self.parts, self.request, self.settings, self.into, self.report
+        )
+        if found is not None:
+            part, said = found
+            self.parts, self.warnings = (*self.parts, part), (*self.warnings, said)
 
 
 def _fetch_source(
@@ -88,7 +147,7 @@ def _fetch_source(
     settings: Settings,
     into: Path,
     report: Report,
-    out: Path | None,
+    streaming: Streaming | None,
     *,
     allow_local: bool,
 ) -> Fetched:
@@ -113,9 +172,7 @@ def _fetch_source(
             from sd_loader.source.http import fetch_link
 
             asked = request.model_copy(update={"url": url})
-            # A trained model may be a zip of a folder, which must be whole to be unpacked.
-            may_stream = request.model_type is not ModelType.API_TRAINED
-            fetched = fetch_link(asked, settings, into, report, out=out if may_stream else None)
+            fetched = fetch_link(asked, settings, into, report, streaming=streaming)
     if request.model_type is ModelType.API_TRAINED:
         from sd_loader.source.unpack import unpack_pipeline
 

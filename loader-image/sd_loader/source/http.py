@@ -22,7 +22,7 @@ from sd_loader.source.exchange import Link
 from sd_loader.source.part import Part
 from sd_loader.source.ranges import RemoteFile
 from sd_loader.source.transport import PACE, Pace, make_client
-from sd_loader.streaming import stream
+from sd_loader.streaming import Streaming, stream
 
 FILE_NAME = "download"
 
@@ -33,13 +33,14 @@ def fetch_link(
     into: Path,
     report: Report,
     *,
-    out: Path | None = None,
+    streaming: Streaming | None = None,
     retries: Retries = RETRIES,
     pace: Pace = PACE,
 ) -> Fetched:
-    """Download the link's file, or finish its download; where it can be, it is converted to `out`.
+    """Download the link's file, or finish its download.
 
-    What was begun as a download is finished as one.
+    streaming: how it is converted while it comes, where it can be. What was begun as a download is
+    finished as one.
     """
     check_link(request.url, settings)
     if request.git_revision is not None:
@@ -59,9 +60,15 @@ def fetch_link(
     )
     with make_client(settings, pace) as client:
         link = Link(client, request.url, token)
-        if out is not None and request.sha256 is None and not Part.is_begun(path, request.url):
+        begun = Part.is_begun(path, request.url)
+        if streaming is not None and request.sha256 is None and not begun:
             streamed = stream(
-                lambda: _look_at(link, request, settings, retries), request, into, out, report
+                lambda: _look_at(link, request, settings, retries),
+                streaming.plan,
+                request.verify,
+                into,
+                streaming.out,
+                report,
             )
             if streamed is not None:
                 return Fetched(

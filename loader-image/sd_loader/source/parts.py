@@ -19,6 +19,7 @@ from sd_loader.settings import Settings
 from sd_loader.source import Fetched, Part, fetch
 from sd_loader.source.credentials import read_credentials, token_for
 from sd_loader.source.locate import Link, locate
+from sd_loader.tensors import TensorFile
 
 _VAE = "vae"
 _DEFAULTS = "defaults"
@@ -44,38 +45,40 @@ def fetch_vae(
         return _part((_VAE,), _VAE, fetch(asked, settings, folder, report, allow_local=allow_local))
 
 
-def with_defaults(
-    fetched: Fetched, request: LoadRequest, settings: Settings, into: Path, report: Report
-) -> Fetched:
+def fetch_defaults(
+    file: TensorFile,
+    here: Sequence[Part],
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+) -> tuple[Part, str] | None:
     """Download what a checkpoint lacks from the administrator's repo for its base model.
 
-    Where there is no such repo, the conversion says what is missing.
+    here: the parts that are there. Returns the part, and what a person should know of it; None
+    where nothing lacks, or there is no such repo: then the conversion says what is missing.
     """
-    if fetched.kind != "file" or request.model_type not in _PIPELINES:
-        return fetched
-    here = {component for part in fetched.parts for component in part.components}
-    base, missing = _missing(into / fetched.path, request)
-    lacking = [component for component in missing if component not in here]
+    if not settings.default_parts or request.model_type not in _PIPELINES:
+        return None
+    present = {component for part in here for component in part.components}
+    base, missing = _missing(file, request)
+    lacking = [component for component in missing if component not in present]
     repo_id = settings.default_parts.get(base.value) if base else None
     if base is None or repo_id is None or not lacking:
-        return fetched
+        return None
     part = _fetch_defaults(base, repo_id, lacking, request, settings, into, report)
     said = f"the checkpoint has no {' and no '.join(lacking)}: taken from {repo_id[:100]}"
-    return fetched.model_copy(
-        update={"parts": (*fetched.parts, part), "warnings": (*fetched.warnings, said)}
-    )
+    return part, said
 
 
-def _missing(path: Path, request: LoadRequest) -> tuple[BaseModelName | None, Sequence[str]]:
+def _missing(file: TensorFile, request: LoadRequest) -> tuple[BaseModelName | None, Sequence[str]]:
     """The base model, and the components that the file does not hold."""
     from sd_loader.convert.checkpoint import missing_parts
     from sd_loader.convert.detect import detect
-    from sd_loader.formats import open_tensor_file
 
     try:
-        with open_tensor_file(path) as file:
-            base = detect(file.tensors, request.base_model)
-            return base, missing_parts(file.tensors, request.base_model)
+        base = detect(file.tensors, request.base_model)
+        return base, missing_parts(file.tensors, request.base_model)
     except LoaderError:
         return None, ()  # the conversion says why, or takes another way
 
