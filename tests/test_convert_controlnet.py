@@ -28,21 +28,21 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TYPE, PEER, OPENS = "controlnet", "ControlNetModel.from_single_file", "ControlNetModel"
 FILES: tuple[Row, ...] = (
-    Row(TYPE, "SD 1", "original .pth", PEER, OPENS),
-    Row(TYPE, "SD 1", "original .safetensors", PEER, OPENS),
-    Row(TYPE, "SD 1", "original .safetensors without prefix", PEER, OPENS),
-    Row(TYPE, "SD 1", "original .ckpt with the whole checkpoint", PEER, OPENS),
-    Row(TYPE, "SD 1", "diffusers .safetensors", PEER, OPENS),
-    Row(TYPE, "SD 2", "original .ckpt", PEER, OPENS),
-    Row(TYPE, "SD 2", "original .safetensors without prefix", PEER, OPENS),
-    Row(TYPE, "SD 2", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .pth", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .safetensors", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .safetensors without prefix", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .ckpt with the whole checkpoint", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SD 2.x", "original .ckpt", PEER, OPENS),
+    Row(TYPE, "SD 2.x", "original .safetensors without prefix", PEER, OPENS),
+    Row(TYPE, "SD 2.x", "diffusers .safetensors", PEER, OPENS),
     Row(TYPE, "SDXL", "diffusers .safetensors", PEER, OPENS),
     Row(TYPE, "SDXL mid", "diffusers .safetensors", PEER, OPENS),
     Row(TYPE, "SDXL small", "diffusers .safetensors", PEER, OPENS),
 )
 REPOS: tuple[Row, ...] = tuple(
     Row(TYPE, family, f"diffusers repo, {container}", "ControlNetModel.from_pretrained", OPENS)
-    for family in ("SD 1", "SD 2", "SDXL")
+    for family in ("SD 1.x", "SD 2.x", "SDXL")
     for container in (".safetensors", ".bin")
 )
 ROWS = (*FILES, *REPOS)
@@ -282,17 +282,17 @@ def without(*names: str) -> Any:
 
 DAMAGES = {
     "a missing tensor": (
-        "SD 1",
+        "SD 1.x",
         without("mid_block.attentions.0.proj_in.weight"),
         "a tensor is missing: mid_block.attentions.0.proj_in.weight",
     ),
     "another shape": (
-        "SD 1",
+        "SD 1.x",
         lambda tensors: tensors.update({"controlnet_mid_block.bias": torch.zeros(7)}),
         "controlnet_mid_block.bias has the shape [7]",
     ),
     "a layer more": (
-        "SD 1",
+        "SD 1.x",
         lambda tensors: tensors.update({"down_blocks.0.resnets.2.conv1.weight": TENSOR}),
         "has a tensor that its architecture does not have",
     ),
@@ -304,7 +304,7 @@ DAMAGES = {
         "the ControlNet's middle has other transformers than its last level",
     ),
     "integers": (
-        "SD 1",
+        "SD 1.x",
         lambda tensors: tensors.update({"conv_in.bias": torch.zeros(32, dtype=torch.int32)}),
         "conv_in.bias holds no floating-point numbers",
     ),
@@ -327,7 +327,7 @@ def test_shapes_that_contradict_are_refused(
 
 def test_the_spec_decides_or_is_contradicted(tmp_path: Path) -> None:
     """UpcastAttention goes into the config; another baseModel than the file's is refused."""
-    path = save_safetensors(tmp_path / "net.safetensors", tiny("SD 2"))
+    path = save_safetensors(tmp_path / "net.safetensors", tiny("SD 2.x"))
     convert_file(path, tmp_path / "out", model_type="controlnet", upcast_attention=True)
     assert json.loads((tmp_path / "out/config.json").read_text())["upcast_attention"] is True
     with pytest.raises(
@@ -360,7 +360,7 @@ def test_a_repos_config_must_be_that_of_its_tensors(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     """Else the folder would not open, or open as something else."""
-    repo = save_repo(tmp_path, "SD 1")
+    repo = save_repo(tmp_path, "SD 1.x")
     found = json.loads((repo / "config.json").read_text())
     (repo / "config.json").write_text(json.dumps({**found, **changes}))
     with pytest.raises(LoaderError) as caught:
@@ -370,7 +370,7 @@ def test_a_repos_config_must_be_that_of_its_tensors(
 
 def test_an_unusual_structure_is_taken_by_its_config(tmp_path: Path) -> None:
     """One resnet a level: no table knows it, diffusers does."""
-    found = {**configured("SD 1"), "layers_per_block": 1}
+    found = {**configured("SD 1.x"), "layers_per_block": 1}
     model = ControlNetModel.from_config(found)
     model.save_pretrained(tmp_path / "repo")
     out, converted = convert_repo(tmp_path / "repo")
@@ -387,14 +387,14 @@ def test_a_vae_repo_is_no_controlnet(tmp_path: Path) -> None:
 
 def test_unchanged_weights_are_linked(tmp_path: Path) -> None:
     """No byte is copied that is right already."""
-    repo = save_repo(tmp_path, "SD 1")
+    repo = save_repo(tmp_path, "SD 1.x")
     out, _converted = convert_repo(repo)
     assert (out / WEIGHTS).stat().st_ino == (repo / WEIGHTS).stat().st_ino
 
 
 def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
     """Of two sets of weights, the repo's own names decide; strangers in the file are an error."""
-    repo = save_repo(tmp_path, "SD 1")
+    repo = save_repo(tmp_path, "SD 1.x")
     tensors = load_file(repo / WEIGHTS)
     (repo / WEIGHTS).unlink()
     save_file({**tensors, "down_blocks.9.conv.weight": TENSOR}, repo / WEIGHTS)

@@ -38,18 +38,18 @@ TYPE, PEER, OPENS = "vae", "AutoencoderKL.from_single_file", "AutoencoderKL"
 FILES: tuple[Row, ...] = (
     *(
         Row(TYPE, family, container, PEER, OPENS)
-        for family in ("SD 1", "SD 2", "SDXL")
+        for family in ("SD 1.x", "SD 2.x", "SDXL")
         for container in ("original .pt", "original .ckpt", "original .safetensors")
     ),
-    Row(TYPE, "SD 1", "original .safetensors with first_stage_model.*", PEER, OPENS),
-    Row(TYPE, "SD 1", "within a checkpoint, .ckpt", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .safetensors with first_stage_model.*", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "within a checkpoint, .ckpt", PEER, OPENS),
     Row(TYPE, "SDXL", "within a checkpoint, .safetensors", PEER, OPENS),
-    Row(TYPE, "SD 1", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "diffusers .safetensors", PEER, OPENS),
     Row(TYPE, "SDXL", "diffusers .safetensors", PEER, OPENS),
 )
 REPOS: tuple[Row, ...] = tuple(
     Row(TYPE, family, f"diffusers {where}", "AutoencoderKL.from_pretrained", OPENS)
-    for family in ("SD 1", "SDXL")
+    for family in ("SD 1.x", "SDXL")
     for where in ("repo, .safetensors", "repo, .bin", "pipeline's vae folder")
 )
 ROWS = (*FILES, *REPOS)
@@ -61,8 +61,8 @@ PRECISIONS = (
     ("fp32", "bf16"),
     ("fp16", "fp32"),
 )
-BASES = {"SD 1": "sd1", "SD 2": "sd2", "SDXL": "sdxl"}
-FACTORS = {"SD 1": 0.18215, "SD 2": 0.18215, "SDXL": 0.13025}
+BASES = {"SD 1.x": "sd1", "SD 2.x": "sd2", "SDXL": "sdxl"}
+FACTORS = {"SD 1.x": 0.18215, "SD 2.x": 0.18215, "SDXL": 0.13025}
 
 
 def tiny(dtype: torch.dtype = torch.float32, prefix: str = "", *, seed: int = 3) -> Checkpoint:
@@ -78,7 +78,7 @@ def configs(folder: Path, architecture: str) -> Path:
     return (where if where.exists() else tiny_configs(where, name)) / "vae"
 
 
-def tiny_diffusers(folder: Path, dtype: torch.dtype, architecture: str = "SD 1") -> Checkpoint:
+def tiny_diffusers(folder: Path, dtype: torch.dtype, architecture: str = "SD 1.x") -> Checkpoint:
     """The same in diffusers' layout."""
     with torch.device("meta"):
         model = AutoencoderKL.from_config(AutoencoderKL.load_config(configs(folder, architecture)))

@@ -172,7 +172,54 @@ def _sdxl() -> dict[str, tuple[int, ...]]:
     return sdxl_shapes(SDXL)
 
 
-SHAPES = {"sd15": _sd15, "sd15-ema": _sd15_ema, "sdxl": _sdxl}
+def _sd21() -> dict[str, tuple[int, ...]]:
+    from ldm_layouts import SD2, sd2_shapes
+
+    return sd2_shapes(SD2)
+
+
+def _controlnet() -> dict[str, tuple[int, ...]]:
+    from controlnet_layouts import SD1, controlnet_shapes
+
+    return controlnet_shapes(SD1)
+
+
+def _lora(rank: int = 64) -> dict[str, tuple[int, ...]]:
+    """Of all attention layers of SDXL's UNet, as kohya names them."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in unet.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".attn" in name:
+            path = f"lora_unet_{name.replace('.', '_')}"
+            shapes[f"{path}.lora_down.weight"] = (rank, layer.in_features)
+            shapes[f"{path}.lora_up.weight"] = (layer.out_features, rank)
+            shapes[f"{path}.alpha"] = ()
+    return shapes
+
+
+SHAPES = {
+    "sd15": _sd15,
+    "sd15-ema": _sd15_ema,
+    "sdxl": _sdxl,
+    "sd21": _sd21,
+    "controlnet": _controlnet,
+    "lora": _lora,
+}
 RUNS = {
     "make": make,
     "configs": configs,

@@ -1,0 +1,72 @@
+"""Write the table of docs/models.md from the rows that the tests run over.
+
+python tools/make_models_doc.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from itertools import groupby
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+DOC = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- made by tools/make_models_doc.py -->\n", "<!-- end -->\n"
+
+sys.path.insert(0, str(TESTS))
+
+from catalog import Row  # noqa: E402 - after its path
+
+from sd_api.spec import ModelType  # noqa: E402 - beside the other
+
+
+def rows() -> list[Row]:
+    """The rows of all test modules that have some, by model type."""
+    modules = [
+        path.stem
+        for path in sorted(TESTS.glob("test_*.py"))
+        if re.search(r"^ROWS\b", path.read_text(), re.MULTILINE)
+    ]
+    found = [row for name in modules for row in importlib.import_module(name).ROWS]
+    order = list(ModelType)
+    return sorted(found, key=lambda row: (order.index(ModelType(row.model_type)), _family(row)))
+
+
+def _family(row: Row) -> tuple[str, str, str]:
+    return row.architecture, row.peer, row.opens_with
+
+
+def table() -> str:
+    """A line for each model type and architecture, with the containers that it comes in."""
+    lines = [
+        "| modelType | model | comes as | compared with diffusers' | opened by |",
+        "|---|---|---|---|---|",
+    ]
+    for (model_type, family), group in groupby(
+        rows(), key=lambda row: (row.model_type, _family(row))
+    ):
+        architecture, peer, opens_with = family
+        containers = "; ".join(dict.fromkeys(_suffixed(row.container) for row in group))
+        lines.append(
+            f"| {model_type} | {architecture} | {containers} | `{peer}` | `{opens_with}` |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _suffixed(container: str) -> str:
+    """A file's kind as the ending of its name; other words as they are."""
+    return re.sub(r"^(safetensors|ckpt|pt|bin)\b", r".\1", container)
+
+
+def rendered(text: str) -> str:
+    """The document with its table made anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    DOC.write_text(rendered(DOC.read_text()))
