@@ -29,7 +29,6 @@ ROWS = tuple(
 )
 # Those that stand for the others in `make test`.
 QUICK = (
-    "SD 2 base (512)",
     "SD 2.1 (768, v)",
     "SDXL refiner",
     "SD 1.5 inpainting",

@@ -168,6 +168,9 @@ REFUSED = [
     pytest.param(
         ["unet.down_blocks.0.attentions.0.to_q.lora_A.weight"], "a LoRA", id="a LoRA of peft"
     ),
+    pytest.param(
+        ["double_blocks.0.img_attn.proj.lora_A.weight"], "a LoRA: it needs", id="a LoRA of FLUX"
+    ),
     pytest.param(["lora_te1_text_model_encoder.hada_w1_a"], "a LoRA", id="a LyCORIS"),
     pytest.param(["emb_params"], "spec.modelType: embeddings", id="an embedding"),
     pytest.param(["clip_g", "clip_l"], "spec.modelType: embeddings", id="an SDXL embedding"),

@@ -318,7 +318,7 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
             {"model_type": "huggingface", "original_config": "https://x.example/y"},
             Reason.INVALID_SPEC,
             "spec.originalConfig",
-            id="config",
+            id="config of a repo",
         ),
         pytest.param(
             {"model_type": "lora", "vae": {"url": "org/vae"}},
@@ -347,6 +347,16 @@ def test_what_this_version_cannot_do_costs_no_download(
     url = "org/name" if fields.get("model_type") == "huggingface" else f"{hub.url}/model.ckpt"
     failed(containers.fetch(load_request(url, **fields)), reason, message)
     assert hub.requests == []
+    assert list(containers.store.iterdir()) == []
+
+
+def test_a_wrong_original_config_costs_no_download(containers: Containers, hub: FakeHub) -> None:
+    """It is fetched and read before the model, of which nothing is asked."""
+    link = hub.serve_file("/model.ckpt", OTHER)
+    page = hub.serve_file("/config.yaml", b"<html><body>Sign in</body></html>")
+    ended = containers.fetch(load_request(link, original_config=page))
+    failed(ended, Reason.INVALID_SPEC, "spec.originalConfig: it has no model.params")
+    assert [request.path for request in hub.requests] == ["/config.yaml"]
     assert list(containers.store.iterdir()) == []
 
 

@@ -331,6 +331,25 @@ def test_a_local_file_that_changed_is_loaded_again(containers: Containers, tmp_p
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_load_by_hand_takes_what_the_file_does_not_say(
+    containers: Containers, checkpoint: Path, tmp_path: Path
+) -> None:
+    """An option, or the original config from a file, which is read again when it was changed."""
+    config = tmp_path / "config.yaml"
+    arguments = ("load", "--url", checkpoint, "--model-id", "mine", "--store", containers.store)
+
+    def predicts(*more: str | Path) -> str:
+        assert containers.run(*arguments, *more).code == 0
+        path = containers.store / "mine/scheduler/scheduler_config.json"
+        return str(json.loads(path.read_text())["prediction_type"])
+
+    config.write_text("model: {params: {parameterization: v}}")
+    assert predicts("--original-config", config) == "v_prediction"
+    config.write_text("model: {params: {parameterization: eps}}")
+    assert predicts("--original-config", config) == "epsilon"
+    assert predicts("--prediction-type", "v_prediction") == "v_prediction"
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [

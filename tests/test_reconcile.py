@@ -107,6 +107,23 @@ def _ready(decided: Plan) -> Any:
     return conditions.find(decided.status.conditions, ConditionType.READY)
 
 
+def test_what_the_loader_noted_stays_said() -> None:
+    """How something was decided that the file did not say: until another load is published."""
+    noted = LOADED.model_copy(update={"message": "taken for\n2.1; first a\x07b"})
+    said = "sketch is published on claim models. taken for 2.1; first a b"
+    first = decide(model(loading()), with_pod(job(COMPLETE), answered("convert", noted)))
+    assert _ready(first).message == said
+    assert first.events[-1].message == (
+        "sketch is published on claim models, 2.1 GB. taken for 2.1; first a b"
+    )
+    status = first.status.model_dump(mode="json", by_alias=True)
+    assert _ready(decide(model(status), observed())).message == said
+    changed = model(status, generation=2, revision="fp16")
+    assert _ready(decide(changed, observed())).message == said
+    done = with_pod(job(COMPLETE, load_hash=OTHER), answered("convert", LOADED))
+    assert _ready(decide(changed, done)).message == "sketch is published on claim models"
+
+
 def test_progress_is_shown_while_it_runs_and_only_then() -> None:
     """The loader's last line becomes status.progress with a text for people."""
     line = Progress(stage=Stage.DOWNLOADING, percent=42, bytes_total=2_100_000_000)

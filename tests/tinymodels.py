@@ -244,7 +244,7 @@ MODELS = (
         TINY_SDXL,
         8,
         configs="sdxl",
-        index={"is_cosxl_edit": False, "feature_extractor": ABSENT, "image_encoder": ABSENT},
+        index={"feature_extractor": ABSENT, "image_encoder": ABSENT},
     ),
     _distilled("BK-SDM base", "bk-base", "sd1", **_ONE_LAYER),
     _distilled("BK-SDM small", "bk-small", "sd1", mid_block_type=None, **_ONE_LAYER),

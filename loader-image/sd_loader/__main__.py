@@ -163,6 +163,8 @@ _SPEC_ARGUMENTS = (
     "sha256",
     "weights",
     "base_model",
+    "prediction_type",
+    "original_config",
     "from_safetensors",
     "upcast_attention",
     "vae",

@@ -18,7 +18,7 @@ from sd_operator import diagnose, jobs, progress, times
 from sd_operator.diagnose import Failure
 from sd_operator.observe import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.plan import FinalizerChange
-from sd_operator.standing import NOT_YET, Input, Load, Rule, Standing, Step
+from sd_operator.standing import NOT_YET, Input, Load, Rule, Standing, Step, where
 
 _PHASES = {
     Stage.DOWNLOADING: Phase.DOWNLOADING,
@@ -358,8 +358,10 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
         last_update_time=times.stamp(ended),
     )
     source = result.source.model_dump() if result.source else {}
+    note = diagnose.clean(result.message)
+    message = where(path, claim.name) + (f". {note}" if note else "")
     return Step(
-        Standing(Phase.READY, "Loaded", f"{path} is published on claim {claim.name}"),
+        Standing(Phase.READY, "Loaded", message),
         load=_load(inp, job, ended),
         ended=True,
         artifact=published,

@@ -105,7 +105,8 @@ def _events(inp: Input, step: Step) -> tuple[EventPlan, ...]:
             )
             events.append(EventPlan(EventType.WARNING, EventReason.CREDENTIALS_IN_URL, text))
     if step.artifact is not None:
-        text = f"{step.standing.message}, {step.artifact.size}"
+        text, dot, note = step.standing.message.partition(". ")
+        text = f"{text}, {step.artifact.size}{dot}{note}"
         events.append(EventPlan(EventType.NORMAL, EventReason.MODEL_LOADED, text))
     stalled = step.standing.stalled
     first_of_load = step.load is not None and not inp.same_load

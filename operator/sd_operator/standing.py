@@ -224,7 +224,7 @@ def _conditions(
 
     generation = inp.model.generation
     if served is not None:
-        text = f"{served.path} is published on claim {served.claim_name}"
+        text = _served_text(inp, standing, served)
         put(ConditionType.READY, True, "Loaded", text, _served_generation(inp, served))
     else:
         put(ConditionType.READY, False, standing.word, standing.message, generation)
@@ -243,6 +243,20 @@ def _conditions(
         delivered = news.reason == "Delivered"
         put(ConditionType.WEBHOOK_DELIVERED, delivered, news.reason, news.message, generation)
     return result
+
+
+def where(path: str, claim_name: str) -> str:
+    """Where a model is published, in words."""
+    return f"{path} is published on claim {claim_name}"
+
+
+def _served_text(inp: Input, standing: Standing, served: StatusArtifact) -> str:
+    """Where it is, and what its load had to say: just now, or as the condition has it since."""
+    text = where(served.path, served.claim_name)
+    noted = standing.message if standing.phase is Phase.READY else ""
+    if not noted and inp.ready is not None:
+        noted = inp.ready.message
+    return noted if noted.startswith(f"{text}. ") else text
 
 
 def _served_generation(inp: Input, served: StatusArtifact) -> int:

@@ -52,17 +52,18 @@ _CONTROLNET = _Kind(
     re.compile(r"(control_model|controlnet_cond_embedding|controlnet_down_blocks)\.|lllite_"),
     ModelType.CONTROLNET,
 )
-_OTHERS = (
-    _Kind(
-        "a LoRA",
-        re.compile(
-            r"lora_(unet|te\d?|transformer)_"
-            r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
-            r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
-            r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$|bundle_emb\.|lora_controlnet$"
-        ),
-        ModelType.LORA,
+_LORA = _Kind(
+    "a LoRA",
+    re.compile(
+        r"lora_(unet|te\d?|transformer)_"
+        r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
+        r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
+        r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$|bundle_emb\.|lora_controlnet$"
     ),
+    ModelType.LORA,
+)
+_OTHERS = (
+    _LORA,
     _CONTROLNET,
     _Kind(
         "a textual-inversion embedding",
@@ -130,6 +131,8 @@ _COSXL_MARK = "edm_vpred.sigma_max"
 
 def known_to_diffusers_only(tensors: Mapping[str, Tensor]) -> str | None:
     """What the file is, where diffusers converts it and this loader does not; else None."""
+    if any(_LORA.pattern.match(name) for name in tensors):
+        return None  # of whatever model
     if _PLAYGROUND_MARK in tensors:
         return "a Playground v2.5 checkpoint"
     if f"{UNET}label_emb.weight" in tensors and _channels(tensors) == 7:

@@ -137,33 +137,36 @@ def with_blocks(config: Mapping[str, Any], unet: Component, blocks: Blocks) -> d
     if blocks.middle != WHOLE:
         said["mid_block_type"] = blocks.middle
     full = full_depths(unet.rows)
-    depths = {name: full[name] for name in full} | dict(blocks.depths)
-    middle = depths.pop(_MIDDLE_ATTENTION, None) if blocks.middle == WHOLE else None
-    full.pop(_MIDDLE_ATTENTION, None)
-    depths.pop(_MIDDLE_ATTENTION, None)
-    if depths == full and middle in (None, full_depths(unet.rows).get(_MIDDLE_ATTENTION)):
+    if blocks.middle != WHOLE:
+        full.pop(_MIDDLE_ATTENTION, None)
+    depths = {name: blocks.depths[name] for name in full}
+    if depths == full:
         return said
-    levels = len(config["block_out_channels"])
-    down = [_layers(depths, "down_blocks", level) for level in range(levels)]
-    up = [_layers(depths, "up_blocks", level) for level in range(levels)]
-    last = down[-1]
-    if middle is not None:
-        # diffusers gives the middle block the last level's number.
-        if last is None:
-            down[-1] = middle
-        elif (last[0] if isinstance(last, list) else last) != middle:
-            raise LoaderError(
-                Reason.CONVERSION_FAILED,
-                f"the UNet's middle block has {middle} transformer blocks, its last level {last}:"
-                " no config of diffusers says that",
-            )
+    levels = range(len(config["block_out_channels"]))
+    down = [_layers(depths, "down_blocks", level) for level in levels]
+    up = [_layers(depths, "up_blocks", level) for level in levels]
+    is_mirrored = up == down[::-1] and not any(isinstance(depth, list) for depth in down)
+    if _MIDDLE_ATTENTION in depths:
+        down[-1] = _as_the_middle(depths[_MIDDLE_ATTENTION], down[-1])
     said["transformer_layers_per_block"] = [1 if depth is None else depth for depth in down]
-    mirrored = [_layers(depths, "down_blocks", level) for level in reversed(range(levels))]
-    if up != mirrored or any(isinstance(depth, list) for depth in down):
+    if not is_mirrored:
         said["reverse_transformer_layers_per_block"] = [
             1 if depth is None else depth for depth in up
         ]
     return said
+
+
+def _as_the_middle(middle: int, last: Layers | None) -> Layers:
+    """The last level's number, which diffusers gives the middle block, too."""
+    if last is None:
+        return middle
+    if (last[0] if isinstance(last, list) else last) != middle:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"the UNet's middle block has {middle} transformer blocks, its last level {last}:"
+            " no config of diffusers says that",
+        )
+    return last
 
 
 def _layers(depths: Mapping[str, int], side: str, level: int) -> Layers | None:
