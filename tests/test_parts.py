@@ -145,6 +145,19 @@ def test_a_vae_loads_from_a_link_a_repo_and_a_pipeline(
     assert not any("unet" in path for path in asked)
 
 
+def test_inspect_tells_a_controlnet_and_a_vae(containers: Containers, tmp_path: Path) -> None:
+    """By their type, and by what would be published."""
+    net = save_controlnet(tmp_path, "SDXL") / WEIGHTS
+    vae = save_safetensors(tmp_path / "vae.safetensors", tiny())
+    for path, model_type, base, kind in (
+        (net, "controlnet", "sdxl", "ControlNetModel"),
+        (vae, "vae", "sd1", "AutoencoderKL"),
+    ):
+        found = json.loads(containers.run("inspect", path, "--json").stdout)
+        assert (found["modelType"], found["baseModel"]) == (model_type, base)
+        assert found["pipelineClass"] == kind
+
+
 @pytest.mark.parametrize(
     ("model_type", "words"),
     [

@@ -14,9 +14,11 @@ from sd_loader.manual import request_of
 from sd_loader.progress import size
 
 _TYPES = (
+    ModelType.CONTROLNET,
     ModelType.CUSTOM_CKPT,
-    ModelType.LORA,
     ModelType.EMBEDDINGS,
+    ModelType.LORA,
+    ModelType.VAE,
     ModelType.CONTROLNET,
     ModelType.VAE,
 )

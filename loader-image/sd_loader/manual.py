@@ -33,14 +33,13 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
     if state is not None:
         spec = spec.model_copy(update={"model_type": spec.model_type or ModelType.CUSTOM_CKPT})
     if spec.vae is not None:
-        vae, vae_state = _local(spec.vae.url)
+        vae, state = _local(spec.vae.url)
         spec = spec.model_copy(update={"vae": VaeSource(url=vae)})
-        states.append(vae_state)
+        states.append(state)
     if spec.original_config is not None:
-        config, config_state = _local(spec.original_config)
+        config, state = _local(spec.original_config)
         spec = spec.model_copy(update={"original_config": config})
-        states.append(config_state)
-    state = " ".join(filter(None, states)) or None
+        states.append(state)
     owner = owner_of(model_id)
     return LoadRequest(
         owner=owner,
@@ -48,7 +47,7 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         model_type=spec.effective_model_type(),
         url=url,
         # A file that was changed in place is another source.
-        load_hash=load_hash(spec, owner.name, reload=state),
+        load_hash=load_hash(spec, owner.name, reload=" ".join(filter(None, states)) or None),
         git_revision=spec.git_revision,
         revision=spec.revision,
         weights=spec.weights,
