@@ -248,7 +248,6 @@ def test_an_impossible_width_is_refused(tmp_path):
 
 
 UNAVAILABLE = [
-    pytest.param({"verify": {"render": True}}, "spec.verify.render", id="render"),
     pytest.param({"vae": {"url": "stabilityai/sd-vae-ft-mse"}}, "spec.vae", id="another VAE"),
     pytest.param({"original_config": "https://x.y/z.yaml"}, "spec.originalConfig", id="config"),
 ]

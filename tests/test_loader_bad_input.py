@@ -174,9 +174,6 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
 @pytest.mark.parametrize(
     ("fields", "reason", "message"),
     [
-        pytest.param(
-            {"verify": {"render": True}}, Reason.INVALID_SPEC, "verify.render", id="render"
-        ),
         pytest.param({"vae": {"url": "org/vae"}}, Reason.INVALID_SPEC, "spec.vae", id="vae"),
         pytest.param(
             {"original_config": "https://x.example/y"},

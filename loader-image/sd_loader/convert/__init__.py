@@ -11,6 +11,7 @@ from sd_api.spec import ModelType, Weights
 from sd_loader.convert.result import Converted, FileDigest
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
+from sd_loader.torchstack import refuse_without_torch
 
 if TYPE_CHECKING:
     from sd_loader.convert.plan import FolderPlan
@@ -43,13 +44,13 @@ def refuse_unavailable(request: LoadRequest) -> None:
             Reason.UNSUPPORTED_FORMAT,
             f"model type {request.model_type.value} is not supported by this version of the loader",
         )
+    refuse_without_torch(request)
     if request.weights is Weights.EMA and request.model_type is ModelType.HUGGINGFACE:
         raise LoaderError(
             Reason.INVALID_SPEC,
             "spec.weights: ema is for checkpoints: a repo has one set of weights",
         )
     asked_for = {
-        "verify.render": request.verify.render,
         "vae": request.vae,
         "originalConfig": request.original_config,
     }
