@@ -10,6 +10,7 @@ from cluster import (
     stub_backend,
     stub_cluster,
 )
+from loadercli import slim
 from operated import checkpoints, operated
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "operated",
     "shared_cluster",
     "shared_stub_cluster",
+    "slim",
     "stub_backend",
     "stub_cluster",
 ]

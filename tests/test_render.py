@@ -16,7 +16,9 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    TextToVideoSDPipeline,
     UNet2DConditionModel,
+    UNet3DConditionModel,
 )
 from fakehub import FakeHub
 from loadercli import Containers, failed
@@ -126,23 +128,12 @@ def test_what_does_not_render_is_not_published(containers: Containers, hub: Fake
     assert list(containers.store.iterdir()) == []
 
 
-def test_an_image_without_torch_says_so(containers: Containers, hub: FakeHub) -> None:
-    """Before anything is downloaded, and what the administrator can do.
-
-    The slim image is this Python without the three packages.
-    """
-    hidden = containers.store.parent / "slim"
-    hidden.mkdir()
-    (hidden / "sitecustomize.py").write_text(
-        "from importlib.machinery import PathFinder\n"
-        "find = PathFinder.find_spec\n"
-        "PathFinder.find_spec = lambda name, *rest: "
-        "None if name in ('torch', 'diffusers', 'transformers') else find(name, *rest)\n"
-    )
+def test_an_image_without_torch_says_so(
+    containers: Containers, hub: FakeHub, slim: dict[str, str]
+) -> None:
+    """Before anything is downloaded, and what the administrator can do."""
     request = job_request(f"{hub.url}/none", verify=QUICK)
-    failed(
-        containers.fetch(request, PYTHONPATH=str(hidden)), Reason.INVALID_SPEC, "spec.verify.render"
-    )
+    failed(containers.fetch(request, **slim), Reason.INVALID_SPEC, "spec.verify.render")
     assert hub.requests == []
 
 
@@ -231,3 +222,22 @@ def test_pipelines_that_change_images_are_given_one(
     )
     kind(**parts, requires_safety_checker=False).save_pretrained(tmp_path)
     assert rendered(tmp_path, Converted({}, precision="fp32")).preview is not None
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own saving
+def test_a_film_is_published_with_a_warning(tmp_path: Path) -> None:
+    """It would take minutes; the folder opens, which is more than nothing."""
+    parts = tinyrepo.pipeline("sd15").components
+    unet = UNet3DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    )
+    kept = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    TextToVideoSDPipeline(unet=unet, **kept).save_pretrained(tmp_path)
+    made = rendered(tmp_path, Converted({}, precision="fp32"))
+    assert made.preview is None
+    assert made.warning == "not rendered: TextToVideoSDPipeline also takes num_frames"

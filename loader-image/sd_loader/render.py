@@ -85,11 +85,7 @@ def render(folder: Path, converted: Converted, request: LoadRequest, report: Rep
 def open_pipeline(folder: Path, dtype: torch.dtype) -> Pipeline:
     """The pipeline in a folder, offline, without anything that it does not hold itself."""
     import diffusers
-    import transformers
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
     kind: Any = diffusers.DiffusionPipeline
     pipeline = kind.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=dtype
@@ -99,13 +95,27 @@ def open_pipeline(folder: Path, dtype: torch.dtype) -> Pipeline:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of what the libraries tell their own developers, and no gradients."""
+    import diffusers
+    import torch
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def explaining() -> Iterator[None]:
-    """Give the libraries' errors a reason; their warnings are for their own developers."""
+    """Give the libraries' errors a reason."""
     import torch
 
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     except torch.OutOfMemoryError as error:
         raise LoaderError(
@@ -169,7 +179,9 @@ def _arguments(
 def _side(pipeline: Pipeline) -> int:
     """Width and height: as the model was trained, but no larger than it takes to see something."""
     unet = getattr(pipeline, "unet", None)
-    trained = unet.config.sample_size if unet is not None else None
+    trained = getattr(pipeline, "default_sample_size", None)
+    if trained is None and unet is not None:
+        trained = unet.config.sample_size
     if not isinstance(trained, int):
         return MAX_SIDE
     return min(MAX_SIDE, trained * int(pipeline.vae_scale_factor))

@@ -83,6 +83,7 @@ def fetch_stage(
                     found = source.fetch(
                         request, settings, into.path, report, allow_local=allow_local
                     )
+                    _fetch_configs(found, into.path, request, settings, report)
                 staging.confirm()
                 staging.set_fetched(found.model_dump_json(by_alias=True))
             return _fetched(found.source)
@@ -205,6 +206,19 @@ def _recorded(staging: Staging) -> Fetched | None:
 
 def _fetched(source: Source) -> LoadResult:
     return LoadResult(outcome="fetched", source=source)
+
+
+def _fetch_configs(
+    found: Fetched, into: Path, request: LoadRequest, settings: Settings, report: Report
+) -> None:
+    """What diffusers' own conversion needs besides the file: it has no network and no token."""
+    from sd_loader.convert import configs_needed
+
+    repo = configs_needed(found, into, request)
+    if repo is not None:
+        from sd_loader.source.configs import fetch_configs
+
+        fetch_configs(repo, request, settings, into, report)
 
 
 def _rendered(

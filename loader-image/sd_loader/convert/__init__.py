@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from sd_loader.source import Fetched
     from sd_loader.tensors import TensorFile
 
-__all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
+__all__ = [
+    "Converted",
+    "FileDigest",
+    "configs_needed",
+    "convert",
+    "plan_file",
+    "refuse_unavailable",
+]
 
 _MODEL_TYPES = (ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE)
+_CHECKPOINTS = (ModelType.CUSTOM_CKPT, ModelType.API_TRAINED)
 
 
 def convert(
@@ -68,6 +76,34 @@ def plan_file(file: TensorFile, request: LoadRequest) -> FolderPlan:
     return plan_checkpoint(file, request)
 
 
+def configs_needed(fetched: Fetched, source_dir: Path, request: LoadRequest) -> str | None:
+    """The Hub repo whose configs this download cannot be converted without; mostly none."""
+    from sd_loader.formats import open_tensor_file
+
+    if fetched.kind != "file":
+        return None
+    try:
+        file = open_tensor_file(source_dir / fetched.path)
+    except LoaderError:
+        return None  # the conversion will say so
+    with file:
+        other = _other(file, request)
+        if other is None:
+            return None
+        from sd_loader.convert.fallback import config_repo
+
+        return config_repo(other, file.tensors)
+
+
+def _other(file: TensorFile, request: LoadRequest) -> str | None:
+    """What a checkpoint is that only diffusers itself converts; None for all others."""
+    if request.model_type not in _CHECKPOINTS:
+        return None
+    from sd_loader.convert.detect import known_to_diffusers_only
+
+    return known_to_diffusers_only(file.tensors)
+
+
 def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
     from sd_loader.convert.writer import write_folder
     from sd_loader.formats import SAFETENSORS, open_tensor_file
@@ -79,6 +115,11 @@ def _convert_file(path: Path, request: LoadRequest, out: Path, report: Report) -
                 Reason.UNSAFE_MODEL,
                 "spec.fromSafetensors asks for safetensors, but the file is a pickle",
             )
+        other = _other(file, request)
+        if other is not None:
+            from sd_loader.convert.fallback import convert_by_diffusers
+
+            return convert_by_diffusers(file, other, path.parent, request, out, report)
         plan = plan_file(file, request)
         files = write_folder(out, plan.files, report)
     verify_folder(out, plan, request.verify, report)

@@ -85,6 +85,19 @@ _OTHERS = (
 )
 
 
+def known_to_diffusers_only(tensors: Mapping[str, Tensor]) -> str | None:
+    """What the file is, where diffusers converts it and this loader does not; else None."""
+    return next(
+        (
+            kind.what
+            for kind in _OTHERS
+            if kind.what in ("a FLUX model", "a Stable Diffusion 3 model")
+            and any(kind.pattern.match(name) for name in tensors)
+        ),
+        None,
+    )
+
+
 def detect(tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None) -> BaseModelName:
     """The architecture of a checkpoint in the original layout.
 

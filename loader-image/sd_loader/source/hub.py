@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,27 @@ def fetch_repo(
         path=FOLDER_NAME,
         source=Source(commit=repo.commit, size_bytes=size, format="diffusers"),
     )
+
+
+def fetch_chosen(
+    repo_id: str,
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    wanted: Callable[[str], bool],
+    *,
+    retries: Retries = RETRIES,
+    pace: Pace = PACE,
+) -> None:
+    """Download the files of a repo's main branch whose paths are wanted."""
+    check_link(settings.hub_endpoint, settings)
+    token = _token(request, settings)
+    into.mkdir(exist_ok=True)
+    with _hub_session(settings, pace) as client:
+        repo = _resolve(repo_id, "main", settings.hub_endpoint, token, retries)
+        copy = _Copy(repo, into, Downloader(client, settings.max_bytes, token, retries), report)
+        copy.fetch_all([file for path, file in sorted(repo.files.items()) if wanted(path)])
 
 
 def repo_id_of(url: str, endpoint: str) -> str:
