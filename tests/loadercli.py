@@ -21,7 +21,7 @@ from sd_api.spec import Spec
 OWNER = Owner(uid="uid-1", namespace="ns", name="model")
 NAMESAKE = Owner(uid="uid-2", namespace="ns", name="model")
 STRANGER = Owner(uid="uid-3", namespace="other", name="model")
-TIMEOUT = 60
+TIMEOUT = 240
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 @pytest.fixture
 def containers(hub: FakeHub, tmp_path: Path) -> Containers:
     """Containers that may reach the Hub, with an empty volume."""
-    return Containers.reaching(hub, tmp_path)
+    made = Containers.reaching(hub, tmp_path)
+    made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,15 @@ QUICK = {"render": True, "steps": 1}
 DECODER = "first_stage_model.decoder"
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Other tests run at the same time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
     """A Hub and file server on loopback."""
@@ -46,7 +55,9 @@ def hub() -> Iterator[FakeHub]:
 @pytest.fixture
 def containers(hub: FakeHub, tmp_path: Path) -> Containers:
     """Containers that may reach the Hub, with an empty volume."""
-    return Containers.reaching(hub, tmp_path)
+    made = Containers.reaching(hub, tmp_path)
+    made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +215,9 @@ def test_the_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_p
     ("kind", "channels"),
     [
         pytest.param(StableDiffusionImg2ImgPipeline, 4, id="image to image"),
-        pytest.param(StableDiffusionInpaintPipeline, 4, id="inpainting, 4 channels"),
+        pytest.param(
+            StableDiffusionInpaintPipeline, 4, id="inpainting, 4 channels", marks=pytest.mark.slow
+        ),
         pytest.param(StableDiffusionInpaintPipeline, 9, id="inpainting, 9 channels"),
         pytest.param(StableDiffusionInstructPix2PixPipeline, 8, id="instruct-pix2pix"),
     ],

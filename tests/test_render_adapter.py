@@ -28,6 +28,7 @@ TINY_SIZES = {
 }
 WIDTHS = {"sd1": 64, "sdxl": 128}
 BASES = list(TINY_SIZES)
+CASES = ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)]
 
 
 def controlnet(base: str, folder: Path, width: int | None = None) -> None:
@@ -46,7 +47,7 @@ def attempt(folder: Path, kind: ModelType, base: str) -> None:
         try_adapter(folder, kind, base, "cpu", TINY_SIZES)
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", CASES)
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_a_controlnet_runs_on_its_base(tmp_path: Path, base: str) -> None:
     """One whose text encoder is another does not."""
@@ -58,7 +59,7 @@ def test_a_controlnet_runs_on_its_base(tmp_path: Path, base: str) -> None:
         attempt(tmp_path / "other", ModelType.CONTROLNET, base)
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", CASES)
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_a_vae_decodes_for_its_base(tmp_path: Path, base: str) -> None:
     """One that makes NaN is refused."""
