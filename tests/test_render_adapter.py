@@ -28,6 +28,7 @@ TINY_SIZES = {
 }
 WIDTHS = {"sd1": 64, "sdxl": 128}
 BASES = list(TINY_SIZES)
+ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 CASES = ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)]
 
 
@@ -76,22 +77,37 @@ def test_a_vae_decodes_for_its_base(tmp_path: Path, base: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_an_embedding_enters_its_base(tmp_path: Path) -> None:
     """As wide as the text encoder; another width is refused."""
-    (tmp_path / "fits").mkdir()
-    save_file({"emb_params": torch.ones(2, 64)}, tmp_path / "fits" / "learned.safetensors")
+    for name, width in (("fits", 64), ("wide", 96)):
+        (tmp_path / name).mkdir()
+        vectors = {"<word>": torch.ones(2, width)}
+        save_file(vectors, tmp_path / name / "learned_embeds.safetensors")
     attempt(tmp_path / "fits", ModelType.EMBEDDINGS, "sd1")
-
-    (tmp_path / "wide").mkdir()
-    save_file({"emb_params": torch.ones(2, 96)}, tmp_path / "wide" / "learned.safetensors")
     with pytest.raises(LoaderError, match="diffusers cannot open or run"):
         attempt(tmp_path / "wide", ModelType.EMBEDDINGS, "sd1")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_both_halves_of_an_sdxl_embedding_enter_their_encoders(tmp_path: Path) -> None:
-    """They lie in one file."""
-    halves = {"clip_l": torch.ones(2, 64), "clip_g": torch.ones(2, 64)}
-    save_file(halves, tmp_path / "learned.safetensors")
+    """They lie in two files."""
+    for name in ("learned_embeds", "learned_embeds_2"):
+        save_file({"<word>": torch.ones(2, 64)}, tmp_path / f"{name}.safetensors")
     attempt(tmp_path, ModelType.EMBEDDINGS, "sdxl")
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_lora_fits_its_base(tmp_path: Path) -> None:
+    """One of other widths is refused."""
+    for name, width in (("fits", 64), ("other", 96)):
+        down, up = f"{ATTENTION}.lora.down.weight", f"{ATTENTION}.lora.up.weight"
+        (tmp_path / name).mkdir()
+        save_file(
+            {down: torch.ones(4, width), up: torch.ones(64, 4)},
+            tmp_path / name / "pytorch_lora_weights.safetensors",
+        )
+    attempt(tmp_path / "fits", ModelType.LORA, "sd1")
+    with pytest.raises(LoaderError, match="diffusers cannot open or run"):
+        attempt(tmp_path / "other", ModelType.LORA, "sd1")
 
 
 def test_what_has_no_known_base_is_not_tried(tmp_path: Path) -> None:

@@ -147,23 +147,17 @@ def _random_model(folder: Path, library: str, class_name: str) -> Any:  # noqa: 
 
 
 def _load_embedding(pipeline: Pipeline, folder: Path) -> None:
-    """Both of SDXL's vectors, each into its own encoder; else the one there is."""
+    """Each file of vectors into its own encoder: SDXL has two."""
     from safetensors.torch import load_file
 
-    (path,) = folder.glob("*.safetensors")
-    tensors = load_file(path)
-    if "clip_g" not in tensors:
-        pipeline.load_textual_inversion(path, token=_WORD)
-        return
-    for key, encoder, tokenizer in (
-        ("clip_l", pipeline.text_encoder, pipeline.tokenizer),
-        ("clip_g", pipeline.text_encoder_2, pipeline.tokenizer_2),
-    ):
+    for path in sorted(folder.glob("*.safetensors")):
+        second = path.stem.endswith("_2")
+        (vectors,) = load_file(path).values()
         pipeline.load_textual_inversion(
-            tensors[key],
+            vectors,
             token=_WORD,
-            text_encoder=encoder,
-            tokenizer=tokenizer,
+            text_encoder=pipeline.text_encoder_2 if second else pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer_2 if second else pipeline.tokenizer,
         )
 
 
