@@ -314,6 +314,9 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     }
     if container == names.CONTAINER_FETCH:
         plain["SD_LOADER_CREDENTIALS_DIR"] = CREDENTIALS_DIR
+    if container == names.CONTAINER_CONVERT:
+        # Else torch's threads spin while they wait, and what is left of the CPUs is lost to that.
+        plain["OMP_WAIT_POLICY"] = "passive"
     env: list[Manifest] = [{"name": key, "value": value} for key, value in plain.items() if value]
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [*env, {"name": "SD_LOADER_POD", "valueFrom": pod_name}]
