@@ -148,7 +148,7 @@ def tiny_configs(folder: Path, architecture: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config, indent=2))
     for tokenizer in ("tokenizer",) if architecture == "sd15" else ("tokenizer", "tokenizer_2"):
-        _write_tokenizer(folder / tokenizer)
+        write_tokenizer(folder / tokenizer)
     return folder
 
 
@@ -270,7 +270,8 @@ def _text_config(widths: Widths, encoder: int, kind: str, activation: str) -> di
     }
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """A CLIP tokenizer that knows single bytes only."""
     folder.mkdir(parents=True)
     alphabet = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     words = [*alphabet, *(letter + "</w>" for letter in alphabet)]

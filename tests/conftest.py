@@ -10,6 +10,7 @@ from cluster import (
     stub_backend,
     stub_cluster,
 )
+from loadercli import slim
 from operated import checkpoints, operated
 from volumes import tmpfs
 
@@ -20,6 +21,7 @@ __all__ = [
     "operated",
     "shared_cluster",
     "shared_stub_cluster",
+    "slim",
     "stub_backend",
     "stub_cluster",
     "tmpfs",

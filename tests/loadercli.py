@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakehub import FakeHub
 
 from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest
@@ -20,7 +21,7 @@ from sd_api.spec import Spec
 OWNER = Owner(uid="uid-1", namespace="ns", name="model")
 NAMESAKE = Owner(uid="uid-2", namespace="ns", name="model")
 STRANGER = Owner(uid="uid-3", namespace="other", name="model")
-TIMEOUT = 60
+TIMEOUT = 240
 
 
 @dataclass(frozen=True)
@@ -165,3 +166,17 @@ def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + bytes(offset)
+
+
+@pytest.fixture
+def slim(tmp_path: Path) -> dict[str, str]:
+    """Environment of a loader in the slim image: this Python, without the packages that run it."""
+    folder = tmp_path / "slim"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *rest: "
+        "None if name in ('torch', 'diffusers', 'transformers') else find(name, *rest)\n"
+    )
+    return {"PYTHONPATH": str(folder)}

@@ -247,9 +247,7 @@ def test_an_impossible_width_is_refused(tmp_path):
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-UNAVAILABLE = [
-    pytest.param({"verify": {"render": True}}, "spec.verify.render", id="render"),
-]
+UNAVAILABLE = []
 
 
 @pytest.mark.parametrize(("fields", "message"), UNAVAILABLE)

@@ -112,12 +112,14 @@ class _NoAliases(yaml.SafeDumper):
 def test_the_slim_image_is_used_iff_nothing_renders(
     settings: Settings, spec: dict[str, Any], image: str, gpus: object
 ) -> None:
-    """And only convert asks for the GPU."""
+    """And only convert asks for the GPU; the request tells the loader, which cannot know."""
     pod = pod_of(load(settings, **spec))
     (fetch,), (convert,) = pod["initContainers"], pod["containers"]
     assert fetch["image"] == convert["image"] == getattr(settings.loader, image)
     assert "nvidia.com/gpu" not in fetch["resources"]["limits"]
     assert convert["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    request = LoadRequest.model_validate_json(convert["args"][2])
+    assert request.verify.render is (image == "image")
 
 
 def test_overrides_may_be_forbidden() -> None:

@@ -299,9 +299,6 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
     ("fields", "reason", "message"),
     [
         pytest.param(
-            {"verify": {"render": True}}, Reason.INVALID_SPEC, "verify.render", id="render"
-        ),
-        pytest.param(
             {"model_type": "controlnet", "vae": {"url": "org/vae"}},
             Reason.INVALID_SPEC,
             "spec.vae is for whole models",

@@ -415,3 +415,15 @@ LIVING = [
 def test_what_is_done_about_a_model(resource: Model, seen: Observed, expected: str) -> None:
     """The first rule that applies decides."""
     assert told(decide(resource, seen)) == expected
+
+
+@pytest.mark.parametrize("rendered", [True, False])
+def test_the_preview_is_told_where_there_is_one(rendered: bool) -> None:
+    """Its path is the operator's own; the answer only says that there is one."""
+    answer = LOADED.model_copy(update={"preview": rendered})
+    artifact = decide(
+        model(loading()), with_pod(job(COMPLETE), answered("convert", answer))
+    ).status.artifact
+    assert artifact is not None
+    expected = f"{artifact.immutable_path}/preview.png" if rendered else None
+    assert artifact.preview_path == expected

@@ -45,6 +45,8 @@ MODEL_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 STORE_DIR = ".store"
 STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
+PREVIEW_FILE = "preview.png"
+"""The rendered image, beside the model's own files; whoever reads a pipeline passes over it."""
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:
@@ -61,3 +63,8 @@ def artifact_path(model_id: str) -> str:
 def immutable_path(uid: str, load_hash: str) -> str:
     """Path on the volume of one load's folder; its content never changes."""
     return f"{STORE_DIR}/{uid}/{load_hash}"
+
+
+def preview_path(uid: str, load_hash: str) -> str:
+    """Path on the volume of the image that one load rendered."""
+    return f"{immutable_path(uid, load_hash)}/{PREVIEW_FILE}"

@@ -75,7 +75,9 @@ def _remove(args: argparse.Namespace, _: Settings) -> LoadResult:
 
 def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     try:
-        spec = Spec.model_validate({name: getattr(args, name) for name in _SPEC_ARGUMENTS})
+        verify = {"weights": args.verify_weights, "render": args.verify_render}
+        given = {name: getattr(args, name) for name in _SPEC_ARGUMENTS}
+        spec = Spec.model_validate({**given, "verify": verify})
     except ValidationError as error:
         raise invalid_request(error) from None
     credentials = (settings.credentials_dir / "token").exists()
@@ -190,7 +192,6 @@ _SPEC_ARGUMENTS = (
     "from_safetensors",
     "upcast_attention",
     "vae",
-    "verify",
 )
 
 
@@ -248,14 +249,8 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     )
     add("--from-safetensors", action="store_true", default=None, help="refuse anything else")
     add("--upcast-attention", action="store_true", default=None)
-    add(
-        "--verify-weights",
-        dest="verify",
-        action="store_const",
-        const={"weights": True},
-        default={},
-        help="scan every weight for NaN and Inf",
-    )
+    add("--verify-weights", action="store_true", help="scan every weight for NaN and Inf")
+    add("--verify-render", action="store_true", help="render an image; needs torch")
     parser.set_defaults(run=_load)
 
 

@@ -5,9 +5,11 @@ Each may be run again at any time, and goes on from what it finds on the volume.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ from sd_api.load import (
     Source,
     Stage,
 )
+from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
@@ -31,6 +34,7 @@ from sd_loader.progress import Report
 from sd_loader.settings import Settings
 from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
+from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
 from sd_loader.store.receipt import PublishedFile, Receipt, find_published, folder_digest
@@ -111,13 +115,16 @@ def convert_stage(
                 raise LoaderError(
                     Reason.LOADER_CRASHED, "the download is not finished; run fetch again"
                 )
-            if fetched.converted is not None:
-                converted = fetched.converted
-            else:
-                with staging.source() as source_dir, staging.fresh_out() as out:
+            with staging.source() as source_dir:
+                if fetched.converted is not None:
+                    out, converted = staging.out(), fetched.converted
+                else:
+                    out = staging.fresh_out()
                     converted = convert.convert(fetched, source_dir.path, request, out.path, report)
+                with out:
                     _check_inventory(out.files(), converted)
-            receipt = _receipt(request, fetched, converted)
+                    converted, preview = _rendered(request, out, converted, report)
+            receipt = _receipt(request, fetched, converted, preview)
             return _publish(volume, request, staging, receipt, settings, report)
 
 
@@ -232,7 +239,32 @@ def _fetched(source: Source) -> LoadResult:
     return LoadResult(outcome="fetched", source=source)
 
 
-def _receipt(request: LoadRequest, fetched: Fetched, converted: Converted) -> Receipt:
+def _rendered(
+    request: LoadRequest, out: Folder, converted: Converted, report: Report
+) -> tuple[Converted, dict[str, PublishedFile]]:
+    """Try the folder as it will be read, if asked for; the preview becomes one of its files."""
+    if not request.verify.render:
+        return converted, {}
+    # Imported here: it brings torch, and needs gigabytes.
+    from sd_loader.render import render
+
+    rendered = render(out.path, converted, request, report)
+    if rendered.warning is not None:
+        converted = replace(converted, warnings=(*converted.warnings, rendered.warning))
+    if rendered.preview is None:
+        return converted, {}
+    out.write(PREVIEW_FILE, rendered.preview)
+    digest = hashlib.sha256(rendered.preview).hexdigest()
+    return converted, {PREVIEW_FILE: PublishedFile(sha256=digest, size=len(rendered.preview))}
+
+
+def _receipt(
+    request: LoadRequest,
+    fetched: Fetched,
+    converted: Converted,
+    preview: Mapping[str, PublishedFile],
+) -> Receipt:
+    # The artifact is the model: the same weights have the same digest, rendered or not.
     files = converted.files
     return Receipt(
         uid=request.owner.uid,
@@ -249,7 +281,10 @@ def _receipt(request: LoadRequest, fetched: Fetched, converted: Converted) -> Re
         ),
         message="; ".join((*fetched.warnings, *converted.warnings))[:MESSAGE_MAX_LENGTH],
         files={
-            path: PublishedFile(sha256=file.sha256, size=file.size) for path, file in files.items()
+            **{
+                path: PublishedFile(sha256=one.sha256, size=one.size) for path, one in files.items()
+            },
+            **preview,
         },
     )
 

@@ -38,8 +38,11 @@ _OUTLINE = "download"
 _RECORD = "streamed.json"
 
 
-Plan = Callable[[TensorFile, Weights], FolderPlan]
-"""Plans the folder of a file, given where files that lie beside it are opened."""
+Plan = Callable[[TensorFile, Weights], FolderPlan | None]
+"""Plans the folder of a file, given where files that lie beside it are opened.
+
+None where the file must be there as a whole.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,12 @@ def stream(
         if remote is None or remote.size < LEAST_BYTES:
             break
         try:
-            return _stream(remote, plan, verify, into, out, report)
+            streamed = _stream(remote, plan, verify, into, out, report)
         except ChangedError:
             continue
+        if streamed is not None:
+            return streamed
+        break
     _forget(into, out)
     return None
 
@@ -95,6 +101,8 @@ def _stream(
             file = stack.enter_context(open_tensor_file(into / _OUTLINE, outline.foreseen))
             weights = Weights(stack)
             plan = make_plan(file, weights)
+            if plan is None:
+                return None
             wants, headers = _wants(plan, file, outline)
             record = _Record(into / _RECORD, _key(remote, plan, wants))
             sources = [file, *weights.files.values()]

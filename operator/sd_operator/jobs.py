@@ -83,7 +83,7 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
             prediction_type=spec.prediction_type,
             original_config=spec.original_config,
             vae=spec.vae,
-            verify=spec.verify,
+            verify=_effective(spec.verify, overrides or JobOverrides(), settings.loader),
             credentials=credentials is not None,
         ),
         overrides=overrides,
@@ -106,6 +106,14 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
     )
 
 
+def _effective(verify: Verify, overrides: JobOverrides, loader: LoaderSettings) -> Verify:
+    """Says whether to render: by default with a GPU, of which the loader knows nothing."""
+    if verify.render is not None:
+        return verify
+    gpus = _limits(overrides, loader).get(loader.gpu_resource, 0)
+    return verify.model_copy(update={"render": str(gpus) != "0"})
+
+
 def _source_url(url: str, settings: Settings) -> str:
     """A trained model's bare id becomes a link."""
     if "/" in url or settings.trained_url_template is None:
@@ -122,7 +130,8 @@ def build(plan: JobPlan, settings: Settings) -> Manifest:
 
 def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Manifest:
     loader, overrides = settings.loader, plan.overrides or JobOverrides()
-    resources, renders = _convert_resources(overrides, request.verify, loader)
+    renders = bool(request.verify.render)
+    resources = _convert_resources(overrides, loader, renders=renders)
     image = loader.image if renders else loader.slim_image
     fetch = _container(names.CONTAINER_FETCH, image, _FETCH, plan, settings)
     if plan.credentials_secret is not None:
@@ -163,22 +172,26 @@ def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
 
 
 def _convert_resources(
-    overrides: JobOverrides, verify: Verify, loader: LoaderSettings
-) -> tuple[Manifest, bool]:
-    """The convert container's resources, and whether it renders: by default with a GPU."""
+    overrides: JobOverrides, loader: LoaderSettings, *, renders: bool
+) -> Manifest:
     given = overrides.resources.model_dump(exclude_none=True) if overrides.resources else {}
-    limits = dict(given.get("limits") or {})
-    if loader.gpu_count > 0:
-        limits.setdefault(loader.gpu_resource, loader.gpu_count)
-    has_gpu = str(limits.get(loader.gpu_resource, 0)) != "0"
-    renders = has_gpu if verify.render is None else verify.render
-    default = _RENDER if renders else _CONVERT
-    wanted = {"requests": dict(given.get("requests") or {}), "limits": limits}
+    wanted = {
+        "requests": dict(given.get("requests") or {}),
+        "limits": _limits(overrides, loader),
+    }
     # A default beside an override of the same resource could contradict it.
     spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
-    for kind, defaults in default.items():
+    for kind, defaults in (_RENDER if renders else _CONVERT).items():
         wanted[kind] |= {key: one for key, one in defaults.items() if key not in spoken_for}
-    return wanted, renders
+    return wanted
+
+
+def _limits(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
+    """The convert container's limits, GPUs among them, before any default."""
+    limits = dict(overrides.resources.limits or {}) if overrides.resources else {}
+    if loader.gpu_count > 0:
+        limits.setdefault(loader.gpu_resource, loader.gpu_count)
+    return limits
 
 
 def _placement(overrides: JobOverrides, *more: str) -> Manifest:
@@ -303,6 +316,9 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     if container == names.CONTAINER_FETCH:
         plain["SD_LOADER_CREDENTIALS_DIR"] = CREDENTIALS_DIR
         plain["SD_LOADER_DEFAULT_PARTS"] = format_default_parts(loader.default_parts)
+    if container == names.CONTAINER_CONVERT:
+        # Else torch's threads spin while they wait, and what is left of the CPUs is lost to that.
+        plain["OMP_WAIT_POLICY"] = "passive"
     env: list[Manifest] = [{"name": key, "value": value} for key, value in plain.items() if value]
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [*env, {"name": "SD_LOADER_POD", "valueFrom": pod_name}]

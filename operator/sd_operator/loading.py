@@ -355,6 +355,7 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
         claim_name=claim.name,
         claim_uid=claim.uid,
         size=progress.size(artifact.size_bytes),
+        preview_path=(names.preview_path(inp.model.uid, inp.wanted) if result.preview else None),
         last_update_time=times.stamp(ended),
     )
     source = result.source.model_dump() if result.source else {}

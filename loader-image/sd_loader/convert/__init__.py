@@ -11,6 +11,7 @@ from sd_api.spec import ModelType, Weights
 from sd_loader.convert.result import Converted, FileDigest
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report
+from sd_loader.torchstack import refuse_without_torch
 
 if TYPE_CHECKING:
     from sd_loader.convert.beside import Beside
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from sd_loader.source import Fetched
     from sd_loader.tensors import TensorFile
 
-__all__ = ["Converted", "FileDigest", "convert", "plan_file", "refuse_unavailable"]
+__all__ = [
+    "Converted",
+    "FileDigest",
+    "configs_needed",
+    "convert",
+    "plan_file",
+    "refuse_unavailable",
+]
 
 _COMPONENTS = (ModelType.CONTROLNET, ModelType.VAE)
 _ADAPTERS = (ModelType.LORA, ModelType.EMBEDDINGS)
@@ -84,14 +92,24 @@ def refuse_unavailable(request: LoadRequest) -> None:
             Reason.INVALID_SPEC,
             f"spec.vae is for whole models; modelType {request.model_type.value} has none",
         )
-    asked_for = {
-        "verify.render": request.verify.render,
-    }
-    for field, value in asked_for.items():
-        if value:
-            raise LoaderError(
-                Reason.INVALID_SPEC, f"spec.{field} is not supported by this version of the loader"
-            )
+    refuse_without_torch(request)
+
+
+def configs_needed(file: TensorFile, request: LoadRequest) -> str | None:
+    """The Hub repo whose configs a file cannot be converted without; mostly none.
+
+    Such a file is one that only diffusers itself converts.
+    """
+    if request.model_type in (*_COMPONENTS, *_ADAPTERS):
+        return None
+    from sd_loader.convert.detect import known_to_diffusers_only
+
+    what = known_to_diffusers_only(file.tensors)
+    if what is None:
+        return None
+    from sd_loader.convert.fallback import config_repo
+
+    return config_repo(what, file.tensors)
 
 
 def plan_file(file: TensorFile, request: LoadRequest, beside: Beside | None = None) -> FolderPlan:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
-from sd_loader.convert import plan_file
+from sd_loader.convert import configs_needed, plan_file
 from sd_loader.convert.beside import Beside
 from sd_loader.convert.original import read_original
 from sd_loader.convert.plan import FolderPlan
@@ -34,6 +34,11 @@ def convert_single(
     with ExitStack() as stack:
         weights = Weights(stack)
         file = weights.open(source_dir / fetched.path)
+        _refuse_pickle(file, request)
+        if configs_needed(file, request) is not None:
+            from sd_loader.convert.fallback import convert_by_diffusers
+
+            return convert_by_diffusers(file, source_dir, request, out, report)
         plan = plan_single(
             file, request, source_dir, fetched.original_config, fetched.parts, weights
         )
@@ -55,11 +60,7 @@ def plan_single(
     original_config, parts: what lies beside it in the source folder; weights: where the parts' own
     files are opened.
     """
-    if request.from_safetensors and file.format != SAFETENSORS:
-        raise LoaderError(
-            Reason.UNSAFE_MODEL,
-            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
-        )
+    _refuse_pickle(file, request)
     beside = Beside()
     if original_config is not None:
         beside = Beside(original=read_original(source_dir / original_config))
@@ -73,3 +74,11 @@ def plan_single(
     planned = plan_parts(parts, source_dir, base, request, weights)
     plan = plan_file(file, request, replace(beside, parts=planned.parts))
     return replace(plan, warnings=(*plan.warnings, *planned.warnings))
+
+
+def _refuse_pickle(file: TensorFile, request: LoadRequest) -> None:
+    if request.from_safetensors and file.format != SAFETENSORS:
+        raise LoaderError(
+            Reason.UNSAFE_MODEL,
+            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
+        )

@@ -90,7 +90,7 @@ def fetch(
 
         streaming = Streaming(beside.plan, out)
     fetched = _fetch_source(request, settings, into, report, streaming, allow_local=allow_local)
-    if fetched.kind == "file" and fetched.converted is None and settings.default_parts:
+    if fetched.kind == "file" and fetched.converted is None:
         beside.complete(into / fetched.path)
     return fetched.model_copy(
         update={
@@ -113,11 +113,12 @@ class _Beside:
     parts: tuple[Part, ...]
     warnings: tuple[str, ...] = ()
 
-    def plan(self, file: TensorFile, weights: Weights) -> FolderPlan:
-        """Plan the folder of a file that is about to come."""
+    def plan(self, file: TensorFile, weights: Weights) -> FolderPlan | None:
+        """Plan the folder of a file that is about to come; None where it must be whole for that."""
         from sd_loader.convert.single import plan_single
 
-        self._add_defaults(file)
+        if self._add(file):
+            return None
         return plan_single(file, self.request, self.into, self.original_config, self.parts, weights)
 
     def complete(self, path: Path) -> None:
@@ -129,9 +130,18 @@ class _Beside:
         except LoaderError:
             return  # the conversion says why
         with file:
-            self._add_defaults(file)
+            self._add(file)
 
-    def _add_defaults(self, file: TensorFile) -> None:
+    def _add(self, file: TensorFile) -> bool:
+        """Download what the file lacks; whether that is what diffusers' own conversion needs."""
+        from sd_loader.convert import configs_needed
+
+        repo = configs_needed(file, self.request)
+        if repo is not None:
+            from sd_loader.source.configs import fetch_configs
+
+            fetch_configs(repo, self.request, self.settings, self.into, self.report)
+            return True
         from sd_loader.source.parts import fetch_defaults
 
         found = fetch_defaults(
@@ -140,6 +150,7 @@ class _Beside:
         if found is not None:
             part, said = found
             self.parts, self.warnings = (*self.parts, part), (*self.warnings, said)
+        return False
 
 
 def _fetch_source(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -101,6 +101,25 @@ def fetch_components(
         require_pipeline(list(repo.files))
         copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
         return copy.fetch_pipeline(request, components)
+
+
+def fetch_chosen(
+    repo_id: str,
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report,
+    wanted: Callable[[str], bool],
+    *,
+    retries: Retries = RETRIES,
+    pace: Pace = PACE,
+) -> None:
+    """Download the files of a repo's main branch whose paths are wanted."""
+    check_link(settings.hub_endpoint, settings)
+    into.mkdir(exist_ok=True)
+    with _asked(repo_id, "main", request, settings, retries, pace) as (repo, downloader):
+        copy = _Copy(repo, into, downloader, report)
+        copy.fetch_all([file for path, file in sorted(repo.files.items()) if wanted(path)])
 
 
 def _refuse_digest(request: LoadRequest) -> None:
@@ -222,12 +241,12 @@ class _Copy:
             kind="repo",
             path=FOLDER_NAME,
             source=Source(
-                commit=self.repo.commit, size_bytes=self._fetch_all(chosen), format="diffusers"
+                commit=self.repo.commit, size_bytes=self.fetch_all(chosen), format="diffusers"
             ),
             warnings=self.repo.warnings(),
         )
 
-    def _fetch_all(self, files: list[RepoFile]) -> int:
+    def fetch_all(self, files: list[RepoFile]) -> int:
         """Download the files that are missing and remove all others; returns the bytes of all."""
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from sd_api.fields import Contract, Count, LoadHash, Sha256, Uid
 from sd_api.load import Artifact, LoadResult, Source
-from sd_api.names import STORE_DIR
+from sd_api.names import PREVIEW_FILE, STORE_DIR
 from sd_loader.store.folder import Folder
 from sd_loader.store.volume import Volume
 
@@ -48,7 +48,11 @@ class Receipt(Contract):
     def result(self) -> LoadResult:
         """The answer of the load that this receipt proves."""
         return LoadResult(
-            outcome="loaded", message=self.message, source=self.source, artifact=self.artifact
+            outcome="loaded",
+            message=self.message,
+            source=self.source,
+            artifact=self.artifact,
+            preview=PREVIEW_FILE in self.files,
         )
 
     def sharing(self, count: int) -> Receipt:

@@ -1,0 +1,271 @@
+"""Renders an image with a converted folder before it is published: the one check that runs it.
+
+torch is imported here, in render_adapter and in convert/fallback, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd_api.load import LoadRequest, Progress, Stage
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType
+from sd_loader.convert.result import Converted
+from sd_loader.errors import LoaderError
+from sd_loader.failures import explain
+from sd_loader.formats.snippet import snippet
+from sd_loader.progress import Report
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Pipeline = Any
+"""diffusers has no types."""
+
+SEED = 0
+STEPS = 8
+PROMPT = "a photograph of a red fox in a forest"
+MAX_SIDE = 512
+
+_ADAPTERS = (ModelType.LORA, ModelType.EMBEDDINGS, ModelType.CONTROLNET, ModelType.VAE)
+_DARK = 1 / 255
+_UNIFORM = 0.5 / 255
+"""Standard deviation of an image on which nobody sees anything."""
+_FP16_MAX = 65504.0
+_DETAIL = 200
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A PNG; None where the model cannot be rendered, and then a warning says why."""
+
+    preview: bytes | None = None
+    warning: str | None = None
+
+
+def render(folder: Path, converted: Converted, request: LoadRequest, report: Report) -> Rendered:
+    """Make an image with the pipeline in the folder; raises VerificationFailed if it shows nothing.
+
+    A LoRA, embedding, ControlNet or VAE is no pipeline: its keys and shapes were checked already,
+    and with a GPU it is tried on a base of its family.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report(Progress(stage=Stage.VERIFYING, percent=0))
+    with explaining():
+        if request.model_type in _ADAPTERS:
+            if device == "cuda":
+                from sd_loader.render_adapter import try_adapter
+
+                try_adapter(folder, request.model_type, converted.base_model, device)
+            return Rendered()
+        pipeline = open_pipeline(folder, _dtype(device, converted.precision)).to(device)
+        arguments, lacking = _arguments(pipeline, request)
+        if lacking:
+            return Rendered(
+                warning=f"not rendered: {type(pipeline).__name__} also takes {', '.join(lacking)}"
+            )
+        watch = _Watch(report)
+        watch.attach(pipeline, halves=device == "cpu" and converted.precision == "fp16")
+        images = pipeline(**arguments, callback_on_step_end=watch.step, output_type="np").images
+        image: np.ndarray[Any, Any] = images[0]
+        _check(image, watch, pipeline)
+        return Rendered(_png(image))
+
+
+def open_pipeline(folder: Path, dtype: torch.dtype) -> Pipeline:
+    """The pipeline in a folder, offline, without anything that it does not hold itself."""
+    import diffusers
+
+    kind: Any = diffusers.DiffusionPipeline
+    pipeline = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=dtype
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of what the libraries tell their own developers, and no gradients."""
+    import diffusers
+    import torch
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Give the libraries' errors a reason."""
+    import torch
+
+    try:
+        with quiet():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise LoaderError(
+            Reason.OUT_OF_MEMORY,
+            "the GPU has too little memory to render with this model: choose a larger one, or set"
+            " spec.verify.render: false",
+        ) from error
+    except Exception as error:
+        if explain(error).reason is not Reason.LOADER_CRASHED:
+            raise
+        raise LoaderError(
+            Reason.VERIFICATION_FAILED,
+            "diffusers cannot open or run the converted model:"
+            f" {type(error).__name__}: {snippet(str(error), _DETAIL)}",
+        ) from error
+
+
+def _dtype(device: str, precision: str | None) -> torch.dtype:
+    """The published precision, but for a CPU, which is slow at any but single."""
+    import torch
+
+    published = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision or "")
+    return published if device == "cuda" and published is not None else torch.float32
+
+
+def _arguments(
+    pipeline: Pipeline,
+    request: LoadRequest,
+) -> tuple[dict[str, Any], list[str]]:
+    """What the pipeline is called with, and what else it would need."""
+    import torch
+    from PIL import Image
+
+    side = _side(pipeline)
+    # Something to start from for those that change images: all of it, so nothing of it is seen.
+    gradient = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+    offered = {
+        "prompt": request.verify.prompt or PROMPT,
+        "image": gradient,
+        "mask_image": Image.new("L", (side, side), 255),
+        "strength": 1.0,
+        "height": side,
+        "width": side,
+        "num_inference_steps": request.verify.steps or STEPS,
+        # On the CPU, whose random numbers are the same everywhere.
+        "generator": torch.Generator("cpu").manual_seed(SEED),
+    }
+    known = inspect.signature(type(pipeline).__call__).parameters
+    needed = [
+        name
+        for name, parameter in known.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and name not in {"self", *offered}
+    ]
+    # A film would take minutes.
+    films = [name for name in known if name == "num_frames"]
+    return {name: value for name, value in offered.items() if name in known}, needed + films
+
+
+def _side(pipeline: Pipeline) -> int:
+    """Width and height: as the model was trained, but no larger than it takes to see something."""
+    unet = getattr(pipeline, "unet", None)
+    trained = getattr(pipeline, "default_sample_size", None)
+    if trained is None and unet is not None:
+        trained = unet.config.sample_size
+    if not isinstance(trained, int):
+        return MAX_SIDE
+    return min(MAX_SIDE, trained * int(pipeline.vae_scale_factor))
+
+
+@dataclass
+class _Watch:
+    """Follows a run: tells its progress, and remembers what says where it went wrong."""
+
+    report: Report
+    latents: torch.Tensor | None = None
+    largest: float = 0.0
+    """Largest number within the VAE, where that is watched."""
+
+    def step(
+        self,
+        pipeline: Pipeline,
+        number: int,
+        _time: object,
+        tensors: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Be told of one step by the pipeline."""
+        total = max(1, len(pipeline.scheduler.timesteps))
+        self.latents = tensors.get("latents")
+        self.report(Progress(stage=Stage.VERIFYING, percent=min(100, 100 * (number + 1) // total)))
+        return {}
+
+    def attach(self, pipeline: Pipeline, *, halves: bool) -> None:
+        """Watch what a VAE that is published in half precision computes with in single."""
+        vae = getattr(pipeline, "vae", None)
+        if not halves or vae is None or _is_upcast(pipeline):
+            return
+        for module in vae.decoder.modules():
+            module.register_forward_hook(self._seen)
+
+    def _seen(self, _module: object, _inputs: object, output: object) -> None:
+        import torch
+
+        if isinstance(output, torch.Tensor):
+            self.largest = max(self.largest, float(output.abs().max()))
+
+
+def _is_upcast(pipeline: Pipeline) -> bool:
+    """Whether diffusers decodes in single precision, whatever is published."""
+    return hasattr(pipeline, "upcast_vae") and bool(pipeline.vae.config.get("force_upcast"))
+
+
+def _check(
+    image: np.ndarray[Any, Any],
+    watch: _Watch,
+    pipeline: Pipeline,
+) -> None:
+    import numpy as np
+    import torch
+
+    if watch.latents is not None and not bool(torch.isfinite(watch.latents).all()):
+        _fail(
+            "the latents are not finite: the model computes NaN in the published precision. Use"
+            " spec.revision: bf16 or fp32, or spec.upcastAttention: true"
+        )
+    decoded = bool(np.isfinite(image).all())
+    half = watch.largest > _FP16_MAX or pipeline.dtype is torch.float16
+    if watch.largest > _FP16_MAX or (half and (not decoded or float(image.max()) < _DARK)):
+        _fail(
+            "the image is black: the latents are finite, but the VAE overflows in fp16, as SDXL's"
+            " own does. Use spec.vae: {url: madebyollin/sdxl-vae-fp16-fix}, or spec.revision:"
+            " bf16 or fp32"
+        )
+    if not decoded:
+        _fail("the VAE makes NaN of finite latents")
+    if float(image.max()) < _DARK:
+        _fail("the image is black")
+    if float(image.std()) < _UNIFORM:
+        _fail("the image is of one colour")
+
+
+def _fail(message: str) -> None:
+    raise LoaderError(Reason.VERIFICATION_FAILED, f"rendered: {message}")
+
+
+def _png(image: np.ndarray[Any, Any]) -> bytes:
+    from PIL import Image
+
+    content = io.BytesIO()
+    pixels = (image * 255).round().astype("uint8")
+    Image.fromarray(pixels).save(content, "PNG", optimize=True)
+    return content.getvalue()

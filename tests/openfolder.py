@@ -1,0 +1,33 @@
+"""Renders with the folder named first and saves the image under the name given second.
+
+Runs by itself, in any environment that has diffusers: without a word about the weights, offline.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+
+def main(folder: str, out: str) -> None:
+    """Open, render, save."""
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        "a red fox, in a forest; 1girl",
+        num_inference_steps=3,
+        height=128,
+        width=128,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    np.save(out, images)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,130 @@
+"""Parts of pipelines are tried on a random base: of full size with a GPU, a tiny one here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from safetensors.torch import save_file
+
+from sd_api.spec import ModelType
+from sd_loader.errors import LoaderError
+from sd_loader.render import explaining
+from sd_loader.render_adapter import FULL_SIZES, random_pipeline, try_adapter
+
+TINY_SIZES = {
+    name: {
+        dimension: 64 if dimension.startswith("unet") else 64 if size in (768, 1280) else size
+        for dimension, size in sizes.items()
+        if not dimension.startswith("vae")
+    }
+    | {f"vae_{level}": 32 for level in range(4)}
+    | {key: 1 for key in sizes if key.endswith("_layers")}
+    | {key: 128 for key in sizes if key.endswith("_mlp")}
+    for name, sizes in FULL_SIZES.items()
+    if name != "sd2"
+}
+WIDTHS = {"sd1": 64, "sdxl": 128}
+BASES = list(TINY_SIZES)
+ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+CASES = ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)]
+
+
+def controlnet(base: str, folder: Path, width: int | None = None) -> None:
+    """A ControlNet of the tiny base, or of one with another text encoder."""
+    unet = random_pipeline(base, TINY_SIZES[base], "cpu").unet
+    config = {key: value for key, value in unet.config.items() if key[0] != "_"}
+    made = UNet2DConditionModel.from_config(
+        {**config, "cross_attention_dim": width or WIDTHS[base]}
+    )
+    ControlNetModel.from_unet(made).save_pretrained(folder)
+
+
+def attempt(folder: Path, kind: ModelType, base: str) -> None:
+    """Try it on the tiny base."""
+    with explaining():
+        try_adapter(folder, kind, base, "cpu", TINY_SIZES)
+
+
+@pytest.mark.parametrize("base", CASES)
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_controlnet_runs_on_its_base(tmp_path: Path, base: str) -> None:
+    """One whose text encoder is another does not."""
+    controlnet(base, tmp_path / "fits")
+    attempt(tmp_path / "fits", ModelType.CONTROLNET, base)
+
+    controlnet(base, tmp_path / "other", width=32)
+    with pytest.raises(LoaderError, match="diffusers cannot open or run"):
+        attempt(tmp_path / "other", ModelType.CONTROLNET, base)
+
+
+@pytest.mark.parametrize("base", CASES)
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_vae_decodes_for_its_base(tmp_path: Path, base: str) -> None:
+    """One that makes NaN is refused."""
+    vae: AutoencoderKL = random_pipeline(base, TINY_SIZES[base], "cpu").vae
+    vae.save_pretrained(tmp_path / "fits")
+    attempt(tmp_path / "fits", ModelType.VAE, base)
+
+    torch.nn.init.constant_(vae.decoder.conv_out.bias, float("nan"))
+    vae.save_pretrained(tmp_path / "nan")
+    with pytest.raises(LoaderError, match="the result is not finite"):
+        attempt(tmp_path / "nan", ModelType.VAE, base)
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_an_embedding_enters_its_base(tmp_path: Path) -> None:
+    """As wide as the text encoder; another width is refused."""
+    for name, width in (("fits", 64), ("wide", 96)):
+        (tmp_path / name).mkdir()
+        vectors = {"<word>": torch.ones(2, width)}
+        save_file(vectors, tmp_path / name / "learned_embeds.safetensors")
+    attempt(tmp_path / "fits", ModelType.EMBEDDINGS, "sd1")
+    with pytest.raises(LoaderError, match="diffusers cannot open or run"):
+        attempt(tmp_path / "wide", ModelType.EMBEDDINGS, "sd1")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_both_halves_of_an_sdxl_embedding_enter_their_encoders(tmp_path: Path) -> None:
+    """They lie in two files."""
+    for name in ("learned_embeds", "learned_embeds_2"):
+        save_file({"<word>": torch.ones(2, 64)}, tmp_path / f"{name}.safetensors")
+    attempt(tmp_path, ModelType.EMBEDDINGS, "sdxl")
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_lora_fits_its_base(tmp_path: Path) -> None:
+    """One of other widths is refused."""
+    for name, width in (("fits", 64), ("other", 96)):
+        down, up = f"{ATTENTION}.lora.down.weight", f"{ATTENTION}.lora.up.weight"
+        (tmp_path / name).mkdir()
+        save_file(
+            {down: torch.ones(4, width), up: torch.ones(64, 4)},
+            tmp_path / name / "pytorch_lora_weights.safetensors",
+        )
+    attempt(tmp_path / "fits", ModelType.LORA, "sd1")
+    with pytest.raises(LoaderError, match="diffusers cannot open or run"):
+        attempt(tmp_path / "other", ModelType.LORA, "sd1")
+
+
+def test_what_has_no_known_base_is_not_tried(tmp_path: Path) -> None:
+    """Its keys and shapes were checked."""
+    try_adapter(tmp_path, ModelType.VAE, None, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_full_size_controlnet_and_vae_run_on_the_gpu(tmp_path: Path, base: str) -> None:
+    """In half precision, on the random base of the published dimensions."""
+    pipeline = random_pipeline(base, FULL_SIZES[base], "cuda").to(dtype=torch.float16)
+    ControlNetModel.from_unet(pipeline.unet).save_pretrained(tmp_path / "controlnet")
+    pipeline.vae.save_pretrained(tmp_path / "vae")
+    del pipeline
+    for kind in (ModelType.CONTROLNET, ModelType.VAE):
+        with explaining():
+            try_adapter(tmp_path / kind.value, kind, base, "cuda")
