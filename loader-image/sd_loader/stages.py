@@ -37,7 +37,13 @@ from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
-from sd_loader.store.receipt import PublishedFile, Receipt, find_published, folder_digest
+from sd_loader.store.receipt import (
+    RECEIPT_FILE,
+    PublishedFile,
+    Receipt,
+    find_published,
+    folder_digest,
+)
 from sd_loader.store.staging import Staging, claim, resume
 from sd_loader.store.volume import Volume
 
@@ -46,6 +52,9 @@ if TYPE_CHECKING:
     from sd_loader.source import Fetched
 
 log = logging.getLogger(__name__)
+
+_ADDED = (PREVIEW_FILE, RECEIPT_FILE)
+"""What is put beside the converted files; an attempt that failed later leaves it there."""
 
 
 def fetch_stage(
@@ -115,15 +124,18 @@ def convert_stage(
                 raise LoaderError(
                     Reason.LOADER_CRASHED, "the download is not finished; run fetch again"
                 )
-            with staging.source() as source_dir:
-                if fetched.converted is not None:
-                    out, converted = staging.out(), fetched.converted
-                else:
-                    out = staging.fresh_out()
-                    converted = convert.convert(fetched, source_dir.path, request, out.path, report)
-                with out:
-                    _check_inventory(out.files(), converted)
-                    converted, preview = _rendered(request, out, converted, report)
+            is_converted = fetched.converted is not None
+            with (
+                staging.source() as source_dir,
+                staging.out() if is_converted else staging.fresh_out() as out,
+            ):
+                converted = fetched.converted or convert.convert(
+                    fetched, source_dir.path, request, out.path, report
+                )
+                for name in _ADDED:
+                    out.unlink(name)
+                _check_inventory(out.files(), converted)
+                converted, preview = _rendered(request, out, converted, report)
             receipt = _receipt(request, fetched, converted, preview)
             return _publish(volume, request, staging, receipt, settings, report)
 
@@ -221,12 +233,11 @@ def _recorded(staging: Staging) -> Fetched | None:
     except ValidationError:
         return None
     if found.converted is not None:
+        expected = {path: file.size for path, file in found.converted.files.items()}
         with staging.out() as out:
-            files = found.converted.files
-            if {path: out.file_size(path) for path in out.files()} != {
-                path: file.size for path, file in files.items()
-            }:
-                return None
+            present = {path: out.file_size(path) for path in out.files() if path not in _ADDED}
+        if present != expected:
+            return None
     return found
 
 
