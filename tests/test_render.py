@@ -131,6 +131,7 @@ def test_the_image_is_published_with_the_model(containers: Containers, hub: Fake
     assert containers.load(request, pod="pod-2").result == ended.result
 
 
+@pytest.mark.slow
 def test_what_does_not_render_is_not_published(containers: Containers, hub: FakeHub) -> None:
     """The volume is as it was before."""
     tensors = tiny_sd15()
