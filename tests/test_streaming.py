@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_what_was_done_for_something_else_does_not_count(pod, server, checkpoint
     path = checkpoints.file(CASES[0])
     with pytest.raises(LoaderError):
         pod.fetch(cut_in_half(server, path), Retries(delays=()))
-    assert json.loads((pod.into / "streamed.json").read_text())["durable"] > 0
+    assert json.loads((pod.out / ".streamed.json").read_text())["durable"] > 0
 
     fetched = pod.fetch(server.serve_file("/model", path, **changed), **fields)
 
@@ -283,3 +284,16 @@ def test_an_overflow_is_found_while_streaming(pod, server, tmp_path):
     with pytest.raises(LoaderError, match=r"1 finite weights.*conv_out\.bias") as caught:
         pod.fetch(url, revision="fp16")
     assert caught.value.reason is Reason.VERIFICATION_FAILED
+
+
+def test_what_is_gone_with_the_output_is_fetched_again(pod, server, checkpoints):
+    """A record that outlived its files would make a folder with holes."""
+    path = checkpoints.file(CASES[0])
+    with pytest.raises(LoaderError):
+        pod.fetch(cut_in_half(server, path), Retries(delays=()))
+    shutil.rmtree(pod.out)
+
+    fetched = pod.fetch(server.serve_file("/model", path))
+
+    assert fetched.converted == checkpoints.converted(CASES[0])
+    assert not (pod.out / ".streamed.json").exists()
