@@ -49,8 +49,19 @@ Json = dict[str, Any]
 START_SECONDS = 60.0
 CLAIM = "models"
 SYSTEM_NAMESPACE = "sd-operator-system"
-RULES_FILE = Path(__file__).parent.parent / "charts" / "sd-operator" / "files" / "rules.yaml"
-OPERATOR_RULES: list[Json] = yaml.safe_load(RULES_FILE.read_text())
+OPERATOR_RULES = [
+    {"apiGroups": [group], "resources": resources.split(), "verbs": verbs.split()}
+    for group, resources, verbs in (
+        (names.GROUP, names.PLURAL, "get list watch patch"),
+        (names.GROUP, f"{names.PLURAL}/status", "patch"),
+        # Owner references with blockOwnerDeletion need it where that admission plugin is on.
+        (names.GROUP, f"{names.PLURAL}/finalizers", "update"),
+        ("batch", "jobs", "get list watch create delete"),
+        ("", "pods persistentvolumeclaims", "get list watch"),
+        ("", "pods/log", "get"),
+        ("", "events", "list create"),
+    )
+]
 """All that the operator may do."""
 
 

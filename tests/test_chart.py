@@ -310,6 +310,8 @@ def test_each_namespace_has_a_claim_that_stays() -> None:
         "accessModes": ["ReadWriteMany"],
         "resources": {"requests": {"storage": "200Gi"}},
     }
+    by_hand = render({"models": {"claim": {"storageClassName": "-"}}})
+    assert one(by_hand, "PersistentVolumeClaim")["spec"]["storageClassName"] == ""
     several = of_kind(render({"models": {"namespaces": ["art", "ads"]}}), "PersistentVolumeClaim")
     assert [item["metadata"]["namespace"] for item in several] == ["art", "ads"]
 
