@@ -30,6 +30,8 @@ LEADER_RULES: list[dict[str, Any]] = yaml.safe_load(
 )
 HELMS = {"helm": helm_path, "helm3": helm3_path}
 NAMESPACE = "sd-system"
+# The CRD is long, and the one in Python slow.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Json = dict[str, Any]
 
@@ -164,7 +166,7 @@ def _rendered(values: str, chart: Path, program: str) -> str:
         program=program,
     )
     assert done.returncode == 0, done.stderr
-    return json.dumps([one for one in yaml.safe_load_all(done.stdout) if one])
+    return json.dumps([one for one in yaml.load_all(done.stdout, Loader=_LOADER) if one])
 
 
 def one(objects: list[Json], kind: str, name: str | None = None) -> Json:

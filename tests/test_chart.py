@@ -114,11 +114,11 @@ def test_the_full_values_are_all_values_and_differ_from_the_defaults() -> None:
 def test_every_value_has_an_effect(path: tuple[str, ...]) -> None:
     """A release with all of them is another when one goes back, or is switched."""
     value = at(VALUES, path)
-    base = FULL
+    base = FULL if path[0] == "crd" else with_value(FULL, ("crd", "install"), False)
     if path[-1] == "tag":
-        base = with_value(FULL, (*path[:-1], "digest"), "")
+        base = with_value(base, (*path[:-1], "digest"), "")
     if path[:2] == ("metrics", "serviceMonitor"):
-        base = with_value(FULL, ("metrics", "podMonitor", "enabled"), False)
+        base = with_value(base, ("metrics", "podMonitor", "enabled"), False)
         base = with_value(base, ("metrics", "serviceMonitor", "enabled"), True)
     if isinstance(value, bool) and value == at(base, path):
         value = not value

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster import Cluster
 from helmcharts import OPERATOR, ROOT, helm, helm_path, of_kind, pod_of, render
+from kubectl import kubectl_path
 from make_troubleshooting_doc import DOC, page
 from pod_security import violations
 
@@ -20,6 +22,14 @@ TEXT = (ROOT / "docs" / "operations.md").read_text()
 VALUES = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 OUTSIDE_BLOCKS = re.sub("|".join(map(re.escape, VALUES)), "", TEXT)
 COMMANDS = re.findall(r"^    (\S.*)$", OUTSIDE_BLOCKS, re.MULTILINE)
+MENDING = DOC.read_text()
+KUBECTL = [
+    command
+    for command in COMMANDS
+    + re.findall(r"^    (kubectl .*)$", MENDING, re.MULTILINE)
+    + re.findall(r"`(kubectl [^`]*)`", TEXT + MENDING)
+    if " sdm" in command
+]
 HELM = [line for line in COMMANDS if re.match(r"helm (install|upgrade) ", line)]
 
 
@@ -49,6 +59,19 @@ def test_every_helm_command_runs(command: str) -> None:
     done = helm("template", *arguments)
     assert done.returncode == 0, done.stderr
     assert "apiVersion" in done.stdout
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("command", KUBECTL)
+def test_every_kubectl_command_about_models_runs(shared_cluster: Cluster, command: str) -> None:
+    """In a namespace with a model called NAME, which stands for `sd-system`."""
+    shared_cluster.model("name", url="org/name")
+    here = command.replace("NAME", "name").replace("sd-system", shared_cluster.namespace)
+    given = f"--kubeconfig={shared_cluster.kubeconfig} --namespace={shared_cluster.namespace}"
+    script = f'kubectl() {{ {kubectl_path()} {given} "$@"; }}; {here}'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def test_the_list_of_images_is_complete() -> None:
