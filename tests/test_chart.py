@@ -86,7 +86,7 @@ def test_every_value_is_explained() -> None:
         if re.match(r" *[A-Za-z]+:", line) and not before.lstrip().startswith("#")
     ]
     # What a value consists of where its default is a list or an object of Kubernetes' own.
-    ours = {"namespaceSelector", "matchLabels", "podSelector", "operator", "effect"}
+    ours = {"namespaceSelector", "matchLabels", "podSelector", "cidr", "operator", "effect"}
     known = {"requests", "limits", "cpu", "memory"} | ours
     assert [line for line in unexplained if line.strip().partition(":")[0] not in known] == []
 
@@ -244,14 +244,11 @@ def test_chart_and_distribution_have_one_version() -> None:
 def versions() -> list[Any]:
     """Kubernetes' versions from 1.28 on; the oldest and the newest in every run of the tests."""
     try:
-        import kubernetes_validate
+        from kubernetes_validate.utils import all_versions, major_minor
     except ImportError:
         reason = "kubernetes-validate is not installed: pip install -e .[dev]"
         return [pytest.param("1.28", marks=pytest.mark.skip(reason=reason))]
-    every = dict.fromkeys(
-        kubernetes_validate.major_minor(version)
-        for version in kubernetes_validate.utils.all_versions()
-    )
+    every = dict.fromkeys(major_minor(version) for version in all_versions())
     supported = [version for version in every if int(version.partition(".")[2]) >= 28]
     ends = (supported[0], supported[-1])
     return [

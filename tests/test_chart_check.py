@@ -68,7 +68,7 @@ def test_it_is_content_with_an_operator_at_work(cluster: Cluster, tmp_path: Path
 
     missing = check(cluster, probes_port(cluster), tmp_path, CLAIM_NAME="weights")
     assert missing.returncode == 1
-    assert '"weights" not found' in missing.stderr
+    assert 'HTTP 404: persistentvolumeclaims "weights" not found' in missing.stderr
 
     (tmp_path / "other").mkdir()
     nobody = check(cluster, probes_port(cluster), tmp_path, ACCOUNT_DIR=str(tmp_path / "other"))

@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 from cluster import Backend, Cluster
 from helmcharts import HELMS, OPERATOR, Json
+from releases import Release
 
 from sd_api import names
 
@@ -25,46 +23,18 @@ pytestmark = pytest.mark.cluster
 ACCOUNT = "sd-operator"
 
 
-@dataclass
-class Release:
-    """A release of the chart in a namespace of its own."""
+def values(**more: object) -> Json:
+    """Values for tests; the kind is defined by the tests' cluster."""
+    return {"crd": {"install": False}, "fullnameOverride": ACCOUNT, **more}
 
-    cluster: Cluster
-    program: str
-    work: Path
 
-    @property
-    def namespace(self) -> str:
-        """Where it is."""
-        return self.cluster.namespace
-
-    def helm(self, *arguments: str, values: Json | None = None) -> str:
-        """What helm prints; it must succeed."""
-        command = [str(HELMS[self.program]()), *arguments, "--namespace", self.namespace]
-        if values is not None:
-            path = self.work / "values.yaml"
-            path.write_text(yaml.safe_dump(values))
-            command += ["-f", str(path)]
-        env = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(self.work),
-            "KUBECONFIG": str(self.cluster.kubeconfig),
-        }
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
-
-    def values(self, **more: object) -> Json:
-        """Values for tests; the kind is defined by the tests' cluster."""
-        return {"crd": {"install": False}, "fullnameOverride": ACCOUNT, **more}
-
-    def may(self, verb: str, resource: str, namespace: str) -> bool:
-        """Whether the operator may, as the API server itself says."""
-        account = f"system:serviceaccount:{self.namespace}:{ACCOUNT}"
-        done = self.cluster.run(
-            *("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}")
-        )
-        return done.stdout.strip() == "yes"
+def may(release: Release, verb: str, resource: str, namespace: str) -> bool:
+    """Whether the operator may, as the API server itself says."""
+    account = f"system:serviceaccount:{release.cluster.namespace}:{ACCOUNT}"
+    done = release.cluster.run(
+        *("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}")
+    )
+    return done.stdout.strip() == "yes"
 
 
 @pytest.fixture(params=sorted(HELMS))
@@ -78,24 +48,17 @@ def release(request: pytest.FixtureRequest, backend: Backend, tmp_path: Path) ->
     try:
         yield made
     finally:
-        helm = str(HELMS[made.program]())
-        env = {"HOME": str(tmp_path), "KUBECONFIG": str(cluster.kubeconfig)}
-        subprocess.run(
-            [helm, "uninstall", "sd", "--namespace", cluster.namespace],
-            env=env,
-            capture_output=True,
-            timeout=120,
-        )
+        made.run("uninstall", "sd")
         cluster.kubectl("delete", "namespace", cluster.namespace, "--wait=false")
 
 
 def test_install_upgrade_rollback_uninstall(release: Release) -> None:
     """The claim and what is on it outlive the release; a second one takes the claim over."""
     cluster = release.cluster
-    release.helm("install", "sd", str(OPERATOR), values=release.values())
+    release.helm("install", "sd", str(OPERATOR), values=values())
     claim = cluster.get("pvc", "models")["metadata"]["uid"]
 
-    release.helm("upgrade", "sd", str(OPERATOR), values=release.values(logLevel="DEBUG"))
+    release.helm("upgrade", "sd", str(OPERATOR), values=values(logLevel="DEBUG"))
     assert '"DEBUG"' in json.dumps(cluster.get("deployment", ACCOUNT))
     release.helm("rollback", "sd", "1")
     assert '"DEBUG"' not in json.dumps(cluster.get("deployment", ACCOUNT))
@@ -105,7 +68,7 @@ def test_install_upgrade_rollback_uninstall(release: Release) -> None:
     assert cluster.get("pvc", "models")["metadata"]["uid"] == claim
     assert "sdm" in cluster.kubectl("api-resources", f"--api-group={names.GROUP}")
 
-    release.helm("install", "sd", str(OPERATOR), values=release.values())
+    release.helm("install", "sd", str(OPERATOR), values=values())
     assert cluster.get("pvc", "models")["metadata"]["uid"] == claim
 
 
@@ -135,15 +98,15 @@ MAY_NOT = [
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
 def test_the_api_server_grants_what_the_chart_says(release: Release, cluster_wide: bool) -> None:
     """In the release's namespace; in others only where rights are cluster-wide."""
-    values = release.values(models={"clusterWide": cluster_wide})
-    release.helm("install", "sd", str(OPERATOR), values=values)
+    given = values(models={"clusterWide": cluster_wide})
+    release.helm("install", "sd", str(OPERATOR), values=given)
 
     for resource, verb in MAY:
-        assert release.may(verb, resource, release.namespace), (verb, resource)
+        assert may(release, verb, resource, release.cluster.namespace), (verb, resource)
     for resource, verb in MAY_NOT:
-        assert not release.may(verb, resource, release.namespace), (verb, resource)
-    assert release.may("list", "sdm", "default") is cluster_wide
-    assert not release.may("create", "leases.coordination.k8s.io", "default")
+        assert not may(release, verb, resource, release.cluster.namespace), (verb, resource)
+    assert may(release, "list", "sdm", "default") is cluster_wide
+    assert not may(release, "create", "leases.coordination.k8s.io", "default")
 
 
 def test_helm_test_is_content(release: Release) -> None:
@@ -152,7 +115,7 @@ def test_helm_test_is_content(release: Release) -> None:
     if not image or release.cluster.backend.name != "cluster":
         pytest.skip("helm test needs a cluster with nodes, and SD_TEST_OPERATOR_IMAGE")
     repository, _, tag = image.rpartition(":")
-    values = release.values(registry="", image={"repository": repository, "tag": tag}, replicas=2)
-    release.helm("install", "sd", str(OPERATOR), "--wait", "--timeout=5m", values=values)
+    given = values(registry="", image={"repository": repository, "tag": tag}, replicas=2)
+    release.helm("install", "sd", str(OPERATOR), "--wait", "--timeout=5m", values=given)
 
     assert "Succeeded" in release.helm("test", "sd")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 from cluster import Cluster
-from helmcharts import CATALOG, ROOT, Json, helm, of_kind, render
+from helmcharts import CATALOG, HELMS, ROOT, Json, helm, of_kind, render
 from make_chart import catalog_schema
+from releases import Release
 
 from sd_api.controlnets import CONTROLNET_REPOS
 
@@ -55,11 +56,11 @@ def test_an_empty_catalog_is_one() -> None:
     """By default there is no model, and labels and annotations are the user's."""
     assert render({}, CATALOG) == []
     (model,) = render(
-        {"models": {"a": {"url": LINK}}, "labels": {"team": "x"}, "annotations": {"note": "y"}},
+        {"models": {"a": {"url": LINK}}, "labels": {"team": "x"}, "annotations": {"note": "z"}},
         CATALOG,
     )
     assert model["metadata"]["labels"]["team"] == "x"
-    assert model["metadata"]["annotations"] == {"note": "y"}
+    assert model["metadata"]["annotations"] == {"note": "z"}
 
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])
@@ -80,15 +81,30 @@ def test_a_wrong_model_is_refused_before_the_cluster(program: str, model: Json, 
 
 
 @pytest.mark.cluster
-def test_the_api_server_takes_a_catalog(shared_cluster: Cluster) -> None:
-    """As Helm sends it: every object, strictly."""
-    models = render(CONTROLNETS, CATALOG)
-    for model in models:
-        del model["metadata"]["namespace"]
-        model["metadata"]["name"] = f"catalog-{model['metadata']['name']}"
-        model["spec"]["modelId"] = model["metadata"]["name"].removeprefix("catalog-")
-    applied = shared_cluster.apply(yaml.safe_dump_all(models))
-    assert applied.count("created") == len(CONTROLNET_REPOS)
+@pytest.mark.parametrize("program", sorted(HELMS))
+def test_a_catalog_is_installed_changed_rolled_back_and_removed(
+    cluster: Cluster, program: str, tmp_path: Path
+) -> None:
+    """By Helm itself, against the API server of the tests: what is taken out is deleted."""
+    release = Release(cluster, program, tmp_path)
+
+    def models() -> dict[str, Any]:
+        return {item["metadata"]["name"]: item["spec"] for item in cluster.list("sdm")}
+
+    release.helm("install", "nets", str(CATALOG), values=CONTROLNETS)
+    assert models().keys() == CONTROLNET_REPOS.keys()
+    assert all(spec["revision"] == "fp16" for spec in models().values())
+
+    fewer = {"models": {"canny": {"revision": "bf16"}}, "defaults": CONTROLNETS["defaults"]}
+    release.helm("upgrade", "nets", str(CATALOG), values=fewer)
+    assert {name: spec["revision"] for name, spec in models().items()} == {"canny": "bf16"}
+
+    release.helm("rollback", "nets", "1")
+    assert models().keys() == CONTROLNET_REPOS.keys()
+    assert models()["canny"]["revision"] == "fp16"
+
+    release.helm("uninstall", "nets")
+    assert models() == {}
 
 
 def test_every_example_of_a_folder_is_yaml() -> None:

@@ -50,10 +50,17 @@ def ask(path):
         with opener.open(request, timeout=15) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        text = error.read(2000).decode(errors="replace")
-        raise SystemExit(f"{path}: HTTP {error.code}: {text}") from None
+        raise SystemExit(f"{path}: HTTP {error.code}: {message_of(error)}") from None
     except OSError as error:
         raise SystemExit(f"{path}: {error}") from None
+
+
+def message_of(error):
+    """The API server's own words, where it has some."""
+    try:
+        return json.load(error)["message"]
+    except (ValueError, KeyError, TypeError):
+        return error.reason
 
 
 def main():
