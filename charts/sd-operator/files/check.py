@@ -6,11 +6,11 @@ Runs in the operator's image with the operator's account; creates nothing.
 import json
 import os
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 ACCOUNT = Path(os.environ.get("ACCOUNT_DIR", "/var/run/secrets/kubernetes.io/serviceaccount"))
 PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", "60"))
@@ -18,7 +18,7 @@ MODELS = "/apis/sd-operator.dev/v1alpha1/namespaces/{}/stablediffusionmodels?lim
 CLAIM = "/api/v1/namespaces/{}/persistentvolumeclaims/{}"
 
 
-def operator_is_ready():
+def operator_is_ready() -> str:
     """The Service leads to an operator that has started."""
     url = os.environ["OPERATOR_URL"] + "/readyz"
     # Not through a proxy: it is inside the cluster.
@@ -34,7 +34,7 @@ def operator_is_ready():
         time.sleep(1)
 
 
-def ask(path):
+def ask(path: str) -> dict[str, Any]:
     """An object of the API server."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     host = f"[{host}]" if ":" in host else host
@@ -55,15 +55,15 @@ def ask(path):
         raise SystemExit(f"{path}: {error}") from None
 
 
-def message_of(error):
+def message_of(error: urllib.error.HTTPError) -> str:
     """The API server's own words, where it has some."""
     try:
-        return json.load(error)["message"]
+        return str(json.load(error)["message"])
     except (ValueError, KeyError, TypeError):
         return error.reason
 
 
-def main():
+def main() -> None:
     """Check one thing after the other; the first that is wrong ends it."""
     print(operator_is_ready())
     for namespace in os.environ["NAMESPACES"].split(","):
@@ -76,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
