@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -386,6 +388,18 @@ def test_the_sweep_is_the_loaders_command_and_not_the_operators_job() -> None:
     ]
     assert "app.kubernetes.io/managed-by" not in template["metadata"]["labels"]
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_the_sweeps_command_runs(tmp_path: Path) -> None:
+    """Here as there, on a volume without models."""
+    cron = one(render({"sweep": {"enabled": True}}), "CronJob")
+    (container,) = pod_of(cron)["containers"]
+    arguments = [str(tmp_path) if word == "/models" else word for word in container["args"]]
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "sd_loader", *arguments], env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_make_chart_packages_both(tmp_path: Path) -> None:
