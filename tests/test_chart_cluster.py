@@ -1,6 +1,7 @@
 """The chart in a real cluster: installed, upgraded, rolled back, tested and removed, with RBAC.
 
 `make test-cluster KUBECONFIG=…` runs them. Standalone has neither Deployments nor RBAC.
+SD_TEST_OPERATOR_IMAGE names an image of the operator that the nodes can pull, for `helm test`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ def values(**more: object) -> Json:
 
 
 def may(release: Release, verb: str, resource: str, namespace: str) -> bool:
-    """Whether the operator may, as the API server itself says."""
+    """Whether the operator may, as the API server itself says. resource: KIND[/NAME][:SUB]."""
     account = f"system:serviceaccount:{release.cluster.namespace}:{ACCOUNT}"
-    done = release.cluster.run(
-        *("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}")
-    )
+    kind, _, sub = resource.partition(":")
+    options = [f"--as={account}", f"--namespace={namespace}"]
+    options += [f"--subresource={sub}"] if sub else []
+    done = release.cluster.run("auth", "can-i", verb, kind, *options)
     return done.stdout.strip() == "yes"
 
 
@@ -74,10 +76,10 @@ def test_install_upgrade_rollback_uninstall(release: Release) -> None:
 
 MAY = [
     *(("sdm", verb) for verb in ("get", "list", "watch", "patch")),
-    ("sdm/status", "patch"),
+    ("sdm:status", "patch"),
     *(("jobs", verb) for verb in ("get", "list", "watch", "create", "delete")),
     *(("pods", verb) for verb in ("list", "watch")),
-    ("pods/log", "get"),
+    ("pods:log", "get"),
     *(("events", verb) for verb in ("create", "list")),
     *(("pvc", verb) for verb in ("get", "list", "watch")),
     ("leases.coordination.k8s.io", "create"),
@@ -87,7 +89,7 @@ MAY_NOT = [
     *(("secrets", verb) for verb in ("get", "list", "watch")),
     *(("sdm", verb) for verb in ("create", "update", "delete")),
     *(("pods", verb) for verb in ("get", "create", "delete")),
-    ("pods/exec", "create"),
+    ("pods:exec", "create"),
     ("jobs", "update"),
     ("configmaps", "get"),
     ("leases.coordination.k8s.io/other", "update"),
