@@ -9,7 +9,7 @@ DEV := .venv/installed
 DEMO := .venv-demo/installed
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-cluster lint format bench crd clean
+.PHONY: help demo test test-all test-cluster lint format bench crd chart clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,8 +39,15 @@ format: $(DEV) ## Format and mend what can be mended
 bench: $(DEV) ## Measure the loader beside cp and diffusers (needs 30 GB of disk)
 	$(BIN)/python tools/bench.py
 
-crd: $(DEV) ## Render the CRD from the contract's types
+crd: $(DEV) ## Render the CRD, and what charts and docs take from it
 	$(BIN)/python -m sd_api.crd > crds/stablediffusionmodels.yaml
+	$(BIN)/python tools/make_chart.py
+	$(BIN)/python tools/make_troubleshooting_doc.py
+
+chart: $(DEV) ## Package both charts into dist/
+	$(BIN)/python tools/kubectl.py
+	.cache/bin/helm lint --strict charts/*
+	.cache/bin/helm package charts/* --destination dist
 
 clean: ## Remove virtual environments and caches
 	rm -rf .venv .venv-demo .cache
