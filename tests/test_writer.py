@@ -23,6 +23,7 @@ from sd_loader.convert.cast import cast, not_finite, storage_dtype
 from sd_loader.convert.gather import read
 from sd_loader.convert.plan import Item, SmallFile, component_files, weights_file
 from sd_loader.convert.views import pieces, rows, transposed, view
+from sd_loader.convert.wants import wants_of
 from sd_loader.convert.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
@@ -318,6 +319,7 @@ MEASURED = """
 import os, sys
 from pathlib import Path
 from sd_loader.convert.plan import Item, weights_file
+from sd_loader.convert.wants import wants_of
 from sd_loader.convert.writer import write_folder
 from sd_loader.tensors import Dtype, Tensor
 
@@ -341,3 +343,25 @@ def test_memory_is_bounded(tmp_path):
     command = [sys.executable, "-c", MEASURED, str(source), str(out)]
     peak = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert int(peak.stdout) < 100 * 1000
+
+
+def test_what_holds_up_a_digest_is_asked_for_first(source):
+    """As a UNet's time embedding: last in its source, but before most of its file."""
+    side = 4096
+    names = ("c.0", "c.1", "b")  # in the order of the source
+    tensors = {
+        name: Tensor(source.fd, Dtype.F32, (side if name != "b" else 1, side), 4 * side * side * n)
+        for n, name in enumerate(names)
+    }
+    file = weights_file(
+        "model.safetensors", [Item(name, one, Dtype.F32) for name, one in tensors.items()]
+    )
+    wants = wants_of([file], source.fd)
+    assert wants.ordered[0].start == tensors["b"].offset
+    assert [want.start for want in wants.ordered[1:]] == sorted(
+        want.start for want in wants.ordered[1:]
+    )
+    assert wants.ranges() == [
+        (tensors["b"].offset, tensors["b"].offset + 4 * side),
+        (0, 2 * 4 * side * side),
+    ]

@@ -126,11 +126,12 @@ def _stream(
 def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants, Sequence[str]]:
     """What is needed, with the local headers of the storages that it lies in."""
     weights = wants_of(plan.files, file.fd)
-    ends = [want.end for want in weights.ordered]
+    by_position = sorted(weights.ordered, key=lambda want: want.start)
+    ends = [want.end for want in by_position]
 
     def is_needed(extent: Range) -> bool:
         following = bisect_right(ends, extent[0])
-        return following < len(ends) and weights.ordered[following].start < extent[1]
+        return following < len(ends) and by_position[following].start < extent[1]
 
     headers = outline.headers(is_needed)
     if not headers:

@@ -1,4 +1,4 @@
-"""Which bytes of a source are needed, in the order in which they lie there."""
+"""Which bytes of a source are needed, and in which order they are asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from sd_loader.tensors import Tensor
 
 GAP_BYTES = 4 << 20
 """What lies between is read along: asking anew takes longer."""
+
+HELD_UP_BYTES = 64 << 20
+"""Less is digested in no time; of a large file it must be a quarter."""
+MOST_EARLY_BYTES = 64 << 20
+"""Where so much would have to come first, the order of the file is another altogether."""
 
 Range = tuple[int, int]
 
@@ -38,8 +43,8 @@ class Want:
 class Wants:
     """All that is needed of a source.
 
-    ordered: disjoint, by position. later: steps that are done when all of it is there: they need
-    what was kept, or other files.
+    ordered: disjoint, as they are asked for: by position, but for those that hold up a digest.
+    later: steps that are done when all of it is there: they need what was kept, or other files.
     """
 
     ordered: tuple[Want, ...]
@@ -54,7 +59,7 @@ class Wants:
         """The ranges to ask for, without the first `begin` wants."""
         found: list[Range] = []
         for want in self.ordered[begin:]:
-            if found and want.start - found[-1][1] <= gap:
+            if found and 0 <= want.start - found[-1][1] <= gap:
                 found[-1] = (found[-1][0], want.end)
             else:
                 found.append((want.start, want.end))
@@ -82,7 +87,36 @@ def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) 
             # Elements out of order, or needed twice.
             later += [want.slot for want in together if want.slot is not None]
             ordered.append(Want(first.start, max(want.end for want in together), None))
-    return Wants(tuple(ordered), tuple(later))
+    early = _early(ordered)
+    rest = [want for want in ordered if want not in early]
+    return Wants((*sorted(early, key=lambda want: want.start), *rest), tuple(later))
+
+
+def _early(ordered: Sequence[Want]) -> set[Want]:
+    """Wants that come late in the source although much of their file's digest waits for them.
+
+    Such as the UNet's time embedding: the last of its source, before two thirds of its file.
+    """
+    early: set[Want] = set()
+    for file in {want.slot.file for want in ordered if want.slot}:
+        mine = [(want, want.slot.step) for want in ordered if want.slot and want.slot.file == file]
+        after_in_source = _after([want for want, _ in mine])
+        by_place = sorted(mine, key=lambda pair: pair[1].position)
+        after_in_file = _after([want for want, _ in by_place])
+        much = max(HELD_UP_BYTES, sum(want.end - want.start for want, _ in mine) // 4)
+        early |= {want for want, _ in mine if after_in_file[want] - after_in_source[want] >= much}
+    small = sum(want.end - want.start for want in early) <= MOST_EARLY_BYTES
+    return early if small else set()
+
+
+def _after(wants: Sequence[Want]) -> dict[Want, int]:
+    """The bytes of all that follow each."""
+    after: dict[Want, int] = {}
+    total = 0
+    for want in reversed(wants):
+        after[want] = total
+        total += want.end - want.start
+    return after
 
 
 def _slots(files: Sequence[PlannedFile]) -> Iterator[Slot]:
