@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import zipfile
@@ -17,6 +18,10 @@ from fakefiles import FileServer
 
 from sd_api.reasons import Reason
 from sd_loader.convert import Converted, plan_file
+from sd_loader.convert.plan import Item, weights_file
+from sd_loader.convert.streamed import StreamedFolder
+from sd_loader.convert.wants import wants_of
+from sd_loader.convert.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.settings import Settings
@@ -24,6 +29,7 @@ from sd_loader.source import Fetched
 from sd_loader.source.answers import Retries
 from sd_loader.source.http import fetch_link
 from sd_loader.streaming import Streaming
+from sd_loader.tensors import Dtype, Tensor, TensorFile
 
 QUICK = Retries(delays=(0.0, 0.0), sleep=lambda _: None)
 PATIENT = Retries(delays=(0.0,) * 20, sleep=lambda _: None)
@@ -297,3 +303,47 @@ def test_what_is_gone_with_the_output_is_fetched_again(pod, server, checkpoints)
 
     assert fetched.converted == checkpoints.converted(CASES[0])
     assert not (pod.out / ".streamed.json").exists()
+
+
+@dataclass
+class NoRecord:
+    """Begins anew, and keeps nothing."""
+
+    def done(self) -> int:
+        """None."""
+        return 0
+
+    def set_done(self, written: int, durable: int) -> None:
+        """Forget it."""
+
+
+def test_bytes_may_come_out_of_order(tmp_path):
+    """What holds up a digest first: the file is the same."""
+    side = 4096
+    content = random.Random(0).randbytes(2 * 4 * side * side + 4 * side)
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    fd = os.open(source, os.O_RDWR)
+    shapes = {"c.0": (side, side), "c.1": (side, side), "b": (1, side)}
+    tensors, offset = {}, 0
+    for name, shape in shapes.items():
+        tensors[name] = Tensor(fd, Dtype.F32, shape, offset)
+        offset += tensors[name].nbytes
+    items = [Item(name, tensor, Dtype.F32) for name, tensor in tensors.items()]
+    file = weights_file("model.safetensors", items)
+    wants = wants_of([file], fd)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "streamed").mkdir()
+    try:
+        expected = write_folder(tmp_path / "whole", [file], lambda _: None)
+        opened = [TensorFile(source, fd, "safetensors", tensors)]
+        with StreamedFolder(tmp_path / "streamed", [file], wants, opened, fd, NoRecord()) as folder:
+            for start, end in wants.ranges():
+                for position in range(start, end, MEGABYTE - 1):
+                    piece = content[position : min(end, position + MEGABYTE - 1)]
+                    folder.feed(position, memoryview(piece))
+            found = folder.finish()
+    finally:
+        os.close(fd)
+    assert wants.ordered[0].start == tensors["b"].offset
+    assert found == expected

@@ -145,7 +145,7 @@ class StreamedFolder:
                     self._sync()
 
     def feed(self, position: int, content: memoryview) -> None:
-        """Take some of the source's bytes; they come by position, and what no want has is dropped.
+        """Take some of the source's bytes, in the order of the wants; what no want has is dropped.
 
         Raises what went wrong with those taken before.
         """
@@ -153,8 +153,8 @@ class StreamedFolder:
         while self._next < len(self._placed):
             want = self._wants.ordered[self._next]
             start = max(position, want.start)
-            if start >= end:
-                return
+            if start >= min(end, want.end):
+                return  # it comes later
             piece = content[start - position : want.end - position]
             if want.slot is None:
                 self._keep_bytes(start, piece)
