@@ -74,9 +74,9 @@ class Metrics:
             buckets=_LOAD_BUCKETS,
             registry=self.registry,
         )
-        self.load_jobs = Gauge(
-            "sdmodel_load_jobs_active", "Jobs that have not ended.", registry=self.registry
-        )
+        self.load_jobs = self._gauge("load_jobs_active", "Loader Jobs at work.")
+        self.queue_length = self._gauge("queue_length", "Models that wait for their turn to load.")
+        self.leader = self._gauge("leader", "1 where this operator is the one at work, else 0.")
         self.source_bytes = self._counter("source_bytes_total", "Bytes of loaded sources.")
         self.deliveries = self._counter("webhook_deliveries_total", "Webhook calls.", "outcome")
         self.delivery_seconds = Histogram(
@@ -89,6 +89,9 @@ class Metrics:
         )
         build = Gauge("sdmodel_build_info", "1.", ["version"], registry=self.registry)
         build.labels(_version()).set(1)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"sdmodel_{name}", text, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"sdmodel_{name}", text, labels, registry=self.registry)
