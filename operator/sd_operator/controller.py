@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sd_api.status import WebhookEvent
-from sd_operator import reconcile
+from sd_operator import logs, reconcile
 from sd_operator.cache import Cache, is_newer
 from sd_operator.execute import Executor
 from sd_operator.gather import Gatherer, Peek
@@ -132,7 +132,7 @@ class Controller:
             try:
                 plan, again = await self._pass(memory)
             except NotFoundError:
-                log.info("model %s is gone", uid)
+                log.info("the model is gone")
                 self.forget(uid)
                 return self._settings.resync_seconds
             except ConflictError:
@@ -150,7 +150,9 @@ class Controller:
         fresh = False
         if time.monotonic() >= memory.resync_at:
             fresh = await self._resync(memory)
-        model = Model.from_body(memory.body)
+        body = memory.body
+        model = Model.from_body(body)
+        logs.about(f"{model.namespace}/{model.name}", model.wanted)
         observed = await self._observe(model, memory, fresh)
         plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
         if plan.look:
@@ -159,6 +161,8 @@ class Controller:
             plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
         if plan.wants_turn and not observed.admitted:
             turn = await self._turns.ask(_waiting(model))
+            if memory.body is not body:
+                return plan, True  # it has changed while it waited for the answer
             observed = replace(observed, admitted=turn.admitted, place=turn.place)
             plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
         elif not plan.wants_turn:
@@ -182,7 +186,7 @@ class Controller:
         )
 
     async def _execute(self, model: Model, memory: _Memory, plan: Plan) -> bool:
-        log.debug("%s/%s: %s", model.namespace, model.name, plan.rule)
+        log.debug("%s", plan.rule)
         for job in plan.delete:
             await self._executor.delete_job(job)
             self._turns.changed()
