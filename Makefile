@@ -9,7 +9,7 @@ DEV := .venv/installed
 DEMO := .venv-demo/installed
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-cluster lint format bench crd clean
+.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ format: $(DEV) ## Format and mend what can be mended
 
 bench: $(DEV) ## Measure the loader beside cp and diffusers (needs 30 GB of disk)
 	$(BIN)/python tools/bench.py
+
+bench-scale: $(DEV) ## Measure the operator with 1,000 models (MODELS=...)
+	$(BIN)/python tools/bench_scale.py --models $(or $(MODELS),1000)
 
 crd: $(DEV) ## Render the CRD from the contract's types
 	$(BIN)/python -m sd_api.crd > crds/stablediffusionmodels.yaml
