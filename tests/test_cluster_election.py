@@ -7,11 +7,10 @@ import json
 import re
 import subprocess
 import time
-from collections import defaultdict
 
 import pytest
 from operated import SLOW, Operated
-from test_cluster_faults import loaded_once
+from test_cluster_faults import loaded_once, told_once
 
 pytestmark = pytest.mark.cluster
 
@@ -65,15 +64,6 @@ class Pair:
 def pair(operated: Operated) -> Pair:
     """A leader and a standby of a test's namespace."""
     return Pair(operated)
-
-
-def told_once(operated: Operated) -> None:
-    """However often a webhook was called for an event, it was under one id."""
-    ids = defaultdict(set)
-    for call in operated.receiver.calls:
-        ids[call.body["event"], call.body["model_id"]].add(call.id)
-    assert ids
-    assert all(len(found) == 1 for found in ids.values()), ids
 
 
 def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, operated: Operated) -> None:

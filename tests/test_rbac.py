@@ -117,3 +117,21 @@ def test_a_missing_right_is_told_and_noticed(operated: Operated, proxy: RbacProx
     operated.cluster.model("sketch", url=operated.link())
     operated.wait("sketch", lambda one: "cannot create" in condition(one, "Ready")["message"])
     assert sorted(map(str, proxy.missing)) == ["create jobs.batch"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_leader_that_cannot_renew_its_lease_ends(operated: Operated, proxy: RbacProxy) -> None:
+    """Before the others may begin: its Lease holds nine seconds from the last renewal."""
+    operated.start(
+        KUBECONFIG=str(proxy.kubeconfig),
+        SD_OPERATOR_LEADER_ELECTION="true",
+        SD_OPERATOR_LEASE_NAMESPACE=operated.cluster.namespace,
+    )
+    operated.eventually(lambda: "serving" in operated.cluster.operator_log())
+    proxy.allowed -= {Right("coordination.k8s.io", "leases", "update")}
+    assert operated.operator is not None
+    assert operated.operator.wait(9) == 1
+    log = operated.cluster.operator_log()
+    assert "could not be renewed for 6 s: update Lease" in log
+    assert "leading" in log
