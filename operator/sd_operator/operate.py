@@ -70,7 +70,6 @@ async def _lead(
     """Serve all models until `stop` is set; raises when that ends for any other reason."""
     async with contextlib.AsyncExitStack() as stack:
         metrics.leader.set(1)
-        stack.callback(metrics.leader.set, 0)
         fatal = [asyncio.create_task(_until_lost(api, settings), name="lookout")]
         if lease is not None:
             fatal.append(asyncio.create_task(election.keep(lease), name="lease"))
@@ -79,7 +78,9 @@ async def _lead(
             task.add_done_callback(lambda _: stop.set())
         controller = Controller(api, settings, metrics)
         stack.push_async_callback(controller.close)
-        ending = asyncio.create_task(_step_down(controller, lease, fatal, stop), name="step down")
+        ending = asyncio.create_task(
+            _step_down(controller, metrics, lease, fatal, stop), name="step down"
+        )
         stack.push_async_callback(_until_done, ending, stop)
         await controller.fill()
         probes.get_ready()
@@ -92,6 +93,7 @@ async def _lead(
 
 async def _step_down(
     controller: Controller,
+    metrics: Metrics,
     lease: Lease | None,
     fatal: Sequence[asyncio.Task[str]],
     stop: asyncio.Event,
@@ -102,6 +104,7 @@ async def _step_down(
         task.cancel()
     await asyncio.wait(fatal)
     await controller.close()
+    metrics.leader.set(0)
     if lease is not None:
         await lease.release()
 
