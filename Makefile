@@ -7,9 +7,18 @@ unexport KUBECONFIG
 
 DEV := .venv/installed
 DEMO := .venv-demo/installed
+LOCK := .venv-lock/installed
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd clean
+IMAGE_REGISTRY ?= ghcr.io/sd-operator
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILDER ?= $(shell command -v docker || command -v buildah)
+# For example: --build-arg BASE_IMAGE=... --build-arg TORCH_SPEC=... --secret id=pip,src=pip.conf
+IMAGE_ARGS ?=
+BUILD = $(BUILDER) build $(IMAGE_ARGS) --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$$(git rev-parse HEAD)
+
+.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd chart images lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,11 +51,33 @@ bench: $(DEV) ## Measure the loader beside cp and diffusers (needs 30 GB of disk
 bench-scale: $(DEV) ## Measure the operator with 1,000 models (MODELS=...)
 	$(BIN)/python tools/bench_scale.py --models $(or $(MODELS),1000)
 
-crd: $(DEV) ## Render the CRD from the contract's types
+crd: $(DEV) ## Render the CRD, and what charts and docs take from it
 	$(BIN)/python -m sd_api.crd > crds/stablediffusionmodels.yaml
+	$(BIN)/python tools/make_chart.py
+	$(BIN)/python tools/make_troubleshooting_doc.py
+
+chart: $(DEV) ## Package both charts into dist/
+	$(BIN)/python tools/kubectl.py
+	.cache/bin/helm lint --strict charts/*
+	.cache/bin/helm package charts/* --destination dist
+
+images: ## Build the three images, with docker or buildah (IMAGE_ARGS="...")
+ifeq ($(BUILDER),)
+	@echo "make images needs docker or buildah: install Docker Engine 23 or newer, or buildah" \
+		"(on Debian: apt-get install buildah)" >&2; exit 1
+else
+	$(BUILD) --file operator/Dockerfile --tag $(IMAGE_REGISTRY)/operator:$(VERSION) .
+	$(BUILD) --file loader-image/Dockerfile --target slim \
+		--tag $(IMAGE_REGISTRY)/loader-slim:$(VERSION) .
+	$(BUILD) --file loader-image/Dockerfile --target verify \
+		--tag $(IMAGE_REGISTRY)/loader:$(VERSION) .
+endif
+
+lock: $(LOCK) ## Write the images' lock files, from pyproject.toml and constraints.txt
+	.venv-lock/bin/python tools/lock_images.py
 
 clean: ## Remove virtual environments and caches
-	rm -rf .venv .venv-demo .cache
+	rm -rf .venv .venv-demo .venv-lock .cache
 
 $(DEV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -56,4 +87,9 @@ $(DEV): pyproject.toml constraints.txt
 $(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --editable ".[standalone,loader]"
+	touch $@
+
+$(LOCK): constraints.txt
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet uv
 	touch $@

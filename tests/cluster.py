@@ -5,7 +5,7 @@ What it is made of depends on the environment, and tests do not notice:
 - by default, `sd-operator standalone` without its operator, in a process of its own;
 - KUBEBUILDER_ASSETS names a folder with etcd and kube-apiserver (controller-runtime's convention):
   both are started, with RBAC; standalone's node runs the Pods, and its controllers too unless
-  kube-controller-manager lies there as well. The operator has the rights of rbac_rules.yaml only;
+  kube-controller-manager lies there as well. The operator has the rights of the chart only;
 - KUBECONFIG names any cluster, which is taken as it is. Without Nodes, standalone's controllers
   and node run there. With Nodes the Pods are real; then needed are SD_TEST_LOADER_IMAGE (an image
   with sd-loader that the nodes can pull) and SD_TEST_SOURCE_HOST (the address at which Pods reach

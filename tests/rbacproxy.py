@@ -21,10 +21,13 @@ from aiohttp import web
 
 from sd_api import names
 
-RULES: list[dict[str, list[str]]] = yaml.safe_load(
-    Path(__file__).with_name("rbac_rules.yaml").read_text()
-)
-"""All that the operator may do."""
+_CHART = Path(__file__).parent.parent / "charts" / "sd-operator" / "files"
+RULES: list[dict[str, list[str]]] = [
+    rule
+    for name in ("rules.yaml", "leader-rules.yaml")
+    for rule in yaml.safe_load((_CHART / name).read_text())
+]
+"""All that the operator may do: what the chart's Roles say."""
 
 _OBJECT_VERBS = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _LIST_VERBS = {"GET": "list", "POST": "create", "DELETE": "deletecollection"}
@@ -133,6 +136,7 @@ class RbacProxy:
     async def _end(self) -> None:
         await self._runner.cleanup()
         await self._session.close()
+        await asyncio.sleep(0.25)  # TLS connections take their time to close, as aiohttp says
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

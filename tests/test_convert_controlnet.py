@@ -66,7 +66,7 @@ _SDXL_SIZES = {
 
 def family_of(architecture: str) -> str:
     """The word of spec.baseModel."""
-    return architecture.replace("SD ", "sd").split()[0].lower()
+    return architecture.replace("SD ", "sd").removesuffix(".x").split()[0].lower()
 
 
 def configured(architecture: str) -> dict[str, Any]:

@@ -247,18 +247,6 @@ def test_an_impossible_width_is_refused(tmp_path):
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-UNAVAILABLE = []
-
-
-@pytest.mark.parametrize(("fields", "message"), UNAVAILABLE)
-def test_what_this_version_cannot_do_is_not_ignored(tmp_path, fields, message):
-    """A field that would have no effect is refused by its name."""
-    path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
-    with pytest.raises(LoaderError, match=message) as caught:
-        convert_file(path, tmp_path / "out", **fields)
-    assert caught.value.reason is Reason.INVALID_SPEC
-
-
 def test_a_pickle_is_refused_where_safetensors_are_asked_for(tmp_path):
     """spec.fromSafetensors: true; false lets content decide."""
     path = save_ckpt(tmp_path / "model.ckpt", tiny_sd15())

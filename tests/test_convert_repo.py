@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from catalog import Row
 from checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
 from conversions import convert_file, load_request
 from hypothesis import given, settings
@@ -26,6 +27,12 @@ from sd_loader.source.pipelines import Pipeline, parse_json, parse_pipeline
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
+ROWS = (
+    Row("huggingface", "SD 1.x", "diffusers repo", "save_pretrained", "StableDiffusionPipeline"),
+    Row(
+        "huggingface", "SDXL base", "diffusers repo", "save_pretrained", "StableDiffusionXLPipeline"
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +79,18 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any])
 
 
 @pytest.mark.parametrize(
-    ("architecture", "make"),
-    [pytest.param("sd15", tiny_sd15, id="SD 1.5"), pytest.param("sdxl", tiny_sdxl, id="SDXL")],
+    ("row", "architecture", "make"),
+    [
+        pytest.param(ROWS[0], "sd15", tiny_sd15, id=str(ROWS[0])),
+        pytest.param(ROWS[1], "sdxl", tiny_sdxl, id=str(ROWS[1])),
+    ],
 )
-def test_a_repo_and_its_checkpoint_become_the_same_weights(tmp_path, architecture, make):
+def test_a_repo_and_its_checkpoint_become_the_same_weights(tmp_path, row, architecture, make):
     """Byte for byte, prefix of the text encoder included; the whole is described alike."""
     repo = save_repo(tmp_path / "repo", architecture, torch.float16, variant="fp16")
     checkpoint = save_safetensors(tmp_path / "model.safetensors", make(torch.float16))
     out, converted = convert_repo(repo, revision="fp16")
+    assert converted.pipeline_class == row.opens_with
     expected = convert_file(checkpoint, tmp_path / "expected")
     names = {name for name in expected.files if name.endswith(".safetensors")}
     assert {name: converted.files[name] for name in names} == {

@@ -126,6 +126,7 @@ def test_a_missing_part_is_named(
     assert list(containers.store.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_configs_that_cannot_be_had_are_named(
     containers: Containers, hub: FakeHub, file: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_configs_name_classes_of_the_two_libraries_only(
     failed(ended, reason, "model_index.json has vae")
 
 
+@pytest.mark.slow
 def test_a_field_without_effect_is_refused(
     containers: Containers, hub: FakeHub, file: Path
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_field_without_effect_is_refused(
     failed(containers.load(request), Reason.INVALID_SPEC, "spec.predictionType does not apply")
 
 
+@pytest.mark.slow
 def test_a_kind_that_diffusers_does_not_know_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
@@ -174,6 +177,6 @@ def test_a_kind_that_diffusers_does_not_know_is_refused(
 def test_the_slim_image_says_which_image_converts_it(
     containers: Containers, hub: FakeHub, file: Path, slim: dict[str, str]
 ) -> None:
-    """As soon as the file is there."""
+    """Before the weights come."""
     ended = containers.fetch(load_request(hub.serve_file("/file", file)), **slim)
     failed(ended, Reason.UNSUPPORTED_FORMAT, "spec.verify.render: true picks the image")

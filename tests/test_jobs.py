@@ -14,6 +14,7 @@ from observed import model
 
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.spec import JobOverrides, Toleration
 from sd_operator import jobs
 from sd_operator.settings import LoaderSettings, Settings
 
@@ -232,3 +233,32 @@ def test_names_fit_whatever_the_models_name() -> None:
     }
     assert len(names) == 6
     assert all(len(name) <= 51 and "." not in name for name in names)
+
+
+PLACED = Settings(
+    loader=LoaderSettings(
+        placement=JobOverrides(
+            node_selector={"pool": "gpu"},
+            tolerations=[Toleration(key="nvidia.com/gpu", operator="Exists")],
+            runtime_class_name="nvidia",
+        )
+    )
+)
+
+
+def test_what_a_model_says_of_its_place_replaces_the_administrators_word_field_by_field() -> None:
+    """A node selector of its own is not mixed with the default one."""
+    pod = pod_of(load(PLACED, job={"nodeSelector": {"zone": "a"}}))
+
+    assert pod["nodeSelector"] == {"zone": "a"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_a_clean_up_is_placed_too_but_needs_no_gpu_runtime() -> None:
+    """It may have to run on the only nodes that reach the volume."""
+    pod = pod_of(remove(PLACED))
+
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert "runtimeClassName" not in pod

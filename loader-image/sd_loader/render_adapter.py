@@ -17,6 +17,7 @@ from sd_api.spec import ModelType
 from sd_loader.convert import architecture
 from sd_loader.convert.folder import INDEX, Choices, small_files
 from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype
 
 Pipeline = Any
 """diffusers has no types."""
@@ -50,6 +51,8 @@ FULL_SIZES: Mapping[str, Mapping[str, int]] = {
     },
 }
 """The published models' dimensions, by the names that `convert.architecture` gives them."""
+LATENTS = 4
+"""Channels that the UNet of a text-to-image model is given."""
 _SIDE = 256
 _WORD = "<tried>"
 
@@ -109,7 +112,8 @@ def random_pipeline(base: str, sizes: Mapping[str, int], device: str) -> Pipelin
     with TemporaryDirectory() as name:
         folder = Path(name)
         known = architecture.load(base)
-        for file in small_files(known, dict(sizes), {}, Choices()):
+        dtypes = {part.name: {Dtype.F32} for part in known.components}
+        for file in small_files(known, {"unet_inputs": LATENTS, **sizes}, dtypes, Choices()):
             (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
             (folder / file.path).write_bytes(file.content)
         index = json.loads((folder / INDEX).read_text())

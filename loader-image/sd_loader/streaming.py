@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ LEAST_BYTES = 16 << 20
 _ATTEMPTS = 3
 _OUTLINE = "download"
 """Named as a finished download is, since messages begin with it."""
-_RECORD = "streamed.json"
+_RECORD = ".streamed.json"
+"""Among the files that it is about, so that it goes when they do."""
 
 
 Plan = Callable[[TensorFile, Weights], FolderPlan | None]
@@ -71,8 +73,7 @@ def stream(
 ) -> Streamed | None:
     """Convert a remote file into `out`; None where it must be downloaded first.
 
-    into: for the outline and the record of what is done. Both folders may hold what an earlier
-    process left.
+    into: for the outline. Both folders may hold what an earlier process left.
     """
     for _ in range(_ATTEMPTS):
         remote = open_remote()
@@ -92,6 +93,7 @@ def stream(
 def _stream(
     remote: RemoteFile, make_plan: Plan, verify: Verify, into: Path, out: Path, report: Report
 ) -> Streamed | None:
+    is_new = not (into / _OUTLINE).exists()
     fd = os.open(into / _OUTLINE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         outline = bring_outline(fd, remote.head, remote.size, remote.read)
@@ -104,15 +106,16 @@ def _stream(
             if plan is None:
                 return None
             wants, headers = _wants(plan, file, outline)
-            record = _Record(into / _RECORD, _key(remote, plan, wants))
+            record = _Record(out / _RECORD, _key(remote, plan, wants))
             sources = [file, *weights.files.values()]
-            if not record.done():
+            if is_new or not record.done():
                 _clear(out)
             with StreamedFolder(out, plan.files, wants, sources, fd, record) as folder:
                 _bring(remote, wants, folder, report)
                 files = folder.finish()
             for name in headers:
                 outline.confirm(fd, name)
+            record.path.unlink(missing_ok=True)
             verify_folder(out, plan, verify, report)
             source = Source(size_bytes=remote.size, format=file.format)
         return Streamed(source, Converted.of(plan, files))
@@ -123,10 +126,11 @@ def _stream(
 def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants, Sequence[str]]:
     """What is needed, with the local headers of the storages that it lies in."""
     weights = wants_of(plan.files, file.fd)
-    starts = sorted((want.start, want.end) for want in weights.ordered)
+    ends = [want.end for want in weights.ordered]
 
     def is_needed(extent: Range) -> bool:
-        return any(start < extent[1] and extent[0] < end for start, end in starts)
+        following = bisect_right(ends, extent[0])
+        return following < len(ends) and weights.ordered[following].start < extent[1]
 
     headers = outline.headers(is_needed)
     if not headers:
@@ -201,8 +205,7 @@ def _key(remote: RemoteFile, plan: FolderPlan, wants: Wants) -> str:
 
 def _forget(into: Path, out: Path) -> None:
     """Leave nothing to a download that takes this one's place."""
-    for name in (_OUTLINE, _RECORD):
-        (into / name).unlink(missing_ok=True)
+    (into / _OUTLINE).unlink(missing_ok=True)
     _clear(out)
 
 

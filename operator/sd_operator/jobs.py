@@ -146,7 +146,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         # Optional: the loader starts without it and says SecretNotFound itself.
         secret = {"secretName": plan.credentials_secret, "optional": True, "defaultMode": 0o440}
         pod["volumes"].append({"name": "credentials", "secret": secret})
-    pod |= _placement(overrides, "runtime_class_name")
+    pod |= _placement(overrides, loader, "runtime_class_name")
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
     if loader.kueue_queue is not None:
@@ -171,7 +171,7 @@ def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
     # Without an ownerReference: foreground deletion of the model would delete it before its work.
     loader = settings.loader
     remove = _container(names.CONTAINER_REMOVE, loader.slim_image, _REMOVE, plan, settings)
-    pod = _pod([remove], plan, settings) | _placement(plan.overrides or JobOverrides())
+    pod = _pod([remove], plan, settings) | _placement(plan.overrides or JobOverrides(), loader)
     deadline = loader.active_deadline_seconds
     return _job(names.ROLE_REMOVE, pod, plan, deadline, loader.remove_ttl_seconds)
 
@@ -199,9 +199,13 @@ def _limits(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
     return limits
 
 
-def _placement(overrides: JobOverrides, *more: str) -> Manifest:
+def _placement(overrides: JobOverrides, loader: LoaderSettings, *more: str) -> Manifest:
+    """What a model says, each field whole; for the rest, what the administrator says."""
     included = {"node_selector", "tolerations", "priority_class_name", *more}
-    return overrides.model_dump(by_alias=True, exclude_none=True, include=included)
+    found: Manifest = {}
+    for one in (loader.placement, overrides):
+        found |= one.model_dump(by_alias=True, exclude_none=True, include=included)
+    return found
 
 
 def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Manifest:

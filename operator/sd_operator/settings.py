@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from sd_api.defaults import parse_default_parts
 from sd_api.netguard import Guard, effective_port
+from sd_api.spec import JobOverrides
 from sd_operator.queue import Limits
 
 PREFIX = "SD_OPERATOR_"
@@ -19,6 +22,7 @@ POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 # Standard Webhooks' schedule, cut at three days.
 WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 72000.0)
+_PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"}
 
 
 class SettingsError(ValueError):
@@ -33,7 +37,8 @@ class LoaderSettings:
     restricted default whole: {"pod": {…}, "container": {…}}. kueue_queue: the LocalQueue that lets
     loads begin, in place of the limits of Settings. default_parts: for base models, the
     Hub repo of a pipeline that parts come from which a checkpoint lacks. ca_configmap is a
-    ConfigMap with the key ca.crt in each model's namespace.
+    ConfigMap with the key ca.crt in each model's namespace. placement: where Pods run whose model
+    does not say otherwise; its other fields stay unset.
     """
 
     image: str = "ghcr.io/sd-operator/loader:0.1.0"
@@ -52,6 +57,7 @@ class LoaderSettings:
     allow_overrides: bool = True
     kueue_queue: str | None = None
     security_context: Mapping[str, Any] | None = None
+    placement: JobOverrides = field(default_factory=JobOverrides)
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,7 @@ class Settings:
                 allow_overrides=read.truth("ALLOW_JOB_OVERRIDES", loader.allow_overrides),
                 kueue_queue=read.text("KUEUE_QUEUE"),
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
+                placement=read.placement("LOADER_PLACEMENT"),
             ),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
             hub_endpoint=read.link("HF_ENDPOINT") or env.get("HF_ENDPOINT") or None,
@@ -282,6 +289,19 @@ class _Reader:
             value = None
         if not isinstance(value, dict) or not set(value) <= {"pod", "container"}:
             raise self.wrong(name, 'must be JSON of the shape {"pod": {…}, "container": {…}}')
+        return value
+
+    def placement(self, name: str) -> JobOverrides:
+        text = self.text(name) or "{}"
+        try:
+            value = JobOverrides.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(step) for step in first["loc"]) or "it"
+            why = f"must be JSON of a Pod's fields: {where}: {first['msg']}"
+            raise self.wrong(name, why) from None
+        if not set(json.loads(text)) <= _PLACEMENT:
+            raise self.wrong(name, "may have the fields " + ", ".join(sorted(_PLACEMENT)))
         return value
 
     def wrong(self, name: str, why: str) -> SettingsError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sd_api.reasons import Reason
 from sd_loader.convert.fileio import read_into
 from sd_loader.convert.plan import WeightsFile
-from sd_loader.convert.views import pieces
+from sd_loader.convert.views import pieces, rows, view
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sd_loader.formats.checksums import Checksums
 
 STEP_BYTES = 2**20
-"""Of the output: few enough for the processor's cache, enough to keep Python out of the way."""
+"""A window of the output: small enough for the processor's cache, and for few steps in Python."""
 
 OVERFLOW_LIMIT = 0
 """Finite weights that may become infinite: one is enough to spoil every image."""
@@ -143,11 +143,67 @@ class Step:
         findings.overflowed(self.name, cast(values, self.source.dtype, self.dtype, out))
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Steps that lie one after another, written at once: as a rule a window of the file."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def position(self) -> int:
+        """Of its first byte in the file."""
+        return self.steps[0].position
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return sum(step.nbytes for step in self.steps)
+
+    def fill(self, content: memoryview, findings: Findings) -> None:
+        """Put the block's bytes into memory, read from its sources."""
+        for step in self.steps:
+            start = step.position - self.position
+            step.fill(content[start : start + step.nbytes], findings)
+
+
+def blocks_of(file: WeightsFile) -> Iterator[Block]:
+    """All of a file after its header, in order."""
+    steps: list[Step] = []
+    size = 0
+    for step in steps_of(file):
+        is_new = steps and step.position // STEP_BYTES != steps[0].position // STEP_BYTES
+        if is_new or size + step.nbytes > STEP_BYTES:
+            yield Block(tuple(steps))
+            steps, size = [], 0
+        steps.append(step)
+        size += step.nbytes
+    if steps:
+        yield Block(tuple(steps))
+
+
 def steps_of(file: WeightsFile) -> Iterator[Step]:
     """All steps of a file, in the order of their places in it."""
     position = len(file.header)
     for item in file.items:
-        for piece in pieces(item.source, STEP_BYTES // item.dtype.itemsize):
+        for piece in _cut(item.source, item.dtype.itemsize, position):
             step = Step(f"{file.path}: {item.name}", piece, item.dtype, position)
             yield step
             position += step.nbytes
+
+
+def _cut(source: Tensor, itemsize: int, position: int) -> Iterator[Tensor]:
+    """The tensor in pieces that end where windows of the file do.
+
+    Two threads that write on the two sides of a page would wait for each other.
+    """
+    if source.strides is not None:
+        yield from pieces(source, STEP_BYTES // itemsize)
+        return
+    flat = view(source, (source.count,), (1,))
+    start = 0
+    while start < source.count:
+        room = (STEP_BYTES - position % STEP_BYTES) // itemsize or 1
+        stop = min(source.count, start + room)
+        yield rows(flat, start, stop)
+        position += (stop - start) * itemsize
+        start = stop

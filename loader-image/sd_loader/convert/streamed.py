@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from sd_loader.convert.wants import Slot, Want, Wants
 from sd_loader.convert.writer import WRITERS, prepare_folder
 from sd_loader.tensors import TensorFile
 
-AT_A_TIME = 8
+AT_A_TIME = 6
 """Steps in memory: that come in, or are being written."""
 DIGEST_BYTES = 2**18
 RECORD_SECONDS = 0.25
@@ -45,6 +45,35 @@ class Record(Protocol):
     def set_done(self, written: int, durable: int) -> None:
         """Record how many are written, and how many would outlast a crash of the machine."""
         ...
+
+
+class _Done:
+    """Which steps of a file are in their places; the digest waits for them in order."""
+
+    def __init__(self, count: int) -> None:
+        self._flags = bytearray(count)
+        self._changed = threading.Condition()
+        self._given_up = False
+
+    def set(self, number: int) -> None:
+        """A step is done."""
+        with self._changed:
+            self._flags[number] = 1
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """No more steps will be done."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+
+    def wait(self, number: int) -> None:
+        """Return when a step is done; raises CancelledError where it will not be."""
+        with self._changed:
+            while not self._flags[number]:
+                if self._given_up:
+                    raise CancelledError
+                self._changed.wait()
 
 
 class StreamedFolder:
@@ -86,9 +115,7 @@ class StreamedFolder:
             }
             weights = [file for file in files if isinstance(file, WeightsFile)]
             self._fds = [stack.enter_context(_opened(out, file)) for file in weights]
-            self._done: list[list[Future[None]]] = [
-                [Future() for _ in steps_of(file)] for file in weights
-            ]
+            self._done = [_Done(sum(1 for _ in steps_of(file))) for file in weights]
             for number in range(self.begin):
                 self._mark(number)
             self._writers = stack.enter_context(ThreadPoolExecutor(WRITERS, "write"))
@@ -216,7 +243,7 @@ class StreamedFolder:
             if number is not None:
                 self._mark(number)
             else:
-                self._done[slot.file][slot.number].set_result(None)
+                self._done[slot.file].set(slot.number)
         except BaseException as error:  # noqa: BLE001 - raised where the bytes come in
             self._fail(error)
         finally:
@@ -226,7 +253,7 @@ class StreamedFolder:
         """A want is in its place."""
         slot = self._wants.ordered[number].slot
         if slot is not None:
-            self._done[slot.file][slot.number].set_result(None)
+            self._done[slot.file].set(slot.number)
         with self._lock:
             self._placed[number] = True
 
@@ -241,9 +268,8 @@ class StreamedFolder:
 
     def _cancel(self) -> None:
         """Have nobody wait for what will not come."""
-        for steps in self._done:
-            for step in steps:
-                step.cancel()
+        for done in self._done:
+            done.give_up()
 
 
 def _write_small(out: Path, file: SmallFile) -> FileDigest:
@@ -266,12 +292,12 @@ def _opened(out: Path, file: WeightsFile) -> Iterator[int]:
             os.close(fd)
 
 
-def _digest(fd: int, file: WeightsFile, done: Sequence[Future[None]]) -> FileDigest:
+def _digest(fd: int, file: WeightsFile, done: _Done) -> FileDigest:
     """Follow the steps in the order of the file, each when it is done."""
     digest = hashlib.sha256(file.header)
     buffer = memoryview(bytearray(DIGEST_BYTES))
-    for step, placed in zip(steps_of(file), done, strict=True):
-        placed.result()
+    for number, step in enumerate(steps_of(file)):
+        done.wait(number)
         _digest_step(fd, step, digest, buffer)
     return FileDigest(digest.hexdigest(), file.size)
 

@@ -23,7 +23,7 @@ from sd_api.reasons import Reason
 from sd_loader.convert.fileio import reserve, storage_errors, write_at
 from sd_loader.convert.plan import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.result import FileDigest
-from sd_loader.convert.steps import Buffers, Findings, Step, steps_of
+from sd_loader.convert.steps import Block, Buffers, Findings, blocks_of
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import TensorFile
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FILES_AT_A_TIME = 2
 WRITERS = max(2, min(4, os.cpu_count() or 1))
 AHEAD = 8
-"""Steps that writers may be ahead of a file's digest: so many stay in memory."""
+"""Blocks that writers may be ahead of a file's digest: so many stay in memory."""
 REPORT_SECONDS = 0.5
 
 
@@ -134,13 +134,13 @@ def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
 
 
 def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash) -> None:
-    """Have the writers write, a few steps ahead of the digest."""
+    """Have the writers write, a few blocks ahead of the digest."""
     under_way: deque[Future[memoryview]] = deque()
     try:
-        for step in steps_of(file):
+        for block in blocks_of(file):
             if run.stop.is_set():
                 raise InterruptedError("another file of this model could not be written")
-            under_way.append(run.writers.submit(_write_step, fd, step, run))
+            under_way.append(run.writers.submit(_write_block, fd, block, run))
             if len(under_way) > AHEAD:
                 _digest(under_way.popleft().result(), digest, run)
         while under_way:
@@ -152,10 +152,10 @@ def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash)
         wait(under_way)
 
 
-def _write_step(fd: int, step: Step, run: _Run) -> memoryview:
-    content = run.buffers.take(step.nbytes)
-    step.fill(content, run.findings)
-    write_at(fd, content, step.position)
+def _write_block(fd: int, block: Block, run: _Run) -> memoryview:
+    content = run.buffers.take(block.nbytes)
+    block.fill(content, run.findings)
+    write_at(fd, content, block.position)
     return content
 
 

@@ -1,4 +1,4 @@
-"""The two kinds that `kubectl create` sends as protobuf only: Namespaces and Secrets."""
+"""What is sent as protobuf only: Namespaces and Secrets by kubectl, DeleteOptions by Helm."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ _META: dict[int, _Field] = {
     11: ("labels", _TEXTS),
     12: ("annotations", _TEXTS),
 }
+_PRECONDITIONS: dict[int, _Field] = {1: ("uid", bytes.decode), 2: ("resourceVersion", bytes.decode)}
 _KINDS: dict[str, dict[int, _Field]] = {
     "Namespace": {1: ("metadata", partial(_message, _META))},
     "Secret": {
@@ -78,6 +79,10 @@ _KINDS: dict[str, dict[int, _Field]] = {
         2: ("data", partial(_entry, _base64)),
         3: ("type", bytes.decode),
         4: ("stringData", _TEXTS),
+    },
+    "DeleteOptions": {
+        2: ("preconditions", partial(_message, _PRECONDITIONS)),
+        4: ("propagationPolicy", bytes.decode),
     },
 }
 

@@ -1,0 +1,156 @@
+{{/* The name of all objects. */}}
+{{- define "sd-operator.name" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The name of objects that belong to no namespace: two releases must not share them. */}}
+{{- define "sd-operator.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "sd-operator.name" .) -}}
+{{- end -}}
+
+{{/* What selects the operator's Pods; it never changes. */}}
+{{- define "sd-operator.selector" -}}
+app.kubernetes.io/name: sd-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{/* The labels of all objects. */}}
+{{- define "sd-operator.labels" -}}
+app.kubernetes.io/name: sd-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* The operator's ServiceAccount. */}}
+{{- define "sd-operator.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "sd-operator.name" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* An image's full name; takes a list of the root and the image's values. */}}
+{{- define "sd-operator.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- $name := ternary (printf "%s/%s" $root.Values.registry $image.repository) $image.repository (ne $root.Values.registry "") -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name ($image.tag | default $root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The models' namespaces, as a JSON list. */}}
+{{- define "sd-operator.namespaces" -}}
+{{- $.Values.models.namespaces | default (list .Release.Namespace) | uniq | toJson -}}
+{{- end -}}
+
+{{/* Pull secrets of a Pod. */}}
+{{- define "sd-operator.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A Pod's security context by the restricted Pod Security Standard. */}}
+{{- define "sd-operator.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* A container's security context by the restricted Pod Security Standard. */}}
+{{- define "sd-operator.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* The operator's settings as environment variables. Helm reads numbers as floats: int64. */}}
+{{- define "sd-operator.settings" -}}
+{{- $values := .Values -}}
+{{- $loader := $values.loader -}}
+{{- $namespaces := ternary "" (include "sd-operator.namespaces" . | fromJsonArray | join ",") $values.models.clusterWide -}}
+{{- $parts := list -}}
+{{- range $base, $repo := $loader.defaultParts -}}
+{{- $parts = append $parts (printf "%s=%s" $base $repo) -}}
+{{- end -}}
+{{- $placement := dict -}}
+{{- range $field := list "nodeSelector" "tolerations" "runtimeClassName" "priorityClassName" -}}
+{{- with index $loader $field -}}
+{{- $_ := set $placement $field . -}}
+{{- end -}}
+{{- end -}}
+{{- $settings := list
+  (list "NAMESPACES" $namespaces)
+  (list "CLAIM_NAME" $values.models.claim.name)
+  (list "LOADER_IMAGE" (include "sd-operator.image" (list . $loader.image)))
+  (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
+  (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))
+  (list "GPU_RESOURCE" $loader.gpu.resource)
+  (list "GPU_COUNT" (int64 $loader.gpu.count))
+  (list "CA_CONFIGMAP" $values.caConfigMap)
+  (list "MAX_BYTES" (int64 $loader.maxBytes))
+  (list "RETAIN_PREVIOUS_SECONDS" (int64 $values.retainPrevious))
+  (list "LOADER_TMP_SIZE" $loader.tmpSize)
+  (list "ACTIVE_DEADLINE_SECONDS" (int64 $loader.activeDeadlineSeconds))
+  (list "LOAD_TTL_SECONDS" (int64 $loader.loadTtlSeconds))
+  (list "REMOVE_TTL_SECONDS" (int64 $loader.removeTtlSeconds))
+  (list "LOADER_DEFAULT_PARTS" (join "," $parts))
+  (list "ALLOW_JOB_OVERRIDES" $loader.allowOverrides)
+  (list "LOADER_SECURITY_CONTEXT" (ternary (toJson $loader.securityContext) "" (not (empty $loader.securityContext))))
+  (list "LOADER_PLACEMENT" (ternary (toJson $placement) "" (not (empty $placement))))
+  (list "KUEUE_QUEUE" $values.kueueQueue)
+  (list "MAX_LOADS" (int64 $values.limits.loads))
+  (list "MAX_LOADS_PER_NAMESPACE" (int64 $values.limits.loadsPerNamespace))
+  (list "ALLOWED_HOSTS" (join "," $values.allowedHosts))
+  (list "HF_ENDPOINT" $values.hubEndpoint)
+  (list "TRAINED_URL_TEMPLATE" $values.trainedUrlTemplate)
+  (list "HTTPS_PROXY" $values.proxy.https)
+  (list "NO_PROXY" $values.proxy.noProxy)
+  (list "WEBHOOK_KEY_FILE" (ternary "/etc/sd-operator/webhook/key" "" (ne $values.webhook.keySecret.name "")))
+  (list "WEBHOOK_CA_FILE" (ternary "/etc/sd-operator/ca/ca.crt" "" (ne $values.webhook.caConfigMap "")))
+  (list "WEBHOOK_RETRY_SECONDS" (join "," $values.webhook.retrySeconds))
+  (list "LOG_LEVEL" $values.logLevel)
+  (list "LOG_FORMAT" $values.logFormat)
+-}}
+{{- range $setting := $settings }}
+{{- if ne (toString (index $setting 1)) "" }}
+- name: SD_OPERATOR_{{ index $setting 0 }}
+  value: {{ toString (index $setting 1) | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Refuses values that contradict each other; the schema sees them one by one only. */}}
+{{- define "sd-operator.check" -}}
+{{- $values := .Values -}}
+{{- if and $values.trainedUrlTemplate (not (contains "{id}" $values.trainedUrlTemplate)) -}}
+{{- fail (printf "trainedUrlTemplate must have {id} where the trained model's id goes; it is %s" $values.trainedUrlTemplate) -}}
+{{- end -}}
+{{- if and $values.metrics.podMonitor.enabled $values.metrics.serviceMonitor.enabled -}}
+{{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every operator twice: enable one of them" -}}
+{{- end -}}
+{{- if and $values.models.clusterWide (not $values.models.claim.create) $values.models.namespaces (not $values.loader.networkPolicy.enabled) (not $values.sweep.enabled) -}}
+{{- fail "models.namespaces has no effect: with models.clusterWide it says where claims, network policies and sweeps are made, and all of these are off" -}}
+{{- end -}}
+{{- end -}}

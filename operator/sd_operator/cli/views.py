@@ -1,0 +1,151 @@
+"""Models as tables and panels: from resources to what a terminal shows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sd_api.reasons import Reason
+from sd_api.status import Condition, ConditionType, Phase
+from sd_operator import times
+from sd_operator.model import Model
+from sd_operator.progress import duration, size
+
+_COLORS = {Phase.READY: "green", Phase.FAILED: "red", Phase.PENDING: "yellow"}
+_BAR_WIDTH = 40
+_REMEDIES = {reason.value: reason.remedy for reason in Reason}
+
+
+def plain(text: str) -> str:
+    """A text that others wrote, without what would steer the terminal."""
+    return "".join(one if one.isprintable() else "�" for one in text)
+
+
+def model_table(
+    bodies: Iterable[Mapping[str, Any]], now: datetime, *, everywhere: bool = False
+) -> Table:
+    """One line for each model, the ones that need help with their reason."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in (["NAMESPACE"] if everywhere else []) + ["NAME", "TYPE", "PHASE"]:
+        table.add_column(title, no_wrap=True)
+    for title in ("PROGRESS", "BASE", "SIZE", "AGE"):
+        table.add_column(title)
+    for body in bodies:
+        model = Model.from_body(body)
+        status = model.status
+        said = status.progress.text if status.progress else ""
+        if status.phase is not Phase.READY and not said:
+            said = status.reason or ""
+        row: list[RenderableType] = [model.namespace] if everywhere else []
+        row += [model.name, status.model_type or "", phase(status.phase), said]
+        row += [status.artifact.base_model or "" if status.artifact else ""]
+        row += [status.artifact.size if status.artifact else "", _age(body, now)]
+        table.add_row(*row)
+    return table
+
+
+def phase(phase: Phase | None) -> Text:
+    """A phase in its colour."""
+    return Text(phase or "", style=_COLORS.get(phase, "cyan") if phase else "")
+
+
+def model_panel(
+    body: Mapping[str, Any], events: Iterable[Mapping[str, Any]], now: datetime
+) -> RenderableType:
+    """All that there is to say of one model, and what to do where it is stuck."""
+    model = Model.from_body(body)
+    status = model.status
+    parts: list[RenderableType] = [
+        Text.assemble((model.name, "bold"), f" in {model.namespace}: ", phase(status.phase))
+    ]
+    if status.progress is not None:
+        parts += [Text(f"{status.progress.stage}: {status.progress.text}")]
+        if status.progress.percent is not None:
+            parts += [ProgressBar(completed=status.progress.percent, width=_BAR_WIDTH)]
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for title, value in _facts(model):
+        facts.add_row(Text(title, style="dim"), Text(plain(value)))
+    parts += [facts, *(_condition(condition) for condition in status.conditions)]
+    remedy = remedy_of(status.conditions)
+    if remedy:
+        parts += [Text.assemble(("What to do: ", "bold"), remedy)]
+    parts += [_event(event, now) for event in events]
+    return Group(*parts)
+
+
+def remedy_of(conditions: Iterable[Condition]) -> str | None:
+    """What the reason of a stalled model says to do."""
+    for condition in conditions:
+        if condition.type == ConditionType.STALLED and condition.reason in _REMEDIES:
+            return _REMEDIES[condition.reason]
+    return None
+
+
+def is_settled(body: Mapping[str, Any]) -> bool:
+    """Whether nothing more is to be expected of it: served as asked for, or stalled."""
+    model = Model.from_body(body)
+    if model.status.observed_generation != model.generation:
+        return False
+    held = _held(model)
+    if ConditionType.STALLED in held:
+        return True
+    # A reload is first seen by its loadHash: the annotation changes no generation.
+    served = model.status.artifact is not None and model.status.artifact.load_hash == model.wanted
+    return served and ConditionType.READY in held and ConditionType.RECONCILING not in held
+
+
+def is_stalled(body: Mapping[str, Any]) -> bool:
+    """Whether it needs help."""
+    return ConditionType.STALLED in _held(Model.from_body(body))
+
+
+def _held(model: Model) -> set[str]:
+    return {one.type for one in model.status.conditions if one.status == "True"}
+
+
+def _facts(model: Model) -> Iterable[tuple[str, str]]:
+    status = model.status
+    yield "model id", status.model_id or model.model_id
+    if status.model_type:
+        yield "type", status.model_type
+    if status.source is not None and status.source.url:
+        yield "source", status.source.url
+    if status.source is not None and status.source.commit:
+        yield "commit", status.source.commit
+    if status.artifact is not None:
+        artifact = status.artifact
+        yield "path", f"{artifact.path} in claim {artifact.claim_name}"
+        shared = f", {size(artifact.shared_bytes)} shared" if artifact.shared_bytes else ""
+        yield "size", f"{artifact.size} in {artifact.files} files{shared}"
+        kind = (artifact.base_model, artifact.pipeline_class, artifact.precision)
+        yield "what", ", ".join(word for word in kind if word)
+    if status.job is not None:
+        yield "job", f"{status.job.name} (attempt {status.job.attempt + 1})"
+    if status.webhook is not None and status.webhook.outbox:
+        yield "webhook", f"{len(status.webhook.outbox)} calls owed"
+
+
+def _condition(condition: Condition) -> Text:
+    good = (condition.status == "True") == (condition.type != ConditionType.STALLED)
+    mark = ("✓ ", "green") if good else ("✗ ", "red")
+    message = f": {plain(condition.message)}" if condition.message else ""
+    return Text.assemble(mark, f"{condition.type}={condition.status} {condition.reason}{message}")
+
+
+def _event(event: Mapping[str, Any], now: datetime) -> Text:
+    moment = times.parse(event.get("lastTimestamp") or event.get("eventTime"))
+    ago = f"{duration(max(0, int((now - moment).total_seconds())))} ago" if moment else ""
+    words = plain(f"{event.get('reason', '')}: {event.get('message', '')}")
+    style = "yellow" if event.get("type") == "Warning" else "dim"
+    return Text(f"  {ago:>10}  {words}", style=style)
+
+
+def _age(body: Mapping[str, Any], now: datetime) -> str:
+    created = times.parse(body["metadata"].get("creationTimestamp"))
+    return duration(max(0, int((now - created).total_seconds()))) if created else ""

@@ -1,0 +1,94 @@
+"""Reads Dockerfiles: stages and their instructions, as far as the rules of the tests ask."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction, its continued lines joined."""
+
+    word: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        """The exec form's words; none for the shell form."""
+        found: list[str] = json.loads(self.text) if self.text.startswith("[") else []
+        return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and what it begins with: another stage's name, or an image."""
+
+    name: str
+    base: str
+    instructions: tuple[Instruction, ...]
+
+
+@dataclass(frozen=True)
+class Dockerfile:
+    """What comes before the first stage, and the stages."""
+
+    path: Path
+    arguments: dict[str, str]
+    stages: tuple[Stage, ...]
+
+    def stage(self, name: str) -> Stage:
+        """A stage by name; the last one has the name "" unless it is given one."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def built(self, name: str) -> list[Instruction]:
+        """All that makes a target's image: its instructions after those of the stages under it."""
+        stage = self.stage(name)
+        under = {other.name for other in self.stages}
+        below = self.built(stage.base) if stage.base in under else []
+        return [*below, *stage.instructions]
+
+    def everything(self) -> Iterator[Instruction]:
+        """The instructions of all stages."""
+        for stage in self.stages:
+            yield from stage.instructions
+
+
+def read(path: Path) -> Dockerfile:
+    """Read a Dockerfile."""
+    arguments: dict[str, str] = {}
+    stages: list[Stage] = []
+    for instruction in _instructions(path.read_text()):
+        if instruction.word == "FROM":
+            base, _, name = instruction.text.partition(" AS ")
+            stages.append(Stage(name, base, ()))
+        elif stages:
+            last = stages.pop()
+            stages.append(Stage(last.name, last.base, (*last.instructions, instruction)))
+        else:
+            assert instruction.word == "ARG", f"{instruction.word} before any FROM"
+            name, _, value = instruction.text.partition("=")
+            arguments[name] = value
+    return Dockerfile(path, arguments, tuple(stages))
+
+
+def labels(instructions: list[Instruction]) -> dict[str, str]:
+    """The labels that these set."""
+    text = " ".join(one.text for one in instructions if one.word == "LABEL")
+    return dict(re.findall(r'(\S+?)="([^"]*)"', text))
+
+
+def copied(instruction: Instruction) -> list[str]:
+    """What a COPY takes from the build's context."""
+    words = instruction.text.split()
+    return [] if words[0].startswith("--from=") else words[:-1]
+
+
+def _instructions(text: str) -> Iterator[Instruction]:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    for statement in re.split(r"(?<!\\)\n", "\n".join(lines)):
+        word, _, rest = statement.partition(" ")
+        yield Instruction(word, re.sub(r"\\\n\s*", "", rest).strip())

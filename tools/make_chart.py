@@ -1,0 +1,70 @@
+"""Write what the charts take over from the contract: the CRD, and the schema of a catalog's models.
+
+python tools/make_chart.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sd_api import names
+from sd_api.crd import custom_resource_definition
+
+ROOT = Path(__file__).resolve().parent.parent
+CHARTS = ROOT / "charts"
+CRD_SOURCE = ROOT / "crds" / "stablediffusionmodels.yaml"
+CRD = CHARTS / "sd-operator" / "files" / "stablediffusionmodels.yaml"
+CATALOG_SCHEMA = CHARTS / "sd-models" / "values.schema.json"
+
+Json = dict[str, Any]
+
+
+def catalog_schema() -> str:
+    """A catalog's values: its models are refused before they reach a cluster."""
+    version = custom_resource_definition()["spec"]["versions"][0]
+    spec = strict(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    # Each alone may be incomplete: a model's fields and the defaults complete each other.
+    spec.pop("required", None)
+    strings = {"type": "object", "additionalProperties": {"type": "string"}}
+    name = {
+        "pattern": "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+        "maxLength": names.NAME_MAX_LENGTH,
+    }
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Values of sd-models",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "global": {"type": "object"},
+            "models": {
+                "type": "object",
+                "propertyNames": name,
+                "additionalProperties": {"$ref": "#/definitions/spec"},
+            },
+            "defaults": {"$ref": "#/definitions/spec"},
+            "labels": strings,
+            "annotations": strings,
+        },
+        "definitions": {"spec": spec},
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def strict(schema: Json) -> Json:
+    """A node of a structural schema as JSON Schema, in which a mistyped field is an error."""
+    found = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-")}
+    if "properties" in found:
+        found["properties"] = {key: strict(one) for key, one in found["properties"].items()}
+        found["additionalProperties"] = False
+    for key in ("items", "additionalProperties"):
+        if isinstance(found.get(key), dict):
+            found[key] = strict(found[key])
+    return found
+
+
+if __name__ == "__main__":
+    CRD.write_text(CRD_SOURCE.read_text())
+    CATALOG_SCHEMA.write_text(catalog_schema())
