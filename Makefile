@@ -18,7 +18,7 @@ IMAGE_ARGS ?=
 BUILD = $(BUILDER) build $(IMAGE_ARGS) --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD)
 
-.PHONY: help demo test test-all test-cluster lint format bench crd chart images lock clean
+.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd chart images lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ format: $(DEV) ## Format and mend what can be mended
 
 bench: $(DEV) ## Measure the loader beside cp and diffusers (needs 30 GB of disk)
 	$(BIN)/python tools/bench.py
+
+bench-scale: $(DEV) ## Measure the operator with 1,000 models (MODELS=...)
+	$(BIN)/python tools/bench_scale.py --models $(or $(MODELS),1000)
 
 crd: $(DEV) ## Render the CRD, and what charts and docs take from it
 	$(BIN)/python -m sd_api.crd > crds/stablediffusionmodels.yaml

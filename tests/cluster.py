@@ -5,7 +5,7 @@ What it is made of depends on the environment, and tests do not notice:
 - by default, `sd-operator standalone` without its operator, in a process of its own;
 - KUBEBUILDER_ASSETS names a folder with etcd and kube-apiserver (controller-runtime's convention):
   both are started, with RBAC; standalone's node runs the Pods, and its controllers too unless
-  kube-controller-manager lies there as well. The operator has the rights of OPERATOR_RULES only;
+  kube-controller-manager lies there as well. The operator has the rights of the chart only;
 - KUBECONFIG names any cluster, which is taken as it is. Without Nodes, standalone's controllers
   and node run there. With Nodes the Pods are real; then needed are SD_TEST_LOADER_IMAGE (an image
   with sd-loader that the nodes can pull) and SD_TEST_SOURCE_HOST (the address at which Pods reach
@@ -35,6 +35,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from rbacproxy import RULES
 
 from sd_api import names
 from sd_api.crd import custom_resource_definition
@@ -49,20 +50,6 @@ Json = dict[str, Any]
 START_SECONDS = 60.0
 CLAIM = "models"
 SYSTEM_NAMESPACE = "sd-operator-system"
-OPERATOR_RULES = [
-    {"apiGroups": [group], "resources": resources.split(), "verbs": verbs.split()}
-    for group, resources, verbs in (
-        (names.GROUP, names.PLURAL, "get list watch patch"),
-        (names.GROUP, f"{names.PLURAL}/status", "patch"),
-        # Owner references with blockOwnerDeletion need it where that admission plugin is on.
-        (names.GROUP, f"{names.PLURAL}/finalizers", "update"),
-        ("batch", "jobs", "get list watch create delete"),
-        ("", "pods persistentvolumeclaims", "get list watch"),
-        ("", "pods/log", "get"),
-        ("", "events", "list create"),
-    )
-]
-"""All that the operator may do."""
 
 
 class ClusterError(Exception):
@@ -431,7 +418,7 @@ def _operator_token(admin: Cluster) -> str:
             "apiVersion": rbac,
             "kind": "ClusterRole",
             "metadata": {"name": "sd-operator"},
-            "rules": OPERATOR_RULES,
+            "rules": RULES,
         },
         {
             "apiVersion": rbac,

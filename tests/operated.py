@@ -122,9 +122,9 @@ class Operated:
             assert time.monotonic() < deadline, self.cluster.operator_log()[-3000:]
             time.sleep(0.05)
 
-    def metrics(self) -> dict[tuple[str, ...], float]:
-        """The newest operator's: names with the values of their labels, in the labels' order."""
-        log = max(self.cluster.work.glob("operator-*.log")).read_text()
+    def metrics(self, which: int = -1) -> dict[tuple[str, ...], float]:
+        """An operator's, the newest's by default: names with the values of their labels."""
+        log = sorted(self.cluster.work.glob("operator-*.log"))[which].read_text()
         port = re.search(r"metrics on port (\d+)", log)
         if port is None:
             return {}

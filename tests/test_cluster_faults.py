@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 
 import pytest
 from cluster import model_manifest
@@ -22,6 +23,15 @@ def loaded_once(operated: Operated) -> None:
     operated.eventually(
         lambda: {"model.load_started", "model.loaded"} <= set(operated.receiver.events("sketch"))
     )
+
+
+def told_once(operated: Operated) -> None:
+    """However often a webhook was called for an event, it was under one id."""
+    ids = defaultdict(set)
+    for call in operated.receiver.calls:
+        ids[call.body["event"], call.body["model_id"]].add(call.id)
+    assert ids
+    assert all(len(found) == 1 for found in ids.values()), ids
 
 
 def test_killed_before_the_job(operated: Operated) -> None:
@@ -172,6 +182,7 @@ def test_two_operators_do_no_harm(operated: Operated) -> None:
     loaded_once(operated)
     operated.delete()
     operated.gone()
+    told_once(operated)
     assert operated.left() == []
 
 

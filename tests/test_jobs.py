@@ -32,6 +32,7 @@ FULL = Settings(
     https_proxy="http://proxy.example.com:3128",
     no_proxy=".example.com",
 )
+KUEUE = Settings(loader=LoaderSettings(gpu_count=0, kueue_queue="gpus"))
 OVERRIDES = {
     "resources": {"requests": {"memory": "8Gi"}, "limits": {"memory": "32Gi"}},
     "nodeSelector": {"pool": "loaders"},
@@ -68,6 +69,7 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
             load(FULL, job=OVERRIDES, credentialsSecretRef={"name": "token"}, modelId="Big_Model"),
             id="everything set",
         ),
+        pytest.param("load-kueue", load(KUEUE), id="Kueue"),
         pytest.param("remove", remove(FULL, job=OVERRIDES, deletionPolicy="Retain"), id="remove"),
     ],
 )
@@ -78,6 +80,11 @@ def test_the_manifest_is_the_golden_file(name: str, manifest: dict[str, Any]) ->
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.dump(manifest, Dumper=_NoAliases, sort_keys=False, width=100))
     assert yaml.safe_load(path.read_text()) == manifest
+
+
+def test_clean_up_is_not_queued() -> None:
+    """Neither by Kueue nor by the operator."""
+    assert remove(KUEUE) == remove(CPU)
 
 
 class _NoAliases(yaml.SafeDumper):

@@ -24,8 +24,11 @@ from observed import (
 from sd_api import names
 from sd_api.load import LoadResult, Progress, Stage
 from sd_api.reasons import Reason
+from sd_operator import times
 from sd_operator.model import Model
 from sd_operator.observe import ContainerView, Observed, Refusal
+from sd_operator.reconcile import plan
+from sd_operator.settings import LoaderSettings, Settings
 
 PENDING = "Pending, not Ready=Pending, Reconciling=Pending"
 SERVED = "Ready, Ready=Loaded"
@@ -77,6 +80,58 @@ LIVING = [
         observed(admitted=False),
         "it_must_wait_its_turn | Queued, not Ready=Queued",
         id="queued",
+    ),
+    pytest.param(
+        model(finalizer=False),
+        observed(admitted=False),
+        "it_must_wait_its_turn | Queued, not Ready=Queued",
+        id="queued: not even a finalizer yet",
+    ),
+    pytest.param(
+        model(published(), revision="fp16"),
+        observed(admitted=False),
+        "it_must_wait_its_turn | Ready, Ready=Loaded",
+        id="queued reload: served",
+    ),
+    pytest.param(
+        model(stalled(Reason.RATE_LIMITED, ended_ago=60)),
+        observed(admitted=False),
+        "it_must_wait_its_turn | Queued, not Ready=Queued, Stalled=RateLimited",
+        id="queued for another attempt: the last failure stays said",
+    ),
+    pytest.param(
+        model(),
+        observed(
+            admitted=False,
+            refusal=Refusal("jobs.batch is forbidden: exceeded quota: jobs", 403, NOW),
+        ),
+        "the_job_was_refused | Pending, not Ready=QuotaExceeded, Stalled=QuotaExceeded"
+        " | ModelLoadFailed",
+        id="refused just now: it lets others go before it",
+    ),
+    pytest.param(
+        model(loading()),
+        with_pod(job(), running("fetch"), admitted=False),
+        "the_job_is_running | Downloading, not Ready=Downloading, Reconciling=Downloading",
+        id="what runs is not stopped by a smaller limit",
+    ),
+    pytest.param(
+        model(),
+        observed(job(suspended=True)),
+        "the_job_waits_for_kueue | Queued, not Ready=Queued",
+        id="Kueue has not let it begin",
+    ),
+    pytest.param(
+        model(loading()),
+        observed(job(suspended=True)),
+        "the_job_waits_for_kueue | Queued, not Ready=Queued",
+        id="Kueue has stopped it",
+    ),
+    pytest.param(
+        model(suspend=True),
+        observed(job(suspended=True)),
+        "it_is_suspended | delete load 0 | Pending, not Ready=Suspended",
+        id="suspended by its user: the Job leaves Kueue's queue",
     ),
     pytest.param(
         model(url="https://u:p@example.com/m.safetensors"),
@@ -415,6 +470,31 @@ LIVING = [
 def test_what_is_done_about_a_model(resource: Model, seen: Observed, expected: str) -> None:
     """The first rule that applies decides."""
     assert told(decide(resource, seen)) == expected
+
+
+KUEUE = Settings(loader=LoaderSettings(kueue_queue="gpus"))
+
+
+def test_with_kueue_the_load_begins_when_kueue_says_so() -> None:
+    """Until then nobody is told of a load, however long its Job has been there."""
+    queued = plan(model(), observed(), KUEUE, NOW)
+    assert told(queued) == "it_is_to_be_loaded | create load 0 | Queued, not Ready=Queued"
+    assert queued.create is not None
+    (ready,) = queued.status.conditions
+    assert ready.message == f"Job {queued.create.name} waits for Kueue to admit it into queue gpus"
+    status = queued.status.model_dump(mode="json", by_alias=True)
+    still = plan(model(status), observed(job(suspended=True)), KUEUE, NOW)
+    assert still.status == queued.status
+    begun = NOW - timedelta(seconds=3)
+    let_in = plan(model(status), observed(job(started=begun)), KUEUE, NOW)
+    assert told(let_in) == f"the_job_is_running | {PENDING} | LoadStarted"
+    assert let_in.status.start_time == times.stamp(begun), "what it waited is not load time"
+
+
+def test_the_place_in_the_queue_is_told() -> None:
+    """In the message of Ready."""
+    (ready,) = decide(model(), observed(admitted=False, place=5)).status.conditions
+    assert ready.message == "among the next 5 in the queue"
 
 
 @pytest.mark.parametrize("rendered", [True, False])

@@ -74,6 +74,52 @@ def test_requests_loads_and_build_are_told() -> None:
     assert [key for key in samples if key[0] == "sdmodel_build_info"]
 
 
+# Everything the design names but what the gateway serves, with its labels; the rest is the client
+# library's. Nothing but info names a model, and no histogram has more than a few series.
+EXPECTED = {
+    "sdmodel_reconcile_total": ("counter", {"result"}),
+    "sdmodel_reconcile_duration_seconds": ("histogram", set()),
+    "sdmodel_models": ("gauge", {"phase", "reason"}),
+    "sdmodel_info": ("gauge", {"namespace", "name", "phase", "reason"}),
+    "sdmodel_loads_total": ("counter", {"model_type", "outcome", "reason"}),
+    "sdmodel_load_duration_seconds": ("histogram", {"model_type", "stage"}),
+    "sdmodel_load_jobs_active": ("gauge", set()),
+    "sdmodel_queue_length": ("gauge", set()),
+    "sdmodel_artifact_size_bytes": ("gauge", set()),
+    "sdmodel_artifact_shared_bytes": ("gauge", set()),
+    "sdmodel_source_bytes_total": ("counter", set()),
+    "sdmodel_webhook_deliveries_total": ("counter", {"outcome"}),
+    "sdmodel_webhook_delivery_duration_seconds": ("histogram", set()),
+    "sdmodel_api_requests_total": ("counter", {"verb", "resource", "code"}),
+    "sdmodel_leader": ("gauge", set()),
+    "sdmodel_build_info": ("gauge", {"version"}),
+}
+
+
+def test_every_metric_is_there_and_explained() -> None:
+    """As Prometheus reads it: names, types, labels and help texts."""
+    metrics = Metrics()
+    metrics.show("1", state("a"))
+    metrics.count_request("get", "jobs", "200")
+    metrics.reconciles.labels("ok").inc()
+    metrics.loads.labels("custom_ckpt", "loaded", "").inc()
+    metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
+    metrics.deliveries.labels("Delivered").inc()
+    port, stop = metrics.serve("127.0.0.1", 0)
+    try:
+        _, text = get(port, "/metrics")
+    finally:
+        stop()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+        suffix = "_total" if family.type == "counter" else ""
+        if not all(one.name.endswith("_created") for one in family.samples):
+            found[family.name + suffix] = (family.type, labels)
+        assert len(family.documentation) > 10 or family.name == "sdmodel_build_info"
+    assert found == EXPECTED
+
+
 def test_two_operators_may_live_in_one_process() -> None:
     """Each has a registry of its own."""
     first, second = Metrics(), Metrics()

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from sd_api.spec import JobOverrides
+from sd_operator import settings as settings_module
+from sd_operator.queue import Limits
 from sd_operator.settings import LoaderSettings, Settings, SettingsError
 
 
@@ -65,6 +67,12 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         RETRY_FIRST_SECONDS="3",
         RETRY_MAX_SECONDS="4",
         STUCK_SECONDS="5",
+        MAX_LOADS="6",
+        MAX_LOADS_PER_NAMESPACE="0",
+        KUEUE_QUEUE="gpus",
+        LEADER_ELECTION="true",
+        LEASE_NAMESPACE="ops",
+        LOG_FORMAT="json",
         LOG_LEVEL="DEBUG",
     )
     assert settings == Settings(
@@ -86,6 +94,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
             remove_ttl_seconds=2,
             default_parts={"sd1": "org/one", "sdxl": "org/two"},
             allow_overrides=False,
+            kueue_queue="gpus",
             security_context={"pod": {}, "container": {"runAsNonRoot": True}},
             placement=JobOverrides(node_selector={"pool": "gpu"}, runtime_class_name="nvidia"),
         ),
@@ -105,6 +114,10 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         retry_first_seconds=3.0,
         retry_max_seconds=4.0,
         stuck_seconds=5.0,
+        max_loads=6,
+        max_loads_per_namespace=0,
+        lease_namespace="ops",
+        log_format="json",
         log_level="DEBUG",
     )
 
@@ -121,6 +134,9 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         pytest.param("STUCK_SECONDS", "soon", "must be a number", id="word"),
         pytest.param("WEBHOOK_RETRY_SECONDS", "1,x", "must be numbers of seconds", id="list"),
         pytest.param("ALLOW_JOB_OVERRIDES", "yes", "must be one of true, false", id="truth"),
+        pytest.param("MAX_LOADS", "all", "must be a whole number", id="no limit"),
+        pytest.param("LEADER_ELECTION", "maybe", "must be one of true, false", id="election"),
+        pytest.param("LOG_FORMAT", "xml", "must be one of auto, json, text", id="format"),
         pytest.param("LOG_LEVEL", "LOUD", "must be one of DEBUG, INFO", id="level"),
         pytest.param("HF_ENDPOINT", "hub.example.com", "must be an http(s) link", id="no link"),
         pytest.param("TRAINED_URL_TEMPLATE", "https://x.example", "must have {id}", id="template"),
@@ -158,6 +174,48 @@ def test_a_wrong_value_names_its_variable(kubeconfig: str, name: str, value: str
 def test_in_a_pod_the_pods_own_account_is_used() -> None:
     """KUBECONFIG goes before it."""
     assert Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).kubeconfig is None
+
+
+@pytest.fixture
+def pod_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which a Pod finds its namespace."""
+    path = tmp_path / "namespace"
+    path.write_text("ops\n")
+    monkeypatch.setattr(settings_module, "POD_NAMESPACE", path)
+    return path
+
+
+@pytest.mark.usefixtures("pod_namespace")
+def test_in_a_pod_there_is_an_election(kubeconfig: str) -> None:
+    """In the Pod's namespace, if not told otherwise; elsewhere only where it is asked for."""
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    off, other = {"SD_OPERATOR_LEADER_ELECTION": "false"}, {"SD_OPERATOR_LEASE_NAMESPACE": "x"}
+    assert Settings.from_env(pod).lease_namespace == "ops"
+    assert Settings.from_env(pod | off).lease_namespace is None
+    assert Settings.from_env(pod | other).lease_namespace == "x"
+    assert Settings.from_env(pod | {"KUBECONFIG": kubeconfig}).lease_namespace is None
+    assert read(kubeconfig, LEASE_NAMESPACE="x").lease_namespace is None
+
+
+def test_an_election_needs_a_namespace(kubeconfig: str) -> None:
+    """Outside a Pod nothing says which."""
+    with pytest.raises(SettingsError, match="SD_OPERATOR_LEASE_NAMESPACE must be set"):
+        read(kubeconfig, LEADER_ELECTION="true")
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        pytest.param(Settings(), Limits(10, 4), id="default"),
+        pytest.param(Settings(max_loads=0, max_loads_per_namespace=0), Limits(), id="0 is none"),
+        pytest.param(
+            Settings(loader=LoaderSettings(kueue_queue="gpus")), Limits(), id="Kueue's business"
+        ),
+    ],
+)
+def test_how_many_loads_may_run(settings: Settings, limits: Limits) -> None:
+    """With a Kueue queue the operator's own limits are off."""
+    assert settings.limits() == limits
 
 
 def test_a_kubeconfig_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from sd_operator import standalone
+from sd_operator import logs, standalone
 from sd_operator.settings import Settings, SettingsError
 
 
@@ -37,9 +37,7 @@ def _run() -> int:
     except SettingsError as error:
         print(f"sd-operator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    logs.set_up(settings.log_level, settings.log_format)
     from sd_operator.operate import operate
 
     async def run() -> None:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from sd_api import names
 from sd_operator.observe import ClaimView, JobView, PodView
 
 
@@ -53,13 +54,25 @@ class Cache:
         return self._claims.get((namespace, name))
 
     def active_jobs(self) -> int:
-        """How many Jobs have not ended."""
+        """How many loader Jobs are at work."""
+        return sum(not job.suspended for job in self._loads())
+
+    def suspended_jobs(self) -> int:
+        """How many loader Jobs wait for Kueue."""
+        return sum(job.suspended for job in self._loads())
+
+    def active_loads(self) -> dict[str, str]:
+        """The namespaces of the models whose loader Jobs have not ended, by the models' uids."""
+        return {job.model_uid: job.namespace for job in self._loads()}
+
+    def _loads(self) -> list[JobView]:
         # The scrape runs in another thread: list() copies in one step.
-        return sum(
-            job.ended is None
+        return [
+            job
             for of_model in list(self._jobs.values())
             for job in list(of_model.values())
-        )
+            if job.ended is None and job.role == names.ROLE_LOAD
+        ]
 
     def put_job(self, job: JobView) -> None:
         """Note a Job, unless something newer is known."""

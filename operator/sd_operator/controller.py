@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sd_api.status import WebhookEvent
-from sd_operator import reconcile
+from sd_operator import logs, reconcile
 from sd_operator.cache import Cache, is_newer
 from sd_operator.execute import Executor
 from sd_operator.gather import Gatherer, Peek
@@ -20,7 +20,9 @@ from sd_operator.metrics import Metrics, ModelState
 from sd_operator.model import Model
 from sd_operator.observe import ClaimView, Delivery, Observed, Refusal
 from sd_operator.plan import Call, FinalizerChange, Plan
+from sd_operator.queue import Waiting
 from sd_operator.settings import Settings
+from sd_operator.turns import Turns
 from sd_operator.wake import Supervisor
 from sd_operator.webhook import Webhooks
 
@@ -55,7 +57,9 @@ class Controller:
         self._executor = Executor(api, settings, self.cache)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret)
         self._calls: set[asyncio.Task[None]] = set()
+        self._turns = Turns(settings.limits(), self.cache, self.supervisor.wake)
         metrics.load_jobs.set_function(self.cache.active_jobs)
+        metrics.queue_length.set_function(lambda: len(self._turns) + self.cache.suspended_jobs())
 
     async def fill(self) -> None:
         """Learn what is there of Jobs, Pods and claims; to be done before any model is seen."""
@@ -63,6 +67,7 @@ class Controller:
 
     async def close(self) -> None:
         """End all tasks and connections."""
+        self._turns.close()
         await self.supervisor.close()
         for call in self._calls:
             call.cancel()
@@ -88,7 +93,14 @@ class Controller:
         self._memories.pop(uid, None)
         self.cache.forget(uid)
         self._metrics.forget(uid)
+        self._turns.leave(uid)
+        self._turns.changed()
         self.supervisor.drop(uid)
+
+    def job_changed(self, model_uid: str) -> None:
+        """A Job came, went or got further: wake its model, and whoever may load after it."""
+        self.supervisor.wake([model_uid])
+        self._turns.changed()
 
     def claim_changed(self, claim: ClaimView) -> None:
         """A claim came, went or was replaced: wake the models that use it."""
@@ -120,7 +132,7 @@ class Controller:
             try:
                 plan, again = await self._pass(memory)
             except NotFoundError:
-                log.info("model %s is gone", uid)
+                log.info("the model is gone")
                 self.forget(uid)
                 return self._settings.resync_seconds
             except ConflictError:
@@ -138,13 +150,23 @@ class Controller:
         fresh = False
         if time.monotonic() >= memory.resync_at:
             fresh = await self._resync(memory)
-        model = Model.from_body(memory.body)
+        body = memory.body
+        model = Model.from_body(body)
+        logs.about(f"{model.namespace}/{model.name}", model.wanted)
         observed = await self._observe(model, memory, fresh)
         plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
         if plan.look:
             await self._gatherer.look(model)
             observed = await self._observe(model, memory, fresh=True)
             plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
+        if plan.wants_turn and not observed.admitted:
+            turn = await self._turns.ask(_waiting(model))
+            if memory.body is not body:
+                return plan, True  # it has changed while it waited for the answer
+            observed = replace(observed, admitted=turn.admitted, place=turn.place)
+            plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
+        elif not plan.wants_turn:
+            self._turns.leave(model.uid)
         again = await self._execute(model, memory, plan)
         noted = {id(delivery) for delivery in observed.deliveries}
         memory.deliveries = [one for one in memory.deliveries if id(one) not in noted]
@@ -152,8 +174,11 @@ class Controller:
 
     async def _observe(self, model: Model, memory: _Memory, fresh: bool) -> Observed:
         observed = await self._gatherer.observe(model, memory.peek)
+        turn = self._turns.turn(model.uid)
         return replace(
             observed,
+            admitted=turn.admitted,
+            place=turn.place,
             refusal=memory.refusal,
             deliveries=tuple(memory.deliveries),
             in_flight=frozenset(memory.in_flight),
@@ -161,9 +186,10 @@ class Controller:
         )
 
     async def _execute(self, model: Model, memory: _Memory, plan: Plan) -> bool:
-        log.debug("%s/%s: %s", model.namespace, model.name, plan.rule)
+        log.debug("%s", plan.rule)
         for job in plan.delete:
             await self._executor.delete_job(job)
+            self._turns.changed()
         if plan.finalizer is not None:
             self._take(memory, await self._executor.change_finalizer(model, plan.finalizer))
             if plan.finalizer is FinalizerChange.ADD:
@@ -246,12 +272,18 @@ class Controller:
             model_type = model.model_type.value if model.model_type else ""
             ended = plan.ended
             self._metrics.loads.labels(model_type, ended.outcome, ended.reason).inc()
-            self._metrics.load_seconds.labels(model_type, "total").observe(ended.seconds)
+            for stage, seconds in ended.stages:
+                self._metrics.load_seconds.labels(model_type, stage).observe(seconds)
             self._metrics.source_bytes.inc(ended.source_bytes)
 
     def _next_resync(self) -> float:
         # Jitter spreads the models that an operator's start has brought together.
         return time.monotonic() + self._settings.resync_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+
+
+def _waiting(model: Model) -> Waiting:
+    priority = model.spec.priority if model.spec else 0
+    return Waiting(model.uid, model.namespace, priority, model.created)
 
 
 def _lean(body: dict[str, Any]) -> dict[str, Any]:

@@ -124,12 +124,11 @@ class Executor:
             "lastTimestamp": now,
             "count": 1,
         }
-        where = f"{model.namespace}/{model.name}"
-        log.info("%s: %s: %s", where, event.reason, body["message"])
+        log.info("%s: %s", event.reason, body["message"])
         try:
             await self._api.create(EVENTS, model.namespace, body)
         except ApiError as refused:
-            log.warning("%s: no Event %s: %s", where, event.reason, refused)
+            log.warning("no Event %s: %s", event.reason, refused)
 
 
 def _is_of(body: Mapping[str, Any], model_uid: str) -> bool:

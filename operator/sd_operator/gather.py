@@ -93,6 +93,8 @@ class Gatherer:
             return observed
         job = max(running, key=lambda one: (one.created, one.attempt))
         pods = observed.pods_of(job)
+        if job.suspended:
+            return observed
         if not pods:
             return replace(observed, job_warning=await self._warning(job, peek))
         peek.warning = ""

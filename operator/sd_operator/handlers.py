@@ -49,7 +49,7 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
             controller.cache.drop_job(view)
         else:
             controller.cache.put_job(view)
-        controller.supervisor.wake([view.model_uid])
+        controller.job_changed(view.model_uid)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod(event: kopf.RawEvent, **_: object) -> None:

@@ -18,6 +18,7 @@ USER_ID = 65532
 TERMINATION_LOG = "/dev/termination-log"
 CA_DIR = "/etc/sd-loader/ca"
 GRACE_SECONDS = 15
+KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 Manifest = dict[str, Any]
 
@@ -148,6 +149,10 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
     pod |= _placement(overrides, loader, "runtime_class_name")
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
+    if loader.kueue_queue is not None:
+        # On the Job alone: the Pods are the Job's, and not queued once more.
+        job["metadata"]["labels"] = job["metadata"]["labels"] | {KUEUE_LABEL: loader.kueue_queue}
+        job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
     job["metadata"]["ownerReferences"] = [
         {

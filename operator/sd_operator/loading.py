@@ -14,7 +14,7 @@ from sd_api.load import LoadResult, Stage
 from sd_api.reasons import Reason, Retry
 from sd_api.spec import BARE_ID_PATTERN, ModelType
 from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource, WebhookEvent
-from sd_operator import diagnose, jobs, progress, times
+from sd_operator import diagnose, jobs, progress, queue, times
 from sd_operator.diagnose import Failure
 from sd_operator.observe import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.plan import FinalizerChange
@@ -135,6 +135,14 @@ def it_is_suspended(inp: Input) -> Step | None:
     return _stop(inp, list(inp.jobs), standing) or Step(standing)
 
 
+def the_job_waits_for_kueue(inp: Input) -> Step | None:
+    """The Job is suspended: whoever suspends Jobs in this cluster lets it run, or again."""
+    job = _current(inp)
+    if job is None or job.state is not JobState.RUNNING or not job.suspended:
+        return None
+    return Step(_queued(inp, job.name))
+
+
 def the_job_is_running(inp: Input) -> Step | None:
     """The load is under way, or waits for its Pod."""
     job = _current(inp)
@@ -208,13 +216,6 @@ def the_job_was_lost(inp: Input) -> Step | None:
     return Step(_pending(f"Job {status.job.name} was deleted; another follows"), wake_after=left)
 
 
-def it_must_wait_its_turn(inp: Input) -> Step | None:
-    """The queue does not let it load yet."""
-    if inp.observed.admitted:
-        return None
-    return Step(Standing(Phase.QUEUED, "Queued", "other models load first"))
-
-
 def the_job_was_refused(inp: Input) -> Step | None:
     """The API server refused the Job: say its words, and try again later."""
     refusal = inp.observed.refusal
@@ -231,21 +232,35 @@ def the_job_was_refused(inp: Input) -> Step | None:
     return Step(Standing(Phase.PENDING, "Pending", message), wake_after=wake)
 
 
+def it_must_wait_its_turn(inp: Input) -> Step | None:
+    """The queue does not let it load yet."""
+    if inp.observed.admitted:
+        return None
+    place = queue.describe(inp.observed.place) if inp.observed.place else "other models load first"
+    standing = Standing(Phase.QUEUED, "Queued", place, keep_stalled=True)
+    return Step(standing, wants_turn=True)
+
+
 def it_is_not_ours_yet(inp: Input) -> Step | None:
     """Deletion must wait for us from before the first Job on."""
     if inp.model.has_finalizer:
         return None
-    return Step(_pending("the load is about to start"), finalizer=FinalizerChange.ADD)
+    return Step(
+        _pending("the load is about to start"), wants_turn=True, finalizer=FinalizerChange.ADD
+    )
 
 
 def it_is_to_be_loaded(inp: Input) -> Step:
     """Create the Job."""
     attempt = _next_attempt(inp)
     job = jobs.plan_load(inp.model, inp.settings, inp.claim_name, attempt)
+    if inp.settings.loader.kueue_queue is not None:
+        return Step(_queued(inp, job.name), create=job)  # the load begins when Kueue says so
     load = Load(JobStatus(name=job.name, attempt=attempt), inp.now)
     return Step(
         _pending(f"Job {job.name} was created; its Pod is starting"),
         load=load,
+        wants_turn=True,
         create=job,
         notify=_started(inp),
         wake_after=NO_POD_LOOK_SECONDS,
@@ -260,11 +275,12 @@ RULES: tuple[Rule, ...] = (
     the_job_succeeded,
     the_job_failed,
     it_is_suspended,
+    the_job_waits_for_kueue,
     the_job_is_running,
     it_failed_before,
     the_job_was_lost,
-    it_must_wait_its_turn,
     the_job_was_refused,
+    it_must_wait_its_turn,
     it_is_not_ours_yet,
     it_is_to_be_loaded,
 )
@@ -272,6 +288,13 @@ RULES: tuple[Rule, ...] = (
 
 def _pending(message: str) -> Standing:
     return Standing(Phase.PENDING, "Pending", message, reconciling=True, keep_stalled=True)
+
+
+def _queued(inp: Input, job_name: str) -> Standing:
+    kueue = inp.settings.loader.kueue_queue
+    waits = f"Kueue to admit it into queue {kueue}" if kueue else "spec.suspend to be set to false"
+    message = f"Job {job_name} waits for {waits}"
+    return Standing(Phase.QUEUED, "Queued", message, keep_stalled=True)
 
 
 def _is_noted(inp: Input, job: JobView) -> bool:
@@ -311,7 +334,8 @@ def _started(inp: Input) -> tuple[WebhookEvent, ...]:
 def _load(inp: Input, job: JobView, ended: datetime | None = None) -> Load:
     known = inp.status.job is not None and inp.status.job.name == job.name
     started = times.parse(inp.status.start_time) if known else None
-    return Load(JobStatus(name=job.name, attempt=job.attempt), started or job.created, ended)
+    started = started or job.started or job.created
+    return Load(JobStatus(name=job.name, attempt=job.attempt), started, ended)
 
 
 def _carry_on(job: JobView) -> Standing:

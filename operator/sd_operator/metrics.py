@@ -38,17 +38,22 @@ class _Models(Collector):
         counts: dict[tuple[str, str], int] = {}
         for state in states:
             counts[state.phase, state.reason] = counts.get((state.phase, state.reason), 0) + 1
-        models = GaugeMetricFamily("sdmodel_models", "Models.", labels=["phase", "reason"])
+        models = GaugeMetricFamily(
+            "sdmodel_models", "Models by phase and reason.", labels=["phase", "reason"]
+        )
         for labels, count in counts.items():
             models.add_metric(labels, count)
         labels_of_info = ["namespace", "name", "phase", "reason"]
-        info = GaugeMetricFamily("sdmodel_info", "One per model.", labels=labels_of_info)
+        text = "1 for every model; its phase and reason are labels."
+        info = GaugeMetricFamily("sdmodel_info", text, labels=labels_of_info)
         for state in states:
             info.add_metric([state.namespace, state.name, state.phase, state.reason], 1)
         yield models
         yield info
-        yield _sum("artifact_size_bytes", "Published.", (one.artifact_bytes for one in states))
-        yield _sum("artifact_shared_bytes", "Saved.", (one.shared_bytes for one in states))
+        text = "Bytes of all published models, shared files counted for each."
+        yield _sum("artifact_size_bytes", text, (one.artifact_bytes for one in states))
+        text = "Bytes of them that lie on a volume once, though more than one model has them."
+        yield _sum("artifact_shared_bytes", text, (one.shared_bytes for one in states))
 
 
 def _sum(name: str, text: str, values: Iterable[int]) -> GaugeMetricFamily:
@@ -62,33 +67,51 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._models = _Models()
         self.registry.register(self._models)
-        self.reconciles = self._counter("reconcile_total", "Passes.", "result")
-        self.reconcile_seconds = Histogram(
-            "sdmodel_reconcile_duration_seconds", "Time of a pass.", registry=self.registry
+        self.reconciles = self._counter(
+            "reconcile_total", "Passes over a model, by result: ok or error.", "result"
         )
-        self.loads = self._counter("loads_total", "Ended loads.", "model_type", "outcome", "reason")
+        self.reconcile_seconds = Histogram(
+            "sdmodel_reconcile_duration_seconds",
+            "Time of a pass over a model, requests included.",
+            registry=self.registry,
+        )
+        self.loads = self._counter(
+            "loads_total",
+            "Loads that ended, by outcome (loaded or failed) and reason of failure.",
+            *("model_type", "outcome", "reason"),
+        )
         self.load_seconds = Histogram(
             "sdmodel_load_duration_seconds",
-            "From the Job's creation to its end.",
+            "Time of a load, by stage: fetch, convert, or total (from the Job's start to its end).",
             ["model_type", "stage"],
             buckets=_LOAD_BUCKETS,
             registry=self.registry,
         )
-        self.load_jobs = Gauge(
-            "sdmodel_load_jobs_active", "Jobs that have not ended.", registry=self.registry
+        self.load_jobs = self._gauge("load_jobs_active", "Loader Jobs at work.")
+        self.queue_length = self._gauge("queue_length", "Models that wait for their turn to load.")
+        self.leader = self._gauge("leader", "1 where this operator is the one at work, else 0.")
+        self.source_bytes = self._counter(
+            "source_bytes_total", "Bytes of the sources of models that were loaded."
         )
-        self.source_bytes = self._counter("source_bytes_total", "Bytes of loaded sources.")
-        self.deliveries = self._counter("webhook_deliveries_total", "Webhook calls.", "outcome")
+        self.deliveries = self._counter(
+            "webhook_deliveries_total", "Webhook calls by outcome.", "outcome"
+        )
         self.delivery_seconds = Histogram(
             "sdmodel_webhook_delivery_duration_seconds",
-            "Time of a webhook call.",
+            "Time of a webhook call, waiting for a free slot included.",
             registry=self.registry,
         )
         self._requests = self._counter(
-            "api_requests_total", "Requests to the API server.", "verb", "resource", "code"
+            "api_requests_total",
+            "Requests to the API server, those of watches left out; code error is no answer.",
+            *("verb", "resource", "code"),
         )
-        build = Gauge("sdmodel_build_info", "1.", ["version"], registry=self.registry)
+        text = "1; the version is a label."
+        build = Gauge("sdmodel_build_info", text, ["version"], registry=self.registry)
         build.labels(_version()).set(1)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"sdmodel_{name}", text, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"sdmodel_{name}", text, labels, registry=self.registry)

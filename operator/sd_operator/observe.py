@@ -30,7 +30,10 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class JobView:
-    """One Job of ours. failure and detail: reason and message of its condition Failed."""
+    """One Job of ours. failure and detail: reason and message of its condition Failed.
+
+    started: when its Pods were first let run, or last, if it was suspended since.
+    """
 
     name: str
     namespace: str
@@ -46,6 +49,8 @@ class JobView:
     failure: str = ""
     detail: str = ""
     deleting: bool = False
+    suspended: bool = False
+    started: datetime | None = None
     ready: int = 0
 
     @classmethod
@@ -71,6 +76,8 @@ class JobView:
             failure=failure,
             detail=detail,
             deleting="deletionTimestamp" in metadata,
+            suspended=bool((body.get("spec") or {}).get("suspend")),
+            started=times.parse(status.get("startTime")),
             ready=_whole(status.get("ready")),
         )
 
@@ -90,13 +97,17 @@ def _job_end(status: Mapping[str, Any]) -> tuple[JobState, datetime | None, str,
 
 @dataclass(frozen=True)
 class ContainerView:
-    """One container: waiting, running or terminated, with the kubelet's reason."""
+    """One container: waiting, running or terminated, with the kubelet's reason.
+
+    seconds: how long one that has ended ran.
+    """
 
     name: str
     state: str = "waiting"
     reason: str = ""
     exit_code: int | None = None
     message: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -182,8 +193,17 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
                 reason=details.get("reason") or "",
                 exit_code=details.get("exitCode"),
                 message=details.get("message") or "",
+                seconds=_seconds(details),
             )
     return ContainerView(name=status.get("name") or "")
+
+
+def _seconds(terminated: Mapping[str, Any]) -> float | None:
+    started = times.parse(terminated.get("startedAt"))
+    finished = times.parse(terminated.get("finishedAt"))
+    if started is None or finished is None:
+        return None
+    return max(0.0, (finished - started).total_seconds())
 
 
 def _whole(value: object) -> int:
@@ -251,7 +271,7 @@ class Observed:
 
     fresh: Jobs, Pods and claim were read from the API server in this very pass, not from the
     cache. job_warning: the newest Warning Event of a Job that has no Pods. admitted: whether the
-    queue lets the model load now.
+    queue lets the model load now; place: its position there, where it does not.
     """
 
     jobs: tuple[JobView, ...] = ()
@@ -264,6 +284,7 @@ class Observed:
     in_flight: frozenset[str] = frozenset()
     fresh: bool = False
     admitted: bool = True
+    place: int = 0
 
     def of_role(self, role: str) -> tuple[JobView, ...]:
         """The Jobs of one role, the newest attempt last."""

@@ -7,13 +7,15 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import kopf
 
+from sd_operator import election
 from sd_operator.controller import Controller
 from sd_operator.handlers import kopf_settings, register
 from sd_operator.kube import MODELS, Api, ApiError, NotFoundError, UnavailableError
+from sd_operator.lease import Lease
 from sd_operator.metrics import Metrics
 from sd_operator.probes import BEAT_SECONDS, Probes
 from sd_operator.settings import Settings
@@ -44,18 +46,72 @@ async def operate(settings: Settings, stop: asyncio.Event) -> None:
         stack.callback(beating.cancel)
         _on_signals(stop)
         await _until_served(api, settings, stop)
-        if stop.is_set():
-            return
+        lease = None
+        if settings.lease_namespace is not None:
+            lease = await stack.enter_async_context(
+                await Lease.open(
+                    settings.kubeconfig, settings.lease_namespace, metrics.count_request
+                )
+            )
+            stack.push_async_callback(lease.release)
+            await election.acquire(lease, stop, probes.get_ready)
+        if not stop.is_set():
+            await _lead(api, settings, metrics, probes, lease, stop)
+
+
+async def _lead(
+    api: Api,
+    settings: Settings,
+    metrics: Metrics,
+    probes: Probes,
+    lease: Lease | None,
+    stop: asyncio.Event,
+) -> None:
+    """Serve all models until `stop` is set; raises when that ends for any other reason."""
+    async with contextlib.AsyncExitStack() as stack:
+        metrics.leader.set(1)
+        fatal = [asyncio.create_task(_until_lost(api, settings), name="lookout")]
+        if lease is not None:
+            fatal.append(asyncio.create_task(election.keep(lease), name="lease"))
+        for task in fatal:
+            stack.callback(task.cancel)
+            task.add_done_callback(lambda _: stop.set())
         controller = Controller(api, settings, metrics)
         stack.push_async_callback(controller.close)
+        ending = asyncio.create_task(
+            _step_down(controller, metrics, lease, fatal, stop), name="step down"
+        )
+        stack.push_async_callback(_until_done, ending, stop)
         await controller.fill()
-        probes.ready = True
+        probes.get_ready()
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
-        lost = asyncio.create_task(_until_lost(api, settings, stop), name="lookout")
-        stack.callback(lost.cancel)
         await _watch(controller, settings, stop)
-        if lost.done():
-            raise WatchEndedError(lost.result())
+        for task in fatal:
+            if task.done() and not task.cancelled():
+                raise WatchEndedError(task.result())
+
+
+async def _step_down(
+    controller: Controller,
+    metrics: Metrics,
+    lease: Lease | None,
+    fatal: Sequence[asyncio.Task[str]],
+    stop: asyncio.Event,
+) -> None:
+    """At the end stop all work at once, then let another lead: kopf takes its time to end."""
+    await stop.wait()
+    for task in fatal:
+        task.cancel()
+    await asyncio.wait(fatal)
+    await controller.close()
+    metrics.leader.set(0)
+    if lease is not None:
+        await lease.release()
+
+
+async def _until_done(task: asyncio.Task[None], stop: asyncio.Event) -> None:
+    stop.set()
+    await task
 
 
 def _serve(
@@ -91,8 +147,8 @@ async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> No
             await asyncio.wait_for(stop.wait(), START_RETRY_SECONDS)
 
 
-async def _until_lost(api: Api, settings: Settings, stop: asyncio.Event) -> str:
-    """Stop when the API server has been away for long: kopf would look for it for ever."""
+async def _until_lost(api: Api, settings: Settings) -> str:
+    """Wait until the API server has been away for long: kopf would look for it for ever."""
     clock = asyncio.get_running_loop().time
     seen = clock()
     while True:
@@ -101,7 +157,6 @@ async def _until_lost(api: Api, settings: Settings, stop: asyncio.Event) -> str:
             await api.check(MODELS, settings.namespaces[0] if settings.namespaces else None)
         except UnavailableError as error:
             if clock() - seen > AWAY_MAX_SECONDS:
-                stop.set()
                 return f"the API server is away for {clock() - seen:.0f} s: {error}"
         except ApiError as refused:
             log.warning("the API server refuses us: %s", refused)

@@ -74,11 +74,11 @@ class FinalizerChange(StrEnum):
 
 @dataclass(frozen=True)
 class Ended:
-    """A load that ended, for the metrics."""
+    """A load that ended, for the metrics. stages: seconds in all, and of each container."""
 
     outcome: str
     reason: str
-    seconds: float
+    stages: tuple[tuple[str, float], ...]
     source_bytes: int = 0
 
 
@@ -87,13 +87,15 @@ class Plan:
     """One pass, in the order of its execution: delete, finalizer, create, status, events, calls.
 
     rule: the sentence that decided, for the log. look: read Jobs, Pods and claim anew and plan
-    again before anything else. wake_after: seconds until the next pass, unless woken before; None
+    again before anything else. wants_turn: the model waits in the queue, or uses its turn now.
+    wake_after: seconds until the next pass, unless woken before; None
     means the resync.
     """
 
     rule: str
     status: Status
     look: bool = False
+    wants_turn: bool = False
     delete: tuple[JobView, ...] = ()
     finalizer: FinalizerChange | None = None
     create: JobPlan | None = None

@@ -14,7 +14,7 @@ POLL_SECONDS = 0.1
 
 
 class Probes:
-    """Healthy while the event loop beats; ready from when the start-up is over."""
+    """Healthy while the event loop beats; ready from when it is at work, or stands by."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -24,6 +24,10 @@ class Probes:
     def beat(self) -> None:
         """The event loop is alive."""
         self._last_beat = self._clock()
+
+    def get_ready(self) -> None:
+        """The start-up is over."""
+        self.ready = True
 
     @property
     def healthy(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from urllib.parse import parse_qsl, urlsplit
 
-from sd_api import netguard
+from sd_api import names, netguard
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator import loading, outbox, removal, times
 from sd_operator.model import Model
@@ -18,6 +18,7 @@ from sd_operator.plan import Call, Ended, EventPlan, EventReason, EventType, Fin
 from sd_operator.settings import Settings
 from sd_operator.standing import Input, Standing, Step, status_after
 
+_STAGES = frozenset({names.CONTAINER_FETCH, names.CONTAINER_CONVERT})
 _SECRET_PARAMETERS = frozenset(
     {"access_token", "api_key", "apikey", "auth", "key", "password", "secret", "token"}
 )
@@ -36,7 +37,13 @@ def plan(model: Model, observed: Observed, settings: Settings, now: datetime) ->
 
 def _plan(inp: Input, step: Step, rule: str) -> Plan:
     if step.look or step.finalizer is FinalizerChange.ADD:
-        return Plan(rule, inp.status, look=step.look, finalizer=step.finalizer)
+        return Plan(
+            rule,
+            inp.status,
+            look=step.look,
+            wants_turn=step.wants_turn,
+            finalizer=step.finalizer,
+        )
     news = _news(inp, step)
     if inp.deleting and (step.finalizer is not None or not inp.model.has_finalizer):
         status = inp.status  # the resource is about to be gone
@@ -46,12 +53,13 @@ def _plan(inp: Input, step: Step, rule: str) -> Plan:
     return Plan(
         rule,
         status,
+        wants_turn=step.wants_turn,
         delete=step.delete,
         finalizer=step.finalizer,
         create=step.create,
         events=(*_events(inp, step), *news.events),
         calls=_calls(inp, step, news),
-        ended=_ended(step),
+        ended=_ended(inp, step),
         wake_after=min((wait for wait in waits if wait is not None), default=None),
     )
 
@@ -119,14 +127,27 @@ def _events(inp: Input, step: Step) -> tuple[EventPlan, ...]:
     return tuple(events)
 
 
-def _ended(step: Step) -> Ended | None:
+def _ended(inp: Input, step: Step) -> Ended | None:
     load = step.load
     if not step.ended or load is None or load.completion_time is None:
         return None
     seconds = (load.completion_time - load.start_time).total_seconds()
+    stages = (("total", max(0.0, seconds)), *_stages(inp, load.job.name))
     if step.standing.stalled is not None:
-        return Ended("failed", step.standing.stalled.reason.value, seconds)
-    return Ended("loaded", "", seconds, (step.source.size_bytes or 0) if step.source else 0)
+        return Ended("failed", step.standing.stalled.reason.value, stages)
+    size = (step.source.size_bytes or 0) if step.source else 0
+    return Ended("loaded", "", stages, size)
+
+
+def _stages(inp: Input, job_name: str) -> tuple[tuple[str, float], ...]:
+    """How long each container of a Job's newest Pod ran; what did not run well tells nothing."""
+    job = next((one for one in inp.observed.jobs if one.name == job_name), None)
+    pods = inp.observed.pods_of(job) if job is not None else ()
+    return tuple(
+        (one.name, one.seconds)
+        for one in (pods[0].containers if pods else ())
+        if one.seconds is not None and one.exit_code == 0 and one.name in _STAGES
+    )
 
 
 def carries_secret(url: str) -> bool:

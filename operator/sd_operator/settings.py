@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from sd_api.defaults import parse_default_parts
 from sd_api.netguard import Guard, effective_port
 from sd_api.spec import JobOverrides
+from sd_operator.queue import Limits
 
 PREFIX = "SD_OPERATOR_"
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 # Standard Webhooks' schedule, cut at three days.
 WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 72000.0)
@@ -32,7 +34,8 @@ class LoaderSettings:
     """What every loader Job has.
 
     image renders and so carries torch; slim_image does not. security_context replaces the
-    restricted default whole: {"pod": {…}, "container": {…}}. default_parts: for base models, the
+    restricted default whole: {"pod": {…}, "container": {…}}. kueue_queue: the LocalQueue that lets
+    loads begin, in place of the limits of Settings. default_parts: for base models, the
     Hub repo of a pipeline that parts come from which a checkpoint lacks. ca_configmap is a
     ConfigMap with the key ca.crt in each model's namespace. placement: where Pods run whose model
     does not say otherwise; its other fields stay unset.
@@ -52,6 +55,7 @@ class LoaderSettings:
     remove_ttl_seconds: int = 600
     default_parts: Mapping[str, str] = field(default_factory=dict)
     allow_overrides: bool = True
+    kueue_queue: str | None = None
     security_context: Mapping[str, Any] | None = None
     placement: JobOverrides = field(default_factory=JobOverrides)
 
@@ -64,7 +68,9 @@ class Settings:
     claim_name: the volume of models that name none. trained_url_template: link of a trained model,
     with `{id}` in it. webhook_key_file holds the default signing key. Ports: 0 takes any free one.
     stuck_seconds: how long a Pod may wait for a node or an image, and a clean-up may fail, before
-    the model is called stalled.
+    the model is called stalled. max_loads, max_loads_per_namespace: how many may run at once; 0 is
+    no limit. lease_namespace: where the Lease is that elects the operator which is to work; None
+    means that there is no election. log_format: auto is text on a terminal, else json.
     """
 
     kubeconfig: Path | None = None
@@ -87,7 +93,11 @@ class Settings:
     retry_first_seconds: float = 60.0
     retry_max_seconds: float = 3600.0
     stuck_seconds: float = 900.0
+    max_loads: int = 10
+    max_loads_per_namespace: int = 4
+    lease_namespace: str | None = None
     log_level: str = "INFO"
+    log_format: str = "auto"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -118,6 +128,7 @@ class Settings:
                 remove_ttl_seconds=read.whole("REMOVE_TTL_SECONDS", loader.remove_ttl_seconds),
                 default_parts=read.default_parts("LOADER_DEFAULT_PARTS"),
                 allow_overrides=read.truth("ALLOW_JOB_OVERRIDES", loader.allow_overrides),
+                kueue_queue=read.text("KUEUE_QUEUE"),
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
                 placement=read.placement("LOADER_PLACEMENT"),
             ),
@@ -137,8 +148,20 @@ class Settings:
             retry_first_seconds=read.seconds("RETRY_FIRST_SECONDS", default.retry_first_seconds),
             retry_max_seconds=read.seconds("RETRY_MAX_SECONDS", default.retry_max_seconds),
             stuck_seconds=read.seconds("STUCK_SECONDS", default.stuck_seconds),
+            max_loads=read.whole("MAX_LOADS", default.max_loads),
+            max_loads_per_namespace=read.whole(
+                "MAX_LOADS_PER_NAMESPACE", default.max_loads_per_namespace
+            ),
+            lease_namespace=_lease_namespace(read),
             log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
+            log_format=read.choice("LOG_FORMAT", ("auto", "json", "text"), default.log_format),
         )
+
+    def limits(self) -> Limits:
+        """How many loads may run at once; under Kueue that is Kueue's business."""
+        if self.loader.kueue_queue is not None:
+            return Limits()
+        return Limits(self.max_loads or None, self.max_loads_per_namespace or None)
 
     def guard(self) -> Guard:
         """Which addresses webhooks may call."""
@@ -150,6 +173,19 @@ class Settings:
             return self.allowed_hosts
         parts = urlsplit(self.trained_url_template)
         return self.allowed_hosts | {f"{parts.hostname}:{effective_port(parts)}"}
+
+
+def _lease_namespace(read: _Reader) -> str | None:
+    """Where the Lease is. In a Pod there is one, if not told otherwise: in the Pod's namespace."""
+    namespace = read.text("LEASE_NAMESPACE")
+    in_pod = "KUBERNETES_SERVICE_HOST" in read.env and not read.env.get("KUBECONFIG")
+    if namespace is None and in_pod and POD_NAMESPACE.is_file():
+        namespace = POD_NAMESPACE.read_text().strip()
+    if not read.truth("LEADER_ELECTION", in_pod and namespace is not None):
+        return None
+    if namespace is None:
+        raise read.wrong("LEASE_NAMESPACE", "must be set for leader election outside a Pod")
+    return namespace
 
 
 def _kubeconfig(env: Mapping[str, str]) -> Path | None:

@@ -160,6 +160,7 @@ class Step:
     source: StatusSource | None = None
     notify: tuple[WebhookEvent, ...] = ()
     look: bool = False
+    wants_turn: bool = False
     delete: tuple[JobView, ...] = ()
     finalizer: FinalizerChange | None = None
     create: JobPlan | None = None

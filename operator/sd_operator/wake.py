@@ -25,6 +25,7 @@ class Supervisor:
         self._reconcile = reconcile
         self._workers: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -33,7 +34,9 @@ class Supervisor:
         return uid in self._workers
 
     def start(self, uid: str) -> None:
-        """Run a pass soon, and keep the model from now on."""
+        """Run a pass soon, and keep the model from now on; nothing once it is closed."""
+        if self._closed:
+            return
         wanted = self._workers.get(uid)
         if wanted is not None:
             wanted.set()
@@ -56,7 +59,8 @@ class Supervisor:
             wanted.set()
 
     async def close(self) -> None:
-        """End all tasks now."""
+        """End all tasks now, for good."""
+        self._closed = True
         self._workers.clear()
         for task in self._tasks:
             task.cancel()

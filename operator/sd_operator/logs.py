@@ -1,0 +1,91 @@
+"""How the operator logs: JSON for machines, lines for people, secrets for nobody."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from sd_api import netguard
+
+_model: ContextVar[str] = ContextVar("model", default="")
+_load_hash: ContextVar[str] = ContextVar("load_hash", default="")
+
+_SECRET = re.compile(
+    r"""(?P<url>[a-z][a-z0-9+.-]*://[^\s"'<>|\\^`]+)"""
+    r"|(?P<scheme>\b(?i:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}"
+    r"|\b(?P<kind>whsec_|hf_)[A-Za-z0-9+/=]{8,}"
+)
+
+
+def about(model: str, load_hash: str) -> None:
+    """Say of which model and load everything speaks that this task, or one begun in it, logs."""
+    _model.set(model)
+    _load_hash.set(load_hash)
+
+
+def redact(text: str) -> str:
+    """A text without what is secret in it: userinfo and queries of links, tokens, keys."""
+    return _SECRET.sub(_redacted, text)
+
+
+def _redacted(match: re.Match[str]) -> str:
+    if match["url"]:
+        return netguard.redact(match["url"])
+    return (match["scheme"] or match["kind"]) + "…"
+
+
+class _Formatter(logging.Formatter):
+    """Reads the record once; subclasses write it down."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        # JSON's escapes would hide the end of a link from the search: redacted before, not after.
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+            "model": _model.get(),
+            "loadHash": _load_hash.get(),
+            "error": redact(self.formatException(record.exc_info)) if record.exc_info else "",
+        }
+        return self.write({key: value for key, value in fields.items() if value})
+
+    def write(self, fields: dict[str, Any]) -> str:
+        """The line of these fields."""
+        raise NotImplementedError
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line."""
+
+    def write(self, fields: dict[str, Any]) -> str:
+        """The fields as they are."""
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class TextFormatter(_Formatter):
+    """A line for people; a traceback follows on lines of its own."""
+
+    def write(self, fields: dict[str, Any]) -> str:
+        """Time, level, model and message."""
+        model, message = fields.get("model", ""), fields["message"]
+        if model and model not in message:
+            message = f"{model}: {message}"
+        line = f"{fields['time'][11:19]} {fields['level']:<7} {message}"
+        return f"{line}\n{fields['error']}" if "error" in fields else line
+
+
+def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
+    """Log to standard error from now on; style auto is text on a terminal, else json."""
+    stream = stream or sys.stderr
+    if style == "auto":
+        style = "text" if stream.isatty() else "json"
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter() if style == "text" else JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
