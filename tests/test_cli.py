@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from cluster import OPERATOR_RULES
 from observed import CLAIM_UID, NOW, WANTED, body
+from rbacproxy import RULES
 from rich.console import Console, RenderableType
 
 from sd_api import names
@@ -359,5 +359,5 @@ def test_no_right_is_asked_for_that_the_operator_has_no_use_for(right: str) -> N
     wanted = f"{plural}/{sub}" if sub else plural
     assert any(
         verb in rule["verbs"] and wanted in rule["resources"] and group in rule["apiGroups"]
-        for rule in OPERATOR_RULES
+        for rule in RULES
     )

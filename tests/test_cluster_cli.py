@@ -79,6 +79,7 @@ def test_a_load_is_followed_to_its_end(plugin: Plugin, operated: Operated) -> No
     assert names.ANNOTATION_RELOAD in model["metadata"]["annotations"]
 
 
+@pytest.mark.slow
 def test_a_stalled_load_is_said_with_the_remedy(plugin: Plugin, operated: Operated) -> None:
     """And by the exit code, for scripts."""
     operated.cluster.model("sketch", url=f"{operated.hub.url}/none.safetensors")
@@ -96,6 +97,7 @@ def test_errors_are_kubectls_own(plugin: Plugin) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_logs_of_a_model_without_a_job(plugin: Plugin, operated: Operated) -> None:
     """Say where to look."""
     operated.cluster.model("sketch", url=operated.link(), suspend=True)
@@ -104,6 +106,7 @@ def test_logs_of_a_model_without_a_job(plugin: Plugin, operated: Operated) -> No
     assert "sketch has no Job yet" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_what_is_missing(plugin: Plugin, operated: Operated) -> None:
     """The CRD and the claim are in order; the Secret is not there, and then is, with a key."""
     spec = {"url": operated.link(), "suspend": True, "credentialsSecretRef": {"name": "hub"}}

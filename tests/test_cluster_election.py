@@ -80,6 +80,7 @@ def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, operated: Operate
     assert pair.leads(1)
 
 
+@pytest.mark.slow
 def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
     pair: Pair, operated: Operated
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
     told_once(operated)
 
 
+@pytest.mark.slow
 def test_a_leader_whose_lease_is_taken_ends(pair: Pair, operated: Operated) -> None:
     """With an error, so that it is started again; and it takes nothing from the other."""
     taken = json.dumps({"spec": {"holderIdentity": "somebody"}})
@@ -104,6 +106,7 @@ def test_a_leader_whose_lease_is_taken_ends(pair: Pair, operated: Operated) -> N
     assert operated.cluster.get("lease", "sd-operator")["spec"]["holderIdentity"] == "somebody"
 
 
+@pytest.mark.slow
 def test_a_standby_ends_when_it_is_told_to(pair: Pair) -> None:
     """The leader does not notice."""
     pair.standby.terminate()

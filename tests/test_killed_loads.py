@@ -130,7 +130,7 @@ def release(root: Path, _: str) -> None:
         ([first], release, True),
         pytest.param([neighbour], first, False, marks=pytest.mark.slow),
         pytest.param([neighbour, first, release], adoption, True, marks=pytest.mark.slow),
-        ([neighbour, first, reload], removal, False),
+        pytest.param([neighbour, first, reload], removal, False, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

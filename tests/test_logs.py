@@ -166,6 +166,7 @@ def test_an_error_carries_its_traceback() -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_models_life_takes_few_lines(operated: Operated) -> None:
     """A line where something happens to a model, none for what is merely seen."""
     operated.start()
