@@ -43,14 +43,6 @@ def reserve(fd: int, size: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
-    """Write all bytes at a position."""
-    rest = memoryview(content)
-    while rest.nbytes:
-        count = os.pwrite(fd, rest, position)
-        position, rest = position + count, rest[count:]
-
-
 def read_into(fd: int, target: memoryview, position: int) -> None:
     """Fill memory with the bytes at a position."""
     while target.nbytes:

@@ -1,4 +1,4 @@
-"""Bounded reads from an open file, by position."""
+"""Reads and writes of an open file by position, whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def read_at(fd: int, offset: int, count: int) -> bytes:
         offset += len(piece)
         count -= len(piece)
     return b"".join(pieces)
+
+
+def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
+    """Write all bytes at a position."""
+    rest = memoryview(content)
+    while rest.nbytes:
+        count = os.pwrite(fd, rest, position)
+        position, rest = position + count, rest[count:]

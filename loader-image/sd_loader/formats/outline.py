@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from sd_loader.formats.fileio import write_at
 from sd_loader.formats.safetensors import LENGTH_BYTES, MAX_HEADER
 from sd_loader.formats.sniff import Container, identify
 from sd_loader.formats.torchzip import storages_of
@@ -60,12 +61,12 @@ def bring_outline(fd: int, head: bytes, size: int, read: Read) -> Outline | None
     head: the first bytes of the file; read: reads a range of it.
     """
     os.ftruncate(fd, size)
-    _put(fd, 0, head)
+    write_at(fd, head, 0)
     match identify(head, size):
         case Container.SAFETENSORS:
             end = LENGTH_BYTES + int.from_bytes(head[:LENGTH_BYTES], "little")
             if len(head) < end <= min(size, LENGTH_BYTES + MAX_HEADER):
-                _put(fd, len(head), read(len(head), end))
+                write_at(fd, read(len(head), end), len(head))
             return Outline()
         case Container.ZIP:
             return _archive(fd, len(head), size, read)
@@ -75,10 +76,10 @@ def bring_outline(fd: int, head: bytes, size: int, read: Read) -> Outline | None
 
 def _archive(fd: int, head: int, size: int, read: Read) -> Outline | None:
     tail = max(head, size - TAIL_BYTES)
-    _put(fd, tail, read(tail, size))
+    write_at(fd, read(tail, size), tail)
     start = directory_start(fd, size)
     if head < start < tail:
-        _put(fd, start, read(start, tail))
+        write_at(fd, read(start, tail), start)
     directory = read_directory(fd, size)
     storages = storages_of(directory)
     foreseen: dict[str, Record] = {}
@@ -94,7 +95,7 @@ def _archive(fd: int, head: int, size: int, read: Read) -> Outline | None:
         else:
             missing.append((max(member.header, head), min(following, tail)))
     for begin, end in _joined(missing):
-        _put(fd, begin, read(begin, end))
+        write_at(fd, read(begin, end), begin)
     members = {member.name: member for member in directory.members if member.name in foreseen}
     return Outline(members, foreseen)
 
@@ -118,10 +119,3 @@ def _joined(ranges: list[Range]) -> list[Range]:
         else:
             joined.append((begin, end))
     return joined
-
-
-def _put(fd: int, position: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest.nbytes:
-        count = os.pwrite(fd, rest, position)
-        position, rest = position + count, rest[count:]
