@@ -12,6 +12,7 @@ from cluster import (
 )
 from loadercli import slim
 from operated import checkpoints, operated
+from tally import pytest_terminal_summary, tally
 from volumes import tmpfs
 
 __all__ = [
@@ -19,10 +20,12 @@ __all__ = [
     "checkpoints",
     "cluster",
     "operated",
+    "pytest_terminal_summary",
     "shared_cluster",
     "shared_stub_cluster",
     "slim",
     "stub_backend",
     "stub_cluster",
+    "tally",
     "tmpfs",
 ]
