@@ -1,7 +1,5 @@
 """The guarded client: it connects to what was checked, under the name that was asked for."""
 
-import datetime
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,19 +9,14 @@ from threading import Thread
 import httpcore2
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from fakefiles import FileServer
+from tlsname import NAME, make_certificate, speak_tls
 
-from sd_api.netguard import Guard, Resolver
+from sd_api.netguard import Guard, Resolver, bypasses_proxy
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source.transport import bypasses_proxy, make_client
-
-NAME = "models.example.com"
+from sd_loader.source.transport import make_client
 
 
 @dataclass(frozen=True)
@@ -40,40 +33,14 @@ class NamedSettings(Settings):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for NAME, with its key, that is its own CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 @pytest.fixture
 def tls_server(certificate: Path) -> Iterator[FileServer]:
     """A server of files that speaks TLS as NAME."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
     server = FileServer()
-    listening = server._servers[0]
-    listening.socket = context.wrap_socket(listening.socket, server_side=True)
+    speak_tls(server._servers[0], certificate)
     with server:
         yield server
 
