@@ -336,12 +336,12 @@ def test_no_proxy_is_read_alike(call: Caller, connections: Any) -> None:
     with FileServer() as server, Server() as proxy:
         at = f"http://{ELSEWHERE}:{proxy.port}"
         port = int(server.host.rpartition(":")[2])
-        for no_proxy in ("*", "127.0.0.1", "127.0.0.0/8", f"127.0.0.1:{port}", "x, 127.0.0.1"):
+        for no_proxy in ("127.0.0.0/8", f"x, 127.0.0.1:{port}"):
             direct = Ends(netguard.resolve, frozenset({server.host}), at, no_proxy)
             call(direct, [server.url])
         assert {address[1] for address in connections} == {port}
         connections.clear()
-        for no_proxy in ("", "127.0.0.2", "10.0.0.0/8", "127.0.0.1:1", ".127.0.0.1.example"):
+        for no_proxy in ("127.0.0.2", "10.0.0.0/8, 127.0.0.1:1"):
             proxied = Ends(netguard.resolve, frozenset({server.host}), at, no_proxy)
             call(proxied, [server.url])
         assert {address[1] for address in connections} == {proxy.port}

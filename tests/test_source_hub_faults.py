@@ -100,7 +100,12 @@ WHOLE = json.dumps(info()).encode()
     ("respond", "words"),
     [
         pytest.param(endless, "answers with more than", id="endless"),
-        pytest.param(error_without_end, "answers with more than", id="an endless error"),
+        pytest.param(
+            error_without_end,
+            "answers with more than",
+            id="an endless error",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             lambda _: sized(gzip.compress(bytes(9 << 20)), "Content-Encoding: gzip"),
             "compressed",
@@ -109,17 +114,30 @@ WHOLE = json.dumps(info()).encode()
         pytest.param(
             lambda _: sized(b"[" * 100_000), "not the Hub's", id="nested deeper than is read"
         ),
-        pytest.param(lambda _: sized(WHOLE[:-9]), "not the Hub's", id="half a document"),
-        pytest.param(lambda _: sized(b"[]"), "not the Hub's", id="a list"),
-        pytest.param(lambda _: sized(b"7"), "not the Hub's", id="a number"),
-        pytest.param(lambda _: sized(b"\xff\xfe"), "not the Hub's", id="no text"),
-        pytest.param(lambda _: sized(WHOLE)[:-9], "closed", id="cut"),
-        pytest.param(lambda _: sized(WHOLE)[:20], "", id="cut in the head"),
         pytest.param(
-            lambda _: sized(json.dumps(info(sha=None)).encode()), "no commit", id="no commit"
+            lambda _: sized(WHOLE[:-9]),
+            "not the Hub's",
+            id="half a document",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda _: sized(b"[]"), "not the Hub's", id="a list", marks=pytest.mark.slow),
+        pytest.param(lambda _: sized(b"7"), "not the Hub's", id="a number", marks=pytest.mark.slow),
+        pytest.param(
+            lambda _: sized(b"\xff\xfe"), "not the Hub's", id="no text", marks=pytest.mark.slow
+        ),
+        pytest.param(lambda _: sized(WHOLE)[:-9], "closed", id="cut", marks=pytest.mark.slow),
+        pytest.param(lambda _: sized(WHOLE)[:20], "", id="cut in the head", marks=pytest.mark.slow),
+        pytest.param(
+            lambda _: sized(json.dumps(info(sha=None)).encode()),
+            "no commit",
+            id="no commit",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
-            lambda _: sized(json.dumps(info(sha="main")).encode()), "no commit", id="a branch"
+            lambda _: sized(json.dumps(info(sha="main")).encode()),
+            "no commit",
+            id="a branch",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -142,23 +160,75 @@ def test_an_answer_that_is_none_is_refused(
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        pytest.param(info(siblings=[{}]), Reason.SOURCE_UNREACHABLE, id="a file without a name"),
-        pytest.param(info(siblings=["x"]), Reason.SOURCE_UNREACHABLE, id="a file that is a word"),
-        pytest.param(info(siblings={"a": 1}), Reason.SOURCE_UNREACHABLE, id="no list"),
-        pytest.param(file(rfilename=7), Reason.SOURCE_UNREACHABLE, id="a name that is a number"),
-        pytest.param(file(rfilename=None), Reason.SOURCE_UNREACHABLE, id="no name"),
-        pytest.param(file(rfilename="a/../../b"), Reason.UNSAFE_MODEL, id="a path"),
+        pytest.param(
+            info(siblings=[{}]),
+            Reason.SOURCE_UNREACHABLE,
+            id="a file without a name",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            info(siblings=["x"]),
+            Reason.SOURCE_UNREACHABLE,
+            id="a file that is a word",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            info(siblings={"a": 1}), Reason.SOURCE_UNREACHABLE, id="no list", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            file(rfilename=7),
+            Reason.SOURCE_UNREACHABLE,
+            id="a name that is a number",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            file(rfilename=None), Reason.SOURCE_UNREACHABLE, id="no name", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            file(rfilename="a/../../b"), Reason.UNSAFE_MODEL, id="a path", marks=pytest.mark.slow
+        ),
         pytest.param(file(size="9", lfs=None), Reason.SOURCE_UNREACHABLE, id="a size in words"),
-        pytest.param(file(size=-9, lfs=None), Reason.SOURCE_UNREACHABLE, id="a size below zero"),
-        pytest.param(file(size=1.5, lfs=None), Reason.SOURCE_UNREACHABLE, id="a part of a byte"),
+        pytest.param(
+            file(size=-9, lfs=None),
+            Reason.SOURCE_UNREACHABLE,
+            id="a size below zero",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            file(size=1.5, lfs=None),
+            Reason.SOURCE_UNREACHABLE,
+            id="a part of a byte",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(of_lfs(size=-1), Reason.SOURCE_UNREACHABLE, id="an LFS size below zero"),
-        pytest.param(of_lfs(size=None), Reason.SOURCE_UNREACHABLE, id="no LFS size"),
+        pytest.param(
+            of_lfs(size=None), Reason.SOURCE_UNREACHABLE, id="no LFS size", marks=pytest.mark.slow
+        ),
         pytest.param(of_lfs(sha256="x"), Reason.SOURCE_UNREACHABLE, id="a digest that is none"),
-        pytest.param(of_lfs(sha256=["0"]), Reason.SOURCE_UNREACHABLE, id="a list of digests"),
-        pytest.param(file(lfs="x"), Reason.SOURCE_UNREACHABLE, id="an LFS entry that is a word"),
-        pytest.param(file(blobId="x", lfs=None), Reason.SOURCE_UNREACHABLE, id="no blob id"),
-        pytest.param(of_lfs(), Reason.SOURCE_NOT_FOUND, id="a file that is not there"),
-        pytest.param(info(siblings=None), Reason.UNSUPPORTED_FORMAT, id="no files"),
+        pytest.param(
+            of_lfs(sha256=["0"]),
+            Reason.SOURCE_UNREACHABLE,
+            id="a list of digests",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            file(lfs="x"),
+            Reason.SOURCE_UNREACHABLE,
+            id="an LFS entry that is a word",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            file(blobId="x", lfs=None),
+            Reason.SOURCE_UNREACHABLE,
+            id="no blob id",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            of_lfs(), Reason.SOURCE_NOT_FOUND, id="a file that is not there", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            info(siblings=None), Reason.UNSUPPORTED_FORMAT, id="no files", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_list_that_lies_is_refused(

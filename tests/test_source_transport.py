@@ -16,6 +16,7 @@ from sd_api.netguard import Guard, Resolver, bypasses_proxy
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
+from sd_loader.source.exchange import Link
 from sd_loader.source.transport import make_client
 
 
@@ -233,3 +234,45 @@ def test_a_missing_ca_file_is_named(tmp_path):
     """Not a stack trace."""
     with pytest.raises(LoaderError, match="nothing-here"):
         make_client(Settings(ca_file=tmp_path / "nothing-here"))
+
+
+@pytest.mark.parametrize("by_hand", [True, False], ids=["links", "the Hub's client"])
+@pytest.mark.parametrize(
+    ("place", "has_token"),
+    [
+        pytest.param("/there", True, id="same origin"),
+        pytest.param("//a.test:{port}/there", True, id="same origin, by its host"),
+        pytest.param("http://A.TEST:{port}/there", True, id="same origin, in capitals"),
+        pytest.param("http://a.test:{other}/there", False, id="another port"),
+        pytest.param("http://sub.a.test:{port}/there", False, id="a subdomain"),
+        pytest.param("http://test.a:{port}/there", False, id="another host"),
+        pytest.param("http://127.0.0.1:{port}/there", False, id="its address"),
+        pytest.param("http://x:y@sub.a.test:{port}/there", False, id="with a password"),
+        pytest.param("http://a.test@sub.a.test:{port}/there", False, id="with its name as a user"),
+    ],
+)
+def test_a_token_stays_with_its_origin(place, has_token, by_hand):
+    """And is not sent again when a redirect leads back there from elsewhere."""
+    with FileServer() as server:
+        other = server.add_origin()
+        server._servers[-1].start()
+        port = server.host.rpartition(":")[2]
+        target = place.format(port=port, other=other.rpartition(":")[2])
+        server.serve_file("/here", b"", redirect=target)
+        server.serve_file("/there", b"", redirect=f"http://a.test:{port}/back")
+        server.serve_file("/back", b"content")
+        hosts = frozenset({"a.test", "sub.a.test", "test.a", "127.0.0.1"})
+        settings = NamedSettings(allowed_hosts=hosts, resolver=lambda _host, _port: ["127.0.0.1"])
+        url = f"http://a.test:{port}/here"
+        with make_client(settings) as client:
+            if by_hand:
+                with Link(client, url, "s3cret").get({}) as response:
+                    assert response.read() == b"content"
+            else:
+                authorized = {"Authorization": "Bearer s3cret"}
+                assert client.get(url, headers=authorized).content == b"content"
+    sent = {
+        request.path: request.headers.get("authorization") == "Bearer s3cret"
+        for request in server.requests
+    }
+    assert sent == {"/here": True, "/there": has_token, "/back": has_token}
