@@ -192,6 +192,10 @@ def test_any_text_is_either_a_checked_url_or_refused(text):
         ("org/name?token=secret", "org/name"),
         ("user:secret@example.com/a#secret", "example.com/a"),
         ("https://example.com:secret/", "(unreadable url)"),
+        ("https://user:12/secret@example.com/a", "(unreadable url)"),
+        ("https://user:/secret@example.com/a", "(unreadable url)"),
+        ("https://user:x@1/secret@example.com/a", "(unreadable url)"),
+        ("https://example.com/@user/a@1", "https://example.com/@user/a@1"),
     ],
 )
 def test_urls_are_shown_without_secrets(url, shown):

@@ -211,6 +211,8 @@ def redact(url: str) -> str:
         port = f":{parts.port}" if parts.port is not None else ""
     except ValueError:
         return "(unreadable url)"
+    if "@" in parts.path and ":" in parts.netloc:
+        return "(unreadable url)"  # or a password with a slash in it: user:12/34@host
     if ":" in host:
         host = f"[{host}]"
     query = "?…" if parts.query else ""
