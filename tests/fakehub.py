@@ -13,7 +13,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,10 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx", ".pt")
 
 @dataclass(frozen=True)
 class Repo:
-    """A folder served as a repo; gated and private ones ask for the token."""
+    """A folder served as a repo; gated and private ones ask for the token.
+
+    former: what the repo's earlier commits held.
+    """
 
     repo_id: str
     folder: Path
@@ -36,6 +39,12 @@ class Repo:
     token: str | None = None
     branches: tuple[str, ...] = ("main",)
     extra_names: tuple[str, ...] = ()
+    former: Mapping[str, Path] = field(default_factory=dict)
+
+    def at(self, revision: str) -> Repo:
+        """The repo as it was at this commit, or as it is now."""
+        folder = self.former.get(revision)
+        return self if folder is None else replace(self, folder=folder)
 
     def files(self) -> dict[str, Path]:
         """The files by their paths in the repo."""
@@ -85,8 +94,9 @@ class _HubHandler(Handler):
         if path.startswith("/api/models/"):
             self._api(path.removeprefix("/api/models/"), parse_qs(query))
         elif path.startswith("/cdn/"):
-            repo_id, _, name = path.removeprefix("/cdn/").partition("//")
-            self._repo_file(self._hub.repos[repo_id], name)
+            at, _, name = path.removeprefix("/cdn/").partition("//")
+            repo_id, _, revision = at.partition("@")
+            self._repo_file(self._hub.repos[repo_id].at(revision), name)
         elif "/resolve/" in path:
             self._resolve(path)
         else:
@@ -151,7 +161,7 @@ class _HubHandler(Handler):
         return None
 
     def _has_revision(self, repo: Repo, revision: str) -> bool:
-        if revision in (*repo.branches, repo.commit()):
+        if revision in (*repo.branches, *repo.former, repo.commit()):
             return True
         self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return False
@@ -162,11 +172,13 @@ class _HubHandler(Handler):
         revision, _, name = rest.partition("/")
         if repo is None or not self._has_revision(repo, revision):
             return
+        repo = repo.at(revision)
         file = repo.files().get(name)
         if file is None:
             self._error(404, "EntryNotFound", "Entry not found")
         elif name.endswith(LFS_SUFFIXES):
-            cdn = f"http://{self._hub.cdn_host}/cdn/{repo_id}//{name}?signature=secret"
+            at = f"{repo_id}@{revision}"
+            cdn = f"http://{self._hub.cdn_host}/cdn/{at}//{name}?signature=secret"
             linked = {"X-Linked-Etag": f'"{sha256(file)}"', "X-Linked-Size": str(size_of(file))}
             commit = {"X-Repo-Commit": repo.commit(), "Location": cdn, "Content-Length": "0"}
             self._send(302, {**linked, **commit})

@@ -224,6 +224,17 @@ def test_refusals_are_typed_and_asked_once(
     assert len(server.requests) == 1
 
 
+def test_a_refusal_that_quotes_a_job_tells_no_secret_of_its_link(server: Server) -> None:
+    """As admission webhooks do; the message goes into the status."""
+    request = (
+        r"[\"--request\", \"{\\\"url\\\":\\\"https://u:hunter2@example.com/x?token=hunter2\\\"}\"]"
+    )
+    server.answer(400, f'{{"message": "denied: args {request}"}}'.encode())
+    with pytest.raises(InvalidError, match=r"https://example\.com/x\?…") as error:
+        ask(server, lambda api: api.create(JOBS, "art", {}))
+    assert "hunter2" not in str(error.value)
+
+
 def test_a_terminating_namespace_is_told_from_other_refusals(server: Server) -> None:
     """No permission mends that."""
     causes = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}

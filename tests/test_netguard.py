@@ -4,12 +4,11 @@ import contextlib
 import socket
 
 import pytest
+from addresses import PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_api.netguard import AddressRefusedError, Guard, redact, resolve
-
-PUBLIC = "93.184.216.34"
 
 
 def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:
@@ -17,71 +16,7 @@ def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:
     return Guard(frozenset(allowed), lambda _host, _port: list(answers))
 
 
-REFUSED_LITERALS = [
-    "127.0.0.1",
-    "127.1",
-    "127.0.1",
-    "0",
-    "0.0.0.0",
-    "0x7f000001",
-    "0x7f.1",
-    "017700000001",
-    "2130706433",
-    "127.0.0.1.",
-    "10.0.0.1",
-    "172.16.0.1",
-    "172.31.255.255",
-    "192.168.1.1",
-    "169.254.169.254",
-    "2852039166",
-    "0xa9fea9fe",
-    "100.64.0.1",
-    "100.100.100.200",
-    "168.63.129.16",
-    "192.0.0.192",
-    "192.0.2.1",
-    "192.88.99.1",
-    "198.18.0.1",
-    "198.51.100.1",
-    "203.0.113.1",
-    "224.0.0.1",
-    "239.255.255.255",
-    "240.0.0.1",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "0:0:0:0:0:0:0:1",
-    "::127.0.0.1",
-    "::7f00:1",
-    "::ffff:127.0.0.1",
-    "::ffff:7f00:1",
-    "::ffff:0:127.0.0.1",
-    "::ffff:169.254.169.254",
-    "::ffff:93.184.216.34",
-    "64:ff9b::93.184.216.34",
-    "64:ff9b::7f00:1",
-    "64:ff9b::a9fe:a9fe",
-    "64:ff9b:1::1",
-    "64:ff9b:1:7f00:0:100::",
-    "100::1",
-    "2001:db8::1",
-    "2001::1",
-    "2002:7f00:1::",
-    "2002:a00:1::1",
-    "3fff::1",
-    "5f00::1",
-    "fc00::1",
-    "fd00:ec2::254",
-    "fe80::1",
-    "fe80::1%eth0",
-    "fe80::1%25eth0",
-    "fec0::1",
-    "ff02::1",
-    "ff0e::1",
-]
-
-
-@pytest.mark.parametrize("literal", REFUSED_LITERALS)
+@pytest.mark.parametrize("literal", PRIVATE_LITERALS)
 def test_private_literals_are_refused_in_every_spelling(literal):
     """By the url alone, so that it holds behind a proxy too; and as a resolver's answer."""
     host = f"[{literal}]" if ":" in literal else literal
@@ -99,32 +34,7 @@ def test_one_private_answer_refuses_the_name(literal):
             guard(*answers).addresses("example.com", 443)
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        "localhost",
-        "LOCALHOST",
-        "localhost.",
-        "foo.localhost",
-        "localhost.localdomain",
-        "metadata",
-        "metadata.google.internal",
-        "metadata.google.internal.",
-        "instance-data.ec2.internal",
-        "printer.local",
-        "kubernetes",
-        "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local",
-        "router.lan",
-        "nas.home.arpa",
-        "\uff4cocalhost",
-        "\uff11\uff12\uff17.0.0.1",
-        "127\u30020\u30020\u30021",
-        "127%2e0.0.1",
-        "127.0.0.1%00.example.com",
-        "exa mple.com",
-    ],
-)
+@pytest.mark.parametrize("host", PRIVATE_NAMES)
 def test_private_names_are_refused_without_asking_a_resolver(host):
     """Behind a proxy nobody here would see what they resolve to."""
     with pytest.raises(AddressRefusedError):
@@ -241,23 +151,25 @@ def test_answers_that_are_no_addresses_are_refused():
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_every_spelling_of_an_ipv4_address_is_judged_alike(number):
-    """Decimal, hexadecimal, octal and shortened; mapped and translated ones are all refused."""
+def test_an_ipv4_address_has_one_spelling(number):
+    """Whatever it is: to a proxy 010.0.0.1 may be another address than it is to us."""
     dotted = socket.inet_ntoa(number.to_bytes(4, "big"))
     first, rest = number >> 24, number & 0xFFFFFF
-    spellings = [dotted, str(number), hex(number), f"0{number:o}", f"{first}.{rest}"]
-
-    def passes(host: str) -> bool:
-        try:
+    others = [
+        str(number),
+        hex(number),
+        f"0{number:o}",
+        f"{first}.{rest}",
+        f"0{dotted}",
+        f"0x{first:x}.{dotted.partition('.')[2]}",
+        f"{dotted}.0",
+        f"[::ffff:{dotted}]",
+        f"[::{dotted}]",
+        f"[64:ff9b::{dotted}]",
+    ]
+    for host in others:
+        with pytest.raises(AddressRefusedError):
             guard().check_url(f"https://{host}/")
-        except AddressRefusedError:
-            return False
-        return True
-
-    verdicts = {spelling: passes(spelling) for spelling in spellings}
-    assert len(set(verdicts.values())) == 1, verdicts
-    assert not passes(f"[::ffff:{dotted}]")
-    assert not passes(f"[64:ff9b::{dotted}]")
 
 
 @settings(max_examples=200, deadline=None)
@@ -280,6 +192,10 @@ def test_any_text_is_either_a_checked_url_or_refused(text):
         ("org/name?token=secret", "org/name"),
         ("user:secret@example.com/a#secret", "example.com/a"),
         ("https://example.com:secret/", "(unreadable url)"),
+        ("https://user:12/secret@example.com/a", "(unreadable url)"),
+        ("https://user:/secret@example.com/a", "(unreadable url)"),
+        ("https://user:x@1/secret@example.com/a", "(unreadable url)"),
+        ("https://example.com/@user/a@1", "https://example.com/@user/a@1"),
     ],
 )
 def test_urls_are_shown_without_secrets(url, shown):

@@ -1,7 +1,5 @@
 """The guarded client: it connects to what was checked, under the name that was asked for."""
 
-import datetime
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,19 +9,15 @@ from threading import Thread
 import httpcore2
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from fakefiles import FileServer
+from tlsname import NAME, make_certificate, speak_tls
 
-from sd_api.netguard import Guard, Resolver
+from sd_api.netguard import Guard, Resolver, bypasses_proxy
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source.transport import bypasses_proxy, make_client
-
-NAME = "models.example.com"
+from sd_loader.source.exchange import Link
+from sd_loader.source.transport import make_client
 
 
 @dataclass(frozen=True)
@@ -40,40 +34,14 @@ class NamedSettings(Settings):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for NAME, with its key, that is its own CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 @pytest.fixture
 def tls_server(certificate: Path) -> Iterator[FileServer]:
     """A server of files that speaks TLS as NAME."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
     server = FileServer()
-    listening = server._servers[0]
-    listening.socket = context.wrap_socket(listening.socket, server_side=True)
+    speak_tls(server._servers[0], certificate)
     with server:
         yield server
 
@@ -266,3 +234,45 @@ def test_a_missing_ca_file_is_named(tmp_path):
     """Not a stack trace."""
     with pytest.raises(LoaderError, match="nothing-here"):
         make_client(Settings(ca_file=tmp_path / "nothing-here"))
+
+
+@pytest.mark.parametrize("by_hand", [True, False], ids=["links", "the Hub's client"])
+@pytest.mark.parametrize(
+    ("place", "has_token"),
+    [
+        pytest.param("/there", True, id="same origin"),
+        pytest.param("//a.test:{port}/there", True, id="same origin, by its host"),
+        pytest.param("http://A.TEST:{port}/there", True, id="same origin, in capitals"),
+        pytest.param("http://a.test:{other}/there", False, id="another port"),
+        pytest.param("http://sub.a.test:{port}/there", False, id="a subdomain"),
+        pytest.param("http://test.a:{port}/there", False, id="another host"),
+        pytest.param("http://127.0.0.1:{port}/there", False, id="its address"),
+        pytest.param("http://x:y@sub.a.test:{port}/there", False, id="with a password"),
+        pytest.param("http://a.test@sub.a.test:{port}/there", False, id="with its name as a user"),
+    ],
+)
+def test_a_token_stays_with_its_origin(place, has_token, by_hand):
+    """And is not sent again when a redirect leads back there from elsewhere."""
+    with FileServer() as server:
+        other = server.add_origin()
+        server._servers[-1].start()
+        port = server.host.rpartition(":")[2]
+        target = place.format(port=port, other=other.rpartition(":")[2])
+        server.serve_file("/here", b"", redirect=target)
+        server.serve_file("/there", b"", redirect=f"http://a.test:{port}/back")
+        server.serve_file("/back", b"content")
+        hosts = frozenset({"a.test", "sub.a.test", "test.a", "127.0.0.1"})
+        settings = NamedSettings(allowed_hosts=hosts, resolver=lambda _host, _port: ["127.0.0.1"])
+        url = f"http://a.test:{port}/here"
+        with make_client(settings) as client:
+            if by_hand:
+                with Link(client, url, "s3cret").get({}) as response:
+                    assert response.read() == b"content"
+            else:
+                authorized = {"Authorization": "Bearer s3cret"}
+                assert client.get(url, headers=authorized).content == b"content"
+    sent = {
+        request.path: request.headers.get("authorization") == "Bearer s3cret"
+        for request in server.requests
+    }
+    assert sent == {"/here": True, "/there": has_token, "/back": has_token}

@@ -184,7 +184,7 @@ def test_only_the_answers_status_counts(status: int, outcome: Outcome, error: st
         pytest.param("https://127.0.0.1/x", "not a public address", id="loopback"),
         pytest.param("https://169.254.169.254/x", "not a public address", id="metadata"),
         pytest.param("https://[::ffff:10.0.0.1]/x", "not a public address", id="mapped"),
-        pytest.param("https://2130706433/x", "not a public address", id="decimal spelling"),
+        pytest.param("https://2130706433/x", "four decimal numbers", id="decimal spelling"),
         pytest.param("https://localhost/x", "private name", id="private name"),
     ],
 )

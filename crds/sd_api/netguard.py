@@ -7,6 +7,7 @@ could answer differently (DNS rebinding).
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -35,6 +36,8 @@ _REFUSED = tuple(
     )
 )
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_HOST_MAX_LENGTH = 253
+_ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 _PRIVATE_SUFFIXES = (
     ".home.arpa",
     ".internal",
@@ -76,21 +79,18 @@ def refusal(address: Address) -> str | None:
 def _lookup_name(host: str) -> str:
     """The host as resolvers and other HTTP clients will read it: ASCII, lower case, no last dot."""
     try:
-        return host[:512].encode("idna").decode("ascii").lower().rstrip(".")
+        if len(host) > _HOST_MAX_LENGTH + 1:
+            raise UnicodeError
+        return host.encode("idna").decode("ascii").lower().rstrip(".")
     except UnicodeError:
         raise AddressRefusedError("the url's host is not a host name") from None
 
 
 def _literal(name: str) -> Address | None:
-    """The address that a host is, in any spelling that a C library would take for one."""
+    """The address that a host is; a zone id, which only local addresses need, is no part of it."""
     try:
         return ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
-        pass
-    try:
-        # inet_aton knows what ipaddress does not: 127.1, 0x7f000001, 017700000001.
-        return ipaddress.IPv4Address(socket.inet_aton(name))
-    except (OSError, ValueError):
         return None
 
 
@@ -134,11 +134,16 @@ class Guard:
         name = _lookup_name(host)
         address = _literal(name)
         if address is not None:
-            why = refusal(address)
+            why = refusal(address) or ("it has a zone id" if "%" in name else None)
             if why:
                 raise AddressRefusedError(f"{host} may not be called: {why}")
         elif not _HOST_NAME.fullmatch(name):
             raise AddressRefusedError("the url's host is not a host name")
+        elif _ENDS_IN_NUMBER.fullmatch(name):
+            # Resolvers and proxies differ: 0127.0.0.1 is loopback to one and public to another.
+            raise AddressRefusedError(
+                f"{host} may not be called: an IPv4 address is written as four decimal numbers"
+            )
         elif "." not in name or name.endswith(_PRIVATE_SUFFIXES):
             raise AddressRefusedError(f"{host} may not be called: it is a private name")
 
@@ -178,6 +183,21 @@ def effective_port(parts: SplitResult) -> int:
     return 443 if parts.scheme == "https" else 80
 
 
+def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
+    """Whether NO_PROXY exempts a host: `*`, names with their subdomains, addresses, networks."""
+    for entry in (entry.strip().lower() for entry in no_proxy.split(",")):
+        name, _, wanted_port = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+        if wanted_port and wanted_port != str(port):
+            continue
+        name = name.removeprefix("*").lstrip(".")
+        if entry == "*" or (name and (host == name or host.endswith("." + name))):
+            return True
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
+                return True
+    return False
+
+
 def redact(url: str) -> str:
     """A url fit for people and logs: without userinfo, query and fragment.
 
@@ -191,6 +211,8 @@ def redact(url: str) -> str:
         port = f":{parts.port}" if parts.port is not None else ""
     except ValueError:
         return "(unreadable url)"
+    if "@" in parts.path and ":" in parts.netloc:
+        return "(unreadable url)"  # or a password with a slash in it: user:12/34@host
     if ":" in host:
         host = f"[{host}]"
     query = "?…" if parts.query else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
 from sd_loader.formats.snippet import snippet
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
+from sd_loader.secrets import hide, secrets_of
 from sd_loader.settings import Settings
 
 _UMASK = 0o022
@@ -53,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
         _answer_when_stopped(settings)
         result = args.run(args, settings)
     except Exception as error:  # noqa: BLE001 - the edge: any failure becomes answer and exit code
-        return _fail(error, settings)
+        return _fail(error, settings, _secrets(args, settings))
     if isinstance(result, LoadResult):
         _answer(result, settings)
     return result if isinstance(result, ExitCode) else ExitCode.DONE
@@ -137,11 +139,24 @@ def _answer(result: LoadResult, settings: Settings) -> None:
         _tell(f"warning: cannot write the termination message: {error.strerror}")
 
 
-def _fail(error: BaseException, settings: Settings) -> int:
+def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
+    """What a server may have been sent, and so may quote."""
+    from sd_loader.source.credentials import read_credentials
+
+    given, token = vars(args), None
+    if "request" in given:
+        with suppress(ValueError, RecursionError):
+            given = {"request": json.loads(args.request)}
+    with suppress(LoaderError):
+        token = read_credentials(settings.credentials_dir).token
+    return secrets_of(given, token)
+
+
+def _fail(error: BaseException, settings: Settings, secrets: frozenset[str] = frozenset()) -> int:
     known = explain(error)
     if known.reason is Reason.LOADER_CRASHED and known is not error:
-        _tell(trace(error))
-    message = snippet(known.message, MESSAGE_MAX_LENGTH - 1)
+        _tell(hide(trace(error), secrets))
+    message = snippet(hide(known.message, secrets), MESSAGE_MAX_LENGTH - 1)
     _answer(LoadResult(outcome="failed", reason=known.reason, message=message), settings)
     _tell(f"error: {known.reason.value}: {message}")
     _tell(f"  what to do: {known.reason.remedy}")

@@ -19,6 +19,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from sd_api import names
+from sd_operator.logs import redact
 
 log = logging.getLogger(__name__)
 
@@ -276,7 +277,8 @@ def _error(verb: str, path: str, status: int, raw: bytes) -> ApiError:
     except ValueError:
         answer = {}
     answer = answer if isinstance(answer, dict) else {}
-    message = str(answer.get("message") or f"{verb} {path}: HTTP {status}")[:2000]
+    # An admission webhook may quote the Job that it refuses, and the source's link with it.
+    message = redact(str(answer.get("message") or f"{verb} {path}: HTTP {status}"))[:2000]
     if status == 404:
         return NotFoundError(message, status)
     if status == 409:

@@ -15,7 +15,6 @@ import hmac
 import json
 import socket
 import ssl
-import urllib.request
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -23,9 +22,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from sd_api import names, netguard
-from sd_api.netguard import AddressRefusedError, Guard
+from sd_api.netguard import AddressRefusedError, Guard, bypasses_proxy, effective_port
 from sd_api.status import OutboxEntry, Status, WebhookEvent
 from sd_operator.kube import ApiError, ForbiddenError, NotFoundError
 from sd_operator.model import Model
@@ -197,11 +197,14 @@ class Webhooks:
         if key is not None:
             headers["webhook-signature"] = signature(key, call.entry.id, timestamp, body)
         try:
-            parts = self._guard.check_url(call.url)
-            proxy = self._proxy(parts.hostname or "")
+            # The url as aiohttp reads it: of an address it asks no resolver, and it takes
+            # characters for digits that others do not.
+            url = URL(call.url)
+            parts = self._guard.check_url(str(url))
+            proxy = self._proxy(parts.hostname or "", effective_port(parts))
             session = self._proxied if proxy else self._direct
             async with session.post(
-                call.url, data=body, headers=headers, allow_redirects=False, proxy=proxy
+                url, data=body, headers=headers, allow_redirects=False, proxy=proxy
             ) as response:
                 return _outcome(response.status)
         except AddressRefusedError as problem:
@@ -214,14 +217,9 @@ class Webhooks:
             # The texts of other errors may hold the url, whose query may be a secret.
             return Outcome.FAILED, f"no connection: {type(problem).__name__}"
 
-    def _proxy(self, host: str) -> str | None:
-        proxy = self._settings.https_proxy
-        excepted = {"no": self._settings.no_proxy}
-        if proxy is None:
-            return None
-        # The standard library's reading of NO_PROXY; typeshed lacks it.
-        bypassed = urllib.request.proxy_bypass_environment(host, excepted)  # type: ignore[attr-defined]
-        return None if bypassed else proxy
+    def _proxy(self, host: str, port: int) -> str | None:
+        bypassed = bypasses_proxy(host, port, self._settings.no_proxy)
+        return None if bypassed else self._settings.https_proxy
 
 
 def _outcome(status: int) -> tuple[Outcome, str]:

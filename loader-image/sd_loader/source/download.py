@@ -110,6 +110,12 @@ class Downloader:
         """Bring the part to where the answer's body begins, and refuse a body that cannot fit."""
         shown = redact(str(response.url))
         match response.status_code:
+            case 206 if part.size and validator(response) not in (None, part.validator):
+                # If-Range was ignored: these would be halves of two versions.
+                part.restart(None)
+                raise TransientError(
+                    Reason.SOURCE_UNREACHABLE, f"{shown} changed while it was downloaded"
+                )
             case 206 if first_byte(response) == part.size:
                 pass
             case 206 | 416:
@@ -142,6 +148,12 @@ class Downloader:
             after = part.size + len(chunk)
             if wanted.size is not None and after > wanted.size:
                 raise _wrong_size(wanted, f"goes on after {wanted.size} bytes")
+            if stated is not None and after > stated:
+                part.restart(None)
+                raise TransientError(
+                    Reason.SOURCE_UNREACHABLE,
+                    f"{redact(wanted.url)} goes on after the {stated} bytes that it states",
+                )
             if after > self.max_bytes:
                 raise too_large(wanted.url, "goes on", self.max_bytes)
             part.append(chunk)

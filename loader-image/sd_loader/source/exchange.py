@@ -6,6 +6,8 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 
 import httpx2
 
@@ -50,11 +52,19 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def validator(response: httpx2.Response) -> str | None:
-    """What If-Range can be asked with: a strong ETag or a date, else nothing to resume by."""
+    """What If-Range can be asked with: a strong ETag or a date, else nothing to resume by.
+
+    A date tells versions apart only once its second is over (RFC 9110, section 8.8.2.2).
+    """
     etag: str = response.headers.get("ETag", "")
     if etag.startswith('"'):
         return etag
-    return response.headers.get("Last-Modified")
+    modified: str = response.headers.get("Last-Modified", "")
+    try:
+        age = parsedate_to_datetime(response.headers["Date"]) - parsedate_to_datetime(modified)
+    except (KeyError, ValueError, TypeError):  # no dates, or one of them without a zone
+        return None
+    return modified if age >= timedelta(seconds=1) else None
 
 
 def total_bytes(response: httpx2.Response) -> int | None:

@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import httpx2
 import huggingface_hub
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.hf_api import RepoSibling
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from sd_api.fields import Count, Sha256
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import HUB_REPO_PATTERN
@@ -26,7 +31,18 @@ from sd_loader.source.credentials import read_credentials, token_for
 from sd_loader.source.repo_files import RepoFile, check_names
 from sd_loader.source.transport import LOADER_VERSION, READ_SECONDS, Pace, make_client
 
+_MAX_ANSWER = 32 << 20
+"""Of the API: a repo of 10,000 files takes a tenth of it."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class _Listed(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    path: str
+    size: Count
+    sha256: Sha256 | None
+    blob_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None
 
 
 @dataclass(frozen=True)
@@ -68,12 +84,15 @@ def hub_token(request: LoadRequest, settings: Settings) -> str | None:
 
 @contextlib.contextmanager
 def hub_session(settings: Settings, pace: Pace) -> Iterator[httpx2.Client]:
-    """The client of `huggingface_hub`, which is ours for as long."""
+    """A client for files; that of `huggingface_hub` is ours for as long, too."""
     # Else it asks the endpoint for a list of programs that it would then report on.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    huggingface_hub.set_client_factory(lambda: make_client(settings, pace))
+    # What a server wants to have said in our log (X-HF-Warning) is not ours to repeat.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    huggingface_hub.set_client_factory(lambda: make_client(settings, pace, max_answer=_MAX_ANSWER))
     try:
-        yield huggingface_hub.get_session()
+        with make_client(settings, pace) as client:
+            yield client
     finally:
         huggingface_hub.close_session()
 
@@ -104,7 +123,7 @@ def resolve(
             raise LoaderError(
                 Reason.INVALID_SPEC, f"spec.url: {repo_id} is not a Hugging Face repo id"
             ) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LoaderError(
                 Reason.SOURCE_UNREACHABLE, f"{shown}: the answer is not the Hub's"
             ) from error
@@ -113,17 +132,28 @@ def resolve(
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
         raise LoaderError(Reason.SOURCE_UNREACHABLE, f"{shown}: the answer names no commit")
     siblings = info.siblings or []
-    check_names(sibling.rfilename for sibling in siblings)
-    files = {
-        sibling.rfilename: RepoFile(
-            sibling.rfilename,
-            sibling.lfs.size if sibling.lfs else sibling.size or 0,
-            sibling.lfs.sha256 if sibling.lfs else None,
-            sibling.blob_id,
-        )
-        for sibling in siblings
-    }
+    try:
+        listed = [_file(sibling) for sibling in siblings]
+    except (ValidationError, AttributeError) as error:
+        raise LoaderError(
+            Reason.SOURCE_UNREACHABLE, f"{shown}: the answer's list of files is not the Hub's"
+        ) from error
+    check_names(file.path for file in listed)
+    files = {file.path: file for file in listed}
     return Repo(endpoint, _name_now(info.id, repo_id), repo_id, info.sha, files)
+
+
+def _file(sibling: RepoSibling) -> RepoFile:
+    """A file as the answer lists it; `huggingface_hub` hands on whatever is there."""
+    listed = _Listed.model_validate(
+        {
+            "path": sibling.rfilename,
+            "size": sibling.lfs.size if sibling.lfs else sibling.size or 0,
+            "sha256": sibling.lfs.sha256 if sibling.lfs else None,
+            "blob_id": sibling.blob_id,
+        }
+    )
+    return RepoFile(listed.path, listed.size, listed.sha256, listed.blob_id)
 
 
 def _name_now(told: object, asked: str) -> str:

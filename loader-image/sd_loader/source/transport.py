@@ -9,7 +9,6 @@ the proxy's, whose own address is the administrator's choice.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,10 +19,16 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from sd_api.netguard import MAX_REDIRECTS, AddressRefusedError, effective_port
+from sd_api.netguard import (
+    MAX_REDIRECTS,
+    AddressRefusedError,
+    bypasses_proxy,
+    effective_port,
+)
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
+from sd_loader.source.exchange import refuse_encoded
 
 LOADER_VERSION = version("sd-operator")
 CONNECT_SECONDS = 10.0
@@ -31,6 +36,8 @@ READ_SECONDS = 30.0
 TIMEOUT = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 READ_BYTES = 256 << 10
 """At a time, where so much is there: httpcore's 64 KiB cost as much Python as the digests."""
+HEAD_MAX_BYTES = 1 << 20
+"""Received before an answer's own head is over: interim answers (1xx) may come without end."""
 MAX_ADDRESSES = 4
 """Of one host; each may take CONNECT_SECONDS to fail."""
 
@@ -46,10 +53,15 @@ class Pace:
 PACE = Pace()
 
 
-def make_client(settings: Settings, pace: Pace = PACE) -> httpx2.Client:
-    """A client that calls nothing but allowed addresses and never waits without limit."""
+def make_client(
+    settings: Settings, pace: Pace = PACE, *, max_answer: int | None = None
+) -> httpx2.Client:
+    """A client that calls nothing but allowed addresses and never waits without limit.
+
+    max_answer: of bytes, for callers that read whole answers into memory.
+    """
     return httpx2.Client(
-        transport=GuardedTransport(settings, pace),
+        transport=GuardedTransport(settings, pace, max_answer),
         # Without compression the bytes counted, resumed and digested are the file's own.
         headers={"User-Agent": f"sd-loader/{LOADER_VERSION}", "Accept-Encoding": "identity"},
         timeout=TIMEOUT,
@@ -62,7 +74,8 @@ def make_client(settings: Settings, pace: Pace = PACE) -> httpx2.Client:
 class GuardedTransport(httpx2.BaseTransport):
     """Sends a request if the guard lets it; raises LoaderError(AddressRefused) if not."""
 
-    def __init__(self, settings: Settings, pace: Pace) -> None:
+    def __init__(self, settings: Settings, pace: Pace, max_answer: int | None = None) -> None:
+        self._max_answer = max_answer
         self._guard = settings.guard()
         self._no_proxy = settings.no_proxy
         tls = _tls_context(settings)
@@ -94,12 +107,18 @@ class GuardedTransport(httpx2.BaseTransport):
                     extensions={**request.extensions, "timeout": TIMEOUT.as_dict()},
                 )
             )
+        stream = answer.extensions.get("network_stream")
+        if isinstance(stream, _PacedStream):
+            stream.head_is_over()
         response = httpx2.Response(
             answer.status,
             headers=answer.headers,
-            stream=_Body(answer),
+            stream=_Body(answer, url.host, self._max_answer),
             extensions=answer.extensions,
+            request=request,
         )
+        if self._max_answer is not None:
+            refuse_encoded(response)  # a few bytes would become many
         if url.scheme == "https" and _target_scheme(url, response) == "http":
             response.close()
             raise LoaderError(
@@ -112,21 +131,6 @@ class GuardedTransport(httpx2.BaseTransport):
         self._direct.close()
         if self._proxied is not None:
             self._proxied.close()
-
-
-def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
-    """Whether NO_PROXY exempts a host: `*`, names with their subdomains, addresses, networks."""
-    for entry in (entry.strip().lower() for entry in no_proxy.split(",")):
-        name, _, wanted_port = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
-        if wanted_port and wanted_port != str(port):
-            continue
-        name = name.removeprefix("*").lstrip(".")
-        if entry == "*" or (name and (host == name or host.endswith("." + name))):
-            return True
-        with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
-                return True
-    return False
 
 
 def _tls_context(settings: Settings) -> ssl.SSLContext:
@@ -200,23 +204,36 @@ class _PacedStream(httpcore2.NetworkStream):
     """A connection whose other end must answer each request at a minimum pace.
 
     A read timeout alone lets a server drip one byte at a time for ever. Only the time spent waiting
-    counts: a slow disk on our side is not the server's fault.
+    counts: a slow disk on our side is not the server's fault. A server that is fast enough must get
+    to the end of its answer's head all the same.
     """
 
     def __init__(self, stream: httpcore2.NetworkStream, pace: Pace) -> None:
         self._stream = stream
         self._pace = pace
+        self._head_bytes: int | None = 0
         self._start_window()
 
     def _start_window(self) -> None:
         self._waited = 0.0
         self._received = 0
 
+    def head_is_over(self) -> None:
+        """From here to the next request comes the body, which may be long."""
+        self._head_bytes = None
+
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         start = time.monotonic()
         data = self._stream.read(max(max_bytes, READ_BYTES), timeout)
         self._waited += time.monotonic() - start
         self._received += len(data)
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES:
+                raise LoaderError(
+                    Reason.SOURCE_UNREACHABLE,
+                    f"the source sent {self._head_bytes} bytes and no answer yet",
+                )
         if self._waited >= self._pace.window_seconds:
             if self._received < self._pace.bytes_per_second * self._waited:
                 raise LoaderError(
@@ -228,6 +245,7 @@ class _PacedStream(httpcore2.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._start_window()
+        self._head_bytes = 0
         self._stream.write(buffer, timeout)
 
     def close(self) -> None:
@@ -248,12 +266,22 @@ class _PacedStream(httpcore2.NetworkStream):
 
 
 class _Body(httpx2.SyncByteStream):
-    def __init__(self, answer: httpcore2.Response) -> None:
+    def __init__(self, answer: httpcore2.Response, host: str, max_bytes: int | None) -> None:
         self._answer = answer
+        self._host = host
+        self._max_bytes = max_bytes
 
     def __iter__(self) -> Iterator[bytes]:
+        received = 0
         with _httpx_errors():
-            yield from self._answer.iter_stream()
+            for chunk in self._answer.iter_stream():
+                received += len(chunk)
+                if self._max_bytes is not None and received > self._max_bytes:
+                    raise LoaderError(
+                        Reason.SOURCE_UNREACHABLE,
+                        f"{self._host} answers with more than {self._max_bytes} bytes",
+                    )
+                yield chunk
 
     def close(self) -> None:
         self._answer.close()
