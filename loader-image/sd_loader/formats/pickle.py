@@ -27,9 +27,10 @@ from sd_loader.formats.pickle_objects import (
 )
 from sd_loader.formats.snippet import snippet
 
-MAX_BYTES = 64 << 20
-MAX_INSTRUCTIONS = 2_000_000
-"""SDXL's pickle has 80,000, about 32 a tensor; two million take some two seconds."""
+MAX_BYTES = 16 << 20
+"""SDXL's pickle has 0.4 MB. A letter beyond 16 bits makes a text four times as large in memory."""
+MAX_INSTRUCTIONS = 1_000_000
+"""SDXL's pickle has 80,000, about 32 a tensor; a million take a second, and up to 120 MB."""
 MAX_DEPTH = 10_000
 MAX_STACK = 200_000
 
