@@ -87,6 +87,7 @@ _PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a text longer than is read": (
         lambda: pickled(longest_text(bytes_=MAX_BYTES + 200)), "bytes long; at most",
     ),
+    "an unknown protocol": (lambda: pickled(b"}", protocol=6), "protocol 6 is unknown"),
     "a number of a million digits": (
         lambda: pickled(b"\x8b" + struct.pack("<i", MEGABYTE) + b"\x7f" * MEGABYTE), NOTHING,
     ),
