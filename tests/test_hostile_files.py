@@ -97,7 +97,7 @@ def check(lines: Sequence[tuple[Laid, Line]], root: Path) -> None:
 
 
 COSTLY = "bombs"
-SHARE = 8
+SHARE = 16
 
 
 def test_hostile_files_are_refused_and_do_nothing(tmp_path, tally):
