@@ -143,9 +143,16 @@ MALICIOUS = {
 }
 
 
-def test_what_is_called_malicious_is(tmp_path, tally):
+@pytest.mark.parametrize(
+    "samples",
+    [
+        pytest.param(dict(list(MALICIOUS.items())[::4]), id="some"),
+        pytest.param(MALICIOUS, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_called_malicious_is(tmp_path, tally, samples):
     """Read naively, in a process to throw away, each of them runs its code: the canary is there."""
-    laid = lay(tmp_path, MALICIOUS)
+    laid = lay(tmp_path, samples)
     jobs = "\n".join(json.dumps([str(one.folder), one.sample.control]) for one in laid)
     subprocess.run(
         [sys.executable, naive.__file__], input=jobs, capture_output=True, text=True, check=True
