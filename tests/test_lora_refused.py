@@ -224,6 +224,14 @@ def test_metadata_that_is_no_object_is_refused(tmp_path, text):
     assert error.reason is CONTRADICTS
 
 
+def test_metadata_that_is_costly_to_read_is_refused(tmp_path):
+    """A config of PEFT has a few kilobytes; lists within lists take 44 times their length."""
+    text = '{"x":[' + "[]," * 400_000 + "0]}"
+    error = refusal(tmp_path, lora("sd15", "peft", text=False), {"lora_adapter_metadata": text})
+    assert error.reason is Reason.UNSUPPORTED_FORMAT
+    assert "too long" in error.message
+
+
 STYLES = ("kohya", "old diffusers", "diffusers", "peft")
 TEXT_LAYERS = {
     "a query alone": ("q_proj", "to_q"),

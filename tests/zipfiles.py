@@ -14,6 +14,7 @@ class Part:
     """One member. What is None is what an honest writer would put there.
 
     data: as it lies in the archive; size, of packed data: what it unpacks to. mode: of Unix.
+    extra, local_extra: the fields after its name in the directory and in its own header.
     """
 
     name: str
@@ -30,6 +31,19 @@ class Part:
     comment: bytes = b""
     size: int | None = None
     mode: int = 0
+    extra: bytes = b""
+    local_extra: bytes = b""
+
+
+def extra_field(kind: int, content: bytes) -> bytes:
+    """A field that follows a name."""
+    return struct.pack("<2H", kind, len(content)) + content
+
+
+def unicode_path(name: str, other: str) -> bytes:
+    """The field by which Info-ZIP gives a member of this name another one."""
+    checksum = zlib.crc32(name.encode())
+    return extra_field(0x7075, struct.pack("<BL", 1, checksum) + other.encode())
 
 
 def deflated(name: str, content: bytes, **fields: Any) -> Part:
@@ -40,9 +54,11 @@ def deflated(name: str, content: bytes, **fields: Any) -> Part:
     return Part(name, packed, **{**honest, **fields})
 
 
-def zip_bytes(parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"") -> bytes:
+def zip_bytes(
+    parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"", prefix: bytes = b""
+) -> bytes:
     """The archive. gap: bytes between a member and the next. zip64: as torch ends its archives."""
-    body, directory, count = b"", b"", 0
+    body, directory, count = bytearray(prefix), bytearray(), 0
     for part in parts:
         header_at = len(body) if part.header_at is None else part.header_at
         crc = zlib.crc32(part.data) if part.crc is None else part.crc
@@ -56,7 +72,7 @@ def zip_bytes(parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"
         )
         directory += end64 + struct.pack("<4sLQL", b"PK\x06\x07", 0, start + length, 1)
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, length, start, len(comment))
-    return body + directory + end + comment
+    return bytes(body + directory + end + comment)
 
 
 def _local(part: Part, crc: int) -> bytes:
@@ -65,13 +81,15 @@ def _local(part: Part, crc: int) -> bytes:
     size = stored if part.size is None else part.size
     method = part.method if part.local_method is None else part.local_method
     crc = crc if part.local_crc is None else part.local_crc
-    fields = (20, part.flags, method, 0, 0, crc, stored, size, len(name), 0)
-    return struct.pack("<4s5H3L2H", b"PK\x03\x04", *fields) + name
+    fields = (20, part.flags, method, 0, 0, crc, stored, size, len(name), len(part.local_extra))
+    return struct.pack("<4s5H3L2H", b"PK\x03\x04", *fields) + name + part.local_extra
 
 
 def _entry(part: Part, crc: int, header_at: int) -> bytes:
     name, stored = part.name.encode(), len(part.data)
     size = stored if part.size is None else part.size
-    fields = (20, 20, part.flags, part.method, 0, 0, crc, stored, size, len(name), 0)
+    fields = (20, 20, part.flags, part.method, 0, 0, crc, stored, size, len(name), len(part.extra))
     rest = (len(part.comment), 0, 0, part.mode << 16, header_at)
-    return struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *fields, *rest) + name + part.comment
+    return (
+        struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *fields, *rest) + name + part.extra + part.comment
+    )

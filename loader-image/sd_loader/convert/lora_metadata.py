@@ -17,8 +17,9 @@ from sd_loader.tensors import Tensor
 ADAPTER = "lora_adapter_metadata"
 """Where diffusers keeps the arguments of PEFT's LoraConfig, which it makes from them again."""
 
-LIMIT = 4 << 20
-"""Characters in all: kohya's tag counts may take one or two million, a header holds eight."""
+LIMIT = 3 << 20
+"""Characters in all: kohya's tag counts may take one or two million, a header holds four."""
+_ADAPTER_LIMIT = 1 << 20
 
 # LoraConfig can be told to import a module (megatron_core), to read files (init_lora_weights of
 # some kinds, corda_config …) or to rebuild the model: of what is not listed here only PEFT's
@@ -77,6 +78,8 @@ def passed_on(
 
 
 def _adapter(text: str) -> dict[str, Any]:
+    if len(text) > _ADAPTER_LIMIT:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -29,6 +29,8 @@ from sd_loader.formats.zipdir import (
 TAIL_BYTES = 256 << 10
 """Read at once: an archive's directory, and the small members that torch writes last."""
 _MOST_SLACK = 1 << 16
+_MOST_SMALL = 32 << 20
+"""Of all members that are no storages: twice the longest pickle that is read."""
 _GAP = 1 << 16
 
 Read = Callable[[int, int], bytes]
@@ -94,7 +96,10 @@ def _archive(fd: int, head: int, size: int, read: Read) -> Outline | None:
             return None
         else:
             missing.append((max(member.header, head), min(following, tail)))
-    for begin, end in _joined(missing):
+    ranges = _joined(missing)
+    if sum(end - begin for begin, end in ranges) > _MOST_SMALL:
+        return None
+    for begin, end in ranges:
         write_at(fd, read(begin, end), begin)
     members = {member.name: member for member in directory.members if member.name in foreseen}
     return Outline(members, foreseen)

@@ -27,9 +27,11 @@ from sd_loader.formats.pickle_objects import (
 )
 from sd_loader.formats.snippet import snippet
 
-MAX_BYTES = 64 << 20
-MAX_INSTRUCTIONS = 2_000_000
-"""SDXL's pickle has 80,000, about 32 a tensor; two million take some two seconds."""
+HIGHEST_PROTOCOL = 5
+MAX_BYTES = 16 << 20
+"""SDXL's pickle has 0.4 MB. A letter beyond 16 bits makes a text four times as large in memory."""
+MAX_INSTRUCTIONS = 1_000_000
+"""SDXL's pickle has 80,000, about 32 a tensor; a million take a second, and up to 120 MB."""
 MAX_DEPTH = 10_000
 MAX_STACK = 200_000
 
@@ -220,6 +222,12 @@ def _plain(handler: Callable[[_Machine], None]) -> Handler:
     return lambda machine, _: handler(machine)
 
 
+def _check_protocol(_machine: _Machine, protocol: int) -> None:
+    """Refuse what no version of Python reads."""
+    if protocol > HIGHEST_PROTOCOL:
+        refuse_damaged(f"protocol {protocol} is unknown")
+
+
 def _ignore(_machine: _Machine, _argument: object) -> None:
     """Pass over what tells a reader of streams only."""
 
@@ -232,7 +240,7 @@ _LITERALS = (
 
 _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(_LITERALS.split(), _Machine.push),
-    "PROTO": _ignore,
+    "PROTO": _check_protocol,
     "FRAME": _ignore,
     "NONE": _constant(lambda: None),
     "NEWTRUE": _constant(lambda: True),

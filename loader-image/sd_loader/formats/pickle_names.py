@@ -162,13 +162,16 @@ INERT = frozenset(
 )
 """Classes that training programs leave beside the weights."""
 
-PERMITTED = (
-    frozenset({REBUILD_TENSOR, REBUILD_TENSOR_V2, REBUILD_TENSOR_V3, REBUILD_FROM_TYPE, SIZE})
-    | {PARAMETER_DICTIONARY}
-    | REBUILD_PARAMETER
-    | DICTIONARIES
-    | STORAGES.keys()
-    | DTYPES.keys()
-    | UNSUPPORTED
-    | INERT
-)
+PERMITTED = {
+    name: name
+    for name in (
+        frozenset({REBUILD_TENSOR, REBUILD_TENSOR_V2, REBUILD_TENSOR_V3, REBUILD_FROM_TYPE, SIZE})
+        | {PARAMETER_DICTIONARY}
+        | REBUILD_PARAMETER
+        | DICTIONARIES
+        | STORAGES.keys()
+        | DTYPES.keys()
+        | UNSUPPORTED
+        | INERT
+    )
+}

@@ -78,9 +78,11 @@ class Parameters(dict[str, object]):
 
 def permitted(module: str, name: str) -> Name:
     """The name, if it is one of those that a model's pickle may refer to."""
-    found = Name(module, name)
-    if found not in PERMITTED:
-        refuse_unsafe(f"it refers to {snippet(str(found))}, which no model needs")
+    named = Name(module, name)
+    # One object for each name, however often a pickle has it.
+    found = PERMITTED.get(named)
+    if found is None:
+        refuse_unsafe(f"it refers to {snippet(str(named))}, which no model needs")
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from itertools import islice
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -17,6 +19,9 @@ _NESTED = "state_dict"
 _EMBEDDINGS = "string_to_param"
 _MAX_NESTING = 8
 _LARGEST_NUMBER = 1 << 63
+_MOST_SCALARS = 1000
+_MOST_SHARING = 8
+"""How often, on average, tensors may share the bytes of their file. Tied weights do so twice."""
 
 
 def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
@@ -38,7 +43,15 @@ def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
 
 def place(fd: int, views: Mapping[str, View], records: Mapping[str, Record]) -> dict[str, Tensor]:
     """Where the tensors' bytes lie; records: the storages in the file, by their key."""
-    return {name: _tensor(fd, name, view, records) for name, view in views.items()}
+    tensors = {name: _tensor(fd, name, view, records) for name, view in views.items()}
+    nbytes, size = sum(tensor.nbytes for tensor in tensors.values()), os.fstat(fd).st_size
+    if nbytes > _MOST_SHARING * size:
+        raise LoaderError(
+            Reason.UNSAFE_MODEL,
+            f"its tensors would take {nbytes} bytes, far more than the file's {size}: they are the"
+            " same numbers many times over",
+        )
+    return tensors
 
 
 def _views(content: Mapping[str, object]) -> dict[str, View]:
@@ -64,12 +77,14 @@ def _checked(views: dict[str, View]) -> dict[str, View]:
 
 
 def _scalars(content: Mapping[str, object]) -> dict[str, str]:
-    return {
-        snippet(name): snippet(str(value))
+    """The first of them: training programs leave a dozen."""
+    found = (
+        (snippet(name), snippet(str(value)))
         for name, value in content.items()
         if isinstance(value, str | float | bool)
         or (isinstance(value, int) and abs(value) < _LARGEST_NUMBER)
-    }
+    )
+    return dict(islice(found, _MOST_SCALARS))
 
 
 def _tensor(fd: int, name: str, view: View, records: Mapping[str, Record]) -> Tensor:

@@ -23,7 +23,6 @@ from sd_loader.tensors import Tensor
 _VERSION = 1001
 _COUNT_BYTES = 8
 _BUFFER = 1 << 16
-_LONGEST_TEXT = 16 << 20
 
 
 def read_legacy(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -55,7 +54,7 @@ class _Stream:
 
     def read(self, size: int, /) -> bytes:
         """The next bytes, fewer at the end; no more are asked for than there are."""
-        if size > _LONGEST_TEXT:
+        if size > pickle.MAX_BYTES:
             refuse_damaged(f"a text of {size} bytes")
         piece = self._take(size)
         if len(piece) == size or self._next == self._end:

@@ -8,7 +8,7 @@ refused, so that where a member lies is beyond doubt. The archive's bytes are no
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -38,6 +38,7 @@ _ENCRYPTED = 0x0001
 _LONGEST_DESCRIPTOR = 24
 _ALIGNMENT = 64
 _ZIP64 = 0x0001
+_UNICODE_PATH = 0x7075
 _IN_ZIP64 = 0xFFFFFFFF
 _IN_ZIP64_SHORT = 0xFFFF
 
@@ -199,7 +200,10 @@ def _entry(data: bytes, position: int, *, folders: bool) -> tuple[Member, int]:
     if signature != b"PK\x01\x02" or comment_length or disk or end > len(data):
         _refuse("a damaged directory entry")
     name = _name(data[name_at:extra_at], folders=folders)
-    wide = _wide_values(data[extra_at:end], (size, stored_size, header))
+    extra = data[extra_at:end]
+    if _UNICODE_PATH in dict(_extra_fields(extra)):
+        _refuse(f"{snippet(name)} has another name for other readers")
+    wide = _wide_values(extra, (size, stored_size, header))
     return Member(name, flags, method, crc, wide[0], wide[1], wide[2], attributes >> 16), end
 
 
@@ -216,21 +220,27 @@ def _name(raw: bytes, *, folders: bool) -> str:
 
 def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
     """The three values, those that are too large for their field taken from the zip64 extra."""
-    wide = b""
-    position = 0
-    while len(extra) - position >= _EXTRA.size:
-        kind, length = _EXTRA.unpack_from(extra, position)
-        position += _EXTRA.size
-        if kind == _ZIP64:
-            if wide or length > len(extra) - position:
-                _refuse("a damaged zip64 field")
-            wide = extra[position : position + length]
-        position += length
+    fields = [content for kind, content in _extra_fields(extra) if kind == _ZIP64]
+    if len(fields) > 1:
+        _refuse("a damaged zip64 field")
+    wide = fields[0] if fields else b""
     missing = values.count(_IN_ZIP64)
     if len(wide) < missing * _QUAD.size:
         _refuse("a zip64 field is missing")
     found = iter(_QUAD.unpack_from(wide, index * _QUAD.size)[0] for index in range(missing))
     return tuple(next(found) if value == _IN_ZIP64 else value for value in values)
+
+
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields after a member's name; what is too short to be one is padding."""
+    position = 0
+    while len(extra) - position >= _EXTRA.size:
+        kind, length = _EXTRA.unpack_from(extra, position)
+        position += _EXTRA.size
+        if length > len(extra) - position:
+            _refuse("a damaged field after a member's name")
+        yield kind, extra[position : position + length]
+        position += length
 
 
 def _check_method(member: Member, *, packed: bool) -> None:

@@ -19,8 +19,9 @@ from sd_loader.formats.snippet import snippet
 
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
-MAX_JSON_BYTES = 8 << 20
-"""tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB."""
+MAX_JSON_BYTES = 4 << 20
+"""tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB; to parse 4 MB takes
+up to 200 MB of memory."""
 _MAX_DEPTH = 32
 """Of configs that are written again: json reads deeper documents than it writes."""
 
