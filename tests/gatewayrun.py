@@ -22,6 +22,18 @@ from sd_operator.kube import Api
 
 Json = dict[str, Any]
 START_SECONDS = 30.0
+ARTIFACT = {
+    "digest": "0" * 64,
+    "sizeBytes": 1,
+    "files": 1,
+    "precision": "fp16",
+    "path": "x",
+    "immutablePath": ".store/x/0000000000000000",
+    "claimName": "models",
+    "size": "1 B",
+    "lastUpdateTime": "2023-01-25T11:52:22Z",
+}
+"""What the operator tells of a published folder."""
 
 
 def write_keys(path: Path, *namespaces: str) -> list[str]:

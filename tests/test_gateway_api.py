@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 from cluster import CLAIM, Cluster
-from gatewayrun import Gateway, write_keys
+from gatewayrun import ARTIFACT, Gateway, write_keys
 from prometheus_client import generate_latest
 
 from sd_api import names
@@ -111,19 +111,6 @@ def put_status(cluster: Cluster, name: str, **status: Any) -> None:
     ]
     patch = json.dumps({"status": status})
     cluster.kubectl("patch", "sdm", name, "--subresource=status", "--type=merge", "-p", patch)
-
-
-ARTIFACT = {
-    "digest": "0" * 64,
-    "sizeBytes": 1,
-    "files": 1,
-    "precision": "fp16",
-    "path": "x",
-    "immutablePath": ".store/x/0000000000000000",
-    "claimName": CLAIM,
-    "size": "1 B",
-    "lastUpdateTime": "2023-01-25T11:52:22Z",
-}
 
 
 @pytest.mark.parametrize("said", VENDORS_OWN.values(), ids=VENDORS_OWN)
