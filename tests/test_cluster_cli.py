@@ -119,7 +119,17 @@ def test_the_doctor_finds_what_is_missing(plugin: Plugin, operated: Operated) ->
     assert re.search(rf"[✓!] +{space}: volume models", done.stdout)
     assert re.search(rf"✗ +{space}: Secret hub +there is none *\n +→ Create it", done.stdout)
 
+    # The gateway's Pods have the operator's name, and are none.
+    labels = {names.LABEL_NAME: names.FIELD_MANAGER, names.LABEL_COMPONENT: "gateway"}
+    container = {"name": "x", "image": "x"}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    metadata = {"name": "gateway", "labels": labels}
+    operated.cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod})
+    operators = re.search(r"^.*[✓!✗] +operator .*$", done.stdout, re.MULTILINE)
+    assert operators is not None
+
     operated.cluster.kubectl("create", "secret", "generic", "hub", "--from-literal=token=x")
     done = plugin.run("doctor")
+    assert operators[0] in done.stdout
     assert re.search(rf"✓ +{space}: Secret hub +has key token", done.stdout)
     assert done.returncode == 0, done.stdout

@@ -12,14 +12,15 @@ from sd_operator.cli.kubectl import ForbiddenError, Json, Kubectl, KubectlError,
 T = TypeVar("T")
 
 DEFAULT_CLAIM = "models"
+# What the chart makes beside the operator has its name, too.
+OPERATORS = f"{names.LABEL_NAME}={names.FIELD_MANAGER},{names.LABEL_COMPONENT} notin (gateway,test)"
 CRD = f"{names.PLURAL}.{names.GROUP}"
 
 
 def look(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
     """What `doctor` judges; without namespaces, those that have models."""
     crd = _seen(lambda: _crd(kubectl))
-    label = f"{names.LABEL_NAME}={names.FIELD_MANAGER}"
-    operators = _seen(lambda: kubectl.list("pods", everywhere=True, labels=label))
+    operators = _seen(lambda: kubectl.list("pods", everywhere=True, labels=OPERATORS))
     nodes = _seen(lambda: kubectl.list("nodes"))
     models = [] if crd == {} else kubectl.list(CRD, everywhere=not namespaces)
     by_space: dict[str, list[Json]] = {name: [] for name in namespaces}
