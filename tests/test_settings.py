@@ -6,8 +6,9 @@ import pytest
 
 from sd_api.spec import JobOverrides
 from sd_operator import settings as settings_module
+from sd_operator.environment import SettingsError
 from sd_operator.queue import Limits
-from sd_operator.settings import LoaderSettings, Settings, SettingsError
+from sd_operator.settings import LoaderSettings, Settings
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from sd_operator import logs, standalone
-from sd_operator.settings import Settings, SettingsError
+from sd_operator.environment import SettingsError
+from sd_operator.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,10 @@ Every error is an ApiError; only UnavailableError is worth trying again as it is
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,8 +33,14 @@ RETRY_SECONDS = 0.3
 RETRY_AFTER_MAX_SECONDS = 5.0
 PAGE_SIZE = 500
 LOG_LINE_MAX_BYTES = 4096
+WATCH_SECONDS = 300
+"""After this time a server ends a watch by itself; a while later we do."""
 
 _MERGE_PATCH = "application/merge-patch+json"
+_METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST"}
+_PATIENCE = aiohttp.ClientTimeout(
+    total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
+)
 
 
 class ApiError(Exception):
@@ -63,7 +70,9 @@ class ForbiddenError(ApiError):
 
 
 class InvalidError(ApiError):
-    """The object was refused as wrong."""
+    """The object was refused as wrong; causes are the fields at fault, with what is wrong."""
+
+    causes: tuple[tuple[str, str], ...] = ()
 
 
 class UnavailableError(ApiError):
@@ -109,11 +118,20 @@ async def load_configuration(kubeconfig: Path | None) -> Configuration:
 
 
 class Api:
-    """A connection to the API server; count is told verb, resource and code of every request."""
+    """A connection to the API server; count is told verb, resource and code of every request.
 
-    def __init__(self, kubeconfig: Path | None, count: Count = lambda *_: None) -> None:
+    manager: who it says that it is, as user agent and as field manager.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: Path | None,
+        count: Count = lambda *_: None,
+        manager: str = names.FIELD_MANAGER,
+    ) -> None:
         self._kubeconfig = kubeconfig
         self._count = count
+        self._manager = manager
         self._client: ApiClient | None = None
         self._former: ApiClient | None = None
 
@@ -157,26 +175,66 @@ class Api:
         fields: str = "",
     ) -> list[Json]:
         """Read all objects of a selection, page by page."""
+        return (await self.snapshot(resource, namespace, labels, fields))[0]
+
+    async def snapshot(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str = "",
+        fields: str = "",
+    ) -> tuple[builtins.list[Json], str]:
+        """As list, with the version from which a watch goes on."""
         query = {"limit": str(PAGE_SIZE), "labelSelector": labels, "fieldSelector": fields}
         items: list[Json] = []
         while True:
             page = await self._json("list", resource, resource.path(namespace), query)
             items += page.get("items") or []
-            token = (page.get("metadata") or {}).get("continue")
-            if not token:
-                return items
-            query["continue"] = token
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion") or "")
+            query["continue"] = metadata["continue"]
+
+    async def watch(
+        self, resource: Resource, namespace: str, since: str
+    ) -> AsyncGenerator[tuple[str, Json], None]:
+        """Yield kind and object of every change after a version, until the server ends it.
+
+        Raises ApiError where it cannot go on: begin again with a snapshot.
+        """
+        client = self._connected()
+        query = {"watch": "true", "resourceVersion": since, "timeoutSeconds": str(WATCH_SECONDS)}
+        path = resource.path(namespace)
+        patience = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=WATCH_SECONDS + 15
+        )
+        try:
+            response = await self._send(client, "watch", path, query, None, patience)
+            async with response:
+                if response.status == 401:
+                    await self._reconnect(client)
+                if response.status != 200:
+                    raise _error("watch", path, response.status, await response.read())
+                async for line in response.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise _error("watch", path, int(status.get("code") or 500), line)
+                    yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
+            # A ValueError is a line cut short.
+            raise UnavailableError(f"watch {path}: {problem or 'no answer'}") from None
 
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
         """Create an object."""
-        query = {"fieldManager": names.FIELD_MANAGER}
+        query = {"fieldManager": self._manager}
         return await self._json("create", resource, resource.path(namespace), query, body)
 
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
     ) -> Json:
         """Change an object, or its subresource, by a JSON merge patch."""
-        query = {"fieldManager": names.FIELD_MANAGER}
+        query = {"fieldManager": self._manager}
         return await self._json("patch", resource, resource.path(namespace, name, sub), query, body)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
@@ -221,16 +279,16 @@ class Api:
     ) -> bytes:
         """Ask, and ask again where the server is away; 401 reads the credentials anew, once."""
         for attempt in range(1, ATTEMPTS + 1):
-            client = self._client
-            if client is None:
-                raise RuntimeError("the connection is not open")
+            client = self._connected()
             try:
-                status, retry_after, raw = await _once(client, verb, path, query, body)
+                response = await self._send(client, verb, path, query, body, _PATIENCE)
+                raw = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as problem:
                 self._count(verb, resource, "error")
                 error: ApiError = UnavailableError(f"{verb} {path}: {problem or 'no answer'}")
                 retry_after = None
             else:
+                status, retry_after = response.status, _retry_after(response.headers)
                 self._count(verb, resource, str(status))
                 if 200 <= status < 300:
                     return raw
@@ -244,24 +302,32 @@ class Api:
             await asyncio.sleep(min(pause, RETRY_AFTER_MAX_SECONDS))
         raise AssertionError("the last attempt returns or raises")
 
+    def _connected(self) -> ApiClient:
+        if self._client is None:
+            raise RuntimeError("the connection is not open")
+        return self._client
 
-async def _once(
-    client: ApiClient, verb: str, path: str, query: Mapping[str, str] | None, body: Json | None
-) -> tuple[int, float | None, bytes]:
-    given = {key: value for key, value in (query or {}).items() if value}
-    method = {"get": "GET", "list": "GET", "create": "POST"}.get(verb, verb.upper())
-    headers = {"Accept": "application/json, */*", "User-Agent": names.FIELD_MANAGER}
-    headers["Content-Type"] = _MERGE_PATCH if verb == "patch" else "application/json"
-    await client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-    url = client.configuration.host + path + (f"?{urlencode(given)}" if given else "")
-    timeout = aiohttp.ClientTimeout(
-        total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
-    )
-    response = await client.call_api(
-        method, url, header_params=headers, body=body, _request_timeout=timeout
-    )
-    raw: bytes = await response.read()  # type: ignore[no-untyped-call]
-    return response.status, _retry_after(response.headers), raw
+    async def _send(
+        self,
+        client: ApiClient,
+        verb: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Json | None,
+        patience: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """Send one request; the answer's body is still to be read."""
+        given = {key: value for key, value in (query or {}).items() if value}
+        method = _METHODS.get(verb, verb.upper())
+        headers = {"Accept": "application/json, */*", "User-Agent": self._manager}
+        headers["Content-Type"] = _MERGE_PATCH if verb == "patch" else "application/json"
+        await client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = client.configuration.host + path + (f"?{urlencode(given)}" if given else "")
+        answer = await client.call_api(
+            method, url, header_params=headers, body=body, _request_timeout=patience
+        )
+        response: aiohttp.ClientResponse = answer.response
+        return response
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -291,4 +357,9 @@ def _error(verb: str, path: str, status: int, raw: bytes) -> ApiError:
         return forbidden
     if status in (401, 429) or status >= 500:
         return UnavailableError(message, status)
-    return InvalidError(message, status)
+    invalid = InvalidError(message, status)
+    invalid.causes = tuple(
+        (str(cause.get("field") or ""), str(cause.get("message") or "")[:1000])
+        for cause in (answer.get("details") or {}).get("causes") or ()
+    )
+    return invalid

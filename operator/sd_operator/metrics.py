@@ -108,7 +108,7 @@ class Metrics:
         )
         text = "1; the version is a label."
         build = Gauge("sdmodel_build_info", text, ["version"], registry=self.registry)
-        build.labels(_version()).set(1)
+        build.labels(installed_version()).set(1)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"sdmodel_{name}", text, registry=self.registry)
@@ -130,17 +130,23 @@ class Metrics:
 
     def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
         """Serve /metrics from a thread; returns the port and what ends it."""
-        server, thread = start_http_server(port, address, self.registry)
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return int(server.server_port), stop
+        return serve(self.registry, address, port)
 
 
-def _version() -> str:
+def serve(registry: CollectorRegistry, address: str, port: int) -> tuple[int, Callable[[], None]]:
+    """Serve a registry's metrics from a thread; returns the port and what ends it."""
+    server, thread = start_http_server(port, address, registry)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return int(server.server_port), stop
+
+
+def installed_version() -> str:
+    """The version of this distribution."""
     try:
         return version("sd-operator")
     except PackageNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
-from sd_api.defaults import parse_default_parts
 from sd_api.netguard import Guard, effective_port
 from sd_api.spec import JobOverrides
+from sd_operator.environment import Reader, kubeconfig
 from sd_operator.queue import Limits
 
 PREFIX = "SD_OPERATOR_"
@@ -22,11 +19,6 @@ POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 # Standard Webhooks' schedule, cut at three days.
 WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 72000.0)
-_PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"}
-
-
-class SettingsError(ValueError):
-    """A setting cannot be used; the message names its variable and what it must be."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +94,11 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read the environment; raises SettingsError."""
-        read = _Reader(env)
+        read = Reader(env, PREFIX)
         default = cls()
         loader = default.loader
         return cls(
-            kubeconfig=_kubeconfig(env),
+            kubeconfig=kubeconfig(env),
             namespaces=read.words("NAMESPACES"),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
             loader=LoaderSettings(
@@ -175,7 +167,7 @@ class Settings:
         return self.allowed_hosts | {f"{parts.hostname}:{effective_port(parts)}"}
 
 
-def _lease_namespace(read: _Reader) -> str | None:
+def _lease_namespace(read: Reader) -> str | None:
     """Where the Lease is. In a Pod there is one, if not told otherwise: in the Pod's namespace."""
     namespace = read.text("LEASE_NAMESPACE")
     in_pod = "KUBERNETES_SERVICE_HOST" in read.env and not read.env.get("KUBECONFIG")
@@ -186,123 +178,3 @@ def _lease_namespace(read: _Reader) -> str | None:
     if namespace is None:
         raise read.wrong("LEASE_NAMESPACE", "must be set for leader election outside a Pod")
     return namespace
-
-
-def _kubeconfig(env: Mapping[str, str]) -> Path | None:
-    first = env.get("KUBECONFIG", "").partition(os.pathsep)[0]
-    if not first and "KUBERNETES_SERVICE_HOST" in env:
-        return None
-    path = Path(first) if first else Path.home() / ".kube" / "config"
-    if not path.is_file():
-        raise SettingsError(f"KUBECONFIG must name a file; {path} is none")
-    return path
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads one kind of value each; an empty variable counts as absent."""
-
-    env: Mapping[str, str]
-
-    def text(self, name: str) -> str | None:
-        return self.env.get(PREFIX + name, "").strip() or None
-
-    def words(self, name: str) -> tuple[str, ...]:
-        text = self.text(name) or ""
-        return tuple(word.strip() for word in text.split(",") if word.strip())
-
-    def path(self, name: str) -> Path | None:
-        text = self.text(name)
-        return Path(text) if text else None
-
-    def number(self, name: str, default: float) -> float:
-        text = self.text(name)
-        if text is None:
-            return default
-        try:
-            return float(text)
-        except ValueError:
-            raise self.wrong(name, "must be a number") from None
-
-    def seconds(self, name: str, default: float) -> float:
-        value = self.number(name, default)
-        if not 0 < value < float("inf"):
-            raise self.wrong(name, "must be a number of seconds above 0")
-        return value
-
-    def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        words = self.words(name)
-        try:
-            values = tuple(float(word) for word in words) or default
-        except ValueError:
-            values = (-1.0,)
-        if not all(0 <= value < float("inf") for value in values):
-            raise self.wrong(name, "must be numbers of seconds, separated by commas")
-        return values
-
-    def whole(self, name: str, default: int, least: int = 0, most: int | None = None) -> int:
-        text = self.text(name)
-        if text is None:
-            return default
-        if not text.isascii() or not text.isdecimal():
-            raise self.wrong(name, "must be a whole number")
-        value = int(text)
-        if value < least or (most is not None and value > most):
-            limit = f"at least {least}" if value < least else f"at most {most}"
-            raise self.wrong(name, f"must be {limit}")
-        return value
-
-    def truth(self, name: str, default: bool) -> bool:
-        return self.choice(name, ("true", "false"), str(default).lower()) == "true"
-
-    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        text = self.text(name) or default
-        if text not in choices:
-            raise self.wrong(name, "must be one of " + ", ".join(choices))
-        return text
-
-    def link(self, name: str) -> str | None:
-        text = self.text(name)
-        if text is not None and not text.startswith(("http://", "https://")):
-            raise self.wrong(name, "must be an http(s) link")
-        return text
-
-    def template(self, name: str) -> str | None:
-        text = self.link(name)
-        if text is not None and "{id}" not in text:
-            raise self.wrong(name, "must have {id} where the trained model's id goes")
-        return text
-
-    def default_parts(self, name: str) -> Mapping[str, str]:
-        try:
-            return parse_default_parts(self.text(name) or "")
-        except ValueError as error:
-            raise self.wrong(name, str(error)) from None
-
-    def object(self, name: str) -> Mapping[str, Any] | None:
-        text = self.text(name)
-        if text is None:
-            return None
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict) or not set(value) <= {"pod", "container"}:
-            raise self.wrong(name, 'must be JSON of the shape {"pod": {…}, "container": {…}}')
-        return value
-
-    def placement(self, name: str) -> JobOverrides:
-        text = self.text(name) or "{}"
-        try:
-            value = JobOverrides.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(step) for step in first["loc"]) or "it"
-            why = f"must be JSON of a Pod's fields: {where}: {first['msg']}"
-            raise self.wrong(name, why) from None
-        if not set(json.loads(text)) <= _PLACEMENT:
-            raise self.wrong(name, "may have the fields " + ", ".join(sorted(_PLACEMENT)))
-        return value
-
-    def wrong(self, name: str, why: str) -> SettingsError:
-        return SettingsError(f"{PREFIX}{name} {why}; it is {self.text(name)!r}")

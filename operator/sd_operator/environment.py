@@ -1,0 +1,158 @@
+"""Reads settings from environment variables: one kind of value each, errors name the variable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sd_api.defaults import parse_default_parts
+from sd_api.spec import JobOverrides
+
+_PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"}
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the message names its variable and what it must be."""
+
+
+def kubeconfig(env: Mapping[str, str]) -> Path | None:
+    """The file that KUBECONFIG names, else the user's own; None is the Pod's own account."""
+    first = env.get("KUBECONFIG", "").partition(os.pathsep)[0]
+    if not first and "KUBERNETES_SERVICE_HOST" in env:
+        return None
+    path = Path(first) if first else Path.home() / ".kube" / "config"
+    if not path.is_file():
+        raise SettingsError(f"KUBECONFIG must name a file; {path} is none")
+    return path
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads one kind of value each; an empty variable counts as absent."""
+
+    env: Mapping[str, str]
+    prefix: str
+
+    def text(self, name: str) -> str | None:
+        """The value as it is."""
+        return self.env.get(self.prefix + name, "").strip() or None
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Words, separated by commas."""
+        text = self.text(name) or ""
+        return tuple(word.strip() for word in text.split(",") if word.strip())
+
+    def path(self, name: str) -> Path | None:
+        """A path, which need not exist."""
+        text = self.text(name)
+        return Path(text) if text else None
+
+    def number(self, name: str, default: float) -> float:
+        """Any number."""
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            return float(text)
+        except ValueError:
+            raise self.wrong(name, "must be a number") from None
+
+    def seconds(self, name: str, default: float) -> float:
+        """A time above 0."""
+        value = self.number(name, default)
+        if not 0 < value < float("inf"):
+            raise self.wrong(name, "must be a number of seconds above 0")
+        return value
+
+    def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """Times, separated by commas."""
+        words = self.words(name)
+        try:
+            values = tuple(float(word) for word in words) or default
+        except ValueError:
+            values = (-1.0,)
+        if not all(0 <= value < float("inf") for value in values):
+            raise self.wrong(name, "must be numbers of seconds, separated by commas")
+        return values
+
+    def whole(self, name: str, default: int, least: int = 0, most: int | None = None) -> int:
+        """A whole number within limits."""
+        text = self.text(name)
+        if text is None:
+            return default
+        if not text.isascii() or not text.isdecimal():
+            raise self.wrong(name, "must be a whole number")
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise self.wrong(name, f"must be {limit}")
+        return value
+
+    def truth(self, name: str, default: bool) -> bool:
+        """True or false."""
+        return self.choice(name, ("true", "false"), str(default).lower()) == "true"
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        """One of a few words."""
+        text = self.text(name) or default
+        if text not in choices:
+            raise self.wrong(name, "must be one of " + ", ".join(choices))
+        return text
+
+    def link(self, name: str) -> str | None:
+        """An http(s) link."""
+        text = self.text(name)
+        if text is not None and not text.startswith(("http://", "https://")):
+            raise self.wrong(name, "must be an http(s) link")
+        return text
+
+    def template(self, name: str) -> str | None:
+        """A link with a place for a trained model's id."""
+        text = self.link(name)
+        if text is not None and "{id}" not in text:
+            raise self.wrong(name, "must have {id} where the trained model's id goes")
+        return text
+
+    def default_parts(self, name: str) -> Mapping[str, str]:
+        """Base models with the repos of their parts."""
+        try:
+            return parse_default_parts(self.text(name) or "")
+        except ValueError as error:
+            raise self.wrong(name, str(error)) from None
+
+    def object(self, name: str) -> Mapping[str, Any] | None:
+        """A security context, of Pod and container."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or not set(value) <= {"pod", "container"}:
+            raise self.wrong(name, 'must be JSON of the shape {"pod": {…}, "container": {…}}')
+        return value
+
+    def placement(self, name: str) -> JobOverrides:
+        """Where Pods run."""
+        text = self.text(name) or "{}"
+        try:
+            value = JobOverrides.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(step) for step in first["loc"]) or "it"
+            why = f"must be JSON of a Pod's fields: {where}: {first['msg']}"
+            raise self.wrong(name, why) from None
+        if not set(json.loads(text)) <= _PLACEMENT:
+            raise self.wrong(name, "may have the fields " + ", ".join(sorted(_PLACEMENT)))
+        return value
+
+    def wrong(self, name: str, why: str) -> SettingsError:
+        """The error that tells what is wrong with a value."""
+        return SettingsError(f"{self.prefix}{name} {why}; it is {self.text(name)!r}")

@@ -1,0 +1,88 @@
+"""The command line: `sd-gateway run` and `sd-gateway new-key`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from sd_operator import logs
+from sd_operator.environment import SettingsError
+from sd_operator.gateway import keys
+from sd_operator.gateway.settings import Settings
+
+GRACE_SECONDS = 5
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="sd-gateway", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "run",
+        help="serve the vendor's API and the gallery",
+        description="Serves the vendor's API and the gallery. Settings are environment variables"
+        " SD_GATEWAY_*; KUBECONFIG names the cluster, else it is the one it runs in.",
+    )
+    new_key = commands.add_parser(
+        "new-key",
+        help="make a key for a namespace",
+        description="Prints a new key, which is kept nowhere, and the line that the file of"
+        " SD_GATEWAY_KEYS_FILE needs for it.",
+    )
+    new_key.add_argument("namespace", metavar="NAMESPACE", help="whose models the key is for")
+    new_key.add_argument("--id", help="what logs call the key (default: NAMESPACE-<random>)")
+    options = parser.parse_args(arguments)
+    try:
+        return _new_key(options) if options.command == "new-key" else _run()
+    except SettingsError as error:
+        print(f"sd-gateway: {error}", file=sys.stderr)
+        return 2
+
+
+def _new_key(options: argparse.Namespace) -> int:
+    try:
+        key, line = keys.new(options.namespace, options.id)
+    except ValueError as error:
+        print(f"sd-gateway: {error}", file=sys.stderr)
+        return 2
+    print(f"key:  {key}\nline: {line}")
+    return 0
+
+
+def _run() -> int:
+    settings = Settings.from_env()
+    logs.set_up(settings.log_level, settings.log_format)
+    # Heavy, and not needed to make a key.
+    import uvicorn
+
+    from sd_operator.gateway.app import create_app
+    from sd_operator.gateway.metrics import Metrics
+    from sd_operator.kube import Api
+
+    metrics = Metrics()
+    port, stop = metrics.serve(settings.bind_address, settings.metrics_port)
+    log.info("metrics on port %d", port)
+    api = Api(settings.kubeconfig, metrics.count_request, manager="sd-gateway")
+    try:
+        uvicorn.run(
+            create_app(settings, api, metrics),
+            host=settings.bind_address,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    finally:
+        stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

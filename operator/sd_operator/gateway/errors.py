@@ -1,0 +1,65 @@
+"""What callers are told when something cannot be done: a status and a sentence."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from sd_operator.kube import (
+    AlreadyExistsError,
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE_RETRY_SECONDS = 5
+
+
+class RefusedError(Exception):
+    """A call that is refused; retry_after in seconds, where another may succeed."""
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+
+
+def refusal(error: ApiError) -> RefusedError:
+    """What an error of the API server means to the caller."""
+    match error:
+        case NotFoundError():
+            return RefusedError(404, "It is not there any more, or the key's namespace is not")
+        case AlreadyExistsError() | ConflictError():
+            return RefusedError(409, "It was changed by somebody else; look at it and try again")
+        case InvalidError():
+            return RefusedError(400, _explain(error))
+        case ForbiddenError() if error.namespace_terminating:
+            return RefusedError(409, "The key's namespace is being deleted")
+        case ForbiddenError() if "exceeded quota" in str(error):
+            return RefusedError(409, "The quota of the key's namespace is used up; delete a model")
+        case UnavailableError():
+            log.warning("the API server is away: %s", error)
+            text = "The Kubernetes API server does not answer; try again in a moment"
+            return RefusedError(503, text, UNAVAILABLE_RETRY_SECONDS)
+        case _:
+            log.error("the API server refuses the gateway: %s", error)
+            text = "The cluster refuses this to the gateway; its administrator finds why in the log"
+            return RefusedError(503, text)
+
+
+def _explain(error: InvalidError) -> str:
+    """The CRD's own friendly messages; fields in the callers' words are the caller's matter."""
+    messages = [_plain(field, message) for field, message in error.causes]
+    return "; ".join(dict.fromkeys(messages)) or str(error)
+
+
+def _plain(field: str, message: str) -> str:
+    """A cause without the value, which may be long or secret, and without the error's kind."""
+    plain = re.sub(r"^Invalid value: (\"(\\.|[^\"\\])*\"|\S+): ", "", message)
+    return plain if plain.startswith(("spec.", "metadata.")) else f"{field}: {plain}"

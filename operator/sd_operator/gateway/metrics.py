@@ -1,0 +1,87 @@
+"""The gateway's Prometheus metrics, in a registry and behind a thread server of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sd_operator.metrics import installed_version, serve
+
+OTHER = "other"
+
+
+class Metrics:
+    """All metrics of one gateway."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "sdmodel_gateway_requests_total",
+            "Calls of the gateway, by route and status code.",
+            ["route", "code"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "sdmodel_gateway_request_duration_seconds",
+            "Time until the answer to a call begins.",
+            ["route"],
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "sdmodel_api_requests_total",
+            "Requests to the API server, those of watches left out; code error is no answer.",
+            ["verb", "resource", "code"],
+            registry=self.registry,
+        )
+        text = "1; the version is a label."
+        build = Gauge("sdmodel_build_info", text, ["version"], registry=self.registry)
+        build.labels(installed_version()).set(1)
+
+    def count_request(self, verb: str, resource: str, code: str) -> None:
+        """Count a request to the API server."""
+        self._requests.labels(verb, resource, code).inc()
+
+    def count_call(self, route: str, code: int, seconds: float) -> None:
+        """Count a call of the gateway."""
+        self._calls.labels(route, str(code)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
+        """Serve /metrics from a thread; returns the port and what ends it."""
+        return serve(self.registry, address, port)
+
+
+class Measured:
+    """Counts and times the calls of an application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, told = time.monotonic(), False
+
+        def tell(code: int) -> None:
+            nonlocal told
+            told = True
+            route = getattr(scope.get("route"), "path", OTHER)
+            self._metrics.count_call(route, code, time.monotonic() - begun)
+
+        async def measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                tell(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, measured)
+        except Exception:
+            if not told:
+                tell(500)
+            raise
