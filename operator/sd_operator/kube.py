@@ -225,9 +225,11 @@ class Api:
             # A ValueError is a line cut short.
             raise UnavailableError(f"watch {path}: {problem or 'no answer'}") from None
 
-    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Create an object."""
-        query = {"fieldManager": self._manager}
+    async def create(
+        self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False
+    ) -> Json:
+        """Create an object, or only see what the API server says to it."""
+        query = {"fieldManager": self._manager, "dryRun": "All" if dry_run else ""}
         return await self._json("create", resource, resource.path(namespace), query, body)
 
     async def patch(

@@ -55,11 +55,11 @@ def refusal(error: ApiError) -> RefusedError:
 
 def _explain(error: InvalidError) -> str:
     """The CRD's own friendly messages; fields in the callers' words are the caller's matter."""
-    messages = [_plain(field, message) for field, message in error.causes]
+    messages = [plain(field, message) for field, message in error.causes]
     return "; ".join(dict.fromkeys(messages)) or str(error)
 
 
-def _plain(field: str, message: str) -> str:
+def plain(field: str, message: str) -> str:
     """A cause without the value, which may be long or secret, and without the error's kind."""
-    plain = re.sub(r"^Invalid value: (\"(\\.|[^\"\\])*\"|\S+): ", "", message)
-    return plain if plain.startswith(("spec.", "metadata.")) else f"{field}: {plain}"
+    text = re.sub(r"^Invalid value: (\"(\\.|[^\"\\])*\"|\S+): ", "", message)
+    return text if text.startswith(("spec.", "metadata.")) else f"{field}: {text}"

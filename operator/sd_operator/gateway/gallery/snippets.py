@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,11 @@ import yaml
 from sd_api.load import STORE_MOUNT
 from sd_api.names import GROUP
 from sd_api.netguard import redact
-from sd_api.spec import ModelType
+from sd_api.spec import ModelType, Spec
 from sd_operator.model import Model
 
 _URLS = (("url",), ("webhook",), ("originalConfig",), ("vae", "url"))
+_DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
 _HIDDEN = "# Secret parts of links are left out: put them in before you apply this.\n"
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -40,7 +42,11 @@ def manifest_yaml(body: Mapping[str, Any]) -> str:
     }
     if annotations:
         kept["annotations"] = annotations
-    spec = copy.deepcopy(body.get("spec") or {})
+    spec = {
+        name: copy.deepcopy(value)
+        for name, value in (body.get("spec") or {}).items()
+        if value != _DEFAULTS.get(name)
+    }
     hidden = [_hide(spec, path) for path in _URLS]
     head = {"apiVersion": body.get("apiVersion"), "kind": body.get("kind")}
     text = to_yaml({**head, "metadata": kept, "spec": spec})
@@ -57,7 +63,7 @@ def snippet(model: Model) -> str | None:
     artifact = model.status.artifact
     if artifact is None or model.model_type is None:
         return None
-    folder = f'os.path.realpath({f"{STORE_MOUNT}/{artifact.path}"!r})'
+    folder = f"os.path.realpath({f'{STORE_MOUNT}/{artifact.path}'!r})"
     dtype = _DTYPES.get(artifact.precision or "")
     options = f", torch_dtype={dtype}" if dtype else ""
     base = artifact.base_model or ""
@@ -76,10 +82,11 @@ def snippet(model: Model) -> str | None:
         case _:
             pipeline = _class(artifact.pipeline_class, "DiffusionPipeline")
             body = [f"pipe = {pipeline}.from_pretrained(folder{options})", 'pipe.to("cuda")']
+            body += ['image = pipe("a lighthouse at dusk").images[0]'] * _paints(pipeline)
     imports = ["import os", "", *(["import torch"] if "torch." in "".join(body) else [])]
     head = [*imports, f"from diffusers import {pipeline}", ""]
-    comment = "  # a reload moves the link: resolve it once"
-    return "\n".join([*head, f"folder = {folder}{comment}", *body, ""])
+    comment = "# A reload moves this link: resolve it once."
+    return "\n".join([*head, comment, f"folder = {folder}", *body, ""])
 
 
 def _on_a_base(pipeline: str, base: str, use: list[str]) -> list[str]:
@@ -94,19 +101,21 @@ def _on_a_base(pipeline: str, base: str, use: list[str]) -> list[str]:
 
 
 def _embedding(base: str) -> list[str]:
-    """The word for prompts stands beside the vectors; SDXL has vectors for two encoders."""
-    lines = [
-        'word = open(f"{folder}/token_identifier.txt").read().strip()',
-        "pipe.load_textual_inversion(folder, token=word)",
-    ]
+    """SDXL has vectors for two encoders."""
+    lines = ["pipe.load_textual_inversion(folder)  # the word: token_identifier.txt"]
     if base.startswith("sdxl"):
-        lines[-1:] = [
-            'pipe.load_textual_inversion(folder, weight_name="learned_embeds.safetensors",',
-            "    token=word, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)",
-            'pipe.load_textual_inversion(folder, weight_name="learned_embeds_2.safetensors",',
-            "    token=word, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)",
+        lines += [
+            "pipe.load_textual_inversion(",
+            '    folder, weight_name="learned_embeds_2.safetensors",',
+            "    text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2,",
+            ")",
         ]
     return lines
+
+
+def _paints(pipeline: str) -> bool:
+    """Whether a prompt is all that it needs."""
+    return pipeline in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 def _class(said: str | None, default: str) -> str:

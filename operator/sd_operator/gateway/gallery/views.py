@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from sd_api.netguard import redact
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_api.status import Condition, ConditionType, Phase
@@ -37,6 +38,8 @@ _TONES = {
     Phase.DELETING: "wait",
 }
 _REMEDIES = {reason.value: reason.remedy for reason in Reason}
+PAGE = 60
+
 _NEWS_PERCENT = 25
 
 
@@ -47,7 +50,7 @@ class Filter:
     text: str = ""
     type: str = ""
     phase: str = ""
-    show: int = 60
+    show: int = PAGE
 
     @property
     def query(self) -> str:
@@ -170,7 +173,7 @@ def detail(body: Json, now: datetime) -> Detail:
         card=card(body),
         uid=model.uid,
         namespace=model.namespace,
-        conditions=tuple(_condition(one, now) for one in model.status.conditions),
+        conditions=_conditions(model, now),
         facts=tuple(_facts(model)),
         source=text,
         source_link=link,
@@ -186,7 +189,7 @@ def source(model: Model) -> tuple[str, str | None]:
     """Where a model comes from, without secrets; and a link to it, where that still leads there."""
     url = (model.status.source.url if model.status.source else None) or ""
     if model.spec is not None:
-        url = redacted(model.url)
+        url = redact(model.url)
     whole = model.spec is not None and url == model.url
     return url, url if whole and url.startswith(("https://", "http://")) else None
 
@@ -227,8 +230,23 @@ def _find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | N
     return next(held, None)
 
 
-def _condition(condition: Condition, now: datetime) -> ConditionView:
-    remedy = _REMEDIES.get(condition.reason, "")
+def _conditions(model: Model, now: datetime) -> tuple[ConditionView, ...]:
+    """What needs help first; Ready repeats the reason, which is not said twice."""
+    found = sorted(model.status.conditions, key=lambda one: one.type != ConditionType.STALLED)
+    told: set[str] = set()
+    shown = []
+    for one in found:
+        view = _condition(one, model, now)
+        if one.message in told:
+            view = replace(view, message="", remedy="")
+        told.add(one.message)
+        shown.append(view)
+    return tuple(shown)
+
+
+def _condition(condition: Condition, model: Model, now: datetime) -> ConditionView:
+    job = model.status.job.name if model.status.job else "NAME"
+    remedy = _REMEDIES.get(condition.reason, "").replace("<status.job.name>", job)
     good = (condition.status == "True") == (condition.type != ConditionType.STALLED)
     tone = "good" if good else "bad"
     if condition.type == ConditionType.RECONCILING or (not good and not remedy):

@@ -1,0 +1,138 @@
+"""The gateway with its gallery on loopback, over a test's cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import uvicorn
+from cluster import Cluster
+
+from sd_operator.gateway import keys
+from sd_operator.gateway.app import create_app
+from sd_operator.gateway.settings import Settings
+from sd_operator.kube import Api
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    code: int
+    headers: http.client.HTTPMessage
+    text: str
+
+    @property
+    def location(self) -> str:
+        """Where it leads."""
+        return self.headers.get("Location", "")
+
+
+@dataclass
+class Site:
+    """A running gateway; key is good for the cluster's namespace."""
+
+    url: str
+    keys_file: Path
+    key: str
+    cookie: str = ""
+
+    @property
+    def host(self) -> str:
+        """Host and port."""
+        return urlsplit(self.url).netloc
+
+    def ask(
+        self, method: str, path: str, form: dict[str, str] | None = None, **headers: str
+    ) -> Answer:
+        """Ask as a browser does that has the cookie; a form comes from a page of the gallery."""
+        with contextlib.closing(http.client.HTTPConnection(self.host, timeout=30)) as connection:
+            connection.request(method, path, *self._request(form, headers))
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read().decode())
+
+    def get(self, path: str, **headers: str) -> Answer:
+        """Ask for a page."""
+        return self.ask("GET", path, **headers)
+
+    def post(self, path: str, form: dict[str, str], **headers: str) -> Answer:
+        """Send a form."""
+        return self.ask("POST", path, form, **headers)
+
+    def login(self, key: str | None = None) -> Answer:
+        """Log in, and keep the cookie."""
+        answer = self.post("/gallery/login", {"key": key or self.key})
+        self.cookie = answer.headers.get("Set-Cookie", "").partition(";")[0]
+        return answer
+
+    @contextlib.contextmanager
+    def stream(self, path: str) -> Iterator[Iterator[tuple[str, str]]]:
+        """The server-sent events of an address, comments as events without a name."""
+        with contextlib.closing(http.client.HTTPConnection(self.host, timeout=30)) as connection:
+            connection.request("GET", path, *self._request(None, {}))
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            assert response.headers["Content-Type"].startswith("text/event-stream")
+            yield _events(response)
+
+    def _request(
+        self, form: dict[str, str] | None, headers: dict[str, str]
+    ) -> tuple[str | None, dict[str, str]]:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = {"Cookie": self.cookie} if self.cookie else {}
+        if form is None:
+            return None, sent | given
+        sent |= {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.url}
+        return urlencode(form), sent | given
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
+    name, data = "", []
+    while line := response.readline().decode():
+        field, _, value = line.rstrip("\n").partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+        elif field == "":
+            if value:
+                yield "", value
+            elif data:
+                yield name, "\n".join(data)
+                name, data = "", []
+
+
+@contextlib.contextmanager
+def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
+    """Serve a namespace's gallery until the context ends."""
+    key, line = keys.new(cluster.namespace, "painter")
+    keys_file = folder / "keys"
+    keys_file.write_text(f"{line}\n")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        given = Settings(
+            keys_file=keys_file, kubeconfig=cluster.kubeconfig, public_url=url, **settings
+        )
+        app = create_app(given, Api(cluster.kubeconfig, manager="sd-gateway"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on")
+        )
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            deadline = time.monotonic() + 30
+            while not server.started:
+                assert time.monotonic() < deadline and thread.is_alive()
+                time.sleep(0.02)
+            yield Site(url, keys_file, key)
+        finally:
+            server.should_exit = True
+            thread.join()
