@@ -130,7 +130,8 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
         try:
             deadline = time.monotonic() + 30
             while not server.started:
-                assert time.monotonic() < deadline and thread.is_alive()
+                assert thread.is_alive()
+                assert time.monotonic() < deadline
                 time.sleep(0.02)
             yield Site(url, keys_file, key)
         finally:

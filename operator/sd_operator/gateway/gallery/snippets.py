@@ -63,7 +63,7 @@ def snippet(model: Model) -> str | None:
     artifact = model.status.artifact
     if artifact is None or model.model_type is None:
         return None
-    folder = f"os.path.realpath({f'{STORE_MOUNT}/{artifact.path}'!r})"
+    link = json.dumps(f"{STORE_MOUNT}/{artifact.path}")
     dtype = _DTYPES.get(artifact.precision or "")
     options = f", torch_dtype={dtype}" if dtype else ""
     base = artifact.base_model or ""
@@ -86,7 +86,7 @@ def snippet(model: Model) -> str | None:
     imports = ["import os", "", *(["import torch"] if "torch." in "".join(body) else [])]
     head = [*imports, f"from diffusers import {pipeline}", ""]
     comment = "# A reload moves this link: resolve it once."
-    return "\n".join([*head, comment, f"folder = {folder}", *body, ""])
+    return "\n".join([*head, comment, f"folder = os.path.realpath({link})", *body, ""])
 
 
 def _on_a_base(pipeline: str, base: str, use: list[str]) -> list[str]:
