@@ -23,8 +23,8 @@ BUILD = $(BUILDER) build $(IMAGE_ARGS) --build-arg VERSION=$(VERSION) \
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(DEMO) ## Load two models end to end, without a cluster
-	.venv-demo/bin/python tools/demo.py
+demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: and go on in the browser)
+	.venv-demo/bin/python tools/demo.py $(if $(KEEP),--keep)
 
 test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
@@ -86,7 +86,7 @@ $(DEV): pyproject.toml constraints.txt
 
 $(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/pip install --quiet --editable ".[standalone,loader]"
+	.venv-demo/bin/pip install --quiet --editable ".[standalone,gateway,loader]"
 	touch $@
 
 $(LOCK): constraints.txt

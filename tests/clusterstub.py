@@ -7,7 +7,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from sd_operator.standalone.main import Options, run
+from sd_operator.standalone.main import run
+from sd_operator.standalone.processes import Options
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--store", type=Path, required=True)

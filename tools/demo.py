@@ -8,12 +8,15 @@ if every step was seen to happen.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,10 +60,17 @@ spec:
 
 def main() -> int:
     """Run the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Loads two models end to end on this machine.")
+    parser.add_argument(
+        "--keep", action="store_true", help="go on in the browser afterwards, until Ctrl-C"
+    )
+    keep = parser.parse_args().keep
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sd-demo-")))
         try:
-            demo(work, stack)
+            demo(work, stack, *(["--gateway"] if keep else []))
+            if keep:
+                show_gateway(work / "standalone.log")
         except DemoError as error:
             print(f"\nThe demo failed: {error}", file=sys.stderr)
             for log in sorted(work.glob("*.log")):
@@ -74,7 +84,7 @@ class DemoError(Exception):
     """A step that did not happen."""
 
 
-def demo(work: Path, stack: contextlib.ExitStack) -> None:
+def demo(work: Path, stack: contextlib.ExitStack, *options: str) -> None:
     """Make models, serve them, load them, look at the result."""
     say("1. Making a small SD 1.5 checkpoint, and a Hub repo of it")
     hub = stack.enter_context(FakeHub())
@@ -83,7 +93,7 @@ def demo(work: Path, stack: contextlib.ExitStack) -> None:
     say("2. Starting the standalone server, with the operator in its own process")
     key = "whsec_" + secrets.token_urlsafe(32).translate(str.maketrans("-_", "+/"))[:40]
     receiver = stack.enter_context(WebhookReceiver(key))
-    kubeconfig = stack.enter_context(standalone(work, hub, receiver, key))
+    kubeconfig = stack.enter_context(standalone(work, hub, receiver, key, *options))
     kubectl = Kubectl(kubeconfig)
 
     say("3. kubectl apply -f models.yaml")
@@ -132,7 +142,9 @@ def make_sources(work: Path, hub: FakeHub) -> None:
 
 
 @contextlib.contextmanager
-def standalone(work: Path, hub: FakeHub, receiver: WebhookReceiver, key: str) -> Iterator[Path]:
+def standalone(
+    work: Path, hub: FakeHub, receiver: WebhookReceiver, key: str, *options: str
+) -> Iterator[Path]:
     """The server, until the demo ends; yields the kubeconfig."""
     kubeconfig = work / "kubeconfig"
     key_file = work / "webhook-key"
@@ -143,6 +155,7 @@ def standalone(work: Path, hub: FakeHub, receiver: WebhookReceiver, key: str) ->
         *("--store", str(work / "store")),
         *("--kubeconfig", str(kubeconfig)),
         *("--allowed-hosts", f"{hub.host},{receiver.host}"),
+        *options,
     ]
     env = {**os.environ, "HF_ENDPOINT": hub.url, "SD_OPERATOR_WEBHOOK_KEY_FILE": str(key_file)}
     with (work / "standalone.log").open("w") as log:
@@ -157,6 +170,23 @@ def standalone(work: Path, hub: FakeHub, receiver: WebhookReceiver, key: str) ->
     finally:
         process.terminate()
         process.wait(30)
+
+
+def show_gateway(log: Path) -> None:
+    """Say where the gateway is, and wait until the person has seen enough."""
+    text = log.read_text()
+    told = re.search(r"The gateway is at (\S+) .*\n.*: (\S+)", text)
+    expect(told is not None, "standalone did not tell of its gateway")
+    url, key = told.groups()
+    say("The gateway goes on: the models in a browser, and the vendor's API")
+    print(f"""\
+    {url}   log in with the key {key}
+    {url}/docs
+    curl -sS {url}/api/v1/enterprise/get_all_models -d '{{"key":"{key}"}}'
+""")
+    say("Ctrl-C ends it.")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 class Kubectl:

@@ -31,6 +31,8 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_MODEL_UID = f"{GROUP}/model-uid"
 LABEL_ROLE = f"{GROUP}/role"
 LOADER_NAME = "sd-loader"
+SWEEP_NAME = "sd-loader-sweep"
+"""Sweeps are nobody's loads: they have a name of their own."""
 ROLE_LOAD = "load"
 ROLE_REMOVE = "remove"
 

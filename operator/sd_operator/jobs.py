@@ -18,6 +18,8 @@ USER_ID = 65532
 TERMINATION_LOG = "/dev/termination-log"
 CA_DIR = "/etc/sd-loader/ca"
 GRACE_SECONDS = 15
+SWEEP_DEADLINE_SECONDS = 21600
+SWEEP_TTL_SECONDS = 600
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 Manifest = dict[str, Any]
@@ -176,6 +178,71 @@ def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
     return _job(names.ROLE_REMOVE, pod, plan, deadline, loader.remove_ttl_seconds)
 
 
+def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettings) -> Manifest:
+    """The Job that removes what no model needs from a claim; the chart's CronJob makes the same."""
+    labels = {names.LABEL_NAME: names.SWEEP_NAME}
+    security = loader.security_context
+    pod: Manifest = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": dict(_POD_SECURITY if security is None else security.get("pod", {})),
+        "containers": [
+            {
+                "name": "sweep",
+                "image": loader.slim_image,
+                "command": ["sd-loader"],
+                "args": ["sweep", "--store", STORE_MOUNT, "--delete"],
+                "env": [
+                    {
+                        "name": "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
+                        "value": str(loader.retain_previous_seconds),
+                    },
+                    {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
+                    {"name": "LOGNAME", "value": names.LOADER_NAME},
+                ],
+                "resources": _REMOVE,
+                "securityContext": dict(
+                    _CONTAINER_SECURITY if security is None else security.get("container", {})
+                ),
+                "volumeMounts": _mounts(),
+            }
+        ],
+        "volumes": _volumes(claim_name, loader),
+    }
+    if loader.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": one} for one in loader.image_pull_secrets]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            # It ends with 3 where published files were altered: another attempt finds the same.
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": SWEEP_DEADLINE_SECONDS,
+            "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": pod | _placement(JobOverrides(), loader),
+            },
+        },
+    }
+
+
+def _mounts() -> list[Manifest]:
+    return [
+        {"name": "models", "mountPath": STORE_MOUNT},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
+    ]
+
+
+def _volumes(claim_name: str, loader: LoaderSettings) -> list[Manifest]:
+    return [
+        {"name": "models", "persistentVolumeClaim": {"claimName": claim_name}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": loader.tmp_size}},
+    ]
+
+
 def _convert_resources(
     overrides: JobOverrides, loader: LoaderSettings, *, renders: bool
 ) -> Manifest:
@@ -253,10 +320,7 @@ def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Ma
 def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manifest:
     loader = settings.loader
     security = loader.security_context
-    volumes: list[Manifest] = [
-        {"name": "models", "persistentVolumeClaim": {"claimName": plan.claim_name}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": loader.tmp_size}},
-    ]
+    volumes = _volumes(plan.claim_name, loader)
     if loader.ca_configmap:
         volumes.append({"name": "ca", "configMap": {"name": loader.ca_configmap}})
     pod: Manifest = {
@@ -277,10 +341,7 @@ def _container(
     name: str, image: str, resources: Manifest, plan: JobPlan, settings: Settings
 ) -> Manifest:
     security = settings.loader.security_context
-    mounts: list[Manifest] = [
-        {"name": "models", "mountPath": STORE_MOUNT},
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
-    ]
+    mounts = _mounts()
     if settings.loader.ca_configmap:
         mounts.append({"name": "ca", "mountPath": CA_DIR, "readOnly": True})
     return {

@@ -1,8 +1,7 @@
 """Calling webhooks as Standard Webhooks says (https://www.standardwebhooks.com).
 
-The url is the user's, so only public addresses are called: every host is resolved once, all
-answers are checked, and the connection goes to what was checked. Redirects count as failures, and
-of the answer nothing but its status code is looked at.
+The url is the user's, so the guard decides who is called. Redirects count as failures, and of the
+answer nothing but its status code is looked at.
 """
 
 from __future__ import annotations
@@ -13,16 +12,11 @@ import binascii
 import hashlib
 import hmac
 import json
-import socket
-import ssl
-import urllib.request
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from sd_api import names, netguard
 from sd_api.netguard import AddressRefusedError, Guard
@@ -30,6 +24,7 @@ from sd_api.status import OutboxEntry, Status, WebhookEvent
 from sd_operator.kube import ApiError, ForbiddenError, NotFoundError
 from sd_operator.model import Model
 from sd_operator.observe import Delivery, Outcome
+from sd_operator.outgoing import Outgoing
 from sd_operator.plan import Call
 from sd_operator.settings import Settings
 
@@ -85,67 +80,24 @@ def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
     }
 
 
-class _GuardedResolver(AbstractResolver):
-    """Gives aiohttp only addresses that the guard has checked."""
-
-    def __init__(self, guard: Guard, threads: ThreadPoolExecutor) -> None:
-        self._guard = guard
-        self._threads = threads
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Resolve a host; raises AddressRefusedError, an OSError."""
-        loop = asyncio.get_running_loop()
-        addresses = await loop.run_in_executor(self._threads, self._guard.addresses, host, port)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses
-            if family is socket.AF_UNSPEC or (":" in address) == (family is socket.AF_INET6)
-        ]
-
-    async def close(self) -> None:
-        """Nothing to release: the threads are the owner's."""
-
-
 class Webhooks:
     """Makes calls, a bounded number at a time; to be used and closed on one event loop."""
 
     def __init__(self, settings: Settings, guard: Guard, read_secret: ReadSecret) -> None:
         self._settings = settings
         self._read_secret = read_secret
-        self._guard = guard
         self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
-        # Look-ups block; they get threads of their own, so that they hold up nothing else.
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="webhook-dns")
-        self._direct = self._session(_GuardedResolver(self._guard, self._threads))
-        self._proxied = self._session(None)
-
-    def _session(self, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
-        ca_file = self._settings.webhook_ca_file
-        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-        connector = aiohttp.TCPConnector(
-            resolver=resolver, ssl=context, use_dns_cache=False, force_close=True
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
-            trust_env=False,
+        self._outgoing = Outgoing(
+            guard,
+            TIMEOUT_SECONDS,
+            settings.https_proxy,
+            settings.no_proxy,
+            settings.webhook_ca_file,
         )
 
     async def close(self) -> None:
         """End all connections."""
-        await self._direct.close()
-        await self._proxied.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._outgoing.close()
 
     async def deliver(self, call: Call, model: Model, status: Status) -> Delivery:
         """Make one call; every outcome is an answer, never an exception."""
@@ -197,12 +149,7 @@ class Webhooks:
         if key is not None:
             headers["webhook-signature"] = signature(key, call.entry.id, timestamp, body)
         try:
-            parts = self._guard.check_url(call.url)
-            proxy = self._proxy(parts.hostname or "")
-            session = self._proxied if proxy else self._direct
-            async with session.post(
-                call.url, data=body, headers=headers, allow_redirects=False, proxy=proxy
-            ) as response:
+            async with self._outgoing.call("POST", call.url, headers, body) as response:
                 return _outcome(response.status)
         except AddressRefusedError as problem:
             return Outcome.FAILED, str(problem)
@@ -213,15 +160,6 @@ class Webhooks:
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             # The texts of other errors may hold the url, whose query may be a secret.
             return Outcome.FAILED, f"no connection: {type(problem).__name__}"
-
-    def _proxy(self, host: str) -> str | None:
-        proxy = self._settings.https_proxy
-        excepted = {"no": self._settings.no_proxy}
-        if proxy is None:
-            return None
-        # The standard library's reading of NO_PROXY; typeshed lacks it.
-        bypassed = urllib.request.proxy_bypass_environment(host, excepted)  # type: ignore[attr-defined]
-        return None if bypassed else proxy
 
 
 def _outcome(status: int) -> tuple[Outcome, str]:

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
+from sd_operator.gateway import docs, routes
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, refusal
 from sd_operator.gateway.guards import BodyLimit, SecurityHeaders
@@ -47,6 +48,8 @@ def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> 
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _refused)
     _add_probes(app, context)
+    app.include_router(routes.router(context))
+    docs.add(app, settings.public_url)
     if importlib.util.find_spec(GALLERY):
         importlib.import_module(GALLERY).mount(app, context)
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
+from sd_api.crd import RULES
 from sd_operator.kube import (
     AlreadyExistsError,
     ApiError,
@@ -54,12 +55,14 @@ def refusal(error: ApiError) -> RefusedError:
 
 
 def _explain(error: InvalidError) -> str:
-    """The CRD's own friendly messages; fields in the callers' words are the caller's matter."""
+    """The CRD's own messages, which say what to do; of other causes the field and what is wrong."""
     messages = [plain(field, message) for field, message in error.causes]
     return "; ".join(dict.fromkeys(messages)) or str(error)
 
 
 def plain(field: str, message: str) -> str:
-    """A cause without the value, which may be long or secret, and without the error's kind."""
-    text = re.sub(r"^Invalid value: (\"(\\.|[^\"\\])*\"|\S+): ", "", message)
-    return text if text.startswith(("spec.", "metadata.")) else f"{field}: {text}"
+    """A cause without the value, which may be long or secret."""
+    for _, _, friendly in RULES:
+        if message.endswith(friendly):
+            return friendly
+    return f"{field}: " + re.sub(r"^Invalid value: (\"(\\.|[^\"\\])*\"|\S+): ", "", message)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from sd_api import names
 from sd_operator.gateway.errors import RefusedError
@@ -21,6 +24,10 @@ from sd_operator.kube import (
 )
 
 ATTEMPTS = 5
+OF_A_SOURCE = ("sha256", "gitRevision", "baseModel", "predictionType", "originalConfig")
+"""Fields that describe what one url leads to."""
+OF_A_HOST = ("credentialsSecretRef",)
+"""Fields that are for the host of one url."""
 
 
 class Models:
@@ -57,26 +64,27 @@ class Models:
         found.sort(key=lambda body: (not is_ready(body), body["metadata"]["creationTimestamp"]))
         return found[0] if found else None
 
-    async def apply(self, namespace: str, model_id: str, changes: Mapping[str, Any]) -> Json:
-        """Create the model, or change its spec by a JSON merge patch; nothing is written in vain.
+    async def apply(self, namespace: str, model_id: str, wanted: Mapping[str, Any]) -> Json:
+        """Create the model, or change what differs from what is wanted (see `spec_patch`).
 
-        Raises RefusedError, where the model of this id is being deleted or its name is taken.
+        What is as wanted and does not load (Stalled) is tried again. Raises RefusedError where the
+        model of this id is being deleted, or its name is taken.
         """
         for _ in range(ATTEMPTS):
             body = await self.find(namespace, model_id)
             try:
                 if body is None:
-                    return await self._create(namespace, model_id, changes)
-                return await self._change(namespace, body, changes)
+                    return await self._create(namespace, model_id, wanted)
+                return await self._change(namespace, body, wanted)
             except (AlreadyExistsError, ConflictError, NotFoundError) as error:
                 # Somebody was faster: what they made is looked at anew.
                 if isinstance(error, NotFoundError) and body is None:
                     raise
         raise RefusedError(409, f"Model {model_id} is being changed by others; try again")
 
-    async def _create(self, namespace: str, model_id: str, changes: Mapping[str, Any]) -> Json:
+    async def _create(self, namespace: str, model_id: str, wanted: Mapping[str, Any]) -> Json:
         name = resource_name(model_id)
-        spec = {key: value for key, value in changes.items() if value is not None}
+        spec = {key: value for key, value in wanted.items() if value is not None}
         if name != model_id:
             spec["modelId"] = model_id
         body = {
@@ -94,14 +102,15 @@ class Models:
                 raise RefusedError(409, text) from None
             raise
 
-    async def _change(self, namespace: str, body: Json, changes: Mapping[str, Any]) -> Json:
-        metadata, spec = body["metadata"], body.get("spec") or {}
+    async def _change(self, namespace: str, body: Json, wanted: Mapping[str, Any]) -> Json:
+        metadata = body["metadata"]
         if metadata.get("deletionTimestamp"):
             text = f"Model {effective_id(body)} is being deleted; try again when it is gone"
             raise RefusedError(409, text)
-        patch = {key: value for key, value in changes.items() if spec.get(key) != value}
+        patch = spec_patch(body.get("spec") or {}, wanted)
         if not patch:
-            return body
+            stalled = condition(body, "Stalled").get("status") == "True"
+            return await self.reload(namespace, body) if stalled else body
         change = {"metadata": {"uid": metadata["uid"]}, "spec": patch}
         return await self._api.patch(MODELS, namespace, metadata["name"], change)
 
@@ -133,11 +142,33 @@ class Models:
         """
         feed = self._feeds.setdefault(namespace, Feed(self._api, namespace))
         try:
-            async for change in feed.listen():
-                yield change
+            # A loop that is left does not close its generator by itself, nor in time.
+            async with contextlib.aclosing(feed.listen()) as changes:
+                async for change in changes:
+                    yield change
         finally:
             if not feed.heard and self._feeds.get(namespace) is feed:
                 del self._feeds[namespace]
+
+
+def spec_patch(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch of a spec; empty where it is as wanted. None means: without the field.
+
+    What is not spoken of stays; but another url ends what was said of the former source.
+    """
+    url = wanted.get("url", spec.get("url"))
+    if url != spec.get("url"):
+        kept = OF_A_HOST if _host(url) == _host(spec.get("url")) else ()
+        ended = {key: None for key in (*OF_A_SOURCE, *OF_A_HOST) if key not in kept}
+        wanted = {**ended, **wanted}
+    return {key: value for key, value in wanted.items() if spec.get(key) != value}
+
+
+def _host(url: str | None) -> str | None:
+    """The host of a link; None for the Hub's repos."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(url or "").hostname
+    return None
 
 
 def effective_id(body: Json) -> str:

@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-operator", action="store_true", help="start everything but the operator"
     )
+    parser.add_argument(
+        "--gateway", action="store_true", help="serve the vendor's REST API and the gallery too"
+    )
+    parser.add_argument(
+        "--gateway-port", type=int, default=0, metavar="N", help="the gateway's port (default: any)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -51,9 +51,12 @@ def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
     match [*container.get("command", ()), *container.get("args", ())]:
         case ["sd-loader", command, "--request", request, "--store", store] if command in REQUESTS:
             pass
+        case ["sd-loader", "sweep", "--store", store, "--delete"]:
+            return ["sweep", "--store", _claim(store, mounts), "--delete"]
         case argv:
             raise RefusedError(
-                "standalone runs only `sd-loader fetch|convert|remove --request JSON --store PATH`,"
+                "standalone runs only `sd-loader fetch|convert|remove --request JSON --store PATH`"
+                " and `sd-loader sweep --store PATH --delete`,"
                 f" not {' '.join(map(str, argv))[:200]!r}"
             )
     try:
@@ -65,9 +68,14 @@ def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
         raise RefusedError(
             f"the request of `sd-loader {command}` does not parse: {faults}"
         ) from error
+    return [command, "--request", request, "--store", _claim(store, mounts)]
+
+
+def _claim(store: str, mounts: Mounts) -> str:
+    """Where on this machine a claim's files lie."""
     if store not in mounts.claims:
         raise RefusedError(f"--store {store}: no PersistentVolumeClaim is mounted there")
-    return [command, "--request", request, "--store", mounts.translate(store)]
+    return mounts.translate(store)
 
 
 def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:

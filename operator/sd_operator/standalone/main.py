@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import importlib.util
 import secrets
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
 from sd_api.crd import custom_resource_definition
-from sd_operator.standalone import pki
+from sd_operator.standalone import pki, processes
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import BACKOFF_SECONDS, Controllers
 from sd_operator.standalone.errors import Json
-from sd_operator.standalone.executor import LOADER, die_with_parent
 from sd_operator.standalone.kubelet import Kubelet
-from sd_operator.standalone.podrun import MAX_GRACE_SECONDS, Machine
+from sd_operator.standalone.podrun import Machine
+from sd_operator.standalone.processes import CLAIM_NAME, Options
 from sd_operator.standalone.server import ApiServer
 from sd_operator.standalone.signals import until_signal
-
-CLAIM_NAME = "models"
-RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""Before the operator is started again, as a Deployment would."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    store: Path
-    kubeconfig: Path
-    port: int = 0
-    allowed_hosts: str = ""
-    hub_endpoint: str = ""
-    with_operator: bool = True
-    loader: Sequence[str] = LOADER
 
 
 class StandaloneError(Exception):
@@ -50,6 +31,8 @@ class StandaloneError(Exception):
 async def run(options: Options, state: Path) -> None:
     """Run until a signal comes; leaves nothing running and no kubeconfig."""
     _check_kubeconfig(options.kubeconfig)
+    if options.with_gateway and not importlib.util.find_spec("uvicorn"):
+        raise StandaloneError("--gateway needs more packages: pip install 'sd-operator[gateway]'")
     options.store.mkdir(parents=True, exist_ok=True)
     token = secrets.token_urlsafe(32)
     ca, certificate = pki.make_certificates()
@@ -72,8 +55,10 @@ async def run(options: Options, state: Path) -> None:
             kubelet = Kubelet(client, machine)
             await kubelet.register()
             work = [kubelet.run(), Controllers(client, BACKOFF_SECONDS).run()]
-            work += [_operate(options)] if options.with_operator else []
+            work += [processes.operate(options)] if options.with_operator else []
             _greet(options, server)
+            if options.with_gateway:
+                work.append(processes.serve_gateway(options, state))
             await until_signal(work)
     finally:
         options.kubeconfig.unlink(missing_ok=True)
@@ -103,45 +88,8 @@ def _initial_objects() -> list[Json]:
     return [*spaces, claim, custom_resource_definition()]
 
 
-async def _operate(options: Options) -> None:
-    """Keep the operator running, in a process of its own."""
-    env = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
-    env |= {"KUBECONFIG": str(options.kubeconfig), "SD_OPERATOR_BIND_ADDRESS": "127.0.0.1"}
-    given = {
-        "SD_OPERATOR_CLAIM_NAME": CLAIM_NAME,
-        "SD_OPERATOR_ALLOWED_HOSTS": options.allowed_hosts,
-        "SD_OPERATOR_HF_ENDPOINT": options.hub_endpoint,
-        "SD_OPERATOR_METRICS_PORT": "0",
-        "SD_OPERATOR_PROBES_PORT": "0",
-        "SD_OPERATOR_POLL_SECONDS": "1",
-    }
-    # No GPU is asked for: the loader runs on this machine, as the user who started it.
-    env |= {key: value for key, value in given.items() if value} | {"SD_OPERATOR_GPU_COUNT": "0"}
-    attempt = 0
-    while True:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "sd_operator", "run"),
-            env=env,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-        try:
-            code = await process.wait()
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                try:
-                    await asyncio.wait_for(process.wait(), MAX_GRACE_SECONDS)
-                except TimeoutError:
-                    process.kill()
-        pause = RESTART_SECONDS[min(attempt, len(RESTART_SECONDS) - 1)]
-        _say(f"The operator ended (exit code {code}); it is started again in {pause} s.")
-        await asyncio.sleep(pause)
-        attempt += 1
-
-
 def _greet(options: Options, server: str) -> None:
-    _say(
+    processes.say(
         f"The API server is ready at {server}.\n"
         f"Models are published in {options.store.resolve()}.\n"
         "In another terminal:\n"
@@ -153,10 +101,6 @@ def _greet(options: Options, server: str) -> None:
     )
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - this is a command
-
-
 def main(args: argparse.Namespace) -> int:
     """Run `sd-operator standalone`."""
     options = Options(
@@ -166,6 +110,8 @@ def main(args: argparse.Namespace) -> int:
         allowed_hosts=args.allowed_hosts,
         hub_endpoint=args.hf_endpoint,
         with_operator=not args.no_operator,
+        with_gateway=args.gateway,
+        gateway_port=args.gateway_port,
     )
     with tempfile.TemporaryDirectory(prefix="sd-operator-") as state:
         try:

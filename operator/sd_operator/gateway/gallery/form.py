@@ -190,7 +190,7 @@ def complaints(causes: Iterable[tuple[str, str]], otherwise: str) -> Complaints:
         if "some validation rules were not checked" in message:
             continue
         text = plain(where, message)
-        found = _field(where) or _field(text.partition(" ")[0])
+        found = _field(where) or _field(text.partition(" ")[0].rstrip(":"))
         told = at[found] if found else others
         if text not in told:
             told.append(text)

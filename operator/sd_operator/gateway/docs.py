@@ -1,0 +1,97 @@
+"""/docs: the OpenAPI document for people, without scripts and without anything from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from sd_operator.gateway.guards import HEADERS
+
+TEMPLATES = Path(__file__).parent / "templates"
+POLICY = HEADERS["Content-Security-Policy"] + "; style-src 'self'"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a request."""
+
+    name: str
+    required: bool
+    kind: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint as the page shows it."""
+
+    path: str
+    name: str
+    summary: str
+    fields: tuple[Field, ...]
+    requests: dict[str, str]
+    answers: dict[str, str]
+
+
+def add(app: FastAPI, public_url: str | None) -> None:
+    """Add the page and its style."""
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True
+    )
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        """The page."""
+        base = (public_url or str(request.base_url)).rstrip("/")
+        page = templates.get_template("docs.html").render(
+            title=app.title,
+            version=app.version,
+            base=base,
+            endpoints=list(endpoints(app.openapi())),
+        )
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
+
+    @app.get("/docs/style.css", include_in_schema=False)
+    async def style() -> Response:
+        """Its style."""
+        return Response((TEMPLATES / "docs.css").read_text(), media_type="text/css")
+
+
+def endpoints(document: Json) -> Iterator[Endpoint]:
+    """The endpoints of an OpenAPI document."""
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            content = operation["requestBody"]["content"]["application/json"]
+            yield Endpoint(
+                path=path,
+                name=operation["operationId"],
+                summary=operation["summary"],
+                fields=tuple(_fields(content["schema"])),
+                requests={
+                    title: json.dumps(one["value"], indent=2)
+                    for title, one in content["examples"].items()
+                },
+                answers={
+                    f"{status}: {one['description']}": json.dumps(
+                        one["content"]["application/json"]["example"], indent=2
+                    )
+                    for status, one in operation["responses"].items()
+                },
+            )
+
+
+def _fields(schema: Json) -> Iterator[Field]:
+    for name, field in schema["properties"].items():
+        options = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
+        words = options[0].get("enum")
+        kind = " | ".join(words) if words else str(options[0].get("type", ""))
+        yield Field(name, name in schema.get("required", ()), kind, field.get("description", ""))

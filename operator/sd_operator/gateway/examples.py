@@ -1,0 +1,138 @@
+"""What the OpenAPI document says of each endpoint: schemas, and requests and answers to copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from sd_operator.gateway.vendor import SCHEDULERS
+
+Json = dict[str, Any]
+
+_CIVITAI = {
+    "key": "",
+    "url": "https://civitai.com/api/download/models/94640",
+    "model_id": "majicmix-realistic",
+    "model_type": "custom_ckpt",
+    "from_safetensors": "yes",
+    "webhook": "https://stablediffusionapi.com",
+    "revision": "fp32",
+    "upcast_attention": "no",
+}
+_HUB = _CIVITAI | {
+    "url": "wavymulder/Analog-Diffusion",
+    "model_id": "analog-diffusion",
+    "model_type": "huggingface",
+    "from_safetensors": "no",
+}
+_CONTROLNET = {
+    key: value
+    for key, value in (
+        _HUB
+        | {
+            "url": "lllyasviel/control_v11p_sd15_canny",
+            "model_id": "canny",
+            "model_type": "controlnet",
+        }
+    ).items()
+    if key != "from_safetensors"
+}
+_STARTED = {"message": "model load started", "status": "success"}
+_ONE = {"key": "", "model_id": "majicmix-realistic"}
+_KEY = {"key": ""}
+
+REQUESTS: dict[str, dict[str, Json]] = {
+    "load_model": {"link": _CIVITAI, "Hub repo": _HUB, "ControlNet": _CONTROLNET},
+    "load_model_v2": {
+        "LoRA": {
+            "key": "",
+            "url": "https://civitai.com/api/download/models/62833",
+            "model_id": "add-detail",
+            "model_category": "lora",
+            "model_format": "safetensors",
+            "revision": "fp16",
+            "webhook": None,
+        },
+    },
+    "load_vae": {
+        "Hub repo": {
+            "key": "",
+            "vae_id": "sd-vae-ft-mse",
+            "vae_url": "stabilityai/sd-vae-ft-mse",
+            "vae_type": "diffusers",
+            "webhook": None,
+        },
+    },
+    "verify_model": {"model": _ONE},
+    "get_all_models": {"all": _KEY},
+    "delete_model": {"model": _ONE},
+    "sync_models": {"all": {"key": "", "sync_key": ""}},
+    "schedulers_list": {"all": _KEY},
+    "clear_cache": {"all": _KEY},
+    "system_details": {"all": _KEY},
+}
+ANSWERS: dict[str, Json] = {
+    "load_model": _STARTED,
+    "load_model_v2": _STARTED,
+    "load_vae": {"status": "success", "message": "VAE load started"},
+    "verify_model": {"status": "success", "message": "Model exists on server"},
+    "get_all_models": {
+        "models": [{"load_data": "01/25/2023 11:52:22", "model_id": "hf-model"}],
+        "status": "success",
+    },
+    "delete_model": {"status": "success", "message": "Model deleted on server"},
+    "sync_models": {
+        "status": "success",
+        "message": "1 Models synced successfully",
+        "model_list": ["hf-model"],
+    },
+    "schedulers_list": {"schedulers": list(SCHEDULERS)},
+    "clear_cache": {"status": "success", "message": "Cache cleared successfully"},
+    "system_details": {"model_count": 0, "queue_time": 0, "status": "ok"},
+}
+_ERRORS = {
+    400: ("The request is wrong; the message says where.", "model_id is required"),
+    401: ("The key is missing or wrong.", "Invalid API key"),
+    404: ("There is no such model, or it is not ready.", "Model does not exist on server"),
+    409: ("It is being changed or deleted.", "Model x is being deleted; try again when it is gone"),
+    413: ("The body is too large.", "The body may have at most 65536 bytes"),
+    429: ("Too many calls; retry_after is in seconds.", "Too many calls; try again later"),
+    503: (
+        "The cluster cannot be asked just now.",
+        "The Kubernetes API server does not answer; try again in a moment",
+    ),
+}
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["status", "message"],
+    "properties": {
+        "status": {"const": "error"},
+        "message": {"type": "string"},
+        "retry_after": {"type": "integer"},
+    },
+}
+
+
+def request(name: str, kind: type[BaseModel]) -> Json:
+    """How an endpoint is asked."""
+    examples = {title: {"value": value} for title, value in REQUESTS[name].items()}
+    content = {"application/json": {"schema": kind.model_json_schema(), "examples": examples}}
+    return {"requestBody": {"content": content, "required": True}}
+
+
+def responses(name: str) -> dict[int | str, Json]:
+    """What an endpoint answers."""
+    answered: dict[int | str, Json] = {
+        200: {
+            "description": "Done.",
+            "content": {"application/json": {"example": ANSWERS[name]}},
+        }
+    }
+    for status, (description, message) in _ERRORS.items():
+        example: Json = {"status": "error", "message": message}
+        if status in (429, 503):
+            example["retry_after"] = 5
+        content = {"application/json": {"schema": _ERROR_SCHEMA, "example": example}}
+        answered[status] = {"description": description, "content": content}
+    return answered

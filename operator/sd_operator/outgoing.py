@@ -1,0 +1,113 @@
+"""HTTP calls to hosts that users name: only what the guard has checked is connected to.
+
+Every host is resolved once, all answers are checked, and the connection goes to what was checked.
+Redirects are not followed: each would be another url to check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import urllib.request
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from sd_api.netguard import Guard
+
+
+class _GuardedResolver(AbstractResolver):
+    """Gives aiohttp only addresses that the guard has checked."""
+
+    def __init__(self, guard: Guard, threads: ThreadPoolExecutor) -> None:
+        self._guard = guard
+        self._threads = threads
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Resolve a host; raises AddressRefusedError, an OSError."""
+        loop = asyncio.get_running_loop()
+        addresses = await loop.run_in_executor(self._threads, self._guard.addresses, host, port)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=socket.IPPROTO_TCP,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+            if family is socket.AF_UNSPEC or (":" in address) == (family is socket.AF_INET6)
+        ]
+
+    async def close(self) -> None:
+        """Nothing to release: the threads are the owner's."""
+
+
+class Outgoing:
+    """Makes calls, directly or through a proxy; to be used and closed on one event loop."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        seconds: float,
+        https_proxy: str | None = None,
+        no_proxy: str = "",
+        ca_file: Path | None = None,
+    ) -> None:
+        self._guard = guard
+        self._seconds = seconds
+        self._https_proxy = https_proxy
+        self._no_proxy = no_proxy
+        # Look-ups block; they get threads of their own, so that they hold up nothing else.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="outgoing-dns")
+        self._direct = self._session(_GuardedResolver(guard, self._threads), ca_file)
+        self._proxied = self._session(None, ca_file)
+
+    def _session(
+        self, resolver: AbstractResolver | None, ca_file: Path | None
+    ) -> aiohttp.ClientSession:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        connector = aiohttp.TCPConnector(
+            resolver=resolver, ssl=context, use_dns_cache=False, force_close=True
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._seconds),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._direct.close()
+        await self._proxied.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @contextlib.asynccontextmanager
+    async def call(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """Make one call; raises AddressRefusedError for a url that may not be called."""
+        parts = self._guard.check_url(url)
+        proxy = self._proxy(parts.hostname or "")
+        session = self._proxied if proxy else self._direct
+        async with session.request(
+            method, url, data=body, headers=headers, allow_redirects=False, proxy=proxy
+        ) as response:
+            yield response
+
+    def _proxy(self, host: str) -> str | None:
+        if self._https_proxy is None:
+            return None
+        excepted = {"no": self._no_proxy}
+        # The standard library's reading of NO_PROXY; typeshed lacks it.
+        bypassed = urllib.request.proxy_bypass_environment(host, excepted)  # type: ignore[attr-defined]
+        return None if bypassed else self._https_proxy

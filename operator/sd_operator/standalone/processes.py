@@ -1,0 +1,118 @@
+"""The operator and the gateway, each in a process of its own that is started again if it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_operator.standalone import pki
+from sd_operator.standalone.executor import LOADER, die_with_parent
+from sd_operator.standalone.podrun import MAX_GRACE_SECONDS
+
+CLAIM_NAME = "models"
+GATEWAY_NAMESPACE = "default"
+RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Before a process is started again, as a Deployment would."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    store: Path
+    kubeconfig: Path
+    port: int = 0
+    allowed_hosts: str = ""
+    hub_endpoint: str = ""
+    with_operator: bool = True
+    with_gateway: bool = False
+    gateway_port: int = 0
+    loader: Sequence[str] = LOADER
+
+
+async def operate(options: Options) -> None:
+    """Keep the operator running."""
+    given = {
+        "SD_OPERATOR_BIND_ADDRESS": "127.0.0.1",
+        "SD_OPERATOR_CLAIM_NAME": CLAIM_NAME,
+        "SD_OPERATOR_ALLOWED_HOSTS": options.allowed_hosts,
+        "SD_OPERATOR_HF_ENDPOINT": options.hub_endpoint,
+        "SD_OPERATOR_METRICS_PORT": "0",
+        "SD_OPERATOR_PROBES_PORT": "0",
+        "SD_OPERATOR_POLL_SECONDS": "1",
+        # No GPU is asked for: the loader runs on this machine, as the user who started it.
+        "SD_OPERATOR_GPU_COUNT": "0",
+    }
+    await _keep_running("operator", ("sd_operator", "run"), given, options)
+
+
+async def serve_gateway(options: Options, state: Path) -> None:
+    """Keep the gateway running, with one new key."""
+    # Imported here, for it is not installed with standalone.
+    from sd_operator.gateway import keys
+
+    key, line = keys.new(GATEWAY_NAMESPACE)
+    keys_file = state / "gateway-keys"
+    pki.write_private(keys_file, f"{line}\n".encode())
+    port = options.gateway_port or _free_port()
+    url = f"http://127.0.0.1:{port}"
+    given = {
+        "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
+        "SD_GATEWAY_PORT": str(port),
+        "SD_GATEWAY_METRICS_PORT": "0",
+        "SD_GATEWAY_PUBLIC_URL": url,
+        "SD_GATEWAY_KEYS_FILE": str(keys_file),
+        "SD_GATEWAY_CLAIM_NAME": CLAIM_NAME,
+        "SD_GATEWAY_STORE": str(options.store.resolve()),
+        "SD_GATEWAY_ALLOWED_HOSTS": options.allowed_hosts,
+        "SD_GATEWAY_HF_ENDPOINT": options.hub_endpoint,
+    }
+    say(f"The gateway is at {url} (its API: {url}/docs).\nIts key, for this run: {key}")
+    await _keep_running("gateway", ("sd_operator.gateway", "run"), given, options)
+
+
+async def _keep_running(
+    name: str, command: Sequence[str], given: Mapping[str, str], options: Options
+) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
+    env |= {"KUBECONFIG": str(options.kubeconfig)}
+    env |= {key: value for key, value in given.items() if value}
+    attempt = 0
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", *command),
+            env=env,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                try:
+                    await asyncio.wait_for(process.wait(), MAX_GRACE_SECONDS)
+                except TimeoutError:
+                    process.kill()
+        pause = RESTART_SECONDS[min(attempt, len(RESTART_SECONDS) - 1)]
+        say(f"The {name} ended (exit code {code}); it is started again in {pause} s.")
+        await asyncio.sleep(pause)
+        attempt += 1
+
+
+def _free_port() -> int:
+    """A port that nobody has at the moment; the gateway keeps it over restarts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def say(text: str) -> None:
+    """Tell the person who started standalone."""
+    print(text, flush=True)  # noqa: T201 - this is a command
