@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
