@@ -11,6 +11,7 @@ from sd_api.reasons import Reason
 
 AT = "2026-01-02T03:04:05Z"
 HASH = "0123456789abcdef"
+JOB = "sketch-0123456789"
 
 Json = dict[str, Any]
 
@@ -68,7 +69,7 @@ def loading(percent: int, phase: str = "Downloading") -> Json:
         "reason": phase,
         "observedGeneration": 1,
         "conditions": [
-            condition("Ready", "False", phase, "Job sketch-0123456789 loads the model"),
+            condition("Ready", "False", phase, f"Job {JOB} loads the model"),
             condition("Reconciling", "True", phase),
         ],
         "progress": {
@@ -77,13 +78,13 @@ def loading(percent: int, phase: str = "Downloading") -> Json:
             "etaSeconds": 42,
             "text": f"{percent}% of 2.1 GB, 54 MB/s, 42 s left",
         },
-        "job": {"name": "sketch-0123456789", "attempt": 0},
+        "job": {"name": JOB, "attempt": 0},
     }
 
 
 def failed(reason: Reason, message: str) -> Json:
     """The status of a model that needs help."""
-    text = f"{message}. {reason.remedy}"
+    text = f"{message}. {reason.remedy.replace('<status.job.name>', JOB)}"
     return {
         "phase": "Failed",
         "reason": reason.value,
@@ -92,6 +93,7 @@ def failed(reason: Reason, message: str) -> Json:
             condition("Ready", "False", reason.value, text),
             condition("Stalled", "True", reason.value, text),
         ],
+        "job": {"name": JOB, "attempt": 0},
     }
 
 

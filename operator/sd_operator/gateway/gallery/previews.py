@@ -50,11 +50,12 @@ def exists(store: Path, path: str) -> bool:
 
 def _open(opened: ExitStack, store: Path, path: str) -> int | None:
     """A regular file, opened folder by folder beneath the store."""
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or path.startswith("/"):
+        return None
+    *folders, name = parts
     folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     opened.callback(os.close, folder)
-    *folders, name = PurePosixPath(path).parts
-    if ".." in folders or path.startswith("/"):
-        return None
     for part in folders:
         folder = os.open(part, _STEP | os.O_DIRECTORY, dir_fd=folder)
         opened.callback(os.close, folder)
