@@ -10,6 +10,7 @@ from cluster import (
     stub_backend,
     stub_cluster,
 )
+from gallerysite import gallery, site, stranger
 from loadercli import slim
 from operated import checkpoints, operated
 from tally import pytest_terminal_summary, tally
@@ -19,11 +20,14 @@ __all__ = [
     "backend",
     "checkpoints",
     "cluster",
+    "gallery",
     "operated",
     "pytest_terminal_summary",
     "shared_cluster",
     "shared_stub_cluster",
+    "site",
     "slim",
+    "stranger",
     "stub_backend",
     "stub_cluster",
     "tally",

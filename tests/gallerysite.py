@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+import pytest
 import uvicorn
 from cluster import Cluster
 
@@ -35,6 +37,24 @@ class Answer:
         return self.headers.get("Location", "")
 
 
+class Page(HTMLParser):
+    """What a browser would find in a page that matters here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        self.tags.append(tag)
+        given = dict(attrs)
+        self.handlers += [name for name in given if name.startswith("on") or name == "style"]
+        self.links += [given[name] or "" for name in ("href", "src", "action") if name in given]
+
+
 @dataclass
 class Site:
     """A running gateway; key is good for the cluster's namespace."""
@@ -56,7 +76,9 @@ class Site:
         with contextlib.closing(http.client.HTTPConnection(self.host, timeout=30)) as connection:
             connection.request(method, path, *self._request(form, headers))
             response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read().decode())
+            return Answer(
+                response.status, response.headers, response.read().decode(errors="replace")
+            )
 
     def get(self, path: str, **headers: str) -> Answer:
         """Ask for a page."""
@@ -118,10 +140,11 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        given = Settings(
-            keys_file=keys_file, kubeconfig=cluster.kubeconfig, public_url=url, **settings
+        given = {"public_url": url, **settings}
+        app = create_app(
+            Settings(keys_file, cluster.kubeconfig, **given),
+            Api(cluster.kubeconfig, manager="sd-gateway"),
         )
-        app = create_app(given, Api(cluster.kubeconfig, manager="sd-gateway"))
         server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on")
         )
@@ -137,3 +160,24 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def gallery(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One gateway for all tests of a module, over shared_cluster."""
+    folder = tmp_path_factory.mktemp("gallery")
+    with serve(shared_cluster, folder, store=shared_cluster.store) as site:
+        yield site
+
+
+@pytest.fixture
+def stranger(gallery: Site) -> Site:
+    """A browser that has not logged in."""
+    return Site(gallery.url, gallery.keys_file, gallery.key)
+
+
+@pytest.fixture
+def site(stranger: Site) -> Site:
+    """A browser that has."""
+    assert stranger.login().code == 303
+    return stranger
