@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from browser import browser
 from cluster import (
     backend,
     cluster,
@@ -18,6 +19,7 @@ from volumes import tmpfs
 
 __all__ = [
     "backend",
+    "browser",
     "checkpoints",
     "cluster",
     "gallery",
