@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -14,13 +11,11 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-import uvicorn
 from cluster import Cluster
+from gatewayrun import Gateway
 
 from sd_operator.gateway import keys
-from sd_operator.gateway.app import create_app
 from sd_operator.gateway.settings import Settings
-from sd_operator.kube import Api
 
 
 @dataclass
@@ -137,29 +132,10 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
     key, line = keys.new(cluster.namespace, "painter")
     keys_file = folder / "keys"
     keys_file.write_text(f"{line}\n")
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        given = {"public_url": url, **settings}
-        app = create_app(
-            Settings(keys_file, cluster.kubeconfig, **given),
-            Api(cluster.kubeconfig, manager="sd-gateway"),
-        )
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on")
-        )
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            deadline = time.monotonic() + 30
-            while not server.started:
-                assert thread.is_alive()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            yield Site(url, keys_file, key)
-        finally:
-            server.should_exit = True
-            thread.join()
+    # Over https only is the default, which this is not.
+    given = {"public_url": "http://127.0.0.1", **settings}
+    with Gateway(Settings(keys_file, cluster.kubeconfig, **given)) as gateway:
+        yield Site(gateway.url, keys_file, key)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helmcharts import (
@@ -19,6 +20,7 @@ from helmcharts import (
 )
 
 from sd_api.spec import JobOverrides, Toleration
+from sd_operator import jobs
 from sd_operator.jobs import _CONTAINER_SECURITY, _POD_SECURITY
 from sd_operator.settings import PREFIX, LoaderSettings, Settings
 
@@ -174,3 +176,22 @@ def test_the_sweep_mounts_what_loads_mount() -> None:
     retained = settings.loader.retain_previous_seconds
     assert env["SD_LOADER_RETAIN_PREVIOUS_SECONDS"] == str(retained)
     assert VALUES["retainPrevious"] == LoaderSettings().retain_previous_seconds
+
+
+@pytest.mark.parametrize("values", [{"sweep": {"enabled": True}}, FULL], ids=["default", "full"])
+def test_the_gateways_sweep_is_that_of_the_chart(values: dict[str, Any]) -> None:
+    """The same Pod, but for requests and limits where they were set; each finds the other's Job."""
+    objects = render(values)
+    settings = Settings.from_env(operator_env(objects))
+    template = of_kind(objects, "CronJob")[0]["spec"]["jobTemplate"]
+    made = jobs.build_sweep("art", "sweep", settings.claim_name, settings.loader)
+    mine, theirs = made["spec"]["template"]["spec"], template["spec"]["template"]["spec"]
+    if values is FULL:
+        theirs["containers"][0]["resources"] = mine["containers"][0]["resources"]
+
+    assert mine == theirs
+    assert made["metadata"]["labels"] == template["metadata"]["labels"]
+    labels = template["spec"]["template"]["metadata"]["labels"]
+    assert made["spec"]["template"]["metadata"]["labels"].items() <= labels.items()
+    for key in ("backoffLimit", "activeDeadlineSeconds"):
+        assert made["spec"][key] == template["spec"][key]

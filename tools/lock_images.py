@@ -34,7 +34,7 @@ class Lock:
 
 LOCKS = (
     Lock("build", None),
-    Lock("operator", "operator"),
+    Lock("operator", "gateway"),
     Lock("loader", "loader"),
     Lock("verify", "verify", without=("torch",)),
 )

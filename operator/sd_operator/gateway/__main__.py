@@ -12,8 +12,6 @@ from sd_operator.environment import SettingsError
 from sd_operator.gateway import keys
 from sd_operator.gateway.settings import Settings
 
-GRACE_SECONDS = 5
-
 log = logging.getLogger(__name__)
 
 
@@ -57,31 +55,21 @@ def _run() -> int:
     settings = Settings.from_env()
     logs.set_up(settings.log_level, settings.log_format)
     # Heavy, and not needed to make a key.
-    import uvicorn
-
     from sd_operator.gateway.app import create_app
     from sd_operator.gateway.metrics import Metrics
+    from sd_operator.gateway.server import server
     from sd_operator.kube import Api
 
     metrics = Metrics()
     port, stop = metrics.serve(settings.bind_address, settings.metrics_port)
     log.info("metrics on port %d", port)
     api = Api(settings.kubeconfig, metrics.count_request, manager="sd-gateway")
+    served = server(create_app(settings, api, metrics), settings)
     try:
-        uvicorn.run(
-            create_app(settings, api, metrics),
-            host=settings.bind_address,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
+        served.run()
     finally:
         stop()
-    return 0
+    return 0 if served.started else 1
 
 
 if __name__ == "__main__":

@@ -52,7 +52,6 @@ REQUESTS: dict[str, dict[str, Json]] = {
             "model_category": "lora",
             "model_format": "safetensors",
             "revision": "fp16",
-            "webhook": None,
         },
     },
     "load_vae": {
@@ -61,7 +60,6 @@ REQUESTS: dict[str, dict[str, Json]] = {
             "vae_id": "sd-vae-ft-mse",
             "vae_url": "stabilityai/sd-vae-ft-mse",
             "vae_type": "diffusers",
-            "webhook": None,
         },
     },
     "verify_model": {"model": _ONE},

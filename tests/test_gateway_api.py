@@ -1,0 +1,450 @@
+"""The vendor's ten endpoints, called over HTTP, over a real API server without an operator."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from cluster import CLAIM, Cluster
+from gatewayrun import ARTIFACT, Gateway, write_keys
+from prometheus_client import generate_latest
+
+from sd_api import names
+from sd_operator.gateway import examples
+from sd_operator.gateway.routes import PREFIX
+from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.vendor import SCHEDULERS
+
+pytestmark = pytest.mark.cluster
+
+STARTED = {"message": "model load started", "status": "success"}
+HOSTED = {
+    "webhook": "https://stablediffusionapi.com",
+    "revision": "fp32",
+    "upcast_attention": "no",
+}
+CIVITAI = "https://civitai.com/api/download/models/94640"
+CANNY = {"url": "lllyasviel/control_v11p_sd15_canny", "model_type": "controlnet"}
+VENDORS_OWN = {
+    "checkpoint": {
+        "url": CIVITAI,
+        "model_id": "majicmix-realistic",
+        "model_type": "custom_ckpt",
+        "from_safetensors": "yes",
+        **HOSTED,
+    },
+    "ckpt": {"url": CIVITAI, "model_id": "nckpt-model", "model_type": "custom_ckpt", **HOSTED},
+    "repo": {
+        "url": "wavymulder/Analog-Diffusion",
+        "model_id": "analog-diffusion",
+        "model_type": "huggingface",
+        "from_safetensors": "no",
+        **HOSTED,
+    },
+    "repo alone": {
+        "url": "wavymulder/Analog-Diffusion",
+        "model_id": "analog-diffusion",
+        "model_type": "huggingface",
+        **HOSTED,
+    },
+    "canny": {"model_id": "canny", **CANNY, **HOSTED},
+    "hed": {"model_id": "hed", **CANNY, **HOSTED},
+}
+"""The examples of the vendor's page."""
+
+FORMS: dict[str, dict[str, str]] = {
+    "curl": {"Content-Type": "application/json", "Accept": "*/*", "User-Agent": "curl/8.5.0"},
+    "curl without a header": {"Content-Type": "application/x-www-form-urlencoded"},
+    "Python requests": {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate"},
+    "JS fetch": {"Content-Type": "application/json", "Origin": "null", "Sec-Fetch-Mode": "cors"},
+    "JS fetch without a header": {"Content-Type": "text/plain;charset=UTF-8"},
+    "PHP curl": {"Content-Type": "application/json", "Expect": "100-continue"},
+    "PHP curl without a header": {"Content-Type": "application/x-www-form-urlencoded"},
+    "Node request": {"Content-Type": "application/json", "Connection": "close"},
+    "Java OkHttp": {"Content-Type": "application/json; charset=utf-8", "User-Agent": "okhttp/4.9"},
+    "no type at all": {},
+}
+"""The headers by which clients differ."""
+
+
+@pytest.fixture(scope="module")
+def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with one key, for the module's namespace."""
+    keys_file = tmp_path_factory.mktemp("gateway") / "keys"
+    (key,) = write_keys(keys_file, shared_cluster.namespace)
+    settings = Settings(
+        keys_file, shared_cluster.kubeconfig, CLAIM, calls_per_minute=0, failures_per_minute=0
+    )
+    with Gateway(settings, key) as made:
+        yield made
+
+
+def a_name() -> str:
+    """A model id that no other test has."""
+    return f"m-{secrets.token_hex(4)}"
+
+
+def load(gateway: Gateway, model_id: str, **fields: object) -> dict[str, Any]:
+    """Load a model."""
+    wanted = {"url": CIVITAI, "model_type": "custom_ckpt", "model_id": model_id, **fields}
+    status, answer = gateway.call("load_model", **wanted)
+    assert (status, answer) == (200, STARTED)
+    return answer
+
+
+def put_status(cluster: Cluster, name: str, **status: Any) -> None:
+    """Do as the operator does; by default the model is Ready."""
+    at = "2023-01-25T11:52:22Z"
+    conditions = status.pop("conditions", {"Ready": "True"})
+    status["conditions"] = [
+        {"type": kind, "status": value, "reason": "X", "message": "", "lastTransitionTime": at}
+        for kind, value in conditions.items()
+    ]
+    patch = json.dumps({"status": status})
+    cluster.kubectl("patch", "sdm", name, "--subresource=status", "--type=merge", "-p", patch)
+
+
+@pytest.mark.parametrize("said", VENDORS_OWN.values(), ids=VENDORS_OWN)
+def test_the_vendors_own_examples_load(
+    gateway: Gateway, shared_cluster: Cluster, said: dict[str, str]
+) -> None:
+    """To the letter; with the page's empty key nobody is let in."""
+    assert gateway.call("load_model", **said) == (200, STARTED)
+    spec = shared_cluster.get("sdm", said["model_id"])["spec"]
+    assert (spec["url"], spec["modelType"]) == (said["url"], said["model_type"])
+    assert (spec["revision"], spec["webhook"]) == ("fp32", HOSTED["webhook"])
+    assert spec.get("fromSafetensors") == (said.get("from_safetensors") == "yes" or None)
+    assert "upcastAttention" not in spec
+    empty = json.dumps({"key": "", **said}).encode()
+    assert gateway.post("load_model", empty) == (
+        401,
+        {"status": "error", "message": "Invalid API key"},
+    )
+
+
+@pytest.mark.parametrize("headers", FORMS.values(), ids=FORMS)
+def test_clients_of_all_kinds_are_understood(gateway: Gateway, headers: dict[str, str]) -> None:
+    """The body is JSON whatever they call it; PHP escapes slashes."""
+    said = {"key": gateway.key, **VENDORS_OWN["checkpoint"], "model_id": a_name()}
+    raw = json.dumps(said, indent=4).replace("/", "\\/").encode()
+    status, _, body = gateway.request("POST", f"{PREFIX}/load_model", raw, headers)
+    assert (status, json.loads(body)) == (200, STARTED)
+
+
+def test_curl_and_requests_themselves_are_understood(gateway: Gateway) -> None:
+    """Sending as the vendor's page has it; and a form that is one."""
+    said = {"key": gateway.key, **VENDORS_OWN["repo"]}
+    url = f"{gateway.url}{PREFIX}/load_model"
+    headers = {"Content-Type": "application/json"}
+    data = json.dumps(said)
+    assert requests.post(url, headers=headers, data=data, timeout=30).json() == STARTED
+    assert requests.post(url, json=said, timeout=30).json() == STARTED
+    assert requests.post(url, data=said, timeout=30).json() == STARTED
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not on PATH")
+    command = [curl, "-sS", "--location", "--request", "POST", url, "--data-raw", data]
+    for more in (["--header", "Content-Type: application/json"], []):
+        done = subprocess.run([*command, *more], capture_output=True, check=True, timeout=30)
+        assert json.loads(done.stdout) == STARTED
+
+
+@pytest.mark.parametrize("endpoint", examples.REQUESTS)
+def test_every_endpoint_wants_a_key(gateway: Gateway, endpoint: str) -> None:
+    """A wrong key, none, and one that is no text are answered alike; GET is no way to ask."""
+    wrong = [b"{}", b"", b'{"key":""}', b'{"key":"wrong"}', b'{"key":null}', b'{"key":[1]}']
+    answers = [gateway.request("POST", f"{PREFIX}/{endpoint}", raw) for raw in wrong]
+    answers.append(
+        gateway.request(
+            "POST", f"{PREFIX}/{endpoint}", b"{}", {"Authorization": f"Basic {gateway.key}"}
+        )
+    )
+    assert {(status, body) for status, _, body in answers} == {
+        (401, b'{"status":"error","message":"Invalid API key"}')
+    }
+    assert gateway.request("GET", f"{PREFIX}/{endpoint}")[0] == 405
+
+
+@pytest.mark.parametrize("endpoint", examples.REQUESTS)
+def test_the_documents_examples_are_answered_as_it_says(gateway: Gateway, endpoint: str) -> None:
+    """Word for word; by the key in the header too, which counts where the body has none."""
+    for example in examples.REQUESTS[endpoint].values():
+        raw = json.dumps(example).encode()
+        if endpoint in ("verify_model", "delete_model"):
+            load(gateway, example["model_id"])
+        status, answer = gateway.post(endpoint, raw, Authorization=f"Bearer {gateway.key}")
+        if endpoint == "verify_model":
+            assert (status, answer["status"]) == (404, "error"), "nobody loads it here"
+            continue
+        wanted = examples.ANSWERS[endpoint]
+        assert status == 200
+        assert answer.keys() == wanted.keys()
+        if endpoint not in ("get_all_models", "sync_models", "system_details"):
+            assert answer == wanted
+
+
+def test_a_loaded_model_is_told_of(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """verify_model, get_all_models and system_details agree; deleted, it is gone from all."""
+    model_id = f"My_Model.{secrets.token_hex(3)}"
+    load(gateway, model_id)
+    (item,) = [one for one in shared_cluster.list("sdm") if one["spec"].get("modelId") == model_id]
+    name = item["metadata"]["name"]
+    assert re.fullmatch(r"my-model-[0-9a-f]{6}-[0-9a-f]{8}", name)
+    before = gateway.call("system_details")[1]["model_count"]
+    not_yet = "Model is not on server: Pending: the load has not begun"
+    assert gateway.call("verify_model", model_id=model_id) == (
+        404,
+        {"status": "error", "message": not_yet},
+    )
+
+    put_status(shared_cluster, name, artifact=ARTIFACT)
+
+    exists = {"status": "success", "message": "Model exists on server"}
+    assert gateway.call("verify_model", model_id=model_id) == (200, exists)
+    status, listed = gateway.call("get_all_models")
+    assert (status, listed["status"]) == (200, "success")
+    assert {"load_data": "01/25/2023 11:52:22", "model_id": model_id} in listed["models"]
+    details = {"model_count": before + 1, "queue_time": 0, "status": "ok"}
+    assert gateway.call("system_details") == (200, details)
+    deleted = {"status": "success", "message": "Model deleted on server"}
+    assert gateway.call("delete_model", model_id=model_id) == (200, deleted)
+    unknown = {"status": "error", "message": "Model does not exist on server"}
+    assert gateway.call("verify_model", model_id=model_id) == (404, unknown)
+    assert gateway.call("delete_model", model_id=model_id) == (404, unknown)
+    assert gateway.call("system_details")[1]["model_count"] == before
+
+
+def test_models_of_kubectl_are_known_by_their_effective_id(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """Of two with one id, the one that is Ready."""
+    model_id = a_name()
+    for name in ("first", "second"):
+        shared_cluster.model(f"{model_id}-{name}", url=CIVITAI, modelId=model_id)
+    assert gateway.call("verify_model", model_id=model_id)[0] == 404
+    put_status(shared_cluster, f"{model_id}-second", artifact=ARTIFACT)
+    assert gateway.call("verify_model", model_id=model_id)[0] == 200
+    load(gateway, model_id, revision="fp16")
+    assert shared_cluster.get("sdm", f"{model_id}-second")["spec"]["revision"] == "fp16"
+    assert not shared_cluster.exists("sdm", model_id)
+
+
+def test_loading_again_changes_what_differs_and_nothing_else(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """The same again writes nothing; what the vendor has no words for stays."""
+    model_id = a_name()
+    storage = {"claimName": "fast"}
+    shared_cluster.model(
+        model_id, url=CIVITAI, modelType="custom_ckpt", storage=storage, priority=7, sha256="0" * 64
+    )
+    load(gateway, model_id, webhook="https://hooks.example.com/a")
+    first = shared_cluster.get("sdm", model_id)
+    assert first["spec"]["webhook"] == "https://hooks.example.com/a"
+    load(gateway, model_id, webhook="https://hooks.example.com/a")
+    again = shared_cluster.get("sdm", model_id)
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    load(gateway, model_id, url="https://civitai.com/api/download/models/1")
+    other = shared_cluster.get("sdm", model_id)["spec"]
+    assert (other["storage"], other["priority"]) == (storage, 7)
+    assert other["url"].endswith("/1")
+    assert "webhook" not in other, "each request says all that it wants"
+    assert "sha256" not in other, "that was of the former file"
+
+
+def test_a_stalled_model_is_tried_again(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """By the reload annotation; who calls again has perhaps mended the source."""
+    model_id = a_name()
+    load(gateway, model_id)
+    put_status(shared_cluster, model_id, conditions={"Ready": "False", "Stalled": "True"})
+    load(gateway, model_id)
+    annotations = shared_cluster.get("sdm", model_id)["metadata"].get("annotations", {})
+    assert annotations.get(names.ANNOTATION_RELOAD)
+
+
+def test_many_who_load_one_id_at_once_make_one_model(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """All are answered well; the model is as one of them wanted it."""
+    model_id = f"Many_{secrets.token_hex(3)}"
+    urls = [f"https://civitai.com/{number}" for number in range(12)]
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(lambda url: load(gateway, model_id, url=url), urls))
+    made = [one for one in shared_cluster.list("sdm") if one["spec"].get("modelId") == model_id]
+    assert len(made) == 1
+    assert made[0]["spec"]["url"] in urls
+
+
+def test_a_model_that_is_being_deleted_cannot_be_loaded(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """It is said so, and nothing is promised that would not come."""
+    model_id = a_name()
+    load(gateway, model_id)
+    hold = json.dumps({"metadata": {"finalizers": ["example.com/hold"]}})
+    shared_cluster.kubectl("patch", "sdm", model_id, "--type=merge", "-p", hold)
+    assert gateway.call("delete_model", model_id=model_id)[0] == 200
+    assert gateway.call("delete_model", model_id=model_id)[0] == 200, "it is on its way"
+    status, answer = gateway.call("load_model", model_id=model_id, url="a/b", model_type="lora")
+    assert (status, answer["status"]) == (409, "error")
+    assert answer["message"] == f"Model {model_id} is being deleted; try again when it is gone"
+
+
+def test_a_name_that_another_model_has_is_not_taken_over(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """The message names both."""
+    model_id = a_name()
+    shared_cluster.model(model_id, url=CIVITAI, modelId="somebody")
+    status, answer = gateway.call("load_model", model_id=model_id, url="a/b", model_type="lora")
+    assert status == 409
+    assert answer["message"] == f"Resource {model_id} exists, and is model somebody"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        pytest.param(
+            {"url": "org/name", "model_type": "custom_ckpt"},
+            "with spec.modelType custom_ckpt, spec.url must be an http(s) link to the model file;"
+            " a repo id needs spec.modelType: huggingface",
+            id="a repo as a file",
+        ),
+        pytest.param({"url": "word", "model_type": "lora"}, "spec.url must be a", id="a word"),
+        pytest.param(
+            {"url": "a/b", "model_type": "lora", "webhook": "ftp://a"},
+            "spec.webhook must be an http(s) URL",
+            id="webhook",
+        ),
+        pytest.param({"url": "a/b"}, "model_type is required", id="missing"),
+    ],
+)
+def test_wrong_requests_are_told_what_is_wrong(
+    gateway: Gateway, said: dict[str, str], why: str
+) -> None:
+    """The resource's own rules, in its own words; 400."""
+    status, answer = gateway.call("load_model", model_id=a_name(), **said)
+    assert (status, answer["status"]) == (400, "error")
+    assert answer["message"].startswith(why)
+
+
+def test_a_body_too_large_is_refused(gateway: Gateway) -> None:
+    """Announced or not."""
+    raw = b'{"key":"' + b"x" * 70000 + b'"}'
+    told = {"status": "error", "message": "The body may have at most 65536 bytes"}
+    assert gateway.post("load_model", raw) == (413, told)
+    chunked = requests.post(
+        f"{gateway.url}{PREFIX}/load_model", data=iter([raw[:40000], raw[40000:]]), timeout=30
+    )
+    assert (chunked.status_code, chunked.json()) == (413, told)
+
+
+def test_clear_cache_sweeps_once_at_a_time(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """Called again while a sweep runs, it starts no other."""
+    cleared = {"status": "success", "message": "Cache cleared successfully"}
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: gateway.call("clear_cache"), range(4)))
+    assert answers == [(200, cleared)] * 4
+    jobs = shared_cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}")
+    assert 1 <= len(jobs) <= 2, "two where a minute ended in between"
+
+
+def test_the_schedulers_are_the_vendors(gateway: Gateway) -> None:
+    """All 17, in its order."""
+    assert len(SCHEDULERS) == len(set(SCHEDULERS)) == 17
+    assert gateway.call("schedulers_list") == (200, {"schedulers": list(SCHEDULERS)})
+
+
+def test_a_key_sees_the_models_of_its_namespace_only(
+    gateway: Gateway, shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    """Another's look as if they were not there; a namespace that is not there says so."""
+    model_id = a_name()
+    load(gateway, model_id)
+    other, nowhere = write_keys(tmp_path / "keys", "default", "nowhere")
+    settings = Settings(tmp_path / "keys", shared_cluster.kubeconfig)
+    with Gateway(settings, other) as strange:
+        unknown = {"status": "error", "message": "Model does not exist on server"}
+        assert strange.call("verify_model", model_id=model_id) == (404, unknown)
+        assert strange.call("delete_model", model_id=model_id) == (404, unknown)
+        strange.key = nowhere
+        said = {"url": "a/b", "model_id": "x", "model_type": "lora"}
+        status, answer = strange.call("load_model", **said)
+        assert (status, answer["status"]) == (404, "error")
+    assert shared_cluster.exists("sdm", model_id)
+
+
+def test_calls_are_limited_by_key_and_wrong_keys_by_address(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    """429 says when to try again; a good key is let in from an address with wrong ones too."""
+    key, other = write_keys(tmp_path / "keys", shared_cluster.namespace, shared_cluster.namespace)
+    settings = Settings(
+        tmp_path / "keys", shared_cluster.kubeconfig, calls_per_minute=3, failures_per_minute=2
+    )
+    with Gateway(settings, "wrong") as gateway:
+        assert [gateway.call("schedulers_list")[0] for _ in range(3)] == [401, 401, 429]
+        gateway.key = key
+        assert [gateway.call("schedulers_list")[0] for _ in range(4)] == [200, 200, 200, 429]
+        gateway.key = other
+        assert gateway.call("schedulers_list")[0] == 200
+        gateway.key = key
+        body = json.dumps({"key": key}).encode()
+        status, headers, raw = gateway.request("POST", f"{PREFIX}/schedulers_list", body)
+    answer = json.loads(raw)
+    assert status == 429
+    assert answer["message"] == "Too many calls; try again later"
+    assert 1 <= answer["retry_after"] <= 20
+    assert headers["Retry-After"] == str(answer["retry_after"])
+
+
+def test_without_the_api_server_callers_are_told_to_come_again(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    """503, without an address; the probes stay green, for the gateway is well."""
+    text = shared_cluster.kubeconfig.read_text()
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(re.sub(r"(server: https?://[^:]+):\d+", r"\1:1", text))
+    (key,) = write_keys(tmp_path / "keys", "art")
+    with Gateway(Settings(tmp_path / "keys", kubeconfig), key) as gateway:
+        status, answer = gateway.call("get_all_models")
+        probes = [gateway.request("GET", path)[0] for path in ("/healthz", "/readyz")]
+        (tmp_path / "keys").unlink()
+        without_keys = gateway.request("GET", "/readyz")[0]
+    assert (status, answer["retry_after"]) == (503, 5)
+    assert answer["message"] == "The Kubernetes API server does not answer; try again in a moment"
+    assert probes == [200, 200]
+    assert without_keys == 503
+
+
+def test_calls_are_counted_by_route_and_code(gateway: Gateway) -> None:
+    """Whatever path is asked for, there are no more routes than the gateway has."""
+    gateway.call("schedulers_list")
+    gateway.request("GET", f"/{secrets.token_hex(8)}")
+    text = generate_latest(gateway.metrics.registry).decode()
+    route = f'route="{PREFIX}/schedulers_list"'
+    assert f'sdmodel_gateway_requests_total{{code="200",{route}}}' in text
+    assert f"sdmodel_gateway_request_duration_seconds_count{{{route}}}" in text
+    assert 'sdmodel_gateway_requests_total{code="404",route="other"}' in text
+
+
+def test_every_answer_tells_browsers_to_be_careful(gateway: Gateway) -> None:
+    """Nothing is run, framed, kept or told to others."""
+    for path in ("/docs", "/healthz", "/nowhere", f"{PREFIX}/load_model"):
+        _, headers, _ = gateway.request("GET", path)
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert "script-src" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cache-Control"] == "no-store"
+        assert "Server" not in headers
