@@ -8,8 +8,10 @@ from html import unescape
 import gallerymodels
 import pytest
 from gallerysite import Page, Site, serve
+from gatewayrun import Gateway, write_keys
 
 from sd_operator.gateway import keys
+from sd_operator.gateway.settings import Settings
 
 pytestmark = pytest.mark.cluster
 
@@ -162,3 +164,13 @@ def test_static_files_are_kept_by_browsers(site):
         assert "immutable" in answer.headers["Cache-Control"]
     assert site.get("/gallery/static/..%2f__init__.py").code == 404
     assert site.get("/gallery/static/nothing.js").code == 404
+
+
+def test_calls_are_counted_by_their_whole_pattern(shared_cluster, tmp_path):
+    """Not by the part that the gallery's own routes know, nor by a model's name."""
+    write_keys(tmp_path / "keys", shared_cluster.namespace)
+    with Gateway(Settings(tmp_path / "keys", shared_cluster.kubeconfig)) as gateway:
+        gateway.request("GET", "/gallery/models/sketch")
+        labels = {"route": "/gallery/models/{name}", "code": "303"}
+        registry = gateway.metrics.registry
+        assert registry.get_sample_value("sdmodel_gateway_requests_total", labels) == 1

@@ -39,11 +39,11 @@ KeyHandler = Callable[[Request, Key], Awaitable[Response]]
 def mount(app: FastAPI, context: Context) -> None:
     """Serve the gallery under /gallery/, and lead there from /."""
 
-    async def to_gallery(_: Request) -> Response:
+    @app.get("/", include_in_schema=False)
+    @app.get(ROOT, include_in_schema=False)
+    async def to_gallery() -> Response:
         return RedirectResponse(f"{ROOT}/", 303)
 
-    app.add_route("/", to_gallery, include_in_schema=False)
-    app.add_route(ROOT, to_gallery, include_in_schema=False)
     app.mount(ROOT, Gallery(context).application())
 
 
