@@ -262,3 +262,15 @@ def test_a_model_is_loaded_again_on_request(shared_cluster, site):
     answer = site.post("/gallery/models/again/reload", {})
     assert answer.location == "/gallery/models/again"
     assert shared_cluster.get("sdm", "again")["metadata"]["annotations"]["sd-operator.dev/reload"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "%2e", "%00", "%F0%9F", "a%3Fb", "nothing", "A%20B"])
+def test_what_is_no_name_is_no_model(shared_cluster, site, name):
+    """And never the collection: its deletion would be that of every model."""
+    gallerymodels.make(shared_cluster, "bystander", url=LINK)
+    for path in ("", "/delete", "/preview.png"):
+        assert site.get(f"/gallery/models/{name}{path}").code == 404
+    for path in ("/delete", "/reload"):
+        assert site.post(f"/gallery/models/{name}{path}", {"uid": ""}).code in (303, 404)
+    assert site.get(f"/gallery/live?model={name}").code == 404
+    assert shared_cluster.exists("sdm", "bystander")

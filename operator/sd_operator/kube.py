@@ -89,6 +89,10 @@ class Resource:
 
     def path(self, namespace: str | None = None, name: str | None = None, sub: str = "") -> str:
         """Path of the collection, of an object, or of an object's subresource."""
+        for part in (namespace, name):
+            # HTTP clients take these out of a path, quoted or not: `models/.` is the collection.
+            if part in (".", ".."):
+                raise NotFoundError(f"{part!r} is no object's name", 404)
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
         tail = f"/{quote(name, safe='')}" if name else ""

@@ -116,10 +116,11 @@ class Gallery:
         except RefusedError as error:
             text = error.message if error.status == 429 else "This key is not known here."
             insecure = self._is_insecure(request)
-            return page("login.html", error.status, next=onward, error=text, insecure=insecure)
+            response = page("login.html", error.status, next=onward, error=text, insecure=insecure)
+            return _retry_after(response, error)
         log.info("key %s signed in to the gallery", key.id)
-        response = RedirectResponse(onward, 303)
-        response.set_cookie(
+        welcome = RedirectResponse(onward, 303)
+        welcome.set_cookie(
             session.COOKIE,
             session.issue(key, time.time()),
             max_age=session.LIFETIME_SECONDS,
@@ -128,7 +129,7 @@ class Gallery:
             httponly=True,
             samesite="lax",
         )
-        return response
+        return welcome
 
     def _is_insecure(self, request: Request) -> bool:
         """Whether the browser will not keep our cookie, which is for https only."""
@@ -289,15 +290,9 @@ class Gallery:
         if not isinstance(error, RefusedError):
             raise error
         key = self._key(request)
-        response = page(
-            "error.html",
-            error.status,
-            namespace=key.namespace if key else None,
-            message=error.message,
-        )
-        if error.retry_after is not None:
-            response.headers["Retry-After"] = str(error.retry_after)
-        return response
+        namespace = key.namespace if key else None
+        response = page("error.html", error.status, namespace=namespace, message=error.message)
+        return _retry_after(response, error)
 
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -325,6 +320,12 @@ def _complaints(error: ApiError) -> tuple[int, form.Complaints]:
         return 422, form.complaints(error.causes, str(error))
     refused = refusal(error)
     return refused.status, form.Complaints(others=(refused.message,))
+
+
+def _retry_after(response: Response, error: RefusedError) -> Response:
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
 
 
 def _filter(query: Mapping[str, str]) -> views.Filter:
