@@ -420,6 +420,14 @@ def test_a_pod_waits_for_a_secret_that_is_not_optional(stub_cluster):
             id="option",
         ),
         pytest.param(
+            {"args": ["sweep", "--store", "/models", "--delete", "--x"]},
+            "runs only",
+            id="option of a sweep",
+        ),
+        pytest.param(
+            {"args": ["sweep", "--store", "/", "--delete"]}, "--store /", id="store of a sweep"
+        ),
+        pytest.param(
             {"args": ["convert", "--request", "{}", "--store", "/models"]},
             "does not parse",
             id="request",

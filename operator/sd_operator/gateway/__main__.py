@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -65,8 +66,12 @@ def _run() -> int:
     log.info("metrics on port %d", port)
     api = Api(settings.kubeconfig, metrics.count_request, manager="sd-gateway")
     served = server(create_app(settings, api, metrics), settings)
+    # uvicorn raises the signal again when it has ended well: then there is nothing left to end.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         served.run()
+    except KeyboardInterrupt:
+        return 130
     finally:
         stop()
     return 0 if served.started else 1
