@@ -80,4 +80,4 @@ def tab(browser: Any, url: str, **options: Any) -> Iterator[Tab]:
         yield opened
     finally:
         context.close()
-    assert opened.complaints == []
+    assert not opened.complaints, opened.complaints

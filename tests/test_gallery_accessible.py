@@ -12,6 +12,7 @@ from browser import DESKTOP, PHONE, tab
 from cluster import Cluster, namespace_of
 from gallerymodels import HASH, ready
 from gallerysite import Site, serve
+from tally import Tally
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
@@ -66,7 +67,12 @@ def check(page: Any, shot: Path) -> None:
 @pytest.mark.usefixtures("states")
 @pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
 def test_no_page_shuts_anybody_out(
-    browser: Any, gallery: Site, tmp_path: Path, viewport: dict[str, int], scheme: Any
+    browser: Any,
+    gallery: Site,
+    tmp_path: Path,
+    tally: Tally,
+    viewport: dict[str, int],
+    scheme: Any,
 ) -> None:
     """Contrast, names, roles, landmarks and headings; light and dark look different."""
     with tab(browser, gallery.url, viewport=viewport, color_scheme=scheme) as visit:
@@ -76,6 +82,7 @@ def test_no_page_shuts_anybody_out(
         for name, path in PAGES.items():
             visit.open(path)
             check(visit.page, tmp_path / f"{name}.png")
+            tally("gallery pages without a violation")
         background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
         lightness = sum(int(part) for part in re.findall(r"\d+", background)[:3])
         assert (lightness > 600) is (scheme == "light")

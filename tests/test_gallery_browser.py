@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from gallerysite import Site, serve
 from operated import Operated
 
 from sd_api.reasons import Reason
+from sd_operator.gateway.gallery import live
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
 LINK = "https://example.com/model.safetensors"
+LOST = "[object Event]"
+"""What htmx's extension logs of a stream that broke off."""
 
 
 @pytest.fixture
@@ -102,6 +106,43 @@ def test_progress_moves_without_a_reload(visitor: Tab, shared_cluster: Cluster) 
     uid = shared_cluster.get("sdm", "moving")["metadata"]["uid"]
     gallerymodels.set_status(shared_cluster, "moving", {**ready(uid, "moving"), "progress": None})
     page.locator("#snippet").wait_for()
+
+
+@pytest.mark.slow
+def test_a_page_comes_back_after_the_connection_was_away(
+    visitor: Tab, shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And shows what happened meanwhile: what is new, what is further, what is gone."""
+    page, cut, streams = visitor.page, threading.Event(), 0
+    stream = live.stream
+
+    async def cuttable(teller: Any, changes: Any, alive: Any) -> AsyncGenerator[bytes, None]:
+        nonlocal streams
+        streams += 1
+        async for event in stream(teller, changes, alive):
+            if cut.is_set():
+                return
+            yield event
+
+    monkeypatch.setattr(live, "stream", cuttable)
+    monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
+    for name in ("stays", "goes"):
+        gallerymodels.make(shared_cluster, f"away-{name}", loading(10), url=LINK)
+    with page.expect_response("**/gallery/live*"):
+        visitor.open("/?q=away")
+    with page.expect_console_message(lambda message: message.text == LOST):
+        cut.set()
+    shared_cluster.kubectl("delete", "sdm", "away-goes")
+    gallerymodels.set_status(shared_cluster, "away-stays", loading(90))
+    gallerymodels.make(shared_cluster, "away-new", url=LINK)
+    cut.clear()
+    page.locator("#open-away-new").wait_for()
+    assert cards(page) == ["away-new", "away-stays"]
+    page.locator("progress[value='90']").wait_for()
+    gallerymodels.set_status(shared_cluster, "away-stays", loading(95))
+    page.locator("progress[value='95']").wait_for()
+    assert streams >= 2
+    visitor.complaints[:] = [text for text in visitor.complaints if LOST not in text]
 
 
 def test_searching_is_in_the_address(visitor: Tab, shared_cluster: Cluster) -> None:
