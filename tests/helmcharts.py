@@ -28,6 +28,9 @@ RULES: list[dict[str, Any]] = yaml.safe_load((OPERATOR / "files" / "rules.yaml")
 LEADER_RULES: list[dict[str, Any]] = yaml.safe_load(
     (OPERATOR / "files" / "leader-rules.yaml").read_text()
 )
+GATEWAY_RULES: list[dict[str, Any]] = yaml.safe_load(
+    (OPERATOR / "files" / "gateway-rules.yaml").read_text()
+)
 HELMS = {"helm": helm_path, "helm3": helm3_path}
 NAMESPACE = "sd-system"
 # The CRD is long, and the one in Python slow.
@@ -118,6 +121,30 @@ FULL: Json = {
         "schedule": "5 4 * * *",
         "resources": {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "3Gi"}},
     },
+    "gateway": {
+        "enabled": True,
+        "replicas": 4,
+        "resources": {"requests": {"cpu": "3", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        "keysSecret": {"name": "callers", "key": "lines"},
+        "serviceAccountName": "caller",
+        "publicUrl": "http://models.internal",
+        "trustedProxies": ["10.0.0.1", "10.0.0.2"],
+        "callsPerMinute": 5000000,
+        "failuresPerMinute": 0,
+        "previews": True,
+        "caConfigMap": "gateway-ca",
+        "ingress": {
+            "className": "nginx",
+            "host": "models.example.com",
+            "tlsSecret": "models-tls",
+            "annotations": {"example.com/issuer": "letsencrypt"},
+        },
+        "networkPolicy": {
+            "enabled": True,
+            "from": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}],
+        },
+        "extraEnv": [{"name": "SD_GATEWAY_MAX_BODY_BYTES", "value": "2048"}],
+    },
     "metrics": {
         "podMonitor": {"enabled": True, "interval": "10s", "labels": {"release": "monitoring"}},
         "serviceMonitor": {"enabled": False, "interval": "20s", "labels": {"release": "services"}},
@@ -192,9 +219,19 @@ def pod_of(item: Json) -> Json:
     return spec if item["kind"] == "Pod" else spec["template"]["spec"]
 
 
-def operator_env(objects: list[Json]) -> dict[str, str]:
-    """The operator's environment in a Pod."""
-    (container,) = pod_of(one(objects, "Deployment"))["containers"]
+def deployment(objects: list[Json], component: str = "operator") -> Json:
+    """The Deployment of the operator, or of the gateway."""
+    (found,) = [
+        item
+        for item in of_kind(objects, "Deployment")
+        if item["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"] == component
+    ]
+    return found
+
+
+def env_of(objects: list[Json], component: str = "operator") -> dict[str, str]:
+    """The environment in a Pod of the operator, or of the gateway."""
+    (container,) = pod_of(deployment(objects, component))["containers"]
     fields = {"metadata.namespace": NAMESPACE}
     return {"KUBERNETES_SERVICE_HOST": "10.96.0.1"} | {
         entry["name"]: entry["value"]

@@ -213,7 +213,7 @@ def test_the_notes_say_what_comes_next() -> None:
     notes = by_default.stdout.partition("NOTES:")[2]
     assert f"kubectl apply -n {NAMESPACE} -f -" in notes
     assert f"helm test -n {NAMESPACE} sd" in notes
-    assert "gateway is not part of this version" in notes
+    assert "served with gateway.enabled" in notes
     assert "No GPU" not in notes
     assert "No GPU is asked for" in other.stdout
     assert "add it to loader.extraEgress" in other.stdout

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from cluster import CLAIM, Cluster, credentials
-from helmcharts import OPERATOR, one, operator_env, pod_of, render
+from helmcharts import OPERATOR, env_of, one, pod_of, render
 
 pytestmark = pytest.mark.cluster
 
@@ -57,7 +57,7 @@ def probes_port(cluster: Cluster) -> int:
 
 def test_it_is_content_with_an_operator_at_work(cluster: Cluster, tmp_path: Path) -> None:
     """One with the chart's environment: ready, the kind served, the claim there."""
-    env = operator_env(render({"models": {"namespaces": [cluster.namespace]}}))
+    env = env_of(render({"models": {"namespaces": [cluster.namespace]}}))
     in_a_pod = {"KUBERNETES_SERVICE_HOST", "HOME"}
     cluster.start_operator(**{key: env[key] for key in env.keys() - in_a_pod})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import rbacproxy
-from helmcharts import LEADER_RULES, NAMESPACE, RULES, Json, of_kind, one, render
+from helmcharts import GATEWAY_RULES, LEADER_RULES, NAMESPACE, RULES, Json, of_kind, one, render
 
 import sd_operator
 from sd_operator import kube
@@ -30,20 +30,20 @@ def granted(rules: list[Json]) -> set[Right]:
     return {(verb, name) for rule in rules for verb in rule["verbs"] for name in rule["resources"]}
 
 
-def calls() -> Iterator[ast.Call]:
-    """Calls of methods in the operator's modules; standalone is no part of a cluster's operator."""
-    for path in Path(sd_operator.__path__[0]).glob("*.py"):
+def calls(folder: str = ".") -> Iterator[ast.Call]:
+    """Calls of methods in a folder's modules; standalone is no part of a cluster's operator."""
+    for path in Path(sd_operator.__path__[0], folder).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 yield node
 
 
-def requests() -> set[Right]:
+def requests(folder: str = ".") -> set[Right]:
     """What the operator's own client is asked to do."""
     found = set()
-    for call in calls():
+    for call in calls(folder):
         assert isinstance(call.func, ast.Attribute)
-        verb = {"check": "list"}.get(call.func.attr, call.func.attr)
+        verb = {"check": "list", "snapshot": "list"}.get(call.func.attr, call.func.attr)
         if verb == "last_log_line":
             found.add(("get", "pods/log"))
         first = call.args[0] if call.args else None
@@ -73,6 +73,11 @@ def test_every_right_is_used_and_every_request_is_granted() -> None:
     assert granted(LEADER_RULES) == {(verb, "leases") for verb in ("get", "create", "update")}
 
 
+def test_the_gateway_has_the_rights_that_it_uses() -> None:
+    """No more and no less; all its modules are looked at."""
+    assert requests("gateway") == granted(GATEWAY_RULES)
+
+
 def test_the_cluster_tests_run_under_the_charts_rights() -> None:
     """What they find missing or unused is then the chart's."""
     assert granted(rbacproxy.RULES) == granted(RULES) | granted(LEADER_RULES)
@@ -81,7 +86,7 @@ def test_the_cluster_tests_run_under_the_charts_rights() -> None:
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
 def test_no_secret_is_read_and_no_pod_entered(cluster_wide: bool) -> None:
     """Nor is any verb or resource a wildcard, in any role of the chart."""
-    objects = render({"models": {"clusterWide": cluster_wide}})
+    objects = render({"models": {"clusterWide": cluster_wide}, "gateway": {"enabled": True}})
     for role in of_kind(objects, "Role") + of_kind(objects, "ClusterRole"):
         for rule in role["rules"]:
             assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]

@@ -11,9 +11,10 @@ from helmcharts import (
     FULL,
     NAMESPACE,
     VALUES,
+    deployment,
+    env_of,
     of_kind,
     one,
-    operator_env,
     pod_of,
     render,
     with_value,
@@ -63,7 +64,7 @@ def settings_of(variables: Mapping[str, str]) -> set[str]:
 
 def test_a_release_without_values_has_the_operators_own_defaults() -> None:
     """But for its namespace, and what its Pods tolerate."""
-    settings = Settings.from_env(operator_env(render()))
+    settings = Settings.from_env(env_of(render()))
 
     toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
     assert settings.namespaces == (NAMESPACE,)
@@ -72,13 +73,13 @@ def test_a_release_without_values_has_the_operators_own_defaults() -> None:
     assert settings.allowed_hosts == frozenset()
     assert settings.webhook_retry_seconds == Settings().webhook_retry_seconds
     for port, name in ((settings.metrics_port, "metrics"), (settings.probes_port, "probes")):
-        (container,) = pod_of(one(render(), "Deployment"))["containers"]
+        (container,) = pod_of(deployment(render()))["containers"]
         assert {"name": name, "containerPort": port} in container["ports"]
 
 
 def test_every_value_arrives_as_the_setting_that_it_is_meant_to_be() -> None:
     """Numbers above a million too, which Helm reads as floats."""
-    settings = Settings.from_env(operator_env(render(FULL)))
+    settings = Settings.from_env(env_of(render(FULL)))
 
     registry = "registry.example.com/sd"
     assert settings.loader.image == f"{registry}/load@sha256:{'b' * 64}"
@@ -118,8 +119,8 @@ def test_every_value_arrives_as_the_setting_that_it_is_meant_to_be() -> None:
 def test_the_webhooks_key_and_authorities_lie_where_the_operator_looks() -> None:
     """Mounted from the Secret and the ConfigMap that the values name."""
     objects = render(FULL)
-    settings = Settings.from_env(operator_env(objects))
-    pod = pod_of(one(objects, "Deployment"))
+    settings = Settings.from_env(env_of(objects))
+    pod = pod_of(deployment(objects))
     mounts = {one["name"]: Path(one["mountPath"]) for one in pod["containers"][0]["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
 
@@ -133,7 +134,7 @@ def test_the_webhooks_key_and_authorities_lie_where_the_operator_looks() -> None
 
 def test_the_operator_reads_every_variable_of_the_chart() -> None:
     """A renamed setting would else be passed over in silence."""
-    env = Recorder(operator_env(render(FULL)))
+    env = Recorder(env_of(render(FULL)))
     Settings.from_env(env)
 
     assert settings_of(env.env) <= settings_of(dict.fromkeys(env.asked, ""))
@@ -141,7 +142,7 @@ def test_the_operator_reads_every_variable_of_the_chart() -> None:
 
 def test_every_setting_is_a_value_or_has_a_reason_not_to_be() -> None:
     """A new setting needs one of the two."""
-    env = Recorder(operator_env(render(FULL)))
+    env = Recorder(env_of(render(FULL)))
     Settings.from_env(env)
 
     missing = settings_of(dict.fromkeys(env.asked, "")) - settings_of(env.env)
@@ -151,7 +152,7 @@ def test_every_setting_is_a_value_or_has_a_reason_not_to_be() -> None:
 def test_cluster_wide_means_all_namespaces() -> None:
     """Although claims are made in some only."""
     values = with_value(FULL, ("models", "clusterWide"), True)
-    assert Settings.from_env(operator_env(render(values))).namespaces == ()
+    assert Settings.from_env(env_of(render(values))).namespaces == ()
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
@@ -166,7 +167,7 @@ def test_the_chart_secures_its_pods_as_the_operator_does(kind: str) -> None:
 def test_the_sweep_mounts_what_loads_mount() -> None:
     """The same claim, image and retention."""
     objects = render(FULL)
-    settings = Settings.from_env(operator_env(objects))
+    settings = Settings.from_env(env_of(objects))
     pod = pod_of(of_kind(objects, "CronJob")[0])
     (container,) = pod["containers"]
     env = {entry["name"]: entry["value"] for entry in container["env"]}
@@ -182,7 +183,7 @@ def test_the_sweep_mounts_what_loads_mount() -> None:
 def test_the_gateways_sweep_is_that_of_the_chart(values: dict[str, Any]) -> None:
     """The same Pod, but for requests and limits where they were set; each finds the other's Job."""
     objects = render(values)
-    settings = Settings.from_env(operator_env(objects))
+    settings = Settings.from_env(env_of(objects))
     template = of_kind(objects, "CronJob")[0]["spec"]["jobTemplate"]
     made = jobs.build_sweep("art", "sweep", settings.claim_name, settings.loader)
     mine, theirs = made["spec"]["template"]["spec"], template["spec"]["template"]["spec"]

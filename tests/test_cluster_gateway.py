@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import CLAIM
+from cluster import CLAIM, credentials
 from gatewayrun import Gateway, write_keys
+from helmcharts import GATEWAY_RULES
 from operated import Operated, condition
+from rbacproxy import RbacProxy, rights
 
 from sd_api import names
+from sd_operator.gateway.models import Models
 from sd_operator.gateway.settings import Settings
+from sd_operator.kube import Api
 
 pytestmark = pytest.mark.cluster
 
 
-def test_a_vendors_user_loads_verifies_and_deletes(operated: Operated, tmp_path: Path) -> None:
-    """The webhook is called; what moves at the source is loaded anew; the cache is swept."""
+@pytest.fixture
+def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
+    """Between the gateway and the API server, with the rights of the chart's gateway."""
+    server, token, ca = credentials(operated.cluster.kubeconfig)
+    allowed = rights(GATEWAY_RULES)
+    with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig", allowed) as made:
+        yield made
+
+
+def test_a_vendors_user_loads_verifies_and_deletes(
+    operated: Operated, proxy: RbacProxy, tmp_path: Path
+) -> None:
+    """The webhook is called; what moves at the source is loaded anew; the cache is swept.
+
+    All with the rights of the chart's gateway, of which none is left over.
+    """
     operated.start()
     (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)
     hosts = frozenset({operated.hub.host, operated.receiver.host})
-    settings = Settings(tmp_path / "keys", operated.cluster.kubeconfig, CLAIM, allowed_hosts=hosts)
+    settings = Settings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
     model_id = "Majic_Mix"
     with Gateway(settings, key) as gateway:
         said = {
@@ -68,6 +89,8 @@ def test_a_vendors_user_loads_verifies_and_deletes(operated: Operated, tmp_path:
             ),
         )
 
+        told = asyncio.run(look(proxy.kubeconfig, operated.cluster.namespace))
+        assert {"LoadStarted", "ModelLoaded"} <= set(told)
         assert gateway.call("clear_cache")[0] == 200
         selector = f"-l={names.LABEL_NAME}={names.SWEEP_NAME}"
         operated.eventually(
@@ -81,6 +104,19 @@ def test_a_vendors_user_loads_verifies_and_deletes(operated: Operated, tmp_path:
         operated.gone(name)
         assert gateway.call("verify_model", model_id=model_id)[0] == 404
     assert operated.left() == []
+    assert sorted(map(str, proxy.missing)) == []
+    assert sorted(map(str, proxy.unused)) == []
+    assert sorted(map(str, proxy.everywhere)) == [], "it stays in the key's namespace"
+
+
+async def look(kubeconfig: Path, namespace: str) -> list[str]:
+    """Look at the first model of a namespace as a browser does; the reasons of its Events."""
+    async with Api(kubeconfig) as api:
+        models = Models(api)
+        async with contextlib.aclosing(models.watch(namespace)) as changes:
+            change = await anext(changes)
+            await asyncio.sleep(0.5)  # for the watch to begin after the list
+            return [event["reason"] for event in await models.events(namespace, change.body)]
 
 
 def longer(raw: bytes) -> bytes:

@@ -85,7 +85,6 @@ def test_cookies_need_tls_unless_the_public_url_has_none(
     ("name", "value", "why"),
     [
         ("KEYS_FILE", "", "must name the file of the keys; `sd-gateway new-key NAMESPACE`"),
-        ("KEYS_FILE", "/nowhere", "must name the file of the keys"),
         ("PORT", "70000", "must be at most 65535"),
         ("MAX_BODY_BYTES", "1", "must be at least 1024"),
         ("PUBLIC_URL", "a.b", "must be an http(s) link"),

@@ -325,3 +325,92 @@ def test_a_dry_run_is_asked_for(server):
     ask(server, lambda api: api.create(MODELS, "art", {}, dry_run=True))
     ask(server, lambda api: api.create(MODELS, "art", {}))
     assert [request.query.get("dryRun") for request in server.requests] == [["All"], None]
+
+
+def watch(server: Server) -> list[tuple[str, Any]]:
+    """All events of a watch, until it ends."""
+
+    async def question(api: Api) -> list[tuple[str, Any]]:
+        return [event async for event in api.watch(MODELS, "art", "7")]
+
+    found: list[tuple[str, Any]] = ask(server, question)
+    return found
+
+
+def lines(*events: Any) -> bytes:
+    """A watch's answer."""
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def test_a_watch_goes_on_from_a_version_until_the_server_ends_it(server: Server) -> None:
+    """A snapshot tells from which."""
+    server.answer(200, {"items": [1], "metadata": {"resourceVersion": "7"}})
+    server.answer(200, lines({"type": "ADDED", "object": 1}, {"type": "DELETED", "object": 2}))
+    assert ask(server, lambda api: api.snapshot(MODELS, "art")) == ([1], "7")
+    assert watch(server) == [("ADDED", 1), ("DELETED", 2)]
+    query = server.requests[-1].query
+    assert (query["watch"], query["resourceVersion"]) == (["true"], ["7"])
+    assert query["timeoutSeconds"] == [str(kube.WATCH_SECONDS)]
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "kind"),
+    [
+        pytest.param(
+            200,
+            lines({"type": "ERROR", "object": status(410, "Expired")}),
+            InvalidError,
+            id="too old a version",
+        ),
+        pytest.param(200, b'{"type":"ADDED","obj', UnavailableError, id="cut short"),
+        pytest.param(403, status(403, "Forbidden"), ForbiddenError, id="forbidden"),
+        pytest.param(500, status(500, "InternalError"), UnavailableError, id="broken"),
+    ],
+)
+def test_a_watch_that_cannot_go_on_says_why(
+    server: Server, code: int, answer: Any, kind: type[ApiError]
+) -> None:
+    """By the errors of all other requests."""
+    server.answer(code, answer)
+    with pytest.raises(kind):
+        watch(server)
+
+
+def test_a_watch_with_an_expired_token_is_good_the_next_time(server: Server) -> None:
+    """The credentials are read anew."""
+    server.expired = "first"
+    server.answer(200, lines({"type": "ADDED", "object": 1}))
+
+    async def question(api: Api) -> list[tuple[str, Any]]:
+        with pytest.raises(UnavailableError):
+            [event async for event in api.watch(MODELS, "art", "7")]
+        text = server.kubeconfig.read_text().replace("first", "second")
+        server.kubeconfig.write_text(text)
+        with pytest.raises(UnavailableError):
+            [event async for event in api.watch(MODELS, "art", "7")]
+        return [event async for event in api.watch(MODELS, "art", "7")]
+
+    assert ask(server, question) == [("ADDED", 1)]
+
+
+def test_what_a_refusal_says_of_fields_is_kept(server: Server) -> None:
+    """For those who tell users in words of their own."""
+    causes = [{"field": "spec.url", "message": "is wrong", "reason": "FieldValueInvalid"}]
+    server.answer(422, status(422, "Invalid", details={"causes": causes}))
+    with pytest.raises(InvalidError) as error:
+        ask(server, lambda api: api.get(MODELS, "art", "a"))
+    assert error.value.causes == (("spec.url", "is wrong"),)
+
+
+def test_who_asks_can_be_told(server: Server) -> None:
+    """By the user agent, and by the field manager of changes."""
+    server.answer(200)
+
+    async def run() -> None:
+        async with Api(server.kubeconfig, manager="sd-gateway") as api:
+            await api.create(MODELS, "art", {})
+
+    asyncio.run(run())
+    (request,) = server.requests
+    assert request.headers["user-agent"] == "sd-gateway"
+    assert request.query["fieldManager"] == ["sd-gateway"]

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import yaml
-from helmcharts import FULL, VALUES, of_kind, operator_env, pod_of, render
+from helmcharts import FULL, VALUES, env_of, of_kind, pod_of, render
 from observed import model
 from pod_security import BASELINE, RESTRICTED, violations
 
 from sd_operator import jobs
-from sd_operator.settings import Settings
+from sd_operator.settings import LoaderSettings, Settings
 
 Json = dict[str, Any]
 
 GOLDEN = Path(__file__).parent / "golden"
 CREDENTIALS = {"credentialsSecretRef": {"name": "token"}}
-SWEPT = {"sweep": {"enabled": True}}
+SWITCHED_ON = {"sweep": {"enabled": True}, "gateway": {"enabled": True}}
 
 
 def job_pod(settings: Settings, *, remove: bool = False, **spec: Any) -> Json:
@@ -35,17 +35,18 @@ def job_pod(settings: Settings, *, remove: bool = False, **spec: Any) -> Json:
 
 def charts_settings(values: Json) -> Settings:
     """The settings of an operator that the chart has installed."""
-    return Settings.from_env(operator_env(render(values)))
+    return Settings.from_env(env_of(render(values)))
 
 
 def chart_pods() -> list[Any]:
     """The Pods that the chart itself makes, by default and with every value set."""
-    return [
-        pytest.param(pod_of(item), id=f"{item['kind']} {name}")
-        for name, values in (("by default", SWEPT), ("full", FULL))
+    found = {
+        f"{item['kind']} {item['metadata']['name']} {name}": pod_of(item)
+        for name, values in (("by default", SWITCHED_ON), ("full", FULL))
         for kind in ("Deployment", "CronJob", "Pod")
-        for item in of_kind(render(values), kind)[:1]
-    ]
+        for item in of_kind(render(values), kind)
+    }
+    return [pytest.param(pod, id=name) for name, pod in found.items()]
 
 
 JOB_PODS = [
@@ -53,6 +54,9 @@ JOB_PODS = [
     pytest.param(job_pod(Settings(), verify={"render": False}), id="a load without"),
     pytest.param(job_pod(Settings(), **CREDENTIALS), id="a load with a token"),
     pytest.param(job_pod(Settings(), remove=True), id="a clean-up"),
+    pytest.param(
+        pod_of(jobs.build_sweep("art", "sweep", "models", LoaderSettings())), id="a sweep"
+    ),
     pytest.param(job_pod(charts_settings({}), **CREDENTIALS), id="a load of the chart's operator"),
     pytest.param(job_pod(charts_settings(FULL), **CREDENTIALS), id="a load with every value"),
     pytest.param(job_pod(charts_settings(FULL), remove=True), id="a clean-up with every value"),

@@ -21,6 +21,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
+{{/* What selects the gateway's Pods; it never changes. */}}
+{{- define "sd-operator.gatewaySelector" -}}
+app.kubernetes.io/name: sd-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end -}}
+
 {{/* The labels of all objects. */}}
 {{- define "sd-operator.labels" -}}
 app.kubernetes.io/name: sd-operator
@@ -36,6 +43,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.serviceAccount.name | default (include "sd-operator.name" .) -}}
 {{- else -}}
 {{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The gateway's ServiceAccount. */}}
+{{- define "sd-operator.gatewayServiceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.gateway.serviceAccountName | default (printf "%s-gateway" (include "sd-operator.name" .)) -}}
+{{- else -}}
+{{- .Values.gateway.serviceAccountName | default "default" -}}
 {{- end -}}
 {{- end -}}
 
@@ -83,6 +99,48 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+{{- end -}}
+
+{{/* The gateway's settings as environment variables. */}}
+{{- define "sd-operator.gatewaySettings" -}}
+{{- $values := .Values -}}
+{{- $gateway := $values.gateway -}}
+{{- $loader := $values.loader -}}
+{{- $placement := dict -}}
+{{- range $field := list "nodeSelector" "tolerations" "priorityClassName" -}}
+{{- with index $loader $field -}}
+{{- $_ := set $placement $field . -}}
+{{- end -}}
+{{- end -}}
+{{- $host := ternary (printf "https://%s" $gateway.ingress.host) "" (ne $gateway.ingress.host "") -}}
+{{- $settings := list
+  (list "KEYS_FILE" "/etc/sd-gateway/keys/keys")
+  (list "CLAIM_NAME" $values.models.claim.name)
+  (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
+  (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))
+  (list "RETAIN_PREVIOUS_SECONDS" (int64 $values.retainPrevious))
+  (list "LOADER_TMP_SIZE" $loader.tmpSize)
+  (list "LOADER_SECURITY_CONTEXT" (ternary (toJson $loader.securityContext) "" (not (empty $loader.securityContext))))
+  (list "LOADER_PLACEMENT" (ternary (toJson $placement) "" (not (empty $placement))))
+  (list "ALLOWED_HOSTS" (join "," $values.allowedHosts))
+  (list "HF_ENDPOINT" $values.hubEndpoint)
+  (list "HTTPS_PROXY" $values.proxy.https)
+  (list "NO_PROXY" $values.proxy.noProxy)
+  (list "CA_FILE" (ternary "/etc/sd-gateway/ca/ca.crt" "" (ne $gateway.caConfigMap "")))
+  (list "STORE" (ternary "/models" "" $gateway.previews))
+  (list "PUBLIC_URL" ($gateway.publicUrl | default $host))
+  (list "TRUSTED_PROXIES" (join "," $gateway.trustedProxies))
+  (list "CALLS_PER_MINUTE" (int64 $gateway.callsPerMinute))
+  (list "FAILURES_PER_MINUTE" (int64 $gateway.failuresPerMinute))
+  (list "LOG_LEVEL" $values.logLevel)
+  (list "LOG_FORMAT" $values.logFormat)
+-}}
+{{- range $setting := $settings }}
+{{- if ne (toString (index $setting 1)) "" }}
+- name: SD_GATEWAY_{{ index $setting 0 }}
+  value: {{ toString (index $setting 1) | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* The operator's settings as environment variables. Helm reads numbers as floats: int64. */}}

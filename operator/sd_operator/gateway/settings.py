@@ -53,7 +53,7 @@ class Settings:
         """Read the environment; raises SettingsError."""
         read = Reader(env, PREFIX)
         keys_file = read.path("KEYS_FILE")
-        if keys_file is None or not keys_file.is_file():
+        if keys_file is None:
             why = "must name the file of the keys; `sd-gateway new-key NAMESPACE` makes its lines"
             raise read.wrong("KEYS_FILE", why)
         default = cls(keys_file)
