@@ -192,6 +192,7 @@ def complaints(causes: Iterable[tuple[str, str]], otherwise: str) -> Complaints:
         text = plain(where, message)
         found = _field(where) or _field(text.partition(" ")[0].rstrip(":"))
         told = at[found] if found else others
+        text = text.removeprefix(f"{found}: ")
         if text not in told:
             told.append(text)
     if not at and not others:
