@@ -27,7 +27,7 @@ NEVER = HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_
 ROUTES = settings(
     max_examples=12, deadline=None, suppress_health_check=NEVER, phases=[Phase.generate]
 )
-THOROUGH = settings(ROUTES, max_examples=250)
+THOROUGH = settings(ROUTES, max_examples=120)
 
 
 @pytest.fixture(scope="module")
