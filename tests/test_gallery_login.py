@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 
 import gallerymodels
 import pytest
+from cluster import credentials
 from gallerysite import Page, Site, serve
 from gatewayrun import Gateway, write_keys
 
@@ -64,6 +66,17 @@ def test_wrong_and_unknown_keys_are_answered_alike(stranger):
     assert answers[0].text == answers[1].text
     assert "wrong-key" not in answers[0].text
     assert "This key is not known here." in answers[0].text
+
+
+def test_no_key_is_logged(stranger, caplog):
+    """Neither a wrong nor a right one, and no cookie; who has logged in is."""
+    caplog.set_level("DEBUG")
+    stranger.login("a-wrong-key")
+    stranger.login()
+    stranger.get("/gallery/")
+    assert "key painter signed in to the gallery" in caplog.text
+    for secret in ("a-wrong-key", stranger.key, stranger.cookie.partition("=")[2]):
+        assert secret not in caplog.text
 
 
 def test_failed_logins_are_limited(shared_cluster, tmp_path):
@@ -164,6 +177,19 @@ def test_static_files_are_kept_by_browsers(site):
         assert "immutable" in answer.headers["Cache-Control"]
     assert site.get("/gallery/static/..%2f__init__.py").code == 404
     assert site.get("/gallery/static/nothing.js").code == 404
+
+
+def test_without_the_api_server_there_is_a_page_that_says_so(shared_cluster, tmp_path):
+    """The login works all the same: it needs the file of keys only."""
+    server = credentials(shared_cluster.kubeconfig)[0]
+    away = tmp_path / "kubeconfig"
+    away.write_text(shared_cluster.kubeconfig.read_text().replace(server, "https://127.0.0.1:1"))
+    backend = replace(shared_cluster.backend, kubeconfig=away)
+    with serve(replace(shared_cluster, backend=backend), tmp_path) as own:
+        own.login()
+        answer = own.get("/gallery/")
+    assert (answer.code, answer.headers["Retry-After"]) == (503, "5")
+    assert "The Kubernetes API server does not answer" in answer.text
 
 
 def test_calls_are_counted_by_their_whole_pattern(shared_cluster, tmp_path):

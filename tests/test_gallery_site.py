@@ -245,8 +245,9 @@ def test_a_model_is_deleted_once_it_was_asked_for(shared_cluster, site):
     assert shared_cluster.exists("sdm", "goner")
     shared_cluster.kubectl("delete", "sdm", "goner")
     gallerymodels.make(shared_cluster, "goner", url=LINK)
-    site.post("/gallery/models/goner/delete", {"uid": first})
-    assert shared_cluster.exists("sdm", "goner")
+    for uid in (first, ""):
+        site.post("/gallery/models/goner/delete", {"uid": uid})
+        assert shared_cluster.exists("sdm", "goner")
     uid = re.findall(r'name="uid" value="([^"]+)"', site.get("/gallery/models/goner/delete").text)[
         0
     ]

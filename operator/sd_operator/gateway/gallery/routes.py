@@ -273,8 +273,8 @@ class Gallery:
     async def _delete(self, request: Request, key: Key) -> Response:
         """Asks, and then deletes the very model that was asked about."""
         name = request.path_params["name"]
-        if request.method == "POST":
-            uid = (await _form(request)).get("uid", "")
+        uid = (await _form(request)).get("uid") if request.method == "POST" else None
+        if uid:
             await self._models.delete(key.namespace, {"metadata": {"name": name, "uid": uid}})
             return RedirectResponse(f"{ROOT}/", 303)
         body = await self._models.get(key.namespace, name)
