@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -346,6 +348,58 @@ def test_a_body_too_large_is_refused(gateway: Gateway) -> None:
         f"{gateway.url}{PREFIX}/load_model", data=iter([raw[:40000], raw[40000:]]), timeout=30
     )
     assert (chunked.status_code, chunked.json()) == (413, told)
+
+
+def test_a_call_that_is_cut_short_leaves_no_trace(
+    gateway: Gateway, shared_cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a resource nor an error in the log; the next call is answered."""
+    model_id = a_name()
+    said = {"key": gateway.key, **VENDORS_OWN["checkpoint"], "model_id": model_id}
+    raw = json.dumps(said).encode()
+    head = f"POST {PREFIX}/load_model HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw) + 1}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.sendall(head.encode() + raw)
+    assert gateway.call("schedulers_list")[0] == 200
+    assert not shared_cluster.exists("sdm", model_id)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_one_round_of_syncing_is_made_at_a_time(shared_cluster: Cluster, tmp_path: Path) -> None:
+    """While the sources are asked, others are told to come again."""
+    model_id = a_name()
+    (key,) = write_keys(tmp_path / "keys", shared_cluster.namespace)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        shared_cluster.model(model_id, url=f"http://{host}/slow.ckpt")
+        put_status(shared_cluster, model_id, artifact=ARTIFACT, source={"sizeBytes": 1})
+        settings = Settings(
+            tmp_path / "keys", shared_cluster.kubeconfig, CLAIM, allowed_hosts=frozenset({host})
+        )
+        with Gateway(settings, key) as gateway, ThreadPoolExecutor(1) as threads:
+            first = threads.submit(gateway.call, "sync_models")
+            asked, _ = silent.accept()
+            silent.close()  # aiohttp tries once more
+            status, answer = gateway.call("sync_models")
+            asked.close()
+            done = first.result()
+    assert (status, answer["retry_after"]) == (429, 10)
+    assert done[0] == 200
+    assert model_id not in done[1]["model_list"]
+    shared_cluster.kubectl("delete", "sdm", model_id)
+
+
+def test_calls_are_logged_by_the_keys_id(
+    gateway: Gateway, shared_cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Never by the key."""
+    caplog.set_level(logging.INFO)
+    gateway.call("schedulers_list")
+    gateway.post("schedulers_list", b'{"key":"wrong-key"}')
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert f"schedulers_list, by key {shared_cluster.namespace}-" in text
+    assert gateway.key not in text
+    assert "wrong-key" not in text
 
 
 def test_clear_cache_sweeps_once_at_a_time(gateway: Gateway, shared_cluster: Cluster) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sd_operator.gateway import docs, routes
 from sd_operator.gateway.context import Context
@@ -47,6 +48,7 @@ def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> 
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(ClientDisconnect, _refused)
     _add_probes(app, context)
     app.include_router(routes.router(context))
     docs.add(app, settings.public_url)
@@ -74,6 +76,8 @@ async def _refused(_: Request, error: Exception) -> Response:
         error = refusal(error)
     if isinstance(error, HTTPException):
         error = RefusedError(error.status_code, str(error.detail))
+    if isinstance(error, ClientDisconnect):
+        error = RefusedError(400, "The body was cut short")  # nobody hears it
     if not isinstance(error, RefusedError):
         raise error
     body: dict[str, object] = {"status": "error", "message": error.message}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -17,8 +18,11 @@ from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.keys import Key
 from sd_operator.gateway.models import effective_id, is_ready
 
+log = logging.getLogger(__name__)
+
 PREFIX = "/api/v1/enterprise"
 NOT_FOUND = "Model does not exist on server"
+SYNC_RETRY_SECONDS = 10
 STARTED = {"message": "model load started", "status": "success"}
 
 Answer = dict[str, Any]
@@ -34,6 +38,8 @@ class Vendor:
     """What the endpoints do, for a caller whose key is good."""
 
     context: Context
+    syncing: set[str] = field(default_factory=set)
+    """Namespaces whose sources are being asked: one round at a time, for it calls others' hosts."""
 
     async def load_model(self, key: Key, call: vendor.LoadModel) -> Answer:
         """Load a model, or load it anew where the request differs from the one before."""
@@ -74,10 +80,16 @@ class Vendor:
 
     async def sync_models(self, key: Key, _: vendor.SyncModels) -> Answer:
         """Load anew what has changed at its source since."""
-        known = await self.context.models.all(key.namespace)
-        moved = await sync.moved(known, self.context.settings)
-        for body in moved:
-            await self.context.models.reload(key.namespace, body)
+        if key.namespace in self.syncing:
+            raise RefusedError(429, "The models are being synced already", SYNC_RETRY_SECONDS)
+        self.syncing.add(key.namespace)
+        try:
+            known = await self.context.models.all(key.namespace)
+            moved = await sync.moved(known, self.context.settings)
+            for body in moved:
+                await self.context.models.reload(key.namespace, body)
+        finally:
+            self.syncing.discard(key.namespace)
         ids = [effective_id(body) for body in moved]
         message = f"{len(ids)} Models synced successfully"
         return {"status": "success", "message": message, "model_list": ids}
@@ -124,16 +136,18 @@ def _add(
     kind: type[CallT],
     act: Callable[[Key, CallT], Awaitable[Answer]],
 ) -> None:
+    name = act.__name__
+
     async def endpoint(request: Request, bearer: Bearer) -> Answer:
         fields = bodies.parse(await request.body(), request.headers.get("Content-Type", ""))
         key = context.admit(_key(fields, bearer), _address(request))
+        log.info("%s, by key %s of namespace %s", name, key.id, key.namespace)
         try:
             call = kind.model_validate(fields)
         except ValidationError as error:
             raise RefusedError(400, vendor.complaint(error)) from None
         return await act(key, call)
 
-    name = act.__name__
     made.add_api_route(
         f"/{name}",
         endpoint,
