@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd_api.load import RETAIN_MAX_SECONDS
 from sd_api.netguard import Guard
 from sd_operator.environment import Reader, kubeconfig
 from sd_operator.settings import LoaderSettings
@@ -66,7 +67,9 @@ class Settings:
                 slim_image=read.text("LOADER_SLIM_IMAGE") or loader.slim_image,
                 image_pull_secrets=read.words("IMAGE_PULL_SECRETS"),
                 retain_previous_seconds=read.whole(
-                    "RETAIN_PREVIOUS_SECONDS", loader.retain_previous_seconds
+                    "RETAIN_PREVIOUS_SECONDS",
+                    loader.retain_previous_seconds,
+                    most=RETAIN_MAX_SECONDS,
                 ),
                 tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
