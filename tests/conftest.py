@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from browser import browser
 from cluster import (
     backend,
     cluster,
@@ -10,6 +11,7 @@ from cluster import (
     stub_backend,
     stub_cluster,
 )
+from gallerysite import gallery, site, stranger
 from loadercli import slim
 from operated import checkpoints, operated
 from tally import pytest_terminal_summary, tally
@@ -17,13 +19,17 @@ from volumes import tmpfs
 
 __all__ = [
     "backend",
+    "browser",
     "checkpoints",
     "cluster",
+    "gallery",
     "operated",
     "pytest_terminal_summary",
     "shared_cluster",
     "shared_stub_cluster",
+    "site",
     "slim",
+    "stranger",
     "stub_backend",
     "stub_cluster",
     "tally",

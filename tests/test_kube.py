@@ -315,6 +315,29 @@ def test_names_cannot_leave_their_place_in_the_path() -> None:
     assert JOBS.path("a/b", "../c?d") == "/apis/batch/v1/namespaces/a%2Fb/jobs/..%2Fc%3Fd"
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_no_name_leads_to_another_path(server, name):
+    """Clients take dots out of paths: a deletion of `.` would be one of the collection."""
+    server.answer(200)
+    for question in (
+        lambda api: api.get(MODELS, "art", name),
+        lambda api: api.get(MODELS, name, "sketch"),
+        lambda api: api.delete(MODELS, "art", name, "uid"),
+        lambda api: api.patch(MODELS, "art", name, {}),
+    ):
+        with pytest.raises(NotFoundError):
+            ask(server, question)
+    assert server.requests == []
+
+
+def test_a_dry_run_is_asked_for(server):
+    """In the query, where the API server looks for it."""
+    server.answer(201, {})
+    ask(server, lambda api: api.create(MODELS, "art", {}, dry_run=True))
+    ask(server, lambda api: api.create(MODELS, "art", {}))
+    assert [request.query.get("dryRun") for request in server.requests] == [["All"], None]
+
+
 def watch(server: Server) -> list[tuple[str, Any]]:
     """All events of a watch, until it ends."""
 

@@ -177,6 +177,28 @@ def test_a_name_is_taken_once(models):
     assert (answer.code, answer.body["reason"]) == (409, "AlreadyExists")
 
 
+def test_a_dry_run_is_validated_and_stored_nowhere(models):
+    """What is wrong is answered as ever; what is right leaves no object."""
+    good = model_manifest("sketch", url=LINK)
+    answer = models.api.ask("POST", f"{models.path}?dryRun=All", good)
+    assert answer.code == 201, answer.text
+    assert answer.body["spec"]["deletionPolicy"] == "Delete", "with its defaults"
+    assert models.api.ask("GET", f"{models.path}/sketch").code == 404
+    bad = models.api.ask("POST", f"{models.path}?dryRun=All", model_manifest("sketch"))
+    assert (bad.code, bad.body["details"]["causes"][0]["field"]) == (422, "spec.url")
+    assert models.api.ask("POST", f"{models.path}?dryRun=Some", good).code == 422
+    models.create("sketch")
+    assert models.api.ask("POST", f"{models.path}?dryRun=All", good).code == 409
+
+
+def test_standalone_refuses_the_dry_runs_that_it_does_not_know(standalone):
+    """Rather than doing what only was to be tried."""
+    path = "/apis/sd-operator.dev/v1alpha1/namespaces/default/stablediffusionmodels/sketch"
+    for method in ("DELETE", "PUT", "PATCH"):
+        answer = standalone.ask(method, f"{path}?dryRun=All", {})
+        assert (answer.code, "dryRun" in answer.text) == (400, True), answer.text
+
+
 def test_a_stale_writer_is_refused(models):
     """A write on an old resourceVersion conflicts, by PUT and by PATCH; one without is blind."""
     old = models.create("a")

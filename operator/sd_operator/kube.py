@@ -90,6 +90,10 @@ class Resource:
 
     def path(self, namespace: str | None = None, name: str | None = None, sub: str = "") -> str:
         """Path of the collection, of an object, or of an object's subresource."""
+        for part in (namespace, name):
+            # HTTP clients take these out of a path, quoted or not: `models/.` is the collection.
+            if part in (".", ".."):
+                raise NotFoundError(f"{part!r} is no object's name", 404)
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
         tail = f"/{quote(name, safe='')}" if name else ""
@@ -226,9 +230,11 @@ class Api:
             # A ValueError is a line cut short.
             raise UnavailableError(f"watch {path}: {problem or 'no answer'}") from None
 
-    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Create an object."""
-        query = {"fieldManager": self._manager}
+    async def create(
+        self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False
+    ) -> Json:
+        """Create an object, or only see what the API server says to it."""
+        query = {"fieldManager": self._manager, "dryRun": "All" if dry_run else ""}
         return await self._json("create", resource, resource.path(namespace), query, body)
 
     async def patch(

@@ -56,11 +56,11 @@ def refusal(error: ApiError) -> RefusedError:
 
 def _explain(error: InvalidError) -> str:
     """The CRD's own messages, which say what to do; of other causes the field and what is wrong."""
-    messages = [_plain(field, message) for field, message in error.causes]
+    messages = [plain(field, message) for field, message in error.causes]
     return "; ".join(dict.fromkeys(messages)) or str(error)
 
 
-def _plain(field: str, message: str) -> str:
+def plain(field: str, message: str) -> str:
     """A cause without the value, which may be long or secret."""
     for _, _, friendly in RULES:
         if message.endswith(friendly):

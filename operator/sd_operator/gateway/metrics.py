@@ -71,8 +71,7 @@ class Measured:
         def tell(code: int) -> None:
             nonlocal told
             told = True
-            route = getattr(scope.get("route"), "path", OTHER)
-            self._metrics.count_call(route, code, time.monotonic() - begun)
+            self._metrics.count_call(_route(scope), code, time.monotonic() - begun)
 
         async def measured(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -85,3 +84,12 @@ class Measured:
             if not told:
                 tell(500)
             raise
+
+
+def _route(scope: Scope) -> str:
+    """The pattern that was called; of a mounted application with the path that it is under."""
+    path = getattr(scope.get("route"), "path", None)
+    if path is None:
+        return OTHER
+    root = str(scope.get("root_path") or "")
+    return root.removeprefix(str(scope.get("app_root_path") or "")) + str(path)

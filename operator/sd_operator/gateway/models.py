@@ -141,8 +141,10 @@ class Models:
         """
         feed = self._feeds.setdefault(namespace, Feed(self._api, namespace))
         try:
-            async for change in feed.listen():
-                yield change
+            # A loop that is left does not close its generator by itself, nor in time.
+            async with contextlib.aclosing(feed.listen()) as changes:
+                async for change in changes:
+                    yield change
         finally:
             if not feed.heard and self._feeds.get(namespace) is feed:
                 del self._feeds[namespace]

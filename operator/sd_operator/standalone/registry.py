@@ -85,8 +85,16 @@ class Registry:
             raise not_found(resource.id, key[1])
         return item
 
-    def create(self, resource: Resource, namespace: str, body: Json, strictness: str) -> Written:
-        """Store a new object."""
+    def create(
+        self,
+        resource: Resource,
+        namespace: str,
+        body: Json,
+        strictness: str,
+        *,
+        dry_run: bool = False,
+    ) -> Written:
+        """Store a new object, or only say what would be stored."""
         item, warnings = self._decode(resource, body, strictness)
         meta = item["metadata"]
         if meta.setdefault("namespace", namespace) != namespace:
@@ -116,6 +124,8 @@ class Registry:
         self._validate(resource, item, None)
         if self.storage.get(resource.id, (namespace, name)) is not None:
             raise about(409, "AlreadyExists", resource.id, name, "{what} already exists")
+        if dry_run:
+            return Written(item, created=True, warnings=warnings)
         stored = self.storage.put(resource.id, (namespace, name), item)
         self._serve(resource)
         return Written(stored, created=True, warnings=warnings)

@@ -10,7 +10,7 @@ import yaml
 from aiohttp import web
 
 from sd_operator.standalone import patch, protobuf, tables
-from sd_operator.standalone.errors import ApiError, Json, Value, bad_request
+from sd_operator.standalone.errors import ApiError, Cause, Json, Value, bad_request, invalid
 from sd_operator.standalone.resources import Resource
 from sd_operator.standalone.selectors import Predicate, selector
 from sd_operator.standalone.storage import Key
@@ -67,6 +67,15 @@ def predicate(request: web.Request, resource: Resource) -> Predicate:
 def strictness(request: web.Request) -> str:
     """What to do about unknown fields: Ignore, Warn or Strict."""
     return request.query.get("fieldValidation") or "Warn"
+
+
+def dry_run(request: web.Request) -> bool:
+    """Whether nothing is to be stored."""
+    given = request.query.getall("dryRun", [])
+    if any(value != "All" for value in given):
+        cause = Cause.unsupported("dryRun", given, ["All"])
+        raise invalid(("CreateOptions", "meta.k8s.io"), "", [cause])
+    return bool(given)
 
 
 def wanted(request: web.Request) -> str:

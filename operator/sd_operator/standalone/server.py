@@ -98,12 +98,18 @@ class ApiServer:
             if request.method != "GET":
                 raise page_not_found()
             return web.json_response(discovery.answer(path, self.registry.resources()))
+        if requests.dry_run(request) and (target.name or request.method != "POST"):
+            raise bad_request("dryRun is known here to POST of a new object only")
         if target.name:
             return await self._answer_object(request, target)
         if request.method == "POST":
             body = await requests.body(request)
             made = self.registry.create(
-                target.resource, target.namespace, body, requests.strictness(request)
+                target.resource,
+                target.namespace,
+                body,
+                requests.strictness(request),
+                dry_run=requests.dry_run(request),
             )
             return self._written(request, target.resource, made)
         if request.method == "DELETE":

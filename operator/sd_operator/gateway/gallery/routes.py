@@ -1,0 +1,362 @@
+"""The gallery's routes. Every page but the login is a key's, and shows that key's namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from sd_operator.gateway.context import Context
+from sd_operator.gateway.errors import RefusedError, refusal
+from sd_operator.gateway.gallery import form, live, previews, session, views
+from sd_operator.gateway.gallery.pages import ROOT, STATIC, page
+from sd_operator.gateway.gallery.snippets import to_yaml
+from sd_operator.gateway.keys import Key
+from sd_operator.kube import MODELS, AlreadyExistsError, ApiError, InvalidError, Json
+from sd_operator.model import Model
+
+log = logging.getLogger(__name__)
+
+STREAMS_PER_KEY = 20
+FORM_FIELDS_MAX = 64
+SHOWN_MAX = 10_000
+
+Handler = Callable[[Request], Awaitable[Response]]
+KeyHandler = Callable[[Request, Key], Awaitable[Response]]
+
+
+def mount(app: FastAPI, context: Context) -> None:
+    """Serve the gallery under /gallery/, and lead there from /."""
+
+    @app.get("/", include_in_schema=False)
+    @app.get(ROOT, include_in_schema=False)
+    async def to_gallery() -> Response:
+        return RedirectResponse(f"{ROOT}/", 303)
+
+    app.mount(ROOT, Gallery(context).application())
+
+
+class Gallery:
+    """The pages over one gateway's parts."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._models = context.models
+        self._store = context.settings.store
+        self._streams: Counter[str] = Counter()
+
+    def application(self) -> Starlette:
+        """An application of its own: its errors are pages."""
+        signed = self._signed_in
+        return Starlette(
+            routes=[
+                Route("/login", self._login, methods=["GET", "POST"]),
+                Route("/logout", self._logout, methods=["POST"]),
+                Route("/static/{name}", _static),
+                Route("/", signed(self._list)),
+                Route("/live", signed(self._live)),
+                Route("/load", signed(self._load), methods=["GET", "POST"]),
+                Route("/models/{name}", signed(self._model)),
+                Route("/models/{name}/preview.png", signed(self._preview)),
+                Route("/models/{name}/reload", signed(self._reload), methods=["POST"]),
+                Route("/models/{name}/delete", signed(self._delete), methods=["GET", "POST"]),
+            ],
+            exception_handlers={
+                RefusedError: self._failed,
+                ApiError: self._failed,
+                HTTPException: self._failed,
+            },
+        )
+
+    # Who calls
+
+    def _key(self, request: Request) -> Key | None:
+        value = request.cookies.get(session.COOKIE, "")
+        return session.read(value, self._context.keys, time.time())
+
+    def _signed_in(self, handler: KeyHandler) -> Handler:
+        """Lets in who has a session, within the limits of its key; sends others to the login."""
+
+        async def handle(request: Request) -> Response:
+            self._check_origin(request)
+            key = self._key(request)
+            if key is None:
+                return _to_login(request)
+            self._context.count(key)
+            return await handler(request, key)
+
+        return handle
+
+    def _check_origin(self, request: Request) -> None:
+        public_url = self._context.settings.public_url
+        if request.method != "POST" or session.is_same_origin(request.headers, public_url):
+            return
+        raise RefusedError(403, "This form was not sent from a page of the gallery's own address")
+
+    async def _login(self, request: Request) -> Response:
+        self._check_origin(request)
+        onward = _onward(request)
+        if request.method != "POST":
+            return page("login.html", next=onward, error=None, insecure=self._is_insecure(request))
+        given = (await _form(request)).get("key", "").strip()
+        address = request.client.host if request.client else ""
+        try:
+            key = self._context.admit(given, address)
+        except RefusedError as error:
+            text = error.message if error.status == 429 else "This key is not known here."
+            insecure = self._is_insecure(request)
+            response = page("login.html", error.status, next=onward, error=text, insecure=insecure)
+            return _retry_after(response, error)
+        log.info("key %s signed in to the gallery", key.id)
+        welcome = RedirectResponse(onward, 303)
+        welcome.set_cookie(
+            session.COOKIE,
+            session.issue(key, time.time()),
+            max_age=session.LIFETIME_SECONDS,
+            path=ROOT,
+            secure=self._context.settings.cookie_secure,
+            httponly=True,
+            samesite="lax",
+        )
+        return welcome
+
+    def _is_insecure(self, request: Request) -> bool:
+        """Whether the browser will not keep our cookie, which is for https only."""
+        plain = request.url.scheme == "http" and request.url.hostname not in _LOCAL
+        proxied = request.headers.get("x-forwarded-proto", "").startswith("https")
+        return self._context.settings.cookie_secure and plain and not proxied
+
+    async def _logout(self, request: Request) -> Response:
+        self._check_origin(request)
+        response = RedirectResponse(f"{ROOT}/login", 303)
+        response.delete_cookie(session.COOKIE, path=ROOT)
+        return response
+
+    # What they see
+
+    async def _list(self, request: Request, key: Key) -> Response:
+        asked = _filter(request.query_params)
+        bodies = await self._models.all(key.namespace)
+        cards = sorted((views.card(body) for body in bodies), key=lambda card: card.name)
+        found = [card for card in cards if asked.takes(card)]
+        shown = found[: asked.show]
+        names = {card.name for card in shown}
+        response = page(
+            "models.html",
+            namespace=key.namespace,
+            asked=asked,
+            cards=shown,
+            previews=await self._previewed(b for b in bodies if b["metadata"]["name"] in names),
+            found=len(found),
+            total=len(cards),
+            types={card.type: card.type_name for card in cards if card.type},
+            phases=sorted({card.phase for card in cards} | ({asked.phase} - {""})),
+            seen=live.seen(bodies),
+        )
+        if request.headers.get("hx-trigger") == "filter":
+            response.headers["HX-Push-Url"] = f"{ROOT}/" + (f"?{asked.query}" * bool(asked.query))
+        return response
+
+    async def _model(self, request: Request, key: Key) -> Response:
+        body = await self._models.get(key.namespace, request.path_params["name"])
+        now = datetime.now(UTC)
+        return page(
+            "model.html",
+            namespace=key.namespace,
+            model=views.detail(body, now),
+            events=views.events(await self._models.events(key.namespace, body), now)[:30],
+            previewed=bool(await self._previewed([body])),
+            seen=live.seen([body]),
+        )
+
+    async def _previewed(self, bodies: Iterable[Json]) -> set[str]:
+        """The names of the models whose preview can be shown."""
+        store = self._store
+        if store is None:
+            return set()
+        models = [Model.from_body(body) for body in bodies]
+        paths = {model.name: previews.preview_path(model) for model in models}
+
+        def look() -> set[str]:
+            return {name for name, path in paths.items() if path and previews.exists(store, path)}
+
+        return await asyncio.to_thread(look)
+
+    async def _preview(self, request: Request, key: Key) -> Response:
+        body = await self._models.get(key.namespace, request.path_params["name"])
+        path = previews.preview_path(Model.from_body(body))
+        image = None
+        if self._store is not None and path is not None:
+            image = await asyncio.to_thread(previews.read, self._store, path)
+        if image is None:
+            raise HTTPException(404, "This model has no preview that can be shown")
+        headers = {"Cache-Control": "private, max-age=86400"}
+        return Response(image, media_type="image/png", headers=headers)
+
+    async def _live(self, request: Request, key: Key) -> Response:
+        if self._streams[key.id] >= STREAMS_PER_KEY:
+            raise RefusedError(429, "Too many pages of this key are open", 60)
+        name = request.query_params.get("model")
+        teller: live.Teller
+        if name:
+            bodies = [await self._models.get(key.namespace, name)]
+            teller = live.ModelTeller(bodies[0])
+        else:
+            bodies = await self._models.all(key.namespace)
+            teller = live.ListTeller(bodies)
+        teller.stale = live.seen(bodies) != request.query_params.get("seen")
+        changes = self._models.watch(key.namespace)
+        events = live.stream(teller, changes, lambda: self._key(request) == key)
+        return StreamingResponse(
+            self._counted(key, events),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
+        )
+
+    async def _counted(
+        self, key: Key, events: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        self._streams[key.id] += 1
+        try:
+            async for event in events:
+                yield event
+        finally:
+            self._streams[key.id] -= 1
+            await events.aclose()
+
+    # What they do
+
+    async def _load(self, request: Request, key: Key) -> Response:
+        """The form; what it makes is tried on the API server, and created when that is asked."""
+        given = request.query_params if request.method == "GET" else await _form(request)
+        texts = form.values(given)
+        body = form.manifest(texts, key.namespace)
+        status, complaints, tried = 200, form.Complaints(), request.method == "POST"
+        applied = given.get("action") == "apply"
+        if tried:
+            try:
+                await self._context.api.create(MODELS, key.namespace, body, dry_run=not applied)
+            except ApiError as error:
+                status, complaints = _complaints(error)
+            else:
+                if applied:
+                    return _to_model(body["metadata"]["name"])
+        return page(
+            "load.html",
+            status if applied else 200,
+            namespace=key.namespace,
+            fields=form.FIELDS,
+            texts=texts,
+            complaints=complaints,
+            tried=tried,
+            applied=applied,
+            more_used=any(texts.get(one.path) for one in form.FIELDS if not one.common),
+            yaml=to_yaml(body),
+        )
+
+    async def _reload(self, request: Request, key: Key) -> Response:
+        body = await self._models.get(key.namespace, request.path_params["name"])
+        await self._models.reload(key.namespace, body)
+        return _to_model(request.path_params["name"])
+
+    async def _delete(self, request: Request, key: Key) -> Response:
+        """Asks, and then deletes the very model that was asked about."""
+        name = request.path_params["name"]
+        uid = (await _form(request)).get("uid") if request.method == "POST" else None
+        if uid:
+            await self._models.delete(key.namespace, {"metadata": {"name": name, "uid": uid}})
+            return RedirectResponse(f"{ROOT}/", 303)
+        body = await self._models.get(key.namespace, name)
+        model = views.detail(body, datetime.now(UTC))
+        return page("delete.html", namespace=key.namespace, model=model)
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """An error's page, with what to do about it."""
+        if isinstance(error, ApiError):
+            error = refusal(error)
+        if isinstance(error, HTTPException):
+            error = RefusedError(error.status_code, str(error.detail))
+        if not isinstance(error, RefusedError):
+            raise error
+        key = self._key(request)
+        namespace = key.namespace if key else None
+        response = page("error.html", error.status, namespace=namespace, message=error.message)
+        return _retry_after(response, error)
+
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+async def _static(request: Request) -> Response:
+    found = STATIC.get(request.path_params["name"])
+    if found is None:
+        raise HTTPException(404)
+    return found.response()
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The texts of a form."""
+    async with request.form(max_files=0, max_fields=FORM_FIELDS_MAX) as given:
+        return {name: value for name, value in given.items() if isinstance(value, str)}
+
+
+def _complaints(error: ApiError) -> tuple[int, form.Complaints]:
+    """What the API server has against a new model."""
+    if isinstance(error, AlreadyExistsError):
+        text = "A model of this name is there already: take another name, or delete that one first."
+        return 409, form.Complaints({"metadata.name": [text]})
+    if isinstance(error, InvalidError):
+        return 422, form.complaints(error.causes, str(error))
+    refused = refusal(error)
+    return refused.status, form.Complaints(others=(refused.message,))
+
+
+def _retry_after(response: Response, error: RefusedError) -> Response:
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def _filter(query: Mapping[str, str]) -> views.Filter:
+    show = query.get("show", "")
+    return views.Filter(
+        text=query.get("q", "").strip()[:200],
+        type=query.get("type", ""),
+        phase=query.get("phase", ""),
+        show=min(int(show), SHOWN_MAX) if show.isdecimal() and len(show) < 9 else views.PAGE,
+    )
+
+
+def _to_login(request: Request) -> Response:
+    """To the login, and from there back to a page that was asked for."""
+    onward = request.url.path
+    if request.method != "GET" or onward == f"{ROOT}/live":
+        onward = f"{ROOT}/"
+    elif request.url.query:
+        onward += f"?{request.url.query}"
+    address = f"{ROOT}/login?next={quote(onward, safe='/')}"
+    if "hx-request" in request.headers or request.url.path == f"{ROOT}/live":
+        return Response(status_code=401, headers={"HX-Redirect": address})
+    return RedirectResponse(address, 303)
+
+
+def _onward(request: Request) -> str:
+    """Where the login leads: to pages of the gallery only."""
+    onward = request.query_params.get("next", "")
+    inside = onward.startswith(f"{ROOT}/") and not onward.startswith(f"{ROOT}/log")
+    return onward if inside else f"{ROOT}/"
+
+
+def _to_model(name: str) -> Response:
+    return RedirectResponse(f"{ROOT}/models/{quote(name, safe='')}", 303)

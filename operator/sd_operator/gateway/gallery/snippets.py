@@ -1,0 +1,138 @@
+"""Texts to copy: the resource as one would apply it, and how diffusers opens the model. Pure."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from sd_api.load import STORE_MOUNT
+from sd_api.names import GROUP
+from sd_api.netguard import redact
+from sd_api.spec import ModelType, Spec
+from sd_operator.model import Model
+
+_URLS = (("url",), ("webhook",), ("originalConfig",), ("vae", "url"))
+_DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
+_HIDDEN = "# Secret parts of links are left out: put them in before you apply this.\n"
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+_DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}
+_PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+
+
+def manifest_yaml(body: Mapping[str, Any]) -> str:
+    """What a user would apply to get this model: no status, nothing that servers or we add."""
+    metadata = body["metadata"]
+    kept = {"name": metadata["name"], "namespace": metadata["namespace"]}
+    if labels := metadata.get("labels"):
+        kept["labels"] = labels
+    annotations = {
+        name: value
+        for name, value in (metadata.get("annotations") or {}).items()
+        if name != _LAST_APPLIED and not name.startswith(f"{GROUP}/")
+    }
+    if annotations:
+        kept["annotations"] = annotations
+    spec = {
+        name: copy.deepcopy(value)
+        for name, value in (body.get("spec") or {}).items()
+        if value != _DEFAULTS.get(name)
+    }
+    hidden = [_hide(spec, path) for path in _URLS]
+    head = {"apiVersion": body.get("apiVersion"), "kind": body.get("kind")}
+    text = to_yaml({**head, "metadata": kept, "spec": spec})
+    return f"{_HIDDEN}{text}" if any(hidden) else text
+
+
+def to_yaml(body: Mapping[str, Any]) -> str:
+    """Block style, in the order that is given, lines unfolded."""
+    return str(yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=10_000))
+
+
+def snippet(model: Model) -> str | None:
+    """Python that opens the published model with diffusers; None while nothing is published."""
+    artifact = model.status.artifact
+    if artifact is None or model.model_type is None:
+        return None
+    link = json.dumps(f"{STORE_MOUNT}/{artifact.path}")
+    dtype = _DTYPES.get(artifact.precision or "")
+    options = f", torch_dtype={dtype}" if dtype else ""
+    base = artifact.base_model or ""
+    pipeline = _PIPELINES.get(base, "DiffusionPipeline")
+    match model.model_type:
+        case ModelType.LORA:
+            use = ["pipe.load_lora_weights(folder)"]
+            body = _on_a_base(pipeline, base, use)
+        case ModelType.EMBEDDINGS:
+            body = _on_a_base(pipeline, base, _embedding(base))
+        case ModelType.CONTROLNET | ModelType.VAE:
+            kind = "controlnet" if model.model_type is ModelType.CONTROLNET else "vae"
+            default = "ControlNetModel" if kind == "controlnet" else "AutoencoderKL"
+            pipeline = _class(artifact.pipeline_class, default)
+            body = [f"{kind} = {pipeline}.from_pretrained(folder{options})"]
+        case _:
+            pipeline = _class(artifact.pipeline_class, "DiffusionPipeline")
+            body = [f"pipe = {pipeline}.from_pretrained(folder{options})", 'pipe.to("cuda")']
+            body += ['image = pipe("a lighthouse at dusk").images[0]'] * _paints(pipeline)
+    imports = ["import os", "", *(["import torch"] if "torch." in "".join(body) else [])]
+    head = [*imports, f"from diffusers import {pipeline}", ""]
+    comment = "# A reload moves this link: resolve it once."
+    return "\n".join([*head, comment, f"folder = os.path.realpath({link})", *body, ""])
+
+
+def _on_a_base(pipeline: str, base: str, use: list[str]) -> list[str]:
+    """What needs a model to work on, which the user must name."""
+    family = f"{base.upper()}-" if base else ""
+    link = f"{STORE_MOUNT}/YOUR-{family}MODEL"
+    return [
+        f'pipe = {pipeline}.from_pretrained("{link}", torch_dtype=torch.float16)',
+        'pipe.to("cuda")',
+        *use,
+    ]
+
+
+def _embedding(base: str) -> list[str]:
+    """SDXL has vectors for two encoders."""
+    lines = ["pipe.load_textual_inversion(folder)  # the word: token_identifier.txt"]
+    if base.startswith("sdxl"):
+        lines += [
+            "pipe.load_textual_inversion(",
+            '    folder, weight_name="learned_embeds_2.safetensors",',
+            "    text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2,",
+            ")",
+        ]
+    return lines
+
+
+def _paints(pipeline: str) -> bool:
+    """Whether a prompt is all that it needs."""
+    return pipeline in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+
+def _class(said: str | None, default: str) -> str:
+    """A class's name; what is no name is not put into code."""
+    return said if said and said.isidentifier() else default
+
+
+def _hide(spec: dict[str, Any], path: tuple[str, ...]) -> bool:
+    """Take the secret parts out of a url; tells whether there were any."""
+    *parents, last = path
+    for part in parents:
+        inner = spec.get(part)
+        if not isinstance(inner, dict):
+            return False
+        spec = inner
+    url = spec.get(last)
+    if not isinstance(url, str) or redact(url) == url:
+        return False
+    spec[last] = redact(url)
+    return True

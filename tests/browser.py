@@ -1,0 +1,83 @@
+"""A headless Chromium for tests of pages, and a page that notes all that goes wrong on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PHONE = {"width": 360, "height": 740}
+DESKTOP = {"width": 1280, "height": 800}
+
+
+def chromium_path() -> str | None:
+    """The browser that CHROMIUM names, else one of the PATH."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The browser of a module: its event loop runs in this thread, where others cannot then."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = chromium_path()
+    if path is None:
+        pytest.skip("there is no Chromium: apt-get install chromium, or set CHROMIUM to its path")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield started
+        started.close()
+
+
+@dataclass
+class Tab:
+    """A page of one visitor, with what its console complained of."""
+
+    page: Any
+    url: str
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, path: str) -> None:
+        """Go to a page of the gallery."""
+        self.page.goto(f"{self.url}/gallery{path}")
+
+    def login(self, key: str) -> None:
+        """Log in by the form."""
+        self.open("/login")
+        self.page.get_by_label("API key").fill(key)
+        self.page.get_by_role("button", name="Log in").click()
+        self.page.get_by_role("button", name="Log out").wait_for()
+
+    def _note(self, message: Any) -> None:
+        # Chromium's advice comes as verbose; errors of scripts, requests and the CSP as errors.
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{self.page.url}: {message.text}")
+
+
+@contextmanager
+def tab(browser: Any, url: str, **options: Any) -> Iterator[Tab]:
+    """A visitor with a profile of their own; ends with an error where the console had one."""
+    context = browser.new_context(**({"viewport": DESKTOP} | options))
+    opened = Tab(context.new_page(), url)
+    opened.page.set_default_timeout(20_000)
+    opened.page.on("console", opened._note)
+    opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    try:
+        yield opened
+    finally:
+        context.close()
+    assert not opened.complaints, opened.complaints
