@@ -55,7 +55,7 @@ def is_permanent(error: BaseException) -> bool:
 
 
 def _system_error(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in errno.errorcode:
+    if isinstance(error, OSError) and error.errno is not None:
         return f": {os.strerror(error.errno)}"
     return ""
 

@@ -50,8 +50,9 @@ def publish(
         versions.sync()
     try:
         link(volume, owner, model_id, receipt.load_hash)
-    except LoaderError:
-        _withdraw(volume, owner.uid, model_id, receipt.load_hash)
+    except (LoaderError, OSError):
+        with contextlib.suppress(OSError):
+            _withdraw(volume, owner.uid, model_id, receipt.load_hash)
         raise
     return published
 
@@ -73,7 +74,7 @@ def _place(
 
 
 def _withdraw(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
-    """Take back a version that lost its race, unless it is the one that readers get."""
+    """Take back a version that lost its race or its space, unless it is the one readers get."""
     versions = volume.find(names.STORE_DIR, uid)
     if versions is None:
         return
