@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sd_loader.store import blobs
 
 WEIGHTS = b"w" * 100
 NEIGHBOUR = "neighbour"
+NOWHERE = "nowhere"
 NEIGHBOURS_OWNER = STRANGER.model_copy(update={"uid": "uid-9"})
 GIVEN_UP = STRANGER.model_copy(update={"uid": "uid-8", "name": "given-up"})
 
@@ -149,7 +150,7 @@ def litter(root: Path) -> None:
     unused = root / f".blobs/sha256/{digest[:2]}/{digest}"
     unused.parent.mkdir(parents=True)
     unused.write_bytes(b"nobody's")
-    (root / "nowhere").symlink_to(f".store/uid-6/{NEW_HASH}")
+    (root / NOWHERE).symlink_to(f".store/uid-6/{NEW_HASH}")
 
 
 RUNS: list[tuple[Setup, Pod]] = [
@@ -171,6 +172,34 @@ def name_of(before: Setup, pod: Pod) -> str:
     """A run in words."""
     done = [str(act) if isinstance(act, Pod) else act.__name__ for act in before]
     return f"{pod} after {' and '.join(done) or 'nothing'}"
+
+
+Row = tuple[Any, ...]
+
+
+def sampled(
+    rows: Sequence[Row], name: Callable[..., str], few: int, many: int, quick: Container[int]
+) -> list[Any]:
+    """Parameters: each row, and how far apart the steps are that are tried of it.
+
+    Of all rows many steps in `make test-all`, and of the quick ones few in `make test`.
+    """
+    return [
+        *(
+            pytest.param(*row, few, id=f"{name(*row)}, some steps")
+            for number, row in enumerate(rows)
+            if number in quick
+        ),
+        *(
+            pytest.param(*row, many, id=f"{name(*row)}, step by step", marks=pytest.mark.slow)
+            for row in rows
+        ),
+    ]
+
+
+def points(names: Sequence[str], apart: int) -> range:
+    """The numbers of the steps that are tried."""
+    return range(min(apart, len(names)) // 2, len(names), apart)
 
 
 def prepared(root: Path, before: Setup) -> Path:
@@ -229,6 +258,8 @@ def served(root: Path) -> dict[str, str]:
 
 
 def check_versions(root: Path) -> None:
-    """No version is there in part."""
+    """No version is there in part, and no link of a load leads nowhere."""
+    for link in root.iterdir():
+        assert link.exists() or link.name == NOWHERE, link
     for version in root.glob(".store/[!.]*/????????????????"):
         whole(version)

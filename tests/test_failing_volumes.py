@@ -16,7 +16,9 @@ from pods import (
     copy,
     end_state,
     name_of,
+    points,
     prepared,
+    sampled,
     served,
     tagged_parts,
 )
@@ -41,17 +43,10 @@ FAULTS = {
 # The child of the fork only runs the loader, whatever threads other tests have left.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
-@pytest.mark.parametrize(
-    "share",
-    [
-        pytest.param(29, id="some steps"),
-        pytest.param(3, id="every third step", marks=pytest.mark.slow),
-    ],
-)
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(("before", "pod"), RUNS, ids=[name_of(*run) for run in RUNS])
+@pytest.mark.parametrize(("before", "pod", "apart"), sampled(RUNS, name_of, 29, 3, quick={1, 4}))
 def test_a_volume_that_fails_at_any_step_is_named_and_loses_nothing(
-    tmp_path: Path, tally: Tally, before: Setup, pod: Pod, fault: str, share: int
+    tmp_path: Path, tally: Tally, before: Setup, pod: Pod, apart: int, fault: str
 ) -> None:
     """The run answers with the volume's reason, or has done its work; the next one makes it good.
 
@@ -62,8 +57,8 @@ def test_a_volume_that_fails_at_any_step_is_named_and_loses_nothing(
     undisturbed = copy(start, tmp_path / "undisturbed")
     names = steps_of(lambda: pod.main(undisturbed, "pod-1"), undisturbed)
     expected = end_state(undisturbed)
-    points = range(list(FAULTS).index(fault) * 7 % share, len(names), share)
-    for step in points:
+    tried = points(names, apart)
+    for step in tried:
         where = f"step {step}: {names[step]}"
         root = copy(start, tmp_path / str(step))
         ended = pod.run(root, "pod-1", failing(step, code))
@@ -79,4 +74,4 @@ def test_a_volume_that_fails_at_any_step_is_named_and_loses_nothing(
         assert pod.run(root, "pod-2") == 0, where
         assert end_state(root) == expected, where
         shutil.rmtree(root)
-    tally("failing volumes survived", len(points))
+    tally("failing volumes survived", len(tried))

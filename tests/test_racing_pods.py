@@ -27,7 +27,9 @@ from pods import (
     end_state,
     litter,
     name_of,
+    points,
     prepared,
+    sampled,
     served,
     tagged_parts,
     without_sharing,
@@ -59,10 +61,12 @@ RACES: list[tuple[Setup, Pod, Pod, tuple[Pod, ...]]] = [
 ]
 """What is done before, the Pod that is held up, the one that runs meanwhile, and what is run last,
 as the operator runs again what failed and is still wanted."""
-SHARES = [
-    pytest.param(31, id="some steps"),
-    pytest.param(2, id="every other step", marks=pytest.mark.slow),
-]
+NAMESPACES = [(FIRST, STRANGERS), (STRANGERS, FIRST)]
+
+
+def name_of_race(before: Setup, held: Pod, other: Pod, _: object) -> str:
+    """A race in words."""
+    return f"{other} during {name_of(before, held)}"
 
 
 def race(root: Path, held: Pod, step: int, other: Pod) -> tuple[int, int]:
@@ -89,11 +93,9 @@ def race(root: Path, held: Pod, step: int, other: Pod) -> tuple[int, int]:
 # The child of the fork only runs the loader, whatever threads other tests have left.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
-@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize(
-    ("before", "held", "other", "last"),
-    RACES,
-    ids=[f"{other} during {name_of(before, held)}" for before, held, other, _ in RACES],
+    ("before", "held", "other", "last", "apart"),
+    sampled(RACES, name_of_race, 31, 2, quick={0, 3, 9, 12, 15}),
 )
 def test_two_pods_at_once_never_leave_a_mixture(
     tmp_path: Path,
@@ -102,7 +104,7 @@ def test_two_pods_at_once_never_leave_a_mixture(
     held: Pod,
     other: Pod,
     last: tuple[Pod, ...],
-    share: int,
+    apart: int,
 ) -> None:
     """Each does its work or is to be tried again; in the end the volume is as if none had met."""
     start = prepared(tmp_path / "prepared", before)
@@ -112,8 +114,8 @@ def test_two_pods_at_once_never_leave_a_mixture(
     expected = without_sharing(end_state(undisturbed))
     alone = copy(start, tmp_path / "alone")
     names = steps_of(lambda: held.main(alone, "pod-1"), alone)
-    points = range(min(share, len(names)) // 2, len(names), share)
-    for step in points:
+    tried = points(names, apart)
+    for step in tried:
         where = f"step {step}: {names[step]}"
         root = copy(start, tmp_path / str(step))
         assert set(race(root, held, step, other)) <= {ExitCode.DONE, ExitCode.TRY_AGAIN}, where
@@ -123,17 +125,17 @@ def test_two_pods_at_once_never_leave_a_mixture(
             assert pod.run(root, "pod-3") == 0, where
         assert without_sharing(end_state(root)) == expected, where
         shutil.rmtree(root)
-    tally("interleavings survived", len(points))
+    tally("interleavings survived", len(tried))
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
-@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize(
-    ("held", "other"), [(FIRST, STRANGERS), (STRANGERS, FIRST)], ids=["owner", "stranger"]
+    ("held", "other", "apart"),
+    sampled(NAMESPACES, lambda held, other: f"{other} during {held}", 31, 2, quick={0}),
 )
 def test_of_two_namespaces_loading_one_id_at_once_one_gets_it(
-    tmp_path: Path, tally: Tally, held: Pod, other: Pod, share: int
+    tmp_path: Path, tally: Tally, held: Pod, other: Pod, apart: int
 ) -> None:
     """The other is told whose it is, and leaves nothing."""
     start = prepared(tmp_path / "prepared", [])
@@ -142,8 +144,8 @@ def test_of_two_namespaces_loading_one_id_at_once_one_gets_it(
     others = copy(start, tmp_path / "others")
     assert other.run(others) == 0
     states = [end_state(alone), end_state(others)]
-    points = range(min(share, len(names)) // 2, len(names), share)
-    for step in points:
+    tried = points(names, apart)
+    for step in tried:
         where = f"step {step}: {names[step]}"
         root = copy(start, tmp_path / str(step))
         codes = race(root, held, step, other)
@@ -153,4 +155,4 @@ def test_of_two_namespaces_loading_one_id_at_once_one_gets_it(
         assert "belongs to" in loser.message, where
         assert end_state(root) in states, where
         shutil.rmtree(root)
-    tally("interleavings survived", len(points))
+    tally("interleavings survived", len(tried))

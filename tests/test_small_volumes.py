@@ -35,6 +35,7 @@ from sd_api.reasons import ExitCode, Reason
 __all__ = ["tagged_parts"]
 
 PAGE = 4096
+MISSED = 77
 
 # The child of the fork only runs the loader, whatever threads other tests have left.
 pytestmark = [
@@ -137,7 +138,7 @@ def reading(root: Path) -> OnStep:
             assert whole(root / MODEL_ID) in {HASH, NEW_HASH}
         except AssertionError:
             logging.exception("before step %d, %s", number, name)
-            os._exit(77)  # which the loader cannot take for its own failure
+            os._exit(MISSED)  # which the loader cannot take for its own failure
 
     return on_step
 
@@ -149,3 +150,9 @@ def test_readers_bound_to_a_version_have_it_whole_throughout(tmp_path: Path, pod
     bound = reading(root)
     assert pod.run(root, on_step=bound) == 0
     bound(-1, "the end")
+
+
+def test_a_reader_sees_a_removal(tmp_path: Path) -> None:
+    """The readers above would notice."""
+    root = prepared(tmp_path / "volume", [FIRST])
+    assert REMOVAL.run(root, on_step=reading(root)) == MISSED
