@@ -205,7 +205,10 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
     [
         *(
             pytest.param([*parts(), Part(name, b"x")], DAMAGED, "no plain path", id=name)
-            for name in ("../x", "/etc/x", "unet/../../x", "unet\\x", "a//b", "./x", "C:\\x")
+            for name in (
+                "../x", "..", "./x", "/etc/x", "C:\\x", "unet/..", "unet/../../x", "unet\\x",
+                "a//b", "x\0y", "x\ny",
+            )
         ),
         pytest.param([*parts(), Part("UNET/config.json")], DAMAGED, "one name", id="case"),
         pytest.param([*parts(), Part("unet/config.json")], DAMAGED, "one name", id="twice"),

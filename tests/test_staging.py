@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,50 @@ def test_convert_without_a_fetch_says_so(volume: Volume) -> None:
             resume(volume, OWNER.uid, pod, load_hash),
         ):
             pytest.fail("resumed what is not there")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "link") for name in ("lock", "load-hash", "source", "source/file", "out/unet")),
+        ("lock", "folder"),
+        ("load-hash", "folder"),
+        ("source", "file"),
+        ("out", "file"),
+    ],
+)
+def test_what_was_planted_in_a_download_goes(
+    volume: Volume, tmp_path: Path, name: str, kind: str
+) -> None:
+    """The next Pod begins afresh, and convert does not begin; a link is never followed."""
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.write_text("keep")
+    download(volume, "pod-1")
+    place = tmp_path / ".staging/uid-1/pod-1" / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    if kind == "link":
+        place.symlink_to(outside)
+        if name != "lock":  # which is mended on the way
+            with (
+                refused(Reason.LOADER_CRASHED, "nothing is downloaded"),
+                resume(volume, OWNER.uid, "pod-1", HASH),
+            ):
+                pytest.fail("resumed what was planted")
+    elif kind == "file":
+        place.write_text("")
+    else:
+        place.mkdir()
+    with claim(volume, OWNER.uid, "pod-2", HASH) as staging:
+        assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+        assert staging.load_hash() == HASH
+        with staging.source() as source, staging.out() as out:
+            source.write("file", b"part")
+            out.make_folder("unet").close()
+    assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == ["pod-2"]
+    assert outside.read_text() == "keep"
 
 
 @pytest.mark.parametrize("pod", ["../x", "a/b", "", ".hidden", "a" * 300])

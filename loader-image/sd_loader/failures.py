@@ -21,7 +21,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 def explain(error: BaseException) -> LoaderError:
     """The loader's own error for any error; an unforeseen one is a crash.
 
-    The text of an unforeseen error may quote anything, so only its type and place are told.
+    The text of an unforeseen error may quote anything, so only its type and place are told, and
+    what the system calls its number.
     """
     match error:
         case LoaderError():
@@ -35,7 +36,8 @@ def explain(error: BaseException) -> LoaderError:
         case MemoryError():
             return LoaderError(Reason.OUT_OF_MEMORY, "the loader ran out of memory")
         case _:
-            return LoaderError(Reason.LOADER_CRASHED, f"{type(error).__name__}{_place(error)}")
+            what = f"{type(error).__name__}{_system_error(error)}"
+            return LoaderError(Reason.LOADER_CRASHED, f"{what}{_place(error)}")
 
 
 def invalid_request(error: ValidationError) -> LoaderError:
@@ -50,6 +52,12 @@ def invalid_request(error: ValidationError) -> LoaderError:
 def is_permanent(error: BaseException) -> bool:
     """Whether another Pod with the same request would fail in the same way."""
     return explain(error).reason.exit_code is ExitCode.PERMANENT
+
+
+def _system_error(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f": {os.strerror(error.errno)}"
+    return ""
 
 
 def _place(error: BaseException) -> str:

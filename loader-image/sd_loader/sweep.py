@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from sd_api.names import ANNOTATION_RELOAD
+from sd_api.names import ANNOTATION_RELOAD, STAGING_DIR, STORE_DIR
 from sd_api.reasons import ExitCode
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
@@ -181,6 +181,8 @@ def _removed(volume: Volume, times: Times, found: list[Finding]) -> list[Finding
         if finding is not None:
             outcome.append(_try_to_remove(volume, orphan, finding))
     blobs.drop_unused(volume)
+    for place in (STAGING_DIR, STORE_DIR):
+        volume.root.remove_if_empty(place)
     return outcome
 
 

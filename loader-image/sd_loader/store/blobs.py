@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from sd_api.names import BLOBS_DIR, STORE_DIR
 from sd_loader.errors import LoaderError
@@ -151,14 +151,14 @@ def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -
 def _link_if_equal(blobs: Folder, parent: Folder, name: str, file: PublishedFile) -> bool:
     """Replace a file by its blob, once the very file that was linked is known to be equal."""
     temporary = temporary_name("shared")
-    try:
+    with ExitStack() as undo:
+        undo.callback(parent.unlink, temporary)
         blobs.link(file.sha256, parent, temporary)
         status = parent.status(temporary)
         if status is None or not _is_equal(parent, temporary, status, file):
             return False
         parent.move(temporary, parent, name)
-    finally:
-        parent.unlink(temporary)
+        undo.pop_all()
     return True
 
 

@@ -29,6 +29,7 @@ _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 """How `link` fails where the volume, or this one file, has no more hard links to give."""
 
+_HERE = PurePosixPath()
 _NEW = "new"
 _ATTEMPTS = 5
 
@@ -251,38 +252,52 @@ class Folder:
         os.fsync(self.fd)
 
     def files(self) -> list[str]:
-        """Paths of all files beneath, sorted."""
-        return sorted(
-            str(PurePosixPath(folder, name))
-            for folder, _, names, _ in os.fwalk(".", dir_fd=self.fd)
-            for name in names
-        )
+        """Paths of everything beneath that is no folder, sorted."""
+        return sorted(str(path / name) for path, _, names in self._walk() for name in names)
 
     def entries(self) -> Iterator[tuple[str, os.stat_result]]:
         """Path and status of everything beneath that is no folder."""
-        for folder, folders, names, fd in os.fwalk(".", dir_fd=self.fd):
-            for name in (*folders, *names):
-                status = Folder(fd).status(name)
-                if status is not None and not stat.S_ISDIR(status.st_mode):
-                    yield str(PurePosixPath(folder, name)), status
+        for path, folder, names in self._walk():
+            for name in names:
+                status = folder.status(name)
+                if status is not None:
+                    yield str(path / name), status
 
     def sync_tree(self, *, public: bool = False) -> None:
         """Make all beneath durable, and readable by all if `public`.
 
         Links and devices are an error.
         """
-        for _, folders, names, fd in os.fwalk(".", topdown=False, dir_fd=self.fd):
-            here = Folder(fd)
-            for name in folders:
-                if here.kind(name) != stat.S_IFDIR:
-                    raise ValueError(f"{name} is no folder")
+        for _, folder, names in self._walk():
             for name in names:
-                file = here.open_file(name)
+                file = folder.open_file(name)
                 try:
                     _sync(file, FILE_MODE if public else None)
                 finally:
                     os.close(file)
-            _sync(fd, DIRECTORY_MODE if public else None)
+            _sync(folder.fd, DIRECTORY_MODE if public else None)
+
+    def _walk(
+        self, path: PurePosixPath = _HERE
+    ) -> Iterator[tuple[PurePosixPath, Folder, list[str]]]:
+        """The folders beneath and then this one, each with the names in it that are no folders.
+
+        Not by os.fwalk, which opens what a link leads to before it looks at it.
+        """
+        others = []
+        for name in self.names():
+            if self.kind(name) != stat.S_IFDIR:
+                others.append(name)
+                continue
+            try:
+                child = self.open_folder(name)
+            except OSError as error:
+                if error.errno not in _MISSING | {errno.EACCES}:
+                    raise
+                continue  # removed or replaced meanwhile, or not for us to see
+            with child:
+                yield from child._walk(path / name)
+        yield path, self, others
 
 
 def file_digest(folder: Folder, name: str) -> str:

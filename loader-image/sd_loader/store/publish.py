@@ -17,6 +17,7 @@ from sd_loader.store.folder import Folder, temporary_name
 from sd_loader.store.ownership import (
     OWNER_FILE,
     OwnerRecord,
+    Version,
     confirm_ownership,
     is_same_model,
     read_owner,
@@ -49,8 +50,9 @@ def publish(
         versions.sync()
     try:
         link(volume, owner, model_id, receipt.load_hash)
-    except LoaderError:
-        _withdraw(volume, owner.uid, model_id, receipt.load_hash)
+    except (LoaderError, OSError):
+        with contextlib.suppress(OSError):
+            _withdraw(volume, owner.uid, model_id, receipt.load_hash)
         raise
     return published
 
@@ -72,7 +74,7 @@ def _place(
 
 
 def _withdraw(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
-    """Take back a version that lost its race, unless it is the one that readers get."""
+    """Take back a version that lost its race or its space, unless it is the one readers get."""
     versions = volume.find(names.STORE_DIR, uid)
     if versions is None:
         return
@@ -85,15 +87,18 @@ def _withdraw(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
 def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
     """Point `<modelId>` at this version, in one step."""
     target = names.immutable_path(owner.uid, load_hash)
+    former = None
     for _ in range(_LINK_ATTEMPTS):
         try:
             confirm_ownership(volume, owner, model_id, load_hash)
         except LoaderError:
-            _remove_dangling(volume, owner.uid, model_id, load_hash)
+            _remove_dangling(volume, model_id, target)
             raise
-        if volume.root.link_target(model_id) == target:
-            _insist_it_is_there(volume, owner.uid, model_id, load_hash)
+        current = volume.root.link_target(model_id)
+        if current == target:
+            _insist_it_is_there(volume, owner.uid, model_id, target, former)
             return
+        former = current
         _set_link(volume, owner.uid, model_id, target)
         volume.root.sync()
     raise LoaderError(
@@ -101,25 +106,40 @@ def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
     )
 
 
-def _insist_it_is_there(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
-    """A sweep may take an old version for an orphan that is just being published again."""
-    version = volume.find(names.STORE_DIR, uid, load_hash)
-    if version is None:
-        _remove_dangling(volume, uid, model_id, load_hash)
-        raise LoaderError(
-            Reason.LOADER_CRASHED, f"{model_id} was removed from the volume while it was published"
-        )
-    version.close()
+def _insist_it_is_there(
+    volume: Volume, uid: str, model_id: str, target: str, former: str | None
+) -> None:
+    """A sweep may take a version for an orphan that is just being published.
+
+    Then readers get again what they got before.
+    """
+    if _is_there(volume, target):
+        return
+    if former is not None and _is_there(volume, former):
+        _set_link(volume, uid, model_id, former)
+    else:
+        _remove_dangling(volume, model_id, target)
+    raise LoaderError(
+        Reason.LOADER_CRASHED, f"{model_id} was removed from the volume while it was published"
+    )
 
 
-def _remove_dangling(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
+def _remove_dangling(volume: Volume, model_id: str, target: str) -> None:
     """Do not leave behind a link of ours to what was removed while we set it."""
-    if volume.root.link_target(model_id) == names.immutable_path(uid, load_hash):
-        version = volume.find(names.STORE_DIR, uid, load_hash)
-        if version is None:
-            volume.root.unlink(model_id)
-        else:
-            version.close()
+    if volume.root.link_target(model_id) == target and not _is_there(volume, target):
+        volume.root.unlink(model_id)
+
+
+def _is_there(volume: Volume, target: str) -> bool:
+    """Whether a link with this target leads to a version."""
+    version = Version.parse(target)
+    if version is None:
+        return False
+    folder = volume.find(names.STORE_DIR, version.uid, version.load_hash)
+    if folder is None:
+        return False
+    folder.close()
+    return True
 
 
 def _set_link(volume: Volume, uid: str, name: str, target: str) -> None:

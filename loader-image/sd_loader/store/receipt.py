@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from sd_api.fields import Contract, Count, LoadHash, Sha256, Uid
 from sd_api.load import Artifact, LoadResult, Source
@@ -18,9 +18,19 @@ RECEIPT_FILE = ".sd-receipt.json"
 
 _RECEIPT_LIMIT = 16 << 20
 
+_NAME_MAX = 255
+
+
+def _names_only(path: str) -> str:
+    if any(name in {".", ".."} or len(name.encode()) > _NAME_MAX for name in path.split("/")):
+        raise ValueError("a path beneath is made of file names")
+    return path
+
+
 RelativePath = Annotated[
     str,
     StringConstraints(max_length=1024, pattern=r"^[^/\x00-\x1f]+(/[^/\x00-\x1f]+)*$"),
+    AfterValidator(_names_only),
 ]
 
 

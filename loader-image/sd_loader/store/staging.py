@@ -35,6 +35,7 @@ _POD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 _OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_NO_FILE = frozenset({errno.ELOOP, errno.EISDIR})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
@@ -82,6 +83,16 @@ class Staging:
             if name != _LOCK:
                 self.folder.remove(name)
 
+    def is_ours(self) -> bool:
+        """Whether all in it is of a loader's making: folders where it keeps some, and no links.
+
+        Whoever downloads and converts works with paths beneath, and would follow a planted link.
+        """
+        folders = {self.folder.kind(name) for name in (SOURCE, OUT)}
+        return folders <= {None, stat.S_IFDIR} and all(
+            stat.S_ISREG(status.st_mode) for _, status in self.folder.entries()
+        )
+
     def load_hash(self) -> str | None:
         """Which load this was downloaded for."""
         return self._read(_HASH)
@@ -117,7 +128,7 @@ def claim(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Stagin
             with _locked(pods, pod) as staging:
                 if staging is None:
                     continue
-                if staging.load_hash() != load_hash:
+                if staging.load_hash() != load_hash or not staging.is_ours():
                     staging.clear()
                     staging.folder.write(_HASH, load_hash.encode())
                 remove_abandoned(volume, uid, keep=pod)
@@ -134,7 +145,7 @@ def resume(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Stagi
     pods = volume.find(STAGING_DIR, uid)
     if pods is not None:
         with pods, _locked(pods, _valid(pod)) as staging:
-            if staging is not None and staging.load_hash() == load_hash:
+            if staging is not None and staging.load_hash() == load_hash and staging.is_ours():
                 yield staging
                 return
     raise LoaderError(
@@ -208,7 +219,7 @@ def _locked(pods: Folder, name: str) -> Iterator[Staging | None]:
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(pods.open_folder(name))
-            lock = os.open(_LOCK, _OPEN_LOCK, FILE_MODE, dir_fd=folder.fd)
+            lock = _open_lock(folder)
         except OSError as error:
             if error.errno not in _GONE:
                 raise
@@ -224,6 +235,16 @@ def _locked(pods: Folder, name: str) -> Iterator[Staging | None]:
             if error.errno not in _NO_LOCKS:
                 raise
         yield Staging(pods, name, folder) if pods.is_same(name, folder) else None
+
+
+def _open_lock(folder: Folder) -> int:
+    try:
+        return os.open(_LOCK, _OPEN_LOCK, FILE_MODE, dir_fd=folder.fd)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+    folder.remove(_LOCK)  # no Pod can hold what is no file
+    return os.open(_LOCK, _OPEN_LOCK, FILE_MODE, dir_fd=folder.fd)
 
 
 def _valid(pod: str) -> str:

@@ -17,6 +17,8 @@ from sd_loader.store.folder import Folder, insist, temporary_name
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_ON_ANY_KIND = _FULL | {errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE}
+"""Failures that say nothing of what a volume of this kind can do."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _try_links_and_renames(probe: Folder) -> None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _ON_ANY_KIND:
             raise
         raise LoaderError(
             Reason.UNSUPPORTED_VOLUME,

@@ -1,0 +1,180 @@
+"""The steps in which a process changes a volume: told, and disturbed, one by one.
+
+A step is a call that changes something, as CPython audits it (PEP 578), so that nobody has to list
+the places it is called from; what CPython does not audit, the calls that write bytes and make them
+durable, is told by standing before them in `os`. What is neither is no step: bytes that go through
+Python's own buffers lie in a file of a temporary name until it is synced and renamed, which are
+steps.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+OnStep = Callable[[int, str], None]
+
+_AUDITED = frozenset(
+    {
+        "os.chmod",
+        "os.chown",
+        "os.link",
+        "os.mkdir",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.setxattr",
+        "os.symlink",
+        "os.truncate",
+        "os.utime",
+    }
+)
+_UNAUDITED = (
+    "copy_file_range",
+    "fdatasync",
+    "fsync",
+    "posix_fallocate",
+    "pwrite",
+    "pwritev",
+    "sendfile",
+    "write",
+    "writev",
+)
+_WRITABLE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_TAKE_NO_SPACE = frozenset({"os.remove", "os.rmdir", "os.rename", "os.chmod", "os.utime"})
+KILLED = -signal.SIGKILL
+
+
+def watch(root: Path, on_step: OnStep) -> None:
+    """Call back before each step of this process on the volume, for the rest of its life.
+
+    With the step's number and name; what the callback raises is what the call ends in.
+    """
+    numbers = itertools.count()
+    busy = False
+
+    def step(name: str) -> None:
+        nonlocal busy
+        if busy:
+            return  # the callback's own calls
+        number, busy = next(numbers), True
+        try:
+            on_step(number, name)
+        finally:
+            busy = False
+
+    def audited(event: str, args: tuple[Any, ...]) -> None:
+        is_write = event in _AUDITED or (event == "open" and args[2] & _WRITABLE)
+        if (is_write and _is_on(root, args[0])) or _is_reservation(event, args):
+            step(event)
+
+    def told(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            step(f"os.{name}")
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in _UNAUDITED:
+        setattr(os, name, told(name, getattr(os, name)))
+    sys.addaudithook(audited)
+
+
+def _is_reservation(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether the loader is about to call fallocate, which Python's `os` lacks."""
+    return event == "ctypes.dlsym" and args[1] == "fallocate"
+
+
+def _is_on(root: Path, path: object) -> bool:
+    """Whether a path may be on the volume: beneath it, or relative to an open folder."""
+    if isinstance(path, int):
+        return False  # open already, which was a step
+    name = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+    return not name.startswith("/") or name.startswith((f"{root}/", "/proc/self/fd/"))
+
+
+def start(run: Callable[[], int]) -> int:
+    """Run a function in a child, where it may do as it likes; returns the child's id."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = run()
+        except BaseException:  # noqa: BLE001 - the child must never return into pytest
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
+def end(child: int) -> int:
+    """A child's exit code; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def steps_of(run: Callable[[], int], root: Path) -> list[str]:
+    """The names of the steps of an undisturbed run."""
+    record = root.with_name(f"{root.name}-steps")
+    with record.open("wb", buffering=0) as file:
+
+        def watched() -> int:
+            watch(root, lambda _, name: print(name, file=text))
+            code = run()
+            text.flush()
+            return code
+
+        with open(file.fileno(), "w", closefd=False) as text:
+            assert end(start(watched)) == 0
+    names = record.read_text().splitlines()
+    record.unlink()
+    return names
+
+
+def killed_at(step: int) -> OnStep:
+    """SIGKILL before a step."""
+
+    def on_step(number: int, _: str) -> None:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return on_step
+
+
+def refused_once(step: int, code: int) -> OnStep:
+    """A step that fails."""
+
+    def on_step(number: int, _: str) -> None:
+        if number == step:
+            raise OSError(code, os.strerror(code))
+
+    return on_step
+
+
+def refused_from(step: int, code: int) -> OnStep:
+    """A volume that fails from a step on; a full one still gives space back."""
+
+    def on_step(number: int, name: str) -> None:
+        if number >= step and not (code == errno.ENOSPC and name in _TAKE_NO_SPACE):
+            raise OSError(code, os.strerror(code))
+
+    return on_step
+
+
+def held_at(step: int, reached: int, go_on: int) -> OnStep:
+    """Wait before a step, after closing one pipe, for something to come out of another."""
+
+    def on_step(number: int, _: str) -> None:
+        if number == step:
+            os.close(reached)
+            os.read(go_on, 1)
+
+    return on_step
