@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import AsyncGenerator
 
 from fastapi import FastAPI, Request
@@ -11,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from sd_operator.gateway import docs, routes
+from sd_operator.gateway import docs, gallery, routes
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, refusal
 from sd_operator.gateway.guards import BodyLimit, SecurityHeaders
@@ -19,8 +18,6 @@ from sd_operator.gateway.metrics import Measured, Metrics
 from sd_operator.gateway.settings import Settings
 from sd_operator.kube import Api, ApiError
 from sd_operator.metrics import installed_version
-
-GALLERY = "sd_operator.gateway.gallery"
 
 
 def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> FastAPI:
@@ -52,8 +49,7 @@ def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> 
     _add_probes(app, context)
     app.include_router(routes.router(context))
     docs.add(app, settings.public_url)
-    if importlib.util.find_spec(GALLERY):
-        importlib.import_module(GALLERY).mount(app, context)
+    gallery.mount(app, context)
     return app
 
 
