@@ -159,7 +159,7 @@ def test_lists_are_read_to_their_end(server: Server) -> None:
     """Page by page, with the same selection."""
     server.answer(200, {"items": [1, 2], "metadata": {"continue": "next"}})
     server.answer(200, {"items": [3], "metadata": {}})
-    assert ask(server, lambda api: api.list(JOBS, labels="a=b")) == [1, 2, 3]
+    assert ask(server, lambda api: api.list(JOBS, labels="a=b")).items == [1, 2, 3]
     first, second = server.requests
     assert (first.path, first.query["labelSelector"]) == ("/apis/batch/v1/jobs", ["a=b"])
     assert (second.query["continue"], second.query["labelSelector"]) == (["next"], ["a=b"])

@@ -93,6 +93,15 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 SECRETS = Resource("", "v1", "secrets")
 EVENTS = Resource("", "v1", "events")
 
+
+@dataclass(frozen=True)
+class Listing:
+    """All objects of a selection. version: the resourceVersion of the moment that it shows."""
+
+    items: list[Json]
+    version: str
+
+
 OURS = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_NAME}={names.LOADER_NAME}"
 
 
@@ -155,16 +164,17 @@ class Api:
         namespace: str | None = None,
         labels: str = "",
         fields: str = "",
-    ) -> list[Json]:
+    ) -> Listing:
         """Read all objects of a selection, page by page."""
         query = {"limit": str(PAGE_SIZE), "labelSelector": labels, "fieldSelector": fields}
         items: list[Json] = []
         while True:
             page = await self._json("list", resource, resource.path(namespace), query)
             items += page.get("items") or []
-            token = (page.get("metadata") or {}).get("continue")
+            metadata = page.get("metadata") or {}
+            token = metadata.get("continue")
             if not token:
-                return items
+                return Listing(items, str(metadata.get("resourceVersion") or ""))
             query["continue"] = token
 
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
