@@ -12,11 +12,13 @@ from cluster import (
 )
 from loadercli import slim
 from operated import checkpoints, operated
+from operators import behind
 from tally import pytest_terminal_summary, tally
 from volumes import tmpfs
 
 __all__ = [
     "backend",
+    "behind",
     "checkpoints",
     "cluster",
     "operated",
