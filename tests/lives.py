@@ -39,7 +39,7 @@ CALM_LIVES = 3
 ATTACKS_PER_LIFE = 6
 LIVES_AT_ONCE = 24
 ROUNDS = 2
-MADE_AT_LEAST = 0.8
+MADE_AT_LEAST = 0.7
 """The share of attacks that must find their request: how many status patches there are depends on
 what comes together."""
 

@@ -10,14 +10,8 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
-from faultproxy import (
-    KILLS,
-    REQUEST_FAULTS,
-    WATCH_FAILURES,
-    WATCH_FAULTS,
-    Attack,
-    Fault,
-)
+from apifaults import KILLS, REQUEST_FAULTS, SILENCE, WATCH_FAILURES, WATCH_FAULTS
+from faultproxy import Attack, Fault
 from lives import Trial, World, attacks_at
 from operators import Behind
 from tally import Tally
@@ -54,10 +48,11 @@ def test_a_request_may_fail(begin: Begin, tally: Tally) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(REQUEST_FAULTS, id="requests"),
+        pytest.param(REQUEST_FAULTS + SILENCE, id="requests"),
         pytest.param(WATCH_FAULTS, id="watches"),
         pytest.param(KILLS, id="kills"),
         pytest.param(WATCH_FAILURES, id="failing watches"),
@@ -71,6 +66,7 @@ def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tal
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_operators_at_once_lose_and_repeat_nothing(begin: Begin, tally: Tally) -> None:
     """Without an election: one Job, one id for each event, also when replies are late or lost."""
     trial = begin(operators=2)
