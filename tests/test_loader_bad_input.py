@@ -365,6 +365,14 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
+def test_no_previous_version_is_kept_beyond_what_dates_can_say() -> None:
+    """A hundred years is the most."""
+    name = "SD_LOADER_RETAIN_PREVIOUS_SECONDS"
+    assert Settings.from_env({name: "3153600000"}).retain_previous_seconds == 3153600000
+    with pytest.raises(LoaderError, match=f"{name} must be a whole number of at most 3153600000"):
+        Settings.from_env({name: "3153600001"})
+
+
 def test_a_wrong_setting_is_answered(containers: Containers) -> None:
     """With a termination message, like every other failure."""
     ended = containers.run(

@@ -227,25 +227,29 @@ def test_the_vae_comes_from_elsewhere(
         assert not any("unet" in path or "text_encoder" in path for path in asked)
 
 
+@pytest.mark.parametrize(
+    ("family", "components"),
+    [("SD 1.x", ["text_encoder"]), ("SDXL", ["text_encoder", "text_encoder_2"])],
+)
 def test_missing_text_encoders_come_from_the_default_too(
-    containers: Containers, hub: FakeHub, tmp_path: Path
+    containers: Containers, hub: FakeHub, tmp_path: Path, family: str, components: list[str]
 ) -> None:
     """Their widths are compared with the UNet's."""
-    hub.add_repo("org/defaults", save_repo(tmp_path / "repo"))
-    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
-    url = served(
-        hub, tmp_path, "model.safetensors", without(tiny_sd15(), "cond_stage_model.", "first_stage")
-    )
+    make, repo, base = MAKERS[family]
+    hub.add_repo("org/defaults", save_repo(tmp_path / "repo", repo))
+    containers.env["SD_LOADER_DEFAULT_PARTS"] = f"{base}=org/defaults"
+    lacking = without(make(), "cond_stage_model.", "conditioner.", "first_stage")
+    url = served(hub, tmp_path, "model.safetensors", lacking)
     ended = containers.load(load_request(url, model_type="custom_ckpt"))
     loaded(ended)
     folder = (containers.store / "model").resolve()
-    mine = load_file(folder / "text_encoder" / "model.safetensors")
-    theirs = load_file(tmp_path / "repo" / "text_encoder" / "model.safetensors")
-    assert {name.removeprefix("text_model.") for name in mine} == {
-        name.removeprefix("text_model.") for name in theirs
-    }
-    for name, tensor in theirs.items():
-        assert identical(mine["text_model." + name.removeprefix("text_model.")], tensor)
+    for component in components:
+        mine = load_file(folder / component / "model.safetensors")
+        theirs = load_file(tmp_path / "repo" / component / "model.safetensors")
+        plain = {name.removeprefix("text_model."): tensor for name, tensor in mine.items()}
+        assert plain.keys() == {name.removeprefix("text_model.") for name in theirs}
+        for name, tensor in theirs.items():
+            assert identical(plain[name.removeprefix("text_model.")], tensor), name
     DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 
 

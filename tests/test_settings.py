@@ -128,6 +128,9 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         pytest.param("GPU_COUNT", "one", "must be a whole number", id="no number"),
         pytest.param("GPU_COUNT", "-1", "must be a whole number", id="negative"),
         pytest.param("METRICS_PORT", "65536", "must be at most 65535", id="no port"),
+        pytest.param(
+            "RETAIN_PREVIOUS_SECONDS", "9" * 11, "must be at most 3153600000", id="for ever"
+        ),
         pytest.param("ACTIVE_DEADLINE_SECONDS", "59", "must be at least 60", id="too short"),
         pytest.param("RESYNC_SECONDS", "0", "must be a number of seconds above 0", id="zero"),
         pytest.param("POLL_SECONDS", "nan", "must be a number of seconds above 0", id="nan"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api.defaults import parse_default_parts
-from sd_api.load import CREDENTIALS_DIR
+from sd_api.load import CREDENTIALS_DIR, RETAIN_MAX_SECONDS
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -64,7 +64,10 @@ class Settings:
             default_parts=_default_parts(env),
             max_bytes=_number(env, "SD_LOADER_MAX_BYTES", DEFAULT_MAX_BYTES),
             retain_previous_seconds=_number(
-                env, "SD_LOADER_RETAIN_PREVIOUS_SECONDS", DEFAULT_RETAIN_SECONDS
+                env,
+                "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
+                DEFAULT_RETAIN_SECONDS,
+                most=RETAIN_MAX_SECONDS,
             ),
             credentials_dir=Path(env.get("SD_LOADER_CREDENTIALS_DIR") or CREDENTIALS_DIR),
             termination_log=_termination_log(env),
@@ -109,12 +112,12 @@ def _default_parts(env: Mapping[str, str]) -> dict[str, str]:
         ) from None
 
 
-def _number(env: Mapping[str, str], name: str, default: int) -> int:
+def _number(env: Mapping[str, str], name: str, default: int, most: int = 10**18) -> int:
     text = env.get(name) or str(default)
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) > most:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"the loader's setting {name} must be a whole number, such as {default},"
-            f" not {snippet(text)}",
+            f"the loader's setting {name} must be a whole number of at most {most}, such as"
+            f" {default}, not {snippet(text)}",
         )
     return int(text)

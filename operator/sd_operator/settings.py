@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from sd_api.defaults import parse_default_parts
+from sd_api.load import RETAIN_MAX_SECONDS
 from sd_api.netguard import Guard, effective_port
 from sd_api.spec import JobOverrides
 from sd_operator.queue import Limits
@@ -118,7 +119,9 @@ class Settings:
                 ca_configmap=read.text("CA_CONFIGMAP"),
                 max_bytes=read.whole("MAX_BYTES", loader.max_bytes, least=1),
                 retain_previous_seconds=read.whole(
-                    "RETAIN_PREVIOUS_SECONDS", loader.retain_previous_seconds
+                    "RETAIN_PREVIOUS_SECONDS",
+                    loader.retain_previous_seconds,
+                    most=RETAIN_MAX_SECONDS,
                 ),
                 tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
                 active_deadline_seconds=read.whole(

@@ -38,6 +38,7 @@ _USUAL: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.EMBEDDINGS: ("learned_embeds.safetensors", "learned_embeds.bin"),
 }
 """The names that diffusers' training scripts give the one file."""
+_SECOND_EMBEDDING = ("learned_embeds_2.safetensors", "learned_embeds_2.bin")
 _PRECISIONS = ("fp16", "bf16", "fp32")
 _OF_FOLDERS = re.compile(r"((pytorch_|diffusion_pytorch_)?model|open_clip_.*)[-.].*")
 
@@ -146,6 +147,12 @@ def choose_file(
     several the one whose name has the precision asked for. Nothing else in a name is interpreted.
     """
     pickled = () if safetensors_only else _PICKLED.get(model_type, _CHECKPOINTS)
+    if model_type is ModelType.EMBEDDINGS and any(name in files for name in _SECOND_EMBEDDING):
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            "the repo holds an embedding of SDXL in two files, one for each text encoder; link to"
+            " one file that holds both, as clip_l and clip_g",
+        )
     for name in _USUAL.get(model_type, ()):
         if name in files and name.endswith((*_SAFE, *pickled)):
             return files[name]
