@@ -40,16 +40,16 @@ class Operated:
 
     def start(self, **settings: str) -> None:
         """Start the operator."""
-        self.operator = self.cluster.start_operator(
-            SD_OPERATOR_ALLOWED_HOSTS=f"{self.hub.host},{self.receiver.host}",
-            SD_OPERATOR_HF_ENDPOINT=self.hub.url,
-            SD_OPERATOR_WEBHOOK_KEY_FILE=str(self.key_file),
-            SD_OPERATOR_WEBHOOK_RETRY_SECONDS="0.3,0.3,0.3,1,1,1,1,1,1",
-            SD_OPERATOR_RETRY_FIRST_SECONDS="0.5",
-            SD_OPERATOR_RETRY_MAX_SECONDS="1",
-            SD_OPERATOR_RESYNC_SECONDS="5",
-            **settings,
-        )
+        usual = {
+            "SD_OPERATOR_ALLOWED_HOSTS": f"{self.hub.host},{self.receiver.host}",
+            "SD_OPERATOR_HF_ENDPOINT": self.hub.url,
+            "SD_OPERATOR_WEBHOOK_KEY_FILE": str(self.key_file),
+            "SD_OPERATOR_WEBHOOK_RETRY_SECONDS": "0.3,0.3,0.3,1,1,1,1,1,1",
+            "SD_OPERATOR_RETRY_FIRST_SECONDS": "0.5",
+            "SD_OPERATOR_RETRY_MAX_SECONDS": "1",
+            "SD_OPERATOR_RESYNC_SECONDS": "5",
+        }
+        self.operator = self.cluster.start_operator(**(usual | settings))
 
     def kill(self) -> None:
         """Kill the operator as the kernel does."""
