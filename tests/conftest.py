@@ -14,11 +14,13 @@ from cluster import (
 from gallerysite import gallery, site, stranger
 from loadercli import slim
 from operated import checkpoints, operated
+from operators import behind
 from tally import pytest_terminal_summary, tally
 from volumes import tmpfs
 
 __all__ = [
     "backend",
+    "behind",
     "browser",
     "checkpoints",
     "cluster",

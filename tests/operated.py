@@ -49,7 +49,7 @@ class Operated:
             "SD_OPERATOR_RETRY_MAX_SECONDS": "1",
             "SD_OPERATOR_RESYNC_SECONDS": "5",
         }
-        self.operator = self.cluster.start_operator(**{**usual, **settings})
+        self.operator = self.cluster.start_operator(**(usual | settings))
 
     def kill(self) -> None:
         """Kill the operator as the kernel does."""

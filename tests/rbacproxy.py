@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import aiohttp
 import yaml
 from aiohttp import web
+from apiproxy import ApiProxy, failure
+from typing_extensions import override
 
 from sd_api import names
 
@@ -31,7 +30,6 @@ RULES: list[dict[str, list[str]]] = [
 
 _OBJECT_VERBS = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _LIST_VERBS = {"GET": "list", "POST": "create", "DELETE": "deletecollection"}
-_HOP_BY_HOP = {"connection", "host", "keep-alive", "transfer-encoding", "authorization"}
 
 
 @dataclass(frozen=True, order=True)
@@ -78,16 +76,12 @@ def asked(method: str, target: str) -> tuple[Right, str] | None:
 
 
 @dataclass
-class RbacProxy:
+class RbacProxy(ApiProxy):
     """Stands before an API server while its context lasts.
 
     hold_pods: what happens to Pods comes late from now on, as it may on a real cluster.
     """
 
-    server: str
-    token: str
-    ca: str
-    kubeconfig: Path
     allowed: frozenset[Right] = field(default_factory=lambda: rights(RULES))
     used: set[Right] = field(default_factory=set)
     missing: set[Right] = field(default_factory=set)
@@ -100,46 +94,9 @@ class RbacProxy:
         """What is allowed in vain."""
         return set(self.allowed - self.used)
 
-    def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
-        config = {
-            "current-context": "proxy",
-            "clusters": [{"name": "proxy", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-            "users": [{"name": "proxy", "user": {"token": "proxy"}}],
-            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}],
-        }
-        self.kubeconfig.write_text(yaml.safe_dump(config))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _start(self) -> int:
-        context = ssl.create_default_context(cadata=self.ca)
-        connector = aiohttp.TCPConnector(ssl=context, limit=0)
-        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
-        app = web.Application(client_max_size=2**24)
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
-        )
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        return int(self._runner.addresses[0][1])
-
-    async def _end(self) -> None:
-        await self._runner.cleanup()
-        await self._session.close()
-        await asyncio.sleep(0.25)  # TLS connections take their time to close, as aiohttp says
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
+    @override
+    async def handle(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        """Forward what is allowed."""
         found = asked(request.method, request.path_qs)
         if found is not None:
             right, namespace = found
@@ -151,32 +108,13 @@ class RbacProxy:
                     self.missing.add(one)
                     return _forbidden(one, namespace)
             self.used.update(needed)
-        return await self._forward(request, body, found[0] if found else None)
+        if found and found[0] == Right("", "pods", "watch"):
+            return await self.forward(request, body, self._until_let)
+        return await self.forward(request, body)
 
-    async def _forward(
-        self, request: web.Request, body: bytes, right: Right | None
-    ) -> web.StreamResponse:
-        kept = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
-        kept["Authorization"] = f"Bearer {self.token}"
-        late = right == Right("", "pods", "watch")
-        async with self._session.request(
-            request.method,
-            self.server + request.path_qs,
-            data=body or None,
-            headers=kept,
-            timeout=aiohttp.ClientTimeout(total=None),
-        ) as answer:
-            response = web.StreamResponse(status=answer.status, reason=answer.reason)
-            for key, value in answer.headers.items():
-                if key.lower() not in _HOP_BY_HOP:
-                    response.headers[key] = value
-            await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                while late and self.hold_pods:  # noqa: ASYNC110 - another thread ends it
-                    await asyncio.sleep(0.05)
-                await response.write(chunk)
-            await response.write_eof()
-        return response
+    async def _until_let(self) -> None:
+        while self.hold_pods:  # noqa: ASYNC110 - another thread ends it
+            await asyncio.sleep(0.05)
 
 
 def _blocks_its_owner(right: Right, body: bytes) -> bool:
@@ -189,12 +127,4 @@ def _blocks_its_owner(right: Right, body: bytes) -> bool:
 def _forbidden(right: Right, namespace: str) -> web.Response:
     what = f'resource "{right.resource}" in API group "{right.group}"'
     where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
-    status = {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "status": "Failure",
-        "message": f'User "operator" cannot {right.verb} {what} {where}',
-        "reason": "Forbidden",
-        "code": 403,
-    }
-    return web.json_response(status, status=403)
+    return failure(403, "Forbidden", f'User "operator" cannot {right.verb} {what} {where}')

@@ -1,41 +1,115 @@
-"""A stand-in for the loader in tests of Jobs: it does what its request's url says.
+"""A stand-in for the loader in tests of Jobs and of the operator: it does what its url says.
 
 The url is a list of steps: `fetch.exit=3 convert.say=done convert.sleep=60`. Those of the other
 container are left out. The termination message is `say`, else JSON of what the process found.
+
+A link, `https://models.example.com/m?seconds=0.2`, is "loaded" in so many seconds: a folder, the
+link to it and an answer are made as the loader makes them, and `remove` takes all away. Each load
+that did any work leaves a mark in `loads/<model>-<loadHash>`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-command, _, request, _, store = sys.argv[1:]
-steps = [step.partition("=") for step in json.loads(request)["url"].split()]
-mine = {name.partition(".")[2]: value for name, _, value in steps if name.startswith(f"{command}.")}
-secret = Path(os.environ.get("SD_LOADER_CREDENTIALS_DIR", "/nonexistent")) / "token"
-found = {
-    "command": command,
-    "store": store,
-    "home": os.environ.get("HOME"),
-    "home_exists": Path(os.environ.get("HOME", "/nonexistent")).is_dir(),
-    "pod": os.environ.get("SD_LOADER_POD"),
-    "variables": sorted(os.environ),
-    "token": secret.read_text() if secret.exists() else None,
-    "mode": oct(secret.stat().st_mode & 0o777) if secret.exists() else None,
+ARTIFACT = {
+    "digest": "ab" * 32,
+    "sizeBytes": 2_100_000_000,
+    "files": 1,
+    "baseModel": "sd1",
+    "pipelineClass": "StableDiffusionPipeline",
+    "precision": "fp16",
 }
-say = partial(print, flush=True)  # its output is what logs are tested with
-say(f"{command} begins")
-if "touch" in mine:
-    (Path(store) / mine["touch"]).touch()
-if "child" in mine:
-    child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({mine['child']})"])
-    (Path(store) / "child.pid").write_text(str(child.pid))
-time.sleep(float(mine.get("sleep", 0)))
-say(f"{command} ends")
-Path(os.environ["SD_LOADER_TERMINATION_LOG"]).write_text(mine.get("say") or json.dumps(found))
-sys.exit(int(mine.get("exit", 0)))
+
+
+def answer(text: str) -> None:
+    """Leave the termination message."""
+    Path(os.environ["SD_LOADER_TERMINATION_LOG"]).write_text(text)
+
+
+def stand_in(command: str, request: dict[str, Any], store: Path) -> None:
+    """Fetch, convert or remove, as far as the operator can see it."""
+    home = store / ".store" / request["owner"]["uid"]
+    link = store / request["modelId"]
+    if command == "remove":
+        if link.is_symlink() and link.resolve().is_relative_to(home.resolve()):
+            link.unlink()
+        shutil.rmtree(home, ignore_errors=True)
+        answer('{"outcome": "removed"}')
+    elif command == "fetch":
+        answer('{"outcome": "fetched"}')
+    else:
+        folder = home / request["loadHash"]
+        if not folder.exists():
+            load(request, folder, link)
+        source = {"sizeBytes": 2_000_000_000, "format": "safetensors"}
+        answer(json.dumps({"outcome": "loaded", "artifact": ARTIFACT, "source": source}))
+
+
+def load(request: dict[str, Any], folder: Path, link: Path) -> None:
+    """Publish a folder."""
+    seconds = parse_qs(urlsplit(request["url"]).query).get("seconds", ["0"])[0]
+    time.sleep(float(seconds))
+    marks = link.parent / "loads"
+    marks.mkdir(exist_ok=True)
+    with (marks / f"{request['owner']['name']}-{request['loadHash']}").open("a") as mark:
+        mark.write("x")
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text(request["url"])
+    made = folder.with_suffix(".link")
+    made.symlink_to(folder.relative_to(link.parent))
+    made.replace(link)
+
+
+def follow(command: str, url: str, store: Path) -> int:
+    """Do the steps of this container; returns its exit code."""
+    steps = [step.partition("=") for step in url.split()]
+    mine = {
+        name.partition(".")[2]: value for name, _, value in steps if name.startswith(f"{command}.")
+    }
+    secret = Path(os.environ.get("SD_LOADER_CREDENTIALS_DIR", "/nonexistent")) / "token"
+    found = {
+        "command": command,
+        "store": str(store),
+        "home": os.environ.get("HOME"),
+        "home_exists": Path(os.environ.get("HOME", "/nonexistent")).is_dir(),
+        "pod": os.environ.get("SD_LOADER_POD"),
+        "variables": sorted(os.environ),
+        "token": secret.read_text() if secret.exists() else None,
+        "mode": oct(secret.stat().st_mode & 0o777) if secret.exists() else None,
+    }
+    say = partial(print, flush=True)  # its output is what logs are tested with
+    say(f"{command} begins")
+    if "touch" in mine:
+        (store / mine["touch"]).touch()
+    if "child" in mine:
+        script = f"import time; time.sleep({mine['child']})"
+        child = subprocess.Popen([sys.executable, "-c", script])
+        (store / "child.pid").write_text(str(child.pid))
+    time.sleep(float(mine.get("sleep", 0)))
+    say(f"{command} ends")
+    answer(mine.get("say") or json.dumps(found))
+    return int(mine.get("exit", 0))
+
+
+def main() -> int:
+    """Read the command line as the loader does."""
+    command, _, text, _, store = sys.argv[1:]
+    request = json.loads(text)
+    if command != "remove" and not request["url"].startswith("https://"):
+        return follow(command, request["url"], Path(store))
+    stand_in(command, request, Path(store))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from observed import NOW, body, claim, published
+from scriptedapi import Json, Script
 from typing_extensions import override
 
 from sd_api.status import Phase, Status
@@ -16,10 +17,7 @@ from sd_operator.controller import Controller
 from sd_operator.execute import Executor
 from sd_operator.jobs import plan_load
 from sd_operator.kube import (
-    JOBS,
-    MODELS,
     AlreadyExistsError,
-    Api,
     ConflictError,
     InvalidError,
     NotFoundError,
@@ -27,67 +25,8 @@ from sd_operator.kube import (
 )
 from sd_operator.metrics import Metrics
 from sd_operator.model import Model
+from sd_operator.plan import FinalizerChange
 from sd_operator.settings import Settings
-
-Json = dict[str, Any]
-
-
-class Script(Api):
-    """An API server with one model, no claim any more, and answers that a real one rarely gives."""
-
-    def __init__(self, model: Json) -> None:
-        super().__init__(None)
-        self.model = model
-        self.asked: list[str] = []
-        self.refuses: Exception | None = None
-        self._patched = asyncio.Event()
-
-    async def until(self, holds: Callable[[dict[str, str]], bool]) -> None:
-        """Wait until the model's conditions, type to reason, are so."""
-        while not holds(_conditions(self.model)):
-            self._patched.clear()
-            await self._patched.wait()
-
-    @override
-    async def get(self, resource: Resource, namespace: str, name: str) -> Json:
-        """Nothing but the model is there."""
-        self.asked.append(f"get {resource.plural}")
-        if resource is not MODELS:
-            raise NotFoundError(f"{resource.plural} {name} not found", 404)
-        return self.model
-
-    @override
-    async def list(
-        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
-    ) -> list[Json]:
-        """Nothing else is there."""
-        return []
-
-    @override
-    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Refuse Jobs as told; take everything else."""
-        self.asked.append(f"create {resource.plural}")
-        if resource is JOBS and self.refuses is not None:
-            raise self.refuses
-        metadata = body["metadata"] | {"uid": "job", "resourceVersion": "9"}
-        return body | {"metadata": metadata}
-
-    @override
-    async def patch(
-        self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
-    ) -> Json:
-        """Apply it to the model's status."""
-        self.asked.append(f"patch {resource.plural}")
-        version = str(int(self.model["metadata"]["resourceVersion"]) + 1)
-        metadata = self.model["metadata"] | {"resourceVersion": version}
-        status = self.model["status"] | body.get("status", {})
-        self.model = self.model | {"metadata": metadata, "status": status}
-        self._patched.set()
-        return self.model
-
-
-def _conditions(model: Json) -> dict[str, str]:
-    return {one["type"]: one["reason"] for one in model["status"].get("conditions", [])}
 
 
 def keep(
@@ -164,4 +103,40 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
 
     asyncio.run(write())
     assert sent[0]["phase"] == "Ready"
-    assert sent[0]["startTime"] is None
+    assert "startTime" not in sent[0]
+
+
+def test_a_model_that_is_gone_has_been_released() -> None:
+    """The reply to its release was lost; only that is taken so."""
+
+    class Gone(Script):
+        @override
+        async def patch(
+            self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+        ) -> Json:
+            """It is gone."""
+            raise NotFoundError("not found", 404)
+
+    executor = Executor(Gone(body()), Settings(), Cache())
+    model = Model.from_body(body())
+    assert asyncio.run(executor.change_finalizer(model, FinalizerChange.REMOVE)) is None
+    with pytest.raises(NotFoundError):
+        asyncio.run(executor.change_finalizer(model, FinalizerChange.ADD))
+
+
+def test_an_old_answer_does_not_undo_what_is_known() -> None:
+    """A look that shows the former spec would stop the load of the new one."""
+    api = Script(body())
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        old, wanted = api.model, api.change({"spec": {"revision": "fp16"}})
+        controller.see(wanted)
+        await api.until(lambda _: api.asked.count("create jobs") == 2)
+        asked, api.model = len(api.asked), old
+        while "get stablediffusionmodels" not in api.asked[asked:]:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+
+    keep(api, scenario, resync_seconds=0.1)
+    assert (api.asked.count("create jobs"), api.asked.count("delete jobs")) == (2, 1)

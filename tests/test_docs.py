@@ -10,6 +10,7 @@ from sd_api.spec import Spec
 
 ROOT = Path(__file__).parent.parent
 API = (ROOT / "docs" / "api.md").read_text()
+FAULTS = (ROOT / "docs" / "faults.md").read_text()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
@@ -29,3 +30,11 @@ def test_links_lead_somewhere(page):
     """Every relative link of a page is a file of the repository."""
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_tests_that_hold_faults_are_there():
+    """Each that docs/faults.md names."""
+    code = "".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", FAULTS))
+    assert named
+    assert {name for name in named if f"def {name}(" not in code} == set()

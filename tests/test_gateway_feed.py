@@ -153,16 +153,16 @@ def test_without_the_api_server_listeners_wait(
     async def act(api: Watched, models: Models, namespace: str) -> None:
         nonlocal failures
         await create(api, namespace, name)
-        snapshot = api.snapshot
+        listed = api.list
 
-        async def failing(*arguments: Any) -> tuple[list[dict[str, Any]], str]:
+        async def failing(*arguments: Any) -> kube.Listing:
             nonlocal failures
             failures -= 1
             if failures > 0:
                 raise kube.UnavailableError("away")
-            return await snapshot(*arguments)
+            return await listed(*arguments)
 
-        monkeypatch.setattr(api, "snapshot", failing)
+        monkeypatch.setattr(api, "list", failing)
         ear = Ear(models, namespace)
         await ear.hears((name, False))
         await ear.leave()

@@ -27,6 +27,7 @@ from sd_operator.kube import (
     ConflictError,
     ForbiddenError,
     InvalidError,
+    Listing,
     NotFoundError,
     UnavailableError,
 )
@@ -159,7 +160,7 @@ def test_lists_are_read_to_their_end(server: Server) -> None:
     """Page by page, with the same selection."""
     server.answer(200, {"items": [1, 2], "metadata": {"continue": "next"}})
     server.answer(200, {"items": [3], "metadata": {}})
-    assert ask(server, lambda api: api.list(JOBS, labels="a=b")) == [1, 2, 3]
+    assert ask(server, lambda api: api.list(JOBS, labels="a=b")).items == [1, 2, 3]
     first, second = server.requests
     assert (first.path, first.query["labelSelector"]) == ("/apis/batch/v1/jobs", ["a=b"])
     assert (second.query["continue"], second.query["labelSelector"]) == (["next"], ["a=b"])
@@ -354,10 +355,10 @@ def lines(*events: Any) -> bytes:
 
 
 def test_a_watch_goes_on_from_a_version_until_the_server_ends_it(server: Server) -> None:
-    """A snapshot tells from which."""
+    """A list tells from which."""
     server.answer(200, {"items": [1], "metadata": {"resourceVersion": "7"}})
     server.answer(200, lines({"type": "ADDED", "object": 1}, {"type": "DELETED", "object": 2}))
-    assert ask(server, lambda api: api.snapshot(MODELS, "art")) == ([1], "7")
+    assert ask(server, lambda api: api.list(MODELS, "art")) == Listing([1], "7")
     assert watch(server) == [("ADDED", 1), ("DELETED", 2)]
     query = server.requests[-1].query
     assert (query["watch"], query["resourceVersion"]) == (["true"], ["7"])

@@ -219,7 +219,54 @@ LIVING = [
         f"the_job_is_running | {PENDING}",
         id="it runs, whatever the status says of its end",
     ),
+    pytest.param(
+        model(loading()),
+        with_pod(job(), phase="Failed", reason="Evicted"),
+        f"the_job_is_running | {PENDING}",
+        id="its Pod was evicted: another follows",
+    ),
+    pytest.param(
+        model(loading()),
+        observed(
+            job(),
+            pods=(pod(job(), running("convert"), age=900), pod(job(), running("fetch"), age=9)),
+        ),
+        "the_job_is_running | Downloading, not Ready=Downloading, Reconciling=Downloading",
+        id="node lost: of two Pods alive the newer one counts",
+    ),
     # The Job has ended.
+    pytest.param(
+        model(loading()),
+        observed(
+            job(COMPLETE),
+            pods=(
+                pod(job(), running("convert"), age=900),
+                pod(job(), answered("convert", LOADED), age=9, phase="Succeeded"),
+            ),
+        ),
+        f"the_job_succeeded | {SERVED} | ModelLoaded",
+        id="node lost: the Pod that has ended answers",
+    ),
+    pytest.param(
+        model(published(OTHER)),
+        observed(
+            job(COMPLETE, load_hash=OTHER),
+            pods=(pod(job(COMPLETE, load_hash=OTHER), running("convert"), deleting=True),),
+            fresh=True,
+        ),
+        "another_load_is_running | Ready, Ready=Loaded",
+        id="node lost: no load begins while its Pod may write; served meanwhile",
+    ),
+    pytest.param(
+        model(loading()),
+        with_pod(
+            job(FAILED, failure="BackoffLimitExceeded"),
+            ContainerView("convert", "terminated", "OOMKilled", 137),
+            fresh=True,
+        ),
+        "the_job_failed | Failed, not Ready=OutOfMemory, Stalled=OutOfMemory | ModelLoadFailed",
+        id="out of memory",
+    ),
     pytest.param(
         model(loading()),
         with_pod(job(COMPLETE), answered("convert", LOADED)),

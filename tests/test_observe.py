@@ -272,8 +272,21 @@ def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
     """The Job ended while the list was on its way; nothing more would be told of it."""
     cache = Cache()
     cache.put_job(job(COMPLETE, resource_version="5"))
-    cache.replace(UID, [job(resource_version="4"), job(attempt=1)], [])
+    cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
     assert [one.state for one in cache.jobs("art", UID)] == [COMPLETE, JobState.RUNNING]
+
+
+def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
+    """A Pod made while the list was on its way, or a list from an old copy, must not hide it."""
+    cache = Cache()
+    cache.put_job(job(resource_version="5"))
+    cache.put_pod(pod(job(), running("fetch")))
+    cache.replace_jobs(UID, [], "4")
+    cache.replace_pods(UID, [], "1")
+    assert len(cache.jobs("art", UID)) == len(cache.pods("art", UID)) == 1
+    cache.replace_jobs(UID, [], "6")
+    cache.replace_pods(UID, [], "")
+    assert cache.jobs("art", UID) == cache.pods("art", UID) == ()
 
 
 def test_deleted_objects_are_forgotten() -> None:
@@ -292,7 +305,8 @@ def test_a_real_look_replaces_everything() -> None:
     cache = Cache()
     cache.put_job(job())
     cache.put_pod(pod(job()))
-    cache.replace(UID, [job(attempt=1)], [])
+    cache.replace_jobs(UID, [job(attempt=1)], "2")
+    cache.replace_pods(UID, [], "2")
     assert [one.attempt for one in cache.jobs("art", UID)] == [1]
     assert cache.pods("art", UID) == ()
 

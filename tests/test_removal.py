@@ -56,6 +56,18 @@ DELETED = [
     ),
     pytest.param(
         model(loading(), deleted_ago=5),
+        observed(
+            pods=(
+                pod(job(), running("convert"), age=900, deleting=True),
+                pod(job(), age=9, phase="Failed"),
+            ),
+            fresh=True,
+        ),
+        f"a_pod_may_still_write | {DELETING}",
+        id="node lost: of two Pods one may still write",
+    ),
+    pytest.param(
+        model(loading(), deleted_ago=5),
         observed(pods=(pod(job(), running("fetch")),)),
         "a_pod_may_still_write | look | Pending, not Ready=Pending",
         id="is the Pod really there?",

@@ -170,7 +170,7 @@ def test_an_unreadable_default_key_sends_nothing(tmp_path: Path) -> None:
 )
 def test_only_the_answers_status_counts(status: int, outcome: Outcome, error: str) -> None:
     """2xx is delivered, 410 is final, redirects are failures."""
-    with WebhookReceiver(status=status, location="http://example.com/") as receiver:
+    with WebhookReceiver(status=status, headers={"Location": "http://example.com/"}) as receiver:
         done = deliver(receiver.url, allowing(receiver))
     assert done.outcome is outcome
     assert error in done.error

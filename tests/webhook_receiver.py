@@ -9,7 +9,10 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -27,11 +30,17 @@ class Call:
 
 @dataclass
 class WebhookReceiver:
-    """Receives calls until it is left. status: what it answers; may be changed at any time."""
+    """Receives calls until it is left.
+
+    status, headers, seconds: what it answers, and after how long; may be changed at any time.
+    tls: what it speaks https with.
+    """
 
     key: str | None = None
     status: int = 204
-    location: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    tls: ssl.SSLContext | None = None
     calls: list[Call] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -41,9 +50,10 @@ class WebhookReceiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.calls.append(receiver._read(dict(self.headers), body))
+                time.sleep(receiver.seconds)
                 self.send_response(receiver.status)
-                if receiver.location:
-                    self.send_header("Location", receiver.location)
+                for name, value in receiver.headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -51,6 +61,10 @@ class WebhookReceiver:
                 """Stay silent."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if self.tls is not None:
+            self._server.socket = self.tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
         )
@@ -70,7 +84,7 @@ class WebhookReceiver:
     @property
     def url(self) -> str:
         """The address to call."""
-        return f"http://{self.host}/hooks"
+        return f"{'https' if self.tls else 'http'}://{self.host}/hooks"
 
     def events(self, model_id: str) -> list[str]:
         """The events received for one model, in order."""

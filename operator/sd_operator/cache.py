@@ -1,7 +1,7 @@
 """What is known of Jobs, Pods and claims: one LIST at start-up, then events and our own writes.
 
-A watch that had a gap reports no deletions, so an entry may outlive its object; `replace` takes
-what a real look at the API server gave.
+A watch that had a gap reports no deletions, so an entry may outlive its object; `replace_jobs` and
+`replace_pods` take what a real look at the API server gave.
 """
 
 from __future__ import annotations
@@ -109,13 +109,16 @@ class Cache:
         if known is not None and known.uid == claim.uid:
             del self._claims[key]
 
-    def replace(self, model_uid: str, jobs: Iterable[JobView], pods: Iterable[PodView]) -> None:
-        """Take what the API server has just listed for one model as all there is.
+    def replace_jobs(self, model_uid: str, jobs: Iterable[JobView], version: str) -> None:
+        """Take the Jobs listed for one model as all there were at this resourceVersion.
 
-        What an event told while the answer was on its way is newer, and stays.
+        What is newer stays: the answer was on its way meanwhile, or comes from an old copy.
         """
-        _replace(self._jobs, model_uid, jobs)
-        _replace(self._pods, model_uid, pods)
+        _replace(self._jobs, model_uid, jobs, version)
+
+    def replace_pods(self, model_uid: str, pods: Iterable[PodView], version: str) -> None:
+        """Likewise the Pods."""
+        _replace(self._pods, model_uid, pods, version)
 
     def forget(self, model_uid: str) -> None:
         """Forget a model that is gone."""
@@ -136,9 +139,12 @@ def _drop(table: dict[str, dict[str, V]], model_uid: str, uid: str) -> None:
         table.pop(model_uid, None)
 
 
-def _replace(table: defaultdict[str, dict[str, V]], model_uid: str, views: Iterable[V]) -> None:
-    known = table.pop(model_uid, {})
-    for view in views:
-        if view.uid in known:
-            table[model_uid][view.uid] = known[view.uid]
+def _replace(
+    table: defaultdict[str, dict[str, V]], model_uid: str, views: Iterable[V], version: str
+) -> None:
+    listed = {view.uid: view for view in views}
+    for uid, known in table.pop(model_uid, {}).items():
+        if uid in listed or not is_newer(version, known.resource_version):
+            table[model_uid][uid] = known
+    for view in listed.values():
         _put(table[model_uid], view)

@@ -7,11 +7,10 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from sd_api.status import WebhookEvent
-from sd_operator import logs, reconcile
+from sd_operator import logs, reconcile, times
 from sd_operator.cache import Cache, is_newer
 from sd_operator.execute import Executor
 from sd_operator.gather import Gatherer, Peek
@@ -46,16 +45,19 @@ class _Memory:
 class Controller:
     """Keeps every model of the cluster, each by one task of the supervisor."""
 
-    def __init__(self, api: Api, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, api: Api, settings: Settings, metrics: Metrics, clock: times.Clock = times.now
+    ) -> None:
         self._api = api
         self._settings = settings
         self._metrics = metrics
+        self._clock = clock
         self.cache = Cache()
         self.supervisor = Supervisor(self._reconcile)
         self._memories: dict[str, _Memory] = {}
         self._gatherer = Gatherer(api, settings, self.cache)
         self._executor = Executor(api, settings, self.cache)
-        self._webhooks = Webhooks(settings, settings.guard(), self._read_secret)
+        self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
         self._calls: set[asyncio.Task[None]] = set()
         self._turns = Turns(settings.limits(), self.cache, self.supervisor.wake)
         metrics.load_jobs.set_function(self.cache.active_jobs)
@@ -154,23 +156,20 @@ class Controller:
         model = Model.from_body(body)
         logs.about(f"{model.namespace}/{model.name}", model.wanted)
         observed = await self._observe(model, memory, fresh)
-        plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
+        plan = reconcile.plan(model, observed, self._settings, self._clock())
         if plan.look:
             await self._gatherer.look(model)
             observed = await self._observe(model, memory, fresh=True)
-            plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
+            plan = reconcile.plan(model, observed, self._settings, self._clock())
         if plan.wants_turn and not observed.admitted:
             turn = await self._turns.ask(_waiting(model))
             if memory.body is not body:
                 return plan, True  # it has changed while it waited for the answer
             observed = replace(observed, admitted=turn.admitted, place=turn.place)
-            plan = reconcile.plan(model, observed, self._settings, datetime.now(UTC))
+            plan = reconcile.plan(model, observed, self._settings, self._clock())
         elif not plan.wants_turn:
             self._turns.leave(model.uid)
-        again = await self._execute(model, memory, plan)
-        noted = {id(delivery) for delivery in observed.deliveries}
-        memory.deliveries = [one for one in memory.deliveries if id(one) not in noted]
-        return plan, again
+        return plan, await self._execute(model, memory, plan)
 
     async def _observe(self, model: Model, memory: _Memory, fresh: bool) -> Observed:
         observed = await self._gatherer.observe(model, memory.peek)
@@ -195,11 +194,12 @@ class Controller:
             if plan.finalizer is FinalizerChange.ADD:
                 return True
         if plan.create is not None:
-            memory.refusal = await self._executor.create_job(plan.create, datetime.now(UTC))
+            memory.refusal = await self._executor.create_job(plan.create, self._clock())
             memory.peek = Peek()
             if memory.refusal is not None:
                 return True
         self._take(memory, await self._executor.write_status(model, plan.status))
+        memory.deliveries = [one for one in memory.deliveries if one not in plan.noted]
         for event in plan.events:
             await self._executor.emit(model, event)
         for call in plan.calls:
@@ -208,7 +208,7 @@ class Controller:
         return bool(plan.delete)
 
     def _take(self, memory: _Memory, body: dict[str, Any] | None) -> None:
-        """What the API server answered to a write is the newest that is known."""
+        """Note what the API server answered, unless something newer is known."""
         if body and is_newer(_version(body), _version(memory.body)):
             memory.body = _lean(body)
 
@@ -218,9 +218,9 @@ class Controller:
         body = await self._api.get(MODELS, metadata["namespace"], metadata["name"])
         if body["metadata"]["uid"] != metadata["uid"]:
             raise NotFoundError("another model has its name", 404)
-        memory.body = _lean(body)
+        self._take(memory, body)
         memory.resync_at = self._next_resync()
-        model = Model.from_body(body)
+        model = Model.from_body(memory.body)
         settled = model.status.artifact and model.status.artifact.load_hash == model.wanted
         if settled and model.deleted_at is None:
             await self._gatherer.look_at_claim(model)

@@ -53,8 +53,13 @@ class Executor:
             log.debug("Job %s/%s is gone already", job.namespace, job.name)
         self._cache.drop_job(job)
 
-    async def change_finalizer(self, model: Model, change: FinalizerChange) -> dict[str, Any]:
-        """Add or remove our finalizer; raises ConflictError where the model has changed since."""
+    async def change_finalizer(
+        self, model: Model, change: FinalizerChange
+    ) -> dict[str, Any] | None:
+        """Add or remove our finalizer; raises ConflictError where the model has changed since.
+
+        None where the model is gone, as it is to be: the reply to its release may have been lost.
+        """
         others = [one for one in model.finalizers if one != names.FINALIZER]
         ours = [names.FINALIZER] if change is FinalizerChange.ADD else []
         metadata = {
@@ -62,7 +67,13 @@ class Executor:
             "resourceVersion": model.resource_version,
             "finalizers": others + ours,
         }
-        return await self._api.patch(MODELS, model.namespace, model.name, {"metadata": metadata})
+        body = {"metadata": metadata}
+        try:
+            return await self._api.patch(MODELS, model.namespace, model.name, body)
+        except NotFoundError:
+            if change is FinalizerChange.ADD:
+                raise
+            return None
 
     async def create_job(self, plan: JobPlan, now: datetime) -> Refusal | None:
         """Create a Job, or find that it was created before; what refuses it is returned."""

@@ -50,11 +50,11 @@ class Gatherer:
     async def fill(self) -> None:
         """The one LIST at start-up: Jobs, Pods and claims of all namespaces served."""
         for namespace in self._settings.namespaces or (None,):
-            for body in await self._api.list(JOBS, namespace, OURS):
+            for body in (await self._api.list(JOBS, namespace, OURS)).items:
                 self._cache.put_job(JobView.from_body(body))
-            for body in await self._api.list(PODS, namespace, OURS):
+            for body in (await self._api.list(PODS, namespace, OURS)).items:
                 self._cache.put_pod(PodView.from_body(body))
-            for body in await self._api.list(CLAIMS, namespace):
+            for body in (await self._api.list(CLAIMS, namespace)).items:
                 self._cache.put_claim(ClaimView.from_body(body))
 
     async def look(self, model: Model) -> None:
@@ -62,11 +62,10 @@ class Gatherer:
         selector = f"{names.LABEL_MODEL_UID}={model.uid}"
         jobs = await self._api.list(JOBS, model.namespace, selector)
         pods = await self._api.list(PODS, model.namespace, selector)
-        self._cache.replace(
-            model.uid,
-            [JobView.from_body(job) for job in jobs],
-            [PodView.from_body(pod) for pod in pods],
-        )
+        found = [JobView.from_body(job) for job in jobs.items]
+        self._cache.replace_jobs(model.uid, found, jobs.version)
+        shown = [PodView.from_body(pod) for pod in pods.items]
+        self._cache.replace_pods(model.uid, shown, pods.version)
         await self.look_at_claim(model)
 
     async def look_at_claim(self, model: Model) -> None:
@@ -133,7 +132,7 @@ class Gatherer:
         peek.warning_at = now
         selector = f"involvedObject.uid={job.uid},type=Warning"
         try:
-            events = await self._api.list(EVENTS, job.namespace, fields=selector)
+            events = (await self._api.list(EVENTS, job.namespace, fields=selector)).items
         except ApiError as refused:
             log.debug("no Events of Job %s/%s: %s", job.namespace, job.name, refused)
         else:

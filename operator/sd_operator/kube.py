@@ -6,7 +6,6 @@ Every error is an ApiError; only UnavailableError is worth trying again as it is
 from __future__ import annotations
 
 import asyncio
-import builtins
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -107,6 +106,15 @@ CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 SECRETS = Resource("", "v1", "secrets")
 EVENTS = Resource("", "v1", "events")
 
+
+@dataclass(frozen=True)
+class Listing:
+    """All objects of a selection. version: the resourceVersion of the moment that it shows."""
+
+    items: list[Json]
+    version: str
+
+
 OURS = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_NAME}={names.LOADER_NAME}"
 
 
@@ -178,34 +186,25 @@ class Api:
         namespace: str | None = None,
         labels: str = "",
         fields: str = "",
-    ) -> list[Json]:
+    ) -> Listing:
         """Read all objects of a selection, page by page."""
-        return (await self.snapshot(resource, namespace, labels, fields))[0]
-
-    async def snapshot(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        labels: str = "",
-        fields: str = "",
-    ) -> tuple[builtins.list[Json], str]:
-        """As list, with the version from which a watch goes on."""
         query = {"limit": str(PAGE_SIZE), "labelSelector": labels, "fieldSelector": fields}
         items: list[Json] = []
         while True:
             page = await self._json("list", resource, resource.path(namespace), query)
             items += page.get("items") or []
             metadata = page.get("metadata") or {}
-            if not metadata.get("continue"):
-                return items, str(metadata.get("resourceVersion") or "")
-            query["continue"] = metadata["continue"]
+            token = metadata.get("continue")
+            if not token:
+                return Listing(items, str(metadata.get("resourceVersion") or ""))
+            query["continue"] = token
 
     async def watch(
         self, resource: Resource, namespace: str, since: str
     ) -> AsyncGenerator[tuple[str, Json], None]:
         """Yield kind and object of every change after a version, until the server ends it.
 
-        Raises ApiError where it cannot go on: begin again with a snapshot.
+        Raises ApiError where it cannot go on: begin again with a list.
         """
         client = self._connected()
         query = {"watch": "true", "resourceVersion": since, "timeoutSeconds": str(WATCH_SECONDS)}

@@ -257,12 +257,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One finished webhook call, not yet noted in the status."""
+    """One finished webhook call, not yet noted in the status.
+
+    pause: for how many seconds the receiver wants to be left alone.
+    """
 
     id: str
     outcome: Outcome
     error: str
     at: datetime
+    pause: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,14 @@ def owe(news: News, entry: OutboxEntry) -> News:
     """Owe one more call; over the limit the oldest is given up."""
     if any(one.id == entry.id for one in news.entries):
         return news
-    entries = (*news.entries, entry)[-OUTBOX_MAX:]
-    return News(entries, "DeliveryPending", f"{entry.event} is to be delivered", news.events)
+    entries = (*news.entries, entry)
+    given_up = tuple(
+        _failed(f"{one.event} was not delivered, and {OUTBOX_MAX} calls after it wait: given up")
+        for one in entries[:-OUTBOX_MAX]
+    )
+    message = f"{entry.event} is to be delivered"
+    events = (*news.events, *given_up)
+    return News(entries[-OUTBOX_MAX:], "DeliveryPending", message, events)
 
 
 def due(entries: Entries, in_flight: frozenset[str], now: datetime) -> tuple[OutboxEntry, ...]:
@@ -88,7 +94,7 @@ def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence
         message = f"{text}; it is given up. {remedy}"
         entries, tell = others, True
     else:
-        at = delivery.at + timedelta(seconds=schedule[entry.attempts])
+        at = delivery.at + timedelta(seconds=max(schedule[entry.attempts], delivery.pause))
         message = f"{text}; next attempt at {times.stamp(at)}. {remedy}"
         tell = entry.attempts == 0
         again = entry.model_copy(
@@ -102,6 +108,9 @@ def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence
     reason = "SecretNotReadable" if delivery.outcome is Outcome.UNSIGNED else "DeliveryFailed"
     events = news.events
     if tell:
-        failed = EventPlan(EventType.WARNING, EventReason.WEBHOOK_DELIVERY_FAILED, message)
-        events = (*events, failed)
+        events = (*events, _failed(message))
     return News(entries, reason, message, events)
+
+
+def _failed(message: str) -> EventPlan:
+    return EventPlan(EventType.WARNING, EventReason.WEBHOOK_DELIVERY_FAILED, message)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.spec import JobOverrides
 from sd_api.status import OutboxEntry, Status
-from sd_operator.observe import JobView
+from sd_operator.observe import Delivery, JobView
 
 
 class EventType(StrEnum):
@@ -88,8 +88,8 @@ class Plan:
 
     rule: the sentence that decided, for the log. look: read Jobs, Pods and claim anew and plan
     again before anything else. wants_turn: the model waits in the queue, or uses its turn now.
-    wake_after: seconds until the next pass, unless woken before; None
-    means the resync.
+    noted: the finished calls that the status takes into account. wake_after: seconds until the next
+    pass, unless woken before; None means the resync.
     """
 
     rule: str
@@ -101,5 +101,6 @@ class Plan:
     create: JobPlan | None = None
     events: tuple[EventPlan, ...] = ()
     calls: tuple[Call, ...] = ()
+    noted: tuple[Delivery, ...] = ()
     ended: Ended | None = None
     wake_after: float | None = None

@@ -59,6 +59,7 @@ def _plan(inp: Input, step: Step, rule: str) -> Plan:
         create=step.create,
         events=(*_events(inp, step), *news.events),
         calls=_calls(inp, step, news),
+        noted=inp.observed.deliveries,
         ended=_ended(inp, step),
         wake_after=min((wait for wait in waits if wait is not None), default=None),
     )

@@ -1,8 +1,16 @@
-"""Times as Kubernetes writes them."""
+"""Times as Kubernetes writes them, and the clock."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+
+Clock = Callable[[], datetime]
+
+
+def now() -> datetime:
+    """The time; what decides by it takes a Clock, so that tests can let days pass."""
+    return datetime.now(UTC)
 
 
 def stamp(moment: datetime) -> str:

@@ -1,7 +1,7 @@
 """Calling webhooks as Standard Webhooks says (https://www.standardwebhooks.com).
 
 The url is the user's, so the guard decides who is called. Redirects count as failures, and of the
-answer nothing but its status code is looked at.
+answer nothing is looked at but its status code and Retry-After.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -21,6 +20,7 @@ import aiohttp
 from sd_api import names, netguard
 from sd_api.netguard import AddressRefusedError, Guard
 from sd_api.status import OutboxEntry, Status, WebhookEvent
+from sd_operator import times
 from sd_operator.kube import ApiError, ForbiddenError, NotFoundError
 from sd_operator.model import Model
 from sd_operator.observe import Delivery, Outcome
@@ -30,10 +30,13 @@ from sd_operator.settings import Settings
 
 TIMEOUT_SECONDS = 10.0
 CONCURRENT_CALLS = 16
+PAUSE_MAX_SECONDS = 24 * 3600.0
 KEY_PREFIX = "whsec_"
 
 ReadSecret = Callable[[str, str], Awaitable[dict[str, Any]]]
 """Reads one Secret, by namespace and name."""
+_Answer = tuple[Outcome, str, float]
+"""How a call ended: outcome, error, and the pause that the receiver asks for."""
 
 
 class KeyUnreadableError(Exception):
@@ -83,8 +86,15 @@ def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
 class Webhooks:
     """Makes calls, a bounded number at a time; to be used and closed on one event loop."""
 
-    def __init__(self, settings: Settings, guard: Guard, read_secret: ReadSecret) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        guard: Guard,
+        read_secret: ReadSecret,
+        clock: times.Clock = times.now,
+    ) -> None:
         self._settings = settings
+        self._clock = clock
         self._read_secret = read_secret
         self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
         self._outgoing = Outgoing(
@@ -105,12 +115,13 @@ class Webhooks:
         async with self._slots:
             try:
                 key = await self._key(call, model.namespace)
-                outcome, error = await self._post(call, key, body)
+                outcome, error, pause = await self._post(call, key, body)
             except KeyUnreadableError as problem:
-                outcome, error = Outcome.UNSIGNED, str(problem)
+                outcome, error, pause = Outcome.UNSIGNED, str(problem), 0.0
             except ApiError as problem:
-                outcome, error = Outcome.FAILED, f"the signing key could not be read: {problem}"
-        return Delivery(call.entry.id, outcome, error, datetime.now(UTC))
+                error = f"the signing key could not be read: {problem}"
+                outcome, pause = Outcome.FAILED, 0.0
+        return Delivery(call.entry.id, outcome, error, self._clock(), pause)
 
     async def _key(self, call: Call, namespace: str) -> bytes | None:
         if call.secret_name is None or call.secret_key is None:
@@ -138,8 +149,8 @@ class Webhooks:
         except (OSError, UnicodeDecodeError, KeyUnreadableError) as problem:
             raise KeyUnreadableError(f"the operator's webhook key file: {problem}") from None
 
-    async def _post(self, call: Call, key: bytes | None, body: bytes) -> tuple[Outcome, str]:
-        timestamp = int(datetime.now(UTC).timestamp())
+    async def _post(self, call: Call, key: bytes | None, body: bytes) -> _Answer:
+        timestamp = int(self._clock().timestamp())
         headers = {
             "Content-Type": "application/json",
             "User-Agent": names.FIELD_MANAGER,
@@ -150,23 +161,29 @@ class Webhooks:
             headers["webhook-signature"] = signature(key, call.entry.id, timestamp, body)
         try:
             async with self._outgoing.call("POST", call.url, headers, body) as response:
-                return _outcome(response.status)
+                return _answer(response.status, response.headers)
         except AddressRefusedError as problem:
-            return Outcome.FAILED, str(problem)
+            return _failed(str(problem))
         except TimeoutError:
-            return Outcome.FAILED, f"no answer within {TIMEOUT_SECONDS:.0f} s"
+            return _failed(f"no answer within {TIMEOUT_SECONDS:.0f} s")
         except aiohttp.ClientConnectorError as problem:
-            return Outcome.FAILED, f"no connection: {problem.os_error}"
+            return _failed(f"no connection: {problem.os_error}")
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             # The texts of other errors may hold the url, whose query may be a secret.
-            return Outcome.FAILED, f"no connection: {type(problem).__name__}"
+            return _failed(f"no connection: {type(problem).__name__}")
 
 
-def _outcome(status: int) -> tuple[Outcome, str]:
+def _answer(status: int, headers: Mapping[str, str]) -> _Answer:
     if 200 <= status < 300:
-        return Outcome.DELIVERED, ""
+        return Outcome.DELIVERED, "", 0.0
     if status == 410:
-        return Outcome.GONE, "it answered 410 Gone"
+        return Outcome.GONE, "it answered 410 Gone", 0.0
     if 300 <= status < 400:
-        return Outcome.FAILED, f"it answered {status}; redirects are not followed"
-    return Outcome.FAILED, f"it answered {status}"
+        return _failed(f"it answered {status}; redirects are not followed")
+    wanted = headers.get("Retry-After", "")
+    pause = float(wanted[:9]) if wanted.isdecimal() else 0.0
+    return Outcome.FAILED, f"it answered {status}", min(pause, PAUSE_MAX_SECONDS)
+
+
+def _failed(error: str) -> _Answer:
+    return Outcome.FAILED, error, 0.0

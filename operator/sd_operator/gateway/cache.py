@@ -13,7 +13,7 @@ from sd_operator.kube import JOBS, AlreadyExistsError, Api
 async def clear(api: Api, settings: Settings, namespace: str) -> None:
     """Start a sweep, unless one runs that the gateway or the chart's CronJob has started."""
     labels = f"{names.LABEL_NAME}={names.SWEEP_NAME}"
-    for job in await api.list(JOBS, namespace, labels):
+    for job in (await api.list(JOBS, namespace, labels)).items:
         conditions = (job.get("status") or {}).get("conditions") or ()
         ended = {one["type"] for one in conditions if one.get("status") == "True"}
         if not ended & {"Complete", "Failed"}:

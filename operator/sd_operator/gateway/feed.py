@@ -84,10 +84,10 @@ class Feed:
     async def _follow(self) -> None:
         while True:
             try:
-                bodies, version = await self._api.snapshot(MODELS, self._namespace)
-                self._replace({body["metadata"]["uid"]: body for body in bodies})
+                listing = await self._api.list(MODELS, self._namespace)
+                self._replace({body["metadata"]["uid"]: body for body in listing.items})
                 async with contextlib.aclosing(
-                    self._api.watch(MODELS, self._namespace, version)
+                    self._api.watch(MODELS, self._namespace, listing.version)
                 ) as events:
                     async for kind, body in events:
                         self._take(kind, body)

@@ -43,7 +43,7 @@ class Models:
 
     async def all(self, namespace: str) -> list[Json]:
         """All models of a namespace."""
-        return await self._api.list(MODELS, namespace)
+        return (await self._api.list(MODELS, namespace)).items
 
     async def get(self, namespace: str, name: str) -> Json:
         """The model of this resource name; raises NotFoundError."""
@@ -131,7 +131,7 @@ class Models:
     async def events(self, namespace: str, body: Json) -> list[Json]:
         """The Events about a model, the newest first."""
         fields = f"involvedObject.uid={body['metadata']['uid']}"
-        events = await self._api.list(EVENTS, namespace, fields=fields)
+        events = (await self._api.list(EVENTS, namespace, fields=fields)).items
         return sorted(events, key=lambda event: event.get("lastTimestamp") or "", reverse=True)
 
     async def watch(self, namespace: str) -> AsyncGenerator[Change, None]:
