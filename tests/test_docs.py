@@ -10,7 +10,6 @@ from sd_api.spec import Spec
 
 ROOT = Path(__file__).parent.parent
 API = (ROOT / "docs" / "api.md").read_text()
-FAULTS = (ROOT / "docs" / "faults.md").read_text()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
@@ -32,9 +31,10 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-def test_the_tests_that_hold_faults_are_there():
-    """Each that docs/faults.md names."""
+@pytest.mark.parametrize("page", ["faults.md", "security.md"])
+def test_the_tests_that_a_page_names_are_there(page):
+    """Each fault and threat has one; a renamed test must be renamed there, too."""
     code = "".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", FAULTS))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text()))
     assert named
     assert {name for name in named if f"def {name}(" not in code} == set()
