@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -214,10 +215,13 @@ def test_a_trained_model_is_loaded_by_its_id_by_hand(containers: Containers, hub
 
 def test_an_unreachable_host_may_be_tried_again(containers: Containers) -> None:
     """A host that does not answer is not the user's mistake alone: the Job tries again."""
-    with FakeHub() as gone:
-        link = gone.serve_file("/model.ckpt", OTHER)
-    ended = containers.load(load_request(link), SD_LOADER_ALLOWED_HOSTS=gone.host)
-    failed(ended, Reason.SOURCE_UNREACHABLE, gone.host)
+    with socket.socket() as unheard:
+        # Taken, so that no other test's server comes to listen there.
+        unheard.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unheard.getsockname()[1]}"
+        request = load_request(f"http://{host}/model.ckpt")
+        ended = containers.load(request, SD_LOADER_ALLOWED_HOSTS=host)
+    failed(ended, Reason.SOURCE_UNREACHABLE, host)
     assert ended.code == ExitCode.TRY_AGAIN
     assert not list(containers.store.glob("[!.]*"))
     assert not list(containers.store.glob(".store/*/????????????????"))

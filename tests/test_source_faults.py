@@ -157,7 +157,7 @@ def refused(
     return Row(name, fault, reason, reason, words, **more)
 
 
-ROWS = [
+FAULTS = [
     Row("none", once(partial(cut, 0), times=0)),
     *(Row(f"cut at byte {n} of the answer", once(partial(cut, n)), usual=n == 40) for n in CUTS),
     *(Row(f"cut at byte {n} of the first", once(partial(cut, n), after=0)) for n in CUTS[1::3]),
@@ -243,7 +243,7 @@ def rows(these: Iterable[Row]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("row", rows(ROWS))
+@pytest.mark.parametrize("row", rows(FAULTS))
 def test_a_fault_is_survived_or_refused(
     pod: Pod, way: str, files: Files, row: Row, tally: Tally
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,9 @@ def manifest_yaml(body: Mapping[str, Any]) -> str:
 
 def to_yaml(body: Mapping[str, Any]) -> str:
     """Block style, in the order that is given, lines unfolded."""
-    return str(yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=10_000))
+    # These line breaks PyYAML would write as they are, and read as spaces.
+    is_readable = not re.search("[\x85\u2028\u2029]", json.dumps(body, ensure_ascii=False))
+    return str(yaml.safe_dump(body, sort_keys=False, allow_unicode=is_readable, width=10_000))
 
 
 def snippet(model: Model) -> str | None:
