@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 import kopf
+from typing_extensions import override
 
 from sd_api import names
 from sd_operator import kube
@@ -47,8 +48,8 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
         view = JobView.from_body(event["object"])
         if event["type"] == "DELETED":
             controller.cache.drop_job(view)
-        else:
-            controller.cache.put_job(view)
+        elif not controller.cache.put_job(view):
+            return
         controller.job_changed(view.model_uid)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
@@ -56,8 +57,8 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
         view = PodView.from_body(event["object"])
         if event["type"] == "DELETED":
             controller.cache.drop_pod(view)
-        else:
-            controller.cache.put_pod(view)
+        elif not controller.cache.put_pod(view):
+            return
         controller.supervisor.wake([view.model_uid])
 
     @kopf.on.event("", "v1", "persistentvolumeclaims", registry=registry)
@@ -72,11 +73,22 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
     return registry
 
 
+class _NoDiffs(kopf.MultiDiffBaseStorage):
+    """Compares no object with its former self: handlers that want that are none of ours."""
+
+    @override
+    def build(self, **_: object) -> kopf.BodyEssence:
+        """Nothing; the default copies every object whole."""
+        return {}
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """kopf, made quiet, patient and bounded."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = _NoDiffs([])
+    settings.persistence.progress_storage = kopf.MultiProgressStorage([])
     # The CRD is there before kopf starts, and namespaces are named exactly: nothing to discover.
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None

@@ -98,7 +98,8 @@ OURS = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_NAME}={name
 
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
     """Where the API server is and who we are: by a kubeconfig, or by the Pod's own account."""
-    configuration = Configuration()
+    # Else the client reads proxies and .netrc from the environment, anew for each request.
+    configuration = Configuration(client_session_kwargs={"trust_env": False})
     if kubeconfig is None:
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     else:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.spec import JobOverrides
 from sd_api.status import OutboxEntry, Status
-from sd_operator.observe import JobView
+from sd_operator.observe import Delivery, JobView
 
 
 class EventType(StrEnum):
@@ -88,8 +88,8 @@ class Plan:
 
     rule: the sentence that decided, for the log. look: read Jobs, Pods and claim anew and plan
     again before anything else. wants_turn: the model waits in the queue, or uses its turn now.
-    wake_after: seconds until the next pass, unless woken before; None
-    means the resync.
+    noted: the finished webhook calls that the status tells of from now on. wake_after: seconds
+    until the next pass, unless woken before; None means the resync.
     """
 
     rule: str
@@ -102,4 +102,5 @@ class Plan:
     events: tuple[EventPlan, ...] = ()
     calls: tuple[Call, ...] = ()
     ended: Ended | None = None
+    noted: tuple[Delivery, ...] = ()
     wake_after: float | None = None
