@@ -10,7 +10,7 @@ import yaml
 from aiohttp import web
 
 from sd_operator.standalone import patch, protobuf, tables
-from sd_operator.standalone.errors import ApiError, Json, Value, bad_request
+from sd_operator.standalone.errors import ApiError, Cause, Json, Value, bad_request, invalid
 from sd_operator.standalone.resources import Resource
 from sd_operator.standalone.selectors import Predicate, selector
 from sd_operator.standalone.storage import Key
@@ -21,6 +21,13 @@ PATCHES = {
     "application/merge-patch+json": patch.merge_patch,
     "application/strategic-merge-patch+json": patch.strategic_merge_patch,
 }
+_OPTIONS = {
+    "POST": "CreateOptions",
+    "PUT": "UpdateOptions",
+    "PATCH": "PatchOptions",
+    "DELETE": "DeleteOptions",
+}
+_VALIDATIONS = ["", "Ignore", "Strict", "Warn"]
 _BODIES = ["application/json", "application/yaml", protobuf.CONTENT_TYPE]
 
 
@@ -67,6 +74,25 @@ def predicate(request: web.Request, resource: Resource) -> Predicate:
 def strictness(request: web.Request) -> str:
     """What to do about unknown fields: Ignore, Warn or Strict."""
     return request.query.get("fieldValidation") or "Warn"
+
+
+async def is_dry_run(request: web.Request) -> bool:
+    """Whether a write is only tried; 422 where options of a write have no such value."""
+    form = _OPTIONS.get(request.method)
+    if form is None:
+        return False
+    asked = request.query.getall("dryRun", [])
+    if form == "DeleteOptions":
+        asked = asked or (await delete_options(request)).get("dryRun") or []
+    causes = []
+    if asked not in ([], ["All"]):
+        causes.append(Cause.unsupported("dryRun", asked, ["All"]))
+    validation = request.query.get("fieldValidation", "")
+    if validation not in _VALIDATIONS:
+        causes.append(Cause.unsupported("fieldValidation", validation, _VALIDATIONS))
+    if causes:
+        raise invalid((form, "meta.k8s.io"), "", causes)
+    return bool(asked)
 
 
 def wanted(request: web.Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hmac
 import json
 from dataclasses import dataclass
@@ -71,13 +72,20 @@ class ApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
             self._admit(request)
-            return await self._answer(request)
+            server = self._rehearsal() if await requests.is_dry_run(request) else self
+            return await server._answer(request)
         except ApiError as error:
             return web.json_response(error.status(), status=error.code)
         except web.HTTPRequestEntityTooLarge:
             text = f"Request entity too large: limit is {BODY_LIMIT}"
             too_large = ApiError(413, "RequestEntityTooLarge", text)
             return web.json_response(too_large.status(), status=413)
+
+    def _rehearsal(self) -> ApiServer:
+        """A server of the same objects, for writes that are only tried."""
+        server = copy.copy(self)
+        server.registry, server._applied = self.registry.copy(), dict(self._applied)
+        return server
 
     def _admit(self, request: web.Request) -> None:
         # The Host header keeps web pages out that point a name of theirs at this machine.

@@ -38,6 +38,14 @@ class Storage:
         self._history: dict[ResourceId, deque[Change]] = defaultdict(lambda: deque(maxlen=HISTORY))
         self._changed: dict[ResourceId, asyncio.Event] = defaultdict(asyncio.Event)
 
+    def copy(self) -> Storage:
+        """A storage of the same objects, without their history."""
+        made = Storage()
+        made.revision = self.revision
+        for resource, objects in self._objects.items():
+            made._objects[resource] = dict(objects)
+        return made
+
     def get(self, resource: ResourceId, key: Key) -> Json | None:
         """One object."""
         return self._objects[resource].get(key)
