@@ -231,14 +231,16 @@ def test_a_dry_run_is_answered_and_changes_nothing(models):
     path, query = f"{models.path}/a", "?dryRun=All"
     tried = models.api.ask("POST", models.path + query, model_manifest("a", url=LINK))
     assert (tried.code, tried.body["spec"]["url"]) == (201, LINK)
+    assert "resourceVersion" not in tried.body["metadata"]
     assert models.api.ask("GET", path).code == 404
 
     models.api.ask("POST", models.path, model_manifest("a", url=LINK))
     before = models.api.ask("GET", path).body
     changed = models.api.patch(path + query, {"spec": {"priority": 3}})
     assert (changed.code, changed.body["spec"]["priority"]) == (200, 3)
+    assert changed.body["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     manifest = model_manifest("a", priority=5)
-    applied = models.api.patch(f"{path}{query}&fieldManager=me", manifest, "apply")
+    applied = models.api.patch(f"{path}{query}&fieldManager=me&force=true", manifest, "apply")
     assert (applied.code, applied.body["spec"]["priority"]) == (200, 5)
     assert models.api.patch(path + query, {"spec": {"url": "gpt2"}}).code == 422
     assert models.api.ask("DELETE", path + query).code == 200

@@ -113,7 +113,7 @@ def shape(request: web.Request, resource: Resource, item: Json, with_columns: bo
     if item.get("kind") == "Status":
         return item
     if form == "Table":
-        meta = {"resourceVersion": item["metadata"]["resourceVersion"]}
+        meta = {"resourceVersion": item["metadata"].get("resourceVersion", "")}
         return tables.table(resource, [item], meta, with_columns)
     return tables.partial(item) if form.startswith("PartialObjectMetadata") else item
 
