@@ -177,6 +177,12 @@ LIVING = [
     ),
     pytest.param(
         model(loading()),
+        with_pod(job(), answered("convert", LOADED), phase="Succeeded"),
+        "the_job_is_running | Pending, not Ready=Pending",
+        id="the Pod has loaded it, the Job follows: nothing to tell yet",
+    ),
+    pytest.param(
+        model(loading()),
         with_pod(job(), unscheduled="0/3 nodes", age=899),
         f"the_job_is_running | {PENDING}",
         id="unscheduled for less than 15 minutes",

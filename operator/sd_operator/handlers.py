@@ -18,6 +18,7 @@ from sd_operator.settings import Settings
 
 WATCH_SECONDS = 300  # whole: a real server refuses "300.0"
 CONNECT_SECONDS = 10.0
+WORKER_SECONDS = 0.5
 # About ten minutes of an API server that refuses us or is broken; then the watch ends. One that
 # cannot be reached at all is looked for anew without end: `operate` sees to that.
 ERROR_BACKOFFS = (1.0, 2.0, 4.0, 8.0, 15.0) + (30.0,) * 19
@@ -89,6 +90,9 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.persistence.diffbase_storage = _NoDiffs([])
     settings.persistence.progress_storage = kopf.MultiProgressStorage([])
+    # A list read whole, and workers that linger, keep the bodies of thousands of objects.
+    settings.watching.chunk_size = kube.PAGE_SIZE
+    settings.queueing.idle_timeout = WORKER_SECONDS
     # The CRD is there before kopf starts, and namespaces are named exactly: nothing to discover.
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None

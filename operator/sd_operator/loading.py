@@ -117,8 +117,8 @@ def _answer(inp: Input, job: JobView) -> LoadResult | None:
 
 def the_job_succeeded(inp: Input) -> Step | None:
     """The load is done: its answer becomes the artifact."""
-    job = _unnoted(inp, JobState.COMPLETE)
-    if job is None:
+    job = _current(inp)
+    if job is None or job.state is not JobState.COMPLETE:
         return None
     if (result := _answer(inp, job)) is not None:
         return _published(inp, job, result) if _on_this_claim(inp, job) else None
@@ -130,8 +130,8 @@ def the_job_succeeded(inp: Input) -> Step | None:
 
 def the_job_failed(inp: Input) -> Step | None:
     """The load failed: say why, and when it is tried again."""
-    job = _unnoted(inp, JobState.FAILED)
-    if job is None:
+    job = _current(inp)
+    if job is None or job.state is not JobState.FAILED:
         return None
     before = inp.stalled if inp.same_load else None
     return _failed(inp, job, diagnose.failure(job, inp.observed.pods_of(job), before))
@@ -164,6 +164,8 @@ def the_job_is_running(inp: Input) -> Step | None:
     if job is None or job.state is not JobState.RUNNING:
         return None
     pods = inp.observed.pods_of(job)
+    if diagnose.load_result(pods) is not None:
+        return Step(_pending(f"Job {job.name} is ending"), hold=True)
     running = pods[0].running if pods else None
     converting = diagnose.convert_has_begun(job, pods)
     if running is None and not converting:
@@ -322,11 +324,6 @@ def _current(inp: Input) -> JobView | None:
     """The newest Job that loads what is wanted and is not on its way out."""
     alive = [job for job in inp.jobs if not job.deleting and not _is_noted(inp, job)]
     return alive[-1] if alive else None
-
-
-def _unnoted(inp: Input, state: JobState) -> JobView | None:
-    job = _current(inp)
-    return job if job is not None and job.state is state else None
 
 
 def _next_attempt(inp: Input) -> int:
