@@ -27,6 +27,7 @@ Count = Callable[[str, str, str], None]
 
 REQUEST_TIMEOUT_SECONDS = 15.0
 CONNECT_TIMEOUT_SECONDS = 5.0
+REQUESTS_AT_ONCE = 50
 ATTEMPTS = 3
 RETRY_SECONDS = 0.3
 RETRY_AFTER_MAX_SECONDS = 5.0
@@ -116,6 +117,7 @@ class Api:
         self._kubeconfig = kubeconfig
         self._count = count
         self._client: ApiClient | None = None
+        self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._former: ApiClient | None = None
 
     async def __aenter__(self) -> Self:
@@ -226,7 +228,10 @@ class Api:
             if client is None:
                 raise RuntimeError("the connection is not open")
             try:
-                status, retry_after, raw = await _once(client, verb, path, query, body)
+                # Whoever waits in the client's own queue is timed already: thousands would give up
+                # unheard, and come again.
+                async with self._slots:
+                    status, retry_after, raw = await _once(client, verb, path, query, body)
             except (aiohttp.ClientError, TimeoutError, OSError) as problem:
                 self._count(verb, resource, "error")
                 error: ApiError = UnavailableError(f"{verb} {path}: {problem or 'no answer'}")
