@@ -6,15 +6,20 @@ SD_TEST_OPERATOR_IMAGE names an image of the operator that the nodes can pull, f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Backend, Cluster
-from helmcharts import HELMS, OPERATOR, Json
+import yaml
+from cluster import Backend, Cluster, model_manifest
+from helmcharts import FULL, HELMS, OPERATOR, Json
 from releases import Release
 
 from sd_api import names
@@ -42,11 +47,18 @@ def may(release: Release, verb: str, resource: str, namespace: str) -> bool:
 @pytest.fixture(params=sorted(HELMS))
 def release(request: pytest.FixtureRequest, backend: Backend, tmp_path: Path) -> Iterator[Release]:
     """A namespace for a release; skips the test where there is no real API server."""
+    with released(backend, request.param, tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def released(backend: Backend, program: str, work: Path) -> Iterator[Release]:
+    """The same, for one of the Helms."""
     if backend.name == "standalone":
         pytest.skip("standalone has no Deployments and no RBAC: KUBECONFIG or KUBEBUILDER_ASSETS")
-    cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", tmp_path)
+    cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
     cluster.kubectl("create", "namespace", cluster.namespace)
-    made = Release(cluster, request.param, tmp_path)
+    made = Release(cluster, program, work)
     try:
         yield made
     finally:
@@ -72,6 +84,88 @@ def test_install_upgrade_rollback_uninstall(release: Release) -> None:
 
     release.helm("install", "sd", str(OPERATOR), values=values())
     assert cluster.get("pvc", "models")["metadata"]["uid"] == claim
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"models": {"clusterWide": True}}, FULL], ids=["defaults", "cluster-wide", "full"]
+)
+def test_the_api_server_takes_every_object(backend: Backend, tmp_path: Path, given: Json) -> None:
+    """As a dry run, with no unknown field and nothing to warn of."""
+    with released(backend, "helm", tmp_path) as release:
+        cluster = release.cluster
+        models = {**given.get("models", {})}
+        if models.get("namespaces"):
+            models["namespaces"] = [cluster.namespace]
+        text = release.helm("template", "sd", str(OPERATOR), values={**given, "models": models})
+        known = cluster.kubectl("api-resources", "--no-headers")
+        kinds = {line.split()[-1] for line in known.splitlines()}
+        objects = [item for item in yaml.safe_load_all(text) if item]
+        foreign = {item["kind"] for item in objects} - kinds
+        assert foreign <= {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+
+        taken = cluster.kubectl(
+            *("apply", "--server-side", "--force-conflicts", "--dry-run=server"),
+            *("--validate=strict", "--warnings-as-errors", "-f", "-"),
+            stdin=yaml.safe_dump_all(item for item in objects if item["kind"] in kinds),
+        )
+
+    assert len(taken.splitlines()) == sum(item["kind"] in kinds for item in objects)
+
+
+def apply(cluster: Cluster, manifest: Json) -> subprocess.CompletedProcess[str]:
+    """Apply an object, whatever comes of it."""
+    return cluster.run("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+
+
+def take_over(release: Release) -> list[str]:
+    """Let a release have the kind, which was applied by hand before; options for its install."""
+    if release.program == "helm":
+        # Helm 4 applies server-side, where another's fields are a conflict.
+        return ["--take-ownership", "--force-conflicts"]
+    kind = f"crd/{names.PLURAL}.{names.GROUP}"
+    owner = (
+        "meta.helm.sh/release-name=sd",
+        f"meta.helm.sh/release-namespace={release.cluster.namespace}",
+    )
+    release.cluster.kubectl("annotate", kind, "--overwrite", *owner)
+    release.cluster.kubectl("label", kind, "--overwrite", "app.kubernetes.io/managed-by=Helm")
+    return []
+
+
+def eventually(holds: Callable[[], bool], timeout: float = 30.0) -> None:
+    """Wait until something holds: a changed kind is served a moment later."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("program", sorted(HELMS))
+def test_an_upgrade_brings_the_newer_kind(backend: Backend, tmp_path: Path, program: str) -> None:
+    """Fields of it are served then, models stay, and so does the kind after the release."""
+    if backend.name != "kube-apiserver":
+        pytest.skip("the kind belongs to all of a cluster; this needs KUBEBUILDER_ASSETS")
+    older = tmp_path / "older"
+    shutil.copytree(OPERATOR, older)
+    file = older / "files" / "stablediffusionmodels.yaml"
+    definition = yaml.safe_load(file.read_text())
+    (version,) = definition["spec"]["versions"]
+    del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["priority"]
+    file.write_text(yaml.safe_dump(definition))
+    manifest = model_manifest("sketch", url="org/model", priority=3)
+
+    with released(backend, program, tmp_path) as release:
+        cluster, whole = release.cluster, {"fullnameOverride": ACCOUNT}
+        release.helm("install", "sd", str(older), *take_over(release), values=whole)
+        eventually(lambda: "unknown field" in apply(cluster, manifest).stderr)
+        cluster.apply(model_manifest("sketch", url="org/model"))
+
+        release.helm("upgrade", "sd", str(OPERATOR), values=whole)
+        eventually(lambda: apply(cluster, manifest).returncode == 0)
+        assert cluster.get("sdm", "sketch")["spec"]["priority"] == 3
+
+        release.helm("uninstall", "sd")
+        assert cluster.get("sdm", "sketch")["spec"]["url"] == "org/model"
 
 
 MAY = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -52,6 +53,9 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     kubeconfig: Path = Path()
     expired: str = ""
+    delay: float = 0.0
+    """Seconds that each answer takes, one after the other."""
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, code: int, body: Any = None, **headers: str) -> None:
         """Script one more answer."""
@@ -94,6 +98,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                     json.loads(body) if body else None,
                 )
             )
+            if state.delay:
+                with state.turn:
+                    time.sleep(state.delay)
             code, answer, more = (
                 (401, status(401, "Unauthorized"), {})
                 if state.expired and headers.get("authorization") == f"Bearer {state.expired}"
@@ -426,3 +433,18 @@ def test_who_asks_can_be_told(server: Server) -> None:
     (request,) = server.requests
     assert request.headers["user-agent"] == "sd-gateway"
     assert request.query["fieldManager"] == ["sd-gateway"]
+
+
+def test_who_waits_for_a_turn_is_not_timed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask at once of a slow server, all are answered, and once."""
+    monkeypatch.setattr(kube, "REQUESTS_AT_ONCE", 4)
+    monkeypatch.setattr(kube, "REQUEST_TIMEOUT_SECONDS", 2.0)
+    server.answer(200, {"kind": "Job"})
+    server.delay = 0.02
+
+    async def question(api: Api) -> None:
+        await asyncio.gather(*(api.get(JOBS, "art", f"job-{n}") for n in range(200)))
+
+    ask(server, question)
+
+    assert len(server.requests) == 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from decisions import COMPLETE, FAILED, OTHER, decide, observed, told, with_pod
+from decisions import COMPLETE, FAILED, HOOK, OTHER, decide, observed, told, with_pod
 from observed import (
     LOADED,
     NOW,
@@ -26,7 +26,7 @@ from sd_api.load import LoadResult, Progress, Stage
 from sd_api.reasons import Reason
 from sd_operator import times
 from sd_operator.model import Model
-from sd_operator.observe import ContainerView, Observed, Refusal
+from sd_operator.observe import ContainerView, Delivery, Observed, Outcome, Refusal
 from sd_operator.reconcile import plan
 from sd_operator.settings import LoaderSettings, Settings
 
@@ -36,6 +36,8 @@ NO_CLAIM = (
     "the_claim_is_missing | Pending, not Ready=ClaimNotFound, Stalled=ClaimNotFound"
     " | ModelLoadFailed"
 )
+AWAITED = "its_answer_is_not_here | Pending, not Ready=Pending"
+LOOKED_FOR = "its_answer_is_not_here | look | Pending, not Ready=Pending"
 INVALID = "spec_is_invalid | Failed, not Ready=InvalidSpec, Stalled=InvalidSpec | ModelLoadFailed"
 
 LIVING = [
@@ -175,6 +177,12 @@ LIVING = [
     ),
     pytest.param(
         model(loading()),
+        with_pod(job(), answered("convert", LOADED), phase="Succeeded"),
+        "the_job_is_running | Pending, not Ready=Pending",
+        id="the Pod has loaded it, the Job follows: nothing to tell yet",
+    ),
+    pytest.param(
+        model(loading()),
         with_pod(job(), unscheduled="0/3 nodes", age=899),
         f"the_job_is_running | {PENDING}",
         id="unscheduled for less than 15 minutes",
@@ -293,8 +301,32 @@ LIVING = [
     pytest.param(
         model(loading()),
         observed(job(COMPLETE)),
-        "the_job_succeeded | look | Pending, not Ready=Pending",
+        AWAITED,
         id="complete, Pod not seen yet",
+    ),
+    pytest.param(
+        model(loading()),
+        with_pod(job(COMPLETE, ended_ago=9), running("convert")),
+        AWAITED,
+        id="complete, Pod's end not seen yet",
+    ),
+    pytest.param(
+        model(loading()),
+        with_pod(job(COMPLETE, ended_ago=10), running("convert")),
+        LOOKED_FOR,
+        id="complete, Pod's end was missed",
+    ),
+    pytest.param(
+        model(loading()),
+        observed(job(COMPLETE, ended_ago=-1)),
+        LOOKED_FOR,
+        id="complete, by another clock",
+    ),
+    pytest.param(
+        model(loading()),
+        with_pod(job(COMPLETE), ContainerView("convert", "terminated"), phase="Succeeded"),
+        LOOKED_FOR,
+        id="complete, Pod ended without an answer",
     ),
     pytest.param(
         model(loading()),
@@ -331,8 +363,14 @@ LIVING = [
     pytest.param(
         model(loading()),
         observed(job(FAILED, failure="BackoffLimitExceeded")),
-        "the_job_failed | look | Pending, not Ready=Pending",
+        AWAITED,
         id="failed, Pods not seen yet",
+    ),
+    pytest.param(
+        model(loading()),
+        observed(job(FAILED, failure="BackoffLimitExceeded", ended_ago=10)),
+        LOOKED_FOR,
+        id="failed, Pods are gone",
     ),
     # After a failure.
     pytest.param(
@@ -517,6 +555,18 @@ LIVING = [
 def test_what_is_done_about_a_model(resource: Model, seen: Observed, expected: str) -> None:
     """The first rule that applies decides."""
     assert told(decide(resource, seen)) == expected
+
+
+def test_while_an_answer_is_awaited_nothing_changes_and_nothing_is_forgotten() -> None:
+    """What a webhook call has come to is told with the answer; a missed answer is looked for."""
+    done = job(COMPLETE, ended_ago=4)
+    delivery = Delivery("id", Outcome.DELIVERED, "", NOW)
+    resource = model(loading(), webhook=HOOK)
+    awaited = decide(resource, with_pod(done, running("convert"), deliveries=(delivery,)))
+    assert (awaited.status, awaited.noted) == (resource.status, ())
+    assert awaited.wake_after == 6
+    seen = with_pod(done, answered("convert", LOADED), deliveries=(delivery,))
+    assert decide(resource, seen).noted == (delivery,)
 
 
 KUEUE = Settings(loader=LoaderSettings(kueue_queue="gpus"))

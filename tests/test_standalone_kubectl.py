@@ -51,6 +51,25 @@ def test_server_side_apply_is_a_merge_by_one_manager(cluster):
     assert model["metadata"]["labels"] == {"team": "x"}
 
 
+def test_diff_and_dry_runs_say_what_would_be_done(cluster):
+    """And do nothing, on either side of apply."""
+    manifest = model_manifest("a", url=LINK, priority=3)
+    assert "created (server dry run)" in cluster.apply(manifest, "--dry-run=server")
+    assert not cluster.exists("sdm", "a")
+    cluster.apply(manifest)
+    model = cluster.get("sdm", "a")
+
+    changed = yaml.safe_dump(model_manifest("a", url=LINK, priority=4))
+    for options in ([], ["--server-side"]):
+        found = cluster.run("diff", "-f", "-", *options, stdin=changed)
+        assert found.returncode == 1, found.stderr
+        lines = [line for line in found.stdout.splitlines() if line[:2] in ("- ", "+ ")]
+        assert lines[-2:] == ["-  priority: 3", "+  priority: 4"]
+    assert cluster.run("diff", "-f", "-", stdin=yaml.safe_dump(manifest)).returncode == 0
+    assert "(server dry run)" in cluster.kubectl("delete", "sdm", "a", "--dry-run=server")
+    assert cluster.get("sdm", "a") == model
+
+
 def test_defaults_are_filled_in_and_counted_as_no_change(cluster):
     """The schema's defaults appear in what is stored; generation counts changes of spec."""
     model = cluster.model("a", url=LINK, verify={})

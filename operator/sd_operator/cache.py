@@ -74,13 +74,13 @@ class Cache:
             if job.ended is None and job.role == names.ROLE_LOAD
         ]
 
-    def put_job(self, job: JobView) -> None:
-        """Note a Job, unless something newer is known."""
-        _put(self._jobs[job.model_uid], job)
+    def put_job(self, job: JobView) -> bool:
+        """Note a Job, unless that or something newer is known; tells whether it was news."""
+        return _put(self._jobs[job.model_uid], job)
 
-    def put_pod(self, pod: PodView) -> None:
-        """Note a Pod, unless something newer is known."""
-        _put(self._pods[pod.model_uid], pod)
+    def put_pod(self, pod: PodView) -> bool:
+        """Note a Pod, likewise."""
+        return _put(self._pods[pod.model_uid], pod)
 
     def put_claim(self, claim: ClaimView) -> bool:
         """Note a claim, unless something newer is known; tells whether that wakes its models.
@@ -126,10 +126,12 @@ class Cache:
         self._pods.pop(model_uid, None)
 
 
-def _put(table: dict[str, V], view: V) -> None:
+def _put(table: dict[str, V], view: V) -> bool:
     known = table.get(view.uid)
-    if known is None or is_newer(view.resource_version, known.resource_version):
-        table[view.uid] = view
+    if known is not None and not is_newer(view.resource_version, known.resource_version):
+        return False
+    table[view.uid] = view
+    return True
 
 
 def _drop(table: dict[str, dict[str, V]], model_uid: str, uid: str) -> None:

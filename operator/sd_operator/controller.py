@@ -158,7 +158,7 @@ class Controller:
         observed = await self._observe(model, memory, fresh)
         plan = reconcile.plan(model, observed, self._settings, self._clock())
         if plan.look:
-            await self._gatherer.look(model)
+            await self._look(model)
             observed = await self._observe(model, memory, fresh=True)
             plan = reconcile.plan(model, observed, self._settings, self._clock())
         if plan.wants_turn and not observed.admitted:
@@ -225,8 +225,13 @@ class Controller:
         if settled and model.deleted_at is None:
             await self._gatherer.look_at_claim(model)
             return False
-        await self._gatherer.look(model)
+        await self._look(model)
         return True
+
+    async def _look(self, model: Model) -> None:
+        """Read a model's surroundings anew; what is seen so is no news when its event comes."""
+        await self._gatherer.look(model)
+        self._turns.changed()
 
     def _call(self, model: Model, memory: _Memory, plan: Plan, call: Call) -> None:
         """Call a webhook in a task of its own; the outcome wakes the model."""

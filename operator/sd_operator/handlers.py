@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 import kopf
+from typing_extensions import override
 
 from sd_api import names
 from sd_operator import kube
@@ -17,6 +18,7 @@ from sd_operator.settings import Settings
 
 WATCH_SECONDS = 300  # whole: a real server refuses "300.0"
 CONNECT_SECONDS = 10.0
+WORKER_SECONDS = 0.5
 # About ten minutes of an API server that refuses us or is broken; then the watch ends. One that
 # cannot be reached at all is looked for anew without end: `operate` sees to that.
 ERROR_BACKOFFS = (1.0, 2.0, 4.0, 8.0, 15.0) + (30.0,) * 19
@@ -47,8 +49,8 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
         view = JobView.from_body(event["object"])
         if event["type"] == "DELETED":
             controller.cache.drop_job(view)
-        else:
-            controller.cache.put_job(view)
+        elif not controller.cache.put_job(view):
+            return
         controller.job_changed(view.model_uid)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
@@ -56,8 +58,8 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
         view = PodView.from_body(event["object"])
         if event["type"] == "DELETED":
             controller.cache.drop_pod(view)
-        else:
-            controller.cache.put_pod(view)
+        elif not controller.cache.put_pod(view):
+            return
         controller.supervisor.wake([view.model_uid])
 
     @kopf.on.event("", "v1", "persistentvolumeclaims", registry=registry)
@@ -72,11 +74,25 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
     return registry
 
 
+class _NoDiffs(kopf.MultiDiffBaseStorage):
+    """Compares no object with its former self: handlers that want that are none of ours."""
+
+    @override
+    def build(self, **_: object) -> kopf.BodyEssence:
+        """Nothing; the default copies every object whole."""
+        return {}
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """kopf, made quiet, patient and bounded."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = _NoDiffs([])
+    settings.persistence.progress_storage = kopf.MultiProgressStorage([])
+    # A list read whole, and workers that linger, keep the bodies of thousands of objects.
+    settings.watching.chunk_size = kube.PAGE_SIZE
+    settings.queueing.idle_timeout = WORKER_SECONDS
     # The CRD is there before kopf starts, and namespaces are named exactly: nothing to discover.
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None

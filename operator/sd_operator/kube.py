@@ -28,6 +28,7 @@ Count = Callable[[str, str, str], None]
 
 REQUEST_TIMEOUT_SECONDS = 15.0
 CONNECT_TIMEOUT_SECONDS = 5.0
+REQUESTS_AT_ONCE = 50
 ATTEMPTS = 3
 RETRY_SECONDS = 0.3
 RETRY_AFTER_MAX_SECONDS = 5.0
@@ -38,9 +39,6 @@ WATCH_SECONDS = 300
 
 _MERGE_PATCH = "application/merge-patch+json"
 _METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST"}
-_PATIENCE = aiohttp.ClientTimeout(
-    total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
-)
 
 
 class ApiError(Exception):
@@ -120,7 +118,8 @@ OURS = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_NAME}={name
 
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
     """Where the API server is and who we are: by a kubeconfig, or by the Pod's own account."""
-    configuration = Configuration()
+    # Else the client reads proxies and .netrc from the environment, anew for each request.
+    configuration = Configuration(client_session_kwargs={"trust_env": False})
     if kubeconfig is None:
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     else:
@@ -146,6 +145,7 @@ class Api:
         self._count = count
         self._manager = manager
         self._client: ApiClient | None = None
+        self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._former: ApiClient | None = None
 
     async def __aenter__(self) -> Self:
@@ -287,8 +287,11 @@ class Api:
         for attempt in range(1, ATTEMPTS + 1):
             client = self._connected()
             try:
-                response = await self._send(client, verb, path, query, body, _PATIENCE)
-                raw = await response.read()
+                # Whoever waits in the client's own queue is timed already: thousands would give up
+                # unheard, and come again.
+                async with self._slots:
+                    response = await self._send(client, verb, path, query, body, _patience())
+                    raw = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as problem:
                 self._count(verb, resource, "error")
                 error: ApiError = UnavailableError(f"{verb} {path}: {problem or 'no answer'}")
@@ -334,6 +337,12 @@ class Api:
         )
         response: aiohttp.ClientResponse = answer.response
         return response
+
+
+def _patience() -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(
+        total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -28,6 +28,7 @@ _PHASES = {
 }
 REFUSAL_RETRY = timedelta(seconds=30)
 NO_POD_LOOK_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
 
 
 def spec_is_invalid(inp: Input) -> Step | None:
@@ -94,18 +95,34 @@ def the_claim_is_missing(inp: Input) -> Step | None:
     return Step(Standing.of(failure))
 
 
+def its_answer_is_not_here(inp: Input) -> Step | None:
+    """A Job has ended, and what its Pod says of that is not seen: another watch tells it."""
+    job = _current(inp)
+    if job is None or job.ended is None or inp.observed.fresh or _answer(inp, job) is not None:
+        return None
+    standing = _pending(f"the answer of Job {job.name} is awaited")
+    waited = (inp.now - job.ended).total_seconds()
+    ended = any(not pod.may_write for pod in inp.observed.pods_of(job))
+    if not ended and 0 <= waited < ANSWER_SECONDS:
+        return Step(standing, hold=True, wake_after=ANSWER_SECONDS - waited)
+    return Step(standing, look=True)
+
+
+def _answer(inp: Input, job: JobView) -> LoadResult | None:
+    """What the loader says of a Job's end."""
+    pods = inp.observed.pods_of(job)
+    loaded = job.state is JobState.COMPLETE
+    return diagnose.load_result(pods) if loaded else diagnose.result(pods, ("failed",))
+
+
 def the_job_succeeded(inp: Input) -> Step | None:
     """The load is done: its answer becomes the artifact."""
-    job = _unnoted(inp, JobState.COMPLETE)
-    if job is None:
+    job = _current(inp)
+    if job is None or job.state is not JobState.COMPLETE:
         return None
-    pods = inp.observed.pods_of(job)
-    result = diagnose.load_result(pods)
-    if result is not None:
+    if (result := _answer(inp, job)) is not None:
         return _published(inp, job, result) if _on_this_claim(inp, job) else None
-    if not inp.observed.fresh:
-        return Step(_carry_on(job), load=_load(inp, job), look=True)
-    if not pods:
+    if not inp.observed.pods_of(job):
         return None  # the answer is lost; the receipt on the volume gives it again
     failure = Failure(Reason.LOADER_CRASHED, f"Job {job.name} ended well but gave no answer")
     return _failed(inp, job, failure)
@@ -113,11 +130,9 @@ def the_job_succeeded(inp: Input) -> Step | None:
 
 def the_job_failed(inp: Input) -> Step | None:
     """The load failed: say why, and when it is tried again."""
-    job = _unnoted(inp, JobState.FAILED)
-    if job is None:
+    job = _current(inp)
+    if job is None or job.state is not JobState.FAILED:
         return None
-    if not inp.observed.fresh and diagnose.result(inp.observed.pods_of(job), ("failed",)) is None:
-        return Step(_carry_on(job), load=_load(inp, job), look=True)
     before = inp.stalled if inp.same_load else None
     return _failed(inp, job, diagnose.failure(job, inp.observed.pods_of(job), before))
 
@@ -149,6 +164,8 @@ def the_job_is_running(inp: Input) -> Step | None:
     if job is None or job.state is not JobState.RUNNING:
         return None
     pods = inp.observed.pods_of(job)
+    if diagnose.load_result(pods) is not None:
+        return Step(_pending(f"Job {job.name} is ending"), hold=True)
     running = pods[0].running if pods else None
     converting = diagnose.convert_has_begun(job, pods)
     if running is None and not converting:
@@ -188,15 +205,13 @@ def it_failed_before(inp: Input) -> Step | None:
     ended = times.parse(status.completion_time)
     if not inp.same_load or reason is None or reason in NOT_YET or ended is None:
         return None
-    attempt = status.job.attempt if status.job else 0
-    again = ended + inp.retry_delay(attempt)
+    again = ended + inp.retry_delay(status.job.attempt if status.job else 0)
     if reason.retry is Retry.RESYNC and inp.now >= again:
         return None
     stalled = next(one for one in status.conditions if one.type == "Stalled")
     standing = Standing(Phase.FAILED, reason.value, stalled.message, keep_stalled=True)
-    if reason.retry is not Retry.RESYNC:
-        return Step(standing)
-    return Step(standing, wake_after=(again - inp.now).total_seconds())
+    wake = (again - inp.now).total_seconds() if reason.retry is Retry.RESYNC else None
+    return Step(standing, wake_after=wake)
 
 
 def the_job_was_lost(inp: Input) -> Step | None:
@@ -237,17 +252,15 @@ def it_must_wait_its_turn(inp: Input) -> Step | None:
     if inp.observed.admitted:
         return None
     place = queue.describe(inp.observed.place) if inp.observed.place else "other models load first"
-    standing = Standing(Phase.QUEUED, "Queued", place, keep_stalled=True)
-    return Step(standing, wants_turn=True)
+    return Step(Standing(Phase.QUEUED, "Queued", place, keep_stalled=True), wants_turn=True)
 
 
 def it_is_not_ours_yet(inp: Input) -> Step | None:
     """Deletion must wait for us from before the first Job on."""
     if inp.model.has_finalizer:
         return None
-    return Step(
-        _pending("the load is about to start"), wants_turn=True, finalizer=FinalizerChange.ADD
-    )
+    standing = _pending("the load is about to start")
+    return Step(standing, wants_turn=True, finalizer=FinalizerChange.ADD)
 
 
 def it_is_to_be_loaded(inp: Input) -> Step:
@@ -272,6 +285,7 @@ RULES: tuple[Rule, ...] = (
     another_load_is_running,
     it_is_published,
     the_claim_is_missing,
+    its_answer_is_not_here,
     the_job_succeeded,
     the_job_failed,
     it_is_suspended,
@@ -300,9 +314,7 @@ def _queued(inp: Input, job_name: str) -> Standing:
 def _is_noted(inp: Input, job: JobView) -> bool:
     """Whether the status already tells this Job's outcome, or that of one after it."""
     status = inp.status
-    if status.load_hash != job.load_hash or status.job is None:
-        return False
-    if job.state is JobState.RUNNING:
+    if job.ended is None or status.load_hash != job.load_hash or status.job is None:
         return False
     ended = status.completion_time is not None
     return job.attempt < status.job.attempt or (ended and job.attempt == status.job.attempt)
@@ -312,11 +324,6 @@ def _current(inp: Input) -> JobView | None:
     """The newest Job that loads what is wanted and is not on its way out."""
     alive = [job for job in inp.jobs if not job.deleting and not _is_noted(inp, job)]
     return alive[-1] if alive else None
-
-
-def _unnoted(inp: Input, state: JobState) -> JobView | None:
-    job = _current(inp)
-    return job if job is not None and job.state is state else None
 
 
 def _next_attempt(inp: Input) -> int:
@@ -336,11 +343,6 @@ def _load(inp: Input, job: JobView, ended: datetime | None = None) -> Load:
     started = times.parse(inp.status.start_time) if known else None
     started = started or job.started or job.created
     return Load(JobStatus(name=job.name, attempt=job.attempt), started, ended)
-
-
-def _carry_on(job: JobView) -> Standing:
-    message = f"Job {job.name} has ended; its answer is being read"
-    return Standing(Phase.VERIFYING, "Verifying", message, reconciling=True, keep_stalled=True)
 
 
 def _failed(inp: Input, job: JobView, failure: Failure) -> Step:

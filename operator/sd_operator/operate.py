@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import threading
@@ -22,6 +23,7 @@ from sd_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
+GC_THRESHOLDS = (20_000, 10, 20)
 START_RETRY_SECONDS = 2.0
 CHECK_SECONDS = 30.0
 AWAY_MAX_SECONDS = 600.0
@@ -33,6 +35,9 @@ class WatchEndedError(RuntimeError):
 
 async def operate(settings: Settings, stop: asyncio.Event) -> None:
     """Serve all models until `stop` is set; SIGTERM and SIGINT set it in the main thread."""
+    # What is imported stays; and of thousands of models little is garbage, however often one looks.
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     metrics, probes = Metrics(), Probes()
     async with contextlib.AsyncExitStack() as stack:
         for what, serve, port in (

@@ -88,8 +88,8 @@ class Plan:
 
     rule: the sentence that decided, for the log. look: read Jobs, Pods and claim anew and plan
     again before anything else. wants_turn: the model waits in the queue, or uses its turn now.
-    noted: the finished calls that the status takes into account. wake_after: seconds until the next
-    pass, unless woken before; None means the resync.
+    noted: the finished webhook calls that the status tells of from now on. wake_after: seconds
+    until the next pass, unless woken before; None means the resync.
     """
 
     rule: str
@@ -101,6 +101,6 @@ class Plan:
     create: JobPlan | None = None
     events: tuple[EventPlan, ...] = ()
     calls: tuple[Call, ...] = ()
-    noted: tuple[Delivery, ...] = ()
     ended: Ended | None = None
+    noted: tuple[Delivery, ...] = ()
     wake_after: float | None = None

@@ -36,13 +36,14 @@ def plan(model: Model, observed: Observed, settings: Settings, now: datetime) ->
 
 
 def _plan(inp: Input, step: Step, rule: str) -> Plan:
-    if step.look or step.finalizer is FinalizerChange.ADD:
+    if step.look or step.hold or step.finalizer is FinalizerChange.ADD:
         return Plan(
             rule,
             inp.status,
             look=step.look,
             wants_turn=step.wants_turn,
             finalizer=step.finalizer,
+            wake_after=step.wake_after,
         )
     news = _news(inp, step)
     if inp.deleting and (step.finalizer is not None or not inp.model.has_finalizer):
@@ -59,8 +60,8 @@ def _plan(inp: Input, step: Step, rule: str) -> Plan:
         create=step.create,
         events=(*_events(inp, step), *news.events),
         calls=_calls(inp, step, news),
-        noted=inp.observed.deliveries,
         ended=_ended(inp, step),
+        noted=inp.observed.deliveries,
         wake_after=min((wait for wait in waits if wait is not None), default=None),
     )
 

@@ -150,7 +150,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Step:
-    """What one rule decides. ended: a Job's outcome is noted for the first time."""
+    """What one rule decides.
+
+    ended: a Job's outcome is noted for the first time. hold: the status stays as it is for now.
+    """
 
     standing: Standing
     load: Load | None = None
@@ -160,6 +163,7 @@ class Step:
     source: StatusSource | None = None
     notify: tuple[WebhookEvent, ...] = ()
     look: bool = False
+    hold: bool = False
     wants_turn: bool = False
     delete: tuple[JobView, ...] = ()
     finalizer: FinalizerChange | None = None

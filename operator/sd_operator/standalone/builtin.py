@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,11 @@ from sd_operator.standalone.errors import Cause, Json, bad_request
 
 IMMUTABLE = "field is immutable"
 PROTECTION = "kubernetes.io/pvc-protection"
+_DATA_KEY = "[-._a-zA-Z0-9]+"
+_DATA_KEY_RULE = (
+    "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',"
+    f"  or 'KEY_NAME',  or 'key-name', regex used for validation is '{_DATA_KEY}')"
+)
 _RESTART = ("Always", "OnFailure", "Never")
 _ACTIONS = ("Count", "FailIndex", "FailJob", "Ignore")
 _CONTAINER_DEFAULTS = {
@@ -40,7 +46,7 @@ _JOB_DEFAULTS = {
 def check_types(resource: resources.Resource, item: Json, handled: str) -> None:
     """400 where a field is of a type that a real server could not even decode."""
     for cause in schema.validate(resource.schema, item):
-        if "must be of type" in cause.message:
+        if cause.reason == "FieldValueTypeInvalid":
             actual, expected = cause.message.split('"')[1], cause.message.split("type ")[1]
             raise bad_request(
                 f"{handled}json: cannot unmarshal {actual} into Go struct field"
@@ -56,6 +62,8 @@ def check_types(resource: resources.Resource, item: Json, handled: str) -> None:
 
 def set_defaults(resource: resources.Resource, item: Json) -> None:
     """Fill in what a real server fills in, as far as anybody here looks at it."""
+    if resource.custom:
+        return
     meta, spec = item["metadata"], item.setdefault("spec", {})
     name = meta.get("name", "")
     if resource is resources.JOBS:
@@ -156,6 +164,10 @@ def validate(resource: resources.Resource, item: Json, old: Json | None) -> Iter
         if namespace != item["metadata"].get("namespace"):
             text = "does not match event.namespace"
             yield Cause.invalid("involvedObject.namespace", namespace, text)
+    elif resource.kind == "Secret":
+        for key in item.get("data", {}):
+            if not re.fullmatch(_DATA_KEY, key):
+                yield Cause.invalid(f"data[{key}]", key, _DATA_KEY_RULE)
     elif resource is resources.DEFINITIONS:
         yield from _validate_definition(item)
 
@@ -215,7 +227,7 @@ def _validate_rule(rule: Json, path: str, names: set[str]) -> Iterator[Cause]:
 
 
 def _validate_pod(spec: Json, path: str) -> Iterator[Cause]:
-    if not spec.get("containers"):
+    if spec.get("containers") == []:
         yield Cause.required(f"{path}.containers")
     if spec["restartPolicy"] not in _RESTART:
         yield Cause.unsupported(f"{path}.restartPolicy", spec["restartPolicy"], _RESTART)

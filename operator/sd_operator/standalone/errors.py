@@ -29,6 +29,11 @@ class Cause:
         return cls(field, "FieldValueInvalid", f"Invalid value: {quote(value)}: {message}")
 
     @classmethod
+    def wrong_type(cls, field: str, value: Value, message: str) -> Cause:
+        """A value of another type."""
+        return cls(field, "FieldValueTypeInvalid", f"Invalid value: {quote(value)}: {message}")
+
+    @classmethod
     def unsupported(cls, field: str, value: Value, allowed: Sequence[Any]) -> Cause:
         """A value outside of an enumeration; the message lists the allowed ones."""
         names = ", ".join(quote(item) for item in allowed)

@@ -69,6 +69,12 @@ class Registry:
         self._builtin = {(r.group, r.version, r.plural): r for r in BUILTIN}
         self._custom: dict[tuple[str, str, str], Resource] = {}
 
+    def copy(self) -> Registry:
+        """One with the same objects, to be changed without consequences."""
+        made = Registry()
+        made.storage, made._custom = self.storage.copy(), dict(self._custom)
+        return made
+
     def resources(self) -> list[Resource]:
         """Everything that is served now."""
         return [*self._builtin.values(), *self._custom.values()]
@@ -85,16 +91,8 @@ class Registry:
             raise not_found(resource.id, key[1])
         return item
 
-    def create(
-        self,
-        resource: Resource,
-        namespace: str,
-        body: Json,
-        strictness: str,
-        *,
-        dry_run: bool = False,
-    ) -> Written:
-        """Store a new object, or only say what would be stored."""
+    def create(self, resource: Resource, namespace: str, body: Json, strictness: str) -> Written:
+        """Store a new object."""
         item, warnings = self._decode(resource, body, strictness)
         meta = item["metadata"]
         if meta.setdefault("namespace", namespace) != namespace:
@@ -124,8 +122,6 @@ class Registry:
         self._validate(resource, item, None)
         if self.storage.get(resource.id, (namespace, name)) is not None:
             raise about(409, "AlreadyExists", resource.id, name, "{what} already exists")
-        if dry_run:
-            return Written(item, created=True, warnings=warnings)
         stored = self.storage.put(resource.id, (namespace, name), item)
         self._serve(resource)
         return Written(stored, created=True, warnings=warnings)
@@ -242,7 +238,7 @@ class Registry:
         causes = [*metadata.validate_metadata(resource, item["metadata"], old)]
         causes += validate(resource.schema, item)
         causes += builtin.validate(resource, item, old)
-        if any(c.reason in BLOCKING or "must be of type" in c.message for c in causes):
+        if any(cause.reason in BLOCKING for cause in causes):
             if resource.custom:
                 causes.append(Cause.invalid("<nil>", None, UNCHECKED))
         elif check_rules:

@@ -21,6 +21,13 @@ PATCHES = {
     "application/merge-patch+json": patch.merge_patch,
     "application/strategic-merge-patch+json": patch.strategic_merge_patch,
 }
+_OPTIONS = {
+    "POST": "CreateOptions",
+    "PUT": "UpdateOptions",
+    "PATCH": "PatchOptions",
+    "DELETE": "DeleteOptions",
+}
+_VALIDATIONS = ["", "Ignore", "Strict", "Warn"]
 _BODIES = ["application/json", "application/yaml", protobuf.CONTENT_TYPE]
 
 
@@ -69,13 +76,23 @@ def strictness(request: web.Request) -> str:
     return request.query.get("fieldValidation") or "Warn"
 
 
-def dry_run(request: web.Request) -> bool:
-    """Whether nothing is to be stored."""
-    given = request.query.getall("dryRun", [])
-    if any(value != "All" for value in given):
-        cause = Cause.unsupported("dryRun", given, ["All"])
-        raise invalid(("CreateOptions", "meta.k8s.io"), "", [cause])
-    return bool(given)
+async def is_dry_run(request: web.Request) -> bool:
+    """Whether a write is only tried; 422 where options of a write have no such value."""
+    form = _OPTIONS.get(request.method)
+    if form is None:
+        return False
+    asked = request.query.getall("dryRun", [])
+    if form == "DeleteOptions":
+        asked = asked or (await delete_options(request)).get("dryRun") or []
+    causes = []
+    if asked not in ([], ["All"]):
+        causes.append(Cause.unsupported("dryRun", asked, ["All"]))
+    validation = request.query.get("fieldValidation", "")
+    if validation not in _VALIDATIONS:
+        causes.append(Cause.unsupported("fieldValidation", validation, _VALIDATIONS))
+    if causes:
+        raise invalid((form, "meta.k8s.io"), "", causes)
+    return bool(asked)
 
 
 def wanted(request: web.Request) -> str:
@@ -96,7 +113,7 @@ def shape(request: web.Request, resource: Resource, item: Json, with_columns: bo
     if item.get("kind") == "Status":
         return item
     if form == "Table":
-        meta = {"resourceVersion": item["metadata"]["resourceVersion"]}
+        meta = {"resourceVersion": item["metadata"].get("resourceVersion", "")}
         return tables.table(resource, [item], meta, with_columns)
     return tables.partial(item) if form.startswith("PartialObjectMetadata") else item
 

@@ -12,7 +12,7 @@ from celpy import Environment, Runner
 from celpy.adapter import json_to_cel
 from celpy.evaluation import CELEvalError
 
-from sd_operator.standalone.errors import Cause, Json, Value
+from sd_operator.standalone.errors import Cause, Json, Value, quote
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -22,6 +22,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
 }
+_INTEGERS = 2**63
 _CEL_REASONS = {
     "FieldValueRequired": "Required value",
     "FieldValueForbidden": "Forbidden",
@@ -48,7 +49,7 @@ def has_type(value: Value, expected: str) -> bool:
     if isinstance(value, bool):
         return expected == "boolean"
     if expected == "integer" and isinstance(value, float):
-        return value.is_integer()
+        return value.is_integer() and abs(value) < _INTEGERS
     return isinstance(value, _TYPES[expected])
 
 
@@ -99,16 +100,24 @@ def _pattern(pattern: str) -> Value:
 
 def validate(schema: Json, value: Value, path: str = "") -> Iterator[Cause]:
     """Every fault of a value, in the order of its fields."""
-    if schema.get("x-kubernetes-int-or-string"):
-        if type_name(value) not in {"string", "integer"}:
-            yield _wrong_type(path, value, "integer,string")
-            return
-    elif "type" in schema and not has_type(value, schema["type"]):
-        yield _wrong_type(path, value, schema["type"])
+    either = schema.get("x-kubernetes-int-or-string")
+    if either and type_name(value) not in {"string", "integer"}:
+        yield _wrong_type(path, value, "integer,string")
         return
-    yield from _validate_limits(schema, value, path)
+    fits = "type" not in schema or has_type(value, schema["type"])
+    if not fits:
+        yield _wrong_type(path, value, schema["type"])
+        if type_name(value) == "number":
+            text = f"Checked value must be of type integer (default format) in {path}"
+            yield Cause.invalid("<nil>", "", text)
+    else:
+        yield from _validate_limits(schema, value, path)
     if "enum" in schema and value not in schema["enum"]:
         yield Cause.unsupported(path, value, schema["enum"])
+    if not fits:
+        return
+    if schema.get("x-kubernetes-list-type") == "map":
+        yield from _validate_keys(schema["x-kubernetes-list-map-keys"], value, path)
     for key in schema.get("required", ()):
         if isinstance(value, dict) and key not in value:
             yield Cause.required(f"{path}.{key}".lstrip("."))
@@ -119,7 +128,16 @@ def validate(schema: Json, value: Value, path: str = "") -> Iterator[Cause]:
 
 def _wrong_type(path: str, value: Value, expected: str) -> Cause:
     name = type_name(value)
-    return Cause.invalid(path, name, f'{path} in body must be of type {expected}: "{name}"')
+    return Cause.wrong_type(path, name, f'{path} in body must be of type {expected}: "{name}"')
+
+
+def _validate_keys(keys: Sequence[str], items: Sequence[Json], path: str) -> Iterator[Cause]:
+    seen: list[Json] = []
+    for index, item in enumerate(items):
+        key = {name: item[name] for name in keys if name in item}
+        if key in seen:
+            yield Cause(f"{path}[{index}]", "FieldValueDuplicate", f"Duplicate value: {quote(key)}")
+        seen.append(key)
 
 
 def _validate_limits(schema: Json, value: Value, path: str) -> Iterator[Cause]:
@@ -127,15 +145,17 @@ def _validate_limits(schema: Json, value: Value, path: str) -> Iterator[Cause]:
         return Cause.invalid(path, value, f"{path} in body should {text}")
 
     if isinstance(value, str):
+        # The first fault of a text is the only one that is told.
         if len(value) > schema.get("maxLength", len(value)):
             text = f"Too long: may not be more than {schema['maxLength']} bytes"
             yield Cause(path, "FieldValueTooLong", text)
-        if len(value) < schema.get("minLength", 0):
+        elif len(value) < schema.get("minLength", 0):
             yield broken(f"be at least {schema['minLength']} chars long")
-        if "pattern" in schema and not _pattern(schema["pattern"]).search(value):
+        elif "pattern" in schema and not _pattern(schema["pattern"]).search(value):
             yield broken(f"match '{schema['pattern']}'")
         if schema.get("format") == "date-time" and not _is_time(value):
-            yield Cause.invalid(path, value, f"{path} in body must be of type date-time: {value!r}")
+            text = f"{path} in body must be of type date-time: {quote(value)}"
+            yield Cause.wrong_type(path, value, text)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if value < schema.get("minimum", value):
             yield broken(f"be greater than or equal to {schema['minimum']}")

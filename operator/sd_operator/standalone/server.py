@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hmac
 import json
 from dataclasses import dataclass
@@ -71,13 +72,20 @@ class ApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
             self._admit(request)
-            return await self._answer(request)
+            server = self._rehearsal() if await requests.is_dry_run(request) else self
+            return await server._answer(request)
         except ApiError as error:
             return web.json_response(error.status(), status=error.code)
         except web.HTTPRequestEntityTooLarge:
             text = f"Request entity too large: limit is {BODY_LIMIT}"
             too_large = ApiError(413, "RequestEntityTooLarge", text)
             return web.json_response(too_large.status(), status=413)
+
+    def _rehearsal(self) -> ApiServer:
+        """A server of the same objects, for writes that are only tried."""
+        server = copy.copy(self)
+        server.registry, server._applied = self.registry.copy(), dict(self._applied)
+        return server
 
     def _admit(self, request: web.Request) -> None:
         # The Host header keeps web pages out that point a name of theirs at this machine.
@@ -98,18 +106,12 @@ class ApiServer:
             if request.method != "GET":
                 raise page_not_found()
             return web.json_response(discovery.answer(path, self.registry.resources()))
-        if requests.dry_run(request) and (target.name or request.method != "POST"):
-            raise bad_request("dryRun is known here to POST of a new object only")
         if target.name:
             return await self._answer_object(request, target)
         if request.method == "POST":
             body = await requests.body(request)
             made = self.registry.create(
-                target.resource,
-                target.namespace,
-                body,
-                requests.strictness(request),
-                dry_run=requests.dry_run(request),
+                target.resource, target.namespace, body, requests.strictness(request)
             )
             return self._written(request, target.resource, made)
         if request.method == "DELETE":

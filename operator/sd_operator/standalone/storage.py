@@ -34,9 +34,18 @@ class Storage:
         # A later life of the server starts above all revisions of an earlier one, so that a
         # client which goes on watching is told to list again.
         self.revision = self._first = int(time.time())
+        self._tries_only = False
         self._objects: dict[ResourceId, dict[Key, Json]] = defaultdict(dict)
         self._history: dict[ResourceId, deque[Change]] = defaultdict(lambda: deque(maxlen=HISTORY))
         self._changed: dict[ResourceId, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def copy(self) -> Storage:
+        """A storage of the same objects to try writes on: those have no revision."""
+        made = Storage()
+        made.revision, made._tries_only = self.revision, True
+        for resource, objects in self._objects.items():
+            made._objects[resource] = dict(objects)
+        return made
 
     def get(self, resource: ResourceId, key: Key) -> Json | None:
         """One object."""
@@ -62,6 +71,8 @@ class Storage:
         return stamped
 
     def _stamp(self, item: Json) -> Json:
+        if self._tries_only:
+            return item
         self.revision += 1
         return item | {"metadata": item["metadata"] | {"resourceVersion": str(self.revision)}}
 
