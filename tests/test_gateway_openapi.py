@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+import requests
 import schemathesis
 from cluster import CLAIM, Cluster
 from gatewayrun import Gateway, write_keys
@@ -133,10 +134,13 @@ def explore(gateway: Gateway, name: str, how: settings) -> int:
         nonlocal made
         made += 1
         case.call_and_validate(
-            headers={"Authorization": f"Bearer {gateway.key}"}, checks=[not_a_server_error]
+            session=session,
+            headers={"Authorization": f"Bearer {gateway.key}"},
+            checks=[not_a_server_error],
         )
 
-    ask()
+    with requests.Session() as session:
+        ask()
     return made
 
 
