@@ -34,6 +34,7 @@ def told_once(operated: Operated) -> None:
     assert all(len(found) == 1 for found in ids.values()), ids
 
 
+@pytest.mark.slow
 def test_killed_before_the_job(operated: Operated) -> None:
     """Between the finalizer, the Job and the status anything may be missing."""
     operated.start()
@@ -61,6 +62,7 @@ def test_killed_during_the_load(operated: Operated) -> None:
     loaded_once(operated)
 
 
+@pytest.mark.slow
 def test_killed_and_the_job_gone_meanwhile(operated: Operated) -> None:
     """The answer is lost with the Job; the receipt on the volume gives it again."""
     operated.start()
@@ -91,6 +93,7 @@ def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None
     assert writes == []
 
 
+@pytest.mark.slow
 def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) -> None:
     """The loader is stopped first, then everything is removed."""
     operated.start()
@@ -104,7 +107,9 @@ def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) 
     assert operated.jobs("load") == []
 
 
-@pytest.mark.parametrize("propagation", ["background", "foreground"])
+@pytest.mark.parametrize(
+    "propagation", ["background", pytest.param("foreground", marks=pytest.mark.slow)]
+)
 def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> None:
     """Foreground deletion, Argo CD's way, deletes every owned Job; the clean-up's is not owned."""
     operated.start()
@@ -142,6 +147,7 @@ def test_a_namesake_is_another_model(operated: Operated) -> None:
     assert operated.left() == []
 
 
+@pytest.mark.slow
 def test_a_job_that_runs_into_its_deadline_says_so(operated: Operated) -> None:
     """The Job's own end is told where the loader could not answer any more."""
     operated.start()

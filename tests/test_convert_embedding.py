@@ -303,7 +303,7 @@ def test_a_wrong_base_model_is_refused(tmp_path):
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["<x>", "*", "clip_l", "clip_g", "emb_params", "string_to_param.*"])

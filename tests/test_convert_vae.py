@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,14 @@ class Case:
         return f"{self.row}, {self.precision} to {self.revision or 'the same'}"
 
 
+def some(rows: Sequence[Any]) -> list[Any]:
+    """Every third in `make test`, so that each kind of model and file is met; all in test-all."""
+    return [
+        row if number % 3 == 0 else pytest.param(row, marks=pytest.mark.slow)
+        for number, row in enumerate(rows)
+    ]
+
+
 CASES = [Case(row, "fp16", None) for row in FILES] + [
     Case(row, precision, revision)
     for row in (FILES[0], FILES[8], FILES[-1])
@@ -149,7 +157,7 @@ CASES = [Case(row, "fp16", None) for row in FILES] + [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", some(CASES), ids=str)
 def test_the_weights_are_those_of_diffusers(tmp_path: Path, case: Case) -> None:
     """Whatever the file, the folder is that of `from_single_file`, and diffusers opens it."""
     path = save(tmp_path, case.row, DTYPES[case.precision])
@@ -177,7 +185,7 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
 
 
-@pytest.mark.parametrize("row", REPOS, ids=str)
+@pytest.mark.parametrize("row", some(REPOS), ids=str)
 def test_a_repo_of_a_vae_is_taken_whole(tmp_path: Path, row: Row) -> None:
     """Alone, or as a pipeline's folder."""
     repo = tmp_path / "repo"

@@ -44,7 +44,7 @@ FAULTS = {
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(("before", "pod", "apart"), sampled(RUNS, name_of, 29, 3, quick={1, 4}))
+@pytest.mark.parametrize(("before", "pod", "apart"), sampled(RUNS, name_of, 58, 3, quick={1, 4}))
 def test_a_volume_that_fails_at_any_step_is_named_and_loses_nothing(
     tmp_path: Path, tally: Tally, before: Setup, pod: Pod, apart: int, fault: str
 ) -> None:

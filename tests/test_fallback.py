@@ -25,7 +25,6 @@ ROWS = (
     Row("custom_ckpt", "SD 3.5 large", "safetensors", SINGLE, OPENS_WITH),
     Row("custom_ckpt", "SD 3.5 large", "ckpt", SINGLE, OPENS_WITH),
 )
-CASES = (ROWS[0], pytest.param(ROWS[1], marks=pytest.mark.slow))
 PREFIX = "text_model."
 
 
@@ -65,7 +64,8 @@ def loaded(containers: Containers, link: str, **fields: object) -> tuple[Path, A
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
-@pytest.mark.parametrize("row", CASES, ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=str)
 def test_the_weights_are_those_of_diffusers(
     row: Row, containers: Containers, hub: FakeHub, file: Path, tmp_path: Path
 ) -> None:

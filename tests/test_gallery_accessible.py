@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
 LOOKS = [
     pytest.param(DESKTOP, "light", id="desktop-light"),
-    pytest.param(PHONE, "dark", id="phone-dark"),
+    pytest.param(PHONE, "dark", id="phone-dark", marks=pytest.mark.slow),
     pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.slow),
     pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.slow),
 ]

@@ -144,7 +144,16 @@ def take_from(root: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize("forge", [rename_in_receipt, take_from])
-@pytest.mark.parametrize("pod", [FIRST, RELOAD, ADOPTION, TAKEOVER, REMOVAL, SWEEP], ids=str)
+@pytest.mark.parametrize(
+    "pod",
+    [
+        *(pytest.param(pod, id=str(pod)) for pod in (RELOAD, SWEEP)),
+        *(
+            pytest.param(pod, id=str(pod), marks=pytest.mark.slow)
+            for pod in (FIRST, ADOPTION, TAKEOVER, REMOVAL)
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     "names",
     [

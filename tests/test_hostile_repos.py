@@ -133,7 +133,7 @@ def hub():
 @pytest.mark.parametrize(
     "repos",
     [
-        pytest.param(dict(list(REPOS.items())[::4]), id="some"),
+        pytest.param(dict(list(REPOS.items())[::8]), id="some"),
         pytest.param(REPOS, id="all", marks=pytest.mark.slow),
     ],
 )

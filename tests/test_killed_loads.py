@@ -37,7 +37,7 @@ __all__ = ["tagged_parts"]
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize(
-    ("before", "pod", "apart"), sampled(RUNS, name_of, 12, 1, quick={0, 1, 7, 8, 9})
+    ("before", "pod", "apart"), sampled(RUNS, name_of, 24, 1, quick={0, 1, 7, 8, 9})
 )
 def test_a_run_killed_at_any_step_is_made_good_by_the_next(
     tmp_path: Path, tally: Tally, before: Setup, pod: Pod, apart: int

@@ -182,7 +182,9 @@ def test_a_repo_of_another_kind_is_refused_before_its_weights(
 # --- spec.vae
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize(
+    "row", [*ROWS[:3], *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS[3:])], ids=str
+)
 def test_the_vae_comes_from_elsewhere(
     containers: Containers, hub: FakeHub, tmp_path: Path, row: Row
 ) -> None:
@@ -229,7 +231,10 @@ def test_the_vae_comes_from_elsewhere(
 
 @pytest.mark.parametrize(
     ("family", "components"),
-    [("SD 1.x", ["text_encoder"]), ("SDXL", ["text_encoder", "text_encoder_2"])],
+    [
+        ("SD 1.x", ["text_encoder"]),
+        pytest.param("SDXL", ["text_encoder", "text_encoder_2"], marks=pytest.mark.slow),
+    ],
 )
 def test_missing_text_encoders_come_from_the_default_too(
     containers: Containers, hub: FakeHub, tmp_path: Path, family: str, components: list[str]

@@ -204,6 +204,7 @@ def test_a_folder_that_does_not_open_fails_verification(
     assert message.startswith("diffusers cannot open or run the converted model: ")
 
 
+@pytest.mark.slow
 def test_the_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_path: Path) -> None:
     """The seed is fixed; prompt and steps are the spec's."""
     folder = small(shutil.copytree(sd1[0], tmp_path / "folder"), sd1[1])[0]
@@ -218,11 +219,15 @@ def test_the_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_p
 @pytest.mark.parametrize(
     ("kind", "channels"),
     [
-        pytest.param(StableDiffusionImg2ImgPipeline, 4, id="image to image"),
+        pytest.param(
+            StableDiffusionImg2ImgPipeline, 4, id="image to image", marks=pytest.mark.slow
+        ),
         pytest.param(
             StableDiffusionInpaintPipeline, 4, id="inpainting, 4 channels", marks=pytest.mark.slow
         ),
-        pytest.param(StableDiffusionInpaintPipeline, 9, id="inpainting, 9 channels"),
+        pytest.param(
+            StableDiffusionInpaintPipeline, 9, id="inpainting, 9 channels", marks=pytest.mark.slow
+        ),
         pytest.param(StableDiffusionInstructPix2PixPipeline, 8, id="instruct-pix2pix"),
     ],
 )

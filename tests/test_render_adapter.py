@@ -29,7 +29,7 @@ TINY_SIZES = {
 WIDTHS = {"sd1": 64, "sdxl": 128}
 BASES = list(TINY_SIZES)
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-CASES = ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)]
+CASES = [pytest.param(base, marks=pytest.mark.slow) for base in ("sd1", "sdxl")]
 
 
 def controlnet(base: str, folder: Path, width: int | None = None) -> None:
