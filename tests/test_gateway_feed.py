@@ -78,6 +78,8 @@ def follow(cluster: Cluster, act: Callable[[Watched, Models, str], Awaitable[Non
     async def run() -> None:
         async with Watched(cluster.kubeconfig) as api:
             await act(api, Models(api), cluster.namespace)
+        # A watch that is left is closed by TLS's farewell, which aiohttp does not wait for.
+        await asyncio.sleep(0.25)
 
     asyncio.run(run())
 

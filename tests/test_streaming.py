@@ -58,8 +58,8 @@ CASES = [
     Case("safetensors of SDXL", "sdxl.safetensors", {"revision": "fp16"}),
     Case("ckpt of SDXL", "sdxl.ckpt", {"revision": "fp16"}),
 ]
-QUICK = [CASES[0], CASES[2]]
-SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in QUICK]
+FEW = [CASES[0], CASES[2]]
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in FEW]
 
 
 class Checkpoints:
@@ -142,7 +142,7 @@ def cut_in_half(server: FileServer, path: Path) -> str:
     return server.serve_file("/model", path, cut_at=path.stat().st_size // 2, cuts=1000)
 
 
-@pytest.mark.parametrize("case", [*QUICK, *SLOW], ids=str)
+@pytest.mark.parametrize("case", [*FEW, *SLOW], ids=str)
 def test_a_streamed_folder_is_that_of_the_whole_file(pod, server, checkpoints, case):
     """File by file and digest by digest; what is not needed is not fetched, and nothing is kept."""
     path = checkpoints.file(case)
