@@ -58,6 +58,7 @@ def plugin(operated: Operated, tmp_path: Path) -> Plugin:
     return Plugin(operated, folder)
 
 
+@pytest.mark.slow
 def test_a_load_is_followed_to_its_end(plugin: Plugin, operated: Operated) -> None:
     """Status waits for it; then list, logs and reload have something to say."""
     operated.cluster.model("sketch", url=operated.link())

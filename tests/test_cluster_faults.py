@@ -107,9 +107,8 @@ def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) 
     assert operated.jobs("load") == []
 
 
-@pytest.mark.parametrize(
-    "propagation", ["background", pytest.param("foreground", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("propagation", ["background", "foreground"])
+@pytest.mark.slow
 def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> None:
     """Foreground deletion, Argo CD's way, deletes every owned Job; the clean-up's is not owned."""
     operated.start()
@@ -125,6 +124,7 @@ def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> Non
     assert len(operated.jobs("remove")) == 1
 
 
+@pytest.mark.slow
 def test_a_namesake_is_another_model(operated: Operated) -> None:
     """Its uid is another: nothing of the former one is taken for its own but the files."""
     operated.start()

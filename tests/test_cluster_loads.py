@@ -58,6 +58,7 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
     assert {"LoadStarted", "CredentialsInUrl", "ModelLoaded"} <= set(operated.reasons())
 
 
+@pytest.mark.slow
 def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_path: Path) -> None:
     """The one by its id alone, from the Hub; the other from a link."""
     operated.hub.add_repo(CONTROLNET_REPOS["canny"], save_controlnet(tmp_path, "SD 1"))
@@ -96,6 +97,7 @@ def test_a_load_costs_few_requests(operated: Operated) -> None:
 PLURAL = "stablediffusionmodels"
 
 
+@pytest.mark.slow
 def test_what_two_models_share_is_told_in_status_and_metrics(operated: Operated) -> None:
     """Equal files lie on the volume once, and stay as long as one of the two does."""
     first = operated.load("sketch", url=operated.link())["status"]["artifact"]
@@ -172,6 +174,7 @@ def test_a_failed_reload_leaves_the_old_version_served(operated: Operated) -> No
     assert not condition(operated.ready(), "Stalled")
 
 
+@pytest.mark.slow
 def test_the_reload_annotation_loads_again(operated: Operated) -> None:
     """The same spec, the same content, another load."""
     first = operated.load(url=operated.link())
@@ -199,6 +202,7 @@ def test_retained_files_are_taken_over_without_a_download(operated: Operated) ->
     assert operated.left() == []
 
 
+@pytest.mark.slow
 def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) -> None:
     """Resuming goes on where it stopped."""
     size = operated.checkpoints[0].stat().st_size
@@ -213,6 +217,7 @@ def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) ->
     assert operated.hub.bytes_served < 1.9 * size, "not downloaded twice"
 
 
+@pytest.mark.slow
 def test_a_claim_made_later_is_found(operated: Operated) -> None:
     """Until then the status names it; no Job is made in vain."""
     operated.cluster.model("sketch", url=operated.link(), storage={"claimName": "later"})
@@ -256,6 +261,7 @@ def test_a_model_id_has_one_owner(operated: Operated) -> None:
     assert str(link.readlink()) == first["status"]["artifact"]["immutablePath"]
 
 
+@pytest.mark.slow
 def test_an_unreachable_webhook_holds_nothing_up(operated: Operated) -> None:
     """Ready comes all the same; the calls are made once the receiver is there."""
     operated.receiver.status = 503
