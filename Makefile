@@ -26,8 +26,9 @@ help: ## Show the targets
 demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: and go on in the browser)
 	.venv-demo/bin/python tools/demo.py $(if $(KEEP),--keep)
 
+# Cluster tests wait as much as they work: a third worker uses the time.
 test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/pytest -n 3 -m "not slow and not gpu"
 
 test-all: lint ## As test, with the slow matrices
 	$(BIN)/pytest -n 2
