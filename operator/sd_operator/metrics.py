@@ -101,14 +101,8 @@ class Metrics:
             "Time of a webhook call, waiting for a free slot included.",
             registry=self.registry,
         )
-        self._requests = self._counter(
-            "api_requests_total",
-            "Requests to the API server, those of watches left out; code error is no answer.",
-            *("verb", "resource", "code"),
-        )
-        text = "1; the version is a label."
-        build = Gauge("sdmodel_build_info", text, ["version"], registry=self.registry)
-        build.labels(installed_version()).set(1)
+        self._requests = api_requests(self.registry)
+        add_build_info(self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"sdmodel_{name}", text, registry=self.registry)
@@ -131,6 +125,23 @@ class Metrics:
     def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
         """Serve /metrics from a thread; returns the port and what ends it."""
         return serve(self.registry, address, port)
+
+
+def api_requests(registry: CollectorRegistry) -> Counter:
+    """The counter of requests to the API server, whoever makes them."""
+    return Counter(
+        "sdmodel_api_requests_total",
+        "Requests to the API server, those of watches left out; code error is no answer.",
+        ["verb", "resource", "code"],
+        registry=registry,
+    )
+
+
+def add_build_info(registry: CollectorRegistry) -> None:
+    """Tell which version this is."""
+    text = "1; the version is a label."
+    build = Gauge("sdmodel_build_info", text, ["version"], registry=registry)
+    build.labels(installed_version()).set(1)
 
 
 def serve(registry: CollectorRegistry, address: str, port: int) -> tuple[int, Callable[[], None]]:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from sd_operator.gateway import docs, gallery, routes
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import RefusedError, refusal
+from sd_operator.gateway.errors import RefusedError, refused
 from sd_operator.gateway.guards import BodyLimit, SecurityHeaders
 from sd_operator.gateway.metrics import Measured, Metrics
 from sd_operator.gateway.settings import Settings
@@ -68,17 +68,10 @@ def _add_probes(app: FastAPI, context: Context) -> None:
 
 async def _refused(_: Request, error: Exception) -> Response:
     """The vendor's form of an error; retry_after where another attempt may succeed."""
-    if isinstance(error, ApiError):
-        error = refusal(error)
-    if isinstance(error, HTTPException):
-        error = RefusedError(error.status_code, str(error.detail))
-    if isinstance(error, ClientDisconnect):
-        error = RefusedError(400, "The body was cut short")  # nobody hears it
-    if not isinstance(error, RefusedError):
-        raise error
-    body: dict[str, object] = {"status": "error", "message": error.message}
+    why = refused(error)
+    body: dict[str, object] = {"status": "error", "message": why.message}
     headers = {}
-    if error.retry_after is not None:
-        body["retry_after"] = error.retry_after
-        headers["Retry-After"] = str(error.retry_after)
-    return JSONResponse(body, error.status, headers)
+    if why.retry_after is not None:
+        body["retry_after"] = why.retry_after
+        headers["Retry-After"] = str(why.retry_after)
+    return JSONResponse(body, why.status, headers)

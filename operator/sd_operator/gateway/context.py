@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.keys import Key, Keys
 from sd_operator.gateway.limits import Limiter, network
@@ -38,13 +40,14 @@ class Context:
             failures=Limiter(settings.failures_per_minute),
         )
 
-    def admit(self, key: str, address: str) -> Key:
+    def admit(self, key: str, request: Request) -> Key:
         """Whose key it is; raises RefusedError for a wrong key, and for calls that are too many.
 
         A good key is let in from an address with too many failures too: others may share it.
         """
         found = self.keys.find(key)
         if found is None:
+            address = request.client.host if request.client else ""
             _within(self.failures.take(network(address)), "Too many wrong API keys")
             raise RefusedError(401, INVALID_KEY)
         self.count(found)

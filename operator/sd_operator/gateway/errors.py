@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import re
 
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
 from sd_api.crd import RULES
 from sd_operator.kube import (
     AlreadyExistsError,
@@ -29,6 +32,21 @@ class RefusedError(Exception):
         self.status = status
         self.message = message
         self.retry_after = retry_after
+
+
+def refused(error: Exception) -> RefusedError:
+    """The refusal that an error is to the caller; what is none is raised again."""
+    match error:
+        case RefusedError():
+            return error
+        case ApiError():
+            return refusal(error)
+        case HTTPException():
+            return RefusedError(error.status_code, str(error.detail))
+        case ClientDisconnect():
+            return RefusedError(400, "The body was cut short")  # nobody hears it
+        case _:
+            raise error
 
 
 def refusal(error: ApiError) -> RefusedError:

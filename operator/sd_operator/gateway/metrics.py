@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd_operator.metrics import installed_version, serve
+from sd_operator.metrics import add_build_info, api_requests, serve
 
 OTHER = "other"
 
@@ -30,15 +30,8 @@ class Metrics:
             ["route"],
             registry=self.registry,
         )
-        self._requests = Counter(
-            "sdmodel_api_requests_total",
-            "Requests to the API server, those of watches left out; code error is no answer.",
-            ["verb", "resource", "code"],
-            registry=self.registry,
-        )
-        text = "1; the version is a label."
-        build = Gauge("sdmodel_build_info", text, ["version"], registry=self.registry)
-        build.labels(installed_version()).set(1)
+        self._requests = api_requests(self.registry)
+        add_build_info(self.registry)
 
     def count_request(self, verb: str, resource: str, code: str) -> None:
         """Count a request to the API server."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 
+from sd_operator import times
 from sd_operator.gateway import bodies, cache, examples, sync, vendor
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError
@@ -108,7 +108,7 @@ class Vendor:
         known = await self.context.models.all(key.namespace)
         return {
             "model_count": sum(map(is_ready, known)),
-            "queue_time": vendor.queue_seconds(known, datetime.now(UTC)),
+            "queue_time": vendor.queue_seconds(known, times.now()),
             "status": "ok",
         }
 
@@ -140,7 +140,7 @@ def _add(
 
     async def endpoint(request: Request, bearer: Bearer) -> Answer:
         fields = bodies.parse(await request.body(), request.headers.get("Content-Type", ""))
-        key = context.admit(_key(fields, bearer), _address(request))
+        key = context.admit(_key(fields, bearer), request)
         log.info("%s, by key %s of namespace %s", name, key.id, key.namespace)
         try:
             call = kind.model_validate(fields)
@@ -167,7 +167,3 @@ def _key(fields: Answer, bearer: HTTPAuthorizationCredentials | None) -> str:
     if isinstance(key, str) and key:
         return key
     return bearer.credentials if bearer else ""
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""

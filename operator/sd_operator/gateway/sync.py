@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin
 
@@ -36,6 +36,7 @@ ANSWER_MAX_BYTES = 4 * 2**20
 """Of a Hub repo's description, which lists its files."""
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_A_MODEL = ("text/", "application/json", "application/xml")
 
 
@@ -126,31 +127,28 @@ async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
     """The commit that a branch is at; raises ValueError where the Hub does not say."""
     revision = quote(branch.revision, safe="")
     url = f"{hub.rstrip('/')}/api/models/{branch.repo}/revision/{revision}"
-    for _ in range(MAX_REDIRECTS + 1):
-        async with outgoing.call("GET", url, {"Accept": "application/json"}) as response:
-            if response.status in (301, 302, 303, 307, 308):
-                url = _next(url, response)
+    raw = b""
+    async with _answers(outgoing, "GET", url, {"Accept": "application/json"}) as answers:
+        async for response in answers:
+            if response.status in _REDIRECTS:
                 continue
             response.raise_for_status()
-            raw = b""
             async for chunk in response.content.iter_chunked(2**16):
                 raw += chunk
                 if len(raw) > ANSWER_MAX_BYTES:
                     raise ValueError("the answer is too long")
-            answer = json.loads(raw)
-            commit = str(answer.get("sha")) if isinstance(answer, dict) else ""
-            if not _COMMIT.fullmatch(commit):
-                raise ValueError("no commit")
-            return commit
-    raise ValueError("too many redirects")
+    answer = json.loads(raw)
+    commit = str(answer.get("sha")) if isinstance(answer, dict) else ""
+    if not _COMMIT.fullmatch(commit):
+        raise ValueError("no commit")
+    return commit
 
 
 async def _file(outgoing: Outgoing, url: str) -> File:
     """What the servers on the way to a file say of it."""
     known = File()
-    for _ in range(MAX_REDIRECTS + 1):
-        headers = {"Accept-Encoding": "identity"}
-        async with outgoing.call("HEAD", url, headers) as response:
+    async with _answers(outgoing, "HEAD", url, {"Accept-Encoding": "identity"}) as answers:
+        async for response in answers:
             # The Hub says it in the redirect: X-Linked-ETag is the file's digest.
             etag = response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
             size = response.headers.get("X-Linked-Size")
@@ -161,10 +159,24 @@ async def _file(outgoing: Outgoing, url: str) -> File:
                 known.sha256 or (etag.strip('"') if _SHA256.fullmatch(etag.strip('"')) else None),
                 known.size or (int(size) if size and size.isdecimal() else None),
             )
-            if response.status not in (301, 302, 303, 307, 308):
-                return known
-            url = _next(url, response)
-    raise ValueError("too many redirects")
+    return known
+
+
+def _answers(
+    outgoing: Outgoing, method: str, url: str, headers: Mapping[str, str]
+) -> contextlib.aclosing[AsyncGenerator[aiohttp.ClientResponse, None]]:
+    """The answers on the way: redirects, then what is none; raises ValueError for too many."""
+
+    async def follow(at: str) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        for _ in range(MAX_REDIRECTS + 1):
+            async with outgoing.call(method, at, headers) as response:
+                yield response
+                if response.status not in _REDIRECTS:
+                    return
+                at = _next(at, response)
+        raise ValueError("too many redirects")
+
+    return contextlib.aclosing(follow(url))
 
 
 def _next(url: str, response: aiohttp.ClientResponse) -> str:

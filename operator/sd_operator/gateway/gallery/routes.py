@@ -7,7 +7,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -17,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from sd_operator import times
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import RefusedError, refusal
+from sd_operator.gateway.errors import RefusedError, refusal, refused
 from sd_operator.gateway.gallery import form, live, previews, session, views
 from sd_operator.gateway.gallery.pages import ROOT, STATIC, page
 from sd_operator.gateway.gallery.snippets import to_yaml
@@ -110,9 +110,8 @@ class Gallery:
         if request.method != "POST":
             return page("login.html", next=onward, error=None, insecure=self._is_insecure(request))
         given = (await _form(request)).get("key", "").strip()
-        address = request.client.host if request.client else ""
         try:
-            key = self._context.admit(given, address)
+            key = self._context.admit(given, request)
         except RefusedError as error:
             text = error.message if error.status == 429 else "This key is not known here."
             insecure = self._is_insecure(request)
@@ -170,7 +169,7 @@ class Gallery:
 
     async def _model(self, request: Request, key: Key) -> Response:
         body = await self._models.get(key.namespace, request.path_params["name"])
-        now = datetime.now(UTC)
+        now = times.now()
         return page(
             "model.html",
             namespace=key.namespace,
@@ -278,21 +277,16 @@ class Gallery:
             await self._models.delete(key.namespace, {"metadata": {"name": name, "uid": uid}})
             return RedirectResponse(f"{ROOT}/", 303)
         body = await self._models.get(key.namespace, name)
-        model = views.detail(body, datetime.now(UTC))
+        model = views.detail(body, times.now())
         return page("delete.html", namespace=key.namespace, model=model)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         """An error's page, with what to do about it."""
-        if isinstance(error, ApiError):
-            error = refusal(error)
-        if isinstance(error, HTTPException):
-            error = RefusedError(error.status_code, str(error.detail))
-        if not isinstance(error, RefusedError):
-            raise error
+        why = refused(error)
         key = self._key(request)
         namespace = key.namespace if key else None
-        response = page("error.html", error.status, namespace=namespace, message=error.message)
-        return _retry_after(response, error)
+        response = page("error.html", why.status, namespace=namespace, message=why.message)
+        return _retry_after(response, why)
 
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
