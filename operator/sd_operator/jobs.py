@@ -181,37 +181,18 @@ def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
 def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettings) -> Manifest:
     """The Job that removes what no model needs from a claim; the chart's CronJob makes the same."""
     labels = {names.LABEL_NAME: names.SWEEP_NAME}
-    security = loader.security_context
-    pod: Manifest = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": dict(_POD_SECURITY if security is None else security.get("pod", {})),
-        "containers": [
+    arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
+    sweep = _command("sweep", loader.slim_image, arguments, loader) | {
+        "env": [
             {
-                "name": "sweep",
-                "image": loader.slim_image,
-                "command": ["sd-loader"],
-                "args": ["sweep", "--store", STORE_MOUNT, "--delete"],
-                "env": [
-                    {
-                        "name": "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
-                        "value": str(loader.retain_previous_seconds),
-                    },
-                    {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
-                    {"name": "LOGNAME", "value": names.LOADER_NAME},
-                ],
-                "resources": _REMOVE,
-                "securityContext": dict(
-                    _CONTAINER_SECURITY if security is None else security.get("container", {})
-                ),
-                "volumeMounts": _mounts(),
-            }
+                "name": "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
+                "value": str(loader.retain_previous_seconds),
+            },
+            {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
+            {"name": "LOGNAME", "value": names.LOADER_NAME},
         ],
-        "volumes": _volumes(claim_name, loader),
+        "resources": _REMOVE,
     }
-    if loader.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": one} for one in loader.image_pull_secrets]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -223,24 +204,11 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
             "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
             "template": {
                 "metadata": {"labels": labels},
-                "spec": pod | _placement(JobOverrides(), loader),
+                "spec": _restricted_pod([sweep], claim_name, loader)
+                | _placement(JobOverrides(), loader),
             },
         },
     }
-
-
-def _mounts() -> list[Manifest]:
-    return [
-        {"name": "models", "mountPath": STORE_MOUNT},
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
-    ]
-
-
-def _volumes(claim_name: str, loader: LoaderSettings) -> list[Manifest]:
-    return [
-        {"name": "models", "persistentVolumeClaim": {"claimName": claim_name}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": loader.tmp_size}},
-    ]
 
 
 def _convert_resources(
@@ -319,18 +287,28 @@ def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Ma
 
 def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manifest:
     loader = settings.loader
-    security = loader.security_context
-    volumes = _volumes(plan.claim_name, loader)
+    pod = _restricted_pod(containers, plan.claim_name, loader)
+    pod["terminationGracePeriodSeconds"] = GRACE_SECONDS
     if loader.ca_configmap:
-        volumes.append({"name": "ca", "configMap": {"name": loader.ca_configmap}})
+        pod["volumes"].append({"name": "ca", "configMap": {"name": loader.ca_configmap}})
+    return pod
+
+
+def _restricted_pod(
+    containers: list[Manifest], claim_name: str, loader: LoaderSettings
+) -> Manifest:
+    """What all Pods on a volume have."""
+    security = loader.security_context
     pod: Manifest = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": dict(_POD_SECURITY if security is None else security.get("pod", {})),
         "containers": containers,
-        "volumes": volumes,
+        "volumes": [
+            {"name": "models", "persistentVolumeClaim": {"claimName": claim_name}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": loader.tmp_size}},
+        ],
     }
     if loader.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in loader.image_pull_secrets]
@@ -340,23 +318,34 @@ def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manif
 def _container(
     name: str, image: str, resources: Manifest, plan: JobPlan, settings: Settings
 ) -> Manifest:
-    security = settings.loader.security_context
-    mounts = _mounts()
+    arguments = [name, "--request", _request_json(plan.request), "--store", STORE_MOUNT]
+    container = _command(name, image, arguments, settings.loader) | {
+        "env": _env(name, settings),
+        "resources": resources,
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+    }
     if settings.loader.ca_configmap:
-        mounts.append({"name": "ca", "mountPath": CA_DIR, "readOnly": True})
+        ca = {"name": "ca", "mountPath": CA_DIR, "readOnly": True}
+        container["volumeMounts"].append(ca)
+    return container
+
+
+def _command(name: str, image: str, arguments: list[str], loader: LoaderSettings) -> Manifest:
+    """A container that runs sd-loader on the volume."""
+    security = loader.security_context
     return {
         "name": name,
         "image": image,
         "command": ["sd-loader"],
-        "args": [name, "--request", _request_json(plan.request), "--store", STORE_MOUNT],
-        "env": _env(name, settings),
-        "resources": resources,
+        "args": arguments,
         "securityContext": dict(
             _CONTAINER_SECURITY if security is None else security.get("container", {})
         ),
-        "terminationMessagePath": TERMINATION_LOG,
-        "terminationMessagePolicy": "File",
-        "volumeMounts": mounts,
+        "volumeMounts": [
+            {"name": "models", "mountPath": STORE_MOUNT},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
+        ],
     }
 
 
