@@ -12,6 +12,7 @@ from cluster import (
     stub_cluster,
 )
 from gallerysite import gallery, site, stranger
+from gatewayrun import gateway
 from loadercli import slim
 from operated import checkpoints, operated
 from operators import behind
@@ -25,6 +26,7 @@ __all__ = [
     "checkpoints",
     "cluster",
     "gallery",
+    "gateway",
     "operated",
     "pytest_terminal_summary",
     "shared_cluster",

@@ -7,10 +7,14 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import pytest
+from cluster import CLAIM, Cluster
 
 from sd_operator.gateway import keys
 from sd_operator.gateway.app import create_app
@@ -98,3 +102,15 @@ class Gateway:
         """Call an endpoint with the key."""
         body = json.dumps({"key": self.key, **fields}).encode()
         return self.post(endpoint, body, Content_Type="application/json")
+
+
+@pytest.fixture(scope="module")
+def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with one key, for the module's namespace, without limits."""
+    keys_file = tmp_path_factory.mktemp("gateway") / "keys"
+    (key,) = write_keys(keys_file, shared_cluster.namespace)
+    settings = Settings(
+        keys_file, shared_cluster.kubeconfig, CLAIM, calls_per_minute=0, failures_per_minute=0
+    )
+    with Gateway(settings, key) as made:
+        yield made

@@ -14,16 +14,9 @@ from typing import Any
 from hostile_opcodes import EVIL
 from hostile_sample import DAMAGED, UNKNOWN, UNSAFE, Sample, Samples
 from hostilepickles import CODE
+from modelindex import INDEX
 from zipfiles import Part, deflated, extra_field, unicode_path, zip_bytes
 
-INDEX: dict[str, Any] = {
-    "_class_name": "StableDiffusionPipeline",
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 UNET = "unet/diffusion_pytorch_model.safetensors"
 FILES = {
     "model_index.json": json.dumps(INDEX).encode(),

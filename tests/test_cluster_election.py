@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import re
 import subprocess
 import time
 
 import pytest
 from operated import SLOW, Operated
+from probing import probe
 from test_cluster_faults import loaded_once, told_once
 
 pytestmark = pytest.mark.cluster
@@ -40,14 +39,7 @@ class Pair:
 
     def probe(self, which: int, path: str) -> int:
         """The status of a probe of one of them."""
-        port = re.search(r"probes on port (\d+)", self.log(which))
-        assert port is not None
-        connection = http.client.HTTPConnection("127.0.0.1", int(port[1]), timeout=5)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        finally:
-            connection.close()
+        return probe(self.log(which), path)
 
     def leads(self, which: int) -> bool:
         """Whether one of them says so, by its metric."""

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,18 +75,6 @@ FORMS: dict[str, dict[str, str]] = {
     "no type at all": {},
 }
 """The headers by which clients differ."""
-
-
-@pytest.fixture(scope="module")
-def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway with one key, for the module's namespace."""
-    keys_file = tmp_path_factory.mktemp("gateway") / "keys"
-    (key,) = write_keys(keys_file, shared_cluster.namespace)
-    settings = Settings(
-        keys_file, shared_cluster.kubeconfig, CLAIM, calls_per_minute=0, failures_per_minute=0
-    )
-    with Gateway(settings, key) as made:
-        yield made
 
 
 def a_name() -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 import requests
 import schemathesis
-from cluster import CLAIM, Cluster
-from gatewayrun import Gateway, write_keys
+from gatewayrun import Gateway
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 
@@ -89,18 +87,6 @@ class Page(HTMLParser):
         if given.get("id"):
             self.ids.add(str(given["id"]))
         assert not any(name.startswith("on") or name == "style" for name in given)
-
-
-@pytest.fixture(scope="module")
-def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway whose key has no limit."""
-    keys_file = tmp_path_factory.mktemp("gateway") / "keys"
-    (key,) = write_keys(keys_file, shared_cluster.namespace)
-    given_settings = Settings(
-        keys_file, shared_cluster.kubeconfig, CLAIM, calls_per_minute=0, failures_per_minute=0
-    )
-    with Gateway(given_settings, key) as made:
-        yield made
 
 
 @pytest.mark.cluster

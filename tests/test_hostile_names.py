@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from loadercli import load_request
+from modelindex import INDEX
 from pods import (
     ADOPTION,
     FIRST,
@@ -192,16 +193,8 @@ def test_a_repo_that_lists_a_hostile_name_is_refused(tally: Tally, name: str) ->
 @pytest.mark.parametrize("name", OUT + ODD)
 def test_a_component_with_a_hostile_name_is_refused(tally: Tally, name: str) -> None:
     """The names in model_index.json become folders; only known ones get through."""
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-    }
-    assert parse_pipeline(json.dumps(index).encode()).class_name == "StableDiffusionPipeline"
+    assert parse_pipeline(json.dumps(INDEX).encode()).class_name == "StableDiffusionPipeline"
     with pytest.raises(LoaderError) as caught:
-        parse_pipeline(json.dumps(index | {name: index["unet"]}).encode())
+        parse_pipeline(json.dumps(INDEX | {name: INDEX["unet"]}).encode())
     assert caught.value.reason in {Reason.UNSAFE_MODEL, Reason.UNSUPPORTED_FORMAT}
     tally("hostile names refused")

@@ -16,6 +16,7 @@ import pytest
 from fakefiles import Faults
 from fakehub import FakeHub
 from loadercli import Containers, failed, load_request, remove_request, safetensors_bytes
+from modelindex import INDEX
 from tiny import write_checkpoint
 from zipfiles import Part, deflated, zip_bytes
 
@@ -92,14 +93,6 @@ def test_a_bad_source_has_a_reason_and_a_remedy(
     assert list(containers.store.iterdir()) == []
 
 
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 SD1_INDEX = json.dumps(INDEX).encode()
 EVIL_INDEX = json.dumps({**INDEX, "unet": ["my_unet", "MyUNet"]}).encode()
 OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode()

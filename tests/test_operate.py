@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from probing import probe
 
 from sd_api import names
 from sd_operator import kube, operate
@@ -153,14 +153,7 @@ class Operator:
 
     def probe(self, path: str) -> int:
         """The status of a probe."""
-        port = re.search(r"probes on port (\d+)", self.wait_for(lambda text: "probes on" in text))
-        assert port is not None
-        connection = http.client.HTTPConnection("127.0.0.1", int(port[1]), timeout=5)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        finally:
-            connection.close()
+        return probe(self.wait_for(lambda text: "probes on" in text), path)
 
 
 @pytest.fixture

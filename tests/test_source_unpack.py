@@ -19,6 +19,7 @@ from conversions import load_request
 from fakefiles import FileServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modelindex import INDEX
 from zipfiles import Part, deflated, zip_bytes
 
 from sd_api.load import Source
@@ -28,20 +29,11 @@ from sd_loader.settings import Settings
 from sd_loader.source import Fetched, fetch
 from sd_loader.source.unpack import unpack_pipeline
 
-INDEX = json.dumps(
-    {
-        "_class_name": "StableDiffusionPipeline",
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-).encode()
+ENCODED = json.dumps(INDEX).encode()
 WEIGHTS = os.urandom(3 << 20)
 UNET = "unet/diffusion_pytorch_model.safetensors"
 NEEDED = {
-    "model_index.json": INDEX,
+    "model_index.json": ENCODED,
     "scheduler/scheduler_config.json": b"{}",
     "text_encoder/config.json": b"{}",
     "text_encoder/model.safetensors": b"t" * 3000,
@@ -288,11 +280,11 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
         pytest.param(parts(**{"unet/config.json": None}), UNKNOWN, "lacks unet", id="incomplete"),
         pytest.param(
             parts(
-                **{"model_index.json": INDEX.replace(b'"diffusers", "UNet2D', b'"evil", "UNet2D')}
+                **{"model_index.json": ENCODED.replace(b'"diffusers", "UNet2D', b'"evil", "UNet2D')}
             ), UNSAFE, "code of the repo", id="remote code",
         ),
         pytest.param(
-            parts(**{"model_index.json": INDEX.replace(b"StableDiffusionPipeline", b"Evil")}),
+            parts(**{"model_index.json": ENCODED.replace(b"StableDiffusionPipeline", b"Evil")}),
             UNKNOWN, "Evil", id="unknown pipeline",
         ),
         pytest.param(

@@ -1,0 +1,14 @@
+"""What model_index.json of an SD 1 pipeline says, for files that are made up around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+INDEX: dict[str, Any] = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
