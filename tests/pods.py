@@ -243,6 +243,14 @@ def without_sharing(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
     }
 
 
+def contents(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
+    """A state but for which files are the same one."""
+    return {
+        path: content.partition(b" ")[2] if isinstance(content, bytes) else content
+        for path, content in without_sharing(state).items()
+    }
+
+
 def whole(folder: Path) -> str:
     """The load that a folder is of; anything but all the files of one load is an error."""
     found = tree(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,20 +95,19 @@ def make(kind: str, path: str) -> None:
 
 def make_repo(folder: Path) -> None:
     """SD 1.5 as a diffusers repo of fp32 .bin weights, made from the loader's own folder."""
-    checkpoint = folder.with_name("checkpoint.safetensors")
-    make("sd15", str(checkpoint))
-    made = folder.with_name("made")
-    made.joinpath("repo").mkdir(parents=True)
-    ours("sd15", str(checkpoint), str(made / "repo"), "fp32")
-    checkpoint.unlink()
     import torch
     from safetensors.torch import load_file
 
-    for path in sorted(made.rglob("*.safetensors")):
+    folder.mkdir()
+    checkpoint = folder.with_name("made") / "checkpoint.safetensors"
+    checkpoint.parent.mkdir()
+    make("sd15", str(checkpoint))
+    ours("sd15", str(checkpoint), str(folder), "fp32")
+    shutil.rmtree(checkpoint.parent)
+    for path in sorted(folder.rglob("*.safetensors")):
         stem = "pytorch_model" if path.stem == "model" else path.stem
         torch.save(load_file(path), path.with_name(f"{stem}.bin"))
         path.unlink()
-    made.joinpath("repo").rename(folder)
 
 
 def touch() -> None:

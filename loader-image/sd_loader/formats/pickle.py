@@ -186,8 +186,8 @@ def _set_state(machine: _Machine) -> None:
         refuse_unsafe("it sets attributes of what is no object of its own")
 
 
-def _global(machine: _Machine, argument: Name) -> None:
-    machine.push(permitted(argument.module, argument.name))
+def _global(machine: _Machine, argument: tuple[str, str]) -> None:
+    machine.push(permitted(*argument))
 
 
 def _stack_global(machine: _Machine) -> None:
@@ -197,9 +197,9 @@ def _stack_global(machine: _Machine) -> None:
     machine.push(permitted(module, name))
 
 
-def _instance(_machine: _Machine, argument: Name) -> None:
+def _instance(_machine: _Machine, argument: tuple[str, str]) -> None:
     """Refuse INST, a name and a call in one, as only the oldest pickles have it."""
-    refuse_unsafe(f"it would call {snippet(str(argument))}")
+    refuse_unsafe(f"it would call {snippet('.'.join(argument))}")
 
 
 def _call(machine: _Machine) -> None:
@@ -284,13 +284,12 @@ _STOP = b"."
 _CODES = {known.code.encode("latin-1"): known for known in pickletools.opcodes}
 
 
-def _name(stream: Stream) -> Name:
-    """Read a name as pickle does; pickletools would take backslashes in it for escapes."""
-    lines = stream.readline(), stream.readline()
-    if not all(line.endswith(b"\n") for line in lines):
+def _name(stream: Stream) -> tuple[str, str]:
+    """Read a module and a name as pickle does; pickletools would take backslashes for escapes."""
+    module, name = stream.readline(), stream.readline()
+    if not (module.endswith(b"\n") and name.endswith(b"\n")):
         refuse_damaged("it is cut off")
-    module, name = (line[:-1].decode("utf-8") for line in lines)
-    return Name(module, name)
+    return module[:-1].decode("utf-8"), name[:-1].decode("utf-8")
 
 
 def _reader(known: pickletools.OpcodeInfo) -> Callable[[Any], Any] | None:

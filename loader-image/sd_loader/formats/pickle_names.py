@@ -163,7 +163,7 @@ INERT = frozenset(
 """Classes that training programs leave beside the weights."""
 
 PERMITTED = {
-    name: name
+    (name.module, name.name): name
     for name in (
         frozenset({REBUILD_TENSOR, REBUILD_TENSOR_V2, REBUILD_TENSOR_V3, REBUILD_FROM_TYPE, SIZE})
         | {PARAMETER_DICTIONARY}

@@ -78,11 +78,10 @@ class Parameters(dict[str, object]):
 
 def permitted(module: str, name: str) -> Name:
     """The name, if it is one of those that a model's pickle may refer to."""
-    named = Name(module, name)
     # One object for each name, however often a pickle has it.
-    found = PERMITTED.get(named)
+    found = PERMITTED.get((module, name))
     if found is None:
-        refuse_unsafe(f"it refers to {snippet(str(named))}, which no model needs")
+        refuse_unsafe(f"it refers to {snippet(f'{module}.{name}')}, which no model needs")
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from sd_api.load import Owner
 from sd_api.names import STAGING_DIR, STORE_DIR
 from sd_loader.store import blobs
@@ -27,16 +29,22 @@ def remove(volume: Volume, owner: Owner, model_id: str) -> None:
     """
     record = read_owner(volume, owner.uid)
     uids = {owner.uid, *(record.taken_from if record else ())}
-    version = Version.parse(volume.root.link_target(model_id))
-    if version is not None and version.uid in uids:
-        volume.root.unlink(model_id)
-        volume.root.sync()
+    _unlink(volume, model_id, uids)
     for former in uids - {owner.uid}:
         remove_former(volume, owner, former)
     for place in (STORE_DIR, STAGING_DIR):
         _discard(volume, place, owner.uid)
+    # A load that was still at work may have published what is now gone.
+    _unlink(volume, model_id, uids)
     volume.remove_if_empty(owner.uid)
     blobs.drop_unused(volume)
+
+
+def _unlink(volume: Volume, model_id: str, uids: Set[str]) -> None:
+    version = Version.parse(volume.root.link_target(model_id))
+    if version is not None and version.uid in uids:
+        volume.root.unlink(model_id)
+        volume.root.sync()
 
 
 def _discard(volume: Volume, place: str, uid: str) -> None:
