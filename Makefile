@@ -26,6 +26,9 @@ help: ## Show the targets
 demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: and go on in the browser)
 	.venv-demo/bin/python tools/demo.py $(if $(KEEP),--keep)
 
+# Threads of torch's own would wait for each other where workers keep all cores busy.
+test test-all: export OMP_NUM_THREADS := 1
+
 # Cluster tests wait as much as they work: a third worker uses the time.
 test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
 	$(BIN)/pytest -n 3 -m "not slow and not gpu"

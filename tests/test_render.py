@@ -101,6 +101,7 @@ def rendered(folder: Path, converted: Converted, **verify: object) -> Rendered:
 # --- through the command line
 
 
+@pytest.mark.slow
 def test_the_image_is_published_with_the_model(containers: Containers, hub: FakeHub) -> None:
     """As preview.png beside it, counted in no digest; a re-run and an adoption keep it."""
     path = save_safetensors(containers.store.parent / "tiny.safetensors", tiny_sd15())
