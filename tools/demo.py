@@ -65,6 +65,8 @@ def main() -> int:
         "--keep", action="store_true", help="go on in the browser afterwards, until Ctrl-C"
     )
     keep = parser.parse_args().keep
+    for signum in (signal.SIGINT, signal.SIGTERM):  # whoever ends it, its servers end with it
+        signal.signal(signum, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sd-demo-")))
         try:
