@@ -83,7 +83,7 @@ lock: $(LOCK) ## Write the images' lock files, from pyproject.toml and constrain
 clean: ## Remove virtual environments and caches
 	rm -rf .venv .venv-demo .venv-lock .cache
 
-# Python compiles what is imported; compiling all of torch and its like takes a minute.
+# Python compiles what is imported; compiling all of torch and its like takes half a minute.
 $(DEV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"

@@ -9,6 +9,7 @@ import pytest
 from conversions import load_request
 from fakefiles import Faults
 from fakehub import FakeHub, blob_id
+from modelindex import INDEX
 
 from sd_api.load import Progress
 from sd_api.reasons import Reason
@@ -28,15 +29,10 @@ REPO = "org/model"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 NEEDED = {
     "model_index.json": json.dumps(
-        {
-            "_class_name": "StableDiffusionPipeline",
+        INDEX
+        | {
             "_diffusers_version": "0.6.0",
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-            "scheduler": ["diffusers", "PNDMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
         }
     ),
     "scheduler/scheduler_config.json": "{}",

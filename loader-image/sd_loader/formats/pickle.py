@@ -199,7 +199,7 @@ def _stack_global(machine: _Machine) -> None:
 
 def _instance(_machine: _Machine, argument: tuple[str, str]) -> None:
     """Refuse INST, a name and a call in one, as only the oldest pickles have it."""
-    refuse_unsafe(f"it would call {snippet('.'.join(argument))}")
+    refuse_unsafe(f"it would call {snippet(str(Name(*argument)))}")
 
 
 def _call(machine: _Machine) -> None:

@@ -81,7 +81,7 @@ def permitted(module: str, name: str) -> Name:
     # One object for each name, however often a pickle has it.
     found = PERMITTED.get((module, name))
     if found is None:
-        refuse_unsafe(f"it refers to {snippet(f'{module}.{name}')}, which no model needs")
+        refuse_unsafe(f"it refers to {snippet(str(Name(module, name)))}, which no model needs")
     return found
 
 
