@@ -13,7 +13,7 @@ from operated import SLOW, Operated, condition
 from rbacproxy import RbacProxy, Right, asked
 
 from sd_api import names
-from sd_operator.gather import WARNING_MIN_AGE_SECONDS
+from sd_operator.job_warnings import MIN_AGE_SECONDS
 from sd_operator.model import Model
 
 MODELS = f"/apis/{names.API_VERSION}/namespaces/art/{names.PLURAL}"
@@ -70,7 +70,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     proxy.hold_pods = True
     operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
     operated.eventually(lambda: operated.jobs("load"))
-    time.sleep(WARNING_MIN_AGE_SECONDS + 1)
+    time.sleep(MIN_AGE_SECONDS + 1)
     operated.cluster.kubectl("annotate", "sdm", "sketch", "example.com/look=now")
     operated.eventually(lambda: Right("", "events", "list") in proxy.used)
     proxy.hold_pods = False

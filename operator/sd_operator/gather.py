@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from sd_api import names
 from sd_api.load import Progress
 from sd_operator.cache import Cache
-from sd_operator.kube import CLAIMS, EVENTS, JOBS, OURS, PODS, Api, ApiError, NotFoundError
+from sd_operator.job_warnings import JobWarnings
+from sd_operator.kube import CLAIMS, JOBS, OURS, PODS, Api, ApiError, NotFoundError
 from sd_operator.model import Model
 from sd_operator.observe import (
-    WARNING_LOOK_SECONDS,
     ClaimView,
     JobState,
     JobView,
@@ -25,18 +24,14 @@ from sd_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WARNING_MIN_AGE_SECONDS = 2.0
-
 
 @dataclass
 class Peek:
-    """What was last read of a running Job, and when: progress of a container, warning of a Job."""
+    """What the log of a running container last said of its progress, and when that was read."""
 
     progress: Progress | None = None
     container: tuple[str, str] = ("", "")
     progress_at: float = 0.0
-    warning: str = ""
-    warning_at: float = float("-inf")
 
 
 class Gatherer:
@@ -46,6 +41,7 @@ class Gatherer:
         self._api = api
         self._settings = settings
         self._cache = cache
+        self._warnings = JobWarnings(api)
 
     async def fill(self) -> None:
         """The one LIST at start-up: Jobs, Pods and claims of all namespaces served."""
@@ -95,8 +91,7 @@ class Gatherer:
         if job.suspended:
             return observed
         if not pods:
-            return replace(observed, job_warning=await self._warning(job, peek))
-        peek.warning = ""
+            return replace(observed, job_warning=await self._warnings.newest(job))
         if job.role == names.ROLE_REMOVE:
             return observed
         return replace(observed, progress=await self._progress(pods[0], peek))
@@ -122,20 +117,3 @@ class Gatherer:
         else:
             peek.progress = read_progress(line) or peek.progress
         return peek.progress
-
-    async def _warning(self, job: JobView, peek: Peek) -> str:
-        """The newest Warning Event of a Job without Pods: quota and admission say it only there."""
-        now = time.monotonic()
-        age = (datetime.now(UTC) - job.created).total_seconds()
-        if age < WARNING_MIN_AGE_SECONDS or now - peek.warning_at < WARNING_LOOK_SECONDS:
-            return peek.warning
-        peek.warning_at = now
-        selector = f"involvedObject.uid={job.uid},type=Warning"
-        try:
-            events = (await self._api.list(EVENTS, job.namespace, fields=selector)).items
-        except ApiError as refused:
-            log.debug("no Events of Job %s/%s: %s", job.namespace, job.name, refused)
-        else:
-            newest = max(events, key=lambda one: one.get("lastTimestamp") or "", default={})
-            peek.warning = str(newest.get("message") or "")
-        return peek.warning
