@@ -1,4 +1,4 @@
-"""A gateway in a thread of this process, called over real HTTP."""
+"""Gateways called over real HTTP: those of other processes, and one in a thread of this."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import http.client
 import json
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,22 @@ def write_keys(path: Path, *namespaces: str) -> list[str]:
     made = [keys.new(namespace) for namespace in namespaces]
     path.write_text("".join(f"{line}\n" for _, line in made))
     return [key for key, _ in made]
+
+
+def call(address: str, key: str, endpoint: str, **fields: str) -> Json:
+    """Call an endpoint of a gateway that may just be starting."""
+    body = json.dumps({"key": key, **fields}).encode()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}{PREFIX}/{endpoint}", body, timeout=30) as got:
+                answer: Json = json.load(got)
+                return answer
+        except urllib.error.URLError as problem:
+            if isinstance(problem, urllib.error.HTTPError):
+                raise
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 class Gateway:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import imagerun
 import pytest
 from fakehub import FakeHub
+from gatewayrun import call, write_keys
 from imagerun import Image
 from observed import model
 from operated import Operated
@@ -158,7 +160,12 @@ def _loose(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("which", "module"), [("slim", "sd_loader.stages"), ("operator", "sd_operator.operate")]
+    ("which", "module"),
+    [
+        ("slim", "sd_loader.stages"),
+        ("operator", "sd_operator.operate"),
+        ("operator", "sd_operator.gateway.app"),
+    ],
 )
 def test_all_that_it_imports_is_compiled(
     request: pytest.FixtureRequest, tmp_path: Path, which: str, module: str
@@ -182,14 +189,21 @@ def test_the_operator_says_what_it_misses(operator: Image, tmp_path: Path) -> No
     assert done.stderr.startswith("sd-operator: KUBECONFIG must name a file")
 
 
+def for_the_image(file: Path, copy: Path) -> Path:
+    """A copy that the image's user alone can read, as a Secret's volume has it."""
+    copy.write_bytes(file.read_bytes())
+    os.chown(copy, jobs.USER_ID, jobs.USER_ID)
+    copy.chmod(0o400)
+    return copy
+
+
 def test_the_operators_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
     """On a cluster, as the same uid without rights."""
-    kubeconfig = tmp_path / "operator.kubeconfig"
-    kubeconfig.write_bytes(operated.cluster.backend.operator_kubeconfig.read_bytes())
-    os.chown(kubeconfig, jobs.USER_ID, jobs.USER_ID)
-    kubeconfig.chmod(0o400)
+    kubeconfig = for_the_image(
+        operated.cluster.backend.operator_kubeconfig, tmp_path / "kubeconfig"
+    )
     env = {
         "KUBECONFIG": "/etc/sd-operator/kubeconfig",
         "SD_OPERATOR_NAMESPACES": operated.cluster.namespace,
@@ -204,5 +218,36 @@ def test_the_operators_image_loads_a_model(
     with operator.started(operator.command, mounts, env, folder=tmp_path) as process:
         operated.cluster.model("sketch", url=operated.link())
         operated.ready("sketch")
+        code, output = process.stop()
+    assert code == 0, output
+
+
+def test_the_gateways_image_loads_a_model(
+    operator: Image, operated: Operated, tmp_path: Path
+) -> None:
+    """`sd-gateway` lies beside the operator, which does the loading."""
+    operated.start()
+    (key,) = write_keys(tmp_path / "lines", operated.cluster.namespace)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {
+        "KUBECONFIG": "/etc/sd-gateway/kubeconfig",
+        "SD_GATEWAY_KEYS_FILE": "/etc/sd-gateway/keys",
+        "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
+        "SD_GATEWAY_PORT": str(port),
+        "SD_GATEWAY_METRICS_PORT": "0",
+    }
+    mounts = {
+        "/tmp": imagerun.TMPFS,
+        env["KUBECONFIG"]: for_the_image(operated.cluster.kubeconfig, tmp_path / "kubeconfig"),
+        env["SD_GATEWAY_KEYS_FILE"]: for_the_image(tmp_path / "lines", tmp_path / "keys"),
+    }
+    said = {"model_id": "sketch", "url": operated.link(), "model_type": "custom_ckpt"}
+    with operator.started(["sd-gateway", "run"], mounts, env, folder=tmp_path) as process:
+        address = f"http://127.0.0.1:{port}"
+        assert call(address, key, "load_model", **said)["message"] == "model load started"
+        operated.ready("sketch")
+        assert call(address, key, "verify_model", model_id="sketch")["status"] == "success"
         code, output = process.stop()
     assert code == 0, output

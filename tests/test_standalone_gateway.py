@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -10,11 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gatewayrun import call
 
 TOLD = re.compile(r"The gateway is at (\S+) .*\nIts key, for this run: (\S+)")
 
@@ -45,24 +44,6 @@ def told(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
     assert list(state.iterdir()) == [], "the key is for one run"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(found[1].rpartition(":")[2]))) != 0
-
-
-def call(address: str, key: str, endpoint: str, **fields: str) -> dict[str, str]:
-    """Call an endpoint, as soon as the gateway answers."""
-    body = json.dumps({"key": key, **fields}).encode()
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(
-                f"{address}/api/v1/enterprise/{endpoint}", body, timeout=30
-            ) as got:
-                answer: dict[str, str] = json.load(got)
-                return answer
-        except urllib.error.URLError as problem:
-            if isinstance(problem, urllib.error.HTTPError):
-                raise
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
 
 
 def test_it_prints_an_address_and_a_key_that_is_good(told: tuple[str, str, Path]) -> None:
