@@ -262,7 +262,8 @@ class Trial:
                 break
         for life in lives:
             self._is_as_undisturbed(life)
-        assert not [str(one) for one in left if one.point.what in SURE]
+        if self.operators.count == 1:  # several share what there is to ask for
+            assert not [str(one) for one in left if one.point.what in SURE]
         made = len(attacks) - len(left)
         assert made >= MADE_AT_LEAST * len(attacks), [str(one) for one in left]
         return made

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from observed import NOW, body, claim, published
+from observed import NOW, UID, body, claim, published
 from scriptedapi import Json, Script
 from typing_extensions import override
 
@@ -122,6 +122,22 @@ def test_a_model_that_is_gone_has_been_released() -> None:
     assert asyncio.run(executor.change_finalizer(model, FinalizerChange.REMOVE)) is None
     with pytest.raises(NotFoundError):
         asyncio.run(executor.change_finalizer(model, FinalizerChange.ADD))
+
+
+def test_a_deleted_model_is_not_seen_again() -> None:
+    """A watch that begins at an old version tells of its life again; a load would leave files."""
+    api = Script(body())
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        controller.deleted(UID)
+        asked = list(api.asked)
+        controller.see(api.change({"spec": {"revision": "fp16"}}))
+        await asyncio.sleep(0.1)
+        assert api.asked == asked
+
+    keep(api, scenario)
+    assert api.asked.count("create jobs") == 1
 
 
 def test_an_old_answer_does_not_undo_what_is_known() -> None:

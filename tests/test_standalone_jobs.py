@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -318,6 +319,23 @@ def test_deleting_a_job_can_leave_its_pod(stub_cluster):
     assert "ownerReferences" not in left["metadata"]
     assert left["status"]["phase"] == "Running"
     stub_cluster.kubectl("delete", "pod", pod["metadata"]["name"])
+
+
+def test_a_deleted_pod_tells_its_end_before_it_goes(stub_cluster):
+    """Controllers hold it by a finalizer until they have counted it."""
+    held = {"metadata": {"finalizers": ["example.com/count"]}}
+    freed = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/count"]}}
+    stub_cluster.apply(job("j", "convert.sleep=60"))
+    name = wait_for_pod(stub_cluster, "j")["metadata"]["name"]
+    stub_cluster.kubectl("patch", "pod", name, "-p", json.dumps(held))
+
+    stub_cluster.kubectl("delete", "pod", name, "--wait=false")
+
+    pod = stub_cluster.wait_for("pod", name, lambda one: one["status"]["phase"] == "Failed")
+    (ended,) = pod["status"]["containerStatuses"]
+    assert ended["state"]["terminated"]["exitCode"] == 128 + signal.SIGTERM
+    stub_cluster.kubectl("patch", "pod", name, "-p", json.dumps(freed))
+    stub_cluster.wait_gone("pod", name)
 
 
 def test_a_deleted_model_takes_its_job_along(stub_cluster):

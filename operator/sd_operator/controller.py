@@ -28,6 +28,8 @@ from sd_operator.webhook import Webhooks
 log = logging.getLogger(__name__)
 
 PASSES_MAX = 8
+GONE_MAX = 10_000
+"""So many deleted models are remembered, 1 MB of uids."""
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Controller:
         self.cache = Cache()
         self.supervisor = Supervisor(self._reconcile)
         self._memories: dict[str, _Memory] = {}
+        self._gone: dict[str, None] = {}
         self._gatherer = Gatherer(api, settings, self.cache)
         self._executor = Executor(api, settings, self.cache)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
@@ -79,6 +82,8 @@ class Controller:
     def see(self, body: dict[str, Any]) -> None:
         """Note a model, unless something newer is known: our own writes come back late."""
         uid = body["metadata"]["uid"]
+        if uid in self._gone:
+            return  # a watch that begins at an old version tells of its life once more
         memory = self._memories.get(uid)
         if memory is None:
             self._memories[uid] = _Memory(_lean(body), self._next_resync())
@@ -90,8 +95,15 @@ class Controller:
             return
         self.supervisor.start(uid)
 
+    def deleted(self, uid: str) -> None:
+        """The API server says that a model is deleted: there will be no other of its uid."""
+        self._gone[uid] = None
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
+        self.forget(uid)
+
     def forget(self, uid: str) -> None:
-        """A model is gone."""
+        """A model is not there, or no longer."""
         self._memories.pop(uid, None)
         self.cache.forget(uid)
         self._metrics.forget(uid)

@@ -247,7 +247,7 @@ class Controllers:
             volume.get("persistentVolumeClaim", {}).get("claimName") == meta["name"]
             for pod in self._caches[PODS].objects.values()
             if pod["metadata"]["namespace"] == meta["namespace"]
-            and jobs.phase(pod) not in ("Succeeded", "Failed")
+            and jobs.phase(pod) not in jobs.ENDED
             for volume in pod["spec"].get("volumes", ())
         )
 

@@ -52,6 +52,10 @@ def true_condition(item: Json, kind: str) -> Json | None:
     return next((c for c in found if c["type"] == kind and c["status"] == "True"), None)
 
 
+ENDED = ("Succeeded", "Failed")
+"""The phases in which a Pod stays."""
+
+
 def phase(pod: Json) -> str:
     """The phase of a Pod."""
     return str(pod.get("status", {}).get("phase", "Pending"))
@@ -105,7 +109,7 @@ def plan(job: Json, pods: Sequence[Json], now: datetime, backoff: float) -> Plan
 
 
 def _done(pod: Json) -> bool:
-    return phase(pod) in ("Succeeded", "Failed")
+    return phase(pod) in ENDED
 
 
 def _after_end(job: Json, ended: Json, active: Sequence[Json], now: datetime) -> Plan:

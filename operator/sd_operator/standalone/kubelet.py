@@ -8,7 +8,7 @@ from functools import partial
 from sd_operator.standalone.client import Cache, Client, ignore_gone, object_path
 from sd_operator.standalone.controllers import PODS
 from sd_operator.standalone.errors import Json
-from sd_operator.standalone.jobs import phase
+from sd_operator.standalone.jobs import ENDED, phase
 from sd_operator.standalone.podrun import NODE, Machine, PodRun
 
 
@@ -54,7 +54,7 @@ class Kubelet:
         if run is None:
             foreign = pod["spec"].get("nodeName") not in (None, NODE)
             # An older event may arrive after the Pod's last status was written.
-            ended = uid in self._ended or phase(pod) in ("Succeeded", "Failed")
+            ended = uid in self._ended or phase(pod) in ENDED
             if gone or foreign or (ended and not deleted):
                 return
             run = self._runs[uid] = PodRun(self._client, self._machine, pod)

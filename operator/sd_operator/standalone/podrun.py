@@ -24,7 +24,7 @@ from sd_operator.standalone.executor import (
     environment,
     loader_arguments,
 )
-from sd_operator.standalone.jobs import show
+from sd_operator.standalone.jobs import ENDED, show
 from sd_operator.standalone.logs import log_path
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class PodRun:
         self._claims: set[str] = set()
         self._failure: Json = {}
         self._started = ""
+        self._told = ""
         self._said: set[str] = set()
 
     async def run(self) -> None:
@@ -122,8 +123,9 @@ class PodRun:
         if not self.deleted.is_set():
             await self._live_until_deleted()
         if self.deleted.is_set():
-            if self._started and self._phase() not in ("Succeeded", "Failed"):
-                self._failure = {"reason": "Deleted", "message": "the Pod was deleted"}
+            if self._started and self._told not in ENDED:
+                if self._phase() not in ENDED:
+                    self._failure = {"reason": "Deleted", "message": "the Pod was deleted"}
                 await self._report()
             options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._meta["uid"]}}
             await ignore_gone(self._ask("DELETE", object_path(self._pod), options))
@@ -316,6 +318,7 @@ class PodRun:
             is_init = key == "initContainerStatuses"
             status |= {key: [c.status(is_init) for c in group]} if group else {}
         await self._patch(status, once)
+        self._told = phase
 
     async def _patch(self, status: Json, once: str) -> None:
         """Write the status; with a text, once per text."""
