@@ -11,6 +11,7 @@ from observed import NOW, UID, body, claim, published
 from scriptedapi import Json, Script
 from typing_extensions import override
 
+from sd_api import names
 from sd_api.status import Phase, Status
 from sd_operator.cache import Cache
 from sd_operator.controller import Controller
@@ -130,7 +131,7 @@ def test_a_deleted_model_is_not_seen_again() -> None:
 
     async def scenario(controller: Controller) -> None:
         await api.until(lambda found: "Reconciling" in found)
-        controller.deleted(UID)
+        controller.forget(UID)
         asked = list(api.asked)
         controller.see(api.change({"spec": {"revision": "fp16"}}))
         await asyncio.sleep(0.1)
@@ -138,6 +139,21 @@ def test_a_deleted_model_is_not_seen_again() -> None:
 
     keep(api, scenario)
     assert api.asked.count("create jobs") == 1
+
+
+def test_a_deletion_that_went_unseen_is_told_once() -> None:
+    """The release finds nothing, and what an old list shows of the model changes nothing more."""
+    api = Script(body(deleted_ago=1, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}))
+    api.away = NotFoundError("not found", 404)
+
+    async def scenario(controller: Controller) -> None:
+        while not api.events:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.01)
+        controller.see(api.model)
+        await asyncio.sleep(0.1)
+
+    keep(api, scenario, resync_seconds=0.05)
+    assert api.reasons == {"ModelDeleted": 1}
 
 
 def test_an_old_answer_does_not_undo_what_is_known() -> None:

@@ -95,15 +95,11 @@ class Controller:
             return
         self.supervisor.start(uid)
 
-    def deleted(self, uid: str) -> None:
-        """The API server says that a model is deleted: there will be no other of its uid."""
+    def forget(self, uid: str) -> None:
+        """A model is gone: there will be no other of its uid."""
         self._gone[uid] = None
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
-        self.forget(uid)
-
-    def forget(self, uid: str) -> None:
-        """A model is not there, or no longer."""
         self._memories.pop(uid, None)
         self.cache.forget(uid)
         self._metrics.forget(uid)
@@ -202,15 +198,19 @@ class Controller:
             await self._executor.delete_job(job)
             self._turns.changed()
         if plan.finalizer is not None:
-            self._take(memory, await self._executor.change_finalizer(model, plan.finalizer))
+            changed = await self._executor.change_finalizer(model, plan.finalizer)
+            self._take(memory, changed)
             if plan.finalizer is FinalizerChange.ADD:
                 return True
+            if changed is None:
+                self.forget(model.uid)  # its deletion may have gone unseen
         if plan.create is not None:
             memory.refusal = await self._executor.create_job(plan.create, self._clock())
             memory.peek = Peek()
             if memory.refusal is not None:
                 return True
-        self._take(memory, await self._executor.write_status(model, plan.status))
+        if plan.finalizer is None:  # else it is about to be gone, and its status stays
+            self._take(memory, await self._executor.write_status(model, plan.status))
         memory.deliveries = [one for one in memory.deliveries if one not in plan.noted]
         for event in plan.events:
             await self._executor.emit(model, event)

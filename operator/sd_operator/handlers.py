@@ -40,7 +40,7 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def model(event: kopf.RawEvent, **_: object) -> None:
         if event["type"] == "DELETED":
-            controller.deleted(event["object"]["metadata"]["uid"])
+            controller.forget(event["object"]["metadata"]["uid"])
         else:
             controller.see(dict(event["object"]))
 
