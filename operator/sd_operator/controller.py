@@ -202,8 +202,8 @@ class Controller:
             self._take(memory, changed)
             if plan.finalizer is FinalizerChange.ADD:
                 return True
-            if changed is None:
-                self.forget(model.uid)  # its deletion may have gone unseen
+            if changed is None or not changed["metadata"].get("finalizers"):
+                self.forget(model.uid)  # gone by that; the event of it may go unseen
         if plan.create is not None:
             memory.refusal = await self._executor.create_job(plan.create, self._clock())
             memory.peek = Peek()
