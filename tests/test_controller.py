@@ -28,6 +28,7 @@ from sd_operator.metrics import Metrics
 from sd_operator.model import Model
 from sd_operator.plan import FinalizerChange
 from sd_operator.settings import Settings
+from sd_operator.standalone.patch import merge_patch
 
 
 def keep(
@@ -141,16 +142,36 @@ def test_a_deleted_model_is_not_seen_again() -> None:
     assert api.asked.count("create jobs") == 1
 
 
-def test_a_deletion_that_went_unseen_is_told_once() -> None:
-    """The release finds nothing, and what an old list shows of the model changes nothing more."""
-    api = Script(body(deleted_ago=1, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}))
-    api.away = NotFoundError("not found", 404)
+class Released(Script):
+    """An API server whose answer to a release has the version of before, as etcd's has."""
+
+    @override
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+    ) -> Json:
+        """It was there, or was gone before."""
+        if self.away is not None:
+            raise self.away
+        return merge_patch(self.model, {"metadata": {"finalizers": None}})
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        pytest.param(None, id="released"),
+        pytest.param(NotFoundError("not found", 404), id="gone before"),
+    ],
+)
+def test_a_deletion_that_goes_unseen_is_told_once(away: Exception | None) -> None:
+    """What an old list shows of the model afterwards changes nothing more."""
+    api = Released(body(deleted_ago=1, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}))
+    api.away = away
 
     async def scenario(controller: Controller) -> None:
         while not api.events:  # noqa: ASYNC110 - it polls
             await asyncio.sleep(0.01)
         controller.see(api.model)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
 
     keep(api, scenario, resync_seconds=0.05)
     assert api.reasons == {"ModelDeleted": 1}
