@@ -137,11 +137,14 @@ def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
 def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash) -> None:
     """Have the writers write, a few blocks ahead of the digest."""
     under_way: deque[Future[memoryview]] = deque()
+    # The kernel writes to a file once at a time, and who waits for it there spins: SDXL took 5.5 s
+    # of its time instead of 3.6 s.
+    turn = threading.Lock()
     try:
         for block in blocks_of(file):
             if run.stop.is_set():
                 raise InterruptedError("another file of this model could not be written")
-            under_way.append(run.writers.submit(_write_block, fd, block, run))
+            under_way.append(run.writers.submit(_write_block, fd, block, run, turn))
             if len(under_way) > AHEAD:
                 _digest(under_way.popleft().result(), digest, run)
         while under_way:
@@ -153,10 +156,11 @@ def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash)
         wait(under_way)
 
 
-def _write_block(fd: int, block: Block, run: _Run) -> memoryview:
+def _write_block(fd: int, block: Block, run: _Run, turn: threading.Lock) -> memoryview:
     content = run.buffers.take(block.nbytes)
     block.fill(content, run.findings)
-    write_at(fd, content, block.position)
+    with turn:
+        write_at(fd, content, block.position)
     return content
 
 
