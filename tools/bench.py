@@ -7,6 +7,9 @@ system, with the source in the page cache, earlier writes on disk, and nobody ca
 each, free memory is touched: a virtual machine may have lent it to its host, and whoever comes
 first would pay for getting it back, seconds a gigabyte. Each is timed as a process, from start to
 exit. The table shows medians. It ends with status 1 when a target is missed.
+
+Beside them stands what one core takes for the SHA-256 of the largest file that ours publishes: it
+cannot be split, so nothing that publishes digests is faster (docs/adr/0019).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from range_server import RangeServer
@@ -68,10 +71,14 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of one of them. peak: VmHWM in MB; 0 for what is no Python."""
+    """One run of one of them.
+
+    peak: VmHWM in MB; 0 for what is no Python. largest: bytes of the largest file that it left.
+    """
 
     seconds: float
     peak: float = 0
+    largest: int = 0
 
 
 def main() -> int:
@@ -85,7 +92,8 @@ def main() -> int:
     if not rows:
         parser.error(f"no row has {args.only!r} in its name")
     print(
-        f"{'':36}{'cp/curl':>9}{'ours':>8}{'diffusers':>11}{'of plain':>16}{'speed-up':>15}  peak"
+        f"{'':36}{'cp/curl':>9}{'digest':>8}{'ours':>8}{'diffusers':>11}"
+        f"{'of plain':>16}{'speed-up':>15}  peak"
     )
     met = []
     for row in rows:
@@ -106,10 +114,12 @@ def measure(row: Row, folder: Path, rounds: int) -> bool:
         else:
             url = stack.enter_context(RangeServer(source, row.rate * MEGABYTE)).url
             plain, ours, theirs = downloaded(row, url, configs)
-        runs: dict[str, list[Measured]] = {"plain": [], "ours": [], "diffusers": []}
+        runs: dict[str, list[Measured]] = {"plain": [], "ours": [], "digest": [], "diffusers": []}
         for _ in range(rounds):
-            for name, run in (("plain", plain), ("ours", ours), ("diffusers", theirs)):
-                runs[name].append(alone(folder, run))
+            runs["plain"].append(alone(folder, plain))
+            runs["ours"].append(alone(folder, ours))
+            runs["digest"].append(timed("digest", runs["ours"][-1].largest))
+            runs["diffusers"].append(alone(folder, theirs))
     return show(row, runs)
 
 
@@ -158,7 +168,8 @@ def show(row: Row, runs: dict[str, list[Measured]]) -> bool:
     of_target = f" (≤{row.of_plain})" if row.of_plain else ""
     faster_target = f" (≥{row.faster})" if row.faster else ""
     print(
-        f"{row.name:36}{seconds['plain']:8.2f}s{seconds['ours']:7.2f}s{seconds['diffusers']:10.2f}s"
+        f"{row.name:36}{seconds['plain']:8.2f}s{seconds['digest']:7.2f}s{seconds['ours']:7.2f}s"
+        f"{seconds['diffusers']:10.2f}s"
         f"{of_plain:8.2f}{of_target:8}{faster:6.1f}x{faster_target:8}"
         f"{peaks['ours']:5.0f} MB (≤{memory}; diffusers {peaks['diffusers'] / 1000:.1f} GB)"
         f"{'  MISSED' if any(missed) else ''}",
@@ -175,8 +186,9 @@ def alone(folder: Path, run: Run) -> Measured:
     subprocess.run(["sync"], check=True)
     child("touch")
     measured = run(out)
+    largest = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)
-    return measured
+    return replace(measured, largest=largest)
 
 
 def command(*arguments: object) -> Measured:

@@ -5,6 +5,7 @@ python tools/bench_runs.py RUN ARGUMENT...
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import os
@@ -118,6 +119,15 @@ def touch() -> None:
     memory = mmap.mmap(-1, max(mmap.PAGESIZE, count))
     for offset in range(0, count, mmap.PAGESIZE):
         memory[offset] = 1
+
+
+def digest(count: str) -> None:
+    """The SHA-256 of so many bytes, as fast as one core can."""
+    block = bytes(1 << 20)
+    whole, rest = divmod(int(count), len(block))
+    sha256 = hashlib.sha256(block[:rest])
+    for _ in range(whole):
+        sha256.update(block)
 
 
 def configs(kind: str, source: str, out: str) -> None:
@@ -236,6 +246,7 @@ RUNS = {
     "configs": configs,
     "ours": ours,
     "ours-link": ours_link,
+    "digest": digest,
     "diffusers": diffusers,
     "touch": touch,
 }
