@@ -238,11 +238,13 @@ def _other(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _kind(tensors: Mapping[str, Tensor]) -> _Kind | None:
-    """The first of the other kinds that a name speaks for."""
-    return next(
-        (kind for kind in _OTHERS if any(kind.pattern.match(name) for name in tensors)), None
-    )
+def _kind(tensors: Mapping[str, Tensor], sought: ModelType | None = None) -> _Kind | None:
+    """The first of the other kinds that a name speaks for, but for the one that was sought."""
+    for kind in _OTHERS:
+        is_sought = sought is not None and kind.model_type is sought
+        if not is_sought and any(kind.pattern.match(name) for name in tensors):
+            return kind
+    return None
 
 
 def other_kind(tensors: Mapping[str, Tensor], sought: ModelType | None = None) -> str | None:
@@ -250,8 +252,5 @@ def other_kind(tensors: Mapping[str, Tensor], sought: ModelType | None = None) -
 
     sought: the model type that was asked for, which it is known not to be.
     """
-    for kind in _OTHERS:
-        is_sought = sought is not None and kind.model_type is sought
-        if not is_sought and any(kind.pattern.match(name) for name in tensors):
-            return str(kind)
-    return None
+    found = _kind(tensors, sought)
+    return None if found is None else str(found)
