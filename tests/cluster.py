@@ -322,7 +322,7 @@ def _kube_apiserver(assets: Path, work: Path, loader: Sequence[str]) -> Iterator
     for program in ("etcd", "kube-apiserver"):
         if not (assets / program).exists():
             pytest.skip(f"KUBEBUILDER_ASSETS has no {program}")
-    client, peer, secure = _free_ports(3)
+    client, peer, secure = free_ports(3)
     ca, certificate = pki.make_certificates()
     token = secrets.token_hex(24)
     key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
@@ -432,7 +432,8 @@ def _operator_token(admin: Cluster) -> str:
     return admin.kubectl("create", "token", "sd-operator", "--duration=4h").strip()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

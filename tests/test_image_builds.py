@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import imagerun
 import pytest
+from cluster import free_ports
 from fakehub import FakeHub
 from gatewayrun import call, write_keys
 from imagerun import Image
@@ -228,9 +228,7 @@ def test_the_gateways_image_loads_a_model(
     """`sd-gateway` lies beside the operator, which does the loading."""
     operated.start()
     (key,) = write_keys(tmp_path / "lines", operated.cluster.namespace)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     env = {
         "KUBECONFIG": "/etc/sd-gateway/kubeconfig",
         "SD_GATEWAY_KEYS_FILE": "/etc/sd-gateway/keys",

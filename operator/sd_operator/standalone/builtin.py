@@ -10,6 +10,7 @@ from typing import Any
 
 from sd_operator.standalone import metadata, resources, schema
 from sd_operator.standalone.errors import Cause, Json, bad_request
+from sd_operator.standalone.jobs import ENDED
 
 IMMUTABLE = "field is immutable"
 PROTECTION = "kubernetes.io/pvc-protection"
@@ -132,7 +133,7 @@ def grace_period(resource: resources.Resource, item: Json, options: Json) -> int
     """Seconds that a deleted object is left to end by itself: a Pod that runs on a node."""
     if resource is not resources.PODS or not item["spec"].get("nodeName"):
         return 0
-    if item.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+    if item.get("status", {}).get("phase") in ENDED:
         return 0
     wanted = options.get("gracePeriodSeconds")
     default = item["spec"].get("terminationGracePeriodSeconds", 30)
