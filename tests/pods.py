@@ -83,12 +83,19 @@ class Pod:
                 return code
         return 0
 
-    def start(self, root: Path, name: str = "pod", on_step: OnStep | None = None) -> int:
+    def start(
+        self,
+        root: Path,
+        name: str = "pod",
+        on_step: OnStep | None = None,
+        *,
+        reads: bool = False,
+    ) -> int:
         """Start it in a process of its own; returns the process's id."""
 
         def process() -> int:
             if on_step is not None:
-                watch(root, on_step)
+                watch(root, on_step, reads=reads)
             return self.main(root, name)
 
         return start(process)

@@ -4,7 +4,7 @@ A step is a call that changes something, as CPython audits it (PEP 578), so that
 the places it is called from; what CPython does not audit, the calls that write bytes and make them
 durable, is told by standing before them in `os`. What is neither is no step: bytes that go through
 Python's own buffers lie in a file of a temporary name until it is synced and renamed, which are
-steps.
+steps. Whoever judges by what it reads can be disturbed before it opens something as well.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ _TAKE_NO_SPACE = frozenset({"os.remove", "os.rmdir", "os.rename", "os.chmod", "o
 KILLED = -signal.SIGKILL
 
 
-def watch(root: Path, on_step: OnStep) -> None:
+def watch(root: Path, on_step: OnStep, *, reads: bool = False) -> None:
     """Call back before each step of this process on the volume, for the rest of its life.
 
-    With the step's number and name; what the callback raises is what the call ends in.
+    With the step's number and name; what the callback raises is what the call ends in. reads:
+    whether to open something for reading is a step too.
     """
     numbers = itertools.count()
     busy = False
@@ -72,8 +73,8 @@ def watch(root: Path, on_step: OnStep) -> None:
             busy = False
 
     def audited(event: str, args: tuple[Any, ...]) -> None:
-        is_write = event in _AUDITED or (event == "open" and args[2] & _WRITABLE)
-        if (is_write and _is_on(root, args[0])) or _is_reservation(event, args):
+        is_step = event in _AUDITED or (event == "open" and (reads or args[2] & _WRITABLE))
+        if (is_step and _is_on(root, args[0])) or _is_reservation(event, args):
             step(event)
 
     def told(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,13 +122,13 @@ def end(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def steps_of(run: Callable[[], int], root: Path) -> list[str]:
+def steps_of(run: Callable[[], int], root: Path, *, reads: bool = False) -> list[str]:
     """The names of the steps of an undisturbed run."""
     record = root.with_name(f"{root.name}-steps")
     with record.open("wb", buffering=0) as file:
 
         def watched() -> int:
-            watch(root, lambda _, name: print(name, file=text))
+            watch(root, lambda _, name: print(name, file=text), reads=reads)
             code = run()
             text.flush()
             return code

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from volumes import DAY, FILES, HASH, STRANGER
+from volumes import DAY, FILES, HASH, MODEL_ID, NEW_HASH, OWNER, STRANGER, load, load_untidily
 
 from sd_loader.store.blobs import SHARED_FROM
+from sd_loader.store.volume import Volume
 from sd_loader.sweep import Kind, Swept, sweep
 
 WEIGHTS = {**FILES, "vae/weights": b"w" * SHARED_FROM}
@@ -25,3 +26,16 @@ def swept(root: Path, later: timedelta = 2 * DAY, **options: Any) -> Swept:
 def found(root: Path, kind: Kind = Kind.ORPHAN, **options: Any) -> dict[str, str]:
     """The paths of a kind, and why they were found."""
     return {one.path: one.why for one in swept(root, **options).findings if one.kind is kind}
+
+
+def nobodys_files(volume: Volume) -> None:
+    """A model whose link was removed, and one whose owner was never written down."""
+    load(volume)
+    volume.root.unlink(MODEL_ID)
+    volume.make(".store", "uid-7").close()
+
+
+def superseded_unrecorded(volume: Volume) -> None:
+    """A version whose successor's Pod died before it was written down."""
+    load(volume)
+    load_untidily(volume, OWNER, NEW_HASH, MODEL_ID)

@@ -164,8 +164,11 @@ def _files(volume: Volume, path: str) -> list[os.stat_result]:
         status = parent.status(name)
         if status is None or not stat.S_ISDIR(status.st_mode):
             return [status] if status and stat.S_ISREG(status.st_mode) else []
-        with parent.open_folder(name) as folder:
-            return [status for _, status in folder.entries() if stat.S_ISREG(status.st_mode)]
+    folder = volume.find(*folders, name)
+    if folder is None:
+        return []
+    with folder:
+        return [status for _, status in folder.entries() if stat.S_ISREG(status.st_mode)]
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from sd_api.names import BLOBS_DIR, STAGING_DIR, STORE_DIR
 from sd_loader.store import blobs
 from sd_loader.store.folder import Folder, file_digest
 from sd_loader.store.orphans import HASH, UID, links
-from sd_loader.store.ownership import OWNER_FILE, read_owner
+from sd_loader.store.ownership import OWNER_FILE, Version, owner_in
 from sd_loader.store.receipt import RECEIPT_FILE, PublishedFile, Receipt, read_receipt
 from sd_loader.store.volume import Volume
 
@@ -56,11 +56,36 @@ def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]
     served = {(version.uid, version.load_hash) for version in links(volume).values()}
     for uid in _uids(volume):
         path = f"{STORE_DIR}/{uid}"
-        if any(uid == owner for owner, _ in served) and read_owner(volume, uid) is None:
+        if any(uid == owner for owner, _ in served) and _lacks_its_owner(volume, uid):
             yield Altered(f"{path}/{OWNER_FILE}", "it cannot be read")
         for name in _versions(volume, uid):
             for file, why in _of_version(volume, uid, name, (uid, name) in served, digests):
                 yield Altered(f"{path}/{name}/{file}", why)
+
+
+def _lacks_its_owner(volume: Volume, uid: str) -> bool:
+    """Whether a published model's folder has no readable record.
+
+    A removal takes the link away first and then the folder as a whole.
+    """
+    folder = volume.find(STORE_DIR, uid)
+    if folder is None:
+        return False
+    with folder:
+        if owner_in(folder) is not None or uid not in {one.uid for one in links(volume).values()}:
+            return False
+        # Again: a load may have written it before it made the link.
+        return owner_in(folder) is None and _is_still(volume, folder, STORE_DIR, uid)
+
+
+def _is_still(volume: Volume, folder: Folder, *names: str) -> bool:
+    """Whether an open folder has been neither removed nor replaced."""
+    *parents, name = names
+    parent = volume.find(*parents)
+    if parent is None:
+        return False
+    with parent:
+        return parent.is_same(name, folder)
 
 
 def _uids(volume: Volume) -> list[str]:
@@ -85,23 +110,28 @@ def _is_folder(pattern: re.Pattern[str], folder: Folder, name: str) -> bool:
 
 def foreign(volume: Volume) -> list[str]:
     """Paths where only the loader has business and which are none of its."""
-    published = links(volume)
-    found = [name for name in volume.root.names() if name not in _OURS and name not in published]
+    found = [
+        name for name in volume.root.names() if name not in _OURS and _is_no_link(volume, name)
+    ]
     store = volume.find(STORE_DIR)
     if store is not None:
         with store:
             found += [
                 f"{STORE_DIR}/{name}"
                 for name in store.names()
-                if not name.startswith(".trash-") and not _is_folder(UID, store, name)
+                if not name.startswith(".trash-")
+                and not (UID.fullmatch(name) and store.kind(name) in {None, stat.S_IFDIR})
             ]
-    known = {path for path, _ in blobs.every(volume)}
-    folder = volume.find(BLOBS_DIR)
-    if folder is not None:
-        with folder:
-            paths = (f"{BLOBS_DIR}/{path}" for path, _ in folder.entries())
-            found += [path for path in paths if path not in known]
-    return found
+    return found + blobs.foreign(volume)
+
+
+def _is_no_link(volume: Volume, name: str) -> bool:
+    """Whether an entry of the volume is there and no link that a load has made."""
+    kind = volume.root.kind(name)
+    if kind != stat.S_IFLNK:
+        return kind is not None
+    target = volume.root.link_target(name)
+    return target is not None and Version.parse(target) is None
 
 
 def _of_version(
@@ -118,11 +148,7 @@ def _of_version(
             found = [(RECEIPT_FILE, "it cannot be read")] if is_served else []
         else:
             found = _compared(version, receipt, digests)
-        still = volume.find(STORE_DIR, uid, name)
-    if still is None:
-        return []  # removed meanwhile
-    still.close()
-    return found
+        return found if _is_still(volume, version, STORE_DIR, uid, name) else []
 
 
 def _compared(version: Folder, receipt: Receipt, digests: Digests | None) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ SHARED_FROM = 1 << 20
 advice, must not change another model, and a thousand of them would save less than one VAE."""
 
 _ALGORITHM = "sha256"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_BLOB = re.compile(rf"{re.escape(BLOBS_DIR)}/{_ALGORITHM}/[0-9a-f]{{2}}/[0-9a-f]{{64}}")
 _LINKS_OF_AN_ADOPTED_FILE = 3
 """Ours, the blob's, and the former self's, which is about to go."""
 
@@ -84,18 +84,24 @@ def unused(volume: Volume) -> list[str]:
 
 def every(volume: Volume) -> Iterator[tuple[str, os.stat_result]]:
     """Path and status of every blob; what else lies among them is none."""
-    blobs = volume.find(BLOBS_DIR, _ALGORITHM)
-    if blobs is None:
-        return
-    with blobs:
-        for prefix in blobs.names():
-            if blobs.kind(prefix) != stat.S_IFDIR:
-                continue
-            with blobs.open_folder(prefix) as folder:
-                for name in folder.names():
-                    status = folder.status(name)
-                    if _DIGEST.fullmatch(name) and status and stat.S_ISREG(status.st_mode):
-                        yield f"{BLOBS_DIR}/{_ALGORITHM}/{prefix}/{name}", status
+    return ((path, status) for path, status in _entries(volume) if _is_blob(path, status))
+
+
+def foreign(volume: Volume) -> list[str]:
+    """Paths of what lies among the blobs and is none."""
+    return [path for path, status in _entries(volume) if not _is_blob(path, status)]
+
+
+def _entries(volume: Volume) -> Iterator[tuple[str, os.stat_result]]:
+    folder = volume.find(BLOBS_DIR)
+    if folder is not None:
+        with folder:
+            for path, status in folder.entries():
+                yield f"{BLOBS_DIR}/{path}", status
+
+
+def _is_blob(path: str, status: os.stat_result) -> bool:
+    return _BLOB.fullmatch(path) is not None and stat.S_ISREG(status.st_mode)
 
 
 def remove_empty_folders(volume: Volume) -> None:

@@ -91,7 +91,10 @@ def _discard_unless_published(volume: Volume, folder: Folder, name: str, orphan:
     A load that publishes it a moment later finds it gone, and is run again.
     """
     trash = temporary_name("trash")
-    folder.move(name, folder, trash)
+    try:
+        folder.move(name, folder, trash)
+    except FileNotFoundError:
+        return  # its model was removed meanwhile
     target = f"{volume.root.link_target(orphan.model_id) if orphan.model_id else None}/"
     if target.startswith(f"{orphan.path}/"):
         folder.move(trash, folder, name)

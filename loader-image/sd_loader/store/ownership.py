@@ -19,7 +19,7 @@ from sd_api.names import STORE_DIR
 from sd_api.reasons import Reason
 from sd_api.spec import ModelId
 from sd_loader.errors import LoaderError
-from sd_loader.store.folder import Folder
+from sd_loader.store.folder import Folder, insist
 from sd_loader.store.volume import Volume
 
 OWNER_FILE = "owner.json"
@@ -65,10 +65,15 @@ def read_owner(volume: Volume, uid: str) -> OwnerRecord | None:
     if folder is None:
         return None
     with folder:
-        try:
-            return OwnerRecord.model_validate_json(folder.read(OWNER_FILE, _RECORD_LIMIT))
-        except (FileNotFoundError, ValueError):
-            return None
+        return owner_in(folder)
+
+
+def owner_in(folder: Folder) -> OwnerRecord | None:
+    """The record in a model's open folder; None where there is none that can be read."""
+    try:
+        return OwnerRecord.model_validate_json(folder.read(OWNER_FILE, _RECORD_LIMIT))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def write_owner(folder: Folder, record: OwnerRecord) -> None:
@@ -143,9 +148,14 @@ def take_ownership(volume: Volume, owner: Owner, model_id: str, load_hash: str) 
         superseded={} if record is None else record.superseded,
     )
     if wanted != record:
-        with volume.make(STORE_DIR, owner.uid) as folder:
-            write_owner(folder, wanted)
+        # A sweep may remove a folder that is still empty.
+        insist(lambda: _begin(volume, wanted))
     return wanted
+
+
+def _begin(volume: Volume, record: OwnerRecord) -> None:
+    with volume.make(STORE_DIR, record.owner.uid) as folder:
+        write_owner(folder, record)
 
 
 def confirm_ownership(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:

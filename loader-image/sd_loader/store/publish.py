@@ -13,7 +13,7 @@ from sd_api.load import Owner
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.store import blobs
-from sd_loader.store.folder import Folder, temporary_name
+from sd_loader.store.folder import Folder, insist, temporary_name
 from sd_loader.store.ownership import (
     OWNER_FILE,
     OwnerRecord,
@@ -148,6 +148,11 @@ def _set_link(volume: Volume, uid: str, name: str, target: str) -> None:
         with contextlib.suppress(FileExistsError):
             volume.root.make_link(name, target)
         return
+    # A sweep may remove an empty folder, or take the new link for what a killed load has left.
+    insist(lambda: _replace_link(volume, uid, name, target))
+
+
+def _replace_link(volume: Volume, uid: str, name: str, target: str) -> None:
     with volume.make(names.STAGING_DIR, uid) as staging:
         temporary = temporary_name("link")
         staging.make_link(temporary, target)

@@ -121,10 +121,13 @@ def claim(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Stagin
 
     Everything else that no living Pod holds is removed.
     """
-    with volume.make(STAGING_DIR, uid) as pods:
-        for _ in range(_CLAIM_ATTEMPTS):
+    for _ in range(_CLAIM_ATTEMPTS):
+        with volume.make(STAGING_DIR, uid) as pods:
             _claim_abandoned(pods, _valid(pod), load_hash)
-            pods.make_folder(pod).close()
+            try:
+                pods.make_folder(pod).close()
+            except FileNotFoundError:
+                continue  # a sweep has removed what was still empty
             with _locked(pods, pod) as staging:
                 if staging is None:
                     continue
