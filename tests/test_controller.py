@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from observed import NOW, UID, body, claim, published
+from observed import NOW, UID, body, claim, job, published
 from scriptedapi import Json, Script
 from typing_extensions import override
 
@@ -124,6 +124,19 @@ def test_a_model_that_is_gone_has_been_released() -> None:
     assert asyncio.run(executor.change_finalizer(model, FinalizerChange.REMOVE)) is None
     with pytest.raises(NotFoundError):
         asyncio.run(executor.change_finalizer(model, FinalizerChange.ADD))
+
+
+def test_the_job_of_a_newer_spec_is_left_alone() -> None:
+    """Another operator has seen the spec and begun the load; to end it would lose its work."""
+    api = Script(body(published()))
+
+    async def scenario(controller: Controller) -> None:
+        wanted = Model.from_body(api.change({"spec": {"revision": "fp16"}})).wanted
+        controller.cache.put_job(job(load_hash=wanted))
+        await api.until(lambda found: "Reconciling" in found)
+
+    keep(api, scenario)
+    assert "delete jobs" not in api.asked
 
 
 def test_a_deleted_model_is_not_seen_again() -> None:

@@ -194,6 +194,8 @@ class Controller:
 
     async def _execute(self, model: Model, memory: _Memory, plan: Plan) -> bool:
         log.debug("%s", plan.rule)
+        if plan.delete and await self._has_changed(model, memory):
+            return True
         for job in plan.delete:
             await self._executor.delete_job(job)
             self._turns.changed()
@@ -224,13 +226,17 @@ class Controller:
         if body and is_newer(_version(body), _version(memory.body)):
             memory.body = _lean(body)
 
-    async def _resync(self, memory: _Memory) -> bool:
-        """Read the model anew, and its surroundings where something is under way."""
+    async def _read(self, memory: _Memory) -> None:
+        """Read the model anew; raises NotFoundError where it is gone."""
         metadata = memory.body["metadata"]
         body = await self._api.get(MODELS, metadata["namespace"], metadata["name"])
         if body["metadata"]["uid"] != metadata["uid"]:
             raise NotFoundError("another model has its name", 404)
         self._take(memory, body)
+
+    async def _resync(self, memory: _Memory) -> bool:
+        """Read the model anew, and its surroundings where something is under way."""
+        await self._read(memory)
         memory.resync_at = self._next_resync()
         model = Model.from_body(memory.body)
         settled = model.status.artifact and model.status.artifact.load_hash == model.wanted
@@ -239,6 +245,14 @@ class Controller:
             return False
         await self._look(model)
         return True
+
+    async def _has_changed(self, model: Model, memory: _Memory) -> bool:
+        """Whether other Jobs may be wanted now: another operator may have seen a newer spec."""
+        if model.deleted_at is not None:
+            return False
+        await self._read(memory)
+        now = Model.from_body(memory.body)
+        return (now.wanted, now.spec, now.deleted_at) != (model.wanted, model.spec, None)
 
     async def _look(self, model: Model) -> None:
         """Read a model's surroundings anew; what is seen so is no news when its event comes."""
