@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from browser import browser
-from cluster import (
+from backends import (
     backend,
     cluster,
     shared_cluster,
@@ -11,6 +10,7 @@ from cluster import (
     stub_backend,
     stub_cluster,
 )
+from browser import browser
 from gallerysite import gallery, site, stranger
 from gatewayrun import gateway
 from loadercli import slim

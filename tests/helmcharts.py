@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kubectl import helm3_path, helm_path
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tools"))
-
-from kubectl import helm3_path, helm_path  # noqa: E402 - after its path
 
 CHARTS = ROOT / "charts"
 OPERATOR = CHARTS / "sd-operator"

@@ -16,12 +16,12 @@ from typing import Any
 
 import imagerun
 import pytest
-from cluster import free_ports
 from fakehub import FakeHub
 from gatewayrun import call, write_keys
 from imagerun import Image
 from observed import model
 from operated import Operated
+from processes import free_ports
 from tiny import write_checkpoint
 
 from sd_api.load import LoadResult

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dockerfiles
+import lock_images
 import pytest
 from dockerfiles import Dockerfile
 from packaging.requirements import Requirement
@@ -19,9 +20,6 @@ from packaging.utils import canonicalize_name
 
 from sd_operator import jobs
 from sd_operator.settings import LoaderSettings
-
-sys.path.append(str(Path(__file__).parent.parent / "tools"))
-import lock_images
 
 ROOT = Path(__file__).parent.parent
 OPERATOR = dockerfiles.read(ROOT / "operator" / "Dockerfile")

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import running
 from kubectl import kubectl_path
+from processes import running
 from stubjobs import (
     is_alive,
     job,
