@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakehub import FakeHub
+from tiny import write_checkpoint
 
-from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest
+from sd_api.load import Artifact, LoadRequest, LoadResult, Owner, RemoveRequest
 from sd_api.loadhash import load_hash
-from sd_api.reasons import Reason
+from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import Spec
 
 OWNER = Owner(uid="uid-1", namespace="ns", name="model")
@@ -129,6 +131,15 @@ def failed(ended: Ended, reason: Reason, message: str) -> None:
     assert f"what to do: {reason.remedy}" in ended.stderr
 
 
+def artifact_of(ended: Ended) -> Artifact:
+    """What the container says it has published."""
+    assert ended.code == ExitCode.DONE, ended.stderr
+    assert ended.result is not None
+    assert ended.result.outcome == "loaded"
+    assert ended.result.artifact is not None
+    return ended.result.artifact
+
+
 def load_request(
     url: str, owner: Owner = OWNER, *, reload: str | None = None, **fields: Any
 ) -> LoadRequest:
@@ -166,6 +177,36 @@ def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + bytes(offset)
+
+
+OTHER = safetensors_bytes({"layer.weight": (4, 4)})
+"""A file of tensors that are no Stable Diffusion's."""
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """A Hub and file server on loopback."""
+    with FakeHub() as server:
+        yield server
+
+
+@pytest.fixture
+def containers(hub: FakeHub, tmp_path: Path) -> Containers:
+    """Containers that may reach the Hub, with an empty volume."""
+    return Containers.reaching(hub, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD 1.5 checkpoint in the original layout."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    write_checkpoint(path)
+    return path
+
+
+def link_to(hub: FakeHub, checkpoint: Path) -> str:
+    """A link to the checkpoint."""
+    return hub.serve_file("/tiny.safetensors", checkpoint)
 
 
 @pytest.fixture

@@ -1,81 +1,29 @@
 """Diffusers repos become the canonical folder, whoever saved them, and nothing but data gets in."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from catalog import Row
 from checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
-from conversions import convert_file, load_request
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conversions import convert_file
+from repoconversions import TEXT, UNET, VAE, change_json, change_weights, convert_repo, repo, sd15
 from safetensors.torch import load_file, save_file
 from tinyrepo import copy_repo, pipeline, replace, save_repo
 
-from sd_api.load import Source
-from sd_api.reasons import Reason
-from sd_loader.convert import Converted, convert
 from sd_loader.convert.folder import clip_vocabulary
-from sd_loader.convert.repo_configs import component_config, scheduler_config
-from sd_loader.errors import LoaderError
-from sd_loader.source import Fetched
-from sd_loader.source.pipelines import Pipeline, parse_json, parse_pipeline
 
-UNET = "unet/diffusion_pytorch_model.safetensors"
-VAE = "vae/diffusion_pytorch_model.safetensors"
-TEXT = "text_encoder/model.safetensors"
+__all__ = ["repo", "sd15"]
+
 ROWS = (
     Row("huggingface", "SD 1.x", "diffusers repo", "save_pretrained", "StableDiffusionPipeline"),
     Row(
         "huggingface", "SDXL base", "diffusers repo", "save_pretrained", "StableDiffusionXLPipeline"
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 1.5 repo in fp32."""
-    return save_repo(tmp_path_factory.mktemp("sd15") / "repo")
-
-
-@pytest.fixture
-def repo(sd15: Path, tmp_path: Path) -> Path:
-    """The same, whose files may be replaced."""
-    return copy_repo(sd15, tmp_path / "repo")
-
-
-def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
-    """Convert a repo into a new folder beside it; fields: those of the request."""
-    out = repo.parent / "out"
-    out.mkdir()
-    request = load_request(model_type="huggingface", url="org/name", **fields)
-    fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
-
-
-def refusal(repo: Path, **fields: Any) -> LoaderError:
-    """The error of a conversion that must fail."""
-    with pytest.raises(LoaderError) as caught:
-        convert_repo(repo, **fields)
-    return caught.value
-
-
-def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Replace a JSON file by a changed one."""
-    value = json.loads(path.read_text())
-    change(value)
-    replace(path, json.dumps(value))
-
-
-def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Replace a weights file by a changed one."""
-    tensors = load_file(path)
-    change(tensors)
-    path.unlink()
-    save_file(tensors, path, {"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -140,14 +88,6 @@ def test_pickled_weights_give_the_files_of_safetensors(repo, sd15, tmp_path):
     (tmp_path / "other").mkdir()
     _, safe = convert_repo(copy_repo(sd15, tmp_path / "other" / "repo"))
     assert pickled.files == safe.files
-
-
-def test_a_pickle_is_refused_where_safetensors_were_asked_for(repo):
-    """With fromSafetensors the content decides, not the name of the repo."""
-    torch.save(load_file(repo / UNET), (repo / UNET).with_suffix(".bin"))
-    (repo / UNET).unlink()
-    error = refusal(repo, from_safetensors=True)
-    assert (error.reason, "fromSafetensors" in error.message) == (Reason.UNSAFE_MODEL, True)
 
 
 @pytest.mark.parametrize(("revision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
@@ -256,33 +196,6 @@ def test_a_clip_tokenizer_gets_its_vocabulary_back(repo):
     assert restored.model_max_length == 77
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        pytest.param("{}", "neither vocab.json", id="nothing of a tokenizer"),
-        pytest.param('{"model": {"type": "Unigram"}}', "neither vocab.json", id="another kind"),
-        pytest.param('{"model": {"type": "BPE"}}', "vocabulary", id="no vocabulary"),
-        pytest.param('{"model": {"type": "BPE", "vocab": {"a": "b"}}}', "vocabulary", id="words"),
-        pytest.param(
-            '{"model": {"type": "BPE", "vocab": {"a": 1}, "merges": ["a b c"]}}',
-            "two words",
-            id="bad merges",
-        ),
-        pytest.param(
-            '{"model": {"type": "BPE", "vocab": {"a": 1}}, "added_tokens": [{"content": []}]}',
-            "adds a token",
-            id="bad token",
-        ),
-        pytest.param("[" * 100_000, "not valid JSON", id="nested too deep to read"),
-        pytest.param('{"x":' + "[" * 40 + "]" * 40 + "}", "nested", id="nested too deep"),
-    ],
-)
-def test_tokenizers_that_cannot_be_read_are_refused(repo, content, words):
-    """By name, and without a stack trace."""
-    replace(repo / "tokenizer/tokenizer.json", content)
-    assert words in refusal(repo).message
-
-
 def test_configs_hold_data_only(repo):
     """What transformers would act upon, or what tells of somebody's disk, is left out."""
 
@@ -311,242 +224,3 @@ def test_the_spec_decides_over_the_config(repo):
     assert scheduler["prediction_type"] == "v_prediction"
     assert scheduler["_class_name"] == "PNDMScheduler"
     assert json.loads((out / "unet/config.json").read_text())["upcast_attention"] is True
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason", "words"),
-    [
-        ({"weights": "ema"}, Reason.INVALID_SPEC, "spec.weights"),
-        ({"original_config": "https://x.example/y"}, Reason.INVALID_SPEC, "spec.originalConfig"),
-        ({"base_model": "sdxl"}, Reason.CONVERSION_FAILED, "spec.baseModel"),
-    ],
-)
-def test_wishes_that_a_repo_cannot_fulfil_are_refused(repo, fields, reason, words):
-    """Rather than ignored."""
-    error = refusal(repo, **fields)
-    assert (error.reason, words in error.message) == (reason, True), error.message
-
-
-def lose_a_tensor(repo: Path) -> None:
-    """A UNet without one of its weights."""
-    change_weights(repo / UNET, lambda tensors: tensors.pop("conv_in.weight"))
-
-
-def lose_a_part(repo: Path) -> None:
-    """A UNet one of whose weights is but a part of it."""
-    name = "mid_block.resnets.0.conv1.weight"
-    change_weights(repo / UNET, lambda it: it.update({name: it[name][:1].clone()}))
-
-
-def be_wider(repo: Path) -> None:
-    """A text encoder whose config says another width."""
-    change_json(repo / "text_encoder/config.json", lambda it: it.update(hidden_size="x"))
-
-
-def be_infinite(repo: Path) -> None:
-    """A number that is beyond all floats."""
-    path = repo / "unet/config.json"
-    replace(path, path.read_text().replace('"sample_size": 64', '"sample_size": 1e400'))
-
-
-def quantize(repo: Path) -> None:
-    """A UNet of bytes."""
-    change_weights(
-        repo / UNET, lambda it: it.update({"conv_in.weight": torch.zeros(2, dtype=torch.uint8)})
-    )
-
-
-def duplicate(repo: Path) -> None:
-    """A text encoder with the same tensor with and without its prefix."""
-    name = "final_layer_norm.weight"
-    change_weights(repo / TEXT, lambda it: it.update({f"text_model.{name}": it[name].clone()}))
-
-
-def empty_vae(repo: Path) -> None:
-    """A VAE of a structure that is not known, without tensors."""
-    change_json(repo / "vae/config.json", lambda config: config.update(layers_per_block=1))
-    replace(repo / VAE, b"\x08\0\0\0\0\0\0\0{}      ")
-
-
-def cut_off(repo: Path) -> None:
-    """A file that ends too early."""
-    replace(repo / UNET, (repo / UNET).read_bytes()[:-1000])
-
-
-def page(repo: Path) -> None:
-    """A page in a weights file's place."""
-    replace(repo / UNET, "<html><title>Sign in</title>" + " " * 100)
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason", "words"),
-    [
-        pytest.param(lose_a_tensor, Reason.CONVERSION_FAILED, "conv_in.weight", id="lost tensor"),
-        pytest.param(
-            lose_a_part,
-            Reason.CONVERSION_FAILED,
-            "mid_block.resnets.0.conv1",
-            id="part of a tensor",
-        ),
-        pytest.param(be_wider, Reason.CONVERSION_FAILED, "hidden_size is x", id="other width"),
-        pytest.param(be_infinite, Reason.NOT_A_MODEL, "not valid JSON", id="infinite number"),
-        pytest.param(quantize, Reason.UNSUPPORTED_FORMAT, "quantized", id="quantized weights"),
-        pytest.param(duplicate, Reason.CONVERSION_FAILED, "two tensors", id="doubled tensor"),
-        pytest.param(empty_vae, Reason.NOT_A_MODEL, "without tensors", id="no tensors"),
-        pytest.param(cut_off, Reason.NOT_A_MODEL, "diffusion_pytorch_model", id="cut off"),
-        pytest.param(page, Reason.NOT_A_MODEL, "HTML", id="HTML page"),
-    ],
-)
-def test_damaged_weights_are_refused(repo, damage, reason, words):
-    """Diffusers would fill gaps with random numbers, and say so in a warning."""
-    damage(repo)
-    error = refusal(repo)
-    assert (error.reason, words in error.message) == (reason, True), error.message
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "reason"),
-    [
-        ("unet/config.json", {"auto_map": {"AutoModel": "evil.Model"}}, Reason.UNSAFE_MODEL),
-        ("unet/config.json", {"quantization_config": {"x": 1}}, Reason.UNSUPPORTED_FORMAT),
-        ("scheduler/scheduler_config.json", {"prediction_type": []}, Reason.UNSUPPORTED_FORMAT),
-        ("scheduler/scheduler_config.json", {"auto_map": {}}, Reason.UNSAFE_MODEL),
-        ("tokenizer/tokenizer_config.json", {"auto_map": {}}, Reason.UNSAFE_MODEL),
-        ("model_index.json", {"unet": ["my_unet", "MyUNet"]}, Reason.UNSAFE_MODEL),
-        ("model_index.json", {"_class_name": ["pipeline", "Mine"]}, Reason.UNSAFE_MODEL),
-        ("model_index.json", {"_class_name": "FluxPipeline"}, Reason.UNSUPPORTED_FORMAT),
-    ],
-)
-def test_configs_are_checked_again(repo, name, change, reason):
-    """The converter does not rely on what the download checked."""
-    change_json(repo / name, lambda value: value.update(change))
-    assert refusal(repo).reason is reason
-
-
-def index(**changes: Any) -> bytes:
-    """A model_index.json of SD 1.5 with these changes."""
-    value = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.6.0",
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "requires_safety_checker": True,
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        **changes,
-    }
-    return json.dumps({key: item for key, item in value.items() if item != "absent"}).encode()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason", "words"),
-    [
-        (b"", Reason.NOT_A_MODEL, "not valid JSON"),
-        (b"[]", Reason.NOT_A_MODEL, "not a JSON object"),
-        (b"\xff\xfe", Reason.NOT_A_MODEL, "not valid JSON"),
-        (index(_class_name=None), Reason.UNSAFE_MODEL, "custom pipeline"),
-        (index(vae=["diffusers", "os.system"]), Reason.UNSUPPORTED_FORMAT, "os.system"),
-        (index(vae=["os", "system"]), Reason.UNSAFE_MODEL, "os"),
-        (index(vae=["transformers", "AutoencoderKL"]), Reason.UNSUPPORTED_FORMAT, "transformers"),
-        (index(vae=["diffusers"]), Reason.UNSUPPORTED_FORMAT, "vae"),
-        (index(vae=["diffusers", None]), Reason.UNSUPPORTED_FORMAT, "vae"),
-        (index(vae="absent"), Reason.UNSUPPORTED_FORMAT, "lacks vae"),
-        (index(tokenizer="absent"), Reason.UNSUPPORTED_FORMAT, "lacks tokenizer"),
-        (index(text_encoder="absent"), Reason.UNSUPPORTED_FORMAT, "lacks text_encoder"),
-        (index(safety_checker=["evil", "Checker"]), Reason.UNSAFE_MODEL, "evil"),
-        (index(prior=["diffusers", "PriorTransformer"]), Reason.UNSUPPORTED_FORMAT, "prior"),
-        (index(requires_safety_checker="x"), Reason.UNSUPPORTED_FORMAT, "requires_safety"),
-        (index(custom={"a": 1}), Reason.UNSUPPORTED_FORMAT, "custom"),
-        (
-            index(
-                text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
-                tokenizer_2=["transformers", "CLIPTokenizer"],
-            ),
-            Reason.UNSUPPORTED_FORMAT,
-            "not two",
-        ),
-    ],
-)
-def test_only_known_classes_get_through(content, reason, words):
-    """What model_index.json names, diffusers imports."""
-    with pytest.raises(LoaderError) as caught:
-        parse_pipeline(content)
-    assert (caught.value.reason, words in caught.value.message) == (reason, True), caught.value
-
-
-def test_known_pipelines_are_read():
-    """Dropped components are not loaded; options are kept."""
-    pipeline = parse_pipeline(index())
-    assert set(pipeline.components) == {"scheduler", "text_encoder", "tokenizer", "unet", "vae"}
-    assert pipeline.options == {"requires_safety_checker": True}
-    refiner = index(
-        _class_name="StableDiffusionXLImg2ImgPipeline",
-        text_encoder=[None, None],
-        tokenizer=[None, None],
-        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
-        tokenizer_2=["transformers", "CLIPTokenizer"],
-        requires_aesthetics_score=True,
-    )
-    assert parse_pipeline(refiner).is_sdxl
-    assert parse_pipeline(refiner).canonical() == parse_pipeline(refiner)
-
-
-def test_a_second_text_encoder_alone_gets_its_name():
-    """Under the first one's diffusers opens the refiner, and fails at the first prompt."""
-    pipeline = parse_pipeline(
-        index(
-            _class_name="StableDiffusionXLImg2ImgPipeline",
-            text_encoder=["transformers", "CLIPTextModelWithProjection"],
-        )
-    )
-    assert pipeline.canonical().components.keys() == {
-        "scheduler",
-        "text_encoder_2",
-        "tokenizer_2",
-        "unet",
-        "vae",
-    }
-    assert pipeline.origin("text_encoder_2") == "text_encoder"
-    assert pipeline.origin("tokenizer_2") == "tokenizer"
-    assert pipeline.origin("unet") == "unet"
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda children: (
-        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3)
-    ),
-    max_leaves=8,
-)
-NAMES = st.sampled_from(
-    ["_class_name", "unet", "vae", "prediction_type", "auto_map", "quantization_config", "dtype"]
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.dictionaries(NAMES | st.text(max_size=8), JSON, max_size=6))
-def test_any_json_is_taken_as_data_or_refused(value):
-    """Untrusted configs raise nothing but a LoaderError, and come out without private keys."""
-    content = json.dumps(value).encode()
-    known = Pipeline(
-        "StableDiffusionPipeline", {"unet": "UNet2DConditionModel", "scheduler": "X"}, {}
-    )
-    request = load_request(model_type="huggingface", url="org/name")
-    with pytest.raises(LoaderError):
-        parse_pipeline(content)
-    try:
-        parsed = parse_json(content, "config.json")
-        configs = [
-            component_config(parsed, "unet", known, request),
-            scheduler_config(parsed, known, request),
-        ]
-    except LoaderError:
-        return
-    for config in configs:
-        assert json.dumps(config)
-        private = {key for key in config if key.startswith("_")}
-        assert private <= {"_class_name", "_diffusers_version"}
-        assert config["_class_name"] in ("UNet2DConditionModel", "X")

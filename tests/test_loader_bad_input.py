@@ -1,4 +1,4 @@
-"""What the loader says of bad input: a reason, a remedy, and nothing left on the volume."""
+"""What the loader says of bad sources: a reason, a remedy, and nothing left on the volume."""
 
 from __future__ import annotations
 
@@ -8,34 +8,20 @@ import pickle
 import socket
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakefiles import Faults
 from fakehub import FakeHub
-from loadercli import Containers, failed, load_request, remove_request, safetensors_bytes
+from loadercli import OTHER, Containers, containers, failed, hub, load_request, safetensors_bytes
 from modelindex import INDEX
-from tiny import write_checkpoint
 from zipfiles import Part, deflated, zip_bytes
 
 from sd_api.reasons import ExitCode, Reason
-from sd_loader.errors import LoaderError
-from sd_loader.settings import Settings
 
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    """A Hub and file server on loopback."""
-    with FakeHub() as server:
-        yield server
-
-
-@pytest.fixture
-def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that may reach the Hub, with an empty volume."""
-    return Containers.reaching(hub, tmp_path)
+__all__ = ["containers", "hub"]
 
 
 def pickled(payload: object, folder: Path) -> Path:
@@ -58,7 +44,6 @@ class Canary:
 
 
 LORA = safetensors_bytes({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 8)})
-OTHER = safetensors_bytes({"layer.weight": (4, 4)})
 HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>...</body></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
 
@@ -290,149 +275,3 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
     pickle.loads(zipfile.ZipFile(evil).read("archive/data.pkl"))
     assert canary.exists(), "the canary of this test must sing when it is unpickled"
     assert list(containers.store.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason", "message"),
-    [
-        pytest.param(
-            {"model_type": "controlnet", "vae": {"url": "org/vae"}},
-            Reason.INVALID_SPEC,
-            "spec.vae is for whole models",
-            id="vae of a part",
-        ),
-        pytest.param(
-            {"model_type": "vae", "weights": "ema"},
-            Reason.INVALID_SPEC,
-            "spec.weights",
-            id="averages of a part",
-        ),
-        pytest.param(
-            {"model_type": "huggingface", "original_config": "https://x.example/y"},
-            Reason.INVALID_SPEC,
-            "spec.originalConfig",
-            id="config of a repo",
-        ),
-        pytest.param(
-            {"model_type": "lora", "vae": {"url": "org/vae"}},
-            Reason.INVALID_SPEC,
-            "spec.vae is for whole models",
-            id="vae of a LoRA",
-        ),
-        pytest.param(
-            {"model_type": "huggingface", "weights": "ema"},
-            Reason.INVALID_SPEC,
-            "spec.weights",
-            id="averages of a repo",
-        ),
-        pytest.param(
-            {"model_type": "lora", "weights": "ema"},
-            Reason.INVALID_SPEC,
-            "spec.weights",
-            id="averages of a LoRA",
-        ),
-    ],
-)
-def test_what_this_version_cannot_do_costs_no_download(
-    containers: Containers, hub: FakeHub, fields: dict[str, Any], reason: Reason, message: str
-) -> None:
-    """The spec alone tells; neither source nor volume is touched."""
-    url = "org/name" if fields.get("model_type") == "huggingface" else f"{hub.url}/model.ckpt"
-    failed(containers.fetch(load_request(url, **fields)), reason, message)
-    assert hub.requests == []
-    assert list(containers.store.iterdir()) == []
-
-
-def test_a_wrong_original_config_costs_no_download(containers: Containers, hub: FakeHub) -> None:
-    """It is fetched and read before the model, of which nothing is asked."""
-    link = hub.serve_file("/model.ckpt", OTHER)
-    page = hub.serve_file("/config.yaml", b"<html><body>Sign in</body></html>")
-    ended = containers.fetch(load_request(link, original_config=page))
-    failed(ended, Reason.INVALID_SPEC, "spec.originalConfig: it has no model.params")
-    assert [request.path for request in hub.requests] == ["/config.yaml"]
-    assert list(containers.store.iterdir()) == []
-
-
-@pytest.mark.parametrize("value", ["10G", "-1", "1e9", "9" * 100])
-@pytest.mark.parametrize("name", ["SD_LOADER_MAX_BYTES", "SD_LOADER_RETAIN_PREVIOUS_SECONDS"])
-def test_a_wrong_setting_is_named(name: str, value: str) -> None:
-    """The administrator learns which variable it is."""
-    with pytest.raises(LoaderError, match=f"{name} must be a whole number") as caught:
-        Settings.from_env({name: value})
-    assert caught.value.reason is Reason.INVALID_SPEC
-
-
-def test_no_previous_version_is_kept_beyond_what_dates_can_say() -> None:
-    """A hundred years is the most."""
-    name = "SD_LOADER_RETAIN_PREVIOUS_SECONDS"
-    assert Settings.from_env({name: "3153600000"}).retain_previous_seconds == 3153600000
-    with pytest.raises(LoaderError, match=f"{name} must be a whole number of at most 3153600000"):
-        Settings.from_env({name: "3153600001"})
-
-
-def test_a_wrong_setting_is_answered(containers: Containers) -> None:
-    """With a termination message, like every other failure."""
-    ended = containers.run(
-        "remove", *containers.arguments(remove_request()), SD_LOADER_MAX_BYTES="10G"
-    )
-    failed(ended, Reason.INVALID_SPEC, "SD_LOADER_MAX_BYTES must be a whole number")
-
-
-@pytest.mark.parametrize("command", ["fetch", "convert", "remove"])
-@pytest.mark.parametrize(
-    ("request_text", "message"),
-    [
-        ("{", "not valid"),
-        ("{}", "owner: Field required"),
-        ('{"modelId": "../../etc"}', "modelId: String should match"),
-        ('{"surprise": "token=very-secret"}', "surprise: Extra inputs"),
-    ],
-    ids=["no JSON", "empty", "path in the model id", "unknown field"],
-)
-def test_a_request_that_does_not_parse_is_permanent(
-    containers: Containers, command: str, request_text: str, message: str
-) -> None:
-    """The message names the field and quotes nothing."""
-    ended = containers.run(command, "--request", request_text, "--store", containers.store)
-    failed(ended, Reason.INVALID_SPEC, message)
-    assert "very-secret" not in ended.stderr
-
-
-def test_a_read_only_volume_is_named(
-    containers: Containers, hub: FakeHub, tmpfs: Callable[..., Path]
-) -> None:
-    """Nothing is downloaded for a volume that nothing can be put on."""
-    containers.store = tmpfs("ro")
-    ended = containers.load(load_request(hub.serve_file("/model.safetensors", OTHER)))
-    failed(ended, Reason.VOLUME_NOT_WRITABLE, "Read-only")
-    assert hub.requests == []
-
-
-@pytest.mark.parametrize("size", ["20m", "50m"], ids=["for the download", "for the conversion"])
-def test_a_full_disk_is_named_and_freed(
-    containers: Containers,
-    hub: FakeHub,
-    tmpfs: Callable[..., Path],
-    tmp_path: Path,
-    size: str,
-) -> None:
-    """A load that does not fit gives back what it took."""
-    containers.store = tmpfs(f"size={size}")
-    write_checkpoint(tmp_path / "tiny.safetensors")  # 34 MB
-    link = hub.serve_file("/model.safetensors", tmp_path / "tiny.safetensors", ignore_range=True)
-    failed(containers.load(load_request(link)), Reason.INSUFFICIENT_STORAGE, "")
-    assert list(containers.store.iterdir()) == []
-
-
-def test_a_streamed_load_needs_no_space_but_its_own(
-    containers: Containers, hub: FakeHub, tmpfs: Callable[..., Path], tmp_path: Path
-) -> None:
-    """A volume of 40 MB holds a model of 34 MB; one of 20 MB is refused before the weights come."""
-    write_checkpoint(tmp_path / "tiny.safetensors")
-    link = hub.serve_file("/model.safetensors", tmp_path / "tiny.safetensors")
-    containers.store = tmpfs("size=20m")
-    failed(containers.load(load_request(link)), Reason.INSUFFICIENT_STORAGE, "needs")
-    assert list(containers.store.iterdir()) == []
-    assert hub.bytes_served < 4_000_000
-    containers.store = tmpfs("size=40m")
-    assert containers.load(load_request(link)).code == ExitCode.DONE

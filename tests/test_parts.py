@@ -1,31 +1,30 @@
-"""Parts of a pipeline: ControlNets and VAEs by themselves, spec.vae, and configured defaults."""
+"""Parts of a checkpoint that come from elsewhere: of spec.vae, and of configured defaults."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from catalog import Row
-from checkpoints import Checkpoint, save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
+from checkpoints import save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
 from conversions import identical
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from fakehub import FakeHub
-from loadercli import Containers, Ended, failed, load_request
+from loadercli import Containers, containers, failed, hub, load_request
+from loadercli import artifact_of as loaded
+from partloads import WEIGHTS, fails, served, without
 from safetensors.torch import load_file
-from test_convert_controlnet import save_repo as save_controlnet
 from test_convert_vae import tiny, tiny_diffusers
 from tinyrepo import save_repo
 
-from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.reasons import Reason
 from sd_api.spec import VaeSource
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-TOKEN = "hf_secret"
+__all__ = ["containers", "hub"]
+
 PEER, OPENS = "AutoencoderKL.from_single_file", "DiffusionPipeline"
 ROWS: tuple[Row, ...] = tuple(
     Row("custom_ckpt", family, f"checkpoint, VAE {what}", PEER, OPENS)
@@ -33,153 +32,6 @@ ROWS: tuple[Row, ...] = tuple(
     for what in ("replaced by spec.vae", "missing and given by spec.vae", "missing, from a default")
 )
 MAKERS = {"SD 1.x": (tiny_sd15, "sd15", "sd1"), "SDXL": (tiny_sdxl, "sdxl", "sdxl")}
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    """A Hub and file server on loopback."""
-    with FakeHub() as server:
-        yield server
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[FakeHub]:
-    """Another host."""
-    with FakeHub() as server:
-        yield server
-
-
-@pytest.fixture
-def containers(hub: FakeHub, elsewhere: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that may reach both hosts, with an empty volume."""
-    containers = Containers.reaching(hub, tmp_path)
-    containers.env["SD_LOADER_ALLOWED_HOSTS"] = f"{hub.host},{elsewhere.host}"
-    return containers
-
-
-def secret(containers: Containers, host: str | None) -> None:
-    """Mount a credentials Secret."""
-    containers.credentials.mkdir(parents=True)
-    (containers.credentials / "token").write_text(TOKEN)
-    if host is not None:
-        (containers.credentials / "host").write_text(host)
-
-
-def loaded(ended: Ended) -> Any:
-    """What a load that ended well has published."""
-    assert ended.result is not None, ended.stderr
-    assert ended.result.outcome == "loaded", ended.stderr
-    return ended.result.artifact
-
-
-def without(tensors: Checkpoint, *prefixes: str) -> Checkpoint:
-    """A checkpoint that lacks parts."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
-
-
-def served(hub: FakeHub, folder: Path, name: str, tensors: Checkpoint) -> str:
-    """A link to a file of these tensors."""
-    return hub.serve_file(f"/{name}", save_safetensors(folder / name, tensors))
-
-
-# --- by themselves
-
-
-def test_a_controlnet_of_the_table_loads_by_its_id_alone(
-    containers: Containers, hub: FakeHub, tmp_path: Path
-) -> None:
-    """`sd-loader load --model-type controlnet --model-id canny`, no url."""
-    repo = save_controlnet(tmp_path, "SD 1.x")
-    (repo / "README.md").write_text("not needed")
-    (repo / "diffusion_pytorch_model.bin").write_bytes(b"not needed")
-    hub.add_repo(CONTROLNET_REPOS["canny"], repo)
-
-    ended = containers.run(
-        "load", "--model-type", "controlnet", "--model-id", "canny", "--store", containers.store
-    )
-
-    assert ended.code == 0, ended.stderr
-    folder = containers.store / "canny"
-    assert sorted(path.name for path in folder.glob("[!.]*")) == ["config.json", WEIGHTS]
-    ControlNetModel.from_pretrained(folder.resolve(), local_files_only=True)
-    asked = {request.path.rpartition("/")[2] for request in hub.requests}
-    assert not {"README.md", "diffusion_pytorch_model.bin"} & asked
-
-
-def test_without_a_url_the_id_must_be_of_the_table(containers: Containers) -> None:
-    """The message lists the ids."""
-    ended = containers.run(
-        "load", "--model-type", "controlnet", "--model-id", "mine", "--store", containers.store
-    )
-    failed(ended, Reason.INVALID_SPEC, "one of the model ids inpaint, ip2p, tile")
-
-
-def test_a_controlnet_loads_from_a_link(
-    containers: Containers, hub: FakeHub, tmp_path: Path
-) -> None:
-    """Fetch and convert, as a Job runs them; the status says the family."""
-    repo = save_controlnet(tmp_path, "SD 2.x")
-    url = hub.serve_file("/net.safetensors", repo / WEIGHTS)
-    artifact = loaded(containers.load(load_request(url, model_type="controlnet")))
-    assert (artifact.base_model, artifact.pipeline_class) == ("sd2", "ControlNetModel")
-
-
-def test_a_vae_loads_from_a_link_a_repo_and_a_pipeline(
-    containers: Containers, hub: FakeHub, tmp_path: Path
-) -> None:
-    """The three are the same weights, so the same digest."""
-    pipeline = save_repo(tmp_path / "pipeline")
-    hub.add_repo("org/pipeline", pipeline)
-    hub.add_repo("org/vae", pipeline / "vae")
-    link = hub.serve_file("/vae.safetensors", pipeline / "vae" / WEIGHTS)
-    found = [
-        loaded(
-            containers.load(load_request(url, model_type="vae", model_id="vae", reload=url))
-        ).base_model
-        for url in ("org/pipeline", "org/vae", link)
-    ]
-    assert found == ["sd1"] * 3
-    folder = (containers.store / "vae").resolve()
-    AutoencoderKL.from_pretrained(folder, local_files_only=True)
-    asked = [request.path for request in hub.requests]
-    assert not any("unet" in path for path in asked)
-
-
-def test_inspect_tells_a_controlnet_and_a_vae(containers: Containers, tmp_path: Path) -> None:
-    """By their type, and by what would be published."""
-    net = save_controlnet(tmp_path, "SDXL") / WEIGHTS
-    vae = save_safetensors(tmp_path / "vae.safetensors", tiny())
-    for path, model_type, base, kind in (
-        (net, "controlnet", "sdxl", "ControlNetModel"),
-        (vae, "vae", "sd1", "AutoencoderKL"),
-    ):
-        found = json.loads(containers.run("inspect", path, "--json").stdout)
-        assert (found["modelType"], found["baseModel"]) == (model_type, base)
-        assert found["pipelineClass"] == kind
-
-
-@pytest.mark.parametrize(
-    ("model_type", "words"),
-    [
-        ("controlnet", "names the class null; spec.modelType controlnet is for ControlNetModel"),
-        ("vae", "names the class null; spec.modelType vae is for AutoencoderKL"),
-    ],
-)
-def test_a_repo_of_another_kind_is_refused_before_its_weights(
-    containers: Containers, hub: FakeHub, tmp_path: Path, model_type: str, words: str
-) -> None:
-    """Told by its config, for a few bytes."""
-    folder = tmp_path / "repo"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"architectures": ["CLIPTextModel"]}')
-    (folder / WEIGHTS).write_bytes(b"weights")
-    hub.add_repo("org/other", folder)
-    ended = containers.load(load_request("org/other", model_type=model_type))
-    failed(ended, Reason.UNSUPPORTED_FORMAT, words)
-    assert not any(request.path.endswith(WEIGHTS) for request in hub.requests)
-
-
-# --- spec.vae
 
 
 @pytest.mark.parametrize(
@@ -331,14 +183,6 @@ def test_a_local_vae_is_taken_by_hand(containers: Containers, tmp_path: Path) ->
     assert versions[0] != versions[1]
 
 
-def fails(containers: Containers, hub: FakeHub, folder: Path, vae: str, **fields: Any) -> Ended:
-    """Load a checkpoint with a VAE that cannot be had."""
-    url = served(hub, folder, "model.safetensors", tiny_sd15())
-    return containers.load(
-        load_request(url, **{"model_type": "custom_ckpt", "vae": VaeSource(url=vae), **fields})
-    )
-
-
 def test_what_is_no_vae_is_named(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
     """An embedding in its place, a page, nothing at all; nothing is published."""
     embedding = served(hub, tmp_path, "embedding.safetensors", {"emb_params": torch.zeros(1, 64)})
@@ -372,57 +216,6 @@ def test_a_vae_of_another_family_is_told(
     loaded(ended)
     assert ended.result is not None
     assert "the VAE is, by its scaling_factor, one of sdxl" in ended.result.message
-
-
-# --- the token
-
-
-def test_the_token_stays_with_its_host(
-    containers: Containers, hub: FakeHub, elsewhere: FakeHub, tmp_path: Path
-) -> None:
-    """The VAE's host never sees it, nor does the Hub, unless the Secret is for them."""
-    secret(containers, hub.host)
-    vae = served(elsewhere, tmp_path, "vae.safetensors", tiny())
-    loaded(fails(containers, hub, tmp_path, vae, credentials=True))
-    assert [request.headers.get("authorization") for request in elsewhere.requests] == [None]
-    sent = {request.headers.get("authorization") for request in hub.requests}
-    assert sent == {f"Bearer {TOKEN}"}
-
-
-def test_the_token_of_another_host_does_not_reach_the_hub(
-    containers: Containers, hub: FakeHub, elsewhere: FakeHub, tmp_path: Path
-) -> None:
-    """Neither for a VAE from the Hub, nor for the default parts."""
-    secret(containers, elsewhere.host)
-    repo = save_repo(tmp_path / "repo")
-    hub.add_repo("org/defaults", repo)
-    hub.add_repo("org/vae", repo / "vae")
-    containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
-    tensors = without(tiny_sd15(), "cond_stage_model.", "first_stage")
-    url = served(elsewhere, tmp_path, "model.safetensors", tensors)
-    loaded(
-        containers.load(
-            load_request(
-                url, model_type="custom_ckpt", credentials=True, vae=VaeSource(url="org/vae")
-            )
-        )
-    )
-    sent = [request.headers.get("authorization") for request in elsewhere.requests]
-    assert set(sent) == {f"Bearer {TOKEN}"}
-    assert hub.requests
-    assert all("authorization" not in request.headers for request in hub.requests)
-
-
-def test_the_token_reaches_the_vae_on_its_host(
-    containers: Containers, hub: FakeHub, tmp_path: Path
-) -> None:
-    """A private VAE beside a private model."""
-    secret(containers, hub.host)
-    vae = served(hub, tmp_path, "vae.safetensors", tiny())
-    hub.forget()
-    loaded(fails(containers, hub, tmp_path, vae, credentials=True))
-    sent = [request.headers.get("authorization") for request in hub.requests]
-    assert set(sent) == {f"Bearer {TOKEN}"}
 
 
 def test_a_default_setting_that_is_none_is_named(containers: Containers) -> None:

@@ -13,6 +13,7 @@ import pytest
 from conversions import load_request
 from fakefiles import Faults
 from fakehub import FakeHub
+from fetches import QUICK
 from loadercli import safetensors_bytes
 from tally import Tally
 from wire import Asked, Wire
@@ -27,7 +28,6 @@ from sd_loader.source.hub import fetch_repo
 REPO = "org/model"
 COMMIT = "c" * 40
 BODY = safetensors_bytes({"layer.weight": (64, 64)})
-QUICK = Retries(delays=(0, 0), longest_wait=0.5, sleep=lambda _seconds: None)
 
 
 def load(url: str, into: Path, retries: Retries = QUICK) -> Fetched:

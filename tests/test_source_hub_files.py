@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conversions import load_request
 from fakefiles import Faults
-from fakehub import FakeHub
+from fetches import TOKEN, into
+from hubfetches import REPO, hub, settings
 from loadercli import safetensors_bytes
 
 from sd_api.reasons import Reason
@@ -21,8 +21,8 @@ from sd_loader.settings import Settings
 from sd_loader.source import Fetched, fetch
 from sd_loader.source.repo_files import RepoFile, choose_file
 
-REPO = "org/model"
-TOKEN = "hf_s3cret"
+__all__ = ["hub", "into", "settings"]
+
 BODY = safetensors_bytes({"layer.weight": (64, 64)})
 DIGEST = hashlib.sha256(BODY).hexdigest()
 NAME = "v1/model.safetensors"
@@ -36,32 +36,6 @@ def folder(tmp_path: Path) -> Path:
     (folder / "v1").mkdir(parents=True)
     (folder / NAME).write_bytes(BODY)
     (folder / "other.txt").write_text("words")
-    return folder
-
-
-@pytest.fixture
-def hub(folder: Path) -> Iterator[FakeHub]:
-    """A Hub with that repo, whose LFS files come from another origin."""
-    with FakeHub(separate_cdn=True) as hub:
-        hub.add_repo(REPO, folder)
-        yield hub
-
-
-@pytest.fixture
-def settings(hub: FakeHub, tmp_path: Path) -> Settings:
-    """Settings with the fake Hub as endpoint; its CDN is an allowed host."""
-    return Settings(
-        hub_endpoint=hub.url,
-        allowed_hosts=frozenset({hub.cdn_host}),
-        credentials_dir=tmp_path / "secret",
-    )
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    """An empty source folder."""
-    folder = tmp_path / "source"
-    folder.mkdir()
     return folder
 
 

@@ -8,7 +8,7 @@ from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Spec
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
+from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate, repo_id_of
 
 HUB = "https://huggingface.co"
 MIRROR = Settings(
@@ -158,3 +158,30 @@ def test_the_templates_host_may_be_called():
 def test_a_link_to_a_hub_file_is_a_checkpoint_by_default(word):
     """Any other link than a repo's page is."""
     assert Spec(url=f"{HUB}/o/n/{word}/main/x.ckpt").effective_model_type() is CKPT
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("org/name", "org/name"),
+        ("https://huggingface.co/org/name", "org/name"),
+        ("https://www.huggingface.co/org/name/", "org/name"),
+        ("https://hf.co/org/name", "org/name"),
+        ("https://mirror.example/hub/org/name", "org/name"),
+        ("https://huggingface.co/org/name/tree/main", None),
+        ("https://huggingface.co/org", None),
+        ("https://elsewhere.example/org/name", None),
+        ("https://huggingface.co.evil.example/org/name", None),
+        ("name", None),
+        ("../../etc", None),
+        ("org/name/more", None),
+    ],
+)
+def test_repos_are_named_by_id_or_page(url, expected):
+    """Of the Hub, or of the mirror that the settings name."""
+    if expected is None:
+        with pytest.raises(LoaderError) as caught:
+            repo_id_of(url, "https://mirror.example/hub")
+        assert caught.value.reason is Reason.INVALID_SPEC
+    else:
+        assert repo_id_of(url, "https://mirror.example/hub") == expected
