@@ -21,7 +21,7 @@ from diffusers import (
     UNet3DConditionModel,
 )
 from fakehub import FakeHub
-from loadercli import Containers, failed
+from loadercli import Containers, failed, hub
 from loadercli import load_request as job_request
 from PIL import Image
 
@@ -31,6 +31,8 @@ from sd_api.reasons import ExitCode, Reason
 from sd_loader.convert import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.render import Rendered, render
+
+__all__ = ["hub"]
 
 QUICK = {"render": True, "steps": 1}
 DECODER = "first_stage_model.decoder"
@@ -43,13 +45,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    """A Hub and file server on loopback."""
-    with FakeHub() as server:
-        yield server
 
 
 @pytest.fixture
