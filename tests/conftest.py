@@ -17,7 +17,7 @@ from loadercli import slim
 from operated import checkpoints, operated
 from operators import behind
 from tally import pytest_terminal_summary, tally
-from volumes import tmpfs
+from volumes import tmpfs, volume
 
 __all__ = [
     "backend",
@@ -38,4 +38,5 @@ __all__ = [
     "stub_cluster",
     "tally",
     "tmpfs",
+    "volume",
 ]

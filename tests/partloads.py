@@ -24,8 +24,10 @@ def served(hub: FakeHub, folder: Path, name: str, tensors: Checkpoint) -> str:
     return hub.serve_file(f"/{name}", save_safetensors(folder / name, tensors))
 
 
-def fails(containers: Containers, hub: FakeHub, folder: Path, vae: str, **fields: Any) -> Ended:
-    """Load a checkpoint with a VAE that cannot be had."""
+def load_with_vae(
+    containers: Containers, hub: FakeHub, folder: Path, vae: str, **fields: Any
+) -> Ended:
+    """Load a checkpoint with the VAE of a source; fields: those of the request."""
     url = served(hub, folder, "model.safetensors", tiny_sd15())
     return containers.load(
         load_request(url, **{"model_type": "custom_ckpt", "vae": VaeSource(url=vae), **fields})

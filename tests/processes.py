@@ -58,7 +58,7 @@ def running(command: list[str], log: Path, is_ready: Callable[[], bool]) -> Iter
         deadline = time.monotonic() + START_SECONDS
         while not is_ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise TimeoutError(f"{command[0]} did not start: {log.read_text()[-2000:]}")
+                raise RuntimeError(f"{command[0]} did not start: {log.read_text()[-2000:]}")
             time.sleep(0.05)
         yield
     finally:

@@ -6,7 +6,7 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -50,13 +50,6 @@ def files(unet: bytes) -> dict[str, bytes]:
 
 ONE = files(b"1")
 TWO = files(b"2")
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
 
 
 def load_one(volume: Volume, content: Mapping[str, bytes] = ONE) -> Receipt:

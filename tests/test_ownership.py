@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,6 @@ from sd_loader.store.receipt import (
 )
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
 
 
 def test_another_models_id_is_a_conflict_that_names_its_owner(

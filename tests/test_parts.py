@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from fakehub import FakeHub
 from loadercli import Containers, containers, failed, hub, load_request
 from loadercli import artifact_of as loaded
-from partloads import WEIGHTS, fails, served, without
+from partloads import WEIGHTS, load_with_vae, served, without
 from safetensors.torch import load_file
 from test_convert_vae import tiny, tiny_diffusers
 from tinyrepo import save_repo
@@ -186,16 +186,16 @@ def test_a_local_vae_is_taken_by_hand(containers: Containers, tmp_path: Path) ->
 def test_what_is_no_vae_is_named(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
     """An embedding in its place, a page, nothing at all; nothing is published."""
     embedding = served(hub, tmp_path, "embedding.safetensors", {"emb_params": torch.zeros(1, 64)})
-    ended = fails(containers, hub, tmp_path, embedding)
+    ended = load_with_vae(containers, hub, tmp_path, embedding)
     failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a textual-inversion embedding")
-    ended = fails(containers, hub, tmp_path, f"{hub.url}/nothing")
+    ended = load_with_vae(containers, hub, tmp_path, f"{hub.url}/nothing")
     failed(ended, Reason.SOURCE_NOT_FOUND, "spec.vae: ")
-    ended = fails(containers, hub, tmp_path, "no repo")
+    ended = load_with_vae(containers, hub, tmp_path, "no repo")
     failed(ended, Reason.INVALID_SPEC, "spec.vae: no repo is neither a repo id (ORG/NAME)")
     pickle = hub.serve_file("/vae.pt", save_ckpt(tmp_path / "vae.pt", tiny()))
-    ended = fails(containers, hub, tmp_path, pickle, from_safetensors=True)
+    ended = load_with_vae(containers, hub, tmp_path, pickle, from_safetensors=True)
     failed(ended, Reason.UNSAFE_MODEL, "spec.vae: ")
-    ended = fails(containers, hub, tmp_path, "http://169.254.169.254/vae")
+    ended = load_with_vae(containers, hub, tmp_path, "http://169.254.169.254/vae")
     failed(ended, Reason.ADDRESS_REFUSED, "spec.vae: ")
     assert not (containers.store / "model").exists()
 
@@ -212,7 +212,7 @@ def test_a_vae_of_another_family_is_told(
 ) -> None:
     """It loads, as the user wants, with a warning."""
     hub.add_repo("org/vae", save_repo(tmp_path / "repo", "sdxl") / "vae")
-    ended = fails(containers, hub, tmp_path, "org/vae")
+    ended = load_with_vae(containers, hub, tmp_path, "org/vae")
     loaded(ended)
     assert ended.result is not None
     assert "the VAE is, by its scaling_factor, one of sdxl" in ended.result.message

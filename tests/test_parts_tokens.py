@@ -10,7 +10,7 @@ from checkpoints import tiny_sd15
 from fakehub import FakeHub
 from loadercli import Containers, hub, load_request
 from loadercli import artifact_of as loaded
-from partloads import fails, served, without
+from partloads import load_with_vae, served, without
 from test_convert_vae import tiny
 from tinyrepo import save_repo
 
@@ -50,7 +50,7 @@ def test_the_token_stays_with_its_host(
     """The VAE's host never sees it, nor does the Hub, unless the Secret is for them."""
     secret(containers, hub.host)
     vae = served(elsewhere, tmp_path, "vae.safetensors", tiny())
-    loaded(fails(containers, hub, tmp_path, vae, credentials=True))
+    loaded(load_with_vae(containers, hub, tmp_path, vae, credentials=True))
     assert [request.headers.get("authorization") for request in elsewhere.requests] == [None]
     sent = {request.headers.get("authorization") for request in hub.requests}
     assert sent == {f"Bearer {TOKEN}"}
@@ -87,6 +87,6 @@ def test_the_token_reaches_the_vae_on_its_host(
     secret(containers, hub.host)
     vae = served(hub, tmp_path, "vae.safetensors", tiny())
     hub.forget()
-    loaded(fails(containers, hub, tmp_path, vae, credentials=True))
+    loaded(load_with_vae(containers, hub, tmp_path, vae, credentials=True))
     sent = [request.headers.get("authorization") for request in hub.requests]
     assert set(sent) == {f"Bearer {TOKEN}"}

@@ -9,17 +9,7 @@ import pytest
 from conversions import load_request
 from fakefiles import Faults
 from fetches import into
-from hubfetches import (
-    NEEDED,
-    REPO,
-    UNET,
-    downloaded,
-    folder,
-    hub,
-    load,
-    refusal,
-    settings,
-)
+from hubfetches import NEEDED, REPO, UNET, downloaded, folder, hub, load, refusal, settings
 
 from sd_api.load import Progress
 from sd_api.reasons import Reason

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fetches import TOKEN, into, secret
-from hubfetches import (
-    REPO,
-    folder,
-    hub,
-    load,
-    refusal,
-    settings,
-)
+from hubfetches import REPO, folder, hub, load, refusal, settings
 
 from sd_api.reasons import Reason
 

@@ -8,17 +8,7 @@ import pytest
 from fakefiles import Faults
 from fakehub import blob_id
 from fetches import into
-from hubfetches import (
-    NEEDED,
-    REPO,
-    UNET,
-    downloaded,
-    folder,
-    hub,
-    load,
-    refusal,
-    settings,
-)
+from hubfetches import NEEDED, REPO, UNET, downloaded, folder, hub, load, refusal, settings
 
 from sd_api.reasons import Reason
 

@@ -7,16 +7,7 @@ from dataclasses import replace
 
 import pytest
 from fetches import into
-from hubfetches import (
-    NEEDED,
-    REPO,
-    UNET,
-    folder,
-    hub,
-    load,
-    refusal,
-    settings,
-)
+from hubfetches import NEEDED, REPO, UNET, folder, hub, load, refusal, settings
 
 from sd_api.reasons import Reason
 

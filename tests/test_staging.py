@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,6 @@ from sd_loader.store import removal
 from sd_loader.store.ownership import read_owner, take_ownership
 from sd_loader.store.staging import claim, resume
 from sd_loader.store.volume import Volume
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
 
 
 def test_a_partial_download_is_claimed_by_the_next_pod(volume: Volume, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,6 @@ from sd_loader.store.receipt import (
 )
 from sd_loader.store.staging import claim, remove_abandoned
 from sd_loader.store.volume import Volume
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
 
 
 def test_a_published_model_is_a_relative_link_to_a_version_with_its_receipt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -37,14 +37,6 @@ from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.publish import tidy
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import sweep
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
-
 
 # --- orphans
 

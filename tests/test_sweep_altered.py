@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,6 @@ from sd_api.reasons import ExitCode, Reason
 from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import Kind
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
-
 
 # --- altered and foreign files
 

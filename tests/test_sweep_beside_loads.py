@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -35,13 +35,6 @@ from sd_loader.store.publish import link
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import Kind, sweep
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
 
 
 def test_a_living_pods_folder_is_left_alone(volume: Volume, tmp_path: Path) -> None:
@@ -135,34 +128,62 @@ def test_a_load_does_not_publish_what_a_sweep_has_just_taken(
     assert before is None or FILES.items() <= tree(tmp_path / MODEL_ID).items()
 
 
-@pytest.mark.parametrize(
-    ("operation", "name"), [("open", ".new-"), ("mkdir", "pod"), ("symlink", ".link-")]
-)
-def test_a_load_goes_on_whose_empty_folder_is_removed(
-    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, name: str
-) -> None:
-    """As by a sweep that has just removed the last that lay there: it is made anew."""
-    if operation == "symlink":
-        load(volume)
-        load(volume, load_hash=NEW_HASH)
-        take_ownership(volume, OWNER, MODEL_ID, HASH)
+def has_folder(volume: Volume, place: str) -> bool:
+    """Whether the model has a folder there."""
+    return (volume.root.path / place / OWNER.uid).is_dir()
+
+
+def emptied_before(
+    monkeypatch: pytest.MonkeyPatch, volume: Volume, operation: str, name: str
+) -> list[str]:
+    """Have the model's empty folders removed at the call that puts such a name into one.
+
+    As by a sweep that has just removed the last that lay there. Returns what is then gone.
+    """
     original = getattr(os, operation)
-    removed = []
+    gone: list[str] = []
 
     def removed_first(*args: Any, **fds: Any) -> Any:
-        if str(args[operation == "symlink"]).startswith(name):
+        if any(str(arg).startswith(name) for arg in args):
             monkeypatch.undo()
-            removed.append(tree(tmp_path).keys())
+            places = [place for place in (".store", ".staging") if has_folder(volume, place)]
             volume.remove_if_empty(OWNER.uid)
-            removed.append(tree(tmp_path).keys())
+            gone.extend(place for place in places if not has_folder(volume, place))
         return original(*args, **fds)
 
     monkeypatch.setattr(os, operation, removed_first)
-    if operation == "symlink":
-        link(volume, OWNER, MODEL_ID, HASH)
-    else:
-        load(volume)
-    assert removed[1] < removed[0]
+    return gone
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "place"), [("open", ".new-", ".store"), ("mkdir", "pod", ".staging")]
+)
+def test_a_load_goes_on_whose_empty_folder_is_removed(
+    volume: Volume,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    name: str,
+    place: str,
+) -> None:
+    """It is made anew."""
+    gone = emptied_before(monkeypatch, volume, operation, name)
+    load(volume)
+    assert gone == [place]
+    assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
+
+
+def test_a_link_is_replaced_though_its_empty_folder_is_removed(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that is there already becomes the published one again."""
+    load(volume)
+    load(volume, load_hash=NEW_HASH)
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    gone = emptied_before(monkeypatch, volume, "symlink", ".link-")
+    link(volume, OWNER, MODEL_ID, HASH)
+    assert gone == [".staging"]
+    assert volume.root.link_target(MODEL_ID) == VERSION
     assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
 
 

@@ -117,6 +117,13 @@ def download(volume: Volume, pod: str, load_hash: str = HASH) -> None:
 
 
 @pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Volume]:
+    """An empty volume."""
+    with Volume.open(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mounts small volumes, where that is allowed."""
     folder = tmp_path / "tmpfs"

@@ -252,7 +252,11 @@ class Controller:
             return False
         await self._read(memory)
         now = Model.from_body(memory.body)
-        return (now.wanted, now.spec, now.deleted_at) != (model.wanted, model.spec, None)
+        return (now.wanted, now.spec, now.deleted_at) != (
+            model.wanted,
+            model.spec,
+            model.deleted_at,
+        )
 
     async def _look(self, model: Model) -> None:
         """Read a model's surroundings anew; what is seen so is no news when its event comes."""

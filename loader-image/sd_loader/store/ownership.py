@@ -82,6 +82,17 @@ def write_owner(folder: Folder, record: OwnerRecord) -> None:
     folder.write(OWNER_FILE, record.model_dump_json(by_alias=True, indent=2).encode())
 
 
+def put_owner(volume: Volume, record: OwnerRecord) -> None:
+    """Replace the record of a model's folder, which is made when missing."""
+
+    def put() -> None:
+        with volume.make(STORE_DIR, record.owner.uid) as folder:
+            write_owner(folder, record)
+
+    # A sweep may remove a folder that is still empty.
+    insist(put)
+
+
 def predecessor(volume: Volume, owner: Owner, model_id: str) -> OwnerRecord | None:
     """The former self that is published under this id, if one is; anybody else is a conflict."""
     kind = volume.root.kind(model_id)
@@ -148,14 +159,8 @@ def take_ownership(volume: Volume, owner: Owner, model_id: str, load_hash: str) 
         superseded={} if record is None else record.superseded,
     )
     if wanted != record:
-        # A sweep may remove a folder that is still empty.
-        insist(lambda: _begin(volume, wanted))
+        put_owner(volume, wanted)
     return wanted
-
-
-def _begin(volume: Volume, record: OwnerRecord) -> None:
-    with volume.make(STORE_DIR, record.owner.uid) as folder:
-        write_owner(folder, record)
 
 
 def confirm_ownership(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:

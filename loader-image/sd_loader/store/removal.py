@@ -7,7 +7,7 @@ from collections.abc import Set
 from sd_api.load import Owner
 from sd_api.names import STAGING_DIR, STORE_DIR
 from sd_loader.store import blobs
-from sd_loader.store.ownership import Version, read_owner, write_owner
+from sd_loader.store.ownership import Version, put_owner, read_owner
 from sd_loader.store.publish import remove_former
 from sd_loader.store.volume import Volume
 
@@ -16,8 +16,7 @@ def release(volume: Volume, owner: Owner) -> None:
     """Keep what is published for a later model of the same namespace and name."""
     record = read_owner(volume, owner.uid)
     if record is not None and not record.released:
-        with volume.make(STORE_DIR, owner.uid) as folder:
-            write_owner(folder, record.model_copy(update={"released": True}))
+        put_owner(volume, record.model_copy(update={"released": True}))
     _discard(volume, STAGING_DIR, owner.uid)
     volume.remove_if_empty(owner.uid)
 
