@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from sd_api.load import LoadRequest, Progress, Stage
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
-from sd_loader.convert.result import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats.snippet import snippet
+from sd_loader.handover import Converted
 from sd_loader.progress import Report
 
 if TYPE_CHECKING:
