@@ -13,6 +13,9 @@ from sd_api.spec import (
     Weights,
 )
 
+PIPELINES = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE})
+"""Model types that are whole pipelines. The others are one component, or an adapter."""
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -50,3 +53,8 @@ class Conversion:
 
     verify: Verify = field(default_factory=Verify)
     """How thoroughly the converted folder is checked before it is published."""
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether the model is a whole pipeline rather than one component or an adapter."""
+        return self.model_type in PIPELINES
