@@ -36,7 +36,7 @@ def request(kind: str, url: str, revision: str) -> Any:  # noqa: ANN401 - import
 def ours(kind: str, source: str, out: str, revision: str) -> None:
     """Convert by the loader, as `sd-loader convert` does between staging and publishing."""
     from sd_api.load import Source
-    from sd_loader.convert import convert
+    from sd_loader.convert.run import convert
     from sd_loader.handover import Fetched
     from sd_loader.request import conversion_of
 
@@ -56,7 +56,7 @@ def ours_link(url: str, out: str, revision: str) -> None:
     """Download and convert by the loader, as `sd-loader fetch` does, whatever way it chooses."""
     from urllib.parse import urlsplit
 
-    from sd_loader.convert import convert
+    from sd_loader.convert.run import convert
     from sd_loader.request import conversion_of
     from sd_loader.settings import Settings
     from sd_loader.source import fetch

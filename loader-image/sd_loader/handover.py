@@ -11,6 +11,9 @@ from pydantic import StringConstraints
 from sd_api.fields import Contract, ShortText
 from sd_api.load import Source
 
+CONFIGS = "configs"
+"""Folder in the source folder with the configs of a pipeline that only diffusers converts."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sd_api.fields import Contract
 from sd_api.spec import ModelType, Spec
-from sd_loader.convert import plan_file
-from sd_loader.convert.detect.detect import kind_of
+from sd_loader.convert.detect.kinds import model_type_of
+from sd_loader.convert.plan.file import plan_file
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
 from sd_loader.manual import request_of
@@ -63,7 +63,7 @@ class Inspection(Contract):
 def inspect(path: Path) -> Inspection:
     """Say what a file is; raises LoaderError where `load` would refuse it."""
     with open_tensor_file(path) as file:
-        found = kind_of(file.tensors)
+        found = model_type_of(file.tensors)
         # What is of no type that inspection knows is refused as what users mostly bring.
         model_type = found if found in _TYPES else ModelType.CUSTOM_CKPT
         request = request_of(Spec(url=str(path), model_type=model_type), "inspected")

@@ -67,10 +67,10 @@ def fetch_stage(
     """Download the source, unless this very load is on the volume already."""
     # Imported here: a removal does without, and starts faster.
     from sd_loader import source
-    from sd_loader.convert import refuse_unavailable
+    from sd_loader.convert.conversion import refuse_impossible
     from sd_loader.request import conversion_of
 
-    refuse_unavailable(conversion_of(request))
+    refuse_impossible(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
         published = find_published(volume, request.owner.uid, request.load_hash)
         if published is None:
@@ -106,7 +106,7 @@ def convert_stage(
     request: LoadRequest, store: Path, settings: Settings, report: Report
 ) -> LoadResult:
     """Convert and publish what this Pod has fetched, unless that is done already."""
-    from sd_loader import convert
+    from sd_loader.convert import run
     from sd_loader.request import conversion_of
 
     with _leaving_nothing(request, store) as volume:
@@ -130,7 +130,7 @@ def convert_stage(
                 staging.source() as source_dir,
                 staging.out() if is_converted else staging.fresh_out() as out,
             ):
-                converted = fetched.converted or convert.convert(
+                converted = fetched.converted or run.convert(
                     fetched, source_dir.path, conversion_of(request), out.path, report
                 )
                 for name in _ADDED:

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from sd_api.load import Progress, Source, Stage
 from sd_api.spec import Verify
-from sd_loader.convert.verify import verify_folder
+from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.streaming import StreamedFolder
+from sd_loader.convert.write.verify import verify_folder
 from sd_loader.convert.write.wants import Range, Wants, wants_of
-from sd_loader.convert.write.weights import Weights
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.outline import Outline, bring_outline
 from sd_loader.handover import Converted
@@ -40,7 +40,7 @@ _RECORD = ".streamed.json"
 """Among the files that it is about, so that it goes when they do."""
 
 
-Plan = Callable[[TensorFile, Weights], FolderPlan | None]
+Plan = Callable[[TensorFile, OpenFiles], FolderPlan | None]
 """Plans the folder of a file, given where files that lie beside it are opened.
 
 None where the file must be there as a whole.
@@ -101,13 +101,13 @@ def _stream(
             return None
         with ExitStack() as stack:
             file = stack.enter_context(open_tensor_file(into / _OUTLINE, outline.foreseen))
-            weights = Weights(stack)
-            plan = make_plan(file, weights)
+            opened = OpenFiles(stack)
+            plan = make_plan(file, opened)
             if plan is None:
                 return None
             wants, headers = _wants(plan, file, outline)
             record = _Record(out / _RECORD, _key(remote, plan, wants))
-            sources = [file, *weights.files.values()]
+            sources = [file, *opened.files.values()]
             if is_new or not record.done():
                 _clear(out)
             with StreamedFolder(out, plan.files, wants, sources, fd, record) as folder:

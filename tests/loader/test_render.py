@@ -23,8 +23,8 @@ from devkit.fakehub import FakeHub
 from sd_api.load import Progress, Stage
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import ExitCode, Reason
-from sd_loader.convert import Converted
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Converted
 from sd_loader.render import Rendered, render
 from tests.support.loader.loadercli import Containers, failed, hub
 from tests.support.loader.loadercli import load_request as job_request

@@ -15,14 +15,14 @@ import torch
 
 from devkit.fakefiles import FileServer
 from sd_api.reasons import Reason
-from sd_loader.convert import Converted, plan_file
+from sd_loader.convert.plan.file import plan_file
 from sd_loader.convert.write.files import Item, weights_file
 from sd_loader.convert.write.streaming import StreamedFolder
 from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from sd_loader.net.http_errors import Retries
 from sd_loader.request import conversion_of
 from sd_loader.settings import Settings

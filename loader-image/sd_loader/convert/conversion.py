@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sd_api.reasons import Reason
 from sd_api.spec import (
     BaseModelName,
     ModelType,
@@ -12,9 +13,19 @@ from sd_api.spec import (
     Verify,
     Weights,
 )
+from sd_loader.errors import LoaderError
+from sd_loader.torchstack import has_torch
+
+NO_EMA = (
+    "spec.weights: ema is for checkpoints (modelType custom_ckpt): a diffusers folder or component"
+    " has one set of weights"
+)
 
 PIPELINES = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE})
 """Model types that are whole pipelines. The others are one component, or an adapter."""
+
+_CHECKPOINTS = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
+"""Model types whose source may be a checkpoint with all that it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Conversion:
     """Refuse pickled weights (spec.fromSafetensors)."""
 
     original_config: bool = False
-    """Whether spec.originalConfig gives the YAML config that the checkpoint was trained with."""
+    """Whether spec.originalConfig names the YAML config that the checkpoint was trained with."""
 
     replacement_vae: bool = False
     """Whether spec.vae replaces the model's own VAE. Without its download nothing is converted."""
@@ -58,3 +69,27 @@ class Conversion:
     def is_pipeline(self) -> bool:
         """Whether the model is a whole pipeline rather than one component or an adapter."""
         return self.model_type in PIPELINES
+
+
+def refuse_impossible(conversion: Conversion) -> None:
+    """Refuse options that contradict one another or this image, before anything is downloaded."""
+    model_type = conversion.model_type
+    if conversion.weights is Weights.EMA and model_type not in _CHECKPOINTS:
+        raise LoaderError(Reason.INVALID_SPEC, NO_EMA)
+    if conversion.original_config and model_type not in _CHECKPOINTS:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.originalConfig is for checkpoints: other models come with their configs",
+        )
+    if conversion.replacement_vae and not conversion.is_pipeline:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.vae is for whole models; modelType {model_type.value} has none",
+        )
+    if conversion.verify.render and not has_torch():
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.verify.render needs torch, diffusers and transformers, which this loader image"
+            " lacks: set it to false, or have the administrator name an image with them in"
+            " loader.image",
+        )

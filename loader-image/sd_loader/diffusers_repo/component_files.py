@@ -18,6 +18,9 @@ from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pip
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 
+CONFIG_SUFFIXES = (".json", ".txt", ".model")
+"""Suffixes of configs, vocabularies, and T5's sentencepiece model."""
+
 _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",

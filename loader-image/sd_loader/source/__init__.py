@@ -14,8 +14,8 @@ from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
 if TYPE_CHECKING:
+    from sd_loader.convert.plan.open_files import OpenFiles
     from sd_loader.convert.write.files import FolderPlan
-    from sd_loader.convert.write.weights import Weights
     from sd_loader.streaming import Streaming
     from sd_loader.tensors import TensorFile
 
@@ -79,15 +79,16 @@ class _Beside:
     parts: tuple[ExtraComponent, ...]
     warnings: tuple[str, ...] = ()
 
-    def plan(self, file: TensorFile, weights: Weights) -> FolderPlan | None:
+    def plan(self, file: TensorFile, opened: OpenFiles) -> FolderPlan | None:
         """Plan the folder of a file that is about to come; None where it must be whole for that."""
-        from sd_loader.convert.plan.single import plan_single
+        from sd_loader.convert.plan.companions import Companions
+        from sd_loader.convert.plan.file import plan_download
         from sd_loader.request import conversion_of
 
         if self._add(file):
             return None
-        conversion = conversion_of(self.request)
-        return plan_single(file, conversion, self.into, self.original_config, self.parts, weights)
+        companions = Companions(self.into, self.original_config, self.parts)
+        return plan_download(file, conversion_of(self.request), companions, opened)
 
     def complete(self, path: Path) -> None:
         """Download what the file lacks."""

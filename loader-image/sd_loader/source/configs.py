@@ -6,16 +6,14 @@ from pathlib import Path, PurePosixPath
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_loader.diffusers_repo.component_files import CONFIG_SUFFIXES
 from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.errors import LoaderError
+from sd_loader.handover import CONFIGS
 from sd_loader.net.http_errors import RETRIES, Retries
 from sd_loader.net.transport import PACE, Pace
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
-
-CONFIGS = "configs"
-SMALL = (".json", ".txt", ".model")
-"""Configs, vocabularies, and T5's sentencepiece model."""
 
 
 def fetch_configs(
@@ -34,7 +32,9 @@ def fetch_configs(
 
     def small(path: str) -> bool:
         name = PurePosixPath(path)
-        part = len(name.parts) == 2 and name.suffix in SMALL and ".index." not in name.name
+        part = (
+            len(name.parts) == 2 and name.suffix in CONFIG_SUFFIXES and ".index." not in name.name
+        )
         return part or path == INDEX_NAME
 
     try:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from devkit.controlnet_layouts import SD1, SD2, TINY, config, controlnet_shapes
 from sd_api.load import Source
 from sd_api.reasons import Reason
-from sd_loader.convert import Converted, convert
+from sd_loader.convert.run import convert
 from sd_loader.convert.tables.architecture import load
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     Checkpoint,
@@ -266,7 +266,7 @@ OTHERS = {
     ),
     "an embedding": (("emb_params",), "it needs spec.modelType: embeddings"),
     "a VAE": (("encoder.conv_in.weight",), "a VAE: it needs spec.modelType: vae"),
-    "something else": (("weight",), "the file is no ControlNet: its 1 tensors are named"),
+    "something else": (("weight",), "the file is not a ControlNet: its 1 tensors are named"),
 }
 
 

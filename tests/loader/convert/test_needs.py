@@ -78,7 +78,7 @@ def test_a_pipeline_that_only_diffusers_converts_needs_its_configs():
 
 def test_without_torch_such_a_pipeline_is_refused(monkeypatch):
     """The message names the image that can convert it."""
-    monkeypatch.setattr("sd_loader.convert.fallback.has_torch", lambda: False)
+    monkeypatch.setattr("sd_loader.convert.plan.fallback.has_torch", lambda: False)
     with pytest.raises(LoaderError, match=r"only diffusers converts.*loader\.image") as caught:
         needs(file_of(SD35_LARGE), conversion())
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT

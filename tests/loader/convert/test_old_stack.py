@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sd_api.load import Source
-from sd_loader.convert import convert
+from sd_loader.convert.run import convert
 from sd_loader.handover import Fetched
 from tests.support.loader import oldstack
 from tests.support.models import tinyrepo

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_api.load import Source
 from sd_api.reasons import Reason
-from sd_loader.convert import Converted, convert
+from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     Checkpoint,
@@ -287,12 +287,12 @@ OTHERS = {
         "a ControlNet: it needs spec.modelType: controlnet",
     ),
     "a TAESD": ({"encoder.layers.0.weight": (2, 2)}, "a tiny VAE"),
-    "a decoder alone": ({"decoder.conv_in.weight": (2, 2)}, "the file is no VAE"),
+    "a decoder alone": ({"decoder.conv_in.weight": (2, 2)}, "the file is not a VAE"),
     "one of Flux": (
         {"encoder.conv_in.weight": (32, 3, 3, 3), "decoder.conv_in.weight": (32, 16, 3, 3)},
         "a VAE of 16 latent channels",
     ),
-    "something else": ({"weight": (2, 2)}, "the file is no VAE: its 1 tensors are named like"),
+    "something else": ({"weight": (2, 2)}, "the file is not a VAE: its 1 tensors are named like"),
 }
 
 

@@ -22,11 +22,10 @@ from sd_api.reasons import Reason
 from sd_loader.convert.write.cast import cast, not_finite, storage_dtype
 from sd_loader.convert.write.files import Item, SmallFile, component_files, weights_file
 from sd_loader.convert.write.strided_read import read
-from sd_loader.convert.write.views import pieces, rows, transposed, view
 from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor
+from sd_loader.tensors import Dtype, Tensor, pieces, rows, transposed, view
 
 TORCH = {
     Dtype.F64: torch.float64,

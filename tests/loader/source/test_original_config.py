@@ -15,8 +15,9 @@ from devkit.fakefiles import FileServer
 from devkit.ldm_layouts import TINY_SD2, sd2_shapes
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
-from sd_loader.convert import convert, refuse_unavailable
+from sd_loader.convert.conversion import refuse_impossible
 from sd_loader.convert.plan.original import MAX_BYTES, OriginalConfig, parse_original
+from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
 from sd_loader.request import conversion_of
@@ -315,7 +316,7 @@ def test_a_load_reads_it(tmp_path, server):
 def test_only_checkpoints_have_one(model_type):
     """Other models bring their configs along."""
     with pytest.raises(LoaderError, match=r"spec\.originalConfig is for checkpoints") as caught:
-        refuse_unavailable(conversion(model_type=model_type, original_config="https://x.y/z"))
+        refuse_impossible(conversion(model_type=model_type, original_config="https://x.y/z"))
     assert caught.value.reason is Reason.INVALID_SPEC
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from sd_api.load import LoadRequest, Progress, Source
-from sd_loader.convert import Converted, convert
 from sd_loader.convert.conversion import Conversion
-from sd_loader.handover import Fetched
+from sd_loader.convert.run import convert
+from sd_loader.handover import Converted, Fetched
 from sd_loader.request import conversion_of
 
 

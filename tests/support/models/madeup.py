@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest, Source
-from sd_loader import convert, source
+from sd_loader import source
+from sd_loader.convert import run
 from sd_loader.handover import Converted, Fetched, FileDigest
 from sd_loader.settings import Settings
 from sd_loader.stages import convert_stage, fetch_stage, remove_stage
@@ -30,7 +31,7 @@ class Parts:
         """Parts that the stages work with until the test ends."""
         parts = cls()
         monkeypatch.setattr(source, "fetch", parts.fetch)
-        monkeypatch.setattr(convert, "convert", parts.convert)
+        monkeypatch.setattr(run, "convert", parts.convert)
         return parts
 
     def fetch(

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sd_api.load import Source
-from sd_loader.convert import Converted, convert
-from sd_loader.handover import Fetched
+from sd_loader.convert.run import convert
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.conversions import conversion
 from tests.support.models.tinyrepo import copy_repo, replace, save_repo
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from sd_api.spec import BaseModelName
 from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.detect.detect import detect, known_to_diffusers_only
-from sd_loader.convert.fallback import config_repo
-from sd_loader.convert.plan.checkpoint import missing_parts
+from sd_loader.convert.detect.checkpoint import family_of
+from sd_loader.convert.plan.checkpoint import missing_components
+from sd_loader.convert.plan.fallback import foreign_pipeline
+from sd_loader.convert.plan.vae import VAE
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import TensorFile
 
@@ -44,13 +45,13 @@ def needs(file: TensorFile, conversion: Conversion) -> Needs:
     """
     if not conversion.is_pipeline:
         return Needs()
-    what = known_to_diffusers_only(file.tensors)
-    if what is not None:
-        return Needs(config_repo=config_repo(what, file.tensors))
+    pipeline = foreign_pipeline(file, conversion)
+    if pipeline is not None:
+        return Needs(config_repo=pipeline.config_repo)
     try:
-        base_model = detect(file.tensors, conversion.base_model)
-        missing = missing_parts(file.tensors, conversion.base_model)
+        base_model = family_of(file.tensors, conversion.base_model)
+        missing = missing_components(file.tensors, conversion.base_model)
     except LoaderError:
         return Needs()
-    replaced = {"vae"} if conversion.replacement_vae else set()
+    replaced = {VAE} if conversion.replacement_vae else set()
     return Needs(base_model, tuple(name for name in missing if name not in replaced))

@@ -12,16 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sd_api.reasons import Reason
-from sd_api.spec import Revision
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted, FileDigest
 from sd_loader.tensors import Dtype, Tensor
 
 SHARD_BYTES = 10 * 10**9
 """diffusers' max_shard_size, "10GB"."""
-
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
-TRANSFORMERS_WEIGHTS = "model"
 
 _METADATA = {"format": "pt"}
 """transformers reads no file without it."""
@@ -216,20 +212,3 @@ class FolderPlan:
 
 MIXED = "mixed"
 _PRECISIONS = {Dtype.F32: "fp32", Dtype.F16: "fp16", Dtype.BF16: "bf16"}
-
-
-def published_dtype(source: Dtype, revision: Revision | None) -> Dtype:
-    """The type in which a tensor is published: as asked for, else as it is.
-
-    Without a revision, what no pipeline computes in is widened to the next type that holds all its
-    values, and double precision, which nobody asked for, becomes single. Integers stay.
-    """
-    if not source.is_float:
-        return source
-    if revision is not None:
-        return _REVISIONS[revision]
-    return _WIDENED.get(source, source)
-
-
-_REVISIONS = {Revision.FP32: Dtype.F32, Revision.FP16: Dtype.F16, Revision.BF16: Dtype.BF16}
-_WIDENED = {Dtype.F64: Dtype.F32, Dtype.F8_E5M2: Dtype.F16, Dtype.F8_E4M3: Dtype.F16}

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from sd_api.reasons import Reason
 from sd_loader.convert.write.fileio import read_into
 from sd_loader.convert.write.files import WeightsFile
-from sd_loader.convert.write.views import pieces, rows, view
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor, TensorFile
+from sd_loader.tensors import Dtype, Tensor, TensorFile, pieces, rows, view
 
 if TYPE_CHECKING:
     from sd_loader.convert.write.cast import Array

@@ -6,8 +6,7 @@ import numpy as np
 
 from sd_loader.convert.write.cast import Array, storage_dtype
 from sd_loader.convert.write.fileio import read_into
-from sd_loader.convert.write.views import PIECE, strides_of, view
-from sd_loader.tensors import Tensor
+from sd_loader.tensors import PIECE, Tensor, strides_of, view
 
 
 def read(tensor: Tensor, limit: int = PIECE) -> Array:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from sd_loader.convert.write.files import PlannedFile, WeightsFile
 from sd_loader.convert.write.steps import Step, steps_of
-from sd_loader.convert.write.views import strides_of
-from sd_loader.tensors import Tensor
+from sd_loader.tensors import Tensor, strides_of
 
 GAP_BYTES = 4 << 20
 """What lies between is read along: asking anew takes longer."""

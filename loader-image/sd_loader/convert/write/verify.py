@@ -8,11 +8,10 @@ from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason
 from sd_api.spec import Verify
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
-from sd_loader.convert.write.views import pieces
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.progress import Report
-from sd_loader.tensors import Tensor, TensorFile
+from sd_loader.tensors import Tensor, TensorFile, pieces
 
 
 def verify_folder(out: Path, plan: FolderPlan, verify: Verify, report: Report) -> None:
