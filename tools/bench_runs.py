@@ -38,6 +38,7 @@ def ours(kind: str, source: str, out: str, revision: str) -> None:
     from sd_api.load import Source
     from sd_loader.convert import convert
     from sd_loader.handover import Fetched
+    from sd_loader.request import conversion_of
 
     path = Path(source)
     asked = request(kind, "https://models.example.com/model", revision)
@@ -48,7 +49,7 @@ def ours(kind: str, source: str, out: str, revision: str) -> None:
         link = path.with_name("model")
         link.unlink(missing_ok=True)
         link.hardlink_to(path)
-    convert(fetched, path.parent, asked, Path(out), lambda _: None)
+    convert(fetched, path.parent, conversion_of(asked), Path(out), lambda _: None)
 
 
 def ours_link(url: str, out: str, revision: str) -> None:
@@ -56,6 +57,7 @@ def ours_link(url: str, out: str, revision: str) -> None:
     from urllib.parse import urlsplit
 
     from sd_loader.convert import convert
+    from sd_loader.request import conversion_of
     from sd_loader.settings import Settings
     from sd_loader.source import fetch
 
@@ -66,7 +68,7 @@ def ours_link(url: str, out: str, revision: str) -> None:
     asked = request("link", url, revision)
     fetched = fetch(asked, settings, into, lambda _: None, out=folder)
     if fetched.converted is None:
-        convert(fetched, into, asked, folder, lambda _: None)
+        convert(fetched, into, conversion_of(asked), folder, lambda _: None)
 
 
 def make(kind: str, path: str) -> None:

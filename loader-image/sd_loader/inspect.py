@@ -12,6 +12,7 @@ from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
 from sd_loader.manual import request_of
 from sd_loader.progress import size
+from sd_loader.request import conversion_of
 
 _TYPES = (
     ModelType.CONTROLNET,
@@ -66,7 +67,7 @@ def inspect(path: Path) -> Inspection:
         # What is of no type that inspection knows is refused as what users mostly bring.
         model_type = found if found in _TYPES else ModelType.CUSTOM_CKPT
         request = request_of(Spec(url=str(path), model_type=model_type), "inspected")
-        plan = plan_file(file, request)
+        plan = plan_file(file, conversion_of(request))
         title = file.metadata.get(_TITLE)
         return Inspection(
             model_type=model_type,

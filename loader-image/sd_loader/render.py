@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_api.load import LoadRequest, Progress, Stage
+from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
+from sd_api.spec import ModelType, Verify
+from sd_loader.convert.conversion import Conversion
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats.snippet import snippet
@@ -51,7 +52,7 @@ class Rendered:
     warning: str | None = None
 
 
-def render(folder: Path, converted: Converted, request: LoadRequest, report: Report) -> Rendered:
+def render(folder: Path, converted: Converted, conversion: Conversion, report: Report) -> Rendered:
     """Make an image with the pipeline in the folder; raises VerificationFailed if it shows nothing.
 
     A LoRA, embedding, ControlNet or VAE is no pipeline: its keys and shapes were checked already,
@@ -62,14 +63,14 @@ def render(folder: Path, converted: Converted, request: LoadRequest, report: Rep
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report(Progress(stage=Stage.VERIFYING, percent=0))
     with explaining():
-        if request.model_type in _ADAPTERS:
+        if conversion.model_type in _ADAPTERS:
             if device == "cuda":
                 from sd_loader.render_adapter import try_adapter
 
-                try_adapter(folder, request.model_type, converted.base_model, device)
+                try_adapter(folder, conversion.model_type, converted.base_model, device)
             return Rendered()
         pipeline = open_pipeline(folder, _dtype(device, converted.precision)).to(device)
-        arguments, lacking = _arguments(pipeline, request)
+        arguments, lacking = _arguments(pipeline, conversion.verify)
         if lacking:
             return Rendered(
                 warning=f"not rendered: {type(pipeline).__name__} also takes {', '.join(lacking)}"
@@ -141,10 +142,7 @@ def _dtype(device: str, precision: str | None) -> torch.dtype:
     return published if device == "cuda" and published is not None else torch.float32
 
 
-def _arguments(
-    pipeline: Pipeline,
-    request: LoadRequest,
-) -> tuple[dict[str, Any], list[str]]:
+def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list[str]]:
     """What the pipeline is called with, and what else it would need."""
     import torch
     from PIL import Image
@@ -153,13 +151,13 @@ def _arguments(
     # Something to start from for those that change images: all of it, so nothing of it is seen.
     gradient = Image.linear_gradient("L").resize((side, side)).convert("RGB")
     offered = {
-        "prompt": request.verify.prompt or PROMPT,
+        "prompt": verify.prompt or PROMPT,
         "image": gradient,
         "mask_image": Image.new("L", (side, side), 255),
         "strength": 1.0,
         "height": side,
         "width": side,
-        "num_inference_steps": request.verify.steps or STEPS,
+        "num_inference_steps": verify.steps or STEPS,
         # On the CPU, whose random numbers are the same everywhere.
         "generator": torch.Generator("cpu").manual_seed(SEED),
     }

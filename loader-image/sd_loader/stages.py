@@ -68,8 +68,9 @@ def fetch_stage(
     # Imported here: a removal does without, and starts faster.
     from sd_loader import source
     from sd_loader.convert import refuse_unavailable
+    from sd_loader.request import conversion_of
 
-    refuse_unavailable(request)
+    refuse_unavailable(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
         published = find_published(volume, request.owner.uid, request.load_hash)
         if published is None:
@@ -106,6 +107,7 @@ def convert_stage(
 ) -> LoadResult:
     """Convert and publish what this Pod has fetched, unless that is done already."""
     from sd_loader import convert
+    from sd_loader.request import conversion_of
 
     with _leaving_nothing(request, store) as volume:
         receipt = find_published(volume, request.owner.uid, request.load_hash)
@@ -129,7 +131,7 @@ def convert_stage(
                 staging.out() if is_converted else staging.fresh_out() as out,
             ):
                 converted = fetched.converted or convert.convert(
-                    fetched, source_dir.path, request, out.path, report
+                    fetched, source_dir.path, conversion_of(request), out.path, report
                 )
                 for name in _ADDED:
                     out.unlink(name)
@@ -257,8 +259,9 @@ def _rendered(
         return converted, {}
     # Imported here: it brings torch, and needs gigabytes.
     from sd_loader.render import render
+    from sd_loader.request import conversion_of
 
-    rendered = render(out.path, converted, request, report)
+    rendered = render(out.path, converted, conversion_of(request), report)
     if rendered.warning is not None:
         converted = replace(converted, warnings=(*converted.warnings, rendered.warning))
     if rendered.preview is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_api.spec import Verify
 from sd_loader.errors import LoaderError
 
 _STACK = ("torch", "diffusers", "transformers")
@@ -16,9 +16,9 @@ def has_torch() -> bool:
     return all(find_spec(name) is not None for name in _STACK)
 
 
-def refuse_without_torch(request: LoadRequest) -> None:
+def refuse_without_torch(verify: Verify) -> None:
     """Refuse to render in an image that cannot."""
-    if request.verify.render and not has_torch():
+    if verify.render and not has_torch():
         raise LoaderError(
             Reason.INVALID_SPEC,
             "spec.verify.render needs torch, diffusers and transformers, which this loader image"

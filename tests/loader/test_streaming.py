@@ -24,6 +24,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.handover import Fetched
 from sd_loader.net.http_errors import Retries
+from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
 from sd_loader.source.link import fetch_link
 from sd_loader.streaming import Streaming
@@ -125,7 +126,7 @@ class Pod:
             folder.mkdir(exist_ok=True)
         settings = Settings(allowed_hosts=frozenset({self.server.host}))
         request = load_request(url=url, **fields)
-        streaming = Streaming(lambda file, _: plan_file(file, request), self.out)
+        streaming = Streaming(lambda file, _: plan_file(file, conversion_of(request)), self.out)
         return fetch_link(
             request, settings, self.into, lambda _: None, streaming=streaming, retries=retries
         )

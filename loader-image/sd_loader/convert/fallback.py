@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import Weights
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.detect import known_to_diffusers_only
 from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import (
@@ -58,12 +58,12 @@ def config_repo(what: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def convert_by_diffusers(
-    file: TensorFile, source_dir: Path, request: LoadRequest, out: Path, report: Report
+    file: TensorFile, source_dir: Path, conversion: Conversion, out: Path, report: Report
 ) -> Converted:
     """Convert a file that `config_repo` knows, with the configs that were fetched beside it."""
     what = known_to_diffusers_only(file.tensors) or "no such file"
     name, repo = _inferred(what, file.tensors)
-    _refuse_options(what, request)
+    _refuse_options(what, conversion)
     configs = source_dir / CONFIGS
     if not (configs / INDEX_NAME).is_file():
         raise LoaderError(
@@ -76,9 +76,9 @@ def convert_by_diffusers(
     saved = scratch / "saved"
     _save(file, index, configs, scratch, saved, what, report)
     with ExitStack() as stack:
-        plan = _plan(saved, configs, index, name, request, stack)
+        plan = _plan(saved, configs, index, name, conversion, stack)
         files = write_folder(out, plan.files, report)
-        verify_folder(out, plan, request.verify, report)
+        verify_folder(out, plan, conversion.verify, report)
     shutil.rmtree(scratch)
     return Converted(
         files=files,
@@ -113,15 +113,15 @@ def _inferred(what: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     return name, place["pretrained_model_name_or_path"]
 
 
-def _refuse_options(what: str, request: LoadRequest) -> None:
+def _refuse_options(what: str, conversion: Conversion) -> None:
     """A field that would have no effect is refused by its name."""
     given = {
-        "weights": request.weights is Weights.EMA,
-        "baseModel": request.base_model is not None,
-        "predictionType": request.prediction_type is not None,
-        "upcastAttention": request.upcast_attention is not None,
-        "originalConfig": request.original_config is not None,
-        "vae": request.vae is not None,
+        "weights": conversion.weights is Weights.EMA,
+        "baseModel": conversion.base_model is not None,
+        "predictionType": conversion.prediction_type is not None,
+        "upcastAttention": conversion.upcast_attention is not None,
+        "originalConfig": conversion.original_config,
+        "vae": conversion.replacement_vae,
     }
     for field, is_given in given.items():
         if is_given:
@@ -239,7 +239,7 @@ def _plan(
     configs: Path,
     index: Mapping[str, Any],
     base_model: str,
-    request: LoadRequest,
+    conversion: Conversion,
     stack: ExitStack,
 ) -> FolderPlan:
     """The canonical folder of what diffusers saved; tokenizers and scheduler as published."""
@@ -258,7 +258,9 @@ def _plan(
             continue
         items = [
             Item(
-                _canonical(key, class_name), tensor, published_dtype(tensor.dtype, request.revision)
+                _canonical(key, class_name),
+                tensor,
+                published_dtype(tensor.dtype, conversion.precision),
             )
             for path in weights
             for key, tensor in stack.enter_context(open_tensor_file(path)).tensors.items()

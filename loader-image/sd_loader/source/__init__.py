@@ -82,10 +82,12 @@ class _Beside:
     def plan(self, file: TensorFile, weights: Weights) -> FolderPlan | None:
         """Plan the folder of a file that is about to come; None where it must be whole for that."""
         from sd_loader.convert.plan.single import plan_single
+        from sd_loader.request import conversion_of
 
         if self._add(file):
             return None
-        return plan_single(file, self.request, self.into, self.original_config, self.parts, weights)
+        conversion = conversion_of(self.request)
+        return plan_single(file, conversion, self.into, self.original_config, self.parts, weights)
 
     def complete(self, path: Path) -> None:
         """Download what the file lacks."""
@@ -100,18 +102,19 @@ class _Beside:
 
     def _add(self, file: TensorFile) -> bool:
         """Download what the file lacks; whether that is what diffusers' own conversion needs."""
-        from sd_loader.convert import configs_needed
+        from sd_loader.convert.plan.needs import needs
+        from sd_loader.request import conversion_of
 
-        repo = configs_needed(file, self.request)
-        if repo is not None:
+        needed = needs(file, conversion_of(self.request))
+        if needed.config_repo is not None:
             from sd_loader.source.configs import fetch_configs
 
-            fetch_configs(repo, self.request, self.settings, self.into, self.report)
+            fetch_configs(needed.config_repo, self.request, self.settings, self.into, self.report)
             return True
         from sd_loader.source.parts import fetch_defaults
 
         found = fetch_defaults(
-            file, self.parts, self.request, self.settings, self.into, self.report
+            needed, self.parts, self.request, self.settings, self.into, self.report
         )
         if found is not None:
             part, said = found

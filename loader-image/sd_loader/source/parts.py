@@ -13,6 +13,7 @@ from pathlib import Path
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, VaeSource
+from sd_loader.convert.plan.needs import Needs
 from sd_loader.errors import LoaderError
 from sd_loader.handover import ExtraComponent, Fetched
 from sd_loader.net.credentials import read_credentials, token_for
@@ -20,11 +21,9 @@ from sd_loader.progress import Report
 from sd_loader.settings import Settings
 from sd_loader.source import fetch
 from sd_loader.source.locate import Link, locate
-from sd_loader.tensors import TensorFile
 
 _VAE = "vae"
 _DEFAULTS = "defaults"
-_PIPELINES = (ModelType.API_TRAINED, ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE)
 
 
 def fetch_vae(
@@ -47,7 +46,7 @@ def fetch_vae(
 
 
 def fetch_defaults(
-    file: TensorFile,
+    needs: Needs,
     here: Sequence[ExtraComponent],
     request: LoadRequest,
     settings: Settings,
@@ -59,29 +58,15 @@ def fetch_defaults(
     here: the parts that are there. Returns the part, and what a person should know of it; None
     where nothing lacks, or there is no such repo: then the conversion says what is missing.
     """
-    if not settings.default_parts or request.model_type not in _PIPELINES:
-        return None
     present = {component for part in here for component in part.components}
-    base, missing = _missing(file, request)
-    lacking = [component for component in missing if component not in present]
+    base = needs.base_model
+    lacking = [component for component in needs.components if component not in present]
     repo_id = settings.default_parts.get(base.value) if base else None
     if base is None or repo_id is None or not lacking:
         return None
     part = _fetch_defaults(base, repo_id, lacking, request, settings, into, report)
     said = f"the checkpoint has no {' and no '.join(lacking)}: taken from {repo_id[:100]}"
     return part, said
-
-
-def _missing(file: TensorFile, request: LoadRequest) -> tuple[BaseModelName | None, Sequence[str]]:
-    """The base model, and the components that the file does not hold."""
-    from sd_loader.convert.detect.detect import detect
-    from sd_loader.convert.plan.checkpoint import missing_parts
-
-    try:
-        base = detect(file.tensors, request.base_model)
-        return base, missing_parts(file.tensors, request.base_model)
-    except LoaderError:
-        return None, ()  # the conversion says why, or takes another way
 
 
 def _fetch_defaults(

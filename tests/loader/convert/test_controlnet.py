@@ -28,7 +28,7 @@ from tests.support.models.checkpoints import (
     save_safetensors,
     tiny_sd15,
 )
-from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.conversions import conversion, convert_file, identical
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -190,9 +190,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; fields: those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    request = load_request(**{"model_type": "controlnet", "url": "org/name", **fields})
+    asked = conversion(**{"model_type": "controlnet", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 
 def save_repo(folder: Path, architecture: str, *, safe: bool = True) -> Path:

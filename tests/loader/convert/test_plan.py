@@ -31,7 +31,7 @@ from sd_loader.convert.write.files import Item, json_file, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.inspect import inspect
 from sd_loader.tensors import Dtype, Tensor, TensorFile
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion
 from tests.support.models.tinymodels import MODELS
 
 UNET = "model.diffusion_model."
@@ -48,7 +48,7 @@ def tensors(shapes):
 def plan(shapes, beside=None, metadata=None, **fields):
     """The plan of a checkpoint with these tensors."""
     file = TensorFile(Path("model"), -1, "safetensors", tensors(shapes), metadata or {})
-    return plan_checkpoint(file, load_request(**fields), beside)
+    return plan_checkpoint(file, conversion(**fields), beside)
 
 
 def config(planned, path):

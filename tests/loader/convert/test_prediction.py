@@ -7,7 +7,7 @@ import pytest
 from sd_api.spec import BaseModelName, PredictionType
 from sd_loader.convert.plan.original import NOTHING_SAID, OriginalConfig
 from sd_loader.convert.plan.prediction import Prediction, decide
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion
 
 EPSILON, V = PredictionType.EPSILON, PredictionType.V_PREDICTION
 CONFIG_V, CONFIG_EPSILON = (
@@ -89,7 +89,7 @@ def test_stable_diffusion_2_takes_the_first_that_says_it(
     fields, names, metadata, original, expected, said
 ):
     """In this order; and where none says it, how it was decided is told."""
-    found = decide(BaseModelName.SD2, names, metadata, load_request(**fields), original)
+    found = decide(BaseModelName.SD2, names, metadata, conversion(**fields), original)
     assert found.type is expected
     assert (found.said is None) is (said is None)
     assert said is None or said in found.said
@@ -99,19 +99,19 @@ def test_stable_diffusion_2_takes_the_first_that_says_it(
 @pytest.mark.parametrize("fields", [{}, {"upcast_attention": True}])
 def test_others_predict_noise_unless_they_say_so(family, fields):
     """No v-model of these was published without a marker: nothing is guessed."""
-    request = load_request(**fields)
-    assert decide(family, set(), {}, request, NOTHING_SAID) == Prediction(EPSILON)
-    assert decide(family, MARK, {}, request, NOTHING_SAID) == Prediction(V)
+    asked = conversion(**fields)
+    assert decide(family, set(), {}, asked, NOTHING_SAID) == Prediction(EPSILON)
+    assert decide(family, MARK, {}, asked, NOTHING_SAID) == Prediction(V)
 
 
 def test_inpainting_with_stable_diffusion_2_predicts_noise():
     """The one that was published does."""
-    found = decide(BaseModelName.SD2, set(), {}, load_request(), NOTHING_SAID, text_to_image=False)
+    found = decide(BaseModelName.SD2, set(), {}, conversion(), NOTHING_SAID, text_to_image=False)
     assert found == Prediction(EPSILON)
 
 
 def test_zero_terminal_snr_is_read_whoever_decides():
     """The marker speaks of the schedule alone."""
-    request = load_request(prediction_type="v_prediction")
-    found = decide(BaseModelName.SDXL, {"ztsnr"}, {}, request, NOTHING_SAID)
+    asked = conversion(prediction_type="v_prediction")
+    found = decide(BaseModelName.SDXL, {"ztsnr"}, {}, asked, NOTHING_SAID)
     assert found == Prediction(V, zero_terminal_snr=True)

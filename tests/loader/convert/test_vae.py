@@ -29,7 +29,7 @@ from tests.support.models.checkpoints import (
     tiny_sd15,
     tiny_sdxl,
 )
-from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.conversions import conversion, convert_file, identical
 from tests.support.models.tinyrepo import save_repo
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -180,9 +180,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; fields: those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    request = load_request(**{"model_type": "vae", "url": "org/name", **fields})
+    asked = conversion(**{"model_type": "vae", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", some(REPOS), ids=str)

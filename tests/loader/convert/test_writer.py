@@ -318,9 +318,8 @@ def test_two_tensors_of_one_name_are_refused(source):
 MEASURED = """
 import os, sys
 from pathlib import Path
-from sd_loader.convert.plan import Item, weights_file
-from sd_loader.convert.wants import wants_of
-from sd_loader.convert.writer import write_folder
+from sd_loader.convert.write.files import Item, weights_file
+from sd_loader.convert.write.writer import write_folder
 from sd_loader.tensors import Dtype, Tensor
 
 fd = os.open(sys.argv[1], os.O_RDONLY)

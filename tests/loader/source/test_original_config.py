@@ -19,11 +19,12 @@ from sd_loader.convert import convert, refuse_unavailable
 from sd_loader.convert.plan.original import MAX_BYTES, OriginalConfig, parse_original
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
+from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
 from sd_loader.source import fetch
 from sd_loader.source.original_config import fetch_config
 from tests.support.models.checkpoints import random_tensors, save_safetensors
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion, load_request
 
 # As the repositories of the models write them.
 V2_INFERENCE_V = """
@@ -301,7 +302,7 @@ def test_a_load_reads_it(tmp_path, server):
     found = Settings(allowed_hosts=frozenset({"127.0.0.1"}))
 
     fetched = fetch(request, found, into, lambda _progress: None, allow_local=True)
-    converted = convert(fetched, into, request, out, lambda _progress: None)
+    converted = convert(fetched, into, conversion_of(request), out, lambda _progress: None)
 
     assert fetched.original_config == "config"
     assert converted.prediction_type == "epsilon"
@@ -314,7 +315,7 @@ def test_a_load_reads_it(tmp_path, server):
 def test_only_checkpoints_have_one(model_type):
     """Other models bring their configs along."""
     with pytest.raises(LoaderError, match=r"spec\.originalConfig is for checkpoints") as caught:
-        refuse_unavailable(load_request(model_type=model_type, original_config="https://x.y/z"))
+        refuse_unavailable(conversion(model_type=model_type, original_config="https://x.y/z"))
     assert caught.value.reason is Reason.INVALID_SPEC
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sd_api.load import LoadRequest
 from sd_api.spec import BaseModelName, PredictionType, Weights
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.detect import detect, task_of
 from sd_loader.convert.plan.beside import Beside
 from sd_loader.convert.plan.prediction import decide
@@ -46,23 +46,23 @@ def missing_parts(
 
 
 def plan_checkpoint(
-    file: TensorFile, request: LoadRequest, beside: Beside | None = None
+    file: TensorFile, conversion: Conversion, beside: Beside | None = None
 ) -> FolderPlan:
     """Which files the checkpoint becomes. Reads no weights, writes nothing."""
     beside = beside or Beside()
-    base_model = detect(file.tensors, request.base_model)
+    base_model = detect(file.tensors, conversion.base_model)
     task = task_of(file.tensors)
     prediction = decide(
         base_model,
         file.tensors,
         file.metadata,
-        request,
+        conversion,
         beside.original,
         text_to_image=task is None,
     )
     tensors = canonical_names(file.tensors)
     known = _known(base_model, task, prediction.type, tensors)
-    if request.weights is Weights.EMA:
+    if conversion.weights is Weights.EMA:
         tensors = averaged(tensors, known.unet)
     parts = [part for part in known.components if part.name not in beside.parts]
     require(parts, tensors)
@@ -78,7 +78,7 @@ def plan_checkpoint(
         bound = bind(component, tensors, dimensions)
         extra += left_over(component, tensors)
         items = [
-            Item(name, tensor, published_dtype(tensor.dtype, request.revision))
+            Item(name, tensor, published_dtype(tensor.dtype, conversion.precision))
             for name, tensor in bound.items()
         ]
         dtypes[component.name] = {item.dtype for item in items}
@@ -86,7 +86,7 @@ def plan_checkpoint(
     choices = Choices(
         prediction_type=prediction.type,
         zero_terminal_snr=prediction.zero_terminal_snr,
-        upcast_attention=request.upcast_attention,
+        upcast_attention=conversion.upcast_attention,
         original=beside.original,
     )
     files += small_files(known, dimensions, dtypes, choices)

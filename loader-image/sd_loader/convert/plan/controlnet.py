@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_kinds, wrong_type
 from sd_loader.convert.plan.small_files import check_heads
 from sd_loader.convert.tables import architecture
@@ -67,14 +67,14 @@ _SDXL_CONTEXT = 2048
 _AFTER_MID_ATTENTION = "mid_block.resnets.1."
 
 
-def plan_controlnet(file: TensorFile, request: LoadRequest) -> FolderPlan:
+def plan_controlnet(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Which files the ControlNet becomes. Reads no weights, writes nothing."""
     prefix = _prefix(file.tensors)
     family = _family(file.tensors, prefix)
-    if request.base_model is not None and request.base_model is not family:
+    if conversion.base_model is not None and conversion.base_model is not family:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.baseModel is {request.base_model.value}, but the file is a ControlNet of"
+            f"spec.baseModel is {conversion.base_model.value}, but the file is a ControlNet of"
             f" {family.value}",
         )
     known = load_family(family)
@@ -84,13 +84,13 @@ def plan_controlnet(file: TensorFile, request: LoadRequest) -> FolderPlan:
     bound = bind(component, file.tensors, dimensions)
     left_over(component, file.tensors)
     items = [
-        Item(name, tensor, published_dtype(tensor.dtype, request.revision))
+        Item(name, tensor, published_dtype(tensor.dtype, conversion.precision))
         for name, tensor in bound.items()
     ]
     config = fill_in(template, dimensions)
     check_heads(CONFIG, config)
-    if request.upcast_attention is not None:
-        config["upcast_attention"] = request.upcast_attention
+    if conversion.upcast_attention is not None:
+        config["upcast_attention"] = conversion.upcast_attention
     return FolderPlan(
         files=(*component_files("", component.stem, items), json_file(CONFIG, config)),
         base_model=family.value,

@@ -14,9 +14,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.detect import refuse_other_kinds
 from sd_loader.convert.plan.small_files import clip_vocabulary
 from sd_loader.convert.write.files import FolderPlan, Item, SmallFile, published_dtype, weights_file
@@ -54,23 +54,23 @@ class _Embedding:
     name: str | None = None
 
 
-def plan_embedding(file: TensorFile, request: LoadRequest) -> FolderPlan:
+def plan_embedding(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """The files the embedding becomes. Reads no weights, writes nothing."""
     refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
     found = _find(file)
     base_model = _base_model(found)
-    if request.base_model not in (None, base_model):
+    if conversion.base_model not in (None, base_model):
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.baseModel is {request.base_model.value}, but the file is an embedding of"
+            f"spec.baseModel is {conversion.base_model.value}, but the file is an embedding of"
             f" {base_model.value}",
         )
-    token, warnings = _token(found.name, request.model_id)
+    token, warnings = _token(found.name, conversion.model_id)
     weights = {WEIGHTS: found.first, WEIGHTS_2: found.second}
     return FolderPlan(
         files=(
             *(
-                weights_file(path, [Item(token, tensor, _dtype(tensor, request))])
+                weights_file(path, [Item(token, tensor, _dtype(tensor, conversion))])
                 for path, tensor in weights.items()
                 if tensor is not None
             ),
@@ -82,11 +82,11 @@ def plan_embedding(file: TensorFile, request: LoadRequest) -> FolderPlan:
     )
 
 
-def _dtype(tensor: Tensor, request: LoadRequest) -> Dtype:
+def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
     """The file's own type, even one that is not computed in, unless another is asked for."""
-    if request.revision is None:
+    if conversion.precision is None:
         return tensor.dtype
-    return published_dtype(tensor.dtype, request.revision)
+    return published_dtype(tensor.dtype, conversion.precision)
 
 
 def _find(file: TensorFile) -> _Embedding:

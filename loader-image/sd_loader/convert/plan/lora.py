@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.detect import refuse_other_kinds
 from sd_loader.convert.plan.lora_families import FAMILIES, decide
 from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style, layers_of, shown
@@ -24,14 +24,14 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 """What diffusers looks for first."""
 
 
-def plan_lora(file: TensorFile, request: LoadRequest) -> FolderPlan:
+def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """The one file the LoRA becomes. Reads no weights, writes nothing."""
     refuse_other_kinds(file.tensors, ModelType.LORA)
     layers = layers_of(file.tensors)
     _check_types(layers, file.tensors)
     # A pickle's numbers and strings are of the training program, not about the LoRA.
     metadata = file.metadata if file.format == SAFETENSORS else {}
-    base_model = decide(layers, file.tensors, metadata, request.base_model)
+    base_model = decide(layers, file.tensors, metadata, conversion.base_model)
     _check_readable(layers)
     bare = any(key.bare for layer in layers for key in layer.keys.values())
     kept, warnings = passed_on(metadata, layers, file.tensors, bare=bare)
@@ -39,7 +39,7 @@ def plan_lora(file: TensorFile, request: LoadRequest) -> FolderPlan:
         warnings += (
             f"the layers fit {' and '.join(FAMILIES)} models alike; spec.baseModel says which",
         )
-    items = _items(layers, file.tensors, request)
+    items = _items(layers, file.tensors, conversion)
     return FolderPlan(
         files=(weights_file(WEIGHTS, items, kept),),
         base_model=base_model,
@@ -49,7 +49,7 @@ def plan_lora(file: TensorFile, request: LoadRequest) -> FolderPlan:
 
 
 def _items(
-    layers: Sequence[Layer], tensors: Mapping[str, Tensor], request: LoadRequest
+    layers: Sequence[Layer], tensors: Mapping[str, Tensor], conversion: Conversion
 ) -> list[Item]:
     published = _published_names(layers)
     items = []
@@ -58,8 +58,8 @@ def _items(
             tensor = tensors[name]
             dtype = tensor.dtype
             # A scale is no weight: in half precision another one would come of it.
-            if request.revision is not None and half is not Half.ALPHA:
-                dtype = published_dtype(dtype, request.revision)
+            if conversion.precision is not None and half is not Half.ALPHA:
+                dtype = published_dtype(dtype, conversion.precision)
             items.append(Item(published.get(name, name), tensor, dtype))
     return items
 

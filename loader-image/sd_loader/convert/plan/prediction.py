@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sd_api.load import LoadRequest
 from sd_api.spec import BaseModelName, PredictionType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.original import OriginalConfig
 
 # Empty tensors by which checkpoints say how they were trained.
@@ -41,7 +41,7 @@ def decide(
     base_model: BaseModelName,
     names: Iterable[str],
     metadata: Mapping[str, str],
-    request: LoadRequest,
+    conversion: Conversion,
     original: OriginalConfig,
     *,
     text_to_image: bool = True,
@@ -51,12 +51,12 @@ def decide(
     names: of the file's tensors. Stable Diffusion 2 alone was published with either prediction.
     """
     names = set(names)
-    asked = request.prediction_type
+    asked = conversion.prediction_type
     is_sd2 = base_model is BaseModelName.SD2 and text_to_image
     zero_snr = _ZERO_SNR_MARK in names
     if asked is not None:
         return Prediction(asked, zero_snr)
-    if is_sd2 and request.upcast_attention:
+    if is_sd2 and conversion.upcast_attention:
         return Prediction(
             PredictionType.V_PREDICTION,
             zero_snr,

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.beside import Supplied
 from sd_loader.convert.plan.repo_check import checked_config
 from sd_loader.convert.plan.repo_configs import (
@@ -75,7 +75,7 @@ PlanParts = Callable[[BaseModelName, Weights], Planned]
 
 def convert_repo(
     folder: Path,
-    request: LoadRequest,
+    conversion: Conversion,
     out: Path,
     report: Report,
     plan_parts: PlanParts = lambda _base, _weights: Planned(),
@@ -86,24 +86,24 @@ def convert_repo(
     """
     with ExitStack() as stack:
         weights = Weights(stack)
-        plan = _plan(folder, request, weights, plan_parts)
-        return write_plan(plan, weights, request, out, report)
+        plan = _plan(folder, conversion, weights, plan_parts)
+        return write_plan(plan, weights, conversion, out, report)
 
 
 def write_plan(
-    plan: FolderPlan, weights: Weights, request: LoadRequest, out: Path, report: Report
+    plan: FolderPlan, weights: Weights, conversion: Conversion, out: Path, report: Report
 ) -> Converted:
     """Write the planned folder, and link what lies there already as planned."""
     kept = {file.path for file in plan.weights if _link(file, weights.files, out)}
     to_write = [file for file in plan.files if file.path not in kept]
     digests = dict(write_folder(out, to_write, report, weights.files.values()))
     digests.update(_digests(out, kept))
-    verify_folder(out, plan, request.verify, report)
+    verify_folder(out, plan, conversion.verify, report)
     return plan.converted(dict(sorted(digests.items())))
 
 
 def _plan(
-    folder: Path, request: LoadRequest, weights: Weights, plan_parts: PlanParts
+    folder: Path, conversion: Conversion, weights: Weights, plan_parts: PlanParts
 ) -> FolderPlan:
     names = files_of(folder)
     require_pipeline(list(names))
@@ -113,8 +113,8 @@ def _plan(
     chosen = choose_files(
         names,
         pipeline.without(planned.parts),
-        request.revision,
-        safetensors_only=bool(request.from_safetensors),
+        conversion.precision,
+        safetensors_only=conversion.safetensors_only,
     )
     origin, pipeline = pipeline.origin, pipeline.canonical()
     template = Template(pipeline)
@@ -124,24 +124,26 @@ def _plan(
     for component in sorted(pipeline.components):
         if component in WEIGHTS and component not in planned.parts:
             own = folder / origin(component)
-            found = component_config(read_json(own / "config.json"), component, pipeline, request)
+            found = component_config(
+                read_json(own / "config.json"), component, pipeline, conversion
+            )
             tensors = component_tensors(
                 component, pipeline.components[component], weights.open_chosen(folder, own, chosen)
             )
             config = checked_config(component, pipeline, found, tensors, dimensions)
             configs[component] = config
-            files += model_files(component, config, tensors, request)
+            files += model_files(component, config, tensors, conversion)
     for component in pipeline.components:
         if component.startswith("tokenizer"):
             files += tokenizer_files(folder / origin(component), component, template)
     scheduler = scheduler_config(
-        read_json(folder / "scheduler" / "scheduler_config.json"), pipeline, request
+        read_json(folder / "scheduler" / "scheduler_config.json"), pipeline, conversion
     )
     files.append(json_file("scheduler/scheduler_config.json", scheduler))
     files.append(json_file(INDEX_NAME, pipeline_index(pipeline, template)))
     return FolderPlan(
         files=tuple(files),
-        base_model=_base_model(pipeline, configs["unet"], request),
+        base_model=_base_model(pipeline, configs["unet"], conversion),
         pipeline_class=pipeline.class_name,
         prediction_type=prediction_type(scheduler),
         warnings=planned.warnings,
@@ -158,11 +160,11 @@ def files_of(folder: Path) -> dict[str, RepoFile]:
 
 
 def model_files(
-    component: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], request: LoadRequest
+    component: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], conversion: Conversion
 ) -> list[PlannedFile]:
     """The folder of a component that has weights."""
     items = [
-        Item(name, tensor, published_dtype(tensor.dtype, request.revision))
+        Item(name, tensor, published_dtype(tensor.dtype, conversion.precision))
         for name, tensor in tensors.items()
     ]
     precise = Template.with_precision(config, component, {item.dtype for item in items})
@@ -211,14 +213,14 @@ def _is_foreign(name: str, class_name: str) -> bool:
     return name == "text_projection.weight" and class_name == "CLIPTextModel"
 
 
-def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], request: LoadRequest) -> str:
+def _base_model(pipeline: Pipeline, unet: Mapping[str, Any], conversion: Conversion) -> str:
     width = unet.get("cross_attention_dim")
     found = _BASE_BY_WIDTH.get(width) if isinstance(width, int) else None
     base = found or _base_by_structure(pipeline, unet)
-    if request.base_model is not None and request.base_model.value != base:
+    if conversion.base_model is not None and conversion.base_model.value != base:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
-            f"spec.baseModel is {request.base_model.value}, but the repo's UNet is of {base}",
+            f"spec.baseModel is {conversion.base_model.value}, but the repo's UNet is of {base}",
         )
     return base
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.small_files import clip_vocabulary
 from sd_loader.convert.tables import architecture
 from sd_loader.convert.write.files import SmallFile, json_file
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def component_config(
-    config: Mapping[str, Any], component: str, pipeline: Pipeline, request: LoadRequest
+    config: Mapping[str, Any], component: str, pipeline: Pipeline, conversion: Conversion
 ) -> dict[str, Any]:
     """A model's config, with the class that model_index.json names."""
     if config.get("quantization_config"):
@@ -92,18 +92,18 @@ def component_config(
     class_name = pipeline.components[component]
     if component.startswith("text_encoder"):
         return {**kept, "architectures": [class_name]}
-    if component == "unet" and request.upcast_attention is not None:
-        kept["upcast_attention"] = request.upcast_attention
+    if component == "unet" and conversion.upcast_attention is not None:
+        kept["upcast_attention"] = conversion.upcast_attention
     return {"_class_name": class_name, **_version(config), **kept}
 
 
 def scheduler_config(
-    config: Mapping[str, Any], pipeline: Pipeline, request: LoadRequest
+    config: Mapping[str, Any], pipeline: Pipeline, conversion: Conversion
 ) -> dict[str, Any]:
     """The scheduler's config, with the prediction type that the spec asks for."""
     kept = _data_only(config)
-    if request.prediction_type is not None:
-        kept["prediction_type"] = request.prediction_type.value
+    if conversion.prediction_type is not None:
+        kept["prediction_type"] = conversion.prediction_type.value
     return {"_class_name": pipeline.components["scheduler"], **_version(config), **kept}
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
-from sd_loader.convert import configs_needed, plan_file
+from sd_loader.convert import plan_file
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.detect import known_to_diffusers_only
 from sd_loader.convert.plan.beside import Beside
 from sd_loader.convert.plan.original import read_original
 from sd_loader.convert.verify import verify_folder
@@ -28,28 +29,28 @@ if TYPE_CHECKING:
 
 
 def convert_single(
-    fetched: Fetched, source_dir: Path, request: LoadRequest, out: Path, report: Report
+    fetched: Fetched, source_dir: Path, conversion: Conversion, out: Path, report: Report
 ) -> Converted:
     """Convert a downloaded file into the empty folder `out`."""
     with ExitStack() as stack:
         weights = Weights(stack)
         file = weights.open(source_dir / fetched.path)
-        _refuse_pickle(file, request)
-        if configs_needed(file, request) is not None:
+        _refuse_pickle(file, conversion)
+        if conversion.is_pipeline and known_to_diffusers_only(file.tensors):
             from sd_loader.convert.fallback import convert_by_diffusers
 
-            return convert_by_diffusers(file, source_dir, request, out, report)
+            return convert_by_diffusers(file, source_dir, conversion, out, report)
         plan = plan_single(
-            file, request, source_dir, fetched.original_config, fetched.parts, weights
+            file, conversion, source_dir, fetched.original_config, fetched.parts, weights
         )
         files = write_folder(out, plan.files, report, weights.files.values())
-    verify_folder(out, plan, request.verify, report)
+    verify_folder(out, plan, conversion.verify, report)
     return plan.converted(files)
 
 
 def plan_single(
     file: TensorFile,
-    request: LoadRequest,
+    conversion: Conversion,
     source_dir: Path,
     original_config: str | None,
     parts: Sequence[ExtraComponent],
@@ -60,24 +61,24 @@ def plan_single(
     original_config, parts: what lies beside it in the source folder; weights: where the parts' own
     files are opened.
     """
-    _refuse_pickle(file, request)
+    _refuse_pickle(file, conversion)
     beside = Beside()
     if original_config is not None:
         beside = Beside(original=read_original(source_dir / original_config))
     if not parts:
-        return plan_file(file, request, beside)
+        return plan_file(file, conversion, beside)
     # Imported here: most models have all of their parts.
     from sd_loader.convert.detect.detect import detect
     from sd_loader.convert.plan.supplied import plan_parts
 
-    base = detect(file.tensors, request.base_model)
-    planned = plan_parts(parts, source_dir, base, request, weights)
-    plan = plan_file(file, request, replace(beside, parts=planned.parts))
+    base = detect(file.tensors, conversion.base_model)
+    planned = plan_parts(parts, source_dir, base, conversion, weights)
+    plan = plan_file(file, conversion, replace(beside, parts=planned.parts))
     return replace(plan, warnings=(*plan.warnings, *planned.warnings))
 
 
-def _refuse_pickle(file: TensorFile, request: LoadRequest) -> None:
-    if request.from_safetensors and file.format != SAFETENSORS:
+def _refuse_pickle(file: TensorFile, conversion: Conversion) -> None:
+    if conversion.safetensors_only and file.format != SAFETENSORS:
         raise LoaderError(
             Reason.UNSAFE_MODEL,
             "spec.fromSafetensors asks for safetensors, but the file is a pickle",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.beside import Supplied
 from sd_loader.convert.plan.component import plan_component
 from sd_loader.convert.plan.repo import Planned, component_tensors, files_of, model_files
@@ -33,7 +34,7 @@ def plan_parts(
     parts: Sequence[ExtraComponent],
     source_dir: Path,
     base: BaseModelName,
-    request: LoadRequest,
+    conversion: Conversion,
     weights: Weights,
 ) -> Planned:
     """Plan the downloaded parts for a model of this base. Reads no weights, writes nothing."""
@@ -44,12 +45,12 @@ def plan_parts(
         for component in part.components:
             try:
                 if component != NAME:
-                    planned[component] = _text_encoder(component, path, base, request, weights)
+                    planned[component] = _text_encoder(component, path, base, conversion, weights)
                 elif part.kind == "repo":
-                    planned[component], said = _vae_of_repo(path, base, request, weights)
+                    planned[component], said = _vae_of_repo(path, base, conversion, weights)
                     warnings += said
                 else:
-                    planned[component], said = _vae_of_file(path, base, request, weights)
+                    planned[component], said = _vae_of_file(path, base, conversion, weights)
                     warnings += said
             except LoaderError as error:
                 raise LoaderError(
@@ -59,21 +60,21 @@ def plan_parts(
 
 
 def _vae_of_file(
-    path: Path, base: BaseModelName, request: LoadRequest, weights: Weights
+    path: Path, base: BaseModelName, conversion: Conversion, weights: Weights
 ) -> tuple[Supplied, Sequence[str]]:
     file = weights.open(path)
-    if request.from_safetensors and file.format != SAFETENSORS:
+    if conversion.safetensors_only and file.format != SAFETENSORS:
         raise LoaderError(
             Reason.UNSAFE_MODEL, "spec.fromSafetensors asks for safetensors, but it is a pickle"
         )
-    found = vae_files(file, base, request.revision, folder=NAME)
+    found = vae_files(file, base, conversion.precision, folder=NAME)
     return Supplied(found.files), found.warnings
 
 
 def _vae_of_repo(
-    folder: Path, base: BaseModelName, request: LoadRequest, weights: Weights
+    folder: Path, base: BaseModelName, conversion: Conversion, weights: Weights
 ) -> tuple[Supplied, Sequence[str]]:
-    asked = request.model_copy(update={"model_type": ModelType.VAE, "base_model": None})
+    asked = replace(conversion, model_type=ModelType.VAE, base_model=None)
     plan = plan_component(folder, asked, weights, published=NAME)
     found = BaseModelName(plan.base_model) if plan.base_model else None
     warnings = []
@@ -86,7 +87,7 @@ def _vae_of_repo(
 
 
 def _text_encoder(
-    component: str, folder: Path, base: BaseModelName, request: LoadRequest, weights: Weights
+    component: str, folder: Path, base: BaseModelName, conversion: Conversion, weights: Weights
 ) -> Supplied:
     pipeline = parse_pipeline(read_small(folder / INDEX_NAME)).only([component])
     _library, expected = architecture.load(base.value).templates[INDEX_NAME][component]
@@ -98,12 +99,12 @@ def _text_encoder(
     chosen = choose_files(
         files_of(folder),
         pipeline,
-        request.revision,
-        safetensors_only=bool(request.from_safetensors),
+        conversion.precision,
+        safetensors_only=conversion.safetensors_only,
     )
     own = folder / component
-    found = component_config(read_json(own / "config.json"), component, pipeline, request)
+    found = component_config(read_json(own / "config.json"), component, pipeline, conversion)
     tensors = component_tensors(component, expected, weights.open_chosen(folder, own, chosen))
     dimensions: Dimensions = {}
     config = checked_config(component, pipeline, found, tensors, dimensions)
-    return Supplied(tuple(model_files(component, config, tensors, request)), dimensions)
+    return Supplied(tuple(model_files(component, config, tensors, conversion)), dimensions)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, Revision
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.detect import UNET
 from sd_loader.convert.detect.kinds import refuse_kinds, wrong_type
 from sd_loader.convert.plan.small_files import check_heads
@@ -55,11 +55,11 @@ class VaeFiles:
     warnings: tuple[str, ...]
 
 
-def plan_vae(file: TensorFile, request: LoadRequest) -> FolderPlan:
+def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Which files the VAE becomes. Reads no weights, writes nothing."""
-    found = request.base_model or _family(file)
+    found = conversion.base_model or _family(file)
     base = found or BaseModelName.SD1
-    vae = vae_files(file, base, request.revision)
+    vae = vae_files(file, base, conversion.precision)
     warnings = list(vae.warnings)
     if found is None:
         factor = vae_template(base)["scaling_factor"]
