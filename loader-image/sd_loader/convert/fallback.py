@@ -31,14 +31,14 @@ from sd_loader.convert.write.files import (
     weights_file,
 )
 from sd_loader.convert.write.writer import write_folder
+from sd_loader.diffusers_repo.component_files import CONFIG_SUFFIXES
 from sd_loader.diffusers_repo.index import INDEX_NAME, parse_json
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
-from sd_loader.handover import Converted
+from sd_loader.handover import CONFIGS_FOLDER, Converted
 from sd_loader.progress import Report
-from sd_loader.source.configs import CONFIGS, SMALL
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from sd_loader.torchstack import has_torch
 
@@ -64,7 +64,7 @@ def convert_by_diffusers(
     what = known_to_diffusers_only(file.tensors) or "no such file"
     name, repo = _inferred(what, file.tensors)
     _refuse_options(what, conversion)
-    configs = source_dir / CONFIGS
+    configs = source_dir / CONFIGS_FOLDER
     if not (configs / INDEX_NAME).is_file():
         raise LoaderError(
             Reason.LOADER_CRASHED, f"the configs of {repo} are not downloaded; run fetch again"
@@ -253,7 +253,7 @@ def _plan(
             files += [
                 SmallFile(f"{name}/{path.name}", path.read_bytes())
                 for path in sorted((configs / name).iterdir())
-                if path.suffix in SMALL
+                if path.suffix in CONFIG_SUFFIXES
             ]
             continue
         items = [

@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 _HEAD = 1024
 
 
-class Part:
+class PartialDownload:
     """`<name>.part`, its running digest, and `<name>.note` that says what it is a part of.
 
     validator: what the server knows this version of the file by; None where it tells none.
@@ -109,7 +109,7 @@ class Part:
         _part(self._path).unlink(missing_ok=True)
         _note(self._path).unlink(missing_ok=True)
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartialDownload:
         return self
 
     def __exit__(
