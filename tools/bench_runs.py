@@ -56,17 +56,18 @@ def ours_link(url: str, out: str, revision: str) -> None:
     """Download and convert by the loader, as `sd-loader fetch` does, whatever way it chooses."""
     from urllib.parse import urlsplit
 
+    from sd_loader.acquire import acquire
     from sd_loader.convert.run import convert
+    from sd_loader.net.client import HttpClient
     from sd_loader.request import conversion_of
     from sd_loader.settings import Settings
-    from sd_loader.source import fetch
 
     into, folder = Path(out, "source"), Path(out, "folder")
     into.mkdir()
     folder.mkdir()
-    settings = Settings(allowed_hosts=frozenset({urlsplit(url).netloc}))
+    client = HttpClient(Settings(allowed_hosts=frozenset({urlsplit(url).netloc})))
     asked = request("link", url, revision)
-    fetched = fetch(asked, settings, into, lambda _: None, out=folder)
+    fetched = acquire(asked, client, into, lambda _: None, out=folder)
     if fetched.converted is None:
         convert(fetched, into, conversion_of(asked), folder, lambda _: None)
 

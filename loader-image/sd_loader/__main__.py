@@ -26,6 +26,7 @@ from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
 from sd_loader.formats.snippet import snippet
+from sd_loader.net.credentials import read_credentials
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
 from sd_loader.secrets import hide, secrets_of
 from sd_loader.settings import Settings
@@ -99,6 +100,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _inspect(args: argparse.Namespace, _: Settings) -> None:
+    # Imported here: the other commands do without conversions, and start faster.
     from sd_loader.inspect import inspect
 
     found = inspect(args.file)
@@ -106,6 +108,7 @@ def _inspect(args: argparse.Namespace, _: Settings) -> None:
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    # Imported here: only this command needs it.
     from sd_loader.sweep import sweep
 
     swept = sweep(
@@ -141,8 +144,6 @@ def _answer(result: LoadResult, settings: Settings) -> None:
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     """What a server may have been sent, and so may quote."""
-    from sd_loader.net.credentials import read_credentials
-
     given, token = vars(args), None
     if "request" in given:
         with suppress(ValueError, RecursionError):

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -30,6 +29,7 @@ from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
+from sd_loader.handover import Converted, Fetched
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 from sd_loader.store import removal
@@ -47,9 +47,6 @@ from sd_loader.store.receipt import (
 from sd_loader.store.staging import Staging, claim, resume
 from sd_loader.store.volume import Volume
 
-if TYPE_CHECKING:
-    from sd_loader.handover import Converted, Fetched
-
 log = logging.getLogger(__name__)
 
 _ADDED = (PREVIEW_FILE, RECEIPT_FILE)
@@ -65,9 +62,10 @@ def fetch_stage(
     allow_local: bool = False,
 ) -> LoadResult:
     """Download the source, unless this very load is on the volume already."""
-    # Imported here: a removal does without, and starts faster.
-    from sd_loader import source
+    # Imported here: a removal does without HTTP, formats and conversions, and starts faster.
+    from sd_loader.acquire import acquire
     from sd_loader.convert.conversion import refuse_impossible
+    from sd_loader.net.client import HttpClient
     from sd_loader.request import conversion_of
 
     refuse_impossible(conversion_of(request))
@@ -89,9 +87,9 @@ def fetch_stage(
             found = _recorded(staging)
             if found is None:
                 with staging.source() as into, staging.out() as out:
-                    found = source.fetch(
+                    found = acquire(
                         request,
-                        settings,
+                        HttpClient(settings, has_token=request.credentials),
                         into.path,
                         report,
                         out=out.path,
@@ -106,6 +104,7 @@ def convert_stage(
     request: LoadRequest, store: Path, settings: Settings, report: Report
 ) -> LoadResult:
     """Convert and publish what this Pod has fetched, unless that is done already."""
+    # Imported here, as in fetch_stage.
     from sd_loader.convert import run
     from sd_loader.request import conversion_of
 
@@ -227,8 +226,6 @@ def _recorded(staging: Staging) -> Fetched | None:
 
     A record of another version of the loader does not count.
     """
-    from sd_loader.handover import Fetched
-
     try:
         found = Fetched.model_validate_json(staging.fetched() or "")
     except ValidationError:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest, Source
-from sd_loader import source
+from sd_loader import acquire
 from sd_loader.convert import run
 from sd_loader.handover import Converted, Fetched, FileDigest
 from sd_loader.settings import Settings
@@ -30,12 +30,12 @@ class Parts:
     def installed(cls, monkeypatch: pytest.MonkeyPatch) -> Parts:
         """Parts that the stages work with until the test ends."""
         parts = cls()
-        monkeypatch.setattr(source, "fetch", parts.fetch)
+        monkeypatch.setattr(acquire, "acquire", parts.fetch)
         monkeypatch.setattr(run, "convert", parts.convert)
         return parts
 
     def fetch(
-        self, _request: LoadRequest, _settings: Settings, into: Path, _report: object, **_: object
+        self, _request: LoadRequest, _client: object, into: Path, _report: object, **_: object
     ) -> Fetched:
         """Download one file, in two parts."""
         file = into / "file"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_loader.handover import CONFIGS, ExtraComponent
+from sd_loader.handover import CONFIGS_FOLDER, ExtraComponent
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ class Companions:
     @property
     def configs(self) -> Path:
         """The folder with the configs of a pipeline that only diffusers converts."""
-        return self.folder / CONFIGS
+        return self.folder / CONFIGS_FOLDER

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 
 _NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@contextlib.contextmanager
-def storage_errors(path: str) -> Iterator[None]:
-    """Name a full volume as such."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise LoaderError(
-            Reason.INSUFFICIENT_STORAGE, f"the volume is full: {path}: {error.strerror}"
-        ) from error
 
 
 def reserve(fd: int, size: int) -> None:
