@@ -25,11 +25,11 @@ from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
-from sd_loader.formats.snippet import snippet
 from sd_loader.net.credentials import read_credentials
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
 from sd_loader.secrets import hide, secrets_of
 from sd_loader.settings import Settings
+from sd_loader.snippet import snippet
 
 _UMASK = 0o022
 _OLDER_THAN_HOURS = 24.0

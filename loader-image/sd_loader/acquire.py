@@ -85,7 +85,7 @@ def acquire(
     return fetched.model_copy(
         update={
             "original_config": supplies.original_config,
-            "parts": tuple(supplies.extras),
+            "extras": tuple(supplies.extras),
             "warnings": (*fetched.warnings, *supplies.warnings),
         }
     )

@@ -68,4 +68,4 @@ class Fetched(Contract):
     """What the user should know of the source."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
-    parts: tuple[ExtraComponent, ...] = ()
+    extras: tuple[ExtraComponent, ...] = ()

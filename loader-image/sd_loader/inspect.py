@@ -10,8 +10,8 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import model_type_of
 from sd_loader.convert.plan.file import plan_file
 from sd_loader.formats import open_tensor_file
-from sd_loader.formats.snippet import snippet
 from sd_loader.progress import size
+from sd_loader.snippet import snippet
 
 _TITLE = "modelspec.title"
 

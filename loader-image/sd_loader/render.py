@@ -21,10 +21,10 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.tables.families import PUBLISHED_SIZES
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
-from sd_loader.formats.snippet import snippet
 from sd_loader.handover import Converted
 from sd_loader.progress import Report
 from sd_loader.render_adapter import try_adapter
+from sd_loader.snippet import snippet
 from sd_loader.torchstack import quiet
 
 if TYPE_CHECKING:

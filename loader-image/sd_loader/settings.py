@@ -14,7 +14,7 @@ from sd_api.load import CREDENTIALS_DIR, RETAIN_MAX_SECONDS
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 HUB_ENDPOINT = "https://huggingface.co"
 TRAINED_URL_TEMPLATE = "SD_LOADER_TRAINED_URL_TEMPLATE"

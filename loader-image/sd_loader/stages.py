@@ -27,10 +27,12 @@ from sd_api.load import (
 )
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
+from sd_loader.convert.conversion import refuse_impossible
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
 from sd_loader.handover import Converted, Fetched
 from sd_loader.progress import Report
+from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
 from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
@@ -62,11 +64,9 @@ def fetch_stage(
     allow_local: bool = False,
 ) -> LoadResult:
     """Download the source, unless this very load is on the volume already."""
-    # Imported here: a removal does without HTTP, formats and conversions, and starts faster.
+    # Imported here: a removal does without HTTP and formats, and starts faster.
     from sd_loader.acquire import acquire
-    from sd_loader.convert.conversion import refuse_impossible
     from sd_loader.net.client import HttpClient
-    from sd_loader.request import conversion_of
 
     refuse_impossible(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
@@ -106,7 +106,6 @@ def convert_stage(
     """Convert and publish what this Pod has fetched, unless that is done already."""
     # Imported here, as in fetch_stage.
     from sd_loader.convert import run
-    from sd_loader.request import conversion_of
 
     with _leaving_nothing(request, store) as volume:
         receipt = find_published(volume, request.owner.uid, request.load_hash)
@@ -256,7 +255,6 @@ def _rendered(
         return converted, {}
     # Imported here: it brings torch, and needs gigabytes.
     from sd_loader.render import render
-    from sd_loader.request import conversion_of
 
     rendered = render(out.path, converted, conversion_of(request), report)
     if rendered.warning is not None:

@@ -29,9 +29,9 @@ from sd_loader.convert.write.writer import write_folder
 from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
-from sd_loader.formats.snippet import snippet
 from sd_loader.handover import Converted
 from sd_loader.progress import Report
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from sd_loader.torchstack import quiet
 

@@ -30,7 +30,7 @@ def convert(
 ) -> Converted:
     """Convert the download in `source_dir` into the empty folder `out`."""
     refuse_impossible(conversion)
-    companions = Companions(source_dir, fetched.original_config, fetched.parts)
+    companions = Companions(source_dir, fetched.original_config, fetched.extras)
     has_vae = any(VAE in extra.components for extra in companions.extras)
     if conversion.replacement_vae and not has_vae:
         # Without this check the model's own VAE would be published.

@@ -15,7 +15,7 @@ from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pipeline
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 _TOKENIZER_FILES = (
     "vocab.json",

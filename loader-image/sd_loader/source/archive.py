@@ -22,10 +22,10 @@ from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pip
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.sniff import ZIP_MAGIC
-from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate, read_directory
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
+from sd_loader.snippet import snippet
 from sd_loader.source.ref import Checks, SourceRef
 
 FOLDER_NAME = "repo"

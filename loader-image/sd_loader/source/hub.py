@@ -36,12 +36,12 @@ from sd_loader.diffusers_repo.index import (
     parse_pipeline,
 )
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
 from sd_loader.handover import Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader, Got, Wanted
 from sd_loader.net.partial import ensure_space, file_of
 from sd_loader.progress import Report
+from sd_loader.snippet import snippet
 from sd_loader.source.link import FILE_NAME, file_format
 from sd_loader.source.locate import HubFile, HubRepo
 from sd_loader.source.ref import Checks, SourceRef, inspector

@@ -24,10 +24,10 @@ from sd_api.reasons import Reason
 from sd_api.spec import HUB_REPO_PATTERN
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
 from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import Retries, refused, unreachable
 from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
+from sd_loader.snippet import snippet
 
 _MAX_ANSWER = 32 << 20
 """Of the API: a repo of 10,000 files takes a tenth of it."""

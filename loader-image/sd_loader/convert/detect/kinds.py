@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 UNET_PREFIX = "model.diffusion_model."

@@ -26,7 +26,7 @@ from sd_loader.convert.tables.bind import (
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.unet import fitting, unet_blocks, with_blocks
 from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
 _SD2_V = "768-v"

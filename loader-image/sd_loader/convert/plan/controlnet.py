@@ -26,7 +26,7 @@ from sd_loader.convert.tables.families import CONTEXT_WIDTHS
 from sd_loader.convert.write.files import FolderPlan, component_files, json_file
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
 CLASS = "ControlNetModel"

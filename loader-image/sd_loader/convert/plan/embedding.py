@@ -24,7 +24,7 @@ from sd_loader.convert.tables.families import PUBLISHED_SIZES, families_by_text_
 from sd_loader.convert.write.files import FolderPlan, Item, SmallFile, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.formats import CKPT
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 
 FIRST_FILE = "learned_embeds.safetensors"

@@ -29,7 +29,7 @@ from sd_loader.convert.write.files import (
 from sd_loader.diffusers_repo.component_files import CONFIG_SUFFIXES
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_json
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import TensorFile
 from sd_loader.torchstack import has_torch
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 UNET = "unet"

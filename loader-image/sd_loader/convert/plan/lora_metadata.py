@@ -11,7 +11,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style, shown
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 ADAPTER = "lora_adapter_metadata"

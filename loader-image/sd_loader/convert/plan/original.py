@@ -13,7 +13,7 @@ from pathlib import Path
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 MAX_BYTES = 64 << 10
 """Published configs have 2 to 4 KB."""

@@ -16,7 +16,7 @@ from sd_loader.convert.write.files import PlannedFile, component_files, json_fil
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.diffusers_repo.index import CONFIG_NAME, WEIGHTS
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")

@@ -13,7 +13,7 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.tables import architecture
 from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, Pipeline, parse_json
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 # These name code rather than numbers: transformers would fetch attention kernels from the Hub.
 _NOT_DATA = ("attn_implementation", "experts_implementation", "chat_template", "dtype")

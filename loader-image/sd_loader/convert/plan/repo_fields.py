@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 _MOST = 1 << 20
 """More than any width or vocabulary."""

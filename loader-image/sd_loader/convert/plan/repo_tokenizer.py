@@ -13,7 +13,7 @@ from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
 from sd_loader.convert.write.files import SmallFile, json_file
 from sd_loader.diffusers_repo.index import parse_json
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 _CONFIG_KEYS = (
     "add_prefix_space",

@@ -9,7 +9,7 @@ from sd_loader.convert.tables.architecture import Component, Row, take
 from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.tables.dimensions import Dimensions, describe, matches
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _NAMES = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _OLD = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
