@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from sd_api.crd import structural
-from sd_api.loadhash import LOAD_FIELDS, load_hash
-from sd_api.spec import Spec
+from sd_api.loadhash import load_hash
+from sd_api.spec import LoadFields, Spec
 
 GOLDEN = Path(__file__).parent / "golden" / "load-hashes.json"
 CASES: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text())
@@ -59,11 +60,17 @@ def properties(schema: dict[str, Any], path: str = "") -> Iterator[str]:
             yield path + key
 
 
+def aliases(model: type[BaseModel]) -> set[str]:
+    """The names of a model's fields in JSON."""
+    return {str(field.alias) for field in model.model_fields.values()}
+
+
 def test_each_load_affecting_field_has_a_case_of_its_own() -> None:
     """A field that is added comes with its hash."""
     schema = structural(Spec.model_json_schema(by_alias=True))
-    load_affecting = {str(Spec.model_fields[name].alias) for name in LOAD_FIELDS} | {"modelType"}
-    expected = {path for path in properties(schema) if path.partition(".")[0] in load_affecting}
+    expected = {
+        path for path in properties(schema) if path.partition(".")[0] in aliases(LoadFields)
+    }
     assert set(fields_set_alone()) == expected
 
 
@@ -87,3 +94,39 @@ def test_all_other_hashes_differ() -> None:
     same |= {"controlnet-by-model-id", "controlnet-spelled-out"}
     hashes = [case["hash"] for name, case in CASES.items() if name not in same]
     assert len(set(hashes)) == len(hashes)
+
+
+OPERATED = {
+    "modelId": "other",
+    "webhook": "https://hooks.example.com",
+    "webhookSecretRef": {"name": "hooks", "key": "signing"},
+    "credentialsSecretRef": {"name": "token"},
+    "deletionPolicy": "Retain",
+    "suspend": True,
+    "priority": 5,
+    "storage": {"claimName": "fast"},
+    "job": {"activeDeadlineSeconds": 60},
+}
+"""A value for each field of the spec that is not load-affecting."""
+
+
+def test_each_field_of_the_spec_is_load_affecting_or_known_not_to_be() -> None:
+    """A field that is added stands in LoadFields, or is added here."""
+    assert aliases(Spec) - aliases(LoadFields) == OPERATED.keys()
+
+
+@pytest.mark.parametrize("field", OPERATED)
+def test_other_fields_do_not_change_the_hash(field: str) -> None:
+    """Such an edit loads nothing."""
+    spec = {**URL_ONLY["spec"], field: OPERATED[field]}
+    assert hash_of({"spec": spec}) == URL_ONLY["hash"]
+
+
+@pytest.mark.parametrize("name", LoadFields.model_fields)
+def test_a_load_affecting_field_at_its_default_is_absent_from_the_hash(name: str) -> None:
+    """So a field that a later version adds does not load every model again."""
+    field = LoadFields.model_fields[name]
+    assert not field.is_required()
+    default = field.get_default(call_default_factory=True)
+    spec = Spec.model_validate({name: default, **URL_ONLY["spec"]})
+    assert load_hash(spec, "m", None) == URL_ONLY["hash"]

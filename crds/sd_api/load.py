@@ -8,22 +8,13 @@ and bounded strings, and it never names a path.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
-from sd_api.fields import Contract, Count, LoadHash, Sha256, ShortText, Uid, Url
+from sd_api.fields import Contract, Count, LoadHash, Sha256, Uid, Url
 from sd_api.reasons import Reason
-from sd_api.spec import (
-    BaseModelName,
-    ModelId,
-    ModelType,
-    PredictionType,
-    Revision,
-    VaeSource,
-    Verify,
-    Weights,
-)
+from sd_api.spec import LoadFields, ModelId, ModelType, Spec
 
 RESULT_MAX_BYTES = 2048
 MESSAGE_MAX_LENGTH = 512
@@ -42,31 +33,55 @@ class Owner(Contract):
     name: Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9.-]+$")]
 
 
-class LoadRequest(Contract):
-    """One load, in full: `sd-loader fetch --request JSON` and `convert` read the same."""
+class Request(Contract):
+    """Base of what the operator asks of the loader: the JSON argument of a loader command.
+
+    It is closed: a loader that does not know a field refuses the request, since without the field
+    it would do something else than was asked.
+    """
+
+    def to_argument(self) -> str:
+        """The request as JSON, with only the fields that are set."""
+        return self.model_dump_json(by_alias=True, exclude_defaults=True)
+
+    @classmethod
+    def from_argument(cls, text: str) -> Self:
+        """Read a request; raise ValidationError for a field that is unknown, at any level."""
+        return cls.model_validate_json(text, strict=True, extra="forbid")
+
+
+class LoadRequest(LoadFields, Request):
+    """One load: `sd-loader fetch --request JSON` and `sd-loader convert --request JSON`."""
+
+    model_config = ConfigDict(extra="forbid")
 
     owner: Owner
     model_id: ModelId
-    model_type: ModelType
-    url: Url
     load_hash: LoadHash
-    git_revision: ShortText | None = None
-    revision: Revision | None = None
-    weights: Weights = Weights.STANDARD
-    from_safetensors: bool | None = None
-    upcast_attention: bool | None = None
-    sha256: Sha256 | None = None
-    base_model: BaseModelName | None = None
-    prediction_type: PredictionType | None = None
-    original_config: Url | None = None
-    vae: VaeSource | None = None
-    verify: Verify = Field(default_factory=Verify)
+    url: Url
+    model_type: ModelType
     credentials: bool = Field(
         default=False, description="Whether a token is expected in the credentials folder."
     )
 
+    @classmethod
+    def from_spec(
+        cls, spec: Spec, owner: Owner, load_hash: str, *, credentials: bool = False
+    ) -> LoadRequest:
+        """The load of a spec, with effective values in place of defaults that depend on others."""
+        fields = {name: getattr(spec, name) for name in LoadFields.model_fields}
+        fields["url"] = spec.effective_url(owner.name)
+        fields["model_type"] = spec.effective_model_type()
+        return cls(
+            **fields,
+            owner=owner,
+            model_id=spec.effective_model_id(owner.name),
+            load_hash=load_hash,
+            credentials=credentials,
+        )
 
-class RemoveRequest(Contract):
+
+class RemoveRequest(Request):
     """The clean-up of one deleted model: `sd-loader remove --request JSON`."""
 
     owner: Owner

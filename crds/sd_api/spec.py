@@ -163,18 +163,19 @@ class JobOverrides(ResourcePart):
     )
 
 
-class Spec(ResourcePart):
-    """Desired state of one model."""
+class LoadFields(ResourcePart):
+    """What is loaded, and how: each field is load-affecting.
+
+    The spec and the load request share these fields, and load_hash is a digest of them: a change
+    of any of them loads the model again. A field has a default, and is absent from the hash at its
+    default, so that a field that is added loads nothing again.
+    """
 
     url: Url | None = Field(
         default=None,
         description="Hugging Face repo id (ORG/NAME) or page, an http(s) link to a model file, or"
         " with modelType api_trained a trained model's id or link. May be left out for modelType"
         " controlnet when the model id is one of the vendor's eleven.",
-    )
-    model_id: ModelId | None = Field(
-        default=None,
-        description="The name it is published under. Default: metadata.name. Immutable.",
     )
     model_type: ModelType | None = Field(
         default=None,
@@ -193,15 +194,6 @@ class Spec(ResourcePart):
         default=None,
         description="The UNet's upcast_attention. Absent: as detected. With true, SD 2 is taken for"
         " 2.1 768-v.",
-    )
-    webhook: Url | None = Field(default=None, description="URL called on load events.")
-    webhook_secret_ref: SecretKeyRef | None = Field(
-        default=None, description="Key that signs the webhook's calls (Standard Webhooks)."
-    )
-    credentials_secret_ref: SecretRef | None = Field(
-        default=None,
-        description="Secret with the keys `token` and `host`; the token is sent to that host only,"
-        " over https. For Hub sources the host defaults to the Hub's.",
     )
     git_revision: (
         Annotated[
@@ -230,6 +222,26 @@ class Spec(ResourcePart):
     vae: VaeSource | None = Field(default=None, description="A VAE that replaces the model's own.")
     verify: Verify = Field(
         default_factory=Verify, description="How thoroughly the model is tried before publishing."
+    )
+
+
+class Spec(LoadFields):
+    """Desired state of one model."""
+
+    # The fields below are not load-affecting: they say how the operator treats the model.
+
+    model_id: ModelId | None = Field(
+        default=None,
+        description="The name it is published under. Default: metadata.name. Immutable.",
+    )
+    webhook: Url | None = Field(default=None, description="URL called on load events.")
+    webhook_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="Key that signs the webhook's calls (Standard Webhooks)."
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with the keys `token` and `host`; the token is sent to that host only,"
+        " over https. For Hub sources the host defaults to the Hub's.",
     )
     deletion_policy: DeletionPolicy = Field(
         default=DeletionPolicy.DELETE,
