@@ -1,6 +1,6 @@
 """Write the table of docs/troubleshooting.md from the enum of reasons.
 
-python tools/make_troubleshooting_doc.py
+python -m tools.make_troubleshooting_doc
 """
 
 from __future__ import annotations
