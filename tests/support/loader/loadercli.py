@@ -118,7 +118,7 @@ class Containers:
 
     def arguments(self, request: LoadRequest | RemoveRequest) -> tuple[str, str, str, str]:
         """The arguments of a Job's container."""
-        return "--request", request.model_dump_json(by_alias=True), "--store", str(self.store)
+        return "--request", request.to_argument(), "--store", str(self.store)
 
 
 def failed(ended: Ended, reason: Reason, message: str) -> None:
@@ -145,18 +145,9 @@ def load_request(
 ) -> LoadRequest:
     """The request that the operator makes of a spec with this url."""
     credentials = fields.pop("credentials", False)
-    model_id = fields.pop("model_id", "model")
-    spec = Spec(url=url, **fields)
-    loading = {name: getattr(spec, name) for name in fields if name != "model_type"}
-    return LoadRequest(
-        owner=owner,
-        model_id=model_id,
-        model_type=spec.effective_model_type(),
-        url=url,
-        load_hash=load_hash(spec, owner.name, reload),
-        credentials=credentials,
-        **loading,
-    )
+    spec = Spec(url=url, **{"model_id": "model", **fields})
+    digest = load_hash(spec, owner.name, reload)
+    return LoadRequest.from_spec(spec, owner, digest, credentials=credentials)
 
 
 def remove_request(owner: Owner = OWNER, *, retain: bool = False) -> RemoveRequest:

@@ -119,13 +119,13 @@ def answer(root: Path, name: str = "pod") -> LoadResult:
 
 def _load(name: str, owner: Owner = OWNER, model_id: str = MODEL_ID, **fields: str) -> Pod:
     asked = request(owner, **fields).model_copy(update={"model_id": model_id})
-    text = asked.model_dump_json(by_alias=True)
+    text = asked.to_argument()
     return Pod((("fetch", "--request", text), ("convert", "--request", text)), name)
 
 
 def _remove(name: str, owner: Owner = OWNER, model_id: str = MODEL_ID, **fields: bool) -> Pod:
     asked = RemoveRequest(owner=owner, model_id=model_id, **fields)
-    return Pod((("remove", "--request", asked.model_dump_json(by_alias=True)),), name)
+    return Pod((("remove", "--request", asked.to_argument()),), name)
 
 
 FIRST = _load("load")
