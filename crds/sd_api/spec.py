@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from sd_api.controlnets import CONTROLNET_REPOS
-from sd_api.fields import DnsName, ResourcePart, Sha256, ShortText, Url
+from sd_api.fields import DnsName, Extensible, Sha256, ShortText, Url
 from sd_api.names import MODEL_ID_PATTERN
 
 HUB_REPO_PATTERN = r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$"
@@ -74,26 +74,26 @@ class DeletionPolicy(StrEnum):
     RETAIN = "Retain"
 
 
-class SecretRef(ResourcePart):
+class SecretRef(Extensible):
     """Names a Secret in the model's own namespace."""
 
     name: DnsName
 
 
-class SecretKeyRef(ResourcePart):
+class SecretKeyRef(Extensible):
     """Names one key of a Secret in the model's own namespace."""
 
     name: DnsName
     key: Annotated[str, StringConstraints(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 
 
-class VaeSource(ResourcePart):
+class VaeSource(Extensible):
     """Where a VAE comes from that replaces the checkpoint's own."""
 
     url: Url = Field(description="Hugging Face repo id or http(s) link of the VAE.")
 
 
-class Verify(ResourcePart):
+class Verify(Extensible):
     """How thoroughly the converted model is tried before it is published."""
 
     weights: bool = Field(
@@ -110,7 +110,7 @@ class Verify(ResourcePart):
     )
 
 
-class Storage(ResourcePart):
+class Storage(Extensible):
     """Which volume the model is published on."""
 
     claim_name: DnsName = Field(
@@ -118,7 +118,7 @@ class Storage(ResourcePart):
     )
 
 
-class Toleration(ResourcePart):
+class Toleration(Extensible):
     """A core/v1 Toleration."""
 
     key: ShortText | None = None
@@ -133,14 +133,14 @@ ResourceList = Annotated[
 ]
 
 
-class Resources(ResourcePart):
+class Resources(Extensible):
     """A core/v1 ResourceRequirements, without claims."""
 
     requests: ResourceList | None = None
     limits: ResourceList | None = None
 
 
-class JobOverrides(ResourcePart):
+class JobOverrides(Extensible):
     """What this model's loader Job has otherwise than the operator's default."""
 
     resources: Resources | None = Field(
@@ -163,7 +163,7 @@ class JobOverrides(ResourcePart):
     )
 
 
-class LoadFields(ResourcePart):
+class LoadFields(Extensible):
     """What is loaded, and how: each field is load-affecting.
 
     The spec and the load request share these fields, and load_hash is a digest of them: a change

@@ -19,14 +19,16 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from sd_api.load import MESSAGE_MAX_LENGTH, LoadRequest, LoadResult, RemoveRequest, Request
+from sd_api.humanize import size
+from sd_api.load import LoadRequest, RemoveRequest, Request
 from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec, Weights
+from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
 from sd_loader.formats.snippet import snippet
-from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
+from sd_loader.progress import CLEAR_LINE, for_people, json_lines
 from sd_loader.secrets import hide, secrets_of
 from sd_loader.settings import Settings
 
@@ -134,7 +136,7 @@ def _answer(result: LoadResult, settings: Settings) -> None:
     if settings.termination_log is None:
         return
     try:
-        settings.termination_log.write_text(result.to_message(), encoding="utf-8")
+        settings.termination_log.write_text(result.encode(), encoding="utf-8")
     except OSError as error:
         _tell(f"warning: cannot write the termination message: {error.strerror}")
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import StringConstraints
 
 from sd_api.fields import Contract, ShortText
-from sd_api.load import LoadRequest, Source
+from sd_api.load import LoadRequest
 from sd_api.spec import ModelType
+from sd_api.wire import Source
 from sd_loader.convert.result import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.progress import Report

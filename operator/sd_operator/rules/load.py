@@ -9,12 +9,12 @@ import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sd_api import names, netguard
-from sd_api.load import LoadResult, Stage
+from sd_api import humanize, names, netguard
 from sd_api.reasons import Reason, Retry
 from sd_api.spec import BARE_ID_PATTERN, ModelType
 from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource, WebhookEvent
-from sd_operator.base import humanize, times
+from sd_api.wire import LoadResult, Stage
+from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.rules import diagnose, manifests, queue
 from sd_operator.rules.decision import FinalizerChange

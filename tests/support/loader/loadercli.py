@@ -15,10 +15,11 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
-from sd_api.load import Artifact, LoadRequest, LoadResult, Owner, RemoveRequest
+from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import Spec
+from sd_api.wire import Artifact, LoadResult
 
 OWNER = Owner(uid="uid-1", namespace="ns", name="model")
 NAMESAKE = Owner(uid="uid-2", namespace="ns", name="model")
@@ -93,7 +94,7 @@ class Containers:
         message = self.message(pod)
         text = message.read_text() if message.exists() else ""
         message.unlink(missing_ok=True)
-        return Ended(process.returncode, stdout, stderr, LoadResult.from_message(text))
+        return Ended(process.returncode, stdout, stderr, LoadResult.decode(text))
 
     def message(self, pod: str) -> Path:
         """Where a Pod's termination message goes."""

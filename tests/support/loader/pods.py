@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest
+from sd_api.load import LoadRequest, Owner, RemoveRequest
+from sd_api.wire import LoadResult
 from sd_loader.__main__ import main
 from sd_loader.convert.result import Converted
 from sd_loader.store import blobs
@@ -112,7 +113,7 @@ def message_of(root: Path, name: str) -> Path:
 
 def answer(root: Path, name: str = "pod") -> LoadResult:
     """A Pod's answer."""
-    found = LoadResult.from_message(message_of(root, name).read_text())
+    found = LoadResult.decode(message_of(root, name).read_text())
     assert found is not None
     return found
 
