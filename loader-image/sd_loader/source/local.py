@@ -11,9 +11,9 @@ from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.wire import Source
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.source.link import FILE_NAME, file_format
 
 

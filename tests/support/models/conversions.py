@@ -10,7 +10,7 @@ import torch
 from sd_api.load import LoadRequest
 from sd_api.wire import Progress, Source
 from sd_loader.convert import Converted, convert
-from sd_loader.source import Fetched
+from sd_loader.handover import Fetched
 
 
 def load_request(**fields: Any) -> LoadRequest:
