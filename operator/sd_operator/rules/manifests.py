@@ -9,6 +9,7 @@ from sd_api.defaults import format_default_parts
 from sd_api.load import CREDENTIALS_DIR, STORE_MOUNT, LoadRequest, RemoveRequest
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Spec
+from sd_api.trained import is_trained_id, trained_link
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
 from sd_operator.rules.decision import JobPlan
@@ -97,20 +98,15 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
 
 
 def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
-    """The spec with what only the operator knows: the trained model's link, and the GPU."""
+    """The spec with what only the operator knows: a trained model's link, and the GPU."""
+    url, template = spec.url, settings.trained_url_template
+    if url is not None and template is not None and is_trained_id(url, spec.model_type):
+        url = trained_link(template, url)
     verify = spec.verify
     if verify.render is None:
         gpus = _limits(overrides, settings.loader).get(settings.loader.gpu_resource, 0)
         verify = verify.model_copy(update={"render": str(gpus) != "0"})
-    url = spec.url and _source_url(spec.url, settings)
     return spec.model_copy(update={"url": url, "verify": verify})
-
-
-def _source_url(url: str, settings: Settings) -> str:
-    """A trained model's bare id becomes a link."""
-    if "/" in url or settings.trained_url_template is None:
-        return url
-    return settings.trained_url_template.replace("{id}", url)
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
