@@ -9,12 +9,6 @@ from pydantic import ConfigDict, Field, StringConstraints
 from sd_api.fields import Contract, LoadHash, Uid, Url
 from sd_api.spec import LoadFields, ModelId, ModelType, Spec
 
-RETAIN_MAX_SECONDS = 100 * 365 * 24 * 3600
-"""How long previous versions may be kept: a hundred years, so that dates stay dates."""
-
-CREDENTIALS_DIR = "/run/secrets/sd"
-STORE_MOUNT = "/models"
-
 
 class Owner(Contract):
     """Whose model it is."""

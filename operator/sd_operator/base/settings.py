@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sd_api.load import RETAIN_MAX_SECONDS
+from sd_api.loader_env import RETAIN_MAX_SECONDS
 from sd_api.netguard import Guard, effective_port
 from sd_api.spec import JobOverrides
 from sd_operator.base.environment import Reader, kubeconfig

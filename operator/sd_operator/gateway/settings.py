@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_api.load import RETAIN_MAX_SECONDS
+from sd_api.loader_env import RETAIN_MAX_SECONDS
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
 from sd_operator.base.settings import LoaderSettings
