@@ -150,7 +150,7 @@ def test_names(model_id: str, name: str) -> None:
 @QUICK
 @given(st.from_regex(MODEL_ID_PATTERN.replace("$", r"\Z")))
 def test_every_id_has_a_name(model_id: str) -> None:
-    """A DNS label that leaves room for what is made of it."""
+    """A DNS label, which names itself."""
     name = resource_name(model_id)
     assert len(name) <= NAME_MAX_LENGTH
     assert resource_name(name) == name
