@@ -24,7 +24,7 @@ help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: and go on in the browser)
-	.venv-demo/bin/python tools/demo.py $(if $(KEEP),--keep)
+	.venv-demo/bin/python -m tools.demo $(if $(KEEP),--keep)
 
 # Threads of torch's own would wait for each other where workers keep all cores busy.
 test test-all: export OMP_NUM_THREADS := 1
@@ -50,21 +50,21 @@ format: $(DEV) ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 bench: $(DEV) ## Measure the loader beside cp and diffusers (needs 30 GB of disk)
-	$(BIN)/python tools/bench.py
+	$(BIN)/python -m tools.bench
 
 bench-scale: $(DEV) ## Measure the operator with 1,000 models (MODELS=...)
-	$(BIN)/python tools/bench_scale.py --models $(or $(MODELS),1000)
+	$(BIN)/python -m tools.bench_scale --models $(or $(MODELS),1000)
 
 crd: $(DEV) ## Render the CRD, and what the charts take from it
 	$(BIN)/python -m sd_api.crd > crds/stablediffusionmodels.yaml
-	$(BIN)/python tools/make_chart.py
+	$(BIN)/python -m tools.make_chart
 
 docs: $(DEV) ## Write the parts of docs/ that come from the code
-	$(BIN)/python tools/make_docs.py
-	$(BIN)/python tools/make_models_doc.py
+	$(BIN)/python -m tools.make_docs
+	$(BIN)/python -m tools.make_models_doc
 
 chart: $(DEV) ## Package both charts into dist/
-	$(BIN)/python tools/kubectl.py
+	$(BIN)/python -m tools.kubectl
 	.cache/bin/helm lint --strict charts/*
 	.cache/bin/helm package charts/* --destination dist
 
@@ -81,7 +81,7 @@ else
 endif
 
 lock: $(LOCK) ## Write the images' lock files, from pyproject.toml and constraints.txt
-	.venv-lock/bin/python tools/lock_images.py
+	.venv-lock/bin/python -m tools.lock_images
 
 clean: ## Remove virtual environments and caches
 	rm -rf .venv .venv-demo .venv-lock .cache

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from backends import (
+from tests.support.gateway.browser import browser
+from tests.support.gateway.gallerysite import gallery, site, stranger
+from tests.support.gateway.gatewayrun import gateway
+from tests.support.kube.backends import (
     backend,
     cluster,
     shared_cluster,
@@ -10,14 +13,11 @@ from backends import (
     stub_backend,
     stub_cluster,
 )
-from browser import browser
-from gallerysite import gallery, site, stranger
-from gatewayrun import gateway
-from loadercli import slim
-from operated import checkpoints, operated
-from operators import behind
-from tally import pytest_terminal_summary, tally
-from volumes import tmpfs, volume
+from tests.support.kube.operated import checkpoints, operated
+from tests.support.kube.operators import behind
+from tests.support.loader.loadercli import slim
+from tests.support.loader.volumes import tmpfs, volume
+from tests.support.tally import pytest_terminal_summary, tally
 
 __all__ = [
     "backend",

@@ -1,6 +1,6 @@
 """Measure full-size loads beside `cp` or the plain download, and beside diffusers, in one run.
 
-    python tools/bench.py [--dir FOLDER] [--rounds N] [--only WORD]
+    python -m tools.bench [--dir FOLDER] [--rounds N] [--only WORD]
 
 Each row makes a random model of a real one's size; then the three take turns on the same file
 system, with the source in the page cache, earlier writes on disk, and nobody calling fsync. Before
@@ -26,9 +26,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from range_server import RangeServer
+from tools.range_server import RangeServer
 
-RUNS = Path(__file__).with_name("bench_runs.py")
+RUNS = "tools.bench_runs"
 MEMORY_TARGET = 100
 STREAMING_MEMORY_TARGET = 150
 """MB; the second where the bytes come from the network."""
@@ -207,7 +207,7 @@ def timed(*arguments: object) -> Measured:
 
 def child(*arguments: object) -> float:
     """Run it in a process of its own; its peak memory in MB."""
-    line = [sys.executable, str(RUNS), *map(str, arguments)]
+    line = [sys.executable, "-m", RUNS, *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
         sys.exit(f"{' '.join(line)}\n{done.stderr}")

@@ -1,6 +1,6 @@
 """What `bench` measures: each of RUNS in a process of its own, which prints its peak memory in kB.
 
-python tools/bench_runs.py RUN ARGUMENT...
+python -m tools.bench_runs RUN ARGUMENT...
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
 MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet", "repo-bin": "huggingface"}
 
 
@@ -72,7 +71,6 @@ def ours_link(url: str, out: str, revision: str) -> None:
 
 def make(kind: str, path: str) -> None:
     """Write random numbers of a real model's names and shapes: each storage its own, all finite."""
-    sys.path.insert(0, str(TESTS))
     import torch
     from safetensors.torch import save_file
 
@@ -176,31 +174,31 @@ def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
 
 
 def _sd15() -> dict[str, tuple[int, ...]]:
-    from ldm_layouts import SD15, sd15_shapes
+    from devkit.ldm_layouts import SD15, sd15_shapes
 
     return sd15_shapes(SD15)
 
 
 def _sd15_ema() -> dict[str, tuple[int, ...]]:
-    from ldm_layouts import SD15, ema_shapes
+    from devkit.ldm_layouts import SD15, ema_shapes
 
     return _sd15() | ema_shapes(SD15)
 
 
 def _sdxl() -> dict[str, tuple[int, ...]]:
-    from ldm_layouts import SDXL, sdxl_shapes
+    from devkit.ldm_layouts import SDXL, sdxl_shapes
 
     return sdxl_shapes(SDXL)
 
 
 def _sd21() -> dict[str, tuple[int, ...]]:
-    from ldm_layouts import SD2, sd2_shapes
+    from devkit.ldm_layouts import SD2, sd2_shapes
 
     return sd2_shapes(SD2)
 
 
 def _controlnet() -> dict[str, tuple[int, ...]]:
-    from controlnet_layouts import SD1, controlnet_shapes
+    from devkit.controlnet_layouts import SD1, controlnet_shapes
 
     return controlnet_shapes(SD1)
 

@@ -1,6 +1,6 @@
 """Measure the operator with many models: applying, loading, resting, restarting.
 
-    python tools/bench_scale.py [--models N] [--rest SECONDS] [--kubeconfig FILE]
+    python -m tools.bench_scale [--models N] [--rest SECONDS] [--kubeconfig FILE]
 
 The API server is standalone's, without its controllers and node, in a process of its own; or a
 throw-away one that a kubeconfig names, such as a bare kube-apiserver with etcd. What a node would
@@ -352,7 +352,9 @@ def main() -> int:
         kubeconfig = options.kubeconfig or work / "kubeconfig"
         server = None
         if not options.kubeconfig:
-            server = subprocess.Popen([sys.executable, __file__, "--serve", str(kubeconfig)])
+            server = subprocess.Popen(
+                [sys.executable, "-m", "tools.bench_scale", "--serve", str(kubeconfig)]
+            )
         try:
             while not kubeconfig.exists():
                 time.sleep(0.1)

@@ -26,14 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from devkit.fakehub import FakeHub
+from devkit.tiny import write_checkpoint
+from devkit.webhook_receiver import WebhookReceiver
+from tools.kubectl import kubectl_path
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests"))  # the demo shares the tests' fake Hub and made-up models
-
-from fakehub import FakeHub  # noqa: E402 - needs the path above
-from kubectl import kubectl_path  # noqa: E402 - needs the path above
-from tiny import write_checkpoint  # noqa: E402 - needs the path above
-from webhook_receiver import WebhookReceiver  # noqa: E402 - needs the path above
-
 BYTES_PER_SECOND = 4_000_000
 DEADLINE_SECONDS = 90
 

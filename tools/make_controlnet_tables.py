@@ -2,19 +2,20 @@
 
 SDXL's have no original layout that diffusers reads: their table holds diffusers' own names.
 
-    python tools/make_controlnet_tables.py     writes …/convert/data/controlnet-*/table.json
+    python -m tools.make_controlnet_tables     writes …/convert/tables/data/controlnet-*/table.json
 """
 
 from __future__ import annotations
 
 import json
 
-import make_tables
 import torch
-from controlnet_layouts import SD1, SD2, controlnet_shapes
 from diffusers import ControlNetModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-from make_tables import DATA, PRIMES, ROOT, Symbol, Table, fill_in, render
+
+from devkit.controlnet_layouts import SD1, SD2, controlnet_shapes
+from tools import make_tables
+from tools.make_tables import DATA, PRIMES, ROOT, Symbol, Table, fill_in, render
 
 PREFIX = "control_model."
 ORIGINALS = {"controlnet-sd1": SD1, "controlnet-sd2": SD2, "controlnet-sdxl": None}

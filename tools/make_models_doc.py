@@ -1,33 +1,29 @@
 """Write the table of docs/models.md from the rows that the tests run over.
 
-python tools/make_models_doc.py
+python -m tools.make_models_doc
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-import sys
 from itertools import groupby
 from pathlib import Path
+
+from sd_api.spec import ModelType
+from tests.support.models.catalog import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 DOC = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- made by tools/make_models_doc.py -->\n", "<!-- end -->\n"
 
-sys.path.insert(0, str(TESTS))
-
-from catalog import Row  # noqa: E402 - after its path
-
-from sd_api.spec import ModelType  # noqa: E402 - beside the other
-
 
 def rows() -> list[Row]:
     """The rows of all test modules that have some, by model type."""
     modules = [
-        path.stem
-        for path in sorted(TESTS.glob("test_*.py"))
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted(TESTS.rglob("test_*.py"))
         if re.search(r"^ROWS\b", path.read_text(), re.MULTILINE)
     ]
     found = [row for name in modules for row in importlib.import_module(name).ROWS]

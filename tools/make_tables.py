@@ -3,33 +3,35 @@
 The converters run on symbols, objects that remember only which tensor of the checkpoint they come
 from and what was done to it; the models that the tables must fit are built without memory from the
 loader's own config templates, with dimensions that no two share, so that each number of a shape can
-be told by name. `tests/test_tables.py` makes the tables again and compares.
+be told by name. `tests/loader/convert/test_tables.py` makes the tables again and compares.
 
-    python tools/make_tables.py          writes loader-image/sd_loader/convert/data/**/table.json
+    python -m tools.make_tables      writes loader-image/sd_loader/convert/tables/data/**/table.json
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-import torch  # noqa: E402 - after the path of the layouts
-from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
-from diffusers.loaders.single_file_utils import (  # noqa: E402
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from ldm_layouts import (  # noqa: E402
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+)
+
+from devkit.ldm_layouts import (
     REFINER,
     SD2,
     SD15,
@@ -39,13 +41,9 @@ from ldm_layouts import (  # noqa: E402
     sd15_shapes,
     sdxl_shapes,
 )
-from transformers import (  # noqa: E402
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-)
+from sd_loader.convert.tables.architecture import DATA, UNET_CONFIG, fill_in
 
-from sd_loader.convert.architecture import DATA, UNET_CONFIG, fill_in  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 Shape = tuple[int, ...]
 Table = dict[str, dict[str, Any]]

@@ -1,6 +1,6 @@
 """Make the loader's bundled CLIP vocabulary from the one that open_clip ships.
 
-    python tools/make_tokenizers.py bpe_simple_vocab_16e6.txt.gz
+    python -m tools.make_tokenizers bpe_simple_vocab_16e6.txt.gz
 
 The file is in the wheel of open_clip_torch, under open_clip/. What is made of it are the very bytes
 that the repositories of Stable Diffusion ship as tokenizer/vocab.json and merges.txt; the digests
@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parent.parent / "loader-image/sd_loader/convert/data/clip"
+DATA = Path(__file__).resolve().parent.parent / "loader-image/sd_loader/convert/tables/data/clip"
 DIGESTS = {
     "merges.txt": "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a",
     "vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",

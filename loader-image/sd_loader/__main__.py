@@ -141,7 +141,7 @@ def _answer(result: LoadResult, settings: Settings) -> None:
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     """What a server may have been sent, and so may quote."""
-    from sd_loader.source.credentials import read_credentials
+    from sd_loader.net.credentials import read_credentials
 
     given, token = vars(args), None
     if "request" in given:

@@ -14,8 +14,8 @@ from typing import Any
 
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
-from sd_loader.convert import architecture
-from sd_loader.convert.folder import INDEX, Choices, small_files
+from sd_loader.convert.plan.small_files import INDEX, Choices, small_files
+from sd_loader.convert.tables import architecture
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype
 

@@ -19,17 +19,17 @@ from pathlib import Path
 
 from sd_api.load import Progress, Source, Stage
 from sd_api.spec import Verify
-from sd_loader.convert.plan import FolderPlan, WeightsFile
 from sd_loader.convert.result import Converted
-from sd_loader.convert.streamed import StreamedFolder
-from sd_loader.convert.wants import Range, Wants, wants_of
-from sd_loader.convert.weights import Weights
+from sd_loader.convert.verify import verify_folder
+from sd_loader.convert.write.files import FolderPlan, WeightsFile
+from sd_loader.convert.write.streaming import StreamedFolder
+from sd_loader.convert.write.wants import Range, Wants, wants_of
+from sd_loader.convert.write.weights import Weights
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.outline import Outline, bring_outline
+from sd_loader.net.ranges import ChangedError, RemoteFile
 from sd_loader.progress import Report
-from sd_loader.source.ranges import ChangedError, RemoteFile
 from sd_loader.tensors import TensorFile
-from sd_loader.verify import verify_folder
 
 LEAST_BYTES = 16 << 20
 """A smaller file is downloaded in less time than it takes to ask for its parts."""

@@ -8,9 +8,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from sd_operator import logs, standalone
-from sd_operator.environment import SettingsError
-from sd_operator.settings import Settings
+from sd_operator import standalone
+from sd_operator.base import logs
+from sd_operator.base.environment import SettingsError
+from sd_operator.base.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def _run() -> int:
         print(f"sd-operator: {error}", file=sys.stderr)
         return 2
     logs.set_up(settings.log_level, settings.log_format)
-    from sd_operator.operate import operate
+    from sd_operator.runtime.run import operate
 
     async def run() -> None:
         await operate(settings, asyncio.Event())

@@ -14,8 +14,8 @@ from sd_loader.progress import Report
 from sd_loader.torchstack import refuse_without_torch
 
 if TYPE_CHECKING:
-    from sd_loader.convert.beside import Beside
-    from sd_loader.convert.plan import FolderPlan
+    from sd_loader.convert.plan.beside import Beside
+    from sd_loader.convert.write.files import FolderPlan
     from sd_loader.source import Fetched
     from sd_loader.tensors import TensorFile
 
@@ -50,17 +50,17 @@ def convert(
     path = source_dir / fetched.path
     # Imported here: neither way needs the other's modules.
     if fetched.kind == "repo" and request.model_type in _COMPONENTS:
-        from sd_loader.convert.component import convert_component
+        from sd_loader.convert.plan.component import convert_component
 
         return convert_component(path, request, out, report)
     if fetched.kind == "repo":
         if request.weights is Weights.EMA:
             raise LoaderError(Reason.INVALID_SPEC, _NO_EMA)
-        from sd_loader.convert.repo import convert_repo
+        from sd_loader.convert.plan.repo import convert_repo
 
         if not fetched.parts:
             return convert_repo(path, request, out, report)
-        from sd_loader.convert.supplied import plan_parts
+        from sd_loader.convert.plan.supplied import plan_parts
 
         return convert_repo(
             path,
@@ -69,7 +69,7 @@ def convert(
             report,
             lambda base, weights: plan_parts(fetched.parts, source_dir, base, request, weights),
         )
-    from sd_loader.convert.single import convert_single
+    from sd_loader.convert.plan.single import convert_single
 
     return convert_single(fetched, source_dir, request, out, report)
 
@@ -102,7 +102,7 @@ def configs_needed(file: TensorFile, request: LoadRequest) -> str | None:
     """
     if request.model_type in (*_COMPONENTS, *_ADAPTERS):
         return None
-    from sd_loader.convert.detect import known_to_diffusers_only
+    from sd_loader.convert.detect.detect import known_to_diffusers_only
 
     what = known_to_diffusers_only(file.tensors)
     if what is None:
@@ -116,22 +116,22 @@ def plan_file(file: TensorFile, request: LoadRequest, beside: Beside | None = No
     """Plan the folder of a single file, by the model type. Reads no weights, writes nothing."""
     match request.model_type:
         case ModelType.CONTROLNET:
-            from sd_loader.convert.controlnet import plan_controlnet
+            from sd_loader.convert.plan.controlnet import plan_controlnet
 
             return plan_controlnet(file, request)
         case ModelType.VAE:
-            from sd_loader.convert.vae import plan_vae
+            from sd_loader.convert.plan.vae import plan_vae
 
             return plan_vae(file, request)
         case ModelType.LORA:
-            from sd_loader.convert.lora import plan_lora
+            from sd_loader.convert.plan.lora import plan_lora
 
             return plan_lora(file, request)
         case ModelType.EMBEDDINGS:
-            from sd_loader.convert.embedding import plan_embedding
+            from sd_loader.convert.plan.embedding import plan_embedding
 
             return plan_embedding(file, request)
         case _:
-            from sd_loader.convert.checkpoint import plan_checkpoint
+            from sd_loader.convert.plan.checkpoint import plan_checkpoint
 
             return plan_checkpoint(file, request, beside)

@@ -16,8 +16,10 @@ from typing import Any
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import Weights
-from sd_loader.convert.detect import known_to_diffusers_only
-from sd_loader.convert.plan import (
+from sd_loader.convert.detect.detect import known_to_diffusers_only
+from sd_loader.convert.result import Converted
+from sd_loader.convert.verify import verify_folder
+from sd_loader.convert.write.files import (
     DIFFUSERS_WEIGHTS,
     TRANSFORMERS_WEIGHTS,
     FolderPlan,
@@ -29,18 +31,16 @@ from sd_loader.convert.plan import (
     published_dtype,
     weights_file,
 )
-from sd_loader.convert.result import Converted
-from sd_loader.convert.writer import write_folder
+from sd_loader.convert.write.writer import write_folder
+from sd_loader.diffusers_repo.index import INDEX_NAME, parse_json
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
 from sd_loader.progress import Report
 from sd_loader.source.configs import CONFIGS, SMALL
-from sd_loader.source.pipelines import INDEX_NAME, parse_json
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from sd_loader.torchstack import has_torch
-from sd_loader.verify import verify_folder
 
 _SCRATCH = "fallback"
 _CONFIG = "config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sd_loader.convert.plan import FolderPlan
+from sd_loader.convert.write.files import FolderPlan
 
 
 @dataclass(frozen=True, slots=True)

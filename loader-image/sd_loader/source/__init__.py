@@ -17,8 +17,8 @@ from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
 if TYPE_CHECKING:
-    from sd_loader.convert.plan import FolderPlan
-    from sd_loader.convert.weights import Weights
+    from sd_loader.convert.write.files import FolderPlan
+    from sd_loader.convert.write.weights import Weights
     from sd_loader.streaming import Streaming
     from sd_loader.tensors import TensorFile
 
@@ -115,7 +115,7 @@ class _Beside:
 
     def plan(self, file: TensorFile, weights: Weights) -> FolderPlan | None:
         """Plan the folder of a file that is about to come; None where it must be whole for that."""
-        from sd_loader.convert.single import plan_single
+        from sd_loader.convert.plan.single import plan_single
 
         if self._add(file):
             return None
@@ -180,12 +180,12 @@ def _fetch_source(
 
             fetched = take_file(request, settings, into)
         case Link(url):
-            from sd_loader.source.http import fetch_link
+            from sd_loader.source.link import fetch_link
 
             asked = request.model_copy(update={"url": url})
             fetched = fetch_link(asked, settings, into, report, streaming=streaming)
     if request.model_type is ModelType.API_TRAINED:
-        from sd_loader.source.unpack import unpack_pipeline
+        from sd_loader.source.archive import unpack_pipeline
 
         return unpack_pipeline(fetched, request, settings, into)
     return fetched

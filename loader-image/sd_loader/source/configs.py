@@ -6,12 +6,12 @@ from pathlib import Path, PurePosixPath
 
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.errors import LoaderError
+from sd_loader.net.http_errors import RETRIES, Retries
+from sd_loader.net.transport import PACE, Pace
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
-from sd_loader.source.answers import RETRIES, Retries
-from sd_loader.source.pipelines import INDEX_NAME
-from sd_loader.source.transport import PACE, Pace
 
 CONFIGS = "configs"
 SMALL = (".json", ".txt", ".model")

@@ -16,26 +16,7 @@ from pathlib import Path, PurePosixPath
 from sd_api.load import LoadRequest, Progress, Source, Stage
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
-from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
-from sd_loader.progress import Report
-from sd_loader.settings import Settings
-from sd_loader.source import Fetched
-from sd_loader.source.answers import RETRIES, Retries
-from sd_loader.source.download import Downloader, Got, Wanted
-from sd_loader.source.http import FILE_NAME, check_link, file_format, refuse_what_cannot_load
-from sd_loader.source.hub_api import Repo, hub_session, hub_token, resolve
-from sd_loader.source.locate import HubFile, repo_id_of
-from sd_loader.source.part import ensure_space, file_of
-from sd_loader.source.pipelines import (
-    CONFIG_NAME,
-    INDEX_NAME,
-    MAX_JSON_BYTES,
-    SINGLE,
-    parse_component,
-    parse_pipeline,
-)
-from sd_loader.source.repo_files import (
+from sd_loader.diffusers_repo.component_files import (
     RepoFile,
     choose_component,
     choose_file,
@@ -45,7 +26,26 @@ from sd_loader.source.repo_files import (
     replaced,
     require_pipeline,
 )
-from sd_loader.source.transport import PACE, Pace
+from sd_loader.diffusers_repo.index import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MAX_JSON_BYTES,
+    SINGLE,
+    parse_component,
+    parse_pipeline,
+)
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+from sd_loader.net.download import Downloader, Got, Wanted
+from sd_loader.net.http_errors import RETRIES, Retries
+from sd_loader.net.partial import ensure_space, file_of
+from sd_loader.net.transport import PACE, Pace
+from sd_loader.progress import Report
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched
+from sd_loader.source.hub_api import Repo, hub_session, hub_token, resolve
+from sd_loader.source.link import FILE_NAME, check_link, file_format, refuse_what_cannot_load
+from sd_loader.source.locate import HubFile, repo_id_of
 
 FOLDER_NAME = "repo"
 _SMALL = (".json", ".txt")

@@ -23,13 +23,13 @@ from sd_api.fields import Count, Sha256
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import HUB_REPO_PATTERN
+from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
+from sd_loader.net.credentials import read_credentials, token_for
+from sd_loader.net.http_errors import Retries, refused, unreachable
+from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS, Pace, make_client
 from sd_loader.settings import Settings
-from sd_loader.source.answers import Retries, refused, unreachable
-from sd_loader.source.credentials import read_credentials, token_for
-from sd_loader.source.repo_files import RepoFile, check_names
-from sd_loader.source.transport import LOADER_VERSION, READ_SECONDS, Pace, make_client
 
 _MAX_ANSWER = 32 << 20
 """Of the API: a repo of 10,000 files takes a tenth of it."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from sd_api.load import LoadRequest, Source
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.net.partial import ensure_space
 from sd_loader.settings import Settings
 from sd_loader.source import Fetched
-from sd_loader.source.http import FILE_NAME, file_format
-from sd_loader.source.part import ensure_space
+from sd_loader.source.link import FILE_NAME, file_format
 
 
 def take_file(request: LoadRequest, settings: Settings, into: Path) -> Fetched:

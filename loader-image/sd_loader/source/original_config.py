@@ -7,14 +7,14 @@ from pathlib import Path
 from sd_api.load import LoadRequest
 from sd_api.netguard import redact
 from sd_api.reasons import Reason
-from sd_loader.convert.original import MAX_BYTES, read_original
+from sd_loader.convert.plan.original import MAX_BYTES, read_original
 from sd_loader.errors import LoaderError
+from sd_loader.net.credentials import read_credentials, token_for
+from sd_loader.net.download import Downloader, Wanted
+from sd_loader.net.http_errors import RETRIES, Retries
+from sd_loader.net.transport import PACE, Pace, make_client
 from sd_loader.settings import Settings
-from sd_loader.source.answers import RETRIES, Retries
-from sd_loader.source.credentials import read_credentials, token_for
-from sd_loader.source.download import Downloader, Wanted
-from sd_loader.source.http import check_link
-from sd_loader.source.transport import PACE, Pace, make_client
+from sd_loader.source.link import check_link
 
 FILE_NAME = "config"
 

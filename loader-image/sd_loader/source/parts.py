@@ -14,10 +14,10 @@ from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, VaeSource
 from sd_loader.errors import LoaderError
+from sd_loader.net.credentials import read_credentials, token_for
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 from sd_loader.source import Fetched, Part, fetch
-from sd_loader.source.credentials import read_credentials, token_for
 from sd_loader.source.locate import Link, locate
 from sd_loader.tensors import TensorFile
 
@@ -73,8 +73,8 @@ def fetch_defaults(
 
 def _missing(file: TensorFile, request: LoadRequest) -> tuple[BaseModelName | None, Sequence[str]]:
     """The base model, and the components that the file does not hold."""
-    from sd_loader.convert.checkpoint import missing_parts
-    from sd_loader.convert.detect import detect
+    from sd_loader.convert.detect.detect import detect
+    from sd_loader.convert.plan.checkpoint import missing_parts
 
     try:
         base = detect(file.tensors, request.base_model)

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from sd_api.reasons import Reason
 from sd_api.status import Condition, ConditionType, Phase
-from sd_operator import times
-from sd_operator.model import Model
-from sd_operator.progress import duration, size
+from sd_operator.base import times
+from sd_operator.base.humanize import duration, size
+from sd_operator.resources.model import Model
 
 _COLORS = {Phase.READY: "green", Phase.FAILED: "red", Phase.PENDING: "yellow"}
 _BAR_WIDTH = 40

@@ -8,8 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from sd_operator import logs
-from sd_operator.environment import SettingsError
+from sd_operator.base import logs
+from sd_operator.base.environment import SettingsError
 from sd_operator.gateway import keys
 from sd_operator.gateway.settings import Settings
 
@@ -56,10 +56,10 @@ def _run() -> int:
     settings = Settings.from_env()
     logs.set_up(settings.log_level, settings.log_format)
     # Heavy, and not needed to make a key.
+    from sd_operator.clients.kube import Api
     from sd_operator.gateway.app import create_app
     from sd_operator.gateway.metrics import Metrics
     from sd_operator.gateway.server import server
-    from sd_operator.kube import Api
 
     metrics = Metrics()
     port, stop = metrics.serve(settings.bind_address, settings.metrics_port)

@@ -10,14 +10,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from sd_operator.base.metrics import installed_version
+from sd_operator.clients.kube import Api, ApiError
 from sd_operator.gateway import docs, gallery, routes
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, refused
 from sd_operator.gateway.guards import BodyLimit, SecurityHeaders
 from sd_operator.gateway.metrics import Measured, Metrics
 from sd_operator.gateway.settings import Settings
-from sd_operator.kube import Api, ApiError
-from sd_operator.metrics import installed_version
 
 
 def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> FastAPI:

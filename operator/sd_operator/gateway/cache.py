@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from sd_api import names
-from sd_operator import jobs
+from sd_operator.clients.kube import JOBS, AlreadyExistsError, Api
 from sd_operator.gateway.settings import Settings
-from sd_operator.kube import JOBS, AlreadyExistsError, Api
+from sd_operator.rules import manifests
 
 
 async def clear(api: Api, settings: Settings, namespace: str) -> None:
@@ -20,7 +20,7 @@ async def clear(api: Api, settings: Settings, namespace: str) -> None:
             return
     # Of two callers at the same time one creates it.
     name = f"{names.SWEEP_NAME}-{int(time.time()) // 60}"
-    manifest = jobs.build_sweep(namespace, name, settings.claim_name, settings.loader)
+    manifest = manifests.build_sweep(namespace, name, settings.claim_name, settings.loader)
     try:
         await api.create(JOBS, namespace, manifest)
     except AlreadyExistsError:

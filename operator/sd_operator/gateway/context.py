@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from sd_operator.clients.kube import Api
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.keys import Key, Keys
 from sd_operator.gateway.limits import Limiter, network
 from sd_operator.gateway.models import Models
 from sd_operator.gateway.settings import Settings
-from sd_operator.kube import Api
 
 INVALID_KEY = "Invalid API key"
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from sd_operator.kube import MODELS, Api, ApiError, Json
+from sd_operator.clients.kube import MODELS, Api, ApiError, Json
 
 log = logging.getLogger(__name__)
 

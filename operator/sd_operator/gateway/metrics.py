@@ -8,7 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd_operator.metrics import add_build_info, api_requests, serve
+from sd_operator.base.metrics import add_build_info, api_requests, serve
 
 OTHER = "other"
 

@@ -9,10 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sd_api import names
-from sd_operator.gateway.errors import RefusedError
-from sd_operator.gateway.feed import Change, Feed
-from sd_operator.gateway.naming import resource_name
-from sd_operator.kube import (
+from sd_operator.clients.kube import (
     EVENTS,
     MODELS,
     AlreadyExistsError,
@@ -21,6 +18,9 @@ from sd_operator.kube import (
     Json,
     NotFoundError,
 )
+from sd_operator.gateway.errors import RefusedError
+from sd_operator.gateway.feed import Change, Feed
+from sd_operator.gateway.naming import resource_name
 
 ATTEMPTS = 5
 OF_A_SOURCE = ("sha256", "gitRevision", "baseModel", "predictionType", "originalConfig")

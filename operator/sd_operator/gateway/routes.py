@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 
-from sd_operator import times
+from sd_operator.base import times
 from sd_operator.gateway import bodies, cache, examples, sync, vendor
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sd_api.load import RETAIN_MAX_SECONDS
 from sd_api.netguard import Guard
-from sd_operator.environment import Reader, kubeconfig
-from sd_operator.settings import LoaderSettings
+from sd_operator.base.environment import Reader, kubeconfig
+from sd_operator.base.settings import LoaderSettings
 
 PREFIX = "SD_GATEWAY_"
 

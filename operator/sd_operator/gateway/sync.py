@@ -20,11 +20,11 @@ import aiohttp
 
 from sd_api.netguard import MAX_REDIRECTS, redact
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
+from sd_operator.clients.http import Outgoing
+from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, is_ready
 from sd_operator.gateway.settings import Settings
-from sd_operator.kube import Json
-from sd_operator.model import Model
-from sd_operator.outgoing import Outgoing
+from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from pydantic import (
 
 from sd_api.names import MODEL_ID_PATTERN
 from sd_api.spec import ModelType
-from sd_operator import times
+from sd_operator.base import times
+from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, effective_id, is_ready
-from sd_operator.kube import Json
 
 SCHEDULERS = (
     "DDPMScheduler",

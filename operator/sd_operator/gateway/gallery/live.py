@@ -10,10 +10,10 @@ from typing import Protocol
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from sd_operator.clients.kube import Json
 from sd_operator.gateway.feed import Change
 from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.pages import render
-from sd_operator.kube import Json
 
 HEARTBEAT_SECONDS = 15.0
 LISTING_SECONDS = 1.0

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from sd_api import names
-from sd_operator.model import Model
+from sd_operator.resources.model import Model
 
 MAX_BYTES = 16 * 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"

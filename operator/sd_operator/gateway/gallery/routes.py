@@ -16,15 +16,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sd_operator import times
+from sd_operator.base import times
+from sd_operator.clients.kube import MODELS, AlreadyExistsError, ApiError, InvalidError, Json
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, refusal, refused
 from sd_operator.gateway.gallery import form, live, previews, session, views
 from sd_operator.gateway.gallery.pages import ROOT, STATIC, page
 from sd_operator.gateway.gallery.snippets import to_yaml
 from sd_operator.gateway.keys import Key
-from sd_operator.kube import MODELS, AlreadyExistsError, ApiError, InvalidError, Json
-from sd_operator.model import Model
+from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
 

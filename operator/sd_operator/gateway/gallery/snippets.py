@@ -14,7 +14,7 @@ from sd_api.load import STORE_MOUNT
 from sd_api.names import GROUP
 from sd_api.netguard import redact
 from sd_api.spec import ModelType, Spec
-from sd_operator.model import Model
+from sd_operator.resources.model import Model
 
 _URLS = (("url",), ("webhook",), ("originalConfig",), ("vae", "url"))
 _DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)

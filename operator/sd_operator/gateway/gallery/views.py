@@ -12,10 +12,10 @@ from sd_api.netguard import redact
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_api.status import Condition, ConditionType, Phase
-from sd_operator import times
+from sd_operator.base import times
+from sd_operator.base.humanize import duration, size
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
-from sd_operator.model import Model
-from sd_operator.progress import duration, size
+from sd_operator.resources.model import Model
 
 Json = Mapping[str, Any]
 

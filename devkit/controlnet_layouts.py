@@ -1,0 +1,99 @@
+"""Names and shapes of the tensors in ControlNets of the original layout, as cldm.py builds them.
+
+`SD1`, `SD2` and `SDXL` are the published sizes, `TINY` the same structures with few numbers.
+`config` is diffusers' for the same model; SDXL's exist in its layout only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from devkit.ldm_layouts import RESNETS_PER_LEVEL, SD15, Shapes, Widths, unet_shapes
+
+HINTS = (16, 32, 96, 256)
+_DEPTHS = {"sd1": (1, 1, 1, 0), "sd2": (1, 1, 1, 0), "sdxl": (0, 2, 10)}
+_MULTIPLIERS = {"sd1": (1, 2, 4, 4), "sd2": (1, 2, 4, 4), "sdxl": (1, 2, 4)}
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """The dimensions in which two ControlNets of one family may differ.
+
+    context: width of what cross attention sees. added: of SDXL's pooled text and sizes.
+    """
+
+    family: str
+    width: int
+    context: int
+    hints: tuple[int, ...] = HINTS
+    inputs: int = 3
+    added: int = 2816
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Width of each level."""
+        return tuple(self.width * factor for factor in _MULTIPLIERS[self.family])
+
+
+SD1 = ControlNet("sd1", 320, 768)
+SD2 = ControlNet("sd2", 320, 1024)
+SDXL = ControlNet("sdxl", 320, 2048)
+TINY = {
+    "sd1": ControlNet("sd1", 32, 64, hints=(4, 8, 12, 16)),
+    "sd2": ControlNet("sd2", 64, 32, hints=(4, 8, 12, 16)),
+    "sdxl": ControlNet("sdxl", 64, 32, hints=(4, 8, 12, 16), added=96),
+}
+
+
+def controlnet_shapes(net: ControlNet, prefix: str = "control_model.") -> Shapes:
+    """All tensors of an SD 1 or SD 2 ControlNet: the UNet's first half and what is added to it."""
+    widths = Widths("sd15", net.width, SD15.vae, (net.context,), (0,))
+    shapes: Shapes = {}
+    for name, shape in unet_shapes(widths).items():
+        if name.startswith(("time_embed.", "input_blocks.", "middle_block.")):
+            # SD 2's transformers project by matrices.
+            is_matrix = net.family == "sd2" and name.endswith(("proj_in.weight", "proj_out.weight"))
+            shapes[name] = shape[:2] if is_matrix else shape
+    ways = [(net.inputs, net.hints[0])]
+    for narrow, wide in zip(net.hints, net.hints[1:], strict=False):
+        ways += [(narrow, narrow), (narrow, wide)]
+    ways.append((net.hints[-1], net.width))
+    for number, (width, out) in enumerate(ways):
+        shapes[f"input_hint_block.{2 * number}.weight"] = (out, width, 3, 3)
+        shapes[f"input_hint_block.{2 * number}.bias"] = (out,)
+    outputs = [net.width]
+    for level, width in enumerate(net.levels):
+        down = 1 if level < len(net.levels) - 1 else 0
+        outputs += [width] * (RESNETS_PER_LEVEL + down)
+    names = [f"zero_convs.{number}.0" for number in range(len(outputs))] + ["middle_block_out.0"]
+    for name, width in zip(names, [*outputs, net.levels[-1]], strict=True):
+        shapes[f"{name}.weight"] = (width, width, 1, 1)
+        shapes[f"{name}.bias"] = (width,)
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def config(net: ControlNet, **rest: Any) -> dict[str, Any]:
+    """The config that diffusers has for it."""
+    crossing = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in _DEPTHS[net.family]]
+    found: dict[str, Any] = {
+        "_class_name": "ControlNetModel",
+        "attention_head_dim": 8,
+        "block_out_channels": net.levels,
+        "conditioning_channels": net.inputs,
+        "conditioning_embedding_out_channels": net.hints,
+        "cross_attention_dim": net.context,
+        "down_block_types": crossing,
+        "layers_per_block": 2,
+    }
+    if net.family != "sd1":
+        found["attention_head_dim"] = [width // 64 for width in net.levels]
+        found["use_linear_projection"] = True
+    if net.family == "sdxl":
+        found |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": net.added,
+            "transformer_layers_per_block": [1, 2, 10],
+        }
+    return found | rest

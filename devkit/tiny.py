@@ -1,0 +1,29 @@
+"""A tiny checkpoint in the original layout, made with numpy alone (the demo has no torch)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from devkit.ldm_layouts import TINY_SD15, Shapes, sd15_shapes
+
+
+def write_checkpoint(path: Path, shapes: Shapes | None = None, seed: int = 0) -> None:
+    """Write random fp16 weights of these shapes (SD 1.5's, tiny) as a safetensors file."""
+    shapes = sd15_shapes(TINY_SD15) if shapes is None else shapes
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in sorted(shapes.items()):
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    weights = np.random.default_rng(seed).standard_normal(offset // 2, np.float32) * 0.02
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.write(weights.astype(np.float16).tobytes())

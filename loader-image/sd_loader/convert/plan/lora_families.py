@@ -1,0 +1,304 @@
+"""Which family of models a LoRA is for: the one that has its layers, in those shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName
+from sd_loader.convert.plan.lora_keys import (
+    TEXT_ENCODER,
+    TEXT_ENCODER_2,
+    UNET,
+    Half,
+    Layer,
+    Style,
+    shown,
+)
+from sd_loader.convert.tables import architecture
+from sd_loader.convert.tables.architecture import Component
+from sd_loader.convert.tables.dimensions import Dimensions, describe, is_known, matches
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Tensor
+
+FAMILIES = (BaseModelName.SD1, BaseModelName.SD2, BaseModelName.SDXL)
+_COMPONENT_NAMES = {
+    UNET: "UNet",
+    TEXT_ENCODER: "text encoder",
+    TEXT_ENCODER_2: "second text encoder",
+}
+
+# The published widths of what cross attention and text encoders work on tell families apart that
+# are built alike. Other widths (pruned, distilled) tell nothing.
+_WIDTHS = {
+    768: {BaseModelName.SD1},
+    1024: {BaseModelName.SD2},
+    2048: {BaseModelName.SDXL},
+    1280: {BaseModelName.SDXL_REFINER},
+}
+_TEXT_WIDTHS = {768: {BaseModelName.SD1, BaseModelName.SDXL}, 1024: {BaseModelName.SD2}}
+
+_LEVELS = {"unet_0": 1, "unet_1": 2, "unet_2": 4}
+
+# SD 2 leaves the last of its text encoder's 24 layers out.
+_TEXT_LAYERS = {BaseModelName.SD1: 12, BaseModelName.SD2: 23, BaseModelName.SDXL: 12}
+_SECOND_TEXT_LAYERS = 32
+_TEXT_MODULES = {
+    "self_attn.q_proj": "{0} {0}",
+    "self_attn.k_proj": "{0} {0}",
+    "self_attn.v_proj": "{0} {0}",
+    "self_attn.out_proj": "{0} {0}",
+    "mlp.fc1": "{0}_mlp {0}",
+    "mlp.fc2": "{0} {0}_mlp",
+}
+
+_METADATA = {
+    "modelspec.architecture": (
+        ("stable-diffusion-v1", BaseModelName.SD1),
+        ("stable-diffusion-v2", BaseModelName.SD2),
+        ("stable-diffusion-xl-v1-base", BaseModelName.SDXL),
+    ),
+    "ss_base_model_version": (
+        ("sd_v1", BaseModelName.SD1),
+        ("sd_v2", BaseModelName.SD2),
+        ("sdxl_base", BaseModelName.SDXL),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A layer of a family's model: its name, and a pattern of `dimensions` for its weight."""
+
+    name: str
+    shape: str
+
+
+@cache
+def modules(family: BaseModelName) -> Mapping[tuple[str, str], Module]:
+    """A family's layers by component and name, with dots and as kohya writes them."""
+    # SD 2 is SD 1 with other widths, whose transformers project by matrices.
+    known = architecture.load("sdxl" if family is BaseModelName.SDXL else "sd1")
+    found: dict[tuple[str, str], Module] = {}
+    unet = next(part for part in known.components if part.name == UNET)
+    for source, module in _unet_modules(unet, family):
+        found[UNET, module.name] = module
+        # add_embedding has no such name that diffusers understands.
+        if not module.name.startswith("add_embedding."):
+            found[UNET, module.name.replace(".", "_")] = module
+        if family is BaseModelName.SDXL:
+            found[UNET, source.replace(".", "_")] = module
+    layers = {TEXT_ENCODER: _TEXT_LAYERS[family]}
+    if family is BaseModelName.SDXL:
+        layers[TEXT_ENCODER_2] = _SECOND_TEXT_LAYERS
+        projection = Module("text_projection", f"{TEXT_ENCODER_2}_projection {TEXT_ENCODER_2}")
+        found[TEXT_ENCODER_2, "text_projection"] = projection
+    for component, count in layers.items():
+        for number in range(count):
+            for name, shape in _TEXT_MODULES.items():
+                path = f"text_model.encoder.layers.{number}.{name}"
+                module = Module(path, shape.format(component))
+                found[component, path] = found[component, path.replace(".", "_")] = module
+    return found
+
+
+def _unet_modules(unet: Component, family: BaseModelName) -> list[tuple[str, Module]]:
+    found = []
+    for row in unet.rows:
+        name = row.target.removesuffix(".weight")
+        if name == row.target or len(row.shape.split()) < 2:
+            continue
+        shape = row.shape
+        if family is BaseModelName.SD2 and name.endswith((".proj_in", ".proj_out")):
+            shape = shape.removesuffix(" 1 1")
+        source = row.source.removeprefix(unet.prefix).removesuffix(".weight")
+        found.append((source, Module(name, shape)))
+    return found
+
+
+def decide(
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None,
+) -> BaseModelName | None:
+    """The family; None where the layers fit several, and nothing says which.
+
+    base_model: what the user says it is.
+    """
+    errors: dict[BaseModelName | None, LoaderError] = {}
+    fitting = []
+    for family in FAMILIES:
+        try:
+            check(layers, tensors, family)
+        except LoaderError as error:
+            errors[family] = error
+        else:
+            fitting.append(family)
+    if not fitting:
+        raise errors.get(base_model) or errors[_nearest(layers, tensors)]
+    if base_model is None:
+        return _told_apart(fitting, layers, metadata)
+    if base_model not in fitting:
+        others = " or ".join(fitting)
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.baseModel is {base_model.value}, but the file is a LoRA of {others}",
+        )
+    return base_model
+
+
+def _nearest(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> BaseModelName:
+    """The family to measure by what fits none: the one that has the most of its layers."""
+
+    def known(family: BaseModelName) -> tuple[int, bool]:
+        table = modules(family)
+        named = sum((layer.component, layer.name) in table for layer in layers)
+        return named, family in _by_widths(layers, tensors, family)
+
+    return max(FAMILIES, key=known)
+
+
+def _told_apart(
+    fitting: list[BaseModelName], layers: Sequence[Layer], metadata: Mapping[str, str]
+) -> BaseModelName | None:
+    if len(fitting) == 1:
+        return fitting[0]
+    said = {
+        family
+        for key, beginnings in _METADATA.items()
+        for beginning, family in beginnings
+        if metadata.get(key, "").startswith(beginning)
+    }
+    likely = [family for family in fitting if family in said]
+    if not likely and any(name.startswith("lora_te1_") for name in _names(layers)):
+        likely = [family for family in fitting if family is BaseModelName.SDXL]
+    if not likely and any(name.startswith("lora_te_") for name in _names(layers)):
+        likely = [family for family in fitting if family is not BaseModelName.SDXL]
+    return likely[0] if len(likely) == 1 else None
+
+
+def _names(layers: Sequence[Layer]) -> list[str]:
+    return [layer.names[Half.DOWN] for layer in layers]
+
+
+def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName) -> None:
+    """Refuse what the family's models lack, and shapes that contradict them or one another."""
+    table = modules(family)
+    dimensions: Dimensions = {}
+    found: list[tuple[Layer, Module]] = []
+    for layer in layers:
+        module = table.get((layer.component, layer.name))
+        if module is None:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"the {_COMPONENT_NAMES[layer.component]} of {family.value} has no layer for"
+                f" {shown(layer.names[Half.DOWN])}",
+            )
+        found.append((layer, module))
+    _check_naming(found, family)
+    # Sums last: what they are made of is met elsewhere, if at all.
+    for layer, module in sorted(found, key=lambda pair: "+" in pair[1].shape):
+        _check_shapes(layer, module, tensors, dimensions, family)
+    _check_levels(dimensions, family)
+    widths = _by_widths(layers, tensors, family)
+    if family not in widths:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"the layers are those of {family.value}, but their widths are of"
+            f" {' or '.join(sorted(widths)) or 'no one family'}",
+        )
+
+
+def _check_levels(dimensions: Dimensions, family: BaseModelName) -> None:
+    """The UNet's levels are once, twice and four times as wide as its first, in every family."""
+    found = {level: dimensions[level] for level in _LEVELS if level in dimensions}
+    if len({width / _LEVELS[level] for level, width in found.items()}) > 1:
+        widths = ", ".join(str(width) for width in found.values())
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"the levels of the UNet that the layers belong to are {widths} wide, which is not"
+            f" 1 : 2 : 4 as in {family.value}",
+        )
+
+
+def _check_naming(found: Sequence[tuple[Layer, Module]], family: BaseModelName) -> None:
+    """Kohya names SDXL's layers in two ways; of a file with both, diffusers drops one."""
+    ours: list[Layer] = []
+    theirs: list[Layer] = []
+    for layer, module in found:
+        if layer.component == UNET and Style.KOHYA in layer.styles:
+            same = layer.name == module.name.replace(".", "_")
+            (theirs if same else ours).append(layer)
+    if ours and theirs:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the file names layers of {family.value} in two ways:"
+            f" {shown(ours[0].names[Half.DOWN])} and {shown(theirs[0].names[Half.DOWN])}",
+        )
+
+
+def _check_shapes(
+    layer: Layer,
+    module: Module,
+    tensors: Mapping[str, Tensor],
+    dimensions: Dimensions,
+    family: BaseModelName,
+) -> None:
+    down = tensors[layer.names[Half.DOWN]].shape
+    up = tensors[layer.names[Half.UP]].shape
+    halves = f"{shown(layer.names[Half.DOWN])} {list(down)} and its other half {list(up)}"
+    rank = down[0] if down else 0
+    ranks_agree = len(down) == len(up) and len(up) in (2, 4) and rank > 0 and up[1] == rank
+    if not ranks_agree or any(size != 1 for size in up[2:]):
+        raise LoaderError(
+            Reason.CONVERSION_FAILED, f"{halves} are no two halves of one matrix of low rank"
+        )
+    if not _fits(module.shape, (up[0], *down[1:]), dimensions):
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"{halves} change a layer of {[up[0], *down[1:]]}; in {family.value} {module.name} is"
+            f" [{describe(module.shape, dimensions)}]",
+        )
+    for half in (Half.BIAS, Half.MAGNITUDE):
+        name = layer.names.get(half)
+        if name is not None and tensors[name].count != up[0]:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"{shown(name)} has the shape {list(tensors[name].shape)} for a layer of"
+                f" {up[0]} outputs",
+            )
+
+
+def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
+    """Like `matches`, but a sum of which a part was not met may be any one number."""
+    expected = pattern.split()
+    if len(expected) != len(shape):
+        return False
+    for expression, size in zip(expected, shape, strict=True):
+        if "+" in expression and not is_known(expression, dimensions):
+            if size == 0 or dimensions.setdefault(expression, size) != size:
+                return False
+        elif not matches(expression, (size,), dimensions):
+            return False
+    return True
+
+
+def _by_widths(
+    layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName
+) -> set[BaseModelName]:
+    """The families whose published widths these layers have; all where none says anything."""
+    table = modules(family)
+    found = {*FAMILIES, BaseModelName.SDXL_REFINER}
+    for layer in layers:
+        module = table.get((layer.component, layer.name))
+        shape = tensors[layer.names[Half.DOWN]].shape
+        if module is None or len(shape) < 2:
+            continue
+        if layer.component == TEXT_ENCODER and "self_attn" in module.name:
+            found &= _TEXT_WIDTHS.get(shape[1], found)
+        elif module.name.endswith((".attn2.to_k", ".attn2.to_v")):
+            found &= _WIDTHS.get(shape[1], found)
+    return found

@@ -1,0 +1,140 @@
+"""What a LoRA's file says about itself, as far as it is passed on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sd_api.reasons import Reason
+from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style, shown
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+from sd_loader.tensors import Tensor
+
+ADAPTER = "lora_adapter_metadata"
+"""Where diffusers keeps the arguments of PEFT's LoraConfig, which it makes from them again."""
+
+LIMIT = 3 << 20
+"""Characters in all: kohya's tag counts may take one or two million, a header holds four."""
+_ADAPTER_LIMIT = 1 << 20
+
+# LoraConfig can be told to import a module (megatron_core), to read files (init_lora_weights of
+# some kinds, corda_config …) or to rebuild the model: of what is not listed here only PEFT's
+# defaults are let pass.
+_NUMBERS = ("r", "lora_alpha", "lora_dropout")
+_FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode")
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+_NAMES = ("target_modules", "exclude_modules")
+_WORDS = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian"),
+    "peft_type": ("LORA",),
+    "megatron_core": ("megatron.core",),
+    "qalora_group_size": (16,),
+    "task_type": ("FEATURE_EXTRACTION",),
+}
+# PEFT takes the keys of patterns for regular expressions, which may take for ever.
+_PLAIN = re.compile(r"\^?[\w.-]+", re.ASCII)
+_TEXTS = ("peft_version", "base_model_name_or_path", "revision")
+
+
+def passed_on(
+    metadata: Mapping[str, str],
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor],
+    *,
+    bare: bool,
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The metadata to publish, and warnings about what was left out.
+
+    bare: the names lacked their component's, and so does what the metadata says.
+    """
+    kept = dict(metadata)
+    if ADAPTER in kept:
+        if any(Style.KOHYA in layer.styles for layer in layers):
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"the file has names of kohya's style and {ADAPTER}; diffusers takes one or the"
+                " other",
+            )
+        config = _adapter(kept[ADAPTER])
+        if bare:
+            config = {f"{UNET}.{name}": value for name, value in config.items()}
+        _check_ranks(config, layers, tensors)
+        kept[ADAPTER] = json.dumps(config)
+    left_out = []
+    for name in sorted(kept, key=lambda name: (name == ADAPTER, -len(kept[name]))):
+        if sum(len(key) + len(text) for key, text in kept.items()) <= LIMIT:
+            break
+        if name == ADAPTER:
+            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")
+        del kept[name]
+        left_out.append(snippet(name))
+    warnings = (f"metadata too long to publish: {', '.join(left_out[:5])}",) if left_out else ()
+    return {"format": "pt", **kept}, warnings
+
+
+def _adapter(text: str) -> dict[str, Any]:
+    if len(text) > _ADAPTER_LIMIT:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED, f"{ADAPTER} is no JSON: {snippet(str(error))}"
+        ) from None
+    if not isinstance(config, dict):
+        raise LoaderError(Reason.CONVERSION_FAILED, f"{ADAPTER} is no JSON object")
+    for name, value in config.items():
+        if not _is_harmless(name.rpartition(".")[2], value):
+            raise LoaderError(
+                Reason.UNSAFE_MODEL,
+                f"{ADAPTER} sets {snippet(name)} to {snippet(json.dumps(value), 40)}, which no LoRA"
+                " of these families needs",
+            )
+    return config
+
+
+def _is_harmless(name: str, value: object) -> bool:
+    if name in _NUMBERS:
+        return value is None or _is_number(value)
+    if value is None or value is False or value == {} or value == []:
+        return True
+    if name in _FLAGS:
+        return value is True
+    if name in _PATTERNS:
+        return isinstance(value, dict) and all(
+            _PLAIN.fullmatch(key) and _is_number(number) for key, number in value.items()
+        )
+    if name in _NAMES:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if name in _WORDS:
+        return value in _WORDS[name]
+    return name in _TEXTS and isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
+def _check_ranks(
+    config: Mapping[str, Any], layers: Sequence[Layer], tensors: Mapping[str, Tensor]
+) -> None:
+    """The ranks that the metadata names must be those of the tensors."""
+    for layer in layers:
+        own = {
+            name.removeprefix(f"{layer.component}."): value
+            for name, value in config.items()
+            if name.startswith(f"{layer.component}.")
+        }
+        known = {own.get("r"), *(own.get("rank_pattern") or {}).values()}
+        rank = tensors[layer.names[Half.DOWN]].shape[0]
+        if rank not in known:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"{ADAPTER} gives the {layer.component} the rank {snippet(str(own.get('r')))}, but"
+                f" {shown(layer.names[Half.DOWN])} has rank {rank}",
+            )

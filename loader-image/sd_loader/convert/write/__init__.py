@@ -1,0 +1,1 @@
+"""Writes planned files: bytes are read, cast, digested and written once."""

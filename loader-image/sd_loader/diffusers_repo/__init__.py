@@ -1,0 +1,1 @@
+"""What a diffusers repo is: its index, its components and their files."""

@@ -1,0 +1,280 @@
+"""Which files of a Hub repo are needed.
+
+Of a pipeline: one set of weights per component, and the configs. Of any other repo: the one file
+that is the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from sd_api.load import LoadRequest
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType, Revision
+from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pipeline
+from sd_loader.errors import LoaderError
+from sd_loader.formats.snippet import snippet
+
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+_SAFE = (".safetensors",)
+_PICKLED: Mapping[ModelType, tuple[str, ...]] = {
+    ModelType.LORA: (".bin", ".pt"),
+    ModelType.EMBEDDINGS: (".bin", ".pt"),
+    ModelType.CONTROLNET: (".pth", ".ckpt", ".bin", ".pt"),
+    ModelType.VAE: (".ckpt", ".pt", ".pth", ".bin"),
+}
+_CHECKPOINTS = (".ckpt",)
+_USUAL: Mapping[ModelType, tuple[str, ...]] = {
+    ModelType.LORA: ("pytorch_lora_weights.safetensors",),
+    ModelType.EMBEDDINGS: ("learned_embeds.safetensors", "learned_embeds.bin"),
+}
+"""The names that diffusers' training scripts give the one file."""
+_SECOND_EMBEDDING = ("learned_embeds_2.safetensors", "learned_embeds_2.bin")
+_PRECISIONS = ("fp16", "bf16", "fp32")
+_OF_FOLDERS = re.compile(r"((pytorch_|diffusion_pytorch_)?model|open_clip_.*)[-.].*")
+
+
+@dataclass(frozen=True)
+class RepoFile:
+    """A file of a repo's commit. sha256 for what lies in LFS, the git blob's id for the rest."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+    blob_id: str | None = None
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse a repo with file names that lead out of a folder: what lists them is not trusted."""
+    for name in names:
+        parts = name.split("/")
+        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise LoaderError(
+                Reason.UNSAFE_MODEL, f"the repo lists a file with an unsafe name: {snippet(name)}"
+            )
+
+
+def require_pipeline(names: Sequence[str]) -> None:
+    """Refuse a repo without model_index.json, saying what it holds instead."""
+    if INDEX_NAME in names:
+        return
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT,
+        f"the repo has no {INDEX_NAME}, so it is not a diffusers pipeline; {holds(names)}",
+    )
+
+
+def replaced(request: LoadRequest) -> frozenset[str]:
+    """The components of a pipeline that the spec takes from elsewhere."""
+    return frozenset() if request.vae is None else frozenset({"vae"})
+
+
+def choose_files(
+    files: Mapping[str, RepoFile],
+    pipeline: Pipeline,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool = False,
+) -> list[RepoFile]:
+    """The files to download, model_index.json first.
+
+    Of each component's weights: safetensors before .bin, and among those the variant of the
+    precision asked for before the plain one.
+    """
+    chosen = [files[INDEX_NAME]]
+    for component in sorted(pipeline.components):
+        if component == "scheduler":
+            chosen.append(_needed(files, f"{component}/scheduler_config.json"))
+        elif component in WEIGHTS:
+            chosen.append(_needed(files, f"{component}/config.json"))
+            chosen.extend(
+                _weights(
+                    files,
+                    PurePosixPath(component),
+                    WEIGHTS[component],
+                    revision,
+                    safetensors_only=safetensors_only,
+                )
+            )
+        else:
+            paths = (f"{component}/{name}" for name in _TOKENIZER_FILES)
+            chosen.extend(files[path] for path in paths if path in files)
+    return chosen
+
+
+def component_folder(names: Container[str], component: str) -> PurePosixPath | None:
+    """Where diffusers' component lies: its repo is of it alone, or a pipeline that has one."""
+    if CONFIG_NAME in names:
+        return PurePosixPath()
+    if INDEX_NAME in names and f"{component}/{CONFIG_NAME}" in names:
+        return PurePosixPath(component)
+    return None
+
+
+def choose_component(
+    files: Mapping[str, RepoFile],
+    folder: PurePosixPath,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool = False,
+) -> list[RepoFile]:
+    """The files of a component of diffusers': its config first, then one set of weights."""
+    return [
+        _needed(files, str(folder / CONFIG_NAME)),
+        *_weights(files, folder, WEIGHTS["unet"], revision, safetensors_only=safetensors_only),
+    ]
+
+
+def choose_file(
+    files: Mapping[str, RepoFile],
+    model_type: ModelType,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool = False,
+) -> RepoFile:
+    """The one file at the repo's root that is the model; refused where several might be.
+
+    First the name that training scripts give it; then safetensors before pickles, and among
+    several the one whose name has the precision asked for. Nothing else in a name is interpreted.
+    """
+    pickled = () if safetensors_only else _PICKLED.get(model_type, _CHECKPOINTS)
+    if model_type is ModelType.EMBEDDINGS and any(name in files for name in _SECOND_EMBEDDING):
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            "the repo holds an embedding of SDXL in two files, one for each text encoder; link to"
+            " one file that holds both, as clip_l and clip_g",
+        )
+    for name in _USUAL.get(model_type, ()):
+        if name in files and name.endswith((*_SAFE, *pickled)):
+            return files[name]
+    candidates: list[str] = []
+    for suffixes in (_SAFE, pickled):
+        candidates = candidates or [name for name in files if _is_candidate(name, suffixes, files)]
+    wanted = _of_precision(candidates, revision)
+    if len(wanted) == 1:
+        return files[wanted[0]]
+    if candidates:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.url: the repo has {len(candidates)} files that may be meant; link to one of them"
+            f" (https://huggingface.co/ORG/NAME/resolve/main/FILE): {_listed(candidates)}",
+        )
+    if safetensors_only and any(
+        _is_candidate(name, _PICKLED.get(model_type, _CHECKPOINTS), files) for name in files
+    ):
+        raise LoaderError(
+            Reason.UNSAFE_MODEL, "the repo's model is a pickle, and spec.fromSafetensors is true"
+        )
+    raise LoaderError(Reason.UNSUPPORTED_FORMAT, _lacks(files, model_type))
+
+
+def _is_candidate(name: str, suffixes: tuple[str, ...], files: Mapping[str, RepoFile]) -> bool:
+    # Beside a config.json such names are a library's, of a folder of another kind.
+    of_folder = "config.json" in files and _OF_FOLDERS.fullmatch(name) is not None
+    return "/" not in name and name.endswith(suffixes) and not of_folder
+
+
+def _of_precision(names: Sequence[str], revision: Revision | None) -> Sequence[str]:
+    """Of several files those of the precision asked for, or else those that name none."""
+    by_word: dict[str | None, list[str]] = {}
+    for name in names:
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        word = next((word for word in _PRECISIONS if word in words), None)
+        by_word.setdefault(word, []).append(name)
+    return by_word.get(revision.value if revision else None) or by_word.get(None) or names
+
+
+def _lacks(files: Mapping[str, RepoFile], model_type: ModelType) -> str:
+    if INDEX_NAME in files:
+        return (
+            f"the repo holds a diffusers pipeline and no single file of type {model_type.value};"
+            f" spec.modelType {ModelType.HUGGINGFACE.value} loads it"
+        )
+    if model_type is ModelType.HUGGINGFACE:
+        return (
+            f"the repo has neither {INDEX_NAME}, as a diffusers pipeline would, nor a checkpoint at"
+            f" its root; {holds(list(files))}"
+        )
+    return (
+        f"the repo has no file at its root that could be of type {model_type.value};"
+        f" {holds(list(files))}"
+    )
+
+
+def _needed(files: Mapping[str, RepoFile], path: str) -> RepoFile:
+    if path not in files:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the repo lacks {path}")
+    return files[path]
+
+
+def _weights(
+    files: Mapping[str, RepoFile],
+    folder: PurePosixPath,
+    safe: str,
+    revision: Revision | None,
+    *,
+    safetensors_only: bool,
+) -> list[RepoFile]:
+    torch = "pytorch_model" if safe == "model" else safe
+    wanted = [revision.value] if revision in (Revision.FP16, Revision.BF16) else []
+    # Many repos have one variant only; better a cast of that than nothing.
+    variants = [*wanted, "", "fp16", "bf16"]
+    for stem, suffix in ((safe, "safetensors"), (torch, "bin")):
+        for variant in variants:
+            found = _weight_set(files, str(folder / stem), variant, suffix)
+            if found and suffix == "bin" and safetensors_only:
+                raise LoaderError(
+                    Reason.UNSAFE_MODEL,
+                    f"{folder.name or 'the repo'} has no safetensors weights, and fromSafetensors"
+                    " is true",
+                )
+            if found:
+                return found
+    names = [name for name in files if PurePosixPath(name).is_relative_to(folder)]
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT,
+        f"the repo has no {folder.name and f'{folder} '}weights that the loader reads;"
+        f" {holds(names)}",
+    )
+
+
+def _weight_set(
+    files: Mapping[str, RepoFile], stem: str, variant: str, suffix: str
+) -> list[RepoFile]:
+    """One file, or all shards of a set; empty where there is none or it is not whole."""
+    dotted = f".{variant}" if variant else ""
+    single = files.get(f"{stem}{dotted}.{suffix}")
+    if single is not None:
+        return [single]
+    # `name.fp16-00001-of-00002`, and `name-00001-of-00002.fp16` as older diffusers wrote it.
+    shard = r"-(\d{5})-of-(\d{5})"
+    for middle in (re.escape(dotted) + shard, shard + re.escape(dotted)):
+        pattern = re.compile(f"{re.escape(stem)}{middle}{re.escape(f'.{suffix}')}", re.ASCII)
+        found = [
+            (match, files[path]) for path in sorted(files) if (match := pattern.fullmatch(path))
+        ]
+        numbers = [int(match[1]) for match, _file in found]
+        counts = {int(match[2]) for match, _file in found}
+        if numbers == list(range(1, len(numbers) + 1)) and counts == {len(numbers)}:
+            return [file for _match, file in found]
+    return []
+
+
+def holds(names: Sequence[str]) -> str:
+    """A repo's files, the first few by name, for messages."""
+    return f"it holds {_listed(names)}" if names else "it holds no files"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [snippet(name, 60) for name in sorted(names)[:5]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""HTTP: one guarded client, and downloads that resume."""

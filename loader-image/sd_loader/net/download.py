@@ -1,0 +1,179 @@
+"""One file over HTTP: resumed where it stopped, digested on the way, never more than agreed.
+
+Beside the file lie, while it is incomplete, `<name>.part` with its bytes, and always `<name>.note`
+with what a later attempt must know: of which url and version the bytes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from sd_api.netguard import redact
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.net.exchange import Link, first_byte, refuse_encoded, total_bytes, validator
+from sd_loader.net.http_errors import RETRIES, Retries, TransientError, refused, unreachable
+from sd_loader.net.partial import Part, ensure_space
+
+Inspect = Callable[[bytes, int], None]
+OnBytes = Callable[[int, int | None], None]
+
+_TELLING_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to download.
+
+    size, sha256: what it must be, where that is known. own_digest: the source itself says so,
+    and wrong bytes are worth one fresh try.
+    inspect: raises for first bytes (of a file so long) that cannot be the file wanted.
+    """
+
+    url: str
+    path: Path
+    size: int | None = None
+    sha256: str | None = None
+    inspect: Inspect = lambda _head, _size: None
+    own_digest: bool = False
+
+
+@dataclass(frozen=True)
+class Got:
+    """A file that was downloaded in full."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Downloader:
+    """Downloads files. token: sent to the origin of each file's url, and to no other."""
+
+    client: httpx2.Client
+    max_bytes: int
+    token: str | None = field(default=None, repr=False)
+    retries: Retries = RETRIES
+
+    def get(self, wanted: Wanted, on_bytes: OnBytes) -> Got:
+        """Download a file, or finish a download; on_bytes hears of the bytes so far and in all."""
+        done = Part.finished(wanted.path, wanted.url)
+        if done is not None and wanted.sha256 in (None, done[0]):
+            return Got(*done)
+        with Part(wanted.path, wanted.url) as part:
+            try:
+                got = self._whole(wanted, part, on_bytes)
+            except LoaderError as error:
+                if not wanted.own_digest or error.reason is not Reason.DIGEST_MISMATCH:
+                    raise
+                # Bits flip on the way; what is wrong twice in a row is wrong at the source.
+                part.restart(None)
+                got = self._whole(wanted, part, on_bytes)
+            part.finish()
+            return got
+
+    def _whole(self, wanted: Wanted, part: Part, on_bytes: OnBytes) -> Got:
+        """Receive what is missing of the part, and compare it with what is known of the file."""
+        self.retries.run(lambda: self._attempt(wanted, part, on_bytes), lambda: part.size)
+        # Not only at the first chunk: it may have been too short to tell.
+        wanted.inspect(part.head(), part.size)
+        if wanted.sha256 not in (None, part.sha256):
+            raise LoaderError(
+                Reason.DIGEST_MISMATCH,
+                f"{redact(wanted.url)} has sha256 {part.sha256}, not {wanted.sha256}",
+            )
+        return Got(part.sha256, part.size)
+
+    def _attempt(self, wanted: Wanted, part: Part, on_bytes: OnBytes) -> None:
+        try:
+            with self._answer(wanted, part) as response:
+                if response.status_code == 416 and total_bytes(response) == part.size:
+                    return  # the cut came after the last byte
+                self._start(response, wanted, part)
+                self._receive(response, wanted, part, on_bytes)
+        except httpx2.RequestError as error:
+            raise unreachable(wanted.url, error) from error
+
+    def _answer(self, wanted: Wanted, part: Part) -> AbstractContextManager[httpx2.Response]:
+        """Ask for what is missing."""
+        headers = {}
+        if part.size and part.validator:
+            headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator}
+        return Link(self.client, wanted.url, self.token).get(headers)
+
+    def _start(self, response: httpx2.Response, wanted: Wanted, part: Part) -> None:
+        """Bring the part to where the answer's body begins, and refuse a body that cannot fit."""
+        shown = redact(str(response.url))
+        match response.status_code:
+            case 206 if part.size and validator(response) not in (None, part.validator):
+                # If-Range was ignored: these would be halves of two versions.
+                part.restart(None)
+                raise TransientError(
+                    Reason.SOURCE_UNREACHABLE, f"{shown} changed while it was downloaded"
+                )
+            case 206 if first_byte(response) == part.size:
+                pass
+            case 206 | 416:
+                part.restart(None)
+                raise TransientError(
+                    Reason.SOURCE_UNREACHABLE, f"{shown} answered with another range"
+                )
+            case 200:
+                part.restart(validator(response))
+            case _:
+                raise refused(response, str(response.url), token_sent=self.token is not None)
+        refuse_encoded(response)
+        total = total_bytes(response)
+        if total is None:
+            return
+        if wanted.size is not None and total != wanted.size:
+            raise _wrong_size(wanted, f"is {total} bytes")
+        if total > self.max_bytes:
+            raise too_large(wanted.url, f"is {total} bytes", self.max_bytes)
+        ensure_space(wanted.path.parent, total - part.size)
+
+    def _receive(
+        self, response: httpx2.Response, wanted: Wanted, part: Part, on_bytes: OnBytes
+    ) -> None:
+        stated = total_bytes(response)
+        total = stated or wanted.size
+        for chunk in response.iter_raw():
+            if part.size == 0 and len(chunk) >= _TELLING_BYTES:
+                wanted.inspect(chunk, total or len(chunk))
+            after = part.size + len(chunk)
+            if wanted.size is not None and after > wanted.size:
+                raise _wrong_size(wanted, f"goes on after {wanted.size} bytes")
+            if stated is not None and after > stated:
+                part.restart(None)
+                raise TransientError(
+                    Reason.SOURCE_UNREACHABLE,
+                    f"{redact(wanted.url)} goes on after the {stated} bytes that it states",
+                )
+            if after > self.max_bytes:
+                raise too_large(wanted.url, "goes on", self.max_bytes)
+            part.append(chunk)
+            on_bytes(part.size, total)
+        if stated is not None and part.size != stated:
+            # A server may answer with less than the range that it was asked for.
+            raise TransientError(
+                Reason.SOURCE_UNREACHABLE,
+                f"{redact(wanted.url)} sent {part.size} of {stated} bytes",
+            )
+        if wanted.size is not None and part.size != wanted.size:
+            raise _wrong_size(wanted, f"ends after {part.size} bytes")
+
+
+def too_large(url: str, what: str, limit: int) -> LoaderError:
+    """The error of a file above the limit."""
+    return LoaderError(Reason.TOO_LARGE, f"{redact(url)} {what}; the limit is {limit} bytes")
+
+
+def _wrong_size(wanted: Wanted, what: str) -> LoaderError:
+    return LoaderError(
+        Reason.DIGEST_MISMATCH, f"{redact(wanted.url)} {what}; the source states {wanted.size}"
+    )

@@ -1,0 +1,117 @@
+"""A file behind a link of which ranges are read: one version of it, however often it is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx2
+
+from sd_api.netguard import redact
+from sd_api.reasons import Reason
+from sd_loader.net.exchange import Link, first_byte, refuse_encoded, total_bytes, validator
+from sd_loader.net.http_errors import Retries, TransientError, refused, unreachable
+
+HEAD_BYTES = 1 << 20
+"""Read at once: more than SDXL's safetensors header, or the pickle of a checkpoint, has."""
+
+Take = Callable[[int, memoryview], None]
+
+
+class ChangedError(Exception):
+    """The link leads to another version than it did a moment ago."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One version of a file. size: in bytes. head: its first bytes."""
+
+    link: Link
+    retries: Retries
+    size: int
+    version: str
+    head: bytes
+
+    @classmethod
+    def open(cls, link: Link, retries: Retries) -> RemoteFile | None:
+        """Look at a file; None where ranges of one known version of it cannot be asked for."""
+        return retries.run(lambda: cls._open(link, retries))
+
+    @classmethod
+    def _open(cls, link: Link, retries: Retries) -> RemoteFile | None:
+        try:
+            with link.get({"Range": f"bytes=0-{HEAD_BYTES - 1}"}) as response:
+                if response.status_code in (200, 416):
+                    return None
+                if response.status_code != 206:
+                    raise refused(response, str(response.url), token_sent=link.token is not None)
+                refuse_encoded(response)
+                size, version = total_bytes(response), validator(response)
+                if size is None or version is None or first_byte(response) != 0:
+                    return None
+                head = b""
+                for chunk in response.iter_raw():
+                    head += chunk[: HEAD_BYTES - len(head)]
+                    if len(head) == HEAD_BYTES:
+                        break
+        except httpx2.RequestError as error:
+            raise unreachable(link.url, error) from error
+        return cls(link, retries, size, version, head) if head else None
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes of a small range."""
+        content = bytearray()
+
+        def take(_position: int, chunk: memoryview) -> None:
+            content.extend(chunk)
+
+        self.stream(start, end, take)
+        return bytes(content)
+
+    def stream(self, start: int, end: int, take: Take) -> None:
+        """Hand over the bytes of a range in order, each once, going on where a connection ends."""
+        position = start
+        if start < len(self.head):
+            at_hand = memoryview(self.head)[start:end]
+            take(start, at_hand)
+            position += at_hand.nbytes
+
+        def attempt() -> None:
+            nonlocal position
+            try:
+                for chunk in self._answered(position, end):
+                    wanted = memoryview(chunk)[: end - position]
+                    take(position, wanted)
+                    position += wanted.nbytes
+                    if position == end:
+                        return
+            except httpx2.RequestError as error:
+                raise unreachable(self.link.url, error) from error
+            raise TransientError(
+                Reason.SOURCE_UNREACHABLE,
+                f"{redact(self.link.url)} sent the bytes up to {position}, not to {end}",
+            )
+
+        if position < end:
+            self.retries.run(attempt, lambda: position)
+
+    def _answered(self, start: int, end: int) -> Iterator[bytes]:
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Range": self.version}
+        with self.link.get(headers) as response:
+            self._check(response, start)
+            yield from response.iter_raw()
+
+    def _check(self, response: httpx2.Response, start: int) -> None:
+        if response.status_code in (200, 412, 416):
+            raise ChangedError
+        if response.status_code != 206:
+            token_sent = self.link.token is not None
+            raise refused(response, str(response.url), token_sent=token_sent)
+        refuse_encoded(response)
+        if total_bytes(response) != self.size or validator(response) not in (None, self.version):
+            raise ChangedError
+        if first_byte(response) != start:
+            raise TransientError(
+                Reason.SOURCE_UNREACHABLE,
+                f"{redact(self.link.url)} answered with another range",
+            )

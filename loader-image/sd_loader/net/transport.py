@@ -1,0 +1,314 @@
+"""The loader's HTTP client: each request is checked, and goes exactly where the check said.
+
+The guard sits below everything that speaks HTTP, redirects and `huggingface_hub` included: the url
+of each request is checked before it is sent, and the connection is made to an address that was
+checked, while SNI and Host stay the name. Behind a proxy the names are checked and resolution is
+the proxy's, whose own address is the administrator's choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from sd_api.netguard import (
+    MAX_REDIRECTS,
+    AddressRefusedError,
+    bypasses_proxy,
+    effective_port,
+)
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.net.exchange import refuse_encoded
+from sd_loader.settings import Settings
+
+LOADER_VERSION = version("sd-operator")
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 30.0
+TIMEOUT = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+READ_BYTES = 256 << 10
+"""At a time, where so much is there: httpcore's 64 KiB cost as much Python as the digests."""
+HEAD_MAX_BYTES = 1 << 20
+"""Received before an answer's own head is over: interim answers (1xx) may come without end."""
+MAX_ADDRESSES = 4
+"""Of one host; each may take CONNECT_SECONDS to fail."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The slowest a server may be, averaged over a window of waiting for it."""
+
+    bytes_per_second: int = 1024
+    window_seconds: float = 60.0
+
+
+PACE = Pace()
+
+
+def make_client(
+    settings: Settings, pace: Pace = PACE, *, max_answer: int | None = None
+) -> httpx2.Client:
+    """A client that calls nothing but allowed addresses and never waits without limit.
+
+    max_answer: of bytes, for callers that read whole answers into memory.
+    """
+    return httpx2.Client(
+        transport=GuardedTransport(settings, pace, max_answer),
+        # Without compression the bytes counted, resumed and digested are the file's own.
+        headers={"User-Agent": f"sd-loader/{LOADER_VERSION}", "Accept-Encoding": "identity"},
+        timeout=TIMEOUT,
+        follow_redirects=True,
+        max_redirects=MAX_REDIRECTS,
+        trust_env=False,
+    )
+
+
+class GuardedTransport(httpx2.BaseTransport):
+    """Sends a request if the guard lets it; raises LoaderError(AddressRefused) if not."""
+
+    def __init__(self, settings: Settings, pace: Pace, max_answer: int | None = None) -> None:
+        self._max_answer = max_answer
+        self._guard = settings.guard()
+        self._no_proxy = settings.no_proxy
+        tls = _tls_context(settings)
+        self._direct = httpcore2.ConnectionPool(
+            ssl_context=tls, network_backend=_Backend(self._guard.addresses, pace)
+        )
+        self._proxied = _proxy_pool(settings.proxy, tls, pace) if settings.proxy else None
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Check, send, and refuse an answer that leads from https to http."""
+        with _refusals():
+            parts = self._guard.check_url(str(request.url))
+        pool = self._direct
+        if self._proxied is not None and not bypasses_proxy(
+            parts.hostname or "", effective_port(parts), self._no_proxy
+        ):
+            pool = self._proxied
+        url = request.url
+        with _httpx_errors():
+            answer = pool.handle_request(
+                httpcore2.Request(
+                    method=request.method,
+                    url=httpcore2.URL(
+                        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+                    ),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    # Set here, since callers (huggingface_hub) may turn timeouts off.
+                    extensions={**request.extensions, "timeout": TIMEOUT.as_dict()},
+                )
+            )
+        stream = answer.extensions.get("network_stream")
+        if isinstance(stream, _PacedStream):
+            stream.head_is_over()
+        response = httpx2.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=_Body(answer, url.host, self._max_answer),
+            extensions=answer.extensions,
+            request=request,
+        )
+        if self._max_answer is not None:
+            refuse_encoded(response)  # a few bytes would become many
+        if url.scheme == "https" and _target_scheme(url, response) == "http":
+            response.close()
+            raise LoaderError(
+                Reason.ADDRESS_REFUSED, f"{url.host} redirects from https to http, which is refused"
+            )
+        return response
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._direct.close()
+        if self._proxied is not None:
+            self._proxied.close()
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext:
+    if settings.ca_file is None:
+        return httpx2.create_ssl_context(trust_env=False)
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        raise LoaderError(
+            Reason.SOURCE_UNREACHABLE, f"the CA file {settings.ca_file} cannot be read: {error}"
+        ) from error
+
+
+def _proxy_pool(url: str, tls: ssl.SSLContext, pace: Pace) -> httpcore2.ConnectionPool:
+    proxy = httpx2.Proxy(url)
+    return httpcore2.HTTPProxy(
+        proxy_url=httpcore2.URL(
+            scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=b"/"
+        ),
+        proxy_auth=proxy.raw_auth,
+        ssl_context=tls,
+        proxy_ssl_context=tls if proxy.url.scheme == "https" else None,
+        network_backend=_Backend(lambda host, _port: [host], pace),
+    )
+
+
+def _target_scheme(url: httpx2.URL, response: httpx2.Response) -> str | None:
+    if not response.has_redirect_location:
+        return None
+    try:
+        return url.join(response.headers["Location"]).scheme
+    except httpx2.InvalidURL:
+        return None  # the client itself refuses to follow it
+
+
+class _Backend(httpcore2.NetworkBackend):
+    """Connects to the addresses it is given for a host, in turn."""
+
+    def __init__(self, addresses: Callable[[str, int], Sequence[str]], pace: Pace) -> None:
+        self._addresses = addresses
+        self._pace = pace
+        self._plain = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        try:
+            with _refusals():
+                addresses = self._addresses(host, port)
+        except OSError as error:
+            raise httpcore2.ConnectError(f"the name cannot be resolved: {error}") from error
+        failure: Exception = httpcore2.ConnectError("the name has no address")
+        for address in addresses[:MAX_ADDRESSES]:
+            try:
+                stream = self._plain.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+            else:
+                return _PacedStream(stream, self._pace)
+        raise failure
+
+
+class _PacedStream(httpcore2.NetworkStream):
+    """A connection whose other end must answer each request at a minimum pace.
+
+    A read timeout alone lets a server drip one byte at a time for ever. Only the time spent waiting
+    counts: a slow disk on our side is not the server's fault. A server that is fast enough must get
+    to the end of its answer's head all the same.
+    """
+
+    def __init__(self, stream: httpcore2.NetworkStream, pace: Pace) -> None:
+        self._stream = stream
+        self._pace = pace
+        self._head_bytes: int | None = 0
+        self._start_window()
+
+    def _start_window(self) -> None:
+        self._waited = 0.0
+        self._received = 0
+
+    def head_is_over(self) -> None:
+        """From here to the next request comes the body, which may be long."""
+        self._head_bytes = None
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        start = time.monotonic()
+        data = self._stream.read(max(max_bytes, READ_BYTES), timeout)
+        self._waited += time.monotonic() - start
+        self._received += len(data)
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES:
+                raise LoaderError(
+                    Reason.SOURCE_UNREACHABLE,
+                    f"the source sent {self._head_bytes} bytes and no answer yet",
+                )
+        if self._waited >= self._pace.window_seconds:
+            if self._received < self._pace.bytes_per_second * self._waited:
+                raise LoaderError(
+                    Reason.SOURCE_UNREACHABLE,
+                    f"the source is too slow: {self._received} bytes in {self._waited:.0f} seconds",
+                )
+            self._start_window()
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._start_window()
+        self._head_bytes = 0
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore2.NetworkStream:
+        return _PacedStream(
+            self._stream.start_tls(ssl_context, server_hostname, timeout), self._pace
+        )
+
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's interface
+        return self._stream.get_extra_info(info)
+
+
+class _Body(httpx2.SyncByteStream):
+    def __init__(self, answer: httpcore2.Response, host: str, max_bytes: int | None) -> None:
+        self._answer = answer
+        self._host = host
+        self._max_bytes = max_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        received = 0
+        with _httpx_errors():
+            for chunk in self._answer.iter_stream():
+                received += len(chunk)
+                if self._max_bytes is not None and received > self._max_bytes:
+                    raise LoaderError(
+                        Reason.SOURCE_UNREACHABLE,
+                        f"{self._host} answers with more than {self._max_bytes} bytes",
+                    )
+                yield chunk
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except AddressRefusedError as error:
+        raise LoaderError(Reason.ADDRESS_REFUSED, str(error)) from error
+
+
+_CORE_ERRORS = (
+    httpcore2.TimeoutException,
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.ProxyError,
+    httpcore2.UnsupportedProtocol,
+)
+
+
+@contextlib.contextmanager
+def _httpx_errors() -> Iterator[None]:
+    """httpx2 names its errors as httpcore2 does."""
+    try:
+        yield
+    except _CORE_ERRORS as error:
+        wrapped: type[httpx2.TransportError] = getattr(httpx2, type(error).__name__)
+        raise wrapped(str(error)) from error

@@ -1,0 +1,234 @@
+"""A trained model's answer that is a zip of a diffusers folder: checked whole, then unpacked.
+
+Nothing is written before the directory, every name and every size were checked; then only the
+files that a Hub repo would be downloaded for are unpacked, each bounded by its stated size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from sd_api.load import LoadRequest
+from sd_api.reasons import Reason
+from sd_loader.diffusers_repo.component_files import RepoFile, choose_files, holds
+from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
+from sd_loader.errors import LoaderError
+from sd_loader.formats.fileio import read_at
+from sd_loader.formats.sniff import ZIP_MAGIC
+from sd_loader.formats.snippet import snippet
+from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate, read_directory
+from sd_loader.net.partial import ensure_space
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched
+
+FOLDER_NAME = "repo"
+_TORCH_PICKLE = "data.pkl"
+_MAC_FOLDER = "__MACOSX/"
+_MAX_FILES = 1000
+_MAX_RATIO = 200
+"""Of unpacked to packed bytes. JSON reaches 20; only runs of one byte reach deflate's 1000."""
+_SMALL = 1 << 20
+"""What unpacks to no more than this may be packed however well."""
+_SMALL_FILES = (".json", ".txt")
+_CHUNK = 1 << 20
+
+
+def unpack_pipeline(
+    fetched: Fetched, request: LoadRequest, settings: Settings, into: Path
+) -> Fetched:
+    """The folder that the download is a zip of; any other file stays as it is."""
+    path = into / fetched.path
+    if fetched.kind != "file" or not _is_zip(path):
+        return fetched
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        archive = _Archive.read(fd)
+        if archive is None:
+            return fetched
+        folder = into / FOLDER_NAME
+        with _whole_or_not_at_all(folder):
+            archive.unpack(archive.chosen(request, settings), folder)
+    finally:
+        os.close(fd)
+    path.unlink()
+    return fetched.model_copy(
+        update={
+            "kind": "repo",
+            "path": FOLDER_NAME,
+            "source": fetched.source.model_copy(update={"format": "diffusers"}),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """The archive's files by their names in the folder, and where their bytes lie."""
+
+    fd: int
+    members: Mapping[str, Member]
+    records: Mapping[str, Record]
+
+    @classmethod
+    def read(cls, fd: int) -> _Archive | None:
+        """Check the directory; None for a checkpoint, which torch writes as a zip, too."""
+        directory = read_directory(fd, os.fstat(fd).st_size, folders=True)
+        members = [
+            member for member in directory.members if not member.name.startswith(_MAC_FOLDER)
+        ]
+        names = [member.name for member in members if not member.name.endswith("/")]
+        root = _root(names)
+        if root is None:
+            if any(name.rpartition("/")[2] == _TORCH_PICKLE for name in names):
+                return None
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                "the zip archive is neither a checkpoint nor a diffusers folder with a"
+                f" {INDEX_NAME}; {holds(names)}",
+            )
+        if len(names) > _MAX_FILES:
+            _refuse(f"it holds {len(names)} files; at most {_MAX_FILES} are read")
+        for member in directory.members:
+            _check(member)
+        records = locate(fd, directory, packed=True)
+        files = {member.name: member for member in members if not member.name.endswith("/")}
+        return cls(
+            fd,
+            {name.removeprefix(root): member for name, member in files.items()},
+            {name.removeprefix(root): records[name] for name in files},
+        )
+
+    def chosen(self, request: LoadRequest, settings: Settings) -> list[RepoFile]:
+        """The files to unpack, as of a repo; refused before anything is written."""
+        files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
+        index = files[INDEX_NAME]
+        _check_small(index)
+        try:
+            chosen = choose_files(
+                files,
+                parse_pipeline(b"".join(self._content(INDEX_NAME))),
+                request.revision,
+                safetensors_only=bool(request.from_safetensors),
+            )
+        except LoaderError as error:
+            raise LoaderError(error.reason, f"the zip archive: {error.message}") from error
+        for file in chosen:
+            _check_small(file)
+        total = sum(file.size for file in chosen)
+        if total > settings.max_bytes:
+            raise LoaderError(
+                Reason.TOO_LARGE,
+                f"the zip archive unpacks to {total} bytes; the limit is {settings.max_bytes}",
+            )
+        return chosen
+
+    def unpack(self, files: list[RepoFile], folder: Path) -> None:
+        """Write the files into a new folder."""
+        folder.mkdir()
+        ensure_space(folder, sum(file.size for file in files))
+        for file in files:
+            path = folder / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as out:
+                for piece in self._content(file.path):
+                    out.write(piece)
+
+    def _content(self, name: str) -> Iterator[bytes]:
+        """A file's bytes: exactly as many as stated, with the stated checksum, or a refusal."""
+        member, record = self.members[name], self.records[name]
+        checksum, size = 0, 0
+        for piece in _unpacked(self.fd, member, record):
+            size += len(piece)
+            if size > member.size:
+                _refuse(f"{snippet(name)} unpacks to more than the stated {member.size} bytes")
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+        if (size, checksum) != (member.size, member.crc):
+            raise LoaderError(
+                Reason.NOT_A_MODEL,
+                f"the zip archive is damaged: {snippet(name)} has another size or checksum than"
+                " stated",
+            )
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+
+
+def _root(names: list[str]) -> str | None:
+    """The folder (with its slash, or nothing) that the pipeline lies in; None where there is none.
+
+    It may be one folder in the archive, but all files must be in it.
+    """
+    if INDEX_NAME in names:
+        return ""
+    root = names[0].partition("/")[0] + "/" if names else ""
+    whole = root + INDEX_NAME in names and all(name.startswith(root) for name in names)
+    return root if whole else None
+
+
+def _check(member: Member) -> None:
+    """Refuse a member that would be other than a plain file, or far more than it seems."""
+    kind = stat.S_IFMT(member.mode)
+    expected = stat.S_IFDIR if member.name.endswith("/") else stat.S_IFREG
+    if kind not in (0, expected) or (expected == stat.S_IFDIR and member.size):
+        _refuse(f"{snippet(member.name)} in it is a link, a device or another special file")
+    if member.size > _SMALL and member.size > _MAX_RATIO * member.stored_size:
+        _refuse(
+            f"{snippet(member.name)} in it would grow from {member.stored_size} to {member.size}"
+            " bytes, as in a zip bomb"
+        )
+
+
+def _check_small(file: RepoFile) -> None:
+    if file.path.endswith(_SMALL_FILES) and file.size > MAX_JSON_BYTES:
+        raise LoaderError(Reason.TOO_LARGE, f"{file.path} is {file.size} bytes")
+
+
+def _unpacked(fd: int, member: Member, record: Record) -> Iterator[bytes]:
+    """The member's bytes, a bounded piece at a time."""
+    if member.method != DEFLATED:
+        yield from _pieces(fd, record)
+        return
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    whole = False
+    with contextlib.suppress(zlib.error):
+        for packed in _pieces(fd, record):
+            piece = inflate.decompress(packed, _CHUNK)
+            while piece:
+                yield piece
+                piece = inflate.decompress(inflate.unconsumed_tail, _CHUNK)
+        whole = inflate.eof and not inflate.unused_data
+    if not whole:
+        raise LoaderError(
+            Reason.NOT_A_MODEL,
+            f"the zip archive is damaged: {snippet(member.name)} cannot be unpacked",
+        )
+
+
+def _pieces(fd: int, record: Record) -> Iterator[bytes]:
+    for start in range(0, record.size, _CHUNK):
+        yield read_at(fd, record.offset + start, min(_CHUNK, record.size - start))
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
+    """Remove what an earlier attempt left, and what this one leaves if it fails."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _refuse(what: str) -> NoReturn:
+    raise LoaderError(Reason.UNSAFE_MODEL, f"the zip archive is refused: {what}")

@@ -1,0 +1,1 @@
+"""What every wing may use: settings, logs, metrics, times and texts for people."""

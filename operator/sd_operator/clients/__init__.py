@@ -1,0 +1,1 @@
+"""The clients of the Kubernetes API and of hosts that users name."""

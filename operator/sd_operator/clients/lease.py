@@ -1,0 +1,176 @@
+"""The Lease that says which operator is at work: the kubernetes client's election, mended.
+
+The client's own lock waits for an answer as long as five minutes, lets transport errors out and
+never gives a Lease back, and its loop goes on without what it leads. Here every attempt ends soon,
+with yes or no, and the loop is `election`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import socket
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, ApiException, V1Lease, V1ObjectMeta
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+
+from sd_api import names
+from sd_operator.clients.kube import Count, load_configuration
+
+log = logging.getLogger(__name__)
+
+DURATION_SECONDS = 9
+"""How long a Lease holds that is not renewed: the others wait that long after its last change."""
+RENEW_SECONDS = 6.0
+"""A leader that could not renew for that long stops, before anybody else may begin."""
+RETRY_SECONDS = 2.0
+REQUEST_SECONDS = 2.0
+
+Found = tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool, None]
+
+
+class Lease:
+    """One candidate's hold on the Lease; to be used as a context, and by one task at a time."""
+
+    def __init__(self, client: ApiClient, namespace: str, count: Count) -> None:
+        self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
+        self._client = client
+        self._lock = _Lock(names.FIELD_MANAGER, namespace, self.identity, client, count)
+        self._election = LeaderElection(
+            Config(
+                self._lock,
+                DURATION_SECONDS,
+                RENEW_SECONDS,
+                RETRY_SECONDS,
+                onstarted_leading=_nothing,
+                onstopped_leading=_nothing,
+            )
+        )
+        # It logs every refusal as an error, with a traceback: two candidates at once are none.
+        logging.getLogger("kubernetes.aio.leaderelection").setLevel(logging.CRITICAL)
+
+    @classmethod
+    async def open(cls, kubeconfig: Path | None, namespace: str, count: Count) -> Self:
+        """Connect; nothing is sent yet."""
+        client = ApiClient(await load_configuration(kubeconfig))
+        client.user_agent = names.FIELD_MANAGER  # the API server takes the field manager from it
+        return cls(client, namespace, count)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    @property
+    def problem(self) -> str:
+        """Why the last attempt got no answer; empty where it got one."""
+        return self._lock.problem
+
+    @property
+    def holder(self) -> str:
+        """Who held the Lease when it was last read; empty where nobody did."""
+        record = self._election.observed_record
+        return (record.holder_identity if record else None) or ""
+
+    async def hold(self) -> bool:
+        """Take the Lease, or renew it; tells whether it is ours now."""
+        return await self._election.try_acquire_or_renew()
+
+    async def release(self) -> None:
+        """Give the Lease back, if it is ours, so that another takes it at its next look."""
+        if await self._lock.release():
+            log.info("the Lease is given back")
+
+
+async def _nothing() -> None:
+    """The client's own callbacks are of no use here."""
+
+
+class _Lock(LeaseLock):
+    """The client's lock; every request ends soon, is counted, and raises nothing."""
+
+    def __init__(
+        self, name: str, namespace: str, identity: str, client: ApiClient, count: Count
+    ) -> None:
+        super().__init__(name, namespace, identity, client)
+        self._count = count
+        self.problem = ""
+
+    async def get(self, name: str, namespace: str) -> Found:
+        """The Lease as it is."""
+        answer = await self._ask("get", self.api_instance.read_namespaced_lease(name, namespace))
+        if isinstance(answer, ApiException):
+            return False, answer
+        self.lease_reference = answer
+        return True, self.election_record(answer)
+
+    async def create(
+        self, name: str, namespace: str, election_record: LeaderElectionRecord
+    ) -> bool:
+        """Make the Lease, held by this candidate."""
+        body = V1Lease(
+            api_version="coordination.k8s.io/v1",
+            kind="Lease",
+            metadata=V1ObjectMeta(name=name),
+            spec=self.update_lease(election_record),
+        )
+        request = self.api_instance.create_namespaced_lease(namespace, body)
+        return isinstance(await self._ask("create", request), V1Lease)
+
+    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
+        """Take or renew the Lease, unless it has changed since it was read."""
+        lease = self.lease_reference
+        if lease is None:
+            return False
+        lease.spec = self.update_lease(updated_record, lease.spec)
+        request = self.api_instance.replace_namespaced_lease(name, namespace, lease)
+        return isinstance(await self._ask("update", request), V1Lease)
+
+    async def release(self) -> bool:
+        """Say that nobody holds the Lease, if this candidate does; tells whether it did."""
+        _, record = await self.get(self.name, self.namespace)
+        ours = isinstance(record, LeaderElectionRecord) and record.holder_identity == self.identity
+        lease = self.lease_reference
+        if not ours or lease is None or lease.spec is None:
+            return False
+        lease.spec.holder_identity = None
+        request = self.api_instance.replace_namespaced_lease(self.name, self.namespace, lease)
+        return isinstance(await self._ask("update", request), V1Lease)
+
+    async def _ask(self, verb: str, request: Awaitable[V1Lease]) -> V1Lease | ApiException:
+        """The answer, or why there is none."""
+        what = f"{verb} Lease {self.namespace}/{self.name}"
+        self.problem = ""
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                lease = await request
+        except ApiException as refused:
+            self._count(verb, "leases", str(refused.status))
+            # None yet, and another was faster: both belong to an election.
+            if (verb, refused.status) != ("get", 404) and refused.status != 409:
+                self.problem = f"{what}: {_message(refused)}"
+            return refused
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            self._count(verb, "leases", "error")
+            self.problem = f"{what}: {error or 'no answer'}"
+            return ApiException(reason=self.problem)
+        self._count(verb, "leases", "201" if verb == "create" else "200")
+        return lease
+
+
+def _message(refused: ApiException) -> str:
+    """The server's own words."""
+    try:
+        return str(json.loads(refused.body or "")["message"])
+    except (KeyError, TypeError, ValueError):
+        return f"HTTP {refused.status} {refused.reason}"

@@ -1,0 +1,1 @@
+"""The I/O of a pass over one model: gather its state, then carry out what the rules decide."""

@@ -1,0 +1,169 @@
+"""Carries a plan out on the API server: Jobs, finalizer, status, Events, in this order.
+
+Everything here may be repeated: a request whose reply was lost is made again in the next pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sd_api import names
+from sd_api.status import Status
+from sd_operator.base import times
+from sd_operator.base.settings import Settings
+from sd_operator.clients.kube import (
+    EVENTS,
+    JOBS,
+    MODELS,
+    AlreadyExistsError,
+    Api,
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+)
+from sd_operator.reconciler.cache import Cache
+from sd_operator.resources.model import Model
+from sd_operator.resources.observed import JobView, Refusal, controller_uid
+from sd_operator.rules import manifests
+from sd_operator.rules.decision import EventPlan, FinalizerChange, JobPlan
+
+log = logging.getLogger(__name__)
+
+EVENT_MESSAGE_MAX_LENGTH = 1024
+
+
+class Executor:
+    """Makes the changes; what it creates is put into the cache at once."""
+
+    def __init__(self, api: Api, settings: Settings, cache: Cache) -> None:
+        self._api = api
+        self._settings = settings
+        self._cache = cache
+
+    async def delete_job(self, job: JobView) -> None:
+        """Delete a Job; its Pods follow."""
+        try:
+            await self._api.delete(JOBS, job.namespace, job.name, job.uid)
+        except (NotFoundError, ConflictError):
+            log.debug("Job %s/%s is gone already", job.namespace, job.name)
+        self._cache.drop_job(job)
+
+    async def change_finalizer(
+        self, model: Model, change: FinalizerChange
+    ) -> dict[str, Any] | None:
+        """Add or remove our finalizer; raises ConflictError where the model has changed since.
+
+        None where the model is gone, as it is to be: the reply to its release may have been lost.
+        """
+        others = [one for one in model.finalizers if one != names.FINALIZER]
+        ours = [names.FINALIZER] if change is FinalizerChange.ADD else []
+        metadata = {
+            "uid": model.uid,
+            "resourceVersion": model.resource_version,
+            "finalizers": others + ours,
+        }
+        body = {"metadata": metadata}
+        try:
+            return await self._api.patch(MODELS, model.namespace, model.name, body)
+        except NotFoundError:
+            if change is FinalizerChange.ADD:
+                raise
+            return None
+
+    async def create_job(self, plan: JobPlan, now: datetime) -> Refusal | None:
+        """Create a Job, or find that it was created before; what refuses it is returned."""
+        manifest = manifests.build(plan, self._settings)
+        try:
+            body = await self._api.create(JOBS, plan.namespace, manifest)
+        except AlreadyExistsError as exists:
+            try:
+                body = await self._api.get(JOBS, plan.namespace, plan.name)
+            except NotFoundError:
+                # It went in between. Not found is the Job, not the model.
+                raise ConflictError(str(exists), exists.code) from None
+            if not _is_of(body, plan.model_uid):
+                message = f"Job {plan.name} exists and belongs to something else; delete it"
+                return Refusal(message, 409, now)
+        except ForbiddenError as refused:
+            return Refusal(str(refused), refused.code, now, refused.namespace_terminating)
+        except (InvalidError, NotFoundError) as refused:
+            return Refusal(str(refused), refused.code, now)
+        self._cache.put_job(JobView.from_body(body))
+        return None
+
+    async def write_status(self, model: Model, status: Status) -> dict[str, Any] | None:
+        """Write what differs; None where nothing does. A namesake answers ConflictError."""
+        patch = merge_patch(model.raw_status, _plain(status))
+        if not patch:
+            return None
+        # The resourceVersion is what keeps a namesake's status from being written: in a status
+        # patch of a custom resource, API servers pass over the uid.
+        metadata = {"uid": model.uid, "resourceVersion": model.resource_version}
+        body = {"metadata": metadata, "status": patch}
+        return await self._api.patch(MODELS, model.namespace, model.name, body, sub="status")
+
+    async def emit(self, model: Model, event: EventPlan) -> None:
+        """Emit an Event; without it the model goes on all the same."""
+        now = times.stamp(datetime.now(UTC))
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{model.name}.{secrets.token_hex(8)}",
+                "namespace": model.namespace,
+            },
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "namespace": model.namespace,
+                "name": model.name,
+                "uid": model.uid,
+                "resourceVersion": model.resource_version,
+            },
+            "type": event.type.value,
+            "reason": event.reason.value,
+            "message": event.message[:EVENT_MESSAGE_MAX_LENGTH],
+            "source": {"component": names.FIELD_MANAGER},
+            "reportingComponent": names.FIELD_MANAGER,
+            "reportingInstance": names.FIELD_MANAGER,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        log.info("%s: %s", event.reason, body["message"])
+        try:
+            await self._api.create(EVENTS, model.namespace, body)
+        except ApiError as refused:
+            log.warning("no Event %s: %s", event.reason, refused)
+
+
+def _is_of(body: Mapping[str, Any], model_uid: str) -> bool:
+    """Whether a Job works for this model: owned by it, or, for clean-up Jobs, labelled so."""
+    view = JobView.from_body(body)
+    if view.role == names.ROLE_REMOVE:
+        return view.model_uid == model_uid
+    return controller_uid(body["metadata"]) == model_uid
+
+
+def _plain(status: Status) -> dict[str, Any]:
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch (RFC 7386) from one object to another; empty where they are equal."""
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            changes = merge_patch(before, value)
+            if changes:
+                patch[key] = changes
+        elif value != before or key not in old:
+            patch[key] = value
+    return patch

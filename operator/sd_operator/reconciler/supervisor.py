@@ -1,0 +1,87 @@
+"""One supervised task per model: wake-ups coalesce, errors back off, nothing dies or leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from sd_operator.clients.kube import ApiError
+
+log = logging.getLogger(__name__)
+
+BACKOFF_FIRST_SECONDS = 1.0
+BACKOFF_MAX_SECONDS = 60.0
+
+Reconcile = Callable[[str], Awaitable[float]]
+"""One pass over a model, named by its uid; returns the seconds until the next."""
+
+
+class Supervisor:
+    """Runs `reconcile` for every model that was woken and not dropped, one pass at a time each."""
+
+    def __init__(self, reconcile: Reconcile) -> None:
+        self._reconcile = reconcile
+        self._workers: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._workers
+
+    def start(self, uid: str) -> None:
+        """Run a pass soon, and keep the model from now on; nothing once it is closed."""
+        if self._closed:
+            return
+        wanted = self._workers.get(uid)
+        if wanted is not None:
+            wanted.set()
+            return
+        wanted = self._workers[uid] = asyncio.Event()
+        task = asyncio.create_task(self._run(uid, wanted), name=f"model {uid}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def wake(self, uids: Iterable[str]) -> None:
+        """Run a pass soon for those of them that are kept."""
+        for uid in uids:
+            if uid in self._workers:
+                self.start(uid)
+
+    def drop(self, uid: str) -> None:
+        """End a model's task, once its running pass is over: that may have the last word to say."""
+        wanted = self._workers.pop(uid, None)
+        if wanted is not None:
+            wanted.set()
+
+    async def close(self) -> None:
+        """End all tasks now, for good."""
+        self._closed = True
+        self._workers.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, uid: str, wanted: asyncio.Event) -> None:
+        failures = 0
+        while self._is_kept(uid, wanted):
+            wanted.clear()
+            try:
+                delay = await self._reconcile(uid)
+                failures = 0
+            except Exception as error:
+                # What the API server says is clear by itself; anything else is a fault of ours.
+                ours = not isinstance(error, ApiError)
+                log.error("a pass over model %s failed: %s", uid, error, exc_info=ours)
+                delay = min(BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10), BACKOFF_MAX_SECONDS)
+                failures += 1
+            with contextlib.suppress(TimeoutError):
+                if self._is_kept(uid, wanted):
+                    await asyncio.wait_for(wanted.wait(), delay)
+
+    def _is_kept(self, uid: str, wanted: asyncio.Event) -> bool:
+        return self._workers.get(uid) is wanted

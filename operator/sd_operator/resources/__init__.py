@@ -1,0 +1,1 @@
+"""Typed, read-only views of the Kubernetes objects that the rules read."""

@@ -1,0 +1,383 @@
+"""The manifests of the loader's and the clean-up's Jobs: plain dicts from pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sd_api import names
+from sd_api.defaults import format_default_parts
+from sd_api.load import CREDENTIALS_DIR, STORE_MOUNT, LoadRequest, RemoveRequest
+from sd_api.reasons import ExitCode
+from sd_api.spec import JobOverrides, Verify
+from sd_operator.base.settings import LoaderSettings, Settings
+from sd_operator.resources.model import Model
+from sd_operator.rules.decision import JobPlan
+
+BACKOFF_LIMIT = 3
+USER_ID = 65532
+TERMINATION_LOG = "/dev/termination-log"
+CA_DIR = "/etc/sd-loader/ca"
+GRACE_SECONDS = 15
+SWEEP_DEADLINE_SECONDS = 21600
+SWEEP_TTL_SECONDS = 600
+KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+Manifest = dict[str, Any]
+
+# Enough for streaming whatever a model's size; rendering loads the whole pipeline.
+_FETCH = {
+    "requests": {"cpu": "250m", "memory": "256Mi"},
+    "limits": {"memory": "1Gi"},
+}
+_CONVERT = {
+    "requests": {"cpu": "500m", "memory": "512Mi"},
+    "limits": {"memory": "2Gi"},
+}
+_RENDER = {
+    "requests": {"cpu": "1", "memory": "4Gi"},
+    "limits": {"memory": "16Gi"},
+}
+_REMOVE = {
+    "requests": {"cpu": "100m", "memory": "128Mi"},
+    "limits": {"memory": "512Mi"},
+}
+_POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "fsGroup": USER_ID,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
+    """The Job that loads a model; its spec must be readable."""
+    spec = model.spec
+    if spec is None:
+        raise ValueError(f"the spec of {model.namespace}/{model.name} cannot be read")
+    overrides = spec.job if settings.loader.allow_overrides else None
+    credentials = spec.credentials_secret_ref
+    return JobPlan(
+        namespace=model.namespace,
+        name=names.job_name(model.name, model.uid, model.wanted, attempt),
+        model_name=model.name,
+        model_uid=model.uid,
+        claim_name=claim_name,
+        attempt=attempt,
+        request=LoadRequest(
+            owner=model.owner,
+            model_id=model.model_id,
+            model_type=spec.effective_model_type(),
+            url=_source_url(model.url, settings),
+            load_hash=model.wanted,
+            git_revision=spec.git_revision,
+            revision=spec.revision,
+            weights=spec.weights,
+            from_safetensors=spec.from_safetensors,
+            upcast_attention=spec.upcast_attention,
+            sha256=spec.sha256,
+            base_model=spec.base_model,
+            prediction_type=spec.prediction_type,
+            original_config=spec.original_config,
+            vae=spec.vae,
+            verify=_effective(spec.verify, overrides or JobOverrides(), settings.loader),
+            credentials=credentials is not None,
+        ),
+        overrides=overrides,
+        credentials_secret=credentials.name if credentials else None,
+    )
+
+
+def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
+    """The Job that removes, or releases, a deleted model's files."""
+    overrides = model.spec.job if model.spec and settings.loader.allow_overrides else None
+    return JobPlan(
+        namespace=model.namespace,
+        name=names.job_name(model.name, model.uid, names.ROLE_REMOVE, attempt),
+        model_name=model.name,
+        model_uid=model.uid,
+        claim_name=claim_name,
+        attempt=attempt,
+        request=RemoveRequest(owner=model.owner, model_id=model.model_id, retain=model.retain),
+        overrides=overrides,
+    )
+
+
+def _effective(verify: Verify, overrides: JobOverrides, loader: LoaderSettings) -> Verify:
+    """Says whether to render: by default with a GPU, of which the loader knows nothing."""
+    if verify.render is not None:
+        return verify
+    gpus = _limits(overrides, loader).get(loader.gpu_resource, 0)
+    return verify.model_copy(update={"render": str(gpus) != "0"})
+
+
+def _source_url(url: str, settings: Settings) -> str:
+    """A trained model's bare id becomes a link."""
+    if "/" in url or settings.trained_url_template is None:
+        return url
+    return settings.trained_url_template.replace("{id}", url)
+
+
+def build(plan: JobPlan, settings: Settings) -> Manifest:
+    """The manifest of a planned Job."""
+    if isinstance(plan.request, LoadRequest):
+        return _build_load(plan, plan.request, settings)
+    return _build_remove(plan, settings)
+
+
+def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Manifest:
+    loader, overrides = settings.loader, plan.overrides or JobOverrides()
+    renders = bool(request.verify.render)
+    resources = _convert_resources(overrides, loader, renders=renders)
+    image = loader.image if renders else loader.slim_image
+    fetch = _container(names.CONTAINER_FETCH, image, _FETCH, plan, settings)
+    if plan.credentials_secret is not None:
+        fetch["volumeMounts"].append(
+            {"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True}
+        )
+    convert = _container(names.CONTAINER_CONVERT, image, resources, plan, settings)
+    pod = _pod([convert], plan, settings)
+    pod["initContainers"] = [fetch]
+    if plan.credentials_secret is not None:
+        # Optional: the loader starts without it and says SecretNotFound itself.
+        secret = {"secretName": plan.credentials_secret, "optional": True, "defaultMode": 0o440}
+        pod["volumes"].append({"name": "credentials", "secret": secret})
+    pod |= _placement(overrides, loader, "runtime_class_name")
+    deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
+    job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
+    if loader.kueue_queue is not None:
+        # On the Job alone: the Pods are the Job's, and not queued once more.
+        job["metadata"]["labels"] = job["metadata"]["labels"] | {KUEUE_LABEL: loader.kueue_queue}
+        job["spec"]["suspend"] = True
+    job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
+    job["metadata"]["ownerReferences"] = [
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": plan.model_name,
+            "uid": plan.model_uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+    ]
+    return job
+
+
+def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
+    # Without an ownerReference: foreground deletion of the model would delete it before its work.
+    loader = settings.loader
+    remove = _container(names.CONTAINER_REMOVE, loader.slim_image, _REMOVE, plan, settings)
+    pod = _pod([remove], plan, settings) | _placement(plan.overrides or JobOverrides(), loader)
+    deadline = loader.active_deadline_seconds
+    return _job(names.ROLE_REMOVE, pod, plan, deadline, loader.remove_ttl_seconds)
+
+
+def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettings) -> Manifest:
+    """The Job that removes what no model needs from a claim; the chart's CronJob makes the same."""
+    labels = {names.LABEL_NAME: names.SWEEP_NAME}
+    arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
+    sweep = _command("sweep", loader.slim_image, arguments, loader) | {
+        "env": [
+            {
+                "name": "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
+                "value": str(loader.retain_previous_seconds),
+            },
+            {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
+            {"name": "LOGNAME", "value": names.LOADER_NAME},
+        ],
+        "resources": _REMOVE,
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            # It ends with 3 where published files were altered: another attempt finds the same.
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": SWEEP_DEADLINE_SECONDS,
+            "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": _restricted_pod([sweep], claim_name, loader)
+                | _placement(JobOverrides(), loader),
+            },
+        },
+    }
+
+
+def _convert_resources(
+    overrides: JobOverrides, loader: LoaderSettings, *, renders: bool
+) -> Manifest:
+    given = overrides.resources.model_dump(exclude_none=True) if overrides.resources else {}
+    wanted = {
+        "requests": dict(given.get("requests") or {}),
+        "limits": _limits(overrides, loader),
+    }
+    # A default beside an override of the same resource could contradict it.
+    spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
+    for kind, defaults in (_RENDER if renders else _CONVERT).items():
+        wanted[kind] |= {key: one for key, one in defaults.items() if key not in spoken_for}
+    return wanted
+
+
+def _limits(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
+    """The convert container's limits, GPUs among them, before any default."""
+    limits = dict(overrides.resources.limits or {}) if overrides.resources else {}
+    if loader.gpu_count > 0:
+        limits.setdefault(loader.gpu_resource, loader.gpu_count)
+    return limits
+
+
+def _placement(overrides: JobOverrides, loader: LoaderSettings, *more: str) -> Manifest:
+    """What a model says, each field whole; for the rest, what the administrator says."""
+    included = {"node_selector", "tolerations", "priority_class_name", *more}
+    found: Manifest = {}
+    for one in (loader.placement, overrides):
+        found |= one.model_dump(by_alias=True, exclude_none=True, include=included)
+    return found
+
+
+def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Manifest:
+    labels = {
+        names.LABEL_NAME: names.LOADER_NAME,
+        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+        names.LABEL_MODEL_UID: plan.model_uid,
+        names.LABEL_ROLE: role,
+    }
+    annotations = {names.ANNOTATION_MODEL: f"{plan.namespace}/{plan.model_name}"}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": plan.name,
+            "namespace": plan.namespace,
+            "labels": labels,
+            "annotations": annotations | {names.ANNOTATION_ATTEMPT: str(plan.attempt)},
+        },
+        "spec": {
+            "backoffLimit": BACKOFF_LIMIT,
+            "activeDeadlineSeconds": deadline,
+            "ttlSecondsAfterFinished": ttl,
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "Ignore",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    },
+                    # Without a container's name it holds for all, the init container too.
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"operator": "In", "values": [int(ExitCode.PERMANENT)]},
+                    },
+                ]
+            },
+            "template": {
+                "metadata": {"labels": labels, "annotations": annotations},
+                "spec": pod,
+            },
+        },
+    }
+
+
+def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manifest:
+    loader = settings.loader
+    pod = _restricted_pod(containers, plan.claim_name, loader)
+    pod["terminationGracePeriodSeconds"] = GRACE_SECONDS
+    if loader.ca_configmap:
+        pod["volumes"].append({"name": "ca", "configMap": {"name": loader.ca_configmap}})
+    return pod
+
+
+def _restricted_pod(
+    containers: list[Manifest], claim_name: str, loader: LoaderSettings
+) -> Manifest:
+    """What all Pods on a volume have."""
+    security = loader.security_context
+    pod: Manifest = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": dict(_POD_SECURITY if security is None else security.get("pod", {})),
+        "containers": containers,
+        "volumes": [
+            {"name": "models", "persistentVolumeClaim": {"claimName": claim_name}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": loader.tmp_size}},
+        ],
+    }
+    if loader.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in loader.image_pull_secrets]
+    return pod
+
+
+def _container(
+    name: str, image: str, resources: Manifest, plan: JobPlan, settings: Settings
+) -> Manifest:
+    arguments = [name, "--request", _request_json(plan.request), "--store", STORE_MOUNT]
+    container = _command(name, image, arguments, settings.loader) | {
+        "env": _env(name, settings),
+        "resources": resources,
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+    }
+    if settings.loader.ca_configmap:
+        ca = {"name": "ca", "mountPath": CA_DIR, "readOnly": True}
+        container["volumeMounts"].append(ca)
+    return container
+
+
+def _command(name: str, image: str, arguments: list[str], loader: LoaderSettings) -> Manifest:
+    """A container that runs sd-loader on the volume."""
+    security = loader.security_context
+    return {
+        "name": name,
+        "image": image,
+        "command": ["sd-loader"],
+        "args": arguments,
+        "securityContext": dict(
+            _CONTAINER_SECURITY if security is None else security.get("container", {})
+        ),
+        "volumeMounts": [
+            {"name": "models", "mountPath": STORE_MOUNT},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
+        ],
+    }
+
+
+def _request_json(request: LoadRequest | RemoveRequest) -> str:
+    text = request.model_dump_json(by_alias=True, exclude_none=True)
+    # Kubernetes expands $(NAME) in arguments; a url may hold one.
+    return text.replace("$", "\\u0024")
+
+
+def _env(container: str, settings: Settings) -> list[Manifest]:
+    loader = settings.loader
+    plain = {
+        "SD_LOADER_TERMINATION_LOG": TERMINATION_LOG,
+        "SD_LOADER_ALLOWED_HOSTS": ",".join(sorted(settings.loader_allowed_hosts())),
+        "SD_LOADER_MAX_BYTES": str(loader.max_bytes),
+        "SD_LOADER_RETAIN_PREVIOUS_SECONDS": str(loader.retain_previous_seconds),
+        "HF_ENDPOINT": settings.hub_endpoint or "",
+        "HTTPS_PROXY": settings.https_proxy or "",
+        "NO_PROXY": settings.no_proxy,
+        "SSL_CERT_FILE": f"{CA_DIR}/ca.crt" if loader.ca_configmap else "",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
+        "HOME": "/tmp",  # noqa: S108 - the Pod's own emptyDir
+        "LOGNAME": names.LOADER_NAME,
+    }
+    if container == names.CONTAINER_FETCH:
+        plain["SD_LOADER_CREDENTIALS_DIR"] = CREDENTIALS_DIR
+        plain["SD_LOADER_DEFAULT_PARTS"] = format_default_parts(loader.default_parts)
+    if container == names.CONTAINER_CONVERT:
+        # Else torch's threads spin while they wait, and what is left of the CPUs is lost to that.
+        plain["OMP_WAIT_POLICY"] = "passive"
+    env: list[Manifest] = [{"name": key, "value": value} for key, value in plain.items() if value]
+    pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
+    return [*env, {"name": "SD_LOADER_POD", "valueFrom": pod_name}]

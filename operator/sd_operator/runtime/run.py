@@ -1,0 +1,193 @@
+"""Runs the operator until it is told to stop; raises when any part of it ends before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+import kopf
+
+from sd_operator.base.metrics import Metrics
+from sd_operator.base.settings import Settings
+from sd_operator.clients.kube import MODELS, Api, ApiError, NotFoundError, UnavailableError
+from sd_operator.clients.lease import Lease
+from sd_operator.reconciler.controller import Controller
+from sd_operator.runtime import election
+from sd_operator.runtime.handlers import kopf_settings, register
+from sd_operator.runtime.probes import BEAT_SECONDS, Probes
+
+log = logging.getLogger(__name__)
+
+GC_THRESHOLDS = (20_000, 10, 20)
+START_RETRY_SECONDS = 2.0
+CHECK_SECONDS = 30.0
+AWAY_MAX_SECONDS = 600.0
+
+
+class WatchEndedError(RuntimeError):
+    """The watching part has ended, or is blind; the process must end, to be started again."""
+
+
+async def operate(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve all models until `stop` is set; SIGTERM and SIGINT set it in the main thread."""
+    # What is imported stays; and of thousands of models little is garbage, however often one looks.
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    metrics, probes = Metrics(), Probes()
+    async with contextlib.AsyncExitStack() as stack:
+        for what, serve, port in (
+            ("metrics", metrics.serve, settings.metrics_port),
+            ("probes", probes.serve, settings.probes_port),
+        ):
+            actual = _serve(stack, serve, settings.bind_address, port)
+            log.info("%s on port %d", what, actual)
+        api = await stack.enter_async_context(Api(settings.kubeconfig, metrics.count_request))
+        beating = asyncio.create_task(_beat(probes), name="heartbeat")
+        stack.callback(beating.cancel)
+        _on_signals(stop)
+        await _until_served(api, settings, stop)
+        lease = None
+        if settings.lease_namespace is not None:
+            lease = await stack.enter_async_context(
+                await Lease.open(
+                    settings.kubeconfig, settings.lease_namespace, metrics.count_request
+                )
+            )
+            stack.push_async_callback(lease.release)
+            await election.acquire(lease, stop, probes.get_ready)
+        if not stop.is_set():
+            await _lead(api, settings, metrics, probes, lease, stop)
+
+
+async def _lead(
+    api: Api,
+    settings: Settings,
+    metrics: Metrics,
+    probes: Probes,
+    lease: Lease | None,
+    stop: asyncio.Event,
+) -> None:
+    """Serve all models until `stop` is set; raises when that ends for any other reason."""
+    async with contextlib.AsyncExitStack() as stack:
+        metrics.leader.set(1)
+        fatal = [asyncio.create_task(_until_lost(api, settings), name="lookout")]
+        if lease is not None:
+            fatal.append(asyncio.create_task(election.keep(lease), name="lease"))
+        for task in fatal:
+            stack.callback(task.cancel)
+            task.add_done_callback(lambda _: stop.set())
+        controller = Controller(api, settings, metrics)
+        stack.push_async_callback(controller.close)
+        ending = asyncio.create_task(
+            _step_down(controller, metrics, lease, fatal, stop), name="step down"
+        )
+        stack.push_async_callback(_until_done, ending, stop)
+        await controller.fill()
+        probes.get_ready()
+        log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
+        await _watch(controller, settings, stop)
+        for task in fatal:
+            if task.done() and not task.cancelled():
+                raise WatchEndedError(task.result())
+
+
+async def _step_down(
+    controller: Controller,
+    metrics: Metrics,
+    lease: Lease | None,
+    fatal: Sequence[asyncio.Task[str]],
+    stop: asyncio.Event,
+) -> None:
+    """At the end stop all work at once, then let another lead: kopf takes its time to end."""
+    await stop.wait()
+    for task in fatal:
+        task.cancel()
+    await asyncio.wait(fatal)
+    await controller.close()
+    metrics.leader.set(0)
+    if lease is not None:
+        await lease.release()
+
+
+async def _until_done(task: asyncio.Task[None], stop: asyncio.Event) -> None:
+    stop.set()
+    await task
+
+
+def _serve(
+    stack: contextlib.AsyncExitStack,
+    serve: Callable[[str, int], tuple[int, Callable[[], None]]],
+    address: str,
+    port: int,
+) -> int:
+    actual, end = serve(address, port)
+    stack.callback(end)
+    return actual
+
+
+async def _beat(probes: Probes) -> None:
+    while True:
+        probes.beat()
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> None:
+    """Wait for the API server, and for our kind on it."""
+    namespace = settings.namespaces[0] if settings.namespaces else None
+    while not stop.is_set():
+        try:
+            await api.check(MODELS, namespace)
+        except NotFoundError:
+            log.warning("the kind is unknown: kubectl apply -f crds/stablediffusionmodels.yaml")
+        except ApiError as refused:
+            log.warning("the API server does not serve us yet: %s", refused)
+        else:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), START_RETRY_SECONDS)
+
+
+async def _until_lost(api: Api, settings: Settings) -> str:
+    """Wait until the API server has been away for long: kopf would look for it for ever."""
+    clock = asyncio.get_running_loop().time
+    seen = clock()
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        try:
+            await api.check(MODELS, settings.namespaces[0] if settings.namespaces else None)
+        except UnavailableError as error:
+            if clock() - seen > AWAY_MAX_SECONDS:
+                return f"the API server is away for {clock() - seen:.0f} s: {error}"
+        except ApiError as refused:
+            log.warning("the API server refuses us: %s", refused)
+            seen = clock()
+        else:
+            seen = clock()
+
+
+async def _watch(controller: Controller, settings: Settings, stop: asyncio.Event) -> None:
+    before = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=register(controller, settings),
+        settings=kopf_settings(),
+        clusterwide=not settings.namespaces,
+        namespaces=list(settings.namespaces),
+        standalone=True,
+        stop_flag=stop,
+    )
+    _on_signals(stop)  # kopf has just taken them for itself, and tells nobody
+    await kopf.run_tasks(tasks, ignored=before)
+    if not stop.is_set():
+        raise WatchEndedError("the watching part has ended by itself")
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)

@@ -1,0 +1,423 @@
+"""The chart sd-operator: its values, its schema, and the objects that it renders."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sd_api.crd import custom_resource_definition
+from tests.support.charts.helmcharts import (
+    CATALOG,
+    CHARTS,
+    FULL,
+    NAMESPACE,
+    OPERATOR,
+    ROOT,
+    VALUES,
+    Json,
+    at,
+    helm,
+    leaves,
+    of_kind,
+    one,
+    pod_of,
+    render,
+    with_value,
+)
+
+PROGRAMS = ("helm", "helm3")
+BY_DEFAULT = {
+    ("ClusterRole", "sd-system-sd-operator-edit"),
+    ("ClusterRole", "sd-system-sd-operator-view"),
+    ("CustomResourceDefinition", "stablediffusionmodels.sd-operator.dev"),
+    ("Deployment", "sd-operator"),
+    ("NetworkPolicy", "sd-operator-loader"),
+    ("NetworkPolicy", "sd-operator-loader-egress"),
+    ("PersistentVolumeClaim", "models"),
+    ("Pod", "sd-operator-test"),
+    ("PodDisruptionBudget", "sd-operator"),
+    ("Role", "sd-operator"),
+    ("Role", "sd-operator-leader"),
+    ("RoleBinding", "sd-operator"),
+    ("RoleBinding", "sd-operator-leader"),
+    ("Service", "sd-operator"),
+    ("ServiceAccount", "sd-operator"),
+}
+NO_KUBERNETES_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "StableDiffusionModel"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("chart", [OPERATOR, CATALOG], ids=lambda path: path.name)
+@pytest.mark.parametrize("full", [False, True], ids=["by default", "full"])
+def test_helm_finds_nothing_wrong(program: str, chart: Path, full: bool) -> None:
+    """Nor anything to warn of."""
+    values = FULL if full and chart == OPERATOR else {}
+    done = helm("lint", "--strict", chart, values=values, program=program)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_values_everything_is_there_that_is_needed() -> None:
+    """And nothing that needs another operator."""
+    assert {(item["kind"], item["metadata"]["name"]) for item in render()} == BY_DEFAULT
+
+
+@pytest.mark.parametrize("values", [{}, FULL], ids=["by default", "full"])
+def test_both_helms_render_the_same(values: Json) -> None:
+    """The newest, and the oldest that the chart works with."""
+    by_both = [
+        sorted(render(values, program=program), key=lambda item: repr(item["metadata"]))
+        for program in PROGRAMS
+    ]
+    assert by_both[0] == by_both[1]
+
+
+def test_every_value_is_explained() -> None:
+    """Each line of values.yaml that names one stands beneath a comment."""
+    lines = (OPERATOR / "values.yaml").read_text().splitlines()
+    unexplained = [
+        line
+        for before, line in zip(["", *lines], lines, strict=False)
+        if re.match(r" *[A-Za-z]+:", line) and not before.lstrip().startswith("#")
+    ]
+    # What a value consists of where its default is a list or an object of Kubernetes' own.
+    ours = {"namespaceSelector", "matchLabels", "podSelector", "cidr", "operator", "effect"}
+    known = {"requests", "limits", "cpu", "memory"} | ours
+    assert [line for line in unexplained if line.strip().partition(":")[0] not in known] == []
+
+
+def value_paths() -> list[tuple[str, ...]]:
+    """The paths of all values; resources, and labels by default, are one value each."""
+    found = []
+    for path in leaves(VALUES):
+        end = next((n for n, key in enumerate(path, 1) if key in ("resources", "labels")), None)
+        found.append(path[:end])
+    return list(dict.fromkeys(found))
+
+
+PATHS = value_paths()
+
+
+def test_the_full_values_are_all_values_and_differ_from_the_defaults() -> None:
+    """Else a value could be forgotten here."""
+    same = {path for path in PATHS if at(FULL, path) == at(VALUES, path)}
+    switches = {path for path in same if isinstance(at(VALUES, path), bool)}
+    assert same == switches
+
+
+@pytest.mark.parametrize("path", PATHS, ids=".".join)
+def test_every_value_has_an_effect(path: tuple[str, ...]) -> None:
+    """A release with all of them is another when one goes back, or is switched."""
+    value = at(VALUES, path)
+    base = FULL if path[0] == "crd" else with_value(FULL, ("crd", "install"), False)
+    if path[-1] == "tag":
+        base = with_value(base, (*path[:-1], "digest"), "")
+    if path[:2] == ("metrics", "serviceMonitor"):
+        base = with_value(base, ("metrics", "podMonitor", "enabled"), False)
+        base = with_value(base, ("metrics", "serviceMonitor", "enabled"), True)
+    if isinstance(value, bool) and value == at(base, path):
+        value = not value
+    assert render(with_value(base, path, value)) != render(base)
+
+
+REFUSED = [
+    pytest.param({"replicas": "two"}, "replicas", ("want integer", "Expected: integer"), id="type"),
+    pytest.param({"replicas": 0}, "replicas", ("minimum", "greater than or equal to 1"), id="none"),
+    pytest.param({"replica": 1}, "replica", ("not allowed",), id="misspelt"),
+    pytest.param(
+        {"loader": {"gpu": {"cont": 1}}}, "gpu", ("'cont' not allowed", "cont is not"), id="deep"
+    ),
+    pytest.param(
+        {"logLevel": "debug"}, "logLevel", ("'DEBUG', 'INFO'", '"DEBUG", "INFO"'), id="enum"
+    ),
+    pytest.param({"hubEndpoint": "hub"}, "hubEndpoint", ("https?://",), id="no link"),
+    pytest.param({"models": {"namespaces": ["Art"]}}, "namespaces", ("a-z0-9",), id="namespace"),
+    pytest.param({"models": {"claim": {"size": "big"}}}, "size", ("0-9",), id="quantity"),
+    pytest.param(
+        {"models": {"claim": {"accessModes": ["ReadOnlyMany"]}}},
+        "accessModes",
+        ("ReadWriteMany",),
+        id="a volume that cannot be written",
+    ),
+    pytest.param(
+        {"loader": {"securityContext": {"runAsUser": 1}}},
+        "securityContext",
+        ("'runAsUser' not allowed", "runAsUser is not allowed"),
+        id="security context of neither Pod nor container",
+    ),
+    pytest.param(
+        {"loader": {"networkPolicy": {"refusedCIDRs": ["10.0.0.0"]}}},
+        "refusedCIDRs",
+        ("0-9",),
+        id="no range",
+    ),
+    pytest.param({"image": {"digest": "abc"}}, "digest", ("sha256",), id="digest"),
+    pytest.param(
+        {"trainedUrlTemplate": "https://trainer.example.com/"},
+        "trainedUrlTemplate",
+        ("must have {id} where the trained model's id goes",),
+        id="template",
+    ),
+    pytest.param(
+        {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+        "metrics.podMonitor",
+        ("would scrape every operator twice",),
+        id="two monitors",
+    ),
+    pytest.param(
+        {
+            "models": {
+                "namespaces": ["art"],
+                "clusterWide": True,
+                "claim": {"create": False},
+            },
+            "loader": {"networkPolicy": {"enabled": False}},
+        },
+        "models.namespaces",
+        ("has no effect",),
+        id="namespaces for nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("values", "where", "why"), REFUSED)
+def test_a_wrong_value_is_refused(
+    program: str, values: Json, where: str, why: tuple[str, ...]
+) -> None:
+    """The message says which, and what it must be."""
+    done = helm("template", "x", OPERATOR, values=values, program=program)
+    assert done.returncode != 0
+    assert where in done.stderr
+    assert any(text in done.stderr for text in why), done.stderr
+
+
+def test_the_notes_say_what_comes_next() -> None:
+    """And what differs from the default."""
+    values = {"loader": {"gpu": {"count": 0}}, "proxy": {"https": "http://proxy:3128"}}
+    by_default, other = (
+        helm(
+            *("install", "sd", OPERATOR, "--dry-run=client", "--namespace", NAMESPACE),
+            values=given,
+        )
+        for given in ({}, values)
+    )
+    assert by_default.returncode == 0, by_default.stderr
+    notes = by_default.stdout.partition("NOTES:")[2]
+    assert f"kubectl apply -n {NAMESPACE} -f -" in notes
+    assert f"helm test -n {NAMESPACE} sd" in notes
+    assert "served with gateway.enabled" in notes
+    assert "No GPU" not in notes
+    assert "No GPU is asked for" in other.stdout
+    assert "add it to loader.extraEgress" in other.stdout
+
+
+def test_the_crd_is_that_of_the_repository() -> None:
+    """It outlives the release unless told otherwise."""
+    committed = (ROOT / "crds" / "stablediffusionmodels.yaml").read_text()
+    assert (OPERATOR / "files" / "stablediffusionmodels.yaml").read_text() == committed
+    rendered = one(render(), "CustomResourceDefinition")
+    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    del rendered["metadata"]["labels"]
+    assert rendered == custom_resource_definition()
+    assert (
+        "annotations"
+        not in one(render({"crd": {"keep": False}}), "CustomResourceDefinition")["metadata"]
+    )
+    assert not of_kind(render({"crd": {"install": False}}), "CustomResourceDefinition")
+
+
+def test_chart_and_distribution_have_one_version() -> None:
+    """As have the images."""
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    for chart in (OPERATOR, CATALOG):
+        about = yaml.safe_load((chart / "Chart.yaml").read_text())
+        assert version is not None
+        assert about["version"] == about["appVersion"] == version[1]
+
+
+def versions() -> list[Any]:
+    """Kubernetes' versions from 1.28 on; the oldest and the newest in every run of the tests."""
+    try:
+        from kubernetes_validate.utils import all_versions, major_minor
+    except ImportError:
+        reason = "kubernetes-validate is not installed: pip install -e .[dev]"
+        return [pytest.param("1.28", marks=pytest.mark.skip(reason=reason))]
+    every = dict.fromkeys(major_minor(version) for version in all_versions())
+    supported = [version for version in every if int(version.partition(".")[2]) >= 28]
+    ends = (supported[0], supported[-1])
+    return [
+        pytest.param(version, marks=() if version in ends else pytest.mark.slow)
+        for version in supported
+    ]
+
+
+@pytest.mark.parametrize("version", versions())
+def test_kubernetes_knows_every_field(version: str) -> None:
+    """Strictly: an unknown one is an error."""
+    import kubernetes_validate
+
+    cluster_wide = with_value(FULL, ("models", "clusterWide"), True)
+    unique = {repr(item): item for values in ({}, FULL, cluster_wide) for item in render(values)}
+    for item in unique.values():
+        if item["kind"] not in NO_KUBERNETES_KINDS:
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_the_operator_runs_as_a_platform_team_wants_it() -> None:
+    """Twice, spread, probed, with the least that it needs."""
+    objects = render()
+    deployment = one(objects, "Deployment")
+    (container,) = pod_of(deployment)["containers"]
+
+    assert deployment["spec"]["replicas"] == 2
+    assert one(objects, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert not of_kind(render({"replicas": 1}), "PodDisruptionBudget")
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "probes"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "probes"}
+    assert [port["containerPort"] for port in container["ports"]] == [8080, 8081]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"name": "LOGNAME", "value": "sd-operator"} in container["env"]
+
+
+def test_selectors_find_the_operator_and_nothing_else() -> None:
+    """Its Service, budget and monitor, by labels that an upgrade does not change."""
+    objects = render({"metrics": {"podMonitor": {"enabled": True}}})
+    selector = one(objects, "Deployment")["spec"]["selector"]["matchLabels"]
+
+    assert not {"app.kubernetes.io/version", "helm.sh/chart"} & selector.keys()
+    assert one(objects, "Service")["spec"]["selector"] == selector
+    assert one(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == selector
+    assert one(objects, "PodMonitor")["spec"]["selector"]["matchLabels"] == selector
+    test = one(objects, "Pod")["metadata"]["labels"]
+    assert not selector.items() <= test.items()
+
+
+def test_each_namespace_has_a_claim_that_stays() -> None:
+    """By default that of the release."""
+    (claim,) = of_kind(render(), "PersistentVolumeClaim")
+    assert claim["metadata"]["namespace"] == NAMESPACE
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "200Gi"}},
+    }
+    by_hand = render({"models": {"claim": {"storageClassName": "-"}}})
+    assert one(by_hand, "PersistentVolumeClaim")["spec"]["storageClassName"] == ""
+    several = of_kind(render({"models": {"namespaces": ["art", "ads"]}}), "PersistentVolumeClaim")
+    assert [item["metadata"]["namespace"] for item in several] == ["art", "ads"]
+
+
+ADDRESSES = [
+    ("93.184.215.14", True),
+    ("2606:4700::6810:85e5", True),
+    ("10.96.0.1", False),
+    ("172.20.0.1", False),
+    ("192.168.1.1", False),
+    ("100.100.100.200", False),
+    ("169.254.169.254", False),
+    ("127.0.0.1", False),
+    ("0.0.0.0", False),
+    ("fd00:ec2::254", False),
+    ("fe80::1", False),
+    ("::1", False),
+    ("64:ff9b::a9fe:a9fe", False),
+]
+
+
+@pytest.mark.parametrize(("address", "reached"), ADDRESSES)
+def test_loads_reach_the_internet_and_no_inside(address: str, reached: bool) -> None:
+    """Neither the cluster, nor links, nor metadata servers."""
+    policy = one(render(), "NetworkPolicy", "sd-operator-loader-egress")
+    _, rule = policy["spec"]["egress"]
+    found = ipaddress.ip_address(address)
+
+    def inside(cidr: str) -> bool:
+        network = ipaddress.ip_network(cidr)
+        return found.version == network.version and found in network
+
+    allowed = any(
+        inside(peer["ipBlock"]["cidr"]) and not any(map(inside, peer["ipBlock"]["except"]))
+        for peer in rule["to"]
+    )
+    assert allowed is reached
+
+
+def test_only_loads_have_egress_and_names_are_resolved_by_dns_alone() -> None:
+    """A clean-up and a sweep need the volume only, and nothing calls a loader."""
+    objects = render({"loader": {"extraEgress": [{"ports": [{"port": 3128}]}]}})
+    shut = one(objects, "NetworkPolicy", "sd-operator-loader")["spec"]
+    (expression,) = shut["podSelector"]["matchExpressions"]
+    sweep = one(render({"sweep": {"enabled": True}}), "CronJob")
+    labels = sweep["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    egress = one(objects, "NetworkPolicy", "sd-operator-loader-egress")["spec"]
+    golden = yaml.safe_load((ROOT / "tests" / "golden" / "load-cpu.yaml").read_text())
+    load = golden["spec"]["template"]["metadata"]["labels"]
+    clean_up = yaml.safe_load((ROOT / "tests" / "golden" / "remove.yaml").read_text())
+    remove = clean_up["spec"]["template"]["metadata"]["labels"]
+
+    assert shut["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in shut
+    for one_of_them in (labels, load, remove):
+        assert one_of_them[expression["key"]] in expression["values"]
+    selector = egress["podSelector"]["matchLabels"]
+    assert selector.items() <= load.items()
+    assert not selector.items() <= remove.items()
+    assert not selector.items() <= labels.items()
+    dns, _, extra = egress["egress"]
+    assert {port["port"] for port in dns["ports"]} == {53, 5353}
+    assert all(peer for peer in dns["to"])
+    assert extra == {"ports": [{"port": 3128}]}
+
+
+def test_the_sweep_is_the_loaders_command_and_not_the_operators_job() -> None:
+    """The operator watches Jobs by label, and would take it for a load."""
+    cron = one(render({"sweep": {"enabled": True}}), "CronJob")
+    template = cron["spec"]["jobTemplate"]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+
+    assert container["command"] + container["args"] == [
+        *("sd-loader", "sweep", "--store", "/models", "--delete")
+    ]
+    assert "app.kubernetes.io/managed-by" not in template["metadata"]["labels"]
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_the_sweeps_command_runs(tmp_path: Path) -> None:
+    """Here as there, on a volume without models."""
+    cron = one(render({"sweep": {"enabled": True}}), "CronJob")
+    (container,) = pod_of(cron)["containers"]
+    arguments = [str(tmp_path) if word == "/models" else word for word in container["args"]]
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "sd_loader", *arguments], env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_make_chart_packages_both(tmp_path: Path) -> None:
+    """What is packaged renders as the folder does."""
+    for chart in (OPERATOR, CATALOG):
+        done = helm("package", chart, "--destination", tmp_path)
+        assert done.returncode == 0, done.stderr
+    version = yaml.safe_load((OPERATOR / "Chart.yaml").read_text())["version"]
+    package = tmp_path / f"sd-operator-{version}.tgz"
+    with tarfile.open(package) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    there = {
+        str(path.relative_to(OPERATOR))
+        for path in OPERATOR.rglob("*")
+        if path.is_file() and path.name != ".helmignore"
+    }
+    assert there <= packed
+    assert render(chart=package) == render()
+    assert (tmp_path / f"sd-models-{version}.tgz").exists()
+    assert "charts/*" in (ROOT / "Makefile").read_text()
+    assert sorted(path.name for path in CHARTS.iterdir()) == ["sd-models", "sd-operator"]

@@ -1,0 +1,203 @@
+"""The gateway as the chart renders it: off by default, and held to its settings and rights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_api.spec import JobOverrides, Toleration
+from sd_operator.base.settings import LoaderSettings
+from sd_operator.gateway.settings import PREFIX, Settings
+from tests.charts.test_settings import Recorder
+from tests.support.charts.helmcharts import (
+    FULL,
+    GATEWAY_RULES,
+    NAMESPACE,
+    OPERATOR,
+    deployment,
+    env_of,
+    helm,
+    of_kind,
+    one,
+    pod_of,
+    render,
+    with_value,
+)
+
+ON = {"gateway": {"enabled": True}}
+NAME = "sd-operator-gateway"
+NOT_VALUES = {
+    "BIND_ADDRESS": "it is there to be called",
+    "PORT": "the container's port",
+    "METRICS_PORT": "the container's port",
+}
+"""Settings without a value, and why."""
+
+
+def settings(values: Any) -> Settings:
+    """The gateway's settings in a release."""
+    return Settings.from_env(env_of(render(values), "gateway"))
+
+
+def test_by_default_there_is_none() -> None:
+    """Nor anything that belongs to it."""
+    assert not [item for item in render() if "gateway" in item["metadata"]["name"]]
+
+
+def test_without_values_it_has_its_own_defaults() -> None:
+    """But for what the chart gives all loader Pods."""
+    toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+    keys_file = Path("/etc/sd-gateway/keys/keys")
+    placement = JobOverrides(tolerations=[toleration])
+    assert settings(ON) == Settings(keys_file, loader=LoaderSettings(placement=placement))
+
+
+def test_every_value_arrives() -> None:
+    """Those that it shares with the operator too."""
+    found = settings(FULL)
+    assert found.claim_name == "weights"
+    assert found.loader.slim_image.startswith("registry.example.com/sd/slim@sha256:")
+    assert found.loader.image_pull_secrets == ("pull", "more")
+    assert (found.loader.retain_previous_seconds, found.loader.tmp_size) == (3600, "2Gi")
+    assert found.loader.security_context == FULL["loader"]["securityContext"]
+    assert found.loader.placement == JobOverrides(
+        node_selector={"pool": "gpu"},
+        tolerations=[Toleration(key="gpu", operator="Equal", value="yes")],
+        priority_class_name="batch",
+    )
+    assert found.allowed_hosts == {"mirror.example.com", "10.1.2.3:8443"}
+    assert found.hub_endpoint == "https://mirror.example.com/hf"
+    assert (found.https_proxy, found.no_proxy) == ("http://proxy.example.com:3128", ".example.com")
+    assert (found.public_url, found.cookie_secure) == ("http://models.internal", False)
+    assert found.trusted_proxies == ("10.0.0.1", "10.0.0.2")
+    assert (found.calls_per_minute, found.failures_per_minute) == (5_000_000, 0)
+    assert found.max_body_bytes == 2048
+    assert (found.log_level, found.log_format) == ("DEBUG", "json")
+
+
+def test_it_reads_every_variable_and_has_a_value_for_each_setting() -> None:
+    """Or a reason not to have one."""
+    env = Recorder(env_of(render(FULL), "gateway"))
+    Settings.from_env(env)
+    given = {name for name in env.env if name.startswith(PREFIX)}
+    asked = {name for name in env.asked if name.startswith(PREFIX)}
+    assert given <= asked
+    assert {name.removeprefix(PREFIX) for name in asked - given} == NOT_VALUES.keys()
+
+
+def test_the_ingress_host_is_the_public_url() -> None:
+    """With https, unless another is given."""
+    ingress = {"host": "models.example.com"}
+    found = settings({"gateway": {"enabled": True, "ingress": ingress}})
+    assert (found.public_url, found.cookie_secure) == ("https://models.example.com", True)
+
+
+def test_what_is_mounted_lies_where_it_looks() -> None:
+    """The whole Secret, for a file by subPath would never change; the volume read-only."""
+    objects = render(FULL)
+    found = settings(FULL)
+    pod = pod_of(deployment(objects, "gateway"))
+    mounts = {one["name"]: one for one in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    secret = volumes["keys"]["secret"]
+    (item,) = secret["items"]
+    assert (secret["secretName"], item["key"], secret["optional"]) == ("callers", "lines", True)
+    assert found.keys_file == Path(mounts["keys"]["mountPath"], item["path"])
+    assert volumes["ca"]["configMap"] == {"name": "gateway-ca"}
+    assert found.ca_file == Path(mounts["ca"]["mountPath"], "ca.crt")
+    claim = volumes["models"]["persistentVolumeClaim"]
+    assert claim == {"claimName": "weights", "readOnly": True}
+    assert found.store == Path(mounts["models"]["mountPath"])
+    assert not [name for name, one in mounts.items() if "subPath" in one]
+    assert {name for name, one in mounts.items() if not one.get("readOnly")} == {"tmp"}
+    assert "models" not in {
+        volume["name"] for volume in pod_of(deployment(render(ON), "gateway"))["volumes"]
+    }
+
+
+def test_its_selectors_find_it_alone() -> None:
+    """And the operator's do not find it."""
+    objects = render(with_value(FULL, ("crd", "install"), False))
+    selector = deployment(objects, "gateway")["spec"]["selector"]["matchLabels"]
+    name = "models-operator-gateway"
+    assert one(objects, "Service", name)["spec"]["selector"] == selector
+    assert one(objects, "PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"] == selector
+    policy = one(objects, "NetworkPolicy", name)["spec"]
+    assert policy["podSelector"]["matchLabels"] == selector
+    assert one(objects, "PodMonitor", name)["spec"]["selector"]["matchLabels"] == selector
+    theirs = deployment(objects)["spec"]["selector"]["matchLabels"]
+    labels = deployment(objects, "gateway")["spec"]["template"]["metadata"]["labels"]
+    assert not theirs.items() <= labels.items()
+
+
+def test_it_is_probed_and_called_on_its_ports() -> None:
+    """From the Ingress to the container by the ports' names."""
+    objects = render(FULL)
+    (container,) = pod_of(deployment(objects, "gateway"))["containers"]
+    default = Settings(Path("keys"))
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": default.port, "metrics": default.metrics_port}
+    assert container["command"] + container["args"] == ["sd-gateway", "run"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    service = one(objects, "Service", "models-operator-gateway")
+    assert {port["name"]: port["targetPort"] for port in service["spec"]["ports"]} == {
+        "http": "http",
+        "metrics": "metrics",
+    }
+    ingress = one(objects, "Ingress")["spec"]
+    (rule,) = ingress["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    assert backend == {"name": service["metadata"]["name"], "port": {"name": "http"}}
+    assert ingress["tls"] == [{"hosts": [rule["host"]], "secretName": "models-tls"}]
+    policy = one(objects, "NetworkPolicy", "models-operator-gateway")["spec"]
+    calls, metrics = policy["ingress"]
+    assert (calls["ports"], calls["from"]) == (
+        [{"port": "http"}],
+        FULL["gateway"]["networkPolicy"]["from"],
+    )
+    assert metrics == {"ports": [{"port": "metrics"}]}
+
+
+@pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
+def test_its_account_has_its_rights_and_the_operators_has_not(cluster_wide: bool) -> None:
+    """In the namespaces that are served."""
+    models = {"namespaces": ["art", "ads"], "clusterWide": cluster_wide}
+    objects = render({**ON, "models": models})
+    role, binding = (
+        ("ClusterRole", "ClusterRoleBinding") if cluster_wide else ("Role", "RoleBinding")
+    )
+    name = f"sd-system-{NAME}" if cluster_wide else NAME
+    subjects = [{"kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE}]
+    roles, bindings = of_kind(objects, role, name), of_kind(objects, binding, name)
+    assert [item["rules"] for item in roles] == [GATEWAY_RULES] * (1 if cluster_wide else 2)
+    assert [item["metadata"].get("namespace") for item in bindings] == (
+        [None] if cluster_wide else ["art", "ads"]
+    )
+    for item in bindings:
+        assert (item["subjects"], item["roleRef"]["name"]) == (subjects, name)
+    assert pod_of(deployment(objects, "gateway"))["serviceAccountName"] == NAME
+    assert one(objects, "ServiceAccount", NAME)["metadata"]["namespace"] == NAMESPACE
+    others = [
+        subject["name"]
+        for item in of_kind(objects, "RoleBinding") + of_kind(objects, "ClusterRoleBinding")
+        if item not in bindings
+        for subject in item["subjects"]
+    ]
+    assert NAME not in others
+
+
+def test_without_a_host_there_is_no_ingress() -> None:
+    """The Service is there for whatever else leads to it."""
+    assert not of_kind(render(ON), "Ingress")
+    assert one(render(ON), "Service", NAME)
+
+
+def test_the_notes_say_how_to_make_a_key() -> None:
+    """By the gateway's own Pod, which starts without keys."""
+    done = helm("install", "sd", OPERATOR, "--dry-run=client", "-n", NAMESPACE, values=ON)
+    notes = done.stdout.partition("NOTES:")[2]
+    assert "deploy/sd-sd-operator-gateway -- sd-gateway new-key sd-system" in notes
+    assert "create secret generic sd-gateway-keys -n sd-system --from-literal=keys=" in notes

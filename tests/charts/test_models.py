@@ -1,0 +1,114 @@
+"""The chart sd-models, a catalog, and the ControlNets that come with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sd_api.controlnets import CONTROLNET_REPOS
+from tests.support.charts.helmcharts import CATALOG, HELMS, ROOT, Json, helm, of_kind, render
+from tests.support.charts.releases import Release
+from tests.support.kube.cluster import Cluster
+from tools.make_chart import catalog_schema
+
+CONTROLNETS: Json = yaml.safe_load((CATALOG / "values-controlnets.yaml").read_text())
+LINK = "https://example.com/model.safetensors"
+
+
+def specs(values: Json) -> dict[str, Any]:
+    """The specs of the models that a catalog renders, by name."""
+    return {item["metadata"]["name"]: item["spec"] for item in render(values, CATALOG)}
+
+
+def test_the_schema_is_made_from_the_contract() -> None:
+    """`make crd` was run after the last change of it."""
+    assert (CATALOG / "values.schema.json").read_text() == catalog_schema()
+
+
+def test_the_example_is_the_vendors_eleven() -> None:
+    """By id alone, in the chart and in examples/."""
+    wanted = {key: {"modelType": "controlnet", "revision": "fp16"} for key in CONTROLNET_REPOS}
+    examples = yaml.safe_load_all((ROOT / "examples" / "controlnets.yaml").read_text())
+
+    assert specs(CONTROLNETS) == wanted
+    assert {item["metadata"]["name"]: item["spec"] for item in examples} == wanted
+
+
+def test_a_model_takes_from_the_defaults_what_it_does_not_say() -> None:
+    """False is something said, and a field is taken whole."""
+    values = {
+        "defaults": {"suspend": True, "verify": {"weights": True}, "priority": 3},
+        "models": {
+            "a": {"url": LINK, "suspend": False, "verify": {"steps": 4}},
+            "b": {"url": LINK, "priority": 0},
+        },
+    }
+    assert specs(values) == {
+        "a": {"url": LINK, "suspend": False, "verify": {"steps": 4}, "priority": 3},
+        "b": {"url": LINK, "suspend": True, "verify": {"weights": True}, "priority": 0},
+    }
+
+
+def test_an_empty_catalog_is_one() -> None:
+    """By default there is no model, and labels and annotations are the user's."""
+    assert render({}, CATALOG) == []
+    (model,) = render(
+        {"models": {"a": {"url": LINK}}, "labels": {"team": "x"}, "annotations": {"note": "z"}},
+        CATALOG,
+    )
+    assert model["metadata"]["labels"]["team"] == "x"
+    assert model["metadata"]["annotations"] == {"note": "z"}
+
+
+@pytest.mark.parametrize("program", ["helm", "helm3"])
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        pytest.param({"urll": LINK}, "urll", id="misspelt"),
+        pytest.param({"revision": "fp8"}, "fp16", id="revision"),
+        pytest.param({"verify": {"steps": 0}}, "steps", id="too few"),
+        pytest.param({"job": {"resources": {"limit": {}}}}, "limit", id="deep"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_the_cluster(program: str, model: Json, where: str) -> None:
+    """By the contract's own types."""
+    done = helm("template", "x", CATALOG, values={"models": {"a": model}}, program=program)
+    assert done.returncode != 0
+    assert where in done.stderr
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("program", sorted(HELMS))
+def test_a_catalog_is_installed_changed_rolled_back_and_removed(
+    cluster: Cluster, program: str, tmp_path: Path
+) -> None:
+    """By Helm itself, against the API server of the tests: what is taken out is deleted."""
+    release = Release(cluster, program, tmp_path)
+
+    def models() -> dict[str, Any]:
+        return {item["metadata"]["name"]: item["spec"] for item in cluster.list("sdm")}
+
+    release.helm("install", "nets", str(CATALOG), values=CONTROLNETS)
+    assert models().keys() == CONTROLNET_REPOS.keys()
+    assert all(spec["revision"] == "fp16" for spec in models().values())
+
+    fewer = {"models": {"canny": {"revision": "bf16"}}, "defaults": CONTROLNETS["defaults"]}
+    release.helm("upgrade", "nets", str(CATALOG), values=fewer)
+    assert {name: spec["revision"] for name, spec in models().items()} == {"canny": "bf16"}
+
+    release.helm("rollback", "nets", "1")
+    assert models().keys() == CONTROLNET_REPOS.keys()
+    assert models()["canny"]["revision"] == "fp16"
+
+    release.helm("uninstall", "nets")
+    assert models() == {}
+
+
+def test_every_example_of_a_folder_is_yaml() -> None:
+    """Helm's values beside it, too."""
+    for path in [*Path(ROOT / "examples").glob("*.yaml"), *CATALOG.glob("*.yaml")]:
+        assert list(yaml.safe_load_all(path.read_text()))
+    assert of_kind(render(CONTROLNETS, CATALOG), "StableDiffusionModel")

@@ -1,0 +1,41 @@
+"""Every Pod of ours passes the Pod Security Standard `restricted`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.charts.helmcharts import VALUES, Json
+from tests.support.charts.ourpods import JOB_PODS, SPOILED, chart_pods, spoiled
+from tests.support.charts.pod_security import BASELINE, RESTRICTED, violations
+
+
+@pytest.mark.parametrize("pod", [*JOB_PODS, *chart_pods()])
+def test_the_pod_is_admitted(pod: Json) -> None:
+    """By every control."""
+    assert violations(pod) == []
+
+
+@pytest.mark.parametrize("pod", JOB_PODS)
+def test_a_loader_has_no_token_and_a_read_only_root(pod: Json) -> None:
+    """More than the standard asks for; a security context of the user's own may differ."""
+    assert pod["automountServiceAccountToken"] is False
+    containers = pod["containers"] + pod.get("initContainers", [])
+    if VALUES["loader"]["securityContext"] == {} and "fsGroup" in pod["securityContext"]:
+        assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in containers)
+
+
+@pytest.mark.parametrize(("control", "path", "value"), SPOILED)
+def test_a_spoiled_pod_is_refused(control: str, path: str, value: Any) -> None:
+    """By the control that is meant to see it."""
+    found = violations(spoiled(path, value))
+
+    assert control in {one.partition(": ")[0] for one in found} | {
+        one.rpartition(": ")[0] for one in found
+    }
+
+
+def test_every_control_is_tried() -> None:
+    """A control that never refuses would be none."""
+    assert {control for control, _, _ in SPOILED} == {one.name for one in BASELINE + RESTRICTED}

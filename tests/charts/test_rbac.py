@@ -1,0 +1,172 @@
+"""The operator's rights: exactly what its code asks for, where it is asked for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sd_operator
+from sd_operator.base.settings import Settings
+from sd_operator.clients import kube
+from sd_operator.runtime.handlers import register
+from tests.support.charts.helmcharts import (
+    GATEWAY_RULES,
+    LEADER_RULES,
+    NAMESPACE,
+    RULES,
+    Json,
+    of_kind,
+    one,
+    render,
+)
+from tests.support.kube import rbacproxy
+
+Right = tuple[str, str]
+"""A verb and a resource, with its subresource."""
+
+WITHOUT_REQUEST = {("update", "stablediffusionmodels/finalizers")}
+"""For admission's OwnerReferencesPermissionEnforcement alone: Jobs block their owner's deletion."""
+GIVEN_BY_USERS = {("get", "secrets")}
+"""For spec.webhookSecretRef; a Role in the model's namespace names the Secret."""
+
+
+def granted(rules: list[Json]) -> set[Right]:
+    """What rules grant."""
+    return {(verb, name) for rule in rules for verb in rule["verbs"] for name in rule["resources"]}
+
+
+def calls(folder: str = ".") -> Iterator[ast.Call]:
+    """Calls of methods in a folder's modules; standalone is no part of a cluster's operator."""
+    for path in Path(sd_operator.__path__[0], folder).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                yield node
+
+
+def requests(folder: str = ".") -> set[Right]:
+    """What the operator's own client is asked to do."""
+    found = set()
+    for call in calls(folder):
+        assert isinstance(call.func, ast.Attribute)
+        verb = {"check": "list", "snapshot": "list"}.get(call.func.attr, call.func.attr)
+        if verb == "last_log_line":
+            found.add(("get", "pods/log"))
+        first = call.args[0] if call.args else None
+        resource = getattr(kube, first.id, None) if isinstance(first, ast.Name) else None
+        if isinstance(resource, kube.Resource) and hasattr(kube.Api, call.func.attr):
+            subs = [word.value.value for word in call.keywords if word.arg == "sub"]  # type: ignore[attr-defined]
+            found.add((verb, "/".join([resource.plural, *subs])))
+    return found
+
+
+def watched() -> set[Right]:
+    """What kopf lists and watches for it."""
+    registry: Any = register(None, Settings())  # type: ignore[arg-type]
+    kinds = {
+        selector.plural or selector.any_name for selector in registry._watching.get_all_selectors()
+    }
+    return {(verb, str(kind)) for kind in kinds for verb in ("list", "watch")}
+
+
+def test_every_right_is_used_and_every_request_is_granted() -> None:
+    """None is missing, none is left over."""
+    asked = requests() | watched()
+    leases = {right for right in asked if right[1] == "leases"}
+
+    assert asked - leases - GIVEN_BY_USERS == granted(RULES) - WITHOUT_REQUEST
+    assert leases <= granted(LEADER_RULES)
+    assert granted(LEADER_RULES) == {(verb, "leases") for verb in ("get", "create", "update")}
+
+
+def test_the_gateway_has_the_rights_that_it_uses() -> None:
+    """No more and no less; all its modules are looked at."""
+    assert requests("gateway") == granted(GATEWAY_RULES)
+
+
+def test_the_cluster_tests_run_under_the_charts_rights() -> None:
+    """What they find missing or unused is then the chart's."""
+    assert granted(rbacproxy.RULES) == granted(RULES) | granted(LEADER_RULES)
+
+
+@pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
+def test_no_secret_is_read_and_no_pod_entered(cluster_wide: bool) -> None:
+    """Nor is any verb or resource a wildcard, in any role of the chart."""
+    objects = render({"models": {"clusterWide": cluster_wide}, "gateway": {"enabled": True}})
+    for role in of_kind(objects, "Role") + of_kind(objects, "ClusterRole"):
+        for rule in role["rules"]:
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+            assert not {"secrets", "pods/exec", "pods/attach"} & set(rule["resources"])
+
+
+SUBJECTS = [{"kind": "ServiceAccount", "name": "sd-operator", "namespace": NAMESPACE}]
+
+
+def test_per_namespace_there_is_a_role_in_each_and_none_beyond() -> None:
+    """The Lease's is in the release's namespace."""
+    objects = render({"models": {"namespaces": ["art", "ads"]}, "rbac": {"aggregate": False}})
+    roles = {
+        (item["metadata"]["namespace"], item["metadata"]["name"]): item["rules"]
+        for item in of_kind(objects, "Role")
+    }
+    bindings = of_kind(objects, "RoleBinding")
+
+    assert roles == {
+        ("art", "sd-operator"): RULES,
+        ("ads", "sd-operator"): RULES,
+        (NAMESPACE, "sd-operator-leader"): LEADER_RULES,
+    }
+    assert {
+        (item["metadata"]["namespace"], item["roleRef"]["kind"], item["roleRef"]["name"])
+        for item in bindings
+    } == {(namespace, "Role", name) for namespace, name in roles}
+    assert all(item["subjects"] == SUBJECTS for item in bindings)
+    assert not of_kind(objects, "ClusterRole") + of_kind(objects, "ClusterRoleBinding")
+
+
+def test_cluster_wide_there_is_one_role_for_all() -> None:
+    """Its name holds the release's namespace, so that two releases do not share it."""
+    objects = render({"models": {"clusterWide": True}, "rbac": {"aggregate": False}})
+    binding = one(objects, "ClusterRoleBinding")
+
+    assert one(objects, "ClusterRole")["rules"] == RULES
+    assert binding["roleRef"]["name"] == "sd-system-sd-operator"
+    assert binding["subjects"] == SUBJECTS
+    assert [item["metadata"]["name"] for item in of_kind(objects, "Role")] == ["sd-operator-leader"]
+
+
+def test_an_administrator_may_bring_his_own_roles_and_account() -> None:
+    """Nothing of RBAC is then made, and the account's name is his."""
+    objects = render(
+        {"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "mine"}}
+    )
+    kinds = {item["kind"] for item in objects}
+
+    assert not kinds & {
+        "Role",
+        "RoleBinding",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ServiceAccount",
+    }
+    assert one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
+
+
+def test_whoever_may_edit_a_namespace_may_edit_its_models() -> None:
+    """The status is the operator's alone."""
+    objects = render()
+    view = one(objects, "ClusterRole", "sd-system-sd-operator-view")
+    edit = one(objects, "ClusterRole", "sd-system-sd-operator-edit")
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+
+    assert {
+        key.removeprefix(prefix) for key in view["metadata"]["labels"] if key.startswith(prefix)
+    } == {"view"}
+    assert {
+        key.removeprefix(prefix) for key in edit["metadata"]["labels"] if key.startswith(prefix)
+    } == {"edit", "admin"}
+    for role in (view, edit):
+        assert [rule["resources"] for rule in role["rules"]] == [["stablediffusionmodels"]]

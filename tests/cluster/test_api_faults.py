@@ -1,0 +1,82 @@
+"""A model's life with every fault of the API server at every request: its end is always the same.
+
+The requests are those of recorded lives without faults. Lives are led side by side, each with
+faults of its own; the operator is started again when it ends, as its Deployment does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tests.support.kube.apifaults import (
+    KILLS,
+    REQUEST_FAULTS,
+    SILENCE,
+    WATCH_FAILURES,
+    WATCH_FAULTS,
+)
+from tests.support.kube.faultproxy import Attack, Fault
+from tests.support.kube.lives import Trial, World, attacks_at
+from tests.support.kube.operators import Behind
+from tests.support.tally import Tally
+
+pytestmark = pytest.mark.cluster
+
+Begin = Callable[..., Trial]
+
+
+@pytest.fixture
+def begin(behind: Behind) -> Begin:
+    """Begins a trial with so many operators at once."""
+
+    def make(operators: int = 1) -> Trial:
+        behind.operators.count = operators
+        trial = Trial(World(behind.cluster, behind.proxy, behind.receiver), behind.operators)
+        trial.rest()
+        return trial
+
+    return make
+
+
+def test_a_request_may_fail(begin: Begin, tally: Tally) -> None:
+    """Each request of a life once, by every fault that does not end the operator, in turn."""
+    trial = begin()
+    faults = itertools.cycle(REQUEST_FAULTS + WATCH_FAULTS)
+    attacks = [
+        Attack(point, next(fault for fault in faults if fault.on(point.what)))
+        for point in trial.points
+    ]
+    made = trial.survive(attacks)
+    assert trial.operators.deaths == 0
+    tally("fault points survived", made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(REQUEST_FAULTS + SILENCE, id="requests"),
+        pytest.param(WATCH_FAULTS, id="watches"),
+        pytest.param(KILLS, id="kills"),
+        pytest.param(WATCH_FAILURES, id="failing watches"),
+    ],
+)
+def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tally: Tally) -> None:
+    """The whole matrix; the last two end the operator each time."""
+    trial = begin()
+    attacks = attacks_at(trial.points, faults)
+    tally("fault points survived", trial.survive(attacks))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_operators_at_once_lose_and_repeat_nothing(begin: Begin, tally: Tally) -> None:
+    """Without an election: one Job, one id for each event, also when replies are late or lost."""
+    trial = begin(operators=2)
+    late = [fault for fault in REQUEST_FAULTS if fault.name in ("answered late", "reply lost")]
+    attacks = attacks_at(trial.points, late)
+    tally("fault points survived", trial.survive(attacks))

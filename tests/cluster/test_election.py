@@ -1,0 +1,108 @@
+"""Two operators of one cluster: one works, the other takes over, and nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from tests.cluster.test_faults import loaded_once, told_once
+from tests.support.kube.operated import SLOW, Operated
+from tests.support.kube.probing import probe
+
+pytestmark = pytest.mark.cluster
+
+
+class Pair:
+    """A leader and a standby."""
+
+    def __init__(self, operated: Operated) -> None:
+        self.operated = operated
+        self.leader = self.start()
+        operated.eventually(lambda: "serving" in self.log(0))
+        self.standby = self.start()
+        operated.eventually(lambda: "standing by" in self.log(1))
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """One more operator that wants to lead."""
+        self.operated.start(
+            SD_OPERATOR_LEADER_ELECTION="true",
+            SD_OPERATOR_LEASE_NAMESPACE=self.operated.cluster.namespace,
+        )
+        assert self.operated.operator is not None
+        return self.operated.operator
+
+    def log(self, which: int) -> str:
+        """What one of them has logged."""
+        return (self.operated.cluster.work / f"operator-{which}.log").read_text()
+
+    def probe(self, which: int, path: str) -> int:
+        """The status of a probe of one of them."""
+        return probe(self.log(which), path)
+
+    def leads(self, which: int) -> bool:
+        """Whether one of them says so, by its metric."""
+        return self.operated.metrics(which).get(("sdmodel_leader",)) == 1
+
+    def took_over(self, within: float) -> None:
+        """Wait until the standby leads."""
+        begun = time.monotonic()
+        self.operated.eventually(lambda: "serving" in self.log(1))
+        assert time.monotonic() - begun < within
+
+
+@pytest.fixture
+def pair(operated: Operated) -> Pair:
+    """A leader and a standby of a test's namespace."""
+    return Pair(operated)
+
+
+def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, operated: Operated) -> None:
+    """Within 15 s; the load that ended meanwhile is not begun again."""
+    assert (pair.leads(0), pair.leads(1)) == (True, False)
+    assert (pair.probe(1, "/readyz"), pair.probe(1, "/healthz")) == (200, 200)
+    operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
+    operated.in_phase("sketch", "Downloading")
+    pair.leader.kill()
+    pair.took_over(within=15)
+    operated.ready()
+    loaded_once(operated)
+    told_once(operated)
+    assert pair.leads(1)
+
+
+@pytest.mark.slow
+def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
+    pair: Pair, operated: Operated
+) -> None:
+    """SIGTERM gives the Lease back; the load goes on."""
+    operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
+    operated.in_phase("sketch", "Downloading")
+    pair.leader.terminate()
+    pair.took_over(within=5)
+    assert pair.leader.wait(10) == 0
+    assert "the Lease is given back" in pair.log(0)
+    operated.ready()
+    loaded_once(operated)
+    told_once(operated)
+
+
+@pytest.mark.slow
+def test_a_leader_whose_lease_is_taken_ends(pair: Pair, operated: Operated) -> None:
+    """With an error, so that it is started again; and it takes nothing from the other."""
+    taken = json.dumps({"spec": {"holderIdentity": "somebody"}})
+    operated.cluster.kubectl("patch", "lease", "sd-operator", "--type=merge", "-p", taken)
+    assert pair.leader.wait(10) == 1
+    assert "somebody leads now" in pair.log(0)
+    assert operated.cluster.get("lease", "sd-operator")["spec"]["holderIdentity"] == "somebody"
+
+
+@pytest.mark.slow
+def test_a_standby_ends_when_it_is_told_to(pair: Pair) -> None:
+    """The leader does not notice."""
+    pair.standby.terminate()
+    assert pair.standby.wait(10) == 0
+    assert pair.leads(0)
+    assert pair.leader.poll() is None

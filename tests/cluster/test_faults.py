@@ -1,0 +1,201 @@
+"""The operator killed at every stage: the end is that of a run without the fault."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import pytest
+
+from sd_api import names
+from sd_operator.resources.model import Model
+from tests.support.kube.cluster import model_manifest
+from tests.support.kube.operated import SLOW, Operated, condition
+
+pytestmark = pytest.mark.cluster
+
+
+def loaded_once(operated: Operated) -> None:
+    """One Job, one download, every webhook told."""
+    (job,) = operated.jobs("load")
+    assert job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "0"
+    assert operated.hub.bytes_served <= 1.1 * operated.checkpoints[0].stat().st_size
+    operated.eventually(
+        lambda: {"model.load_started", "model.loaded"} <= set(operated.receiver.events("sketch"))
+    )
+
+
+def told_once(operated: Operated) -> None:
+    """However often a webhook was called for an event, it was under one id."""
+    ids = defaultdict(set)
+    for call in operated.receiver.calls:
+        ids[call.body["event"], call.body["model_id"]].add(call.id)
+    assert ids
+    assert all(len(found) == 1 for found in ids.values()), ids
+
+
+@pytest.mark.slow
+def test_killed_before_the_job(operated: Operated) -> None:
+    """Between the finalizer, the Job and the status anything may be missing."""
+    operated.start()
+    operated.cluster.model("sketch", url=operated.link(), webhook=operated.receiver.url)
+    operated.cluster.wait_for("sdm", "sketch", lambda one: one["metadata"].get("finalizers"))
+    operated.kill()
+    operated.start()
+    operated.ready()
+    loaded_once(operated)
+
+
+def test_killed_during_the_load(operated: Operated) -> None:
+    """The Job ends while nobody looks; its Pod's answer is still there."""
+    operated.start()
+    link = operated.link(rate=2 * SLOW)
+    operated.cluster.model("sketch", url=link, webhook=operated.receiver.url)
+    operated.in_phase("sketch", "Downloading")
+    operated.kill()
+    (job,) = operated.jobs("load")
+    operated.cluster.kubectl(
+        "wait", "--for=condition=Complete", f"job/{job['metadata']['name']}", "--timeout=30s"
+    )
+    operated.start()
+    operated.ready()
+    loaded_once(operated)
+
+
+@pytest.mark.slow
+def test_killed_and_the_job_gone_meanwhile(operated: Operated) -> None:
+    """The answer is lost with the Job; the receipt on the volume gives it again."""
+    operated.start()
+    operated.cluster.model("sketch", url=operated.link(rate=2 * SLOW))
+    operated.in_phase("sketch", "Downloading")
+    operated.kill()
+    (job,) = operated.jobs("load")
+    name = job["metadata"]["name"]
+    operated.cluster.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=30s")
+    operated.cluster.kubectl("delete", "job", name)
+    served = operated.hub.bytes_served
+    operated.start()
+    item = operated.ready()
+    assert item["status"]["job"]["attempt"] == 1
+    assert operated.hub.bytes_served == served, "nothing is downloaded again"
+
+
+def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None:
+    """Not even the time."""
+    operated.start()
+    before = operated.load(url=operated.link())
+    operated.kill()
+    operated.start()
+    operated.eventually(lambda: operated.metrics().get(("sdmodel_models", "Ready", "")) == 1)
+    after = operated.cluster.get("sdm", "sketch")
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    writes = [key for key in operated.metrics() if key[-1] in ("patch", "create", "delete")]
+    assert writes == []
+
+
+@pytest.mark.slow
+def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) -> None:
+    """The loader is stopped first, then everything is removed."""
+    operated.start()
+    operated.cluster.model("sketch", url=operated.link(rate=SLOW))
+    operated.wait("sketch", lambda one: one["status"].get("progress", {}).get("percent", 0) > 5)
+    operated.kill()
+    operated.delete()
+    operated.start()
+    operated.gone()
+    assert operated.left() == []
+    assert operated.jobs("load") == []
+
+
+@pytest.mark.parametrize("propagation", ["background", "foreground"])
+@pytest.mark.slow
+def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> None:
+    """Foreground deletion, Argo CD's way, deletes every owned Job; the clean-up's is not owned."""
+    operated.start()
+    operated.load(url=operated.link())
+    operated.kill()
+    operated.cluster.kubectl("delete", "sdm", "sketch", "--wait=false", f"--cascade={propagation}")
+    operated.start()
+    operated.eventually(lambda: operated.jobs("remove"))
+    operated.kill()
+    operated.start()
+    operated.gone()
+    assert operated.left() == []
+    assert len(operated.jobs("remove")) == 1
+
+
+@pytest.mark.slow
+def test_a_namesake_is_another_model(operated: Operated) -> None:
+    """Its uid is another: nothing of the former one is taken for its own but the files."""
+    operated.start()
+    first = operated.load(url=operated.link())
+    operated.kill()
+    operated.delete()
+    release = json.dumps({"metadata": {"finalizers": None}})
+    operated.cluster.kubectl("patch", "sdm", "sketch", "--type=merge", "-p", release)
+    operated.gone()
+    operated.hub.forget()
+    operated.cluster.apply(model_manifest("sketch", url=operated.link()))
+    operated.start()
+    second = operated.ready()
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert second["metadata"]["uid"] in second["status"]["artifact"]["immutablePath"]
+    assert second["status"]["artifact"]["digest"] == first["status"]["artifact"]["digest"]
+    assert operated.hub.bytes_served == 0, "the files are taken over"
+    operated.delete()
+    operated.gone()
+    assert operated.left() == []
+
+
+@pytest.mark.slow
+def test_a_job_that_runs_into_its_deadline_says_so(operated: Operated) -> None:
+    """The Job's own end is told where the loader could not answer any more."""
+    operated.start()
+    operated.cluster.model("sketch", url=operated.link(rate=SLOW))
+    operated.in_phase("sketch", "Downloading")
+    (job,) = operated.jobs("load")
+    patch = json.dumps({"spec": {"activeDeadlineSeconds": 1}})
+    operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", patch)
+    item = operated.stalled("sketch", "DeadlineExceeded")
+    assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
+
+
+def test_a_job_of_somebody_else_is_not_taken_for_ours(operated: Operated) -> None:
+    """Its name is ours by chance or malice: the status says so, and its removal helps."""
+    operated.start()
+    item = operated.cluster.model("sketch", url=operated.link(), suspend=True)
+    name = names.job_name("sketch", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
+    container = {"name": "x", "image": "x", "command": ["x"]}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    foreign = {"template": {"spec": pod}, "suspend": True}
+    operated.cluster.apply(
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": foreign}
+    )
+    operated.cluster.model("sketch", url=operated.link(), suspend=False)
+    operated.wait(
+        "sketch",
+        lambda one: "belongs to something else; delete it" in condition(one, "Ready")["message"],
+    )
+    assert operated.cluster.exists("job", name)
+    assert operated.hub.bytes_served == 0
+
+
+def test_two_operators_do_no_harm(operated: Operated) -> None:
+    """Before there is a leader, and while a former one still thinks it is."""
+    operated.start()
+    operated.start()
+    operated.load(url=operated.link(), webhook=operated.receiver.url)
+    loaded_once(operated)
+    operated.delete()
+    operated.gone()
+    told_once(operated)
+    assert operated.left() == []
+
+
+def test_it_ends_when_it_is_told_to(operated: Operated) -> None:
+    """SIGTERM is a clean end."""
+    operated.start()
+    operated.load(url=operated.link())
+    assert operated.operator is not None
+    operated.operator.terminate()
+    assert operated.operator.wait(5) == 0

@@ -1,0 +1,129 @@
+"""A load by the vendor's API, with the operator and the loader at work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sd_api import names
+from sd_operator.clients.kube import Api
+from sd_operator.gateway.models import Models
+from sd_operator.gateway.settings import Settings
+from tests.support.charts.helmcharts import GATEWAY_RULES
+from tests.support.gateway.gatewayrun import Gateway, write_keys
+from tests.support.kube.cluster import CLAIM, credentials
+from tests.support.kube.operated import Operated, condition
+from tests.support.kube.rbacproxy import RbacProxy, rights
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
+    """Between the gateway and the API server, with the rights of the chart's gateway."""
+    server, token, ca = credentials(operated.cluster.kubeconfig)
+    allowed = rights(GATEWAY_RULES)
+    with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig", allowed) as made:
+        yield made
+
+
+def test_a_vendors_user_loads_verifies_and_deletes(
+    operated: Operated, proxy: RbacProxy, tmp_path: Path
+) -> None:
+    """The webhook is called; what moves at the source is loaded anew; the cache is swept.
+
+    All with the rights of the chart's gateway, of which none is left over.
+    """
+    operated.start()
+    (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)
+    hosts = frozenset({operated.hub.host, operated.receiver.host})
+    settings = Settings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
+    model_id = "Majic_Mix"
+    with Gateway(settings, key) as gateway:
+        said = {
+            "url": operated.link(),
+            "model_id": model_id,
+            "model_type": "custom_ckpt",
+            "from_safetensors": "yes",
+            "webhook": operated.receiver.url,
+            "revision": "fp32",
+            "upcast_attention": "no",
+        }
+        assert gateway.call("load_model", **said)[1]["status"] == "success"
+        operated.eventually(
+            lambda: gateway.call("verify_model", model_id=model_id)[0] == 200, timeout=60
+        )
+        (item,) = operated.cluster.list("sdm")
+        name = item["metadata"]["name"]
+        assert item["status"]["artifact"]["precision"] == "fp32"
+        (listed,) = gateway.call("get_all_models")[1]["models"]
+        assert listed["model_id"] == model_id
+        assert time.strptime(listed["load_data"], "%m/%d/%Y %H:%M:%S")
+        operated.eventually(lambda: "model.loaded" in operated.receiver.events(model_id))
+        call = operated.receiver.calls[-1].body
+        assert set(call) == {"status", "event", "model_id", "message", "model"}
+        assert (call["status"], call["model_id"]) == ("success", model_id)
+
+        assert gateway.call("load_model", **said)[0] == 200
+        assert gateway.call("sync_models")[1]["model_list"] == []
+        assert len(operated.jobs("load")) == 1, "the same source loads nothing"
+
+        # The same link leads to another file now.
+        other = longer(operated.checkpoints[1].read_bytes())
+        operated.hub.serve_file("/model-0.safetensors", other)
+        synced = gateway.call("sync_models")[1]
+        assert synced["message"] == "1 Models synced successfully"
+        assert synced["model_list"] == [model_id]
+        operated.wait(
+            name,
+            lambda one: (
+                one["status"]["loadHash"] != item["status"]["loadHash"]
+                and condition(one, "Ready")["status"] == "True"
+                and not condition(one, "Reconciling")
+            ),
+        )
+
+        told = asyncio.run(look(proxy.kubeconfig, operated.cluster.namespace))
+        assert {"LoadStarted", "ModelLoaded"} <= set(told)
+        assert gateway.call("clear_cache")[0] == 200
+        selector = f"-l={names.LABEL_NAME}={names.SWEEP_NAME}"
+        operated.eventually(
+            lambda: (
+                [one["status"].get("succeeded") for one in operated.cluster.list("jobs", selector)]
+                == [1]
+            )
+        )
+
+        assert gateway.call("delete_model", model_id=model_id)[0] == 200
+        operated.gone(name)
+        assert gateway.call("verify_model", model_id=model_id)[0] == 404
+    assert operated.left() == []
+    assert sorted(map(str, proxy.missing)) == []
+    assert sorted(map(str, proxy.unused)) == []
+    assert sorted(map(str, proxy.everywhere)) == [], "it stays in the key's namespace"
+
+
+async def look(kubeconfig: Path, namespace: str) -> list[str]:
+    """Look at the first model of a namespace as a browser does; the reasons of its Events."""
+    async with Api(kubeconfig) as api:
+        models = Models(api)
+        async with contextlib.aclosing(models.watch(namespace)) as changes:
+            change = await anext(changes)
+            await asyncio.sleep(0.5)  # for the watch to begin after the list
+            return [event["reason"] for event in await models.events(namespace, change.body)]
+
+
+def longer(raw: bytes) -> bytes:
+    """The same safetensors file with a longer header."""
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    header["__metadata__"] = {**header.get("__metadata__", {}), "note": "n" * 1000}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[8 + size :]

@@ -1,0 +1,327 @@
+"""A model's life on a cluster: the operator and the loader as processes, kubectl as the user."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sd_api.controlnets import CONTROLNET_REPOS
+from tests.loader.convert.test_controlnet import save_repo as save_controlnet
+from tests.loader.convert.test_vae import tiny as tiny_vae
+from tests.support.kube.cluster import Cluster, claim_manifest, model_manifest
+from tests.support.kube.operated import SLOW, Operated, condition
+from tests.support.models.checkpoints import save_safetensors
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def operated(operated: Operated) -> Operated:
+    """With the operator at work."""
+    operated.start()
+    return operated
+
+
+def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
+    """From `kubectl apply` to a whole folder, a Ready status and verified webhooks, and back."""
+    item = operated.load(
+        url=operated.link() + "?token=secret", modelId="Big.Model", webhook=operated.receiver.url
+    )
+    status = item["status"]
+    artifact = status["artifact"]
+    uid = item["metadata"]["uid"]
+    assert status["phase"] == "Ready"
+    assert status["modelType"] == "custom_ckpt"
+    assert artifact["path"] == "Big.Model"
+    assert artifact["immutablePath"] == f".store/{uid}/{status['loadHash']}"
+    assert (artifact["baseModel"], artifact["precision"]) == ("sd1", "fp16")
+    assert "secret" not in str(status), "neither the url's query"
+    assert "secret" not in str(operated.cluster.events("sketch")), "nor its token is ever shown"
+    published = operated.cluster.store / "Big.Model"
+    assert str(published.readlink()) == artifact["immutablePath"]
+    assert (published / "model_index.json").is_file()
+    assert not condition(item, "Reconciling")
+
+    operated.wait("sketch", lambda one: condition(one, "WebhookDelivered")["status"] == "True")
+    operated.eventually(lambda: len(operated.receiver.calls) == 2)
+    assert operated.receiver.events("Big.Model") == ["model.load_started", "model.loaded"]
+
+    operated.delete()
+    operated.gone()
+    operated.eventually(lambda: len(operated.receiver.calls) == 3)
+    assert operated.receiver.events("Big.Model")[-1] == "model.deleted"
+    assert all(call.verified for call in operated.receiver.calls)
+    assert operated.left() == []
+    operated.eventually(lambda: "ModelDeleted" in operated.reasons())
+    assert {"LoadStarted", "CredentialsInUrl", "ModelLoaded"} <= set(operated.reasons())
+
+
+@pytest.mark.slow
+def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_path: Path) -> None:
+    """The one by its id alone, from the Hub; the other from a link."""
+    operated.hub.add_repo(CONTROLNET_REPOS["canny"], save_controlnet(tmp_path, "SD 1"))
+    vae = save_safetensors(tmp_path / "vae.safetensors", tiny_vae())
+    link = operated.hub.serve_file("/vae.safetensors", vae)
+    operated.cluster.model("canny", modelType="controlnet")
+    operated.cluster.model("my-vae", url=link, modelType="vae", baseModel="sdxl")
+    for name, kind, base in (
+        ("canny", "ControlNetModel", "sd1"),
+        ("my-vae", "AutoencoderKL", "sdxl"),
+    ):
+        artifact = operated.ready(name)["status"]["artifact"]
+        assert (artifact["pipelineClass"], artifact["baseModel"]) == (kind, base)
+        published = operated.cluster.store / name
+        assert json.loads((published / "config.json").read_text())["_class_name"] == kind
+
+
+def test_a_load_costs_few_requests(operated: Operated) -> None:
+    """Finalizer, Job and at most four status patches; nothing is read but the log."""
+    operated.kill()
+    operated.start(SD_OPERATOR_POLL_SECONDS="60")
+    item = operated.load(url=operated.link())
+    requests = {
+        key[1:]: count
+        for key, count in operated.metrics().items()
+        if key[0] == "sdmodel_api_requests_total"
+    }
+    patches = sum(n for (_, what, verb), n in requests.items() if (verb, what) == ("patch", PLURAL))
+    assert item["status"]["job"]["attempt"] == 0
+    assert patches <= 1 + 4, requests
+    assert requests["201", "jobs", "create"] == 1
+    reads = {what for (_, what, verb) in requests if verb == "get"}
+    assert reads <= {"pods/log"}, requests
+
+
+PLURAL = "stablediffusionmodels"
+
+
+@pytest.mark.slow
+def test_what_two_models_share_is_told_in_status_and_metrics(operated: Operated) -> None:
+    """Equal files lie on the volume once, and stay as long as one of the two does."""
+    first = operated.load("sketch", url=operated.link())["status"]["artifact"]
+    second = operated.load("copy", url=operated.link(name="copy"))["status"]["artifact"]
+    assert first["sharedBytes"] == 0
+    assert 0.9 * second["sizeBytes"] < second["sharedBytes"] < second["sizeBytes"]
+    shown = operated.cluster.kubectl("get", "sdm", "copy", "-o", "yaml")
+    assert f"sharedBytes: {second['sharedBytes']}" in shown
+    operated.eventually(
+        lambda: operated.metrics().get(("sdmodel_artifact_shared_bytes",)) == second["sharedBytes"]
+    )
+    store = operated.cluster.store
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert (store / "sketch" / unet).samefile(store / "copy" / unet)
+
+    operated.delete("sketch")
+    operated.gone("sketch")
+    assert (store / "copy" / unet).is_file()
+    operated.delete("copy")
+    operated.gone("copy")
+    assert operated.left() == []
+
+
+def test_edits_that_load_nothing_load_nothing(operated: Operated) -> None:
+    """A changed webhook advances the generation that is Ready, and that is all."""
+    first = operated.load(url=operated.link())
+    second = operated.load(url=operated.link(), webhook=operated.receiver.url, priority=5)
+    assert second["metadata"]["generation"] > first["metadata"]["generation"]
+    assert second["status"]["artifact"] == first["status"]["artifact"]
+    assert len(operated.jobs("load")) == 1
+    assert operated.receiver.calls == []
+
+
+def test_a_changed_source_is_served_when_it_is_whole(operated: Operated) -> None:
+    """Until then the old version is, under the same path."""
+    first = operated.load(url=operated.link())
+    link = operated.cluster.store / "sketch"
+    before = link.readlink()
+    operated.cluster.model("sketch", url=operated.link(1, rate=SLOW))
+    during = operated.in_phase("sketch", "Downloading")
+    assert condition(during, "Ready")["status"] == "True"
+    assert condition(during, "Reconciling")["status"] == "True"
+    assert link.readlink() == before
+    assert (link / "model_index.json").is_file()
+    after = operated.ready()
+    assert after["status"]["artifact"]["digest"] != first["status"]["artifact"]["digest"]
+    assert str(link.readlink()) == after["status"]["artifact"]["immutablePath"]
+    assert link.readlink() != before
+
+
+def test_a_changed_source_in_mid_load_stops_the_old_load(operated: Operated) -> None:
+    """Only what is asked for now is ever published."""
+    operated.cluster.model("sketch", url=operated.link(0, rate=SLOW // 10))
+    old = operated.in_phase("sketch", "Downloading")["status"]["loadHash"]
+    operated.cluster.model("sketch", url=operated.link(1))
+    item = operated.ready()
+    assert item["status"]["loadHash"] != old
+    (job,) = operated.jobs("load")
+    assert job["metadata"]["annotations"]["sd-operator.dev/load-hash"] == item["status"]["loadHash"]
+
+
+def test_a_failed_reload_leaves_the_old_version_served(operated: Operated) -> None:
+    """Ready and Stalled; a corrected spec ends the latter."""
+    operated.load(url=operated.link())
+    before = (operated.cluster.store / "sketch").readlink()
+    operated.cluster.model("sketch", url=operated.link(1), sha256="0" * 64)
+    item = operated.stalled("sketch", "DigestMismatch")
+    assert condition(item, "Ready")["status"] == "True"
+    assert (item["status"]["phase"], item["status"]["reason"]) == ("Ready", "DigestMismatch")
+    assert (operated.cluster.store / "sketch").readlink() == before
+    operated.cluster.kubectl(
+        "patch", "sdm", "sketch", "--type=merge", "-p", '{"spec":{"sha256":null}}'
+    )
+    assert not condition(operated.ready(), "Stalled")
+
+
+@pytest.mark.slow
+def test_the_reload_annotation_loads_again(operated: Operated) -> None:
+    """The same spec, the same content, another load."""
+    first = operated.load(url=operated.link())
+    operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/reload=1")
+    second = operated.wait(
+        "sketch", lambda one: one["status"]["artifact"] != first["status"]["artifact"]
+    )
+    assert second["status"]["loadHash"] != first["status"]["loadHash"]
+    assert second["status"]["artifact"]["digest"] == first["status"]["artifact"]["digest"]
+
+
+def test_retained_files_are_taken_over_without_a_download(operated: Operated) -> None:
+    """The resource goes, the folder stays, and a resource of that name finds it."""
+    first = operated.load(url=operated.link(), deletionPolicy="Retain")
+    operated.delete()
+    operated.gone()
+    assert (operated.cluster.store / "sketch" / "model_index.json").is_file()
+    operated.hub.forget()
+    second = operated.load(url=operated.link(), deletionPolicy="Delete")
+    assert operated.hub.bytes_served == 0
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert second["status"]["artifact"]["digest"] == first["status"]["artifact"]["digest"]
+    operated.delete()
+    operated.gone()
+    assert operated.left() == []
+
+
+@pytest.mark.slow
+def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) -> None:
+    """Resuming goes on where it stopped."""
+    size = operated.checkpoints[0].stat().st_size
+    link = operated.link(rate=SLOW)
+    operated.cluster.model("sketch", url=link)
+    operated.wait("sketch", lambda one: one["status"].get("progress", {}).get("percent", 0) > 20)
+    operated.cluster.model("sketch", url=link, suspend=True)
+    operated.wait("sketch", lambda one: condition(one, "Ready")["reason"] == "Suspended")
+    operated.eventually(lambda: not operated.jobs("load"))
+    item = operated.load(url=link, suspend=False)
+    assert item["status"]["job"]["attempt"] == 1
+    assert operated.hub.bytes_served < 1.9 * size, "not downloaded twice"
+
+
+@pytest.mark.slow
+def test_a_claim_made_later_is_found(operated: Operated) -> None:
+    """Until then the status names it; no Job is made in vain."""
+    operated.cluster.model("sketch", url=operated.link(), storage={"claimName": "later"})
+    item = operated.stalled("sketch", "ClaimNotFound")
+    assert "PersistentVolumeClaim later does not exist" in condition(item, "Ready")["message"]
+    assert "finalizers" not in item["metadata"], "deleting it needs nothing from us"
+    assert operated.jobs("load") == []
+    operated.cluster.apply(claim_manifest("later"))
+    assert operated.ready()["status"]["artifact"]["claimName"] == "later"
+
+
+def test_a_secret_made_later_is_found(operated: Operated) -> None:
+    """The status names the remedy; the load is tried again by itself."""
+    token = "hf_not-to-be-shown"
+    operated.hub.serve_file("/private.safetensors", operated.checkpoints[0], token=token)
+    operated.cluster.model(
+        "sketch",
+        url=f"{operated.hub.url}/private.safetensors",
+        credentialsSecretRef={"name": "token"},
+    )
+    item = operated.stalled("sketch", "SecretNotFound")
+    assert "Create the Secret" in condition(item, "Ready")["message"]
+    host = operated.hub.host
+    literals = (f"--from-literal=token={token}", f"--from-literal=host={host}")
+    operated.cluster.kubectl("create", "secret", "generic", "token", *literals)
+    item = operated.ready()
+    assert token not in str(item) + str(operated.cluster.events("sketch"))
+    assert token not in operated.cluster.operator_log()
+
+
+def test_a_model_id_has_one_owner(operated: Operated) -> None:
+    """The second comer is told whose it is; the first is not touched."""
+    first = operated.load("first", url=operated.link(), modelId="shared")
+    operated.cluster.model("second", url=operated.link(1), modelId="shared")
+    item = operated.stalled("second", "ModelIdConflict")
+    # Ready may tell of the next attempt already.
+    assert "first" in condition(item, "Stalled")["message"]
+    operated.delete("second")
+    operated.gone("second")
+    link = operated.cluster.store / "shared"
+    assert str(link.readlink()) == first["status"]["artifact"]["immutablePath"]
+
+
+@pytest.mark.slow
+def test_an_unreachable_webhook_holds_nothing_up(operated: Operated) -> None:
+    """Ready comes all the same; the calls are made once the receiver is there."""
+    operated.receiver.status = 503
+    operated.cluster.model("sketch", url=operated.link(), webhook=operated.receiver.url)
+    item = operated.wait(
+        "sketch",
+        lambda one: (
+            condition(one, "Ready")["status"] == "True"
+            and condition(one, "WebhookDelivered").get("reason") == "DeliveryFailed"
+        ),
+    )
+    message = condition(item, "WebhookDelivered")["message"]
+    assert "it answered 503; next attempt at" in message
+    assert "Check spec.webhook" in message
+    operated.receiver.status = 204
+    operated.wait("sketch", lambda one: condition(one, "WebhookDelivered")["status"] == "True")
+    ids = {call.body["event"]: call.id for call in operated.receiver.calls}
+    assert set(ids) == {"model.load_started", "model.loaded"}
+    assert {call.id for call in operated.receiver.calls} == set(ids.values()), "the same ids again"
+    assert {"WebhookDeliveryFailed", "WebhookDelivered"} <= set(operated.reasons())
+
+
+def test_a_missing_webhook_secret_is_named(operated: Operated) -> None:
+    """The call waits; it never goes out unsigned."""
+    operated.cluster.model(
+        "sketch",
+        url=operated.link(),
+        webhook=operated.receiver.url,
+        webhookSecretRef={"name": "hook", "key": "k"},
+    )
+    item = operated.wait(
+        "sketch",
+        lambda one: condition(one, "WebhookDelivered").get("reason") == "SecretNotReadable",
+    )
+    assert "whsec_<base64>" in condition(item, "WebhookDelivered")["message"]
+    operated.ready()
+    assert operated.receiver.calls == []
+
+
+def test_giving_the_files_up_releases_the_resource(operated: Operated) -> None:
+    """The annotation is for volumes that will never answer."""
+    operated.load(url=operated.link())
+    operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/skip-cleanup=true")
+    operated.delete()
+    operated.gone()
+    assert operated.jobs("remove") == []
+    assert (operated.cluster.store / "sketch").is_symlink()
+
+
+def test_a_deleted_namespace_is_let_go(operated: Operated) -> None:
+    """No Job can be made there any more."""
+    operated.load(url=operated.link())
+    name = operated.cluster.namespace
+    operated.cluster.kubectl("delete", "namespace", name, "--timeout=30s", timeout=40)
+
+
+def test_wrong_fields_are_refused_at_apply(cluster: Cluster) -> None:
+    """The message says what is allowed."""
+    wrong = model_manifest("sketch", url="org/repo", revision="fp17")
+    path = Path(cluster.work) / "wrong.yaml"
+    path.write_text(str(wrong).replace("'", '"'))
+    message = cluster.refused("apply", "-f", str(path))
+    assert '"fp16", "fp32", "bf16"' in message

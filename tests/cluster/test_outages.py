@@ -1,0 +1,212 @@
+"""What goes away while a model lives, and comes back: API server, rights, Jobs, Pods, claims."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sd_api import names
+from tests.support.kube.cluster import claim_manifest
+from tests.support.kube.operated import condition
+from tests.support.kube.operators import Behind
+from tests.support.kube.rbacproxy import Right
+
+pytestmark = pytest.mark.cluster
+
+Json = dict[str, Any]
+
+
+class Outage:
+    """A model with an operator that is started again whenever it ends."""
+
+    def __init__(self, behind: Behind) -> None:
+        self.cluster = behind.cluster
+        self.proxy = behind.proxy
+        self.receiver = behind.receiver
+        self.operators = behind.operators
+        self._over = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """Start no operator any more."""
+        self._over.set()
+        self._keeper.join()
+
+    def _keep(self) -> None:
+        while not self._over.wait(0.1):
+            self.operators.keep()
+
+    def load(self, seconds: float = 0.0, name: str = "sketch") -> None:
+        """Ask for a model whose load takes so long."""
+        url = f"https://models.example.com/{name}?seconds={seconds}"
+        self.cluster.model(name, url=url, webhook=self.receiver.url)
+
+    def until(self, reached: Callable[[Json], object]) -> Json:
+        """Wait until the model is as wanted."""
+        return self.cluster.wait_for("sdm", "sketch", reached)
+
+    def ready(self) -> Json:
+        """Wait until the model is Ready, with nothing under way."""
+        return self.until(
+            lambda one: (
+                condition(one, "Ready").get("status") == "True"
+                and not condition(one, "Reconciling")
+            )
+        )
+
+    def stalled(self, reason: str) -> Json:
+        """Wait until the model is stalled for this reason."""
+        return self.until(lambda one: condition(one, "Stalled").get("reason") == reason)
+
+    def jobs(self) -> list[Json]:
+        """The loader Jobs."""
+        return self.cluster.list("jobs", f"-l={names.LABEL_ROLE}=load")
+
+    def pod(self) -> str:
+        """The name of the loader's Pod, once its main container runs."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for pod in self.cluster.list("pods"):
+                main = pod.get("status", {}).get("containerStatuses") or [{}]
+                if "running" in main[0].get("state", {}):
+                    return str(pod["metadata"]["name"])
+            time.sleep(0.1)
+        raise AssertionError(self.cluster.list("pods"))
+
+    def ended(self) -> str:
+        """The name of the Job, once it has ended well."""
+        (job,) = self.jobs()
+        name = str(job["metadata"]["name"])
+        self.cluster.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=30s")
+        return name
+
+    @property
+    def work_done(self) -> int:
+        """How many loads did any work."""
+        marks = (self.cluster.store / "loads").glob("sketch-*")
+        return sum(len(mark.read_text()) for mark in marks)
+
+
+@pytest.fixture
+def outage(behind: Behind) -> Iterator[Outage]:
+    """An operator at work."""
+    made = Outage(behind)
+    yield made
+    made.close()
+
+
+def test_the_api_server_is_away_while_a_job_ends(outage: Outage) -> None:
+    """Its end is found later, and nothing is loaded twice."""
+    outage.load(seconds=1)
+    outage.pod()
+    outage.proxy.leave()
+    outage.ended()
+    outage.proxy.come_back()
+    assert outage.ready()["status"]["job"]["attempt"] == 0
+    assert (len(outage.jobs()), outage.work_done) == (1, 1)
+    assert outage.operators.deaths == 0
+
+
+@pytest.mark.slow
+def test_a_job_goes_unseen(outage: Outage) -> None:
+    """Its TTL was over before the API server came back; the receipt answers for it."""
+    outage.load(seconds=1)
+    outage.pod()
+    outage.proxy.leave()
+    outage.cluster.kubectl("delete", "job", outage.ended())
+    outage.proxy.come_back()
+    assert outage.ready()["status"]["job"]["attempt"] == 1
+    assert outage.work_done == 1
+
+
+@pytest.mark.slow
+def test_a_model_made_anew_while_the_operator_is_down_is_another(outage: Outage) -> None:
+    """Its namesake's Job, still at work, is not taken for its own."""
+    outage.load(seconds=60)
+    outage.pod()
+    outage.proxy.leave()
+    release = json.dumps({"metadata": {"finalizers": None}})
+    outage.cluster.kubectl("delete", "sdm", "sketch", "--wait=false")
+    outage.cluster.kubectl("patch", "sdm", "sketch", "--type=merge", "-p", release)
+    outage.cluster.wait_gone("sdm", "sketch")
+    outage.operators.kill()
+    outage.load()
+    outage.proxy.come_back()
+    item = outage.ready()
+    assert item["metadata"]["uid"] in item["status"]["artifact"]["immutablePath"]
+    assert item["status"]["job"]["attempt"] == 0
+
+
+@pytest.mark.slow
+def test_rights_are_taken_away_and_given_back(outage: Outage) -> None:
+    """The operator asks again and again, says so in its log, and goes on once it may."""
+    outage.load(seconds=1)
+    outage.pod()
+    outage.proxy.forbid(lambda _: True)
+    outage.ended()
+    deadline = time.monotonic() + 30
+    while "cannot list jobs" not in outage.cluster.operator_log():
+        assert time.monotonic() < deadline, outage.cluster.operator_log()
+        time.sleep(0.1)
+    outage.proxy.forbid(lambda _: False)
+    assert outage.ready()["status"]["job"]["attempt"] == 0
+    assert outage.work_done == 1
+    assert outage.operators.deaths == 0
+
+
+@pytest.mark.slow
+def test_a_missing_right_is_told_until_it_is_given(outage: Outage) -> None:
+    """What the API server says is in the status; nobody has to touch the model afterwards."""
+    outage.proxy.forbid(lambda right: right == Right("batch", "jobs", "create"))
+    outage.load()
+    outage.until(lambda one: "cannot create jobs" in condition(one, "Ready").get("message", ""))
+    outage.proxy.forbid(lambda _: False)
+    outage.ready()
+
+
+@pytest.mark.slow
+def test_a_claim_is_deleted_and_made_anew(outage: Outage) -> None:
+    """The model is not served while it is away, and loaded again onto the new one."""
+    outage.load()
+    first = outage.ready()["status"]["artifact"]["claimUID"]
+    outage.cluster.kubectl("delete", "pvc", "models", "--wait=false")
+    outage.stalled("ClaimNotFound")
+    outage.cluster.apply(claim_manifest())
+    outage.until(lambda one: one["status"].get("artifact", {}).get("claimUID") not in (None, first))
+    assert not condition(outage.ready(), "Stalled")
+
+
+@pytest.mark.slow
+def test_an_evicted_pod_is_followed_by_another(outage: Outage) -> None:
+    """Of the same Job: the load goes on, and no attempt is counted."""
+    outage.load(seconds=3)
+    outage.cluster.kubectl("delete", "pod", outage.pod(), "--wait=false")
+    item = outage.ready()
+    assert item["status"]["job"]["attempt"] == 0
+    assert (len(outage.jobs()), outage.work_done) == (1, 1)
+
+
+@pytest.mark.slow
+def test_a_namespace_is_deleted_in_mid_load(outage: Outage) -> None:
+    """The load is stopped, and the namespace is not held up."""
+    outage.load(seconds=60)
+    outage.pod()
+    name = outage.cluster.namespace
+    outage.cluster.kubectl("delete", "namespace", name, "--timeout=60s", timeout=70)
+
+
+@pytest.mark.slow
+def test_a_model_is_deleted_in_mid_load(outage: Outage) -> None:
+    """Nothing is left of it."""
+    outage.load(seconds=60)
+    outage.pod()
+    outage.cluster.kubectl("delete", "sdm", "sketch", "--wait=false")
+    outage.cluster.wait_gone("sdm", "sketch")
+    assert outage.work_done == 0
+    assert not (outage.cluster.store / "sketch").is_symlink()

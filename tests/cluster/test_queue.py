@@ -1,0 +1,80 @@
+"""Loads that wait for their turn, by the operator's own queue and by Kueue."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.kube.operated import SLOW, Operated, condition
+
+pytestmark = pytest.mark.cluster
+
+LABEL = "kueue.x-k8s.io/queue-name"
+
+
+def place(operated: Operated, name: str, text: str) -> None:
+    """Wait until a model waits at this place."""
+    operated.wait(
+        name,
+        lambda one: (
+            (one["status"].get("phase"), condition(one, "Ready").get("message"))
+            == ("Queued", f"{text} in the queue")
+        ),
+    )
+
+
+def test_loads_wait_for_their_turn(operated: Operated) -> None:
+    """By priority; whatever ends a load lets the next one begin, and a restart forgets none."""
+    operated.start(SD_OPERATOR_MAX_LOADS="1")
+    operated.cluster.model("first", url=operated.link(name="first", rate=SLOW // 4))
+    operated.in_phase("first", "Downloading")
+    operated.cluster.model("second", url=operated.link(name="second"))
+    place(operated, "second", "position 1")
+    third = operated.link(name="third", rate=SLOW // 4)
+    operated.cluster.model("third", url=third, priority=5)
+    place(operated, "third", "position 1")
+    place(operated, "second", "position 2")
+
+    operated.kill()
+    operated.start(SD_OPERATOR_MAX_LOADS="1")
+    operated.eventually(lambda: operated.metrics().get(("sdmodel_queue_length",)) == 2)
+    assert operated.metrics()["sdmodel_load_jobs_active",] == 1
+    assert len(operated.jobs("load")) == 1
+
+    suspend = json.dumps({"spec": {"suspend": True}})
+    operated.cluster.kubectl("patch", "sdm", "first", "--type=merge", "-p", suspend)
+    operated.in_phase("third", "Downloading")
+    place(operated, "second", "position 1")
+
+    operated.delete("third")
+    operated.gone("third")
+    item = operated.ready("second")
+    assert item["status"]["job"]["attempt"] == 0
+    assert operated.metrics()["sdmodel_queue_length",] == 0
+
+
+def test_with_kueue_jobs_wait_suspended(operated: Operated) -> None:
+    """Kueue lets them run; the operator's own limits are off, and it disturbs nothing meanwhile."""
+    operated.start(SD_OPERATOR_KUEUE_QUEUE="gpus", SD_OPERATOR_MAX_LOADS="1")
+    for name in ("sketch", "other"):
+        operated.cluster.model(name, url=operated.link(name=name), webhook=operated.receiver.url)
+        item = operated.in_phase(name, "Queued")
+        assert "waits for Kueue to admit it into queue gpus" in condition(item, "Ready")["message"]
+    jobs = operated.jobs("load")
+    assert [(job["metadata"]["labels"][LABEL], job["spec"]["suspend"]) for job in jobs] == [
+        ("gpus", True)
+    ] * 2
+    assert operated.receiver.calls == []
+    assert operated.metrics()["sdmodel_queue_length",] == 2
+    assert operated.metrics()["sdmodel_load_jobs_active",] == 0
+    # As Kueue does.
+    for job in jobs:
+        admit = json.dumps({"spec": {"suspend": False}})
+        operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", admit)
+    for name in ("sketch", "other"):
+        assert operated.ready(name)["status"]["job"]["attempt"] == 0
+    assert len(operated.jobs("load")) == 2
+    operated.eventually(
+        lambda: operated.receiver.events("sketch") == ["model.load_started", "model.loaded"]
+    )

@@ -1,0 +1,139 @@
+"""The operator's rights are those that it needs: a missing one fails, and so does an unused one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sd_api import names
+from sd_operator.reconciler.job_warnings import MIN_AGE_SECONDS
+from sd_operator.resources.model import Model
+from tests.support.kube.cluster import credentials
+from tests.support.kube.operated import SLOW, Operated, condition
+from tests.support.kube.rbacproxy import RbacProxy, Right, asked
+
+MODELS = f"/apis/{names.API_VERSION}/namespaces/art/{names.PLURAL}"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "expected"),
+    [
+        ("GET", "/version", None),
+        ("GET", "/apis/batch/v1", None),
+        ("GET", MODELS, f"list {names.PLURAL}.{names.GROUP} in art"),
+        ("GET", f"{MODELS}?watch=true&limit=5", f"watch {names.PLURAL}.{names.GROUP} in art"),
+        ("GET", "/apis/batch/v1/jobs?watch=1", "watch jobs.batch in "),
+        ("PATCH", f"{MODELS}/x/status", f"patch {names.PLURAL}/status.{names.GROUP} in art"),
+        ("GET", "/api/v1/namespaces/art/pods/x/log?tailLines=1", "get pods/log in art"),
+        ("POST", "/api/v1/namespaces/art/events", "create events in art"),
+        ("DELETE", "/api/v1/namespaces/art/pods", "deletecollection pods in art"),
+        ("GET", "/api/v1/namespaces/art", "get namespaces in "),
+    ],
+)
+def test_requests_are_read_as_rbac_reads_them(
+    method: str, target: str, expected: str | None
+) -> None:
+    """Verb, resource with subresource, group and namespace."""
+    found = asked(method, target)
+    assert (f"{found[0]} in {found[1]}" if found else None) == expected
+
+
+@pytest.fixture
+def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
+    """Between the operators of a test and the API server, which may know no RBAC."""
+    server, token, ca = credentials(operated.cluster.kubeconfig)
+    with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig") as made:
+        yield made
+
+
+@pytest.mark.cluster
+def test_the_operator_has_the_rights_that_it_uses_and_no_other(
+    operated: Operated, proxy: RbacProxy
+) -> None:
+    """Load, late Pods, reload, a changed mind, a handover, a foreign Job, deletion."""
+    env = {
+        "KUBECONFIG": str(proxy.kubeconfig),
+        "SD_OPERATOR_LEADER_ELECTION": "true",
+        "SD_OPERATOR_LEASE_NAMESPACE": operated.cluster.namespace,
+    }
+    # Rarely looking by itself: the Pods that are held back would be seen by that.
+    operated.start(**env, SD_OPERATOR_RESYNC_SECONDS="300")
+    leader = operated.operator
+    operated.eventually(lambda: "serving" in operated.cluster.operator_log())
+    operated.start(**env)
+
+    # A Job without Pods for a while: its Events are read.
+    proxy.hold_pods = True
+    operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
+    operated.eventually(lambda: operated.jobs("load"))
+    time.sleep(MIN_AGE_SECONDS + 1)
+    operated.cluster.kubectl("annotate", "sdm", "sketch", "example.com/look=now")
+    operated.eventually(lambda: Right("", "events", "list") in proxy.used)
+    proxy.hold_pods = False
+    operated.ready()
+
+    # A reload that is given up in mid-load; the log of its Pod is read.
+    operated.cluster.model("sketch", url=operated.link(1, rate=SLOW))
+    operated.in_phase("sketch", "Downloading")
+    operated.eventually(lambda: Right("", "pods/log", "get") in proxy.used)
+    operated.cluster.model("sketch", url=operated.link())
+    operated.ready()
+
+    # Another leads; a Job whose name it wants is somebody else's.
+    assert leader is not None
+    leader.terminate()
+    assert leader.wait(10) == 0
+    item = operated.cluster.model("other", url=operated.link(), suspend=True)
+    name = names.job_name("other", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
+    container = {"name": "x", "image": "x", "command": ["x"]}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    foreign = {"metadata": {"name": name}, "spec": {"template": {"spec": pod}, "suspend": True}}
+    operated.cluster.apply({"apiVersion": "batch/v1", "kind": "Job", **foreign})
+    resume = json.dumps({"spec": {"suspend": False}})
+    operated.cluster.kubectl("patch", "sdm", "other", "--type=merge", "-p", resume)
+    operated.wait(
+        "other", lambda one: "belongs to something else" in condition(one, "Ready")["message"]
+    )
+
+    # A loaded model looks after itself and its claim now and then.
+    looks = {Right(names.GROUP, names.PLURAL, "get"), Right("", "persistentvolumeclaims", "get")}
+    operated.eventually(lambda: looks <= proxy.used)
+    for model in ("sketch", "other"):
+        operated.delete(model)
+        operated.gone(model)
+
+    assert sorted(map(str, proxy.missing)) == []
+    assert sorted(map(str, proxy.unused)) == []
+    assert sorted(map(str, proxy.everywhere)) == [], "it stays in the namespaces that it serves"
+
+
+@pytest.mark.cluster
+def test_a_missing_right_is_told_and_noticed(operated: Operated, proxy: RbacProxy) -> None:
+    """The proxy proves something: without a verb there is no Job."""
+    proxy.allowed -= {Right("batch", "jobs", "create")}
+    operated.start(KUBECONFIG=str(proxy.kubeconfig))
+    operated.cluster.model("sketch", url=operated.link())
+    operated.wait("sketch", lambda one: "cannot create" in condition(one, "Ready")["message"])
+    assert sorted(map(str, proxy.missing)) == ["create jobs.batch"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_leader_that_cannot_renew_its_lease_ends(operated: Operated, proxy: RbacProxy) -> None:
+    """Before the others may begin: its Lease holds nine seconds from the last renewal."""
+    operated.start(
+        KUBECONFIG=str(proxy.kubeconfig),
+        SD_OPERATOR_LEADER_ELECTION="true",
+        SD_OPERATOR_LEASE_NAMESPACE=operated.cluster.namespace,
+    )
+    operated.eventually(lambda: "serving" in operated.cluster.operator_log())
+    proxy.allowed -= {Right("coordination.k8s.io", "leases", "update")}
+    assert operated.operator is not None
+    assert operated.operator.wait(9) == 1
+    log = operated.cluster.operator_log()
+    assert "could not be renewed for 6 s: update Lease" in log
+    assert "leading" in log

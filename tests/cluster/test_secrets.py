@@ -1,0 +1,155 @@
+"""That no secret of a load is told on a cluster, whatever a server quotes to the loader.
+
+A url's own secrets are where the user wrote them, in the spec, and in the request that the Job
+hands to the loader; the Secrets' contents are nowhere but in them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.loader.test_secrets import (
+    HTML,
+    PASSWORD,
+    QUERY,
+    TOKEN,
+    USER,
+    Respond,
+    Servers,
+    leads,
+    leaks,
+    says,
+    serves,
+)
+from tests.support.kube.operated import KEY, Operated, condition
+from tests.support.servers.wire import Asked
+
+pytestmark = pytest.mark.cluster
+
+Json = dict[str, Any]
+
+HOOK_KEY = "whsec_" + "TUFSS0VE" * 4
+"""Of the bytes MARKED, again and again."""
+
+
+def secret(name: str, **data: str) -> Json:
+    """A Secret."""
+    metadata = {"name": name}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
+
+
+def without_urls(model: Json) -> Json:
+    """A model without what the user wrote into it."""
+    metadata = {k: v for k, v in model["metadata"].items() if k != "managedFields"}
+    applied = "kubectl.kubernetes.io/last-applied-configuration"
+    annotations = {k: v for k, v in metadata.get("annotations", {}).items() if k != applied}
+    return {**model, "spec": None, "metadata": {**metadata, "annotations": annotations}}
+
+
+def without_requests(pod: Json, url: str) -> Json:
+    """A Pod's spec, or a Job's template, without the requests; they hold the url as it is."""
+    copy: Json = json.loads(json.dumps(pod))
+    for container in (*copy["initContainers"], *copy["containers"]):
+        position = container["args"].index("--request") + 1
+        assert json.loads(container["args"][position])["url"] == url
+        container["args"][position] = ""
+    return copy
+
+
+def told(operated: Operated, urls: dict[str, str]) -> dict[str, str]:
+    """Everything that others may read, by where it is."""
+    cluster = operated.cluster
+    models = cluster.list("sdm")
+    jobs, pods = operated.jobs("load"), cluster.list("pods")
+    found = {
+        "models": [without_urls(one) for one in models],
+        "events": cluster.list("events"),
+        "metrics": {str(key): value for key, value in operated.metrics().items()},
+        "webhooks": [(call.headers, call.body) for call in operated.receiver.calls],
+    }
+    bare = []
+    for job in (*jobs, *pods):
+        model = job["metadata"]["annotations"]["sd-operator.dev/model"].partition("/")[2]
+        spec = job["spec"].get("template", job)["spec"]
+        bare.append({**job, "spec": without_requests(spec, urls[model])})
+        assert TOKEN not in json.dumps(job)
+    assert len(bare) >= 2 * len(urls)
+    found["jobs and pods"] = bare
+    texts = {where: json.dumps(what) for where, what in found.items()}
+    texts["operator log"] = cluster.operator_log()
+    texts["pod logs"] = "\n".join(
+        cluster.kubectl("logs", pod["metadata"]["name"], "-c", "fetch") for pod in pods
+    )
+    texts["volume"] = "\n".join(
+        f"{path} {path.read_bytes().decode(errors='replace') if path.is_file() else ''}"
+        for path in cluster.store.rglob("*")
+    )
+    return texts
+
+
+KINDS: dict[str, tuple[Respond, str]] = {
+    "page": (serves(HTML), "NotAModel"),
+    "user": (serves(HTML), "NotAModel"),
+    "denied": (says(403), "AccessDenied"),
+    "inside": (leads("https://ECHO.internal/x"), "AddressRefused"),
+}
+WEBHOOKS = {
+    "user": f"https://10.0.0.1/?token={QUERY}",
+    "inside": f"https://{USER}:{PASSWORD}@printer.internal/",
+}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param(["page"], id="a page"),
+        pytest.param(["user", "denied", "inside"], id="others", marks=pytest.mark.slow),
+    ],
+)
+def test_failed_loads_tell_no_secret(operated: Operated, kinds: list[str]) -> None:
+    """Of a token, of a url, of a webhook's url and of the key that signs its calls."""
+
+    def respond(servers: Servers, asked: Asked, quoted: str) -> bytes:
+        kind = asked.path.partition("?")[0].strip("/")
+        return KINDS[kind][0](servers, asked, quoted)
+
+    operated.receiver.status = 500
+    hosts = (operated.hub.host, operated.receiver.host, "127.0.0.1")
+    operated.start(SD_OPERATOR_LOG_LEVEL="DEBUG", SD_OPERATOR_ALLOWED_HOSTS=",".join(hosts))
+    with Servers(respond) as servers:
+        source = servers.source
+        for made in (secret("token", token=TOKEN, host=source.host), secret("hook", key=HOOK_KEY)):
+            operated.cluster.apply(json.dumps(made))
+        urls = {kind: f"{source.url}/{kind}?token={QUERY}" for kind in kinds}
+        if "user" in urls:
+            urls["user"] = urls["user"].replace("://", f"://{USER}:{PASSWORD}@")
+        for kind, url in urls.items():
+            token = {} if kind == "user" else {"credentialsSecretRef": {"name": "token"}}
+            hook = f"{operated.receiver.url}?token={QUERY}"
+            operated.cluster.model(
+                kind,
+                url=url,
+                webhook=WEBHOOKS.get(kind, hook),
+                webhookSecretRef={"name": "hook", "key": "key"},
+                **token,
+            )
+        for kind in kinds:
+            operated.stalled(kind, KINDS[kind][1])
+            operated.wait(
+                kind,
+                # The latter where RBAC is in force, and no Role lets the operator read it.
+                lambda one: (
+                    condition(one, "WebhookDelivered").get("reason")
+                    in ("DeliveryFailed", "SecretNotReadable")
+                ),
+            )
+        texts = told(operated, urls)
+    assert {where: found for where, text in texts.items() if (found := leaks(text))} == {}
+    for key in (KEY, HOOK_KEY):
+        assert key.removeprefix("whsec_")[:16] not in "".join(texts.values())
+        assert base64.b64encode(key.encode()).decode()[:16] not in "".join(texts.values())
+    assert "DEBUG" in texts["operator log"]

@@ -1,0 +1,188 @@
+"""The CRD: in step with the types, structural, bounded, and its rules friendly."""
+
+import celpy
+import pytest
+import yaml
+from celpy.adapter import json_to_cel
+
+from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.crd import RULES, custom_resource_definition
+from tests.support.paths import ROOT
+
+VERSION = custom_resource_definition()["spec"]["versions"][0]
+SCHEMA = VERSION["schema"]["openAPIV3Schema"]
+
+ALLOWED_KEYS = {
+    "type",
+    "description",
+    "properties",
+    "required",
+    "items",
+    "additionalProperties",
+    "enum",
+    "default",
+    "pattern",
+    "format",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "maxProperties",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    "x-kubernetes-validations",
+}
+
+
+def nodes(schema, path="$"):
+    """Every node of a schema with its path."""
+    yield path, schema
+    for key, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{key}")
+    if "items" in schema:
+        yield from nodes(schema["items"], f"{path}[]")
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from nodes(schema["additionalProperties"], f"{path}{{}}")
+
+
+def test_the_committed_file_is_the_rendered_one():
+    """`make crd` was run after the last change of the contract."""
+    committed = yaml.safe_load((ROOT / "crds" / "stablediffusionmodels.yaml").read_text())
+    assert committed == custom_resource_definition()
+
+
+def test_the_schema_is_structural():
+    """Every node is typed and uses only what a structural schema may say."""
+    for path, node in nodes(SCHEMA):
+        assert set(node) <= ALLOWED_KEYS, path
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+        assert not ("properties" in node and "additionalProperties" in node), path
+
+
+def test_every_user_given_value_is_bounded():
+    """Strings have a maxLength or an enum, lists maxItems, maps maxProperties."""
+    for path, node in nodes(SCHEMA["properties"]["spec"], "spec"):
+        if node.get("type") == "string":
+            assert "maxLength" in node or "enum" in node, path
+        if node.get("type") == "array":
+            assert "maxItems" in node, path
+        if "additionalProperties" in node:
+            assert "maxProperties" in node, path
+
+
+def test_every_pattern_is_anchored():
+    """A real API server searches: an unanchored pattern would accept anything around it."""
+    for path, node in nodes(SCHEMA):
+        if "pattern" in node:
+            assert node["pattern"].startswith("^"), path
+            assert node["pattern"].endswith("$"), path
+
+
+def test_every_spec_field_is_described():
+    """`kubectl explain sdm.spec` has a sentence for each field."""
+    for name, node in SCHEMA["properties"]["spec"]["properties"].items():
+        assert node.get("description"), name
+
+
+def test_conditions_are_a_list_map():
+    """Conditions merge by type."""
+    conditions = SCHEMA["properties"]["status"]["properties"]["conditions"]
+    assert conditions["x-kubernetes-list-type"] == "map"
+    assert conditions["x-kubernetes-list-map-keys"] == ["type"]
+
+
+def test_columns_read_the_status_only():
+    """Printer columns cannot compute: what they show is in the status (or is the age)."""
+    for column in VERSION["additionalPrinterColumns"]:
+        assert column["jsonPath"].startswith((".status.", ".metadata.creationTimestamp"))
+
+
+def violations(spec, old=None, name="a-model"):
+    """The messages of the rules that this object breaks."""
+    environment = celpy.Environment()
+
+    def cel(spec):
+        return json_to_cel({"metadata": {"name": name}, "spec": spec})
+
+    messages = []
+    for _, rule, message in RULES:
+        if "oldSelf" in rule and old is None:
+            continue
+        program = environment.program(environment.compile(rule))
+        if not program.evaluate({"self": cel(spec), "oldSelf": cel(old or {})}):
+            messages.append(message)
+    return messages
+
+
+LINK = "https://civitai.com/api/download/models/94640"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({"url": "runwayml/stable-diffusion-v1-5"}, id="repo-id"),
+        pytest.param({"url": "https://huggingface.co/a/b"}, id="hub-page"),
+        pytest.param({"url": LINK, "sha256": "0" * 64}, id="link-with-digest"),
+        pytest.param({"url": LINK + "?token=x&y=%20", "modelType": "lora"}, id="link-with-query"),
+        pytest.param({"url": "my-model-17", "modelType": "api_trained"}, id="trained-id"),
+        pytest.param({"url": LINK, "modelType": "api_trained"}, id="trained-link"),
+        pytest.param({"modelType": "controlnet", "modelId": "canny"}, id="controlnet-by-id"),
+        pytest.param({"url": LINK, "storage": {"claimName": "x"}}, id="claim"),
+        pytest.param({"url": LINK, "webhook": "https://hooks.example.com/m"}, id="webhook"),
+    ],
+)
+def test_what_users_write_is_accepted(spec):
+    """Every documented way to name a model passes the rules."""
+    assert violations(spec) == []
+    assert violations(spec, old=spec) == []
+
+
+@pytest.mark.parametrize("model_id", sorted(CONTROLNET_REPOS))
+def test_the_vendors_controlnets_need_no_url(model_id):
+    """Also when the name is the id."""
+    assert violations({"modelType": "controlnet"}, name=model_id) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "old", "says"),
+    [
+        pytest.param({}, None, "spec.url is required", id="no-url"),
+        pytest.param(
+            {"modelType": "controlnet"}, None, "only the vendor's ControlNets", id="unknown-id"
+        ),
+        pytest.param({"url": "gpt2"}, None, "ORG/NAME", id="bare-word"),
+        pytest.param({"url": "ftp://host/x"}, None, "http(s) link", id="ftp"),
+        pytest.param({"url": "/etc/passwd"}, None, "http(s) link", id="path"),
+        pytest.param({"url": "file:///etc/passwd"}, None, "http(s) link", id="file"),
+        pytest.param({"url": "https://h/a b"}, None, "http(s) link", id="space"),
+        pytest.param({"url": "a/b/c", "modelType": "api_trained"}, None, "trained", id="trained"),
+        pytest.param({"url": "a/b", "modelType": "custom_ckpt"}, None, "huggingface", id="ckpt"),
+        pytest.param({"url": "a/b", "sha256": "0" * 64}, None, "gitRevision", id="repo-digest"),
+        pytest.param({"url": LINK, "webhook": "hooks"}, None, "spec.webhook", id="webhook"),
+        pytest.param({"url": LINK, "modelId": "b"}, {"url": LINK}, "immutable", id="id-set"),
+        pytest.param({"url": LINK}, {"url": LINK, "modelId": "b"}, "immutable", id="id-unset"),
+        pytest.param(
+            {"url": LINK, "storage": {"claimName": "b"}},
+            {"url": LINK},
+            "spec.storage is immutable",
+            id="claim-set",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_remedy(spec, old, says):
+    """The message names the field and what to write instead."""
+    assert says in "\n".join(violations(spec, old))
+
+
+def test_a_name_that_no_label_could_hold_is_refused():
+    """metadata.name ends up in a folder's name and in labels."""
+    assert violations({"url": LINK}, name="x" * 63) == []
+    assert "63" in violations({"url": LINK}, name="x" * 64)[0]
+
+
+def test_writing_the_default_model_id_out_changes_nothing():
+    """The effective id is what is immutable."""
+    assert violations({"url": LINK, "modelId": "a-model"}, {"url": LINK}) == []

@@ -1,0 +1,203 @@
+"""Which addresses may be called. What is wrong here is an open door into somebody's network."""
+
+import contextlib
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sd_api.netguard import AddressRefusedError, Guard, redact, resolve
+from tests.support.servers.addresses import PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
+
+
+def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:
+    """A guard whose resolver always gives these answers."""
+    return Guard(frozenset(allowed), lambda _host, _port: list(answers))
+
+
+@pytest.mark.parametrize("literal", PRIVATE_LITERALS)
+def test_private_literals_are_refused_in_every_spelling(literal):
+    """By the url alone, so that it holds behind a proxy too; and as a resolver's answer."""
+    host = f"[{literal}]" if ":" in literal else literal
+    with pytest.raises(AddressRefusedError, match="may not be called"):
+        guard().check_url(f"https://{host}/x")
+    with pytest.raises(AddressRefusedError, match="may not be called"):
+        guard(PUBLIC).addresses(literal, 443)
+
+
+@pytest.mark.parametrize("literal", ["127.0.0.1", "10.0.0.1", "::1", "fe80::1%2", "fd00::1"])
+def test_one_private_answer_refuses_the_name(literal):
+    """A name that has a public and a private address is refused, in either order."""
+    for answers in ((PUBLIC, literal), (literal, PUBLIC)):
+        with pytest.raises(AddressRefusedError, match=r"example\.com"):
+            guard(*answers).addresses("example.com", 443)
+
+
+@pytest.mark.parametrize("host", PRIVATE_NAMES)
+def test_private_names_are_refused_without_asking_a_resolver(host):
+    """Behind a proxy nobody here would see what they resolve to."""
+    with pytest.raises(AddressRefusedError):
+        guard().check_url(f"https://{host}/x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/x",
+        "https://example.com:8443/x",
+        "https://user:pw@example.com/x?y#z",
+        "https://münchen.example.com/",
+        "https://xn--mnchen-3ya.example.com/",
+        "https://under_score.example.com/",
+        "https://93.184.216.34/x",
+        "https://[2606:4700::1111]/x",
+        "https://EXAMPLE.com./x",
+        "https://internal.example.com/",
+        "https://localhost.example.com/",
+    ],
+)
+def test_public_links_pass(url):
+    """Whatever else they hold."""
+    assert guard().check_url(url).scheme == "https"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://example.com/x", "https only"),
+        ("HTTP://93.184.216.34/", "https only"),
+        ("ftp://example.com/x", "http"),
+        ("file:///etc/passwd", "http"),
+        ("//example.com/x", "http"),
+        ("example.com/x", "http"),
+        ("https:///x", "host"),
+        ("https://?x", "host"),
+        ("https://example.com:99999/", "cannot be read"),
+        ("https://example.com:x/", "cannot be read"),
+        ("https://[::1/", "cannot be read"),
+        ("https://good.example.com@127.0.0.1/", "127.0.0.1"),
+        ("https://good.example.com\\@127.0.0.1/", "127.0.0.1"),
+        ("", "http"),
+    ],
+)
+def test_other_urls_are_refused_and_told_why(url, words):
+    """Never an unhandled ValueError."""
+    with pytest.raises(AddressRefusedError, match=words):
+        guard().check_url(url)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "url", "passes"),
+    [
+        pytest.param("10.0.0.5", "http://10.0.0.5/x", True, id="any port"),
+        pytest.param("10.0.0.5", "http://10.0.0.5:9000/x", True, id="another port"),
+        pytest.param("10.0.0.5:9000", "http://10.0.0.5:9000/x", True, id="this port"),
+        pytest.param("10.0.0.5:9000", "http://10.0.0.5/x", False, id="not the default port"),
+        pytest.param("minio.ns.svc", "http://MINIO.ns.svc/x", True, id="a name, any case"),
+        pytest.param("minio.ns.svc", "http://minio.ns.svc./x", True, id="a name with its dot"),
+        pytest.param("minio.ns.svc", "http://evil.minio.ns.svc/x", False, id="not its subdomains"),
+        pytest.param("::1", "http://[::1]:80/x", True, id="IPv6"),
+        pytest.param("[::1]:8080", "http://[::1]:8080/x", True, id="IPv6 with port"),
+        pytest.param("[::1]", "http://[::1]/x", True, id="IPv6 in brackets"),
+        pytest.param("127.0.0.1", "http://127.1/x", False, id="another spelling"),
+        pytest.param("example.com", "https://10.0.0.1/x", False, id="nothing else"),
+    ],
+)
+def test_allowed_hosts_are_exempt_and_only_they(allowed, url, passes):
+    """They may be private and plain http."""
+    it = guard("10.1.2.3", allowed=(allowed,))
+    if not passes:
+        with pytest.raises(AddressRefusedError):
+            it.check_url(url)
+        return
+    parts = it.check_url(url)
+    port = parts.port or 80
+    assert it.addresses(parts.hostname, port) == ["10.1.2.3"]
+
+
+def test_hosts_of_settings_are_exempt_with_their_port():
+    """The Hub's endpoint is the administrator's own choice."""
+    it = guard("10.1.2.3").with_hosts(["http://mirror.ns.svc:8080", None])
+    it.check_url("http://mirror.ns.svc:8080/x")
+    with pytest.raises(AddressRefusedError):
+        it.check_url("http://mirror.ns.svc:8081/x")
+
+
+def test_a_name_is_resolved_once_and_the_checked_answers_are_returned():
+    """The transport connects to these; a second answer could be another (DNS rebinding)."""
+    answers = iter([[PUBLIC, "2606:4700::1111"], ["127.0.0.1"]])
+    it = Guard(resolver=lambda _host, _port: next(answers))
+    assert it.addresses("example.com", 443) == [PUBLIC, "2606:4700::1111"]
+    with pytest.raises(AddressRefusedError):
+        it.addresses("example.com", 443)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70 + ".example", "a..b", "\0"])
+def test_a_name_without_an_answer_is_an_os_error(host):
+    """Also where the resolver would rather complain about the name's spelling."""
+    with pytest.raises(OSError) as caught:
+        resolve(host, 443)
+    assert not isinstance(caught.value, AddressRefusedError)
+    with pytest.raises(OSError, match="has no address"):
+        guard().addresses("example.com", 443)
+
+
+def test_answers_that_are_no_addresses_are_refused():
+    """A resolver is not trusted either."""
+    with pytest.raises(AddressRefusedError):
+        guard("nonsense").addresses("example.com", 443)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_an_ipv4_address_has_one_spelling(number):
+    """Whatever it is: to a proxy 010.0.0.1 may be another address than it is to us."""
+    dotted = socket.inet_ntoa(number.to_bytes(4, "big"))
+    first, rest = number >> 24, number & 0xFFFFFF
+    others = [
+        str(number),
+        hex(number),
+        f"0{number:o}",
+        f"{first}.{rest}",
+        f"0{dotted}",
+        f"0x{first:x}.{dotted.partition('.')[2]}",
+        f"{dotted}.0",
+        f"[::ffff:{dotted}]",
+        f"[::{dotted}]",
+        f"[64:ff9b::{dotted}]",
+    ]
+    for host in others:
+        with pytest.raises(AddressRefusedError):
+            guard().check_url(f"https://{host}/")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_either_a_checked_url_or_refused(text):
+    """No input makes the guard raise anything else."""
+    for url in (text, f"https://{text}", f"https://{text}/x", f"https://h:{text}/"):
+        with contextlib.suppress(AddressRefusedError):
+            guard(PUBLIC).check_url(url)
+        redact(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:secret@example.com:8443/a?token=secret#secret", "https://example.com:8443/a?…"),
+        ("https://[2606:4700::1]/a", "https://[2606:4700::1]/a"),
+        ("https://example.com/a", "https://example.com/a"),
+        ("org/name", "org/name"),
+        ("org/name?token=secret", "org/name"),
+        ("user:secret@example.com/a#secret", "example.com/a"),
+        ("https://example.com:secret/", "(unreadable url)"),
+        ("https://user:12/secret@example.com/a", "(unreadable url)"),
+        ("https://user:/secret@example.com/a", "(unreadable url)"),
+        ("https://user:x@1/secret@example.com/a", "(unreadable url)"),
+        ("https://example.com/@user/a@1", "https://example.com/@user/a@1"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url, shown):
+    """Userinfo, query and fragment stay out of messages."""
+    assert redact(url) == shown

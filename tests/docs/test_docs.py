@@ -1,0 +1,74 @@
+"""The documentation says what the code says."""
+
+import re
+
+import pytest
+
+from sd_api.reasons import EventReason, ReadyReason, Reason, WebhookReason
+from sd_api.spec import Spec
+from sd_api.status import ConditionType
+from tests.support.paths import ROOT
+from tools.make_docs import DOCS, PARTS, attribute_docs, rendered
+
+API = (DOCS / "api.md").read_text()
+
+
+@pytest.mark.parametrize("page", PARTS)
+def test_the_generated_parts_of_a_page_are_those_of_the_code(page):
+    """`make docs` was run after the last change."""
+    assert rendered(page) == (DOCS / page).read_text()
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_is_documented(reason):
+    """With its meaning, its retry rule and its remedy, word for word."""
+    remedy = reason.remedy.replace("<", r"\<")
+    meaning = attribute_docs(Reason)[reason.name]
+    assert meaning.endswith(".")
+    assert f"| {reason.value} | {meaning} | {reason.retry.value} | {remedy} |" in API
+    assert f"| {reason.value} | {remedy} | " in (DOCS / "troubleshooting.md").read_text()
+
+
+@pytest.mark.parametrize("enum", [ConditionType, ReadyReason, WebhookReason, EventReason])
+def test_every_condition_and_every_other_reason_is_documented(enum):
+    """With its meaning."""
+    for member in enum:
+        assert re.search(rf"^\| {member.value} \| [A-Za-z].+\. \|$", API, re.MULTILINE)
+
+
+def test_the_docstring_below_an_attribute_is_its_meaning():
+    """Lines are joined; an attribute without one has no meaning."""
+
+    class Example:
+        """Something."""
+
+        first = 1
+        """The first,
+        on two lines."""
+        second: int = 2
+        third = 3
+        """The third."""
+
+    assert attribute_docs(Example) == {"first": "The first, on two lines.", "third": "The third."}
+
+
+@pytest.mark.parametrize("field", [field.alias for field in Spec.model_fields.values()])
+def test_every_spec_field_is_documented(field):
+    """In the table of docs/api.md."""
+    assert re.search(rf"^\| {field}[ ,|]", API, re.MULTILINE) or f", {field} |" in API
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")))
+def test_links_lead_somewhere(page):
+    """Every relative link of a page is a file of the repository."""
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["faults.md", "security.md"])
+def test_the_tests_that_a_page_names_are_there(page):
+    """Each fault and threat has one; a renamed test must be renamed there, too."""
+    code = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text()))
+    assert named
+    assert {name for name in named if f"def {name}(" not in code} == set()

@@ -1,0 +1,14 @@
+"""The examples that users copy."""
+
+import pytest
+
+from tests.support.paths import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_api_server_takes_every_example(shared_cluster, example):
+    """As kubectl sends it, strictly validated."""
+    assert "created" in shared_cluster.apply(example.read_text())

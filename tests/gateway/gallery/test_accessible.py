@@ -1,0 +1,127 @@
+"""Every page of the gallery as axe judges it, on phone and desktop, light and dark."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import gallerymodels
+from tests.support.gateway.browser import DESKTOP, PHONE, tab
+from tests.support.gateway.gallerymodels import HASH, ready
+from tests.support.gateway.gallerysite import Site, serve
+from tests.support.kube.cluster import Cluster, namespace_of
+from tests.support.tally import Tally
+
+pytestmark = [pytest.mark.browser, pytest.mark.cluster]
+
+LOOKS = [
+    pytest.param(DESKTOP, "light", id="desktop-light"),
+    pytest.param(PHONE, "dark", id="phone-dark", marks=pytest.mark.slow),
+    pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.slow),
+    pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.slow),
+]
+PAGES = {
+    "list": "/",
+    "nothing-found": "/?q=no-such-model",
+    "ready": "/models/majicmix-realistic",
+    "lora": "/models/film-grain",
+    "loading": "/models/dreamshaper",
+    "failed": "/models/wrong-link",
+    "new": "/models/brand-new",
+    "load": "/load?spec.vae.url=org/vae",
+    "delete": "/models/canny/delete",
+}
+RULES = {"resultTypes": ["violations"]}
+SMALL_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c49444154789c6368f8cf0000030101807f5d4b0f0000000049454e44ae426082"
+)
+
+
+@pytest.fixture(scope="module")
+def states(shared_cluster: Cluster) -> None:
+    """A model in each state, one with a preview."""
+    gallerymodels.make_all(shared_cluster)
+    name = "majicmix-realistic"
+    uid = shared_cluster.get("sdm", name)["metadata"]["uid"]
+    path = f".store/{uid}/{HASH}/preview.png"
+    image = shared_cluster.store / path
+    image.parent.mkdir(parents=True)
+    image.write_bytes(SMALL_PNG)
+    gallerymodels.set_status(shared_cluster, name, ready(uid, name, previewPath=path))
+
+
+def check(page: Any, shot: Path) -> None:
+    """No violation, one main heading, nothing wider than the screen; else a picture is kept."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    found = axe.Axe().run(page, options=RULES).response["violations"]
+    faults = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+    if page.locator("h1").count() != 1:
+        faults.append(("headings", page.locator("h1").all_inner_texts()))
+    too_wide = page.evaluate("document.documentElement.scrollWidth - document.body.clientWidth")
+    if too_wide > 0:
+        faults.append(("too wide", [f"{too_wide} px"]))
+    if faults:
+        page.screenshot(path=shot, full_page=True)
+    assert faults == [], f"{page.url}: see {shot}"
+
+
+@pytest.mark.usefixtures("states")
+@pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
+def test_no_page_shuts_anybody_out(
+    browser: Any,
+    gallery: Site,
+    tmp_path: Path,
+    tally: Tally,
+    viewport: dict[str, int],
+    scheme: Any,
+) -> None:
+    """Contrast, names, roles, landmarks and headings; light and dark look different."""
+    with tab(browser, gallery.url, viewport=viewport, color_scheme=scheme) as visit:
+        visit.open("/login")
+        check(visit.page, tmp_path / "login.png")
+        visit.login(gallery.key)
+        for name, path in PAGES.items():
+            visit.open(path)
+            check(visit.page, tmp_path / f"{name}.png")
+            tally("gallery pages without a violation")
+        background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        lightness = sum(int(part) for part in re.findall(r"\d+", background)[:3])
+        assert (lightness > 600) is (scheme == "light")
+
+
+def test_errors_shut_nobody_out(browser: Any, backend: Any, tmp_path: Path) -> None:
+    """A form with complaints, a page that is not there, a wrong key, an empty gallery."""
+    with (
+        namespace_of(backend, tmp_path) as empty,
+        serve(empty, tmp_path) as site,
+        tab(browser, site.url, viewport=PHONE) as visit,
+    ):
+        page = visit.page
+        visit.open("/login")
+        page.get_by_label("API key").fill("wrong")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_text("This key is not known here.").wait_for()
+        check(page, tmp_path / "wrong-key.png")
+        visit.login(site.key)
+        assert page.get_by_role("heading", name="There are no models yet").is_visible()
+        check(page, tmp_path / "empty.png")
+        visit.open("/load")
+        page.get_by_label("Name", exact=True).fill("Bad Name")
+        page.get_by_label("Source", exact=True).fill("not a link")
+        page.get_by_text("The API server would refuse it").wait_for()
+        page.get_by_role("button", name="Load", exact=True).click()
+        page.get_by_role("alert").wait_for()
+        assert page.get_by_label("Name", exact=True).input_value() == "Bad Name"
+        check(page, tmp_path / "refused.png")
+        page.get_by_role("alert").get_by_role("link", name="Name").click()
+        assert page.evaluate("document.activeElement.id") == "metadata-name"
+        visit.open("/models/no-such-model")
+        check(page, tmp_path / "error.png")
+        # Chromium reports each page that is answered with an error as one of the console.
+        refused = [text for text in visit.complaints if "Failed to load resource" in text]
+        assert len(refused) == 3, visit.complaints
+        visit.complaints[:] = [text for text in visit.complaints if text not in refused]

@@ -1,0 +1,268 @@
+"""The gallery in a headless Chromium: what people do there, with and without JavaScript."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_operator.gateway.gallery import live
+from tests.support.gateway import gallerymodels
+from tests.support.gateway.browser import PHONE, Tab, tab
+from tests.support.gateway.gallerymodels import loading, ready
+from tests.support.gateway.gallerysite import Site, serve
+from tests.support.kube.cluster import Cluster
+from tests.support.kube.operated import Operated
+
+pytestmark = [pytest.mark.browser, pytest.mark.cluster]
+
+LINK = "https://example.com/model.safetensors"
+LOST = "[object Event]"
+"""What htmx's extension logs of a stream that broke off."""
+
+
+@pytest.fixture
+def visitor(browser: Any, gallery: Site) -> Iterator[Tab]:
+    """Somebody who has logged in."""
+    with tab(browser, gallery.url) as opened:
+        opened.login(gallery.key)
+        yield opened
+
+
+def fill(page: Any, name: str, source: str) -> None:
+    """Fill the load form in."""
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_label("Source", exact=True).fill(source)
+
+
+def cards(page: Any) -> list[str]:
+    """The names on the list."""
+    names: list[str] = page.locator("[id^=open-]").all_inner_texts()
+    return names
+
+
+def test_a_model_is_loaded_watched_and_deleted(
+    browser: Any, operated: Operated, tmp_path: Path
+) -> None:
+    """Through the form until it is Ready, without a reload; a wrong link says what to do."""
+    operated.start()
+    html = tmp_path / "page.html"
+    html.write_text("<!doctype html><title>Log in</title>")
+    page_link = operated.hub.serve_file("/page.safetensors", html)
+    with serve(operated.cluster, tmp_path) as site, tab(browser, site.url) as visit:
+        page = visit.page
+        visit.login(site.key)
+        page.get_by_role("link", name="Load a model").first.click()
+        fill(page, "sketch", operated.link())
+        page.get_by_text("The API server would take it.").wait_for()
+        assert f"url: {operated.hub.url}" in page.locator("#yaml").inner_text()
+        page.get_by_role("button", name="Load", exact=True).click()
+        page.locator(".badge", has_text="Ready").wait_for()
+        assert page.url == f"{site.url}/gallery/models/sketch"
+        assert "StableDiffusionPipeline.from_pretrained" in page.locator("#snippet").inner_text()
+
+        visit.open("/load")
+        fill(page, "wrong", page_link)
+        page.get_by_role("button", name="Load", exact=True).click()
+        page.locator(".badge", has_text="Failed").wait_for()
+        assert Reason.NOT_A_MODEL.remedy in page.locator(".remedy").first.inner_text()
+
+        page.get_by_role("link", name="All models").click()
+        page.locator("#open-wrong").wait_for()
+        assert cards(page) == ["sketch", "wrong"]
+        page.locator("#open-sketch").click()
+        page.get_by_role("link", name="Delete …").click()
+        page.get_by_role("button", name="Delete sketch").click()
+        page.locator("#open-sketch").wait_for(state="detached")
+        assert cards(page) == ["wrong"]
+    operated.gone("sketch")
+
+
+def test_progress_moves_without_a_reload(visitor: Tab, shared_cluster: Cluster) -> None:
+    """On the list and on the model's page; what is new appears; the focus stays where it was."""
+    page = visitor.page
+    gallerymodels.make(shared_cluster, "moving", loading(10), url=LINK)
+    visitor.open("/")
+    page.evaluate("window.unloaded = false")
+    card = page.locator(".card", has=page.locator("#open-moving"))
+    page.locator("#open-moving").focus()
+    gallerymodels.set_status(shared_cluster, "moving", loading(60))
+    card.locator("progress[value='60']").wait_for()
+    assert page.get_by_role("progressbar", name="Downloading moving").count() == 1
+    page.get_by_role("status").filter(has_text="moving: 60% of 2.1 GB").wait_for()
+    gallerymodels.make(shared_cluster, "newcomer", url=LINK)
+    page.locator("#open-newcomer").wait_for()
+    assert page.evaluate("document.activeElement.id") == "open-moving"
+    assert page.evaluate("window.unloaded") is False, "it is still the same page"
+
+    visitor.open("/models/moving")
+    gallerymodels.set_status(shared_cluster, "moving", loading(70))
+    page.locator("progress[value='70']").wait_for()
+    uid = shared_cluster.get("sdm", "moving")["metadata"]["uid"]
+    gallerymodels.set_status(shared_cluster, "moving", {**ready(uid, "moving"), "progress": None})
+    page.locator("#snippet").wait_for()
+
+
+@pytest.mark.slow
+def test_a_page_comes_back_after_the_connection_was_away(
+    visitor: Tab, shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And shows what happened meanwhile: what is new, what is further, what is gone."""
+    page, cut, streams = visitor.page, threading.Event(), 0
+    stream = live.stream
+
+    async def cuttable(teller: Any, changes: Any, alive: Any) -> AsyncGenerator[bytes, None]:
+        nonlocal streams
+        streams += 1
+        async for event in stream(teller, changes, alive):
+            if cut.is_set():
+                return
+            yield event
+
+    monkeypatch.setattr(live, "stream", cuttable)
+    monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
+    for name in ("stays", "goes"):
+        gallerymodels.make(shared_cluster, f"away-{name}", loading(10), url=LINK)
+    with page.expect_response("**/gallery/live*"):
+        visitor.open("/?q=away")
+    with page.expect_console_message(lambda message: message.text == LOST):
+        cut.set()
+    shared_cluster.kubectl("delete", "sdm", "away-goes")
+    gallerymodels.set_status(shared_cluster, "away-stays", loading(90))
+    gallerymodels.make(shared_cluster, "away-new", url=LINK)
+    cut.clear()
+    page.locator("#open-away-new").wait_for()
+    assert cards(page) == ["away-new", "away-stays"]
+    page.locator("progress[value='90']").wait_for()
+    gallerymodels.set_status(shared_cluster, "away-stays", loading(95))
+    page.locator("progress[value='95']").wait_for()
+    assert streams >= 2
+    visitor.complaints[:] = [text for text in visitor.complaints if LOST not in text]
+
+
+def test_searching_is_in_the_address(visitor: Tab, shared_cluster: Cluster) -> None:
+    """As one types; the back button goes back, a shared address shows the same."""
+    page = visitor.page
+    for name, kind in (("red-lora", "lora"), ("red-vae", "vae"), ("blue-lora", "lora")):
+        gallerymodels.make(shared_cluster, name, url=LINK, modelType=kind)
+    visitor.open("/")
+    page.get_by_label("Search").press_sequentially("red")
+    page.wait_for_url("**/gallery/?q=red")
+    page.locator("#open-blue-lora").wait_for(state="detached")
+    assert cards(page) == ["red-lora", "red-vae"]
+    assert page.locator("#count").inner_text().startswith("2 of ")
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.get_by_label("Type").select_option("vae")
+    page.wait_for_url("**/gallery/?q=red&type=vae")
+    page.locator("#open-red-lora").wait_for(state="detached")
+    page.go_back()
+    page.locator("#open-red-lora").wait_for()
+    assert page.get_by_label("Search").input_value() == "red"
+    assert page.get_by_label("Type").input_value() == ""
+    assert cards(page) == ["red-lora", "red-vae"]
+    visitor.open("/?q=no-such-model")
+    page.get_by_role("link", name="Show all").click()
+    page.locator("#open-blue-lora").wait_for()
+
+
+def test_everything_works_without_javascript(
+    browser: Any, gallery: Site, shared_cluster: Cluster
+) -> None:
+    """Login, load with a mistake, search, delete, logout: forms and links."""
+    with tab(browser, gallery.url, java_script_enabled=False, viewport=PHONE) as visit:
+        page = visit.page
+        visit.login(gallery.key)
+        page.get_by_role("link", name="Load a model").first.click()
+        fill(page, "scriptless", "https://example.com/x.safetensors")
+        page.get_by_role("button", name="Show the YAML").click()
+        assert "name: scriptless" in page.locator("#yaml").inner_text()
+        page.get_by_role("button", name="Load", exact=True).click()
+        assert page.locator("h1").inner_text() == "scriptless"
+        page.get_by_role("link", name="All models").click()
+        page.get_by_label("Search").fill("scriptl")
+        page.get_by_role("button", name="Search").click()
+        assert cards(page) == ["scriptless"]
+        page.locator("#open-scriptless").click()
+        page.get_by_role("link", name="Delete …").click()
+        page.get_by_role("button", name="Delete scriptless").click()
+        assert not shared_cluster.exists("sdm", "scriptless")
+        page.get_by_role("button", name="Log out").click()
+        assert page.locator("h1").inner_text() == "Log in"
+        visit.open("/")
+        assert page.locator("h1").inner_text() == "Log in"
+
+
+def test_texts_are_copied_with_and_without_permission(
+    visitor: Tab, shared_cluster: Cluster
+) -> None:
+    """To the clipboard; where that may not be, the text is selected to be copied by hand."""
+    gallerymodels.make(shared_cluster, "copied", url=LINK)
+    page = visitor.page
+    visitor.open("/models/copied")
+    text = page.locator("#yaml").inner_text()
+    button = page.locator("[data-copy=yaml]")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button.click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == text
+    denied = "navigator.clipboard.writeText = () => Promise.reject(new Error('denied'))"
+    page.evaluate(f"() => {{ {denied} }}")
+    button.click()
+    page.get_by_role("button", name="Selected").wait_for()
+    assert page.evaluate("getSelection().toString()").strip() == text.strip()
+
+
+def test_the_keyboard_is_enough(visitor: Tab, shared_cluster: Cluster) -> None:
+    """A skip link first; what has the focus is seen to have it; Enter opens a model."""
+    gallerymodels.make(shared_cluster, "aaa-first", url=LINK)
+    page = visitor.page
+    visitor.open("/")
+    page.keyboard.press("Tab")
+    skip = page.locator(".skip")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert skip.bounding_box()["width"] > 50, "it is hidden until then"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "q", "past the header"
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        focus = "getComputedStyle(document.activeElement{}).outlineStyle"
+        seen = [page.evaluate(focus.format(part)) for part in ("", ", '::after'")]
+        assert "solid" in seen or "auto" in seen
+    assert page.evaluate("document.activeElement.id") == "open-aaa-first"
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/gallery/models/aaa-first$"))
+
+
+def test_hostile_names_run_nothing(visitor: Tab, shared_cluster: Cluster) -> None:
+    """Nor does what comes by the live events."""
+    hostile = "<img src=x onerror=document.title='owned'><b hx-get=/gallery/>bold</b>"
+    status = {**loading(10), "phase": "Failed", "reason": "Odd"}
+    page = visitor.page
+    gallerymodels.make(
+        shared_cluster, "hostile", loading(10), url=f"https://e.com/{hostile.replace(' ', '/')}"
+    )
+    visitor.open("/models/hostile")
+    status["conditions"] = [gallerymodels.condition("Stalled", "True", "NotAModel", hostile)]
+    gallerymodels.set_status(shared_cluster, "hostile", {**status, "progress": None})
+    page.get_by_text(hostile).first.wait_for()
+    assert page.locator("main img, main b").count() == 0
+    assert page.title() == "hostile · Model gallery"
+
+
+def test_the_policy_lets_no_inline_script_run(visitor: Tab) -> None:
+    """Even if something were once written into a page; and the console would tell these tests."""
+    visitor.open("/")
+    visitor.page.evaluate(
+        "() => { const script = document.createElement('script');"
+        " script.textContent = 'window.owned = true'; document.body.append(script); }"
+    )
+    assert visitor.page.evaluate("window.owned") is None
+    (complaint,) = visitor.complaints
+    assert "Content Security Policy" in complaint
+    visitor.complaints.clear()

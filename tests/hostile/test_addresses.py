@@ -1,0 +1,347 @@
+"""All who call addresses, before one table of those that may not be called.
+
+The callers are the loader's client, for links and for the Hub's own, and the operator's for
+webhooks; each directly and behind a proxy. What they connect to is seen at the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self
+
+import httpx2
+import pytest
+
+from devkit.fakefiles import FileServer
+from sd_api import netguard
+from sd_api.netguard import Address, Guard
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.net.exchange import Link
+from sd_loader.net.transport import make_client
+from sd_loader.settings import Settings as LoaderSettings
+from sd_operator.base.settings import Settings as OperatorSettings
+from sd_operator.reconciler.delivery import Webhooks
+from sd_operator.resources.observed import Outcome
+from sd_operator.rules.decision import Call
+from tests.operator.reconciler.test_delivery import entry, no_secret
+from tests.support.rules.observed import model, published
+from tests.support.servers.addresses import LATER_DIGITS, PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
+from tests.support.servers.tlsname import NAME, make_certificate, speak_tls
+from tests.support.tally import Tally
+
+HERE, ELSEWHERE = "127.0.0.2", "127.0.0.1"
+"""A loopback address that stands for a public one, and one that is what it is."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a caller may use besides public addresses."""
+
+    resolver: netguard.Resolver
+    allowed: frozenset[str] = frozenset()
+    proxy: str | None = None
+    no_proxy: str = ""
+    ca_file: Path | None = None
+
+    def guard(self) -> Guard:
+        """The guard of these ends."""
+        return Guard(self.allowed, self.resolver)
+
+
+@dataclass(frozen=True)
+class _NamedSettings(LoaderSettings):
+    resolver: netguard.Resolver = netguard.resolve
+
+    def guard(self) -> Guard:
+        return replace(super().guard(), resolver=self.resolver)
+
+
+Caller = Callable[[Ends, Sequence[str]], list[str | None]]
+"""Calls urls one after the other; answers why each was refused, None where it was not."""
+
+
+def _loader(ends: Ends) -> httpx2.Client:
+    settings = _NamedSettings(
+        allowed_hosts=ends.allowed,
+        proxy=ends.proxy,
+        no_proxy=ends.no_proxy,
+        ca_file=ends.ca_file,
+        resolver=ends.resolver,
+    )
+    return make_client(settings)
+
+
+def _why(call: Callable[[], object]) -> str | None:
+    try:
+        call()
+    except LoaderError as error:
+        return error.message if error.reason is Reason.ADDRESS_REFUSED else None
+    except httpx2.InvalidURL as error:
+        return str(error)
+    except httpx2.RequestError as error:
+        return str(error) if "Invalid URL in location header" in str(error) else None
+    return None
+
+
+def call_links(ends: Ends, urls: Sequence[str]) -> list[str | None]:
+    """As the loader downloads."""
+
+    def get(url: str) -> None:
+        with Link(client, url).get({}) as response:
+            if response.status_code == 302:
+                raise httpx2.InvalidURL("a redirect that leads nowhere")
+
+    with _loader(ends) as client:
+        return [_why(lambda url=url: get(url)) for url in urls]  # type: ignore[misc]
+
+
+def call_hub(ends: Ends, urls: Sequence[str]) -> list[str | None]:
+    """As `huggingface_hub` asks: the client follows redirects by itself."""
+    with _loader(ends) as client:
+        return [_why(lambda url=url: client.get(url)) for url in urls]  # type: ignore[misc]
+
+
+def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
+    """As the operator delivers."""
+
+    async def deliver() -> list[str | None]:
+        settings = OperatorSettings(
+            https_proxy=ends.proxy, no_proxy=ends.no_proxy, webhook_ca_file=ends.ca_file
+        )
+        webhooks = Webhooks(settings, ends.guard(), no_secret)
+        try:
+            return [await one(webhooks, url) for url in urls]
+        finally:
+            await webhooks.close()
+
+    async def one(webhooks: Webhooks, url: str) -> str | None:
+        resource = model(published(), webhook=url)
+        done = await webhooks.deliver(Call(entry(), url, None, None), resource, resource.status)
+        refused = done.outcome is Outcome.FAILED and (
+            "may not be called" in done.error
+            or "is not a host name" in done.error
+            or "cannot be read" in done.error
+            or done.error == "no connection: ValueError"
+        )
+        return done.error if refused else None
+
+    return asyncio.run(deliver())
+
+
+CALLERS = [
+    pytest.param(call_links, id="links"),
+    pytest.param(call_hub, id="the Hub's client"),
+    pytest.param(call_webhooks, id="webhooks"),
+]
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What sockets connect to from here on; only loopback is let through."""
+    connected: list[tuple[str, int]] = []
+    real = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        connected.append(address[:2])
+        if not str(address[0]).startswith("127."):
+            raise ConnectionRefusedError(f"the test connects to nothing like {address}")
+        real(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect, raising=False)
+    return connected
+
+
+def no_lookup(host: str, _port: int) -> list[str]:
+    """A resolver that must not be asked."""
+    pytest.fail(f"{host} was looked up")
+
+
+def urls_of(hosts: Sequence[str]) -> list[str]:
+    """Links to hosts, on the usual port and on another."""
+    bracketed = [f"[{host}]" if ":" in host else host for host in hosts]
+    return [
+        f"https://{user}{host}{port}/x"
+        for host in bracketed
+        for user, port in (("", ""), ("public.example.com:pw@", ":8443"))
+    ]
+
+
+def all_refused(urls: Sequence[str], whys: Sequence[str | None]) -> bool:
+    """Whether every url was refused; shows those that were not."""
+    let_through = [url for url, why in zip(urls, whys, strict=True) if why is None]
+    assert let_through == []
+    return True
+
+
+@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "behind a proxy"])
+@pytest.mark.parametrize("call", CALLERS)
+def test_no_caller_calls_them(call: Caller, proxied: bool, connections: Any, tally: Tally) -> None:
+    """Whatever they are called; no resolver is asked, and no proxy either."""
+    urls = urls_of([*PRIVATE_LITERALS, *PRIVATE_NAMES])
+    ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
+    assert all_refused(urls, call(ends, urls))
+    assert connections == []
+    tally("addresses refused", len(urls))
+
+
+@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "behind a proxy"])
+@pytest.mark.parametrize("call", CALLERS)
+def test_what_is_checked_is_what_the_library_calls(
+    call: Caller, proxied: bool, connections: Any
+) -> None:
+    """A library that knows more digits than the guard would call 127.0.0.1 for a public name."""
+    ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
+    [why] = call(ends, [f"https://{LATER_DIGITS}/x"])
+    assert why is not None
+    assert connections == []
+
+
+@pytest.mark.parametrize("call", CALLERS)
+def test_a_name_that_has_one_of_them_is_not_called(
+    call: Caller, connections: Any, tally: Tally
+) -> None:
+    """Alone, or among public answers in any order."""
+    usual = [literal for literal in PRIVATE_LITERALS if netguard._literal(literal) is not None]
+    answers = [*([one] for one in usual), *([PUBLIC, one] for one in usual)]
+    answers += [[one, "2606:4700::1111"] for one in usual]
+    urls = [f"https://n{number}.example.com/x" for number in range(len(answers))]
+    told = {f"n{number}.example.com": answer for number, answer in enumerate(answers)}
+    # A zone id makes no address private that is public without it.
+    for name in [name for name, answer in told.items() if "2606:4700::1111%" in str(answer)]:
+        urls.remove(f"https://{name}/x")
+    assert all_refused(urls, call(Ends(lambda host, _port: told[host]), urls))
+    assert connections == []
+    tally("addresses refused", len(urls))
+
+
+@pytest.mark.parametrize("call", CALLERS[:2])
+def test_no_redirect_leads_to_them(call: Caller, connections: Any, tally: Tally) -> None:
+    """The server that redirects is allowed, and is all that is connected to."""
+    targets = urls_of([*PRIVATE_LITERALS, *PRIVATE_NAMES])
+    with FileServer() as server:
+        urls = [
+            server.serve_file(f"/{number}", b"", redirect=target)
+            for number, target in enumerate(targets)
+            if target.isascii()  # as a header is
+        ]
+        ends = Ends(no_lookup, allowed=frozenset({server.host}))
+        looked_up = replace(ends, resolver=lambda _host, _port: ["127.0.0.1"])
+        whys = call(looked_up, urls)
+    assert all_refused(urls, whys)
+    assert {port for _, port in connections} == {int(server.host.rpartition(":")[2])}
+    tally("addresses refused", len(urls))
+
+
+class _Quiet(BaseHTTPRequestHandler):
+    """Answers everything with 204, at once."""
+
+    def do_GET(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
+        """Stay silent."""
+
+
+@dataclass
+class Server:
+    """A server at an address of loopback; with a certificate it speaks TLS as NAME."""
+
+    address: str = ELSEWHERE
+    port: int = 0
+    certificate: Path | None = None
+    names: list[str | None] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._server = ThreadingHTTPServer((self.address, self.port), _Quiet)
+        self.port = self._server.server_port
+        if self.certificate is not None:
+            self.names = speak_tls(self._server, self.certificate)
+        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for NAME, with its key, that is its own CA."""
+    return make_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
+
+
+@pytest.fixture
+def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Server]]:
+    """The same name at HERE and ELSEWHERE, on one port; HERE counts as public."""
+    real = netguard.refusal
+
+    def refusal(address: Address) -> str | None:
+        return None if str(address) == HERE else real(address)
+
+    monkeypatch.setattr(netguard, "refusal", refusal)
+    with Server(HERE, 0, certificate) as one, Server(ELSEWHERE, one.port, certificate) as other:
+        yield one, other
+
+
+@pytest.mark.parametrize("call", CALLERS)
+def test_a_name_that_moves_inside_is_not_followed(
+    call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
+) -> None:
+    """DNS rebinding: an answer serves for one connection, and is never asked for again."""
+    public, private = servers
+    answers = iter([[HERE], [ELSEWHERE], [HERE, ELSEWHERE]])
+    ends = Ends(lambda _host, _port: next(answers), ca_file=certificate)
+    url = f"https://{NAME}:{public.port}/x"
+    assert call(ends, [url]) == [None]
+    assert (public.names, connections) == ([NAME], [(HERE, public.port)])
+    for _ in range(2):  # each with a client of its own: a connection that is open may be kept
+        [why] = call(ends, [url])
+        assert why is not None
+        assert ELSEWHERE in why
+    assert private.names == []
+    assert connections == [(HERE, public.port)]
+
+
+@pytest.mark.parametrize("call", CALLERS)
+def test_the_certificate_is_that_of_the_name(
+    call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
+) -> None:
+    """Another name at the same address is told by SNI, and fails at the certificate."""
+    public, _ = servers
+    heard: list[str] = []
+    ends = Ends(lambda host, _port: [heard.append(host), HERE][1:], ca_file=certificate)
+    assert call(ends, [f"https://other.example.com:{public.port}/x"]) == [None]
+    assert heard == ["other.example.com"]
+    assert public.names == ["other.example.com"]
+    assert connections == [(HERE, public.port)]
+
+
+@pytest.mark.parametrize("call", CALLERS)
+def test_no_proxy_is_read_alike(call: Caller, connections: Any) -> None:
+    """Names, addresses, networks and ports: the rest goes to the proxy, as these do not."""
+    with FileServer() as server, Server() as proxy:
+        at = f"http://{ELSEWHERE}:{proxy.port}"
+        port = int(server.host.rpartition(":")[2])
+        for no_proxy in ("127.0.0.0/8", f"x, 127.0.0.1:{port}"):
+            direct = Ends(netguard.resolve, frozenset({server.host}), at, no_proxy)
+            call(direct, [server.url])
+        assert {address[1] for address in connections} == {port}
+        connections.clear()
+        for no_proxy in ("127.0.0.2", "10.0.0.0/8, 127.0.0.1:1"):
+            proxied = Ends(netguard.resolve, frozenset({server.host}), at, no_proxy)
+            call(proxied, [server.url])
+        assert {address[1] for address in connections} == {proxy.port}

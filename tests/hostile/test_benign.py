@@ -1,0 +1,25 @@
+"""Files that training programs write are read, whatever lies beside their weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sd_loader.formats import open_tensor_file
+from tests.support.hostile.hostile_benign import FILES, TENSORS
+from tests.support.models.torchfiles import torch_tensor
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_good_file_is_read(tmp_path, tally, name):
+    """All of its weights, to the bit; nothing else becomes one."""
+    make, expected = FILES[name]
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(make(tmp_path))
+    with open_tensor_file(path) as file:
+        found = {key: torch_tensor(tensor) for key, tensor in file.tensors.items()}
+    assert found.keys() - {"model.tied"} == expected
+    for key in expected:
+        assert found[key].dtype == TENSORS[key].dtype
+        assert torch.equal(found[key], TENSORS[key])
+    tally("benign files read")

@@ -1,0 +1,174 @@
+"""Hostile model files: none is read, none runs, none costs much, whatever the trick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.hostile import naive
+from tests.support.hostile.hostile_files import KINDS
+from tests.support.hostile.hostile_sample import Sample, Samples
+from tests.support.hostile.hostilepickles import CANARY_MODULE
+from tests.support.loader.loaderbatch import CPU_SECONDS, Line, Ran, run_lines
+
+MEMORY = 300 << 20
+CANARY_SOURCE = "open('canary', 'w').close()\n\nclass Thing:\n    pass\n\nanything = Thing()\n"
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A hostile file in a folder of its own, in which its code would leave a canary."""
+
+    name: str
+    sample: Sample
+    folder: Path
+
+    @property
+    def has_sung(self) -> bool:
+        """Whether its code ran."""
+        return os.path.lexists(self.folder / "canary")
+
+    @property
+    def is_seen_by_inspect(self) -> bool:
+        """Whether it is a file of a kind that `inspect` tells, and thus what it says of it."""
+        return self.sample.model_type is None
+
+    def inspect(self, *, anew: bool = False) -> Line:
+        """The command line that says what it is."""
+        return Line(self.folder, ["inspect", naive.FILE], anew)
+
+    def load(self, *, anew: bool = False) -> Line:
+        """The command line that loads it."""
+        kind = self.sample.model_type
+        arguments = ["load", "--url", naive.FILE, "--model-id", "m", "--store", "store"]
+        return Line(self.folder, [*arguments, *(["--model-type", kind] if kind else [])], anew)
+
+
+def lay(root: Path, samples: Samples) -> list[Laid]:
+    """Write them."""
+    laid = [
+        Laid(name, sample, root / str(number))
+        for number, (name, sample) in enumerate(samples.items())
+    ]
+    for one in laid:
+        one.folder.mkdir()
+        (one.folder / naive.FILE).write_bytes(one.sample.bytes())
+        (one.folder / f"{CANARY_MODULE}.py").write_text(CANARY_SOURCE)
+    return laid
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What the loader is given of ours."""
+    return {"PATH": os.environ["PATH"], "HOME": str(root)}
+
+
+def refused(one: Laid, ended: Ran) -> list[str]:
+    """What is wrong with a refusal."""
+    wrong = []
+    said = re.search(rf"^error: {one.sample.reason.value}: (.*)$", ended.output, re.MULTILINE)
+    if ended.code != one.sample.reason.exit_code or said is None:
+        wrong.append(f"ended with {ended.code}, not with {one.sample.reason.value}")
+    elif not re.search(one.sample.says, said[1]):
+        wrong.append(f"does not say {one.sample.says!r}")
+    if one.has_sung:
+        wrong.append("ran its code")
+    if ended.memory > MEMORY:
+        wrong.append(f"took {ended.memory >> 20} MB")
+    if ended.seconds > CPU_SECONDS:
+        wrong.append(f"took {ended.seconds} s")
+    if any((one.folder / "store").glob("*")):
+        wrong.append("left something on the volume")
+    return [f"{one.name}: {what}: {ended.output[-500:]}" for what in wrong]
+
+
+def check(lines: Sequence[tuple[Laid, Line]], root: Path) -> None:
+    """Run them; every one must be a refusal as it should be."""
+    ended = run_lines([line for _, line in lines], environment(root))
+    wrong = [what for (one, _), ran in zip(lines, ended, strict=True) for what in refused(one, ran)]
+    assert not wrong, "\n".join(wrong)
+
+
+COSTLY = "bombs"
+SHARE, SHARE_OF_COSTLY, LOADED = 3, 16, 8
+"""One in so many; all are in the slow run."""
+
+
+def test_hostile_files_are_refused_and_do_nothing(tmp_path, tally):
+    """By `inspect`, and a few of them by `load`: for their reasons, at no cost, leaving nothing."""
+    laid = lay(
+        tmp_path,
+        {
+            f"{kind}: {name}": sample
+            for kind, samples in KINDS.items()
+            for name, sample in list(samples.items())[
+                :: SHARE_OF_COSTLY if kind == COSTLY else SHARE
+            ]
+        },
+    )
+    lines = [(one, one.inspect()) for one in laid if one.is_seen_by_inspect]
+    others = [one for one in laid if not one.is_seen_by_inspect]
+    check([*lines, *((one, one.load()) for one in (*others, *laid[::LOADED]))], tmp_path)
+    tally("hostile files refused", len(laid))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_hostile_file_is_refused_on_the_command_line(tmp_path, tally, kind):
+    """By both commands, of which one is run as a user runs it."""
+    laid = lay(tmp_path, KINDS[kind])
+    lines = []
+    for number, one in enumerate(laid):
+        anew = number % 2 == 0
+        lines.append((one, one.load(anew=anew or not one.is_seen_by_inspect)))
+        if one.is_seen_by_inspect:
+            lines.append((one, one.inspect(anew=not anew)))
+    check(lines, tmp_path)
+    tally("hostile files refused on the command line", len(laid))
+
+
+MALICIOUS = {
+    f"{kind}: {name}": sample
+    for kind, samples in KINDS.items()
+    for name, sample in samples.items()
+    if sample.control is not None
+}
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        pytest.param(dict(list(MALICIOUS.items())[::10]), id="some"),
+        pytest.param(MALICIOUS, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_called_malicious_is(tmp_path, tally, samples):
+    """Read naively, in a process to throw away, each of them runs its code: the canary is there."""
+    laid = lay(tmp_path, samples)
+    jobs = "\n".join(json.dumps([str(one.folder), one.sample.control]) for one in laid)
+    subprocess.run(
+        [sys.executable, naive.__file__], input=jobs, capture_output=True, text=True, check=True
+    )
+    assert [one.name for one in laid if not one.has_sung] == []
+    tally("hostile files that ran code elsewhere", len(laid))
+
+
+def test_there_are_enough_of_them():
+    """No two are the same file, and half of them would run code."""
+    contents = {
+        hashlib.sha256(sample.bytes()).digest()
+        for kind, samples in KINDS.items()
+        if kind != COSTLY
+        for sample in samples.values()
+    }
+    assert len(contents) == sum(len(KINDS[kind]) for kind in KINDS if kind != COSTLY) >= 300
+    assert len(MALICIOUS) >= 150

@@ -1,0 +1,157 @@
+"""Hostile files behind links: refused by what is read of them first, before their weights come."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from devkit.fakefiles import FileServer
+from sd_loader.streaming import LEAST_BYTES
+from tests.support.hostile.hostile_sample import DAMAGED, UNSAFE
+from tests.support.hostile.hostile_zips import local_only
+from tests.support.hostile.hostilepickles import TOUCH
+from tests.support.loader.loaderbatch import Line, Ran, run_lines
+from tests.support.models.legacyfiles import content, storage, tensor
+from tests.support.models.torchfiles import Call
+from tests.support.models.zipfiles import Part, extra_field, zip_bytes
+
+SIZE = LEAST_BYTES + (1 << 20)
+LARGE = torch.zeros(SIZE // 4)
+MEGABYTE = 1 << 20
+MEMORY = 300 * MEGABYTE
+Make = Callable[[], bytes]
+
+
+def archive(**more: object) -> bytes:
+    """A torch archive that is large enough to be converted while it comes."""
+    buffer = io.BytesIO()
+    torch.save({"weight": LARGE, **more}, buffer)
+    return buffer.getvalue()
+
+
+def with_end(at: int, layout: str, *values: object) -> Make:
+    """An archive with other values at its end."""
+
+    def make() -> bytes:
+        content = bytearray(archive())
+        struct.pack_into(layout, content, len(content) + at, *values)
+        return bytes(content)
+
+    return make
+
+
+def renamed(old: bytes, new: bytes) -> Make:
+    """An archive whose directory (and nothing else) gives a member another name."""
+
+    def make() -> bytes:
+        content = archive()
+        directory = content.index(b"PK\1\2", SIZE)
+        return content[:directory] + content[directory:].replace(old, new)
+
+    return make
+
+
+def safetensors(header: object, data: int = SIZE, length: int | None = None) -> Make:
+    """A safetensors file of this header and zeros."""
+
+    def make() -> bytes:
+        text = json.dumps(header).encode()
+        return (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(data)
+
+    return make
+
+
+WHOLE = {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}
+FILES = {
+    "code in a zip": (lambda: archive(x=Call(os.system, TOUCH)), UNSAFE, "posix.system"),
+    "code before torch 1.6": (
+        lambda: b"\x80\x02cposix\nsystem\nX\x0c\0\0\0touch canary\x85R." + bytes(SIZE),
+        UNSAFE, "a bare Python pickle",
+    ),
+    "a directory behind the file": (
+        with_end(-6, "<L", 0xFFFFFF00), DAMAGED, "contradict|not where",
+    ),
+    "more entries than there are": (with_end(-14, "<2H", 99, 99), DAMAGED, "contradict|cut off"),
+    "a wide end elsewhere": (with_end(-34, "<Q", 2**64 - 1), DAMAGED, "not where"),
+    "a comment": (lambda: archive()[:-2] + b"\4\0evil", DAMAGED, "added to"),
+    "bytes at the end": (lambda: archive() + b"more", DAMAGED, "added to"),
+    "the end cut off": (lambda: archive()[:-9], DAMAGED, "truncated"),
+    "a name that ends early": (renamed(b"byteorder", b"version\0\0"), DAMAGED, "no plain path"),
+    "a name in capitals": (renamed(b"byteorder", b"DATA.PKL."), DAMAGED, "another name|hidden"),
+    "a name that climbs out": (renamed(b"byteorder", b"../../xyz"), DAMAGED, "no plain path"),
+    "a second root": (renamed(b"archive/byteorder", b"brchive/byteorder"), DAMAGED, "torch's"),
+    "a hole in a header": (
+        safetensors({"a": WHOLE | {"data_offsets": [1, SIZE + 1]}}, SIZE + 1), DAMAGED, "a hole",
+    ),
+    "an overlap": (safetensors({"a": WHOLE, "b": WHOLE}), DAMAGED, "overlap"),
+    "a shape of 2**64 and more": (
+        safetensors({"a": WHOLE | {"shape": [1 << 40, 1 << 40]}}), DAMAGED, "do not make",
+    ),
+    "bytes behind the data": (safetensors({"a": WHOLE}, SIZE + 1), DAMAGED, "follow the last"),
+    "data cut off": (safetensors({"a": WHOLE}, SIZE - 1), DAMAGED, "truncated"),
+    "a header of 2**39 bytes": (
+        safetensors({"a": WHOLE}, length=1 << 39), DAMAGED, "a safetensors header of",
+    ),
+    "a header longer than the file": (
+        safetensors({"a": WHOLE}, length=SIZE * 2), DAMAGED, "a safetensors header of",
+    ),
+    "a header just longer than is read": (
+        safetensors({"a": WHOLE}, length=5 << 20), DAMAGED, "a safetensors header of",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def server():
+    """A server of files."""
+    with FileServer() as running:
+        yield running
+
+
+def load(folder: Path, server: FileServer, content: bytes) -> Ran:
+    """Load it from its link."""
+    folder.mkdir()
+    url = server.serve_file("/model", content)
+    line = Line(folder, ["load", "--url", url, "--model-id", "m", "--store", "store"])
+    home = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    return run_lines([line], {**home, "SD_LOADER_ALLOWED_HOSTS": server.host})[0]
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(FILES)[3:]]
+
+
+@pytest.mark.parametrize("name", [*list(FILES)[:3], *SLOW])
+def test_a_hostile_file_behind_a_link_is_refused(tmp_path, server, tally, name):
+    """For its reason, and nothing of it is run, left or even downloaded that is no outline."""
+    make, reason, says = FILES[name]
+    ran = load(tmp_path / "x", server, make())
+    said = re.search(rf"^error: {reason.value}: (.*)$", ran.output, re.MULTILINE)
+    assert said, ran.output
+    assert re.search(says, said[1]), ran.output
+    assert ran.code == reason.exit_code
+    assert list((tmp_path / "x" / "store").iterdir()) == []
+    assert not (tmp_path / "x" / "canary").exists()
+    assert server.bytes_served < 8 * MEGABYTE
+    assert ran.memory < MEMORY
+    tally("hostile files refused behind links")
+
+
+@pytest.mark.slow
+def test_a_large_member_that_is_no_storage_takes_no_memory(tmp_path, server):
+    """It is downloaded to the volume, not read at once with the outline."""
+    large = Part("archive/large", bytes(320 * MEGABYTE))
+    pickled = content({"weight": tensor(storage("0", 4).replace(b"NtQ", b"tQ"), [4])})
+    first, name = Part("archive/data.pkl", pickled), "archive/data/0"
+    padding = -(len(local_only(first)) + 30 + len(name)) % 64  # as torch aligns its storages
+    weights = Part(name, bytes(16), local_extra=extra_field(0x4246, bytes(padding - 4)))
+    ran = load(tmp_path / "x", server, zip_bytes([first, weights, large]))
+    assert "error: UnsupportedFormat: " in ran.output
+    assert ran.memory < MEMORY

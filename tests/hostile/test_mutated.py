@@ -1,0 +1,182 @@
+"""Good files with anything changed: refused for a reason, or read as independent readers do."""
+
+from __future__ import annotations
+
+import io
+import os
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
+from sd_loader.tensors import TensorFile
+from tests.support.hostile.hostile_benign import TENSORS, saved
+from tests.support.models.torchfiles import torch_tensor
+
+Tensors = dict[str, torch.Tensor]
+REASONS = {
+    Reason.NOT_A_MODEL,
+    Reason.UNSAFE_MODEL,
+    Reason.UNSUPPORTED_FORMAT,
+    Reason.DIGEST_MISMATCH,
+}
+MEMORY = 32 << 20
+NUMBERS = (0, 1, 2, 7, 8, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+
+
+@st.composite
+def mutated(draw, seed: bytes) -> bytes:
+    """The file with up to three changes: bits, cuts, insertions, pieces moved, numbers replaced."""
+    content = bytearray(seed)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, max(0, len(content) - 1)))
+        length = draw(st.integers(1, 16))
+        match draw(st.sampled_from(("flip", "cut", "drop", "insert", "move", "number", "text"))):
+            case "flip":
+                content[at : at + 1] = bytes(
+                    byte ^ (1 << length % 8) for byte in content[at : at + 1]
+                )
+            case "cut":
+                del content[at:]
+            case "drop":
+                del content[at : at + length]
+            case "insert":
+                content[at:at] = draw(st.binary(min_size=1, max_size=16))
+            case "move":
+                to = draw(st.integers(0, len(content)))
+                content[to:to] = content[at : at + length * 8]
+            case "number":
+                width = draw(st.sampled_from((1, 2, 4, 8)))
+                value = draw(st.sampled_from(NUMBERS)) & (1 << 8 * width) - 1
+                content[at : at + width] = value.to_bytes(width, "little")
+            case "text":
+                digits = draw(st.sampled_from((b"0", b"9", b"-1", b"1e9", b'"', b"{", b"]", b",")))
+                content[at : at + len(digits)] = digits
+    return bytes(content)
+
+
+def ours(path: Path) -> Tensors | None:
+    """The tensors that our reader finds, their checksums compared; None for a refusal."""
+    opened: TensorFile | LoaderError
+    tracemalloc.start()
+    try:
+        opened = open_tensor_file(path)
+    except LoaderError as error:
+        opened = error
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < MEMORY
+    if isinstance(opened, LoaderError):
+        assert opened.reason in REASONS
+        return None
+    with opened:
+        for (offset, size), checksum in opened.checksums.items():
+            if zlib.crc32(os.pread(opened.fd, size, offset)) != checksum:
+                return None  # as whoever reads the numbers finds out
+        return {name: torch_tensor(tensor) for name, tensor in opened.tensors.items()}
+
+
+def by_safetensors(content: bytes) -> Tensors | None:
+    """What the library reads."""
+    try:
+        return dict(load(content))
+    except (SafetensorError, ValueError, KeyError):
+        return None
+
+
+def by_torch(content: bytes) -> Tensors | None:
+    """What torch reads without running code."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of an unusual protocol
+            found = torch.load(io.BytesIO(content), weights_only=True)
+    except Exception:  # noqa: BLE001 - torch fails on damaged files in many ways
+        return None
+    found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    return {
+        name: value.detach() for name, value in found.items() if isinstance(value, torch.Tensor)
+    }
+
+
+def same(found: Tensors, expected: Tensors | None) -> bool:
+    """Whether they are the same tensors, to the bit."""
+    return expected is not None and (
+        found.keys() == expected.keys()
+        and all(
+            value.dtype == expected[name].dtype
+            and value.shape == expected[name].shape
+            and value.contiguous().view(-1).view(torch.uint8).tolist()
+            == expected[name].contiguous().view(-1).view(torch.uint8).tolist()
+            for name, value in found.items()
+        )
+    )
+
+
+SEEDS: dict[str, tuple[bytes, Callable[[bytes], Tensors | None]]] = {
+    "safetensors": (save(TENSORS, {"format": "pt"}), by_safetensors),
+    "zip": (saved({"state_dict": TENSORS, "global_step": 3}), by_torch),
+    "legacy": (saved(TENSORS, _use_new_zipfile_serialization=False), by_torch),
+}
+
+
+def run(tmp_path: Path, container: str, examples: int) -> int:
+    """Try so many changed files; says how many were read all the same."""
+    seed, read = SEEDS[container]
+    path = tmp_path / "model"
+    counted = 0
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(mutated(seed))
+    def try_one(content: bytes) -> None:
+        nonlocal counted
+        path.write_bytes(content)
+        found = ours(path)
+        if found is not None:
+            counted += 1
+            assert same(found, read(content)) or same(found, TENSORS)
+
+    try_one()
+    return counted
+
+
+@pytest.mark.parametrize("container", SEEDS)
+def test_a_changed_file_is_refused_or_read_as_others_do(tmp_path, tally, container):
+    """Never another error, never other tensors than an independent reader finds."""
+    run(tmp_path, container, examples=60)
+    tally("mutated files tried", 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("container", SEEDS)
+def test_many_changed_files_are_refused_or_read_as_others_do(tmp_path, tally, container):
+    """The same with many more; some are read, so that this means something."""
+    assert run(tmp_path, container, examples=3000)
+    tally("mutated files tried", 3000)
+
+
+@pytest.mark.parametrize("container", SEEDS)
+def test_an_unchanged_file_is_read(tmp_path, container):
+    """By both readers, to the same tensors."""
+    seed, read = SEEDS[container]
+    (tmp_path / "model").write_bytes(seed)
+    found = ours(tmp_path / "model")
+    assert found is not None
+    assert same(found, TENSORS)
+    assert same(found, read(seed))

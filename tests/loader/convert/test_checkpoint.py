@@ -1,0 +1,214 @@
+"""Checkpoints become the folders that diffusers itself makes of them, tensor for tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sd_api.load import Stage
+from sd_loader.convert import Converted
+from tests.support.models.catalog import Row
+from tests.support.models.checkpoints import (
+    save_ckpt,
+    save_safetensors,
+    tiny_configs,
+    tiny_sd15,
+    tiny_sdxl,
+)
+from tests.support.models.conversions import convert_file, identical
+
+MAKERS = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# transformers writes CLIPTextModel without its prefix from 5.6 on, which 4.57 reads as noise.
+WITHOUT_PREFIX = "text_encoder/model.safetensors"
+PREFIX = "text_model."
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is converted. revision: None publishes the source's own precision."""
+
+    architecture: str
+    container: str
+    precision: str
+    revision: str | None = None
+
+    @property
+    def published(self) -> str:
+        """Precision of the result."""
+        return self.revision or self.precision
+
+    def __str__(self) -> str:
+        to = f" to {self.revision}" if self.revision else ""
+        return f"{self.architecture} {self.precision} {self.container}{to}"
+
+
+ROWS = tuple(
+    Row("custom_ckpt", title, container, f"{pipeline}.from_single_file", pipeline)
+    for title, pipeline in (
+        ("SD 1.x", "StableDiffusionPipeline"),
+        ("SDXL base, and Turbo, Lightning and their like", "StableDiffusionXLPipeline"),
+    )
+    for container in ("safetensors", "ckpt")
+)
+CASES = [
+    Case("sd15", "safetensors", "fp16"),
+    Case("sd15", "ckpt", "fp16"),
+    Case("sd15", "ckpt", "fp32"),
+    Case("sd15", "ckpt", "fp32", "fp16"),
+    Case("sd15", "safetensors", "fp32", "bf16"),
+    Case("sd15", "safetensors", "bf16", "fp32"),
+    Case("sdxl", "safetensors", "fp16"),
+    Case("sdxl", "ckpt", "fp32", "fp16"),
+]
+
+
+class Workshop:
+    """Checkpoints, our folders and diffusers' own, each made once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._ours: dict[Case, Converted] = {}
+
+    def file(self, case: Case) -> Path:
+        """The checkpoint."""
+        folder = self.root / f"{case.architecture} {case.precision} {case.container}"
+        path = folder / f"model.{case.container}"
+        if not path.exists():
+            folder.mkdir()
+            save = save_safetensors if case.container == "safetensors" else save_ckpt
+            save(path, MAKERS[case.architecture](DTYPES[case.precision]))
+        return path
+
+    def ours(self, case: Case) -> tuple[Path, Converted]:
+        """What the loader makes of it."""
+        out = self.root / f"ours of {case}"
+        if case not in self._ours:
+            self._ours[case] = convert_file(self.file(case), out, revision=case.revision)
+        return out, self._ours[case]
+
+    def theirs(self, case: Case) -> Path:
+        """What diffusers makes of it."""
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        out = self.root / f"theirs of {case}"
+        if not out.exists():
+            configs = self.root / f"configs {case.architecture}"
+            if not configs.exists():
+                tiny_configs(configs, case.architecture)
+            kind = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+            kind[case.architecture].from_single_file(
+                str(self.file(case)),
+                config=str(configs),
+                local_files_only=True,
+                dtype=DTYPES[case.published],
+            ).save_pretrained(out)
+        return out
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """One workshop for all tests: they only read what it holds."""
+    root = tmp_path_factory.mktemp("workshop")
+    yield Workshop(root)
+    shutil.rmtree(root)  # a gigabyte
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_weights_are_those_of_diffusers(workshop, case):
+    """Byte for byte the files that diffusers saves; the names in one of them differ, see PREFIX."""
+    ours, converted = workshop.ours(case)
+    theirs = workshop.theirs(case)
+
+    paths = {path.relative_to(theirs).as_posix() for path in theirs.rglob("*.safetensors")}
+    assert paths == {path for path in converted.files if path.endswith(".safetensors")}
+    for path in paths - {WITHOUT_PREFIX}:
+        assert (ours / path).read_bytes() == (theirs / path).read_bytes(), path
+    mine, yours = load_file(ours / WITHOUT_PREFIX), load_file(theirs / WITHOUT_PREFIX)
+    assert all(name.startswith(PREFIX) for name in mine)
+    assert mine.keys() == {PREFIX + name.removeprefix(PREFIX) for name in yours}
+    for name, tensor in yours.items():
+        assert identical(mine[PREFIX + name.removeprefix(PREFIX)], tensor), name
+
+
+# diffusers 0.42 has not caught up with numpy 2 and torch 2.13.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+@pytest.mark.parametrize("container", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
+def test_diffusers_opens_the_folder_and_renders(workshop, architecture, container):
+    """Offline, without a warning about the weights, configured as the reference is."""
+    from diffusers import DiffusionPipeline
+
+    case = Case(architecture, container, "fp16")
+    folder, converted = workshop.ours(case)
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline("a cat", num_inference_steps=2, height=64, width=64, output_type="np").images
+
+    assert type(pipeline).__name__ == converted.pipeline_class
+    assert images.shape == (1, 64, 64, 3)
+    assert images.std() > 0.01
+    reference = workshop.theirs(Case(architecture, "safetensors", "fp16"))
+    for name in ("unet", "vae", "scheduler", "text_encoder", "text_encoder_2"):
+        if hasattr(pipeline, name):
+            (path,) = (reference / name).glob("*config.json")
+            yours = public_config(json.loads(path.read_text()))
+            # Ours may say more: the published scheduler configs serve other schedulers, too.
+            mine = public_config(getattr(pipeline, name).config)
+            assert {key: mine.get(key) for key in yours} == yours, name
+
+
+def public_config(config):
+    """A component's config without what says where and when it was written."""
+    values = config if isinstance(config, dict) else config.to_dict()
+    bookkeeping = ("_", "transformers_version", "dtype", "torch_dtype", "architectures")
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if not key.startswith(bookkeeping) and value not in (None, False)
+    }
+
+
+def test_the_container_does_not_matter(workshop):
+    """The same weights give the same files and digests, whatever they came in."""
+    for architecture in MAKERS:
+        _, one = workshop.ours(Case(architecture, "safetensors", "fp16"))
+        _, other = workshop.ours(Case(architecture, "ckpt", "fp16"))
+        assert one == other
+
+
+@pytest.mark.parametrize("case", CASES[:3] + CASES[6:7], ids=str)
+def test_the_result_describes_the_folder(workshop, case):
+    """Digests and sizes are those of the files, and no file is left out."""
+    import hashlib
+
+    folder, converted = workshop.ours(case)
+
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
+    assert converted.files.keys() == found.keys()
+    for name, path in found.items():
+        content = path.read_bytes()
+        assert converted.files[name].sha256 == hashlib.sha256(content).hexdigest()
+        assert converted.files[name].size == len(content)
+        assert path.stat().st_mode & 0o777 == 0o644
+    assert converted.precision == case.published
+    assert converted.base_model == {"sd15": "sd1", "sdxl": "sdxl"}[case.architecture]
+    assert converted.prediction_type == "epsilon"
+    assert converted.warnings == ()
+
+
+def test_progress_is_reported_up_to_the_end(tmp_path):
+    """Converting counts the bytes of the output, then verifying begins."""
+    path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
+    progress = []
+    converted = convert_file(path, tmp_path / "out", progress)
+    last = [entry for entry in progress if entry.stage is Stage.CONVERTING][-1]
+    assert last.bytes_done == last.bytes_total == sum(f.size for f in converted.files.values())
+    assert progress[-1].stage is Stage.VERIFYING

@@ -1,0 +1,408 @@
+"""ControlNets become the folders that diffusers itself makes of them, tensor for tensor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, ControlNetModel
+from safetensors.torch import load_file, save_file
+
+from devkit.controlnet_layouts import SD1, SD2, TINY, config, controlnet_shapes
+from sd_api.load import Source
+from sd_api.reasons import Reason
+from sd_loader.convert import Converted, convert
+from sd_loader.convert.tables.architecture import load
+from sd_loader.convert.tables.dimensions import Dimensions, matches
+from sd_loader.errors import LoaderError
+from sd_loader.source import Fetched
+from tests.support.models.catalog import Row
+from tests.support.models.checkpoints import (
+    Checkpoint,
+    random_tensors,
+    save_ckpt,
+    save_safetensors,
+    tiny_sd15,
+)
+from tests.support.models.conversions import convert_file, identical, load_request
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TYPE, PEER, OPENS = "controlnet", "ControlNetModel.from_single_file", "ControlNetModel"
+FILES: tuple[Row, ...] = (
+    Row(TYPE, "SD 1.x", "original .pth", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .safetensors", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .safetensors without prefix", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "original .ckpt with the whole checkpoint", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SD 2.x", "original .ckpt", PEER, OPENS),
+    Row(TYPE, "SD 2.x", "original .safetensors without prefix", PEER, OPENS),
+    Row(TYPE, "SD 2.x", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SDXL", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SDXL mid", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SDXL small", "diffusers .safetensors", PEER, OPENS),
+)
+REPOS: tuple[Row, ...] = tuple(
+    Row(TYPE, family, f"diffusers repo, {container}", "ControlNetModel.from_pretrained", OPENS)
+    for family in ("SD 1.x", "SD 2.x", "SDXL")
+    for container in (".safetensors", ".bin")
+)
+ROWS = (*FILES, *REPOS)
+PRECISIONS = (
+    ("fp16", None),
+    ("fp32", None),
+    ("bf16", None),
+    ("fp32", "fp16"),
+    ("fp32", "bf16"),
+    ("fp16", "fp32"),
+)
+# The two that have fewer transformers, by the configs of their repositories.
+_SDXL_SIZES = {
+    "SDXL mid": {"transformer_layers_per_block": [0, 0, 1]},
+    "SDXL small": {
+        "down_block_types": ["DownBlock2D"] * 3,
+        "mid_block_type": "UNetMidBlock2D",
+    },
+}
+
+
+def family_of(architecture: str) -> str:
+    """The word of spec.baseModel."""
+    return architecture.replace("SD ", "sd").removesuffix(".x").split()[0].lower()
+
+
+def configured(architecture: str) -> dict[str, Any]:
+    """The tiny model's config."""
+    return config(TINY[family_of(architecture)], **_SDXL_SIZES.get(architecture, {}))
+
+
+def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Random tensors of the tiny model in diffusers' layout."""
+    with torch.device("meta"):
+        model = ControlNetModel.from_config(configured(architecture))
+    return random_tensors({key: value.shape for key, value in model.state_dict().items()}, dtype)
+
+
+def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
+    """The file that the row says."""
+    if row.container.startswith("diffusers"):
+        return save_safetensors(folder / "net.safetensors", tiny(row.architecture, dtype))
+    prefix = "" if "without prefix" in row.container else "control_model."
+    shapes = controlnet_shapes(TINY[family_of(row.architecture)], prefix)
+    tensors = random_tensors(shapes, dtype)
+    if "whole" in row.container:
+        tensors |= tiny_sd15(dtype, seed=1)
+    if ".safetensors" in row.container:
+        return save_safetensors(folder / "net.safetensors", tensors)
+    return save_ckpt(folder / f"net{row.container.split()[1]}", tensors, nested="ckpt" in str(row))
+
+
+def theirs(path: Path, architecture: str, dtype: torch.dtype) -> ControlNetModel:
+    """What diffusers makes of the file."""
+    configs = path.parent / "configs"
+    configs.mkdir(exist_ok=True)
+    (configs / "config.json").write_text(json.dumps(configured(architecture)))
+    return ControlNetModel.from_single_file(
+        str(path), config=str(configs), local_files_only=True, dtype=dtype
+    )
+
+
+def compare(ours: Path, model: ControlNetModel) -> None:
+    """The folder holds the model bit for bit, is configured as it is, and opens."""
+    mine, yours = load_file(ours / WEIGHTS), model.state_dict()
+    assert mine.keys() == yours.keys()
+    for name, tensor in yours.items():
+        assert identical(mine[name], tensor), name
+    opened = ControlNetModel.from_pretrained(
+        ours, local_files_only=True, dtype=next(iter(mine.values())).dtype
+    )
+    for name, tensor in opened.state_dict().items():
+        assert identical(tensor, yours[name]), name
+    assert public(opened.config) == public(model.config)
+
+
+def public(found: Any) -> dict[str, Any]:
+    """A config without what says where it came from, or is of transformers that are not there."""
+    values = {key: value for key, value in found.items() if not key.startswith("_")}
+    values["block_out_channels"] = list(values["block_out_channels"])
+    kinds, depths = values["down_block_types"], values.pop("transformer_layers_per_block")
+    heads = values.pop("attention_head_dim")
+    listed = [
+        [item] * len(kinds) if isinstance(item, int) else list(item) for item in (depths, heads)
+    ]
+    shown = [
+        (depth, head)
+        for kind, depth, head in zip(kinds, *listed, strict=True)
+        if kind == "CrossAttnDownBlock2D"
+    ]
+    if not shown:
+        del values["cross_attention_dim"]
+    return {
+        **{key: list(item) if isinstance(item, tuple) else item for key, item in values.items()},
+        "transformers": shown,
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row in one precision, published in another. revision: None publishes the file's own."""
+
+    row: Row
+    precision: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"{self.row}, {self.precision} to {self.revision or 'the same'}"
+
+
+# Each container once, and each precision of each family once.
+CASES = [Case(row, "fp16", None) for row in FILES] + [
+    Case(row, precision, revision)
+    for row in (FILES[0], FILES[6], FILES[8])
+    for precision, revision in PRECISIONS[1:]
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_weights_are_those_of_diffusers(tmp_path: Path, case: Case) -> None:
+    """Whatever the file, the folder is that of `from_single_file`, and diffusers opens it."""
+    path = save(tmp_path, case.row, DTYPES[case.precision])
+    out = tmp_path / "out"
+    converted = convert_file(path, out, model_type="controlnet", revision=case.revision)
+
+    published = case.revision or case.precision
+    compare(out, theirs(path, case.row.architecture, DTYPES[published]))
+    assert converted.base_model == family_of(case.row.architecture)
+    assert converted.pipeline_class == "ControlNetModel"
+    assert converted.precision == published
+    assert sorted(converted.files) == ["config.json", WEIGHTS]
+    whole = "whole" in case.row.container
+    assert ["do not belong to the ControlNet" in one for one in converted.warnings] == [
+        True
+    ] * whole
+
+
+def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
+    """Convert a repo into a new folder beside it; fields: those of the request."""
+    out = repo.parent / "out"
+    out.mkdir()
+    request = load_request(**{"model_type": "controlnet", "url": "org/name", **fields})
+    fetched = Fetched(kind="repo", path=repo.name, source=Source())
+    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+
+
+def save_repo(folder: Path, architecture: str, *, safe: bool = True) -> Path:
+    """A repo as diffusers saves it."""
+    path = folder / "source.safetensors"
+    save_safetensors(path, tiny(architecture))
+    repo = folder / "repo"
+    theirs(path, architecture, torch.float32).save_pretrained(repo, safe_serialization=safe)
+    return repo
+
+
+@pytest.mark.parametrize("row", REPOS, ids=str)
+def test_a_repo_of_a_controlnet_is_taken_whole(tmp_path: Path, row: Row) -> None:
+    """The weights as they are, or in the precision asked for; old .bin weights, too."""
+    repo = save_repo(tmp_path, row.architecture, safe=row.container.endswith("safetensors"))
+    (repo / "README.md").write_text("a ControlNet")
+
+    out, converted = convert_repo(repo, revision="fp16")
+
+    compare(out, ControlNetModel.from_pretrained(repo, dtype=torch.float16))
+    assert converted.base_model == family_of(row.architecture)
+    assert sorted(converted.files) == ["config.json", WEIGHTS]
+
+
+@pytest.mark.parametrize("net", [SD1, SD2], ids=lambda net: net.family)
+def test_every_tensor_of_the_published_models_has_its_place(net: Any) -> None:
+    """Of the published sizes, each tensor is a row of the table."""
+    (component,) = load(f"controlnet-{net.family}").components
+    shapes = controlnet_shapes(net)
+    dimensions: Dimensions = {}
+    for row in component.rows:
+        assert matches(row.shape, shapes.pop(row.source), dimensions), row
+    assert not shapes
+    assert dimensions["context"] == net.context
+
+
+TENSOR = torch.zeros(2, 2)
+OTHERS = {
+    "a difference": (
+        (
+            "difference",
+            "control_model.a",
+        ),
+        "its difference",
+    ),
+    "a ControlNet-LoRA": (("lora_controlnet",), "ControlNet-LoRA"),
+    "a ControlNet-LLLite": (("lllite_unet_input_blocks_4.up",), "LLLite"),
+    "a union": (
+        (
+            "control_add_embedding.linear_1.weight",
+            "task_embedding",
+        ),
+        "union",
+    ),
+    "a T2I adapter": (("adapter.body.0.resnets.0.block1.weight",), "T2I adapter"),
+    "one of Flux": (("controlnet_x_embedder.weight",), "Flux"),
+    "SDXL in the original layout": (
+        (
+            "control_model.time_embed.0.weight",
+            "control_model.label_emb.0.0.weight",
+        ),
+        "original layout",
+    ),
+    "a checkpoint": (
+        ("model.diffusion_model.input_blocks.0.0.weight",),
+        "it needs spec.modelType: custom_ckpt",
+    ),
+    "a LoRA": (
+        ("lora_unet_down_blocks_0.lora_up.weight",),
+        "a LoRA: it needs spec.modelType: lora",
+    ),
+    "an embedding": (("emb_params",), "it needs spec.modelType: embeddings"),
+    "a VAE": (("encoder.conv_in.weight",), "a VAE: it needs spec.modelType: vae"),
+    "something else": (("weight",), "the file is no ControlNet: its 1 tensors are named"),
+}
+
+
+@pytest.mark.parametrize(("names", "words"), OTHERS.values(), ids=OTHERS)
+def test_what_is_no_controlnet_is_named(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
+    """Diffusers would make a random model of it, or fail with a missing key."""
+    tensors = {name: torch.zeros(2, 2) for name in names}
+    path = save_safetensors(tmp_path / "net.safetensors", tensors)
+    with pytest.raises(LoaderError) as caught:
+        convert_file(path, tmp_path / "out", model_type="controlnet")
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert words in caught.value.message
+
+
+def without(*names: str) -> Any:
+    """Leaves tensors out."""
+    return lambda tensors: [tensors.pop(name) for name in names]
+
+
+DAMAGES = {
+    "a missing tensor": (
+        "SD 1.x",
+        without("mid_block.attentions.0.proj_in.weight"),
+        "a tensor is missing: mid_block.attentions.0.proj_in.weight",
+    ),
+    "another shape": (
+        "SD 1.x",
+        lambda tensors: tensors.update({"controlnet_mid_block.bias": torch.zeros(7)}),
+        "controlnet_mid_block.bias has the shape [7]",
+    ),
+    "a layer more": (
+        "SD 1.x",
+        lambda tensors: tensors.update({"down_blocks.0.resnets.2.conv1.weight": TENSOR}),
+        "has a tensor that its architecture does not have",
+    ),
+    "a middle without its last level": (
+        "SDXL",
+        lambda tensors: [
+            tensors.pop(name) for name in list(tensors) if name.startswith("down_blocks.2.atten")
+        ],
+        "the ControlNet's middle has other transformers than its last level",
+    ),
+    "integers": (
+        "SD 1.x",
+        lambda tensors: tensors.update({"conv_in.bias": torch.zeros(32, dtype=torch.int32)}),
+        "conv_in.bias holds no floating-point numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("architecture", "damage", "words"), DAMAGES.values(), ids=DAMAGES)
+def test_shapes_that_contradict_are_refused(
+    tmp_path: Path, architecture: str, damage: Any, words: str
+) -> None:
+    """Nothing is made up for what is missing."""
+    tensors = tiny(architecture)
+    damage(tensors)
+    path = save_safetensors(tmp_path / "net.safetensors", tensors)
+    with pytest.raises(LoaderError) as caught:
+        convert_file(path, tmp_path / "out", model_type="controlnet")
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+    assert words in caught.value.message
+
+
+def test_the_spec_decides_or_is_contradicted(tmp_path: Path) -> None:
+    """UpcastAttention goes into the config; another baseModel than the file's is refused."""
+    path = save_safetensors(tmp_path / "net.safetensors", tiny("SD 2.x"))
+    convert_file(path, tmp_path / "out", model_type="controlnet", upcast_attention=True)
+    assert json.loads((tmp_path / "out/config.json").read_text())["upcast_attention"] is True
+    with pytest.raises(
+        LoaderError, match=r"spec\.baseModel is sd1, but the file is a ControlNet of"
+    ):
+        convert_file(path, tmp_path / "other", model_type="controlnet", base_model="sd1")
+    with pytest.raises(LoaderError, match=r"spec\.weights: ema is for checkpoints"):
+        convert_file(path, tmp_path / "third", model_type="controlnet", weights="ema")
+
+
+CONFIG_CHANGES = {
+    "another class": ({"_class_name": "ControlNetModel_Union"}, "ControlNetModel_Union"),
+    "a VAE": ({"_class_name": "AutoencoderKL"}, "it needs spec.modelType: vae"),
+    "no class": ({"_class_name": None}, "names the class null"),
+    "remote code": ({"auto_map": {"AutoModel": "net.Net"}}, "asks for code of the repo"),
+    "another width": ({"block_out_channels": [64, 64, 128, 128]}, "block_out_channels is"),
+    "another hint": ({"conditioning_channels": 4}, "conditioning_channels is"),
+    "another middle": ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type is"),
+    "other depths": ({"transformer_layers_per_block": 2}, "transformer_layers_per_block is"),
+    "no number": ({"cross_attention_dim": "64"}, "cross_attention_dim is"),
+    "one level more": (
+        {"transformer_layers_per_block": [1, 1, 1, 1, 1]},
+        "transformer_layers_per_block is",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), CONFIG_CHANGES.values(), ids=CONFIG_CHANGES)
+def test_a_repos_config_must_be_that_of_its_tensors(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    """Else the folder would not open, or open as something else."""
+    repo = save_repo(tmp_path, "SD 1.x")
+    found = json.loads((repo / "config.json").read_text())
+    (repo / "config.json").write_text(json.dumps({**found, **changes}))
+    with pytest.raises(LoaderError) as caught:
+        convert_repo(repo)
+    assert words in caught.value.message
+
+
+def test_an_unusual_structure_is_taken_by_its_config(tmp_path: Path) -> None:
+    """One resnet a level: no table knows it, diffusers does."""
+    found = {**configured("SD 1.x"), "layers_per_block": 1}
+    model = ControlNetModel.from_config(found)
+    model.save_pretrained(tmp_path / "repo")
+    out, converted = convert_repo(tmp_path / "repo")
+    compare(out, model)
+    assert converted.base_model is None
+
+
+def test_a_vae_repo_is_no_controlnet(tmp_path: Path) -> None:
+    """The right model type is named."""
+    AutoencoderKL(block_out_channels=(32,)).save_pretrained(tmp_path / "repo")
+    with pytest.raises(LoaderError, match=r"it needs spec\.modelType: vae"):
+        convert_repo(tmp_path / "repo")
+
+
+def test_unchanged_weights_are_linked(tmp_path: Path) -> None:
+    """No byte is copied that is right already."""
+    repo = save_repo(tmp_path, "SD 1.x")
+    out, _converted = convert_repo(repo)
+    assert (out / WEIGHTS).stat().st_ino == (repo / WEIGHTS).stat().st_ino
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Of two sets of weights, the repo's own names decide; strangers in the file are an error."""
+    repo = save_repo(tmp_path, "SD 1.x")
+    tensors = load_file(repo / WEIGHTS)
+    (repo / WEIGHTS).unlink()
+    save_file({**tensors, "down_blocks.9.conv.weight": TENSOR}, repo / WEIGHTS)
+    with pytest.raises(LoaderError, match="a tensor that its architecture does not have"):
+        convert_repo(repo)

@@ -1,0 +1,225 @@
+"""What a file is, is told by its tensors; what cannot be converted is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devkit.ldm_layouts import (
+    TINY_REFINER,
+    TINY_SD2,
+    TINY_SD15,
+    TINY_SDXL,
+    refiner_shapes,
+    sd2_shapes,
+    sd15_shapes,
+    sdxl_shapes,
+)
+from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName
+from sd_loader.convert.detect.detect import (
+    INPAINTING,
+    INSTRUCT_PIX2PIX,
+    detect,
+    known_to_diffusers_only,
+    task_of,
+)
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor
+
+UNET = "model.diffusion_model."
+CONV_IN = f"{UNET}input_blocks.0.0.weight"
+SD1 = sd15_shapes(TINY_SD15)
+SD2 = sd2_shapes(TINY_SD2)
+SDXL = sdxl_shapes(TINY_SDXL)
+REFINER = refiner_shapes(TINY_REFINER)
+PROJECTION = f"{UNET}input_blocks.1.1.proj_in.weight"
+
+
+def tensors(shapes):
+    """Tensors without bytes; a name alone has some shape."""
+    if not isinstance(shapes, dict):
+        shapes = dict.fromkeys(shapes, (2, 2))
+    return {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "found"),
+    [
+        pytest.param(SD1, BaseModelName.SD1, id="SD 1"),
+        pytest.param(SD2, BaseModelName.SD2, id="SD 2"),
+        pytest.param(SDXL, BaseModelName.SDXL, id="SDXL"),
+        pytest.param(REFINER, BaseModelName.SDXL_REFINER, id="refiner"),
+    ],
+)
+def test_supported_checkpoints_are_recognised(shapes, found):
+    """By their keys and shapes; saying it as well does no harm."""
+    assert detect(tensors(shapes)) is found
+    assert detect(tensors(shapes), found) is found
+
+
+@pytest.mark.parametrize("shapes", [SD1, SD2, SDXL], ids=["SD 1", "SD 2", "SDXL"])
+@pytest.mark.parametrize(("channels", "task"), [(4, None), (9, INPAINTING), (8, INSTRUCT_PIX2PIX)])
+def test_input_channels_tell_the_task(shapes, channels, task):
+    """What an inpainting or an editing model is given beside the latents."""
+    found = tensors(shapes | {CONV_IN: (32, channels, 3, 3)})
+    assert detect(found) is detect(tensors(shapes))
+    assert task_of(found) == task
+
+
+def without(shapes, *prefixes):
+    """A checkpoint of which parts are missing."""
+    return {name: shape for name, shape in shapes.items() if not name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "found"),
+    [
+        pytest.param(without(SD1, "cond_stage"), BaseModelName.SD1, id="SD 1"),
+        pytest.param(without(SD2, "cond_stage"), BaseModelName.SD2, id="SD 2"),
+        pytest.param(without(SDXL, "conditioner"), BaseModelName.SDXL, id="SDXL"),
+        pytest.param(without(REFINER, "conditioner"), BaseModelName.SDXL_REFINER, id="refiner"),
+    ],
+)
+def test_the_unet_alone_tells_the_architecture(shapes, found):
+    """So that what is missing can be named."""
+    assert detect(tensors(shapes)) is found
+
+
+AMBIGUOUS = [
+    pytest.param(SD1 | {PROJECTION: (32, 32)}, id="one projection of the other kind"),
+    pytest.param(
+        without(SD2, "cond_stage") | {n: s for n, s in SD1.items() if n.startswith("cond_stage")},
+        id="the other's text encoder",
+    ),
+]
+
+
+@pytest.mark.parametrize("shapes", AMBIGUOUS)
+def test_an_ambiguous_file_needs_the_spec(shapes):
+    """spec.baseModel decides what the file does not."""
+    with pytest.raises(LoaderError, match=r"sd1 or sd2: set spec\.baseModel") as caught:
+        detect(tensors(shapes))
+    assert caught.value.reason is Reason.INVALID_SPEC
+    for family in (BaseModelName.SD1, BaseModelName.SD2):
+        assert detect(tensors(shapes), family) is family
+
+
+KNOWN_TO_DIFFUSERS = [
+    pytest.param(SDXL | {"edm_mean": (4,)}, "a Playground v2.5 checkpoint", id="Playground"),
+    pytest.param(
+        SD2 | {CONV_IN: (32, 7, 3, 3), f"{UNET}label_emb.weight": (1000, 128)},
+        "an upscaler",
+        id="upscaler",
+    ),
+    pytest.param([f"{UNET}double_blocks.0.img_attn.qkv.weight"], "a FLUX model", id="FLUX"),
+    pytest.param(["double_blocks.0.img_attn.norm.key_norm.scale"], "a FLUX model", id="bare FLUX"),
+    pytest.param(
+        ["joint_blocks.0.x_block.attn.qkv.weight"], "a Stable Diffusion 3 model", id="SD 3"
+    ),
+    pytest.param([f"{UNET}head.modulation"], "a Wan model", id="Wan"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "what"), KNOWN_TO_DIFFUSERS)
+def test_what_diffusers_alone_converts_is_named(shapes, what):
+    """The torch image can fall back on diffusers for these, and for no others."""
+    assert known_to_diffusers_only(tensors(shapes)) == what
+    with pytest.raises(LoaderError, match=what) as caught:
+        detect(tensors(shapes))
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize("shapes", [SD1, SD2, SDXL, REFINER, {}, ["a"]])
+def test_nothing_else_is_left_to_diffusers(shapes):
+    """Neither what we convert nor what nobody knows."""
+    assert known_to_diffusers_only(tensors(shapes)) is None
+
+
+REFUSED = [
+    pytest.param({}, "empty", id="nothing at all"),
+    pytest.param(["a", "b", "c", "d"], "4 tensors are named like a, b, c", id="anything"),
+    pytest.param(
+        REFINER | {CONV_IN: (32, 9, 3, 3)},
+        "an inpainting model of sdxl-refiner",
+        id="refiner for inpainting",
+    ),
+    pytest.param(SD2 | {CONV_IN: (32, 5, 3, 3)}, "a depth-to-image model", id="depth to image"),
+    pytest.param(SD1 | {CONV_IN: (32, 7, 3, 3)}, "an upscaler", id="upscaler of another kind"),
+    pytest.param(SD1 | {CONV_IN: (32, 6, 3, 3)}, "takes 6 channels", id="other inputs"),
+    pytest.param(SD1 | {CONV_IN: ()}, "takes 0 channels", id="no convolution"),
+    pytest.param(
+        SD2 | {f"{UNET}label_emb.0.0.weight": (128, 2048)}, "Stable unCLIP", id="Stable unCLIP"
+    ),
+    pytest.param(SDXL | {"edm_vpred.sigma_max": ()}, "CosXL", id="CosXL"),
+    pytest.param(
+        SD1 | {"control_model.input_hint_block.0.weight": (1,)},
+        "a ControlNet: it needs spec.modelType: controlnet",
+        id="a ControlNet with its checkpoint",
+    ),
+    pytest.param(["control_model.time_embed.0.weight"], "controlnet", id="a ControlNet"),
+    pytest.param(["controlnet_cond_embedding.conv_in.weight"], "controlnet", id="ControlNet, new"),
+    pytest.param(
+        ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"],
+        "a LoRA: it needs spec.modelType: lora",
+        id="a LoRA of kohya",
+    ),
+    pytest.param(
+        ["unet.down_blocks.0.attentions.0.to_q.lora_A.weight"], "a LoRA", id="a LoRA of peft"
+    ),
+    pytest.param(
+        ["double_blocks.0.img_attn.proj.lora_A.weight"], "a LoRA: it needs", id="a LoRA of FLUX"
+    ),
+    pytest.param(["lora_te1_text_model_encoder.hada_w1_a"], "a LoRA", id="a LyCORIS"),
+    pytest.param(["emb_params"], "spec.modelType: embeddings", id="an embedding"),
+    pytest.param(["clip_g", "clip_l"], "spec.modelType: embeddings", id="an SDXL embedding"),
+    pytest.param(["<cat-toy>"], "spec.modelType: embeddings", id="a concept"),
+    pytest.param(["first_stage_model.encoder.conv_in.weight"], "spec.modelType: vae", id="a VAE"),
+    pytest.param(["encoder.mid.block_1.norm1.bias"], "spec.modelType: vae", id="a VAE alone"),
+    pytest.param(
+        ["decoder.mid_block.resnets.0.norm1.bias"], "spec.modelType: vae", id="a VAE of diffusers"
+    ),
+    pytest.param(
+        ["down_blocks.0.resnets.0.norm1.weight"],
+        "diffusers' layout; load its whole repo",
+        id="a UNet of diffusers",
+    ),
+    pytest.param(["input_blocks.0.0.weight"], "a UNet without its pipeline", id="a UNet alone"),
+    pytest.param(
+        ["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"],
+        "motion module",
+        id="AnimateDiff",
+    ),
+    pytest.param(["image_proj.latents"], "an IP-Adapter", id="IP-Adapter"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "message"), REFUSED)
+def test_anything_else_is_refused_by_name(shapes, message):
+    """Never taken for SD 1, as diffusers takes what it does not know."""
+    with pytest.raises(LoaderError) as caught:
+        detect(tensors(shapes))
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert message in caught.value.message
+
+
+def test_a_wrong_base_model_is_refused():
+    """spec.baseModel completes what the file says, and cannot contradict it."""
+    with pytest.raises(LoaderError, match=r"spec\.baseModel is sdxl.* of sd1") as caught:
+        detect(tensors(SD1), BaseModelName.SDXL)
+    assert caught.value.reason is Reason.INVALID_SPEC
+
+
+NAMES = st.text(max_size=40) | st.sampled_from([name for name in SD1 if name != CONV_IN][::50])
+SHAPES = st.lists(st.integers(0, 9), max_size=5).map(tuple)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(NAMES, SHAPES, max_size=6))
+def test_hostile_files_are_refused_readably(shapes):
+    """Whatever the names and shapes: one line, no control characters, bounded."""
+    with pytest.raises(LoaderError) as caught:
+        detect(tensors(shapes))
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 500

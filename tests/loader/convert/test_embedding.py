@@ -1,0 +1,327 @@
+"""An embedding becomes a folder that diffusers opens as it opens the file, and that has a token."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from sd_api.reasons import Reason
+from sd_loader.convert.plan.embedding import TOKEN_FILE, WEIGHTS, WEIGHTS_2
+from sd_loader.errors import LoaderError
+from tests.support.models import tinyrepo
+from tests.support.models.catalog import Row
+from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.conversions import convert_file, identical
+
+UNSUPPORTED, CONTRADICTS = Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED
+FAMILIES = {"sd1": ("SD 1.x", 768), "sd2": ("SD 2.x", 1024)}
+SECOND_WIDTH = 1280
+NAME = "charturner"
+LEGACY = "pt of before torch 1.6"
+BY_MODEL_ID = "<model>"  # what `convert_file` calls every model
+
+
+def vectors(width, count=2, dtype=torch.float32, seed=0):
+    """Random vectors of a token."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((count, width), generator=generator).to(dtype)
+
+
+def a1111(tensor):
+    """What A1111's training saves."""
+    return {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": tensor},
+        "name": NAME,
+        "step": 500,
+        "sd_checkpoint": "4bdfc29c",
+        "sd_checkpoint_name": "v1-5-pruned",
+    }
+
+
+def early(tensor):
+    """What the paper's own program saves, a module for the vectors."""
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(tensor)})
+    return {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}
+
+
+STYLES = {
+    "diffusers": (lambda tensor: {"<cat-toy>": tensor}, "<cat-toy>"),
+    "A1111": (a1111, NAME),
+    "textual_inversion": (early, BY_MODEL_ID),
+    "emb_params": (lambda tensor: {"emb_params": tensor}, BY_MODEL_ID),
+    "one vector": (lambda tensor: {"<cat-toy>": tensor[0].clone()}, "<cat-toy>"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An embedding: of which family, saved by which program, in which container."""
+
+    family: str
+    style: str
+    container: str
+
+    @property
+    def row(self) -> Row:
+        """It as a line of the catalog."""
+        title = "SDXL" if self.family == "sdxl" else FAMILIES[self.family][0]
+        return Row(
+            model_type="embeddings",
+            architecture=f"{title}, {self.style}",
+            container=self.container,
+            peer="load_textual_inversion(file)",
+            opens_with="load_textual_inversion(folder)",
+        )
+
+    def __str__(self) -> str:
+        return str(self.row)
+
+
+CASES = [
+    Case(family, style, container)
+    for family in FAMILIES
+    for style in STYLES
+    for container in ("safetensors", "pt", "bin")
+    if container != "safetensors" or style not in ("A1111", "textual_inversion")
+]
+CASES += [Case("sd1", style, LEGACY) for style in ("diffusers", "A1111")]
+SDXL_CASES = [Case("sdxl", "clip_l and clip_g", kind) for kind in ("safetensors", "pt", "bin")]
+ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
+
+
+def save(path: Path, content, *, legacy: bool = False) -> Path:
+    """The file, by the library that its container belongs to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        return save_safetensors(path, content)
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def loaded(folder, content, name="x.safetensors", *, legacy=False, **fields):
+    """What the loader makes of this content, and the folder."""
+    path = save(folder / "origin" / name, content, legacy=legacy)
+    return convert_file(path, folder / "out", model_type="embeddings", **fields), folder / "out"
+
+
+@cache
+def tokenizer():
+    """Knows letters only; the real one's 49,408 rows would be copied for each test."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        numbered = {word: index for index, word in enumerate(words)}
+        (Path(folder) / "vocab.json").write_text(json.dumps(numbered))
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def opened(source, width, kind=CLIPTextModel, **options):
+    """The tokens that diffusers adds for an embedding, and their vectors."""
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=width // 64,
+        vocab_size=len(tokenizer()),
+        projection_dim=64,
+    )
+    words, encoder = copy.deepcopy(tokenizer()), kind(config)
+    tinyrepo.pipeline("sd15").load_textual_inversion(
+        source, tokenizer=words, text_encoder=encoder, **options
+    )
+    weights = encoder.get_input_embeddings().weight
+    known = tokenizer().get_vocab()
+    added = {word: index for word, index in words.get_vocab().items() if word not in known}
+    return {word: weights[index].detach().clone() for word, index in added.items()}
+
+
+def assert_same(ours, theirs):
+    """The same tokens, bit for bit the same vectors."""
+    assert theirs
+    assert ours.keys() == theirs.keys()
+    assert all(identical(ours[word], vector) for word, vector in theirs.items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
+    """Without being told the token, which stands in the folder for people, too."""
+    make, token = STYLES[case.style]
+    width = FAMILIES[case.family][1]
+    content = make(vectors(width))
+    name = f"x.{case.container.partition(' ')[0]}"
+    converted, out = loaded(tmp_path, content, name, legacy=case.container == LEGACY)
+
+    assert converted.files.keys() == {WEIGHTS, TOKEN_FILE}
+    assert (converted.base_model, converted.precision) == (case.family, "fp32")
+    assert converted.warnings == ()
+    assert (out / TOKEN_FILE).read_text() == token
+    origin = tmp_path / "origin" / name
+    # It refuses to unpickle the early kind, whose vectors are those of a plain file.
+    source = {token: vectors(width)} if case.style == "textual_inversion" else str(origin)
+    theirs = opened(source, width, token=token)
+    assert_same(opened(out, width, local_files_only=True), theirs)
+
+
+@pytest.mark.parametrize("case", SDXL_CASES, ids=str)
+def test_both_encoders_of_sdxl_have_their_file(tmp_path, case):
+    """Two calls as diffusers documents them, each on the folder."""
+    content = {"clip_l": vectors(768), "clip_g": vectors(SECOND_WIDTH, seed=1)}
+    converted, out = loaded(tmp_path, content, f"x.{case.container}")
+
+    assert converted.files.keys() == {WEIGHTS, WEIGHTS_2, TOKEN_FILE}
+    assert converted.base_model == "sdxl"
+    token = (out / TOKEN_FILE).read_text()
+    assert token == BY_MODEL_ID
+    assert_same(opened(out, 768), opened(content["clip_l"], 768, token=token))
+    second = CLIPTextModelWithProjection
+    assert_same(
+        opened(out, SECOND_WIDTH, second, weight_name=WEIGHTS_2),
+        opened(content["clip_g"], SECOND_WIDTH, second, token=token),
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_precision_may_be_asked_for(tmp_path, precision):
+    """Without spec.revision nothing changes."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    converted, out = loaded(tmp_path / "a", {"<x>": vectors(768)}, revision=precision)
+    assert converted.precision == precision
+    assert identical(load_file(out / WEIGHTS)["<x>"], vectors(768).to(dtype))
+    converted, out = loaded(tmp_path / "b", {"<x>": vectors(768, dtype=dtype)})
+    assert converted.precision == precision
+    assert identical(load_file(out / WEIGHTS)["<x>"], vectors(768, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "warning"),
+    [
+        ("cat", "the file's own name, cat, is a word of the tokenizer"),
+        ("a toy", "is no word for prompts"),
+        ("x" * 65, "is no word for prompts"),
+    ],
+)
+def test_a_name_that_is_no_token_gives_way_to_the_model_id(tmp_path, name, warning):
+    """Diffusers would refuse the folder, or no prompt could name it."""
+    converted, out = loaded(tmp_path, {**a1111(vectors(768)), "name": name}, "x.pt")
+    assert (out / TOKEN_FILE).read_text() == BY_MODEL_ID
+    assert warning in converted.warnings[0]
+    assert opened(out, 768).keys() == {BY_MODEL_ID, f"{BY_MODEL_ID}_1"}
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_broken_weights_are_always_found(tmp_path, value):
+    """Such files are small: nobody needs to ask for the scan."""
+    tensor = vectors(768)
+    tensor[1, 5] = value
+    with pytest.raises(LoaderError, match="<x>") as caught:
+        loaded(tmp_path, {"<x>": tensor})
+    assert caught.value.reason is Reason.VERIFICATION_FAILED
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "message"),
+    [
+        pytest.param({"<x>": vectors(64)}, UNSUPPORTED, "64 numbers fit no", id="width"),
+        pytest.param({"<x>": vectors(1280)}, UNSUPPORTED, "clip_l and clip_g", id="second alone"),
+        pytest.param({"clip_g": vectors(1280)}, UNSUPPORTED, "without clip_l", id="no clip_l"),
+        pytest.param({"clip_l": vectors(768)}, UNSUPPORTED, "without clip_g", id="no clip_g"),
+        pytest.param(
+            {"clip_l": vectors(768), "clip_g": vectors(1280, 3)},
+            CONTRADICTS,
+            "equally many",
+            id="another number of vectors",
+        ),
+        pytest.param(
+            {"clip_l": vectors(1280), "clip_g": vectors(768)},
+            CONTRADICTS,
+            "clip_l [2, 1280]",
+            id="encoders exchanged",
+        ),
+        pytest.param(
+            {"<x>": vectors(768), "<y>": vectors(768, seed=1)},
+            UNSUPPORTED,
+            "a file for each",
+            id="two concepts",
+        ),
+        pytest.param(
+            {"<x>": torch.zeros(2, 768, dtype=torch.int64)},
+            CONTRADICTS,
+            "no floating-point",
+            id="integers",
+        ),
+        pytest.param({"<x>": torch.zeros(76, 768)}, UNSUPPORTED, "1 to 75", id="too many"),
+        pytest.param({"<x>": torch.zeros(0, 768)}, UNSUPPORTED, "1 to 75", id="no vectors"),
+        pytest.param({"<x>": torch.zeros(1, 1, 768)}, UNSUPPORTED, "1 to 75", id="rank"),
+        pytest.param({"<x>": torch.tensor(1.0)}, UNSUPPORTED, "1 to 75", id="a number"),
+        pytest.param(
+            {"lora_unet_x.lora_down.weight": vectors(768)},
+            UNSUPPORTED,
+            "a LoRA: it needs spec.modelType: lora",
+            id="a LoRA",
+        ),
+        pytest.param(
+            {"model.diffusion_model.input_blocks.0.0.weight": vectors(768)},
+            UNSUPPORTED,
+            "a checkpoint: it needs spec.modelType: custom_ckpt",
+            id="a checkpoint",
+        ),
+        pytest.param(
+            {"first_stage_model.encoder.conv_in.weight": vectors(768)},
+            UNSUPPORTED,
+            "it needs spec.modelType: vae",
+            id="a VAE",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(tmp_path, content, reason, message):
+    """Before anything is written."""
+    with pytest.raises(LoaderError) as caught:
+        loaded(tmp_path, content)
+    assert caught.value.reason is reason
+    assert message in caught.value.message
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_wrong_base_model_is_refused(tmp_path):
+    """The width says which it is."""
+    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd2.* of sd1") as caught:
+        loaded(tmp_path, {"<x>": vectors(768)}, base_model="sd2")
+    assert caught.value.reason is Reason.INVALID_SPEC
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["<x>", "*", "clip_l", "clip_g", "emb_params", "string_to_param.*"])
+        | st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=9),
+        st.lists(st.sampled_from([0, 1, 2, 75, 768, 1024, 1280]), max_size=3).filter(
+            lambda shape: math.prod(shape) <= 2**21
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_hostile_files_are_refused_readably(tmp_path_factory, shapes):
+    """Whatever the names and shapes: a folder, or one line that says what is wrong."""
+    folder = tmp_path_factory.mktemp("hostile")
+    said = None
+    try:
+        loaded(folder, {name: torch.ones(shape) for name, shape in shapes.items()})
+    except LoaderError as error:
+        said = error.message
+    assert said is None or (said.isprintable() and len(said) < 512)
+    assert said is not None or (folder / "out" / TOKEN_FILE).exists()

@@ -1,0 +1,212 @@
+"""A LoRA becomes a folder that diffusers opens as it opens the file itself, number for number."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from tests.support.models import adapters
+from tests.support.models.adapters import (
+    LEGACY,
+    NAME,
+    loaded,
+    lora,
+    opened,
+    pipeline,
+    save,
+    trained,
+)
+from tests.support.models.catalog import Row
+from tests.support.models.conversions import convert_file, identical
+
+FAMILIES = {"sd15": ("SD 1.x", "sd1"), "sd2": ("SD 2.x", "sd2"), "sdxl": ("SDXL", "sdxl")}
+CONTAINERS = ("safetensors", "bin")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A LoRA: for which family, named in which style, in which container."""
+
+    family: str
+    style: str
+    container: str
+
+    @property
+    def row(self) -> Row:
+        """It as a line of the catalog."""
+        title, _ = FAMILIES[self.family]
+        return Row(
+            model_type="lora",
+            architecture=f"{title}, {self.style} names",
+            container=self.container,
+            peer="load_lora_weights(file)",
+            opens_with="load_lora_weights(folder)",
+        )
+
+    def __str__(self) -> str:
+        return str(self.row)
+
+
+CASES = [
+    Case(family, style, container)
+    for family in FAMILIES
+    for style in adapters.STYLES
+    for container in CONTAINERS
+    if style != "kohya sgm" or family == "sdxl"
+]
+CASES.append(Case("sd15", "kohya", LEGACY))
+ROWS: tuple[Row, ...] = tuple(case.row for case in CASES)
+
+
+def metadata_of(folder):
+    """What the published file says of itself."""
+    with safe_open(folder / f"{NAME}.safetensors", "pt") as file:
+        return file.metadata()
+
+
+def assert_same(ours, theirs):
+    """The same adapter: layers, parameters and scales."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        same = identical(ours[name], value) if name[-5:] != "scale" else ours[name] == value
+        assert same, name
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
+    """All layers of UNet and text encoders, bit for bit, at the same scale."""
+    tensors = lora(case.family, case.style)
+    path = save(tmp_path / "origin", tensors, case.container)
+
+    # Attention alone is built alike in SD 1 and 2; of these widths neither has any.
+    said = FAMILIES[case.family][1] if case.style == "old diffusers" else None
+    converted = convert_file(path, tmp_path / "out", model_type="lora", base_model=said)
+
+    assert converted.files.keys() == {f"{NAME}.safetensors"}
+    assert converted.base_model == FAMILIES[case.family][1]
+    assert (converted.precision, converted.pipeline_class) == ("fp16", None)
+    assert converted.warnings == ()
+    published = load_file(tmp_path / "out" / f"{NAME}.safetensors")
+    assert published.keys() == tensors.keys()
+    assert all(identical(published[name], tensor) for name, tensor in tensors.items())
+    ours = opened(case.family, tmp_path / "out", local_files_only=True)
+    assert_same(ours, opened(case.family, path.parent, local_files_only=True))
+    halves = [name for name in tensors if name.endswith(("down.weight", "lora_A.weight"))]
+    assert len([name for name in ours if name.endswith("scale")]) == len(halves)
+
+
+def test_alphas_of_kohya_are_in_effect(tmp_path):
+    """The scale is alpha by rank, for matrices and for convolutions, in every component."""
+    _, out = loaded(tmp_path, lora("sdxl", "kohya sgm"))
+    found = opened("sdxl", out)
+    scales = {name: scale for name, scale in found.items() if name.endswith("scale")}
+    for name, scale in scales.items():
+        half = found[name.removesuffix("scale") + "lora_A.x.weight"]
+        alpha = 2.0 if half.ndim == 2 else 1.0
+        assert scale == alpha / half.shape[0], name
+    assert len(set(scales.values())) == 3
+
+
+@pytest.mark.parametrize("style", ["old diffusers", "diffusers", "peft"])
+def test_a_unet_alone_is_named_so_that_diffusers_finds_it(tmp_path, style):
+    """Of names without `unet.` load_lora_weights loads nothing, and only warns."""
+    tensors = {
+        name.removeprefix("unet."): tensor
+        for name, tensor in lora("sd15", style, text=False).items()
+    }
+    _, out = loaded(tmp_path, tensors)
+    pipe = pipeline("sd15")
+    try:
+        pipe.unet.load_lora_adapter(tensors, prefix=None, adapter_name="x")
+        theirs = adapters.adapter_of(pipe)
+    finally:
+        pipe.unload_lora_weights()
+    assert theirs
+    assert_same(opened("sd15", out), theirs)
+
+
+def test_two_styles_as_diffusers_own_training_writes_them_are_read(tmp_path):
+    """Its export renames the attention layers only, and its import then goes by the first name."""
+    peft, diffusers = lora("sd15", "peft", text=False), lora("sd15", "diffusers", text=False)
+    mixed = {name: tensor for name, tensor in peft.items() if "attn" not in name}
+    mixed |= {name: tensor for name, tensor in diffusers.items() if "attn" in name}
+    _, out = loaded(tmp_path, mixed)
+    assert_same(opened("sd15", out), opened("sd15", peft))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])
+def test_the_scale_in_pefts_metadata_is_kept(tmp_path, options):
+    """Diffusers keeps it beside the tensors; without it the scale would be another."""
+    pipe, layers, config = trained(**options)
+    pipe.save_lora_weights(
+        tmp_path / "origin", unet_lora_layers=layers, unet_lora_adapter_metadata=config
+    )
+    path = tmp_path / "origin" / f"{NAME}.safetensors"
+    convert_file(path, tmp_path / "out", model_type="lora")
+    theirs = opened("sd15", path.parent)
+    assert {theirs[name] for name in theirs if name.endswith("scale")} == {2.0}
+    assert any("magnitude" in name for name in theirs) == bool(options)
+    assert_same(opened("sd15", tmp_path / "out"), theirs)
+
+
+def test_the_metadata_of_a_unet_alone_is_named_like_its_layers(tmp_path):
+    """As `unet.save_lora_adapter` writes it: neither names nor metadata say whose they are."""
+    _, layers, config = trained()
+    config["target_modules"] = sorted(config["target_modules"])
+    text = json.dumps({key: value for key, value in config.items() if key != "peft_type"})
+    converted, out = loaded(tmp_path, layers, {"lora_adapter_metadata": text})
+    found = opened("sd15", out)
+    assert {found[name] for name in found if name.endswith("scale")} == {2.0}
+    # Self attention and the cross attention's query: nothing here is as wide as a family's text.
+    assert converted.base_model is None or converted.base_model == "sd1"
+
+
+def test_metadata_is_kept_and_bounded(tmp_path):
+    """Kohya says there how it was trained; what would not fit a header is left out by name."""
+    tensors = lora("sd15", "kohya", text=False)
+    said = {"ss_network_dim": "4", "modelspec.title": "Fish", "ss_tag_frequency": "x" * (7 << 19)}
+    converted, out = loaded(tmp_path, tensors, said)
+    kept = {key: text for key, text in said.items() if key != "ss_tag_frequency"}
+    assert metadata_of(out) == {"format": "pt", **kept}
+    assert converted.warnings == ("metadata too long to publish: ss_tag_frequency",)
+
+
+@pytest.mark.parametrize(("revision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_precision_is_for_weights_not_for_scales(tmp_path, revision, dtype):
+    """Only spec.revision changes a type, and never that of an alpha."""
+    tensors = lora("sd15", "kohya", text=False)
+    converted, out = loaded(tmp_path, tensors, revision=revision)
+    published = load_file(out / f"{NAME}.safetensors")
+    assert converted.precision == revision
+    for name, tensor in tensors.items():
+        wanted = tensor if name.endswith("alpha") else tensor.to(dtype)
+        assert identical(published[name], wanted), name
+
+
+def test_any_precision_passes_through(tmp_path):
+    """Even one that nothing computes in, since nobody asked for another."""
+    tensors = {
+        name: tensor.to(torch.float64) for name, tensor in lora("sd15", "peft", text=False).items()
+    }
+    _, out = loaded(tmp_path, tensors)
+    published = load_file(out / f"{NAME}.safetensors")
+    assert all(identical(published[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_weights_are_always_found(tmp_path, value):
+    """Such files are small: nobody needs to ask for the scan."""
+    tensors = lora("sd15", "kohya", text=False)
+    name = next(name for name in tensors if "attn2_to_k.lora_up" in name)
+    tensors[name][0, 0] = value
+    with pytest.raises(LoaderError, match="attn2_to_k") as caught:
+        loaded(tmp_path, tensors)
+    assert caught.value.reason is Reason.VERIFICATION_FAILED

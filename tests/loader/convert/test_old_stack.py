@@ -1,0 +1,93 @@
+"""What is published opens with older libraries too, and gives the very same image."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sd_api.load import Source
+from sd_loader.convert import convert
+from sd_loader.source import Fetched
+from tests.support.loader import oldstack
+from tests.support.models import tinyrepo
+from tests.support.models.catalog import Row
+from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
+from tests.support.models.conversions import convert_file, load_request
+from tests.support.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+OPENS_WITH = "diffusers 0.35 with transformers 4.57, the same image as with the newest"
+SINGLE = "from_single_file"
+REPO = "from_pretrained"
+ROWS = (
+    Row("custom_ckpt", "SD 1.x", "safetensors", SINGLE, OPENS_WITH),
+    Row("custom_ckpt", "SDXL base", "safetensors", SINGLE, OPENS_WITH),
+    Row("huggingface", "SD 1.x", "diffusers repo", REPO, OPENS_WITH),
+    Row("huggingface", "SDXL base", "diffusers repo", REPO, OPENS_WITH),
+)
+TOLERANCE = 1e-4
+"""Of the range of an image, 0 to 1: a fortieth of what a PNG can tell. Here it is 0, seen."""
+
+
+def checkpoint(make: Callable[[], dict[str, torch.Tensor]], root: Path) -> None:
+    """Publish a checkpoint."""
+    path = save_safetensors(root / "model.safetensors", make())
+    convert_file(path, root / "out")
+
+
+def repo(architecture: str, root: Path) -> None:
+    """Publish a repo as the newest diffusers saves it, which older ones do not read aright."""
+    (root / "source").mkdir()
+    (root / "out").mkdir()
+    tinyrepo.save_repo(root / "source" / "repo", architecture)
+    fetched = Fetched(kind="repo", path="repo", source=Source())
+    request = load_request(model_type="huggingface", url="org/repo")
+    convert(fetched, root / "source", request, root / "out", lambda _: None)
+
+
+MAKERS: dict[Row, Callable[[Path], None]] = {
+    ROWS[0]: lambda root: checkpoint(tiny_sd15, root),
+    ROWS[1]: lambda root: checkpoint(tiny_sdxl, root),
+    ROWS[2]: lambda root: repo("sd15", root),
+    ROWS[3]: lambda root: repo("sdxl", root),
+}
+
+
+@pytest.fixture(scope="module")
+def old_python() -> Path:
+    """The interpreter of the old environment."""
+    return oldstack.python()
+
+
+def image(python: Path | str, folder: Path, out: Path) -> np.ndarray:
+    """What this environment renders; it must not complain about the weights."""
+    script = ROOT / "tests/support/loader/openfolder.py"
+    env = {"PATH": os.environ["PATH"], "HOME": str(out.parent), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [python, script, folder, out], env=env, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    for complaint in ("not initialized", "newly initialized", "not used when", "MISSING"):
+        assert complaint not in ended.stderr
+    return np.load(out)
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own saving
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_old_and_new_libraries_render_the_same_image(
+    row: Row, old_python: Path, tmp_path: Path
+) -> None:
+    """With the same seed; in single precision on a CPU."""
+    MAKERS[row](tmp_path)
+    new = image(sys.executable, tmp_path / "out", tmp_path / "new.npy")
+    old = image(old_python, tmp_path / "out", tmp_path / "old.npy")
+    assert new.std() > 0.01
+    assert np.abs(new - old).max() <= TOLERANCE

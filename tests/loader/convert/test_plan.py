@@ -1,0 +1,364 @@
+"""Plans of checkpoints from their headers alone: variants, parts from elsewhere, contradictions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from devkit.ldm_layouts import (
+    STRUCTURES,
+    TINY_REFINER,
+    TINY_SD2,
+    TINY_SD15,
+    TINY_SDXL,
+    ema_shapes,
+    refiner_shapes,
+    sd2_shapes,
+    sd15_shapes,
+    sdxl_shapes,
+)
+from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName, PredictionType
+from sd_loader.convert.plan.beside import Beside, Supplied
+from sd_loader.convert.plan.checkpoint import missing_parts, plan_checkpoint
+from sd_loader.convert.plan.original import OriginalConfig
+from sd_loader.convert.write.files import Item, json_file, weights_file
+from sd_loader.errors import LoaderError
+from sd_loader.inspect import inspect
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.conversions import load_request
+from tests.support.models.tinymodels import MODELS
+
+UNET = "model.diffusion_model."
+SD1, SD2 = sd15_shapes(TINY_SD15), sd2_shapes(TINY_SD2)
+SDXL, REFINER = sdxl_shapes(TINY_SDXL), refiner_shapes(TINY_REFINER)
+SSD = sdxl_shapes(replace(TINY_SDXL, architecture="ssd-1b"))
+
+
+def tensors(shapes):
+    """Tensors without bytes."""
+    return {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
+
+
+def plan(shapes, beside=None, metadata=None, **fields):
+    """The plan of a checkpoint with these tensors."""
+    file = TensorFile(Path("model"), -1, "safetensors", tensors(shapes), metadata or {})
+    return plan_checkpoint(file, load_request(**fields), beside)
+
+
+def config(planned, path):
+    """One of its JSON files."""
+    (file,) = [it for it in planned.files if it.path == path]
+    return json.loads(file.content)
+
+
+def scheduler(planned):
+    """Its scheduler's config."""
+    return config(planned, "scheduler/scheduler_config.json")
+
+
+def without(shapes, *prefixes):
+    """A checkpoint of which parts are missing."""
+    return {name: shape for name, shape in shapes.items() if not name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        pytest.param(
+            {"upcast_attention": True},
+            ("v_prediction", "DDIMScheduler", 96, True),
+            id="upcast attention means 2.1",
+        ),
+        pytest.param(
+            {"prediction_type": "epsilon"},
+            ("epsilon", "PNDMScheduler", 64, None),
+            id="epsilon means base",
+        ),
+        pytest.param(
+            {"prediction_type": "epsilon", "upcast_attention": True},
+            ("epsilon", "PNDMScheduler", 64, True),
+            id="and may be upcast, too",
+        ),
+        pytest.param(
+            {"upcast_attention": False},
+            ("v_prediction", "DDIMScheduler", 96, False),
+            id="2.0 was not upcast",
+        ),
+    ],
+)
+def test_stable_diffusion_2_is_one_of_two_models(fields, expected):
+    """The 512 one that predicts noise, or the 768 one that predicts v."""
+    planned = plan(SD2, **fields)
+    unet = config(planned, "unet/config.json")
+    found = scheduler(planned)
+    assert found["prediction_type"] == planned.prediction_type
+    assert (
+        planned.prediction_type,
+        found["_class_name"],
+        unet["sample_size"],
+        unet.get("upcast_attention"),
+    ) == expected
+
+
+@pytest.mark.parametrize("shapes", [SDXL, SSD], ids=["SDXL", "SSD-1B"])
+def test_the_schedule_of_a_v_model_of_sdxl_ends_in_noise(shapes):
+    """Both markers, as NoobAI and its like have them: Euler begins at the very last step."""
+    from diffusers import EulerDiscreteScheduler
+
+    marked = plan(shapes | {"v_pred": (0,), "ztsnr": (0,)})
+    found = EulerDiscreteScheduler.from_config(scheduler(marked))
+    assert found.config.prediction_type == "v_prediction"
+    assert found.config.rescale_betas_zero_snr is True
+    assert found.config.timestep_spacing == "trailing"
+    assert marked.warnings == ()
+
+
+@pytest.mark.parametrize("weights", ["standard", "ema"])
+@pytest.mark.parametrize(
+    ("shapes", "widths"),
+    [
+        pytest.param(SD2, TINY_SD2, id="SD 2"),
+        pytest.param(SDXL, TINY_SDXL, id="SDXL"),
+        pytest.param(REFINER, TINY_REFINER, id="refiner"),
+        pytest.param(
+            sd15_shapes(replace(TINY_SD15, architecture="bk-small")),
+            replace(TINY_SD15, architecture="bk-small"),
+            id="BK-SDM small",
+        ),
+    ],
+)
+def test_each_architecture_may_have_averages(shapes, widths, weights):
+    """Both sets of a checkpoint that has both make the same files."""
+    planned = plan(shapes | ema_shapes(widths), weights=weights)
+    plain = plan(shapes)
+    assert [(it.path, it.size) for it in planned.files] == [
+        (it.path, it.size) for it in plain.files
+    ]
+
+
+MISSING = [
+    pytest.param(without(SD1, "first_stage_model."), ("vae",), "no VAE", id="VAE"),
+    pytest.param(
+        without(SD2, "cond_stage_model."), ("text_encoder",), "no text encoder", id="SD 2's text"
+    ),
+    pytest.param(
+        without(SDXL, "conditioner.embedders.1."),
+        ("text_encoder_2",),
+        "no second text encoder (conditioner.embedders.1.model.*)",
+        id="SDXL's second text encoder",
+    ),
+    pytest.param(
+        without(REFINER, "conditioner.", "first_stage_model."),
+        ("text_encoder_2", "vae"),
+        "no second text encoder (conditioner.embedders.0.model.*) and no VAE (first_stage_model.*)",
+        id="a UNet alone",
+    ),
+]
+
+
+@pytest.mark.parametrize(("shapes", "parts", "message"), MISSING)
+def test_missing_parts_are_named(shapes, parts, message):
+    """All at once, by a function and in the refusal."""
+    assert missing_parts(tensors(shapes)) == parts
+    with pytest.raises(LoaderError, match=re.escape(message)) as caught:
+        plan(shapes)
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
+def test_a_whole_checkpoint_misses_nothing():
+    """Of any family; old names of the text encoder count."""
+    for shapes in (SD1, SD2, SDXL, REFINER):
+        assert missing_parts(tensors(shapes)) == ()
+    old = {name.replace(".text_model.", "."): shape for name, shape in SD1.items()}
+    assert missing_parts(tensors(old)) == ()
+
+
+def supplied(component, dimensions=None):
+    """A component that was planned from another file."""
+    weights = weights_file(
+        f"{component}/weights.safetensors", [Item("w", Tensor(-1, Dtype.F16, (2,), 0), Dtype.F16)]
+    )
+    own = json_file(f"{component}/config.json", {"theirs": True})
+    return Supplied((weights, own), dimensions or {})
+
+
+@pytest.mark.parametrize("shapes", [SD1, without(SD1, "first_stage_model.")], ids=["own", "none"])
+def test_a_part_may_come_from_elsewhere(shapes):
+    """Instead of the checkpoint's own, or where it has none; its files are taken as they are."""
+    planned = plan(shapes, Beside(parts={"vae": supplied("vae")}))
+    files = {file.path for file in planned.files}
+    assert {path for path in files if path.startswith("vae/")} == {
+        "vae/weights.safetensors",
+        "vae/config.json",
+    }
+    assert config(planned, "vae/config.json") == {"theirs": True}
+    plain = {file.path for file in plan(SD1).files}
+    assert plain - files == {"vae/diffusion_pytorch_model.safetensors"}
+
+
+def test_a_text_encoder_from_elsewhere_must_fit():
+    """What its shapes say is compared with the UNet's, as if it were the checkpoint's own."""
+    shapes = without(SDXL, "conditioner.embedders.0.")
+    part = supplied("text_encoder", {"text_encoder": 64})
+    planned = plan(shapes, Beside(parts={"text_encoder": part}))
+    assert config(planned, "unet/config.json")["cross_attention_dim"] == 192
+    assert "tokenizer/vocab.json" in {file.path for file in planned.files}
+    with pytest.raises(LoaderError, match="it should be") as caught:
+        plan(shapes, Beside(parts={"text_encoder": supplied("text_encoder", {"text_encoder": 72})}))
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+def block(name, number):
+    """The name of one tensor of a transformer block."""
+    return f"{UNET}{name}.transformer_blocks.{number}.norm1.weight"
+
+
+CONTRADICTIONS = [
+    pytest.param(
+        without(SSD, f"{UNET}output_blocks.0.1.transformer_blocks.1."),
+        {},
+        f"missing: {UNET}output_blocks.0.1.transformer_blocks.1.",
+        id="a block between others",
+    ),
+    pytest.param(
+        without(SSD, f"{UNET}input_blocks.4.1.transformer_blocks."),
+        {},
+        f"missing: {UNET}input_blocks.4.1.transformer_blocks.0.",
+        id="an attention without blocks",
+    ),
+    pytest.param(
+        without(SSD, f"{UNET}middle_block.0.in_layers"),
+        {},
+        f"missing: {UNET}middle_block.0.in_layers",
+        id="half a middle block",
+    ),
+    pytest.param(
+        without(SDXL, f"{UNET}middle_block.2."),
+        {},
+        f"missing: {UNET}middle_block.2.",
+        id="a middle block without its end",
+    ),
+    pytest.param(
+        SSD,
+        {block("input_blocks.4.1", 2): (64,)},
+        "does not have",
+        id="a block more than the family",
+    ),
+    pytest.param(
+        without(SDXL, f"{UNET}middle_block.1.transformer_blocks.9."),
+        {},
+        "the UNet's middle block has 9 transformer blocks, its last level 10",
+        id="what no config says",
+    ),
+    pytest.param(
+        without(SD1, f"{UNET}output_blocks.11."), {}, "missing", id="a block of the last level"
+    ),
+    pytest.param(
+        without(SD1, f"{UNET}input_blocks.11."), {}, "missing", id="a block of the first half"
+    ),
+]
+
+
+@pytest.mark.parametrize(("shapes", "extra", "message"), CONTRADICTIONS)
+def test_a_unet_cut_at_random_is_no_smaller_one(shapes, extra, message):
+    """Only what a config of diffusers describes is taken for a distilled model."""
+    with pytest.raises(LoaderError, match=re.escape(message)) as caught:
+        plan(shapes | extra)
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+def test_only_what_differs_is_said_of_the_blocks():
+    """A model with all blocks of its family has its family's config."""
+    for shapes in (SD1, SD2, SDXL, REFINER):
+        unet = config(plan(shapes), "unet/config.json")
+        assert "reverse_transformer_layers_per_block" not in unet
+    assert len(STRUCTURES["ssd-1b"].up) == 9
+    unet = config(plan(SSD), "unet/config.json")
+    assert unet["reverse_transformer_layers_per_block"] == [[4, 4, 10], [2, 1, 1], 1]
+
+
+def test_the_original_config_is_believed_where_tensors_say_nothing():
+    """Size, heads and noise schedule; its prediction type tells which Stable Diffusion 2 it is."""
+    said = OriginalConfig(
+        prediction_type=PredictionType.EPSILON,
+        image_size=80,
+        head_channels=32,
+        beta_start=0.001,
+        beta_end=0.02,
+        timesteps=500,
+        in_channels=4,
+        model_channels=32,
+        context_dim=64,
+    )
+    planned = plan(SD2, Beside(original=said))
+    unet = config(planned, "unet/config.json")
+    found = scheduler(planned)
+    assert unet["sample_size"] == 80
+    assert unet["attention_head_dim"] == [1, 2, 4, 4]
+    assert (found["beta_start"], found["beta_end"]) == (0.001, 0.02)
+    assert found["num_train_timesteps"] == 500
+    assert found["_class_name"] == "PNDMScheduler"
+    assert planned.warnings == ()
+    one = plan(SD1, Beside(original=OriginalConfig(heads=4)))
+    assert config(one, "unet/config.json")["attention_head_dim"] == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        pytest.param(
+            OriginalConfig(in_channels=9),
+            "says in_channels: 9, but the checkpoint's is 4",
+            id="inputs",
+        ),
+        pytest.param(
+            OriginalConfig(model_channels=320),
+            "says model_channels: 320, but the checkpoint's is 32",
+            id="width",
+        ),
+        pytest.param(
+            OriginalConfig(context_dim=768),
+            "says context_dim: 768, but the checkpoint's is 64",
+            id="text encoder",
+        ),
+        pytest.param(OriginalConfig(heads=5), "does not divide into 5 parts", id="heads"),
+    ],
+)
+def test_an_original_config_of_another_model_is_refused(said, message):
+    """Where the tensors know better."""
+    with pytest.raises(LoaderError, match=message) as caught:
+        plan(SD1, Beside(original=said))
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_inspect_names_each(tmp_path, model):
+    """From the header of a file whose weights are not read."""
+    path = tmp_path / "model.safetensors"
+    header, position = {}, 0
+    for name, shape in model.shapes(model.widths).items():
+        end = position + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)
+    found = inspect(path)
+    assert found.base_model == model.base_model
+    assert found.pipeline_class == model.pipeline
+    assert len(found.warnings) == (model.base_model == "sd2" and "Inpaint" not in model.pipeline)
+
+
+def test_the_base_model_may_be_said():
+    """Where it agrees; what a file is not, it does not become."""
+    assert plan(SD2, base_model="sd2").base_model == BaseModelName.SD2
+    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd1, but") as caught:
+        plan(SD2, base_model="sd1")
+    assert caught.value.reason is Reason.INVALID_SPEC

@@ -1,0 +1,282 @@
+"""A repo's configs and tensors must agree; every shape that diffusers makes of a config does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sd_api.reasons import Reason
+from sd_loader.convert.plan.repo_check import checked_config
+from sd_loader.convert.tables.dimensions import Dimensions
+from sd_loader.convert.write.files import json_file
+from sd_loader.diffusers_repo.index import Pipeline, parse_json, parse_pipeline
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor
+from tests.support.models.checkpoints import tiny_configs
+from tests.support.models.tinymodels import MODELS, TinyModel
+
+PIPELINES = {
+    "sd15": Pipeline("StableDiffusionPipeline", {"text_encoder": "CLIPTextModel"}, {}),
+    "sdxl": Pipeline(
+        "StableDiffusionXLPipeline",
+        {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+        {},
+    ),
+}
+Configs = dict[str, dict[str, Any]]
+Change = Callable[[Configs], Any]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Configs]:
+    """Reads the configs of the tiny pipelines, by component."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name in PIPELINES:
+        tiny_configs(folder / name, name)
+
+    def read(family: str) -> Configs:
+        return {
+            path.parent.name: json.loads(path.read_text())
+            for path in sorted((folder / family).glob("*/config.json"))
+        }
+
+    return read
+
+
+def shapes(component: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of the model that diffusers or transformers makes of a config."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        if component.startswith("text_encoder"):
+            projects = config["architectures"] == ["CLIPTextModelWithProjection"]
+            kind = CLIPTextModelWithProjection if projects else CLIPTextModel
+            model = kind(CLIPTextConfig(**config))
+        else:
+            kind = UNet2DConditionModel if component == "unet" else AutoencoderKL
+            model = kind.from_config(config)
+    prefix = "text_model." if component.startswith("text_encoder") else ""
+    return {
+        name if name.startswith(("text_projection", prefix)) else prefix + name: Tensor(
+            -1, Dtype.F32, tuple(tensor.shape), 0
+        )
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("position_ids")
+    }
+
+
+def checked(family: str, configs: Configs, tensors: dict[str, dict[str, Tensor]]) -> Configs:
+    """Check every component as a conversion does."""
+    dimensions: Dimensions = {}
+    return {
+        component: checked_config(
+            component, PIPELINES[family], config, tensors[component], dimensions
+        )
+        for component, config in sorted(configs.items())
+    }
+
+
+VARIANTS = [
+    pytest.param("sd15", lambda _: None, id="SD 1.5"),
+    pytest.param("sdxl", lambda _: None, id="SDXL"),
+    pytest.param("sd15", lambda it: it["unet"].update(in_channels=9), id="inpainting"),
+    pytest.param("sdxl", lambda it: it["unet"].update(in_channels=9), id="SDXL inpainting"),
+    pytest.param(
+        "sd15",
+        lambda it: (
+            it["unet"].update(use_linear_projection=True, attention_head_dim=[1, 2, 4, 4]),
+            it["text_encoder"].update(num_hidden_layers=23, projection_dim=32, hidden_act="gelu"),
+        ),
+        id="SD 2",
+    ),
+    pytest.param("sd15", lambda it: it["unet"].update(time_cond_proj_dim=256), id="LCM"),
+    pytest.param(
+        "sd15",
+        lambda it: it["unet"].update(
+            down_block_types=["CrossAttnDownBlock2D"] * 3,
+            up_block_types=["CrossAttnUpBlock2D"] * 3,
+            block_out_channels=[32, 32, 64],
+            layers_per_block=1,
+            mid_block_type=None,
+        ),
+        id="BK-SDM",
+    ),
+    pytest.param(
+        "sdxl",
+        lambda it: it["unet"].update(
+            transformer_layers_per_block=[0, 2, 4],
+            reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1],
+        ),
+        id="SSD-1B",
+    ),
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_each_architecture_is_checked_tensor_by_tensor(model: TinyModel, tmp_path: Path) -> None:
+    """Distilled UNets, too: what their configs say they have is there."""
+    folder = model.write_configs(tmp_path / "repo")
+    pipeline = parse_pipeline((folder / "model_index.json").read_bytes())
+    configs = {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("*/config.json"))
+    }
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+
+    def check() -> Configs:
+        dimensions: Dimensions = {}
+        return {
+            name: checked_config(name, pipeline, config, tensors[name], dimensions)
+            for name, config in sorted(configs.items())
+        }
+
+    found = check()
+    assert all(config.items() <= found[name].items() for name, config in configs.items())
+    del tensors["unet"]["up_blocks.1.resnets.0.conv1.weight"]
+    with pytest.raises(LoaderError, match=r"unet lacks 1 tensors, first up_blocks\.1\.resnets\.0"):
+        check()
+
+
+DEEPER = [
+    pytest.param({"transformer_layers_per_block": [1, 2, 11]}, id="more blocks than the family"),
+    pytest.param({"transformer_layers_per_block": [1, [2], [4, 4]]}, id="of an attention too few"),
+    pytest.param({"transformer_layers_per_block": [1, [[2]], 4]}, id="nested too deep"),
+    pytest.param({"reverse_transformer_layers_per_block": 1 << 20}, id="huge"),
+]
+
+
+@pytest.mark.parametrize("change", DEEPER)
+def test_what_is_no_known_structure_is_left_to_diffusers(
+    published: Callable[[str], Configs], change: dict[str, Any]
+) -> None:
+    """Its fields are of the right kind, or are refused; nothing crashes."""
+    configs = published("sdxl")
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+    configs["unet"].update(change)
+    try:
+        found = checked("sdxl", configs, tensors)
+    except LoaderError as error:
+        assert error.reason is Reason.CONVERSION_FAILED  # noqa: PT017 - one of two right answers
+    else:
+        assert found["unet"] == configs["unet"]
+
+
+@pytest.mark.parametrize(("family", "change"), VARIANTS)
+def test_real_families_pass(
+    published: Callable[[str], Configs], family: str, change: Change
+) -> None:
+    """Whatever the library makes of a config agrees with it, and the config stays as it is."""
+    configs = published(family)
+    change(configs)
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+    found = checked(family, configs, tensors)
+    for component, config in configs.items():
+        assert config.items() <= found[component].items()
+
+
+def test_what_tensors_tell_completes_a_config(published: Callable[[str], Configs]) -> None:
+    """Old configs leave defaults out, which another version may have changed."""
+    configs = published("sd15")
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+    del configs["text_encoder"]["hidden_size"]
+    assert "in_channels" not in configs["unet"]
+    found = checked("sd15", configs, tensors)
+    assert found["text_encoder"]["hidden_size"] == 64
+    assert found["unet"]["in_channels"] == 4
+
+
+CONTRADICTIONS = [
+    pytest.param("text_encoder", {"hidden_size": "x"}, "hidden_size is x", id="word"),
+    pytest.param("text_encoder", {"hidden_size": None}, "hidden_size is None", id="null"),
+    pytest.param("text_encoder", {"hidden_size": 128}, "it should be 64", id="other width"),
+    pytest.param("text_encoder", {"hidden_size": True}, "hidden_size is True", id="truth"),
+    pytest.param("text_encoder", {"vocab_size": 7}, "vocab_size is 7", id="vocabulary"),
+    pytest.param("text_encoder", {"num_hidden_layers": 10**9}, "from 1 to", id="huge"),
+    pytest.param("text_encoder", {"num_hidden_layers": -1}, "from 1 to", id="negative"),
+    pytest.param("text_encoder", {"num_hidden_layers": 3}, "num_hidden_layers is 3", id="layers"),
+    pytest.param("text_encoder", {"num_attention_heads": 0}, "num_attention_heads", id="0 heads"),
+    pytest.param("text_encoder", {"num_attention_heads": 7}, "divide into 7", id="7 heads"),
+    pytest.param(
+        "text_encoder",
+        {"layers_per_block": 3, "hidden_size": 128},
+        "hidden_size is 128",
+        id="a UNet's field in a text encoder hides nothing",
+    ),
+    pytest.param("unet", {"block_out_channels": "x"}, "block_out_channels is x", id="channels"),
+    pytest.param("unet", {"block_out_channels": []}, "block_out_channels", id="no channels"),
+    pytest.param("unet", {"down_block_types": ["x"]}, "down_block_types", id="unknown block"),
+    pytest.param("unet", {"up_block_types": [{}] * 4}, "up_block_types", id="no block"),
+    pytest.param("unet", {"down_block_types": ["DownBlock2D"]}, "one for each", id="one level"),
+    pytest.param("unet", {"cross_attention_dim": [1, 2]}, "cross_attention_dim", id="contexts"),
+    pytest.param("unet", {"cross_attention_dim": 128}, "it should be 64", id="other context"),
+    pytest.param("unet", {"in_channels": 9}, "in_channels is 9", id="inputs"),
+    pytest.param("unet", {"attention_head_dim": [[8]] * 4}, "attention_head_dim", id="nested"),
+    pytest.param("unet", {"layers_per_block": 10**9}, "layers_per_block", id="many layers"),
+    pytest.param("unet", {"sample_size": "x"}, "sample_size is x", id="size"),
+    pytest.param("unet", {"use_linear_projection": True}, "proj_in.weight", id="projection"),
+    pytest.param("vae", {"latent_channels": 16}, "latent_channels is 16", id="latents"),
+    pytest.param("vae", {"block_out_channels": [8, 8, 8, 8]}, "it should be", id="VAE's channels"),
+]
+
+
+@pytest.mark.parametrize(("component", "change", "message"), CONTRADICTIONS)
+def test_a_config_that_its_tensors_contradict_is_refused(
+    published: Callable[[str], Configs], component: str, change: dict[str, Any], message: str
+) -> None:
+    """Component and field are named, and what it should be."""
+    configs = published("sd15")
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+    configs[component].update(change)
+    with pytest.raises(LoaderError) as caught:
+        checked("sd15", configs, tensors)
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+    assert caught.value.message.startswith(component)
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("text_encoder", "text_model.embeddings.token_embedding.weight"),
+        ("text_encoder_2", "text_projection.weight"),
+        ("unet", "conv_in.weight"),
+        ("unet", "up_blocks.1.resnets.2.conv1.weight"),
+        ("vae", "decoder.conv_out.bias"),
+    ],
+)
+def test_a_tensor_that_the_others_contradict_is_refused(
+    published: Callable[[str], Configs], component: str, name: str
+) -> None:
+    """A part of a tensor is no tensor: diffusers would not open the folder."""
+    configs = published("sdxl")
+    tensors = {part: shapes(part, config) for part, config in configs.items()}
+    whole = tensors[component][name]
+    tensors[component][name] = Tensor(-1, whole.dtype, (1, *whole.shape[1:]), 0)
+    with pytest.raises(LoaderError) as caught:
+        checked("sdxl", configs, tensors)
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+def test_an_sdxl_unet_needs_both_text_encoders(published: Callable[[str], Configs]) -> None:
+    """Where one is not there, its width is not known, which is no crash."""
+    configs = published("sdxl")
+    del configs["text_encoder"]
+    tensors = {name: shapes(name, config) for name, config in configs.items()}
+    with pytest.raises(LoaderError, match=r"text_encoder\+text_encoder_2"):
+        checked("sdxl", configs, tensors)
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "Infinity", "NaN"])
+def test_numbers_that_no_json_has_are_refused(number: str) -> None:
+    """They would be written as words that other parsers refuse."""
+    with pytest.raises(LoaderError, match="not valid JSON"):
+        parse_json(f'{{"sample_size": {number}}}'.encode(), "unet/config.json")
+    with pytest.raises(ValueError, match="JSON"):
+        json_file("x.json", math.inf)

@@ -1,0 +1,145 @@
+"""Which pipelines, classes and configs of a repo are known; any other is refused, or only data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sd_api.reasons import Reason
+from sd_loader.convert.plan.repo_configs import component_config, scheduler_config
+from sd_loader.diffusers_repo.index import Pipeline, parse_json, parse_pipeline
+from sd_loader.errors import LoaderError
+from tests.support.models.conversions import load_request
+
+
+def index(**changes: Any) -> bytes:
+    """A model_index.json of SD 1.5 with these changes."""
+    value = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.6.0",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "requires_safety_checker": True,
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        **changes,
+    }
+    return json.dumps({key: item for key, item in value.items() if item != "absent"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "words"),
+    [
+        (b"", Reason.NOT_A_MODEL, "not valid JSON"),
+        (b"[]", Reason.NOT_A_MODEL, "not a JSON object"),
+        (b"\xff\xfe", Reason.NOT_A_MODEL, "not valid JSON"),
+        (index(_class_name=None), Reason.UNSAFE_MODEL, "custom pipeline"),
+        (index(vae=["diffusers", "os.system"]), Reason.UNSUPPORTED_FORMAT, "os.system"),
+        (index(vae=["os", "system"]), Reason.UNSAFE_MODEL, "os"),
+        (index(vae=["transformers", "AutoencoderKL"]), Reason.UNSUPPORTED_FORMAT, "transformers"),
+        (index(vae=["diffusers"]), Reason.UNSUPPORTED_FORMAT, "vae"),
+        (index(vae=["diffusers", None]), Reason.UNSUPPORTED_FORMAT, "vae"),
+        (index(vae="absent"), Reason.UNSUPPORTED_FORMAT, "lacks vae"),
+        (index(tokenizer="absent"), Reason.UNSUPPORTED_FORMAT, "lacks tokenizer"),
+        (index(text_encoder="absent"), Reason.UNSUPPORTED_FORMAT, "lacks text_encoder"),
+        (index(safety_checker=["evil", "Checker"]), Reason.UNSAFE_MODEL, "evil"),
+        (index(prior=["diffusers", "PriorTransformer"]), Reason.UNSUPPORTED_FORMAT, "prior"),
+        (index(requires_safety_checker="x"), Reason.UNSUPPORTED_FORMAT, "requires_safety"),
+        (index(custom={"a": 1}), Reason.UNSUPPORTED_FORMAT, "custom"),
+        (
+            index(
+                text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+                tokenizer_2=["transformers", "CLIPTokenizer"],
+            ),
+            Reason.UNSUPPORTED_FORMAT,
+            "not two",
+        ),
+    ],
+)
+def test_only_known_classes_get_through(content, reason, words):
+    """What model_index.json names, diffusers imports."""
+    with pytest.raises(LoaderError) as caught:
+        parse_pipeline(content)
+    assert (caught.value.reason, words in caught.value.message) == (reason, True), caught.value
+
+
+def test_known_pipelines_are_read():
+    """Dropped components are not loaded; options are kept."""
+    pipeline = parse_pipeline(index())
+    assert set(pipeline.components) == {"scheduler", "text_encoder", "tokenizer", "unet", "vae"}
+    assert pipeline.options == {"requires_safety_checker": True}
+    refiner = index(
+        _class_name="StableDiffusionXLImg2ImgPipeline",
+        text_encoder=[None, None],
+        tokenizer=[None, None],
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+        tokenizer_2=["transformers", "CLIPTokenizer"],
+        requires_aesthetics_score=True,
+    )
+    assert parse_pipeline(refiner).is_sdxl
+    assert parse_pipeline(refiner).canonical() == parse_pipeline(refiner)
+
+
+def test_a_second_text_encoder_alone_gets_its_name():
+    """Under the first one's diffusers opens the refiner, and fails at the first prompt."""
+    pipeline = parse_pipeline(
+        index(
+            _class_name="StableDiffusionXLImg2ImgPipeline",
+            text_encoder=["transformers", "CLIPTextModelWithProjection"],
+        )
+    )
+    assert pipeline.canonical().components.keys() == {
+        "scheduler",
+        "text_encoder_2",
+        "tokenizer_2",
+        "unet",
+        "vae",
+    }
+    assert pipeline.origin("text_encoder_2") == "text_encoder"
+    assert pipeline.origin("tokenizer_2") == "tokenizer"
+    assert pipeline.origin("unet") == "unet"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    ["_class_name", "unet", "vae", "prediction_type", "auto_map", "quantization_config", "dtype"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(NAMES | st.text(max_size=8), JSON, max_size=6))
+def test_any_json_is_taken_as_data_or_refused(value):
+    """Untrusted configs raise nothing but a LoaderError, and come out without private keys."""
+    content = json.dumps(value).encode()
+    known = Pipeline(
+        "StableDiffusionPipeline", {"unet": "UNet2DConditionModel", "scheduler": "X"}, {}
+    )
+    request = load_request(model_type="huggingface", url="org/name")
+    with pytest.raises(LoaderError):
+        parse_pipeline(content)
+    try:
+        parsed = parse_json(content, "config.json")
+        configs = [
+            component_config(parsed, "unet", known, request),
+            scheduler_config(parsed, known, request),
+        ]
+    except LoaderError:
+        return
+    for config in configs:
+        assert json.dumps(config)
+        private = {key for key in config if key.startswith("_")}
+        assert private <= {"_class_name", "_diffusers_version"}
+        assert config["_class_name"] in ("UNet2DConditionModel", "X")

@@ -1,0 +1,178 @@
+"""Repos that are damaged, hold code or cannot be what the spec asks for are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from tests.support.models.repoconversions import (
+    TEXT,
+    UNET,
+    VAE,
+    change_json,
+    change_weights,
+    convert_repo,
+    repo,
+    sd15,
+)
+from tests.support.models.tinyrepo import replace
+
+__all__ = ["repo", "sd15"]
+
+
+def refusal(repo: Path, **fields: Any) -> LoaderError:
+    """The error of a conversion that must fail."""
+    with pytest.raises(LoaderError) as caught:
+        convert_repo(repo, **fields)
+    return caught.value
+
+
+def test_a_pickle_is_refused_where_safetensors_were_asked_for(repo):
+    """With fromSafetensors the content decides, not the name of the repo."""
+    torch.save(load_file(repo / UNET), (repo / UNET).with_suffix(".bin"))
+    (repo / UNET).unlink()
+    error = refusal(repo, from_safetensors=True)
+    assert (error.reason, "fromSafetensors" in error.message) == (Reason.UNSAFE_MODEL, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param("{}", "neither vocab.json", id="nothing of a tokenizer"),
+        pytest.param('{"model": {"type": "Unigram"}}', "neither vocab.json", id="another kind"),
+        pytest.param('{"model": {"type": "BPE"}}', "vocabulary", id="no vocabulary"),
+        pytest.param('{"model": {"type": "BPE", "vocab": {"a": "b"}}}', "vocabulary", id="words"),
+        pytest.param(
+            '{"model": {"type": "BPE", "vocab": {"a": 1}, "merges": ["a b c"]}}',
+            "two words",
+            id="bad merges",
+        ),
+        pytest.param(
+            '{"model": {"type": "BPE", "vocab": {"a": 1}}, "added_tokens": [{"content": []}]}',
+            "adds a token",
+            id="bad token",
+        ),
+        pytest.param("[" * 100_000, "not valid JSON", id="nested too deep to read"),
+        pytest.param('{"x":' + "[" * 40 + "]" * 40 + "}", "nested", id="nested too deep"),
+    ],
+)
+def test_tokenizers_that_cannot_be_read_are_refused(repo, content, words):
+    """By name, and without a stack trace."""
+    replace(repo / "tokenizer/tokenizer.json", content)
+    assert words in refusal(repo).message
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "words"),
+    [
+        ({"weights": "ema"}, Reason.INVALID_SPEC, "spec.weights"),
+        ({"original_config": "https://x.example/y"}, Reason.INVALID_SPEC, "spec.originalConfig"),
+        ({"base_model": "sdxl"}, Reason.CONVERSION_FAILED, "spec.baseModel"),
+    ],
+)
+def test_wishes_that_a_repo_cannot_fulfil_are_refused(repo, fields, reason, words):
+    """Rather than ignored."""
+    error = refusal(repo, **fields)
+    assert (error.reason, words in error.message) == (reason, True), error.message
+
+
+def lose_a_tensor(repo: Path) -> None:
+    """A UNet without one of its weights."""
+    change_weights(repo / UNET, lambda tensors: tensors.pop("conv_in.weight"))
+
+
+def lose_a_part(repo: Path) -> None:
+    """A UNet one of whose weights is but a part of it."""
+    name = "mid_block.resnets.0.conv1.weight"
+    change_weights(repo / UNET, lambda it: it.update({name: it[name][:1].clone()}))
+
+
+def be_wider(repo: Path) -> None:
+    """A text encoder whose config says another width."""
+    change_json(repo / "text_encoder/config.json", lambda it: it.update(hidden_size="x"))
+
+
+def be_infinite(repo: Path) -> None:
+    """A number that is beyond all floats."""
+    path = repo / "unet/config.json"
+    replace(path, path.read_text().replace('"sample_size": 64', '"sample_size": 1e400'))
+
+
+def quantize(repo: Path) -> None:
+    """A UNet of bytes."""
+    change_weights(
+        repo / UNET, lambda it: it.update({"conv_in.weight": torch.zeros(2, dtype=torch.uint8)})
+    )
+
+
+def duplicate(repo: Path) -> None:
+    """A text encoder with the same tensor with and without its prefix."""
+    name = "final_layer_norm.weight"
+    change_weights(repo / TEXT, lambda it: it.update({f"text_model.{name}": it[name].clone()}))
+
+
+def empty_vae(repo: Path) -> None:
+    """A VAE of a structure that is not known, without tensors."""
+    change_json(repo / "vae/config.json", lambda config: config.update(layers_per_block=1))
+    replace(repo / VAE, b"\x08\0\0\0\0\0\0\0{}      ")
+
+
+def cut_off(repo: Path) -> None:
+    """A file that ends too early."""
+    replace(repo / UNET, (repo / UNET).read_bytes()[:-1000])
+
+
+def page(repo: Path) -> None:
+    """A page in a weights file's place."""
+    replace(repo / UNET, "<html><title>Sign in</title>" + " " * 100)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "words"),
+    [
+        pytest.param(lose_a_tensor, Reason.CONVERSION_FAILED, "conv_in.weight", id="lost tensor"),
+        pytest.param(
+            lose_a_part,
+            Reason.CONVERSION_FAILED,
+            "mid_block.resnets.0.conv1",
+            id="part of a tensor",
+        ),
+        pytest.param(be_wider, Reason.CONVERSION_FAILED, "hidden_size is x", id="other width"),
+        pytest.param(be_infinite, Reason.NOT_A_MODEL, "not valid JSON", id="infinite number"),
+        pytest.param(quantize, Reason.UNSUPPORTED_FORMAT, "quantized", id="quantized weights"),
+        pytest.param(duplicate, Reason.CONVERSION_FAILED, "two tensors", id="doubled tensor"),
+        pytest.param(empty_vae, Reason.NOT_A_MODEL, "without tensors", id="no tensors"),
+        pytest.param(cut_off, Reason.NOT_A_MODEL, "diffusion_pytorch_model", id="cut off"),
+        pytest.param(page, Reason.NOT_A_MODEL, "HTML", id="HTML page"),
+    ],
+)
+def test_damaged_weights_are_refused(repo, damage, reason, words):
+    """Diffusers would fill gaps with random numbers, and say so in a warning."""
+    damage(repo)
+    error = refusal(repo)
+    assert (error.reason, words in error.message) == (reason, True), error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("unet/config.json", {"auto_map": {"AutoModel": "evil.Model"}}, Reason.UNSAFE_MODEL),
+        ("unet/config.json", {"quantization_config": {"x": 1}}, Reason.UNSUPPORTED_FORMAT),
+        ("scheduler/scheduler_config.json", {"prediction_type": []}, Reason.UNSUPPORTED_FORMAT),
+        ("scheduler/scheduler_config.json", {"auto_map": {}}, Reason.UNSAFE_MODEL),
+        ("tokenizer/tokenizer_config.json", {"auto_map": {}}, Reason.UNSAFE_MODEL),
+        ("model_index.json", {"unet": ["my_unet", "MyUNet"]}, Reason.UNSAFE_MODEL),
+        ("model_index.json", {"_class_name": ["pipeline", "Mine"]}, Reason.UNSAFE_MODEL),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, Reason.UNSUPPORTED_FORMAT),
+    ],
+)
+def test_configs_are_checked_again(repo, name, change, reason):
+    """The converter does not rely on what the download checked."""
+    change_json(repo / name, lambda value: value.update(change))
+    assert refusal(repo).reason is reason

@@ -1,0 +1,387 @@
+"""VAEs become the folders that diffusers itself makes of them, tensor for tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel
+from safetensors.torch import load_file
+
+from devkit.ldm_layouts import TINY_SD15, vae_shapes
+from sd_api.load import Source
+from sd_api.reasons import Reason
+from sd_loader.convert import Converted, convert
+from sd_loader.errors import LoaderError
+from sd_loader.source import Fetched
+from tests.support.models.catalog import Row
+from tests.support.models.checkpoints import (
+    Checkpoint,
+    random_tensors,
+    save_ckpt,
+    save_safetensors,
+    tiny_configs,
+    tiny_sd15,
+    tiny_sdxl,
+)
+from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.tinyrepo import save_repo
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TYPE, PEER, OPENS = "vae", "AutoencoderKL.from_single_file", "AutoencoderKL"
+FILES: tuple[Row, ...] = (
+    *(
+        Row(TYPE, family, container, PEER, OPENS)
+        for family in ("SD 1.x", "SD 2.x", "SDXL")
+        for container in ("original .pt", "original .ckpt", "original .safetensors")
+    ),
+    Row(TYPE, "SD 1.x", "original .safetensors with first_stage_model.*", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "within a checkpoint, .ckpt", PEER, OPENS),
+    Row(TYPE, "SDXL", "within a checkpoint, .safetensors", PEER, OPENS),
+    Row(TYPE, "SD 1.x", "diffusers .safetensors", PEER, OPENS),
+    Row(TYPE, "SDXL", "diffusers .safetensors", PEER, OPENS),
+)
+REPOS: tuple[Row, ...] = tuple(
+    Row(TYPE, family, f"diffusers {where}", "AutoencoderKL.from_pretrained", OPENS)
+    for family in ("SD 1.x", "SDXL")
+    for where in ("repo, .safetensors", "repo, .bin", "pipeline's vae folder")
+)
+ROWS = (*FILES, *REPOS)
+PRECISIONS = (
+    ("fp16", None),
+    ("fp32", None),
+    ("bf16", None),
+    ("fp32", "fp16"),
+    ("fp32", "bf16"),
+    ("fp16", "fp32"),
+)
+BASES = {"SD 1.x": "sd1", "SD 2.x": "sd2", "SDXL": "sdxl"}
+FACTORS = {"SD 1.x": 0.18215, "SD 2.x": 0.18215, "SDXL": 0.13025}
+
+
+def tiny(dtype: torch.dtype = torch.float32, prefix: str = "", *, seed: int = 3) -> Checkpoint:
+    """A tiny VAE in the original layout, whose names are the same in all families."""
+    shapes = {prefix + name: shape for name, shape in vae_shapes(TINY_SD15).items()}
+    return random_tensors(shapes, dtype, seed)
+
+
+def configs(folder: Path, architecture: str) -> Path:
+    """The config of the family's tiny VAE, in a folder."""
+    name = "sdxl" if architecture == "SDXL" else "sd15"
+    where = folder / f"configs {name}"
+    return (where if where.exists() else tiny_configs(where, name)) / "vae"
+
+
+def tiny_diffusers(folder: Path, dtype: torch.dtype, architecture: str = "SD 1.x") -> Checkpoint:
+    """The same in diffusers' layout."""
+    with torch.device("meta"):
+        model = AutoencoderKL.from_config(AutoencoderKL.load_config(configs(folder, architecture)))
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return random_tensors(shapes, dtype)
+
+
+def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
+    """The file that the row says."""
+    if row.container.startswith("diffusers"):
+        tensors = tiny_diffusers(folder, dtype, row.architecture)
+    elif row.container.startswith("within"):
+        tensors = tiny_sdxl(dtype) if row.architecture == "SDXL" else tiny_sd15(dtype)
+    else:
+        tensors = tiny(dtype, "first_stage_model." if "first_stage" in row.container else "")
+    if ".safetensors" in row.container:
+        return save_safetensors(folder / "vae.safetensors", tensors)
+    return save_ckpt(folder / "vae.ckpt", tensors, nested=".pt" not in row.container)
+
+
+def theirs(path: Path, architecture: str, dtype: torch.dtype) -> AutoencoderKL:
+    """What diffusers makes of the file."""
+    config = configs(path.parent, architecture)
+    return AutoencoderKL.from_single_file(
+        str(path), config=str(config), local_files_only=True, dtype=dtype
+    )
+
+
+def compare(ours: Path, model: AutoencoderKL) -> None:
+    """The folder holds the model bit for bit, is configured as it is, and opens."""
+    mine, yours = load_file(ours / WEIGHTS), model.state_dict()
+    assert mine.keys() == yours.keys()
+    for name, tensor in yours.items():
+        assert identical(mine[name], tensor), name
+    opened = AutoencoderKL.from_pretrained(
+        ours, local_files_only=True, dtype=next(iter(mine.values())).dtype
+    )
+    for name, tensor in opened.state_dict().items():
+        assert identical(tensor, yours[name]), name
+    assert public(opened.config) == public(model.config)
+
+
+def public(config: Any) -> dict[str, Any]:
+    """A config without what says where it came from, or does not change an image."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in config.items()
+        if not key.startswith("_") and key != "sample_size"
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row in one precision, published in another. revision: None publishes the file's own."""
+
+    row: Row
+    precision: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"{self.row}, {self.precision} to {self.revision or 'the same'}"
+
+
+def some(rows: Sequence[Any]) -> list[Any]:
+    """Every third in `make test`, so that each kind of model and file is met; all in test-all."""
+    return [
+        row if number % 3 == 0 else pytest.param(row, marks=pytest.mark.slow)
+        for number, row in enumerate(rows)
+    ]
+
+
+CASES = [Case(row, "fp16", None) for row in FILES] + [
+    Case(row, precision, revision)
+    for row in (FILES[0], FILES[8], FILES[-1])
+    for precision, revision in PRECISIONS[1:]
+]
+
+
+@pytest.mark.parametrize("case", some(CASES), ids=str)
+def test_the_weights_are_those_of_diffusers(tmp_path: Path, case: Case) -> None:
+    """Whatever the file, the folder is that of `from_single_file`, and diffusers opens it."""
+    path = save(tmp_path, case.row, DTYPES[case.precision])
+    out = tmp_path / "out"
+    base = BASES[case.row.architecture]
+    converted = convert_file(path, out, model_type="vae", revision=case.revision, base_model=base)
+
+    published = case.revision or case.precision
+    compare(out, theirs(path, case.row.architecture, DTYPES[published]))
+    config = json.loads((out / "config.json").read_text())
+    assert config["scaling_factor"] == FACTORS[case.row.architecture]
+    assert converted.base_model == base
+    assert converted.pipeline_class == "AutoencoderKL"
+    assert converted.precision == published
+    assert sorted(converted.files) == ["config.json", WEIGHTS]
+    assert converted.warnings == ()
+
+
+def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
+    """Convert a repo into a new folder beside it; fields: those of the request."""
+    out = repo.parent / "out"
+    out.mkdir()
+    request = load_request(**{"model_type": "vae", "url": "org/name", **fields})
+    fetched = Fetched(kind="repo", path=repo.name, source=Source())
+    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+
+
+@pytest.mark.parametrize("row", some(REPOS), ids=str)
+def test_a_repo_of_a_vae_is_taken_whole(tmp_path: Path, row: Row) -> None:
+    """Alone, or as a pipeline's folder."""
+    repo = tmp_path / "repo"
+    if "pipeline" in row.container:
+        save_repo(repo, "sdxl" if row.architecture == "SDXL" else "sd15")
+        theirs_is = AutoencoderKL.from_pretrained(repo / "vae", dtype=torch.float16)
+    else:
+        path = save_safetensors(
+            tmp_path / "source.safetensors",
+            tiny_diffusers(tmp_path, torch.float32, row.architecture),
+        )
+        model = theirs(path, row.architecture, torch.float32)
+        model.save_pretrained(repo, safe_serialization=".bin" not in row.container)
+        theirs_is = AutoencoderKL.from_pretrained(repo, dtype=torch.float16)
+
+    out, converted = convert_repo(repo, revision="fp16")
+
+    compare(out, theirs_is)
+    assert converted.base_model == BASES[row.architecture]
+    assert sorted(converted.files) == ["config.json", WEIGHTS]
+
+
+def test_old_names_of_the_attention_become_the_current_ones(tmp_path: Path) -> None:
+    """Files that diffusers wrote before 0.15."""
+    tensors = tiny_diffusers(tmp_path, torch.float32)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, was in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{was}.")
+        renamed[name] = tensor
+    assert renamed.keys() != tensors.keys()
+    convert_file(
+        save_safetensors(tmp_path / "old.safetensors", renamed), tmp_path / "old", model_type="vae"
+    )
+    convert_file(
+        save_safetensors(tmp_path / "new.safetensors", tensors), tmp_path / "new", model_type="vae"
+    )
+    assert (tmp_path / "old" / WEIGHTS).read_bytes() == (tmp_path / "new" / WEIGHTS).read_bytes()
+
+
+BASE_MODELS: dict[str, tuple[dict[str, str] | None, dict[str, str], str, bool]] = {
+    "nothing is said": (None, {}, "sd1", True),
+    "the spec says it": (None, {"base_model": "sdxl"}, "sdxl", False),
+    "the metadata say it": (
+        {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"},
+        {},
+        "sdxl",
+        False,
+    ),
+    "the spec overrides": (
+        {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"},
+        {"base_model": "sd1"},
+        "sd1",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fields", "base", "warned"), BASE_MODELS.values(), ids=BASE_MODELS
+)
+def test_the_scaling_factor_is_that_of_the_base_model(
+    tmp_path: Path,
+    metadata: dict[str, str] | None,
+    fields: dict[str, str],
+    base: str,
+    warned: bool,
+) -> None:
+    """Keys do not tell SDXL's VAE from SD 1's; what is assumed is said."""
+    path = save_safetensors(tmp_path / "vae.safetensors", tiny(), metadata)
+    converted = convert_file(path, tmp_path / "out", model_type="vae", **fields)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["scaling_factor"] == (0.13025 if base == "sdxl" else 0.18215)
+    assert converted.base_model == base
+    said = "taken for sd1's (scaling_factor 0.18215); for another set spec.baseModel"
+    assert [said in warning for warning in converted.warnings] == [True] * warned
+
+
+def test_what_a_training_left_is_left_out(tmp_path: Path) -> None:
+    """Losses lie beside the VAE, and a warning says so."""
+    loss = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(3)}
+    path = save_ckpt(tmp_path / "vae.ckpt", tiny() | loss)
+    converted = convert_file(path, tmp_path / "out", model_type="vae", base_model="sd1")
+    assert converted.warnings == (
+        "2 tensors have no place in the VAE and were left out, first loss.logvar",
+    )
+
+
+OTHERS = {
+    "a checkpoint without one": (
+        {"model.diffusion_model.input_blocks.0.0.weight": (2, 2)},
+        "a checkpoint without a VAE of its own: it needs spec.modelType: custom_ckpt",
+    ),
+    "an embedding": ({"emb_params": (2, 2)}, "it needs spec.modelType: embeddings"),
+    "a LoRA": ({"lora_unet_a.lora_up.weight": (2, 2)}, "a LoRA: it needs spec.modelType: lora"),
+    "a ControlNet": (
+        {"control_model.time_embed.0.weight": (2, 2)},
+        "a ControlNet: it needs spec.modelType: controlnet",
+    ),
+    "a TAESD": ({"encoder.layers.0.weight": (2, 2)}, "a tiny VAE"),
+    "a decoder alone": ({"decoder.conv_in.weight": (2, 2)}, "the file is no VAE"),
+    "one of Flux": (
+        {"encoder.conv_in.weight": (32, 3, 3, 3), "decoder.conv_in.weight": (32, 16, 3, 3)},
+        "a VAE of 16 latent channels",
+    ),
+    "something else": ({"weight": (2, 2)}, "the file is no VAE: its 1 tensors are named like"),
+}
+
+
+@pytest.mark.parametrize(("shapes", "words"), OTHERS.values(), ids=OTHERS)
+def test_what_is_no_vae_is_named(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], words: str
+) -> None:
+    """Diffusers would fail with a missing key, or fill in random numbers."""
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    path = save_safetensors(tmp_path / "vae.safetensors", tensors)
+    with pytest.raises(LoaderError) as caught:
+        convert_file(path, tmp_path / "out", model_type="vae")
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert words in caught.value.message
+
+
+def drop(tensors: Checkpoint) -> None:
+    """A tensor is missing."""
+    del tensors["decoder.mid.attn_1.q.weight"]
+
+
+def widen(tensors: Checkpoint) -> None:
+    """A tensor is wider than its neighbours."""
+    tensors["decoder.conv_out.weight"] = torch.zeros(3, 40, 3, 3)
+
+
+def add_a_block(tensors: Checkpoint) -> None:
+    """A block more than the architecture has."""
+    tensors["encoder.down.4.block.0.conv1.weight"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (drop, "a tensor is missing: decoder.mid.attn_1.q.weight"),
+        (widen, "decoder.conv_out.weight has the shape [3, 40, 3, 3]"),
+        (add_a_block, "has a tensor that its architecture does not have"),
+    ],
+)
+def test_shapes_that_contradict_are_refused(
+    tmp_path: Path, damage: Callable[[Checkpoint], None], words: str
+) -> None:
+    """Nothing is made up for what is missing."""
+    tensors = tiny()
+    damage(tensors)
+    path = save_safetensors(tmp_path / "vae.safetensors", tensors)
+    with pytest.raises(LoaderError) as caught:
+        convert_file(path, tmp_path / "out", model_type="vae")
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+    assert words in caught.value.message
+
+
+def test_repos_of_other_classes_are_refused(tmp_path: Path) -> None:
+    """A tiny VAE is another class; a ControlNet has its own model type."""
+    AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    for number, (model, words) in enumerate(
+        (
+            (AutoencoderTiny(), "AutoencoderTiny"),
+            (
+                ControlNetModel(
+                    block_out_channels=(32,),
+                    down_block_types=("DownBlock2D",),
+                    cross_attention_dim=8,
+                ),
+                "it needs spec.modelType: controlnet",
+            ),
+        )
+    ):
+        repo = tmp_path / str(number) / "repo"
+        model.save_pretrained(repo)
+        with pytest.raises(LoaderError) as caught:
+            convert_repo(repo)
+        assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+        assert words in caught.value.message
+
+
+def test_a_vae_that_was_not_downloaded_is_not_forgotten(tmp_path: Path) -> None:
+    """A record of another version of the loader may lack it: the own VAE is not published."""
+    path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
+    with pytest.raises(LoaderError, match=r"the VAE of spec\.vae is not downloaded") as caught:
+        convert_file(path, tmp_path / "out", vae={"url": "org/vae"})
+    assert caught.value.reason is Reason.LOADER_CRASHED
+
+
+def test_the_spec_does_not_contradict_a_repo(tmp_path: Path) -> None:
+    """A VAE of SDXL is none of SD 1: images would come out wrong."""
+    path = save_safetensors(
+        tmp_path / "source.safetensors", tiny_diffusers(tmp_path, torch.float32)
+    )
+    theirs(path, "SDXL", torch.float32).save_pretrained(tmp_path / "repo")
+    with pytest.raises(LoaderError, match=r"spec\.baseModel is sd1, but the repo's vae is of sdxl"):
+        convert_repo(tmp_path / "repo", base_model="sd1")

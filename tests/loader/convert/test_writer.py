@@ -1,0 +1,367 @@
+"""Files are written byte for byte as safetensors and diffusers write them, in bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save
+
+from sd_api.reasons import Reason
+from sd_loader.convert.write.cast import cast, not_finite, storage_dtype
+from sd_loader.convert.write.files import Item, SmallFile, component_files, weights_file
+from sd_loader.convert.write.strided_read import read
+from sd_loader.convert.write.views import pieces, rows, transposed, view
+from sd_loader.convert.write.wants import wants_of
+from sd_loader.convert.write.writer import write_folder
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor
+
+TORCH = {
+    Dtype.F64: torch.float64,
+    Dtype.F32: torch.float32,
+    Dtype.F16: torch.float16,
+    Dtype.BF16: torch.bfloat16,
+    Dtype.F8_E5M2: torch.float8_e5m2,
+    Dtype.F8_E4M3: torch.float8_e4m3fn,
+    Dtype.I64: torch.int64,
+    Dtype.U8: torch.uint8,
+    Dtype.BOOL: torch.bool,
+}
+TARGETS = (Dtype.F32, Dtype.F16, Dtype.BF16)
+
+
+def bits(tensor):
+    """The tensor's bytes."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy()
+
+
+class Source:
+    """A file of tensors, one after another."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        self._end = 3  # nothing is aligned
+
+    def put(self, tensor: torch.Tensor, dtype: Dtype) -> Tensor:
+        """Append a tensor; a view is stored with all of what it is a view of."""
+        storage = tensor.untyped_storage()
+        content = bytes(torch.tensor([], dtype=torch.uint8).set_(storage).numpy())
+        start, self._end = self._end, self._end + len(content)
+        os.pwrite(self.fd, content, start)
+        offset = start + tensor.storage_offset() * dtype.itemsize
+        whole = Tensor(self.fd, dtype, tuple(tensor.shape), offset)
+        return view(whole, whole.shape, tensor.stride())
+
+
+@pytest.fixture
+def source(tmp_path):
+    """An empty file of tensors."""
+    made = Source(tmp_path / "source")
+    yield made
+    os.close(made.fd)
+
+
+def write(out, *files):
+    """Write files into a new folder, without progress."""
+    out.mkdir()
+    return write_folder(out, files, lambda _: None)
+
+
+def test_a_file_is_the_one_that_safetensors_writes(tmp_path, source):
+    """Order, header, padding and bytes, whatever the types; the digest is the file's."""
+    tensors, items = {}, []
+    for number, (dtype, kind) in enumerate(TORCH.items()):
+        for name in (f"b.{number}", f"a.{number}", f'é"{number}'):
+            tensors[name] = torch.randn(number + 1, 3).to(kind)
+            items.append(Item(name, source.put(tensors[name], dtype), dtype))
+    tensors["scalar"] = torch.tensor(1.5)
+    items.append(Item("scalar", source.put(tensors["scalar"], Dtype.F32), Dtype.F32))
+
+    digests = write(tmp_path / "out", weights_file("unet/model.safetensors", items))
+
+    content = (tmp_path / "out/unet/model.safetensors").read_bytes()
+    assert content == save(tensors, {"format": "pt"})
+    assert digests["unet/model.safetensors"].sha256 == hashlib.sha256(content).hexdigest()
+    assert digests["unet/model.safetensors"].size == len(content)
+
+
+def test_small_files_are_written_as_they_are(tmp_path):
+    """With folders for them, readable by all."""
+    digests = write(tmp_path / "out", SmallFile("a/b/c.json", b"{}"), SmallFile("empty", b""))
+    assert (tmp_path / "out/a/b/c.json").read_bytes() == b"{}"
+    assert (tmp_path / "out/a/b").stat().st_mode & 0o777 == 0o755
+    assert list(digests) == ["a/b/c.json", "empty"]
+    assert digests["empty"].sha256 == hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize("sizes", [(6, 6, 2, 6, 2, 2), (1, 12, 1), (11,), (10,), (5, 5, 1), (3,)])
+def test_a_large_component_is_sharded_as_diffusers_shards_it(tmp_path, source, sizes):
+    """The same names, the same tensors in each, the same index; a limit of 10 stands for 10 GB."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    state = {f"t{n}": torch.full((size,), n, dtype=torch.uint8) for n, size in enumerate(sizes)}
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size=10
+    )
+    items = [Item(name, source.put(tensor, Dtype.U8), Dtype.U8) for name, tensor in state.items()]
+
+    digests = write(tmp_path / "out", *component_files("unet", "model", items, shard_bytes=10))
+
+    found = {path.removeprefix("unet/") for path in digests}
+    assert found - {"model.safetensors.index.json"} == split.filename_to_tensors.keys()
+    for name, names in split.filename_to_tensors.items():
+        expected = save({key: state[key] for key in names}, {"format": "pt"})
+        assert (tmp_path / "out/unet" / name).read_bytes() == expected
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = (tmp_path / "out/unet/model.safetensors.index.json").read_text()
+        assert text == json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def awkward(kind):
+    """Numbers at the edges of the floating-point types, and many in between."""
+    edges = [0.0, -0.0, 1.0, 65504.0, 65519.0, -65519.0, 6e-8, 5.9e-8, 2.9e-8, 1e-40, 448.0, 0.1]
+    edges += [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, float("inf"), float("-inf")]
+    numbers = torch.cat([torch.tensor(edges, dtype=torch.float64), torch.randn(5000).double()])
+    if kind in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return torch.arange(256).to(torch.uint8).view(kind)
+    return numbers.to(kind)
+
+
+def cast_to(values, source, target):
+    """The elements in the other type, and how many became infinite."""
+    out = np.empty(values.shape, storage_dtype(target))
+    return out, cast(values, source, target, out)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda dtype: f"to {dtype.label}")
+@pytest.mark.parametrize("dtype", list(TORCH)[:6], ids=lambda dtype: dtype.label)
+def test_casts_are_those_of_torch(source, dtype, target):
+    """Bit for bit, but for NaNs, which stay NaNs."""
+    tensor = awkward(TORCH[dtype])
+    values, _ = cast_to(read(source.put(tensor, dtype)), dtype, target)
+
+    expected = tensor.to(TORCH[target])
+    found = torch.from_numpy(values.view(np.int16 if target.itemsize == 2 else np.int32))
+    nan = expected.isnan()
+    assert torch.equal(found.view(TORCH[target]).isnan(), nan)
+    assert torch.equal(found.view(TORCH[target])[~nan], expected[~nan])
+    assert np.array_equal(bits(found.view(TORCH[target])[~nan]), bits(expected[~nan]))
+
+
+def test_every_single_precision_nan_stays_one():
+    """Also those whose upper half alone would be an infinity."""
+    patterns = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFF8000, 0xFF800001], "<u4").view("<f4")
+    for target in (Dtype.F16, Dtype.BF16):
+        values, overflows = cast_to(patterns, Dtype.F32, target)
+        assert not_finite(values, target) == (4, 0)
+        assert overflows == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "largest", "too_large"),
+    [
+        pytest.param(Dtype.F16, 65519.0, 65520.0, id="fp16"),
+        pytest.param(Dtype.BF16, 3.3895e38, 3.4e38, id="bf16"),
+    ],
+)
+def test_a_cast_counts_what_becomes_infinite(target, largest, too_large):
+    """Only finite values count: an infinity was one before."""
+    fine = np.array([largest, -largest, np.inf, np.nan], "<f4")
+    assert cast_to(fine, Dtype.F32, target)[1] == 0
+    wrong = np.array([too_large, -too_large, np.inf, np.nan, 1.0], "<f4")
+    assert cast_to(wrong, Dtype.F32, target)[1] == 2
+
+
+def test_an_overflow_fails_and_names_the_tensor(tmp_path, source):
+    """One infinite weight spoils every image."""
+    items = [
+        Item("fine", source.put(torch.ones(9), Dtype.F32), Dtype.F16),
+        Item("large", source.put(torch.tensor([1.0, 1e6, 2e6]), Dtype.F32), Dtype.F16),
+    ]
+    with pytest.raises(LoaderError, match=r"2 finite weights in 1 tensors.*: large") as caught:
+        write(tmp_path / "out", weights_file("unet/model.safetensors", items))
+    assert caught.value.reason is Reason.VERIFICATION_FAILED
+
+
+@st.composite
+def strided(draw):
+    """A view of a small tensor: axes exchanged, rows left out, dimensions repeated."""
+    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    tensor = torch.arange(float(np.prod(shape))).reshape(shape)
+    tensor = tensor.permute(draw(st.permutations(range(len(shape)))))
+    axis = draw(st.integers(0, len(shape) - 1))
+    start = draw(st.integers(0, tensor.shape[axis] - 1))
+    tensor = tensor.narrow(axis, start, tensor.shape[axis] - start)
+    if draw(st.booleans()):
+        tensor = tensor.unsqueeze(0).expand(draw(st.integers(1, 3)), *tensor.shape)
+    return tensor
+
+
+@settings(max_examples=60, deadline=None)
+@given(tensor=strided(), limit=st.integers(1, 30))
+def test_any_view_is_read_in_order(tmp_path_factory, tensor, limit):
+    """However the elements lie, and however small the pieces."""
+    source = Source(tmp_path_factory.mktemp("views") / "source")
+    try:
+        stored = source.put(tensor, Dtype.F32)
+        cut = list(pieces(stored, limit))
+        assert all(piece.count <= limit for piece in cut)
+        found = np.concatenate([read(piece, limit) for piece in cut])
+        assert np.array_equal(found, tensor.contiguous().view(-1).numpy())
+    finally:
+        os.close(source.fd)
+
+
+def test_rows_and_transposes_are_those_of_torch(tmp_path, source):
+    """The views that key tables ask for, unchanged and cast."""
+    matrix = torch.randn(6, 5)
+    stored = source.put(matrix, Dtype.F32)
+    items = [
+        Item("rows", rows(stored, 2, 4), Dtype.F32),
+        Item("turned", transposed(stored), Dtype.F32),
+        Item("turned.half", transposed(stored), Dtype.F16),
+        Item("turned.rows", rows(transposed(stored), 1, 3), Dtype.F32),
+    ]
+    write(tmp_path / "out", weights_file("model.safetensors", items))
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert torch.equal(found["rows"], matrix[2:4])
+    assert torch.equal(found["turned"], matrix.T)
+    assert torch.equal(found["turned.half"], matrix.T.half())
+    assert torch.equal(found["turned.rows"], matrix.T[1:3])
+
+
+def test_bytes_are_copied_between_file_systems(tmp_path):
+    """From memory to disk, where the kernel does not copy by itself."""
+    fd = os.memfd_create("source")
+    try:
+        content = os.urandom(3 * 2**20 + 5)
+        os.pwrite(fd, content, 0)
+        item = Item("x", Tensor(fd, Dtype.U8, (len(content) - 1,), 1), Dtype.U8)
+        write(tmp_path / "out", weights_file("model.safetensors", [item]))
+    finally:
+        os.close(fd)
+    assert (tmp_path / "out/model.safetensors").read_bytes().endswith(content[1:])
+
+
+@pytest.mark.parametrize("target", [Dtype.F32, Dtype.F16], ids=["copied", "cast"])
+def test_a_source_cut_short_is_an_error(tmp_path, source, target):
+    """Not a file padded with zeros."""
+    tensor = source.put(torch.ones(100), Dtype.F32)
+    os.ftruncate(source.fd, 200)
+    with pytest.raises(LoaderError, match="ends at byte 200") as caught:
+        write(tmp_path / "out", weights_file("model.safetensors", [Item("x", tensor, target)]))
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+def test_a_full_volume_is_named(tmp_path, source):
+    """A limit on the size of files stands for the end of the disk."""
+    tensor = source.put(torch.ones(1000, 1000), Dtype.F32)
+    file = weights_file("unet/model.safetensors", [Item("x", tensor, Dtype.F32)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(LoaderError, match=os.strerror(errno.EFBIG)) as caught:
+            write(tmp_path / "out", file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.reason is Reason.INSUFFICIENT_STORAGE
+
+
+def test_a_volume_too_small_is_named_before_anything_is_written(tmp_path, source):
+    """With the bytes that are needed."""
+    giant = Tensor(source.fd, Dtype.F32, (2**60,), 0)
+    file = weights_file("model.safetensors", [Item("x", giant, Dtype.F32)])
+    with pytest.raises(LoaderError, match=f"needs {file.size} bytes") as caught:
+        write(tmp_path / "out", file)
+    assert caught.value.reason is Reason.INSUFFICIENT_STORAGE
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_one_failure_ends_the_whole_run(tmp_path, source):
+    """The other files are given up, too; nobody waits for anybody."""
+    good = source.put(torch.ones(2**20), Dtype.F32)
+    bad = Tensor(source.fd, Dtype.F32, (2**20,), 2**40)
+    files = [
+        weights_file(f"{number}/model.safetensors", [Item("x", tensor, dtype), *padding])
+        for number, (tensor, dtype, padding) in enumerate(
+            [
+                (bad, Dtype.F16, [Item(f"y{n}", good, Dtype.BF16) for n in range(40)]),
+                (good, Dtype.F32, [Item(f"y{n}", good, Dtype.F16) for n in range(40)]),
+                (good, Dtype.F32, [Item(f"y{n}", good, Dtype.F32) for n in range(40)]),
+            ]
+        )
+    ]
+    with pytest.raises(LoaderError, match="ends at byte"):
+        write(tmp_path / "out", *files)
+
+
+def test_two_tensors_of_one_name_are_refused(source):
+    """They would hide each other."""
+    item = Item("x", source.put(torch.ones(1), Dtype.F32), Dtype.F32)
+    with pytest.raises(LoaderError, match="two tensors of one name"):
+        weights_file("model.safetensors", [item, item])
+
+
+MEASURED = """
+import os, sys
+from pathlib import Path
+from sd_loader.convert.plan import Item, weights_file
+from sd_loader.convert.wants import wants_of
+from sd_loader.convert.writer import write_folder
+from sd_loader.tensors import Dtype, Tensor
+
+fd = os.open(sys.argv[1], os.O_RDONLY)
+side = 5120
+turned = Tensor(fd, Dtype.F32, (side, side), 0, (1, side))
+items = [Item("turned", turned, Dtype.F16)]
+items += [Item(str(n), Tensor(fd, Dtype.F32, (side, side), 0), Dtype.BF16) for n in range(2)]
+write_folder(Path(sys.argv[2]), [weights_file("model.safetensors", items)], lambda _: None)
+status = Path("/proc/self/status").read_text()
+print(status.split("VmHWM:")[1].split()[0])
+"""
+
+
+def test_memory_is_bounded(tmp_path):
+    """Tensors of 105 MB, one of them transposed, are cast within 100 MB, Python included."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    with source.open("wb") as file:
+        file.truncate(4 * 5120 * 5120)
+    out.mkdir()
+    command = [sys.executable, "-c", MEASURED, str(source), str(out)]
+    peak = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert int(peak.stdout) < 100 * 1000
+
+
+def test_what_holds_up_a_digest_is_asked_for_first(source):
+    """As a UNet's time embedding: last in its source, but before most of its file."""
+    side = 4096
+    names = ("c.0", "c.1", "b")  # in the order of the source
+    tensors = {
+        name: Tensor(source.fd, Dtype.F32, (side if name != "b" else 1, side), 4 * side * side * n)
+        for n, name in enumerate(names)
+    }
+    file = weights_file(
+        "model.safetensors", [Item(name, one, Dtype.F32) for name, one in tensors.items()]
+    )
+    wants = wants_of([file], source.fd)
+    assert wants.ordered[0].start == tensors["b"].offset
+    assert [want.start for want in wants.ordered[1:]] == sorted(
+        want.start for want in wants.ordered[1:]
+    )
+    assert wants.ranges() == [
+        (tensors["b"].offset, tensors["b"].offset + 4 * side),
+        (0, 2 * 4 * side * side),
+    ]

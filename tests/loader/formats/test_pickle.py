@@ -1,0 +1,334 @@
+"""The symbolic pickle reader: weights come out, nothing runs, nothing hangs."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
+from pathlib import Path, PosixPath
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
+from sd_loader.formats.pickle import load
+from sd_loader.formats.pickle_objects import OPAQUE, View
+from sd_loader.formats.state_dict import split
+from tests.support.hostile import hostilepickles as hostile
+from tests.support.hostile.hostilepickles import SAMPLES
+from tests.support.models.torchfiles import archive
+
+WEIGHT = torch.arange(4, dtype=torch.float32)
+
+
+def pickle_of(content):
+    """The pickle that torch.save puts into its archive."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return zipfile.ZipFile(buffer).read("archive/data.pkl")
+
+
+GOOD = pickle_of({"state_dict": {"weight": WEIGHT}, "global_step": 3})
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """The current folder, with the module whose import leaves a canary."""
+    source = "open('canary', 'w').close()\n\nclass Thing:\n    pass\n\nanything = Thing()\n"
+    (tmp_path / f"{hostile.CANARY_MODULE}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+def test_a_hostile_pickle_runs_in_python_but_is_refused_here(trap, sample):
+    """Python's own pickle, in a process of its own, lays the canary; ours refuses, and does not."""
+    script = "import pickle, sys; sys.path.insert(0, ''); pickle.load(sys.stdin.buffer)"
+    subprocess.run(
+        [sys.executable, "-c", script], input=sample, capture_output=True, timeout=30, check=False
+    )
+    (trap / "canary").unlink()  # the control: without it the sample would prove nothing
+
+    (trap / "model.ckpt").write_bytes(archive(sample))
+    with pytest.raises(LoaderError) as caught:
+        open_tensor_file(trap / "model.ckpt")
+
+    assert caught.value.reason is Reason.UNSAFE_MODEL
+    assert not (trap / "canary").exists()
+    assert hostile.CANARY_MODULE not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(lambda good: good[:-1] + hostile.RUN + b"0.", id="after the weights"),
+        pytest.param(lambda good: good[:2] + hostile.RUN + b"0" + good[2:], id="before them"),
+    ],
+)
+def test_code_hidden_in_a_good_checkpoint_is_found(trap, place):
+    """The weights being right does not help."""
+    content = archive(place(GOOD), {"0": WEIGHT.numpy().tobytes()})
+    (trap / "model.ckpt").write_bytes(content)
+    with pytest.raises(LoaderError, match=r"model\.ckpt: the pickle is refused: .*posix\.system"):
+        open_tensor_file(trap / "model.ckpt")
+    assert not (trap / "canary").exists()
+
+
+def test_the_answer_names_what_the_pickle_would_call():
+    """The name comes from the file: it is shown short and printable."""
+    with pytest.raises(LoaderError) as caught:
+        load(hostile.name("evil\x1b[31m" + "x" * 500, "y") + b".")
+    assert "evil?[31mxxx" in caught.value.message
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 200
+
+
+def test_instructions_of_old_pickles_are_not_even_read():
+    """Their arguments are texts with escapes, which torch has no use for."""
+    with pytest.raises(LoaderError, match="it holds STRING, which torch never writes") as caught:
+        load(b"S'\\ \\N{x}'\n.")
+    assert caught.value.reason is Reason.UNSAFE_MODEL
+
+
+def test_a_name_is_what_stands_in_the_file():
+    """Python's pickle knows no escapes in names, so neither do we: this is no `torch.Size`."""
+    with pytest.raises(LoaderError, match="refers to") as caught:
+        load(rb"c\x74orch" + b"\nSize\n.")
+    assert caught.value.reason is Reason.UNSAFE_MODEL
+
+
+@pytest.mark.parametrize(
+    "extension", [b"\x82\x01", b"\x83\x01\0", b"\x84\x01\0\0\0"], ids=["EXT1", "EXT2", "EXT4"]
+)
+def test_extension_codes_are_refused(extension):
+    """They stand for names in a registry of the reading process."""
+    with pytest.raises(LoaderError, match="EXT") as caught:
+        load(hostile.pickled(extension))
+    assert caught.value.reason is Reason.UNSAFE_MODEL
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_what_training_programs_leave_beside_the_weights_is_let_pass(protocol):
+    """Objects of known, harmless classes are forgotten, whatever they hold."""
+    numbers = defaultdict(list, {"a": [1]})
+    content = {
+        "args": Namespace(lr=0.1, path=PosixPath("/data"), tags={"a"}, frozen=frozenset({1})),
+        "best": np.float64(0.5),
+        "history": np.arange(3),
+        "raw": b"\xff\0",
+        "array": bytearray(b"xy"),
+        "complex": 1 + 2j,
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "torch": torch.__version__,
+        "size": torch.Size([2, 3]),
+        "large": 2**400,
+        "negative": -(2**40),
+        "flag": True,
+        "nothing": None,
+        "nested": {"deep": [({"x": 1.5},)]},
+        "defaults": numbers,
+        3: "a key that is no string",
+        (1, 2): OrderedDict(a=1),
+    }
+    loaded, end = load(data := pickle.dumps(content, protocol=protocol))
+    assert end == len(data)
+    assert loaded["args"] is loaded["best"] is loaded["history"] is OPAQUE
+    assert loaded["nested"] == {"deep": [({"x": 1.5},)]}
+    assert loaded["defaults"] == {"a": [1]}
+    assert (loaded["large"], loaded["negative"], loaded["flag"]) == (2**400, -(2**40), True)
+    assert 3 not in loaded
+
+
+def test_a_call_that_would_fill_the_memory_is_not_made():
+    """`bytearray(10**13)` is harmless only because nobody calls it."""
+    size = struct.pack("<q", 10**13)
+    content = hostile.call(hostile.name("builtins", "bytearray"), b"\x8a\x08" + size)
+    assert load(hostile.pickled(content))[0] is OPAQUE
+
+
+def storage(kind=b"ctorch\nFloatStorage\n", key="0", count=b"K\x04", *, more=b""):
+    """A reference to a storage, as torch writes it."""
+    parts = hostile.text("storage"), kind, hostile.text(key), hostile.text("cpu"), count, more
+    return hostile.arguments(*parts) + b"Q"
+
+
+def tensor(*, offset=b"K\0", shape=b"(K\x04t", strides=b"(K\x01t", source=None):
+    """A dictionary of one tensor, as torch writes it."""
+    hooks = hostile.call(hostile.name("collections", "OrderedDict"))
+    rebuild = hostile.name("torch._utils", "_rebuild_tensor_v2")
+    source = storage() if source is None else source
+    view = hostile.call(rebuild, source, offset, shape, strides, b"\x89", hooks)
+    return b"\x80\x02}" + hostile.text("weight") + view + b"s."
+
+
+def test_a_tensor_of_these_tests_is_good_without_its_fault():
+    """What the table below breaks is read when it is whole."""
+    content, _ = load(tensor())
+    assert isinstance(content["weight"], View)
+    assert (content["weight"].shape, content["weight"].storage.nbytes) == ((4,), 16)
+
+
+LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "what"),
+    [
+        pytest.param(tensor(offset=b"K\x01"), Reason.NOT_A_MODEL, "beyond its", id="offset"),
+        pytest.param(
+            tensor(offset=b"J\xff\xff\xff\xff"), Reason.NOT_A_MODEL, "no sizes", id="before it"
+        ),
+        pytest.param(tensor(shape=b"(K\x05t"), Reason.NOT_A_MODEL, "beyond its", id="shape"),
+        pytest.param(tensor(strides=b"(K\x02t"), Reason.NOT_A_MODEL, "beyond its", id="strides"),
+        pytest.param(
+            tensor(strides=b"(J\xff\xff\xff\xfft"), Reason.NOT_A_MODEL, "no sizes", id="backward"
+        ),
+        pytest.param(
+            tensor(shape=b"(K\x63K\x63t", strides=b"(K\0K\0t"), Reason.NOT_A_MODEL, "beyond its",
+            id="one number repeated",
+        ),
+        pytest.param(tensor(shape=b"(" + LONG + b"t"), Reason.NOT_A_MODEL, "no sizes", id="2**64"),
+        pytest.param(tensor(shape=b"(\x88t"), Reason.NOT_A_MODEL, "no sizes", id="True"),
+        pytest.param(
+            tensor(shape=b"(" + b"K\x01" * 9 + b"t"), Reason.NOT_A_MODEL, "no sizes", id="rank 9"
+        ),
+        pytest.param(tensor(shape=b")"), Reason.NOT_A_MODEL, "differ in length", id="ranks"),
+        pytest.param(tensor(source=b"N"), Reason.NOT_A_MODEL, "incomplete", id="no storage"),
+        pytest.param(
+            tensor(source=storage(count=b"G" + bytes(8))), Reason.NOT_A_MODEL,
+            "unknown reference", id="count is a fraction",
+        ),
+        pytest.param(
+            tensor(source=storage(more=b"N")), Reason.NOT_A_MODEL, "unknown reference", id="six"
+        ),
+        pytest.param(
+            tensor(source=storage(kind=hostile.text("Float"))), Reason.UNSUPPORTED_FORMAT,
+            "an unknown kind", id="type is no class",
+        ),
+        pytest.param(
+            tensor(source=storage(kind=b"ctorch\nQInt8Storage\n")), Reason.UNSUPPORTED_FORMAT,
+            "torch.QInt8Storage", id="quantized",
+        ),
+        pytest.param(b"\x80\x02}", Reason.NOT_A_MODEL, "it is cut off", id="cut off"),
+        pytest.param(b"\x80\x02X\xff\xff", Reason.NOT_A_MODEL, "not enough data", id="cut inside"),
+        pytest.param(b"\xfe.", Reason.NOT_A_MODEL, "0xfe is no instruction", id="instruction"),
+        pytest.param(b".", Reason.NOT_A_MODEL, "other than one object", id="nothing"),
+        pytest.param(b"}}.", Reason.NOT_A_MODEL, "other than one object", id="two objects"),
+        pytest.param(b"(}.", Reason.NOT_A_MODEL, "other than one object", id="open mark"),
+        pytest.param(b"t.", Reason.NOT_A_MODEL, "no mark|where there is none", id="no mark"),
+        pytest.param(b"0.", Reason.NOT_A_MODEL, "where there is none", id="nothing to pop"),
+        pytest.param(b"q\0.", Reason.NOT_A_MODEL, "where there is none", id="nothing to keep"),
+        pytest.param(b"h\x07.", Reason.NOT_A_MODEL, "never had", id="never kept"),
+        pytest.param(b"NNa.", Reason.NOT_A_MODEL, "no list", id="append to None"),
+        pytest.param(b"NNNs.", Reason.NOT_A_MODEL, "no dictionary", id="item of None"),
+        pytest.param(b"}(Nu.", Reason.NOT_A_MODEL, "key without a value", id="odd items"),
+        pytest.param(b"NNb.", Reason.UNSAFE_MODEL, "sets attributes", id="state of None"),
+        pytest.param(b"N)R.", Reason.UNSAFE_MODEL, "no function", id="call of None"),
+        pytest.param(b"ctorch\nSize\nNR.", Reason.UNSAFE_MODEL, "no function", id="no arguments"),
+        pytest.param(b"ctorch\nSize\n)R.", Reason.NOT_A_MODEL, "lacks", id="too few arguments"),
+        pytest.param(b"\x80\x04NN\x93.", Reason.UNSAFE_MODEL, "computes the name", id="no name"),
+        pytest.param(
+            b"ccollections\nOrderedDict\n(]tR.", Reason.NOT_A_MODEL, "made from other objects",
+            id="dictionary of a list",
+        ),
+    ],
+)  # fmt: skip
+def test_a_pickle_that_contradicts_itself_is_refused(content, reason, what):
+    """Each fault alone; the message says which."""
+    with pytest.raises(LoaderError, match=what) as caught:
+        load(content)
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        pytest.param(b"(" * 20_000 + b".", "nested deeper", id="marks"),
+        pytest.param(b"N" * 300_000 + b".", "objects at a time", id="stack"),
+        pytest.param(b"N0" * 1_100_000 + b".", "than 1000000 instructions", id="instructions"),
+    ],
+)
+def test_a_pickle_that_would_cost_too_much_is_refused(content, what):
+    """Each limit, exceeded alone."""
+    with pytest.raises(LoaderError, match=what):
+        load(content)
+
+
+def test_a_structure_that_doubles_with_every_instruction_costs_nothing():
+    """A tuple of the same tuple twice, a thousand times over, would have 2**1000 leaves."""
+    content, _ = load(b"\x80\x02N" + b"2\x86" * 1000 + b".")
+    with pytest.raises(LoaderError, match="no dictionary of tensors"):
+        split(content)
+
+
+def test_a_dictionary_that_contains_itself_is_refused():
+    """Following `state_dict` would never end."""
+    content, _ = load(b"\x80\x02}q\0" + hostile.text("state_dict") + b"h\0s.")
+    with pytest.raises(LoaderError, match="no dictionary of tensors"):
+        split(content)
+
+
+def test_values_beside_the_weights_are_shown_short():
+    """Metadata comes from the file: bounded, printable, no endless numbers."""
+    content = {"state_dict": {"w": WEIGHT}, "note": "line\nbreak" + "!" * 900, "n": 10**5000}
+    views, metadata = split(load(pickle_of(content))[0])
+    assert views.keys() == {"w"}
+    assert metadata.keys() == {"note"}
+    assert metadata["note"].startswith("line break!!")
+    assert len(metadata["note"]) < 100
+
+
+SEEDS = [GOOD, tensor(), pickle_of({"p": torch.nn.Parameter(WEIGHT), "t": WEIGHT[:2]})]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([*SEEDS, *SAMPLES.values()]), st.data())
+def test_a_damaged_pickle_gets_an_answer(seed, data):
+    """With any bytes changed: a LoaderError, or views that stay within their storages."""
+    content = bytearray(seed)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    try:
+        views, _ = split(load(bytes(content))[0])
+    except LoaderError:
+        return
+    for view in views.values():
+        last = view.offset + sum(
+            (n - 1) * step for n, step in zip(view.shape, view.strides, strict=True)
+        )
+        assert 0 in view.shape or last * view.dtype.itemsize < view.storage.nbytes
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from([bytes([code]) for code in range(256)]), max_size=60).map(b"".join))
+def test_random_instructions_get_an_answer(content):
+    """No sequence of bytes makes the reader fail in a way of its own."""
+    try:
+        load(content + b".")
+    except LoaderError as error:
+        answer = error.message
+    else:
+        answer = "read"
+    assert answer.isprintable()
+
+
+def test_a_refused_file_is_closed(tmp_path):
+    """Nothing stays open behind the error."""
+    (tmp_path / "model.ckpt").write_bytes(archive(SAMPLES["eval"]))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(LoaderError):
+        open_tensor_file(tmp_path / "model.ckpt")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

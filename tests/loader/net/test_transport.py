@@ -1,0 +1,278 @@
+"""The guarded client: it connects to what was checked, under the name that was asked for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpcore2
+import httpx2
+import pytest
+
+from devkit.fakefiles import FileServer
+from sd_api.netguard import Guard, Resolver, bypasses_proxy
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.net.exchange import Link
+from sd_loader.net.transport import make_client
+from sd_loader.settings import Settings
+from tests.support.servers.tlsname import NAME, make_certificate, speak_tls
+
+
+@dataclass(frozen=True)
+class NamedSettings(Settings):
+    """Settings whose guard has a resolver of the test's."""
+
+    resolver: Resolver = lambda _host, _port: []
+
+    def guard(self) -> Guard:
+        """The usual guard but for the resolver."""
+        return replace(super().guard(), resolver=self.resolver)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for NAME, with its key, that is its own CA."""
+    return make_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
+
+
+@pytest.fixture
+def tls_server(certificate: Path) -> Iterator[FileServer]:
+    """A server of files that speaks TLS as NAME."""
+    server = FileServer()
+    speak_tls(server._servers[0], certificate)
+    with server:
+        yield server
+
+
+def named(certificate: Path) -> NamedSettings:
+    """Settings in which NAME is an allowed host that lies on loopback."""
+    return NamedSettings(
+        allowed_hosts=frozenset({NAME, "127.0.0.1"}),
+        resolver=lambda _host, _port: ["127.0.0.1"],
+        ca_file=certificate,
+    )
+
+
+def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
+    """Only the address is ours: no resolver but the guard's knows NAME."""
+    port = tls_server._servers[0].server_port
+    tls_server.serve_file("/x", b"content")
+    with make_client(named(certificate)) as client:
+        assert client.get(f"https://{NAME}:{port}/x").content == b"content"
+        assert tls_server.requests[0].headers["host"] == f"{NAME}:{port}"
+        with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            client.get(f"https://127.0.0.1:{port}/x")
+
+
+def test_https_never_leads_to_http(tls_server, certificate):
+    """Not even to an allowed host."""
+    port = tls_server._servers[0].server_port
+    tls_server.serve_file("/x", b"", redirect=f"http://127.0.0.1:{port}/y")
+    with (
+        make_client(named(certificate)) as client,
+        pytest.raises(LoaderError, match="from https to http") as caught,
+    ):
+        client.get(f"https://{NAME}:{port}/x")
+    assert caught.value.reason is Reason.ADDRESS_REFUSED
+    assert [request.path for request in tls_server.requests] == ["/x"]
+
+
+def test_the_checked_addresses_are_connected_to_in_turn(monkeypatch):
+    """A name is looked up once per connection, and never again by the socket."""
+    addresses = ["93.184.216.34", "2606:4700::1111"]
+    lookups: list[str] = []
+    connections: list[str] = []
+
+    def resolver(host: str, _port: int) -> list[str]:
+        lookups.append(host)
+        return addresses
+
+    def connect(_self: object, host: str, *_rest: object) -> None:
+        connections.append(host)
+        raise httpcore2.ConnectError(f"{host} is away")
+
+    monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", connect)
+    with (
+        make_client(NamedSettings(resolver=resolver)) as client,
+        pytest.raises(httpx2.ConnectError, match="1111 is away"),
+    ):
+        client.get("https://models.example.com/x")
+    assert connections == addresses
+    assert lookups == ["models.example.com"]
+
+
+def test_a_private_answer_ends_the_request_before_it_connects(monkeypatch):
+    """The refusal comes through the HTTP libraries as itself."""
+    monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", lambda *_: pytest.fail("connected"))
+    settings = NamedSettings(resolver=lambda _host, _port: ["93.184.216.34", "10.0.0.1"])
+    with (
+        make_client(settings) as client,
+        pytest.raises(LoaderError, match=r"10\.0\.0\.1") as caught,
+    ):
+        client.get("https://models.example.com/x")
+    assert caught.value.reason is Reason.ADDRESS_REFUSED
+
+
+def test_redirects_are_checked_one_by_one():
+    """Whatever an allowed host says."""
+    with FileServer() as server:
+        url = server.serve_file("/x", b"", redirect="https://[fd00:ec2::254]/latest")
+        with (
+            make_client(Settings(allowed_hosts=frozenset({server.host}))) as client,
+            pytest.raises(LoaderError, match="fd00:ec2::254"),
+        ):
+            client.get(url)
+
+
+class Proxy:
+    """A forwarding proxy that answers everything itself and remembers what it was asked."""
+
+    def __enter__(self) -> "Proxy":
+        asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", "5")
+                self.end_headers()
+                self.wfile.write(b"proxy")
+
+            def do_CONNECT(self) -> None:
+                asked.append(f"CONNECT {self.path}")
+                self.send_error(403)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
+                """Stay silent."""
+
+        self.asked = asked
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def no_lookup(_host: str, _port: int) -> list[str]:
+    """Behind a proxy nothing is resolved here."""
+    raise AssertionError("a name was resolved")
+
+
+def test_a_proxy_resolves_the_names_and_needs_no_exemption():
+    """Its own private address is the administrator's choice."""
+    with Proxy() as proxy:
+        settings = NamedSettings(
+            proxy=proxy.url, allowed_hosts=frozenset({NAME}), resolver=no_lookup
+        )
+        with make_client(settings) as client:
+            assert client.get(f"http://{NAME}/x").content == b"proxy"
+            with pytest.raises(httpx2.ProxyError):
+                client.get("https://public.example.com/x")
+        assert proxy.asked == [f"http://{NAME}/x", "CONNECT public.example.com:443"]
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "127.1", "[::1]", "metadata.google.internal"])
+def test_literals_and_private_names_are_refused_behind_a_proxy_too(host):
+    """The proxy never hears of them."""
+    with Proxy() as proxy:
+        with (
+            make_client(NamedSettings(proxy=proxy.url, resolver=no_lookup)) as client,
+            pytest.raises(LoaderError),
+        ):
+            client.get(f"https://{host}/x")
+        assert proxy.asked == []
+
+
+def test_no_proxy_hosts_are_called_directly():
+    """The cluster's own mirror is not behind the proxy."""
+    with FileServer() as server, Proxy() as proxy:
+        url = server.serve_file("/x", b"direct")
+        settings = Settings(
+            proxy=proxy.url, no_proxy=".svc, 127.0.0.0/8", allowed_hosts=frozenset({server.host})
+        )
+        with make_client(settings) as client:
+            assert client.get(url).content == b"direct"
+        assert proxy.asked == []
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "host", "direct"),
+    [
+        ("", "a.example.com", False),
+        ("*", "a.example.com", True),
+        ("example.com", "example.com", True),
+        ("example.com", "a.example.com", True),
+        (".example.com", "a.example.com", True),
+        ("*.example.com", "a.example.com", True),
+        ("Example.COM", "a.example.com", True),
+        ("example.com", "badexample.com", False),
+        ("x, example.com ,y", "example.com", True),
+        ("example.com:443", "example.com", True),
+        ("example.com:80", "example.com", False),
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("10.1.2.3", "10.1.2.3", True),
+        ("fd00::/8", "fd00::1", True),
+        ("::1", "::1", True),
+        ("10.0.0.0/8", "a.example.com", False),
+        (",", "a.example.com", False),
+    ],
+)
+def test_no_proxy_is_read_as_usual(no_proxy, host, direct):
+    """Names with their subdomains, ports, addresses and networks."""
+    assert bypasses_proxy(host, 443, no_proxy) is direct
+
+
+def test_a_missing_ca_file_is_named(tmp_path):
+    """Not a stack trace."""
+    with pytest.raises(LoaderError, match="nothing-here"):
+        make_client(Settings(ca_file=tmp_path / "nothing-here"))
+
+
+@pytest.mark.parametrize("by_hand", [True, False], ids=["links", "the Hub's client"])
+@pytest.mark.parametrize(
+    ("place", "has_token"),
+    [
+        pytest.param("/there", True, id="same origin"),
+        pytest.param("//a.test:{port}/there", True, id="same origin, by its host"),
+        pytest.param("http://A.TEST:{port}/there", True, id="same origin, in capitals"),
+        pytest.param("http://a.test:{other}/there", False, id="another port"),
+        pytest.param("http://sub.a.test:{port}/there", False, id="a subdomain"),
+        pytest.param("http://test.a:{port}/there", False, id="another host"),
+        pytest.param("http://127.0.0.1:{port}/there", False, id="its address"),
+        pytest.param("http://x:y@sub.a.test:{port}/there", False, id="with a password"),
+        pytest.param("http://a.test@sub.a.test:{port}/there", False, id="with its name as a user"),
+    ],
+)
+def test_a_token_stays_with_its_origin(place, has_token, by_hand):
+    """And is not sent again when a redirect leads back there from elsewhere."""
+    with FileServer() as server:
+        other = server.add_origin()
+        server._servers[-1].start()
+        port = server.host.rpartition(":")[2]
+        target = place.format(port=port, other=other.rpartition(":")[2])
+        server.serve_file("/here", b"", redirect=target)
+        server.serve_file("/there", b"", redirect=f"http://a.test:{port}/back")
+        server.serve_file("/back", b"content")
+        hosts = frozenset({"a.test", "sub.a.test", "test.a", "127.0.0.1"})
+        settings = NamedSettings(allowed_hosts=hosts, resolver=lambda _host, _port: ["127.0.0.1"])
+        url = f"http://a.test:{port}/here"
+        with make_client(settings) as client:
+            if by_hand:
+                with Link(client, url, "s3cret").get({}) as response:
+                    assert response.read() == b"content"
+            else:
+                authorized = {"Authorization": "Bearer s3cret"}
+                assert client.get(url, headers=authorized).content == b"content"
+    sent = {
+        request.path: request.headers.get("authorization") == "Bearer s3cret"
+        for request in server.requests
+    }
+    assert sent == {"/here": True, "/there": has_token, "/back": has_token}

@@ -1,0 +1,367 @@
+"""A zip of a diffusers folder: checked whole before anything is written, then as a repo."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import stat
+import tracemalloc
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devkit.fakefiles import FileServer
+from sd_api.load import Source
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched, fetch
+from sd_loader.source.archive import unpack_pipeline
+from tests.support.models.conversions import load_request
+from tests.support.models.modelindex import INDEX
+from tests.support.models.zipfiles import Part, deflated, zip_bytes
+
+ENCODED = json.dumps(INDEX).encode()
+WEIGHTS = os.urandom(3 << 20)
+UNET = "unet/diffusion_pytorch_model.safetensors"
+NEEDED = {
+    "model_index.json": ENCODED,
+    "scheduler/scheduler_config.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "text_encoder/model.safetensors": b"t" * 3000,
+    "tokenizer/merges.txt": b"#version: 0.2\n",
+    "tokenizer/vocab.json": b"{}",
+    "unet/config.json": b"{}",
+    UNET: WEIGHTS,
+    "vae/config.json": b"{}",
+    "vae/diffusion_pytorch_model.safetensors": b"",
+}
+UNNEEDED = {
+    "handler.py": b"import os",
+    "unet/model.py": b"import os",
+    "README.md": b"words",
+    "unet/diffusion_pytorch_model.bin": b"pickle",
+}
+
+
+def parts(**changed: bytes | Part | None) -> list[Part]:
+    """The members of a good archive; those named are replaced, or left out."""
+    members: dict[str, bytes | Part | None] = {**NEEDED, **UNNEEDED, **changed}
+    return [
+        value if isinstance(value, Part) else deflated(name, value)
+        for name, value in members.items()
+        if value is not None
+    ]
+
+
+def unpack(folder: Path, content: bytes, limits: Settings | None = None, **fields) -> Fetched:
+    """Unpack a download of these bytes."""
+    (folder / "download").write_bytes(content)
+    source = Source(sha256="0" * 64, size_bytes=len(content), format="ckpt")
+    fetched = Fetched(kind="file", path="download", source=source)
+    request = load_request(model_type="api_trained", **fields)
+    return unpack_pipeline(fetched, request, limits or Settings(), folder)
+
+
+def unpacked(folder: Path) -> dict[str, bytes]:
+    """Everything in the folder, and nothing beside it."""
+    assert [path.name for path in folder.iterdir()] == ["repo"]
+    return {
+        path.relative_to(folder / "repo").as_posix(): path.read_bytes()
+        for path in sorted((folder / "repo").rglob("*"))
+        if path.is_file()
+    }
+
+
+def under(root: str, members: list[Part]) -> list[Part]:
+    """The members in one folder."""
+    return [replace(part, name=root + part.name) for part in members]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        pytest.param(parts(), id="deflated"),
+        pytest.param(
+            [Part(name, content) for name, content in {**NEEDED, **UNNEEDED}.items()], id="stored"
+        ),
+        pytest.param(under("my-model/", parts()), id="in one folder"),
+        pytest.param(
+            [Part("m/"), Part("m/unet/", mode=stat.S_IFDIR | 0o755), *under("m/", parts())],
+            id="with folders",
+        ),
+        pytest.param(
+            [*under("m/", parts()), Part("__MACOSX/m/._unet", b"x"), Part("__MACOSX/")],
+            id="of a Mac",
+        ),
+        pytest.param(
+            [replace(part, mode=stat.S_IFREG | 0o777) for part in parts()], id="with modes"
+        ),
+    ],
+)
+@pytest.mark.parametrize("zip64", [False, True], ids=["zip", "zip64"])
+def test_what_a_repo_would_be_downloaded_for_is_unpacked(tmp_path, members, zip64):
+    """And nothing else: no code, no second set of weights. The zip itself goes."""
+    content = zip_bytes(members, zip64=zip64)
+    fetched = unpack(tmp_path, content)
+    assert unpacked(tmp_path) == NEEDED
+    assert (fetched.kind, fetched.path) == ("repo", "repo")
+    assert fetched.source == Source(sha256="0" * 64, size_bytes=len(content), format="diffusers")
+
+
+class Stream:
+    """Takes bytes and never goes back, as a connection does."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def write(self, data: bytes) -> int:
+        """Take them."""
+        self.content += data
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_an_archive_that_was_written_to_a_stream_is_read(tmp_path, method):
+    """As services write them: sizes and checksums follow the data."""
+    stream = Stream()
+    with zipfile.ZipFile(stream, "w", method) as archive:  # type: ignore[call-overload]
+        for name, content in NEEDED.items():
+            archive.writestr(name, content)
+    unpack(tmp_path, bytes(stream.content))
+    assert unpacked(tmp_path) == NEEDED
+
+
+def test_a_folder_zipped_by_shutil_is_read(tmp_path):
+    """With an entry for each folder."""
+    for name, content in NEEDED.items():
+        path = tmp_path / "origin" / "model" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    made = shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "origin")
+    (tmp_path / "into").mkdir()
+    unpack(tmp_path / "into", Path(made).read_bytes())
+    assert unpacked(tmp_path / "into") == NEEDED
+
+
+def test_a_checkpoint_stays_as_it_is(tmp_path):
+    """The archives of torch are zips, too."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(3)}, buffer)
+    fetched = unpack(tmp_path, buffer.getvalue())
+    assert (fetched.kind, fetched.path, fetched.source.format) == ("file", "download", "ckpt")
+    assert (tmp_path / "download").read_bytes() == buffer.getvalue()
+
+
+def test_what_an_earlier_attempt_left_goes(tmp_path):
+    """An attempt that was killed amid unpacking."""
+    (tmp_path / "repo" / "unet").mkdir(parents=True)
+    (tmp_path / "repo" / "unet" / "stale").write_text("x")
+    unpack(tmp_path, zip_bytes(parts()))
+    assert unpacked(tmp_path) == NEEDED
+
+
+def test_a_fetch_that_was_not_recorded_is_done_again(tmp_path):
+    """A Pod that dies after unpacking leaves the folder, and of the zip only its note."""
+    with FileServer() as server:
+        url = server.serve_file("/trained", zip_bytes(parts()))
+        allowed = Settings(allowed_hosts=frozenset({server.host}))
+        request = load_request(model_type="api_trained", url=url)
+        first, second = (
+            fetch(request, allowed, tmp_path, lambda _progress: None) for _ in range(2)
+        )
+    assert first == second
+    (tmp_path / "download.note").unlink()
+    assert unpacked(tmp_path) == NEEDED
+
+
+BOMB = bytes(64 << 20)
+PACKED = deflated(UNET, WEIGHTS)
+LINK = stat.S_IFLNK | 0o777
+UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize(
+    ("members", "reason", "words"),
+    [
+        *(
+            pytest.param([*parts(), Part(name, b"x")], DAMAGED, "no plain path", id=name)
+            for name in (
+                "../x", "..", "./x", "/etc/x", "C:\\x", "unet/..", "unet/../../x", "unet\\x",
+                "a//b", "x\0y", "x\ny",
+            )
+        ),
+        pytest.param([*parts(), Part("UNET/config.json")], DAMAGED, "one name", id="case"),
+        pytest.param([*parts(), Part("unet/config.json")], DAMAGED, "one name", id="twice"),
+        *(
+            pytest.param(
+                [*parts(), Part("unet/link", b"/etc/passwd", mode=mode)], UNSAFE, "a link", id=what
+            )
+            for what, mode in (
+                ("a symbolic link", LINK),
+                ("a device", stat.S_IFCHR | 0o666),
+                ("a pipe", stat.S_IFIFO | 0o666),
+                ("a socket", stat.S_IFSOCK | 0o666),
+                ("a file that is a folder", stat.S_IFDIR | 0o755),
+            )
+        ),
+        pytest.param(
+            [*parts(), Part("unet/x/", b"x")], UNSAFE, "special file", id="a folder with content"
+        ),
+        pytest.param([*parts(), Part("x/", mode=LINK)], UNSAFE, "a link", id="folder that links"),
+        pytest.param(
+            parts(**{UNET: deflated(UNET, BOMB)}), UNSAFE, "zip bomb", id="zip bomb"
+        ),
+        pytest.param(
+            parts(**{UNET: deflated(UNET, BOMB, size=1 << 20)}), UNSAFE, "more than the stated",
+            id="more than is stated",
+        ),
+        pytest.param(
+            parts(**{UNET: deflated(UNET, WEIGHTS, size=len(WEIGHTS) + 1)}), DAMAGED,
+            "another size", id="less than is stated",
+        ),
+        pytest.param(
+            parts(**{UNET: deflated(UNET, WEIGHTS, crc=7)}), DAMAGED, "checksum", id="checksum"
+        ),
+        pytest.param(
+            parts(**{UNET: Part(UNET, b"\xff" * 99, method=8, size=99)}), DAMAGED,
+            "cannot be unpacked", id="not deflated",
+        ),
+        pytest.param(
+            parts(**{UNET: replace(deflated(UNET, WEIGHTS), data=zlib.compress(WEIGHTS)[2:-4])}),
+            None, "", id="another packer's deflate",
+        ),
+        pytest.param(
+            parts(
+                **{UNET: replace(deflated(UNET, b"ab"), data=deflated(UNET, b"ab").data + b"xx")}
+            ), DAMAGED, "cannot be unpacked", id="bytes after the packed ones",
+        ),
+        pytest.param(
+            parts(**{UNET: replace(PACKED, data=PACKED.data[:-99])}), DAMAGED,
+            "cannot be unpacked", id="cut off",
+        ),
+        pytest.param(
+            parts(**{UNET: Part(UNET, b"x", flags=1)}), UNKNOWN, "encrypted", id="encrypted"
+        ),
+        pytest.param(
+            parts(**{UNET: Part(UNET, b"x", method=12, size=1)}), UNKNOWN, "only deflate",
+            id="bzip2",
+        ),
+        pytest.param(
+            parts(**{UNET: deflated(UNET, WEIGHTS, header_at=0)}), DAMAGED, "overlap", id="overlap"
+        ),
+        pytest.param(
+            parts(**{UNET: deflated(UNET, WEIGHTS, gap=b"hidden")}), DAMAGED, "hidden", id="hidden"
+        ),
+        pytest.param(
+            parts(**{UNET: deflated(UNET, WEIGHTS, local_name="unet/x")}), DAMAGED, "another name",
+            id="two names",
+        ),
+        pytest.param(
+            [*parts(), *(Part(f"f/{n}") for n in range(1000))], UNSAFE, "1014 files",
+            id="too many files",
+        ),
+        pytest.param(
+            [*under("m/", parts()), Part("n/x", b"x")], UNKNOWN, "neither a checkpoint",
+            id="two folders",
+        ),
+        pytest.param([Part("model.safetensors", b"x")], UNKNOWN, "model.saf", id="no folder"),
+        pytest.param(parts(**{"unet/config.json": None}), UNKNOWN, "lacks unet", id="incomplete"),
+        pytest.param(
+            parts(
+                **{"model_index.json": ENCODED.replace(b'"diffusers", "UNet2D', b'"evil", "UNet2D')}
+            ), UNSAFE, "code of the repo", id="remote code",
+        ),
+        pytest.param(
+            parts(**{"model_index.json": ENCODED.replace(b"StableDiffusionPipeline", b"Evil")}),
+            UNKNOWN, "Evil", id="unknown pipeline",
+        ),
+        pytest.param(
+            parts(**{"unet/config.json": os.urandom(9 << 20)}), Reason.TOO_LARGE, "config.json",
+            id="a config of 9 MB",
+        ),
+    ],
+)  # fmt: skip
+def test_an_archive_that_is_not_beyond_doubt_is_refused(tmp_path, members, reason, words):
+    """Each trick alone; nothing is unpacked."""
+    if reason is None:
+        unpack(tmp_path, zip_bytes(members))
+        assert unpacked(tmp_path) == NEEDED
+        return
+    with pytest.raises(LoaderError, match=words) as caught:
+        unpack(tmp_path, zip_bytes(members))
+    assert caught.value.reason is reason
+    assert [path.name for path in tmp_path.iterdir()] == ["download"]
+
+
+def test_a_bomb_costs_little_memory(tmp_path):
+    """It stops where its stated size ends."""
+    content = zip_bytes(parts(**{UNET: deflated(UNET, BOMB, size=1 << 20)}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(LoaderError):
+            unpack(tmp_path, content)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_size_limit_is_of_what_is_unpacked(tmp_path):
+    """However small the zip is."""
+    content = zip_bytes(parts(**{UNET: deflated(UNET, b"ab" * 500_000)}))
+    with pytest.raises(LoaderError, match="limit is 100000") as caught:
+        unpack(tmp_path, content, Settings(max_bytes=100_000))
+    assert caught.value.reason is Reason.TOO_LARGE
+    assert [path.name for path in tmp_path.iterdir()] == ["download"]
+
+
+def test_what_will_not_fit_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    """The free space is asked for first."""
+    free = os.statvfs_result((1, 1, 9999, 1000, 1000, 0, 0, 0, 0, 255))
+    monkeypatch.setattr("sd_loader.net.partial.os.statvfs", lambda _folder: free)
+    with pytest.raises(LoaderError) as caught:
+        unpack(tmp_path, zip_bytes(parts()))
+    assert caught.value.reason is Reason.INSUFFICIENT_STORAGE
+    assert [path.name for path in tmp_path.iterdir()] == ["download"]
+
+
+def test_from_safetensors_refuses_a_folder_of_pickles(tmp_path):
+    """As of a repo."""
+    with pytest.raises(LoaderError, match="fromSafetensors") as caught:
+        unpack(tmp_path, zip_bytes(parts(**{UNET: None})), from_safetensors=True)
+    assert caught.value.reason is UNSAFE
+
+
+SEED = zip_bytes(parts(**{UNET: deflated(UNET, b"u" * 500)}))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_archive_is_refused_or_unpacked_as_it_was(tmp_path_factory, data):
+    """With any bytes changed: a LoaderError and nothing written, or the very same files."""
+    damaged = bytearray(SEED)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    folder = tmp_path_factory.mktemp("damaged")
+    try:
+        fetched = unpack(folder, bytes(damaged))
+    except LoaderError:
+        assert [path.name for path in folder.iterdir()] == ["download"]
+    else:
+        if fetched.kind == "repo":
+            expected = {**NEEDED, UNET: b"u" * 500}
+            found = unpacked(folder)
+            # A changed name may turn what is optional into what is not known.
+            assert all(expected.get(name) == content for name, content in found.items())

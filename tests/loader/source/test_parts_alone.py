@@ -1,0 +1,116 @@
+"""Parts of a pipeline by themselves: ControlNets and VAEs as models of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from diffusers import AutoencoderKL, ControlNetModel
+
+from devkit.fakehub import FakeHub
+from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.reasons import Reason
+from tests.loader.convert.test_controlnet import save_repo as save_controlnet
+from tests.loader.convert.test_vae import tiny
+from tests.support.loader.loadercli import Containers, containers, failed, hub, load_request
+from tests.support.loader.loadercli import artifact_of as loaded
+from tests.support.loader.partloads import WEIGHTS
+from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.tinyrepo import save_repo
+
+__all__ = ["containers", "hub"]
+
+
+def test_a_controlnet_of_the_table_loads_by_its_id_alone(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """`sd-loader load --model-type controlnet --model-id canny`, no url."""
+    repo = save_controlnet(tmp_path, "SD 1.x")
+    (repo / "README.md").write_text("not needed")
+    (repo / "diffusion_pytorch_model.bin").write_bytes(b"not needed")
+    hub.add_repo(CONTROLNET_REPOS["canny"], repo)
+
+    ended = containers.run(
+        "load", "--model-type", "controlnet", "--model-id", "canny", "--store", containers.store
+    )
+
+    assert ended.code == 0, ended.stderr
+    folder = containers.store / "canny"
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["config.json", WEIGHTS]
+    ControlNetModel.from_pretrained(folder.resolve(), local_files_only=True)
+    asked = {request.path.rpartition("/")[2] for request in hub.requests}
+    assert not {"README.md", "diffusion_pytorch_model.bin"} & asked
+
+
+def test_without_a_url_the_id_must_be_of_the_table(containers: Containers) -> None:
+    """The message lists the ids."""
+    ended = containers.run(
+        "load", "--model-type", "controlnet", "--model-id", "mine", "--store", containers.store
+    )
+    failed(ended, Reason.INVALID_SPEC, "one of the model ids inpaint, ip2p, tile")
+
+
+def test_a_controlnet_loads_from_a_link(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """Fetch and convert, as a Job runs them; the status says the family."""
+    repo = save_controlnet(tmp_path, "SD 2.x")
+    url = hub.serve_file("/net.safetensors", repo / WEIGHTS)
+    artifact = loaded(containers.load(load_request(url, model_type="controlnet")))
+    assert (artifact.base_model, artifact.pipeline_class) == ("sd2", "ControlNetModel")
+
+
+def test_a_vae_loads_from_a_link_a_repo_and_a_pipeline(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """The three are the same weights, so the same digest."""
+    pipeline = save_repo(tmp_path / "pipeline")
+    hub.add_repo("org/pipeline", pipeline)
+    hub.add_repo("org/vae", pipeline / "vae")
+    link = hub.serve_file("/vae.safetensors", pipeline / "vae" / WEIGHTS)
+    found = [
+        loaded(
+            containers.load(load_request(url, model_type="vae", model_id="vae", reload=url))
+        ).base_model
+        for url in ("org/pipeline", "org/vae", link)
+    ]
+    assert found == ["sd1"] * 3
+    folder = (containers.store / "vae").resolve()
+    AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    asked = [request.path for request in hub.requests]
+    assert not any("unet" in path for path in asked)
+
+
+def test_inspect_tells_a_controlnet_and_a_vae(containers: Containers, tmp_path: Path) -> None:
+    """By their type, and by what would be published."""
+    net = save_controlnet(tmp_path, "SDXL") / WEIGHTS
+    vae = save_safetensors(tmp_path / "vae.safetensors", tiny())
+    for path, model_type, base, kind in (
+        (net, "controlnet", "sdxl", "ControlNetModel"),
+        (vae, "vae", "sd1", "AutoencoderKL"),
+    ):
+        found = json.loads(containers.run("inspect", path, "--json").stdout)
+        assert (found["modelType"], found["baseModel"]) == (model_type, base)
+        assert found["pipelineClass"] == kind
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("controlnet", "names the class null; spec.modelType controlnet is for ControlNetModel"),
+        ("vae", "names the class null; spec.modelType vae is for AutoencoderKL"),
+    ],
+)
+def test_a_repo_of_another_kind_is_refused_before_its_weights(
+    containers: Containers, hub: FakeHub, tmp_path: Path, model_type: str, words: str
+) -> None:
+    """Told by its config, for a few bytes."""
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["CLIPTextModel"]}')
+    (folder / WEIGHTS).write_bytes(b"weights")
+    hub.add_repo("org/other", folder)
+    ended = containers.load(load_request("org/other", model_type=model_type))
+    failed(ended, Reason.UNSUPPORTED_FORMAT, words)
+    assert not any(request.path.endswith(WEIGHTS) for request in hub.requests)

@@ -1,0 +1,397 @@
+"""Equal weights of several models lie on the volume once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from sd_loader.store import removal
+from sd_loader.store.adopt import adopt
+from sd_loader.store.blobs import SHARED_FROM
+from sd_loader.store.ownership import take_ownership
+from sd_loader.store.publish import publish, tidy
+from sd_loader.store.receipt import Receipt, find_published
+from sd_loader.store.staging import claim
+from sd_loader.store.volume import Volume
+from tests.support.loader.volumes import (
+    DAY,
+    HASH,
+    MODEL_ID,
+    NAMESAKE,
+    NEW_HASH,
+    NOW,
+    OWNER,
+    STRANGER,
+    load,
+    tree,
+    write_out,
+)
+
+VAE = os.urandom(SHARED_FROM)
+CONFIG = b'{"sample_size": 64}'
+OTHER_OWNER = STRANGER.model_copy(update={"name": "other"})
+OTHER = "other"
+
+
+def files(unet: bytes) -> dict[str, bytes]:
+    """A model with the common VAE and a UNet of its own."""
+    return {
+        "model_index.json": CONFIG,
+        "unet/weights": unet * SHARED_FROM,
+        "vae/weights": VAE,
+    }
+
+
+ONE = files(b"1")
+TWO = files(b"2")
+
+
+def load_one(volume: Volume, content: Mapping[str, bytes] = ONE) -> Receipt:
+    """A load of the first model."""
+    return load(volume, files=content)
+
+
+def load_two(volume: Volume, content: Mapping[str, bytes] = TWO) -> Receipt:
+    """A load of the second model, which another namespace owns."""
+    return load(volume, OTHER_OWNER, model_id=OTHER, files=content)
+
+
+def remove_one(volume: Volume) -> None:
+    """The clean-up of the first model."""
+    removal.remove(volume, OWNER, MODEL_ID)
+
+
+def remove_two(volume: Volume) -> None:
+    """The clean-up of the second model."""
+    removal.remove(volume, OTHER_OWNER, OTHER)
+
+
+def vae(root: Path, model_id: str = MODEL_ID) -> os.stat_result:
+    """The VAE that readers of a model get."""
+    return (root / model_id / "vae/weights").stat()
+
+
+def occupied(root: Path) -> int:
+    """Bytes that the disk holds for all files of the volume, as `du` counts."""
+    statuses = {path.lstat().st_ino: path.lstat() for path in root.rglob("*") if path.is_file()}
+    return sum(status.st_blocks * 512 for status in statuses.values())
+
+
+def blobs(root: Path) -> list[Path]:
+    """The files that can be shared."""
+    return sorted((root / ".blobs").rglob("*/*/*"))
+
+
+def no_link(code: int) -> Callable[..., None]:
+    """A volume that refuses hard links."""
+
+    def link(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return link
+
+
+def serves(root: Path, model_id: str, content: Mapping[str, bytes]) -> bool:
+    """Whether readers of this model get exactly these files."""
+    return all((root / model_id / path).read_bytes() == data for path, data in content.items())
+
+
+def test_two_models_with_the_same_vae_hold_it_once(volume: Volume, tmp_path: Path) -> None:
+    """Also those of two namespaces; what was saved is told, and the disk has it."""
+    first = load_one(volume)
+    alone = occupied(tmp_path)
+    second = load_two(volume)
+    assert (first.artifact.shared_bytes, second.artifact.shared_bytes) == (0, len(VAE))
+    assert second.result().artifact == second.artifact
+    assert vae(tmp_path).st_ino == vae(tmp_path, OTHER).st_ino
+    assert vae(tmp_path).st_nlink == 3
+    assert occupied(tmp_path) - alone < SHARED_FROM + (64 << 10)
+    assert serves(tmp_path, MODEL_ID, ONE)
+    assert serves(tmp_path, OTHER, TWO)
+    assert len(blobs(tmp_path)) == 3
+    assert find_published(volume, OTHER_OWNER.uid, HASH) == second
+
+
+def test_removing_one_leaves_the_other_whole_and_removing_both_leaves_nothing(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """A file stays as long as a model holds it."""
+    load_one(volume)
+    load_two(volume)
+    remove_one(volume)
+    assert serves(tmp_path, OTHER, TWO)
+    assert vae(tmp_path, OTHER).st_nlink == 2
+    assert len(blobs(tmp_path)) == 2
+    remove_two(volume)
+    assert tree(tmp_path) == {}
+
+
+def test_a_reload_shares_with_the_previous_version(volume: Volume, tmp_path: Path) -> None:
+    """Only what changed takes space; the rest outlives the previous version."""
+    load_one(volume)
+    receipt = load(volume, load_hash=NEW_HASH, files=TWO)
+    previous = tmp_path / f".store/uid-1/{HASH}"
+    assert receipt.artifact.shared_bytes == len(VAE)
+    assert vae(tmp_path).st_ino == (previous / "vae/weights").stat().st_ino
+
+    tidy(volume, OWNER, NEW_HASH, DAY, NOW + DAY)
+    assert not previous.exists()
+    assert serves(tmp_path, MODEL_ID, TWO)
+    assert {path.stat().st_nlink for path in blobs(tmp_path)} == {2}
+    assert len(blobs(tmp_path)) == 2
+
+
+def test_small_files_are_never_shared(volume: Volume, tmp_path: Path) -> None:
+    """A config that somebody edits in place changes no other model."""
+    load_one(volume)
+    load_two(volume)
+    assert (tmp_path / MODEL_ID / "model_index.json").stat().st_nlink == 1
+
+
+def test_an_adopted_model_shares_with_others_but_not_with_its_former_self(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """What the former self held is given back at once, so nothing of it is saved."""
+    load_one(volume)
+    alone = adopted(volume, NAMESAKE.uid)
+    assert alone.artifact.shared_bytes == 0
+    assert vae(tmp_path).st_nlink == 2
+
+    load_two(volume)
+    beside_another = adopted(volume, "uid-4")
+    assert beside_another.artifact.shared_bytes == len(VAE)
+    assert vae(tmp_path).st_nlink == 3
+    assert len(blobs(tmp_path)) == 3
+
+
+def adopted(volume: Volume, uid: str) -> Receipt:
+    """The same load for a namesake, which takes the files over."""
+    owner = NAMESAKE.model_copy(update={"uid": uid})
+    record = take_ownership(volume, owner, MODEL_ID, HASH)
+    with claim(volume, uid, "pod", HASH) as staging:
+        receipt = adopt(volume, record, HASH, staging, lambda _: None)
+        assert receipt is not None
+        receipt = publish(volume, owner, MODEL_ID, staging, receipt)
+        staging.discard()
+    tidy(volume, owner, HASH, DAY, NOW)
+    return receipt
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.EPERM, False),
+        (errno.EXDEV, False),
+        (errno.EMLINK, False),
+        (errno.EOPNOTSUPP, False),
+        (errno.ENOSYS, False),
+        (errno.EIO, True),
+        (errno.ENOSPC, True),
+        (errno.EEXIST, True),
+    ],
+    ids=errno.errorcode.get,
+)
+def test_where_links_fail_each_model_has_its_own_copy(
+    volume: Volume,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    told: bool,
+) -> None:
+    """A volume without hard links costs space, not the load; what is odd is told."""
+    load_one(volume)
+    monkeypatch.setattr(os, "link", no_link(code))
+    receipt = load_two(volume)
+    assert receipt.artifact.shared_bytes == 0
+    assert serves(tmp_path, OTHER, TWO)
+    assert vae(tmp_path).st_ino != vae(tmp_path, OTHER).st_ino
+    assert ("vae/weights is not shared" in caplog.text) == told
+    assert not [path for path in tree(tmp_path) if ".shared-" in path]
+
+
+def test_where_blobs_are_another_file_system_each_model_has_its_own_copy(
+    volume: Volume, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A real EXDEV, from a real mount."""
+    mounted = tmp_path / ".blobs"
+    mounted.mkdir()
+    ended = subprocess.run(
+        ["mount", "-t", "tmpfs", "tmpfs", mounted], capture_output=True, text=True
+    )
+    if ended.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {ended.stderr.strip()}")
+    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", mounted], check=True))
+    load_one(volume)
+    assert load_two(volume).artifact.shared_bytes == 0
+    assert serves(tmp_path, OTHER, TWO)
+    assert blobs(tmp_path) == []
+
+
+def alter(blob: Path) -> None:
+    """Change one byte in place, and the model that holds it with it."""
+    with blob.open("r+b") as file:
+        file.write(b"x" if VAE[:1] != b"x" else b"y")
+
+
+def cut(blob: Path) -> None:
+    """Cut the file, and the model's."""
+    os.truncate(blob, SHARED_FROM - 1)
+
+
+def plant_link(blob: Path) -> None:
+    """A symbolic link to the right bytes, with a second name so that it seems to be in use."""
+    target = blob.parent / "target"
+    target.write_bytes(VAE)
+    blob.unlink()
+    blob.symlink_to(target)
+    os.link(blob, blob.parent / "again", follow_symlinks=False)
+
+
+def plant_file(blob: Path) -> None:
+    """Another file of the same size."""
+    blob.unlink()
+    blob.write_bytes(b"z" * SHARED_FROM)
+    os.link(blob, blob.parent / "again")
+
+
+def plant_pipe(blob: Path) -> None:
+    """A pipe that nobody writes to."""
+    blob.unlink()
+    os.mkfifo(blob)
+    os.link(blob, blob.parent / "again")
+
+
+@pytest.mark.parametrize("damage", [alter, cut, plant_link, plant_file, plant_pipe])
+def test_an_altered_or_planted_blob_is_not_used(
+    volume: Volume, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Nothing that is not exactly the digest's gets into a model; the next one shares again."""
+    load_one(volume)
+    (blob,) = (path for path in blobs(tmp_path) if path.stat().st_ino == vae(tmp_path).st_ino)
+    damage(blob)
+    receipt = load_two(volume)
+    assert receipt.artifact.shared_bytes == 0
+    assert serves(tmp_path, OTHER, TWO)
+    third = OTHER_OWNER.model_copy(update={"uid": "uid-5", "name": "third"})
+    assert load(volume, third, model_id="third", files=TWO).artifact.shared_bytes == 2 * len(VAE)
+    assert serves(tmp_path, "third", TWO)
+
+
+@pytest.mark.parametrize("place", [".blobs", ".blobs/sha256"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_planted_folder_leads_nowhere(
+    volume: Volume, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, kind: str
+) -> None:
+    """Nothing outside is touched; the models are published and removed without sharing."""
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    planted = tmp_path / place
+    planted.parent.mkdir(exist_ok=True)
+    if kind == "link":
+        planted.symlink_to(outside)
+    else:
+        planted.write_text("")
+    load_one(volume)
+    assert load_two(volume).artifact.shared_bytes == 0
+    assert serves(tmp_path, OTHER, TWO)
+    remove_one(volume)
+    remove_two(volume)
+    assert list(outside.iterdir()) == []
+    assert not (tmp_path / ".store").exists()
+    assert "is, or leads over, a link or file" in caplog.text
+
+
+def test_another_users_file_is_not_shared(
+    volume: Volume, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its owner could change it later, and our model with it."""
+    if os.geteuid():
+        pytest.skip("only root can give files away")
+    load_one(volume)
+    for path in blobs(tmp_path):
+        os.chown(path, 12345, -1)
+    assert load_two(volume).artifact.shared_bytes == 0
+    assert caplog.text == ""
+
+
+def test_a_blob_that_nobody_holds_is_made_anew_unread(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed removal has left saves nothing, and is not trusted."""
+    load_one(volume)
+    monkeypatch.setattr("sd_loader.store.blobs.drop_unused", lambda _: None)
+    remove_one(volume)
+    assert {path.stat().st_nlink for path in blobs(tmp_path)} == {1}
+    monkeypatch.undo()
+    receipt = load_two(volume)
+    assert receipt.artifact.shared_bytes == 0
+    assert len(blobs(tmp_path)) == 2
+    assert {path.stat().st_nlink for path in blobs(tmp_path)} == {2}
+
+
+def test_a_blob_that_cannot_be_removed_fails_no_clean_up(
+    volume: Volume,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The model is gone; the rest is left to the next run."""
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    load_one(volume)
+    monkeypatch.setattr(Volume, "unlink", denied)
+    remove_one(volume)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == [".blobs"]
+    assert "remove unused shared files" in caplog.text
+    remove_two(volume)
+    assert tree(tmp_path) == {}
+
+
+def test_models_that_come_and_go_at_once_do_no_harm(tmp_path: Path) -> None:
+    """Whatever meets whatever, each published model is whole, and nothing stays behind."""
+    failures: list[BaseException] = []
+
+    def come_and_go(number: int) -> None:
+        owner = OWNER.model_copy(update={"uid": f"uid-{number}", "name": f"model-{number}"})
+        model_id = f"model-{number}"
+        try:
+            with Volume.open(tmp_path) as volume:
+                for _ in range(10):
+                    load(volume, owner, model_id=model_id, files=ONE)
+                    assert serves(tmp_path, model_id, ONE)
+                    assert find_published(volume, owner.uid, HASH) is not None
+                    removal.remove(volume, owner, model_id)
+        except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with Volume.open(tmp_path) as volume:
+        removal.remove(volume, OWNER, MODEL_ID)
+    assert tree(tmp_path) == {}
+
+
+def test_two_pods_of_one_load_publish_it_once(volume: Volume, tmp_path: Path) -> None:
+    """The later one's files go, and what it had linked to stays."""
+    load_two(volume)
+    first = load_one(volume)
+    with claim(volume, OWNER.uid, "late-pod", HASH) as staging:
+        late = write_out(staging.fresh_out(), OWNER, HASH, ONE)
+        assert publish(volume, OWNER, MODEL_ID, staging, late) == first
+        staging.discard()
+    tidy(volume, OWNER, HASH, DAY, NOW)
+    assert vae(tmp_path).st_nlink == 3

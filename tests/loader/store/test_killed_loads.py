@@ -1,0 +1,97 @@
+"""Runs of the loader that are killed at any step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from devkit.fakefiles import FileServer
+from tests.loader.convert.test_vae import tiny as tiny_vae
+from tests.support.loader.loadercli import load_request
+from tests.support.loader.pods import (
+    RUNS,
+    Pod,
+    Setup,
+    check_versions,
+    copy,
+    end_state,
+    name_of,
+    points,
+    prepared,
+    sampled,
+    served,
+    tagged_parts,
+)
+from tests.support.loader.steps import KILLED, killed_at, steps_of
+from tests.support.loader.volumes import tree
+from tests.support.models.checkpoints import save_safetensors
+from tests.support.tally import Tally
+
+__all__ = ["tagged_parts"]
+
+
+# The child of the fork only runs the loader, whatever threads other tests have left.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("tagged_parts")
+@pytest.mark.parametrize(
+    ("before", "pod", "apart"), sampled(RUNS, name_of, 24, 1, quick={0, 1, 7, 8, 9})
+)
+def test_a_run_killed_at_any_step_is_made_good_by_the_next(
+    tmp_path: Path, tally: Tally, before: Setup, pod: Pod, apart: int
+) -> None:
+    """After SIGKILL and another Pod's run the volume is as after an undisturbed run.
+
+    In between no version is there in part, and what was served before is served.
+    """
+    start = prepared(tmp_path / "prepared", before)
+    undisturbed = copy(start, tmp_path / "undisturbed")
+    names = steps_of(lambda: pod.main(undisturbed, "pod-1"), undisturbed)
+    expected = end_state(undisturbed)
+    tried = points(names, apart)
+    for step in tried:
+        root = copy(start, tmp_path / str(step))
+        assert pod.run(root, "pod-1", killed_at(step)) == KILLED
+        where = f"step {step}: {names[step]}"
+        check_versions(root)
+        if pod.keeps:
+            assert served(start).keys() <= served(root).keys(), where
+        assert pod.run(root, "pod-2") == 0, where
+        assert end_state(root) == expected, where
+        shutil.rmtree(root)
+    tally("kill points survived", len(tried))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("ranges", [True, False], ids=["while it downloads", "once it is there"])
+def test_a_real_conversion_killed_at_any_step_is_made_good_by_the_next(
+    tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    """The writer's own steps too, whether the link is converted while it downloads or after."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    file = save_safetensors(tmp_path / "vae.safetensors", tiny_vae(torch.float16))
+    with FileServer() as server:
+        monkeypatch.setenv("SD_LOADER_ALLOWED_HOSTS", server.host)
+        url = server.serve_file("/vae.safetensors", file, ignore_range=not ranges)
+        asked = load_request(url, model_type="vae").model_dump_json(by_alias=True)
+        pod = Pod((("fetch", "--request", asked), ("convert", "--request", asked)), "load")
+        start = prepared(tmp_path / "prepared", [])
+        undisturbed = copy(start, tmp_path / "undisturbed")
+        names = steps_of(lambda: pod.main(undisturbed, "pod-1"), undisturbed)
+        expected = end_state(undisturbed)
+        whole = tree(undisturbed / "model")
+        tried = points(names, 15)
+        for step in tried:
+            where = f"step {step}: {names[step]}"
+            root = copy(start, tmp_path / str(step))
+            # Threads that download make the steps a little other each time.
+            assert pod.run(root, "pod-1", killed_at(step)) in {KILLED, 0}, where
+            assert tree(root / "model") in ({}, whole), where
+            assert pod.run(root, "pod-2") == 0, where
+            assert end_state(root) == expected, where
+            shutil.rmtree(root)
+    tally("kill points survived", len(tried))

@@ -1,0 +1,133 @@
+"""Links that somebody planted on the volume, at every path that the loader opens."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sd_api.reasons import Reason
+from tests.support.loader.pods import (
+    ADOPTION,
+    FIRST,
+    NEIGHBOURS,
+    RELOAD,
+    REMOVAL,
+    SWEEP,
+    Pod,
+    answer,
+    copy,
+    prepared,
+    tagged_parts,
+    whole,
+)
+from tests.support.loader.volumes import MODEL_ID, tree
+from tests.support.tally import Tally
+
+__all__ = ["tagged_parts"]
+
+ACTS = [FIRST, RELOAD, ADOPTION, REMOVAL, SWEEP]
+EXPLAINED = {Reason.VOLUME_NOT_WRITABLE, Reason.MODEL_ID_CONFLICT}
+_ALL_EVENTS = 0xFFF
+
+
+class Outside:
+    """Files outside the volume; inotify tells whatever is done to them."""
+
+    def __init__(self, path: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        for each in [path, *path.rglob("*")]:
+            assert libc.inotify_add_watch(self.fd, os.fsencode(each), _ALL_EVENTS) > 0
+
+    def was_touched(self) -> bool:
+        """Whether anybody has opened, read, changed, linked or removed one of them."""
+        try:
+            return bool(os.read(self.fd, 1 << 16))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self.fd)
+
+
+def in_use(root: Path) -> Path:
+    """A volume with a model, its neighbour, and a load of the next version that was killed."""
+    prepared(root, [NEIGHBOURS, FIRST])
+    assert Pod(RELOAD.commands[:1], "fetch").run(root, "pod-0") == 0
+    # As a load leaves it that is converted while it comes.
+    out = root / ".staging/uid-1/pod-0/out/unet"
+    out.mkdir(parents=True)
+    (out / "weights").write_bytes(b"half")
+    return root
+
+
+def plant(place: Path, outside: Path) -> None:
+    """Replace what lies there by a link to the very same outside."""
+    copy(place.resolve(), outside)
+    shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+    place.symlink_to(outside)
+
+
+def test_whatever_is_done_outside_is_seen(tmp_path: Path) -> None:
+    """Reading, writing, listing and linking each count as touching; looking at a name does not."""
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "folder/file"
+    file.write_text("x")
+    outside = Outside(tmp_path / "folder")
+    for touch, seen in [
+        (file.lstat, False),
+        (file.read_text, True),
+        (lambda: file.write_text("y"), True),
+        (lambda: list(file.parent.iterdir()), True),
+        (lambda: os.link(file, tmp_path / "link"), True),
+        (file.unlink, True),
+    ]:
+        touch()
+        assert outside.was_touched() is seen
+    outside.close()
+
+
+# The child of the fork only runs the loader, whatever threads other tests have left.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("tagged_parts")
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(9, id="some paths"),
+        pytest.param(1, id="every path", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("pod", ACTS, ids=str)
+def test_a_planted_link_leads_nowhere(tmp_path: Path, tally: Tally, pod: Pod, share: int) -> None:
+    """Nothing outside is opened or changed, and none of it is published.
+
+    The run does its work or says what is wrong, and the next does once all is as it was.
+    """
+    start = in_use(tmp_path / "start")
+    places = [*tree(start)][ACTS.index(pod) :: share]
+    for place in places:
+        root, path = copy(start, tmp_path / "volume"), tmp_path / "outside"
+        plant(root / place, path)
+        outside = Outside(path)
+        code = pod.run(root)
+        assert not outside.was_touched(), place
+        outside.close()
+        if code and pod.answers:
+            assert answer(root).reason in EXPLAINED, (place, answer(root))
+        if code == 0 and pod in {FIRST, RELOAD, ADOPTION}:
+            whole(root / MODEL_ID)
+            version = (root / MODEL_ID).resolve()
+            assert version.is_relative_to(root / ".store"), place
+            assert not any(found.is_symlink() for found in version.rglob("*")), place
+        if (root / place).is_symlink():
+            (root / place).unlink()
+            copy(start / place, root / place)
+        assert pod.run(root) == 0, place
+        shutil.rmtree(root)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tally("planted links survived", len(places))

@@ -1,0 +1,314 @@
+"""The shared volume: what is published when, and which volumes will do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.store import removal
+from sd_loader.store.ownership import take_ownership
+from sd_loader.store.publish import publish, tidy
+from sd_loader.store.receipt import (
+    RECEIPT_FILE,
+    find_published,
+    folder_digest,
+)
+from sd_loader.store.staging import claim, remove_abandoned
+from sd_loader.store.volume import Volume
+from tests.support.loader.volumes import (
+    DAY,
+    FILES,
+    HASH,
+    MODEL_ID,
+    NEW_HASH,
+    NOW,
+    OWNER,
+    load,
+    refused,
+    tree,
+    write_out,
+)
+
+
+def test_a_published_model_is_a_relative_link_to_a_version_with_its_receipt(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """Readers find the files under the model id, wherever the volume is mounted."""
+    load(volume)
+    assert (tmp_path / MODEL_ID).readlink() == Path(f".store/uid-1/{HASH}")
+    assert {path: (tmp_path / MODEL_ID / path).read_bytes() for path in FILES} == FILES
+    assert (tmp_path / MODEL_ID / RECEIPT_FILE).is_file()
+    assert not (tmp_path / ".staging").exists()
+
+
+def test_published_files_are_readable_by_everybody(volume: Volume, tmp_path: Path) -> None:
+    """Directories 0755, files 0644, whatever the umask of the loader."""
+    before = os.umask(0o077)
+    try:
+        load(volume)
+    finally:
+        os.umask(before)
+    version = tmp_path / f".store/uid-1/{HASH}"
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [version, *version.rglob("*")]}
+    assert {path.is_dir(): mode for path, mode in modes.items()} == {True: 0o755, False: 0o644}
+    assert stat.S_IMODE((tmp_path / ".store/uid-1").stat().st_mode) & 0o077 == 0
+
+
+def test_everything_is_durable_before_it_becomes_visible(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a version is there whole or not at all, and the link leads to a version."""
+    steps: list[str] = []
+    fsync, rename, symlink = os.fsync, os.rename, os.symlink
+
+    def recorded_fsync(fd: int) -> None:
+        fsync(fd)
+        steps.append(str(Path(f"/proc/self/fd/{fd}").resolve().relative_to(tmp_path)))
+
+    def recorded_rename(old: str, new: str, **fds: int) -> None:
+        rename(old, new, **fds)
+        steps.append(f"rename {old} {new}")
+
+    def recorded_symlink(target: str, name: str, **fds: int) -> None:
+        symlink(target, name, **fds)
+        steps.append(f"symlink {name}")
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    monkeypatch.setattr(os, "symlink", recorded_symlink)
+    load(volume)
+
+    out = ".staging/uid-1/pod/out"
+    moved, linked = steps.index(f"rename out {HASH}"), steps.index(f"symlink {MODEL_ID}")
+    contents = {f"{out}/{path}" for path in FILES}
+    assert contents | {out, f"{out}/unet"} <= set(steps[:moved])
+    assert ".store/uid-1" in steps[moved:linked]
+    assert "." in steps[linked:]
+
+
+def test_the_digest_is_that_of_the_sorted_list_of_files() -> None:
+    """The digest can be made again with sha256sum."""
+    lines = f"{'1' * 64}  a\n{'2' * 64}  b/c\n"
+    sha256 = subprocess.run(["sha256sum"], input=lines, capture_output=True, text=True, check=True)
+    assert folder_digest({"b/c": "2" * 64, "a": "1" * 64}) == sha256.stdout.split()[0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda version: (version / RECEIPT_FILE).unlink(), id="receipt missing"),
+        pytest.param(lambda version: (version / RECEIPT_FILE).write_text("{"), id="receipt cut"),
+        pytest.param(lambda version: (version / "model_index.json").unlink(), id="file missing"),
+        pytest.param(lambda version: (version / "model_index.json").write_text(""), id="file cut"),
+    ],
+)
+def test_a_damaged_version_does_not_count_as_published_and_is_replaced(
+    volume: Volume, tmp_path: Path, damage
+) -> None:
+    """A load that finds half a version under its own name publishes a whole one."""
+    load(volume)
+    damage(tmp_path / f".store/uid-1/{HASH}")
+    assert find_published(volume, OWNER.uid, HASH) is None
+    load(volume)
+    assert find_published(volume, OWNER.uid, HASH) is not None
+
+
+def test_a_second_pod_finds_the_work_done(volume: Volume, tmp_path: Path) -> None:
+    """Two Pods of one load publish once; the later one answers with the earlier one's receipt."""
+    first = load(volume)
+    inode = (tmp_path / MODEL_ID).stat().st_ino
+    with claim(volume, OWNER.uid, "late-pod", HASH) as staging:
+        late = write_out(staging.fresh_out(), OWNER, HASH).model_copy(update={"message": "late"})
+        assert publish(volume, OWNER, MODEL_ID, staging, late) == first
+    assert (tmp_path / MODEL_ID).stat().st_ino == inode
+
+
+def test_a_reload_keeps_the_previous_version_for_a_while(volume: Volume, tmp_path: Path) -> None:
+    """Readers who resolved the link before a reload can finish."""
+    load(volume)
+    load(volume, load_hash=NEW_HASH)
+    versions = tmp_path / ".store/uid-1"
+    assert (tmp_path / MODEL_ID).readlink() == Path(f".store/uid-1/{NEW_HASH}")
+    assert (versions / HASH / "model_index.json").exists()
+
+    tidy(volume, OWNER, NEW_HASH, DAY, NOW + DAY - timedelta(seconds=1))
+    assert (versions / HASH).exists()
+    tidy(volume, OWNER, NEW_HASH, DAY, NOW + DAY)
+    assert sorted(path.name for path in versions.iterdir()) == [NEW_HASH, "owner.json"]
+
+
+def test_what_was_removed_meanwhile_is_not_published(volume: Volume, tmp_path: Path) -> None:
+    """A Pod that outlives its model leaves nothing on the volume."""
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+        receipt = write_out(staging.fresh_out(), OWNER, HASH)
+        removal.remove(volume, OWNER, MODEL_ID)
+        with refused(Reason.LOADER_CRASHED, "removed from the volume while"):
+            publish(volume, OWNER, MODEL_ID, staging, receipt)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("operation", ["rename", "symlink"])
+def test_a_removal_in_the_middle_of_publishing_wins(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Neither a version nor a dangling link stays, wherever the removal comes in between."""
+    original = getattr(os, operation)
+
+    def removed_before(*args: str, **fds: int) -> None:
+        if args[-1] in {HASH, MODEL_ID}:
+            monkeypatch.undo()
+            removal.remove(volume, OWNER, MODEL_ID)
+        original(*args, **fds)
+
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+        receipt = write_out(staging.fresh_out(), OWNER, HASH)
+        monkeypatch.setattr(os, operation, removed_before)
+        with pytest.raises((LoaderError, FileNotFoundError)):
+            publish(volume, OWNER, MODEL_ID, staging, receipt)
+    assert not (tmp_path / MODEL_ID).is_symlink()
+    assert not list(tmp_path.glob(".store/*/*"))
+
+
+def test_a_superseded_load_does_not_publish(volume: Volume, tmp_path: Path) -> None:
+    """A Pod of the former spec, alive on a lost node, cannot turn the clock back."""
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    with claim(volume, OWNER.uid, "old-pod", HASH) as staging:
+        receipt = write_out(staging.fresh_out(), OWNER, HASH)
+        load(volume, load_hash=NEW_HASH)
+        with refused(Reason.LOADER_CRASHED, "a newer load"):
+            publish(volume, OWNER, MODEL_ID, staging, receipt)
+    assert (tmp_path / MODEL_ID).readlink() == Path(f".store/uid-1/{NEW_HASH}")
+
+
+@pytest.mark.parametrize("place", [".staging", ".staging/uid-1", ".store", ".store/uid-1"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_planted_link_or_file_leads_nowhere(
+    volume: Volume, tmp_path: Path, place: str, kind: str
+) -> None:
+    """A link where the loader keeps folders is refused by name; nothing outside is touched."""
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    (outside / "uid-1").mkdir(parents=True)
+    (outside / "uid-1" / "keep").write_text("keep")
+    before = tree(outside)
+    planted = tmp_path / place
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "link":
+        planted.symlink_to(outside)
+    else:
+        planted.write_text("")
+    with refused(Reason.VOLUME_NOT_WRITABLE, "is, or leads over, a link or file"):
+        load(volume)
+    assert tree(outside) == before
+
+
+def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -> None:
+    """Links inside the owner's folders are removed, not followed."""
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "keep").write_text("keep")
+    load(volume)
+    (tmp_path / f".store/uid-1/{HASH}/planted").symlink_to(outside)
+    (tmp_path / ".store/uid-1/planted").symlink_to(outside)
+    (tmp_path / ".staging/uid-1").mkdir(parents=True)
+    (tmp_path / ".staging/uid-1/pod").symlink_to(outside)
+    removal.remove(volume, OWNER, MODEL_ID)
+    assert tree(tmp_path) == {}
+    assert (outside / "keep").exists()
+
+
+def test_a_link_among_the_converted_files_is_not_published(volume: Volume, tmp_path: Path) -> None:
+    """Only regular files are published."""
+    take_ownership(volume, OWNER, MODEL_ID, HASH)
+    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+        receipt = write_out(staging.fresh_out(), OWNER, HASH)
+        with staging.fresh_out() as out:
+            out.make_link("model_index.json", "/etc/passwd")
+        with pytest.raises(OSError, match="model_index"):
+            publish(volume, OWNER, MODEL_ID, staging, receipt)
+    assert not (tmp_path / MODEL_ID).exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a\0b"])
+def test_a_name_with_a_path_in_it_is_no_name(volume: Volume, name: str) -> None:
+    """Every operation takes exactly one component."""
+    for operate in (volume.root.open_folder, volume.root.discard, volume.root.open_file):
+        with pytest.raises(ValueError, match="not a file name"):
+            operate(name)
+
+
+def test_the_probe_leaves_nothing(volume: Volume, tmp_path: Path) -> None:
+    """A good volume passes."""
+    volume.probe(OWNER.uid)
+    volume.remove_if_empty(OWNER.uid)
+    assert tree(tmp_path) == {}
+
+
+def test_a_probe_that_another_pod_tidies_away_is_made_again(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two Pods of one model may begin at the same time."""
+    original, calls = os.symlink, 0
+
+    def tidied(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            remove_abandoned(volume, OWNER.uid)
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(os, "symlink", tidied)
+    volume.probe(OWNER.uid)
+    assert calls == 3  # one in vain, two in a whole probe
+
+
+@pytest.mark.parametrize("operation", ["symlink", "rename"])
+def test_a_volume_without_links_or_renames_is_unsupported(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Object store mounts are refused before anything is downloaded."""
+    original = getattr(os, operation)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        # The first rename puts the probe's own file in place; it is that of links which is missing.
+        if operation == "rename" and args[1] == "file":
+            original(*args, **kwargs)
+            return
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, operation, fail)
+    with refused(Reason.UNSUPPORTED_VOLUME, "lacks symbolic links or the renaming"):
+        volume.probe(OWNER.uid)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_volume_that_may_not_be_written_to_is_named(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Whoever runs the loader learns what the volume answered."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    with refused(Reason.VOLUME_NOT_WRITABLE, os.strerror(code)):
+        volume.probe(OWNER.uid)
+
+
+def test_a_missing_volume_is_named(tmp_path: Path) -> None:
+    """A mount that is not there is no crash."""
+    with (
+        refused(Reason.VOLUME_NOT_WRITABLE, "no volume at .*missing"),
+        Volume.open(tmp_path / "missing"),
+    ):
+        pytest.fail("opened")

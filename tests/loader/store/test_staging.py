@@ -1,0 +1,204 @@
+"""What Pods download and convert, and what is left when they or their model go."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_loader.store import removal
+from sd_loader.store.ownership import read_owner, take_ownership
+from sd_loader.store.staging import claim, resume
+from sd_loader.store.volume import Volume
+from tests.support.loader.volumes import (
+    HASH,
+    MODEL_ID,
+    NAMESAKE,
+    NEW_HASH,
+    OWNER,
+    STRANGER,
+    download,
+    load,
+    refused,
+    tree,
+)
+
+
+def test_a_partial_download_is_claimed_by_the_next_pod(volume: Volume, tmp_path: Path) -> None:
+    """What was downloaded is not downloaded again."""
+    download(volume, "pod-1")
+    with claim(volume, OWNER.uid, "pod-2", HASH) as staging, staging.source() as source:
+        assert source.read("file", 100) == b"part"
+    assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == ["pod-2"]
+
+
+def test_a_download_for_another_spec_is_removed(volume: Volume, tmp_path: Path) -> None:
+    """Parts of two sources never meet in one folder, whether the Pod is the same or another."""
+    for pod in ("pod-1", "pod-2"):
+        download(volume, "pod-1")
+        with claim(volume, OWNER.uid, pod, NEW_HASH) as staging, staging.source() as source:
+            assert source.names() == []
+        assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == [pod]
+
+
+def test_a_living_pods_download_is_left_alone(volume: Volume) -> None:
+    """With a node lost, two Pods may be alive: the second starts afresh."""
+    with claim(volume, OWNER.uid, "pod-1", HASH) as first, first.source() as source:
+        source.write("file", b"part")
+        with claim(volume, OWNER.uid, "pod-2", HASH) as second, second.source() as other:
+            assert other.names() == []
+        first.confirm()
+        assert source.read("file", 100) == b"part"
+
+
+def test_without_locks_the_pod_that_lost_its_folder_notices(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without locks a rename decides, and the loser publishes nothing."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with claim(volume, OWNER.uid, "pod-1", HASH) as first:
+        with claim(volume, OWNER.uid, "pod-2", HASH) as second:
+            second.confirm()
+        with refused(Reason.LOADER_CRASHED, "pod-1 is gone: another Pod"):
+            first.confirm()
+
+
+def test_two_processes_of_one_pod_do_not_share_its_folder(volume: Volume) -> None:
+    """The second is refused, and may try again."""
+    with (
+        claim(volume, OWNER.uid, "pod", HASH),
+        refused(Reason.LOADER_CRASHED, "another process works in the staging folder of pod"),
+        claim(volume, OWNER.uid, "pod", HASH),
+    ):
+        pytest.fail("claimed twice")
+
+
+def test_convert_without_a_fetch_says_so(volume: Volume) -> None:
+    """Nothing is converted that another Pod, or another load, has downloaded."""
+    download(volume, "pod-1")
+    for pod, load_hash in (("pod-2", HASH), ("pod-1", NEW_HASH)):
+        with (
+            refused(Reason.LOADER_CRASHED, "nothing is downloaded"),
+            resume(volume, OWNER.uid, pod, load_hash),
+        ):
+            pytest.fail("resumed what is not there")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "link") for name in ("lock", "load-hash", "source", "source/file", "out/unet")),
+        ("lock", "folder"),
+        ("load-hash", "folder"),
+        ("source", "file"),
+        ("out", "file"),
+    ],
+)
+def test_what_was_planted_in_a_download_goes(
+    volume: Volume, tmp_path: Path, name: str, kind: str
+) -> None:
+    """The next Pod begins afresh, and convert does not begin; a link is never followed."""
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.write_text("keep")
+    download(volume, "pod-1")
+    place = tmp_path / ".staging/uid-1/pod-1" / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    if kind == "link":
+        place.symlink_to(outside)
+        if name != "lock":  # which is mended on the way
+            with (
+                refused(Reason.LOADER_CRASHED, "nothing is downloaded"),
+                resume(volume, OWNER.uid, "pod-1", HASH),
+            ):
+                pytest.fail("resumed what was planted")
+    elif kind == "file":
+        place.write_text("")
+    else:
+        place.mkdir()
+    with claim(volume, OWNER.uid, "pod-2", HASH) as staging:
+        assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+        assert staging.load_hash() == HASH
+        with staging.source() as source, staging.out() as out:
+            source.write("file", b"part")
+            out.make_folder("unet").close()
+    assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == ["pod-2"]
+    assert outside.read_text() == "keep"
+
+
+@pytest.mark.parametrize("pod", ["../x", "a/b", "", ".hidden", "a" * 300])
+def test_a_pods_name_is_one_path_component(volume: Volume, pod: str) -> None:
+    """A name from the environment leads nowhere else."""
+    with refused(Reason.LOADER_CRASHED, "no Pod's name"), claim(volume, OWNER.uid, pod, HASH):
+        pytest.fail("claimed")
+
+
+def test_removal_leaves_nothing(volume: Volume, tmp_path: Path) -> None:
+    """Published versions, previous versions and staging all go."""
+    load(volume)
+    load(volume, load_hash=NEW_HASH)
+    download(volume, "pod", load_hash="2" * 16)
+    removal.remove(volume, OWNER, MODEL_ID)
+    assert tree(tmp_path) == {}
+
+
+def test_removal_can_be_repeated(volume: Volume, tmp_path: Path) -> None:
+    """Removing what is gone, or never was, succeeds."""
+    removal.remove(volume, OWNER, MODEL_ID)
+    load(volume)
+    removal.remove(volume, OWNER, MODEL_ID)
+    removal.remove(volume, OWNER, MODEL_ID)
+    assert tree(tmp_path) == {}
+
+
+def test_removal_leaves_other_models_alone(volume: Volume, tmp_path: Path) -> None:
+    """Only the owner's own files go, and an id that another owns now stays."""
+    load(volume, STRANGER)
+    before = tree(tmp_path)
+    load(volume, OWNER, model_id="mine")
+    removal.remove(volume, OWNER, "mine")
+    removal.remove(volume, NAMESAKE, MODEL_ID)
+    assert tree(tmp_path) == before
+
+
+def test_a_late_removal_leaves_the_namesake_that_took_over(volume: Volume, tmp_path: Path) -> None:
+    """A clean-up that runs after its model was made again removes only the old uid."""
+    load(volume)
+    load(volume, NAMESAKE)
+    before = tree(tmp_path)
+    removal.remove(volume, OWNER, MODEL_ID)
+    assert tree(tmp_path) == before
+
+
+def test_removal_before_the_first_publication_removes_what_was_taken_over(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """Whoever took a model over answers for its files."""
+    load(volume)
+    take_ownership(volume, NAMESAKE, MODEL_ID, NEW_HASH)
+    removal.remove(volume, NAMESAKE, MODEL_ID)
+    assert tree(tmp_path) == {}
+
+
+def test_a_retained_model_stays_and_its_staging_goes(volume: Volume, tmp_path: Path) -> None:
+    """Retain keeps what is served and nothing else."""
+    load(volume)
+    served = tree(tmp_path / MODEL_ID)
+    download(volume, "pod", load_hash=NEW_HASH)
+    removal.release(volume, OWNER)
+    assert tree(tmp_path / MODEL_ID) == served
+    assert not (tmp_path / ".staging").exists()
+    record = read_owner(volume, OWNER.uid)
+    assert record is not None
+    assert record.released

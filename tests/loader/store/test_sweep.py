@@ -1,0 +1,235 @@
+"""What a sweep finds on a volume, what it removes, and what it lets be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from sd_api.reasons import ExitCode
+from sd_loader.store import removal
+from sd_loader.store.blobs import SHARED_FROM
+from sd_loader.store.publish import tidy
+from sd_loader.store.volume import Volume
+from sd_loader.sweep import sweep
+from tests.support.loader.sweeping import (
+    OTHER_OWNER,
+    VERSION,
+    WEIGHTS,
+    found,
+    nobodys_files,
+    superseded_unrecorded,
+    swept,
+)
+from tests.support.loader.volumes import (
+    DAY,
+    FILES,
+    HASH,
+    MODEL_ID,
+    NAMESAKE,
+    NEW_HASH,
+    OWNER,
+    download,
+    load,
+    load_untidily,
+    tree,
+)
+
+# --- orphans
+
+
+def interrupted_download(volume: Volume) -> None:
+    """A Pod that died, of a load that nobody goes on with."""
+    load(volume)
+    download(volume, "pod", NEW_HASH)
+
+
+def interrupted_removal(volume: Volume) -> None:
+    """Trash, in both places."""
+    load(volume)
+    with volume.make(".store", ".trash-uid-7") as folder:
+        folder.write("owner.json", b"{}")
+    volume.make(".store", "uid-1", f".trash-{NEW_HASH}").close()
+    volume.make(".staging", ".trash-uid-7").close()
+
+
+def superseded(volume: Volume) -> None:
+    """A version that its readers had a day to leave."""
+    load(volume)
+    load(volume, load_hash=NEW_HASH)
+
+
+def taken_over(volume: Volume) -> None:
+    """A former self whose namesake died before it removed it."""
+    load(volume)
+    load_untidily(volume, NAMESAKE, HASH, MODEL_ID)
+
+
+def no_receipt(volume: Volume) -> None:
+    """Half a version that no load has made."""
+    load(volume)
+    volume.make(".store", "uid-1", "f" * 16).close()
+
+
+def dangling(volume: Volume) -> None:
+    """A link whose version somebody removed by hand."""
+    load(volume, OTHER_OWNER, model_id="other")
+    volume.root.make_link(MODEL_ID, VERSION)
+
+
+def leftovers(volume: Volume) -> None:
+    """Names that writes, links and probes leave when they are killed."""
+    load(volume)
+    with volume.make(".store", "uid-1") as folder, folder.create(".new-abc"):
+        pass
+    with volume.make(".staging", "uid-1") as pods:
+        pods.make_link(".link-abc", "x")
+        pods.make_folder(".probe-abc").close()
+    volume.make(".staging", "uid-8").close()
+
+
+ORPHANED = [
+    (interrupted_download, {".staging/uid-1/pod": "no Pod has worked here since"}),
+    (
+        interrupted_removal,
+        {
+            ".store/.trash-uid-7": "interrupted",
+            f".store/uid-1/.trash-{NEW_HASH}": "interrupted",
+            ".staging/.trash-uid-7": "interrupted",
+        },
+    ),
+    (
+        nobodys_files,
+        {".store/uid-1": "no link leads here", ".store/uid-7": "no readable owner.json"},
+    ),
+    (superseded, {VERSION: "superseded since 2026-01-01 00:00 UTC"}),
+    (superseded_unrecorded, {VERSION: "superseded since", ".staging/uid-1": "empty"}),
+    (taken_over, {".store/uid-1": "no link leads here", ".staging/uid-2": "empty"}),
+    (no_receipt, {f".store/uid-1/{'f' * 16}": "no readable receipt"}),
+    (dangling, {MODEL_ID: "leads nowhere"}),
+    (
+        leftovers,
+        {
+            ".store/uid-1/.new-abc": "interrupted",
+            ".staging/uid-1/.link-abc": "no Pod",
+            ".staging/uid-1/.probe-abc": "no Pod",
+            ".staging/uid-8": "empty",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"), ORPHANED, ids=[make.__name__ for make, _ in ORPHANED]
+)
+def test_orphans_are_listed_and_with_delete_removed(
+    volume: Volume, tmp_path: Path, make: Callable[[Volume], None], expected: dict[str, str]
+) -> None:
+    """Listing changes nothing; what is published stays; a second sweep finds nothing."""
+    make(volume)
+    before = tree(tmp_path)
+    listed = found(tmp_path)
+    assert tree(tmp_path) == before
+    assert listed.keys() == expected.keys()
+    assert all(why in listed[path] for path, why in expected.items())
+
+    result = swept(tmp_path, delete=True)
+    assert {one.path for one in result.findings if one.removed} == expected.keys()
+    assert result.exit_code is ExitCode.DONE
+    kept = {path for path in before if not path.startswith(tuple(expected))}
+    assert tree(tmp_path).keys() <= kept
+    for path in (MODEL_ID, "other"):
+        if (tmp_path / path).exists():
+            assert FILES.items() <= tree(tmp_path / path).items()
+    assert swept(tmp_path).findings == ()
+
+
+@pytest.mark.parametrize("make", [make for make, _ in ORPHANED])
+def test_what_is_recent_may_be_a_living_pods(
+    volume: Volume, tmp_path: Path, make: Callable[[Volume], None]
+) -> None:
+    """Only trash, links to nothing, and what was recorded as superseded need no day to pass."""
+    make(volume)
+    at_once = ("/.trash-", MODEL_ID, VERSION) if make in {superseded, dangling} else ("/.trash-",)
+    for path in found(tmp_path, later=timedelta(0)):
+        assert any(word in path for word in at_once), path
+
+
+def test_a_volume_in_order_needs_nothing(volume: Volume, tmp_path: Path) -> None:
+    """Published, previous and released (Retain) versions, and shared files, are no orphans."""
+    load(volume, files=WEIGHTS)
+    load(volume, load_hash=NEW_HASH, files=WEIGHTS)
+    tidy(volume, OWNER, NEW_HASH, DAY, datetime.now(UTC) + 2 * DAY)
+    load(volume, OTHER_OWNER, model_id="other", files=WEIGHTS)
+    removal.release(volume, OTHER_OWNER)
+    before = tree(tmp_path)
+    result = swept(tmp_path, delete=True, digests=True)
+    assert result.findings == ()
+    assert result.to_text() == "Nothing to do."
+    assert tree(tmp_path) == before
+
+
+def test_a_released_version_is_kept_even_without_its_link(volume: Volume, tmp_path: Path) -> None:
+    """Somebody asked for it to be retained."""
+    load(volume)
+    removal.release(volume, OWNER)
+    volume.root.unlink(MODEL_ID)
+    assert swept(tmp_path).findings == ()
+
+
+@pytest.mark.parametrize("make", [superseded, superseded_unrecorded])
+def test_a_previous_version_is_kept_as_long_as_its_readers_were_promised(
+    volume: Volume, tmp_path: Path, make: Callable[[Volume], None]
+) -> None:
+    """Whether or not anybody has written down since when it is one."""
+    make(volume)
+    sweep(
+        tmp_path,
+        older_than=timedelta(0),
+        retain=timedelta(days=100_000),
+        now=datetime.now(UTC) + DAY,
+        delete=True,
+    )
+    assert FILES.items() <= tree(tmp_path / VERSION).items()
+
+
+def test_unused_blobs_go(volume: Volume, tmp_path: Path) -> None:
+    """Those that were left, and those of the versions that the sweep removes."""
+    load(volume, files=WEIGHTS)
+    load(volume, load_hash=NEW_HASH, files={**FILES, "unet/weights": b"u" * SHARED_FROM})
+    assert len(list((tmp_path / ".blobs").rglob("*/*/*"))) == 2
+    (path, why) = next(iter(found(tmp_path).items()))
+    assert (path, why[:10]) == (VERSION, "superseded")
+    swept(tmp_path, delete=True)
+    assert len(list((tmp_path / ".blobs").rglob("*/*/*"))) == 1
+
+    shutil.rmtree(tmp_path / ".store")
+    blob = next((tmp_path / ".blobs").rglob("*/*/*"))
+    assert found(tmp_path, later=timedelta(0)) == {
+        str(blob.relative_to(tmp_path)): "no model holds this file",
+        MODEL_ID: "the link leads nowhere",
+    }
+    swept(tmp_path, delete=True)
+    assert tree(tmp_path) == {}
+
+
+def test_sizes_are_what_the_disk_gets_back(volume: Volume, tmp_path: Path) -> None:
+    """What another model shares is not freed with an orphan, and so is not counted."""
+    load(volume, files={**WEIGHTS, "unet/weights": b"u" * SHARED_FROM})
+    load(volume, OTHER_OWNER, model_id="other", files=WEIGHTS)
+    volume.root.unlink(MODEL_ID)
+    (finding,) = swept(tmp_path).findings
+    before = on_disk(tmp_path)
+    (removed,) = swept(tmp_path, delete=True).findings
+    assert removed.size == finding.size
+    assert SHARED_FROM < finding.size < SHARED_FROM + 10_000
+    assert 0 <= before - on_disk(tmp_path) - finding.size < 64 << 10
+
+
+def on_disk(root: Path) -> int:
+    """Bytes of all files of the volume, as `du` counts them."""
+    files = {path.stat().st_ino: path.stat() for path in root.rglob("*") if path.is_file()}
+    return sum(status.st_blocks * 512 for status in files.values())

@@ -1,0 +1,225 @@
+"""Altered and foreign files that a sweep finds, and its command line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sd_api.reasons import ExitCode, Reason
+from sd_loader.store.receipt import RECEIPT_FILE
+from sd_loader.store.volume import Volume
+from sd_loader.sweep import Kind
+from tests.support.loader.loadercli import Containers, failed
+from tests.support.loader.sweeping import OTHER_OWNER, VERSION, WEIGHTS, found, swept
+from tests.support.loader.volumes import HASH, MODEL_ID, NEW_HASH, download, load, tree
+
+# --- altered and foreign files
+
+
+def shortened(version: Path) -> str:
+    """A file that was cut."""
+    os.truncate(version / "vae/weights", 5)
+    return "vae/weights"
+
+
+def missing(version: Path) -> str:
+    """A file that is gone."""
+    (version / "unet/config.json").unlink()
+    return "unet/config.json"
+
+
+def made_a_link(version: Path) -> str:
+    """A link in a file's place."""
+    (version / "unet/config.json").unlink()
+    (version / "unet/config.json").symlink_to("/etc/passwd")
+    return "unet/config.json"
+
+
+def added(version: Path) -> str:
+    """A file more."""
+    (version / "more.py").write_text("print()")
+    return "more.py"
+
+
+def added_link(version: Path) -> str:
+    """A link to a folder."""
+    (version / "more").symlink_to("/etc")
+    return "more"
+
+
+def without_receipt(version: Path) -> str:
+    """A published folder whose receipt is gone."""
+    (version / RECEIPT_FILE).unlink()
+    return RECEIPT_FILE
+
+
+def without_owner(version: Path) -> str:
+    """A published folder whose owner cannot be read."""
+    (version.parent / "owner.json").write_text("{")
+    return "../owner.json"
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [shortened, missing, made_a_link, added, added_link, without_receipt, without_owner],
+)
+def test_altered_files_are_told_and_never_removed(
+    volume: Volume, tmp_path: Path, alter: Callable[[Path], str]
+) -> None:
+    """A person must judge them; the exit code says so."""
+    load(volume, files=WEIGHTS)
+    path = os.path.normpath(f"{VERSION}/{alter(tmp_path / VERSION)}")
+    before = tree(tmp_path)
+    result = swept(tmp_path, delete=True)
+    assert [(one.kind, one.path) for one in result.findings] == [(Kind.ALTERED, path)]
+    assert result.exit_code is ExitCode.PERMANENT
+    assert "1 file was altered, and stay" in result.to_text()
+    assert tree(tmp_path) == before
+
+
+def test_digests_find_altered_bytes_wherever_they_are_shared(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """Each model that holds the altered file is named; without --digests sizes decide."""
+    load(volume, files=WEIGHTS)
+    load(volume, OTHER_OWNER, model_id="other", files=WEIGHTS)
+    with (tmp_path / MODEL_ID / "vae/weights").open("r+b") as file:
+        file.write(b"x")
+    assert swept(tmp_path).findings == ()
+    assert found(tmp_path, Kind.ALTERED, digests=True) == {
+        f"{VERSION}/vae/weights": "its bytes are not those that were published",
+        f".store/uid-3/{HASH}/vae/weights": "its bytes are not those that were published",
+    }
+
+
+def test_foreign_files_are_named_and_left_alone(volume: Volume, tmp_path: Path) -> None:
+    """Whatever else is on the volume is its owner's business, and no fault."""
+    load(volume, files=WEIGHTS)
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "current").symlink_to(outside)
+    (tmp_path / ".store/planted").symlink_to(outside)
+    (tmp_path / ".store/a b").mkdir()
+    (tmp_path / ".blobs/sha256/notes").write_text("mine")
+    before = tree(tmp_path)
+    result = swept(tmp_path, delete=True)
+    assert {one.path for one in result.findings if one.kind is Kind.FOREIGN} == {
+        "current",
+        "lost+found",
+        "notes.txt",
+        ".store/planted",
+        ".store/a b",
+        ".blobs/sha256/notes",
+    }
+    assert result.exit_code is ExitCode.DONE
+    assert tree(tmp_path) == before
+
+
+def test_planted_links_are_not_followed(volume: Volume, tmp_path: Path) -> None:
+    """Nothing outside is touched, whatever is removed."""
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "keep").write_text("keep")
+    download(volume, "pod")
+    (tmp_path / ".staging/uid-1/linked").symlink_to(outside)
+    (tmp_path / ".staging/uid-1/pod/linked").symlink_to(outside)
+    (tmp_path / ".staging/elsewhere").symlink_to(outside)
+    swept(tmp_path, delete=True)
+    assert tree(tmp_path) == {}
+    assert (outside / "keep").exists()
+
+
+def test_an_orphan_that_cannot_be_removed_is_told(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go; the exit code asks for another try."""
+    load(volume)
+    volume.make(".store", ".trash-uid-7").close()
+
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    result = swept(tmp_path, delete=True)
+    assert result.exit_code is ExitCode.TRY_AGAIN
+    assert "cannot be removed: Device or resource busy" in result.to_text()
+    assert "could not be removed: mend the cause" in result.to_text()
+
+
+# --- the command
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """For people a line each and what to do; for programs JSON; the exit code for both."""
+    containers = Containers(tmp_path / "store", tmp_path / "container")
+    containers.store.mkdir()
+    with Volume.open(containers.store) as volume:
+        load(volume)
+        download(volume, "pod", NEW_HASH)
+        with volume.make(".store", ".trash-uid-7") as folder:
+            folder.write("weights", bytes(5_000_000))
+        load(volume, OTHER_OWNER, model_id="other")
+    (containers.store / "no\x1b[31mtes").write_text("mine")
+    command = ("sweep", "--store", containers.store)
+
+    listed = containers.run(*command)
+    assert listed.code == ExitCode.DONE, listed.stderr
+    assert listed.stdout.splitlines() == [
+        "orphan      5.0 MB  .store/.trash-uid-7: an interrupted run left it",
+        "foreign             no?[31mtes: no load has made it; it is left alone",
+        "1 orphan, 5.0 MB: sweep with --delete to remove them.",
+    ]
+
+    told = containers.run(*command, "--json", "--older-than", "0")
+    lines = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [(line["kind"], line["path"]) for line in lines] == [
+        ("orphan", ".staging/uid-1/pod"),
+        ("orphan", ".store/.trash-uid-7"),
+        ("foreign", "no\x1b[31mtes"),
+    ]
+    assert lines[1] == {
+        "kind": "orphan",
+        "path": ".store/.trash-uid-7",
+        "why": "an interrupted run left it",
+        "sizeBytes": 5_000_000,
+        "removed": False,
+        "error": "",
+    }
+
+    removed = containers.run(*command, "--delete", "--older-than", "0")
+    assert removed.code == ExitCode.DONE, removed.stderr
+    assert removed.stdout.splitlines()[-1] == "Removed 2 orphans: 5.0 MB are free again."
+    assert not (containers.store / ".staging").exists()
+    assert containers.run(*command, "--delete").stdout.splitlines()[-1] == "Nothing to do."
+
+    (containers.store / MODEL_ID / "model_index.json").write_text("[]")
+    altered = containers.run(*command, "--digests")
+    assert altered.code == ExitCode.PERMANENT
+    assert "sd-operator.dev/reload" in altered.stdout.splitlines()[-1]
+
+
+def test_a_volume_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """As every other command does."""
+    containers = Containers(tmp_path / "none", tmp_path / "container")
+    failed(
+        containers.run("sweep", "--store", containers.store),
+        Reason.VOLUME_NOT_WRITABLE,
+        "no volume at",
+    )
+
+
+@pytest.mark.parametrize("hours", ["x", "-1", "nan", "1e9"])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, hours: str) -> None:
+    """Before anything is looked at."""
+    containers = Containers(tmp_path, tmp_path / "container")
+    ended = containers.run("sweep", "--store", tmp_path, f"--older-than={hours}")
+    assert ended.code == 2
+    assert "--older-than" in ended.stderr

@@ -1,0 +1,115 @@
+"""LoRAs and embeddings by the command line: from a file and a link to the published folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from devkit.fakehub import FakeHub
+from sd_api.reasons import ExitCode, Reason
+from tests.support.loader.loadercli import Containers, failed, load_request
+from tests.support.models.checkpoints import save_safetensors
+
+BLOCK = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+LORA = {
+    f"{BLOCK}.lora_down.weight": torch.ones(4, 768, dtype=torch.float16),
+    f"{BLOCK}.lora_up.weight": torch.ones(640, 4, dtype=torch.float16),
+    f"{BLOCK}.alpha": torch.tensor(2.0, dtype=torch.float16),
+}
+EMBEDDING = {"string_to_param": {"*": torch.ones(2, 768)}, "name": "charturner"}
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Containers:
+    """Containers with an empty volume, and no Hub to call."""
+    with FakeHub() as hub:
+        return Containers.reaching(hub, tmp_path)
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A LoRA of kohya's."""
+    return save_safetensors(tmp_path / "fish.safetensors", LORA, {"ss_network_dim": "4"})
+
+
+@pytest.fixture
+def embedding(tmp_path: Path) -> Path:
+    """An embedding of A1111's."""
+    path = tmp_path / "charturner.pt"
+    torch.save(EMBEDDING, path)
+    return path
+
+
+def load(containers: Containers, path: Path, model_type: str) -> Path:
+    """Load a file by hand; where it is published."""
+    arguments = ("--model-type", model_type, "--url", path, "--model-id", "fish")
+    ended = containers.run("load", *arguments, "--store", containers.store)
+    assert ended.code == ExitCode.DONE, ended.stderr
+    assert ended.result is not None
+    assert ended.result.artifact is not None
+    assert ended.result.artifact.base_model == "sd1"
+    return containers.store / "fish"
+
+
+def test_a_lora_is_published(containers: Containers, lora: Path) -> None:
+    """Under its model id, as diffusers looks for it."""
+    folder = load(containers, lora, "lora")
+    published = load_file(folder / "pytorch_lora_weights.safetensors")
+    assert published.keys() == LORA.keys()
+
+
+def test_an_embedding_is_published(containers: Containers, embedding: Path) -> None:
+    """With its token."""
+    folder = load(containers, embedding, "embeddings")
+    assert (folder / "token_identifier.txt").read_text() == "charturner"
+    assert load_file(folder / "learned_embeds.safetensors").keys() == {"charturner"}
+
+
+@pytest.mark.parametrize(("name", "model_type"), [("lora", "lora"), ("embedding", "embeddings")])
+def test_a_link_is_loaded_like_a_file(
+    tmp_path: Path, request: pytest.FixtureRequest, name: str, model_type: str
+) -> None:
+    """By the operator's own request, in two containers."""
+    path: Path = request.getfixturevalue(name)
+    with FakeHub() as hub:
+        containers = Containers.reaching(hub, tmp_path)
+        link = hub.serve_file("/model", path.read_bytes())
+        ended = containers.load(load_request(link, model_type=model_type))
+    assert ended.code == ExitCode.DONE, ended.stderr
+    assert list((containers.store / "model").glob("*.safetensors"))
+
+
+def test_a_repo_of_one_file_is_that_file(tmp_path: Path) -> None:
+    """Under the name that diffusers' training scripts give it."""
+    (tmp_path / "repo").mkdir()
+    save_safetensors(tmp_path / "repo" / "pytorch_lora_weights.safetensors", LORA)
+    (tmp_path / "repo" / "README.md").write_text("a fish")
+    with FakeHub() as hub:
+        hub.add_repo("org/fish", tmp_path / "repo")
+        containers = Containers.reaching(hub, tmp_path)
+        ended = containers.load(load_request("org/fish", model_type="lora"))
+    assert ended.code == ExitCode.DONE, ended.stderr
+    published = load_file(containers.store / "model" / "pytorch_lora_weights.safetensors")
+    assert published.keys() == LORA.keys()
+
+
+def test_inspect_says_what_they_are(containers: Containers, lora: Path, embedding: Path) -> None:
+    """Without being told the type."""
+    found = json.loads(containers.run("inspect", lora, "--json").stdout)
+    assert (found["modelType"], found["baseModel"]) == ("lora", "sd1")
+    assert "model type: embeddings" in containers.run("inspect", embedding).stdout
+
+
+def test_another_type_is_refused_and_leaves_nothing(
+    containers: Containers, lora: Path, embedding: Path
+) -> None:
+    """Each way round, with the type that the file needs."""
+    for path, wrong, right in ((lora, "embeddings", "lora"), (embedding, "lora", "embeddings")):
+        arguments = ("--model-type", wrong, "--url", path, "--model-id", "fish")
+        ended = containers.run("load", *arguments, "--store", containers.store)
+        failed(ended, Reason.UNSUPPORTED_FORMAT, f"it needs spec.modelType: {right}")
+        assert list(containers.store.iterdir()) == []

@@ -1,0 +1,285 @@
+"""What the loader says of bad sources: a reason, a remedy, and nothing left on the volume."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devkit.fakefiles import Faults
+from devkit.fakehub import FakeHub
+from sd_api.reasons import ExitCode, Reason
+from tests.support.loader.loadercli import (
+    OTHER,
+    Containers,
+    containers,
+    failed,
+    hub,
+    load_request,
+    safetensors_bytes,
+)
+from tests.support.models.modelindex import INDEX
+from tests.support.models.zipfiles import Part, deflated, zip_bytes
+
+__all__ = ["containers", "hub"]
+
+
+def pickled(payload: object, folder: Path) -> Path:
+    """A checkpoint as torch.save writes it, whose pickle holds this object."""
+    path = folder / "evil.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(payload, protocol=2))
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+class Canary:
+    """Writes a file when it is unpickled the usual way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return (os.system, (f"touch {self.path}",))
+
+
+LORA = safetensors_bytes({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 8)})
+HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>...</body></html>"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "faults", "reason", "message"),
+    [
+        pytest.param(b"", {"status": 401}, Reason.AUTHENTICATION_REQUIRED, "401", id="401"),
+        pytest.param(b"", {"status": 403}, Reason.ACCESS_DENIED, "403", id="403"),
+        pytest.param(b"", {"status": 404}, Reason.SOURCE_NOT_FOUND, "404", id="404"),
+        pytest.param(
+            HTML, {}, Reason.NOT_A_MODEL, "an HTML page titled “Sign in”", id="login page"
+        ),
+        pytest.param(POINTER, {}, Reason.NOT_A_MODEL, "a Git LFS pointer", id="lfs pointer"),
+        pytest.param(b"", {}, Reason.NOT_A_MODEL, "empty", id="empty"),
+        pytest.param(OTHER[:-8], {}, Reason.NOT_A_MODEL, "", id="truncated"),
+        pytest.param(OTHER, {}, Reason.UNSUPPORTED_FORMAT, "no Stable Diffusion", id="other model"),
+        pytest.param(LORA, {}, Reason.UNSUPPORTED_FORMAT, "a LoRA: it needs", id="lora"),
+    ],
+)
+def test_a_bad_source_has_a_reason_and_a_remedy(
+    containers: Containers,
+    hub: FakeHub,
+    body: bytes,
+    faults: dict[str, int],
+    reason: Reason,
+    message: str,
+) -> None:
+    """What was wrong is said by name, and nothing is left on the volume."""
+    link = hub.serve_file("/model.ckpt", body, **faults)
+    failed(containers.load(load_request(link)), reason, message)
+    assert list(containers.store.iterdir()) == []
+
+
+SD1_INDEX = json.dumps(INDEX).encode()
+EVIL_INDEX = json.dumps({**INDEX, "unet": ["my_unet", "MyUNet"]}).encode()
+OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason", "message"),
+    [
+        pytest.param(
+            [Part("model_index.json", SD1_INDEX), deflated("unet/x.safetensors", bytes(4 << 20))],
+            Reason.UNSAFE_MODEL,
+            "as in a zip bomb",
+            id="zip bomb",
+        ),
+        pytest.param(
+            [Part("model_index.json", SD1_INDEX), Part("../../evil", b"x")],
+            Reason.NOT_A_MODEL,
+            "no plain path: ../../evil",
+            id="traversal",
+        ),
+        pytest.param(
+            [Part("model_index.json", SD1_INDEX), Part("unet", b"/etc", mode=stat.S_IFLNK)],
+            Reason.UNSAFE_MODEL,
+            "a link",
+            id="symbolic link",
+        ),
+        pytest.param(
+            [Part("model_index.json", EVIL_INDEX), Part("my_unet.py", b"import os")],
+            Reason.UNSAFE_MODEL,
+            "code of the repo's own",
+            id="remote code",
+        ),
+        pytest.param(
+            [Part("model_index.json", OWN_INDEX), Part("pipeline.py", b"import os")],
+            Reason.UNSAFE_MODEL,
+            "custom pipeline",
+            id="custom pipeline",
+        ),
+        pytest.param(
+            [Part("readme.txt", b"x")], Reason.UNSUPPORTED_FORMAT, "readme.txt", id="another zip"
+        ),
+    ],
+)
+def test_a_trained_models_bad_zip_leaves_nothing(
+    containers: Containers, hub: FakeHub, members: list[Part], reason: Reason, message: str
+) -> None:
+    """Neither on the volume nor beside it."""
+    link = hub.serve_file("/trained", zip_bytes(members))
+    failed(containers.load(load_request(link, model_type="api_trained")), reason, message)
+    assert list(containers.store.iterdir()) == []
+    assert not (containers.store.parent / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "reason", "message"),
+    [
+        pytest.param(
+            "org/two", {}, Reason.INVALID_SPEC, "link to one of them", id="several checkpoints"
+        ),
+        pytest.param(
+            "org/two", {"git_revision": "v9"}, Reason.SOURCE_NOT_FOUND, "v9", id="no revision"
+        ),
+        pytest.param(
+            "/org/two/resolve/main/c.ckpt", {}, Reason.SOURCE_NOT_FOUND, "a.ckpt, b.ckpt", id="file"
+        ),
+        pytest.param("old/name", {}, Reason.INVALID_SPEC, "b.ckpt", id="renamed, and several"),
+        pytest.param("org/gated", {}, Reason.ACCESS_DENIED, "gated", id="gated"),
+        pytest.param("org/none", {}, Reason.SOURCE_NOT_FOUND, "or it is private", id="no repo"),
+        pytest.param("abc-1", {}, Reason.INVALID_SPEC, "TRAINED_URL_TEMPLATE", id="no template"),
+    ],
+)
+def test_a_hub_source_that_cannot_load_is_explained(
+    containers: Containers,
+    hub: FakeHub,
+    tmp_path: Path,
+    url: str,
+    fields: dict[str, Any],
+    reason: Reason,
+    message: str,
+) -> None:
+    """With what there is instead, where that helps."""
+    for name in ("two/a.ckpt", "two/b.ckpt", "gated/a.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(OTHER)
+    hub.add_repo("org/two", tmp_path / "two")
+    hub.add_repo("org/gated", tmp_path / "gated", gated=True, token="hf_x")
+    hub.renamed["old/name"] = "org/two"
+    kind = "huggingface" if "/" in url else "api_trained"
+    url = hub.url + url if url.startswith("/") else url
+    failed(containers.load(load_request(url, model_type=kind, **fields)), reason, message)
+    assert list(containers.store.iterdir()) == []
+
+
+def test_a_rate_limit_ends_the_pod_and_not_the_job(containers: Containers, hub: FakeHub) -> None:
+    """A wait longer than a Pod should take is left to the Job."""
+    hub.api_faults = Faults(status=429, headers={"Retry-After": "3600"})
+    ended = containers.load(load_request("org/name"))
+    failed(ended, Reason.RATE_LIMITED, "too many requests")
+    assert ended.code == ExitCode.TRY_AGAIN
+
+
+def test_a_trained_model_is_loaded_by_its_id_by_hand(containers: Containers, hub: FakeHub) -> None:
+    """With the link template as a setting; what comes is refused here for what it is."""
+    hub.serve_file("/trained/abc-1", OTHER)
+    ended = containers.run(
+        *("load", "--url", "abc-1", "--model-type", "api_trained", "--model-id", "m"),
+        *("--store", containers.store),
+        SD_LOADER_TRAINED_URL_TEMPLATE=f"{hub.url}/trained/{{id}}",
+    )
+    failed(ended, Reason.UNSUPPORTED_FORMAT, "no Stable Diffusion")
+    assert [item.path for item in hub.requests] == ["/trained/abc-1"]
+
+
+def test_an_unreachable_host_may_be_tried_again(containers: Containers) -> None:
+    """A host that does not answer is not the user's mistake alone: the Job tries again."""
+    with socket.socket() as unheard:
+        # Taken, so that no other test's server comes to listen there.
+        unheard.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unheard.getsockname()[1]}"
+        request = load_request(f"http://{host}/model.ckpt")
+        ended = containers.load(request, SD_LOADER_ALLOWED_HOSTS=host)
+    failed(ended, Reason.SOURCE_UNREACHABLE, host)
+    assert ended.code == ExitCode.TRY_AGAIN
+    assert not list(containers.store.glob("[!.]*"))
+    assert not list(containers.store.glob(".store/*/????????????????"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://127.0.0.1/x", "http://169.254.169.254/latest", "http://example.com/model.ckpt"],
+    ids=["loopback", "metadata service", "plain http"],
+)
+def test_a_refused_address_is_not_called(containers: Containers, url: str) -> None:
+    """Only public https addresses, and what the administrator allows."""
+    failed(containers.load(load_request(url)), Reason.ADDRESS_REFUSED, "")
+    assert list(containers.store.iterdir()) == []
+
+
+def test_another_digest_than_asked_for_is_refused(containers: Containers, hub: FakeHub) -> None:
+    """Both digests are named."""
+    link = hub.serve_file("/model.safetensors", OTHER)
+    ended = containers.load(load_request(link, sha256="0" * 64))
+    failed(ended, Reason.DIGEST_MISMATCH, "0" * 64)
+    assert list(containers.store.iterdir()) == []
+
+
+def test_a_gated_repo_asks_for_its_licence(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """A token without access to the repo is told where to get it."""
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    hub.add_repo("org/gated", tmp_path / "repo", gated=True, token="granted")
+    hub.add_repo("org/other", tmp_path / "repo", private=True, token="other")
+    containers.credentials.mkdir(parents=True)
+    (containers.credentials / "token").write_text("other")
+    failed(
+        containers.load(load_request("org/gated", credentials=True)),
+        Reason.ACCESS_DENIED,
+        "org/gated",
+    )
+    assert list(containers.store.iterdir()) == []
+
+
+def test_a_missing_secret_is_named(containers: Containers, hub: FakeHub) -> None:
+    """The optional Secret volume is empty: the load says so instead of asking without a token."""
+    link = hub.serve_file("/model.ckpt", OTHER)
+    ended = containers.load(load_request(link, credentials=True))
+    failed(ended, Reason.SECRET_NOT_FOUND, "Secret")
+    assert hub.requests == []
+
+
+def test_a_token_is_for_its_own_host_only(containers: Containers, hub: FakeHub) -> None:
+    """Credentials for another host are not sent, and shown nowhere."""
+    containers.credentials.mkdir(parents=True)
+    (containers.credentials / "token").write_text("very-secret")
+    (containers.credentials / "host").write_text("models.example.com")
+    link = hub.serve_file("/model.ckpt", OTHER)
+    ended = containers.load(load_request(link, credentials=True))
+    failed(ended, Reason.CREDENTIALS_HOST_MISMATCH, hub.host)
+    assert hub.requests == []
+    assert "very-secret" not in ended.stdout + ended.stderr
+
+
+def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
+    """Nothing in it is executed, whatever it is called; the load says what it would have called."""
+    canary = tmp_path / "canary"
+    evil = pickled({"state_dict": Canary(canary)}, tmp_path)
+    failed(
+        containers.load(load_request(hub.serve_file("/model.ckpt", evil))),
+        Reason.UNSAFE_MODEL,
+        "system",
+    )
+    assert not canary.exists()
+    pickle.loads(zipfile.ZipFile(evil).read("archive/data.pkl"))
+    assert canary.exists(), "the canary of this test must sing when it is unpickled"
+    assert list(containers.store.iterdir()) == []

@@ -1,0 +1,74 @@
+"""Loads that are stopped or killed: the next Pod goes on with what they left."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+from devkit.fakehub import FakeHub
+from sd_api.reasons import Reason
+from tests.support.loader.loadercli import (
+    Containers,
+    Ended,
+    artifact_of,
+    checkpoint,
+    containers,
+    failed,
+    hub,
+    link_to,
+    load_request,
+)
+
+__all__ = ["checkpoint", "containers", "hub"]
+
+MANY_STEPS = 8
+"""Of writing: more bytes than a file's header, which each Pod reads."""
+
+
+def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: int) -> Ended:
+    """A fetch that gets a signal in the middle of its download."""
+    link = hub.serve_file("/tiny.safetensors", checkpoint, rate=8_000_000)
+    process = containers.start("fetch", *containers.arguments(load_request(link)))
+    deadline = time.monotonic() + 30
+    while not any(
+        json.loads(record.read_text())["written"] >= MANY_STEPS
+        for record in containers.store.glob(".staging/*/pod/out/.streamed.json")
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signum)
+    stopped = time.monotonic()
+    ended = containers.end(process)
+    assert time.monotonic() - stopped < 3
+    return ended
+
+
+def goes_on(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
+    """The next Pod downloads only what is missing."""
+    hub.forget()
+    artifact_of(containers.load(load_request(link_to(hub, checkpoint)), pod="pod-2"))
+    assert any("range" in request.headers for request in hub.requests)
+    assert hub.bytes_served < checkpoint.stat().st_size
+    assert not (containers.store / ".staging").exists()
+
+
+def test_a_stopped_download_goes_on_in_the_next_pod(
+    containers: Containers, hub: FakeHub, checkpoint: Path
+) -> None:
+    """SIGTERM ends the loader at once, with an answer."""
+    ended = interrupted(containers, hub, checkpoint, signal.SIGTERM)
+    failed(ended, Reason.LOADER_CRASHED, "stopped by SIGTERM")
+    goes_on(containers, hub, checkpoint)
+
+
+def test_a_killed_download_goes_on_in_the_next_pod(
+    containers: Containers, hub: FakeHub, checkpoint: Path
+) -> None:
+    """SIGKILL costs what was in flight."""
+    ended = interrupted(containers, hub, checkpoint, signal.SIGKILL)
+    assert ended.code == -signal.SIGKILL
+    assert ended.result is None
+    goes_on(containers, hub, checkpoint)

@@ -1,0 +1,261 @@
+"""A load that renders tries the folder as its readers will, and keeps the image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    TextToVideoSDPipeline,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+)
+from PIL import Image
+
+from devkit.fakehub import FakeHub
+from sd_api.load import Progress, Stage
+from sd_api.names import PREVIEW_FILE
+from sd_api.reasons import ExitCode, Reason
+from sd_loader.convert import Converted
+from sd_loader.errors import LoaderError
+from sd_loader.render import Rendered, render
+from tests.support.loader.loadercli import Containers, failed, hub
+from tests.support.loader.loadercli import load_request as job_request
+from tests.support.models import tinyrepo
+from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
+from tests.support.models.conversions import convert_file, load_request
+
+__all__ = ["hub"]
+
+QUICK = {"render": True, "steps": 1}
+DECODER = "first_stage_model.decoder"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Other tests run at the same time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def containers(hub: FakeHub, tmp_path: Path) -> Containers:
+    """Containers that may reach the Hub, with an empty volume."""
+    made = Containers.reaching(hub, tmp_path)
+    made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
+    return made
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Converted]:
+    """A tiny SD 1.5, converted."""
+    root = tmp_path_factory.mktemp("sd1")
+    path = save_safetensors(root / "model.safetensors", tiny_sd15())
+    return root / "out", convert_file(path, root / "out")
+
+
+def refused(folder: Path, converted: Converted) -> str:
+    """Why rendering fails."""
+    with pytest.raises(LoaderError) as caught:
+        render(folder, converted, load_request(verify=QUICK), lambda _: None)
+    assert caught.value.reason is Reason.VERIFICATION_FAILED
+    return caught.value.message
+
+
+def converted_of(root: Path, tensors: dict[str, torch.Tensor]) -> tuple[Path, Converted]:
+    """The folder of a checkpoint."""
+    path = save_safetensors(root / "model.safetensors", tensors)
+    return root / "out", convert_file(path, root / "out")
+
+
+def small(folder: Path, converted: Converted) -> tuple[Path, Converted]:
+    """The folder, with configs that say it was trained on small images."""
+    change(folder / "unet" / "config.json", sample_size=16)
+    return folder, converted
+
+
+def change(path: Path, **values: object) -> None:
+    """Change a config in place."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def rendered(folder: Path, converted: Converted, **verify: object) -> Rendered:
+    """What rendering makes of a folder."""
+    return render(folder, converted, load_request(verify={**QUICK, **verify}), lambda _: None)
+
+
+# --- through the command line
+
+
+@pytest.mark.slow
+def test_the_image_is_published_with_the_model(containers: Containers, hub: FakeHub) -> None:
+    """As preview.png beside it, counted in no digest; a re-run and an adoption keep it."""
+    path = save_safetensors(containers.store.parent / "tiny.safetensors", tiny_sd15())
+    link = hub.serve_file("/tiny.safetensors", path)
+    plain = containers.load(job_request(link, model_id="plain"))
+    hub.forget()
+    request = job_request(link, verify=QUICK)
+    ended = containers.load(request)
+
+    assert ended.code == ExitCode.DONE, ended.stderr
+    assert ended.result is not None
+    assert plain.result is not None
+    assert ended.result.preview
+    assert not plain.result.preview
+    assert ended.result.artifact is not None
+    assert plain.result.artifact is not None
+    assert ended.result.artifact.digest == plain.result.artifact.digest
+    assert ended.result.artifact.size_bytes == plain.result.artifact.size_bytes
+    folder = containers.store / "model"
+    with Image.open(folder / PREVIEW_FILE) as image:
+        assert image.format == "PNG"
+        assert image.size == (512, 512)
+    receipt = json.loads((folder / ".sd-receipt.json").read_text())
+    assert receipt["files"][PREVIEW_FILE]["size"] == (folder / PREVIEW_FILE).stat().st_size
+    stages = [Progress.model_validate_json(line) for line in ended.stdout.splitlines()]
+    assert any(one.stage is Stage.VERIFYING and one.percent is not None for one in stages)
+    assert all(request.path == "/tiny.safetensors" for request in hub.requests)
+    assert containers.load(request, pod="pod-2").result == ended.result
+
+
+@pytest.mark.slow
+def test_what_does_not_render_is_not_published(containers: Containers, hub: FakeHub) -> None:
+    """The volume is as it was before."""
+    tensors = tiny_sd15()
+    tensors[f"{DECODER}.conv_out.weight"].zero_()
+    tensors[f"{DECODER}.conv_out.bias"].fill_(-10)
+    path = save_safetensors(containers.store.parent / "black.safetensors", tensors)
+    request = job_request(hub.serve_file("/black", path), verify=QUICK)
+    failed(containers.load(request), Reason.VERIFICATION_FAILED, "black")
+    assert list(containers.store.iterdir()) == []
+
+
+def test_an_image_without_torch_says_so(
+    containers: Containers, hub: FakeHub, slim: dict[str, str]
+) -> None:
+    """Before anything is downloaded, and what the administrator can do."""
+    request = job_request(f"{hub.url}/none", verify=QUICK)
+    failed(containers.fetch(request, **slim), Reason.INVALID_SPEC, "spec.verify.render")
+    assert hub.requests == []
+
+
+# --- what an image says
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "why"),
+    [
+        pytest.param(0, -10, "the image is black", id="black"),
+        pytest.param(0, 0.25, "the image is of one colour", id="uniform"),
+        pytest.param(0, float("nan"), "the VAE makes NaN of finite latents", id="NaN"),
+    ],
+)
+def test_an_image_that_shows_nothing_is_refused(
+    tmp_path: Path, weight: float, bias: float, why: str
+) -> None:
+    """By what the decoder's last layer adds to nothing."""
+    tensors = tiny_sd15()
+    tensors[f"{DECODER}.conv_out.weight"].fill_(weight)
+    tensors[f"{DECODER}.conv_out.bias"].fill_(bias)
+    assert refused(*small(*converted_of(tmp_path, tensors))) == f"rendered: {why}"
+
+
+def test_a_unet_that_computes_nan_is_told_from_the_vae(tmp_path: Path) -> None:
+    """The latents tell them apart."""
+    tensors = tiny_sd15()
+    tensors["model.diffusion_model.out.2.bias"].fill_(float("nan"))
+    assert "the latents are not finite" in refused(*small(*converted_of(tmp_path, tensors)))
+
+
+def test_a_vae_that_overflows_in_half_precision_is_named_on_a_cpu_too(tmp_path: Path) -> None:
+    """As SDXL's own does, where its config does not have diffusers decode in single precision."""
+    tensors = tiny_sdxl()
+    tensors[f"{DECODER}.mid.block_1.conv2.weight"] *= 1e5 / 4
+    folder, converted = small(*converted_of(tmp_path, tensors))
+    change(folder / "vae" / "config.json", force_upcast=False)
+    message = refused(folder, converted)
+    assert "the latents are finite, but the VAE overflows in fp16" in message
+    assert "spec.vae: {url: madebyollin/sdxl-vae-fp16-fix}" in message
+
+    change(folder / "vae" / "config.json", force_upcast=True)
+    assert rendered(folder, converted).preview is not None
+
+
+def test_a_folder_that_does_not_open_fails_verification(
+    sd1: tuple[Path, Converted], tmp_path: Path
+) -> None:
+    """It is no crash, which would be tried again."""
+    folder = shutil.copytree(sd1[0], tmp_path / "folder")
+    change(folder / "unet" / "config.json", cross_attention_dim=96)
+    message = refused(folder, sd1[1])
+    assert message.startswith("diffusers cannot open or run the converted model: ")
+
+
+@pytest.mark.slow
+def test_the_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_path: Path) -> None:
+    """The seed is fixed; prompt and steps are the spec's."""
+    folder = small(shutil.copytree(sd1[0], tmp_path / "folder"), sd1[1])[0]
+    images = [
+        rendered(folder, sd1[1], **verify).preview
+        for verify in ({}, {}, {"prompt": "a cat"}, {"steps": 2})
+    ]
+    assert images[0] == images[1]
+    assert len(set(images)) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"),
+    [
+        pytest.param(
+            StableDiffusionImg2ImgPipeline, 4, id="image to image", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            StableDiffusionInpaintPipeline, 4, id="inpainting, 4 channels", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            StableDiffusionInpaintPipeline, 9, id="inpainting, 9 channels", marks=pytest.mark.slow
+        ),
+        pytest.param(StableDiffusionInstructPix2PixPipeline, 8, id="instruct-pix2pix"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own saving
+def test_pipelines_that_change_images_are_given_one(
+    tmp_path: Path, kind: type, channels: int
+) -> None:
+    """And a mask of all of it, where they take one."""
+    parts = dict(tinyrepo.pipeline("sd15").components)
+    # Without its private entries, which say what is as usual.
+    config = {key: value for key, value in parts["unet"].config.items() if key[0] != "_"}
+    parts["unet"] = UNet2DConditionModel.from_config(
+        {**config, "in_channels": channels, "sample_size": 16}
+    )
+    kind(**parts, requires_safety_checker=False).save_pretrained(tmp_path)
+    assert rendered(tmp_path, Converted({}, precision="fp32")).preview is not None
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own saving
+def test_a_film_is_published_with_a_warning(tmp_path: Path) -> None:
+    """It would take minutes; the folder opens, which is more than nothing."""
+    parts = tinyrepo.pipeline("sd15").components
+    unet = UNet3DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    )
+    kept = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    TextToVideoSDPipeline(unet=unet, **kept).save_pretrained(tmp_path)
+    made = rendered(tmp_path, Converted({}, precision="fp32"))
+    assert made.preview is None
+    assert made.warning == "not rendered: TextToVideoSDPipeline also takes num_frames"

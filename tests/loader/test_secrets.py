@@ -1,0 +1,297 @@
+"""That no secret of a load is told: not by a loader that fails, whatever a server quotes to it.
+
+Every secret holds MARK, and everything that a container leaves behind is searched for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_loader.secrets import hide, secrets_of
+from tests.support.loader.loadercli import Containers, Ended, load_request, safetensors_bytes
+from tests.support.servers.wire import Asked, Wire
+from tests.support.tally import Tally
+
+MARK = "MARKED"
+TOKEN = f"hf_{MARK}token0123456789"
+QUERY = f"{MARK}query0123456789"
+USER, PASSWORD = f"{MARK}user0123", f"{MARK}password0123"
+BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+LORA = safetensors_bytes({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 8)})
+
+Respond = Callable[["Servers", Asked, str], bytes]
+
+
+def leaks(text: str) -> list[str]:
+    """Where a secret is told, with what is around it; also in part, in lower case or as sent."""
+    found = re.finditer(f"{MARK}|{re.escape(BASIC[:12])}", text, re.IGNORECASE)
+    return [text[max(0, match.start() - 60) : match.end() + 60] for match in found]
+
+
+@dataclass
+class Servers:
+    """A server that quotes what it is sent, and another origin that it may lead to."""
+
+    respond: Respond
+    seen: list[Asked] = field(default_factory=list)
+
+    def __enter__(self) -> Servers:
+        self.source = Wire(lambda asked: self.respond(self, asked, echo(asked)))
+        self.other = Wire(self._elsewhere)
+        self.source.__enter__()
+        self.other.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.__exit__()
+        self.other.__exit__()
+
+    def _elsewhere(self, _: Asked) -> bytes:
+        return page(404, "nothing here")
+
+
+def echo(asked: Asked) -> str:
+    """All secrets of a request, as it has them."""
+    sent = re.findall(r"[?&]token=([^&]+)", asked.path)
+    return " ".join((asked.headers.get("authorization", ""), *sent))
+
+
+def page(status: int, body: str, *headers: str, phrase: str = "X") -> bytes:
+    """An answer in full."""
+    length = f"Content-Length: {len(body.encode())}"
+    lines = (f"HTTP/1.1 {status} {phrase}", length, *headers, "Connection: close", "", "")
+    return "\r\n".join(lines).encode() + body.encode()
+
+
+def says(status: int, *headers: str) -> Respond:
+    """A refusal that quotes in its body, its phrase and its headers."""
+
+    def respond(_servers: Servers, _asked: Asked, quoted: str) -> bytes:
+        body = json.dumps({"error": quoted, "message": quoted})
+        own = [header.replace("ECHO", quoted) for header in headers]
+        return page(status, body, f"X-Error-Message: {quoted}", *own, phrase=quoted)
+
+    return respond
+
+
+def serves(body: str) -> Respond:
+    """A file that quotes."""
+    return lambda _servers, _asked, quoted: page(200, body.replace("ECHO", quoted))
+
+
+def leads(to: str) -> Respond:
+    """A redirect whose target quotes."""
+
+    def respond(servers: Servers, asked: Asked, quoted: str) -> bytes:
+        word = quoted.split()[-1]
+        where = to.replace("ECHO", word).replace("OTHER", servers.other.host)
+        if where.startswith("/") and asked.path == where:
+            return page(404, quoted)
+        return page(302, quoted, f"Location: {where}")
+
+    return respond
+
+
+def listing(name: str) -> Respond:
+    """A repo whose one file's name quotes."""
+
+    def respond(_servers: Servers, _asked: Asked, quoted: str) -> bytes:
+        files = [{"rfilename": name.replace("ECHO", quoted.split()[-1]), "size": 9}]
+        return page(200, json.dumps({"id": "org/model", "sha": "c" * 40, "siblings": files}))
+
+    return respond
+
+
+def raw(text: str) -> Respond:
+    """No HTTP, or half of it."""
+    return lambda _servers, _asked, quoted: text.replace("ECHO", quoted).encode()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to fail. userinfo: the url has it in place of a token. hub: it is a repo's."""
+
+    name: str
+    respond: Respond
+    reason: Reason
+    usual: bool = False
+    path: str = "/model"
+    userinfo: bool = False
+    hub: bool = False
+    host: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+HTML = "<!DOCTYPE html><html><head><title>ECHO</title></head><body>ECHO</body></html>"
+LONG = f"<html><head><title>{'x' * 60} ECHO</title></head></html>"
+ADDRESS = Reason.ADDRESS_REFUSED
+KINDS = [
+    Kind("401", says(401), Reason.AUTHENTICATION_REQUIRED),
+    Kind("403", says(403), Reason.ACCESS_DENIED),
+    Kind("404", says(404), Reason.SOURCE_NOT_FOUND),
+    Kind("429", says(429, "Retry-After: 999"), Reason.RATE_LIMITED),
+    Kind("503", says(503, "Retry-After: 999"), Reason.SOURCE_UNREACHABLE),
+    Kind("gated", says(403, "X-Error-Code: GatedRepo"), Reason.ACCESS_DENIED),
+    Kind("a page", serves(HTML), Reason.NOT_A_MODEL, usual=True),
+    Kind("a page with a long title", serves(LONG), Reason.NOT_A_MODEL),
+    Kind("an error in JSON", serves('{"message": "ECHO"}'), Reason.NOT_A_MODEL),
+    Kind("a text", serves("ECHO ECHO"), Reason.NOT_A_MODEL),
+    Kind("another origin", leads("http://OTHER/ECHO?token=ECHO"), Reason.SOURCE_NOT_FOUND),
+    Kind("another place", leads("/ECHO/model"), Reason.SOURCE_NOT_FOUND),
+    Kind("a place inside", leads("https://ECHO.internal/x"), ADDRESS, usual=True),
+    Kind("plain http", leads("http://ECHO.example.com/x"), ADDRESS),
+    Kind("no link", leads("ftp://ECHO/x"), ADDRESS),
+    Kind("a bad header", raw("HTTP/1.1 200 X\r\nECHO\r\n\r\n"), Reason.SOURCE_UNREACHABLE),
+    Kind("a bad status line", raw("ECHO\r\n\r\n"), Reason.SOURCE_UNREACHABLE),
+    Kind("encoded", says(200, "Content-Encoding: ECHO"), Reason.SOURCE_UNREACHABLE),
+    Kind(
+        "truncated",
+        lambda *_: page(200, "x" * 99, 'ETag: "1"')[:-50],
+        Reason.SOURCE_UNREACHABLE,
+    ),
+    Kind("a place inside, of a user", leads("https://ECHO.internal/x"), ADDRESS, userinfo=True),
+    Kind("a page for a user", serves(HTML), Reason.NOT_A_MODEL, usual=True, userinfo=True),
+    Kind("an error for a user", says(401), Reason.AUTHENTICATION_REQUIRED, userinfo=True),
+    Kind("a Hub's 401", says(401), Reason.AUTHENTICATION_REQUIRED, hub=True),
+    Kind("a gated repo", says(403, "X-Error-Code: GatedRepo"), Reason.ACCESS_DENIED, hub=True),
+    Kind(
+        "a Hub's warning",
+        says(404, "X-Error-Code: RepoNotFound", "X-HF-Warning: a; ECHO"),
+        Reason.SOURCE_NOT_FOUND,
+        hub=True,
+    ),
+    Kind("a Hub's rate limit", says(429, "Retry-After: 999"), Reason.RATE_LIMITED, hub=True),
+    Kind("a Hub that is none", serves('{"sha": "ECHO"}'), Reason.SOURCE_UNREACHABLE, hub=True),
+    Kind("a Hub's other name", leads("/api/models/ECHO/b"), Reason.SOURCE_NOT_FOUND, hub=True),
+    Kind("a Hub's odd names", listing("../ECHO"), Reason.UNSAFE_MODEL, hub=True),
+    Kind("a Hub's other files", listing("ECHO.txt"), Reason.UNSUPPORTED_FORMAT, hub=True),
+    Kind("wrong host", serves(HTML), Reason.CREDENTIALS_HOST_MISMATCH, host=f"{TOKEN}.example.com"),
+    Kind("wrong digest", lambda *_: _model(), Reason.DIGEST_MISMATCH, fields={"sha256": "0" * 64}),
+    Kind(
+        "a link that cannot be read",
+        serves(HTML),
+        Reason.INVALID_SPEC,
+        path=f":{PASSWORD}/model",
+    ),
+]
+
+
+def _model() -> bytes:
+    head = f"HTTP/1.1 200 X\r\nContent-Length: {len(LORA)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + LORA
+
+
+@dataclass
+class Load:
+    """A fetch with every secret there is."""
+
+    containers: Containers
+    servers: Servers
+
+    def run(self, kind: Kind, **env: str) -> Ended:
+        """Run the fetch container, with the Secret's token where it may go along."""
+        self.containers.credentials.mkdir(parents=True, exist_ok=True)
+        (self.containers.credentials / "token").write_text(TOKEN)
+        host = kind.host or self.servers.source.host
+        (self.containers.credentials / "host").write_text(host)
+        url = f"{self.servers.source.url}{kind.path}?token={QUERY}&x=1#{QUERY}"
+        if kind.userinfo:
+            url = url.replace("://", f"://{USER}:{PASSWORD}@")
+        if kind.hub:
+            url = "org/model"
+        model_type = "huggingface" if kind.hub else "custom_ckpt"
+        fields = {"credentials": not kind.userinfo, "model_type": model_type, **kind.fields}
+        return self.containers.fetch(load_request(url, **fields), **env)
+
+    def told(self, ended: Ended) -> str:
+        """Everything that the container left, but for the Secret's own files."""
+        left = [
+            f"{path} {path.read_bytes().decode(errors='replace') if path.is_file() else ''}"
+            for folder in (self.containers.store, self.containers.folder)
+            for path in sorted(folder.rglob("*"))
+            if self.containers.credentials not in (path, *path.parents)
+        ]
+        return "\n".join((ended.stdout, ended.stderr, str(ended.result), *left))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[Kind], Load]]:
+    """Starts the servers of a kind of failure, and containers that may call them."""
+    started: list[Servers] = []
+
+    def run(kind: Kind) -> Load:
+        servers = Servers(kind.respond).__enter__()
+        started.append(servers)
+        store = tmp_path / "store"
+        store.mkdir()
+        env = {"SD_LOADER_ALLOWED_HOSTS": "127.0.0.1", "HF_ENDPOINT": servers.source.url}
+        return Load(Containers(store, tmp_path / "container", env), servers)
+
+    yield run
+    for servers in started:
+        servers.__exit__()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, id=str(kind), marks=() if kind.usual else pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
+def test_a_failure_tells_no_secret(start: Callable[[Kind], Load], kind: Kind, tally: Tally) -> None:
+    """Neither to the log, nor to the operator, nor on the volume; whatever the server quotes."""
+    load = start(kind)
+    ended = load.run(kind)
+    assert ended.result is not None, ended.stderr
+    assert ended.result.reason is kind.reason, ended.stderr
+    assert leaks(load.told(ended)) == []
+    for asked in load.servers.other.asked:
+        assert "authorization" not in asked.headers
+    tally("failures without a leak")
+
+
+def test_a_crash_tells_no_secret(start: Callable[[Kind], Load], tmp_path: Path) -> None:
+    """Its traceback goes to the log, and the text of its error may quote anything."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import httpx2\n"
+        "def send(self, request, **_):\n"
+        "    raise RuntimeError(f'{request.url} {request.headers} {dict(request.headers)}')\n"
+        "httpx2.Client.send = send\n"
+    )
+    load = start(KINDS[0])
+    ended = load.run(KINDS[0], PYTHONPATH=str(tmp_path))
+    assert ended.result is not None
+    assert ended.result.reason is Reason.LOADER_CRASHED
+    assert "RuntimeError: http://127.0.0.1" in ended.stderr
+    assert leaks(load.told(ended)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("at hf_abcdefghij.", "at ….", id="the token"),
+        pytest.param("at HF_ABCDEFGHIJ.", "at ….", id="in upper case"),
+        pytest.param("at hf_abcdefgh…", "at ……", id="cut short"),
+        pytest.param("hf_abcdefghijhf_abcdefghij", "……", id="twice"),
+        pytest.param("at hf_abcde", "at hf_abcde", id="no more than anybody's beginning"),
+        pytest.param("at 0123456789 and a+b/c=d0e", "at … and …", id="of urls"),
+        pytest.param("bearer of pruned fp16", "bearer of pruned fp16", id="words"),
+    ],
+)
+def test_secrets_are_hidden(text: str, shown: str) -> None:
+    """However much of them is quoted."""
+    given = {"url": "https://h/x?size=pruned&t=0123456789", "vae": [{"url": "h?k=a%2Bb%2Fc%3Dd0e"}]}
+    assert hide(text, secrets_of(given, "hf_abcdefghij")) == shown

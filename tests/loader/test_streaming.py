@@ -1,0 +1,350 @@
+"""Links are converted while they download: the same folder, of fewer bytes, however it is cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from devkit.fakefiles import FileServer
+from sd_api.reasons import Reason
+from sd_loader.convert import Converted, plan_file
+from sd_loader.convert.write.files import Item, weights_file
+from sd_loader.convert.write.streaming import StreamedFolder
+from sd_loader.convert.write.wants import wants_of
+from sd_loader.convert.write.writer import write_folder
+from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
+from sd_loader.net.http_errors import Retries
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched
+from sd_loader.source.link import fetch_link
+from sd_loader.streaming import Streaming
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.checkpoints import save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
+from tests.support.models.conversions import convert_file, load_request
+
+QUICK = Retries(delays=(0.0, 0.0), sleep=lambda _: None)
+PATIENT = Retries(delays=(0.0,) * 20, sleep=lambda _: None)
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint and what is made of it. share: of its bytes that are needed, at the most."""
+
+    name: str
+    container: str
+    fields: dict[str, object] = field(default_factory=dict)
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = [
+    Case("safetensors", "safetensors"),
+    Case("safetensors, cast", "safetensors", {"revision": "bf16"}),
+    Case("ckpt, cast", "ckpt", {"revision": "fp16"}),
+    Case("ckpt with ema", "ema.ckpt", {"revision": "fp16"}, share=0.75),
+    Case("ema of a ckpt", "ema.ckpt", {"revision": "fp16", "weights": "ema"}, share=0.85),
+    Case("safetensors of SDXL", "sdxl.safetensors", {"revision": "fp16"}),
+    Case("ckpt of SDXL", "sdxl.ckpt", {"revision": "fp16"}),
+]
+FEW = [CASES[0], CASES[2]]
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in FEW]
+
+
+class Checkpoints:
+    """Checkpoints and what they become without streaming, each made once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._converted: dict[str, Converted] = {}
+
+    def file(self, case: Case) -> Path:
+        """The checkpoint, in single precision."""
+        path = self.root / f"model.{case.container}"
+        if not path.exists():
+            if "sdxl" in case.container:
+                tensors = tiny_sdxl(torch.float32)
+            else:
+                tensors = tiny_sd15(torch.float32, ema="ema" in case.container)
+            save = save_ckpt if case.container.endswith("ckpt") else save_safetensors
+            save(path, tensors)
+        return path
+
+    def converted(self, case: Case) -> Converted:
+        """What the file becomes when it is there as a whole."""
+        if case.name not in self._converted:
+            out = self.root / f"out of {case}"
+            self._converted[case.name] = convert_file(self.file(case), out, **case.fields)
+        return self._converted[case.name]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """One set for all tests: they only read it."""
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture
+def server():
+    """A server of files."""
+    with FileServer() as running:
+        yield running
+
+
+@dataclass
+class Pod:
+    """The folders of one model, and fetches into them."""
+
+    root: Path
+    server: FileServer
+
+    @property
+    def into(self) -> Path:
+        """For what is fetched."""
+        return self.root / "source"
+
+    @property
+    def out(self) -> Path:
+        """For what it becomes."""
+        return self.root / "out"
+
+    def fetch(self, url: str, retries: Retries = QUICK, **fields: object) -> Fetched:
+        """A fetch container's run."""
+        for folder in (self.into, self.out):
+            folder.mkdir(exist_ok=True)
+        settings = Settings(allowed_hosts=frozenset({self.server.host}))
+        request = load_request(url=url, **fields)
+        streaming = Streaming(lambda file, _: plan_file(file, request), self.out)
+        return fetch_link(
+            request, settings, self.into, lambda _: None, streaming=streaming, retries=retries
+        )
+
+
+@pytest.fixture
+def pod(tmp_path, server):
+    """A Pod that may call the server."""
+    return Pod(tmp_path, server)
+
+
+def cut_in_half(server: FileServer, path: Path) -> str:
+    """A link whose answers, for ever, have at most half of the file."""
+    return server.serve_file("/model", path, cut_at=path.stat().st_size // 2, cuts=1000)
+
+
+@pytest.mark.parametrize("case", [*FEW, *SLOW], ids=str)
+def test_a_streamed_folder_is_that_of_the_whole_file(pod, server, checkpoints, case):
+    """File by file and digest by digest; what is not needed is not fetched, and nothing is kept."""
+    path = checkpoints.file(case)
+    fetched = pod.fetch(server.serve_file("/model", path), **case.fields)
+
+    assert fetched.converted == checkpoints.converted(case)
+    whole = checkpoints.root / f"out of {case}"
+    for name in fetched.converted.files:
+        assert (pod.out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert fetched.source.size_bytes == path.stat().st_size
+    assert fetched.source.sha256 is None
+    assert server.bytes_served < case.share * path.stat().st_size + 4 * MEGABYTE
+    kept = sum(file.stat().st_blocks * 512 for file in pod.into.iterdir())
+    assert kept < 16 * MEGABYTE  # pages of local headers
+
+
+@pytest.mark.parametrize("case", [CASES[2], *SLOW], ids=str)
+def test_ten_cuts_do_not_matter(pod, server, checkpoints, case):
+    """Each answer ends at another random byte; the folder is the same, and no byte came twice."""
+    path = checkpoints.file(case)
+    cut = random.Random(case.name).randint(MEGABYTE, path.stat().st_size // 20)
+    url = server.serve_file("/model", path, cut_at=cut, cuts=10)
+
+    fetched = pod.fetch(url, PATIENT, **case.fields)
+
+    assert fetched.converted == checkpoints.converted(case)
+    assert len(server.requests) > 10
+    assert server.bytes_served < path.stat().st_size + 4 * MEGABYTE
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=str)
+def test_the_next_pod_goes_on(pod, server, checkpoints, case):
+    """With what the first left when its source went away."""
+    path = checkpoints.file(case)
+    with pytest.raises(LoaderError):
+        pod.fetch(cut_in_half(server, path), Retries(delays=()), **case.fields)
+    first = server.bytes_served
+    server.forget()
+    fetched = pod.fetch(server.serve_file("/model", path), **case.fields)
+
+    assert fetched.converted == checkpoints.converted(case)
+    assert server.bytes_served < path.stat().st_size - first + 6 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    ("changed", "fields"),
+    [
+        pytest.param({"etag": '"other"'}, {}, id="another version"),
+        pytest.param({}, {"revision": "fp16"}, id="another precision"),
+    ],
+)
+def test_what_was_done_for_something_else_does_not_count(pod, server, checkpoints, changed, fields):
+    """Another version of the source, or another plan, begins anew."""
+    path = checkpoints.file(CASES[0])
+    with pytest.raises(LoaderError):
+        pod.fetch(cut_in_half(server, path), Retries(delays=()))
+    assert json.loads((pod.out / ".streamed.json").read_text())["durable"] > 0
+
+    fetched = pod.fetch(server.serve_file("/model", path, **changed), **fields)
+
+    expected = checkpoints.converted(Case("fp16", "safetensors", fields) if fields else CASES[0])
+    assert fetched.converted == expected
+
+
+def test_a_file_that_changes_meanwhile_is_begun_anew(pod, server, checkpoints):
+    """Never half of one and half of the other."""
+    path = checkpoints.file(CASES[0])
+    other = Case("other", "other.safetensors")
+    if not (checkpoints.root / "model.other.safetensors").exists():
+        save_safetensors(
+            checkpoints.root / "model.other.safetensors", tiny_sd15(torch.float32, seed=1)
+        )
+    url = cut_in_half(server, path)
+
+    def serve_the_other(_: float) -> None:
+        server.serve_file("/model", checkpoints.file(other))
+
+    fetched = pod.fetch(url, Retries(delays=(0.0,), sleep=serve_the_other))
+
+    assert fetched.converted == checkpoints.converted(other)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [{"ignore_range": True}, {"validators": False}, {"etag": 'W/"weak"'}],
+    ids=["no ranges", "no validator", "a weak validator"],
+)
+def test_without_ranges_of_one_version_it_is_downloaded_first(pod, server, checkpoints, faults):
+    """As a whole, with its digest."""
+    path = checkpoints.file(CASES[0])
+    fetched = pod.fetch(server.serve_file("/model", path, **faults))
+    assert fetched.converted is None
+    assert fetched.source.sha256 is not None
+    assert (pod.into / fetched.path).read_bytes() == path.read_bytes()
+    assert list(pod.out.iterdir()) == []
+
+
+def test_a_digest_that_is_expected_is_checked_over_the_whole(pod, server, checkpoints):
+    """And a file that has another is refused."""
+    path = checkpoints.file(CASES[0])
+    url = server.serve_file("/model", path)
+    with pytest.raises(LoaderError) as caught:
+        pod.fetch(url, sha256="0" * 64)
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_a_repacked_archive_is_downloaded_first(pod, server, checkpoints, tmp_path):
+    """Where its members are not aligned as torch does it, their place cannot be foreseen."""
+    path = tmp_path / "repacked.ckpt"
+    with zipfile.ZipFile(checkpoints.file(CASES[2])) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    fetched = pod.fetch(server.serve_file("/model", path), revision="fp16")
+    assert fetched.converted is None
+    assert (pod.into / fetched.path).read_bytes() == path.read_bytes()
+
+
+def test_a_local_header_that_contradicts_the_directory_is_refused(pod, server, checkpoints):
+    """Although it comes after the conversion was planned."""
+    path = checkpoints.file(CASES[2])
+    with open_tensor_file(path) as file:
+        weights = file.tensors["model.diffusion_model.out.2.weight"].offset
+    content = bytearray(path.read_bytes())
+    header = content.rindex(b"PK\x03\x04", 0, weights)
+    content[content.index(b"/data/", header) + 1] ^= 1
+    with pytest.raises(LoaderError, match="gives another name") as caught:
+        pod.fetch(server.serve_file("/model", bytes(content)), revision="fp16")
+    assert caught.value.reason is Reason.NOT_A_MODEL
+
+
+def test_what_cannot_be_converted_is_refused_before_the_weights_come(pod, server, tmp_path):
+    """The outline suffices to tell."""
+    tensors = {"model.nothing": torch.zeros(9 * MEGABYTE)}
+    url = server.serve_file("/model", save_safetensors(tmp_path / "model.safetensors", tensors))
+    with pytest.raises(LoaderError) as caught:
+        pod.fetch(url)
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert server.bytes_served < 4 * MEGABYTE
+
+
+def test_an_overflow_is_found_while_streaming(pod, server, tmp_path):
+    """It names the tensor, as it does otherwise."""
+    tensors = tiny_sd15(torch.float32)
+    tensors["model.diffusion_model.out.2.bias"][0] = 1e6
+    url = server.serve_file("/model", save_safetensors(tmp_path / "model.safetensors", tensors))
+    with pytest.raises(LoaderError, match=r"1 finite weights.*conv_out\.bias") as caught:
+        pod.fetch(url, revision="fp16")
+    assert caught.value.reason is Reason.VERIFICATION_FAILED
+
+
+def test_what_is_gone_with_the_output_is_fetched_again(pod, server, checkpoints):
+    """A record that outlived its files would make a folder with holes."""
+    path = checkpoints.file(CASES[0])
+    with pytest.raises(LoaderError):
+        pod.fetch(cut_in_half(server, path), Retries(delays=()))
+    shutil.rmtree(pod.out)
+
+    fetched = pod.fetch(server.serve_file("/model", path))
+
+    assert fetched.converted == checkpoints.converted(CASES[0])
+    assert not (pod.out / ".streamed.json").exists()
+
+
+@dataclass
+class NoRecord:
+    """Begins anew, and keeps nothing."""
+
+    def done(self) -> int:
+        """None."""
+        return 0
+
+    def set_done(self, written: int, durable: int) -> None:
+        """Forget it."""
+
+
+def test_bytes_may_come_out_of_order(tmp_path):
+    """What holds up a digest first: the file is the same."""
+    side = 4096
+    content = random.Random(0).randbytes(2 * 4 * side * side + 4 * side)
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    fd = os.open(source, os.O_RDWR)
+    shapes = {"c.0": (side, side), "c.1": (side, side), "b": (1, side)}
+    tensors, offset = {}, 0
+    for name, shape in shapes.items():
+        tensors[name] = Tensor(fd, Dtype.F32, shape, offset)
+        offset += tensors[name].nbytes
+    items = [Item(name, tensor, Dtype.F32) for name, tensor in tensors.items()]
+    file = weights_file("model.safetensors", items)
+    wants = wants_of([file], fd)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "streamed").mkdir()
+    try:
+        expected = write_folder(tmp_path / "whole", [file], lambda _: None)
+        opened = [TensorFile(source, fd, "safetensors", tensors)]
+        with StreamedFolder(tmp_path / "streamed", [file], wants, opened, fd, NoRecord()) as folder:
+            for start, end in wants.ranges():
+                for position in range(start, end, MEGABYTE - 1):
+                    piece = content[position : min(end, position + MEGABYTE - 1)]
+                    folder.feed(position, memoryview(piece))
+            found = folder.finish()
+    finally:
+        os.close(fd)
+    assert wants.ordered[0].start == tensors["b"].offset
+    assert found == expected

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sd_api.spec import JobOverrides
+from sd_operator.base import settings as settings_module
+from sd_operator.base.environment import SettingsError
+from sd_operator.base.settings import LoaderSettings, Settings
+from sd_operator.rules.queue import Limits
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> str:
+    """A file that is there; what is in it does not matter here."""
+    path = tmp_path / "kubeconfig"
+    path.write_text("{}")
+    return str(path)
+
+
+def read(kubeconfig: str, **variables: str) -> Settings:
+    """Settings of an environment."""
+    prefixed = {f"SD_OPERATOR_{name}": value for name, value in variables.items()}
+    return Settings.from_env({"KUBECONFIG": kubeconfig, **prefixed})
+
+
+def test_an_empty_environment_gives_the_defaults(kubeconfig: str) -> None:
+    """Only the cluster must be named."""
+    assert read(kubeconfig) == Settings(kubeconfig=Path(kubeconfig))
+
+
+def test_every_variable_is_read(kubeconfig: str) -> None:
+    """Words are split at commas, hosts are lower-cased."""
+    settings = read(
+        kubeconfig,
+        NAMESPACES="art, ops",
+        CLAIM_NAME="volume",
+        LOADER_IMAGE="registry.example.com/loader:1",
+        LOADER_SLIM_IMAGE="registry.example.com/slim:1",
+        IMAGE_PULL_SECRETS="pull",
+        GPU_RESOURCE="amd.com/gpu",
+        GPU_COUNT="0",
+        CA_CONFIGMAP="ca",
+        MAX_BYTES="1000",
+        RETAIN_PREVIOUS_SECONDS="0",
+        LOADER_TMP_SIZE="2Gi",
+        ACTIVE_DEADLINE_SECONDS="60",
+        LOAD_TTL_SECONDS="1",
+        REMOVE_TTL_SECONDS="2",
+        LOADER_DEFAULT_PARTS="sd1=org/one, sdxl=org/two",
+        ALLOW_JOB_OVERRIDES="false",
+        LOADER_SECURITY_CONTEXT='{"pod": {}, "container": {"runAsNonRoot": true}}',
+        LOADER_PLACEMENT='{"nodeSelector": {"pool": "gpu"}, "runtimeClassName": "nvidia"}',
+        ALLOWED_HOSTS="Mirror.example.com, 10.0.0.1:8080",
+        HF_ENDPOINT="https://hub.example.com",
+        TRAINED_URL_TEMPLATE="https://trainer.example.com/models/{id}",
+        HTTPS_PROXY="http://proxy:3128",
+        NO_PROXY="localhost",
+        WEBHOOK_KEY_FILE="/etc/key",
+        WEBHOOK_CA_FILE="/etc/ca.crt",
+        WEBHOOK_RETRY_SECONDS="0.1, 2",
+        BIND_ADDRESS="127.0.0.1",
+        METRICS_PORT="0",
+        PROBES_PORT="1",
+        RESYNC_SECONDS="1.5",
+        POLL_SECONDS="2",
+        RETRY_FIRST_SECONDS="3",
+        RETRY_MAX_SECONDS="4",
+        STUCK_SECONDS="5",
+        MAX_LOADS="6",
+        MAX_LOADS_PER_NAMESPACE="0",
+        KUEUE_QUEUE="gpus",
+        LEADER_ELECTION="true",
+        LEASE_NAMESPACE="ops",
+        LOG_FORMAT="json",
+        LOG_LEVEL="DEBUG",
+    )
+    assert settings == Settings(
+        kubeconfig=Path(kubeconfig),
+        namespaces=("art", "ops"),
+        claim_name="volume",
+        loader=LoaderSettings(
+            image="registry.example.com/loader:1",
+            slim_image="registry.example.com/slim:1",
+            image_pull_secrets=("pull",),
+            gpu_resource="amd.com/gpu",
+            gpu_count=0,
+            ca_configmap="ca",
+            max_bytes=1000,
+            retain_previous_seconds=0,
+            tmp_size="2Gi",
+            active_deadline_seconds=60,
+            load_ttl_seconds=1,
+            remove_ttl_seconds=2,
+            default_parts={"sd1": "org/one", "sdxl": "org/two"},
+            allow_overrides=False,
+            kueue_queue="gpus",
+            security_context={"pod": {}, "container": {"runAsNonRoot": True}},
+            placement=JobOverrides(node_selector={"pool": "gpu"}, runtime_class_name="nvidia"),
+        ),
+        allowed_hosts=frozenset({"mirror.example.com", "10.0.0.1:8080"}),
+        hub_endpoint="https://hub.example.com",
+        trained_url_template="https://trainer.example.com/models/{id}",
+        https_proxy="http://proxy:3128",
+        no_proxy="localhost",
+        webhook_key_file=Path("/etc/key"),
+        webhook_ca_file=Path("/etc/ca.crt"),
+        webhook_retry_seconds=(0.1, 2.0),
+        bind_address="127.0.0.1",
+        metrics_port=0,
+        probes_port=1,
+        resync_seconds=1.5,
+        poll_seconds=2.0,
+        retry_first_seconds=3.0,
+        retry_max_seconds=4.0,
+        stuck_seconds=5.0,
+        max_loads=6,
+        max_loads_per_namespace=0,
+        lease_namespace="ops",
+        log_format="json",
+        log_level="DEBUG",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        pytest.param("GPU_COUNT", "one", "must be a whole number", id="no number"),
+        pytest.param("GPU_COUNT", "-1", "must be a whole number", id="negative"),
+        pytest.param("METRICS_PORT", "65536", "must be at most 65535", id="no port"),
+        pytest.param(
+            "RETAIN_PREVIOUS_SECONDS", "9" * 11, "must be at most 3153600000", id="for ever"
+        ),
+        pytest.param("ACTIVE_DEADLINE_SECONDS", "59", "must be at least 60", id="too short"),
+        pytest.param("RESYNC_SECONDS", "0", "must be a number of seconds above 0", id="zero"),
+        pytest.param("POLL_SECONDS", "nan", "must be a number of seconds above 0", id="nan"),
+        pytest.param("STUCK_SECONDS", "soon", "must be a number", id="word"),
+        pytest.param("WEBHOOK_RETRY_SECONDS", "1,x", "must be numbers of seconds", id="list"),
+        pytest.param("ALLOW_JOB_OVERRIDES", "yes", "must be one of true, false", id="truth"),
+        pytest.param("MAX_LOADS", "all", "must be a whole number", id="no limit"),
+        pytest.param("LEADER_ELECTION", "maybe", "must be one of true, false", id="election"),
+        pytest.param("LOG_FORMAT", "xml", "must be one of auto, json, text", id="format"),
+        pytest.param("LOG_LEVEL", "LOUD", "must be one of DEBUG, INFO", id="level"),
+        pytest.param("HF_ENDPOINT", "hub.example.com", "must be an http(s) link", id="no link"),
+        pytest.param("TRAINED_URL_TEMPLATE", "https://x.example", "must have {id}", id="template"),
+        pytest.param("LOADER_DEFAULT_PARTS", "org/name", "must be entries BASE=", id="no base"),
+        pytest.param("LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=", id="base"),
+        pytest.param("LOADER_DEFAULT_PARTS", "sd1=name", "must be entries BASE=", id="no repo"),
+        pytest.param("LOADER_DEFAULT_PARTS", "sd1=a/b,sd1=c/d", "names two repos", id="twice"),
+        pytest.param("LOADER_SECURITY_CONTEXT", "[]", "must be JSON of the shape", id="list"),
+        pytest.param("LOADER_SECURITY_CONTEXT", '{"x": 1}', "must be JSON of the shape", id="key"),
+        pytest.param("LOADER_PLACEMENT", "gpu", "must be JSON of a Pod's fields: it", id="no JSON"),
+        pytest.param("LOADER_PLACEMENT", "[]", "must be JSON of a Pod's fields", id="a JSON list"),
+        pytest.param(
+            "LOADER_PLACEMENT",
+            '{"tolerations": {}}',
+            "must be JSON of a Pod's fields: tolerations: Input should be",
+            id="field",
+        ),
+        pytest.param(
+            "LOADER_PLACEMENT",
+            '{"nodeselector": {}}',
+            "may have the fields nodeSelector",
+            id="case",
+        ),
+        pytest.param("LOADER_PLACEMENT", '{"resources": {}}', "may have the fields", id="no place"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(kubeconfig: str, name: str, value: str, why: str) -> None:
+    """The message says which variable, what it must be and what it is."""
+    with pytest.raises(SettingsError) as error:
+        read(kubeconfig, **{name: value})
+    assert str(error.value).startswith(f"SD_OPERATOR_{name} {why}")
+    assert repr(value) in str(error.value)
+
+
+def test_in_a_pod_the_pods_own_account_is_used() -> None:
+    """KUBECONFIG goes before it."""
+    assert Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).kubeconfig is None
+
+
+@pytest.fixture
+def pod_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which a Pod finds its namespace."""
+    path = tmp_path / "namespace"
+    path.write_text("ops\n")
+    monkeypatch.setattr(settings_module, "POD_NAMESPACE", path)
+    return path
+
+
+@pytest.mark.usefixtures("pod_namespace")
+def test_in_a_pod_there_is_an_election(kubeconfig: str) -> None:
+    """In the Pod's namespace, if not told otherwise; elsewhere only where it is asked for."""
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    off, other = {"SD_OPERATOR_LEADER_ELECTION": "false"}, {"SD_OPERATOR_LEASE_NAMESPACE": "x"}
+    assert Settings.from_env(pod).lease_namespace == "ops"
+    assert Settings.from_env(pod | off).lease_namespace is None
+    assert Settings.from_env(pod | other).lease_namespace == "x"
+    assert Settings.from_env(pod | {"KUBECONFIG": kubeconfig}).lease_namespace is None
+    assert read(kubeconfig, LEASE_NAMESPACE="x").lease_namespace is None
+
+
+def test_an_election_needs_a_namespace(kubeconfig: str) -> None:
+    """Outside a Pod nothing says which."""
+    with pytest.raises(SettingsError, match="SD_OPERATOR_LEASE_NAMESPACE must be set"):
+        read(kubeconfig, LEADER_ELECTION="true")
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        pytest.param(Settings(), Limits(10, 4), id="default"),
+        pytest.param(Settings(max_loads=0, max_loads_per_namespace=0), Limits(), id="0 is none"),
+        pytest.param(
+            Settings(loader=LoaderSettings(kueue_queue="gpus")), Limits(), id="Kueue's business"
+        ),
+    ],
+)
+def test_how_many_loads_may_run(settings: Settings, limits: Limits) -> None:
+    """With a Kueue queue the operator's own limits are off."""
+    assert settings.limits() == limits
+
+
+def test_a_kubeconfig_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """Before anything starts."""
+    with pytest.raises(SettingsError, match="KUBECONFIG must name a file"):
+        Settings.from_env({"KUBECONFIG": str(tmp_path / "nothing")})
+
+
+def test_the_hub_of_the_environment_is_the_default(kubeconfig: str) -> None:
+    """HF_ENDPOINT is what the Hub's own tools read."""
+    env = {"KUBECONFIG": kubeconfig, "HF_ENDPOINT": "https://mirror.example.com"}
+    assert Settings.from_env(env).hub_endpoint == "https://mirror.example.com"
+
+
+def test_the_trainers_host_is_allowed_to_the_loader_only() -> None:
+    """The administrator chose it for models, not for webhooks."""
+    settings = Settings(trained_url_template="http://trainer.svc/models/{id}")
+    assert settings.loader_allowed_hosts() == {"trainer.svc:80"}
+    assert settings.guard().allowed_hosts == frozenset()

@@ -1,0 +1,160 @@
+"""The queue at work: who asks, who is let in, who is woken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+
+from sd_api import names
+from sd_operator.reconciler.admission import Turn, Turns
+from sd_operator.reconciler.cache import Cache
+from sd_operator.resources.observed import JobState, JobView
+from sd_operator.rules.queue import Limits, Waiting
+from tests.support.rules.observed import NOW, job
+
+ADMITTED = Turn(admitted=True)
+
+
+def of(uid: str, **fields: object) -> JobView:
+    """The loader Job of a model."""
+    return job(uid=f"job-{uid}", model_uid=uid, **fields)
+
+
+class Line:
+    """A queue, the cache that it reads, and whom it woke."""
+
+    def __init__(self, limit: int = 1) -> None:
+        self.cache = Cache()
+        self.woken: list[str] = []
+        self.turns = Turns(Limits(limit), self.cache, self.woken.extend)
+
+    def ask(self, uid: str, priority: int = 0) -> Awaitable[Turn]:
+        """Ask for a model's turn; models are as old as their names tell."""
+        created = NOW + timedelta(seconds=ord(uid))
+        return asyncio.ensure_future(self.turns.ask(Waiting(uid, "art", priority, created)))
+
+
+def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
+    """Run a scenario, which must end soon."""
+
+    async def bounded() -> None:
+        line = Line(limit)
+        async with asyncio.timeout(10):
+            await scenario(line)
+        line.turns.close()
+
+    asyncio.run(bounded())
+
+
+def test_those_who_ask_together_are_judged_together() -> None:
+    """Priority counts although the others were a moment earlier; nobody is woken to be told."""
+
+    async def scenario(line: Line) -> None:
+        asked = [line.ask("a"), line.ask("b"), line.ask("c", priority=1)]
+        turns = await asyncio.gather(*asked)
+        assert turns == [Turn(False, 1), Turn(False, 2), ADMITTED]
+        assert line.woken == []
+        assert len(line.turns) == 2
+
+    run(scenario)
+
+
+def test_the_next_starts_when_a_load_ends() -> None:
+    """Whoever was let in holds its place until its Job is seen; then the Job does."""
+
+    async def scenario(line: Line) -> None:
+        await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
+        line.cache.put_job(of("a"))
+        line.turns.leave("a")
+        await asyncio.sleep(0.1)
+        assert line.woken == [], "the Job counts in its model's stead"
+        ended = of("a", state=JobState.COMPLETE, resource_version="2")
+        line.cache.put_job(ended)
+        line.turns.changed()
+        await asyncio.sleep(0.1)
+        assert line.woken == ["b", "c"], "the one may load, the other has come nearer"
+        assert (line.turns.turn("b"), line.turns.turn("c")) == (ADMITTED, Turn(False, 1))
+
+    run(scenario)
+
+
+def test_a_running_load_counts_from_the_start() -> None:
+    """A restarted operator finds its Jobs, before any model has had a pass."""
+
+    async def scenario(line: Line) -> None:
+        line.cache.put_job(of("z"))
+        assert await line.ask("a") == Turn(False, 1)
+        line.cache.drop_job(of("z"))
+        line.turns.changed()
+        await asyncio.sleep(0.1)
+        assert line.woken == ["a"]
+
+    run(scenario)
+
+
+def test_what_does_not_load_takes_no_place() -> None:
+    """Clean-up Jobs, Jobs that have ended, and models that gave their turn back."""
+
+    async def scenario(line: Line) -> None:
+        line.cache.put_job(replace(of("x"), role=names.ROLE_REMOVE))
+        line.cache.put_job(of("y", state=JobState.FAILED))
+        assert await line.ask("a") == ADMITTED
+        line.turns.leave("a")
+        assert await line.ask("b") == ADMITTED
+
+    run(scenario)
+
+
+def test_a_model_that_leaves_lets_the_others_move_up() -> None:
+    """Suspended or deleted while it waits."""
+
+    async def scenario(line: Line) -> None:
+        await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
+        line.turns.leave("b")
+        await asyncio.sleep(0.1)
+        assert line.woken == ["c"]
+        assert line.turns.turn("c") == Turn(False, 1)
+
+    run(scenario)
+
+
+def test_a_changed_priority_is_a_new_question() -> None:
+    """It counts at once."""
+
+    async def scenario(line: Line) -> None:
+        await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
+        assert await line.ask("c", priority=9) == Turn(False, 1)
+        assert line.woken == ["b"]
+
+    run(scenario)
+
+
+def test_without_limits_nobody_waits() -> None:
+    """Not even for a moment."""
+
+    async def scenario(_: Line) -> None:
+        turns = Turns(Limits(), Cache(), lambda _: None)
+        assert turns.turn("a") == ADMITTED
+        assert len(turns) == 0
+
+    run(scenario)
+
+
+def test_a_busy_queue_is_judged_all_the_same() -> None:
+    """Changes without end delay a turn by a second at most."""
+
+    async def scenario(line: Line) -> None:
+        turn = line.ask("a")
+
+        async def disturb() -> None:
+            while True:
+                line.turns.changed()
+                await asyncio.sleep(0.01)
+
+        busy = asyncio.create_task(disturb())
+        assert await turn == ADMITTED
+        busy.cancel()
+
+    run(scenario)

@@ -1,0 +1,208 @@
+"""Passes over models, with an API server whose answers come when the test wants them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from sd_api import names
+from sd_api.status import Phase, Status
+from sd_operator.base.metrics import Metrics
+from sd_operator.base.settings import Settings
+from sd_operator.clients.kube import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    Resource,
+)
+from sd_operator.reconciler.cache import Cache
+from sd_operator.reconciler.controller import Controller
+from sd_operator.reconciler.execute import Executor
+from sd_operator.resources.model import Model
+from sd_operator.rules.decision import FinalizerChange
+from sd_operator.rules.manifests import plan_load
+from sd_operator.standalone.patch import merge_patch
+from tests.support.kube.scriptedapi import Json, Script
+from tests.support.rules.observed import NOW, UID, body, claim, job, published
+
+
+def keep(
+    api: Script,
+    scenario: Callable[[Controller], Coroutine[Any, Any, None]],
+    **settings: Any,
+) -> None:
+    """Run a controller that knows a claim and the model."""
+
+    async def run() -> None:
+        controller = Controller(api, Settings(**settings), Metrics())
+        controller.cache.put_claim(claim())
+        controller.see(api.model)
+        try:
+            async with asyncio.timeout(10):
+                await scenario(controller)
+        finally:
+            await controller.close()
+
+    asyncio.run(run())
+
+
+def test_a_claim_that_went_unseen_is_missed_at_the_resync() -> None:
+    """A gap in the watch hides its deletion, also from models that are Ready."""
+    api = Script(body(published()))
+
+    async def scenario(_: Controller) -> None:
+        await api.until(lambda found: found.get("Ready") == "ClaimNotFound")
+
+    keep(api, scenario, resync_seconds=0.1)
+    assert api.asked[:2] == ["get stablediffusionmodels", "get persistentvolumeclaims"]
+
+
+def test_a_mended_spec_is_tried_at_once() -> None:
+    """What was refused was the Job of the former spec."""
+    api = Script(body())
+    api.refuses = InvalidError("limits: must be at least the request", 422)
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Stalled" in found)
+        api.refuses = None
+        metadata = api.model["metadata"] | {"generation": 2, "resourceVersion": "90"}
+        api.model = api.model | {"metadata": metadata}
+        controller.see(api.model)
+        await api.until(lambda found: "Reconciling" in found)
+
+    keep(api, scenario)
+    assert api.asked.count("create jobs") == 2
+
+
+def test_a_job_that_goes_while_it_is_looked_at_is_tried_again() -> None:
+    """Not found is the Job then, not the model: it must not be forgotten."""
+    api = Script(body())
+    api.refuses = AlreadyExistsError("it exists", 409)
+    model, settings = Model.from_body(api.model), Settings()
+
+    async def create() -> None:
+        job = plan_load(model, settings, "models", 0)
+        await Executor(api, settings, Cache()).create_job(job, NOW)
+
+    with pytest.raises(ConflictError):
+        asyncio.run(create())
+
+
+def test_a_status_that_cannot_be_read_is_replaced() -> None:
+    """Left as it is, it would stay unreadable, and the model would be loaded for ever."""
+    api = Script(body({"phase": "Dreaming", "startTime": "2026-01-01T00:00:00Z"}))
+    sent: list[Json] = []
+
+    async def write() -> None:
+        executor = Executor(api, Settings(), Cache())
+        answer = await executor.write_status(Model.from_body(api.model), Status(phase=Phase.READY))
+        sent.append((answer or {})["status"])
+
+    asyncio.run(write())
+    assert sent[0]["phase"] == "Ready"
+    assert "startTime" not in sent[0]
+
+
+def test_a_model_that_is_gone_has_been_released() -> None:
+    """The reply to its release was lost; only that is taken so."""
+
+    class Gone(Script):
+        @override
+        async def patch(
+            self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+        ) -> Json:
+            """It is gone."""
+            raise NotFoundError("not found", 404)
+
+    executor = Executor(Gone(body()), Settings(), Cache())
+    model = Model.from_body(body())
+    assert asyncio.run(executor.change_finalizer(model, FinalizerChange.REMOVE)) is None
+    with pytest.raises(NotFoundError):
+        asyncio.run(executor.change_finalizer(model, FinalizerChange.ADD))
+
+
+def test_the_job_of_a_newer_spec_is_left_alone() -> None:
+    """Another operator has seen the spec and begun the load; to end it would lose its work."""
+    api = Script(body(published()))
+
+    async def scenario(controller: Controller) -> None:
+        wanted = Model.from_body(api.change({"spec": {"revision": "fp16"}})).wanted
+        controller.cache.put_job(job(load_hash=wanted))
+        await api.until(lambda found: "Reconciling" in found)
+
+    keep(api, scenario)
+    assert "delete jobs" not in api.asked
+
+
+def test_a_deleted_model_is_not_seen_again() -> None:
+    """A watch that begins at an old version tells of its life again; a load would leave files."""
+    api = Script(body())
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        controller.forget(UID)
+        asked = list(api.asked)
+        controller.see(api.change({"spec": {"revision": "fp16"}}))
+        await asyncio.sleep(0.1)
+        assert api.asked == asked
+
+    keep(api, scenario)
+    assert api.asked.count("create jobs") == 1
+
+
+class Released(Script):
+    """An API server whose answer to a release has the version of before, as etcd's has."""
+
+    @override
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+    ) -> Json:
+        """It was there, or was gone before."""
+        if self.away is not None:
+            raise self.away
+        return merge_patch(self.model, {"metadata": {"finalizers": None}})
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        pytest.param(None, id="released"),
+        pytest.param(NotFoundError("not found", 404), id="gone before"),
+    ],
+)
+def test_a_deletion_that_goes_unseen_is_told_once(away: Exception | None) -> None:
+    """What an old list shows of the model afterwards changes nothing more."""
+    api = Released(body(deleted_ago=1, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}))
+    api.away = away
+
+    async def scenario(controller: Controller) -> None:
+        while not api.events:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.01)
+        controller.see(api.model)
+        await asyncio.sleep(0.2)
+
+    keep(api, scenario, resync_seconds=0.05)
+    assert api.reasons == {"ModelDeleted": 1}
+
+
+def test_an_old_answer_does_not_undo_what_is_known() -> None:
+    """A look that shows the former spec would stop the load of the new one."""
+    api = Script(body())
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        old, wanted = api.model, api.change({"spec": {"revision": "fp16"}})
+        controller.see(wanted)
+        await api.until(lambda _: api.asked.count("create jobs") == 2)
+        asked, api.model = len(api.asked), old
+        while "get stablediffusionmodels" not in api.asked[asked:]:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+
+    keep(api, scenario, resync_seconds=0.1)
+    assert (api.asked.count("create jobs"), api.asked.count("delete jobs")) == (2, 1)

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devkit.webhook_receiver import WebhookReceiver
+from sd_api.netguard import Guard
+from sd_api.status import OUTBOX_MAX, OutboxEntry, Status, WebhookEvent
+from sd_operator.base import times
+from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
+from sd_operator.clients.kube import ForbiddenError, NotFoundError
+from sd_operator.reconciler import delivery
+from sd_operator.reconciler.delivery import KeyUnreadableError, Webhooks
+from sd_operator.resources.observed import Delivery, Outcome
+from sd_operator.rules import outbox
+from sd_operator.rules.decision import Call
+from tests.support.rules.observed import NOW, UID, WANTED, model, published
+
+KEY = "whsec_" + base64.b64encode(b"a key of twenty-six bytes.").decode()
+
+
+def entry(event: WebhookEvent = WebhookEvent.LOADED, **fields: Any) -> OutboxEntry:
+    """A call that is owed."""
+    return OutboxEntry(
+        id=outbox.webhook_id(UID, WANTED, event),
+        event=event,
+        load_hash=WANTED,
+        created_time=times.stamp(NOW),
+        **fields,
+    )
+
+
+async def no_secret(namespace: str, name: str) -> dict[str, Any]:
+    """There is none."""
+    raise NotFoundError(f'secrets "{name}" not found in {namespace}', 404)
+
+
+def deliver(
+    url: str,
+    settings: Settings,
+    read_secret: delivery.ReadSecret = no_secret,
+    *,
+    secret: tuple[str | None, str | None] = (None, None),
+    guard: Guard | None = None,
+) -> Delivery:
+    """Call a webhook for real."""
+
+    async def run() -> Delivery:
+        webhooks = Webhooks(settings, guard or settings.guard(), read_secret)
+        try:
+            resource = model(published(), webhook=url)
+            return await webhooks.deliver(Call(entry(), url, *secret), resource, resource.status)
+        finally:
+            await webhooks.close()
+
+    return asyncio.run(run())
+
+
+def allowing(receiver: WebhookReceiver, **settings: Any) -> Settings:
+    """Settings that let loopback be called."""
+    return Settings(allowed_hosts=frozenset({receiver.host}), **settings)
+
+
+def test_a_call_is_signed_as_standard_webhooks_says(tmp_path: Path) -> None:
+    """The receiver verifies by the specification, with the operator's default key."""
+    key_file = tmp_path / "key"
+    key_file.write_text(KEY + "\n")
+    with WebhookReceiver(key=KEY) as receiver:
+        done = deliver(receiver.url, allowing(receiver, webhook_key_file=key_file))
+    assert done.outcome is Outcome.DELIVERED
+    (call,) = receiver.calls
+    assert call.verified
+    assert call.id == done.id == outbox.webhook_id(UID, WANTED, WebhookEvent.LOADED)
+    assert call.body["status"] == "success"
+    assert call.body["event"] == "model.loaded"
+    assert call.body["model_id"] == "sketch"
+    assert call.body["model"]["artifact"]["path"] == "sketch"
+
+
+def test_without_a_key_calls_go_unsigned() -> None:
+    """The other two headers are there."""
+    with WebhookReceiver() as receiver:
+        assert deliver(receiver.url, allowing(receiver)).outcome is Outcome.DELIVERED
+    headers = receiver.calls[0].headers
+    assert "webhook-signature" not in headers
+    assert "webhook-timestamp" in headers
+
+
+def test_the_signature_is_that_of_the_specification() -> None:
+    """HMAC-SHA256 over id, timestamp and body, in base64, versioned."""
+    expected = hmac.new(b"key", b'msg_1.1700000000.{"a":1}', hashlib.sha256).digest()
+    signed = delivery.signature(b"key", "msg_1", 1_700_000_000, b'{"a":1}')
+    assert signed == "v1," + base64.b64encode(expected).decode()
+
+
+def secret_of(data: dict[str, str]) -> delivery.ReadSecret:
+    """A Secret with these keys."""
+
+    async def read(namespace: str, name: str) -> dict[str, Any]:
+        assert (namespace, name) == ("art", "hook")
+        return {
+            "data": {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
+        }
+
+    return read
+
+
+def test_a_models_own_key_signs() -> None:
+    """It goes before the default."""
+    with WebhookReceiver(key=KEY) as receiver:
+        settings = allowing(receiver, webhook_key_file=Path("/nowhere"))
+        done = deliver(receiver.url, settings, secret_of({"k": KEY}), secret=("hook", "k"))
+    assert done.outcome is Outcome.DELIVERED
+    assert receiver.calls[0].verified
+
+
+async def forbidden(namespace: str, name: str) -> dict[str, Any]:
+    """RBAC says no."""
+    raise ForbiddenError(f'secrets "{name}" is forbidden in {namespace}', 403)
+
+
+@pytest.mark.parametrize(
+    ("read", "why"),
+    [
+        pytest.param(no_secret, "not found", id="no Secret"),
+        pytest.param(forbidden, "is forbidden", id="no permission"),
+        pytest.param(secret_of({}), "does not exist", id="no such key"),
+        pytest.param(secret_of({"k": "plain"}), "whsec_<base64>", id="no prefix"),
+        pytest.param(secret_of({"k": "whsec_%%%"}), "whsec_<base64>", id="no base64"),
+        pytest.param(secret_of({"k": "whsec_"}), "whsec_<base64>", id="empty"),
+    ],
+)
+def test_an_unreadable_key_sends_nothing(read: delivery.ReadSecret, why: str) -> None:
+    """A call that should be signed never goes out unsigned; the key itself is never told."""
+    with WebhookReceiver() as receiver:
+        done = deliver(receiver.url, allowing(receiver), read, secret=("hook", "k"))
+    assert receiver.calls == []
+    assert done.outcome is Outcome.UNSIGNED
+    assert why in done.error
+    assert "key k of Secret art/hook" in done.error
+    assert "plain" not in done.error
+
+
+def test_an_unreadable_default_key_sends_nothing(tmp_path: Path) -> None:
+    """The message names the file's setting."""
+    with WebhookReceiver() as receiver:
+        done = deliver(receiver.url, allowing(receiver, webhook_key_file=tmp_path / "nothing"))
+    assert receiver.calls == []
+    assert done.outcome is Outcome.UNSIGNED
+    assert "webhook key file" in done.error
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "error"),
+    [
+        (200, Outcome.DELIVERED, ""),
+        (410, Outcome.GONE, "410"),
+        (404, Outcome.FAILED, "404"),
+        (500, Outcome.FAILED, "500"),
+        (302, Outcome.FAILED, "redirects are not followed"),
+    ],
+)
+def test_only_the_answers_status_counts(status: int, outcome: Outcome, error: str) -> None:
+    """2xx is delivered, 410 is final, redirects are failures."""
+    with WebhookReceiver(status=status, headers={"Location": "http://example.com/"}) as receiver:
+        done = deliver(receiver.url, allowing(receiver))
+    assert done.outcome is outcome
+    assert error in done.error
+    assert len(receiver.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        pytest.param("http://127.0.0.1/x", "over https only", id="plain http"),
+        pytest.param("https://127.0.0.1/x", "not a public address", id="loopback"),
+        pytest.param("https://169.254.169.254/x", "not a public address", id="metadata"),
+        pytest.param("https://[::ffff:10.0.0.1]/x", "not a public address", id="mapped"),
+        pytest.param("https://2130706433/x", "four decimal numbers", id="decimal spelling"),
+        pytest.param("https://localhost/x", "private name", id="private name"),
+    ],
+)
+def test_private_addresses_are_not_called(url: str, why: str) -> None:
+    """Literal addresses are checked before aiohttp, which asks no resolver for them."""
+    done = deliver(url, Settings())
+    assert done.outcome is Outcome.FAILED
+    assert why in done.error
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param(["127.0.0.1"], id="private"),
+        pytest.param(["93.184.215.14", "10.0.0.1"], id="one of two private"),
+    ],
+)
+def test_names_of_private_addresses_are_not_called(answers: list[str]) -> None:
+    """Every answer is checked, and only the checked ones are connected to."""
+    with WebhookReceiver() as receiver:
+        port = receiver.host.rpartition(":")[2]
+        guard = Guard(resolver=lambda *_: answers)
+        done = deliver(f"https://hooks.example.com:{port}/x", Settings(), guard=guard)
+    assert receiver.calls == []
+    assert done.outcome is Outcome.FAILED
+    assert "not a public address" in done.error
+
+
+def test_the_checked_address_is_connected_to() -> None:
+    """No second look-up: the name exists only in the guard's resolver."""
+    with WebhookReceiver() as receiver:
+        port = receiver.host.rpartition(":")[2]
+        host = f"hooks.example.invalid:{port}"
+        guard = Guard(frozenset({host}), resolver=lambda *_: ["127.0.0.1"])
+        done = deliver(f"http://{host}/x", Settings(), guard=guard)
+    assert done.outcome is Outcome.DELIVERED
+    assert receiver.calls[0].headers["host"] == host
+
+
+def test_behind_a_proxy_the_proxy_is_called() -> None:
+    """It resolves the name; private names are refused all the same."""
+    with WebhookReceiver() as proxy:
+        settings = Settings(
+            https_proxy=f"http://{proxy.host}", allowed_hosts=frozenset({"h.example"})
+        )
+        assert deliver("http://h.example/x", settings).outcome is Outcome.DELIVERED
+        assert proxy.calls[0].headers["host"] == "h.example"
+        assert "private name" in deliver("https://localhost/x", settings).error
+        direct = replace(settings, no_proxy=".example", allowed_hosts=frozenset({"h.example"}))
+        assert deliver("http://h.example/x", direct).outcome is Outcome.FAILED
+    assert len(proxy.calls) == 1
+
+
+def test_a_receiver_that_is_away_is_a_failure() -> None:
+    """The message tells the cause and nothing of the url's query."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unused.getsockname()[1]}"
+        settings = Settings(allowed_hosts=frozenset({host}))
+        done = deliver(f"http://{host}/x?token=secret", settings)
+    assert done.outcome is Outcome.FAILED
+    assert done.error.startswith("no connection: ")
+    assert "secret" not in done.error
+
+
+def test_a_silent_receiver_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing hangs."""
+    monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = deliver(f"http://{host}/x", Settings(allowed_hosts=frozenset({host})))
+    assert done.outcome is Outcome.FAILED
+    assert "no answer within" in done.error
+
+
+def test_what_is_published_is_told_only_of_its_own_load() -> None:
+    """A late call must not pass a newer artifact off as the event's."""
+    resource = model(published("0" * 16), url="https://u:p@example.com/m.ckpt?token=t")
+    body = delivery.payload(resource, resource.status, entry())
+    assert body["model"]["artifact"] is None
+    assert body["model"]["url"] == "https://example.com/m.ckpt?…"
+    failed = delivery.payload(resource, Status(), entry(WebhookEvent.LOAD_FAILED))
+    assert failed["status"] == "error"
+
+
+def test_keys_are_parsed_strictly() -> None:
+    """Only whsec_<base64>, with white space around it."""
+    assert delivery.parse_key(f" {KEY}\n") == b"a key of twenty-six bytes."
+    with pytest.raises(KeyUnreadableError):
+        delivery.parse_key(KEY.removeprefix("whsec_"))
+
+
+# The outbox.
+
+
+def news(*entries: OutboxEntry) -> outbox.News:
+    """An outbox with these entries."""
+    return outbox.News(entries)
+
+
+def test_ids_are_stable_and_differ_by_load_and_event() -> None:
+    """Receivers tell repeated calls by them."""
+    make: Callable[..., str] = outbox.webhook_id
+    ids = {make(UID, load, event) for load in ("a", "b") for event in WebhookEvent}
+    assert len(ids) == 2 * len(WebhookEvent)
+    assert make(UID, "a", WebhookEvent.LOADED) in ids
+
+
+def test_an_event_is_owed_once() -> None:
+    """The same load's event does not get in twice."""
+    once = outbox.owe(news(), entry())
+    assert once.reason == "DeliveryPending"
+    assert outbox.owe(once, entry()) == once
+
+
+def test_the_outbox_is_bounded() -> None:
+    """The oldest call is given up for the newest."""
+    box = news()
+    for number in range(OUTBOX_MAX + 2):
+        box = outbox.owe(box, entry().model_copy(update={"id": str(number)}))
+    assert [one.id for one in box.entries] == [str(n) for n in range(2, OUTBOX_MAX + 2)]
+
+
+def test_due_is_what_has_waited_and_does_not_run() -> None:
+    """Each entry has its own time."""
+    soon = entry(next_attempt_time=times.stamp(NOW + timedelta(seconds=30)))
+    new = entry(WebhookEvent.LOAD_STARTED)
+    assert outbox.due([soon, new], frozenset(), NOW) == (new,)
+    assert outbox.due([soon, new], frozenset({new.id}), NOW) == ()
+    assert outbox.due([soon], frozenset(), NOW + timedelta(seconds=30)) == (soon,)
+    assert outbox.wake_after([soon], frozenset(), NOW) == 30
+    assert outbox.wake_after([soon], frozenset({soon.id}), NOW) is None
+
+
+def noted(before: OutboxEntry, outcome: Outcome) -> outbox.News:
+    """The outbox after a call."""
+    done = Delivery(before.id, outcome, "it answered 500", NOW)
+    return outbox.note([before], [done], WEBHOOK_RETRY_SECONDS)
+
+
+def test_a_delivered_call_is_no_longer_owed() -> None:
+    """Condition and Event say so."""
+    after = noted(entry(), Outcome.DELIVERED)
+    assert after.entries == ()
+    assert after.reason == "Delivered"
+    assert [one.reason for one in after.events] == ["WebhookDelivered"]
+
+
+def test_a_failed_call_is_tried_again_later() -> None:
+    """An Event at the first failure only; the message has the time and the remedy."""
+    after = noted(entry(), Outcome.FAILED)
+    (again,) = after.entries
+    assert (again.attempts, again.next_attempt_time) == (1, "2026-01-02T03:04:10Z")
+    assert again.last_error == "it answered 500"
+    assert again.id == entry().id
+    assert after.reason == "DeliveryFailed"
+    assert "next attempt at 2026-01-02T03:04:10Z. Check spec.webhook" in after.message
+    assert [one.reason for one in after.events] == ["WebhookDeliveryFailed"]
+    assert noted(again, Outcome.FAILED).events == ()
+
+
+def test_a_call_is_tried_for_three_days() -> None:
+    """Then it is given up, with an Event."""
+    assert timedelta(days=2.9) < timedelta(seconds=sum(WEBHOOK_RETRY_SECONDS)) < timedelta(days=3)
+    last = entry(attempts=len(WEBHOOK_RETRY_SECONDS))
+    after = noted(last, Outcome.FAILED)
+    assert after.entries == ()
+    assert "given up" in after.message
+    assert [one.reason for one in after.events] == ["WebhookDeliveryFailed"]
+
+
+def test_gone_is_final() -> None:
+    """410 is the receiver's own wish."""
+    after = noted(entry(), Outcome.GONE)
+    assert (after.entries, after.reason) == ((), "DeliveryFailed")
+
+
+def test_an_unreadable_key_is_a_condition_of_its_own() -> None:
+    """And is tried again: the Secret may be made later."""
+    after = noted(entry(), Outcome.UNSIGNED)
+    assert after.reason == "SecretNotReadable"
+    assert len(after.entries) == 1
+
+
+def test_the_outcome_of_a_forgotten_call_changes_nothing() -> None:
+    """The entry may have been given up in the meantime."""
+    done = Delivery("msg_other", Outcome.FAILED, "", NOW)
+    assert outbox.note([entry()], [done], WEBHOOK_RETRY_SECONDS) == news(entry())

@@ -1,0 +1,383 @@
+"""What befalls webhooks: each event arrives at least once, under one id, and Ready never waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devkit.webhook_receiver import WebhookReceiver
+from sd_api.netguard import Guard
+from sd_api.status import OUTBOX_MAX
+from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
+from sd_operator.clients.kube import ForbiddenError, UnavailableError
+from sd_operator.reconciler import delivery
+from sd_operator.standalone import pki
+from tests.support.kube.webhookstage import Stage, allowing, endless, nobody, play
+from tests.support.rules.observed import NOW
+from tests.support.tally import Tally
+
+KEYS = ("whsec_YSBrZXkgb2Ygc2V2ZW50ZWVuIGIu", "whsec_YW5vdGhlciBrZXkgb2YgMjYgYnl0ZXM=")
+FAULTS = "webhook faults survived"
+
+
+def test_a_receiver_that_is_down_for_days_is_given_up(tally: Tally) -> None:
+    """After three days, with an Event; the model was Ready all the time."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        for attempts, pause in enumerate(WEBHOOK_RETRY_SECONDS, start=1):
+            await stage.tried(attempts)
+            assert stage.ready
+            stage.let_pass(pause)
+        await stage.until(lambda: not stage.outbox)
+
+    with nobody() as host:
+        stage = play(scenario, f"http://{host}/x", allowed_hosts=allowing(host))
+    assert stage.moment - NOW > timedelta(days=2.9)
+    assert stage.api.conditions["WebhookDelivered"] == "DeliveryFailed"
+    assert stage.ready
+    # Each of the two calls says so at its first and at its last attempt.
+    assert stage.api.reasons["WebhookDeliveryFailed"] == 4
+    tally(FAULTS)
+
+
+@pytest.mark.parametrize("status", [302, 404, 429, 500, 503])
+def test_a_receiver_that_refuses_for_days_is_told_in_the_end(status: int, tally: Tally) -> None:
+    """Every refusal but 410 is tried again, each time under the same id."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        for attempts, pause in enumerate(WEBHOOK_RETRY_SECONDS[:6], start=1):
+            await stage.tried(attempts)
+            stage.let_pass(pause)
+        await stage.tried(7)
+        receiver.status = 204
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[6])
+        await stage.told()
+
+    headers = {"Location": "http://127.0.0.1/elsewhere"}
+    with WebhookReceiver(status=status, headers=headers) as receiver:
+        stage = play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    assert stage.moment - NOW > timedelta(days=0.7)
+    assert {call.id for call in receiver.calls} == stage.ids
+    assert len(receiver.calls) == 2 * 8
+    tally(FAULTS)
+
+
+def test_gone_is_the_end_of_one_event(tally: Tally) -> None:
+    """410 is called once for each event, however much time passes."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.until(lambda: not stage.outbox)
+        stage.let_pass(4 * 86400)
+        await asyncio.sleep(0.1)
+
+    with WebhookReceiver(status=410) as receiver:
+        stage = play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    assert sorted(call.id for call in receiver.calls) == sorted(stage.ids)
+    assert stage.api.conditions["WebhookDelivered"] == "DeliveryFailed"
+    tally(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [
+        pytest.param("3600", 3600, id="an hour"),
+        pytest.param("1", WEBHOOK_RETRY_SECONDS[0], id="less than the schedule"),
+        pytest.param("9" * 400, delivery.PAUSE_MAX_SECONDS, id="for ever"),
+        pytest.param("soon", WEBHOOK_RETRY_SECONDS[0], id="no number"),
+    ],
+)
+def test_a_receiver_may_ask_for_a_pause(asked: str, waited: float, tally: Tally) -> None:
+    """Retry-After is kept where it is longer than the schedule; a day at most."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.tried(1)
+        receiver.status = 204
+        stage.let_pass(waited - 1)
+        await asyncio.sleep(0.1)
+        assert len(receiver.calls) == 2
+        stage.let_pass(1)
+        await stage.told()
+
+    with WebhookReceiver(status=429, headers={"Retry-After": asked}) as receiver:
+        stage = play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    assert {call.id for call in receiver.calls} == stage.ids
+    tally(FAULTS)
+
+
+def test_a_slow_receiver_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+    """It got the call, though its answer came too late: it is called again, under the same id."""
+    monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 0.2)
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.tried(1)
+        assert all("no answer within" in one["lastError"] for one in stage.outbox)
+        receiver.seconds = 0
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[0])
+        await stage.told()
+
+    with WebhookReceiver(seconds=0.5) as receiver:
+        stage = play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    assert len(receiver.calls) == 4
+    assert {call.id for call in receiver.calls} == stage.ids
+    tally(FAULTS)
+
+
+def test_ready_comes_while_a_call_hangs(tally: Tally) -> None:
+    """And the operator ends at once in the middle of it."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.until(lambda: len(receiver.calls) == 1)
+        await stage.load()
+        assert [one.get("attempts", 0) for one in stage.outbox] == [0, 0]
+
+    with WebhookReceiver(seconds=1) as receiver:
+        play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    tally(FAULTS)
+
+
+def test_an_endless_body_is_not_read(tally: Tally) -> None:
+    """The status code says all."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.told()
+
+    with endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536) as host:
+        play(scenario, f"http://{host}/x", allowed_hosts=allowing(host))
+    tally(FAULTS)
+
+
+def test_endless_headers_are_a_failure(tally: Tally) -> None:
+    """They are read no further than a bound."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.tried(1)
+
+    with endless(b"HTTP/1.1 200 OK\r\n", b"X-Pad: " + b"x" * 4000 + b"\r\n") as host:
+        stage = play(scenario, f"http://{host}/x", allowed_hosts=allowing(host))
+    assert all("no connection" in one["lastError"] for one in stage.outbox)
+    tally(FAULTS)
+
+
+@pytest.mark.parametrize("speaks_tls", [True, False], ids=["another authority", "no TLS"])
+def test_a_receiver_with_wrong_tls_is_a_failure(
+    speaks_tls: bool, tmp_path: Path, tally: Tally
+) -> None:
+    """Nothing is sent to it; once the webhook is mended, it is told all."""
+    _, certificate = pki.make_certificates()
+    context = certificate.server_context(tmp_path) if speaks_tls else None
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.tried(1)
+        assert stage.api.conditions["WebhookDelivered"] == "DeliveryFailed"
+        assert wrong.calls == []
+        stage.edit(webhook=right.url)
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[0])
+        await stage.told()
+
+    with WebhookReceiver(tls=context) as wrong, WebhookReceiver() as right:
+        hosts = allowing(wrong.host, right.host)
+        stage = play(scenario, f"https://{wrong.host}/x", allowed_hosts=hosts)
+    assert {call.id for call in right.calls} == stage.ids
+    tally(FAULTS)
+
+
+def test_a_host_that_becomes_private_is_called_no_more(
+    monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
+    """Its name is looked up for every call; the owed calls go to a mended webhook."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.tried(1)
+        assert all("may not be called" in one["lastError"] for one in stage.outbox)
+        assert stage.ready
+        stage.edit(webhook=receiver.url)
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[0])
+        await stage.told()
+
+    with WebhookReceiver() as receiver:
+        guard = Guard(allowing(receiver.host), resolver=lambda *_: ["127.0.0.1"])
+        monkeypatch.setattr(Settings, "guard", lambda _: guard)
+        port = receiver.host.rpartition(":")[2]
+        stage = play(scenario, f"https://hooks.example.com:{port}/x")
+    assert len(receiver.calls) == 2
+    assert {call.id for call in receiver.calls} == stage.ids
+    tally(FAULTS)
+
+
+def test_an_edited_webhook_gets_what_is_owed(tally: Tally) -> None:
+    """Under the ids that the former one has seen."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.tried(1)
+        stage.edit(webhook=new.url)
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[0])
+        await stage.told()
+
+    with WebhookReceiver(status=500) as old, WebhookReceiver() as new:
+        hosts = allowing(old.host, new.host)
+        stage = play(scenario, old.url, allowed_hosts=hosts)
+    assert {call.id for call in old.calls} == {call.id for call in new.calls} == stage.ids
+    tally(FAULTS)
+
+
+def test_without_its_webhook_a_model_owes_nothing(tally: Tally) -> None:
+    """Also where a call is under way: its outcome is nobody's."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.until(lambda: len(receiver.calls) == 2)
+        stage.edit(webhook=None)
+        await stage.until(lambda: "WebhookDelivered" not in stage.api.conditions)
+        await asyncio.sleep(0.5)
+        assert stage.outbox == []
+        assert "WebhookDelivered" not in stage.api.conditions
+
+    with WebhookReceiver(seconds=0.3) as receiver:
+        play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    tally(FAULTS)
+
+
+def test_a_rotated_key_signs_what_is_owed(tmp_path: Path, tally: Tally) -> None:
+    """The key is read for every call."""
+    key_file = tmp_path / "key"
+    key_file.write_text(KEYS[0])
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        await stage.tried(1)
+        assert all(call.verified for call in receiver.calls)
+        key_file.unlink()
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[0])
+        await stage.until(lambda: stage.api.conditions["WebhookDelivered"] == "SecretNotReadable")
+        await stage.tried(2)
+        key_file.write_text(KEYS[1])
+        receiver.key, receiver.status = KEYS[1], 204
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[1])
+        await stage.told()
+
+    with WebhookReceiver(key=KEYS[0], status=500) as receiver:
+        hosts = allowing(receiver.host)
+        stage = play(scenario, receiver.url, allowed_hosts=hosts, webhook_key_file=key_file)
+    assert len(receiver.calls) == 4, "without a key nothing is sent"
+    assert all(call.verified for call in receiver.calls)
+    assert {call.id for call in receiver.calls} == stage.ids
+    tally(FAULTS)
+
+
+def test_a_full_outbox_gives_the_oldest_up(tally: Tally) -> None:
+    """And says so; the others all arrive."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        for number in range(1, 5):
+            await stage.load(reload=str(number))
+        await stage.until(lambda: all(one.get("attempts") for one in stage.outbox))
+        receiver.status = 204
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[0])
+        owed.update(one["id"] for one in stage.outbox)
+        await stage.told()
+        await stage.until(lambda: stage.api.reasons["WebhookDelivered"] == OUTBOX_MAX)
+
+    owed: set[str] = set()
+    with WebhookReceiver(status=503) as receiver:
+        stage = play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    assert len(owed) == OUTBOX_MAX
+    last = {call.id for call in receiver.calls[-OUTBOX_MAX:]}
+    assert last == owed
+    assert owed < stage.ids
+    given_up = [text for _, text in stage.api.events if text.endswith("given up")]
+    assert len(given_up) == 2
+    tally(FAULTS)
+
+
+AWAY = UnavailableError("the API server is away")
+
+
+async def owed(stage: Stage, receiver: WebhookReceiver) -> None:
+    """The call is written down, and not made yet."""
+    stage.api.lost = AWAY
+    await stage.until(lambda: stage.outbox)
+    assert receiver.calls == []
+    stage.api.lost = None
+
+
+async def on_its_way(stage: Stage, receiver: WebhookReceiver) -> None:
+    """The receiver has the call, and answers once the operator is gone."""
+    receiver.seconds = 0.3
+    await stage.until(lambda: receiver.calls)
+    receiver.seconds = 0
+
+
+async def failed(stage: Stage, receiver: WebhookReceiver) -> None:
+    """The call waits for its second attempt."""
+    receiver.status = 500
+    await stage.until(lambda: stage.outbox and stage.outbox[0].get("attempts"))
+    receiver.status = 204
+
+
+async def delivered(stage: Stage, receiver: WebhookReceiver) -> None:
+    """The call was made, but that cannot be written down."""
+    receiver.seconds = 0.1
+    await stage.until(lambda: receiver.calls)
+    stage.api.away = AWAY
+    await asyncio.sleep(0.3)
+    stage.api.away = None
+
+
+@pytest.mark.parametrize(
+    ("state", "calls"), [(owed, 1), (on_its_way, 2), (failed, 2), (delivered, 2)]
+)
+def test_a_restart_loses_and_renames_no_call(
+    state: Callable[[Stage, WebhookReceiver], Coroutine[Any, Any, None]], calls: int, tally: Tally
+) -> None:
+    """Whatever has become of a call when the operator ends."""
+
+    async def scenario(stage: Stage) -> None:
+        await state(stage, receiver)
+        assert len(stage.outbox) == 1
+        await stage.restart()
+        stage.let_pass(WEBHOOK_RETRY_SECONDS[0])
+        await stage.told()
+        started = [call.id for call in receiver.calls]
+        assert len(started) == calls
+        assert len(set(started)) == 1
+        await stage.load()
+        await stage.told()
+
+    with WebhookReceiver() as receiver:
+        stage = play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    assert {call.id for call in receiver.calls} == stage.ids
+    tally(FAULTS)
+
+
+def test_the_outcome_of_a_call_outlives_a_refused_job(tally: Tally) -> None:
+    """Nothing was written in that pass; forgotten, the outcome would cost the receiver a call."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.load()
+        stage.api.away = AWAY
+        await asyncio.sleep(0.4)
+        stage.api.away, stage.api.refuses = None, ForbiddenError("no Jobs today", 403)
+        stage.edit(revision="fp16")
+        await stage.told()
+        assert "create jobs" in stage.api.asked[-4:]
+
+    with WebhookReceiver(seconds=0.2) as receiver:
+        stage = play(scenario, receiver.url, allowed_hosts=allowing(receiver.host))
+    assert sorted(call.id for call in receiver.calls) == sorted(stage.ids)
+    tally(FAULTS)

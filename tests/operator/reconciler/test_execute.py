@@ -1,0 +1,90 @@
+"""Writes to the API server: as small as the change, and never into a namesake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd_api.status import Phase, Status
+from sd_operator.base.settings import Settings
+from sd_operator.clients.kube import Api, ConflictError
+from sd_operator.reconciler.cache import Cache
+from sd_operator.reconciler.execute import Executor, merge_patch
+from sd_operator.resources.model import Model
+from tests.support.kube.cluster import Cluster
+
+SCALARS = st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
+OBJECTS = st.recursive(
+    st.dictionaries(st.sampled_from("abc"), SCALARS, max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), SCALARS | inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def apply(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a server makes of a merge patch: RFC 7386, section 2, to the letter."""
+    result = dict(target)
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, Mapping):
+            current = result.get(name)
+            result[name] = apply(current if isinstance(current, Mapping) else {}, value)
+        else:
+            result[name] = value
+    return result
+
+
+@given(OBJECTS, OBJECTS)
+def test_the_patch_leads_from_one_to_the_other(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Whatever the two are; and it is empty only where they are equal."""
+    patch = merge_patch(old, new)
+    assert apply(old, patch) == new
+    assert bool(patch) == (old != new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "patch"),
+    [
+        pytest.param({"a": 1}, {"a": 1}, {}, id="equal"),
+        pytest.param({"a": 1, "b": 2}, {"a": 1}, {"b": None}, id="removed"),
+        pytest.param({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, {"a": {"c": 3}}, id="deep"),
+        pytest.param({"a": [1, 2]}, {"a": [1, 3]}, {"a": [1, 3]}, id="lists are replaced"),
+        pytest.param({"a": 1}, {"a": {"b": 2}}, {"a": {"b": 2}}, id="an object for a number"),
+    ],
+)
+def test_only_what_differs_is_sent(
+    old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]
+) -> None:
+    """A status write is as small as its change."""
+    assert merge_patch(old, new) == patch
+
+
+@pytest.mark.cluster
+def test_the_status_of_a_namesake_is_never_written(shared_cluster: Cluster) -> None:
+    """A model deleted and made again between a look and a write keeps its own status."""
+    manifest = {
+        "apiVersion": "sd-operator.dev/v1alpha1",
+        "kind": "StableDiffusionModel",
+        "metadata": {"name": "namesake"},
+        "spec": {"url": "some/repo"},
+    }
+    shared_cluster.apply(manifest)
+    former = Model.from_body(shared_cluster.get("sdm", "namesake"))
+    shared_cluster.kubectl("delete", "sdm", "namesake")
+    shared_cluster.apply(manifest)
+
+    async def write() -> None:
+        settings = Settings.from_env({"KUBECONFIG": str(shared_cluster.kubeconfig)})
+        async with Api(settings.kubeconfig) as api:
+            executor = Executor(api, settings, Cache())
+            await executor.write_status(former, Status(phase=Phase.READY))
+
+    with pytest.raises(ConflictError):
+        asyncio.run(write())
+    assert "status" not in shared_cluster.get("sdm", "namesake")

@@ -1,0 +1,329 @@
+"""Reading Jobs, Pods and claims, what they mean, and what is kept of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd_api import names
+from sd_api.load import LoadResult, Progress, Stage
+from sd_api.reasons import Reason
+from sd_operator.reconciler.cache import Cache, is_newer
+from sd_operator.resources.observed import ContainerView, JobState, JobView, PodView, read_progress
+from sd_operator.rules import diagnose
+from tests.support.rules.observed import (
+    ARTIFACT,
+    LOADED,
+    UID,
+    answered,
+    claim,
+    failed,
+    job,
+    pod,
+    running,
+)
+
+COMPLETE, FAILED = JobState.COMPLETE, JobState.FAILED
+
+
+def job_body(*conditions: dict[str, str], **status: Any) -> dict[str, Any]:
+    """A Job as the API server has it."""
+    return {
+        "metadata": {
+            "name": "sketch-1",
+            "namespace": "art",
+            "uid": "j1",
+            "resourceVersion": "12",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {names.LABEL_MODEL_UID: UID, names.LABEL_ROLE: "load"},
+            "annotations": {names.ANNOTATION_LOAD_HASH: "ab" * 8, names.ANNOTATION_ATTEMPT: "2"},
+        },
+        "status": {"conditions": list(conditions), **status},
+    }
+
+
+def job_condition(kind: str, status: str = "True") -> dict[str, str]:
+    """A condition of a Job."""
+    return {
+        "type": kind,
+        "status": status,
+        "reason": "Why",
+        "message": "words",
+        "lastTransitionTime": "2026-01-01T00:01:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("conditions", "state"),
+    [
+        pytest.param([], JobState.RUNNING, id="none"),
+        pytest.param([job_condition("Complete")], JobState.COMPLETE, id="complete"),
+        pytest.param([job_condition("Failed")], JobState.FAILED, id="failed"),
+        pytest.param([job_condition("FailureTarget")], JobState.RUNNING, id="failing"),
+        pytest.param([job_condition("SuccessCriteriaMet")], JobState.RUNNING, id="completing"),
+        pytest.param([job_condition("Failed", "False")], JobState.RUNNING, id="not failed"),
+    ],
+)
+def test_a_job_has_ended_when_it_says_so(conditions: list[Any], state: JobState) -> None:
+    """Complete and Failed are final; `failed > 0` is not, Kubernetes still retries."""
+    assert JobView.from_body(job_body(*conditions, failed=2)).state is state
+
+
+def test_a_job_is_read() -> None:
+    """Labels and annotations say what it works for."""
+    view = JobView.from_body(job_body(job_condition("Failed"), ready=1))
+    assert (view.model_uid, view.role, view.load_hash) == (UID, "load", "ab" * 8)
+    assert (view.attempt, view.ready, view.failure, view.detail) == (2, 1, "Why", "words")
+    assert view.ended is not None
+
+
+def test_a_job_of_somebody_else_is_read_too() -> None:
+    """Without labels and status it belongs to no model."""
+    bare = {"metadata": {"name": "x", "namespace": "art", "uid": "j2"}}
+    view = JobView.from_body(bare)
+    assert (view.model_uid, view.attempt, view.state) == ("", 0, JobState.RUNNING)
+
+
+@pytest.mark.parametrize("attempt", ["9" * 5000, "-1", "two", ""])
+def test_an_attempt_that_is_none_does_not_stop_the_operator(attempt: str) -> None:
+    """Annotations are other people's to write; Python refuses to read endless numbers."""
+    body = job_body()
+    body["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = attempt
+    assert JobView.from_body(body).attempt == 0
+
+
+def test_a_pod_is_read() -> None:
+    """Init containers first, each with its state."""
+    view = PodView.from_body(
+        {
+            "metadata": {
+                "name": "sketch-1-x",
+                "namespace": "art",
+                "uid": "p1",
+                "labels": {names.LABEL_MODEL_UID: UID},
+                "ownerReferences": [{"uid": "no"}, {"uid": "j1", "controller": True}],
+            },
+            "status": {
+                "phase": "Running",
+                "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}],
+                "initContainerStatuses": [
+                    {"name": "fetch", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}
+                ],
+                "containerStatuses": [{"name": "convert", "state": {"running": {}}}],
+            },
+        }
+    )
+    assert (view.job_uid, view.model_uid, view.unscheduled) == ("j1", UID, "0/3 nodes")
+    assert view.containers == (
+        ContainerView("fetch", "terminated", "", 0, "{}"),
+        ContainerView("convert", "running"),
+    )
+    assert view.running == ContainerView("convert", "running")
+
+
+CRASH = ContainerView("convert", "terminated", "Error", 139)
+OOM = ContainerView("convert", "terminated", "OOMKilled", 137)
+UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
+
+
+@pytest.mark.parametrize(
+    ("ended", "containers", "before", "reason"),
+    [
+        pytest.param({}, [UNREACHABLE], None, Reason.SOURCE_UNREACHABLE, id="the loader's answer"),
+        pytest.param({}, [OOM], None, Reason.OUT_OF_MEMORY, id="out of memory"),
+        pytest.param({}, [CRASH], None, Reason.LOADER_CRASHED, id="crash without an answer"),
+        pytest.param(
+            {},
+            [ContainerView("fetch", "terminated", "Error", 3, '{"outcome": "failed", "x": 1}')],
+            None,
+            Reason.LOADER_CRASHED,
+            id="malformed answer",
+        ),
+        pytest.param(
+            {"failure": "BackoffLimitExceeded"},
+            [],
+            None,
+            Reason.BACKOFF_LIMIT_EXCEEDED,
+            id="no Pod left to ask",
+        ),
+        pytest.param({"failure": "Odd"}, [], None, Reason.LOADER_CRASHED, id="unknown"),
+        pytest.param(
+            {"failure": "DeadlineExceeded"},
+            [UNREACHABLE],
+            None,
+            Reason.DEADLINE_EXCEEDED,
+            id="deadline",
+        ),
+        pytest.param(
+            {"failure": "DeadlineExceeded"},
+            [],
+            Reason.UNSCHEDULABLE,
+            Reason.UNSCHEDULABLE,
+            id="deadline of a Job that never got a node",
+        ),
+    ],
+)
+def test_why_a_job_failed(
+    ended: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
+) -> None:
+    """The best that is known: the loader's word, then the container's end, then the Job's."""
+    failed_job = job(FAILED, **ended)
+    pods = [pod(failed_job, *containers, phase="Failed")] if containers else []
+    assert diagnose.failure(failed_job, pods, before).reason is reason
+
+
+def test_the_newest_pod_speaks_first() -> None:
+    """An earlier Pod's failure was retried, and says nothing about the end."""
+    failed_job = job(FAILED)
+    old, new = pod(failed_job, OOM, age=90), pod(failed_job, UNREACHABLE, age=10)
+    assert diagnose.failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
+
+
+def test_only_a_complete_answer_counts_as_loaded() -> None:
+    """Well-formed, outcome `loaded`, with an artifact."""
+    done = job(JobState.COMPLETE)
+    assert diagnose.load_result([pod(done, answered("convert", LOADED))]) == LOADED
+    bare = answered("convert", LoadResult(outcome="loaded"))
+    assert diagnose.load_result([pod(done, bare)]) is None
+    fetched = answered("fetch", LoadResult(outcome="fetched", artifact=ARTIFACT))
+    assert diagnose.load_result([pod(done, fetched)]) is None
+
+
+def test_a_retried_pod_is_told_of() -> None:
+    """While Kubernetes waits before the next Pod."""
+    work = job()
+    wait = diagnose.waiting(work, [pod(work, UNREACHABLE, phase="Failed")], "")
+    assert "failed (SourceUnreachable: what and where)" in wait.message
+    assert "another Pod" in wait.message
+    assert wait.reason is None
+
+
+def test_no_other_pod_is_promised_after_a_final_answer() -> None:
+    """The Job's podFailurePolicy ends it."""
+    work = job()
+    missing = answered("fetch", failed(Reason.SOURCE_NOT_FOUND))
+    wait = diagnose.waiting(work, [pod(work, missing, phase="Failed")], "")
+    assert wait.message.endswith(f"Job {work.name} is ending")
+
+
+@given(st.text(max_size=3000))
+def test_text_from_outside_is_made_harmless(text: str) -> None:
+    """One bounded line without control characters."""
+    cleaned = diagnose.clean(text)
+    assert cleaned.isprintable() or cleaned == ""
+    assert len(cleaned) <= diagnose.MESSAGE_MAX_LENGTH
+
+
+def test_the_last_log_line_is_progress() -> None:
+    """One JSON object of the contract."""
+    line = Progress(stage=Stage.CONVERTING, percent=3).model_dump_json(by_alias=True)
+    assert read_progress(line + "\n") == Progress(stage=Stage.CONVERTING, percent=3)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("Traceback (most recent call last):", id="text"),
+        pytest.param('{"stage": "Done"}', id="unknown stage"),
+        pytest.param('{"stage": "Verifying", "percent": 101}', id="out of range"),
+        pytest.param('{"stage": "Verifying", "path": "/etc"}', id="unknown field"),
+        pytest.param('{"stage": "Verifying"}' + " " * 3000, id="too long"),
+        pytest.param("[" * 2000, id="nested"),
+    ],
+)
+def test_any_other_log_line_is_none(line: str) -> None:
+    """What a container prints is untrusted."""
+    assert read_progress(line) is None
+
+
+@given(st.text(max_size=200))
+def test_no_log_line_raises(line: str) -> None:
+    """Whatever it is."""
+    read_progress(line)
+
+
+@pytest.mark.parametrize(
+    ("version", "than", "newer"),
+    [("10", "9", True), ("9", "10", False), ("9", "9", False), ("b", "a", True), ("", "1", True)],
+)
+def test_versions_are_compared_as_numbers(version: str, than: str, newer: bool) -> None:
+    """What cannot be compared counts as newer."""
+    assert is_newer(version, than) is newer
+
+
+def test_a_late_event_does_not_undo_what_is_known() -> None:
+    """Our own write's answer may come before older events."""
+    cache = Cache()
+    cache.put_job(job(JobState.COMPLETE, resource_version="5"))
+    cache.put_job(job(resource_version="4"))
+    assert [one.state for one in cache.jobs("art", UID)] == [JobState.COMPLETE]
+
+
+def test_labels_alone_make_no_job_of_another_namespace_ours() -> None:
+    """Whoever may create Jobs elsewhere may label them as they like."""
+    cache = Cache()
+    cache.put_job(job(namespace="elsewhere"))
+    cache.put_pod(dataclasses.replace(pod(job()), namespace="elsewhere"))
+    assert (cache.jobs("art", UID), cache.pods("art", UID)) == ((), ())
+
+
+def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
+    """The Job ended while the list was on its way; nothing more would be told of it."""
+    cache = Cache()
+    cache.put_job(job(COMPLETE, resource_version="5"))
+    cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
+    assert [one.state for one in cache.jobs("art", UID)] == [COMPLETE, JobState.RUNNING]
+
+
+def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
+    """A Pod made while the list was on its way, or a list from an old copy, must not hide it."""
+    cache = Cache()
+    cache.put_job(job(resource_version="5"))
+    cache.put_pod(pod(job(), running("fetch")))
+    cache.replace_jobs(UID, [], "4")
+    cache.replace_pods(UID, [], "1")
+    assert len(cache.jobs("art", UID)) == len(cache.pods("art", UID)) == 1
+    cache.replace_jobs(UID, [], "6")
+    cache.replace_pods(UID, [], "")
+    assert cache.jobs("art", UID) == cache.pods("art", UID) == ()
+
+
+def test_deleted_objects_are_forgotten() -> None:
+    """And nothing is kept for a model without any."""
+    cache = Cache()
+    cache.put_job(job())
+    cache.put_pod(pod(job(), running("fetch")))
+    assert cache.active_jobs() == 1
+    cache.drop_job(job())
+    cache.drop_pod(pod(job()))
+    assert (cache.jobs("art", UID), cache.pods("art", UID), cache.active_jobs()) == ((), (), 0)
+
+
+def test_a_real_look_replaces_everything() -> None:
+    """A watch gap hides deletions."""
+    cache = Cache()
+    cache.put_job(job())
+    cache.put_pod(pod(job()))
+    cache.replace_jobs(UID, [job(attempt=1)], "2")
+    cache.replace_pods(UID, [], "2")
+    assert [one.attempt for one in cache.jobs("art", UID)] == [1]
+    assert cache.pods("art", UID) == ()
+
+
+def test_a_claim_is_news_when_it_comes_goes_or_is_made_anew() -> None:
+    """Other changes of it wake nobody."""
+    cache = Cache()
+    assert cache.put_claim(claim())
+    assert not cache.put_claim(claim(resource_version="2"))
+    assert cache.put_claim(claim(resource_version="3", deleting=True))
+    assert cache.put_claim(claim(resource_version="4", uid="another"))
+    assert not cache.put_claim(claim(resource_version="3", deleting=True)), "late news"
+    cache.drop_claim(claim())
+    known = cache.claim("art", "models")
+    assert known is not None, "the deleted one's namesake stays"
+    assert known.uid == "another"

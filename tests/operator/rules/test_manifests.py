@@ -1,0 +1,264 @@
+"""The Jobs' manifests, whole, beside golden files; with REGOLD=1 the files are written anew."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.spec import JobOverrides, Toleration
+from sd_operator.base.settings import LoaderSettings, Settings
+from sd_operator.rules import manifests
+from tests.support.rules.observed import model
+
+GOLDEN = Path(__file__).parent / "golden"
+CPU = Settings(loader=LoaderSettings(gpu_count=0))
+FULL = Settings(
+    loader=LoaderSettings(
+        image_pull_secrets=("registry",),
+        ca_configmap="company-ca",
+        max_bytes=10**10,
+        retain_previous_seconds=60,
+    ),
+    allowed_hosts=frozenset({"mirror.example.com", "10.0.0.1:8080"}),
+    hub_endpoint="https://mirror.example.com/hf",
+    https_proxy="http://proxy.example.com:3128",
+    no_proxy=".example.com",
+)
+KUEUE = Settings(loader=LoaderSettings(gpu_count=0, kueue_queue="gpus"))
+OVERRIDES = {
+    "resources": {"requests": {"memory": "8Gi"}, "limits": {"memory": "32Gi"}},
+    "nodeSelector": {"pool": "loaders"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "runtimeClassName": "nvidia",
+    "priorityClassName": "batch",
+    "activeDeadlineSeconds": 3600,
+}
+
+
+def load(settings: Settings, **spec: Any) -> dict[str, Any]:
+    """The manifest of a loader Job."""
+    return manifests.build(manifests.plan_load(model(**spec), settings, "models", 0), settings)
+
+
+def remove(settings: Settings, **spec: Any) -> dict[str, Any]:
+    """The manifest of a clean-up Job."""
+    return manifests.build(manifests.plan_remove(model(**spec), settings, "models", 2), settings)
+
+
+def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The Pod's spec."""
+    spec: dict[str, Any] = manifest["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest"),
+    [
+        pytest.param("load-cpu", load(CPU), id="cpu"),
+        pytest.param("load-gpu", load(Settings()), id="gpu"),
+        pytest.param(
+            "load-full",
+            load(FULL, job=OVERRIDES, credentialsSecretRef={"name": "token"}, modelId="Big_Model"),
+            id="everything set",
+        ),
+        pytest.param("load-kueue", load(KUEUE), id="Kueue"),
+        pytest.param("remove", remove(FULL, job=OVERRIDES, deletionPolicy="Retain"), id="remove"),
+    ],
+)
+def test_the_manifest_is_the_golden_file(name: str, manifest: dict[str, Any]) -> None:
+    """Whole input, whole output."""
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("REGOLD"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.dump(manifest, Dumper=_NoAliases, sort_keys=False, width=100))
+    assert yaml.safe_load(path.read_text()) == manifest
+
+
+def test_clean_up_is_not_queued() -> None:
+    """Neither by Kueue nor by the operator."""
+    assert remove(KUEUE) == remove(CPU)
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - inherited
+        return True
+
+
+@pytest.mark.parametrize(
+    ("settings", "spec", "image", "gpus"),
+    [
+        pytest.param(Settings(), {}, "image", 1, id="a GPU by setting: renders"),
+        pytest.param(CPU, {}, "slim_image", None, id="no GPU: slim"),
+        pytest.param(
+            Settings(), {"verify": {"render": False}}, "slim_image", 1, id="not to render"
+        ),
+        pytest.param(CPU, {"verify": {"render": True}}, "image", None, id="to render on a CPU"),
+        pytest.param(
+            CPU,
+            {"job": {"resources": {"limits": {"nvidia.com/gpu": 2}}}},
+            "image",
+            2,
+            id="a GPU by override",
+        ),
+        pytest.param(
+            Settings(),
+            {"job": {"resources": {"limits": {"nvidia.com/gpu": "0"}}}},
+            "slim_image",
+            "0",
+            id="no GPU by override",
+        ),
+    ],
+)
+def test_the_slim_image_is_used_iff_nothing_renders(
+    settings: Settings, spec: dict[str, Any], image: str, gpus: object
+) -> None:
+    """And only convert asks for the GPU; the request tells the loader, which cannot know."""
+    pod = pod_of(load(settings, **spec))
+    (fetch,), (convert,) = pod["initContainers"], pod["containers"]
+    assert fetch["image"] == convert["image"] == getattr(settings.loader, image)
+    assert "nvidia.com/gpu" not in fetch["resources"]["limits"]
+    assert convert["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    request = LoadRequest.model_validate_json(convert["args"][2])
+    assert request.verify.render is (image == "image")
+
+
+def test_overrides_may_be_forbidden() -> None:
+    """The Job is then that of a spec without them."""
+    settings = replace(CPU, loader=replace(CPU.loader, allow_overrides=False))
+    assert load(settings, job=OVERRIDES) == load(settings)
+
+
+def test_a_default_never_contradicts_an_override() -> None:
+    """A limit below the default request, or a request above the default limit, makes a Pod."""
+    job = {"resources": {"requests": {"memory": "8Gi"}, "limits": {"cpu": "100m"}}}
+    resources = pod_of(load(CPU, job=job))["containers"][0]["resources"]
+    assert resources == {"requests": {"memory": "8Gi"}, "limits": {"cpu": "100m"}}
+
+
+def test_the_request_tells_the_loader_everything() -> None:
+    """It reads back as the contract's own type."""
+    args = pod_of(load(CPU, gitRevision="v1", url="org/repo"))["containers"][0]["args"]
+    assert args[0::2] == [
+        "convert",
+        json.dumps(json.loads(args[2]), separators=(",", ":")),
+        *args[4::2],
+    ]
+    request = LoadRequest.model_validate_json(args[2])
+    assert request.git_revision == "v1"
+    assert request.model_type == "huggingface"
+    assert request.load_hash == model(gitRevision="v1", url="org/repo").wanted
+
+
+def test_kubernetes_expands_nothing_in_the_request() -> None:
+    """`$(HOME)` in a url stays what it is."""
+    url = "https://example.com/$(HOME)/$$m.ckpt"
+    args = pod_of(load(CPU, url=url))["containers"][0]["args"]
+    assert "$" not in args[2]
+    assert LoadRequest.model_validate_json(args[2]).url == url
+
+
+def test_a_trained_models_id_becomes_a_link() -> None:
+    """By the administrator's template, whose host the loader may call."""
+    settings = replace(CPU, trained_url_template="https://trainer.example.com/models/{id}.zip")
+    pod = pod_of(load(settings, url="abc-1", modelType="api_trained"))
+    request = LoadRequest.model_validate_json(pod["containers"][0]["args"][2])
+    assert request.url == "https://trainer.example.com/models/abc-1.zip"
+    env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    assert env["SD_LOADER_ALLOWED_HOSTS"] == "trainer.example.com:443"
+
+
+@pytest.mark.parametrize(("model_id", "repo"), CONTROLNET_REPOS.items(), ids=CONTROLNET_REPOS)
+def test_a_controlnet_of_the_vendors_table_needs_no_url(model_id: str, repo: str) -> None:
+    """The loader is told the repo."""
+    args = pod_of(load(CPU, url=None, modelType="controlnet", modelId=model_id))["containers"][0]
+    request = LoadRequest.model_validate_json(args["args"][2])
+    assert (request.model_type, request.url) == ("controlnet", repo)
+    assert request.model_id == model_id
+
+
+def test_default_parts_reach_fetch_only() -> None:
+    """It is fetch that looks for what is missing."""
+    loader = replace(CPU.loader, default_parts={"sdxl": "org/two", "sd1": "org/one"})
+    pod = pod_of(load(replace(CPU, loader=loader)))
+    found = [
+        {one["name"]: one.get("value") for one in container["env"]}.get("SD_LOADER_DEFAULT_PARTS")
+        for container in (*pod["initContainers"], *pod["containers"])
+    ]
+    assert found == ["sd1=org/one,sdxl=org/two", None]
+
+
+def test_the_token_reaches_fetch_only() -> None:
+    """As an optional volume: a missing Secret is the loader's to report."""
+    pod = pod_of(load(CPU, credentialsSecretRef={"name": "token"}))
+    mounts = {
+        one["name"]: {mount["name"] for mount in one["volumeMounts"]}
+        for one in (*pod["initContainers"], *pod["containers"])
+    }
+    assert mounts == {"fetch": {"models", "tmp", "credentials"}, "convert": {"models", "tmp"}}
+    (volume,) = [one for one in pod["volumes"] if one["name"] == "credentials"]
+    assert volume["secret"]["optional"] is True
+
+
+def test_the_security_context_can_be_replaced_whole() -> None:
+    """OpenShift chooses users itself."""
+    loader = replace(CPU.loader, security_context={"container": {"runAsNonRoot": True}})
+    pod = pod_of(load(replace(CPU, loader=loader)))
+    assert pod["securityContext"] == {}
+    assert pod["containers"][0]["securityContext"] == {"runAsNonRoot": True}
+
+
+def test_the_clean_up_job_belongs_to_nobody() -> None:
+    """Foreground deletion would delete an owned Job before its work; it needs no GPU either."""
+    manifest = remove(Settings(), deletionPolicy="Delete")
+    assert "ownerReferences" not in manifest["metadata"]
+    (container,) = pod_of(manifest)["containers"]
+    assert set(container["resources"]["limits"]) == {"memory"}
+    assert RemoveRequest.model_validate_json(container["args"][2]).retain is False
+
+
+def test_names_fit_whatever_the_models_name() -> None:
+    """At most 51 characters, no dots, another for every attempt."""
+    names = {
+        manifests.plan_load(model(name=name), CPU, "models", attempt).name
+        for name in ("a" * 63, "with.dots.-" + "b" * 50, "c")
+        for attempt in (0, 1)
+    }
+    assert len(names) == 6
+    assert all(len(name) <= 51 and "." not in name for name in names)
+
+
+PLACED = Settings(
+    loader=LoaderSettings(
+        placement=JobOverrides(
+            node_selector={"pool": "gpu"},
+            tolerations=[Toleration(key="nvidia.com/gpu", operator="Exists")],
+            runtime_class_name="nvidia",
+        )
+    )
+)
+
+
+def test_what_a_model_says_of_its_place_replaces_the_administrators_word_field_by_field() -> None:
+    """A node selector of its own is not mixed with the default one."""
+    pod = pod_of(load(PLACED, job={"nodeSelector": {"zone": "a"}}))
+
+    assert pod["nodeSelector"] == {"zone": "a"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_a_clean_up_is_placed_too_but_needs_no_gpu_runtime() -> None:
+    """It may have to run on the only nodes that reach the volume."""
+    pod = pod_of(remove(PLACED))
+
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert "runtimeClassName" not in pod

@@ -1,0 +1,101 @@
+"""Whose turn it is: one row per case. A model is `<namespace><number>`, priority in brackets."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd_operator.rules import queue
+from sd_operator.rules.queue import Limits, Waiting
+from tests.support.rules.observed import NOW
+
+DEFAULT = Limits(10, 4)
+
+
+def models(text: str) -> list[Waiting]:
+    """Models of the words of a text, the oldest first."""
+    found = []
+    for age, word in enumerate(text.split()):
+        match = re.fullmatch(r"([a-z])(\d+)(?:\[(-?\d+)\])?", word)
+        assert match is not None
+        created = NOW + timedelta(seconds=age)
+        found.append(Waiting(match[1] + match[2], match[1], int(match[3] or 0), created))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("loading", "waiting", "limits", "expected"),
+    [
+        pytest.param("", "", DEFAULT, " | ", id="nobody waits"),
+        pytest.param("", "a1 a2", DEFAULT, "a1 a2 | ", id="there is room for all"),
+        pytest.param("", "a1 a2 a3 a4 a5", DEFAULT, "a1 a2 a3 a4 | a5", id="four per namespace"),
+        pytest.param("aaa", "a1 a2", DEFAULT, "a1 | a2", id="those that run count"),
+        pytest.param("aaaa", "a1 b1", DEFAULT, "b1 | a1", id="a full namespace holds up no other"),
+        pytest.param("aaaaaaa", "a1", DEFAULT, " | a1", id="more run than the limit is now"),
+        pytest.param(
+            "aaaabbbbcc", "c1 d1", DEFAULT, " | d1 c1", id="the cluster is full; the fairer is next"
+        ),
+        pytest.param("aaaabbbbc", "a1 c1 d1", DEFAULT, "d1 | c1 a1", id="one is free"),
+        pytest.param("", "a1 a2[5] a3[-1] a4[5]", Limits(1), "a2 | a4 a1 a3", id="priority, age"),
+        pytest.param(
+            "", "a1[9] a2[9] a3[9] b1", Limits(2), "a1 b1 | a2 a3", id="no priority beats fairness"
+        ),
+        pytest.param("", "a1 a2 a3 b1[5]", Limits(1), "b1 | a1 a2 a3", id="but it breaks a tie"),
+        pytest.param("aab", "a1 b1 b2 b3", Limits(4), "b1 | a1 b2 b3", id="by what runs already"),
+        pytest.param("aaaa", "a1 a2", Limits(), "a1 a2 | ", id="no limits"),
+        pytest.param("aaaa", "a1 b1", Limits(5), "b1 | a1", id="no limit per namespace"),
+        pytest.param("aaaa", "a1 b1", Limits(None, 4), "b1 | a1", id="no limit per cluster"),
+    ],
+)
+def test_whose_turn_it_is(loading: str, waiting: str, limits: Limits, expected: str) -> None:
+    """Who may load now | who waits on, in this order. loading: a letter per running load."""
+    now, later = queue.admit(loading, models(waiting), limits)
+    assert " | ".join(" ".join(one.uid for one in part) for part in (now, later)) == expected
+
+
+LETTERS = st.text("abc", max_size=12)
+
+
+@given(
+    loading=LETTERS,
+    words=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-1, 1)), max_size=20),
+    cluster=st.none() | st.integers(1, 12),
+    namespace=st.none() | st.integers(1, 5),
+)
+def test_no_room_is_wasted_and_no_limit_broken(
+    loading: str, words: list[tuple[str, int]], cluster: int | None, namespace: int | None
+) -> None:
+    """Whoever waits, waits for a reason; and nobody is lost."""
+    waiting = models(" ".join(f"{space}{at}[{rank}]" for at, (space, rank) in enumerate(words)))
+    now, later = queue.admit(loading, waiting, Limits(cluster, namespace))
+    assert sorted(one.uid for one in now + later) == sorted(one.uid for one in waiting)
+    total = len(loading) + len(now)
+    spaces = loading + "".join(one.namespace for one in now)
+    if now:
+        assert cluster is None or total <= cluster
+    for one in now:
+        assert namespace is None or spaces.count(one.namespace) <= namespace
+    for one in later:
+        full = cluster is not None and total >= cluster
+        assert full or (namespace is not None and spaces.count(one.namespace) >= namespace)
+
+
+@pytest.mark.parametrize(
+    ("position", "text"),
+    [
+        (1, "position 1 in the queue"),
+        (3, "position 3 in the queue"),
+        (4, "among the next 5 in the queue"),
+        (10, "among the next 10 in the queue"),
+        (11, "among the next 20 in the queue"),
+        (4321, "among the next 5000 in the queue"),
+        (20_000, "among the next 20000 in the queue"),
+    ],
+)
+def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
+    """So that a queue that moves on costs few writes."""
+    assert queue.describe(queue.step(position)) == text

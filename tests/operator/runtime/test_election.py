@@ -1,0 +1,220 @@
+"""The election's two loops, with a Lease that answers as the test wants; and the Lease itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sd_operator.clients.lease import Lease
+from sd_operator.runtime import election
+from tests.support.kube.cluster import Cluster
+
+
+class Scripted(Lease):
+    """A Lease whose answers are given: held, another's name, or why there was none."""
+
+    identity = "us"
+
+    def __init__(self, answers: Iterable[str]) -> None:
+        self.answers = iter(answers)
+        self.asked = 0
+        self._holder = self._problem = ""
+
+    @property
+    def holder(self) -> str:
+        """Who held it last."""
+        return self._holder
+
+    @property
+    def problem(self) -> str:
+        """Why there was no answer."""
+        return self._problem
+
+    async def hold(self) -> bool:
+        """The next answer."""
+        self.asked += 1
+        answer = next(self.answers)
+        self._problem = ""
+        if answer == "hang":
+            await asyncio.sleep(3600)
+        if answer == "problem":
+            self._problem = "get Lease: no answer"
+        else:
+            self._holder = answer
+        return answer == "us"
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(election, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(election, "RENEW_SECONDS", 0.2)
+
+
+def keep(*answers: str) -> tuple[str, int]:
+    """Why a Lease that was ours is lost, and how often it was asked for."""
+    lease = Scripted(answers)
+    return asyncio.run(asyncio.wait_for(election.keep(lease), 5)), lease.asked
+
+
+def test_a_lease_that_cannot_be_renewed_is_lost() -> None:
+    """Before it has run out for the others; a single failure does no harm."""
+    why, asked = keep("us", "problem", "us", *["problem"] * 100)
+    assert why.endswith("could not be renewed for 0 s: get Lease: no answer")
+    assert 4 < asked < 20
+
+
+def test_an_answer_that_does_not_come_loses_it_too() -> None:
+    """The deadline holds whatever the request waits for."""
+    why, asked = keep("us", "hang")
+    assert "could not be renewed" in why
+    assert asked == 2
+
+
+def test_a_lease_that_another_holds_is_lost_at_once() -> None:
+    """As after this process was stopped for a while."""
+    assert keep("us", "them") == ("them leads now", 2)
+
+
+def acquire(*answers: str, stop_after: float = 5) -> tuple[bool, int, int]:
+    """Whether the Lease became ours, how often it was asked for, and how often it was readable."""
+    lease = Scripted(answers)
+    ready: list[None] = []
+
+    async def scenario() -> bool:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(stop_after, stop.set)
+        return await election.acquire(lease, stop, lambda: ready.append(None))
+
+    held = asyncio.run(asyncio.wait_for(scenario(), 5))
+    return held, lease.asked, len(ready)
+
+
+def test_a_standby_waits_for_the_lease() -> None:
+    """It is ready as soon as it can read it, and not before."""
+    assert acquire("problem", "them", "them", "us") == (True, 4, 2)
+
+
+def test_a_standby_ends_when_it_is_told_to() -> None:
+    """Without having led."""
+    held, _, _ = acquire(*["them"] * 1000, stop_after=0.1)
+    assert not held
+
+
+def test_the_log_tells_of_changes_only(caplog: pytest.LogCaptureFixture) -> None:
+    """A standby is not heard for days."""
+    caplog.set_level("INFO")
+    acquire("them", "them", "problem", "problem", "they", "they", "us")
+    assert [record.getMessage() for record in caplog.records] == [
+        "standing by; them leads",
+        "the election cannot be held: get Lease: no answer",
+        "standing by; they leads",
+        "leading, as us",
+    ]
+
+
+# The Lease, on an API server.
+
+
+@dataclass
+class Candidates:
+    """Opens Leases of one namespace, all on one loop."""
+
+    kubeconfig: Path
+    namespace: str
+    counted: list[tuple[str, str, str]] = field(default_factory=list)
+
+    async def open(self) -> Lease:
+        """A candidate."""
+        count = lambda *what: self.counted.append(what)  # noqa: E731 - it is given on
+        return await Lease.open(self.kubeconfig, self.namespace, count)
+
+    def run(self, scenario: Callable[[Lease, Lease], Awaitable[None]]) -> None:
+        """Run a scenario of two candidates."""
+
+        async def both() -> None:
+            async with await self.open() as one, await self.open() as other:
+                await asyncio.wait_for(scenario(one, other), 30)
+
+        asyncio.run(both())
+
+
+@pytest.fixture
+def candidates(cluster: Cluster) -> Candidates:
+    """Candidates in a namespace of their own."""
+    return Candidates(cluster.kubeconfig, cluster.namespace)
+
+
+@pytest.mark.cluster
+def test_one_holds_the_lease_until_it_gives_it_back(
+    candidates: Candidates, cluster: Cluster
+) -> None:
+    """Renewing keeps it; giving it back clears the holder, and the next look takes it."""
+
+    async def scenario(one: Lease, other: Lease) -> None:
+        assert await one.hold()
+        assert not await other.hold()
+        assert (other.holder, other.problem) == (one.identity, "")
+        assert await one.hold()
+        await other.release()
+        spec = cluster.get("lease", "sd-operator")["spec"]
+        assert spec["holderIdentity"] == one.identity, "only one's own"
+        assert spec["leaseDurationSeconds"] == 9
+        await one.release()
+        assert "holderIdentity" not in cluster.get("lease", "sd-operator")["spec"]
+        assert await other.hold()
+        assert not await one.hold()
+
+    candidates.run(scenario)
+    managed = cluster.kubectl(
+        "get", "lease", "sd-operator", "--show-managed-fields", "-o=jsonpath={..manager}"
+    )
+    assert set(managed.split()) <= {"sd-operator"}
+    verbs = {verb for verb, _, _ in candidates.counted}
+    assert verbs == {"get", "create", "update"}
+
+
+@pytest.mark.cluster
+def test_of_two_that_begin_at_once_one_leads(candidates: Candidates) -> None:
+    """The other's request is refused, which is no problem worth a word."""
+
+    async def scenario(one: Lease, other: Lease) -> None:
+        held = await asyncio.gather(one.hold(), other.hold())
+        assert sorted(held) == [False, True]
+        assert (one.problem, other.problem) == ("", "")
+
+    candidates.run(scenario)
+
+
+@pytest.mark.cluster
+def test_without_its_namespace_the_lease_says_what_is_missing(candidates: Candidates) -> None:
+    """In the server's words."""
+    candidates.namespace = "nowhere"
+
+    async def scenario(one: Lease, _: Lease) -> None:
+        assert not await one.hold()
+        assert one.problem == 'create Lease nowhere/sd-operator: namespaces "nowhere" not found'
+
+    candidates.run(scenario)
+
+
+def test_an_api_server_that_is_away_raises_nothing(tmp_path: Path) -> None:
+    """The answer is no, and why."""
+    config = {
+        "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "test", "user": {"token": "t"}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+
+    async def scenario(one: Lease, _: Lease) -> None:
+        assert not await one.hold()
+        assert one.problem.startswith("get Lease ops/sd-operator: ")
+        await one.release()
+
+    Candidates(tmp_path / "kubeconfig", "ops").run(scenario)

@@ -1,0 +1,178 @@
+"""Metrics and probes, as Prometheus and the kubelet read them."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sd_operator.base.metrics import Metrics, ModelState
+from sd_operator.runtime.probes import SILENCE_MAX_SECONDS, Probes
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and text of a page on loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and its labels' values, in the order of the labels' names."""
+    port, stop = metrics.serve("127.0.0.1", 0)
+    try:
+        _, text = get(port, "/metrics")
+    finally:
+        stop()
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def state(name: str, phase: str = "Ready", **fields: int) -> ModelState:
+    """A model of namespace `art`."""
+    return ModelState("art", name, phase, "", **fields)
+
+
+def test_models_are_counted_and_named() -> None:
+    """By phase and reason; and one by one, so that an alert can name the model."""
+    metrics = Metrics()
+    metrics.show("1", state("a", artifact_bytes=10, shared_bytes=1))
+    metrics.show("2", state("b", artifact_bytes=20))
+    metrics.show("3", state("c", "Failed"))
+    metrics.show("3", state("c", "Downloading"))
+    metrics.show("4", state("d"))
+    metrics.forget("4")
+    samples = scrape(metrics)
+    assert samples["sdmodel_models", "Ready", ""] == 2
+    assert samples["sdmodel_models", "Downloading", ""] == 1
+    assert ("sdmodel_models", "Failed", "") not in samples
+    assert samples["sdmodel_info", "c", "art", "Downloading", ""] == 1
+    assert ("sdmodel_info", "d", "art", "Ready", "") not in samples
+    assert samples["sdmodel_artifact_size_bytes",] == 30
+    assert samples["sdmodel_artifact_shared_bytes",] == 1
+
+
+def test_requests_loads_and_build_are_told() -> None:
+    """Under the names that dashboards use."""
+    metrics = Metrics()
+    metrics.count_request("get", "jobs", "200")
+    metrics.loads.labels("custom_ckpt", "failed", "NotAModel").inc()
+    metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
+    samples = scrape(metrics)
+    assert samples["sdmodel_api_requests_total", "200", "jobs", "get"] == 1
+    assert samples["sdmodel_loads_total", "custom_ckpt", "failed", "NotAModel"] == 1
+    assert samples["sdmodel_load_duration_seconds_count", "custom_ckpt", "total"] == 1
+    assert [key for key in samples if key[0] == "sdmodel_build_info"]
+
+
+# Everything the design names but what the gateway serves, with its labels; the rest is the client
+# library's. Nothing but info names a model, and no histogram has more than a few series.
+EXPECTED = {
+    "sdmodel_reconcile_total": ("counter", {"result"}),
+    "sdmodel_reconcile_duration_seconds": ("histogram", set()),
+    "sdmodel_models": ("gauge", {"phase", "reason"}),
+    "sdmodel_info": ("gauge", {"namespace", "name", "phase", "reason"}),
+    "sdmodel_loads_total": ("counter", {"model_type", "outcome", "reason"}),
+    "sdmodel_load_duration_seconds": ("histogram", {"model_type", "stage"}),
+    "sdmodel_load_jobs_active": ("gauge", set()),
+    "sdmodel_queue_length": ("gauge", set()),
+    "sdmodel_artifact_size_bytes": ("gauge", set()),
+    "sdmodel_artifact_shared_bytes": ("gauge", set()),
+    "sdmodel_source_bytes_total": ("counter", set()),
+    "sdmodel_webhook_deliveries_total": ("counter", {"outcome"}),
+    "sdmodel_webhook_delivery_duration_seconds": ("histogram", set()),
+    "sdmodel_api_requests_total": ("counter", {"verb", "resource", "code"}),
+    "sdmodel_leader": ("gauge", set()),
+    "sdmodel_build_info": ("gauge", {"version"}),
+}
+
+
+def test_every_metric_is_there_and_explained() -> None:
+    """As Prometheus reads it: names, types, labels and help texts."""
+    metrics = Metrics()
+    metrics.show("1", state("a"))
+    metrics.count_request("get", "jobs", "200")
+    metrics.reconciles.labels("ok").inc()
+    metrics.loads.labels("custom_ckpt", "loaded", "").inc()
+    metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
+    metrics.deliveries.labels("Delivered").inc()
+    port, stop = metrics.serve("127.0.0.1", 0)
+    try:
+        _, text = get(port, "/metrics")
+    finally:
+        stop()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+        suffix = "_total" if family.type == "counter" else ""
+        if not all(one.name.endswith("_created") for one in family.samples):
+            found[family.name + suffix] = (family.type, labels)
+        assert len(family.documentation) > 10 or family.name == "sdmodel_build_info"
+    assert found == EXPECTED
+
+
+def test_two_operators_may_live_in_one_process() -> None:
+    """Each has a registry of its own."""
+    first, second = Metrics(), Metrics()
+    first.reconciles.labels("ok").inc()
+    assert ("sdmodel_reconcile_total", "ok") not in scrape(second)
+
+
+class Clock:
+    """A clock that stands."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """What time it is."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that the test moves."""
+    return Clock()
+
+
+@pytest.fixture
+def probes(clock: Clock) -> Probes:
+    """Probes by that clock."""
+    return Probes(clock)
+
+
+@pytest.fixture
+def port(probes: Probes) -> Iterator[int]:
+    """Where they are served."""
+    port, stop = probes.serve("127.0.0.1", 0)
+    yield port
+    stop()
+
+
+def test_ready_comes_with_the_end_of_the_start(probes: Probes, port: int) -> None:
+    """Healthy is it before."""
+    assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 503)
+    probes.ready = True
+    assert get(port, "/readyz")[0] == 200
+
+
+def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock) -> None:
+    """Until it beats again."""
+    probes.ready = True
+    clock.now += SILENCE_MAX_SECONDS
+    assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (503, 503)
+    probes.beat()
+    assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 200)
+
+
+def test_nothing_else_is_served(port: int) -> None:
+    """Only the two probes."""
+    assert get(port, "/")[0] == 404

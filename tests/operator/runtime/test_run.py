@@ -1,0 +1,288 @@
+"""The operator as a process, against an API server that answers as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+from sd_api import names
+from sd_operator.base.settings import Settings
+from sd_operator.clients import kube
+from sd_operator.runtime import run
+from tests.support.kube.probing import probe
+
+KINDS = {
+    "/api/v1": [
+        ("Pod", "pods"),
+        ("PersistentVolumeClaim", "persistentvolumeclaims"),
+        ("Namespace", "namespaces"),
+    ],
+    "/apis/batch/v1": [("Job", "jobs")],
+    "/apis/apiextensions.k8s.io/v1": [("CustomResourceDefinition", "customresourcedefinitions")],
+    f"/apis/{names.API_VERSION}": [(names.KIND, names.PLURAL)],
+}
+
+
+@dataclass
+class Server:
+    """An empty cluster. known: whether it has our kind. error: what every watch then says.
+
+    away: every connection is cut.
+    """
+
+    known: bool = True
+    error: dict[str, Any] | None = None
+    away: bool = False
+    watches: list[dict[str, list[str]]] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def reply(self, path: str) -> Any:
+        """The answer to a GET that is no watch; None is 404."""
+        if path == "/api":
+            return {"versions": ["v1"]}
+        if path == "/apis":
+            return {"groups": [_group(one.split("/")[2]) for one in KINDS if one != "/api/v1"]}
+        if path in KINDS:
+            return {"resources": [_resource(kind, plural) for kind, plural in KINDS[path]]}
+        if path.endswith(names.PLURAL) and not self.known:
+            return None
+        return {"items": [], "metadata": {"resourceVersion": "1"}}
+
+
+def _group(name: str) -> dict[str, Any]:
+    version = names.VERSION if name == names.GROUP else "v1"
+    entry = {"version": version, "groupVersion": f"{name}/{version}"}
+    return {"name": name, "versions": [entry], "preferredVersion": entry}
+
+
+def _resource(kind: str, plural: str) -> dict[str, Any]:
+    verbs = ["get", "list", "watch", "patch"]
+    namespaced = kind not in ("Namespace", "CustomResourceDefinition")
+    return {
+        "kind": kind,
+        "name": plural,
+        "singularName": kind.lower(),
+        "namespaced": namespaced,
+        "verbs": verbs,
+    }
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """The server, named by tmp_path/kubeconfig."""
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if state.away:
+                return
+            parts = urlsplit(self.path)
+            query = parse_qs(parts.query)
+            if "watch" in query:
+                self.watch(parts.path, query)
+                return
+            answer = state.reply(parts.path)
+            data = json.dumps({} if answer is None else answer).encode()
+            self.send_response(404 if answer is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def watch(self, path: str, query: dict[str, list[str]]) -> None:
+            state.watches.append({"path": [path], **query})
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.flush()
+            while not state.away and not state.stopped.wait(0.05):
+                if state.error is not None:
+                    line = json.dumps({"type": "ERROR", "object": state.error})
+                    self.wfile.write(line.encode() + b"\n")
+                    return
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.daemon_threads = True
+    thread = threading.Thread(target=http_server.serve_forever, args=(0.02,))
+    thread.start()
+    config = {
+        "current-context": "test",
+        "clusters": [
+            {"name": "test", "cluster": {"server": f"http://127.0.0.1:{http_server.server_port}"}}
+        ],
+        "users": [{"name": "test", "user": {"token": "t"}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    yield state
+    state.stopped.set()
+    http_server.shutdown()
+    http_server.server_close()
+    thread.join()
+
+
+@dataclass
+class Operator:
+    """`sd-operator run` as a process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_for(self, holds: Callable[[str], object]) -> str:
+        """Wait until the log is as wanted."""
+        deadline = time.monotonic() + 20
+        while not holds(text := self.log.read_text()):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        return text
+
+    def probe(self, path: str) -> int:
+        """The status of a probe."""
+        return probe(self.wait_for(lambda text: "probes on" in text), path)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
+    """Starts the operator; it does not outlive the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(**env: str) -> Operator:
+        log = tmp_path / "log"
+        settings = {
+            "KUBECONFIG": str(tmp_path / "kubeconfig"),
+            "SD_OPERATOR_BIND_ADDRESS": "127.0.0.1",
+            "SD_OPERATOR_METRICS_PORT": "0",
+            "SD_OPERATOR_PROBES_PORT": "0",
+            "HOME": str(tmp_path),
+        }
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sd_operator", "run"],
+                env=settings | env,
+                stdout=output,
+                stderr=output,
+            )
+        started.append(process)
+        return Operator(process, log)
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+Start = Callable[..., Operator]
+
+
+def test_it_watches_only_what_it_needs(server: Server, start: Start) -> None:
+    """Jobs and Pods of ours by label; with timeouts, so that no dead connection is trusted."""
+    operator = start()
+    operator.wait_for(lambda _: len(server.watches) == 4)
+    by_path = {one["path"][0]: one for one in server.watches}
+    ours = "app.kubernetes.io/managed-by=sd-operator,app.kubernetes.io/name=sd-loader"
+    assert set(by_path) == {
+        f"/apis/{names.API_VERSION}/{names.PLURAL}",
+        "/apis/batch/v1/jobs",
+        "/api/v1/pods",
+        "/api/v1/persistentvolumeclaims",
+    }
+    assert by_path["/apis/batch/v1/jobs"]["labelSelector"] == [ours]
+    assert by_path["/api/v1/pods"]["labelSelector"] == [ours]
+    assert all(0 < float(one["timeoutSeconds"][0]) <= 600 for one in server.watches)
+    assert operator.probe("/readyz") == 200
+    operator.process.terminate()
+    assert operator.process.wait(10) == 0
+
+
+def test_with_namespaces_it_stays_in_them(server: Server, start: Start) -> None:
+    """Nothing cluster-wide is asked for."""
+    start(SD_OPERATOR_NAMESPACES="art,ops").wait_for(lambda _: len(server.watches) == 8)
+    assert all("/namespaces/" in one["path"][0] for one in server.watches)
+
+
+@pytest.mark.parametrize("code", [403, 500])
+def test_it_ends_when_a_watch_fails(server: Server, start: Start, code: int) -> None:
+    """A process that sees nothing must not look alive: it is started again."""
+    operator = start()
+    operator.wait_for(lambda _: len(server.watches) == 4)
+    server.error = {"kind": "Status", "code": code, "message": "no"}
+    assert operator.process.wait(20) == 1
+    assert "the operator has ended" in operator.log.read_text()
+
+
+def test_an_expired_watch_is_begun_anew(server: Server, start: Start) -> None:
+    """410 is normal after a quiet time."""
+    operator = start()
+    operator.wait_for(lambda _: len(server.watches) == 4)
+    server.error = {"kind": "Status", "code": 410, "message": "too old"}
+    operator.wait_for(lambda _: len(server.watches) >= 8)
+    server.error = None
+    assert operator.process.poll() is None
+    assert operator.probe("/healthz") == 200
+
+
+def test_it_waits_for_the_kind(server: Server, start: Start) -> None:
+    """Alive but not ready; the log says what to apply."""
+    server.known = False
+    operator = start()
+    operator.wait_for(lambda text: "kubectl apply -f crds/stablediffusionmodels.yaml" in text)
+    assert (operator.probe("/healthz"), operator.probe("/readyz")) == (200, 503)
+    server.known = True
+    operator.wait_for(lambda _: len(server.watches) == 4)
+    assert operator.probe("/readyz") == 200
+
+
+def test_it_waits_for_the_api_server(server: Server, start: Start, tmp_path: Path) -> None:
+    """And ends cleanly meanwhile."""
+    config = (tmp_path / "kubeconfig").read_text()
+    (tmp_path / "kubeconfig").write_text(re.sub(r"127.0.0.1:\d+", "127.0.0.1:1", config))
+    operator = start()
+    operator.wait_for(lambda text: "does not serve us yet" in text)
+    operator.process.terminate()
+    assert operator.process.wait(10) == 0
+    assert server.watches == []
+
+
+def test_it_ends_when_the_api_server_stays_away(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is blind behind a green probe would never be started again."""
+    monkeypatch.setattr(run, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(run, "AWAY_MAX_SECONDS", 0.3)
+    monkeypatch.setattr(kube, "RETRY_SECONDS", 0.01)
+    kubeconfig = tmp_path / "kubeconfig"
+    settings = Settings(kubeconfig, bind_address="127.0.0.1", metrics_port=0, probes_port=0)
+
+    def leave() -> None:
+        while len(server.watches) < 4:
+            time.sleep(0.02)
+        server.away = True
+
+    threading.Thread(target=leave, daemon=True).start()
+    with pytest.raises(run.WatchEndedError, match="away for"):
+        asyncio.run(asyncio.wait_for(run.operate(settings, asyncio.Event()), 20))
+
+
+def test_a_wrong_setting_ends_it_with_one_line(start: Start, server: Server) -> None:
+    """No traceback."""
+    operator = start(SD_OPERATOR_GPU_COUNT="many")
+    assert operator.process.wait(10) == 2
+    (line,) = operator.log.read_text().splitlines()
+    assert line.startswith("sd-operator: SD_OPERATOR_GPU_COUNT must be a whole number")
+    assert server.watches == []

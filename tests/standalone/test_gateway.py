@@ -1,0 +1,61 @@
+"""`sd-operator standalone --gateway`: a cluster and the vendor's API on one machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway.gatewayrun import call
+
+TOLD = re.compile(r"The gateway is at (\S+) .*\nIts key, for this run: (\S+)")
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
+    """Standalone with a gateway, without its operator: address, key, and where its state is."""
+    log, state = tmp_path / "log", tmp_path / "state"
+    state.mkdir()
+    command = [sys.executable, "-m", "sd_operator", "standalone", "--no-operator", "--gateway"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--store", str(tmp_path / "store")],
+            env={**os.environ, "TMPDIR": str(state)},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while (found := TOLD.search(log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield found[1], found[2], state
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert list(state.iterdir()) == [], "the key is for one run"
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(found[1].rpartition(":")[2]))) != 0
+
+
+def test_it_prints_an_address_and_a_key_that_is_good(told: tuple[str, str, Path]) -> None:
+    """On loopback; the key lies nowhere, its line where nobody else may read."""
+    url, key, state = told
+    said = {"url": "a/b", "model_id": "sketch", "model_type": "lora"}
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    assert call(url, key, "load_model", **said)["status"] == "success"
+    assert call(url, key, "get_all_models") == {"models": [], "status": "success"}
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        call(url, "wrong", "get_all_models")
+    (keys_file,) = state.glob("*/gateway-keys")
+    assert keys_file.stat().st_mode & 0o777 == 0o600
+    assert key not in keys_file.read_text()

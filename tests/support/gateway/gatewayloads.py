@@ -1,0 +1,70 @@
+"""Loads by the gateway: the vendor's own examples of them, and what the operator would tell."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from tests.support.gateway.gatewayrun import Gateway
+from tests.support.kube.cluster import Cluster
+
+STARTED = {"message": "model load started", "status": "success"}
+HOSTED = {
+    "webhook": "https://stablediffusionapi.com",
+    "revision": "fp32",
+    "upcast_attention": "no",
+}
+CIVITAI = "https://civitai.com/api/download/models/94640"
+CANNY = {"url": "lllyasviel/control_v11p_sd15_canny", "model_type": "controlnet"}
+VENDORS_OWN = {
+    "checkpoint": {
+        "url": CIVITAI,
+        "model_id": "majicmix-realistic",
+        "model_type": "custom_ckpt",
+        "from_safetensors": "yes",
+        **HOSTED,
+    },
+    "ckpt": {"url": CIVITAI, "model_id": "nckpt-model", "model_type": "custom_ckpt", **HOSTED},
+    "repo": {
+        "url": "wavymulder/Analog-Diffusion",
+        "model_id": "analog-diffusion",
+        "model_type": "huggingface",
+        "from_safetensors": "no",
+        **HOSTED,
+    },
+    "repo alone": {
+        "url": "wavymulder/Analog-Diffusion",
+        "model_id": "analog-diffusion",
+        "model_type": "huggingface",
+        **HOSTED,
+    },
+    "canny": {"model_id": "canny", **CANNY, **HOSTED},
+    "hed": {"model_id": "hed", **CANNY, **HOSTED},
+}
+"""The examples of the vendor's page."""
+
+
+def a_name() -> str:
+    """A model id that no other test has."""
+    return f"m-{secrets.token_hex(4)}"
+
+
+def load(gateway: Gateway, model_id: str, **fields: object) -> dict[str, Any]:
+    """Load a model."""
+    wanted = {"url": CIVITAI, "model_type": "custom_ckpt", "model_id": model_id, **fields}
+    status, answer = gateway.call("load_model", **wanted)
+    assert (status, answer) == (200, STARTED)
+    return answer
+
+
+def put_status(cluster: Cluster, name: str, **status: Any) -> None:
+    """Do as the operator does; by default the model is Ready."""
+    at = "2023-01-25T11:52:22Z"
+    conditions = status.pop("conditions", {"Ready": "True"})
+    status["conditions"] = [
+        {"type": kind, "status": value, "reason": "X", "message": "", "lastTransitionTime": at}
+        for kind, value in conditions.items()
+    ]
+    patch = json.dumps({"status": status})
+    cluster.kubectl("patch", "sdm", name, "--subresource=status", "--type=merge", "-p", patch)

@@ -1,0 +1,269 @@
+"""A cluster for tests, the same for all of them: `cluster` gives each test a namespace of its own.
+
+What it is made of depends on the environment, and tests do not notice:
+
+- by default, `sd-operator standalone` without its operator, in a process of its own;
+- KUBEBUILDER_ASSETS names a folder with etcd and kube-apiserver (controller-runtime's convention):
+  both are started, with RBAC; standalone's node runs the Pods, and its controllers too unless
+  kube-controller-manager lies there as well. The operator has the rights of the chart only;
+- KUBECONFIG names any cluster, which is taken as it is. Without Nodes, standalone's controllers
+  and node run there. With Nodes the Pods are real; then needed are SD_TEST_LOADER_IMAGE (an image
+  with sd-loader that the nodes can pull) and SD_TEST_SOURCE_HOST (the address at which Pods reach
+  this machine). SD_TEST_STORE may say where a claim's files lie here, with {namespace} in it.
+
+Tests start and kill operators themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sd_api.crd import custom_resource_definition
+from sd_operator.standalone import pki
+from tests.support.kube.cluster import CLAIM, Backend, Cluster, namespace_of
+from tests.support.kube.rbacproxy import RULES
+from tests.support.processes import START_SECONDS, free_ports, listens, running
+
+SYSTEM_NAMESPACE = "sd-operator-system"
+
+
+@contextlib.contextmanager
+def backend_of(env: Mapping[str, str], loader: Sequence[str] = ()) -> Iterator[Backend]:
+    """The cluster that the environment asks for; Pods of standalone's node may run a stand-in."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sd-cluster-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        work = Path(folder)
+        if env.get("KUBEBUILDER_ASSETS"):
+            yield stack.enter_context(
+                _kube_apiserver(Path(env["KUBEBUILDER_ASSETS"]), work, loader)
+            )
+        elif env.get("KUBECONFIG"):
+            yield stack.enter_context(_existing(Path(env["KUBECONFIG"]), env, work, loader))
+        else:
+            yield stack.enter_context(_standalone(work, loader))
+
+
+@contextlib.contextmanager
+def _standalone(work: Path, loader: Sequence[str]) -> Iterator[Backend]:
+    kubeconfig, store = work / "kubeconfig", work / "store"
+    command = [sys.executable, "-m", "sd_operator", "standalone", "--no-operator"]
+    if loader:
+        script = str(Path(__file__).with_name("clusterstub.py"))
+        command = [sys.executable, script, "--loader", *loader]
+    command += ["--store", str(store), "--kubeconfig", str(kubeconfig)]
+    with running(command, work / "standalone.log", lambda: kubeconfig.exists()):
+        yield Backend(
+            "standalone", kubeconfig, kubeconfig, f"{store}/.claims/{{namespace}}/{CLAIM}"
+        )
+
+
+@contextlib.contextmanager
+def _existing(
+    kubeconfig: Path, env: Mapping[str, str], work: Path, loader: Sequence[str]
+) -> Iterator[Backend]:
+    admin = Cluster(Backend("cluster", kubeconfig, kubeconfig, None), "default", work)
+    _define(admin)
+    if not [node for node in admin.list("nodes") if node["metadata"]["name"] != "standalone"]:
+        with _node(kubeconfig, work, loader) as store:
+            yield Backend("nodeless cluster", kubeconfig, kubeconfig, store)
+        return
+    if loader:
+        pytest.skip("KUBECONFIG names a cluster with nodes, which run no stand-in for the loader")
+    for name in ("SD_TEST_LOADER_IMAGE", "SD_TEST_SOURCE_HOST"):
+        if not env.get(name):
+            pytest.skip(f"KUBECONFIG names a cluster with nodes, and {name} is not set")
+    yield Backend(
+        "cluster",
+        kubeconfig,
+        kubeconfig,
+        env.get("SD_TEST_STORE"),
+        env["SD_TEST_LOADER_IMAGE"],
+        env["SD_TEST_SOURCE_HOST"],
+        controllers=False,
+    )
+
+
+@contextlib.contextmanager
+def _node(kubeconfig: Path, work: Path, loader: Sequence[str], *options: str) -> Iterator[str]:
+    store = work / "store"
+    store.mkdir(exist_ok=True)
+    script = str(Path(__file__).with_name("clusternode.py"))
+    command = [sys.executable, script, "--kubeconfig", str(kubeconfig), "--store", str(store)]
+    command += ["--loader", *loader] if loader else []
+    log = work / "node.log"
+    with running([*command, *options], log, lambda: "ready" in log.read_text()):
+        yield f"{store}/.claims/{{namespace}}/{CLAIM}"
+
+
+@contextlib.contextmanager
+def _kube_apiserver(assets: Path, work: Path, loader: Sequence[str]) -> Iterator[Backend]:
+    """Start etcd and kube-apiserver as controller-runtime's envtest does, with RBAC."""
+    for program in ("etcd", "kube-apiserver"):
+        if not (assets / program).exists():
+            pytest.skip(f"KUBEBUILDER_ASSETS has no {program}")
+    client, peer, secure = free_ports(3)
+    ca, certificate = pki.make_certificates()
+    token = secrets.token_hex(24)
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    for name, content in (
+        ("tls.crt", certificate.cert),
+        ("tls.key", certificate.key),
+        ("accounts.key", key),
+        ("tokens.csv", f'{token},admin,admin,"system:masters"\n'.encode()),
+    ):
+        pki.write_private(work / name, content)
+    server = f"https://127.0.0.1:{secure}"
+    kubeconfig, operator = work / "kubeconfig", work / "operator.kubeconfig"
+    pki.write_private(kubeconfig, pki.kubeconfig(server, ca, token))
+    admin = Cluster(Backend("kube-apiserver", kubeconfig, operator, None), SYSTEM_NAMESPACE, work)
+    etcd = [
+        str(assets / "etcd"),
+        f"--data-dir={work / 'etcd'}",
+        f"--listen-client-urls=http://127.0.0.1:{client}",
+        f"--advertise-client-urls=http://127.0.0.1:{client}",
+        f"--listen-peer-urls=http://127.0.0.1:{peer}",
+        f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
+        f"--initial-cluster=default=http://127.0.0.1:{peer}",
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+    ]
+    apiserver = [
+        str(assets / "kube-apiserver"),
+        f"--etcd-servers=http://127.0.0.1:{client}",
+        "--bind-address=127.0.0.1",
+        "--advertise-address=127.0.0.1",
+        f"--secure-port={secure}",
+        f"--tls-cert-file={work / 'tls.crt'}",
+        f"--tls-private-key-file={work / 'tls.key'}",
+        f"--cert-dir={work}",
+        f"--token-auth-file={work / 'tokens.csv'}",
+        "--authorization-mode=RBAC",
+        f"--service-account-issuer={server}",
+        f"--service-account-key-file={work / 'accounts.key'}",
+        f"--service-account-signing-key-file={work / 'accounts.key'}",
+        "--service-cluster-ip-range=10.0.0.0/24",
+        "--endpoint-reconciler-type=none",
+        "--disable-admission-plugins=ServiceAccount",
+    ]
+    manager = [
+        str(assets / "kube-controller-manager"),
+        f"--kubeconfig={kubeconfig}",
+        "--leader-elect=false",
+        "--secure-port=0",
+        "--controllers=job-controller,garbage-collector-controller,namespace-controller,"
+        "ttl-after-finished-controller",
+    ]
+
+    def is_ready() -> bool:
+        return admin.run("get", "--raw=/readyz").stdout == "ok"
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running(etcd, work / "etcd.log", lambda: listens(client)))
+        stack.enter_context(running(apiserver, work / "apiserver.log", is_ready))
+        _define(admin)
+        pki.write_private(operator, pki.kubeconfig(server, ca, _operator_token(admin)))
+        real = (assets / "kube-controller-manager").exists()
+        if real:
+            stack.enter_context(running(manager, work / "manager.log", lambda: True))
+        options = ("--controllers", "claim") if real else ()
+        store = stack.enter_context(_node(kubeconfig, work, loader, *options))
+        yield Backend("kube-apiserver", kubeconfig, operator, store, controllers=not real)
+
+
+def _define(admin: Cluster) -> None:
+    definition = custom_resource_definition()
+    admin.apply(definition)
+    name = definition["metadata"]["name"]
+    admin.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
+    # A real server has not served a new kind for a moment after that.
+    deadline = time.monotonic() + START_SECONDS
+    while admin.run("get", "sdm").returncode and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _operator_token(admin: Cluster) -> str:
+    """A token of a service account with the operator's rights, and no others."""
+    meta = {"name": "sd-operator", "namespace": SYSTEM_NAMESPACE}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "sd-operator"}
+    rbac = "rbac.authorization.k8s.io/v1"
+    for item in (
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta},
+        {
+            "apiVersion": rbac,
+            "kind": "ClusterRole",
+            "metadata": {"name": "sd-operator"},
+            "rules": RULES,
+        },
+        {
+            "apiVersion": rbac,
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "sd-operator"},
+            "roleRef": role,
+            "subjects": [{"kind": "ServiceAccount", **meta}],
+        },
+    ):
+        admin.apply(item)
+    return admin.kubectl("create", "token", "sd-operator", "--duration=4h").strip()
+
+
+@pytest.fixture(scope="session")
+def backend() -> Iterator[Backend]:
+    """The cluster of this test run."""
+    with backend_of(os.environ) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def stub_backend() -> Iterator[Backend]:
+    """A cluster whose Pods run stubloader.py in place of the loader."""
+    stub = Path(__file__).with_name("stubloader.py")
+    with backend_of(os.environ, [sys.executable, str(stub)]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A namespace that the tests of a module share: they use different names."""
+    with namespace_of(backend, tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_stub_cluster(
+    stub_backend: Backend, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """As `shared_cluster`, with stubloader.py in place of the loader."""
+    with namespace_of(stub_backend, tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture
+def stub_cluster(stub_backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
+    """As `cluster`, with stubloader.py in place of the loader."""
+    with namespace_of(stub_backend, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
+    """A namespace of its own, with a claim."""
+    with namespace_of(backend, tmp_path) as made:
+        yield made

@@ -1,0 +1,229 @@
+"""A namespace of a test cluster, and what a test does there: kubectl, operators, waiting."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sd_api import names
+from tests.support.processes import start, stop
+from tools.kubectl import kubectl_path
+
+Json = dict[str, Any]
+
+CLAIM = "models"
+
+
+class ClusterError(Exception):
+    """Something in the cluster did not happen; the message says what was seen last."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A running API server with something that runs Pods."""
+
+    name: str
+    kubeconfig: Path
+    operator_kubeconfig: Path
+    store: str | None
+    """Where a claim's files lie on this machine, with {namespace} in it; None: out of reach."""
+    loader_image: str = "sd-loader:test"
+    source_host: str = "127.0.0.1"
+    controllers: bool = True
+    """Whether standalone's controllers run, whose first backoff is 1 s."""
+
+
+@dataclass
+class Cluster:
+    """One test's namespace."""
+
+    backend: Backend
+    namespace: str
+    work: Path
+    _operators: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def kubeconfig(self) -> Path:
+        """An administrator's kubeconfig."""
+        return self.backend.kubeconfig
+
+    @property
+    def store(self) -> Path:
+        """The files of the namespace's claim; skips the test where they are out of reach."""
+        if self.backend.store is None:
+            pytest.skip("SD_TEST_STORE does not say where the claim's files can be seen")
+        return Path(self.backend.store.format(namespace=self.namespace))
+
+    def run(
+        self, *arguments: str, stdin: str | None = None, timeout: float = 30
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl in the namespace, whatever comes of it."""
+        command = [str(kubectl_path()), f"--kubeconfig={self.kubeconfig}", f"-n={self.namespace}"]
+        return subprocess.run(
+            [*command, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout
+        )
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 30) -> str:
+        """What kubectl prints; it must succeed."""
+        done = self.run(*arguments, stdin=stdin, timeout=timeout)
+        if done.returncode:
+            raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def refused(self, *arguments: str, stdin: str | None = None) -> str:
+        """What kubectl complains of; it must fail."""
+        done = self.run(*arguments, stdin=stdin)
+        if not done.returncode:
+            raise ClusterError(f"kubectl {' '.join(arguments)} succeeded: {done.stdout.strip()}")
+        return done.stderr
+
+    def apply(self, manifest: str | Json, *options: str) -> str:
+        """Apply YAML text or of an object."""
+        text = manifest if isinstance(manifest, str) else yaml.safe_dump(manifest)
+        return self.kubectl("apply", "-f", "-", *options, stdin=text)
+
+    def get(self, kind: str, name: str) -> Json:
+        """One object."""
+        item: Json = json.loads(self.kubectl("get", kind, name, "-o=json"))
+        return item
+
+    def list(self, kind: str, *selectors: str) -> list[Json]:
+        """The objects of a kind."""
+        items: list[Json] = json.loads(self.kubectl("get", kind, "-o=json", *selectors))["items"]
+        return items
+
+    def exists(self, kind: str, name: str) -> bool:
+        """Whether there is such an object."""
+        return bool(self.kubectl("get", kind, name, "--ignore-not-found", "-o=name"))
+
+    def model(self, name: str, **spec: object) -> Json:
+        """Apply a StableDiffusionModel and return it."""
+        self.apply(model_manifest(name, **spec))
+        return self.get("sdm", name)
+
+    def wait_for(
+        self,
+        kind: str,
+        name: str,
+        reached: Callable[[Json], object],
+        timeout: float = 60.0,
+    ) -> Json:
+        """Wait until an object is as wanted, and return it."""
+        deadline = time.monotonic() + timeout
+        item: Json = {}
+        while time.monotonic() < deadline:
+            if self.exists(kind, name) and reached(item := self.get(kind, name)):
+                return item
+            time.sleep(0.1)
+        raise ClusterError(f"{kind}/{name} did not get there in {timeout} s: {json.dumps(item)}")
+
+    def wait_gone(self, kind: str, name: str, timeout: float = 60.0) -> None:
+        """Wait until an object is gone."""
+        self.kubectl(
+            "wait", "--for=delete", kind, name, f"--timeout={timeout}s", timeout=timeout + 5
+        )
+
+    def events(self, name: str) -> list[tuple[str, str]]:
+        """Reasons and messages of the Events about an object, oldest first."""
+        found = self.list("events", f"--field-selector=involvedObject.name={name}")
+        found.sort(key=lambda item: (item["lastTimestamp"] or "", item["metadata"]["name"]))
+        return [(item["reason"], item["message"]) for item in found]
+
+    def start_operator(self, **env: str) -> subprocess.Popen[bytes]:
+        """`sd-operator run` for this namespace, as a process; its log is work/operator-N.log."""
+        settings = {
+            "KUBECONFIG": str(self.backend.operator_kubeconfig),
+            "SD_OPERATOR_NAMESPACES": self.namespace,
+            "SD_OPERATOR_CLAIM_NAME": CLAIM,
+            "SD_OPERATOR_LOADER_IMAGE": self.backend.loader_image,
+            "SD_OPERATOR_LOADER_SLIM_IMAGE": self.backend.loader_image,
+            "SD_OPERATOR_GPU_COUNT": "0",
+            "SD_OPERATOR_BIND_ADDRESS": "127.0.0.1",
+            "SD_OPERATOR_METRICS_PORT": "0",
+            "SD_OPERATOR_PROBES_PORT": "0",
+            "SD_OPERATOR_POLL_SECONDS": "0.5",
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self.work),
+        }
+        log = self.work / f"operator-{len(self._operators)}.log"
+        process = start([sys.executable, "-m", "sd_operator", "run"], log, settings | env)
+        self._operators.append(process)
+        return process
+
+    def operator_log(self) -> str:
+        """What this test's operators have logged."""
+        return "".join(path.read_text() for path in sorted(self.work.glob("operator-*.log")))
+
+    def stop_operators(self) -> None:
+        """End the operators that still run."""
+        for process in self._operators:
+            stop(process)
+
+
+def model_manifest(name: str, **spec: object) -> Json:
+    """A StableDiffusionModel; spec in the resource's own words."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def claim_manifest(name: str = CLAIM) -> Json:
+    """A PersistentVolumeClaim."""
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+@contextlib.contextmanager
+def namespace_of(backend: Backend, work: Path, claim: bool = True) -> Iterator[Cluster]:
+    """A namespace with a claim, deleted afterwards, and its operators ended."""
+    cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
+    made = [namespace, *([claim_manifest()] if claim else [])]
+    cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(made))
+    try:
+        if claim and backend.store is not None:
+            cluster.store.mkdir(parents=True, exist_ok=True)
+        yield cluster
+    finally:
+        cluster.stop_operators()
+        _release(cluster)
+        cluster.kubectl(
+            "delete", "namespace", cluster.namespace, "--wait=false", "--ignore-not-found"
+        )
+
+
+def _release(cluster: Cluster) -> None:
+    """Free the models that no operator will ever clean up."""
+    for model in cluster.list("sdm"):
+        if model["metadata"].get("finalizers"):
+            release = '{"metadata":{"finalizers":null}}'
+            cluster.run("patch", "sdm", model["metadata"]["name"], "--type=merge", "-p", release)
+
+
+def credentials(kubeconfig: Path) -> tuple[str, str, str]:
+    """Server, token and CA certificate (PEM) of a kubeconfig of ours, for raw requests."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    cluster = config["clusters"][0]["cluster"]
+    ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    return cluster["server"], config["users"][0]["user"]["token"], ca

@@ -1,0 +1,76 @@
+"""Operators behind a proxy, started again whenever they end, as a Deployment does it."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from devkit.webhook_receiver import WebhookReceiver
+from tests.support.kube.cluster import Cluster, credentials
+from tests.support.kube.faultproxy import FaultProxy
+from tests.support.kube.operated import KEY
+
+
+@dataclass
+class Operators:
+    """So many operators at once, all with the same settings."""
+
+    cluster: Cluster
+    settings: dict[str, str]
+    count: int = 1
+    deaths: int = 0
+    _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep(self) -> None:
+        """Start what is missing."""
+        with self._lock:
+            ended = [process for process in self._running if process.poll() is not None]
+            self.deaths += len(ended)
+            self._running = [process for process in self._running if process not in ended]
+            while len(self._running) < self.count:
+                self._running.append(self.cluster.start_operator(**self.settings))
+
+    def kill(self) -> None:
+        """Kill all, as the kernel does; `keep` starts others."""
+        with self._lock:
+            for process in self._running:
+                process.kill()
+                process.wait()
+
+
+@dataclass
+class Behind:
+    """A namespace, and operators for it behind a proxy."""
+
+    cluster: Cluster
+    proxy: FaultProxy
+    receiver: WebhookReceiver
+    operators: Operators
+
+
+@pytest.fixture
+def behind(stub_cluster: Cluster, tmp_path: Path) -> Iterator[Behind]:
+    """With stubloader.py in place of the loader; the operators are still to be started."""
+    server, token, ca = credentials(stub_cluster.backend.operator_kubeconfig)
+    key_file = tmp_path / "webhook-key"
+    key_file.write_text(KEY)
+    proxy = FaultProxy(server, token, ca, tmp_path / "proxy.kubeconfig")
+    with proxy, WebhookReceiver(key=KEY) as receiver:
+        settings = {
+            "KUBECONFIG": str(proxy.kubeconfig),
+            "SD_OPERATOR_ALLOWED_HOSTS": receiver.host,
+            "SD_OPERATOR_WEBHOOK_KEY_FILE": str(key_file),
+            "SD_OPERATOR_WEBHOOK_RETRY_SECONDS": "0.3,0.3,0.3,1,1,1,1,1,1",
+            "SD_OPERATOR_RESYNC_SECONDS": "2",
+            "SD_OPERATOR_MAX_LOADS": "0",
+            "SD_OPERATOR_MAX_LOADS_PER_NAMESPACE": "0",
+        }
+        operators = Operators(stub_cluster, settings)
+        proxy.kill = operators.kill
+        yield Behind(stub_cluster, proxy, receiver, operators)

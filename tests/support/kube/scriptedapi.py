@@ -1,0 +1,108 @@
+"""An API server in memory with one model, whose answers come when and as a test wants them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from typing_extensions import override
+
+from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api, Listing, NotFoundError, Resource
+from sd_operator.standalone.patch import merge_patch
+
+Json = dict[str, Any]
+
+
+class Script(Api):
+    """One model, no claim any more, and answers that a real server rarely gives.
+
+    refuses: what creating a Job raises. away: what a patch raises. lost: what it raises once it is
+    done.
+    """
+
+    def __init__(self, model: Json) -> None:
+        super().__init__(None)
+        self.model = model
+        self.asked: list[str] = []
+        self.jobs: list[Json] = []
+        self.events: list[tuple[str, str]] = []
+        self.refuses: Exception | None = None
+        self.away: Exception | None = None
+        self.lost: Exception | None = None
+        self._patched = asyncio.Event()
+
+    async def until(self, holds: Callable[[dict[str, str]], bool]) -> None:
+        """Wait until the model's conditions, type to reason, are so."""
+        while not holds(self.conditions):
+            self._patched.clear()
+            await self._patched.wait()
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """The model's conditions, type to reason."""
+        return {one["type"]: one["reason"] for one in self.model["status"].get("conditions", [])}
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """The Events' reasons, counted."""
+        return Counter(reason for reason, _ in self.events)
+
+    def change(self, patch: Json) -> Json:
+        """Change the model, as an API server does it."""
+        metadata = self.model["metadata"]
+        version = str(int(metadata["resourceVersion"]) + 1)
+        generation = metadata["generation"] + ("spec" in patch)
+        own = {"resourceVersion": version, "generation": generation}
+        self.model = merge_patch(merge_patch(self.model, patch), {"metadata": own})
+        return self.model
+
+    @override
+    async def get(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Nothing but the model is there."""
+        self.asked.append(f"get {resource.plural}")
+        if resource is not MODELS:
+            raise NotFoundError(f"{resource.plural} {name} not found", 404)
+        return self.model
+
+    @override
+    async def list(
+        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
+    ) -> Listing:
+        """The Jobs are there, and nothing else."""
+        return Listing(list(self.jobs) if resource is JOBS else [], "9")
+
+    @override
+    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
+        """Refuse Jobs as told; take everything else."""
+        self.asked.append(f"create {resource.plural}")
+        if resource is JOBS and self.refuses is not None:
+            raise self.refuses
+        if resource is EVENTS:
+            self.events.append((body["reason"], body["message"]))
+        made = {"uid": f"uid-{len(self.asked)}", "resourceVersion": "9"}
+        body = body | {"metadata": body["metadata"] | made}
+        if resource is JOBS:
+            self.jobs.append(body)
+        return body
+
+    @override
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete a Job."""
+        self.asked.append(f"delete {resource.plural}")
+        self.jobs = [job for job in self.jobs if job["metadata"]["uid"] != uid]
+
+    @override
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+    ) -> Json:
+        """Apply it to the model's status."""
+        self.asked.append(f"patch {resource.plural}")
+        if self.away is not None:
+            raise self.away
+        self.change({"status": body.get("status", {})})
+        self._patched.set()
+        if self.lost is not None:
+            raise self.lost
+        return self.model

@@ -1,0 +1,111 @@
+"""Fetches of a repo that holds what real ones do, from a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devkit.fakehub import FakeHub
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched
+from sd_loader.source.hub import fetch_repo
+from tests.support.loader.fetches import QUICK
+from tests.support.models.conversions import load_request
+from tests.support.models.modelindex import INDEX
+
+REPO = "org/model"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+NEEDED = {
+    "model_index.json": json.dumps(
+        INDEX
+        | {
+            "_diffusers_version": "0.6.0",
+            "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        }
+    ),
+    "scheduler/scheduler_config.json": "{}",
+    "text_encoder/config.json": "{}",
+    "text_encoder/model.safetensors": "t" * 30_000,
+    "tokenizer/merges.txt": "#version: 0.2\n",
+    "tokenizer/vocab.json": "{}",
+    "unet/config.json": "{}",
+    UNET: "u" * 200_000,
+    "vae/config.json": "{}",
+    "vae/diffusion_pytorch_model.safetensors": "v" * 50_000,
+}
+UNNEEDED = (
+    ".gitattributes",
+    "README.md",
+    "handler.py",
+    "model.safetensors",
+    "v1-5-pruned.ckpt",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "text_encoder/flax_model.msgpack",
+    "text_encoder/pytorch_model.bin",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/model.onnx",
+    "unet/openvino_model.xml",
+    "vae_decoder/model.onnx",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A repo with everything that real ones have, some of it needed."""
+    folder = tmp_path / "repo"
+    for name, content in NEEDED.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    for name in UNNEEDED:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("not needed")
+    return folder
+
+
+@pytest.fixture
+def hub(folder: Path) -> Iterator[FakeHub]:
+    """A Hub with that repo, whose LFS files come from another origin."""
+    with FakeHub(separate_cdn=True) as hub:
+        hub.add_repo(REPO, folder)
+        yield hub
+
+
+@pytest.fixture
+def settings(hub: FakeHub, tmp_path: Path) -> Settings:
+    """Settings with the fake Hub as endpoint; its CDN is an allowed host."""
+    return Settings(
+        hub_endpoint=hub.url,
+        allowed_hosts=frozenset({hub.cdn_host}),
+        credentials_dir=tmp_path / "secret",
+    )
+
+
+def load(settings: Settings, into: Path, **fields: object) -> Fetched:
+    """Fetch, with retries that do not wait."""
+    request = load_request(model_type="huggingface", **{"url": REPO, **fields})
+    return fetch_repo(request, settings, into, lambda _progress: None, retries=QUICK)
+
+
+def refusal(settings: Settings, into: Path, **fields: object) -> LoaderError:
+    """The error of a fetch that must fail."""
+    with pytest.raises(LoaderError) as caught:
+        load(settings, into, **fields)
+    return caught.value
+
+
+def downloaded(into: Path) -> dict[str, str]:
+    """The downloaded files without the notes beside them."""
+    return {
+        path.relative_to(into / "repo").as_posix(): path.read_text()
+        for path in sorted((into / "repo").rglob("*"))
+        if path.is_file() and path.suffix not in (".note", ".part")
+    }

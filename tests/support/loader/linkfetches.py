@@ -1,0 +1,72 @@
+"""Fetches of a small safetensors file behind a link, from a server on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devkit.fakefiles import FileServer
+from sd_api.load import LoadRequest
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
+from sd_loader.source import Fetched
+from sd_loader.source.link import fetch_link
+from tests.support.loader.fetches import QUICK
+
+
+def safetensors(size: int = 300_000) -> bytes:
+    """The bytes of a small, well-formed safetensors file."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    header = header.encode() + b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + bytes(i % 251 for i in range(size))
+
+
+BODY = safetensors()
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    """A server of files on loopback."""
+    with FileServer() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings that allow loopback, and no other private address."""
+    return Settings(
+        allowed_hosts=frozenset({"127.0.0.1"}),
+        hub_endpoint="https://hub.invalid",
+        credentials_dir=tmp_path / "secret",
+    )
+
+
+def request(url: str, **fields: object) -> LoadRequest:
+    """A request for a checkpoint."""
+    return LoadRequest.model_validate(
+        {
+            "owner": {"uid": "u", "namespace": "ns", "name": "n"},
+            "modelId": "m",
+            "modelType": "custom_ckpt",
+            "loadHash": "0" * 16,
+            "url": url,
+            **fields,
+        }
+    )
+
+
+def load(url: str, settings: Settings, into: Path, **fields: object) -> Fetched:
+    """Fetch, with retries that do not wait."""
+    return fetch_link(request(url, **fields), settings, into, lambda _progress: None, retries=QUICK)
+
+
+def refusal(url: str, settings: Settings, into: Path, **fields: object) -> LoaderError:
+    """The error of a fetch that must fail."""
+    with pytest.raises(LoaderError) as caught:
+        load(url, settings, into, **fields)
+    return caught.value

@@ -1,0 +1,112 @@
+"""Runs many command lines of the loader, each in a process of its own, forked from one.
+
+An interpreter that starts anew for each would take most of the time. What a line does is limited
+as a Pod would limit it, and measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CPU_SECONDS = 5
+SECONDS = 60
+ADDRESSES = 2 << 30
+"""Of address space: the machine must survive what the test refuses."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line and the folder that it runs in, where its output goes.
+
+    anew: in a new interpreter, as a user runs it.
+    """
+
+    folder: Path
+    arguments: Sequence[str]
+    anew: bool = False
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How it ended; memory: the most bytes of it that were in memory at a time."""
+
+    code: int
+    output: str
+    memory: int
+    seconds: float
+
+
+def run_lines(lines: Sequence[Line], env: Mapping[str, str]) -> list[Ran]:
+    """Run them one after the other, as if each were a process of its own."""
+    jobs = "\n".join(
+        json.dumps([str(line.folder), list(line.arguments), line.anew]) for line in lines
+    )
+    done = subprocess.run(
+        [sys.executable, __file__], input=jobs, capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ended = [json.loads(line) for line in done.stdout.splitlines()]
+    return [
+        Ran(code, (line.folder / f"output of {line.arguments[0]}").read_text(), memory, seconds)
+        for line, (code, memory, seconds) in zip(lines, ended, strict=True)
+    ]
+
+
+def main(jobs: Sequence[str]) -> None:
+    """Fork for each job; say how each ended, in their order."""
+    parsed = [json.loads(job) for job in jobs]
+    ended: dict[int, Any] = {}
+    # What starts anew does so before this process has anything in memory that would be counted.
+    for number, (folder, arguments, anew) in sorted(
+        enumerate(parsed), key=lambda job: not job[1][2]
+    ):
+        if not anew:
+            _import_loader()
+        process = os.fork()
+        if process == 0:
+            _limit(folder, arguments[0])
+            if anew:
+                os.execv(sys.executable, [sys.executable, "-m", "sd_loader", *arguments])
+            from sd_loader.__main__ import main as load
+
+            os._exit(load(arguments))
+        _, status, usage = os.wait4(process, 0)
+        seconds = usage.ru_utime + usage.ru_stime
+        ended[number] = os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10, seconds
+    sys.stdout.writelines(json.dumps(ended[number]) + "\n" for number in range(len(parsed)))
+
+
+@cache
+def _import_loader() -> None:
+    import sd_loader
+
+    for module in pkgutil.walk_packages(sd_loader.__path__, "sd_loader."):
+        if not module.name.startswith("sd_loader.render"):  # which brings torch
+            importlib.import_module(module.name)
+
+
+def _limit(folder: str, command: str) -> None:
+    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 1, CPU_SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    output = os.open(f"output of {command}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+
+
+if __name__ == "__main__":
+    main(sys.stdin.readlines())

@@ -1,0 +1,223 @@
+"""Runs the loader's command line as a Job's containers do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devkit.fakehub import FakeHub
+from devkit.tiny import write_checkpoint
+from sd_api.load import Artifact, LoadRequest, LoadResult, Owner, RemoveRequest
+from sd_api.loadhash import load_hash
+from sd_api.reasons import ExitCode, Reason
+from sd_api.spec import Spec
+
+OWNER = Owner(uid="uid-1", namespace="ns", name="model")
+NAMESAKE = Owner(uid="uid-2", namespace="ns", name="model")
+STRANGER = Owner(uid="uid-3", namespace="other", name="model")
+TIMEOUT = 240
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A container that ended, and its termination message."""
+
+    code: int
+    stdout: str
+    stderr: str
+    result: LoadResult | None
+
+
+@dataclass
+class Containers:
+    """Containers with one volume mounted; `folder` holds what else they mount."""
+
+    store: Path
+    folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def reaching(cls, hub: FakeHub, folder: Path) -> Containers:
+        """Containers with an empty volume that may call this Hub."""
+        store = folder / "store"
+        store.mkdir()
+        env = {
+            "SD_LOADER_ALLOWED_HOSTS": hub.host,
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return cls(store, folder / "container", env)
+
+    @property
+    def credentials(self) -> Path:
+        """The mounted Secret."""
+        return self.folder / "secret"
+
+    def start(
+        self, *args: str | Path, pod: str = "pod", stderr: int = subprocess.PIPE, **env: str
+    ) -> subprocess.Popen[str]:
+        """Start a command, with nothing in its environment but what a Job gives it."""
+        self.folder.mkdir(exist_ok=True)
+        given = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "HF_HOME": str(self.folder / "hf"),
+            "SD_LOADER_POD": pod,
+            "SD_LOADER_CREDENTIALS_DIR": str(self.credentials),
+            "SD_LOADER_TERMINATION_LOG": str(self.message(pod)),
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "sd_loader", *map(str, args)],
+            env={**given, **self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+
+    def run(self, *args: str | Path, pod: str = "pod", **env: str) -> Ended:
+        """Run a command to its end."""
+        return self.end(self.start(*args, pod=pod, **env), pod)
+
+    def end(self, process: subprocess.Popen[str], pod: str = "pod") -> Ended:
+        """Wait for a command's end."""
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+        message = self.message(pod)
+        text = message.read_text() if message.exists() else ""
+        message.unlink(missing_ok=True)
+        return Ended(process.returncode, stdout, stderr, LoadResult.from_message(text))
+
+    def message(self, pod: str) -> Path:
+        """Where a Pod's termination message goes."""
+        return self.folder / f"{pod}-message"
+
+    def fetch(self, request: LoadRequest, **env: str) -> Ended:
+        """Run the fetch container."""
+        return self.run("fetch", *self.arguments(request), **env)
+
+    def convert(self, request: LoadRequest, **env: str) -> Ended:
+        """Run the convert container."""
+        return self.run("convert", *self.arguments(request), **env)
+
+    def load(self, request: LoadRequest, **env: str) -> Ended:
+        """Run a loader Pod: convert only where fetch ended well."""
+        ended = self.fetch(request, **env)
+        return ended if ended.code else self.convert(request, **env)
+
+    def remove(self, owner: Owner = OWNER, *, retain: bool = False) -> Ended:
+        """Run the clean-up container."""
+        return self.run("remove", *self.arguments(remove_request(owner, retain=retain)))
+
+    def arguments(self, request: LoadRequest | RemoveRequest) -> tuple[str, str, str, str]:
+        """The arguments of a Job's container."""
+        return "--request", request.model_dump_json(by_alias=True), "--store", str(self.store)
+
+
+def failed(ended: Ended, reason: Reason, message: str) -> None:
+    """Exit code, termination message and stderr all tell this failure."""
+    assert ended.result is not None, ended.stderr
+    assert ended.result.outcome == "failed"
+    assert (ended.result.reason, ended.code) == (reason, reason.exit_code), ended.stderr
+    assert message in ended.result.message
+    assert f"error: {reason.value}: {ended.result.message}" in ended.stderr
+    assert f"what to do: {reason.remedy}" in ended.stderr
+
+
+def artifact_of(ended: Ended) -> Artifact:
+    """What the container says it has published."""
+    assert ended.code == ExitCode.DONE, ended.stderr
+    assert ended.result is not None
+    assert ended.result.outcome == "loaded"
+    assert ended.result.artifact is not None
+    return ended.result.artifact
+
+
+def load_request(
+    url: str, owner: Owner = OWNER, *, reload: str | None = None, **fields: Any
+) -> LoadRequest:
+    """The request that the operator makes of a spec with this url."""
+    credentials = fields.pop("credentials", False)
+    model_id = fields.pop("model_id", "model")
+    spec = Spec(url=url, **fields)
+    loading = {name: getattr(spec, name) for name in fields if name != "model_type"}
+    return LoadRequest(
+        owner=owner,
+        model_id=model_id,
+        model_type=spec.effective_model_type(),
+        url=url,
+        load_hash=load_hash(spec, owner.name, reload),
+        credentials=credentials,
+        **loading,
+    )
+
+
+def remove_request(owner: Owner = OWNER, *, retain: bool = False) -> RemoveRequest:
+    """The request that the operator makes of a deleted model."""
+    return RemoveRequest(owner=owner, model_id="model", retain=retain)
+
+
+def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """A safetensors file of fp16 zeros."""
+    header: dict[str, object] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        size = 2
+        for length in shape:
+            size *= length
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": (offset, offset + size)}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(offset)
+
+
+OTHER = safetensors_bytes({"layer.weight": (4, 4)})
+"""A file of tensors that are no Stable Diffusion's."""
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """A Hub and file server on loopback."""
+    with FakeHub() as server:
+        yield server
+
+
+@pytest.fixture
+def containers(hub: FakeHub, tmp_path: Path) -> Containers:
+    """Containers that may reach the Hub, with an empty volume."""
+    return Containers.reaching(hub, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD 1.5 checkpoint in the original layout."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    write_checkpoint(path)
+    return path
+
+
+def link_to(hub: FakeHub, checkpoint: Path) -> str:
+    """A link to the checkpoint."""
+    return hub.serve_file("/tiny.safetensors", checkpoint)
+
+
+@pytest.fixture
+def slim(tmp_path: Path) -> dict[str, str]:
+    """Environment of a loader in the slim image: this Python, without the packages that run it."""
+    folder = tmp_path / "slim"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *rest: "
+        "None if name in ('torch', 'diffusers', 'transformers') else find(name, *rest)\n"
+    )
+    return {"PYTHONPATH": str(folder)}

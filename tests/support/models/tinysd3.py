@@ -1,0 +1,232 @@
+"""A tiny Stable Diffusion 3.5 in the original layout, whole in one file, and its configs.
+
+38 blocks make it the large one, whatever their width; text encoders and VAE are in the file under
+the prefixes that the published all-in-one files have.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from tests.support.models.checkpoints import Checkpoint, random_tensors, write_tokenizer
+
+REPO = "stabilityai/stable-diffusion-3.5-large"
+BLOCKS = 38
+WIDTH = 64
+CLIP_L = 64
+CLIP_G = 128
+T5 = CLIP_L + CLIP_G
+VOCABULARY = 49408
+T5_VOCABULARY = 32
+CHANNELS = 16
+
+
+def tiny_sd35(dtype: torch.dtype = torch.float16) -> Checkpoint:
+    """All tensors, of random numbers."""
+    return random_tensors(sd35_shapes(), dtype)
+
+
+def sd35_shapes() -> Shapes:
+    """The names and shapes of all tensors."""
+    vae = {key: shape for key, shape in vae_shapes(TINY_SD15).items() if "quant_conv" not in key}
+    top = TINY_SD15.vae_levels[-1]
+    vae["encoder.conv_out.weight"] = (2 * CHANNELS, top, 3, 3)
+    vae["encoder.conv_out.bias"] = (2 * CHANNELS,)
+    vae["decoder.conv_in.weight"] = (top, CHANNELS, 3, 3)
+    return {
+        **_under("model.diffusion_model.", _transformer()),
+        **_under("first_stage_model.", vae),
+        **_under("text_encoders.clip_l.transformer.", _clip(CLIP_L)),
+        **_under("text_encoders.clip_g.transformer.", _clip(CLIP_G)),
+        "text_encoders.clip_g.transformer.text_projection.weight": (CLIP_G, CLIP_G),
+        **_under("text_encoders.t5xxl.transformer.", _t5()),
+    }
+
+
+def _under(prefix: str, shapes: Shapes) -> Shapes:
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def _linear(name: str, out: int, width: int) -> Shapes:
+    return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
+
+
+def _transformer() -> Shapes:
+    shapes: Shapes = {
+        "pos_embed": (1, 16 * 16, WIDTH),
+        "x_embedder.proj.weight": (WIDTH, CHANNELS, 2, 2),
+        "x_embedder.proj.bias": (WIDTH,),
+        **_linear("t_embedder.mlp.0", WIDTH, 256),
+        **_linear("t_embedder.mlp.2", WIDTH, WIDTH),
+        **_linear("y_embedder.mlp.0", WIDTH, T5),
+        **_linear("y_embedder.mlp.2", WIDTH, WIDTH),
+        **_linear("context_embedder", WIDTH, T5),
+        **_linear("final_layer.linear", 4 * CHANNELS, WIDTH),
+        **_linear("final_layer.adaLN_modulation.1", 2 * WIDTH, WIDTH),
+    }
+    for number in range(BLOCKS):
+        last = number == BLOCKS - 1
+        for side in ("x_block", "context_block"):
+            block = f"joint_blocks.{number}.{side}"
+            shapes |= _linear(f"{block}.attn.qkv", 3 * WIDTH, WIDTH)
+            shapes |= {f"{block}.attn.ln_{one}.weight": (64,) for one in "qk"}
+            ends = last and side == "context_block"
+            shapes |= _linear(f"{block}.adaLN_modulation.1", (2 if ends else 6) * WIDTH, WIDTH)
+            if not ends:
+                shapes |= _linear(f"{block}.attn.proj", WIDTH, WIDTH)
+                shapes |= _linear(f"{block}.mlp.fc1", 4 * WIDTH, WIDTH)
+                shapes |= _linear(f"{block}.mlp.fc2", WIDTH, 4 * WIDTH)
+    return shapes
+
+
+def _clip(width: int) -> Shapes:
+    shapes: Shapes = {
+        "text_model.embeddings.token_embedding.weight": (VOCABULARY, width),
+        "text_model.embeddings.position_embedding.weight": (77, width),
+    }
+    layer = "text_model.encoder.layers.0"
+    for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
+        shapes |= _linear(f"{layer}.self_attn.{part}", width, width)
+    shapes |= _linear(f"{layer}.mlp.fc1", 4 * width, width)
+    shapes |= _linear(f"{layer}.mlp.fc2", width, 4 * width)
+    for norm in (f"{layer}.layer_norm1", f"{layer}.layer_norm2", "text_model.final_layer_norm"):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    return shapes
+
+
+def _t5() -> Shapes:
+    block = "encoder.block.0.layer"
+    attention = f"{block}.0.SelfAttention"
+    return {
+        "shared.weight": (T5_VOCABULARY, T5),
+        **{f"{attention}.{one}.weight": (64, T5) for one in "qkv"},
+        f"{attention}.o.weight": (T5, 64),
+        f"{attention}.relative_attention_bias.weight": (32, 1),
+        f"{block}.0.layer_norm.weight": (T5,),
+        f"{block}.1.DenseReluDense.wi_0.weight": (64, T5),
+        f"{block}.1.DenseReluDense.wi_1.weight": (64, T5),
+        f"{block}.1.DenseReluDense.wo.weight": (T5, 64),
+        f"{block}.1.layer_norm.weight": (T5,),
+        "encoder.final_layer_norm.weight": (T5,),
+    }
+
+
+def write_configs(folder: Path) -> Path:
+    """The configs and tokenizers, as the repo of the published model has its own."""
+    for name, config in _configs().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config, indent=2))
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        write_tokenizer(folder / tokenizer)
+    _write_t5_tokenizer(folder / "tokenizer_3")
+    return folder
+
+
+def _write_t5_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], 2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "T5TokenizerFast",
+        "model_max_length": 512,
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _configs() -> dict[str, Any]:
+    clip = {
+        "model_type": "clip_text_model",
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "num_hidden_layers": 1,
+        "vocab_size": VOCABULARY,
+        "architectures": ["CLIPTextModelWithProjection"],
+    }
+    return {
+        "model_index.json": {
+            "_class_name": "StableDiffusion3Pipeline",
+            "_diffusers_version": "0.30.3.dev0",
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "text_encoder_3": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+            "tokenizer_3": ["transformers", "T5TokenizerFast"],
+            "transformer": ["diffusers", "SD3Transformer2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "scheduler/scheduler_config.json": {
+            "_class_name": "FlowMatchEulerDiscreteScheduler",
+            "shift": 3.0,
+        },
+        "transformer/config.json": {
+            "_class_name": "SD3Transformer2DModel",
+            "attention_head_dim": 64,
+            "caption_projection_dim": WIDTH,
+            "in_channels": CHANNELS,
+            "joint_attention_dim": T5,
+            "num_attention_heads": 1,
+            "num_layers": BLOCKS,
+            "out_channels": CHANNELS,
+            "patch_size": 2,
+            "pooled_projection_dim": CLIP_L + CLIP_G,
+            "pos_embed_max_size": 16,
+            "qk_norm": "rms_norm",
+            "sample_size": 16,
+        },
+        "vae/config.json": {
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": list(TINY_SD15.vae_levels),
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "latent_channels": CHANNELS,
+            "layers_per_block": 2,
+            "scaling_factor": 1.5305,
+            "shift_factor": 0.0609,
+            "use_post_quant_conv": False,
+            "use_quant_conv": False,
+        },
+        "text_encoder/config.json": {
+            **clip,
+            "hidden_size": CLIP_L,
+            "intermediate_size": 4 * CLIP_L,
+            "num_attention_heads": 1,
+            "projection_dim": CLIP_L,
+        },
+        "text_encoder_2/config.json": {
+            **clip,
+            "hidden_size": CLIP_G,
+            "intermediate_size": 4 * CLIP_G,
+            "num_attention_heads": 2,
+            "projection_dim": CLIP_G,
+        },
+        "text_encoder_3/config.json": {
+            "architectures": ["T5EncoderModel"],
+            "model_type": "t5",
+            "d_ff": 64,
+            "d_kv": 64,
+            "d_model": T5,
+            "feed_forward_proj": "gated-gelu",
+            "num_heads": 1,
+            "num_layers": 1,
+            "vocab_size": T5_VOCABULARY,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        },
+    }

@@ -1,0 +1,218 @@
+"""Models, Jobs, Pods and claims for tests of the operator's rules: as the API server has them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sd_api import names
+from sd_api.load import Artifact, LoadResult, Source
+from sd_api.reasons import Reason
+from sd_operator.base import times
+from sd_operator.resources.model import Model
+from sd_operator.resources.observed import ClaimView, ContainerView, JobState, JobView, PodView
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+UID = "11111111-2222-3333-4444-555555555555"
+CLAIM_UID = "99999999-2222-3333-4444-555555555555"
+URL = "https://example.com/model.safetensors"
+
+
+def body(
+    status: dict[str, Any] | None = None,
+    *,
+    name: str = "sketch",
+    finalizer: bool = True,
+    deleted_ago: float | None = None,
+    annotations: dict[str, str] | None = None,
+    generation: int = 1,
+    **spec: Any,
+) -> dict[str, Any]:
+    """A resource of namespace `art`; keywords are fields of its spec."""
+    metadata: dict[str, Any] = {
+        "namespace": "art",
+        "name": name,
+        "uid": UID,
+        "generation": generation,
+        "resourceVersion": "7",
+        "finalizers": ["example.com/other"] + [names.FINALIZER] * finalizer,
+        "annotations": annotations or {},
+    }
+    if deleted_ago is not None:
+        metadata["deletionTimestamp"] = times.stamp(NOW - timedelta(seconds=deleted_ago))
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": metadata,
+        "spec": {"url": URL, **spec},
+        "status": status or {},
+    }
+
+
+def model(status: dict[str, Any] | None = None, **options: Any) -> Model:
+    """The same, read."""
+    return Model.from_body(body(status, **options))
+
+
+WANTED = model().wanted
+
+
+def job(
+    state: JobState = JobState.RUNNING,
+    *,
+    attempt: int = 0,
+    role: str = names.ROLE_LOAD,
+    load_hash: str = WANTED,
+    ended_ago: float = 1,
+    **fields: Any,
+) -> JobView:
+    """A Job of the model."""
+    ended = None if state is JobState.RUNNING else NOW - timedelta(seconds=ended_ago)
+    hashed = load_hash if role == names.ROLE_LOAD else names.ROLE_REMOVE
+    defaults: dict[str, Any] = {
+        "name": names.job_name("sketch", UID, hashed, attempt),
+        "namespace": "art",
+        "uid": f"{role}-{load_hash}-{attempt}",
+        "model_uid": UID,
+        "resource_version": "1",
+        "created": NOW - timedelta(seconds=60),
+    }
+    return JobView(
+        **(defaults | fields),
+        role=role,
+        load_hash=load_hash if role == names.ROLE_LOAD else "",
+        attempt=attempt,
+        state=state,
+        ended=ended,
+    )
+
+
+def pod(of: JobView, *containers: ContainerView, age: float = 50, **fields: Any) -> PodView:
+    """A Pod of a Job."""
+    return PodView(
+        name=f"{of.name}-abcde",
+        namespace="art",
+        uid=f"pod-of-{of.uid}-{age}",
+        job_uid=of.uid,
+        model_uid=UID,
+        resource_version="1",
+        created=NOW - timedelta(seconds=age),
+        containers=containers,
+        **fields,
+    )
+
+
+def claim(**fields: Any) -> ClaimView:
+    """The volume `models`."""
+    defaults = {"name": "models", "namespace": "art", "uid": CLAIM_UID, "resource_version": "1"}
+    return ClaimView(**(defaults | fields))
+
+
+ARTIFACT = Artifact(
+    digest="ab" * 32,
+    size_bytes=2_100_000_000,
+    files=13,
+    base_model="sd1",
+    pipeline_class="StableDiffusionPipeline",
+    precision="fp16",
+    prediction_type="epsilon",
+)
+LOADED = LoadResult(
+    outcome="loaded",
+    artifact=ARTIFACT,
+    source=Source(sha256="cd" * 32, size_bytes=2_000_000_000, format="safetensors"),
+)
+
+
+def answered(name: str, answer: LoadResult) -> ContainerView:
+    """A container that ended with an answer."""
+    code = int(answer.reason.exit_code) if answer.reason else 0
+    return ContainerView(name, "terminated", "", code, answer.to_message())
+
+
+def failed(reason: Reason, message: str = "what and where") -> LoadResult:
+    """The loader's answer of a failed load."""
+    return LoadResult(outcome="failed", reason=reason, message=message)
+
+
+def running(name: str) -> ContainerView:
+    """A running container."""
+    return ContainerView(name, "running")
+
+
+def published(load_hash: str = WANTED, **artifact: Any) -> dict[str, Any]:
+    """The status of a model that is Ready."""
+    return {
+        "observedGeneration": 1,
+        "loadHash": load_hash,
+        "modelId": "sketch",
+        "modelType": "custom_ckpt",
+        "phase": "Ready",
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "True",
+                "reason": "Loaded",
+                "message": "sketch is published on claim models",
+                "observedGeneration": 1,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ],
+        "artifact": {
+            **ARTIFACT.model_dump(mode="json", by_alias=True),
+            "path": "sketch",
+            "immutablePath": names.immutable_path(UID, load_hash),
+            "claimName": "models",
+            "claimUID": CLAIM_UID,
+            "size": "2.1 GB",
+            "lastUpdateTime": "2026-01-01T00:00:00Z",
+            **artifact,
+        },
+        "job": {"name": names.job_name("sketch", UID, load_hash, 0), "attempt": 0},
+        "startTime": "2026-01-01T00:00:00Z",
+        "completionTime": "2026-01-01T00:01:00Z",
+    }
+
+
+def loading(attempt: int = 0, load_hash: str = WANTED, started_ago: float = 60) -> dict[str, Any]:
+    """The status of a model whose Job was started."""
+    return {
+        "observedGeneration": 1,
+        "loadHash": load_hash,
+        "phase": "Pending",
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "False",
+                "reason": "Pending",
+                "message": "",
+                "observedGeneration": 1,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ],
+        "job": {"name": names.job_name("sketch", UID, load_hash, attempt), "attempt": attempt},
+        "startTime": times.stamp(NOW - timedelta(seconds=started_ago)),
+    }
+
+
+def stalled(
+    reason: Reason, *, attempt: int = 0, ended_ago: float = 10, base: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The status of a model whose last load failed; base: what it was before."""
+    status = base or loading(attempt)
+    condition = {
+        "type": "Stalled",
+        "status": "True",
+        "reason": reason.value,
+        "message": f"it failed. {reason.remedy}",
+        "observedGeneration": 1,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    return status | {
+        "loadHash": WANTED,
+        "job": {"name": names.job_name("sketch", UID, WANTED, attempt), "attempt": attempt},
+        "conditions": [*status["conditions"], condition],
+        "completionTime": times.stamp(NOW - timedelta(seconds=ended_ago)),
+        "reason": reason.value,
+        "phase": "Failed",
+    }
