@@ -27,8 +27,6 @@ from sd_api.spec import (
 
 RESULT_MAX_BYTES = 2048
 MESSAGE_MAX_LENGTH = 512
-RETAIN_MAX_SECONDS = 100 * 365 * 24 * 3600
-"""How long previous versions may be kept: a hundred years, so that dates stay dates."""
 
 CREDENTIALS_DIR = "/run/secrets/sd"
 STORE_MOUNT = "/models"

@@ -295,7 +295,7 @@ class Reason(StrEnum):
     """The files of a deleted model cannot be removed."""
 
     @classmethod
-    def find(cls, value: str) -> Reason | None:
+    def parse(cls, value: str) -> Reason | None:
         """Return the reason with this value, or None if there is none."""
         return next((reason for reason in cls if reason.value == value), None)
 

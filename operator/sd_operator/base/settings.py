@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sd_api.load import RETAIN_MAX_SECONDS
+from sd_api import defaults
 from sd_api.netguard import Guard, effective_port
 from sd_api.spec import JobOverrides
 from sd_operator.base.environment import Reader, kubeconfig
@@ -37,13 +37,13 @@ class LoaderSettings:
     image: str = "ghcr.io/sd-operator/loader:0.1.0"
     slim_image: str = "ghcr.io/sd-operator/loader-slim:0.1.0"
     image_pull_secrets: tuple[str, ...] = ()
-    gpu_resource: str = "nvidia.com/gpu"
+    gpu_resource: str = defaults.GPU_RESOURCE
     gpu_count: int = 1
     ca_configmap: str | None = None
-    max_bytes: int = 100 * 10**9
-    retain_previous_seconds: int = 24 * 3600
+    max_bytes: int = defaults.MAX_BYTES
+    retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     tmp_size: str = "1Gi"
-    active_deadline_seconds: int = 6 * 3600
+    active_deadline_seconds: int = defaults.ACTIVE_DEADLINE_SECONDS
     load_ttl_seconds: int = 3600
     remove_ttl_seconds: int = 600
     default_parts: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Settings:
 
     kubeconfig: Path | None = None
     namespaces: tuple[str, ...] = ()
-    claim_name: str = "models"
+    claim_name: str = defaults.CLAIM_NAME
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     allowed_hosts: frozenset[str] = frozenset()
     hub_endpoint: str | None = None
@@ -79,8 +79,8 @@ class Settings:
     webhook_ca_file: Path | None = None
     webhook_retry_seconds: tuple[float, ...] = WEBHOOK_RETRY_SECONDS
     bind_address: str = "0.0.0.0"  # noqa: S104 - metrics and probes are for the cluster's network
-    metrics_port: int = 8080
-    probes_port: int = 8081
+    metrics_port: int = defaults.METRICS_PORT
+    probes_port: int = defaults.PROBES_PORT
     resync_seconds: float = 600.0
     poll_seconds: float = 5.0
     retry_first_seconds: float = 60.0
@@ -113,7 +113,7 @@ class Settings:
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",
                     loader.retain_previous_seconds,
-                    most=RETAIN_MAX_SECONDS,
+                    most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
                 ),
                 tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
                 active_deadline_seconds=read.whole(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_api.load import RETAIN_MAX_SECONDS
+from sd_api import defaults
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
 from sd_operator.base.settings import LoaderSettings
@@ -30,7 +30,7 @@ class Settings:
 
     keys_file: Path
     kubeconfig: Path | None = None
-    claim_name: str = "models"
+    claim_name: str = defaults.CLAIM_NAME
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     allowed_hosts: frozenset[str] = frozenset()
     hub_endpoint: str | None = None
@@ -44,8 +44,8 @@ class Settings:
     failures_per_minute: int = 10
     max_body_bytes: int = 65536
     bind_address: str = "0.0.0.0"  # noqa: S104 - it is there to be called
-    port: int = 8000
-    metrics_port: int = 8080
+    port: int = defaults.GATEWAY_PORT
+    metrics_port: int = defaults.METRICS_PORT
     log_level: str = "INFO"
     log_format: str = "auto"
 
@@ -69,7 +69,7 @@ class Settings:
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",
                     loader.retain_previous_seconds,
-                    most=RETAIN_MAX_SECONDS,
+                    most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
                 ),
                 tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),

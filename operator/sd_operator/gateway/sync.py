@@ -18,6 +18,7 @@ from urllib.parse import quote, urljoin
 
 import aiohttp
 
+from sd_api import defaults
 from sd_api.netguard import MAX_REDIRECTS, redact
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
 from sd_operator.clients.http import Outgoing
@@ -28,7 +29,6 @@ from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
 
-DEFAULT_HUB = "https://huggingface.co"
 CALL_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 CALLS_AT_ONCE = 16
@@ -73,7 +73,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
         async with slots:
             with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
                 if isinstance(question, Branch):
-                    hub = settings.hub_endpoint or DEFAULT_HUB
+                    hub = settings.hub_endpoint or defaults.HUB_ENDPOINT
                     answers[question] = await _commit(outgoing, hub, question)
                 else:
                     answers[question] = await _file(outgoing, question)

@@ -10,6 +10,7 @@ from datetime import datetime
 from urllib.parse import parse_qsl, urlsplit
 
 from sd_api import names, netguard
+from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator.base import times
 from sd_operator.base.settings import Settings
@@ -94,7 +95,7 @@ def _entry(inp: Input, event: WebhookEvent, standing: Standing) -> OutboxEntry:
         load_hash=load_hash,
         message="the load has started"
         if event is WebhookEvent.LOAD_STARTED
-        else standing.message[:1024],
+        else standing.message[:TEXT_MAX_LENGTH],
         created_time=times.stamp(inp.now),
     )
 

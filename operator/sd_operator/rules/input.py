@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from sd_api import names
+from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.load import Progress
 from sd_api.reasons import Reason
 from sd_api.status import (
@@ -222,7 +223,7 @@ def _conditions(
             type=kind,
             status="True" if true else "False",
             reason=reason,
-            message=message[: conditions.MESSAGE_MAX_LENGTH],
+            message=message[:TEXT_MAX_LENGTH],
             observed_generation=generation,
             last_transition_time=times.stamp(inp.now),
         )

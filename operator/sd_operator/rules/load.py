@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sd_api import names, netguard
+from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.load import LoadResult, Stage
 from sd_api.reasons import Reason, Retry
 from sd_api.spec import BARE_ID_PATTERN, ModelType
@@ -393,6 +394,6 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
         load=_load(inp, job, ended),
         ended=True,
         artifact=published,
-        source=StatusSource(**source, url=netguard.redact(inp.model.url)[:1024]),
+        source=StatusSource(**source, url=netguard.redact(inp.model.url)[:TEXT_MAX_LENGTH]),
         notify=(*_started(inp), WebhookEvent.LOADED),
     )

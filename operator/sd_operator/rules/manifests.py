@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd_api import names
-from sd_api.defaults import format_default_parts
+from sd_api import defaults, names
+from sd_api.default_parts import format_default_parts
 from sd_api.load import CREDENTIALS_DIR, STORE_MOUNT, LoadRequest, RemoveRequest
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Verify
@@ -18,7 +18,6 @@ USER_ID = 65532
 TERMINATION_LOG = "/dev/termination-log"
 CA_DIR = "/etc/sd-loader/ca"
 GRACE_SECONDS = 15
-SWEEP_DEADLINE_SECONDS = 21600
 SWEEP_TTL_SECONDS = 600
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
@@ -200,7 +199,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
         "spec": {
             # It ends with 3 where published files were altered: another attempt finds the same.
             "backoffLimit": 0,
-            "activeDeadlineSeconds": SWEEP_DEADLINE_SECONDS,
+            "activeDeadlineSeconds": defaults.ACTIVE_DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
             "template": {
                 "metadata": {"labels": labels},
@@ -221,8 +220,8 @@ def _convert_resources(
     }
     # A default beside an override of the same resource could contradict it.
     spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
-    for kind, defaults in (_RENDER if renders else _CONVERT).items():
-        wanted[kind] |= {key: one for key, one in defaults.items() if key not in spoken_for}
+    for kind, amounts in (_RENDER if renders else _CONVERT).items():
+        wanted[kind] |= {key: amount for key, amount in amounts.items() if key not in spoken_for}
     return wanted
 
 
