@@ -21,13 +21,13 @@ from pydantic import BaseModel, ValidationError
 
 from sd_api.load import MESSAGE_MAX_LENGTH, LoadRequest, LoadResult, RemoveRequest
 from sd_api.reasons import ExitCode, Reason
+from sd_api.redaction import hide, secrets_of
 from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec, Weights
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
 from sd_loader.formats.snippet import snippet
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
-from sd_loader.secrets import hide, secrets_of
 from sd_loader.settings import Settings
 
 _UMASK = 0o022

@@ -19,7 +19,8 @@ from urllib.parse import quote, urljoin
 import aiohttp
 
 from sd_api import defaults
-from sd_api.netguard import MAX_REDIRECTS, redact
+from sd_api.netguard import MAX_REDIRECTS
+from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
@@ -183,5 +184,5 @@ def _next(url: str, response: aiohttp.ClientResponse) -> str:
     """Where a redirect leads; never from https to http."""
     target = urljoin(url, response.headers.get("Location", ""))
     if url.startswith("https://") and not target.startswith("https://"):
-        raise ValueError(f"{redact(url)} leads to plain http")
+        raise ValueError(f"{redact_url(url)} leads to plain http")
     return target

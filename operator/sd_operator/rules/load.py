@@ -9,10 +9,11 @@ import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sd_api import names, netguard
+from sd_api import names
 from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.load import LoadResult, Stage
 from sd_api.reasons import Reason, Retry
+from sd_api.redaction import redact_url
 from sd_api.spec import BARE_ID_PATTERN, ModelType
 from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource, WebhookEvent
 from sd_operator.base import humanize, times
@@ -175,7 +176,7 @@ def the_job_is_running(inp: Input) -> Step | None:
     phase = Phase.CONVERTING if converting else Phase.DOWNLOADING
     if inp.observed.progress is not None:
         phase = max(phase, _PHASES[inp.observed.progress.stage], key=list(Phase).index)
-    message = f"Job {job.name} loads {netguard.redact(inp.model.url)}"
+    message = f"Job {job.name} loads {redact_url(inp.model.url)}"
     return Step(
         Standing(phase, phase.value, message, reconciling=True, keep_stalled=True),
         load=_load(inp, job),
@@ -394,6 +395,6 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
         load=_load(inp, job, ended),
         ended=True,
         artifact=published,
-        source=StatusSource(**source, url=netguard.redact(inp.model.url)[:TEXT_MAX_LENGTH]),
+        source=StatusSource(**source, url=redact_url(inp.model.url)[:TEXT_MAX_LENGTH]),
         notify=(*_started(inp), WebhookEvent.LOADED),
     )

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_api.spec import ModelType
 from sd_api.status import Condition, ConditionType, Phase
 from sd_operator.base import times
@@ -189,7 +189,7 @@ def source(model: Model) -> tuple[str, str | None]:
     """Where a model comes from, without secrets; and a link to it, where that still leads there."""
     url = (model.status.source.url if model.status.source else None) or ""
     if model.spec is not None:
-        url = redact(model.url)
+        url = redact_url(model.url)
     whole = model.spec is not None and url == model.url
     return url, url if whole and url.startswith(("https://", "http://")) else None
 
