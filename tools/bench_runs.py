@@ -37,7 +37,7 @@ def ours(kind: str, source: str, out: str, revision: str) -> None:
     """Convert by the loader, as `sd-loader convert` does between staging and publishing."""
     from sd_api.load import Source
     from sd_loader.convert import convert
-    from sd_loader.source import Fetched
+    from sd_loader.handover import Fetched
 
     path = Path(source)
     asked = request(kind, "https://models.example.com/model", revision)

@@ -18,10 +18,10 @@ from sd_api import defaults
 from sd_api.load import LoadRequest, Progress, Stage
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
-from sd_loader.convert.result import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats.snippet import snippet
+from sd_loader.handover import Converted
 from sd_loader.progress import Report
 
 if TYPE_CHECKING:

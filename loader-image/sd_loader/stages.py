@@ -48,8 +48,7 @@ from sd_loader.store.staging import Staging, claim, resume
 from sd_loader.store.volume import Volume
 
 if TYPE_CHECKING:
-    from sd_loader.convert.result import Converted
-    from sd_loader.source import Fetched
+    from sd_loader.handover import Converted, Fetched
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +225,7 @@ def _recorded(staging: Staging) -> Fetched | None:
 
     A record of another version of the loader does not count.
     """
-    from sd_loader.source import Fetched
+    from sd_loader.handover import Fetched
 
     try:
         found = Fetched.model_validate_json(staging.fetched() or "")

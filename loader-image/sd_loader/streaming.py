@@ -19,7 +19,6 @@ from pathlib import Path
 
 from sd_api.load import Progress, Source, Stage
 from sd_api.spec import Verify
-from sd_loader.convert.result import Converted
 from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.streaming import StreamedFolder
@@ -27,6 +26,7 @@ from sd_loader.convert.write.wants import Range, Wants, wants_of
 from sd_loader.convert.write.weights import Weights
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.outline import Outline, bring_outline
+from sd_loader.handover import Converted
 from sd_loader.net.ranges import ChangedError, RemoteFile
 from sd_loader.progress import Report
 from sd_loader.tensors import TensorFile
@@ -118,7 +118,7 @@ def _stream(
             record.path.unlink(missing_ok=True)
             verify_folder(out, plan, verify, report)
             source = Source(size_bytes=remote.size, format=file.format)
-        return Streamed(source, Converted.of(plan, files))
+        return Streamed(source, plan.converted(files))
     finally:
         os.close(fd)
 

@@ -10,8 +10,8 @@ import pytest
 from sd_api.load import LoadResult, Progress, Source, Stage
 from sd_api.reasons import Reason
 from sd_loader import convert
-from sd_loader.convert.result import Converted
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Converted
 from sd_loader.settings import Settings
 from sd_loader.stages import load
 from tests.support.loader.volumes import (

@@ -22,9 +22,9 @@ from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
+from sd_loader.handover import Fetched
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.source.link import fetch_link
 from sd_loader.streaming import Streaming
 from sd_loader.tensors import Dtype, Tensor, TensorFile

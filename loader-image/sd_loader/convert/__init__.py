@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Weights
-from sd_loader.convert.result import Converted, FileDigest
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Converted, FileDigest
 from sd_loader.progress import Report
 from sd_loader.torchstack import refuse_without_torch
 
 if TYPE_CHECKING:
     from sd_loader.convert.plan.beside import Beside
     from sd_loader.convert.write.files import FolderPlan
-    from sd_loader.source import Fetched
+    from sd_loader.handover import Fetched
     from sd_loader.tensors import TensorFile
 
 __all__ = [

@@ -17,7 +17,6 @@ from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import Weights
 from sd_loader.convert.detect.detect import known_to_diffusers_only
-from sd_loader.convert.result import Converted
 from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import (
     DIFFUSERS_WEIGHTS,
@@ -37,6 +36,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
+from sd_loader.handover import Converted
 from sd_loader.progress import Report
 from sd_loader.source.configs import CONFIGS, SMALL
 from sd_loader.tensors import Dtype, Tensor, TensorFile

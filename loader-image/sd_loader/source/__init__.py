@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import StringConstraints
-
-from sd_api.fields import Contract, ShortText
-from sd_api.load import LoadRequest, Source
+from sd_api.load import LoadRequest
 from sd_api.spec import ModelType
-from sd_loader.convert.result import Converted
 from sd_loader.errors import LoaderError
+from sd_loader.handover import ExtraComponent, Fetched
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
@@ -21,37 +18,6 @@ if TYPE_CHECKING:
     from sd_loader.convert.write.weights import Weights
     from sd_loader.streaming import Streaming
     from sd_loader.tensors import TensorFile
-
-_Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
-
-
-class Part(Contract):
-    """A part of the pipeline that comes from elsewhere than its source.
-
-    components: the names of their folders in a pipeline. path: the file, or the folder of a repo,
-    relative to the source folder.
-    """
-
-    components: tuple[Literal["vae", "text_encoder", "text_encoder_2"], ...]
-    kind: Literal["file", "repo"]
-    path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+/[a-z]+$")]
-
-
-class Fetched(Contract):
-    """What lies in the source folder once everything is there.
-
-    path: the file, or the folder of a diffusers repo, relative to the source folder.
-    converted: what was made of it while it came, where nothing else is there. original_config:
-    like path, the file of spec.originalConfig. warnings: what a person should know of the source.
-    """
-
-    kind: Literal["file", "repo"]
-    path: _Name
-    source: Source
-    converted: Converted | None = None
-    warnings: tuple[ShortText, ...] = ()
-    original_config: _Name | None = None
-    parts: tuple[Part, ...] = ()
 
 
 def fetch(
@@ -77,7 +43,7 @@ def fetch(
         name = fetch_config(
             request.original_config, request, settings, into, allow_local=allow_local
         )
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ExtraComponent, ...] = ()
     if request.vae is not None:
         from sd_loader.source.parts import fetch_vae
 
@@ -110,7 +76,7 @@ class _Beside:
     into: Path
     report: Report
     original_config: str | None
-    parts: tuple[Part, ...]
+    parts: tuple[ExtraComponent, ...]
     warnings: tuple[str, ...] = ()
 
     def plan(self, file: TensorFile, weights: Weights) -> FolderPlan | None:

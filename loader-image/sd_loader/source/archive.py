@@ -25,9 +25,9 @@ from sd_loader.formats.fileio import read_at
 from sd_loader.formats.sniff import ZIP_MAGIC
 from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate, read_directory
+from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 
 FOLDER_NAME = "repo"
 _TORCH_PICKLE = "data.pkl"

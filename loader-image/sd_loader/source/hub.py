@@ -36,13 +36,13 @@ from sd_loader.diffusers_repo.index import (
 )
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
+from sd_loader.handover import Fetched
 from sd_loader.net.download import Downloader, Got, Wanted
 from sd_loader.net.http_errors import RETRIES, Retries
 from sd_loader.net.partial import ensure_space, file_of
 from sd_loader.net.transport import PACE, Pace
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.source.hub_api import Repo, hub_session, hub_token, resolve
 from sd_loader.source.link import FILE_NAME, check_link, file_format, refuse_what_cannot_load
 from sd_loader.source.locate import HubFile, repo_id_of

@@ -13,6 +13,7 @@ from sd_api.redaction import redact_url
 from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
+from sd_loader.handover import Fetched
 from sd_loader.net.credentials import read_credentials, token_for
 from sd_loader.net.download import Downloader, Wanted, too_large
 from sd_loader.net.exchange import Link
@@ -22,7 +23,6 @@ from sd_loader.net.ranges import RemoteFile
 from sd_loader.net.transport import PACE, Pace, make_client
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.streaming import Streaming, stream
 
 FILE_NAME = "download"

@@ -10,9 +10,9 @@ from pathlib import Path
 from sd_api.load import LoadRequest, Source
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.source.link import FILE_NAME, file_format
 
 

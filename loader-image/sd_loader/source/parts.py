@@ -14,10 +14,11 @@ from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, VaeSource
 from sd_loader.errors import LoaderError
+from sd_loader.handover import ExtraComponent, Fetched
 from sd_loader.net.credentials import read_credentials, token_for
 from sd_loader.progress import Report
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched, Part, fetch
+from sd_loader.source import fetch
 from sd_loader.source.locate import Link, locate
 from sd_loader.tensors import TensorFile
 
@@ -34,7 +35,7 @@ def fetch_vae(
     report: Report,
     *,
     allow_local: bool = False,
-) -> Part:
+) -> ExtraComponent:
     """Download the VAE that replaces the source's own, or finish its download."""
     with _named("spec.vae", "spec.vae.url"):
         found = locate(vae.url, ModelType.VAE, settings, allow_local=allow_local)
@@ -47,12 +48,12 @@ def fetch_vae(
 
 def fetch_defaults(
     file: TensorFile,
-    here: Sequence[Part],
+    here: Sequence[ExtraComponent],
     request: LoadRequest,
     settings: Settings,
     into: Path,
     report: Report,
-) -> tuple[Part, str] | None:
+) -> tuple[ExtraComponent, str] | None:
     """Download what a checkpoint lacks from the administrator's repo for its base model.
 
     here: the parts that are there. Returns the part, and what a person should know of it; None
@@ -91,7 +92,7 @@ def _fetch_defaults(
     settings: Settings,
     into: Path,
     report: Report,
-) -> Part:
+) -> ExtraComponent:
     from sd_loader.source.hub import fetch_components
 
     with _named(f"the default parts of {base.value}", "the loader's setting"):
@@ -118,8 +119,10 @@ def _about(request: LoadRequest, model_type: ModelType, url: str, credentials: b
     )
 
 
-def _part(components: Sequence[str], folder: str, fetched: Fetched) -> Part:
-    return Part(components=tuple(components), kind=fetched.kind, path=f"{folder}/{fetched.path}")
+def _part(components: Sequence[str], folder: str, fetched: Fetched) -> ExtraComponent:
+    return ExtraComponent(
+        components=tuple(components), kind=fetched.kind, path=f"{folder}/{fetched.path}"
+    )
 
 
 def _may_have_token(link: str | None, request: LoadRequest, settings: Settings) -> bool:

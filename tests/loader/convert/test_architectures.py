@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sd_api.load import Source
 from sd_loader.convert import Converted, convert
-from sd_loader.source import Fetched
+from sd_loader.handover import Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_ckpt, save_safetensors
 from tests.support.models.conversions import convert_file, identical, load_request

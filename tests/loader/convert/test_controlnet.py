@@ -19,7 +19,7 @@ from sd_loader.convert import Converted, convert
 from sd_loader.convert.tables.architecture import load
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
-from sd_loader.source import Fetched
+from sd_loader.handover import Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     Checkpoint,

@@ -14,7 +14,7 @@ import torch
 
 from sd_api.load import Source
 from sd_loader.convert import convert
-from sd_loader.source import Fetched
+from sd_loader.handover import Fetched
 from tests.support.loader import oldstack
 from tests.support.models import tinyrepo
 from tests.support.models.catalog import Row

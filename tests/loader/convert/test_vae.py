@@ -18,7 +18,7 @@ from sd_api.load import Source
 from sd_api.reasons import Reason
 from sd_loader.convert import Converted, convert
 from sd_loader.errors import LoaderError
-from sd_loader.source import Fetched
+from sd_loader.handover import Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     Checkpoint,

@@ -22,8 +22,9 @@ from devkit.fakefiles import FileServer
 from sd_api.load import Source
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched, fetch
+from sd_loader.source import fetch
 from sd_loader.source.archive import unpack_pipeline
 from tests.support.models.conversions import load_request
 from tests.support.models.modelindex import INDEX

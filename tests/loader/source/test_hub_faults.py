@@ -15,9 +15,10 @@ from devkit.fakefiles import Faults
 from devkit.fakehub import FakeHub
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched, hub_api
+from sd_loader.source import hub_api
 from sd_loader.source.hub import fetch_repo
 from tests.support.loader.fetches import QUICK
 from tests.support.loader.loadercli import safetensors_bytes

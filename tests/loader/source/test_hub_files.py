@@ -14,8 +14,9 @@ from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
 from sd_loader.diffusers_repo.component_files import RepoFile, choose_file
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched, fetch
+from sd_loader.source import fetch
 from tests.support.loader.fetches import TOKEN, into
 from tests.support.loader.hubfetches import REPO, hub, settings
 from tests.support.loader.loadercli import safetensors_bytes

@@ -10,8 +10,8 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.source.hub import fetch_repo
 from tests.support.loader.fetches import QUICK
 from tests.support.models.conversions import load_request

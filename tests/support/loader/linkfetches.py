@@ -12,8 +12,8 @@ import pytest
 from devkit.fakefiles import FileServer
 from sd_api.load import LoadRequest
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.source.link import fetch_link
 from tests.support.loader.fetches import QUICK
 

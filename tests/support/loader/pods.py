@@ -18,7 +18,7 @@ import pytest
 
 from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest
 from sd_loader.__main__ import main
-from sd_loader.convert.result import Converted
+from sd_loader.handover import Converted
 from sd_loader.store import blobs
 from tests.support.loader.steps import OnStep, end, start, watch
 from tests.support.loader.volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, OWNER, STRANGER, tree

@@ -9,7 +9,7 @@ import torch
 
 from sd_api.load import LoadRequest, Progress, Source
 from sd_loader.convert import Converted, convert
-from sd_loader.source import Fetched
+from sd_loader.handover import Fetched
 
 
 def load_request(**fields: Any) -> LoadRequest:

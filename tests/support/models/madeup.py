@@ -9,9 +9,8 @@ import pytest
 
 from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest, Source
 from sd_loader import convert, source
-from sd_loader.convert.result import Converted, FileDigest
+from sd_loader.handover import Converted, Fetched, FileDigest
 from sd_loader.settings import Settings
-from sd_loader.source import Fetched
 from sd_loader.stages import convert_stage, fetch_stage, remove_stage
 from tests.support.loader.volumes import FILES, HASH, MODEL_ID, OWNER
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sd_api.load import Source
 from sd_loader.convert import Converted, convert
-from sd_loader.source import Fetched
+from sd_loader.handover import Fetched
 from tests.support.models.conversions import load_request
 from tests.support.models.tinyrepo import copy_repo, replace, save_repo
 

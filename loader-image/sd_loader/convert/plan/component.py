@@ -15,7 +15,6 @@ from sd_loader.convert.plan.repo import component_tensors, files_of, write_plan
 from sd_loader.convert.plan.repo_check import checked_config
 from sd_loader.convert.plan.repo_configs import component_config, read_small
 from sd_loader.convert.plan.vae import vae_template
-from sd_loader.convert.result import Converted
 from sd_loader.convert.write.files import (
     DIFFUSERS_WEIGHTS,
     FolderPlan,
@@ -28,6 +27,7 @@ from sd_loader.convert.write.weights import Weights
 from sd_loader.diffusers_repo.component_files import choose_component
 from sd_loader.diffusers_repo.index import CONFIG_NAME, SINGLE, Pipeline, parse_component
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Converted
 from sd_loader.progress import Report
 from sd_loader.tensors import Tensor
 

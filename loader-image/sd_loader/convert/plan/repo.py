@@ -32,7 +32,6 @@ from sd_loader.convert.plan.repo_configs import (
     tokenizer_files,
 )
 from sd_loader.convert.plan.vae_names import current_name
-from sd_loader.convert.result import Converted, FileDigest
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import (
@@ -50,6 +49,7 @@ from sd_loader.diffusers_repo.component_files import RepoFile, choose_files, req
 from sd_loader.diffusers_repo.index import INDEX_NAME, WEIGHTS, Pipeline, parse_pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
+from sd_loader.handover import Converted, FileDigest
 from sd_loader.progress import Report
 from sd_loader.tensors import Tensor, TensorFile
 
@@ -99,7 +99,7 @@ def write_plan(
     digests = dict(write_folder(out, to_write, report, weights.files.values()))
     digests.update(_digests(out, kept))
     verify_folder(out, plan, request.verify, report)
-    return Converted.of(plan, dict(sorted(digests.items())))
+    return plan.converted(dict(sorted(digests.items())))
 
 
 def _plan(

@@ -13,18 +13,18 @@ from sd_api.reasons import Reason
 from sd_loader.convert import configs_needed, plan_file
 from sd_loader.convert.plan.beside import Beside
 from sd_loader.convert.plan.original import read_original
-from sd_loader.convert.result import Converted
 from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import FolderPlan
 from sd_loader.convert.write.weights import Weights
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
+from sd_loader.handover import Converted
 from sd_loader.progress import Report
 from sd_loader.tensors import TensorFile
 
 if TYPE_CHECKING:
-    from sd_loader.source import Fetched, Part
+    from sd_loader.handover import ExtraComponent, Fetched
 
 
 def convert_single(
@@ -44,7 +44,7 @@ def convert_single(
         )
         files = write_folder(out, plan.files, report, weights.files.values())
     verify_folder(out, plan, request.verify, report)
-    return Converted.of(plan, files)
+    return plan.converted(files)
 
 
 def plan_single(
@@ -52,7 +52,7 @@ def plan_single(
     request: LoadRequest,
     source_dir: Path,
     original_config: str | None,
-    parts: Sequence[Part],
+    parts: Sequence[ExtraComponent],
     weights: Weights,
 ) -> FolderPlan:
     """Plan the folder of an open file. Reads no weights, writes nothing.

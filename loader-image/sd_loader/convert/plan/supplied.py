@@ -24,13 +24,13 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 
 if TYPE_CHECKING:
-    from sd_loader.source import Part
+    from sd_loader.handover import ExtraComponent
 
 _SDXL = (BaseModelName.SDXL, BaseModelName.SDXL_REFINER)
 
 
 def plan_parts(
-    parts: Sequence[Part],
+    parts: Sequence[ExtraComponent],
     source_dir: Path,
     base: BaseModelName,
     request: LoadRequest,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sd_api.reasons import Reason
 from sd_api.spec import Revision
 from sd_loader.errors import LoaderError
+from sd_loader.handover import Converted, FileDigest
 from sd_loader.tensors import Dtype, Tensor
 
 SHARD_BYTES = 10 * 10**9
@@ -200,6 +201,17 @@ class FolderPlan:
             if item.dtype.is_float and item.source.count > 1
         }
         return _PRECISIONS.get(found.pop(), MIXED) if len(found) == 1 else MIXED
+
+    def converted(self, files: Mapping[str, FileDigest]) -> Converted:
+        """What to hand on once the planned files are written."""
+        return Converted(
+            files=files,
+            base_model=self.base_model,
+            pipeline_class=self.pipeline_class,
+            precision=self.precision,
+            prediction_type=self.prediction_type,
+            warnings=self.warnings,
+        )
 
 
 MIXED = "mixed"

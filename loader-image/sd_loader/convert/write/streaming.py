@@ -18,13 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from sd_loader.convert.result import FileDigest
 from sd_loader.convert.write.fileio import read_into, reserve, storage_errors
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import STEP_BYTES, Buffers, Findings, Step, steps_of
 from sd_loader.convert.write.wants import Slot, Want, Wants
 from sd_loader.convert.write.writer import WRITERS, prepare_folder
 from sd_loader.formats.fileio import write_at
+from sd_loader.handover import FileDigest
 from sd_loader.tensors import TensorFile
 
 AT_A_TIME = 6

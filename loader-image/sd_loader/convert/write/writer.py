@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason
-from sd_loader.convert.result import FileDigest
 from sd_loader.convert.write.fileio import reserve, storage_errors
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import Block, Buffers, Findings, blocks_of
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import write_at
+from sd_loader.handover import FileDigest
 from sd_loader.tensors import TensorFile
 
 if TYPE_CHECKING:
