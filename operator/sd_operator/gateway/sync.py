@@ -22,6 +22,7 @@ from sd_api import defaults
 from sd_api.netguard import MAX_REDIRECTS
 from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
+from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, is_ready
@@ -97,7 +98,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
 
 def _may_be_asked(body: Json) -> bool:
     """Whether it is loaded, and nothing else is under way."""
-    busy = condition(body, "Reconciling").get("status") == "True"
+    busy = condition(body, ConditionType.RECONCILING).get("status") == "True"
     return is_ready(body) and not busy and not body["metadata"].get("deletionTimestamp")
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from sd_api import names
 from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import EventReason
 from sd_api.redaction import carries_secret, redact_url
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator.base import times
@@ -21,7 +22,6 @@ from sd_operator.rules.decision import (
     Call,
     Ended,
     EventPlan,
-    EventReason,
     EventType,
     FinalizerChange,
     Plan,
