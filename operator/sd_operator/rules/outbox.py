@@ -16,10 +16,10 @@ from sd_operator.rules.decision import EventPlan, EventType
 Entries = Sequence[OutboxEntry]
 
 _REMEDIES = {
-    Outcome.FAILED: "Check spec.webhook and that its host answers POST requests with 2xx.",
-    Outcome.GONE: "The receiver wants no more calls of this event.",
+    Outcome.FAILED: "Check spec.webhook, and that its host answers POST requests with 2xx.",
+    Outcome.GONE: "Set spec.webhook to a receiver that accepts calls, or remove it.",
     Outcome.UNSIGNED: "Create the Secret that spec.webhookSecretRef names, with a key of the form"
-    " whsec_<base64>, and let the operator read it (Role with get and resourceNames).",
+    " whsec_<base64>, and allow the operator to read it (a Role with get and resourceNames).",
 }
 
 
