@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sd_api.fields import Count, LoadHash, ResourcePart, ShortText, Text, Timestamp, Uid
-from sd_api.load import Artifact, Progress, Source
+from sd_api.fields import Count, Extensible, LoadHash, ShortText, Text, Timestamp, Uid
+from sd_api.humanize import describe
 from sd_api.spec import ModelId, ModelType
+from sd_api.wire import Artifact, Progress, Source
 
 
 class Phase(StrEnum):
@@ -51,7 +52,7 @@ class ConditionType(StrEnum):
     """
 
 
-class Condition(ResourcePart):
+class Condition(Extensible):
     """A metav1.Condition."""
 
     type: ShortText
@@ -100,8 +101,14 @@ class StatusProgress(Progress):
 
     text: Annotated[str, Field(max_length=64)] = Field(description="The progress for people.")
 
+    @classmethod
+    def of(cls, progress: Progress) -> StatusProgress:
+        """The progress with its text."""
+        text = describe(progress) or progress.stage.lower()
+        return cls(**progress.model_dump(), text=text[:64])
 
-class JobStatus(ResourcePart):
+
+class JobStatus(Extensible):
     """The Job of the current or last load."""
 
     name: ShortText
@@ -117,7 +124,7 @@ class WebhookEvent(StrEnum):
     DELETED = "model.deleted"
 
 
-class OutboxEntry(ResourcePart):
+class OutboxEntry(Extensible):
     """One webhook call that is still owed."""
 
     id: Annotated[str, Field(max_length=64)] = Field(
@@ -135,13 +142,13 @@ class OutboxEntry(ResourcePart):
 OUTBOX_MAX = 8
 
 
-class WebhookStatus(ResourcePart):
+class WebhookStatus(Extensible):
     """The webhook's outbox."""
 
     outbox: Annotated[list[OutboxEntry], Field(max_length=OUTBOX_MAX)] = Field(default_factory=list)
 
 
-class Status(ResourcePart):
+class Status(Extensible):
     """Observed state of one model."""
 
     observed_generation: Count | None = None

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_api import defaults
-from sd_api.load import LoadRequest, Progress, Stage
+from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
+from sd_api.wire import Progress, Stage
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats.snippet import snippet

@@ -14,6 +14,7 @@ from sd_api.default_parts import parse_default_parts
 from sd_api.load import CREDENTIALS_DIR
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
+from sd_api.trained import check_template
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 
@@ -89,14 +90,12 @@ def _termination_log(env: Mapping[str, str]) -> Path | None:
 
 def _template(env: Mapping[str, str]) -> str | None:
     text = env.get(TRAINED_URL_TEMPLATE)
-    # The id is the user's, so it must not stand where it would choose the host.
-    if text and not re.fullmatch(r"https?://[^\s/?#{}]+[/?]\S*\{id\}\S*", text):
+    try:
+        return check_template(text) if text else None
+    except ValueError as error:
         raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"the loader's setting {TRAINED_URL_TEMPLATE} must be an http(s) link with {{id}} where"
-            " the trained model's id goes, after the host",
-        )
-    return text or None
+            Reason.INVALID_SPEC, f"the loader's setting {TRAINED_URL_TEMPLATE} {error}"
+        ) from None
 
 
 def _default_parts(env: Mapping[str, str]) -> dict[str, str]:

@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sd_api.humanize import duration, size
 from sd_api.reasons import Reason
 from sd_api.status import Condition, ConditionType, Phase, Status
 from sd_operator.base import times
-from sd_operator.base.humanize import duration, size
 from sd_operator.resources.model import Model
 
 _COLORS = {Phase.READY: "green", Phase.FAILED: "red", Phase.PENDING: "yellow"}

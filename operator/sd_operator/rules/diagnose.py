@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sd_api import names
-from sd_api.load import LoadResult
 from sd_api.reasons import ExitCode, Reason
+from sd_api.wire import LoadResult
 from sd_operator.resources.observed import JobView, PodView
 
 _IMAGE_REASONS = frozenset(

@@ -9,7 +9,6 @@ from functools import cached_property
 
 from sd_api import names
 from sd_api.fields import TEXT_MAX_LENGTH
-from sd_api.load import Progress
 from sd_api.reasons import ReadyReason, Reason, WebhookReason
 from sd_api.status import (
     Condition,
@@ -18,12 +17,13 @@ from sd_api.status import (
     Phase,
     Status,
     StatusArtifact,
+    StatusProgress,
     StatusSource,
     WebhookEvent,
     WebhookStatus,
 )
+from sd_api.wire import Progress
 from sd_operator.base import times
-from sd_operator.base.humanize import describe
 from sd_operator.base.settings import Settings
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import JobView, Observed
@@ -189,7 +189,7 @@ def status_after(inp: Input, step: Step, news: outbox.News) -> Status:
         "phase": Phase.READY if ready_now and not standing.reconciling else standing.phase,
         "reason": None if standing.phase is Phase.READY else standing.reason.value,
         "conditions": _conditions(inp, standing, artifact if ready_now else None, news),
-        "progress": describe(step.progress) if step.progress else None,
+        "progress": StatusProgress.of(step.progress) if step.progress else None,
         "artifact": artifact,
         "source": step.source or (inp.status.source if artifact else None),
         "webhook": WebhookStatus(outbox=list(news.entries)) if news.entries else None,

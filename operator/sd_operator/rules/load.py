@@ -5,16 +5,13 @@ Each rule is a function named by the fact that it finds, from what is known to a
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sd_api import names
+from sd_api import humanize, names
 from sd_api.fields import TEXT_MAX_LENGTH
-from sd_api.load import LoadResult, Stage
 from sd_api.reasons import ReadyReason, Reason, Retry
 from sd_api.redaction import redact_url
-from sd_api.spec import BARE_ID_PATTERN, ModelType
 from sd_api.status import (
     ConditionType,
     JobStatus,
@@ -23,7 +20,9 @@ from sd_api.status import (
     StatusSource,
     WebhookEvent,
 )
-from sd_operator.base import humanize, times
+from sd_api.trained import is_trained_id
+from sd_api.wire import LoadResult, Stage
+from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.rules import diagnose, manifests, queue
 from sd_operator.rules.decision import FinalizerChange
@@ -55,8 +54,7 @@ def spec_is_invalid(inp: Input) -> Step | None:
 
 
 def _needs_template(inp: Input) -> bool:
-    trained = inp.model.model_type is ModelType.API_TRAINED
-    return trained and re.match(BARE_ID_PATTERN, inp.model.url) is not None
+    return is_trained_id(inp.model.url, inp.model.model_type)
 
 
 def another_load_is_running(inp: Input) -> Step | None:

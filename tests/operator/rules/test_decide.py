@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_api import names
-from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason, Retry
 from sd_api.status import ConditionType
+from sd_api.wire import Progress, Stage
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ContainerView, JobState, JobView, Observed
 from sd_operator.rules import conditions
