@@ -6,9 +6,9 @@ import ast
 
 import pytest
 
-from sd_api.load import Stage
 from sd_api.reasons import EventReason, ReadyReason, Reason, WebhookReason
 from sd_api.status import ConditionType, Phase
+from sd_api.wire import Stage
 from tests.support.paths import ROOT
 
 ENUMS = (ReadyReason, WebhookReason, EventReason, Reason, ConditionType)
