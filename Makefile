@@ -18,7 +18,7 @@ IMAGE_ARGS ?=
 BUILD = $(BUILDER) build $(IMAGE_ARGS) --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD)
 
-.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd chart images lock clean
+.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd docs chart images lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,10 +55,13 @@ bench: $(DEV) ## Compare the loader with cp and diffusers (needs 30 GB of disk)
 bench-scale: $(DEV) ## Measure the operator with 1,000 models (MODELS=...)
 	$(BIN)/python -m tools.bench_scale --models $(or $(MODELS),1000)
 
-crd: $(DEV) ## Render the CRD, and what charts and docs take from it
+crd: $(DEV) ## Render the CRD, and what the charts take from it
 	$(BIN)/python -m sd_api.crd > crds/stablediffusionmodels.yaml
 	$(BIN)/python -m tools.make_chart
-	$(BIN)/python -m tools.make_troubleshooting_doc
+
+docs: $(DEV) ## Write the parts of docs/ that come from the code
+	$(BIN)/python -m tools.make_docs
+	$(BIN)/python -m tools.make_models_doc
 
 chart: $(DEV) ## Package both charts into dist/
 	$(BIN)/python -m tools.kubectl

@@ -202,8 +202,8 @@ capabilities:
 {{/* Refuses values that contradict each other, which the schema cannot see. */}}
 {{- define "sd-operator.check" -}}
 {{- $values := .Values -}}
-{{- if and $values.trainedUrlTemplate (not (contains "{id}" $values.trainedUrlTemplate)) -}}
-{{- fail (printf "trainedUrlTemplate must have {id} where the trained model's id goes; it is %s" $values.trainedUrlTemplate) -}}
+{{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
+{{- fail (printf "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host; it is %s" $values.trainedUrlTemplate) -}}
 {{- end -}}
 {{- if and $values.metrics.podMonitor.enabled $values.metrics.serviceMonitor.enabled -}}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every operator twice: enable one of them" -}}

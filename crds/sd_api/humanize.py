@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sd_api.load import Progress
-from sd_api.status import StatusProgress
+from sd_api.wire import Progress
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -31,17 +30,19 @@ def duration(seconds: int) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def describe(progress: Progress) -> StatusProgress:
-    """The progress with its text, such as `42% of 2.1 GB, 120 MB/s, 10 s left`."""
+def describe(progress: Progress) -> str:
+    """Progress without its stage, such as `42% of 2.1 GB, 120 MB/s, 10 s left`.
+
+    Leaves out what is not known; empty if nothing is.
+    """
     parts = []
+    total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
     if progress.percent is not None:
-        of = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
-        parts.append(f"{progress.percent}%{of}")
+        parts.append(f"{progress.percent}%{total}")
     elif progress.bytes_done is not None:
-        parts.append(size(progress.bytes_done))
+        parts.append(f"{size(progress.bytes_done)}{total}")
     if progress.bytes_per_second:
         parts.append(f"{size(progress.bytes_per_second)}/s")
     if progress.eta_seconds is not None:
         parts.append(f"{duration(progress.eta_seconds)} left")
-    text = ", ".join(parts) or progress.stage.lower()
-    return StatusProgress(**progress.model_dump(), text=text[:64])
+    return ", ".join(parts)
