@@ -22,8 +22,11 @@ class Extensible(Contract):
     model_config = ConfigDict(extra="ignore")
 
 
+TEXT_MAX_LENGTH = 1024
+"""Longer texts for the status must be cut first."""
+
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
-Text = Annotated[str, StringConstraints(max_length=1024)]
+Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_LENGTH)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 DnsName = Annotated[
     str,

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from sd_api.defaults import format_default_parts, parse_default_parts
+from sd_api.default_parts import format_default_parts, parse_default_parts
+from sd_api.defaults import RETAIN_PREVIOUS_MAX_SECONDS
 from sd_api.trained import check_template
 
 CREDENTIALS_DIR = "/run/secrets/sd"
 """Where a Job mounts the Secret of spec.credentialsSecretRef."""
 STORE_MOUNT = "/models"
 """Where a Job mounts the volume."""
-RETAIN_MAX_SECONDS = 100 * 365 * 24 * 3600
-"""A hundred years: later dates may not be representable."""
 
 _MAX_BYTES = 10**18
 
@@ -78,7 +77,7 @@ class LoaderEnv:
     max_bytes: int | None = _variable("SD_LOADER_MAX_BYTES", _whole(_MAX_BYTES))
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int | None = _variable(
-        "SD_LOADER_RETAIN_PREVIOUS_SECONDS", _whole(RETAIN_MAX_SECONDS)
+        "SD_LOADER_RETAIN_PREVIOUS_SECONDS", _whole(RETAIN_PREVIOUS_MAX_SECONDS)
     )
     """How long the previous version of a model stays on the volume after a reload."""
     hub_endpoint: str | None = _variable("HF_ENDPOINT")

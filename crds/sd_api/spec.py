@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from sd_api import defaults
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.fields import DnsName, Extensible, Sha256, ShortText, Url
 from sd_api.names import MODEL_ID_PATTERN
@@ -16,6 +17,8 @@ HUB_REPO_PATTERN = r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$"
 HUB_PAGE_PATTERN = r"^https://(www\.)?(huggingface\.co|hf\.co)/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/?$"
 LINK_PATTERN = r"^https?://[^\s/?#]+([/?#]\S*)?$"
 BARE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+_DEADLINE = defaults.ACTIVE_DEADLINE_SECONDS
 
 ModelId = Annotated[str, StringConstraints(max_length=63, pattern=MODEL_ID_PATTERN)]
 Quantity = Annotated[
@@ -106,7 +109,8 @@ class Verify(Extensible):
         default=None, description="Prompt of the rendered image."
     )
     steps: Annotated[int, Field(ge=1, le=150)] | None = Field(
-        default=None, description="Denoising steps of the rendered image. Default 8."
+        default=None,
+        description=f"Denoising steps of the rendered image. Default {defaults.RENDER_STEPS}.",
     )
 
 
@@ -159,7 +163,9 @@ class JobOverrides(Extensible):
         default=None, description="PriorityClass of the Pod."
     )
     active_deadline_seconds: Annotated[int, Field(ge=60, le=604_800)] | None = Field(
-        default=None, description="The Job is stopped after this time. Default 21600 (6 h)."
+        default=None,
+        description=f"The Job is stopped after this time. Default {_DEADLINE}"
+        f" ({_DEADLINE // 3600} h).",
     )
 
 

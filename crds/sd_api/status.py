@@ -14,7 +14,7 @@ from sd_api.wire import Artifact, Progress, Source
 
 
 class Phase(StrEnum):
-    """Where the model stands, in one word for people. Derived, never a trigger."""
+    """Where the model stands, in one word for people. It is derived; programs read conditions."""
 
     PENDING = "Pending"
     QUEUED = "Queued"
@@ -27,16 +27,29 @@ class Phase(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """The conditions of a model."""
+    """The conditions of a model. `reasons` has the reasons of each."""
 
     READY = "Ready"
-    """True: a complete, verified folder is served under artifact.path. Always present."""
+    """Whether a complete, verified folder is served under status.artifact.path.
+
+    True is good; a failed reload leaves it True. Always present.
+    """
     RECONCILING = "Reconciling"
-    """True: a load is under way. Absent otherwise (kstatus)."""
+    """A load is under way, or its Job waits for its Pod.
+
+    True is normal and temporary. Absent otherwise, as kstatus expects.
+    """
     STALLED = "Stalled"
-    """True: the operator cannot go on by itself; the message names the remedy. Absent otherwise."""
+    """The last load or the clean-up failed or is stuck; the message has the cause and the remedy.
+
+    True is bad. Absent otherwise, as kstatus expects: it goes when the load succeeds or the spec
+    asks for another. The operator may still try again by itself, as the reason's retry rule says.
+    """
     WEBHOOK_DELIVERED = "WebhookDelivered"
-    """Whether the newest event reached spec.webhook. Absent without a webhook."""
+    """Whether the newest event reached spec.webhook.
+
+    True is good. Present as soon as there is an event to deliver; absent without spec.webhook.
+    """
 
 
 class Condition(Extensible):

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from sd_api.humanize import size
 from sd_api.load import LoadRequest, RemoveRequest, Request
 from sd_api.reasons import ExitCode, Reason
+from sd_api.redaction import hide, secrets_of
 from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec, Weights
 from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult
 from sd_loader import manual, stages
@@ -29,7 +30,6 @@ from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
 from sd_loader.formats.snippet import snippet
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines
-from sd_loader.secrets import hide, secrets_of
 from sd_loader.settings import Settings
 
 _UMASK = 0o022

@@ -8,29 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd_api import defaults
 from sd_api.loader_env import CREDENTIALS_DIR, LoaderEnv, LoaderEnvError
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-
-HUB_ENDPOINT = "https://huggingface.co"
-DEFAULT_MAX_BYTES = 100 * 10**9
-DEFAULT_RETAIN_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Settings:
     """The variables of LoaderEnv, which describes them; defaults replace those that are not set."""
 
-    hub_endpoint: str = HUB_ENDPOINT
+    hub_endpoint: str = defaults.HUB_ENDPOINT
     trained_url_template: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     proxy: str | None = None
     no_proxy: str = ""
     ca_file: Path | None = None
     default_parts: Mapping[str, str] = field(default_factory=dict)
-    max_bytes: int = DEFAULT_MAX_BYTES
-    retain_previous_seconds: int = DEFAULT_RETAIN_SECONDS
+    max_bytes: int = defaults.MAX_BYTES
+    retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
     termination_log: Path | None = None
     """None: no result is written."""

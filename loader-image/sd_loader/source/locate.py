@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from sd_api.loader_env import LoaderEnv
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
 from sd_api.trained import is_trained_id, trained_link
 from sd_loader.errors import LoaderError
@@ -80,7 +80,7 @@ def locate(
         "a trained model's id" if model_type is ModelType.API_TRAINED else "a repo id (ORG/NAME)"
     )
     raise LoaderError(
-        Reason.INVALID_SPEC, f"spec.url: {redact(url)} is neither {meant} nor an http(s) link"
+        Reason.INVALID_SPEC, f"spec.url: {redact_url(url)} is neither {meant} nor an http(s) link"
     )
 
 
@@ -93,8 +93,8 @@ def repo_id_of(url: str, endpoint: str) -> str:
         return path
     raise LoaderError(
         Reason.INVALID_SPEC,
-        f"spec.url: {redact(url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page"
-        " nor a link to one of its files (a branch or commit belongs into spec.gitRevision)",
+        f"spec.url: {redact_url(url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's"
+        " page nor a link to one of its files (a branch or commit belongs into spec.gitRevision)",
     )
 
 

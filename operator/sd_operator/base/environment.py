@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sd_api.defaults import parse_default_parts
+from sd_api.default_parts import parse_default_parts
 from sd_api.spec import JobOverrides
 from sd_api.trained import check_template
 

@@ -246,10 +246,12 @@ class Refusal:
 class Outcome(StrEnum):
     """How one webhook call ended."""
 
-    DELIVERED = "Delivered"
-    FAILED = "Failed"
-    GONE = "Gone"
-    UNSIGNED = "SecretNotReadable"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    GONE = "gone"
+    """The receiver answered 410."""
+    UNSIGNED = "unsigned"
+    """The signing key could not be read, so nothing was sent."""
 
 
 @dataclass(frozen=True)

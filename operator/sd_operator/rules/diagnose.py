@@ -26,8 +26,7 @@ class Failure:
 
     def text(self, job_name: str = "") -> str:
         """What happened and what to do."""
-        remedy = self.reason.remedy.replace("<status.job.name>", job_name)
-        return f"{clean(self.message).rstrip('.')}. {remedy}"
+        return f"{clean(self.message).rstrip('.')}. {self.reason.remedy_for(job_name)}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sd_api import names
+from sd_api import defaults, names
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.loader_env import CREDENTIALS_DIR, STORE_MOUNT, LoaderEnv
 from sd_api.reasons import ExitCode
@@ -20,7 +20,6 @@ USER_ID = 65532
 TERMINATION_LOG = "/dev/termination-log"
 CA_DIR = "/etc/sd-loader/ca"
 GRACE_SECONDS = 15
-SWEEP_DEADLINE_SECONDS = 21600
 SWEEP_TTL_SECONDS = 600
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
@@ -187,7 +186,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
         "spec": {
             # It ends with 3 where published files were altered: another attempt finds the same.
             "backoffLimit": 0,
-            "activeDeadlineSeconds": SWEEP_DEADLINE_SECONDS,
+            "activeDeadlineSeconds": defaults.ACTIVE_DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
             "template": {
                 "metadata": {"labels": labels},
@@ -208,8 +207,8 @@ def _convert_resources(
     }
     # A default beside an override of the same resource could contradict it.
     spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
-    for kind, defaults in (_RENDER if renders else _CONVERT).items():
-        wanted[kind] |= {key: one for key, one in defaults.items() if key not in spoken_for}
+    for kind, amounts in (_RENDER if renders else _CONVERT).items():
+        wanted[kind] |= {key: amount for key, amount in amounts.items() if key not in spoken_for}
     return wanted
 
 
