@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd_api.fields import Contract
+from sd_api.humanize import size
 from sd_api.spec import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import model_type_of
 from sd_loader.convert.plan.file import plan_file
 from sd_loader.formats import open_tensor_file
-from sd_loader.progress import size
 from sd_loader.snippet import snippet
 
 _TITLE = "modelspec.title"

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_api.load import Progress, Stage
+from sd_api import defaults
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, Verify
+from sd_api.wire import Progress, Stage
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.tables.families import PUBLISHED_SIZES
 from sd_loader.errors import LoaderError
@@ -35,7 +36,6 @@ Pipeline = Any
 """diffusers has no types."""
 
 SEED = 0
-STEPS = 8
 PROMPT = "a photograph of a red fox in a forest"
 MAX_SIDE = 512
 
@@ -153,7 +153,7 @@ def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list
         "strength": 1.0,
         "height": side,
         "width": side,
-        "num_inference_steps": verify.steps or STEPS,
+        "num_inference_steps": verify.steps or defaults.RENDER_STEPS,
         # Made on the CPU: its random numbers are the same on every machine.
         "generator": torch.Generator("cpu").manual_seed(SEED),
     }

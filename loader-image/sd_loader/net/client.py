@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import httpx2
 
-from sd_api.netguard import MAX_REDIRECTS, AddressRefusedError, redact
+from sd_api.netguard import MAX_REDIRECTS, AddressRefusedError
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError
 from sd_loader.net.credentials import read_credentials, refusal
 from sd_loader.net.http_errors import RETRIES, Retries
@@ -49,7 +50,7 @@ class HttpClient:
         """Refuse a url that is not a link, or must not be called, before anything else happens."""
         if "://" not in url:
             raise LoaderError(
-                Reason.INVALID_SPEC, f"{redact(url)} is not an http(s) link", field=field
+                Reason.INVALID_SPEC, f"{redact_url(url)} is not an http(s) link", field=field
             )
         try:
             httpx2.URL(url)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx2
 
-from sd_api.load import Progress, Source, Stage
 from sd_api.reasons import Reason
+from sd_api.wire import Progress, Source, Stage
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 from sd_loader.handover import Fetched

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-from sd_api.netguard import redact
+from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
-from sd_api.spec import BARE_ID_PATTERN, HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
+from sd_api.redaction import redact_url
+from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
+from sd_api.trained import is_trained_id, trained_link
 from sd_loader.errors import LoaderError
-from sd_loader.settings import TRAINED_URL_TEMPLATE, Settings
+from sd_loader.settings import Settings
 from sd_loader.source.ref import SourceRef
 
 _HUB = r"https://(?:www\.)?(?:huggingface\.co|hf\.co)"
@@ -68,7 +70,7 @@ def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> 
         return _behind_link(ref, settings)
     if model_type is ModelType.HUGGINGFACE:
         return HubRepo(_repo_id(ref, settings.hub_endpoint))
-    if model_type is ModelType.API_TRAINED and re.match(BARE_ID_PATTERN, url):
+    if is_trained_id(url, model_type):
         return Link(_trained_link(ref, settings))
     is_repo = re.match(HUB_REPO_PATTERN, url) is not None
     if allow_local and (not is_repo or url.endswith(_MODEL_FILE)):
@@ -80,7 +82,7 @@ def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> 
     )
     raise LoaderError(
         Reason.INVALID_SPEC,
-        f"{redact(url)} is neither {meant} nor an http(s) link",
+        f"{redact_url(url)} is neither {meant} nor an http(s) link",
         field=ref.field,
     )
 
@@ -94,8 +96,8 @@ def _repo_id(ref: SourceRef, endpoint: str) -> str:
         return path
     raise LoaderError(
         Reason.INVALID_SPEC,
-        f"{redact(ref.url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page nor a"
-        " link to one of its files (a branch or commit belongs into spec.gitRevision)",
+        f"{redact_url(ref.url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page nor"
+        " a link to one of its files (a branch or commit belongs into spec.gitRevision)",
         field=ref.field,
     )
 
@@ -119,7 +121,7 @@ def _trained_link(ref: SourceRef, settings: Settings) -> str:
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"{ref.url} is a trained model's bare id, and there is no link template for those"
-            f" ({TRAINED_URL_TEMPLATE}); give its link instead",
+            f" ({LoaderEnv.name_of('trained_url_template')}); give its link instead",
             field=ref.field,
         )
-    return settings.trained_url_template.replace("{id}", quote(ref.url, safe=""))
+    return trained_link(settings.trained_url_template, ref.url)

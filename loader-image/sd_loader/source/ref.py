@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_api.spec import ModelType, Revision
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
@@ -57,7 +57,7 @@ def inspector(ref: SourceRef, checks: Checks) -> Callable[[bytes, int], None]:
 
     So that the rest of it is not downloaded in vain. It takes these bytes and the file's size.
     """
-    shown = redact(ref.url)
+    shown = redact_url(ref.url)
 
     def inspect(head: bytes, size: int) -> None:
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError, naming
 from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader, Wanted
@@ -43,5 +43,5 @@ def _read(path: Path, max_bytes: int) -> bytes:
             return file.read(max_bytes + 1)
     except OSError as error:
         raise LoaderError(
-            Reason.SOURCE_NOT_FOUND, f"{redact(str(path))} cannot be read: {error.strerror}"
+            Reason.SOURCE_NOT_FOUND, f"{redact_url(str(path))} cannot be read: {error.strerror}"
         ) from error

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sd_api.load import Source
+from sd_api.wire import Source
 from sd_loader.convert.run import convert
 from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest, Source
+from sd_api.load import LoadRequest, Owner, RemoveRequest
+from sd_api.wire import LoadResult, Source
 from sd_loader import acquire
 from sd_loader.convert import run
 from sd_loader.handover import Converted, Fetched, FileDigest

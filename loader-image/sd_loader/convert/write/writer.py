@@ -17,8 +17,8 @@ from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExec
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason
+from sd_api.wire import Progress, Stage
 from sd_loader.convert.write.fileio import reserve
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import Block, Buffers, Findings, blocks_of
