@@ -45,7 +45,7 @@ _PROJECTIONS = (
     "input_blocks.1.1.proj_in.weight",
 )
 
-# Models that are called ControlNets or used like one, and are none that diffusers' class reads.
+# Models that are called ControlNets or used like them, but that diffusers' class does not read.
 _OTHERS = {
     r"difference$": "a ControlNet stored as its difference to Stable Diffusion 1.5: use the version"
     " that was not reduced to it",

@@ -132,7 +132,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _whole(values: Mapping[str, object], key: str) -> int | None:
-    """A positive whole number. None if it is absent or -1, by which these configs mean the same."""
+    """A positive whole number. None if it is absent, or -1, which means the same here."""
     value = values.get(key, "-1")
     if value == "-1":
         return None
