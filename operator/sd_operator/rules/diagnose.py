@@ -10,11 +10,12 @@ from sd_api import names
 from sd_api.load import LoadResult
 from sd_api.reasons import ExitCode, Reason
 from sd_operator.resources.observed import JobView, PodView
+from sd_operator.rules import conditions
 
 _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 )
-MESSAGE_MAX_LENGTH = 700
+CAUSE_MAX_LENGTH = 700
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Failure:
     def text(self, job_name: str = "") -> str:
         """What happened and what to do."""
         remedy = self.reason.remedy.replace("<status.job.name>", job_name)
-        return f"{clean(self.message).rstrip('.')}. {remedy}"
+        return conditions.fit(f"{clean(self.message).rstrip('.')}.", remedy)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Wait:
 
 def clean(text: str) -> str:
     """Text from outside, fit for a status: one line, printable, bounded."""
-    printable = "".join(c if c.isprintable() else " " for c in text[: 2 * MESSAGE_MAX_LENGTH])
+    printable = "".join(c if c.isprintable() else " " for c in text[: 2 * CAUSE_MAX_LENGTH])
     line = " ".join(printable.split())
-    return line if len(line) <= MESSAGE_MAX_LENGTH else line[: MESSAGE_MAX_LENGTH - 1] + "…"
+    return line if len(line) <= CAUSE_MAX_LENGTH else line[: CAUSE_MAX_LENGTH - 1] + "…"
 
 
 def result(pods: Sequence[PodView], outcomes: Sequence[str]) -> LoadResult | None:

@@ -222,7 +222,7 @@ def _conditions(
             type=kind,
             status="True" if true else "False",
             reason=reason,
-            message=message[: conditions.MESSAGE_MAX_LENGTH],
+            message=conditions.fit(message),
             observed_generation=generation,
             last_transition_time=times.stamp(inp.now),
         )

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from sd_api.status import OUTBOX_MAX, OutboxEntry, WebhookEvent
 from sd_operator.base import times
 from sd_operator.resources.observed import Delivery, Outcome
+from sd_operator.rules import conditions
 from sd_operator.rules.decision import EventPlan, EventReason, EventType
 
 Entries = Sequence[OutboxEntry]
@@ -89,13 +90,13 @@ def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence
         return News(others, "Delivered", f"{entry.event} was delivered", (*news.events, event))
     remedy = _REMEDIES[delivery.outcome]
     retried = delivery.outcome is not Outcome.GONE and entry.attempts < len(schedule)
-    text = f"{entry.event} was not delivered: {delivery.error}"
+    text = f"{entry.event} was not delivered: {delivery.error}."
     if not retried:
-        message = f"{text}; it is given up. {remedy}"
+        message = conditions.fit(text, f"The call is given up. {remedy}")
         entries, tell = others, True
     else:
         at = delivery.at + timedelta(seconds=max(schedule[entry.attempts], delivery.pause))
-        message = f"{text}; next attempt at {times.stamp(at)}. {remedy}"
+        message = conditions.fit(text, f"The next attempt is at {times.stamp(at)}. {remedy}")
         tell = entry.attempts == 0
         again = entry.model_copy(
             update={

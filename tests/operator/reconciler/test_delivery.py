@@ -345,9 +345,21 @@ def test_a_failed_call_is_tried_again_later() -> None:
     assert again.last_error == "it answered 500"
     assert again.id == entry().id
     assert after.reason == "DeliveryFailed"
-    assert "next attempt at 2026-01-02T03:04:10Z. Check spec.webhook" in after.message
+    assert "The next attempt is at 2026-01-02T03:04:10Z. Check spec.webhook" in after.message
     assert [one.reason for one in after.events] == ["WebhookDeliveryFailed"]
     assert noted(again, Outcome.FAILED).events == ()
+
+
+def test_a_long_error_does_not_push_the_remedy_out_of_the_message() -> None:
+    """The error is cut; the time of the next attempt and the remedy are kept."""
+    long = Delivery(entry().id, Outcome.FAILED, "x" * 2000, NOW)
+    (message,) = {
+        outbox.note([entry()], [long], WEBHOOK_RETRY_SECONDS).message,
+        outbox.note([entry()], [long], WEBHOOK_RETRY_SECONDS).events[0].message,
+    }
+    assert len(message) == 1024
+    assert "x… The next attempt is at 2026-01-02T03:04:10Z. Check spec.webhook" in message
+    assert message.endswith("2xx.")
 
 
 def test_a_call_is_tried_for_three_days() -> None:

@@ -215,7 +215,7 @@ def test_text_from_outside_is_made_harmless(text: str) -> None:
     """One bounded line without control characters."""
     cleaned = diagnose.clean(text)
     assert cleaned.isprintable() or cleaned == ""
-    assert len(cleaned) <= diagnose.MESSAGE_MAX_LENGTH
+    assert len(cleaned) <= diagnose.CAUSE_MAX_LENGTH
 
 
 def test_the_last_log_line_is_progress() -> None:

@@ -43,6 +43,20 @@ def test_a_condition_is_dropped_where_it_is_present() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cause", "remedy", "message"),
+    [
+        pytest.param("It broke.", "Mend it.", "It broke. Mend it.", id="short"),
+        pytest.param("It broke.", "", "It broke.", id="no remedy"),
+        pytest.param("It broke badly.", "Mend it.", "It broke… Mend it.", id="the cause is cut"),
+        pytest.param("It broke badly, twice.", "", "It broke badly, t…", id="cut, no remedy"),
+    ],
+)
+def test_a_long_message_keeps_its_remedy(cause: str, remedy: str, message: str) -> None:
+    """Only the cause is cut: the remedy is what the reader needs."""
+    assert conditions.fit(cause, remedy, limit=18) == message
+
+
+@pytest.mark.parametrize(
     ("count", "text"),
     [
         (0, "0 B"),
