@@ -146,11 +146,6 @@ def load_result(pods: Sequence[PodView]) -> LoadResult | None:
     return answer if answer is not None and answer.artifact is not None else None
 
 
-def was_removed(pods: Sequence[PodView]) -> bool:
-    """Whether a clean-up Pod says that it is done."""
-    return result(pods, ("removed",)) is not None
-
-
 def convert_has_begun(job: JobView, pods: Sequence[PodView]) -> bool:
     """Whether fetching is over: its container ended well, or the Job counts a ready Pod."""
     fetched = any(
