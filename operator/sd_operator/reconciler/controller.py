@@ -39,6 +39,8 @@ class _Memory:
 
     body: dict[str, Any]
     resync_at: float
+    claim: tuple[str, str] | None = None
+    """Namespace and name of the claim that the last pass looked at; None before the first pass."""
     peek: Peek = field(default_factory=Peek)
     refusal: Refusal | None = None
     deliveries: list[Delivery] = field(default_factory=list)
@@ -114,13 +116,10 @@ class Controller:
         self._turns.changed()
 
     def claim_changed(self, claim: ClaimView) -> None:
-        """A claim came, went or was replaced: wake the models that use it."""
+        """Wake the models of a claim that was created, deleted or replaced."""
+        changed = (claim.namespace, claim.name)
         self.supervisor.wake(
-            [
-                uid
-                for uid, memory in self._memories.items()
-                if memory.body["metadata"]["namespace"] == claim.namespace
-            ]
+            [uid for uid, memory in self._memories.items() if memory.claim == changed]
         )
 
     async def _reconcile(self, uid: str) -> float:
@@ -164,6 +163,7 @@ class Controller:
         body = memory.body
         model = Model.from_body(body)
         logs.about(f"{model.namespace}/{model.name}", model.wanted)
+        memory.claim = (model.namespace, model.claim_or(self._settings.claim_name))
         observed = await self._observe(model, memory, fresh)
         plan = decide.plan(model, observed, self._settings, self._clock())
         if plan.look:

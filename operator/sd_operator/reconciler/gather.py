@@ -66,7 +66,7 @@ class Gatherer:
 
     async def look_at_claim(self, model: Model) -> None:
         """Read a model's claim anew; a gap in a watch hides its deletion."""
-        name = self._claim_name(model)
+        name = model.claim_or(self._settings.claim_name)
         try:
             claim = ClaimView.from_body(await self._api.get(CLAIMS, model.namespace, name))
         except NotFoundError:
@@ -81,7 +81,7 @@ class Gatherer:
         observed = Observed(
             jobs=self._cache.jobs(model.namespace, model.uid),
             pods=self._cache.pods(model.namespace, model.uid),
-            claim=self._cache.claim(model.namespace, self._claim_name(model)),
+            claim=self._cache.claim(model.namespace, model.claim_or(self._settings.claim_name)),
         )
         running = [job for job in observed.jobs if job.state is JobState.RUNNING]
         if not running:
@@ -95,9 +95,6 @@ class Gatherer:
         if job.role == names.ROLE_REMOVE:
             return observed
         return replace(observed, progress=await self._progress(pods[0], peek))
-
-    def _claim_name(self, model: Model) -> str:
-        return model.claim_name or self._settings.claim_name
 
     async def _progress(self, pod: PodView, peek: Peek) -> Progress | None:
         """The last log line of a running container, read at most once in `poll_seconds`."""

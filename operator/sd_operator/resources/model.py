@@ -84,6 +84,10 @@ class Model:
             return ""
         return load_hash(self.spec, self.name, self.annotations.get(names.ANNOTATION_RELOAD))
 
+    def claim_or(self, default: str) -> str:
+        """The name of its PersistentVolumeClaim; default: the operator's own setting."""
+        return self.claim_name or default
+
     @property
     def model_type(self) -> ModelType | None:
         """The model type, inferred where the spec leaves it out."""

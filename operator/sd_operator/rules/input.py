@@ -68,7 +68,7 @@ class Input:
     @property
     def claim_name(self) -> str:
         """The claim of this model."""
-        return self.model.claim_name or self.settings.claim_name
+        return self.model.claim_or(self.settings.claim_name)
 
     @cached_property
     def published(self) -> StatusArtifact | None:

@@ -62,6 +62,22 @@ def test_a_claim_that_went_unseen_is_missed_at_the_resync() -> None:
     assert api.asked[:2] == ["get stablediffusionmodels", "get persistentvolumeclaims"]
 
 
+def test_a_claim_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace may have thousands of models on other claims."""
+    api, woken = Script(body()), list[str]()
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        monkeypatch.setattr(controller.supervisor, "wake", woken.extend)
+        controller.claim_changed(claim(name="scratch"))
+        controller.claim_changed(claim(namespace="elsewhere"))
+        assert woken == []
+        controller.claim_changed(claim())
+        assert woken == [UID]
+
+    keep(api, scenario)
+
+
 def test_a_mended_spec_is_tried_at_once() -> None:
     """What was refused was the Job of the former spec."""
     api = Script(body())
