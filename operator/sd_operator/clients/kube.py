@@ -19,6 +19,15 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from sd_api import names
+from sd_operator.base.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from sd_operator.base.logs import redact
 
 log = logging.getLogger(__name__)
@@ -39,42 +48,6 @@ WATCH_SECONDS = 300
 
 _MERGE_PATCH = "application/merge-patch+json"
 _METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST"}
-
-
-class ApiError(Exception):
-    """The API server refused, or could not be asked. The message is the server's own."""
-
-    def __init__(self, message: str, code: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class NotFoundError(ApiError):
-    """There is no such object, or no such kind."""
-
-
-class AlreadyExistsError(ApiError):
-    """An object of that name is there."""
-
-
-class ConflictError(ApiError):
-    """The object is not the one, or not the version, that the change was meant for."""
-
-
-class ForbiddenError(ApiError):
-    """RBAC, quota or admission refused."""
-
-    namespace_terminating: bool = False
-
-
-class InvalidError(ApiError):
-    """The object was refused as wrong; causes are the fields at fault, with what is wrong."""
-
-    causes: tuple[tuple[str, str], ...] = ()
-
-
-class UnavailableError(ApiError):
-    """The API server is away, overloaded or broken, or does not know us (any more)."""
 
 
 @dataclass(frozen=True)
@@ -364,18 +337,13 @@ def _error(verb: str, path: str, status: int, raw: bytes) -> ApiError:
     if status == 409:
         exists = answer.get("reason") == "AlreadyExists"
         return (AlreadyExistsError if exists else ConflictError)(message, status)
+    causes = (answer.get("details") or {}).get("causes") or ()
     if status == 403:
-        forbidden = ForbiddenError(message, status)
-        causes = (answer.get("details") or {}).get("causes") or ()
-        forbidden.namespace_terminating = any(
-            cause.get("reason") == "NamespaceTerminating" for cause in causes
-        )
-        return forbidden
+        terminating = any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
+        return ForbiddenError(message, status, namespace_terminating=terminating)
     if status in (401, 429) or status >= 500:
         return UnavailableError(message, status)
-    invalid = InvalidError(message, status)
-    invalid.causes = tuple(
-        (str(cause.get("field") or ""), str(cause.get("message") or "")[:1000])
-        for cause in (answer.get("details") or {}).get("causes") or ()
+    fields = (
+        (str(cause.get("field") or ""), str(cause.get("message") or "")[:1000]) for cause in causes
     )
-    return invalid
+    return InvalidError(message, status, tuple(fields))

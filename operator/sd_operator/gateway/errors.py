@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sd_api.crd import RULES
-from sd_operator.clients.kube import (
+from sd_operator.base.errors import (
     AlreadyExistsError,
     ApiError,
     ConflictError,

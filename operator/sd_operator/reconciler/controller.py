@@ -11,9 +11,10 @@ from typing import Any
 
 from sd_api.status import WebhookEvent
 from sd_operator.base import logs, times
+from sd_operator.base.errors import ConflictError, NotFoundError
 from sd_operator.base.metrics import Metrics, ModelState
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import MODELS, SECRETS, Api, ConflictError, NotFoundError
+from sd_operator.clients.kube import MODELS, SECRETS, Api
 from sd_operator.reconciler.admission import Turns
 from sd_operator.reconciler.cache import Cache, is_newer
 from sd_operator.reconciler.delivery import Webhooks

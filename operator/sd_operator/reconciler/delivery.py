@@ -21,9 +21,9 @@ from sd_api import names, netguard
 from sd_api.netguard import AddressRefusedError, Guard
 from sd_api.status import OutboxEntry, Status, WebhookEvent
 from sd_operator.base import times
+from sd_operator.base.errors import ApiError, ForbiddenError, NotFoundError, SigningKeyError
 from sd_operator.base.settings import Settings
 from sd_operator.clients.http import Outgoing
-from sd_operator.clients.kube import ApiError, ForbiddenError, NotFoundError
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import Delivery, Outcome
 from sd_operator.rules.decision import Call
@@ -39,18 +39,14 @@ _Answer = tuple[Outcome, str, float]
 """How a call ended: outcome, error, and the pause that the receiver asks for."""
 
 
-class KeyUnreadableError(Exception):
-    """The signing key cannot be had; the message says which and why."""
-
-
 def parse_key(text: str) -> bytes:
-    """The bytes of a signing key of the form whsec_<base64>; raises KeyUnreadableError."""
+    """The bytes of a signing key of the form whsec_<base64>; raises SigningKeyError."""
     try:
         key = base64.b64decode(text.strip().removeprefix(KEY_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         key = b""
     if not key or not text.strip().startswith(KEY_PREFIX):
-        raise KeyUnreadableError(f"the key does not have the form {KEY_PREFIX}<base64>")
+        raise SigningKeyError(f"the key does not have the form {KEY_PREFIX}<base64>")
     return key
 
 
@@ -116,7 +112,7 @@ class Webhooks:
             try:
                 key = await self._key(call, model.namespace)
                 outcome, error, pause = await self._post(call, key, body)
-            except KeyUnreadableError as problem:
+            except SigningKeyError as problem:
                 outcome, error, pause = Outcome.UNSIGNED, str(problem), 0.0
             except ApiError as problem:
                 error = f"the signing key could not be read: {problem}"
@@ -132,13 +128,11 @@ class Webhooks:
             data = secret.get("data") or {}
             return parse_key(base64.b64decode(data[call.secret_key]).decode())
         except (NotFoundError, ForbiddenError) as problem:
-            raise KeyUnreadableError(f"{where}: {problem}") from None
+            raise SigningKeyError(f"{where}: {problem}") from None
         except KeyError:
-            raise KeyUnreadableError(f"{where} does not exist") from None
-        except (ValueError, KeyUnreadableError):
-            raise KeyUnreadableError(
-                f"{where} does not have the form {KEY_PREFIX}<base64>"
-            ) from None
+            raise SigningKeyError(f"{where} does not exist") from None
+        except (ValueError, SigningKeyError):
+            raise SigningKeyError(f"{where} does not have the form {KEY_PREFIX}<base64>") from None
 
     def _default_key(self) -> bytes | None:
         path = self._settings.webhook_key_file
@@ -146,8 +140,8 @@ class Webhooks:
             return None
         try:
             return parse_key(path.read_text())
-        except (OSError, UnicodeDecodeError, KeyUnreadableError) as problem:
-            raise KeyUnreadableError(f"the operator's webhook key file: {problem}") from None
+        except (OSError, UnicodeDecodeError, SigningKeyError) as problem:
+            raise SigningKeyError(f"the operator's webhook key file: {problem}") from None
 
     async def _post(self, call: Call, key: bytes | None, body: bytes) -> _Answer:
         timestamp = int(self._clock().timestamp())

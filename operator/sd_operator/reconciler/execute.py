@@ -14,19 +14,16 @@ from typing import Any
 from sd_api import names
 from sd_api.status import Status
 from sd_operator.base import times
-from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import (
-    EVENTS,
-    JOBS,
-    MODELS,
+from sd_operator.base.errors import (
     AlreadyExistsError,
-    Api,
     ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
 )
+from sd_operator.base.settings import Settings
+from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api
 from sd_operator.reconciler.cache import Cache
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import JobView, Refusal, controller_uid

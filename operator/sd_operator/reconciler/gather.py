@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from sd_api import names
 from sd_api.load import Progress
+from sd_operator.base.errors import ApiError, NotFoundError
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import CLAIMS, JOBS, OURS, PODS, Api, ApiError, NotFoundError
+from sd_operator.clients.kube import CLAIMS, JOBS, OURS, PODS, Api
 from sd_operator.reconciler.cache import Cache
 from sd_operator.reconciler.job_warnings import JobWarnings
 from sd_operator.resources.model import Model

@@ -9,7 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from sd_operator.clients.kube import EVENTS, Api, ApiError
+from sd_operator.base.errors import ApiError
+from sd_operator.clients.kube import EVENTS, Api
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobView
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
-from sd_operator.clients.kube import ApiError
+from sd_operator.base.errors import ApiError
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 import kopf
 
+from sd_operator.base.errors import ApiError, NotFoundError, UnavailableError, WatchEndedError
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import MODELS, Api, ApiError, NotFoundError, UnavailableError
+from sd_operator.clients.kube import MODELS, Api
 from sd_operator.clients.lease import Lease
 from sd_operator.reconciler.controller import Controller
 from sd_operator.runtime import election
@@ -27,10 +28,6 @@ GC_THRESHOLDS = (20_000, 10, 20)
 START_RETRY_SECONDS = 2.0
 CHECK_SECONDS = 30.0
 AWAY_MAX_SECONDS = 600.0
-
-
-class WatchEndedError(RuntimeError):
-    """The watching part has ended, or is blind; the process must end, to be started again."""
 
 
 async def operate(settings: Settings, stop: asyncio.Event) -> None:

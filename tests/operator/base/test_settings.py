@@ -6,7 +6,7 @@ import pytest
 
 from sd_api.spec import JobOverrides
 from sd_operator.base import settings as settings_module
-from sd_operator.base.environment import SettingsError
+from sd_operator.base.errors import SettingsError
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.rules.queue import Limits
 

@@ -12,21 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from sd_operator.clients import kube
-from sd_operator.clients.kube import (
-    JOBS,
-    MODELS,
-    PODS,
+from sd_operator.base.errors import (
     AlreadyExistsError,
-    Api,
     ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
-    Listing,
     NotFoundError,
     UnavailableError,
 )
+from sd_operator.clients import kube
+from sd_operator.clients.kube import JOBS, MODELS, PODS, Api, Listing
 from tests.support.kube.scriptedserver import Server, ask, serving, status, write_kubeconfig
 
 

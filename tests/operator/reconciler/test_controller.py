@@ -11,15 +11,10 @@ from typing_extensions import override
 
 from sd_api import names
 from sd_api.status import Phase, Status
+from sd_operator.base.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import (
-    AlreadyExistsError,
-    ConflictError,
-    InvalidError,
-    NotFoundError,
-    Resource,
-)
+from sd_operator.clients.kube import Resource
 from sd_operator.reconciler.cache import Cache
 from sd_operator.reconciler.controller import Controller
 from sd_operator.reconciler.execute import Executor

@@ -17,10 +17,10 @@ from devkit.webhook_receiver import WebhookReceiver
 from sd_api.netguard import Guard
 from sd_api.status import OUTBOX_MAX, OutboxEntry, Status, WebhookEvent
 from sd_operator.base import times
+from sd_operator.base.errors import ForbiddenError, NotFoundError, SigningKeyError
 from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
-from sd_operator.clients.kube import ForbiddenError, NotFoundError
 from sd_operator.reconciler import delivery
-from sd_operator.reconciler.delivery import KeyUnreadableError, Webhooks
+from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Delivery, Outcome
 from sd_operator.rules import outbox
 from sd_operator.rules.decision import Call
@@ -277,7 +277,7 @@ def test_what_is_published_is_told_only_of_its_own_load() -> None:
 def test_keys_are_parsed_strictly() -> None:
     """Only whsec_<base64>, with white space around it."""
     assert delivery.parse_key(f" {KEY}\n") == b"a key of twenty-six bytes."
-    with pytest.raises(KeyUnreadableError):
+    with pytest.raises(SigningKeyError):
         delivery.parse_key(KEY.removeprefix("whsec_"))
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.status import Phase, Status
+from sd_operator.base.errors import ConflictError
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import Api, ConflictError
+from sd_operator.clients.kube import Api
 from sd_operator.reconciler.cache import Cache
 from sd_operator.reconciler.execute import Executor, merge_patch
 from sd_operator.resources.model import Model

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from typing_extensions import override
 
-from sd_operator.clients.kube import ApiError, Listing, Resource
+from sd_operator.base.errors import ApiError
+from sd_operator.clients.kube import Listing, Resource
 from sd_operator.reconciler import job_warnings
 from sd_operator.reconciler.job_warnings import JobWarnings
 from sd_operator.resources.observed import JobView
