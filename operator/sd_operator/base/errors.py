@@ -57,6 +57,11 @@ class ForbiddenError(ApiError):
         self.namespace_terminating = namespace_terminating
         """Whether the reason is that the namespace is being deleted."""
 
+    @property
+    def quota_exceeded(self) -> bool:
+        """Whether the reason is a ResourceQuota."""
+        return is_quota_message(str(self))
+
 
 class InvalidError(ApiError):
     """The API server rejected the object as invalid."""
@@ -79,3 +84,11 @@ class SigningKeyError(OperatorError):
 
 class WatchEndedError(OperatorError):
     """The watches ended, or see nothing any more; the process must end, to be started again."""
+
+
+def is_quota_message(message: str) -> bool:
+    """Whether an error or Event message comes from a ResourceQuota.
+
+    Kubernetes has no code for this: its text is the only sign.
+    """
+    return "exceeded quota" in message

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sd_api import names
 from sd_api.load import LoadResult, Progress
 from sd_operator.base import times
+from sd_operator.base.errors import is_quota_message
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 PROGRESS_MAX_BYTES = 2048
@@ -244,6 +245,11 @@ class Refusal:
     code: int
     at: datetime
     namespace_terminating: bool = False
+
+    @property
+    def quota_exceeded(self) -> bool:
+        """Whether a ResourceQuota rejected it."""
+        return is_quota_message(self.message)
 
 
 class Outcome(StrEnum):

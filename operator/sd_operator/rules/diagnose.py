@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from sd_api import names
 from sd_api.load import LoadResult
 from sd_api.reasons import ExitCode, Reason
+from sd_operator.base.errors import is_quota_message
 from sd_operator.resources.observed import JobView, PodView
 from sd_operator.rules import conditions
 
@@ -99,7 +100,7 @@ def _crash(pod: PodView) -> Failure | None:
 def waiting(job: JobView, pods: Sequence[PodView], job_warning: str) -> Wait:
     """Why no container of a Job runs."""
     if not pods:
-        if "exceeded quota" in job_warning:
+        if is_quota_message(job_warning):
             return Wait(job_warning, Reason.QUOTA_EXCEEDED)
         return Wait(job_warning) if job_warning else _starting(job)
     pod = pods[0]

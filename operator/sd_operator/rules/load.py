@@ -238,7 +238,7 @@ def the_job_was_refused(inp: Input) -> Step | None:
     if refusal is None or inp.now - refusal.at >= REFUSAL_RETRY:
         return None
     wake = REFUSAL_RETRY.total_seconds()
-    if "exceeded quota" in refusal.message:
+    if refusal.quota_exceeded:
         failure = Failure(Reason.QUOTA_EXCEEDED, refusal.message)
         return Step(Standing.of(failure), wake_after=wake)
     if refusal.code == 422:
