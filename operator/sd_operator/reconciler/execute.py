@@ -95,12 +95,15 @@ class Executor:
         return None
 
     async def write_status(self, model: Model, status: Status) -> dict[str, Any] | None:
-        """Write what differs; None where nothing does. A namesake answers ConflictError."""
-        patch = merge_patch(model.raw_status, _plain(status))
+        """Patch the changed status fields; return None if nothing changed.
+
+        Raises ConflictError if another object now has this name, or this one has changed.
+        """
+        patch = merge_patch_between(model.raw_status, _plain(status))
         if not patch:
             return None
-        # The resourceVersion is what keeps a namesake's status from being written: in a status
-        # patch of a custom resource, API servers pass over the uid.
+        # The resourceVersion keeps us from writing into another object of this name: API servers
+        # ignore the uid in a status patch of a custom resource.
         metadata = {"uid": model.uid, "resourceVersion": model.resource_version}
         body = {"metadata": metadata, "status": patch}
         return await self._api.patch(MODELS, model.namespace, model.name, body, sub="status")
@@ -152,13 +155,13 @@ def _plain(status: Status) -> dict[str, Any]:
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch (RFC 7386) from one object to another; empty where they are equal."""
+def merge_patch_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON merge patch (RFC 7386) that turns old into new; empty if they are equal."""
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            changes = merge_patch(before, value)
+            changes = merge_patch_between(before, value)
             if changes:
                 patch[key] = changes
         elif value != before or key not in old:
