@@ -25,7 +25,7 @@ from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ClaimView, Delivery, Observed, Refusal
 from sd_operator.rules import decide
 from sd_operator.rules.decision import Call, FinalizerChange, Plan
-from sd_operator.rules.queue import Waiting
+from sd_operator.rules.queue import Limits, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Controller:
         self._executor = Executor(api, settings, self.cache)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
         self._calls: set[asyncio.Task[None]] = set()
-        self._turns = Turns(settings.limits(), self.cache, self.supervisor.wake)
+        self._turns = Turns(Limits.from_settings(settings), self.cache, self.supervisor.wake)
         metrics.load_jobs.set_function(self.cache.active_jobs)
         metrics.queue_length.set_function(lambda: len(self._turns) + self.cache.suspended_jobs())
 

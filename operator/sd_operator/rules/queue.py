@@ -13,15 +13,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sd_operator.base.settings import Settings
+
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many loads may run at once; None is no limit."""
+    """How many loads may run at once; None means no limit."""
 
     cluster: int | None = None
+    """In all namespaces together."""
     namespace: int | None = None
+    """In each namespace."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Limits:
+        """Read the limits; with Kueue there are none, since Kueue admits the Jobs."""
+        if settings.loader.kueue_queue is not None:
+            return cls()
+        return cls(settings.max_loads or None, settings.max_loads_per_namespace or None)
 
 
 @dataclass(frozen=True)
