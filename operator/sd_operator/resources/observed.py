@@ -98,17 +98,21 @@ def _job_end(status: Mapping[str, Any]) -> tuple[JobState, datetime | None, str,
 
 @dataclass(frozen=True)
 class ContainerView:
-    """One container: waiting, running or terminated, with the kubelet's reason.
-
-    seconds: how long one that has ended ran.
-    """
+    """One container of a Pod."""
 
     name: str
     state: str = "waiting"
+    """waiting, running or terminated."""
     reason: str = ""
+    """The kubelet's reason for this state, such as OOMKilled."""
     exit_code: int | None = None
+    """None while the container has not ended."""
     message: str = ""
+    """The kubelet's explanation of why the container waits."""
+    result: LoadResult | None = None
+    """What the loader reported when it ended; None if its termination message is no result."""
     seconds: float | None = None
+    """How long the container ran, if it has ended."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +167,10 @@ class PodView:
         return next((one for one in self.containers if one.state == "running"), None)
 
     def results(self) -> Iterable[LoadResult]:
-        """The well-formed answers of its containers, the last container's first."""
+        """The results of the containers, the last container's first."""
         for container in reversed(self.containers):
-            if container.state == "terminated" and container.message:
-                result = LoadResult.from_message(container.message)
-                if result is not None:
-                    yield result
+            if container.result is not None:
+                yield container.result
 
 
 def controller_uid(metadata: Mapping[str, Any]) -> str:
@@ -188,12 +190,15 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
     for state in ("terminated", "running", "waiting"):
         details = (status.get("state") or {}).get(state)
         if details is not None:
+            message = details.get("message") or ""
+            ended = state == "terminated"
             return ContainerView(
                 name=status.get("name") or "",
                 state=state,
                 reason=details.get("reason") or "",
                 exit_code=details.get("exitCode"),
-                message=details.get("message") or "",
+                message="" if ended else message,
+                result=LoadResult.from_message(message) if ended else None,
                 seconds=_seconds(details),
             )
     return ContainerView(name=status.get("name") or "")

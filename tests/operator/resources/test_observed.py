@@ -21,6 +21,7 @@ from tests.support.rules.observed import (
     UID,
     answered,
     claim,
+    ended,
     failed,
     job,
     pod,
@@ -113,16 +114,43 @@ def test_a_pod_is_read() -> None:
                 "initContainerStatuses": [
                     {"name": "fetch", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}
                 ],
-                "containerStatuses": [{"name": "convert", "state": {"running": {}}}],
+                "containerStatuses": [
+                    {"name": "convert", "state": {"waiting": {"message": "no such image"}}}
+                ],
             },
         }
     )
     assert (view.job_uid, view.model_uid, view.unscheduled) == ("j1", UID, "0/3 nodes")
     assert view.containers == (
-        ContainerView("fetch", "terminated", "", 0, "{}"),
-        ContainerView("convert", "running"),
+        ContainerView("fetch", "terminated", exit_code=0),
+        ContainerView("convert", message="no such image"),
     )
-    assert view.running == ContainerView("convert", "running")
+
+
+def test_the_running_container_of_a_pod_is_known() -> None:
+    """Its log has the progress."""
+    assert pod(job(), answered("fetch", LOADED), running("convert")).running == running("convert")
+    assert pod(job(), answered("fetch", LOADED)).running is None
+
+
+@pytest.mark.parametrize(
+    ("message", "result"),
+    [
+        pytest.param(LOADED.to_message(), LOADED, id="result"),
+        pytest.param("{}", None, id="no outcome"),
+        pytest.param("Killed", None, id="text"),
+        pytest.param("", None, id="empty"),
+        pytest.param(" " * 5000, None, id="too long"),
+    ],
+)
+def test_a_termination_message_is_parsed_where_the_pod_is_read(
+    message: str, result: LoadResult | None
+) -> None:
+    """The rest of the operator sees results only; the text is untrusted."""
+    container = ended("convert", message)
+    assert container.result == result
+    assert container.message == ""
+    assert list(pod(job(), container).results()) == ([result] if result else [])
 
 
 CRASH = ContainerView("convert", "terminated", "Error", 139)
@@ -131,14 +159,14 @@ UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
 
 
 @pytest.mark.parametrize(
-    ("ended", "containers", "before", "reason"),
+    ("job_end", "containers", "before", "reason"),
     [
         pytest.param({}, [UNREACHABLE], None, Reason.SOURCE_UNREACHABLE, id="the loader's answer"),
         pytest.param({}, [OOM], None, Reason.OUT_OF_MEMORY, id="out of memory"),
         pytest.param({}, [CRASH], None, Reason.LOADER_CRASHED, id="crash without an answer"),
         pytest.param(
             {},
-            [ContainerView("fetch", "terminated", "Error", 3, '{"outcome": "failed", "x": 1}')],
+            [ended("fetch", '{"outcome": "failed", "x": 1}', reason="Error", code=3)],
             None,
             Reason.LOADER_CRASHED,
             id="malformed answer",
@@ -168,10 +196,10 @@ UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
     ],
 )
 def test_why_a_job_failed(
-    ended: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
+    job_end: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
 ) -> None:
     """The best that is known: the loader's word, then the container's end, then the Job's."""
-    failed_job = job(FAILED, **ended)
+    failed_job = job(FAILED, **job_end)
     pods = [pod(failed_job, *containers, phase="Failed")] if containers else []
     assert diagnose.failure(failed_job, pods, before).reason is reason
 

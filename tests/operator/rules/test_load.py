@@ -29,6 +29,7 @@ from tests.support.rules.observed import (
     NOW,
     answered,
     claim,
+    ended,
     failed,
     job,
     loading,
@@ -345,7 +346,7 @@ LIVING = [
     ),
     pytest.param(
         model(loading()),
-        with_pod(job(COMPLETE), ContainerView("convert", "terminated", "", 0, "{}"), fresh=True),
+        with_pod(job(COMPLETE), ended("convert", "{}"), fresh=True),
         "the_job_succeeded | Failed, not Ready=LoaderCrashed, Stalled=LoaderCrashed"
         " | ModelLoadFailed",
         id="complete with a malformed answer",
