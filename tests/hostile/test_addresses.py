@@ -27,6 +27,7 @@ from sd_loader.net.exchange import Link
 from sd_loader.net.transport import make_client
 from sd_loader.settings import Settings as LoaderSettings
 from sd_operator.base.settings import Settings as OperatorSettings
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Outcome
 from sd_operator.rules.decision import Call
@@ -115,7 +116,7 @@ def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
         settings = OperatorSettings(
             https_proxy=ends.proxy, no_proxy=ends.no_proxy, webhook_ca_file=ends.ca_file
         )
-        webhooks = Webhooks(settings, ends.guard(), no_secret)
+        webhooks = Webhooks(settings, ends.guard(), no_secret, SYSTEM_CLOCK)
         try:
             return [await one(webhooks, url) for url in urls]
         finally:

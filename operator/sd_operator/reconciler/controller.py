@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sd_api.status import WebhookEvent
-from sd_operator.base import logs, times
+from sd_operator.base import logs
 from sd_operator.base.errors import ConflictError, NotFoundError
 from sd_operator.base.metrics import Metrics, ModelState
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
 from sd_operator.clients.kube import MODELS, SECRETS, Api
 from sd_operator.reconciler.admission import Turns
 from sd_operator.reconciler.cache import Cache, is_newer
@@ -51,9 +51,7 @@ class _Memory:
 class Controller:
     """Keeps every model of the cluster, each by one task of the supervisor."""
 
-    def __init__(
-        self, api: Api, settings: Settings, metrics: Metrics, clock: times.Clock = times.now
-    ) -> None:
+    def __init__(self, api: Api, settings: Settings, metrics: Metrics, clock: Clock) -> None:
         self._api = api
         self._settings = settings
         self._metrics = metrics
@@ -62,8 +60,8 @@ class Controller:
         self.supervisor = Supervisor(self._reconcile)
         self._memories: dict[str, _Memory] = {}
         self._gone: dict[str, None] = {}
-        self._gatherer = Gatherer(api, settings, self.cache)
-        self._executor = Executor(api, settings, self.cache)
+        self._gatherer = Gatherer(api, settings, self.cache, clock)
+        self._executor = Executor(api, settings, self.cache, clock)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
         self._calls: set[asyncio.Task[None]] = set()
         self._turns = Turns(Limits.from_settings(settings), self.cache, self.supervisor.wake)
@@ -124,14 +122,14 @@ class Controller:
         )
 
     async def _reconcile(self, uid: str) -> float:
-        started = time.monotonic()
+        started = self._clock.monotonic()
         result = "error"
         try:
             delay = await self._until_settled(uid)
             result = "ok"
         finally:
             self._metrics.reconciles.labels(result).inc()
-            self._metrics.reconcile_seconds.observe(time.monotonic() - started)
+            self._metrics.reconcile_seconds.observe(self._clock.monotonic() - started)
         return delay
 
     async def _until_settled(self, uid: str) -> float:
@@ -151,7 +149,7 @@ class Controller:
                 memory.resync_at = 0.0
                 continue
             if not again:
-                resync = memory.resync_at - time.monotonic()
+                resync = memory.resync_at - self._clock.monotonic()
                 wake = resync if plan.wake_after is None else min(plan.wake_after, resync)
                 return max(0.05, wake)
         raise RuntimeError(f"{PASSES_MAX} passes led nowhere")
@@ -159,24 +157,24 @@ class Controller:
     async def _pass(self, memory: _Memory) -> tuple[Plan, bool]:
         """One pass; tells whether another has to follow at once."""
         fresh = False
-        if time.monotonic() >= memory.resync_at:
+        if self._clock.monotonic() >= memory.resync_at:
             fresh = await self._resync(memory)
         body = memory.body
         model = Model.from_body(body)
         logs.about(f"{model.namespace}/{model.name}", model.wanted)
         memory.claim = (model.namespace, model.claim_or(self._settings.claim_name))
         observed = await self._observe(model, memory, fresh)
-        plan = decide.plan(model, observed, self._settings, self._clock())
+        plan = decide.plan(model, observed, self._settings, self._clock.now())
         if plan.look:
             await self._look(model)
             observed = await self._observe(model, memory, fresh=True)
-            plan = decide.plan(model, observed, self._settings, self._clock())
+            plan = decide.plan(model, observed, self._settings, self._clock.now())
         if plan.wants_turn and not observed.admitted:
             turn = await self._turns.ask(_waiting(model))
             if memory.body is not body:
                 return plan, True  # it has changed while it waited for the answer
             observed = replace(observed, admitted=turn.admitted, place=turn.place)
-            plan = decide.plan(model, observed, self._settings, self._clock())
+            plan = decide.plan(model, observed, self._settings, self._clock.now())
         elif not plan.wants_turn:
             self._turns.leave(model.uid)
         return plan, await self._execute(model, memory, plan)
@@ -209,7 +207,7 @@ class Controller:
             if changed is None or not changed["metadata"].get("finalizers"):
                 self.forget(model.uid)  # gone by that; the event of it may go unseen
         if plan.create is not None:
-            memory.refusal = await self._executor.create_job(plan.create, self._clock())
+            memory.refusal = await self._executor.create_job(plan.create)
             memory.peek = Peek()
             if memory.refusal is not None:
                 return True
@@ -269,12 +267,12 @@ class Controller:
         """Call a webhook in a task of its own; the outcome wakes the model."""
 
         async def run() -> None:
-            started = time.monotonic()
+            started = self._clock.monotonic()
             try:
                 delivery = await self._webhooks.deliver(call, model, plan.status)
                 memory.deliveries.append(delivery)
                 self._metrics.deliveries.labels(delivery.outcome.value).inc()
-                self._metrics.delivery_seconds.observe(time.monotonic() - started)
+                self._metrics.delivery_seconds.observe(self._clock.monotonic() - started)
             finally:
                 memory.in_flight.discard(call.entry.id)
             self.supervisor.wake([model.uid])
@@ -315,7 +313,7 @@ class Controller:
 
     def _next_resync(self) -> float:
         # Jitter spreads the models that an operator's start has brought together.
-        return time.monotonic() + self._settings.resync_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+        return self._clock.monotonic() + self._settings.resync_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
 
 
 def _waiting(model: Model) -> Waiting:

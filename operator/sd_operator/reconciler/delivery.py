@@ -20,9 +20,9 @@ import aiohttp
 from sd_api import names, netguard
 from sd_api.netguard import AddressRefusedError, Guard
 from sd_api.status import OutboxEntry, Status, WebhookEvent
-from sd_operator.base import times
 from sd_operator.base.errors import ApiError, ForbiddenError, NotFoundError, SigningKeyError
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
 from sd_operator.clients.http import Outgoing
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import Delivery, Outcome
@@ -87,7 +87,7 @@ class Webhooks:
         settings: Settings,
         guard: Guard,
         read_secret: ReadSecret,
-        clock: times.Clock = times.now,
+        clock: Clock,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -117,7 +117,7 @@ class Webhooks:
             except ApiError as problem:
                 error = f"the signing key could not be read: {problem}"
                 outcome, pause = Outcome.FAILED, 0.0
-        return Delivery(call.entry.id, outcome, error, self._clock(), pause)
+        return Delivery(call.entry.id, outcome, error, self._clock.now(), pause)
 
     async def _key(self, call: Call, namespace: str) -> bytes | None:
         if call.secret_name is None or call.secret_key is None:
@@ -144,7 +144,7 @@ class Webhooks:
             raise SigningKeyError(f"the operator's webhook key file: {problem}") from None
 
     async def _post(self, call: Call, key: bytes | None, body: bytes) -> _Answer:
-        timestamp = int(self._clock().timestamp())
+        timestamp = int(self._clock.now().timestamp())
         headers = {
             "Content-Type": "application/json",
             "User-Agent": names.FIELD_MANAGER,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from sd_api import names
@@ -23,6 +22,7 @@ from sd_operator.base.errors import (
     NotFoundError,
 )
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
 from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api
 from sd_operator.reconciler.cache import Cache
 from sd_operator.resources.model import Model
@@ -38,7 +38,8 @@ EVENT_MESSAGE_MAX_LENGTH = 1024
 class Executor:
     """Makes the changes; what it creates is put into the cache at once."""
 
-    def __init__(self, api: Api, settings: Settings, cache: Cache) -> None:
+    def __init__(self, api: Api, settings: Settings, cache: Cache, clock: Clock) -> None:
+        self._clock = clock
         self._api = api
         self._settings = settings
         self._cache = cache
@@ -73,7 +74,7 @@ class Executor:
                 raise
             return None
 
-    async def create_job(self, plan: JobPlan, now: datetime) -> Refusal | None:
+    async def create_job(self, plan: JobPlan) -> Refusal | None:
         """Create a Job, or find that it was created before; what refuses it is returned."""
         manifest = manifests.build(plan, self._settings)
         try:
@@ -86,11 +87,12 @@ class Executor:
                 raise ConflictError(str(exists), exists.code) from None
             if not _is_of(body, plan.model_uid):
                 message = f"Job {plan.name} exists and belongs to something else; delete it"
-                return Refusal(message, 409, now)
+                return Refusal(message, 409, self._clock.now())
         except ForbiddenError as refused:
-            return Refusal(str(refused), refused.code, now, refused.namespace_terminating)
+            ending = refused.namespace_terminating
+            return Refusal(str(refused), refused.code, self._clock.now(), ending)
         except (InvalidError, NotFoundError) as refused:
-            return Refusal(str(refused), refused.code, now)
+            return Refusal(str(refused), refused.code, self._clock.now())
         self._cache.put_job(JobView.from_body(body))
         return None
 
@@ -110,7 +112,7 @@ class Executor:
 
     async def emit(self, model: Model, event: EventPlan) -> None:
         """Emit an Event; without it the model goes on all the same."""
-        now = times.stamp(datetime.now(UTC))
+        now = times.stamp(self._clock.now())
         body = {
             "apiVersion": "v1",
             "kind": "Event",

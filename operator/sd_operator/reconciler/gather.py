@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, replace
 
 from sd_api import names
 from sd_api.load import Progress
 from sd_operator.base.errors import ApiError, NotFoundError
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
 from sd_operator.clients.kube import CLAIMS, JOBS, OURS, PODS, Api
 from sd_operator.reconciler.cache import Cache
 from sd_operator.reconciler.job_warnings import JobWarnings
@@ -38,11 +38,12 @@ class Peek:
 class Gatherer:
     """Makes an `Observed`. In the steady state it asks the API server for nothing."""
 
-    def __init__(self, api: Api, settings: Settings, cache: Cache) -> None:
+    def __init__(self, api: Api, settings: Settings, cache: Cache, clock: Clock) -> None:
+        self._clock = clock
         self._api = api
         self._settings = settings
         self._cache = cache
-        self._warnings = JobWarnings(api)
+        self._warnings = JobWarnings(api, clock)
 
     async def fill(self) -> None:
         """The one LIST at start-up: Jobs, Pods and claims of all namespaces served."""
@@ -102,7 +103,7 @@ class Gatherer:
         container = pod.running
         if container is None:
             return None
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if peek.container != (pod.uid, container.name):
             peek.progress, peek.container = None, (pod.uid, container.name)
         elif now - peek.progress_at < self._settings.poll_seconds * 0.9:

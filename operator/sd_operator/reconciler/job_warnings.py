@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from sd_operator.base.errors import ApiError
+from sd_operator.base.times import Clock
 from sd_operator.clients.kube import EVENTS, Api
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobView
 
@@ -36,16 +35,17 @@ class JobWarnings:
     An API server has no index of Events: a LIST of one Job's costs it as much as one of all.
     """
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, clock: Clock) -> None:
         self._api = api
+        self._clock = clock
         self._looks: defaultdict[str, _Look] = defaultdict(_Look)
 
     async def newest(self, job: JobView) -> str:
         """What the newest Warning says of a Job; empty if there is none, or none is known yet."""
         look = self._looks[job.namespace]
         async with look.turn:
-            if _is_due(look, job):
-                look.at = time.monotonic()
+            if self._is_due(look, job):
+                look.at = self._clock.monotonic()
                 await self._list(look, job.namespace)
         return look.messages.get(job.uid, "")
 
@@ -60,11 +60,10 @@ class JobWarnings:
             one["involvedObject"].get("uid", ""): str(one.get("message") or "") for one in events
         }
 
-
-def _is_due(look: _Look, job: JobView) -> bool:
-    """Whether the Events are listed again: the last look is old, or came too early for this Job."""
-    ago = time.monotonic() - look.at
-    age = (datetime.now(UTC) - job.created).total_seconds()
-    if age < MIN_AGE_SECONDS or ago < MIN_INTERVAL_SECONDS:
-        return False
-    return ago > min(WARNING_LOOK_SECONDS * 0.9, age - MIN_AGE_SECONDS)
+    def _is_due(self, look: _Look, job: JobView) -> bool:
+        """Whether the last list of Events is old, or came too early for this Job."""
+        ago = self._clock.monotonic() - look.at
+        age = (self._clock.now() - job.created).total_seconds()
+        if age < MIN_AGE_SECONDS or ago < MIN_INTERVAL_SECONDS:
+            return False
+        return ago > min(WARNING_LOOK_SECONDS * 0.9, age - MIN_AGE_SECONDS)

@@ -15,6 +15,7 @@ import kopf
 from sd_operator.base.errors import ApiError, NotFoundError, UnavailableError, WatchEndedError
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import MODELS, Api
 from sd_operator.clients.lease import Lease
 from sd_operator.reconciler.controller import Controller
@@ -78,7 +79,7 @@ async def _lead(
         for task in fatal:
             stack.callback(task.cancel)
             task.add_done_callback(lambda _: stop.set())
-        controller = Controller(api, settings, metrics)
+        controller = Controller(api, settings, metrics, SYSTEM_CLOCK)
         stack.push_async_callback(controller.close)
         ending = asyncio.create_task(
             _step_down(controller, metrics, lease, fatal, stop), name="step down"

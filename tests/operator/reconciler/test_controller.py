@@ -14,6 +14,7 @@ from sd_api.status import Phase, Status
 from sd_operator.base.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import Resource
 from sd_operator.reconciler.cache import Cache
 from sd_operator.reconciler.controller import Controller
@@ -23,7 +24,7 @@ from sd_operator.rules.decision import FinalizerChange
 from sd_operator.rules.manifests import plan_load
 from sd_operator.standalone.patch import merge_patch
 from tests.support.kube.scriptedapi import Json, Script
-from tests.support.rules.observed import NOW, UID, body, claim, job, published
+from tests.support.rules.observed import UID, body, claim, job, published
 
 
 def keep(
@@ -34,7 +35,7 @@ def keep(
     """Run a controller that knows a claim and the model."""
 
     async def run() -> None:
-        controller = Controller(api, Settings(**settings), Metrics())
+        controller = Controller(api, Settings(**settings), Metrics(), SYSTEM_CLOCK)
         controller.cache.put_claim(claim())
         controller.see(api.model)
         try:
@@ -98,7 +99,7 @@ def test_a_job_that_goes_while_it_is_looked_at_is_tried_again() -> None:
 
     async def create() -> None:
         job = plan_load(model, settings, "models", 0)
-        await Executor(api, settings, Cache()).create_job(job, NOW)
+        await Executor(api, settings, Cache(), SYSTEM_CLOCK).create_job(job)
 
     with pytest.raises(ConflictError):
         asyncio.run(create())
@@ -110,7 +111,7 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
     sent: list[Json] = []
 
     async def write() -> None:
-        executor = Executor(api, Settings(), Cache())
+        executor = Executor(api, Settings(), Cache(), SYSTEM_CLOCK)
         answer = await executor.write_status(Model.from_body(api.model), Status(phase=Phase.READY))
         sent.append((answer or {})["status"])
 
@@ -130,7 +131,7 @@ def test_a_model_that_is_gone_has_been_released() -> None:
             """It is gone."""
             raise NotFoundError("not found", 404)
 
-    executor = Executor(Gone(body()), Settings(), Cache())
+    executor = Executor(Gone(body()), Settings(), Cache(), SYSTEM_CLOCK)
     model = Model.from_body(body())
     assert asyncio.run(executor.change_finalizer(model, FinalizerChange.REMOVE)) is None
     with pytest.raises(NotFoundError):

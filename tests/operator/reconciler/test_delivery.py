@@ -19,6 +19,7 @@ from sd_api.status import OUTBOX_MAX, OutboxEntry, Status, WebhookEvent
 from sd_operator.base import times
 from sd_operator.base.errors import ForbiddenError, NotFoundError, SigningKeyError
 from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler import delivery
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Delivery, Outcome
@@ -56,7 +57,7 @@ def deliver(
     """Call a webhook for real."""
 
     async def run() -> Delivery:
-        webhooks = Webhooks(settings, guard or settings.guard(), read_secret)
+        webhooks = Webhooks(settings, guard or settings.guard(), read_secret, SYSTEM_CLOCK)
         try:
             resource = model(published(), webhook=url)
             return await webhooks.deliver(Call(entry(), url, *secret), resource, resource.status)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sd_api.status import Phase, Status
 from sd_operator.base.errors import ConflictError
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import Api
 from sd_operator.reconciler.cache import Cache
 from sd_operator.reconciler.execute import Executor, merge_patch_between
@@ -83,7 +84,7 @@ def test_the_status_of_a_namesake_is_never_written(shared_cluster: Cluster) -> N
     async def write() -> None:
         settings = Settings.from_env({"KUBECONFIG": str(shared_cluster.kubeconfig)})
         async with Api(settings.kubeconfig) as api:
-            executor = Executor(api, settings, Cache())
+            executor = Executor(api, settings, Cache(), SYSTEM_CLOCK)
             await executor.write_status(former, Status(phase=Phase.READY))
 
     with pytest.raises(ConflictError):
