@@ -30,7 +30,7 @@ from sd_operator.base.settings import Settings as OperatorSettings
 from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Outcome
-from sd_operator.rules.decision import Call
+from sd_operator.rules.decision import WebhookCall
 from tests.operator.reconciler.test_delivery import entry, no_secret
 from tests.support.rules.observed import model, published
 from tests.support.servers.addresses import LATER_DIGITS, PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
@@ -124,7 +124,9 @@ def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
 
     async def one(webhooks: Webhooks, url: str) -> str | None:
         resource = model(published(), webhook=url)
-        done = await webhooks.deliver(Call(entry(), url, None, None), resource, resource.status)
+        done = await webhooks.deliver(
+            WebhookCall(entry(), url, None, None), resource, resource.status
+        )
         refused = done.outcome is Outcome.FAILED and (
             "may not be called" in done.error
             or "is not a host name" in done.error

@@ -26,7 +26,7 @@ from sd_operator.base.times import Clock
 from sd_operator.clients.http import Outgoing
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import Delivery, Outcome
-from sd_operator.rules.decision import Call
+from sd_operator.rules.decision import WebhookCall
 
 TIMEOUT_SECONDS = 10.0
 CONCURRENT_CALLS = 16
@@ -105,7 +105,7 @@ class Webhooks:
         """End all connections."""
         await self._outgoing.close()
 
-    async def deliver(self, call: Call, model: Model, status: Status) -> Delivery:
+    async def deliver(self, call: WebhookCall, model: Model, status: Status) -> Delivery:
         """Make one call; every outcome is an answer, never an exception."""
         body = json.dumps(payload(model, status, call.entry), separators=(",", ":")).encode()
         async with self._slots:
@@ -119,7 +119,7 @@ class Webhooks:
                 outcome, pause = Outcome.FAILED, 0.0
         return Delivery(call.entry.id, outcome, error, self._clock.now(), pause)
 
-    async def _key(self, call: Call, namespace: str) -> bytes | None:
+    async def _key(self, call: WebhookCall, namespace: str) -> bytes | None:
         if call.secret_name is None or call.secret_key is None:
             return self._default_key()
         where = f"key {call.secret_key} of Secret {namespace}/{call.secret_name}"
@@ -143,7 +143,7 @@ class Webhooks:
         except (OSError, UnicodeDecodeError, SigningKeyError) as problem:
             raise SigningKeyError(f"the operator's webhook key file: {problem}") from None
 
-    async def _post(self, call: Call, key: bytes | None, body: bytes) -> _Answer:
+    async def _post(self, call: WebhookCall, key: bytes | None, body: bytes) -> _Answer:
         timestamp = int(self._clock.now().timestamp())
         headers = {
             "Content-Type": "application/json",

@@ -1,6 +1,6 @@
-"""Carries a plan out on the API server: Jobs, finalizer, status, Events, in this order.
+"""The changes that a decision makes on the API server: Jobs, finalizer, status and Events.
 
-Everything here may be repeated: a request whose reply was lost is made again in the next pass.
+Each may be repeated: if the reply to a request is lost, the next pass makes the request again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sd_operator.base.errors import (
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api
-from sd_operator.reconciler.cache import Cache
+from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import JobView, Refusal, controller_uid
+from sd_operator.resources.observed import JobView, Rejection, controller_uid
 from sd_operator.rules import manifests
-from sd_operator.rules.decision import EventPlan, FinalizerChange, JobPlan
+from sd_operator.rules.decision import EventPlan, JobPlan
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ EVENT_MESSAGE_MAX_LENGTH = 1024
 
 
 class Executor:
-    """Makes the changes; what it creates is put into the cache at once."""
+    """Makes the changes; a Job that it creates is in the cache at once."""
 
-    def __init__(self, api: Api, settings: Settings, cache: Cache, clock: Clock) -> None:
+    def __init__(self, api: Api, settings: Settings, cache: ObjectCache, clock: Clock) -> None:
         self._clock = clock
         self._api = api
         self._settings = settings
@@ -52,30 +52,33 @@ class Executor:
             log.debug("Job %s/%s is gone already", job.namespace, job.name)
         self._cache.drop_job(job)
 
-    async def change_finalizer(
-        self, model: Model, change: FinalizerChange
-    ) -> dict[str, Any] | None:
-        """Add or remove our finalizer; raises ConflictError where the model has changed since.
+    async def add_finalizer(self, model: Model) -> dict[str, Any]:
+        """Add our finalizer and return the model; raises ConflictError if it has changed."""
+        return await self._set_finalizers(model, [*_finalizers_of_others(model), names.FINALIZER])
 
-        None where the model is gone, as it is to be: the reply to its release may have been lost.
+    async def remove_finalizer(self, model: Model) -> dict[str, Any] | None:
+        """Remove our finalizer and return the model; raises ConflictError if it has changed.
+
+        Returns None if the model is gone: the reply to an earlier removal may have been lost.
         """
-        others = [one for one in model.finalizers if one != names.FINALIZER]
-        ours = [names.FINALIZER] if change is FinalizerChange.ADD else []
+        try:
+            return await self._set_finalizers(model, _finalizers_of_others(model))
+        except NotFoundError:
+            return None
+
+    async def _set_finalizers(self, model: Model, finalizers: list[str]) -> dict[str, Any]:
         metadata = {
             "uid": model.uid,
             "resourceVersion": model.resource_version,
-            "finalizers": others + ours,
+            "finalizers": finalizers,
         }
-        body = {"metadata": metadata}
-        try:
-            return await self._api.patch(MODELS, model.namespace, model.name, body)
-        except NotFoundError:
-            if change is FinalizerChange.ADD:
-                raise
-            return None
+        return await self._api.patch(MODELS, model.namespace, model.name, {"metadata": metadata})
 
-    async def create_job(self, plan: JobPlan) -> Refusal | None:
-        """Create a Job, or find that it was created before; what refuses it is returned."""
+    async def create_job(self, plan: JobPlan) -> Rejection | None:
+        """Create a Job unless it already exists; return the rejection, if there is one.
+
+        Raises ConflictError if the Job was deleted at the same moment.
+        """
         manifest = manifests.build(plan, self._settings)
         try:
             body = await self._api.create(JOBS, plan.namespace, manifest)
@@ -83,16 +86,16 @@ class Executor:
             try:
                 body = await self._api.get(JOBS, plan.namespace, plan.name)
             except NotFoundError:
-                # It went in between. Not found is the Job, not the model.
+                # A NotFoundError would stand for the model.
                 raise ConflictError(str(exists), exists.code) from None
             if not _is_of(body, plan.model_uid):
                 message = f"Job {plan.name} exists and belongs to something else; delete it"
-                return Refusal(message, 409, self._clock.now())
+                return Rejection(message, 409, self._clock.now())
         except ForbiddenError as refused:
             ending = refused.namespace_terminating
-            return Refusal(str(refused), refused.code, self._clock.now(), ending)
+            return Rejection(str(refused), refused.code, self._clock.now(), ending)
         except (InvalidError, NotFoundError) as refused:
-            return Refusal(str(refused), refused.code, self._clock.now())
+            return Rejection(str(refused), refused.code, self._clock.now())
         self._cache.put_job(JobView.from_body(body))
         return None
 
@@ -111,7 +114,7 @@ class Executor:
         return await self._api.patch(MODELS, model.namespace, model.name, body, sub="status")
 
     async def emit(self, model: Model, event: EventPlan) -> None:
-        """Emit an Event; without it the model goes on all the same."""
+        """Emit an Event; a failure is logged and changes nothing else."""
         now = times.stamp(self._clock.now())
         body = {
             "apiVersion": "v1",
@@ -146,11 +149,15 @@ class Executor:
 
 
 def _is_of(body: Mapping[str, Any], model_uid: str) -> bool:
-    """Whether a Job works for this model: owned by it, or, for clean-up Jobs, labelled so."""
+    """Whether a Job works for this model: by its owner, or a clean-up Job by its label."""
     view = JobView.from_body(body)
     if view.role == names.ROLE_REMOVE:
         return view.model_uid == model_uid
     return controller_uid(body["metadata"]) == model_uid
+
+
+def _finalizers_of_others(model: Model) -> list[str]:
+    return [finalizer for finalizer in model.finalizers if finalizer != names.FINALIZER]
 
 
 def _plain(status: Status) -> dict[str, Any]:

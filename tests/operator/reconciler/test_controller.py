@@ -16,11 +16,10 @@ from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import Resource
-from sd_operator.reconciler.cache import Cache
+from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.controller import Controller
 from sd_operator.reconciler.execute import Executor
 from sd_operator.resources.model import Model
-from sd_operator.rules.decision import FinalizerChange
 from sd_operator.rules.manifests import plan_load
 from sd_operator.standalone.patch import merge_patch
 from tests.support.kube.scriptedapi import Json, Script
@@ -99,7 +98,7 @@ def test_a_job_that_goes_while_it_is_looked_at_is_tried_again() -> None:
 
     async def create() -> None:
         job = plan_load(model, settings, "models", 0)
-        await Executor(api, settings, Cache(), SYSTEM_CLOCK).create_job(job)
+        await Executor(api, settings, ObjectCache(), SYSTEM_CLOCK).create_job(job)
 
     with pytest.raises(ConflictError):
         asyncio.run(create())
@@ -111,7 +110,7 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
     sent: list[Json] = []
 
     async def write() -> None:
-        executor = Executor(api, Settings(), Cache(), SYSTEM_CLOCK)
+        executor = Executor(api, Settings(), ObjectCache(), SYSTEM_CLOCK)
         answer = await executor.write_status(Model.from_body(api.model), Status(phase=Phase.READY))
         sent.append((answer or {})["status"])
 
@@ -131,11 +130,11 @@ def test_a_model_that_is_gone_has_been_released() -> None:
             """It is gone."""
             raise NotFoundError("not found", 404)
 
-    executor = Executor(Gone(body()), Settings(), Cache(), SYSTEM_CLOCK)
+    executor = Executor(Gone(body()), Settings(), ObjectCache(), SYSTEM_CLOCK)
     model = Model.from_body(body())
-    assert asyncio.run(executor.change_finalizer(model, FinalizerChange.REMOVE)) is None
+    assert asyncio.run(executor.remove_finalizer(model)) is None
     with pytest.raises(NotFoundError):
-        asyncio.run(executor.change_finalizer(model, FinalizerChange.ADD))
+        asyncio.run(executor.add_finalizer(model))
 
 
 def test_the_job_of_a_newer_spec_is_left_alone() -> None:

@@ -15,7 +15,7 @@ from sd_operator.base.errors import ConflictError
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import Api
-from sd_operator.reconciler.cache import Cache
+from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.execute import Executor, merge_patch_between
 from sd_operator.resources.model import Model
 from tests.support.kube.cluster import Cluster
@@ -84,7 +84,7 @@ def test_the_status_of_a_namesake_is_never_written(shared_cluster: Cluster) -> N
     async def write() -> None:
         settings = Settings.from_env({"KUBECONFIG": str(shared_cluster.kubeconfig)})
         async with Api(settings.kubeconfig) as api:
-            executor = Executor(api, settings, Cache(), SYSTEM_CLOCK)
+            executor = Executor(api, settings, ObjectCache(), SYSTEM_CLOCK)
             await executor.write_status(former, Status(phase=Phase.READY))
 
     with pytest.raises(ConflictError):

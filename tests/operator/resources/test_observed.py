@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sd_api import names
 from sd_api.load import LoadResult, Progress, Stage
 from sd_api.reasons import Reason
-from sd_operator.reconciler.cache import Cache, is_newer
+from sd_operator.reconciler.cache import ObjectCache, is_newer
 from sd_operator.resources.observed import ContainerView, JobState, JobView, PodView, read_progress
 from sd_operator.rules import diagnose
 from tests.support.rules.observed import (
@@ -201,14 +201,14 @@ def test_why_a_job_failed(
     """The best that is known: the loader's word, then the container's end, then the Job's."""
     failed_job = job(FAILED, **job_end)
     pods = [pod(failed_job, *containers, phase="Failed")] if containers else []
-    assert diagnose.failure(failed_job, pods, before).reason is reason
+    assert diagnose.job_failure(failed_job, pods, before).reason is reason
 
 
 def test_the_newest_pod_speaks_first() -> None:
     """An earlier Pod's failure was retried, and says nothing about the end."""
     failed_job = job(FAILED)
     old, new = pod(failed_job, OOM, age=90), pod(failed_job, UNREACHABLE, age=10)
-    assert diagnose.failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
+    assert diagnose.job_failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
 
 
 def test_only_a_complete_answer_counts_as_loaded() -> None:
@@ -224,7 +224,7 @@ def test_only_a_complete_answer_counts_as_loaded() -> None:
 def test_a_retried_pod_is_told_of() -> None:
     """While Kubernetes waits before the next Pod."""
     work = job()
-    wait = diagnose.waiting(work, [pod(work, UNREACHABLE, phase="Failed")], "")
+    wait = diagnose.start_delay(work, [pod(work, UNREACHABLE, phase="Failed")], "")
     assert "failed (SourceUnreachable: what and where)" in wait.message
     assert "another Pod" in wait.message
     assert wait.reason is None
@@ -234,7 +234,7 @@ def test_no_other_pod_is_promised_after_a_final_answer() -> None:
     """The Job's podFailurePolicy ends it."""
     work = job()
     missing = answered("fetch", failed(Reason.SOURCE_NOT_FOUND))
-    wait = diagnose.waiting(work, [pod(work, missing, phase="Failed")], "")
+    wait = diagnose.start_delay(work, [pod(work, missing, phase="Failed")], "")
     assert wait.message.endswith(f"Job {work.name} is ending")
 
 
@@ -286,7 +286,7 @@ def test_versions_are_compared_as_numbers(version: str, than: str, newer: bool) 
 
 def test_a_late_event_does_not_undo_what_is_known() -> None:
     """Our own write's answer may come before older events."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(JobState.COMPLETE, resource_version="5"))
     cache.put_job(job(resource_version="4"))
     assert [one.state for one in cache.jobs("art", UID)] == [JobState.COMPLETE]
@@ -294,7 +294,7 @@ def test_a_late_event_does_not_undo_what_is_known() -> None:
 
 def test_labels_alone_make_no_job_of_another_namespace_ours() -> None:
     """Whoever may create Jobs elsewhere may label them as they like."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(namespace="elsewhere"))
     cache.put_pod(dataclasses.replace(pod(job()), namespace="elsewhere"))
     assert (cache.jobs("art", UID), cache.pods("art", UID)) == ((), ())
@@ -302,7 +302,7 @@ def test_labels_alone_make_no_job_of_another_namespace_ours() -> None:
 
 def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
     """The Job ended while the list was on its way; nothing more would be told of it."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(COMPLETE, resource_version="5"))
     cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
     assert [one.state for one in cache.jobs("art", UID)] == [COMPLETE, JobState.RUNNING]
@@ -310,7 +310,7 @@ def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
 
 def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
     """A Pod made while the list was on its way, or a list from an old copy, must not hide it."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(resource_version="5"))
     cache.put_pod(pod(job(), running("fetch")))
     cache.replace_jobs(UID, [], "4")
@@ -323,7 +323,7 @@ def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
 
 def test_deleted_objects_are_forgotten() -> None:
     """And nothing is kept for a model without any."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job(), running("fetch")))
     assert cache.active_jobs() == 1
@@ -334,7 +334,7 @@ def test_deleted_objects_are_forgotten() -> None:
 
 def test_a_real_look_replaces_everything() -> None:
     """A watch gap hides deletions."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job()))
     cache.replace_jobs(UID, [job(attempt=1)], "2")
@@ -345,7 +345,7 @@ def test_a_real_look_replaces_everything() -> None:
 
 def test_a_claim_is_news_when_it_comes_goes_or_is_made_anew() -> None:
     """Other changes of it wake nobody."""
-    cache = Cache()
+    cache = ObjectCache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))
     assert cache.put_claim(claim(resource_version="3", deleting=True))

@@ -99,7 +99,7 @@ def test_no_room_is_wasted_and_no_limit_broken(
 )
 def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
     """So that a queue that moves on costs few writes."""
-    assert queue.describe(queue.step(position)) == text
+    assert queue.describe_position(queue.shown_position(position)) == text
 
 
 @pytest.mark.parametrize(
