@@ -58,6 +58,8 @@ class _Memory:
     """When to read the model again even if no event comes, by the monotonic clock."""
     claim: tuple[str, str] | None = None
     """Namespace and name of the claim that the last pass looked at; None before the first pass."""
+    decided: str = ""
+    """The last decision that was logged."""
     progress: LastProgress = field(default_factory=LastProgress)
     rejection: Rejection | None = None
     """The last Job that the API server rejected, if it was one of this generation."""
@@ -209,7 +211,9 @@ class Controller:
                 return _AT_ONCE  # the model has changed in the meantime
             observed = replace(observed, admitted=admission.admitted, position=admission.position)
             decided = self._decide(model, observed)
-        log.debug("%s", decided)
+        if memory.decided != str(decided):
+            memory.decided = str(decided)
+            log.info("%s", decided)
         return await self._execute(model, memory, decided.decision)
 
     def _decide(self, model: Model, observed: Observed) -> Decided:

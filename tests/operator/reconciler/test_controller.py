@@ -23,7 +23,7 @@ from sd_operator.resources.model import Model
 from sd_operator.rules.manifests import plan_load
 from sd_operator.standalone.patch import merge_patch
 from tests.support.kube.scriptedapi import Json, Script
-from tests.support.rules.observed import UID, body, claim, job, published
+from tests.support.rules.observed import UID, WANTED, body, claim, job, published
 
 
 def keep(
@@ -164,6 +164,29 @@ def test_a_deleted_model_is_not_seen_again() -> None:
 
     keep(api, scenario)
     assert api.asked.count("create jobs") == 1
+
+
+def test_a_decision_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """Rule and details, once: not in every pass that decides the same."""
+    api, name = Script(body()), names.job_name("sketch", UID, WANTED, 0)
+    caplog.set_level("INFO", "sd_operator.reconciler.controller")
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        for _ in range(3):
+            controller.supervisor.wake([UID])
+            await asyncio.sleep(0.02)
+        controller.see(api.change({"spec": {"suspend": True}}))
+        while len(caplog.messages) < 4:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.01)
+
+    keep(api, scenario)
+    assert caplog.messages == [
+        f"load_is_due: create Job {name}: Job {name} was created; its Pod is starting",
+        f"load_job_is_running: Job {name} was created; its Pod is starting",
+        f"model_is_suspended: delete Job {name}: spec.suspend is true; set it to false to load",
+        "model_is_suspended: spec.suspend is true; set it to false to load",
+    ]
 
 
 class Released(Script):
