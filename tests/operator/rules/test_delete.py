@@ -230,6 +230,6 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_a_deleted_model(case: Case) -> None:
+def test_a_deleted_model_is_cleaned_up(case: Case) -> None:
     """The finalizer goes when the files are gone, or nothing can be done about them."""
     case.check()

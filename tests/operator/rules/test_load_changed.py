@@ -187,6 +187,6 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_a_model_that_changes(case: Case) -> None:
+def test_a_changed_model_is_loaded_again(case: Case) -> None:
     """The published version is served until another is published."""
     case.check()

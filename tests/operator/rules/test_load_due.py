@@ -275,7 +275,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_a_model_without_a_job(case: Case) -> None:
+def test_a_load_starts_or_waits(case: Case) -> None:
     """The first rule that applies decides."""
     case.check()
 

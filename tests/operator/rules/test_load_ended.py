@@ -245,7 +245,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_a_load_that_ended(case: Case) -> None:
+def test_the_outcome_of_a_load_is_reported(case: Case) -> None:
     """The outcome is judged once the result of the Pod was seen."""
     case.check()
 

@@ -203,6 +203,6 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
-def test_a_running_load(case: Case) -> None:
+def test_a_running_load_is_reported(case: Case) -> None:
     """The Job, its newest Pod and its log say how far the load is."""
     case.check()
