@@ -1,4 +1,4 @@
-"""How the operator logs: JSON for machines, lines for people, secrets for nobody."""
+"""How the operator logs: as JSON or as text, and without secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECRET = re.compile(
 
 
 def about(model: str, load_hash: str) -> None:
-    """Say of which model and load everything speaks that this task, or one begun in it, logs."""
+    """Add model and load to every log record of this task and of the tasks that it starts."""
     _model.set(model)
     _load_hash.set(load_hash)
 

@@ -1,7 +1,7 @@
-"""Calling webhooks as Standard Webhooks says (https://www.standardwebhooks.com).
+"""Calls webhooks as Standard Webhooks specifies (https://www.standardwebhooks.com).
 
-The url is the user's, so the guard decides who is called. Redirects count as failures, and of the
-answer nothing is looked at but its status code and Retry-After.
+The url comes from the user, so the guard decides which hosts are called. A redirect is a failure.
+Only the status code and Retry-After of the response are read.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ KEY_PREFIX = "whsec_"
 ReadSecret = Callable[[str, str], Awaitable[dict[str, Any]]]
 """Reads one Secret, by namespace and name."""
 _Answer = tuple[Outcome, str, float]
-"""How a call ended: outcome, error, and the pause that the receiver asks for."""
+"""How a call ended: outcome, error, and the pause in seconds that the receiver asks for."""
 
 
 def parse_key(text: str) -> bytes:
-    """The bytes of a signing key of the form whsec_<base64>; raises SigningKeyError."""
+    """Return the bytes of a signing key of the form whsec_<base64>; raises SigningKeyError."""
     try:
         key = base64.b64decode(text.strip().removeprefix(KEY_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -51,14 +51,14 @@ def parse_key(text: str) -> bytes:
 
 
 def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """The value of the header webhook-signature."""
+    """Return the value of the header webhook-signature."""
     content = f"{webhook_id}.{timestamp}.".encode() + body
     digest = hmac.new(key, content, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 
 
 def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
-    """The body of a call. What is published is told only where it is what the event is about."""
+    """Return the body of a call; it has the artifact only if the event is about that load."""
     artifact = status.artifact
     if artifact is not None and artifact.load_hash != entry.load_hash:
         artifact = None
@@ -80,7 +80,7 @@ def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
 
 
 class Webhooks:
-    """Makes calls, a bounded number at a time; to be used and closed on one event loop."""
+    """Makes a bounded number of calls at a time; used and closed on one event loop."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Webhooks:
         await self._outgoing.close()
 
     async def deliver(self, call: WebhookCall, model: Model, status: Status) -> Delivery:
-        """Make one call; every outcome is an answer, never an exception."""
+        """Make one call; a failure is returned, never raised."""
         body = json.dumps(payload(model, status, call.entry), separators=(",", ":")).encode()
         async with self._slots:
             try:
@@ -163,7 +163,7 @@ class Webhooks:
         except aiohttp.ClientConnectorError as problem:
             return _failed(f"no connection: {problem.os_error}")
         except (aiohttp.ClientError, OSError, ValueError) as problem:
-            # The texts of other errors may hold the url, whose query may be a secret.
+            # The texts of other errors may contain the url, and its query may be a secret.
             return _failed(f"no connection: {type(problem).__name__}")
 
 
