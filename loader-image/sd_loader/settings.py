@@ -9,18 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_api.defaults import parse_default_parts
-from sd_api.load import CREDENTIALS_DIR, RETAIN_MAX_SECONDS
+from sd_api import defaults
+from sd_api.default_parts import parse_default_parts
+from sd_api.load import CREDENTIALS_DIR
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
+from sd_api.trained import check_template
 from sd_loader.errors import LoaderError
 from sd_loader.formats.snippet import snippet
 
-HUB_ENDPOINT = "https://huggingface.co"
 TRAINED_URL_TEMPLATE = "SD_LOADER_TRAINED_URL_TEMPLATE"
 DEFAULT_PARTS = "SD_LOADER_DEFAULT_PARTS"
-DEFAULT_MAX_BYTES = 100 * 10**9
-DEFAULT_RETAIN_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,15 @@ class Settings:
     one source. termination_log: where the answer goes; None where nobody reads it.
     """
 
-    hub_endpoint: str = HUB_ENDPOINT
+    hub_endpoint: str = defaults.HUB_ENDPOINT
     trained_url_template: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     proxy: str | None = None
     no_proxy: str = ""
     ca_file: Path | None = None
     default_parts: Mapping[str, str] = field(default_factory=dict)
-    max_bytes: int = DEFAULT_MAX_BYTES
-    retain_previous_seconds: int = DEFAULT_RETAIN_SECONDS
+    max_bytes: int = defaults.MAX_BYTES
+    retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
     termination_log: Path | None = None
     pod: str = "local"
@@ -51,7 +50,7 @@ class Settings:
         """Read `SD_LOADER_*` and the usual variables of proxies, certificates and the Hub."""
         ca_file = env.get("SSL_CERT_FILE")
         return cls(
-            hub_endpoint=(env.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/"),
+            hub_endpoint=(env.get("HF_ENDPOINT") or defaults.HUB_ENDPOINT).rstrip("/"),
             trained_url_template=_template(env),
             allowed_hosts=frozenset(
                 host.strip().lower()
@@ -62,12 +61,12 @@ class Settings:
             no_proxy=env.get("NO_PROXY") or env.get("no_proxy") or "",
             ca_file=Path(ca_file) if ca_file else None,
             default_parts=_default_parts(env),
-            max_bytes=_number(env, "SD_LOADER_MAX_BYTES", DEFAULT_MAX_BYTES),
+            max_bytes=_number(env, "SD_LOADER_MAX_BYTES", defaults.MAX_BYTES),
             retain_previous_seconds=_number(
                 env,
                 "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
-                DEFAULT_RETAIN_SECONDS,
-                most=RETAIN_MAX_SECONDS,
+                defaults.RETAIN_PREVIOUS_SECONDS,
+                most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
             ),
             credentials_dir=Path(env.get("SD_LOADER_CREDENTIALS_DIR") or CREDENTIALS_DIR),
             termination_log=_termination_log(env),
@@ -91,14 +90,12 @@ def _termination_log(env: Mapping[str, str]) -> Path | None:
 
 def _template(env: Mapping[str, str]) -> str | None:
     text = env.get(TRAINED_URL_TEMPLATE)
-    # The id is the user's, so it must not stand where it would choose the host.
-    if text and not re.fullmatch(r"https?://[^\s/?#{}]+[/?]\S*\{id\}\S*", text):
+    try:
+        return check_template(text) if text else None
+    except ValueError as error:
         raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"the loader's setting {TRAINED_URL_TEMPLATE} must be an http(s) link with {{id}} where"
-            " the trained model's id goes, after the host",
-        )
-    return text or None
+            Reason.INVALID_SPEC, f"the loader's setting {TRAINED_URL_TEMPLATE} {error}"
+        ) from None
 
 
 def _default_parts(env: Mapping[str, str]) -> dict[str, str]:

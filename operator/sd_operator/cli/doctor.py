@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sd_api import names
+from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
 
 Json = Mapping[str, Any]
 
-GPU_RESOURCE = "nvidia.com/gpu"
 RIGHTS = (
     ("list", f"{names.PLURAL}.{names.GROUP}"),
     ("patch", f"{names.PLURAL}.{names.GROUP}"),
@@ -262,7 +261,7 @@ def check_egress(space: SpaceView) -> Finding:
 
 def gpu_resource(operators: Sequence[Json]) -> str:
     """The resource that the operator's settings name."""
-    return environment(operators).get("SD_OPERATOR_GPU_RESOURCE") or GPU_RESOURCE
+    return environment(operators).get("SD_OPERATOR_GPU_RESOURCE") or defaults.GPU_RESOURCE
 
 
 def environment(operators: Sequence[Json]) -> dict[str, str]:

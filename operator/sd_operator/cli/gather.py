@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sd_api import names
+from sd_api import defaults, names
 from sd_operator.cli.doctor import RIGHTS, ClusterView, SpaceView, environment, wanted_keys
 from sd_operator.cli.kubectl import ForbiddenError, Json, Kubectl, KubectlError, NotFoundError
 
 T = TypeVar("T")
 
-DEFAULT_CLAIM = "models"
 # What the chart makes beside the operator has its name, too.
 OPERATORS = f"{names.LABEL_NAME}={names.FIELD_MANAGER},{names.LABEL_COMPONENT} notin (gateway,test)"
 CRD = f"{names.PLURAL}.{names.GROUP}"
@@ -27,7 +26,7 @@ def look(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
     for model in models:
         by_space.setdefault(model["metadata"]["namespace"], []).append(model)
     account = _account(operators or [])
-    claim = environment(operators or []).get("SD_OPERATOR_CLAIM_NAME") or DEFAULT_CLAIM
+    claim = environment(operators or []).get("SD_OPERATOR_CLAIM_NAME") or defaults.CLAIM_NAME
     spaces = [_space(kubectl, name, found, claim, account) for name, found in by_space.items()]
     return ClusterView(crd, operators, nodes, tuple(spaces))
 

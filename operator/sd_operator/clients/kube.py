@@ -19,6 +19,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from sd_api import names
+from sd_api.redaction import redact_text
 from sd_operator.base.errors import (
     AlreadyExistsError,
     ApiError,
@@ -28,7 +29,6 @@ from sd_operator.base.errors import (
     NotFoundError,
     UnavailableError,
 )
-from sd_operator.base.logs import redact
 
 log = logging.getLogger(__name__)
 
@@ -333,7 +333,7 @@ def _error(verb: str, path: str, status: int, raw: bytes) -> ApiError:
         answer = {}
     answer = answer if isinstance(answer, dict) else {}
     # An admission webhook may quote the Job that it rejects, and with it the source's link.
-    message = redact(str(answer.get("message") or f"{verb} {path}: HTTP {status}"))[:2000]
+    message = redact_text(str(answer.get("message") or f"{verb} {path}: HTTP {status}"))[:2000]
     if status == 404:
         return NotFoundError(message, status)
     if status == 409:

@@ -18,8 +18,11 @@ from urllib.parse import quote, urljoin
 
 import aiohttp
 
-from sd_api.netguard import MAX_REDIRECTS, redact
+from sd_api import defaults
+from sd_api.netguard import MAX_REDIRECTS
+from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
+from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, is_ready
@@ -28,7 +31,6 @@ from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
 
-DEFAULT_HUB = "https://huggingface.co"
 CALL_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 CALLS_AT_ONCE = 16
@@ -73,7 +75,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
         async with slots:
             with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
                 if isinstance(question, Branch):
-                    hub = settings.hub_endpoint or DEFAULT_HUB
+                    hub = settings.hub_endpoint or defaults.HUB_ENDPOINT
                     answers[question] = await _commit(outgoing, hub, question)
                 else:
                     answers[question] = await _file(outgoing, question)
@@ -96,7 +98,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
 
 def _may_be_asked(body: Json) -> bool:
     """Whether it is loaded, and nothing else is under way."""
-    busy = condition(body, "Reconciling").get("status") == "True"
+    busy = condition(body, ConditionType.RECONCILING).get("status") == "True"
     return is_ready(body) and not busy and not body["metadata"].get("deletionTimestamp")
 
 
@@ -183,5 +185,5 @@ def _next(url: str, response: aiohttp.ClientResponse) -> str:
     """Where a redirect leads; never from https to http."""
     target = urljoin(url, response.headers.get("Location", ""))
     if url.startswith("https://") and not target.startswith("https://"):
-        raise ValueError(f"{redact(url)} leads to plain http")
+        raise ValueError(f"{redact_url(url)} leads to plain http")
     return target

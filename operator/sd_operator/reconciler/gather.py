@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from sd_api import names
-from sd_api.load import Progress
+from sd_api.wire import Progress
 from sd_operator.base.errors import ApiError, NotFoundError
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
@@ -20,7 +20,6 @@ from sd_operator.resources.observed import (
     JobView,
     Observed,
     PodView,
-    read_progress,
 )
 
 log = logging.getLogger(__name__)
@@ -116,5 +115,5 @@ class Gatherer:
         except ApiError as refused:
             log.debug("no log of Pod %s/%s: %s", pod.namespace, pod.name, refused)
         else:
-            last.progress = read_progress(line) or last.progress
+            last.progress = Progress.decode(line) or last.progress
         return last.progress

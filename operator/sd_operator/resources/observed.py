@@ -8,15 +8,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
-
 from sd_api import names
-from sd_api.load import LoadResult, Progress
+from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
 from sd_operator.base.errors import is_quota_message
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-PROGRESS_MAX_BYTES = 2048
 WARNING_LOOK_SECONDS = 60.0
 """How often the Events of a Job without Pods are listed."""
 
@@ -208,7 +205,7 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
                 reason=details.get("reason") or "",
                 exit_code=details.get("exitCode"),
                 message="" if ended else message,
-                result=LoadResult.from_message(message) if ended else None,
+                result=LoadResult.decode(message) if ended else None,
                 seconds=_seconds(details),
             )
     return ContainerView(name=status.get("name") or "")
@@ -272,10 +269,12 @@ class Rejection:
 class Outcome(StrEnum):
     """How a webhook call ended."""
 
-    DELIVERED = "Delivered"
-    FAILED = "Failed"
-    GONE = "Gone"
-    UNSIGNED = "SecretNotReadable"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    GONE = "gone"
+    """The receiver answered 410."""
+    UNSIGNED = "unsigned"
+    """The signing key could not be read, so nothing was sent."""
 
 
 @dataclass(frozen=True)
@@ -326,13 +325,3 @@ class Observed:
         """Return the Job's Pods, the newest first."""
         pods = (pod for pod in self.pods if pod.job_uid == job.uid)
         return tuple(sorted(pods, key=lambda pod: (pod.created, pod.name), reverse=True))
-
-
-def read_progress(line: str) -> Progress | None:
-    """Read a log line as progress; return None if it is anything else."""
-    if len(line) > PROGRESS_MAX_BYTES:
-        return None
-    try:
-        return Progress.model_validate_json(line.strip())
-    except ValidationError:
-        return None

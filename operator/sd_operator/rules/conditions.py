@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.status import Condition, ConditionType
-
-MESSAGE_MAX_LENGTH = 1024
 
 Conditions = Sequence[Condition]
 
@@ -31,7 +30,7 @@ def drop(conditions: Conditions, kind: ConditionType) -> list[Condition]:
     return [condition for condition in conditions if condition.type != kind]
 
 
-def fit(cause: str, remedy: str = "", limit: int = MESSAGE_MAX_LENGTH) -> str:
+def fit(cause: str, remedy: str = "", limit: int = TEXT_MAX_LENGTH) -> str:
     """Join cause and remedy; if the message is too long, cut the cause and keep the remedy."""
     tail = f" {remedy}" if remedy else ""
     room = limit - len(tail)

@@ -6,9 +6,10 @@ for the status, the Events, the webhook calls and the metrics.
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlsplit
-
-from sd_api import names, netguard
+from sd_api import names
+from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import EventReason
+from sd_api.redaction import carries_secret, redact_url
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator.base import times
 from sd_operator.rules import delete, load, outbox
@@ -17,7 +18,6 @@ from sd_operator.rules.decision import (
     Decided,
     Decision,
     EventPlan,
-    EventReason,
     EventType,
     LoadOutcome,
     Release,
@@ -30,9 +30,6 @@ from sd_operator.rules.status import status_after
 from sd_operator.rules.step import Finish, LoadFailed, LoadSucceeded, Proceed, Step
 
 _STAGES = frozenset({names.CONTAINER_FETCH, names.CONTAINER_CONVERT})
-_SECRET_PARAMETERS = frozenset(
-    {"access_token", "api_key", "apikey", "auth", "key", "password", "secret", "token"}
-)
 
 
 def decide(inp: Input) -> Decided:
@@ -115,11 +112,15 @@ def _has_failed_before(inp: Input) -> bool:
 
 def _entry(inp: Input, event: WebhookEvent, message: str) -> OutboxEntry:
     load_hash = inp.wanted or inp.status.load_hash or "0" * 16
+    if event is WebhookEvent.LOAD_STARTED:
+        message = "the load has started"
     return OutboxEntry(
         id=outbox.webhook_id(inp.model.uid, load_hash, event),
         event=event,
         load_hash=load_hash,
-        message="the load has started" if event is WebhookEvent.LOAD_STARTED else message[:1024],
+        message="the load has started"
+        if event is WebhookEvent.LOAD_STARTED
+        else message[:TEXT_MAX_LENGTH],
         created_time=times.stamp(inp.now),
     )
 
@@ -139,7 +140,7 @@ def _events(inp: Input, step: Proceed) -> tuple[EventPlan, ...]:
     events = []
     first_of_load = _is_first_of_load(inp, step)
     if first_of_load:
-        text = f"Loading {netguard.redact(inp.model.url)} as {inp.model.model_id}"
+        text = f"Loading {redact_url(inp.model.url)} as {inp.model.model_id}"
         events.append(EventPlan(EventType.NORMAL, EventReason.LOAD_STARTED, text))
         if carries_secret(inp.model.url):
             text = (
@@ -180,13 +181,3 @@ def _stages(inp: Input, job_name: str) -> tuple[tuple[str, float], ...]:
         for container in (pods[0].containers if pods else ())
         if container.seconds is not None and container.exit_code == 0 and container.name in _STAGES
     )
-
-
-def carries_secret(url: str) -> bool:
-    """Whether a url has userinfo, or a query parameter whose name suggests a secret."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    parameters = {name.lower() for name, _ in parse_qsl(parts.query)}
-    return "@" in parts.netloc or not parameters.isdisjoint(_SECRET_PARAMETERS)

@@ -6,7 +6,7 @@ The finalizer is added before the first Job is created, so a model without it ha
 from __future__ import annotations
 
 from sd_api import names
-from sd_api.reasons import Reason
+from sd_api.reasons import ReadyReason, Reason
 from sd_api.status import Phase
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import diagnose, manifests
@@ -156,7 +156,7 @@ def _current(inp: Input) -> JobView | None:
 
 
 def _deleting(message: str) -> Report:
-    return Report(Phase.DELETING, "Deleting", message)
+    return Report(Phase.DELETING, ReadyReason.DELETING, message)
 
 
 def _cleaning(inp: Input, detail: str, job_name: str) -> Report:
@@ -165,7 +165,7 @@ def _cleaning(inp: Input, detail: str, job_name: str) -> Report:
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
         return _deleting(detail)
     failure = Failure(Reason.CLEANUP_FAILED, detail)
-    return Report(Phase.DELETING, "Deleting", failure.text(job_name), stalled=failure)
+    return Report(Phase.DELETING, ReadyReason.DELETING, failure.text(job_name), stalled=failure)
 
 
 def _wake(inp: Input) -> float:

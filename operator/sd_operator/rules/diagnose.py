@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sd_api import names
-from sd_api.load import LoadResult
 from sd_api.reasons import ExitCode, Reason
+from sd_api.wire import LoadResult
 from sd_operator.base.errors import is_quota_message
 from sd_operator.resources.observed import JobView, PodView
 from sd_operator.rules import conditions
@@ -39,7 +39,7 @@ class Failure:
 
     def text(self, job_name: str = "", note: str = "") -> str:
         """Return what happened and what to do, then the note."""
-        remedy = self.reason.remedy.replace("<status.job.name>", job_name)
+        remedy = self.reason.remedy_for(job_name)
         tail = f"{remedy} {note}" if note else remedy
         return conditions.fit(f"{clean(self.message).rstrip('.')}.", tail)
 

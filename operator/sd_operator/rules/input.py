@@ -81,8 +81,7 @@ class Input:
     def stalled(self) -> Reason | None:
         """The reason of the condition Stalled; None if it is absent or its reason is unknown."""
         condition = conditions.find(self.status.conditions, ConditionType.STALLED)
-        known: dict[str, Reason] = {reason.value: reason for reason in Reason}
-        return known.get(condition.reason) if condition else None
+        return Reason.parse(condition.reason) if condition else None
 
     @property
     def stuck_after(self) -> timedelta:

@@ -5,16 +5,17 @@ Each rule is named after the fact that it finds in the Input.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sd_api import names, netguard
-from sd_api.load import LoadResult, Stage
-from sd_api.reasons import Reason, Retry
-from sd_api.spec import BARE_ID_PATTERN, ModelType
+from sd_api import humanize, names
+from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import ReadyReason, Reason, Retry
+from sd_api.redaction import redact_url
 from sd_api.status import ConditionType, JobStatus, Phase, StatusArtifact, StatusSource
-from sd_operator.base import humanize, times
+from sd_api.trained import is_trained_id
+from sd_api.wire import LoadResult, Stage
+from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.rules import conditions, diagnose, manifests, queue
 from sd_operator.rules.decision import AddFinalizer, CreateJob, DeleteJobs, Enqueue, Refresh, Wait
@@ -60,8 +61,7 @@ def spec_is_invalid(inp: Input) -> Step | None:
 
 
 def _needs_template(inp: Input) -> bool:
-    trained = inp.model.model_type is ModelType.API_TRAINED
-    return trained and re.match(BARE_ID_PATTERN, inp.model.url) is not None
+    return is_trained_id(inp.model.url, inp.model.model_type)
 
 
 def previous_load_is_running(inp: Input) -> Step | None:
@@ -73,7 +73,7 @@ def previous_load_is_running(inp: Input) -> Step | None:
         if job.load_hash != inp.wanted or (settled and not _is_recorded(inp, job))
     ]
     message = "waiting for the previous load to stop"
-    return _stop(inp, unwanted, Report(Phase.PENDING, "Pending", message))
+    return _stop(inp, unwanted, Report(Phase.PENDING, ReadyReason.PENDING, message))
 
 
 def _stop(inp: Input, unwanted: list[JobView], report: Report) -> Step | None:
@@ -97,7 +97,7 @@ def wanted_version_is_published(inp: Input) -> Step | None:
     if published is None or published.load_hash != inp.wanted:
         return None
     message = published_message(published.path, published.claim_name)
-    return Proceed(Report(Phase.READY, "Loaded", message))
+    return Proceed(Report(Phase.READY, ReadyReason.LOADED, message))
 
 
 def claim_does_not_exist(inp: Input) -> Step | None:
@@ -162,7 +162,7 @@ def model_is_suspended(inp: Input) -> Step | None:
     if inp.model.spec is None or not inp.model.spec.suspend:
         return None
     message = "spec.suspend is true; set it to false to load"
-    report = Report(Phase.PENDING, "Suspended", message, stalled=KeepStalled())
+    report = Report(Phase.PENDING, ReadyReason.SUSPENDED, message, stalled=KeepStalled())
     return _stop(inp, list(inp.jobs), report) or Proceed(report)
 
 
@@ -190,9 +190,9 @@ def load_job_is_running(inp: Input) -> Step | None:
     phase = Phase.CONVERTING if converting else Phase.DOWNLOADING
     if progress is not None:
         phase = max(phase, _PHASES[progress.stage], key=list(Phase).index)
-    message = f"Job {job.name} is loading {netguard.redact(inp.model.url)}"
+    message = f"Job {job.name} is loading {redact_url(inp.model.url)}"
     return Proceed(
-        Report(phase, phase.value, message, reconciling=True, stalled=KeepStalled()),
+        Report(phase, ReadyReason(phase.value), message, reconciling=True, stalled=KeepStalled()),
         LoadRunning(_job_status(job), _start_time(inp, job), progress),
         wake_after=inp.settings.poll_seconds,
     )
@@ -227,7 +227,7 @@ def last_load_failed(inp: Input) -> Step | None:
         return None
     condition = conditions.find(status.conditions, ConditionType.STALLED)
     message = condition.message if condition else ""
-    report = Report(Phase.FAILED, reason.value, message, stalled=KeepStalled())
+    report = Report(Phase.FAILED, reason, message, stalled=KeepStalled())
     wake = (retry_at - inp.now).total_seconds() if reason.retry is Retry.RESYNC else None
     return Proceed(report, wake_after=wake)
 
@@ -239,7 +239,7 @@ def load_job_was_deleted(inp: Input) -> Step | None:
         return None
     if not inp.observed.fresh:
         return Refresh(f"Job {status.job.name} is not in the cache")
-    was_suspended = inp.ready is not None and inp.ready.reason == "Suspended"
+    was_suspended = inp.ready is not None and inp.ready.reason == ReadyReason.SUSPENDED
     started = times.parse(status.start_time)
     if was_suspended or started is None or status.job.attempt == 0:
         return None
@@ -263,7 +263,7 @@ def load_job_was_rejected(inp: Input) -> Step | None:
         message = f"the API server rejects spec.job: {rejection.message}"
         return Proceed(Report.of_failure(Failure(Reason.INVALID_SPEC, message)), wake_after=wake)
     message = f"the loader Job cannot be created: {diagnose.clean(rejection.message)}"
-    return Proceed(Report(Phase.PENDING, "Pending", message), wake_after=wake)
+    return Proceed(Report(Phase.PENDING, ReadyReason.PENDING, message), wake_after=wake)
 
 
 def model_is_not_admitted(inp: Input) -> Step | None:
@@ -272,7 +272,7 @@ def model_is_not_admitted(inp: Input) -> Step | None:
         return None
     position = inp.observed.position
     message = queue.describe_position(position) if position else "waiting for other models to load"
-    report = Report(Phase.QUEUED, "Queued", message, stalled=KeepStalled())
+    report = Report(Phase.QUEUED, ReadyReason.QUEUED, message, stalled=KeepStalled())
     return Proceed(report, job=Enqueue())
 
 
@@ -330,14 +330,16 @@ RULES: tuple[Rule, ...] = (
 
 
 def _pending(message: str) -> Report:
-    return Report(Phase.PENDING, "Pending", message, reconciling=True, stalled=KeepStalled())
+    return Report(
+        Phase.PENDING, ReadyReason.PENDING, message, reconciling=True, stalled=KeepStalled()
+    )
 
 
 def _queued_job(inp: Input, job_name: str) -> Report:
     kueue = inp.settings.loader.kueue_queue
     event = f"Kueue to admit it into queue {kueue}" if kueue else "spec.suspend to be set to false"
     message = f"Job {job_name} is waiting for {event}"
-    return Report(Phase.QUEUED, "Queued", message, stalled=KeepStalled())
+    return Report(Phase.QUEUED, ReadyReason.QUEUED, message, stalled=KeepStalled())
 
 
 def _is_recorded(inp: Input, job: JobView) -> bool:
@@ -413,12 +415,12 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
     note = diagnose.clean(result.message)
     message = published_message(path, claim.name) + (f". {note}" if note else "")
     return Proceed(
-        Report(Phase.READY, "Loaded", message),
+        Report(Phase.READY, ReadyReason.LOADED, message),
         LoadSucceeded(
             _job_status(job),
             _start_time(inp, job),
             ended,
             artifact=published,
-            source=StatusSource(**source, url=netguard.redact(inp.model.url)[:1024]),
+            source=StatusSource(**source, url=redact_url(inp.model.url)[:TEXT_MAX_LENGTH]),
         ),
     )

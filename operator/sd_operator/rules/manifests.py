@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd_api import names
-from sd_api.defaults import format_default_parts
+from sd_api import defaults, names
+from sd_api.default_parts import format_default_parts
 from sd_api.load import CREDENTIALS_DIR, STORE_MOUNT, LoadRequest, RemoveRequest
 from sd_api.reasons import ExitCode
-from sd_api.spec import JobOverrides, Verify
+from sd_api.spec import JobOverrides, Spec
+from sd_api.trained import is_trained_id, trained_link
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
 from sd_operator.rules.decision import JobPlan
@@ -18,7 +19,6 @@ USER_ID = 65532
 TERMINATION_LOG = "/dev/termination-log"
 CA_DIR = "/etc/sd-loader/ca"
 GRACE_SECONDS = 15
-SWEEP_DEADLINE_SECONDS = 21600
 SWEEP_TTL_SECONDS = 600
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
@@ -70,23 +70,10 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
         model_uid=model.uid,
         claim_name=claim_name,
         attempt=attempt,
-        request=LoadRequest(
-            owner=model.owner,
-            model_id=model.model_id,
-            model_type=spec.effective_model_type(),
-            url=_source_url(model.url, settings),
-            load_hash=model.wanted,
-            git_revision=spec.git_revision,
-            revision=spec.revision,
-            weights=spec.weights,
-            from_safetensors=spec.from_safetensors,
-            upcast_attention=spec.upcast_attention,
-            sha256=spec.sha256,
-            base_model=spec.base_model,
-            prediction_type=spec.prediction_type,
-            original_config=spec.original_config,
-            vae=spec.vae,
-            verify=_effective(spec.verify, overrides or JobOverrides(), settings.loader),
+        request=LoadRequest.from_spec(
+            _resolved(spec, overrides or JobOverrides(), settings),
+            model.owner,
+            model.wanted,
             credentials=credentials is not None,
         ),
         overrides=overrides,
@@ -109,19 +96,16 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
     )
 
 
-def _effective(verify: Verify, overrides: JobOverrides, loader: LoaderSettings) -> Verify:
-    """Says whether to render: by default with a GPU, of which the loader knows nothing."""
-    if verify.render is not None:
-        return verify
-    gpus = _limits(overrides, loader).get(loader.gpu_resource, 0)
-    return verify.model_copy(update={"render": str(gpus) != "0"})
-
-
-def _source_url(url: str, settings: Settings) -> str:
-    """A trained model's bare id becomes a link."""
-    if "/" in url or settings.trained_url_template is None:
-        return url
-    return settings.trained_url_template.replace("{id}", url)
+def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
+    """The spec with what only the operator knows: a trained model's link, and the GPU."""
+    url, template = spec.url, settings.trained_url_template
+    if url is not None and template is not None and is_trained_id(url, spec.model_type):
+        url = trained_link(template, url)
+    verify = spec.verify
+    if verify.render is None:
+        gpus = _limits(overrides, settings.loader).get(settings.loader.gpu_resource, 0)
+        verify = verify.model_copy(update={"render": str(gpus) != "0"})
+    return spec.model_copy(update={"url": url, "verify": verify})
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
@@ -200,7 +184,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
         "spec": {
             # It ends with 3 where published files were altered: another attempt finds the same.
             "backoffLimit": 0,
-            "activeDeadlineSeconds": SWEEP_DEADLINE_SECONDS,
+            "activeDeadlineSeconds": defaults.ACTIVE_DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
             "template": {
                 "metadata": {"labels": labels},
@@ -221,8 +205,8 @@ def _convert_resources(
     }
     # A default beside an override of the same resource could contradict it.
     spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
-    for kind, defaults in (_RENDER if renders else _CONVERT).items():
-        wanted[kind] |= {key: one for key, one in defaults.items() if key not in spoken_for}
+    for kind, amounts in (_RENDER if renders else _CONVERT).items():
+        wanted[kind] |= {key: amount for key, amount in amounts.items() if key not in spoken_for}
     return wanted
 
 
@@ -318,7 +302,9 @@ def _restricted_pod(
 def _container(
     name: str, image: str, resources: Manifest, plan: JobPlan, settings: Settings
 ) -> Manifest:
-    arguments = [name, "--request", _request_json(plan.request), "--store", STORE_MOUNT]
+    # Kubernetes expands $(NAME) in arguments; a url may contain one.
+    request = plan.request.to_argument().replace("$", "\\u0024")
+    arguments = [name, "--request", request, "--store", STORE_MOUNT]
     container = _command(name, image, arguments, settings.loader) | {
         "env": _env(name, settings),
         "resources": resources,
@@ -347,12 +333,6 @@ def _command(name: str, image: str, arguments: list[str], loader: LoaderSettings
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
         ],
     }
-
-
-def _request_json(request: LoadRequest | RemoveRequest) -> str:
-    text = request.model_dump_json(by_alias=True, exclude_none=True)
-    # Kubernetes expands $(NAME) in arguments; a url may hold one.
-    return text.replace("$", "\\u0024")
 
 
 def _env(container: str, settings: Settings) -> list[Manifest]:

@@ -7,19 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sd_api.reasons import EventReason, WebhookReason
 from sd_api.status import OUTBOX_MAX, OutboxEntry, WebhookEvent
 from sd_operator.base import times
 from sd_operator.resources.observed import Delivery, Outcome
 from sd_operator.rules import conditions
-from sd_operator.rules.decision import EventPlan, EventReason, EventType
+from sd_operator.rules.decision import EventPlan, EventType
 
 Entries = Sequence[OutboxEntry]
 
 _REMEDIES = {
-    Outcome.FAILED: "Check spec.webhook and that its host answers POST requests with 2xx.",
-    Outcome.GONE: "The receiver wants no more calls of this event.",
+    Outcome.FAILED: "Check spec.webhook, and that its host answers POST requests with 2xx.",
+    Outcome.GONE: "Set spec.webhook to a receiver that accepts calls, or remove it.",
     Outcome.UNSIGNED: "Create the Secret that spec.webhookSecretRef names, with a key of the form"
-    " whsec_<base64>, and let the operator read it (Role with get and resourceNames).",
+    " whsec_<base64>, and allow the operator to read it (a Role with get and resourceNames).",
 }
 
 
@@ -29,7 +30,7 @@ class OutboxChange:
 
     entries: tuple[OutboxEntry, ...]
     """The calls that are still owed, the oldest first."""
-    reason: str | None = None
+    reason: WebhookReason | None = None
     """The reason of the condition WebhookDelivered; None leaves the condition as it is."""
     message: str = ""
     """The message of the same condition."""
@@ -49,12 +50,12 @@ def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
         return change
     entries = (*change.entries, entry)
     given_up = tuple(
-        _failed(f"{owed.event} was not delivered and is given up: {OUTBOX_MAX} newer calls wait")
+        _failed(f"{owed.event} was not delivered; {OUTBOX_MAX} newer calls wait, so it is given up")
         for owed in entries[:-OUTBOX_MAX]
     )
     message = f"waiting for the delivery of {entry.event}"
     events = (*change.events, *given_up)
-    return OutboxChange(entries[-OUTBOX_MAX:], "DeliveryPending", message, events)
+    return OutboxChange(entries[-OUTBOX_MAX:], WebhookReason.DELIVERY_PENDING, message, events)
 
 
 def due(entries: Entries, in_flight: frozenset[str], now: datetime) -> tuple[OutboxEntry, ...]:
@@ -96,7 +97,7 @@ def _record_one(
     if delivery.outcome is Outcome.DELIVERED:
         message = f"{entry.event} was delivered"
         event = EventPlan(EventType.NORMAL, EventReason.WEBHOOK_DELIVERED, message)
-        return OutboxChange(others, "Delivered", message, (*change.events, event))
+        return OutboxChange(others, WebhookReason.DELIVERED, message, (*change.events, event))
     remedy = _REMEDIES[delivery.outcome]
     is_retried = delivery.outcome is not Outcome.GONE and entry.attempts < len(schedule)
     text = f"{entry.event} was not delivered: {delivery.error}."
@@ -115,7 +116,8 @@ def _record_one(
             }
         )
         entries = tuple(again if owed.id == entry.id else owed for owed in change.entries)
-    reason = "SecretNotReadable" if delivery.outcome is Outcome.UNSIGNED else "DeliveryFailed"
+    unsigned = delivery.outcome is Outcome.UNSIGNED
+    reason = WebhookReason.SECRET_NOT_READABLE if unsigned else WebhookReason.DELIVERY_FAILED
     events = (*change.events, _failed(message)) if is_event else change.events
     return OutboxChange(entries, reason, message, events)
 

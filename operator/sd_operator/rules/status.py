@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from sd_api.status import Condition, ConditionType, Phase, Status, StatusArtifact, WebhookStatus
+from sd_api.reasons import ReadyReason, Reason, WebhookReason
+from sd_api.status import (
+    Condition,
+    ConditionType,
+    Phase,
+    Status,
+    StatusArtifact,
+    StatusProgress,
+    WebhookStatus,
+)
 from sd_operator.base import times
-from sd_operator.base.humanize import describe
 from sd_operator.rules import conditions
 from sd_operator.rules.diagnose import NOT_STARTED, Failure
 from sd_operator.rules.input import Input
@@ -25,9 +33,9 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
         "model_id": model.model_id,
         "model_type": model.model_type,
         "phase": Phase.READY if served and not report.reconciling else report.phase,
-        "reason": None if report.phase is Phase.READY else report.reason,
+        "reason": None if report.phase is Phase.READY else report.reason.value,
         "conditions": _conditions(inp, step, served, outbox),
-        "progress": describe(progress) if progress else None,
+        "progress": StatusProgress.of(progress) if progress else None,
         "artifact": artifact,
         "source": loaded.source if loaded else (inp.status.source if artifact else None),
         "webhook": WebhookStatus(outbox=list(outbox.entries)) if outbox.entries else None,
@@ -54,12 +62,18 @@ def _conditions(
     report = step.report
     result = list(inp.status.conditions)
 
-    def put(kind: ConditionType, true: bool, reason: str, message: str, generation: int) -> None:
+    def put(
+        kind: ConditionType,
+        true: bool,
+        reason: ReadyReason | WebhookReason | Reason,
+        message: str,
+        generation: int,
+    ) -> None:
         nonlocal result
         condition = Condition(
             type=kind,
             status="True" if true else "False",
-            reason=reason,
+            reason=reason.value,
             message=conditions.fit(message),
             observed_generation=generation,
             last_transition_time=times.stamp(inp.now),
@@ -69,7 +83,7 @@ def _conditions(
     generation = inp.model.generation
     if served is not None:
         text = _served_message(inp, step, served)
-        put(ConditionType.READY, True, "Loaded", text, _served_generation(inp, served))
+        put(ConditionType.READY, True, ReadyReason.LOADED, text, _served_generation(inp, served))
     else:
         put(ConditionType.READY, False, report.reason, report.message, generation)
     if report.reconciling:
@@ -78,7 +92,7 @@ def _conditions(
         result = conditions.drop(result, ConditionType.RECONCILING)
     match report.stalled:
         case Failure(reason=reason):
-            put(ConditionType.STALLED, True, reason.value, report.message, generation)
+            put(ConditionType.STALLED, True, reason, report.message, generation)
         case KeepStalled() if inp.same_load and inp.stalled not in NOT_STARTED:
             pass
         case _:
@@ -86,7 +100,7 @@ def _conditions(
     if inp.webhook is None:
         return conditions.drop(result, ConditionType.WEBHOOK_DELIVERED)
     if outbox.reason is not None:
-        delivered = outbox.reason == "Delivered"
+        delivered = outbox.reason is WebhookReason.DELIVERED
         put(ConditionType.WEBHOOK_DELIVERED, delivered, outbox.reason, outbox.message, generation)
     return result
 

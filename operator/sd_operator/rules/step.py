@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from sd_api.load import Progress
+from sd_api.reasons import ReadyReason, Reason
 from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource
+from sd_api.wire import Progress
 from sd_operator.rules.decision import AddFinalizer, JobAction, Refresh, Wait
 from sd_operator.rules.diagnose import NOT_STARTED, Failure
 from sd_operator.rules.input import Input
@@ -24,7 +25,7 @@ class Report:
     """What the status reports about a model."""
 
     phase: Phase
-    reason: str
+    reason: ReadyReason | Reason
     """The reason of Reconciling, and of Ready while nothing is published."""
     message: str
     """The message of the same conditions."""
@@ -38,7 +39,7 @@ class Report:
         """Report a load that failed or cannot start; note: a sentence after the remedy."""
         phase = Phase.PENDING if failure.reason in NOT_STARTED else Phase.FAILED
         text = failure.text(job_name, note)
-        return cls(phase, failure.reason.value, text, stalled=failure)
+        return cls(phase, failure.reason, text, stalled=failure)
 
 
 @dataclass(frozen=True)

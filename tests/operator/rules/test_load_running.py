@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sd_api.load import LoadResult, Progress, Stage
 from sd_api.reasons import Reason
+from sd_api.wire import LoadResult, Progress, Stage
 from sd_operator.resources.observed import (
     ContainerView,
 )

@@ -66,8 +66,7 @@ def act(resource: Model, seen: Observed, settings: Settings | None = None) -> Ac
 
 def with_remedy(cause: str, reason: Reason, note: str = "") -> str:
     """Return the message of a failure."""
-    remedy = reason.remedy.replace("<status.job.name>", "JOB")
-    return f"{cause}. {remedy} {note}".rstrip()
+    return f"{cause}. {reason.remedy_for('JOB')} {note}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
