@@ -1,4 +1,4 @@
-"""What the operator asks of the loader: requests, which are arguments of its command line."""
+"""Requests of the operator to the loader: JSON arguments of its command line."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from sd_api.fields import Contract, LoadHash, Uid, Url
 from sd_api.spec import LoadFields, ModelId, ModelType, Spec
-
-CREDENTIALS_DIR = "/run/secrets/sd"
-STORE_MOUNT = "/models"
 
 
 class Owner(Contract):
@@ -22,10 +19,10 @@ class Owner(Contract):
 
 
 class Request(Contract):
-    """Base of what the operator asks of the loader: the JSON argument of a loader command.
+    """Base of the requests.
 
-    It is closed: a loader that does not know a field refuses the request, since without the field
-    it would do something else than was asked.
+    A request is closed: a loader refuses a field that it does not know, because ignoring the field
+    would do something else than was asked.
     """
 
     def to_argument(self) -> str:

@@ -8,11 +8,11 @@ not know are ignored at every level.
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
-from pydantic_core import to_json
 
 from sd_api.fields import Count, Extensible, LoadHash, Sha256, Uid
 from sd_api.names import PREVIEW_FILE
@@ -117,19 +117,19 @@ class LoadResult(Message):
     preview: bool = False
 
     def encode(self) -> str:
-        """The termination message; a message that does not fit is cut."""
+        """The termination message as JSON; a text in `message` that does not fit is cut."""
         text = _json(self)
         if len(text.encode()) <= self.max_bytes:
             return text
-        without = _json(self.model_copy(update={"message": "…"}))
-        start = _cut(self.message, self.max_bytes - len(without.encode()))
+        shortest = _json(self.model_copy(update={"message": "…"}))
+        start = _cut(self.message, self.max_bytes - len(shortest.encode()))
         return _json(self.model_copy(update={"message": f"{start}…"}))
 
 
 def _cut(text: str, room: int) -> str:
     """The longest start of a text that needs at most so many bytes in JSON."""
     for index, character in enumerate(text):
-        room -= len(to_json(character)) - len('""')
+        room -= len(json.dumps(character, ensure_ascii=False).encode()) - len('""')
         if room < 0:
             return text[:index]
     return text

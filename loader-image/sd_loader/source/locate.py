@@ -10,12 +10,13 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
 from sd_api.trained import is_trained_id, trained_link
 from sd_loader.errors import LoaderError
-from sd_loader.settings import TRAINED_URL_TEMPLATE, Settings
+from sd_loader.settings import Settings
 
 _HUB = r"https://(?:www\.)?(?:huggingface\.co|hf\.co)"
 _FILE = (
@@ -116,6 +117,6 @@ def _trained_link(model: str, settings: Settings) -> str:
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"spec.url: {model} is a trained model's bare id, and there is no link template for"
-            f" those ({TRAINED_URL_TEMPLATE}); give its link instead",
+            f" those ({LoaderEnv.name_of('trained_url_template')}); give its link instead",
         )
     return trained_link(settings.trained_url_template, model)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sd_api import defaults, names
-from sd_api.default_parts import format_default_parts
-from sd_api.load import CREDENTIALS_DIR, STORE_MOUNT, LoadRequest, RemoveRequest
+from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.loader_env import CREDENTIALS_DIR, STORE_MOUNT, LoaderEnv
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Spec
 from sd_api.trained import is_trained_id, trained_link
@@ -48,6 +49,13 @@ _POD_SECURITY = {
     "fsGroup": USER_ID,
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
+}
+# The file system is read-only, and the user has no entry in /etc/passwd.
+_USER = {"HOME": "/tmp", "LOGNAME": names.LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
+_HUB_LIBRARY = {
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
 }
 _CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -166,15 +174,9 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
     """The Job that removes what no model needs from a claim; the chart's CronJob makes the same."""
     labels = {names.LABEL_NAME: names.SWEEP_NAME}
     arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
+    variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
     sweep = _command("sweep", loader.slim_image, arguments, loader) | {
-        "env": [
-            {
-                "name": "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
-                "value": str(loader.retain_previous_seconds),
-            },
-            {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
-            {"name": "LOGNAME", "value": names.LOADER_NAME},
-        ],
+        "env": _listed(variables.to_env() | _USER),
         "resources": _REMOVE,
     }
     return {
@@ -337,27 +339,26 @@ def _command(name: str, image: str, arguments: list[str], loader: LoaderSettings
 
 def _env(container: str, settings: Settings) -> list[Manifest]:
     loader = settings.loader
-    plain = {
-        "SD_LOADER_TERMINATION_LOG": TERMINATION_LOG,
-        "SD_LOADER_ALLOWED_HOSTS": ",".join(sorted(settings.loader_allowed_hosts())),
-        "SD_LOADER_MAX_BYTES": str(loader.max_bytes),
-        "SD_LOADER_RETAIN_PREVIOUS_SECONDS": str(loader.retain_previous_seconds),
-        "HF_ENDPOINT": settings.hub_endpoint or "",
-        "HTTPS_PROXY": settings.https_proxy or "",
-        "NO_PROXY": settings.no_proxy,
-        "SSL_CERT_FILE": f"{CA_DIR}/ca.crt" if loader.ca_configmap else "",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
-        "HOME": "/tmp",  # noqa: S108 - the Pod's own emptyDir
-        "LOGNAME": names.LOADER_NAME,
-    }
+    variables = LoaderEnv(
+        termination_log=TERMINATION_LOG,
+        allowed_hosts=settings.loader_allowed_hosts(),
+        max_bytes=loader.max_bytes,
+        retain_previous_seconds=loader.retain_previous_seconds,
+        hub_endpoint=settings.hub_endpoint,
+        https_proxy=settings.https_proxy,
+        no_proxy=settings.no_proxy,
+        ca_file=f"{CA_DIR}/ca.crt" if loader.ca_configmap else None,
+    )
+    plain = variables.to_env() | _HUB_LIBRARY | _USER
     if container == names.CONTAINER_FETCH:
-        plain["SD_LOADER_CREDENTIALS_DIR"] = CREDENTIALS_DIR
-        plain["SD_LOADER_DEFAULT_PARTS"] = format_default_parts(loader.default_parts)
+        fetching = LoaderEnv(credentials_dir=CREDENTIALS_DIR, default_parts=loader.default_parts)
+        plain |= fetching.to_env()
     if container == names.CONTAINER_CONVERT:
         # Else torch's threads spin while they wait, and what is left of the CPUs is lost to that.
         plain["OMP_WAIT_POLICY"] = "passive"
-    env: list[Manifest] = [{"name": key, "value": value} for key, value in plain.items() if value]
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
-    return [*env, {"name": "SD_LOADER_POD", "valueFrom": pod_name}]
+    return [*_listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]
+
+
+def _listed(variables: Mapping[str, str]) -> list[Manifest]:
+    return [{"name": name, "value": value} for name, value in variables.items()]

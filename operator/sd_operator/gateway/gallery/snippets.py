@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sd_api.load import STORE_MOUNT
+from sd_api.loader_env import STORE_MOUNT
 from sd_api.names import GROUP
 from sd_api.redaction import redact_url
 from sd_api.spec import ModelType, Spec
