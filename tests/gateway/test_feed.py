@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sd_operator.base.errors import UnavailableError
 from sd_operator.clients import kube
 from sd_operator.clients.kube import MODELS, Api, Resource
 from sd_operator.gateway import feed
@@ -161,7 +162,7 @@ def test_without_the_api_server_listeners_wait(
             nonlocal failures
             failures -= 1
             if failures > 0:
-                raise kube.UnavailableError("away")
+                raise UnavailableError("away")
             return await listed(*arguments)
 
         monkeypatch.setattr(api, "list", failing)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sd_operator.base.environment import SettingsError
+from sd_operator.base.errors import SettingsError
 from sd_operator.base.settings import LoaderSettings
 from sd_operator.gateway import examples
 from sd_operator.gateway.__main__ import main

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sd_api.names import MODEL_ID_PATTERN, NAME_MAX_LENGTH
 from sd_api.spec import ModelType
-from sd_operator.clients.kube import ForbiddenError, InvalidError, UnavailableError
+from sd_operator.base.errors import ForbiddenError, InvalidError, UnavailableError
 from sd_operator.gateway import bodies, vendor
 from sd_operator.gateway.errors import RefusedError, refusal
 from sd_operator.gateway.models import spec_patch

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from sd_operator.base import logs
-from sd_operator.base.environment import SettingsError
+from sd_operator.base.errors import SettingsError
 from sd_operator.gateway import keys
 from sd_operator.gateway.settings import Settings
 

@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from sd_operator.base.errors import ApiError
 from sd_operator.base.metrics import installed_version
-from sd_operator.clients.kube import Api, ApiError
+from sd_operator.clients.kube import Api
 from sd_operator.gateway import docs, gallery, routes
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, refused

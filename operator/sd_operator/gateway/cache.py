@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from sd_api import names
-from sd_operator.clients.kube import JOBS, AlreadyExistsError, Api
+from sd_operator.base.errors import AlreadyExistsError
+from sd_operator.clients.kube import JOBS, Api
 from sd_operator.gateway.settings import Settings
 from sd_operator.rules import manifests
 

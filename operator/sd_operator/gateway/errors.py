@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sd_api.crd import RULES
-from sd_operator.clients.kube import (
+from sd_operator.base.errors import (
     AlreadyExistsError,
     ApiError,
     ConflictError,
@@ -60,7 +60,7 @@ def refusal(error: ApiError) -> RefusedError:
             return RefusedError(400, _explain(error))
         case ForbiddenError() if error.namespace_terminating:
             return RefusedError(409, "The key's namespace is being deleted")
-        case ForbiddenError() if "exceeded quota" in str(error):
+        case ForbiddenError() if error.quota_exceeded:
             return RefusedError(409, "The quota of the key's namespace is used up; delete a model")
         case UnavailableError():
             log.warning("the API server is away: %s", error)

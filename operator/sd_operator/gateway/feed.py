@@ -8,7 +8,8 @@ import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from sd_operator.clients.kube import MODELS, Api, ApiError, Json
+from sd_operator.base.errors import ApiError
+from sd_operator.clients.kube import MODELS, Api, Json
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,8 @@ from urllib.parse import urlsplit
 
 from sd_api import names
 from sd_api.status import ConditionType
-from sd_operator.clients.kube import (
-    EVENTS,
-    MODELS,
-    AlreadyExistsError,
-    Api,
-    ConflictError,
-    Json,
-    NotFoundError,
-)
+from sd_operator.base.errors import AlreadyExistsError, ConflictError, NotFoundError
+from sd_operator.clients.kube import EVENTS, MODELS, Api, Json
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.feed import Change, Feed
 from sd_operator.gateway.naming import resource_name

@@ -17,7 +17,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sd_operator.base import times
-from sd_operator.clients.kube import MODELS, AlreadyExistsError, ApiError, InvalidError, Json
+from sd_operator.base.errors import AlreadyExistsError, ApiError, InvalidError
+from sd_operator.clients.kube import MODELS, Json
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, refusal, refused
 from sd_operator.gateway.gallery import form, live, previews, session, views
