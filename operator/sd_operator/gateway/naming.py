@@ -1,4 +1,4 @@
-"""The resource's name for a model id."""
+"""Derives the resource's name from a model id."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 import re
 
 NAME_MAX_LENGTH = 52
+"""The longest model id that is used as the resource's name."""
 SLUG_MAX_LENGTH = 40
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 def resource_name(model_id: str) -> str:
-    """The id itself where it is a DNS label of fair length; else a slug of it and its digest."""
+    """Return the id itself if it is a short DNS label, else a slug of it with a digest."""
     if len(model_id) <= NAME_MAX_LENGTH and _LABEL.fullmatch(model_id):
         return model_id
     slug = re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-")[:SLUG_MAX_LENGTH].rstrip("-")

@@ -1,4 +1,4 @@
-"""The gateway's settings: environment variables `SD_GATEWAY_*`, read here and nowhere else."""
+"""The gateway's settings. Only this module reads the environment variables `SD_GATEWAY_*`."""
 
 from __future__ import annotations
 
@@ -17,45 +17,56 @@ PREFIX = "SD_GATEWAY_"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything an administrator may set.
-
-    kubeconfig: None means the Pod's own account. keys_file: see `keys`. claim_name: the volume of
-    models that name none, which clear_cache sweeps. loader: of it only what a sweep has.
-    allowed_hosts, hub_endpoint, https_proxy, no_proxy, ca_file: how sync_models asks the sources.
-    store: where the volume is mounted, to read previews from; None where it is not. public_url:
-    what browsers call this gateway. trusted_proxies: the addresses whose X-Forwarded-For is
-    believed. calls_per_minute: of one key; failures_per_minute: wrong keys of one address; 0 is no
-    limit. Ports: 0 takes any free one.
-    """
+    """Everything that an administrator may set."""
 
     keys_file: Path
+    """File with one line per API key; `sd-gateway new-key NAMESPACE` makes the lines."""
     kubeconfig: Path | None = None
+    """Kubeconfig of the cluster. Default: the Pod's ServiceAccount."""
     claim_name: str = "models"
+    """PVC that clear_cache sweeps."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
+    """The loader Job that clear_cache starts; only the settings that a sweep uses are read."""
     allowed_hosts: frozenset[str] = frozenset()
+    """Hosts, with or without a port, that sync_models may call over http and at private IPs."""
     hub_endpoint: str | None = None
+    """URL of the Hugging Face Hub that sync_models calls. Default: https://huggingface.co."""
     https_proxy: str | None = None
+    """Proxy for the calls of sync_models."""
     no_proxy: str = ""
+    """Hosts that sync_models calls without the proxy, separated by commas."""
     ca_file: Path | None = None
+    """File with the CA certificates that sync_models trusts. Default: those of the system."""
     store: Path | None = None
+    """Folder where the models' volume is mounted. Without it the gallery shows no previews."""
     public_url: str | None = None
+    """URL that browsers use for the gateway. If it is http, cookies are sent without TLS."""
     trusted_proxies: tuple[str, ...] = ()
+    """Addresses of the proxies whose X-Forwarded-For header is trusted."""
     calls_per_minute: int = 600
+    """Calls per minute that one key may make; 0 is no limit."""
     failures_per_minute: int = 10
+    """Calls per minute with a wrong key that one address may make; 0 is no limit."""
     max_body_bytes: int = 65536
-    bind_address: str = "0.0.0.0"  # noqa: S104 - it is there to be called
+    """Largest request body, in bytes."""
+    bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it
+    """Address that both ports listen on."""
     port: int = 8000
+    """Port of the API and the gallery; 0 takes any free port."""
     metrics_port: int = 8080
+    """Port of /metrics; 0 takes any free port."""
     log_level: str = "INFO"
+    """Least severe log level that is written."""
     log_format: str = "auto"
+    """json, text, or auto: text on a terminal, else json."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read the environment; raises SettingsError."""
+        """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
         keys_file = read.path("KEYS_FILE")
         if keys_file is None:
-            why = "must name the file of the keys; `sd-gateway new-key NAMESPACE` makes its lines"
+            why = "must name the key file; run `sd-gateway new-key NAMESPACE` to make a line for it"
             raise read.wrong("KEYS_FILE", why)
         default = cls(keys_file)
         loader = default.loader
@@ -95,9 +106,9 @@ class Settings:
 
     @property
     def cookie_secure(self) -> bool:
-        """Whether browsers may send cookies over https only; so it is, unless told otherwise."""
+        """Whether browsers send cookies over https only: yes, unless public_url is http."""
         return self.public_url is None or self.public_url.startswith("https://")
 
     def guard(self) -> Guard:
-        """Which addresses may be called."""
+        """Return the guard that decides which addresses sync_models may call."""
         return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
