@@ -56,25 +56,25 @@ def _view_namespace(
 
 
 def _claims(kubectl: Kubectl, namespace: str, claims: set[str]) -> dict[str, Json | None]:
-    found: dict[str, Json | None] = {}
+    bodies: dict[str, Json | None] = {}
     for claim in sorted(claims):
         try:
-            found[claim] = kubectl.get("persistentvolumeclaim", claim, namespace)
+            bodies[claim] = kubectl.get("persistentvolumeclaim", claim, namespace)
         except NotFoundError:
-            found[claim] = None
-    return found
+            bodies[claim] = None
+    return bodies
 
 
 def _keys(
     kubectl: Kubectl, namespace: str, models: Sequence[Json]
 ) -> dict[tuple[str, str], set[str] | None]:
-    found: dict[tuple[str, str], set[str] | None] = {}
+    existing: dict[tuple[str, str], set[str] | None] = {}
     for kind, name in wanted_keys(models):
         try:
-            found[kind, name] = kubectl.keys(kind, name, namespace)
+            existing[kind, name] = kubectl.keys(kind, name, namespace)
         except NotFoundError:
-            found[kind, name] = None
-    return found
+            existing[kind, name] = None
+    return existing
 
 
 def _denied(kubectl: Kubectl, namespace: str, account: str) -> list[str]:

@@ -86,9 +86,9 @@ def _explain(error: InvalidError) -> str:
 
 
 def plain(field: str, message: str) -> str:
-    """Return a cause without the rejected value, which may be long or secret.
+    """Return the message of a cause without the rejected value, which may be long or secret.
 
-    The message of a CRD rule says what to do and stands alone; any other gets its field's name.
+    The message of a CRD rule names its field; any other message gets the field as a prefix.
     """
     for _, _, friendly in RULES:
         if message.endswith(friendly):

@@ -25,9 +25,9 @@ from sd_operator.gateway.naming import resource_name
 ATTEMPTS = 5
 """How often a change is tried when other callers change the model at the same time."""
 SOURCE_FIELDS = ("sha256", "gitRevision", "baseModel", "predictionType", "originalConfig")
-"""Fields of the spec that describe the content of one url."""
+"""Fields of the spec that are removed when the url changes: they describe its content."""
 HOST_FIELDS = ("credentialsSecretRef",)
-"""Fields of the spec that belong to the host of one url."""
+"""Fields of the spec that are removed when the host of the url changes."""
 
 
 class Models:

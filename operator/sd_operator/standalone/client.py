@@ -85,8 +85,8 @@ class Client:
         options = {"propagationPolicy": policy, "preconditions": {"uid": uid}}
         await ignore_gone(self.request("DELETE", path, options))
 
-    async def watch(self, path: str, since: str, seen: Callable[[str, Json], None]) -> None:
-        """Pass each event's type and object to `seen` until the server ends the watch."""
+    async def watch(self, path: str, since: str, handle: Callable[[str, Json], None]) -> None:
+        """Pass each event's type and object to `handle` until the server ends the watch."""
         query = {"watch": "1", "resourceVersion": since, "timeoutSeconds": str(WATCH_SECONDS)}
         timeout = aiohttp.ClientTimeout(total=None, sock_read=WATCH_SECONDS + 15)
         async with self._session.get(path, params=query, timeout=timeout) as response:
@@ -95,7 +95,7 @@ class Client:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     raise ApiError(event["object"].get("code", 500), "Expired", str(event))
-                seen(event["type"], event["object"])
+                handle(event["type"], event["object"])
 
 
 async def ignore_gone(request: Awaitable[Json]) -> None:

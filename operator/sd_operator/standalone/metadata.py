@@ -63,7 +63,10 @@ def check_type(resource: Resource, body: Value) -> Json:
 
 
 def prune_metadata(meta: Json) -> list[str]:
-    """Drop unknown fields and those that this server does not store; return the unknown paths."""
+    """Drop unknown fields and those that this server does not store.
+
+    Return the paths of the unknown fields.
+    """
     unknown = prune(_SCHEMA, meta, "metadata")
     for cause in validate(_SCHEMA, meta, "metadata"):
         if "must be of type" in cause.message:

@@ -266,7 +266,7 @@ def test_reload_button_sets_the_reload_annotation(shared_cluster, site):
 
 @pytest.mark.parametrize("name", [".", "..", "%2e", "%00", "%F0%9F", "a%3Fb", "nothing", "A%20B"])
 def test_invalid_names_give_status_404(shared_cluster, site, name):
-    """They never address the collection: a deletion would delete every model."""
+    """An invalid name never addresses the collection, whose deletion would delete every model."""
     gallerymodels.make(shared_cluster, "bystander", url=LINK)
     for path in ("", "/delete", "/preview.png"):
         assert site.get(f"/gallery/models/{name}{path}").code == 404
