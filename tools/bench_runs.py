@@ -35,7 +35,7 @@ def request(kind: str, url: str, revision: str) -> Any:  # noqa: ANN401 - import
 
 def ours(kind: str, source: str, out: str, revision: str) -> None:
     """Convert by the loader, as `sd-loader convert` does between staging and publishing."""
-    from sd_api.load import Source
+    from sd_api.wire import Source
     from sd_loader.convert import convert
     from sd_loader.handover import Fetched
 

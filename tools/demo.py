@@ -29,6 +29,7 @@ from typing import Any
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
 from devkit.webhook_receiver import WebhookReceiver
+from sd_api.status import ConditionType
 from tools.kubectl import kubectl_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,10 +227,10 @@ def is_ready(model: dict[str, Any]) -> bool:
     status = {
         condition["type"]: condition for condition in model.get("status", {}).get("conditions", [])
     }
-    stalled = status.get("Stalled")
+    stalled = status.get(ConditionType.STALLED)
     if stalled is not None:
         raise DemoError(f"{model['metadata']['name']}: {stalled['reason']}: {stalled['message']}")
-    return bool(status.get("Ready", {}).get("status") == "True")
+    return bool(status.get(ConditionType.READY, {}).get("status") == "True")
 
 
 def show_model(store: Path, model: dict[str, Any]) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import traceback
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from sd_api.netguard import redact
 from sd_api.reasons import ExitCode, Reason
+from sd_api.redaction import redact_text
 from sd_loader.errors import LoaderError
 
-_URL = re.compile(r"\b\w+://[^\s\"<>]+")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -66,5 +64,5 @@ def _place(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """An error's traceback; urls in it lose their secrets."""
-    return _URL.sub(lambda url: redact(url[0]), "".join(traceback.format_exception(error)))
+    """Return the error's traceback, redacted."""
+    return redact_text("".join(traceback.format_exception(error)))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import StringConstraints
 
 from sd_api.fields import Contract, ShortText
-from sd_api.load import Source
+from sd_api.wire import Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd_api.fields import Contract
+from sd_api.humanize import size
 from sd_api.spec import ModelType, Spec
 from sd_loader.convert import plan_file
 from sd_loader.convert.detect.detect import kind_of
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.snippet import snippet
 from sd_loader.manual import request_of
-from sd_loader.progress import size
 
 _TYPES = (
     ModelType.CONTROLNET,

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_api.load import LoadRequest, Progress, Stage
+from sd_api import defaults
+from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
+from sd_api.wire import Progress, Stage
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
 from sd_loader.formats.snippet import snippet
@@ -31,7 +33,6 @@ Pipeline = Any
 """diffusers has no types."""
 
 SEED = 0
-STEPS = 8
 PROMPT = "a photograph of a red fox in a forest"
 MAX_SIDE = 512
 
@@ -159,7 +160,7 @@ def _arguments(
         "strength": 1.0,
         "height": side,
         "width": side,
-        "num_inference_steps": request.verify.steps or STEPS,
+        "num_inference_steps": request.verify.steps or defaults.RENDER_STEPS,
         # On the CPU, whose random numbers are the same everywhere.
         "generator": torch.Generator("cpu").manual_seed(SEED),
     }

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from sd_api.load import (
+from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.names import PREVIEW_FILE
+from sd_api.reasons import Reason
+from sd_api.wire import (
     MESSAGE_MAX_LENGTH,
     Artifact,
-    LoadRequest,
     LoadResult,
     Progress,
-    RemoveRequest,
+    PublishedFile,
+    Receipt,
     Source,
     Stage,
 )
-from sd_api.names import PREVIEW_FILE
-from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
 from sd_loader.progress import Report
@@ -37,13 +38,7 @@ from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
-from sd_loader.store.receipt import (
-    RECEIPT_FILE,
-    PublishedFile,
-    Receipt,
-    find_published,
-    folder_digest,
-)
+from sd_loader.store.receipt import RECEIPT_FILE, find_published, folder_digest
 from sd_loader.store.staging import Staging, claim, resume
 from sd_loader.store.volume import Volume
 
@@ -228,7 +223,7 @@ def _recorded(staging: Staging) -> Fetched | None:
     from sd_loader.handover import Fetched
 
     try:
-        found = Fetched.model_validate_json(staging.fetched() or "")
+        found = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
     except ValidationError:
         return None
     if found.converted is not None:

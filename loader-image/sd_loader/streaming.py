@@ -17,8 +17,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_api.load import Progress, Source, Stage
 from sd_api.spec import Verify
+from sd_api.wire import Progress, Source, Stage
 from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.streaming import StreamedFolder

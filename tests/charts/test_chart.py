@@ -162,8 +162,14 @@ REFUSED = [
     pytest.param(
         {"trainedUrlTemplate": "https://trainer.example.com/"},
         "trainedUrlTemplate",
-        ("must have {id} where the trained model's id goes",),
+        ("with {id} where the trained model's id goes",),
         id="template",
+    ),
+    pytest.param(
+        {"trainedUrlTemplate": "https://{id}.example.com/"},
+        "trainedUrlTemplate",
+        ("after the host",),
+        id="template with the id in the host",
     ),
     pytest.param(
         {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},

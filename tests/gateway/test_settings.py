@@ -15,7 +15,6 @@ from sd_operator.base.settings import LoaderSettings
 from sd_operator.gateway import examples
 from sd_operator.gateway.__main__ import main
 from sd_operator.gateway.settings import PREFIX, Settings
-from tests.charts.test_settings import Recorder
 from tests.support.gateway.gatewayrun import Gateway, write_keys
 from tests.support.kube.cluster import CLAIM, Cluster
 from tests.support.paths import ROOT
@@ -106,18 +105,6 @@ def test_invalid_setting_is_reported_with_its_variable(
         monkeypatch.setenv(variable, text)
     assert main(["run"]) == 2
     assert f"sd-gateway: {PREFIX}{name} {message}" in capsys.readouterr().err
-
-
-def test_gateway_page_lists_every_setting_with_its_default(env: dict[str, str]) -> None:
-    """docs/gateway.md names exactly the variables that the gateway reads."""
-    recorder = Recorder(env)
-    default = Settings.from_env(recorder)
-    documented = set(re.findall(r"`(SD_GATEWAY_[A-Z_]+)`", PAGE))
-    assert documented == {name for name in recorder.asked if name.startswith(PREFIX)}
-    rows = dict(re.findall(r"^\| `SD_GATEWAY_([A-Z_]+)` \| (\S*) \|", PAGE, re.MULTILINE))
-    for name, value in rows.items():
-        if re.fullmatch(r"[a-z0-9.]+", value):
-            assert str(getattr(default, name.lower())) == value
 
 
 def test_gateway_page_lists_every_endpoint_with_its_fields() -> None:

@@ -20,9 +20,9 @@ from diffusers import (
 from PIL import Image
 
 from devkit.fakehub import FakeHub
-from sd_api.load import Progress, Stage
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import ExitCode, Reason
+from sd_api.wire import Progress, Stage
 from sd_loader.convert import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.render import Rendered, render

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sd_api.load import LoadResult, Progress, Source, Stage
 from sd_api.reasons import Reason
+from sd_api.wire import LoadResult, Progress, Source, Stage
 from sd_loader import convert
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted

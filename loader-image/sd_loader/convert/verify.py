@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason
 from sd_api.spec import Verify
+from sd_api.wire import Progress, Stage
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.views import pieces
 from sd_loader.errors import LoaderError

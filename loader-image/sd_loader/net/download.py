@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx2
 
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError
 from sd_loader.net.exchange import Link, first_byte, refuse_encoded, total_bytes, validator
 from sd_loader.net.http_errors import RETRIES, Retries, TransientError, refused, unreachable
@@ -85,7 +85,7 @@ class Downloader:
         if wanted.sha256 not in (None, part.sha256):
             raise LoaderError(
                 Reason.DIGEST_MISMATCH,
-                f"{redact(wanted.url)} has sha256 {part.sha256}, not {wanted.sha256}",
+                f"{redact_url(wanted.url)} has sha256 {part.sha256}, not {wanted.sha256}",
             )
         return Got(part.sha256, part.size)
 
@@ -108,7 +108,7 @@ class Downloader:
 
     def _start(self, response: httpx2.Response, wanted: Wanted, part: Part) -> None:
         """Bring the part to where the answer's body begins, and refuse a body that cannot fit."""
-        shown = redact(str(response.url))
+        shown = redact_url(str(response.url))
         match response.status_code:
             case 206 if part.size and validator(response) not in (None, part.validator):
                 # If-Range was ignored: these would be halves of two versions.
@@ -152,7 +152,7 @@ class Downloader:
                 part.restart(None)
                 raise TransientError(
                     Reason.SOURCE_UNREACHABLE,
-                    f"{redact(wanted.url)} goes on after the {stated} bytes that it states",
+                    f"{redact_url(wanted.url)} goes on after the {stated} bytes that it states",
                 )
             if after > self.max_bytes:
                 raise too_large(wanted.url, "goes on", self.max_bytes)
@@ -162,7 +162,7 @@ class Downloader:
             # A server may answer with less than the range that it was asked for.
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
-                f"{redact(wanted.url)} sent {part.size} of {stated} bytes",
+                f"{redact_url(wanted.url)} sent {part.size} of {stated} bytes",
             )
         if wanted.size is not None and part.size != wanted.size:
             raise _wrong_size(wanted, f"ends after {part.size} bytes")
@@ -170,10 +170,10 @@ class Downloader:
 
 def too_large(url: str, what: str, limit: int) -> LoaderError:
     """The error of a file above the limit."""
-    return LoaderError(Reason.TOO_LARGE, f"{redact(url)} {what}; the limit is {limit} bytes")
+    return LoaderError(Reason.TOO_LARGE, f"{redact_url(url)} {what}; the limit is {limit} bytes")
 
 
 def _wrong_size(wanted: Wanted, what: str) -> LoaderError:
     return LoaderError(
-        Reason.DIGEST_MISMATCH, f"{redact(wanted.url)} {what}; the source states {wanted.size}"
+        Reason.DIGEST_MISMATCH, f"{redact_url(wanted.url)} {what}; the source states {wanted.size}"
     )

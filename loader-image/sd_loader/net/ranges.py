@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import httpx2
 
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_loader.net.exchange import Link, first_byte, refuse_encoded, total_bytes, validator
 from sd_loader.net.http_errors import Retries, TransientError, refused, unreachable
 
@@ -89,7 +89,7 @@ class RemoteFile:
                 raise unreachable(self.link.url, error) from error
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
-                f"{redact(self.link.url)} sent the bytes up to {position}, not to {end}",
+                f"{redact_url(self.link.url)} sent the bytes up to {position}, not to {end}",
             )
 
         if position < end:
@@ -113,5 +113,5 @@ class RemoteFile:
         if first_byte(response) != start:
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
-                f"{redact(self.link.url)} answered with another range",
+                f"{redact_url(self.link.url)} answered with another range",
             )

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from sd_api.load import LoadRequest, Progress, Source, Stage
+from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
+from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,
     choose_component,

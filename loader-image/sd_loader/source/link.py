@@ -6,10 +6,12 @@ from pathlib import Path
 
 import httpx2
 
-from sd_api.load import LoadRequest, Progress, Source, Stage
-from sd_api.netguard import AddressRefusedError, redact
+from sd_api.load import LoadRequest
+from sd_api.netguard import AddressRefusedError
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_api.spec import ModelType
+from sd_api.wire import Progress, Source, Stage
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 from sd_loader.handover import Fetched
@@ -104,7 +106,9 @@ def _look_at(
 def check_link(url: str, settings: Settings) -> None:
     """Refuse what is no link, or one that may not be called, before anything else happens."""
     if "://" not in url:
-        raise LoaderError(Reason.INVALID_SPEC, f"spec.url: {redact(url)} is not an http(s) link")
+        raise LoaderError(
+            Reason.INVALID_SPEC, f"spec.url: {redact_url(url)} is not an http(s) link"
+        )
     try:
         httpx2.URL(url)
         settings.guard().check_url(url)
@@ -125,7 +129,7 @@ def file_format(path: Path) -> str:
 
 def refuse_what_cannot_load(request: LoadRequest, head: bytes, size: int) -> None:
     """Tell from the first bytes, where they suffice, rather than download the rest in vain."""
-    shown = redact(request.url)
+    shown = redact_url(request.url)
     try:
         container = identify(head[:HEAD_BYTES], size)
     except LoaderError as error:

@@ -7,8 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from sd_api.load import LoadRequest, Source
+from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
+from sd_api.wire import Source
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space

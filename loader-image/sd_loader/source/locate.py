@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-from sd_api.netguard import redact
+from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
-from sd_api.spec import BARE_ID_PATTERN, HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
+from sd_api.redaction import redact_url
+from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
+from sd_api.trained import is_trained_id, trained_link
 from sd_loader.errors import LoaderError
-from sd_loader.settings import TRAINED_URL_TEMPLATE, Settings
+from sd_loader.settings import Settings
 
 _HUB = r"https://(?:www\.)?(?:huggingface\.co|hf\.co)"
 _FILE = (
@@ -67,7 +69,7 @@ def locate(
         return _behind_link(url, model_type, settings)
     if model_type is ModelType.HUGGINGFACE:
         return HubRepo(repo_id_of(url, settings.hub_endpoint))
-    if model_type is ModelType.API_TRAINED and re.match(BARE_ID_PATTERN, url):
+    if is_trained_id(url, model_type):
         return Link(_trained_link(url, settings))
     is_repo = re.match(HUB_REPO_PATTERN, url) is not None
     if allow_local and (not is_repo or url.endswith(_MODEL_FILE)):
@@ -78,7 +80,7 @@ def locate(
         "a trained model's id" if model_type is ModelType.API_TRAINED else "a repo id (ORG/NAME)"
     )
     raise LoaderError(
-        Reason.INVALID_SPEC, f"spec.url: {redact(url)} is neither {meant} nor an http(s) link"
+        Reason.INVALID_SPEC, f"spec.url: {redact_url(url)} is neither {meant} nor an http(s) link"
     )
 
 
@@ -91,8 +93,8 @@ def repo_id_of(url: str, endpoint: str) -> str:
         return path
     raise LoaderError(
         Reason.INVALID_SPEC,
-        f"spec.url: {redact(url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page"
-        " nor a link to one of its files (a branch or commit belongs into spec.gitRevision)",
+        f"spec.url: {redact_url(url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's"
+        " page nor a link to one of its files (a branch or commit belongs into spec.gitRevision)",
     )
 
 
@@ -115,6 +117,6 @@ def _trained_link(model: str, settings: Settings) -> str:
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"spec.url: {model} is a trained model's bare id, and there is no link template for"
-            f" those ({TRAINED_URL_TEMPLATE}); give its link instead",
+            f" those ({LoaderEnv.name_of('trained_url_template')}); give its link instead",
         )
-    return settings.trained_url_template.replace("{id}", quote(model, safe=""))
+    return trained_link(settings.trained_url_template, model)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd_api.load import LoadRequest
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_loader.convert.plan.original import MAX_BYTES, read_original
 from sd_loader.errors import LoaderError
 from sd_loader.net.credentials import read_credentials, token_for
@@ -77,5 +77,5 @@ def _local(path: Path) -> bytes:
     except OSError as error:
         raise LoaderError(
             Reason.SOURCE_NOT_FOUND,
-            f"spec.originalConfig: {redact(str(path))} cannot be read: {error.strerror}",
+            f"spec.originalConfig: {redact_url(str(path))} cannot be read: {error.strerror}",
         ) from error

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sd_api import names
+from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
 
 Json = Mapping[str, Any]
 
 CRD = f"{names.PLURAL}.{names.GROUP}"
-GPU_RESOURCE = "nvidia.com/gpu"
 RIGHTS = (
     ("list", CRD),
     ("patch", CRD),
@@ -302,7 +301,7 @@ def check_egress(namespace: NamespaceView) -> Finding:
 
 def gpu_resource(operators: Sequence[Json]) -> str:
     """Return the GPU resource from the operator's settings, or the default."""
-    return environment(operators).get("SD_OPERATOR_GPU_RESOURCE") or GPU_RESOURCE
+    return environment(operators).get("SD_OPERATOR_GPU_RESOURCE") or defaults.GPU_RESOURCE
 
 
 def environment(operators: Sequence[Json]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sd_api import names
+from sd_api import defaults, names
 from sd_operator.cli.doctor import (
     CRD,
     RIGHTS,
@@ -18,7 +18,6 @@ from sd_operator.cli.kubectl import ForbiddenError, Json, Kubectl, KubectlError,
 
 T = TypeVar("T")
 
-DEFAULT_CLAIM = "models"
 # The chart gives the gateway's and the test's Pods the same name label as the operator's.
 OPERATORS = f"{names.LABEL_NAME}={names.FIELD_MANAGER},{names.LABEL_COMPONENT} notin (gateway,test)"
 
@@ -33,7 +32,7 @@ def view_cluster(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
     for model in models:
         by_namespace.setdefault(model["metadata"]["namespace"], []).append(model)
     account = _account(operators or [])
-    claim = environment(operators or []).get("SD_OPERATOR_CLAIM_NAME") or DEFAULT_CLAIM
+    claim = environment(operators or []).get("SD_OPERATOR_CLAIM_NAME") or defaults.CLAIM_NAME
     views = [
         _view_namespace(kubectl, name, bodies, claim, account)
         for name, bodies in by_namespace.items()

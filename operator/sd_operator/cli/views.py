@@ -11,15 +11,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sd_api.humanize import duration, size
 from sd_api.reasons import Reason
-from sd_api.status import Condition, ConditionType, Phase
+from sd_api.status import Condition, ConditionType, Phase, Status
 from sd_operator.base import times
-from sd_operator.base.humanize import duration, size
 from sd_operator.resources.model import Model
 
 _COLORS = {Phase.READY: "green", Phase.FAILED: "red", Phase.PENDING: "yellow"}
 _BAR_WIDTH = 40
-_REMEDIES = {reason.value: reason.remedy for reason in Reason}
 
 
 def plain(text: str) -> str:
@@ -72,19 +71,20 @@ def model_panel(
     for title, value in _facts(model):
         facts.add_row(Text(title, style="dim"), Text(plain(value)))
     parts += [facts, *(_condition(condition) for condition in status.conditions)]
-    remedy = remedy_of(status.conditions)
+    remedy = _remedy(status)
     if remedy:
         parts += [Text.assemble(("What to do: ", "bold"), remedy)]
     parts += [_event(event, now) for event in events]
     return Group(*parts)
 
 
-def remedy_of(conditions: Iterable[Condition]) -> str | None:
-    """Return the remedy for the reason of the Stalled condition; None if it has none."""
-    for condition in conditions:
-        if condition.type == ConditionType.STALLED and condition.reason in _REMEDIES:
-            return _REMEDIES[condition.reason]
-    return None
+def _remedy(status: Status) -> str:
+    """Return the remedy for the reason of the Stalled condition; empty if there is none."""
+    for condition in status.conditions:
+        reason = Reason.parse(condition.reason)
+        if condition.type == ConditionType.STALLED and reason is not None:
+            return reason.remedy_for(status.job.name if status.job else "NAME")
+    return ""
 
 
 def is_settled(body: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from sd_api import names
-from sd_operator.base.logs import redact
+from sd_api.redaction import redact_text
 
 log = logging.getLogger(__name__)
 
@@ -358,7 +358,7 @@ def _error(verb: str, path: str, status: int, raw: bytes) -> ApiError:
         answer = {}
     answer = answer if isinstance(answer, dict) else {}
     # An admission webhook may quote the Job that it refuses, and the source's link with it.
-    message = redact(str(answer.get("message") or f"{verb} {path}: HTTP {status}"))[:2000]
+    message = redact_text(str(answer.get("message") or f"{verb} {path}: HTTP {status}"))[:2000]
     if status == 404:
         return NotFoundError(message, status)
     if status == 409:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sd_api import names
+from sd_api.status import ConditionType
 from sd_operator.clients.kube import (
     EVENTS,
     MODELS,
@@ -118,7 +119,7 @@ class Models:
             raise RefusedError(409, text)
         patch = spec_patch(body.get("spec") or {}, wanted)
         if not patch:
-            stalled = condition(body, "Stalled").get("status") == "True"
+            stalled = condition(body, ConditionType.STALLED).get("status") == "True"
             return await self.reload(namespace, body) if stalled else body
         change = {"metadata": {"uid": metadata["uid"]}, "spec": patch}
         return await self._api.patch(MODELS, namespace, metadata["name"], change)
@@ -194,4 +195,4 @@ def condition(body: Json, kind: str) -> Json:
 
 def is_ready(body: Json) -> bool:
     """Return whether a model is loaded and published."""
-    return condition(body, "Ready").get("status") == "True"
+    return condition(body, ConditionType.READY).get("status") == "True"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_api.load import RETAIN_MAX_SECONDS
+from sd_api import defaults
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
 from sd_operator.base.settings import LoaderSettings
@@ -17,46 +17,48 @@ PREFIX = "SD_GATEWAY_"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that an administrator may set."""
+    """Everything an administrator may set."""
 
     keys_file: Path
-    """File with one line per API key; `sd-gateway new-key NAMESPACE` makes the lines."""
+    """Key file: one line for each API key. `sd-gateway new-key NAMESPACE` prints a line."""
     kubeconfig: Path | None = None
-    """Kubeconfig of the cluster. Default: the Pod's ServiceAccount."""
-    claim_name: str = "models"
-    """PVC that clear_cache sweeps."""
+    """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
+    claim_name: str = defaults.CLAIM_NAME
+    """PersistentVolumeClaim of models without spec.storage; clear_cache sweeps it."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
-    """The loader Job that clear_cache starts; only the settings that a sweep uses are read."""
     allowed_hosts: frozenset[str] = frozenset()
-    """Hosts, with or without a port, that sync_models may call over http and at private IPs."""
+    """Hosts, as host or host:port and separated by commas, that sync_models may call at private
+    addresses and over plain http."""
     hub_endpoint: str | None = None
-    """URL of the Hugging Face Hub that sync_models calls. Default: https://huggingface.co."""
+    """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     https_proxy: str | None = None
-    """Proxy for the calls of sync_models."""
+    """URL of the proxy for the calls of sync_models."""
     no_proxy: str = ""
-    """Hosts that sync_models calls without the proxy, separated by commas."""
+    """Hosts, domains and networks that are called without the proxy, separated by commas."""
     ca_file: Path | None = None
-    """File with the CA certificates that sync_models trusts. Default: those of the system."""
+    """PEM file; sync_models trusts its authorities instead of the public ones."""
     store: Path | None = None
-    """Folder where the models' volume is mounted. Without it the gallery shows no previews."""
+    """Folder where the volume is mounted read-only, to show previews. Models on other PVCs, and
+    all models if this is empty, are shown with a picture of their type."""
     public_url: str | None = None
-    """URL that browsers use for the gateway. If it is http, cookies are sent without TLS."""
+    """URL under which browsers reach the gateway. If it begins with http://, cookies are sent over
+    plain http, too."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses of the proxies whose X-Forwarded-For header is trusted."""
+    """Addresses of the proxies whose X-Forwarded-For header is trusted, separated by commas."""
     calls_per_minute: int = 600
-    """Calls per minute that one key may make; 0 is no limit."""
+    """How many calls one key may make in a minute. 0: no limit."""
     failures_per_minute: int = 10
-    """Calls per minute with a wrong key that one address may make; 0 is no limit."""
+    """How many wrong keys one address may try in a minute. 0: no limit."""
     max_body_bytes: int = 65536
-    """Largest request body, in bytes."""
+    """Size limit of a request's body, in bytes. At least 1024."""
     bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it
-    """Address that both ports listen on."""
-    port: int = 8000
-    """Port of the API and the gallery; 0 takes any free port."""
-    metrics_port: int = 8080
-    """Port of /metrics; 0 takes any free port."""
+    """Address of the API and of metrics."""
+    port: int = defaults.GATEWAY_PORT
+    """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
+    metrics_port: int = defaults.METRICS_PORT
+    """Port of /metrics. 0: any free port."""
     log_level: str = "INFO"
-    """Least severe log level that is written."""
+    """DEBUG, INFO, WARNING or ERROR."""
     log_format: str = "auto"
     """json, text, or auto: text on a terminal, else json."""
 
@@ -64,14 +66,10 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
-        keys_file = read.path("KEYS_FILE")
-        if keys_file is None:
-            why = "must name the key file; run `sd-gateway new-key NAMESPACE` to make a line for it"
-            raise read.wrong("KEYS_FILE", why)
-        default = cls(keys_file)
+        default = cls(keys_file=_keys_file(read))
         loader = default.loader
         return cls(
-            keys_file=keys_file,
+            keys_file=default.keys_file,
             kubeconfig=kubeconfig(env),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
             loader=LoaderSettings(
@@ -80,7 +78,7 @@ class Settings:
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",
                     loader.retain_previous_seconds,
-                    most=RETAIN_MAX_SECONDS,
+                    most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
                 ),
                 tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
@@ -112,3 +110,11 @@ class Settings:
     def guard(self) -> Guard:
         """Return the guard that decides which addresses sync_models may call."""
         return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
+
+
+def _keys_file(read: Reader) -> Path:
+    path = read.path("KEYS_FILE")
+    if path is None:
+        why = "must name the key file; run `sd-gateway new-key NAMESPACE` to make a line for it"
+        raise read.wrong("KEYS_FILE", why)
+    return path

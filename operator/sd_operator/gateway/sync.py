@@ -19,8 +19,11 @@ from urllib.parse import quote, urljoin
 
 import aiohttp
 
-from sd_api.netguard import MAX_REDIRECTS, redact
+from sd_api import defaults
+from sd_api.netguard import MAX_REDIRECTS
+from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
+from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, is_ready
@@ -29,7 +32,6 @@ from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
 
-DEFAULT_HUB = "https://huggingface.co"
 CALL_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 CALLS_AT_ONCE = 16
@@ -76,7 +78,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
         async with slots:
             with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
                 if isinstance(source, Branch):
-                    hub = settings.hub_endpoint or DEFAULT_HUB
+                    hub = settings.hub_endpoint or defaults.HUB_ENDPOINT
                     states[source] = await _commit(outgoing, hub, source)
                 else:
                     states[source] = await _file(outgoing, source)
@@ -94,7 +96,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
 
 def _is_idle(body: Json) -> bool:
     """Return whether a model is loaded, and is neither being loaded again nor deleted."""
-    busy = condition(body, "Reconciling").get("status") == "True"
+    busy = condition(body, ConditionType.RECONCILING).get("status") == "True"
     return is_ready(body) and not busy and not body["metadata"].get("deletionTimestamp")
 
 
@@ -181,5 +183,5 @@ def _redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
     """Return where a redirect leads; raise ValueError if it leads from https to http."""
     target = urljoin(url, response.headers.get("Location", ""))
     if url.startswith("https://") and not target.startswith("https://"):
-        raise ValueError(f"{redact(url)} redirects to plain http")
+        raise ValueError(f"{redact_url(url)} redirects to plain http")
     return target

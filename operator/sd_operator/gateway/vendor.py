@@ -18,6 +18,7 @@ from pydantic import (
 
 from sd_api.names import MODEL_ID_PATTERN
 from sd_api.spec import ModelType
+from sd_api.status import ConditionType, Phase
 from sd_operator.base import times
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, effective_id, is_ready
@@ -205,10 +206,11 @@ def loaded(bodies: Sequence[Json]) -> list[dict[str, str]]:
 def not_ready(body: Json) -> str:
     """Return the message for a model that exists and is not Ready: its phase and the cause."""
     status = body.get("status") or {}
-    ready, stalled = condition(body, "Ready"), condition(body, "Stalled")
+    ready = condition(body, ConditionType.READY)
+    stalled = condition(body, ConditionType.STALLED)
     why = stalled.get("message") or ready.get("message") or "the load has not started"
     percent = (status.get("progress") or {}).get("percent")
-    phase = status.get("phase") or "Pending"
+    phase = status.get("phase") or Phase.PENDING
     return f"Model is not on server: {phase}{f' {percent} %' if percent else ''}: {why}"
 
 
@@ -216,8 +218,8 @@ def queue_seconds(bodies: Sequence[Json], now: datetime) -> int:
     """Return for how many seconds the oldest queued model has waited; 0 if none is queued."""
     waits = [0]
     for body in bodies:
-        if (body.get("status") or {}).get("phase") == "Queued":
-            since = times.parse(condition(body, "Ready").get("lastTransitionTime"))
+        if (body.get("status") or {}).get("phase") == Phase.QUEUED:
+            since = times.parse(condition(body, ConditionType.READY).get("lastTransitionTime"))
             since = since or times.parse(body["metadata"].get("creationTimestamp"))
             waits.append(int((now - since).total_seconds()) if since else 0)
     return max(waits)

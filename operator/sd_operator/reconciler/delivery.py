@@ -17,8 +17,9 @@ from typing import Any
 
 import aiohttp
 
-from sd_api import names, netguard
+from sd_api import names
 from sd_api.netguard import AddressRefusedError, Guard
+from sd_api.redaction import redact_url
 from sd_api.status import OutboxEntry, Status, WebhookEvent
 from sd_operator.base import times
 from sd_operator.base.settings import Settings
@@ -76,7 +77,7 @@ def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
             "name": model.name,
             "uid": model.uid,
             "model_type": model.model_type.value if model.model_type else None,
-            "url": netguard.redact(model.url),
+            "url": redact_url(model.url),
             "load_hash": entry.load_hash,
             "artifact": artifact.model_dump(mode="json", exclude_none=True) if artifact else None,
         },

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from sd_api import names
-from sd_api.load import Progress
+from sd_api.wire import Progress
 from sd_operator.base.settings import Settings
 from sd_operator.clients.kube import CLAIMS, JOBS, OURS, PODS, Api, ApiError, NotFoundError
 from sd_operator.reconciler.cache import Cache
@@ -19,7 +19,6 @@ from sd_operator.resources.observed import (
     JobView,
     Observed,
     PodView,
-    read_progress,
 )
 
 log = logging.getLogger(__name__)
@@ -115,5 +114,5 @@ class Gatherer:
         except ApiError as refused:
             log.debug("no log of Pod %s/%s: %s", pod.namespace, pod.name, refused)
         else:
-            peek.progress = read_progress(line) or peek.progress
+            peek.progress = Progress.decode(line) or peek.progress
         return peek.progress

@@ -8,14 +8,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
-
 from sd_api import names
-from sd_api.load import LoadResult, Progress
+from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-PROGRESS_MAX_BYTES = 2048
 WARNING_LOOK_SECONDS = 60.0
 """How often the Events of a Job without Pods are looked at."""
 
@@ -162,10 +159,10 @@ class PodView:
         return next((one for one in self.containers if one.state == "running"), None)
 
     def results(self) -> Iterable[LoadResult]:
-        """The well-formed answers of its containers, the last container's first."""
+        """The well-formed results of its containers, the last container's first."""
         for container in reversed(self.containers):
             if container.state == "terminated" and container.message:
-                result = LoadResult.from_message(container.message)
+                result = LoadResult.decode(container.message)
                 if result is not None:
                     yield result
 
@@ -249,10 +246,12 @@ class Refusal:
 class Outcome(StrEnum):
     """How one webhook call ended."""
 
-    DELIVERED = "Delivered"
-    FAILED = "Failed"
-    GONE = "Gone"
-    UNSIGNED = "SecretNotReadable"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    GONE = "gone"
+    """The receiver answered 410."""
+    UNSIGNED = "unsigned"
+    """The signing key could not be read, so nothing was sent."""
 
 
 @dataclass(frozen=True)
@@ -300,13 +299,3 @@ class Observed:
         """A Job's Pods, the newest first."""
         mine = (pod for pod in self.pods if pod.job_uid == job.uid)
         return tuple(sorted(mine, key=lambda pod: (pod.created, pod.name), reverse=True))
-
-
-def read_progress(line: str) -> Progress | None:
-    """The loader's last log line as progress; None for whatever is none."""
-    if len(line) > PROGRESS_MAX_BYTES:
-        return None
-    try:
-        return Progress.model_validate_json(line.strip())
-    except ValidationError:
-        return None

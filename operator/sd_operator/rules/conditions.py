@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.status import Condition, ConditionType
-
-MESSAGE_MAX_LENGTH = 1024
 
 Conditions = Sequence[Condition]
 
@@ -19,8 +18,8 @@ def find(conditions: Conditions, kind: ConditionType) -> Condition | None:
 def put(conditions: Conditions, new: Condition) -> list[Condition]:
     """Set a condition; lastTransitionTime moves only when the condition's status changes."""
     old = next((one for one in conditions if one.type == new.type), None)
-    if len(new.message) > MESSAGE_MAX_LENGTH:
-        cut = new.message[: MESSAGE_MAX_LENGTH - 1] + "…"
+    if len(new.message) > TEXT_MAX_LENGTH:
+        cut = new.message[: TEXT_MAX_LENGTH - 1] + "…"
         new = new.model_copy(update={"message": cut})
     if old is None:
         return [*conditions, new]

@@ -7,9 +7,11 @@ this module turns the step into the status to write and the Events and webhook c
 from __future__ import annotations
 
 from datetime import datetime
-from urllib.parse import parse_qsl, urlsplit
 
-from sd_api import names, netguard
+from sd_api import names
+from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import EventReason
+from sd_api.redaction import carries_secret, redact_url
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator.base import times
 from sd_operator.base.settings import Settings
@@ -20,7 +22,6 @@ from sd_operator.rules.decision import (
     Call,
     Ended,
     EventPlan,
-    EventReason,
     EventType,
     FinalizerChange,
     Plan,
@@ -28,9 +29,6 @@ from sd_operator.rules.decision import (
 from sd_operator.rules.input import Input, Standing, Step, status_after
 
 _STAGES = frozenset({names.CONTAINER_FETCH, names.CONTAINER_CONVERT})
-_SECRET_PARAMETERS = frozenset(
-    {"access_token", "api_key", "apikey", "auth", "key", "password", "secret", "token"}
-)
 
 
 def plan(model: Model, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -94,7 +92,7 @@ def _entry(inp: Input, event: WebhookEvent, standing: Standing) -> OutboxEntry:
         load_hash=load_hash,
         message="the load has started"
         if event is WebhookEvent.LOAD_STARTED
-        else standing.message[:1024],
+        else standing.message[:TEXT_MAX_LENGTH],
         created_time=times.stamp(inp.now),
     )
 
@@ -115,7 +113,7 @@ def _calls(inp: Input, step: Step, news: outbox.News) -> tuple[Call, ...]:
 def _events(inp: Input, step: Step) -> tuple[EventPlan, ...]:
     events = []
     if WebhookEvent.LOAD_STARTED in step.notify:
-        text = f"Loading {netguard.redact(inp.model.url)} as {inp.model.model_id}"
+        text = f"Loading {redact_url(inp.model.url)} as {inp.model.model_id}"
         events.append(EventPlan(EventType.NORMAL, EventReason.LOAD_STARTED, text))
         if carries_secret(inp.model.url):
             text = (
@@ -159,13 +157,3 @@ def _stages(inp: Input, job_name: str) -> tuple[tuple[str, float], ...]:
         for one in (pods[0].containers if pods else ())
         if one.seconds is not None and one.exit_code == 0 and one.name in _STAGES
     )
-
-
-def carries_secret(url: str) -> bool:
-    """Whether a url holds userinfo, or a parameter named like a secret."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    parameters = {name.lower() for name, _ in parse_qsl(parts.query)}
-    return "@" in parts.netloc or not parameters.isdisjoint(_SECRET_PARAMETERS)

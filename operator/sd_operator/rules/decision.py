@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.reasons import EventReason
 from sd_api.spec import JobOverrides
 from sd_api.status import OutboxEntry, Status
 from sd_operator.resources.observed import Delivery, JobView
@@ -16,19 +17,6 @@ class EventType(StrEnum):
 
     NORMAL = "Normal"
     WARNING = "Warning"
-
-
-class EventReason(StrEnum):
-    """What Events tell; each on a change only."""
-
-    LOAD_STARTED = "LoadStarted"
-    MODEL_LOADED = "ModelLoaded"
-    MODEL_LOAD_FAILED = "ModelLoadFailed"
-    MODEL_DELETED = "ModelDeleted"
-    CLEANUP_FAILED = "CleanupFailed"
-    CREDENTIALS_IN_URL = "CredentialsInUrl"
-    WEBHOOK_DELIVERED = "WebhookDelivered"
-    WEBHOOK_DELIVERY_FAILED = "WebhookDeliveryFailed"
 
 
 @dataclass(frozen=True)

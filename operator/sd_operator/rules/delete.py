@@ -7,7 +7,7 @@ has left nothing on the volume.
 from __future__ import annotations
 
 from sd_api import names
-from sd_api.reasons import Reason
+from sd_api.reasons import ReadyReason, Reason
 from sd_api.status import Phase
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import diagnose, manifests
@@ -148,7 +148,7 @@ def _current(inp: Input) -> JobView | None:
 
 
 def _deleting(message: str) -> Standing:
-    return Standing(Phase.DELETING, "Deleting", message)
+    return Standing(Phase.DELETING, ReadyReason.DELETING, message)
 
 
 def _failing(inp: Input, detail: str, job_name: str) -> Standing:
@@ -157,7 +157,7 @@ def _failing(inp: Input, detail: str, job_name: str) -> Standing:
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
         return _deleting(detail)
     failure = Failure(Reason.CLEANUP_FAILED, detail)
-    return Standing(Phase.DELETING, "Deleting", failure.text(job_name), stalled=failure)
+    return Standing(Phase.DELETING, ReadyReason.DELETING, failure.text(job_name), stalled=failure)
 
 
 def _wake(inp: Input) -> float:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sd_api import names
-from sd_api.load import LoadResult
 from sd_api.reasons import ExitCode, Reason
+from sd_api.wire import LoadResult
 from sd_operator.resources.observed import JobView, PodView
 
 _IMAGE_REASONS = frozenset(
@@ -26,8 +26,7 @@ class Failure:
 
     def text(self, job_name: str = "") -> str:
         """What happened and what to do."""
-        remedy = self.reason.remedy.replace("<status.job.name>", job_name)
-        return f"{clean(self.message).rstrip('.')}. {remedy}"
+        return f"{clean(self.message).rstrip('.')}. {self.reason.remedy_for(job_name)}"
 
 
 @dataclass(frozen=True)

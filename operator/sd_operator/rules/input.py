@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from sd_api import names
-from sd_api.load import Progress
-from sd_api.reasons import Reason
+from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import ReadyReason, Reason, WebhookReason
 from sd_api.status import (
     Condition,
     ConditionType,
@@ -17,12 +17,13 @@ from sd_api.status import (
     Phase,
     Status,
     StatusArtifact,
+    StatusProgress,
     StatusSource,
     WebhookEvent,
     WebhookStatus,
 )
+from sd_api.wire import Progress
 from sd_operator.base import times
-from sd_operator.base.humanize import describe
 from sd_operator.base.settings import Settings
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import JobView, Observed
@@ -103,8 +104,7 @@ class Input:
     def stalled(self) -> Reason | None:
         """The reason of the condition Stalled, where it is present and known."""
         condition = conditions.find(self.status.conditions, ConditionType.STALLED)
-        known: dict[str, Reason] = {reason.value: reason for reason in Reason}
-        return known.get(condition.reason) if condition else None
+        return Reason.parse(condition.reason) if condition else None
 
     @property
     def stuck_after(self) -> timedelta:
@@ -121,12 +121,12 @@ class Input:
 class Standing:
     """Where a model stands, as the conditions will say it.
 
-    word: reason of Ready where nothing is served. keep_stalled: an earlier failure of this same
-    load stays said while it is tried again.
+    reason: of Ready where nothing is served, and of Reconciling. keep_stalled: an earlier failure
+    of this same load stays said while it is tried again.
     """
 
     phase: Phase
-    word: str
+    reason: ReadyReason | Reason
     message: str
     reconciling: bool = False
     stalled: Failure | None = None
@@ -137,7 +137,7 @@ class Standing:
         """The standing of a failed or stuck load."""
         phase = Phase.PENDING if failure.reason in NOT_YET else Phase.FAILED
         text = failure.text(job_name) + (f" {note}" if note else "")
-        return cls(phase, failure.reason.value, text, stalled=failure)
+        return cls(phase, failure.reason, text, stalled=failure)
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ def status_after(inp: Input, step: Step, news: outbox.News) -> Status:
         "model_id": model.model_id,
         "model_type": model.model_type,
         "phase": Phase.READY if ready_now and not standing.reconciling else standing.phase,
-        "reason": None if standing.phase is Phase.READY else standing.word,
+        "reason": None if standing.phase is Phase.READY else standing.reason.value,
         "conditions": _conditions(inp, standing, artifact if ready_now else None, news),
-        "progress": describe(step.progress) if step.progress else None,
+        "progress": StatusProgress.of(step.progress) if step.progress else None,
         "artifact": artifact,
         "source": step.source or (inp.status.source if artifact else None),
         "webhook": WebhookStatus(outbox=list(news.entries)) if news.entries else None,
@@ -216,13 +216,19 @@ def _conditions(
 ) -> list[Condition]:
     result = list(inp.status.conditions)
 
-    def put(kind: ConditionType, true: bool, reason: str, message: str, generation: int) -> None:
+    def put(
+        kind: ConditionType,
+        true: bool,
+        reason: ReadyReason | WebhookReason | Reason,
+        message: str,
+        generation: int,
+    ) -> None:
         nonlocal result
         condition = Condition(
             type=kind,
             status="True" if true else "False",
-            reason=reason,
-            message=message[: conditions.MESSAGE_MAX_LENGTH],
+            reason=reason.value,
+            message=message[:TEXT_MAX_LENGTH],
             observed_generation=generation,
             last_transition_time=times.stamp(inp.now),
         )
@@ -231,22 +237,21 @@ def _conditions(
     generation = inp.model.generation
     if served is not None:
         text = _served_text(inp, standing, served)
-        put(ConditionType.READY, True, "Loaded", text, _served_generation(inp, served))
+        put(ConditionType.READY, True, ReadyReason.LOADED, text, _served_generation(inp, served))
     else:
-        put(ConditionType.READY, False, standing.word, standing.message, generation)
+        put(ConditionType.READY, False, standing.reason, standing.message, generation)
     if standing.reconciling:
-        put(ConditionType.RECONCILING, True, standing.word, standing.message, generation)
+        put(ConditionType.RECONCILING, True, standing.reason, standing.message, generation)
     else:
         result = conditions.drop(result, ConditionType.RECONCILING)
     if standing.stalled is not None:
-        reason = standing.stalled.reason.value
-        put(ConditionType.STALLED, True, reason, standing.message, generation)
+        put(ConditionType.STALLED, True, standing.stalled.reason, standing.message, generation)
     elif not (standing.keep_stalled and inp.same_load and inp.stalled not in NOT_YET):
         result = conditions.drop(result, ConditionType.STALLED)
     if inp.webhook is None:
         return conditions.drop(result, ConditionType.WEBHOOK_DELIVERED)
     if news.reason is not None:
-        delivered = news.reason == "Delivered"
+        delivered = news.reason is WebhookReason.DELIVERED
         put(ConditionType.WEBHOOK_DELIVERED, delivered, news.reason, news.message, generation)
     return result
 

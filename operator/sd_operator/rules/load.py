@@ -5,16 +5,24 @@ Each rule is a function named by the fact that it finds, from what is known to a
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sd_api import names, netguard
-from sd_api.load import LoadResult, Stage
-from sd_api.reasons import Reason, Retry
-from sd_api.spec import BARE_ID_PATTERN, ModelType
-from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource, WebhookEvent
-from sd_operator.base import humanize, times
+from sd_api import humanize, names
+from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import ReadyReason, Reason, Retry
+from sd_api.redaction import redact_url
+from sd_api.status import (
+    ConditionType,
+    JobStatus,
+    Phase,
+    StatusArtifact,
+    StatusSource,
+    WebhookEvent,
+)
+from sd_api.trained import is_trained_id
+from sd_api.wire import LoadResult, Stage
+from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.rules import diagnose, manifests, queue
 from sd_operator.rules.decision import FinalizerChange
@@ -46,8 +54,7 @@ def spec_is_invalid(inp: Input) -> Step | None:
 
 
 def _needs_template(inp: Input) -> bool:
-    trained = inp.model.model_type is ModelType.API_TRAINED
-    return trained and re.match(BARE_ID_PATTERN, inp.model.url) is not None
+    return is_trained_id(inp.model.url, inp.model.model_type)
 
 
 def another_load_is_running(inp: Input) -> Step | None:
@@ -58,7 +65,9 @@ def another_load_is_running(inp: Input) -> Step | None:
         for job in inp.observed.of_role(names.ROLE_LOAD)
         if job.load_hash != inp.wanted or (settled and not _is_noted(inp, job))
     ]
-    return _stop(inp, others, Standing(Phase.PENDING, "Pending", "the former load ends first"))
+    return _stop(
+        inp, others, Standing(Phase.PENDING, ReadyReason.PENDING, "the former load ends first")
+    )
 
 
 def _stop(inp: Input, unwanted: list[JobView], standing: Standing) -> Step | None:
@@ -80,7 +89,7 @@ def it_is_published(inp: Input) -> Step | None:
     """What is wanted is published: there is nothing to do."""
     if inp.published is None or inp.published.load_hash != inp.wanted:
         return None
-    return Step(Standing(Phase.READY, "Loaded", ""))
+    return Step(Standing(Phase.READY, ReadyReason.LOADED, ""))
 
 
 def the_claim_is_missing(inp: Input) -> Step | None:
@@ -144,7 +153,7 @@ def it_is_suspended(inp: Input) -> Step | None:
         return None
     standing = Standing(
         Phase.PENDING,
-        "Suspended",
+        ReadyReason.SUSPENDED,
         "spec.suspend is true; set it to false to load",
         keep_stalled=True,
     )
@@ -174,9 +183,9 @@ def the_job_is_running(inp: Input) -> Step | None:
     phase = Phase.CONVERTING if converting else Phase.DOWNLOADING
     if inp.observed.progress is not None:
         phase = max(phase, _PHASES[inp.observed.progress.stage], key=list(Phase).index)
-    message = f"Job {job.name} loads {netguard.redact(inp.model.url)}"
+    message = f"Job {job.name} loads {redact_url(inp.model.url)}"
     return Step(
-        Standing(phase, phase.value, message, reconciling=True, keep_stalled=True),
+        Standing(phase, ReadyReason(phase.value), message, reconciling=True, keep_stalled=True),
         load=_load(inp, job),
         progress=inp.observed.progress,
         notify=_started(inp),
@@ -209,8 +218,8 @@ def it_failed_before(inp: Input) -> Step | None:
     again = ended + inp.retry_delay(status.job.attempt if status.job else 0)
     if reason.retry is Retry.RESYNC and inp.now >= again:
         return None
-    stalled = next(one for one in status.conditions if one.type == "Stalled")
-    standing = Standing(Phase.FAILED, reason.value, stalled.message, keep_stalled=True)
+    stalled = next(one for one in status.conditions if one.type == ConditionType.STALLED)
+    standing = Standing(Phase.FAILED, reason, stalled.message, keep_stalled=True)
     wake = (again - inp.now).total_seconds() if reason.retry is Retry.RESYNC else None
     return Step(standing, wake_after=wake)
 
@@ -222,7 +231,7 @@ def the_job_was_lost(inp: Input) -> Step | None:
         return None
     if not inp.observed.fresh:
         return Step(_pending(f"Job {status.job.name} is gone"), look=True)
-    resumed = inp.ready is not None and inp.ready.reason == "Suspended"
+    resumed = inp.ready is not None and inp.ready.reason == ReadyReason.SUSPENDED
     started = times.parse(status.start_time)
     if resumed or started is None or status.job.attempt == 0:
         return None
@@ -245,7 +254,7 @@ def the_job_was_refused(inp: Input) -> Step | None:
         failure = Failure(Reason.INVALID_SPEC, f"spec.job is refused: {refusal.message}")
         return Step(Standing.of(failure), wake_after=wake)
     message = f"the loader Job cannot be created: {diagnose.clean(refusal.message)}"
-    return Step(Standing(Phase.PENDING, "Pending", message), wake_after=wake)
+    return Step(Standing(Phase.PENDING, ReadyReason.PENDING, message), wake_after=wake)
 
 
 def it_must_wait_its_turn(inp: Input) -> Step | None:
@@ -253,7 +262,9 @@ def it_must_wait_its_turn(inp: Input) -> Step | None:
     if inp.observed.admitted:
         return None
     place = queue.describe(inp.observed.place) if inp.observed.place else "other models load first"
-    return Step(Standing(Phase.QUEUED, "Queued", place, keep_stalled=True), wants_turn=True)
+    return Step(
+        Standing(Phase.QUEUED, ReadyReason.QUEUED, place, keep_stalled=True), wants_turn=True
+    )
 
 
 def it_is_not_ours_yet(inp: Input) -> Step | None:
@@ -302,14 +313,16 @@ RULES: tuple[Rule, ...] = (
 
 
 def _pending(message: str) -> Standing:
-    return Standing(Phase.PENDING, "Pending", message, reconciling=True, keep_stalled=True)
+    return Standing(
+        Phase.PENDING, ReadyReason.PENDING, message, reconciling=True, keep_stalled=True
+    )
 
 
 def _queued(inp: Input, job_name: str) -> Standing:
     kueue = inp.settings.loader.kueue_queue
     waits = f"Kueue to admit it into queue {kueue}" if kueue else "spec.suspend to be set to false"
     message = f"Job {job_name} waits for {waits}"
-    return Standing(Phase.QUEUED, "Queued", message, keep_stalled=True)
+    return Standing(Phase.QUEUED, ReadyReason.QUEUED, message, keep_stalled=True)
 
 
 def _is_noted(inp: Input, job: JobView) -> bool:
@@ -389,10 +402,10 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
     note = diagnose.clean(result.message)
     message = where(path, claim.name) + (f". {note}" if note else "")
     return Step(
-        Standing(Phase.READY, "Loaded", message),
+        Standing(Phase.READY, ReadyReason.LOADED, message),
         load=_load(inp, job, ended),
         ended=True,
         artifact=published,
-        source=StatusSource(**source, url=netguard.redact(inp.model.url)[:1024]),
+        source=StatusSource(**source, url=redact_url(inp.model.url)[:TEXT_MAX_LENGTH]),
         notify=(*_started(inp), WebhookEvent.LOADED),
     )

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sd_api.reasons import EventReason, WebhookReason
 from sd_api.status import OUTBOX_MAX, OutboxEntry, WebhookEvent
 from sd_operator.base import times
 from sd_operator.resources.observed import Delivery, Outcome
-from sd_operator.rules.decision import EventPlan, EventReason, EventType
+from sd_operator.rules.decision import EventPlan, EventType
 
 Entries = Sequence[OutboxEntry]
 
 _REMEDIES = {
-    Outcome.FAILED: "Check spec.webhook and that its host answers POST requests with 2xx.",
-    Outcome.GONE: "The receiver wants no more calls of this event.",
+    Outcome.FAILED: "Check spec.webhook, and that its host answers POST requests with 2xx.",
+    Outcome.GONE: "Set spec.webhook to a receiver that accepts calls, or remove it.",
     Outcome.UNSIGNED: "Create the Secret that spec.webhookSecretRef names, with a key of the form"
-    " whsec_<base64>, and let the operator read it (Role with get and resourceNames).",
+    " whsec_<base64>, and allow the operator to read it (a Role with get and resourceNames).",
 }
 
 
@@ -27,7 +28,7 @@ class News:
     """What finished calls change: the entries still owed, the condition, Events."""
 
     entries: tuple[OutboxEntry, ...]
-    reason: str | None = None
+    reason: WebhookReason | None = None
     message: str = ""
     events: tuple[EventPlan, ...] = ()
 
@@ -49,7 +50,7 @@ def owe(news: News, entry: OutboxEntry) -> News:
     )
     message = f"{entry.event} is to be delivered"
     events = (*news.events, *given_up)
-    return News(entries[-OUTBOX_MAX:], "DeliveryPending", message, events)
+    return News(entries[-OUTBOX_MAX:], WebhookReason.DELIVERY_PENDING, message, events)
 
 
 def due(entries: Entries, in_flight: frozenset[str], now: datetime) -> tuple[OutboxEntry, ...]:
@@ -86,7 +87,12 @@ def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence
         event = EventPlan(
             EventType.NORMAL, EventReason.WEBHOOK_DELIVERED, f"{entry.event} was delivered"
         )
-        return News(others, "Delivered", f"{entry.event} was delivered", (*news.events, event))
+        return News(
+            others,
+            WebhookReason.DELIVERED,
+            f"{entry.event} was delivered",
+            (*news.events, event),
+        )
     remedy = _REMEDIES[delivery.outcome]
     retried = delivery.outcome is not Outcome.GONE and entry.attempts < len(schedule)
     text = f"{entry.event} was not delivered: {delivery.error}"
@@ -105,10 +111,11 @@ def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence
             }
         )
         entries = tuple(again if one.id == entry.id else one for one in news.entries)
-    reason = "SecretNotReadable" if delivery.outcome is Outcome.UNSIGNED else "DeliveryFailed"
     events = news.events
     if tell:
         events = (*events, _failed(message))
+    unsigned = delivery.outcome is Outcome.UNSIGNED
+    reason = WebhookReason.SECRET_NOT_READABLE if unsigned else WebhookReason.DELIVERY_FAILED
     return News(entries, reason, message, events)
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.load import LoadRequest, RemoveRequest, Request
 from sd_operator.standalone.errors import Json
 
 LOADER = (sys.executable, "-P", "-m", "sd_loader")
-REQUESTS: dict[str, type[LoadRequest] | type[RemoveRequest]] = {
+REQUESTS: dict[str, type[Request]] = {
     "fetch": LoadRequest,
     "convert": LoadRequest,
     "remove": RemoveRequest,
@@ -61,7 +61,7 @@ def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
                 f" not {' '.join(map(str, argv))[:200]!r}"
             )
     try:
-        REQUESTS[command].model_validate_json(request)
+        REQUESTS[command].from_argument(request)
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3]

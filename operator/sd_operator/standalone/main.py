@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from sd_api import defaults
 from sd_api.crd import custom_resource_definition
 from sd_operator.standalone import pki, processes
 from sd_operator.standalone.client import Client
@@ -19,7 +20,7 @@ from sd_operator.standalone.controllers import BACKOFF_SECONDS, Controllers
 from sd_operator.standalone.errors import Json
 from sd_operator.standalone.kubelet import Kubelet
 from sd_operator.standalone.podrun import Machine
-from sd_operator.standalone.processes import CLAIM_NAME, Options
+from sd_operator.standalone.processes import Options
 from sd_operator.standalone.server import ApiServer
 from sd_operator.standalone.signals import until_signal
 
@@ -36,7 +37,7 @@ async def run(options: Options, state: Path) -> None:
     options.store.mkdir(parents=True, exist_ok=True)
     token = secrets.token_urlsafe(32)
     ca, certificate = pki.make_certificates()
-    main_claim = ("default", CLAIM_NAME)
+    main_claim = ("default", defaults.CLAIM_NAME)
     machine = Machine(options.store.resolve(), state, state / "logs", main_claim, options.loader)
     api = ApiServer(token, machine.logs)
     for item in _initial_objects():
@@ -81,7 +82,7 @@ def _initial_objects() -> list[Json]:
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": CLAIM_NAME, "namespace": "default"},
+        "metadata": {"name": defaults.CLAIM_NAME, "namespace": "default"},
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": "1Ti"}},

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
+from sd_api import defaults
 from sd_operator.standalone.client import JSON, MERGE, Client, ignore_gone, object_path
 from sd_operator.standalone.controllers import event
 from sd_operator.standalone.errors import ApiError, Json
@@ -50,7 +51,7 @@ class Machine:
     state: Path
     """A private folder for volumes, Secrets and termination messages."""
     logs: Path
-    main_claim: tuple[str, str] = ("default", "models")
+    main_claim: tuple[str, str] = ("default", defaults.CLAIM_NAME)
     """Namespace and name of the PVC whose folder is the store itself."""
     loader: Sequence[str] = LOADER
 

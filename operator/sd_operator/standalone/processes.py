@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd_api import defaults
 from sd_operator.standalone import pki
 from sd_operator.standalone.executor import LOADER, die_with_parent
 from sd_operator.standalone.podrun import MAX_GRACE_SECONDS
 
-CLAIM_NAME = "models"
 GATEWAY_NAMESPACE = "default"
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Delays before a process is started again; the last one repeats."""
@@ -39,7 +39,7 @@ async def operate(options: Options) -> None:
     """Keep the operator running."""
     settings = {
         "SD_OPERATOR_BIND_ADDRESS": "127.0.0.1",
-        "SD_OPERATOR_CLAIM_NAME": CLAIM_NAME,
+        "SD_OPERATOR_CLAIM_NAME": defaults.CLAIM_NAME,
         "SD_OPERATOR_ALLOWED_HOSTS": options.allowed_hosts,
         "SD_OPERATOR_HF_ENDPOINT": options.hub_endpoint,
         "SD_OPERATOR_METRICS_PORT": "0",
@@ -67,7 +67,7 @@ async def serve_gateway(options: Options, state: Path) -> None:
         "SD_GATEWAY_METRICS_PORT": "0",
         "SD_GATEWAY_PUBLIC_URL": url,
         "SD_GATEWAY_KEYS_FILE": str(keys_file),
-        "SD_GATEWAY_CLAIM_NAME": CLAIM_NAME,
+        "SD_GATEWAY_CLAIM_NAME": defaults.CLAIM_NAME,
         "SD_GATEWAY_STORE": str(options.store.resolve()),
         "SD_GATEWAY_ALLOWED_HOSTS": options.allowed_hosts,
         "SD_GATEWAY_HF_ENDPOINT": options.hub_endpoint,

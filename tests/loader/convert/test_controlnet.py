@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import load_file, save_file
 
 from devkit.controlnet_layouts import SD1, SD2, TINY, config, controlnet_shapes
-from sd_api.load import Source
 from sd_api.reasons import Reason
+from sd_api.wire import Source
 from sd_loader.convert import Converted, convert
 from sd_loader.convert.tables.architecture import load
 from sd_loader.convert.tables.dimensions import Dimensions, matches

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sd_api.load import Source
+from sd_api.wire import Source
 from sd_loader.convert import convert
 from sd_loader.handover import Fetched
 from tests.support.loader import oldstack

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel
 from safetensors.torch import load_file
 
 from devkit.ldm_layouts import TINY_SD15, vae_shapes
-from sd_api.load import Source
 from sd_api.reasons import Reason
+from sd_api.wire import Source
 from sd_loader.convert import Converted, convert
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched

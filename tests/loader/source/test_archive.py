@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devkit.fakefiles import FileServer
-from sd_api.load import Source
 from sd_api.reasons import Reason
+from sd_api.wire import Source
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings

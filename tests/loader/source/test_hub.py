@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from devkit.fakefiles import Faults
-from sd_api.load import Progress
 from sd_api.reasons import Reason
+from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from sd_api.load import Progress
+from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
 from sd_loader.source import fetch

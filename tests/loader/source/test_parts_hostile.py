@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from devkit.controlnet_layouts import TINY, config, controlnet_shapes
 from devkit.ldm_layouts import TINY_SD15, vae_shapes
-from sd_api.defaults import format_default_parts, parse_default_parts
+from sd_api.default_parts import format_default_parts, parse_default_parts
 from sd_loader.convert import plan_file
 from sd_loader.convert.plan.controlnet_check import checked_controlnet
 from sd_loader.convert.tables.architecture import load

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.spec import JobOverrides
+from sd_api.trained import TEMPLATE_RULE
 from sd_operator.base import settings as settings_module
 from sd_operator.base.environment import SettingsError
 from sd_operator.base.settings import LoaderSettings, Settings
@@ -143,7 +144,8 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         pytest.param("LOG_FORMAT", "xml", "must be one of auto, json, text", id="format"),
         pytest.param("LOG_LEVEL", "LOUD", "must be one of DEBUG, INFO", id="level"),
         pytest.param("HF_ENDPOINT", "hub.example.com", "must be an http(s) link", id="no link"),
-        pytest.param("TRAINED_URL_TEMPLATE", "https://x.example", "must have {id}", id="template"),
+        pytest.param("TRAINED_URL_TEMPLATE", "https://x.example", TEMPLATE_RULE, id="no id"),
+        pytest.param("TRAINED_URL_TEMPLATE", "https://{id}.x.example/", TEMPLATE_RULE, id="host"),
         pytest.param("LOADER_DEFAULT_PARTS", "org/name", "must be entries BASE=", id="no base"),
         pytest.param("LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=", id="base"),
         pytest.param("LOADER_DEFAULT_PARTS", "sd1=name", "must be entries BASE=", id="no repo"),

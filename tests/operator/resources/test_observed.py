@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api import names
-from sd_api.load import LoadResult, Progress, Stage
 from sd_api.reasons import Reason
+from sd_api.wire import LoadResult
 from sd_operator.reconciler.cache import Cache, is_newer
-from sd_operator.resources.observed import ContainerView, JobState, JobView, PodView, read_progress
+from sd_operator.resources.observed import ContainerView, JobState, JobView, PodView
 from sd_operator.rules import diagnose
 from tests.support.rules.observed import (
     ARTIFACT,
@@ -216,35 +216,6 @@ def test_text_from_outside_is_made_harmless(text: str) -> None:
     cleaned = diagnose.clean(text)
     assert cleaned.isprintable() or cleaned == ""
     assert len(cleaned) <= diagnose.MESSAGE_MAX_LENGTH
-
-
-def test_the_last_log_line_is_progress() -> None:
-    """One JSON object of the contract."""
-    line = Progress(stage=Stage.CONVERTING, percent=3).model_dump_json(by_alias=True)
-    assert read_progress(line + "\n") == Progress(stage=Stage.CONVERTING, percent=3)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param("", id="empty"),
-        pytest.param("Traceback (most recent call last):", id="text"),
-        pytest.param('{"stage": "Done"}', id="unknown stage"),
-        pytest.param('{"stage": "Verifying", "percent": 101}', id="out of range"),
-        pytest.param('{"stage": "Verifying", "path": "/etc"}', id="unknown field"),
-        pytest.param('{"stage": "Verifying"}' + " " * 3000, id="too long"),
-        pytest.param("[" * 2000, id="nested"),
-    ],
-)
-def test_any_other_log_line_is_none(line: str) -> None:
-    """What a container prints is untrusted."""
-    assert read_progress(line) is None
-
-
-@given(st.text(max_size=200))
-def test_no_log_line_raises(line: str) -> None:
-    """Whatever it is."""
-    read_progress(line)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_api import names
-from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason, Retry
 from sd_api.status import ConditionType
+from sd_api.wire import Progress, Stage
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ContainerView, JobState, JobView, Observed
 from sd_operator.rules import conditions
-from sd_operator.rules.decide import carries_secret
 from sd_operator.rules.decision import Plan
 from tests.support.rules.decisions import (
     COMPLETE,
@@ -152,22 +151,6 @@ def test_the_clean_up_job_keeps_what_is_to_be_retained() -> None:
     assert gone is not None
     assert kept.request.model_dump()["retain"] is True
     assert gone.request.model_dump()["retain"] is False
-
-
-@pytest.mark.parametrize(
-    ("url", "secret"),
-    [
-        pytest.param("https://civitai.com/api/download/models/1?token=x", True, id="token"),
-        pytest.param("https://user:pw@example.com/m.ckpt", True, id="userinfo"),
-        pytest.param("https://user@example.com/m.ckpt", True, id="user"),
-        pytest.param("https://example.com/m.ckpt?type=Model&format=x", False, id="harmless query"),
-        pytest.param("https://example.com/@v1/m.ckpt", False, id="at sign in the path"),
-        pytest.param("runwayml/stable-diffusion-v1-5", False, id="repo id"),
-    ],
-)
-def test_urls_that_carry_secrets_are_noticed(url: str, secret: bool) -> None:
-    """By userinfo, or by a parameter's name."""
-    assert carries_secret(url) is secret
 
 
 STATUSES = st.sampled_from(

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from sd_api import names
-from sd_api.load import LoadResult, Progress, Stage
 from sd_api.reasons import Reason
+from sd_api.wire import LoadResult, Progress, Stage
 from sd_operator.base import times
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from sd_api.load import LoadRequest, Progress, Source
+from sd_api.load import LoadRequest
+from sd_api.wire import Progress, Source
 from sd_loader.convert import Converted, convert
 from sd_loader.handover import Fetched
 

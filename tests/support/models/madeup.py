@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest, Source
+from sd_api.load import LoadRequest, Owner, RemoveRequest
+from sd_api.wire import LoadResult, Source
 from sd_loader import convert, source
 from sd_loader.handover import Converted, Fetched, FileDigest
 from sd_loader.settings import Settings

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sd_api.load import Source
+from sd_api.wire import Source
 from sd_loader.convert import Converted, convert
 from sd_loader.handover import Fetched
 from tests.support.models.conversions import load_request

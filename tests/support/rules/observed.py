@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sd_api import names
-from sd_api.load import Artifact, LoadResult, Source
 from sd_api.reasons import Reason
+from sd_api.wire import Artifact, LoadResult, Source
 from sd_operator.base import times
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ClaimView, ContainerView, JobState, JobView, PodView
@@ -127,7 +127,7 @@ LOADED = LoadResult(
 def answered(name: str, answer: LoadResult) -> ContainerView:
     """A container that ended with an answer."""
     code = int(answer.reason.exit_code) if answer.reason else 0
-    return ContainerView(name, "terminated", "", code, answer.to_message())
+    return ContainerView(name, "terminated", "", code, answer.encode())
 
 
 def failed(reason: Reason, message: str = "what and where") -> LoadResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_loader.convert.tables.architecture import Component, Row, take
 from sd_loader.convert.tables.dimensions import Dimensions, describe, matches
@@ -76,7 +77,7 @@ def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> N
             Reason.UNSUPPORTED_FORMAT,
             f"the checkpoint has no {' and no '.join(missing)}, which its pipeline needs; a VAE may"
             " be given by spec.vae, and parts of either kind by the administrator's setting"
-            " SD_OPERATOR_LOADER_DEFAULT_PARTS (SD_LOADER_DEFAULT_PARTS by hand)",
+            f" SD_OPERATOR_LOADER_DEFAULT_PARTS ({LoaderEnv.name_of('default_parts')} by hand)",
         )
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason
+from sd_api.wire import Progress, Stage
 from sd_loader.convert.write.fileio import reserve, storage_errors
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import Block, Buffers, Findings, blocks_of

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from sd_api.load import STORE_MOUNT
+from sd_api.loader_env import STORE_MOUNT
 from sd_api.names import GROUP
-from sd_api.netguard import redact
+from sd_api.redaction import redact_url
 from sd_api.spec import ModelType, Spec
 from sd_operator.resources.model import Model
 
@@ -141,7 +141,7 @@ def _redact(spec: dict[str, Any], path: tuple[str, ...]) -> bool:
             return False
         spec = inner
     url = spec.get(last)
-    if not isinstance(url, str) or redact(url) == url:
+    if not isinstance(url, str) or redact_url(url) == url:
         return False
-    spec[last] = redact(url)
+    spec[last] = redact_url(url)
     return True

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from sd_api.netguard import redact
-from sd_api.reasons import Reason
+from sd_api.humanize import duration, size
+from sd_api.reasons import ReadyReason, Reason
+from sd_api.redaction import redact_url
 from sd_api.spec import ModelType
 from sd_api.status import Condition, ConditionType, Phase
 from sd_operator.base import times
-from sd_operator.base.humanize import duration, size
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
 from sd_operator.resources.model import Model
 
@@ -37,7 +37,6 @@ _TONES = {
     Phase.QUEUED: "wait",
     Phase.DELETING: "wait",
 }
-_REMEDIES = {reason.value: reason.remedy for reason in Reason}
 PAGE = 60
 """How many cards the list shows at first."""
 
@@ -205,7 +204,7 @@ def source(model: Model) -> tuple[str, str | None]:
     """
     url = (model.status.source.url if model.status.source else None) or ""
     if model.spec is not None:
-        url = redact(model.url)
+        url = redact_url(model.url)
     whole = model.spec is not None and url == model.url
     return url, url if whole and url.startswith(("https://", "http://")) else None
 
@@ -238,7 +237,7 @@ def _note(reason: str | None, phase: Phase, stalled: Condition | None) -> str:
     """Return the reason; empty if the phase already implies it."""
     if stalled is not None:
         return stalled.reason
-    return reason if reason and reason not in (phase, "Loaded") else ""
+    return reason if reason and reason not in (phase, ReadyReason.LOADED) else ""
 
 
 def _find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
@@ -266,7 +265,8 @@ def _conditions(model: Model, now: datetime) -> tuple[ConditionView, ...]:
 
 def _condition(condition: Condition, model: Model, now: datetime) -> ConditionView:
     job = model.status.job.name if model.status.job else "NAME"
-    remedy = _REMEDIES.get(condition.reason, "").replace("<status.job.name>", job)
+    reason = Reason.parse(condition.reason)
+    remedy = reason.remedy_for(job) if reason else ""
     good = (condition.status == "True") == (condition.type != ConditionType.STALLED)
     tone = "good" if good else "bad"
     if condition.type == ConditionType.RECONCILING or (not good and not remedy):
