@@ -28,9 +28,10 @@ from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
-from sd_loader.formats.snippet import snippet
+from sd_loader.net.credentials import read_credentials
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines
 from sd_loader.settings import Settings
+from sd_loader.snippet import snippet
 
 _UMASK = 0o022
 _OLDER_THAN_HOURS = 24.0
@@ -101,6 +102,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _inspect(args: argparse.Namespace, _: Settings) -> None:
+    # Imported here: the other commands do without conversions, and start faster.
     from sd_loader.inspect import inspect
 
     found = inspect(args.file)
@@ -108,6 +110,7 @@ def _inspect(args: argparse.Namespace, _: Settings) -> None:
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    # Imported here: only this command needs it.
     from sd_loader.sweep import sweep
 
     swept = sweep(
@@ -143,8 +146,6 @@ def _answer(result: LoadResult, settings: Settings) -> None:
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     """What a server may have been sent, and so may quote."""
-    from sd_loader.net.credentials import read_credentials
-
     given, token = vars(args), None
     if "request" in given:
         with suppress(ValueError, RecursionError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 from pathlib import Path
@@ -12,8 +11,7 @@ from pydantic import ValidationError
 from sd_api.reasons import ExitCode, Reason
 from sd_api.redaction import redact_text
 from sd_loader.errors import LoaderError
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+from sd_loader.storage_errors import VOLUME_ONLY, storage_error
 
 
 def explain(error: BaseException) -> LoaderError:
@@ -25,12 +23,8 @@ def explain(error: BaseException) -> LoaderError:
     match error:
         case LoaderError():
             return error
-        case OSError(errno=code) if code in _FULL:
-            return LoaderError(
-                Reason.INSUFFICIENT_STORAGE, f"no space left: {os.strerror(code or 0)}"
-            )
-        case OSError(errno=errno.EROFS):
-            return LoaderError(Reason.VOLUME_NOT_WRITABLE, "the volume is mounted read-only")
+        case OSError(errno=code) if code in VOLUME_ONLY:
+            return storage_error(error)
         case MemoryError():
             return LoaderError(Reason.OUT_OF_MEMORY, "the loader ran out of memory")
         case _:

@@ -23,8 +23,8 @@ from sd_api import netguard
 from sd_api.netguard import Address, Guard
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.net.exchange import Link
-from sd_loader.net.transport import make_client
+from sd_loader.net.client import HttpClient
+from sd_loader.net.exchange import Resource
 from sd_loader.settings import Settings as LoaderSettings
 from sd_operator.base.settings import Settings as OperatorSettings
 from sd_operator.base.times import SYSTEM_CLOCK
@@ -76,7 +76,7 @@ def _loader(ends: Ends) -> httpx2.Client:
         ca_file=ends.ca_file,
         resolver=ends.resolver,
     )
-    return make_client(settings)
+    return HttpClient(settings).session()
 
 
 def _why(call: Callable[[], object]) -> str | None:
@@ -95,7 +95,7 @@ def call_links(ends: Ends, urls: Sequence[str]) -> list[str | None]:
     """As the loader downloads."""
 
     def get(url: str) -> None:
-        with Link(client, url).get({}) as response:
+        with Resource(client, url).get({}) as response:
             if response.status_code == 302:
                 raise httpx2.InvalidURL("a redirect that leads nowhere")
 

@@ -13,7 +13,7 @@ from isal import isal_zlib
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import TensorFile
 
 Extent = tuple[int, int]

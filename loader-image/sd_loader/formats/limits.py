@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 MAX_TENSORS = 100_000
 MAX_RANK = 8

@@ -25,7 +25,7 @@ from sd_loader.formats.pickle_objects import (
     refuse_unsafe,
     storage,
 )
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 HIGHEST_PROTOCOL = 5
 MAX_BYTES = 16 << 20

@@ -25,7 +25,7 @@ from sd_loader.formats.pickle_names import (
     UNSUPPORTED,
     Name,
 )
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype
 
 _REBUILD_ARGUMENTS = {REBUILD_TENSOR: 4, REBUILD_TENSOR_V2: 6, REBUILD_TENSOR_V3: 7}

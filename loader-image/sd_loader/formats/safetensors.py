@@ -10,7 +10,7 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.limits import MAX_RANK, MAX_TENSORS, check_name
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Tensor
 
 LENGTH_BYTES = 8

@@ -8,7 +8,7 @@ from enum import Enum
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 HEAD_BYTES = 4096
 """How many of a file's first bytes `identify` wants to see."""

@@ -11,8 +11,8 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.limits import MAX_TENSORS, check_name
 from sd_loader.formats.pickle_objects import View
-from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import Record
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _NESTED = "state_dict"

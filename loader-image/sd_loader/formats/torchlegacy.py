@@ -16,8 +16,8 @@ from sd_loader.formats.fileio import read_at
 from sd_loader.formats.limits import MAX_TENSORS
 from sd_loader.formats.pickle_objects import Storage, is_count, refuse_damaged, storage
 from sd_loader.formats.sniff import LEGACY_TORCH_MAGIC
-from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import Record
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _VERSION = 1001

@@ -11,8 +11,8 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import pickle, state_dict
 from sd_loader.formats.fileio import read_at
-from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import Directory, Record, locate, read_directory
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _PICKLE = "data.pkl"

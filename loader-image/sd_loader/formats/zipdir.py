@@ -16,7 +16,7 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.limits import MAX_TENSORS
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 MAX_MEMBERS = MAX_TENSORS + 100
 MAX_DIRECTORY = 32 << 20

@@ -18,7 +18,7 @@ from sd_loader.errors import LoaderError
 
 
 @dataclass(frozen=True)
-class Link:
+class Resource:
     """A url, the client that asks for it, and the token that its origin, and no other, is sent."""
 
     client: httpx2.Client

@@ -12,7 +12,7 @@ import httpx2
 
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, TransientError
 
 T = TypeVar("T")
 
@@ -23,14 +23,6 @@ _HUB_CODES = {
     "RevisionNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such revision"),
     "EntryNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such file"),
 }
-
-
-class TransientError(LoaderError):
-    """A failure that may pass within seconds. after: the seconds the server asked to wait."""
-
-    def __init__(self, reason: Reason, message: str, after: float = 0) -> None:
-        super().__init__(reason, message)
-        self.after = after
 
 
 @dataclass(frozen=True)

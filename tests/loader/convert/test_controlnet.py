@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from devkit.controlnet_layouts import SD1, SD2, TINY, config, controlnet_shapes
 from sd_api.reasons import Reason
 from sd_api.wire import Source
-from sd_loader.convert import Converted, convert
+from sd_loader.convert.run import convert
 from sd_loader.convert.tables.architecture import load
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     Checkpoint,
@@ -28,7 +28,7 @@ from tests.support.models.checkpoints import (
     save_safetensors,
     tiny_sd15,
 )
-from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.conversions import conversion, convert_file, identical
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -190,9 +190,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; fields: those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    request = load_request(**{"model_type": "controlnet", "url": "org/name", **fields})
+    asked = conversion(**{"model_type": "controlnet", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 
 def save_repo(folder: Path, architecture: str, *, safe: bool = True) -> Path:
@@ -266,7 +266,7 @@ OTHERS = {
     ),
     "an embedding": (("emb_params",), "it needs spec.modelType: embeddings"),
     "a VAE": (("encoder.conv_in.weight",), "a VAE: it needs spec.modelType: vae"),
-    "something else": (("weight",), "the file is no ControlNet: its 1 tensors are named"),
+    "something else": (("weight",), "the file is not a ControlNet: its 1 tensors are named"),
 }
 
 

@@ -13,9 +13,8 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.net import partial
 from sd_loader.net.transport import Pace
-from sd_loader.source.link import fetch_link
-from tests.support.loader.fetches import QUICK, into
-from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request, server, settings
+from tests.support.loader.fetches import into
+from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, server, settings
 from tests.support.paths import ROOT
 
 __all__ = ["into", "server", "settings"]
@@ -42,14 +41,7 @@ def test_a_drip_is_given_up(server, settings, into):
     """A read timeout alone would wait for ever."""
     url = server.serve_file("/model", BODY, rate=400)
     with pytest.raises(LoaderError, match="too slow") as caught:
-        fetch_link(
-            request(url),
-            settings,
-            into,
-            lambda _progress: None,
-            retries=QUICK,
-            pace=Pace(bytes_per_second=10_000, window_seconds=0.5),
-        )
+        load(url, settings, into, pace=Pace(bytes_per_second=10_000, window_seconds=0.5))
     assert caught.value.reason is Reason.SOURCE_UNREACHABLE
 
 

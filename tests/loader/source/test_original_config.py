@@ -15,15 +15,23 @@ from devkit.fakefiles import FileServer
 from devkit.ldm_layouts import TINY_SD2, sd2_shapes
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
-from sd_loader.convert import convert, refuse_unavailable
-from sd_loader.convert.plan.original import MAX_BYTES, OriginalConfig, parse_original
+from sd_loader.convert.conversion import refuse_impossible
+from sd_loader.convert.plan.original import (
+    MAX_BYTES,
+    OriginalConfig,
+    parse_original,
+    read_original,
+)
+from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
+from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import Retries
+from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
-from sd_loader.source import fetch
-from sd_loader.source.original_config import fetch_config
+from sd_loader.source.small_file import fetch_small_file
+from tests.support.loader.fetches import fetch
 from tests.support.models.checkpoints import random_tensors, save_safetensors
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion, load_request
 
 # As the repositories of the models write them.
 V2_INFERENCE_V = """
@@ -224,23 +232,25 @@ def server():
 def fetching(tmp_path):
     """Fetches a config; fields are those of the settings."""
 
-    def fetch(url, *, request=None, allow_local=False, **fields):
+    def fetch_config(url, *, request=None, allow_local=False, **fields):
         found = Settings(
             allowed_hosts=frozenset({"127.0.0.1"}),
             credentials_dir=tmp_path / "secret",
             **fields,
         )
-        name = fetch_config(
-            url,
-            request or load_request(),
+        client = HttpClient(
             found,
-            tmp_path,
-            allow_local=allow_local,
+            has_token=request is not None and request.credentials,
             retries=Retries(delays=()),
         )
-        return tmp_path / name
+        path = tmp_path / "config"
+        fetch_small_file(
+            url, "spec.originalConfig", MAX_BYTES, client, path, allow_local=allow_local
+        )
+        read_original(path)
+        return path
 
-    return fetch
+    return fetch_config
 
 
 def test_the_config_is_downloaded_beside_the_model(server, fetching):
@@ -301,7 +311,7 @@ def test_a_load_reads_it(tmp_path, server):
     found = Settings(allowed_hosts=frozenset({"127.0.0.1"}))
 
     fetched = fetch(request, found, into, lambda _progress: None, allow_local=True)
-    converted = convert(fetched, into, request, out, lambda _progress: None)
+    converted = convert(fetched, into, conversion_of(request), out, lambda _progress: None)
 
     assert fetched.original_config == "config"
     assert converted.prediction_type == "epsilon"
@@ -314,7 +324,7 @@ def test_a_load_reads_it(tmp_path, server):
 def test_only_checkpoints_have_one(model_type):
     """Other models bring their configs along."""
     with pytest.raises(LoaderError, match=r"spec\.originalConfig is for checkpoints") as caught:
-        refuse_unavailable(load_request(model_type=model_type, original_config="https://x.y/z"))
+        refuse_impossible(conversion(model_type=model_type, original_config="https://x.y/z"))
     assert caught.value.reason is Reason.INVALID_SPEC
 
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from devkit.controlnet_layouts import TINY, config, controlnet_shapes
 from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_api.default_parts import format_default_parts, parse_default_parts
-from sd_loader.convert import plan_file
 from sd_loader.convert.plan.controlnet_check import checked_controlnet
+from sd_loader.convert.plan.file import plan_file
 from sd_loader.convert.tables.architecture import load
 from sd_loader.convert.tables.dimensions import evaluate
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -69,7 +69,7 @@ def planned(model_type: str, shapes: Shapes) -> Any:
     """The plan of a file of these tensors."""
     tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
     file = TensorFile(Path("file"), -1, "safetensors", tensors)
-    return plan_file(file, load_request(model_type=model_type))
+    return plan_file(file, conversion(model_type=model_type))
 
 
 @pytest.mark.parametrize(("model_type", "shapes"), WHOLE.values(), ids=WHOLE)

@@ -1,4 +1,4 @@
-"""Looks at a converted folder as a stranger would, before it is published."""
+"""Checks a converted folder before it is published, by reading it again."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from sd_api.reasons import Reason
 from sd_api.spec import Verify
 from sd_api.wire import Progress, Stage
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
-from sd_loader.convert.write.views import pieces
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.progress import Report
-from sd_loader.tensors import Tensor, TensorFile
+from sd_loader.tensors import Tensor, TensorFile, pieces
 
 
 def verify_folder(out: Path, plan: FolderPlan, verify: Verify, report: Report) -> None:
-    """Read every published header again; every weight, too, where that is asked for."""
+    """Read every published header again, and every weight if the plan or the user asks for it."""
     total = sum(file.size for file in plan.weights)
     done = 0
     report(Progress(stage=Stage.VERIFYING, bytes_done=done, bytes_total=total))
@@ -43,7 +42,7 @@ def _check_header(planned: WeightsFile, found: TensorFile) -> None:
 def _check_finite(name: str, tensor: Tensor) -> None:
     if not tensor.dtype.is_float:
         return
-    # numpy is slow to import, and only this check needs it.
+    # Imported here: numpy takes a tenth of a second, and only this check needs it.
     from sd_loader.convert.write.cast import not_finite
     from sd_loader.convert.write.strided_read import read
 

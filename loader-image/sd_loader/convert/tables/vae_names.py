@@ -1,4 +1,4 @@
-"""How diffusers named the VAE's attention before 0.15, which it reads, but no longer writes."""
+"""Names of the VAE's attention tensors: diffusers before 0.15 wrote other ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _OLD = re.compile(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
@@ -15,13 +15,13 @@ _NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"
 
 
 def current_name(name: str) -> str:
-    """The name that diffusers writes now."""
+    """The name that diffusers writes today."""
     old = _OLD.fullmatch(name)
     return f"{old[1]}.{_NEW[old[2]]}.{old[3]}" if old else name
 
 
 def current_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The file under the names that diffusers writes now, of what lies under the prefix."""
+    """The tensors of a file, those under the prefix by the names that diffusers writes today."""
     found: dict[str, Tensor] = {}
     for old, tensor in tensors.items():
         name = current_name(old) if old.startswith(prefix) else old

@@ -1,4 +1,4 @@
-"""The open files that weights are read from, closed together."""
+"""The open tensor files that a plan takes its weights from."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass
-class Weights:
-    """The open files of weights, by their descriptors."""
+class OpenFiles:
+    """Tensor files that stay open until their stack is closed."""
 
     stack: ExitStack
+    """Closes the files."""
+
     files: dict[int, TensorFile] = field(default_factory=dict)
+    """The files by their descriptors, to which tensors refer."""
 
     def open(self, path: Path) -> TensorFile:
-        """Open one more; it is closed with the others."""
+        """Open a file."""
         file = self.stack.enter_context(open_tensor_file(path))
         self.files[file.fd] = file
         return file
 
-    def open_chosen(self, folder: Path, own: Path, chosen: Iterable[RepoFile]) -> list[TensorFile]:
-        """Open those of the chosen files of a repo that are weights in a component's own folder."""
-        paths = [folder / file.path for file in chosen]
+    def open_chosen(
+        self, repo: Path, component: Path, chosen: Iterable[RepoFile]
+    ) -> list[TensorFile]:
+        """Open the chosen files of a repo that are weights and lie in the component's folder."""
+        paths = [repo / file.path for file in chosen]
         return [
             self.open(path)
             for path in paths
-            if path.parent == own and path.suffix in _WEIGHT_SUFFIXES
+            if path.parent == component and path.suffix in _WEIGHT_SUFFIXES
         ]
