@@ -17,8 +17,7 @@ from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
 from sd_loader.convert.plan.needs import Needs, needs
 from sd_loader.convert.plan.open_files import OpenFiles
-from sd_loader.convert.plan.original import MAX_BYTES as ORIGINAL_MAX_BYTES
-from sd_loader.convert.plan.original import read_original
+from sd_loader.convert.plan.original import ORIGINAL_MAX_BYTES, read_original
 from sd_loader.errors import LoaderError, SourceChangedError, naming
 from sd_loader.formats import open_tensor_file
 from sd_loader.handover import CONFIGS_FOLDER, ExtraComponent, Fetched

@@ -18,7 +18,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.plan.small_files import Choices, small_files
-from sd_loader.convert.tables import architecture
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype
@@ -84,7 +84,7 @@ def random_pipeline(base_model: str, sizes: Mapping[str, int], device: str) -> P
 
     with TemporaryDirectory() as name:
         folder = Path(name)
-        known = architecture.load(base_model)
+        known = load_architecture(base_model)
         dtypes = {component.name: {Dtype.F32} for component in known.components}
         for file in small_files(known, {"unet_inputs": LATENTS, **sizes}, dtypes, Choices()):
             (folder / file.path).parent.mkdir(parents=True, exist_ok=True)

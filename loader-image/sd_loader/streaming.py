@@ -22,9 +22,9 @@ from sd_api.wire import Progress, Source, Stage
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.streaming import StreamedFolder
 from sd_loader.convert.write.verify import verify_folder
-from sd_loader.convert.write.wants import Range, Wants, wants_of
+from sd_loader.convert.write.wants import Wants, wants_of
 from sd_loader.formats import open_tensor_file
-from sd_loader.formats.outline import Outline, bring_outline
+from sd_loader.formats.outline import Outline, Range, bring_outline
 from sd_loader.handover import Converted
 from sd_loader.net.ranges import RemoteFile
 from sd_loader.progress import Report

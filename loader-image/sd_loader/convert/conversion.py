@@ -1,4 +1,4 @@
-"""The options of one conversion: what the user asks for, apart from where the model comes from."""
+"""The options of a conversion, and the check that they are possible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Conversion:
     """What to make of a downloaded model."""
 
     model_type: ModelType
-    """What the user says the source is; it decides how the source is converted."""
+    """What kind of model the source is, as the user says. It decides how it is converted."""
 
     model_id: str
     """The model's id. It names the token of an embedding whose file has no usable name."""

@@ -16,7 +16,7 @@ from devkit.controlnet_layouts import SD1, SD2, TINY, config, controlnet_shapes
 from sd_api.reasons import Reason
 from sd_api.wire import Source
 from sd_loader.convert.run import convert
-from sd_loader.convert.tables.architecture import load
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted, Fetched
@@ -220,7 +220,7 @@ def test_a_repo_of_a_controlnet_is_taken_whole(tmp_path: Path, row: Row) -> None
 @pytest.mark.parametrize("net", [SD1, SD2], ids=lambda net: net.family)
 def test_every_tensor_of_the_published_models_has_its_place(net: Any) -> None:
     """Of the published sizes, each tensor is a row of the table."""
-    (component,) = load(f"controlnet-{net.family}").components
+    (component,) = load_architecture(f"controlnet-{net.family}").components
     shapes = controlnet_shapes(net)
     dimensions: Dimensions = {}
     for row in component.rows:

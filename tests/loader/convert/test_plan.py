@@ -179,8 +179,8 @@ def test_a_whole_checkpoint_misses_nothing():
     assert missing_components(tensors(old)) == ()
 
 
-def supplied(component, dimensions=None):
-    """A component that was planned from another file."""
+def planned_component(component, dimensions=None):
+    """An extra component, planned from another file."""
     weights = weights_file(
         f"{component}/weights.safetensors", [Item("w", Tensor(-1, Dtype.F16, (2,), 0), Dtype.F16)]
     )
@@ -191,7 +191,7 @@ def supplied(component, dimensions=None):
 @pytest.mark.parametrize("shapes", [SD1, without(SD1, "first_stage_model.")], ids=["own", "none"])
 def test_a_part_may_come_from_elsewhere(shapes):
     """Instead of the checkpoint's own, or where it has none; its files are taken as they are."""
-    planned = plan(shapes, PlannedExtras({"vae": supplied("vae")}))
+    planned = plan(shapes, PlannedExtras({"vae": planned_component("vae")}))
     files = {file.path for file in planned.files}
     assert {path for path in files if path.startswith("vae/")} == {
         "vae/weights.safetensors",
@@ -205,13 +205,16 @@ def test_a_part_may_come_from_elsewhere(shapes):
 def test_a_text_encoder_from_elsewhere_must_fit():
     """What its shapes say is compared with the UNet's, as if it were the checkpoint's own."""
     shapes = without(SDXL, "conditioner.embedders.0.")
-    part = supplied("text_encoder", {"text_encoder": 64})
+    part = planned_component("text_encoder", {"text_encoder": 64})
     planned = plan(shapes, PlannedExtras({"text_encoder": part}))
     assert config(planned, "unet/config.json")["cross_attention_dim"] == 192
     assert "tokenizer/vocab.json" in {file.path for file in planned.files}
     with pytest.raises(LoaderError, match="it should be") as caught:
         plan(
-            shapes, PlannedExtras({"text_encoder": supplied("text_encoder", {"text_encoder": 72})})
+            shapes,
+            PlannedExtras(
+                {"text_encoder": planned_component("text_encoder", {"text_encoder": 72})}
+            ),
         )
     assert caught.value.reason is Reason.CONVERSION_FAILED
 

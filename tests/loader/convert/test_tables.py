@@ -19,8 +19,7 @@ from devkit.ldm_layouts import (
 )
 from sd_api.spec import PredictionType
 from sd_loader.convert.plan.small_files import Choices, small_files
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import ARCHITECTURES, DATA
+from sd_loader.convert.tables.architecture import ARCHITECTURES, DATA, load_architecture
 from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.clip import vocabulary_file
 from sd_loader.convert.tables.dimensions import describe, evaluate, matches
@@ -57,7 +56,7 @@ def test_every_tensor_of_the_published_model_has_its_place(name):
     tensors, dimensions = published(name), {}
     bound = [
         tensor
-        for component in architecture.load(name).components
+        for component in load_architecture(name).components
         for tensor in bind(component, tensors, dimensions).values()
     ]
     nowhere = ("position_ids", "logit_scale")
@@ -69,7 +68,7 @@ def test_every_tensor_of_the_published_model_has_its_place(name):
         if "." in key and not key.endswith(nowhere) and not key.startswith(not_in_sd2)
     ]
     assert sum(tensor.count for tensor in bound) == sum(tensor.count for tensor in weights)
-    assert not any(left_over(part, tensors) for part in architecture.load(name).components)
+    assert not any(left_over(part, tensors) for part in load_architecture(name).components)
 
 
 CONFIGS = [
@@ -293,7 +292,7 @@ VARIANTS = [
 )
 def test_the_published_shapes_give_the_published_configs(name, variant, expected):
     """What the models' own repositories say, as far as it decides what is computed."""
-    known, dimensions = architecture.load(name), {}
+    known, dimensions = load_architecture(name), {}
     if variant is not None:
         known = known.varied(variant)
     channels = expected.get("unet/config.json", {}).get("in_channels", 4)

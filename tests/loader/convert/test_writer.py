@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from sd_api.reasons import Reason
 from sd_loader.convert.write.cast import cast, not_finite, storage_dtype
 from sd_loader.convert.write.files import Item, SmallFile, component_files, weights_file
-from sd_loader.convert.write.strided_read import read
+from sd_loader.convert.write.strided_read import read_view
 from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
@@ -152,7 +152,7 @@ def cast_to(values, source, target):
 def test_casts_are_those_of_torch(source, dtype, target):
     """Bit for bit, but for NaNs, which stay NaNs."""
     tensor = awkward(TORCH[dtype])
-    values, _ = cast_to(read(source.put(tensor, dtype)), dtype, target)
+    values, _ = cast_to(read_view(source.put(tensor, dtype)), dtype, target)
 
     expected = tensor.to(TORCH[target])
     found = torch.from_numpy(values.view(np.int16 if target.itemsize == 2 else np.int32))
@@ -221,7 +221,7 @@ def test_any_view_is_read_in_order(tmp_path_factory, tensor, limit):
         cut = list(pieces(stored, limit))
         assert all(piece.count <= limit for piece in cut)
         with patch("sd_loader.convert.write.strided_read.PIECE", limit):
-            found = np.concatenate([read(piece) for piece in cut])
+            found = np.concatenate([read_view(piece) for piece in cut])
         assert np.array_equal(found, tensor.contiguous().view(-1).numpy())
     finally:
         os.close(source.fd)

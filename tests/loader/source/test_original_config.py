@@ -17,7 +17,7 @@ from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
 from sd_loader.convert.conversion import refuse_impossible
 from sd_loader.convert.plan.original import (
-    MAX_BYTES,
+    ORIGINAL_MAX_BYTES,
     OriginalConfig,
     parse_original,
     read_original,
@@ -170,7 +170,9 @@ REFUSED = [
     pytest.param("[" * 30_000, "not valid YAML", id="nested"),
     pytest.param("? [a]\n: b", "not valid YAML", id="a key that is a list"),
     pytest.param("a: &a [*a]", "not valid YAML", id="a loop"),
-    pytest.param("#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes", id="too large"),
+    pytest.param(
+        "#" * (ORIGINAL_MAX_BYTES + 1), f"larger than {ORIGINAL_MAX_BYTES} bytes", id="too large"
+    ),
     pytest.param(in_params("parameterization: x0"), "parameterization is x0", id="prediction"),
     pytest.param(in_params("parameterization: [v]"), "parameterization is", id="a list"),
     pytest.param(in_params("image_size: 64.5"), "image_size is 64.5", id="no whole number"),
@@ -245,7 +247,7 @@ def fetching(tmp_path):
         )
         path = tmp_path / "config"
         fetch_small_file(
-            url, "spec.originalConfig", MAX_BYTES, client, path, allow_local=allow_local
+            url, "spec.originalConfig", ORIGINAL_MAX_BYTES, client, path, allow_local=allow_local
         )
         read_original(path)
         return path
@@ -278,7 +280,7 @@ def test_the_guard_holds_for_it_too(fetching, url, reason):
 
 def test_an_endless_config_is_cut_off(server, fetching):
     """At the size that a config can have."""
-    url = server.serve_file("/large.yaml", b"#" * (MAX_BYTES + 1))
+    url = server.serve_file("/large.yaml", b"#" * (ORIGINAL_MAX_BYTES + 1))
     with pytest.raises(LoaderError, match=r"spec\.originalConfig: .* limit is") as caught:
         fetching(url)
     assert caught.value.reason is Reason.TOO_LARGE

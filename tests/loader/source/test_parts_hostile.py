@@ -15,7 +15,7 @@ from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_api.default_parts import format_default_parts, parse_default_parts
 from sd_loader.convert.plan.controlnet_check import checked_controlnet
 from sd_loader.convert.plan.file import plan_file
-from sd_loader.convert.tables.architecture import load
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import evaluate
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
@@ -30,7 +30,7 @@ def own_layout(family: str) -> Shapes:
     dimensions = {f"unet_{level}": width for level, width in enumerate(net.levels[:3])}
     dimensions |= {f"hint_{level}": width for level, width in enumerate(net.hints)}
     dimensions |= {"inputs": 4, "hint_inputs": 3, "context": net.context, "added": net.added}
-    (component,) = load(f"controlnet-{family}").components
+    (component,) = load_architecture(f"controlnet-{family}").components
     return {
         row.target: tuple(evaluate(size, dimensions) for size in row.shape.split())
         for row in component.rows

@@ -17,7 +17,7 @@ from sd_loader.convert.detect.kinds import (
     only_diffusers_converts,
     unsupported,
 )
-from sd_loader.convert.tables import architecture
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
 
@@ -62,7 +62,7 @@ def family_of(
             f"spec.baseModel is {base_model.value}, but the file is a checkpoint of {family.value}",
         )
     task = task_of(tensors)
-    if task is not None and task not in architecture.load(family.value).variants:
+    if task is not None and task not in load_architecture(family.value).variants:
         raise unsupported(f"an {task} model of {family.value}, which no pipeline of diffusers runs")
     return family
 

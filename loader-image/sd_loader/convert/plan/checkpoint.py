@@ -13,8 +13,7 @@ from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
 from sd_loader.convert.plan.precision import published_items
 from sd_loader.convert.plan.prediction import decide_prediction
 from sd_loader.convert.plan.small_files import Choices, pipeline_class, small_files
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import UNET_CONFIG, Architecture
+from sd_loader.convert.tables.architecture import UNET_CONFIG, Architecture, load_architecture
 from sd_loader.convert.tables.bind import (
     averaged,
     bind,
@@ -36,7 +35,7 @@ def missing_components(
     tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None
 ) -> tuple[str, ...]:
     """The pipeline's components that the checkpoint does not hold, by their folders' names."""
-    known = architecture.load(family_of(tensors, base_model).value)
+    known = load_architecture(family_of(tensors, base_model).value)
     named = canonical_names(tensors)
     return tuple(component.name for component in known.components if is_missing(component, named))
 
@@ -96,7 +95,7 @@ def _architecture(
     tensors: Mapping[str, Tensor],
 ) -> Architecture:
     """The architecture in the file's variant, with only the UNet blocks that the file has."""
-    known = architecture.load(base_model.value)
+    known = load_architecture(base_model.value)
     is_v = prediction is PredictionType.V_PREDICTION
     if task is not None:
         known = known.varied(task)

@@ -18,8 +18,12 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_patterns, wrong_type
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.precision import published_items
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Architecture, Component, fill_in
+from sd_loader.convert.tables.architecture import (
+    Architecture,
+    Component,
+    fill_in,
+    load_architecture,
+)
 from sd_loader.convert.tables.bind import bind, left_over, not_of
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import CONTEXT_WIDTHS
@@ -29,7 +33,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
-CLASS = "ControlNetModel"
+_CLASS = "ControlNetModel"
 
 _ORIGINAL = "control_model."
 _TIME = "time_embed.0.weight"
@@ -41,7 +45,7 @@ _PROJECTIONS = (
     "input_blocks.1.1.proj_in.weight",
 )
 
-# Models that are called ControlNets or used like one, and are none that diffusers' class reads.
+# Models that are called ControlNets or used like them, but that diffusers' class does not read.
 _OTHERS = {
     r"difference$": "a ControlNet stored as its difference to Stable Diffusion 1.5: use the version"
     " that was not reduced to it",
@@ -86,14 +90,14 @@ def plan_controlnet(file: TensorFile, conversion: Conversion) -> FolderPlan:
     return FolderPlan(
         files=(*component_files("", component.stem, items), json_file(CONFIG_NAME, config)),
         base_model=family.value,
-        pipeline_class=CLASS,
+        pipeline_class=_CLASS,
         warnings=_warnings(not_of(component, file.tensors)),
     )
 
 
 def load_family(family: BaseModelName) -> Architecture:
     """Key table and config template of a family's ControlNets."""
-    return architecture.load(f"controlnet-{family.value}")
+    return load_architecture(f"controlnet-{family.value}")
 
 
 def existing(known: Architecture, names: Iterable[str]) -> tuple[Component, dict[str, Any]]:

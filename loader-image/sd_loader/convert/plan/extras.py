@@ -16,7 +16,7 @@ from sd_loader.convert.plan.repo_check import checked_config
 from sd_loader.convert.plan.repo_component import component_tensors, files_of, model_files
 from sd_loader.convert.plan.repo_configs import component_config, read_json, read_small
 from sd_loader.convert.plan.vae import VAE, vae_files
-from sd_loader.convert.tables import architecture
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import SDXL_FAMILIES
 from sd_loader.convert.write.files import PlannedFile
@@ -112,7 +112,7 @@ def _text_encoder(
     opened: OpenFiles,
 ) -> PlannedComponent:
     pipeline = parse_pipeline(read_small(repo / INDEX_NAME)).only([component])
-    _library, expected = architecture.load(base_model.value).templates[INDEX_NAME][component]
+    _library, expected = load_architecture(base_model.value).templates[INDEX_NAME][component]
     if pipeline.components[component] != expected:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,

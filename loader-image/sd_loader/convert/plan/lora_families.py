@@ -17,8 +17,7 @@ from sd_loader.convert.plan.lora_keys import (
     Style,
     shown,
 )
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Component
+from sd_loader.convert.tables.architecture import Component, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, is_known, matches
 from sd_loader.convert.tables.families import (
     FAMILY_BY_CONTEXT_WIDTH,
@@ -73,7 +72,7 @@ class Module:
 def modules(family: BaseModelName) -> Mapping[tuple[str, str], Module]:
     """A family's layers by component and name, both in diffusers' and in kohya's style."""
     # SD 2 is SD 1 with other widths and with transformers that project by matrices.
-    known = architecture.load("sdxl" if family is BaseModelName.SDXL else "sd1")
+    known = load_architecture("sdxl" if family is BaseModelName.SDXL else "sd1")
     found: dict[tuple[str, str], Module] = {}
     unet = known.unet
     for source, module in _unet_modules(unet, family):

@@ -15,7 +15,7 @@ from sd_api.spec import PredictionType
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
-MAX_BYTES = 64 << 10
+ORIGINAL_MAX_BYTES = 64 << 10
 """Published configs have 2 to 4 KB."""
 
 _LDM_PREDICTIONS = {"eps": PredictionType.EPSILON, "v": PredictionType.V_PREDICTION}
@@ -66,13 +66,13 @@ NO_ORIGINAL = OriginalConfig()
 def read_original(path: Path) -> OriginalConfig:
     """Read a downloaded config."""
     with path.open("rb") as file:
-        return parse_original(file.read(MAX_BYTES + 1))
+        return parse_original(file.read(ORIGINAL_MAX_BYTES + 1))
 
 
 def parse_original(content: bytes) -> OriginalConfig:
     """Parse a config in LDM's or SGM's form. Refuses anything else."""
-    if len(content) > MAX_BYTES:
-        raise _refused(f"it is larger than {MAX_BYTES} bytes")
+    if len(content) > ORIGINAL_MAX_BYTES:
+        raise _refused(f"it is larger than {ORIGINAL_MAX_BYTES} bytes")
     model = _mapping(_parsed(content).get("model")).get("params")
     if not isinstance(model, Mapping):
         raise _refused("it has no model.params, so it is no config of a checkpoint")
@@ -132,7 +132,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _whole(values: Mapping[str, object], key: str) -> int | None:
-    """A positive whole number. None if it is absent or -1, by which these configs mean the same."""
+    """A positive whole number. None if it is absent, or -1, which means the same here."""
     value = values.get(key, "-1")
     if value == "-1":
         return None

@@ -12,8 +12,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.repo_fields import check_fields, contradiction
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Row, fill_in
+from sd_loader.convert.tables.architecture import Row, fill_in, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, matches
 from sd_loader.convert.tables.unet import configured_blocks
 from sd_loader.diffusers_repo.index import CONFIG_NAME, Pipeline
@@ -74,7 +73,7 @@ def _known_structure(
 ) -> tuple[Iterable[Row], dict[str, Any]] | None:
     """Rows and template of the structure that the config describes. None if it is unknown."""
     for family in ("sdxl", "sdxl-refiner") if pipeline.is_sdxl else ("sd1",):
-        for known in architecture.load(family).unets():
+        for known in load_architecture(family).unets():
             template = known.templates[f"{component}/{CONFIG_NAME}"]
             if any(
                 config.get(key, default) != template.get(key, default)
@@ -94,7 +93,7 @@ def _text_encoder(
     component: str, pipeline: Pipeline, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> tuple[list[Row], dict[str, Any]]:
     """Rows and template of a CLIP text encoder: alike in every family, except for the layers."""
-    known = architecture.load("sdxl")
+    known = load_architecture("sdxl")
     table = known.component("text_encoder_2")
     template = dict(known.templates[f"text_encoder_2/{CONFIG_NAME}"])
     rows = table.rows

@@ -10,7 +10,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
 from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.tables import architecture
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, Pipeline, parse_json
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
@@ -24,7 +24,7 @@ def bundled_templates(pipeline: Pipeline) -> Mapping[str, Any]:
 
     Templates with open dimensions are not filled in.
     """
-    known = architecture.load("sdxl" if pipeline.is_sdxl else "sd1")
+    known = load_architecture("sdxl" if pipeline.is_sdxl else "sd1")
     for name, variant in known.variants.items():
         if variant.patches.get(INDEX_NAME, {}).get("_class_name") == pipeline.class_name:
             known = known.varied(name)

@@ -12,8 +12,13 @@ from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import UNET_PREFIX, refuse_patterns, wrong_type
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.precision import published_items
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Component, fill_in
+from sd_loader.convert.tables.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    Component,
+    fill_in,
+    load_architecture,
+)
 from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.tables.families import SDXL_FAMILIES
@@ -24,7 +29,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
-CLASS = "AutoencoderKL"
+_CLASS = "AutoencoderKL"
 VAE = "vae"
 """Name of the component in a pipeline."""
 
@@ -65,7 +70,7 @@ def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
     return FolderPlan(
         files=vae.files,
         base_model=base_model.value,
-        pipeline_class=CLASS,
+        pipeline_class=_CLASS,
         warnings=tuple(warnings),
     )
 
@@ -104,11 +109,11 @@ def vae_template(base_model: BaseModelName) -> dict[str, Any]:
     return dict(_architecture(base_model).templates[f"{VAE}/{CONFIG_NAME}"])
 
 
-def _architecture(base_model: BaseModelName) -> architecture.Architecture:
+def _architecture(base_model: BaseModelName) -> Architecture:
     usual = BaseModelName.SDXL if base_model in SDXL_FAMILIES else BaseModelName.SD1
     # All families name the VAE's tensors alike.
-    name = base_model if base_model.value in architecture.ARCHITECTURES else usual
-    return architecture.load(name.value)
+    name = base_model if base_model.value in ARCHITECTURES else usual
+    return load_architecture(name.value)
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:

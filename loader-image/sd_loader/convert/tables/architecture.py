@@ -135,7 +135,7 @@ class Architecture:
 
 
 @cache
-def load(name: str) -> Architecture:
+def load_architecture(name: str) -> Architecture:
     """Read an architecture's data files."""
     folder = DATA / name
     return Architecture(

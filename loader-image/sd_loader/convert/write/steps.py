@@ -116,9 +116,9 @@ class Step:
             findings.read(source.fd, source.offset, content)
             return
         # Imported here: numpy takes a tenth of a second, and a model that is copied needs none.
-        from sd_loader.convert.write.strided_read import read
+        from sd_loader.convert.write.strided_read import read_view
 
-        values = read(source)
+        values = read_view(source)
         if source.strides is None:
             findings.read(source.fd, source.offset, values.data.cast("B"))
         self._cast(values, content, findings)

@@ -37,7 +37,7 @@ WIDEST = 8
 """Source bytes behind one byte of the output, at most: a 64-bit number may become an 8-bit one."""
 
 
-class Record(Protocol):
+class DoneRecord(Protocol):
     """A record of how many wants are done."""
 
     def done(self) -> int:
@@ -64,7 +64,7 @@ class StreamedFolder:
         wants: Wants,
         sources: Sequence[TensorFile],
         keep: int,
-        record: Record,
+        record: DoneRecord,
     ) -> None:
         self._wants = wants
         self._keep = keep

@@ -9,7 +9,7 @@ from sd_loader.convert.write.fileio import read_into
 from sd_loader.tensors import PIECE, Tensor, strides_of, view
 
 
-def read(tensor: Tensor) -> Array:
+def read_view(tensor: Tensor) -> Array:
     """The elements of a (small) view, contiguous and flat."""
     out = np.empty(tensor.shape, storage_dtype(tensor.dtype))
     _read_into(out, tensor)

@@ -44,11 +44,11 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         return
     # Imported here: numpy takes a tenth of a second, and only this check needs it.
     from sd_loader.convert.write.cast import not_finite
-    from sd_loader.convert.write.strided_read import read
+    from sd_loader.convert.write.strided_read import read_view
 
     nan, infinite = 0, 0
     for piece in pieces(tensor):
-        more_nan, more_infinite = not_finite(read(piece), tensor.dtype)
+        more_nan, more_infinite = not_finite(read_view(piece), tensor.dtype)
         nan, infinite = nan + more_nan, infinite + more_infinite
     if nan or infinite:
         raise LoaderError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sd_loader.convert.write.files import PlannedFile, WeightsFile
 from sd_loader.convert.write.steps import Step, steps_of
+from sd_loader.formats.outline import Range
 from sd_loader.tensors import Tensor, strides_of
 
 GAP_BYTES = 4 << 20
@@ -16,8 +17,6 @@ HELD_UP_BYTES = 64 << 20
 """A digest that waits for less is quick. For a large file a quarter of it counts instead."""
 MOST_EARLY_BYTES = 64 << 20
 """If more than this would come first, the file's order is simply another one."""
-
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
