@@ -19,9 +19,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import EventReason, ReadyReason, Reason, Retry, WebhookReason
 from sd_api.spec import JobOverrides
 from sd_api.status import ConditionType
+from sd_loader import settings as loader
 from sd_operator.base import settings as operator
 from sd_operator.gateway import settings as gateway
 
@@ -125,6 +127,21 @@ def setting_rows(
             yield shown, default_of(field), docs[field.name]
 
 
+def loader_settings() -> str:
+    """The variables of the loader; a meaning may state its default itself."""
+    docs = attribute_docs(LoaderEnv)
+    defaults = {field.name: default_of(field) for field in fields(loader.Settings)}
+    rows = (
+        (
+            ", ".join(f"`{variable}`" for variable in LoaderEnv.names_of(name)),
+            "" if "Default:" in docs[name] else defaults.get(name, ""),
+            docs[name],
+        )
+        for name in docs
+    )
+    return table(("Variable", "Default", "Meaning"), rows)
+
+
 def default_of(field: Field[Any]) -> str:
     """A field's default as its variable would say it."""
     if field.default is MISSING and field.default_factory is MISSING:
@@ -159,6 +176,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "settings.md": {
         "operator": lambda: settings(operator.Settings, operator.PREFIX),
         "gateway": lambda: settings(gateway.Settings, gateway.PREFIX),
+        "loader": loader_settings,
     },
 }
 

@@ -28,22 +28,17 @@ class LoaderEnvError(ValueError):
 
 @dataclass(frozen=True)
 class _Variable:
-    """An environment variable: how its text is read (or raises ValueError) and written."""
-
-    name: str
+    names: tuple[str, ...]
+    """The first is written; the first that is set is read."""
     read: Callable[[str], Any]
+    """Raises ValueError for a text that cannot be used."""
     write: Callable[[Any], str]
-    also: str | None = None
-    """Another spelling that is read if the variable is not set."""
 
 
 def _variable(
-    name: str,
-    read: Callable[[str], Any] = str,
-    write: Callable[[Any], str] = str,
-    also: str | None = None,
+    *names: str, read: Callable[[str], Any] = str, write: Callable[[Any], str] = str
 ) -> Any:  # noqa: ANN401 - a dataclass field takes the type of its annotation
-    return field(default=None, metadata={"variable": _Variable(name, read, write, also)})
+    return field(default=None, metadata={"variable": _Variable(names, read, write)})
 
 
 def _read_hosts(text: str) -> frozenset[str]:
@@ -68,60 +63,69 @@ class LoaderEnv:
     """The variables of a loader container. None: the variable is not set."""
 
     termination_log: str | None = _variable("SD_LOADER_TERMINATION_LOG")
-    """File for the result, which Kubernetes reads as the termination message."""
+    """File for the result, which Kubernetes reads as the termination message. Empty: no result is
+    written."""
     allowed_hosts: frozenset[str] | None = _variable(
-        "SD_LOADER_ALLOWED_HOSTS", _read_hosts, _write_hosts
+        "SD_LOADER_ALLOWED_HOSTS", read=_read_hosts, write=_write_hosts
     )
-    """Hosts (`host` or `host:port`, separated by commas) that may have private addresses and may be
-    called over plain http."""
-    max_bytes: int | None = _variable("SD_LOADER_MAX_BYTES", _whole(_MAX_BYTES))
+    """Hosts, as host or host:port and separated by commas, that may be called at private addresses
+    and over plain http."""
+    max_bytes: int | None = _variable("SD_LOADER_MAX_BYTES", read=_whole(_MAX_BYTES))
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int | None = _variable(
-        "SD_LOADER_RETAIN_PREVIOUS_SECONDS", _whole(RETAIN_PREVIOUS_MAX_SECONDS)
+        "SD_LOADER_RETAIN_PREVIOUS_SECONDS", read=_whole(RETAIN_PREVIOUS_MAX_SECONDS)
     )
     """How long the previous version of a model stays on the volume after a reload."""
     hub_endpoint: str | None = _variable("HF_ENDPOINT")
-    """Base URL of a mirror of the Hugging Face Hub."""
-    https_proxy: str | None = _variable("HTTPS_PROXY", also="https_proxy")
-    """The proxy for downloads."""
-    no_proxy: str | None = _variable("NO_PROXY", also="no_proxy")
+    """Base URL of the Hugging Face Hub or of a mirror."""
+    https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
+    """URL of the proxy for downloads."""
+    no_proxy: str | None = _variable("NO_PROXY", "no_proxy")
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
     ca_file: str | None = _variable("SSL_CERT_FILE")
-    """File with the certificates of the authorities that are trusted in place of the system's."""
+    """PEM file; downloads trust its authorities instead of the public ones."""
     credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR")
-    """Folder with the files `token` and `host` of the source's credentials."""
+    """Folder with the source's credentials: the file token and, optionally, the file host."""
     default_parts: Mapping[str, str] | None = _variable(
-        "SD_LOADER_DEFAULT_PARTS", parse_default_parts, format_default_parts
+        "SD_LOADER_DEFAULT_PARTS", read=parse_default_parts, write=format_default_parts
     )
-    """For base models, the Hub repo of what a checkpoint lacks: `sd1=ORG/NAME,sdxl=ORG/NAME`."""
-    trained_url_template: str | None = _variable("SD_LOADER_TRAINED_URL_TEMPLATE", check_template)
-    """Link of a trained model, with {id} where its id goes. Only for loads by hand: in a Job the
-    operator has put the id in."""
+    """For each base model, the Hub repo that gives what a checkpoint lacks:
+    sd1=ORG/NAME,sdxl=ORG/NAME."""
+    trained_url_template: str | None = _variable(
+        "SD_LOADER_TRAINED_URL_TEMPLATE", read=check_template
+    )
+    """Link of a trained model, with {id} where its id goes. For loads by hand; in Jobs the operator
+    puts the id in."""
     pod: str | None = _variable("SD_LOADER_POD")
-    """Name of the Pod, which owns its staging folder. Default: the host name."""
+    """Name of the Pod, which owns its staging folder. Default: the host's name."""
 
     @classmethod
-    def name_of(cls, name: str) -> str:
+    def names_of(cls, field_name: str) -> tuple[str, ...]:
+        """All spellings of a field's variable, the usual one first."""
+        return _variables(cls)[field_name].names
+
+    @classmethod
+    def name_of(cls, field_name: str) -> str:
         """The variable of a field."""
-        return _variables(cls)[name].name
+        return cls.names_of(field_name)[0]
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:
         """Read the variables; raise LoaderEnvError. An empty variable is not set."""
         values = {}
         for name, variable in _variables(cls).items():
-            text = env.get(variable.name) or (variable.also and env.get(variable.also))
-            if text:
+            spelling = next((spelling for spelling in variable.names if env.get(spelling)), None)
+            if spelling is not None:
                 try:
-                    values[name] = variable.read(text)
+                    values[name] = variable.read(env[spelling])
                 except ValueError as error:
-                    raise LoaderEnvError(f"{variable.name} {error}") from None
+                    raise LoaderEnvError(f"{spelling} {error}") from None
         return cls(**values)
 
     def to_env(self) -> dict[str, str]:
         """The variables that are set, in the order of the fields."""
         values = {
-            variable.name: variable.write(value)
+            variable.names[0]: variable.write(value)
             for name, variable in _variables(type(self)).items()
             if (value := getattr(self, name)) is not None
         }

@@ -1,4 +1,4 @@
-"""docs/settings.md has every variable of operator and gateway, with its default."""
+"""docs/settings.md has every variable of operator, gateway and loader, with its default."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sd_loader import settings as loader
 from sd_operator.base import settings as operator
 from sd_operator.gateway import settings as gateway
 from tests.support.environment import Recorder
@@ -38,6 +39,7 @@ class Program:
         return PAGE.partition(f"\n## {self.title}\n")[2].partition("\n## ")[0]
 
 
+LOADER = Program("Loader", "SD_LOADER_", loader.Settings.from_env, {})
 PROGRAMS = [
     Program("Operator", operator.PREFIX, operator.Settings.from_env, {}),
     Program("Gateway", gateway.PREFIX, gateway.Settings.from_env, {"SD_GATEWAY_KEYS_FILE": "keys"}),
@@ -52,14 +54,14 @@ def kubeconfig(tmp_path: Path) -> dict[str, str]:
     return {"KUBECONFIG": str(path)}
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+@pytest.mark.parametrize("program", [*PROGRAMS, LOADER], ids=str)
 def test_the_page_has_every_variable_that_is_read(
     program: Program, kubeconfig: dict[str, str]
 ) -> None:
     """And no other."""
     env = Recorder({**kubeconfig, **program.required})
     program.from_env(env)
-    documented = set(re.findall(r"`([A-Z_]{6,})`", program.section))
+    documented = set(re.findall(r"`([A-Z_]{6,}|[a-z]+_proxy)`", program.section))
     assert documented == env.asked - OF_KUBERNETES
 
 
@@ -78,3 +80,14 @@ def test_the_page_has_the_defaults(program: Program, kubeconfig: dict[str, str])
             assert type(value)(shown) == value, name
             checked += 1
     assert checked >= 8
+
+
+def test_the_page_has_the_defaults_of_the_loader() -> None:
+    """The operator passes its own values on; these hold for loads by hand."""
+    rows = dict(re.findall(r"^\| `([A-Z_]+)`.*? \| (\S*) ?\|", LOADER.section, re.MULTILINE))
+    settings = loader.Settings()
+    assert rows["SD_LOADER_MAX_BYTES"] == str(settings.max_bytes)
+    assert rows["SD_LOADER_RETAIN_PREVIOUS_SECONDS"] == str(settings.retain_previous_seconds)
+    assert rows["SD_LOADER_CREDENTIALS_DIR"] == str(settings.credentials_dir)
+    assert rows["HF_ENDPOINT"] == settings.hub_endpoint
+    assert rows["SD_LOADER_POD"] == ""

@@ -27,9 +27,10 @@ from sd_loader.net.client import HttpClient
 from sd_loader.net.exchange import Resource
 from sd_loader.settings import Settings as LoaderSettings
 from sd_operator.base.settings import Settings as OperatorSettings
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Outcome
-from sd_operator.rules.decision import Call
+from sd_operator.rules.decision import WebhookCall
 from tests.operator.reconciler.test_delivery import entry, no_secret
 from tests.support.rules.observed import model, published
 from tests.support.servers.addresses import LATER_DIGITS, PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
@@ -115,7 +116,7 @@ def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
         settings = OperatorSettings(
             https_proxy=ends.proxy, no_proxy=ends.no_proxy, webhook_ca_file=ends.ca_file
         )
-        webhooks = Webhooks(settings, ends.guard(), no_secret)
+        webhooks = Webhooks(settings, ends.guard(), no_secret, SYSTEM_CLOCK)
         try:
             return [await one(webhooks, url) for url in urls]
         finally:
@@ -123,7 +124,9 @@ def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
 
     async def one(webhooks: Webhooks, url: str) -> str | None:
         resource = model(published(), webhook=url)
-        done = await webhooks.deliver(Call(entry(), url, None, None), resource, resource.status)
+        done = await webhooks.deliver(
+            WebhookCall(entry(), url, None, None), resource, resource.status
+        )
         refused = done.outcome is Outcome.FAILED and (
             "may not be called" in done.error
             or "is not a host name" in done.error

@@ -14,12 +14,9 @@ from pydantic import ValidationError
 from sd_api.default_parts import parse_default_parts
 from sd_api.spec import JobOverrides
 from sd_api.trained import check_template
+from sd_operator.base.errors import SettingsError
 
 _PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"}
-
-
-class SettingsError(ValueError):
-    """A setting cannot be used; the message names its variable and what it must be."""
 
 
 def kubeconfig(env: Mapping[str, str]) -> Path | None:

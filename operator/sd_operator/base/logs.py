@@ -16,7 +16,7 @@ _load_hash: ContextVar[str] = ContextVar("load_hash", default="")
 
 
 def about(model: str, load_hash: str) -> None:
-    """Say of which model and load everything speaks that this task, or one begun in it, logs."""
+    """Add model and load to every log record of this task and of the tasks that it starts."""
     _model.set(model)
     _load_hash.set(load_hash)
 

@@ -13,7 +13,6 @@ from sd_api import defaults
 from sd_api.netguard import Guard, effective_port
 from sd_api.spec import JobOverrides
 from sd_operator.base.environment import Reader, kubeconfig
-from sd_operator.rules.queue import Limits
 
 PREFIX = "SD_OPERATOR_"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -185,12 +184,6 @@ class Settings:
             log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
             log_format=read.choice("LOG_FORMAT", ("auto", "json", "text"), default.log_format),
         )
-
-    def limits(self) -> Limits:
-        """How many loads may run at once; under Kueue that is Kueue's business."""
-        if self.loader.kueue_queue is not None:
-            return Limits()
-        return Limits(self.max_loads or None, self.max_loads_per_namespace or None)
 
     def guard(self) -> Guard:
         """Which addresses webhooks may call."""

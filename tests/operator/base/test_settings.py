@@ -7,9 +7,8 @@ import pytest
 from sd_api.spec import JobOverrides
 from sd_api.trained import TEMPLATE_RULE
 from sd_operator.base import settings as settings_module
-from sd_operator.base.environment import SettingsError
+from sd_operator.base.errors import SettingsError
 from sd_operator.base.settings import LoaderSettings, Settings
-from sd_operator.rules.queue import Limits
 
 
 @pytest.fixture
@@ -207,21 +206,6 @@ def test_an_election_needs_a_namespace(kubeconfig: str) -> None:
     """Outside a Pod nothing says which."""
     with pytest.raises(SettingsError, match="SD_OPERATOR_LEASE_NAMESPACE must be set"):
         read(kubeconfig, LEADER_ELECTION="true")
-
-
-@pytest.mark.parametrize(
-    ("settings", "limits"),
-    [
-        pytest.param(Settings(), Limits(10, 4), id="default"),
-        pytest.param(Settings(max_loads=0, max_loads_per_namespace=0), Limits(), id="0 is none"),
-        pytest.param(
-            Settings(loader=LoaderSettings(kueue_queue="gpus")), Limits(), id="Kueue's business"
-        ),
-    ],
-)
-def test_how_many_loads_may_run(settings: Settings, limits: Limits) -> None:
-    """With a Kueue queue the operator's own limits are off."""
-    assert settings.limits() == limits
 
 
 def test_a_kubeconfig_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from sd_api.status import Condition, ConditionType
 from sd_operator.rules import conditions
 
@@ -34,3 +36,17 @@ def test_a_condition_is_dropped_where_it_is_present() -> None:
     """And nothing happens where it is not."""
     assert conditions.drop([condition()], ConditionType.READY) == []
     assert conditions.drop([condition()], ConditionType.STALLED) == [condition()]
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy", "message"),
+    [
+        pytest.param("It broke.", "Mend it.", "It broke. Mend it.", id="short"),
+        pytest.param("It broke.", "", "It broke.", id="no remedy"),
+        pytest.param("It broke badly.", "Mend it.", "It broke… Mend it.", id="the cause is cut"),
+        pytest.param("It broke badly, twice.", "", "It broke badly, t…", id="cut, no remedy"),
+    ],
+)
+def test_a_long_message_keeps_its_remedy(cause: str, remedy: str, message: str) -> None:
+    """Only the cause is cut: the remedy is what the reader needs."""
+    assert conditions.fit(cause, remedy, limit=18) == message
