@@ -16,7 +16,7 @@ import pytest
 
 from sd_api.reasons import ExitCode, Reason
 from sd_loader.store import removal
-from sd_loader.store.orphans import Orphan, remove
+from sd_loader.store.orphans import Orphan, remove_orphan
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import link
 from sd_loader.store.staging import claim
@@ -125,7 +125,7 @@ def test_a_load_does_not_publish_what_a_sweep_has_just_taken(
     def taken_first(*args: str, **fds: int) -> None:
         if args[-1] == MODEL_ID:
             monkeypatch.undo()
-            assert remove(volume, Orphan(VERSION, "judged a moment ago", MODEL_ID))
+            assert remove_orphan(volume, Orphan(VERSION, "judged a moment ago", MODEL_ID))
         original(*args, **fds)
 
     monkeypatch.setattr(os, operation, taken_first)
