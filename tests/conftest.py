@@ -13,10 +13,10 @@ from tests.support.kube.backends import (
     stub_backend,
     stub_cluster,
 )
-from tests.support.kube.operated import checkpoints, operated
-from tests.support.kube.operators import behind
 from tests.support.loader.loadercli import slim
-from tests.support.loader.volumes import tmpfs, volume
+from tests.support.operator.operated import checkpoints, operated
+from tests.support.operator.operators import behind
+from tests.support.store.volumes import tmpfs, volume
 from tests.support.tally import pytest_terminal_summary, tally
 
 __all__ = [

@@ -10,7 +10,7 @@ import pytest
 from sd_api import names
 from sd_operator.resources.model import Model
 from tests.support.kube.cluster import model_manifest
-from tests.support.kube.operated import SLOW, Operated, condition
+from tests.support.operator.operated import SLOW, Operated, condition
 
 pytestmark = pytest.mark.cluster
 

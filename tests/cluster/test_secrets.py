@@ -25,7 +25,7 @@ from tests.loader.test_secrets import (
     says,
     serves,
 )
-from tests.support.kube.operated import KEY, Operated, condition
+from tests.support.operator.operated import KEY, Operated, condition
 from tests.support.servers.wire import Asked
 
 pytestmark = pytest.mark.cluster

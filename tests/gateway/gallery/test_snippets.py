@@ -12,8 +12,8 @@ from sd_operator.gateway.gallery.snippets import snippet
 from sd_operator.resources.model import Model
 from tests.loader.convert.test_controlnet import save_repo as save_controlnet
 from tests.loader.convert.test_vae import tiny as tiny_vae
-from tests.support.kube.operated import Operated
 from tests.support.models.checkpoints import save_safetensors
+from tests.support.operator.operated import Operated
 
 
 # The new word, dtype, is unknown to the older diffusers that our folders are for as well.

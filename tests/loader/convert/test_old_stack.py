@@ -15,8 +15,7 @@ import torch
 from sd_api.load import Source
 from sd_loader.convert import convert
 from sd_loader.handover import Fetched
-from tests.support.loader import oldstack
-from tests.support.models import tinyrepo
+from tests.support.models import oldstack, tinyrepo
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import convert_file, load_request
@@ -68,7 +67,7 @@ def old_python() -> Path:
 
 def image(python: Path | str, folder: Path, out: Path) -> np.ndarray:
     """What this environment renders; it must not complain about the weights."""
-    script = ROOT / "tests/support/loader/openfolder.py"
+    script = ROOT / "tests/support/models/openfolder.py"
     env = {"PATH": os.environ["PATH"], "HOME": str(out.parent), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [python, script, folder, out], env=env, capture_output=True, text=True, check=False

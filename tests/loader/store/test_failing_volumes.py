@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.reasons import Reason
-from tests.support.loader.pods import (
+from tests.support.store.pods import (
     RUNS,
     Pod,
     Setup,
@@ -25,7 +25,7 @@ from tests.support.loader.pods import (
     served,
     tagged_parts,
 )
-from tests.support.loader.steps import refused_from, refused_once, steps_of
+from tests.support.store.steps import refused_from, refused_once, steps_of
 from tests.support.tally import Tally
 
 __all__ = ["tagged_parts"]

@@ -21,7 +21,7 @@ from sd_loader.store.receipt import (
 )
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.reasons import Reason
-from tests.support.loader.pods import (
+from tests.support.store.pods import (
     ADOPTION,
     FIRST,
     NEIGHBOURS,
@@ -24,7 +24,7 @@ from tests.support.loader.pods import (
     tagged_parts,
     whole,
 )
-from tests.support.loader.volumes import MODEL_ID, tree
+from tests.support.store.volumes import MODEL_ID, tree
 from tests.support.tally import Tally
 
 __all__ = ["tagged_parts"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.reasons import ExitCode, Reason
-from tests.support.loader.pods import (
+from tests.support.store.pods import (
     ADOPTION,
     FIRST,
     LATE_REMOVAL,
@@ -36,7 +36,7 @@ from tests.support.loader.pods import (
     tagged_parts,
     without_sharing,
 )
-from tests.support.loader.steps import end, held_at, steps_of
+from tests.support.store.steps import end, held_at, steps_of
 from tests.support.tally import Tally
 
 __all__ = ["tagged_parts"]

@@ -27,7 +27,8 @@ from sd_operator.clients.kube import (
     NotFoundError,
     UnavailableError,
 )
-from tests.support.kube.scriptedserver import Server, ask, serving, status, write_kubeconfig
+from tests.support.kube.kubeconfig import write_kubeconfig
+from tests.support.kube.scriptedserver import Server, ask, serving, status
 
 
 @pytest.fixture

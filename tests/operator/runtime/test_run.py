@@ -17,13 +17,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import yaml
 
 from sd_api import names
 from sd_operator.base.settings import Settings
 from sd_operator.clients import kube
 from sd_operator.runtime import run
-from tests.support.kube.probing import probe
+from tests.support.kube.kubeconfig import write_kubeconfig
+from tests.support.operator.operators import probe
 
 KINDS = {
     "/api/v1": [
@@ -121,15 +121,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     http_server.daemon_threads = True
     thread = threading.Thread(target=http_server.serve_forever, args=(0.02,))
     thread.start()
-    config = {
-        "current-context": "test",
-        "clusters": [
-            {"name": "test", "cluster": {"server": f"http://127.0.0.1:{http_server.server_port}"}}
-        ],
-        "users": [{"name": "test", "user": {"token": "t"}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    write_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{http_server.server_port}")
     yield state
     state.stopped.set()
     http_server.shutdown()

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sd_api.crd import custom_resource_definition
 from sd_operator.standalone import pki
 from tests.support.kube.cluster import CLAIM, Backend, Cluster, namespace_of
-from tests.support.kube.rbacproxy import RULES
+from tests.support.kube.rights import RULES
 from tests.support.processes import START_SECONDS, free_ports, listens, running
 
 SYSTEM_NAMESPACE = "sd-operator-system"

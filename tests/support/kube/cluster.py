@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -219,11 +218,3 @@ def _release(cluster: Cluster) -> None:
         if model["metadata"].get("finalizers"):
             release = '{"metadata":{"finalizers":null}}'
             cluster.run("patch", "sdm", model["metadata"]["name"], "--type=merge", "-p", release)
-
-
-def credentials(kubeconfig: Path) -> tuple[str, str, str]:
-    """Server, token and CA certificate (PEM) of a kubeconfig of ours, for raw requests."""
-    config = yaml.safe_load(kubeconfig.read_text())
-    cluster = config["clusters"][0]["cluster"]
-    ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
-    return cluster["server"], config["users"][0]["user"]["token"], ca

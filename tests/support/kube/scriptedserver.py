@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import yaml
-
 from sd_operator.clients import kube
 from sd_operator.clients.kube import Api
+from tests.support.kube.kubeconfig import write_kubeconfig
 
 
 @dataclass
@@ -47,20 +46,6 @@ class Server:
         """Script one more answer."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         self.answers.append((code, {} if body is None else body, given))
-
-
-def write_kubeconfig(path: Path, server: str, token: str) -> None:
-    """A kubeconfig of one cluster and one user."""
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "current-context": "test",
-                "clusters": [{"name": "test", "cluster": {"server": server}}],
-                "users": [{"name": "test", "user": {"token": token}}],
-                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            }
-        )
-    )
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from itertools import chain, islice
 
 from sd_loader.formats.pickle import MAX_BYTES, MAX_INSTRUCTIONS
 from sd_loader.formats.safetensors import MAX_HEADER
-from tests.support.hostile.hostile_opcodes import GOOD, NUMBERS
-from tests.support.hostile.hostile_safetensors import file_of
-from tests.support.hostile.hostile_sample import UNKNOWN, UNSAFE, Sample, Samples
-from tests.support.hostile.hostilepickles import EMPTY_DICT, arguments, call, name, pickled, text
-from tests.support.models.legacyfiles import Legacy, number, stored, tensor
-from tests.support.models.torchfiles import archive
-from tests.support.models.zipfiles import Part, zip_bytes
+from tests.support.formats.legacyfiles import Legacy, number, stored, tensor
+from tests.support.formats.torchfiles import archive
+from tests.support.formats.zipfiles import Part, zip_bytes
+from tests.support.hostile.opcodes import GOOD, NUMBERS
+from tests.support.hostile.pickles import EMPTY_DICT, arguments, call, name, pickled, text
+from tests.support.hostile.safetensorsfiles import file_of
+from tests.support.hostile.samples import UNKNOWN, UNSAFE, Sample, Samples
 
 SMILE = "\U0001f600".encode()
 MOST = MAX_INSTRUCTIONS - 1000

@@ -20,9 +20,9 @@ from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest
 from sd_loader.__main__ import main
 from sd_loader.handover import Converted
 from sd_loader.store import blobs
-from tests.support.loader.steps import OnStep, end, start, watch
-from tests.support.loader.volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, OWNER, STRANGER, tree
-from tests.support.models.madeup import Parts, request
+from tests.support.store.madeup import Parts, request
+from tests.support.store.steps import OnStep, end, start, watch
+from tests.support.store.volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, OWNER, STRANGER, tree
 
 WEIGHTS = b"w" * 100
 NEIGHBOUR = "neighbour"

@@ -9,11 +9,11 @@ import struct
 import tarfile
 from dataclasses import replace
 
-from tests.support.hostile import hostilepickles as hostile
-from tests.support.hostile.hostile_opcodes import EVIL
-from tests.support.hostile.hostile_sample import DAMAGED, UNKNOWN, UNSAFE, Sample, Samples
-from tests.support.models.legacyfiles import MAGIC, Legacy, content, number, part, storage, tensor
-from tests.support.models.torchfiles import Call
+from tests.support.formats.legacyfiles import MAGIC, Legacy, content, number, part, storage, tensor
+from tests.support.formats.torchfiles import Call
+from tests.support.hostile import pickles as hostile
+from tests.support.hostile.opcodes import EVIL
+from tests.support.hostile.samples import DAMAGED, UNKNOWN, UNSAFE, Sample, Samples
 
 GOOD = Legacy()
 RUN = Call(os.system, hostile.TOUCH)

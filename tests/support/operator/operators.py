@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -11,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from devkit.webhook_receiver import WebhookReceiver
-from tests.support.kube.cluster import Cluster, credentials
-from tests.support.kube.faultproxy import FaultProxy
-from tests.support.kube.operated import KEY
+from tests.support.kube.cluster import Cluster
+from tests.support.kube.kubeconfig import credentials
+from tests.support.operator.operated import KEY
+from tests.support.proxies.faultproxy import FaultProxy
 
 
 @dataclass
@@ -74,3 +77,15 @@ def behind(stub_cluster: Cluster, tmp_path: Path) -> Iterator[Behind]:
         operators = Operators(stub_cluster, settings)
         proxy.kill = operators.kill
         yield Behind(stub_cluster, proxy, receiver, operators)
+
+
+def probe(log: str, path: str) -> int:
+    """The status that a probe answers."""
+    port = re.search(r"probes on port (\d+)", log)
+    assert port is not None
+    connection = http.client.HTTPConnection("127.0.0.1", int(port[1]), timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()

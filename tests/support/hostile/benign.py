@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from tests.support.hostile import hostilepickles as hostile
-from tests.support.hostile.hostile_bombs import storage
+from tests.support.formats.legacyfiles import number, tensor
+from tests.support.formats.torchfiles import archive
+from tests.support.hostile import pickles as hostile
+from tests.support.hostile.bombs import storage
 from tests.support.models.checkpoints import save_ckpt
-from tests.support.models.legacyfiles import number, tensor
-from tests.support.models.torchfiles import archive
 
 Tensors = dict[str, torch.Tensor]
 TENSORS: Tensors = {

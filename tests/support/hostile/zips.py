@@ -9,9 +9,9 @@ import struct
 import zlib
 from dataclasses import replace
 
-from tests.support.hostile.hostile_opcodes import EVIL, GOOD, NUMBERS
-from tests.support.hostile.hostile_sample import DAMAGED, UNKNOWN, UNSAFE, Sample, Samples
-from tests.support.models.zipfiles import Part, deflated, extra_field, unicode_path, zip_bytes
+from tests.support.formats.zipfiles import Part, deflated, extra_field, unicode_path, zip_bytes
+from tests.support.hostile.opcodes import EVIL, GOOD, NUMBERS
+from tests.support.hostile.samples import DAMAGED, UNKNOWN, UNSAFE, Sample, Samples
 
 PICKLE = Part("archive/data.pkl", GOOD)
 WEIGHT = Part("archive/data/0", NUMBERS["0"])

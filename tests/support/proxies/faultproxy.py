@@ -22,8 +22,8 @@ from aiohttp import web
 from typing_extensions import override
 
 from sd_api import names
-from tests.support.kube.apiproxy import ApiProxy, answer_head, failure
-from tests.support.kube.rbacproxy import Right, asked
+from tests.support.kube.rights import Right, needed
+from tests.support.proxies.apiproxy import ApiProxy, answer_head, failure
 
 BLIND_SECONDS = 1.5
 
@@ -147,7 +147,7 @@ class FaultProxy(ApiProxy):
         exchange = Exchange(self, request, body)
         if self._away:
             return exchange.drop()
-        found = asked(request.method, request.path_qs)
+        found = needed(request.method, request.path_qs)
         if found is None:
             return await self.forward(request, body)
         right, _ = found

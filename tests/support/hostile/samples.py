@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sd_api.reasons import Reason
-from tests.support.models.torchfiles import archive
+from tests.support.formats.torchfiles import archive
 
 UNSAFE = Reason.UNSAFE_MODEL
 DAMAGED = Reason.NOT_A_MODEL

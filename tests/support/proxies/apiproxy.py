@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Self
 
 import aiohttp
-import yaml
 from aiohttp import web
+
+from tests.support.kube.kubeconfig import write_kubeconfig
 
 _HOP_BY_HOP = {"connection", "host", "keep-alive", "transfer-encoding", "authorization"}
 
@@ -35,13 +36,7 @@ class ApiProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
-        config = {
-            "current-context": "proxy",
-            "clusters": [{"name": "proxy", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-            "users": [{"name": "proxy", "user": {"token": "proxy"}}],
-            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}],
-        }
-        self.kubeconfig.write_text(yaml.safe_dump(config))
+        write_kubeconfig(self.kubeconfig, f"http://127.0.0.1:{port}")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sd_loader.tensors import Dtype, Tensor
-from tests.support.models.zipfiles import Part, zip_bytes
+from tests.support.formats.zipfiles import Part, zip_bytes
 
 TORCH_DTYPES = {
     Dtype.F64: torch.float64,

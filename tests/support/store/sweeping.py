@@ -9,7 +9,7 @@ from typing import Any
 from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import Kind, Swept, sweep
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.hostile import hostilepickles as hostile
+from tests.support.hostile import pickles as hostile
 
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 VERSION = pickle.dumps(1001, protocol=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.support.hostile.hostile_sample import UNKNOWN, Sample, Samples
+from tests.support.hostile.samples import UNKNOWN, Sample, Samples
 
 A = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
 B = {"dtype": "F16", "shape": [2], "data_offsets": [4, 8]}

@@ -11,11 +11,11 @@ import zipfile
 import numpy as np
 from safetensors.numpy import save
 
-from tests.support.hostile.hostile_opcodes import EVIL
-from tests.support.hostile.hostile_sample import UNKNOWN, UNSAFE, Sample, Samples
-from tests.support.hostile.hostilepickles import CODE, TOUCH
-from tests.support.models.torchfiles import Call
-from tests.support.models.zipfiles import Part, zip_bytes
+from tests.support.formats.torchfiles import Call
+from tests.support.formats.zipfiles import Part, zip_bytes
+from tests.support.hostile.opcodes import EVIL
+from tests.support.hostile.pickles import CODE, TOUCH
+from tests.support.hostile.samples import UNKNOWN, UNSAFE, Sample, Samples
 
 RUN = Call(exec, CODE)
 

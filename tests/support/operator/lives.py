@@ -19,10 +19,10 @@ from typing import Any
 from devkit.webhook_receiver import WebhookReceiver
 from sd_api import names
 from tests.support.kube.cluster import Cluster, model_manifest
-from tests.support.kube.faultproxy import Attack, Fault, FaultProxy, Point
-from tests.support.kube.operated import condition
-from tests.support.kube.operators import Operators
 from tests.support.kube.rawapi import RawApi
+from tests.support.operator.operated import condition
+from tests.support.operator.operators import Operators
+from tests.support.proxies.faultproxy import Attack, Fault, FaultProxy, Point
 
 Json = dict[str, Any]
 

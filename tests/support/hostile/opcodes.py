@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 
-from tests.support.hostile.hostile_sample import DAMAGED, UNSAFE, Sample, Samples, in_archives
-from tests.support.hostile.hostilepickles import (
+from tests.support.formats.legacyfiles import content, storage, tensor
+from tests.support.formats.torchfiles import archive
+from tests.support.hostile.pickles import (
     CODE,
     EMPTY_DICT,
     EMPTY_TUPLE,
@@ -28,8 +29,7 @@ from tests.support.hostile.hostilepickles import (
     stack_name,
     text,
 )
-from tests.support.models.legacyfiles import content, storage, tensor
-from tests.support.models.torchfiles import archive
+from tests.support.hostile.samples import DAMAGED, UNSAFE, Sample, Samples, in_archives
 
 COMMAND = arguments(text(TOUCH))
 EVIL = pickled(RUN)

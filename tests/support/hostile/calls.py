@@ -1,15 +1,14 @@
 """Pickles that call what runs code or writes files: the functions that attackers are known to use.
 
 Most scanners of pickles know a list of bad names, so each of these is one that some list lacks.
-`hostilepickles.SAMPLES` has the usual ones.
+`pickles.SAMPLES` has the usual ones.
 """
 
 from __future__ import annotations
 
 import marshal
 
-from tests.support.hostile.hostile_sample import Samples, in_archives
-from tests.support.hostile.hostilepickles import (
+from tests.support.hostile.pickles import (
     CANARY_MODULE,
     CODE,
     IMPORT_OS,
@@ -24,7 +23,8 @@ from tests.support.hostile.hostilepickles import (
     pickled,
     text,
 )
-from tests.support.hostile.hostilepickles import SAMPLES as USUAL
+from tests.support.hostile.pickles import SAMPLES as USUAL
+from tests.support.hostile.samples import Samples, in_archives
 
 CANARY = text("canary")
 ITSELF = text("model.ckpt")

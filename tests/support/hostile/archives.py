@@ -11,11 +11,11 @@ import stat
 from dataclasses import replace
 from typing import Any
 
-from tests.support.hostile.hostile_opcodes import EVIL
-from tests.support.hostile.hostile_sample import DAMAGED, UNKNOWN, UNSAFE, Sample, Samples
-from tests.support.hostile.hostilepickles import CODE
+from tests.support.formats.zipfiles import Part, deflated, extra_field, unicode_path, zip_bytes
+from tests.support.hostile.opcodes import EVIL
+from tests.support.hostile.pickles import CODE
+from tests.support.hostile.samples import DAMAGED, UNKNOWN, UNSAFE, Sample, Samples
 from tests.support.models.modelindex import INDEX
-from tests.support.models.zipfiles import Part, deflated, extra_field, unicode_path, zip_bytes
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 FILES = {

@@ -11,8 +11,8 @@ from aiohttp import web
 
 from sd_api import names
 from sd_operator.clients.kube import REQUEST_TIMEOUT_SECONDS
-from tests.support.kube.apiproxy import failure
-from tests.support.kube.faultproxy import Exchange, Fault, FaultProxy, error_event
+from tests.support.proxies.apiproxy import failure
+from tests.support.proxies.faultproxy import Exchange, Fault, FaultProxy, error_event
 
 LATE_SECONDS = 1.0
 SILENT_SECONDS = REQUEST_TIMEOUT_SECONDS + 1

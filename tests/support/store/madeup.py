@@ -12,7 +12,7 @@ from sd_loader import convert, source
 from sd_loader.handover import Converted, Fetched, FileDigest
 from sd_loader.settings import Settings
 from sd_loader.stages import convert_stage, fetch_stage, remove_stage
-from tests.support.loader.volumes import FILES, HASH, MODEL_ID, OWNER
+from tests.support.store.volumes import FILES, HASH, MODEL_ID, OWNER
 
 
 class Parts:
