@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.loader.test_secrets import (
+from tests.support.operator.operated import KEY, Operated, condition
+from tests.support.servers.quoting import (
     HTML,
     PASSWORD,
     QUERY,
@@ -25,7 +26,6 @@ from tests.loader.test_secrets import (
     says,
     serves,
 )
-from tests.support.operator.operated import KEY, Operated, condition
 from tests.support.servers.wire import Asked
 
 pytestmark = pytest.mark.cluster

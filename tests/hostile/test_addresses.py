@@ -30,8 +30,8 @@ from sd_operator.base.settings import Settings as OperatorSettings
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Outcome
 from sd_operator.rules.decision import Call
-from tests.operator.reconciler.test_delivery import entry, no_secret
 from tests.support.hostile.addresses import LATER_DIGITS, PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
+from tests.support.rules.deliveries import entry, no_secret
 from tests.support.rules.observed import model, published
 from tests.support.servers.tlsname import NAME, make_certificate, speak_tls
 from tests.support.tally import Tally

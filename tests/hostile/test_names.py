@@ -30,13 +30,10 @@ from tests.support.store.pods import (
     answer,
     copy,
     prepared,
-    tagged_parts,
 )
 from tests.support.store.steps import end, start
 from tests.support.store.volumes import MODEL_ID, tree
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 OUT = [
     "",

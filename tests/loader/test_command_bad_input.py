@@ -21,15 +21,11 @@ from tests.support.formats.zipfiles import Part, deflated, zip_bytes
 from tests.support.loader.loadercli import (
     OTHER,
     Containers,
-    containers,
     failed,
-    hub,
     load_request,
     safetensors_bytes,
 )
 from tests.support.models.modelindex import INDEX
-
-__all__ = ["containers", "hub"]
 
 
 def pickled(payload: object, folder: Path) -> Path:

@@ -27,14 +27,12 @@ from sd_api.reasons import ExitCode, Reason
 from sd_loader.convert import Converted
 from sd_loader.errors import LoaderError
 from sd_loader.render import Rendered, render
-from tests.support.loader.loadercli import Containers, failed, hub
+from tests.support.loader.loadercli import Containers, failed
 from tests.support.loader.loadercli import load_request as job_request
 from tests.support.models import tinyrepo
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import convert_file, load_request
 from tests.support.models.images import same_png
-
-__all__ = ["hub"]
 
 QUICK = {"render": True, "steps": 1}
 DECODER = "first_stage_model.decoder"

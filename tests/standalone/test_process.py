@@ -21,14 +21,9 @@ def test_standalone_leaves_nothing_running(tmp_path):
     """SIGTERM ends every process, the children of Pods too, and removes the kubeconfig."""
     kubeconfig, store = tmp_path / "kubeconfig", tmp_path / "store"
     here = ROOT / "tests/support/kube"
-    command = [sys.executable, str(here / "clusterstub.py"), "--store", str(store)]
-    command += [
-        "--kubeconfig",
-        str(kubeconfig),
-        "--loader",
-        sys.executable,
-        str(here / "stubloader.py"),
-    ]
+    command = [sys.executable, str(here / "localcluster.py"), "serve"]
+    command += ["--store", str(store), "--kubeconfig", str(kubeconfig)]
+    command += ["--loader", sys.executable, str(here / "stubloader.py")]
     with running(command, tmp_path / "log", kubeconfig.exists):
         assert kubeconfig.stat().st_mode & 0o777 == 0o600
         manifest = json.dumps(job("j", "convert.child=60 convert.sleep=60"))

@@ -21,12 +21,8 @@ from tests.support.models.repoconversions import (
     change_json,
     change_weights,
     convert_repo,
-    repo,
-    sd15,
 )
 from tests.support.models.tinyrepo import copy_repo, pipeline, replace, save_repo
-
-__all__ = ["repo", "sd15"]
 
 ROWS = (
     Row("huggingface", "SD 1.x", "diffusers repo", "save_pretrained", "StableDiffusionPipeline"),

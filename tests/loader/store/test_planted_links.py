@@ -21,13 +21,10 @@ from tests.support.store.pods import (
     answer,
     copy,
     prepared,
-    tagged_parts,
     whole,
 )
 from tests.support.store.volumes import MODEL_ID, tree
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 ACTS = [FIRST, RELOAD, ADOPTION, REMOVAL, SWEEP]
 EXPLAINED = {Reason.VOLUME_NOT_WRITABLE, Reason.MODEL_ID_CONFLICT}

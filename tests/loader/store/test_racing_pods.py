@@ -33,13 +33,10 @@ from tests.support.store.pods import (
     prepared,
     sampled,
     served,
-    tagged_parts,
     without_sharing,
 )
 from tests.support.store.steps import end, held_at, steps_of
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 RACES: list[tuple[Setup, Pod, Pod, tuple[Pod, ...]]] = [
     ([], FIRST, FIRST, (FIRST,)),

@@ -25,14 +25,11 @@ from tests.support.store.pods import (
     end_state,
     prepared,
     served,
-    tagged_parts,
     whole,
 )
 from tests.support.store.steps import OnStep
 from tests.support.store.volumes import HASH, MODEL_ID, NEW_HASH, tree
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 PAGE = 4096
 MISSED = 77

@@ -43,6 +43,8 @@ class Backend:
     source_host: str = "127.0.0.1"
     controllers: bool = True
     """Whether standalone's controllers run, whose first backoff is 1 s."""
+    local_pods: bool = True
+    """Whether Pods are processes on this machine, which may run stubloader.py for the loader."""
 
 
 @dataclass
@@ -194,8 +196,15 @@ def claim_manifest(name: str = CLAIM) -> Json:
 
 
 @contextlib.contextmanager
-def namespace_of(backend: Backend, work: Path, claim: bool = True) -> Iterator[Cluster]:
-    """A namespace with a claim, deleted afterwards, and its operators ended."""
+def namespace_of(
+    backend: Backend, work: Path, *, claim: bool = True, stub: bool = False
+) -> Iterator[Cluster]:
+    """A namespace with a PVC; at the end its operators are stopped and it is deleted.
+
+    stub: its Pods run stubloader.py in place of the loader.
+    """
+    if stub and not backend.local_pods:
+        pytest.skip("the nodes of KUBECONFIG's cluster cannot run a stand-in for the loader")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
     made = [namespace, *([claim_manifest()] if claim else [])]
@@ -203,6 +212,8 @@ def namespace_of(backend: Backend, work: Path, claim: bool = True) -> Iterator[C
     try:
         if claim and backend.store is not None:
             cluster.store.mkdir(parents=True, exist_ok=True)
+        if stub:
+            (cluster.store.parent / "stub").touch()  # podloader.py looks for it
         yield cluster
     finally:
         cluster.stop_operators()

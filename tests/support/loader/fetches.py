@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
 
 QUICK = Retries(delays=(0, 0), longest_wait=0.5, sleep=lambda _seconds: None)
 TOKEN = "hf_s3cret"
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    """An empty source folder."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
 
 
 def secret(settings: Settings, token: str = TOKEN, host: str | None = None) -> None:

@@ -6,16 +6,15 @@ import re
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.fakehub import FakeHub
-from devkit.tiny import write_checkpoint
 from devkit.webhook_receiver import WebhookReceiver
 from sd_api import names
 from tests.support.kube.cluster import Cluster, ClusterError
@@ -149,20 +148,20 @@ def _is_ready(item: Json) -> bool:
     return current and ready.get("status") == "True"
 
 
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two tiny checkpoints that differ."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    made = [folder / f"{seed}.safetensors" for seed in range(2)]
-    for seed, path in enumerate(made):
-        write_checkpoint(path, seed=seed)
-    return made
+def loaded_once(operated: Operated) -> None:
+    """Check that one Job made one download, and that every webhook call was delivered."""
+    (job,) = operated.jobs("load")
+    assert job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "0"
+    assert operated.hub.bytes_served <= 1.1 * operated.checkpoints[0].stat().st_size
+    operated.eventually(
+        lambda: {"model.load_started", "model.loaded"} <= set(operated.receiver.events("sketch"))
+    )
 
 
-@pytest.fixture
-def operated(cluster: Cluster, checkpoints: list[Path], tmp_path: Path) -> Iterator[Operated]:
-    """An operator that the test starts itself, before or after the models are there."""
-    key_file = tmp_path / "webhook-key"
-    key_file.write_text(KEY)
-    with FakeHub() as hub, WebhookReceiver(key=KEY) as receiver:
-        yield Operated(cluster, hub, receiver, checkpoints, key_file)
+def told_once(operated: Operated) -> None:
+    """Check that all calls of a webhook for one event carried the same id."""
+    ids = defaultdict(set)
+    for call in operated.receiver.calls:
+        ids[call.body["event"], call.body["model_id"]].add(call.id)
+    assert ids
+    assert all(len(found) == 1 for found in ids.values()), ids

@@ -7,10 +7,9 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pytest
 
 from devkit.webhook_receiver import WebhookReceiver
 from tests.support.kube.cluster import Cluster
@@ -57,13 +56,13 @@ class Behind:
     operators: Operators
 
 
-@pytest.fixture
-def behind(stub_cluster: Cluster, tmp_path: Path) -> Iterator[Behind]:
-    """With stubloader.py in place of the loader; the operators are still to be started."""
-    server, token, ca = credentials(stub_cluster.backend.operator_kubeconfig)
-    key_file = tmp_path / "webhook-key"
+@contextmanager
+def behind_proxy(cluster: Cluster, work: Path) -> Iterator[Behind]:
+    """Prepare operators behind a proxy; the test starts them by `operators.keep`."""
+    server, token, ca = credentials(cluster.backend.operator_kubeconfig)
+    key_file = work / "webhook-key"
     key_file.write_text(KEY)
-    proxy = FaultProxy(server, token, ca, tmp_path / "proxy.kubeconfig")
+    proxy = FaultProxy(server, token, ca, work / "proxy.kubeconfig")
     with proxy, WebhookReceiver(key=KEY) as receiver:
         settings = {
             "KUBECONFIG": str(proxy.kubeconfig),
@@ -74,9 +73,9 @@ def behind(stub_cluster: Cluster, tmp_path: Path) -> Iterator[Behind]:
             "SD_OPERATOR_MAX_LOADS": "0",
             "SD_OPERATOR_MAX_LOADS_PER_NAMESPACE": "0",
         }
-        operators = Operators(stub_cluster, settings)
+        operators = Operators(cluster, settings)
         proxy.kill = operators.kill
-        yield Behind(stub_cluster, proxy, receiver, operators)
+        yield Behind(cluster, proxy, receiver, operators)
 
 
 def probe(log: str, path: str) -> int:

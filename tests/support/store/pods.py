@@ -45,9 +45,8 @@ def files_of(load_hash: str) -> dict[str, bytes]:
     return {**FILES, "unet/weights": load_hash.encode() * 7, "vae/weights": WEIGHTS}
 
 
-@pytest.fixture
-def tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
-    """Pods work with made-up parts, one of which models can share."""
+def install_tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """Let Pods work with made-up parts, one of which models can share, until the test ends."""
     # Reading and copying megabytes at every step would be slow.
     monkeypatch.setattr(blobs, "SHARED_FROM", len(WEIGHTS))
     # A killed process loses nothing that a disk would have to keep; waiting for it is slow.

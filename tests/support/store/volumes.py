@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,31 +113,3 @@ def download(volume: Volume, pod: str, load_hash: str = HASH) -> None:
     """A Pod that dies in the middle of its download."""
     with claim(volume, OWNER.uid, pod, load_hash) as staging, staging.source() as source:
         source.write("file", b"part")
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    """An empty volume."""
-    with Volume.open(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts small volumes, where that is allowed."""
-    folder = tmp_path / "tmpfs"
-    folder.mkdir()
-    mounted = []
-
-    def mount(options: str) -> Path:
-        ended = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
-        )
-        if ended.returncode:
-            pytest.skip(f"no tmpfs can be mounted here: {ended.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", "--lazy", path], check=True)

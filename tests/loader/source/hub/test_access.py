@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sd_api.reasons import Reason
-from tests.support.loader.fetches import TOKEN, into, secret
-from tests.support.loader.hubfetches import REPO, folder, hub, load, refusal, settings
-
-__all__ = ["folder", "hub", "into", "settings"]
+from tests.support.loader.fetches import TOKEN, secret
+from tests.support.loader.hubfetches import REPO, load, refusal
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,14 @@ import pytest
 from devkit.fakefiles import Faults
 from devkit.fakehub import blob_id
 from sd_api.reasons import Reason
-from tests.support.loader.fetches import into
 from tests.support.loader.hubfetches import (
     NEEDED,
     REPO,
     UNET,
     downloaded,
-    folder,
-    hub,
     load,
     refusal,
-    settings,
 )
-
-__all__ = ["folder", "hub", "into", "settings"]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,9 @@ from sd_loader.errors import LoaderError
 from sd_loader.net import partial
 from sd_loader.net.transport import Pace
 from sd_loader.source.link import fetch_link
-from tests.support.loader.fetches import QUICK, into
-from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request, server, settings
+from tests.support.loader.fetches import QUICK
+from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request
 from tests.support.paths import ROOT
-
-__all__ = ["into", "server", "settings"]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,7 @@ import pytest
 from sd_api.reasons import Reason
 from sd_loader.settings import Settings
 from tests.support.loader import fetches
-from tests.support.loader.fetches import into
-from tests.support.loader.linkfetches import BODY, load, refusal, server, settings
-
-__all__ = ["into", "server", "settings"]
+from tests.support.loader.linkfetches import BODY, load, refusal
 
 
 def secret(settings: Settings, token: str = "s3cret-token", host: str | None = None) -> None:

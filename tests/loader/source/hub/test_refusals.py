@@ -8,10 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sd_api.reasons import Reason
-from tests.support.loader.fetches import into
-from tests.support.loader.hubfetches import NEEDED, REPO, UNET, folder, hub, load, refusal, settings
-
-__all__ = ["folder", "hub", "into", "settings"]
+from tests.support.loader.hubfetches import NEEDED, REPO, UNET, load, refusal
 
 
 @pytest.mark.parametrize("url", ["../name", "org/..", "org/-name", "org/name.git"])

@@ -11,18 +11,13 @@ from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
 from sd_loader.source import fetch
 from sd_loader.source.link import fetch_link
-from tests.support.loader.fetches import into
 from tests.support.loader.linkfetches import (
     BODY,
     SHA256,
     load,
     request,
     safetensors,
-    server,
-    settings,
 )
-
-__all__ = ["into", "server", "settings"]
 
 
 def test_a_link_is_downloaded_with_its_digest(server, settings, into):

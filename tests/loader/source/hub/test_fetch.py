@@ -15,21 +15,15 @@ from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
 from sd_loader.source import fetch
 from sd_loader.source.hub import fetch_repo
-from tests.support.loader.fetches import into
 from tests.support.loader.hubfetches import (
     NEEDED,
     REPO,
     UNET,
     downloaded,
-    folder,
-    hub,
     load,
     refusal,
-    settings,
 )
 from tests.support.models.conversions import load_request
-
-__all__ = ["folder", "hub", "into", "settings"]
 
 
 def test_what_is_needed_is_downloaded_and_nothing_else(hub, settings, into):

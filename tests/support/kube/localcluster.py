@@ -1,7 +1,11 @@
-"""Standalone's controllers and node for an API server that has none: `python clusternode.py`.
+"""What runs the Pods of a test's cluster on this machine, with a loader that the caller names.
 
-Such a server reads `kubectl logs` from the port that the Node names, so the containers' logs are
-served there.
+    python localcluster.py serve --kubeconfig K --store S --loader PROGRAM ...
+    python localcluster.py join --kubeconfig K --store S --loader PROGRAM ...
+
+`serve` is `sd-operator standalone --no-operator`, which writes the kubeconfig. `join` adds the
+controllers and node of standalone to an API server that has none; such a server reads
+`kubectl logs` from the port that the Node names, so `join` serves the containers' logs there.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ from sd_operator.standalone import logs, pki
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import CONTROLLERS, Controllers
 from sd_operator.standalone.errors import ApiError, Json
-from sd_operator.standalone.executor import LOADER
 from sd_operator.standalone.kubelet import Kubelet
+from sd_operator.standalone.main import run as serve
 from sd_operator.standalone.podrun import Machine
+from sd_operator.standalone.processes import Options
 from sd_operator.standalone.signals import until_signal
 
 
@@ -50,12 +55,12 @@ async def serve_logs(kubelet: Kubelet, machine: Machine) -> web.AppRunner:
     return runner
 
 
-async def run(
-    kubeconfig: str, store: Path, state: Path, controllers: list[str], loader: Sequence[str]
+async def join(
+    kubeconfig: Path, store: Path, state: Path, controllers: list[str], loader: Sequence[str]
 ) -> None:
-    """Run until a signal comes; leaves no process behind."""
+    """Run controllers and a node until a signal comes; leave no process behind."""
     machine = Machine(store, state, state / "logs", loader=loader)
-    async with await Client.connect(kubeconfig) as client:
+    async with await Client.connect(str(kubeconfig)) as client:
         kubelet = Kubelet(client, machine)
         runner = await serve_logs(kubelet, machine)
         await kubelet.register(runner.addresses[0][1])
@@ -68,13 +73,19 @@ async def run(
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kubeconfig", required=True)
+    parser.add_argument("command", choices=["serve", "join"])
+    parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--controllers", nargs="*", default=list(CONTROLLERS), choices=CONTROLLERS)
-    parser.add_argument("--loader", nargs="*", default=LOADER)
+    parser.add_argument("--loader", nargs=argparse.REMAINDER, required=True, help="comes last")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as state, suppress(KeyboardInterrupt):
-        asyncio.run(run(args.kubeconfig, args.store, Path(state), args.controllers, args.loader))
+    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
+        state = Path(folder)
+        if args.command == "serve":
+            options = Options(args.store, args.kubeconfig, with_operator=False, loader=args.loader)
+            asyncio.run(serve(options, state))
+        else:
+            asyncio.run(join(args.kubeconfig, args.store, state, args.controllers, args.loader))
 
 
 if __name__ == "__main__":

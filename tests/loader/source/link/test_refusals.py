@@ -9,10 +9,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
 from sd_loader.source import fetch
 from sd_loader.source.link import fetch_link
-from tests.support.loader.fetches import into
-from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request, server, settings
-
-__all__ = ["into", "server", "settings"]
+from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request
 
 
 @pytest.mark.parametrize(

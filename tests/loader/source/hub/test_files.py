@@ -17,12 +17,10 @@ from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
 from sd_loader.source import fetch
-from tests.support.loader.fetches import TOKEN, into
-from tests.support.loader.hubfetches import REPO, hub, settings
+from tests.support.loader.fetches import TOKEN
+from tests.support.loader.hubfetches import REPO
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
-
-__all__ = ["hub", "into", "settings"]
 
 BODY = safetensors_bytes({"layer.weight": (64, 64)})
 DIGEST = hashlib.sha256(BODY).hexdigest()
