@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from devkit.loopback import Request
 from tests.support.operator.operated import KEY, Operated, condition
 from tests.support.servers.quoting import (
     HTML,
@@ -26,7 +27,6 @@ from tests.support.servers.quoting import (
     says,
     serves,
 )
-from tests.support.servers.wire import Asked
 
 pytestmark = pytest.mark.cluster
 
@@ -113,7 +113,7 @@ WEBHOOKS = {
 def test_failed_loads_tell_no_secret(operated: Operated, kinds: list[str]) -> None:
     """Of a token, of a url, of a webhook's url and of the key that signs its calls."""
 
-    def respond(servers: Servers, asked: Asked, quoted: str) -> bytes:
+    def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         kind = asked.path.partition("?")[0].strip("/")
         return KINDS[kind][0](servers, asked, quoted)
 

@@ -1,4 +1,4 @@
-"""Operators behind a proxy, started again whenever they end, as a Deployment does it."""
+"""Operators behind a proxy that start again when they end, as in a Deployment; their probes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.proxies.faultproxy import FaultProxy
 
 @dataclass
 class Operators:
-    """So many operators at once, all with the same settings."""
+    """Several operators at once, all with the same settings."""
 
     cluster: Cluster
     settings: dict[str, str]
@@ -30,7 +30,7 @@ class Operators:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self) -> None:
-        """Start what is missing."""
+        """Start operators in place of those that ended."""
         with self._lock:
             ended = [process for process in self._running if process.poll() is not None]
             self.deaths += len(ended)
@@ -39,7 +39,7 @@ class Operators:
                 self._running.append(self.cluster.start_operator(**self.settings))
 
     def kill(self) -> None:
-        """Kill all, as the kernel does; `keep` starts others."""
+        """Kill all with SIGKILL; `keep` starts others."""
         with self._lock:
             for process in self._running:
                 process.kill()
@@ -79,7 +79,7 @@ def behind_proxy(cluster: Cluster, work: Path) -> Iterator[Behind]:
 
 
 def probe(log: str, path: str) -> int:
-    """The status that a probe answers."""
+    """Return the status of a probe; the log states its port."""
     port = re.search(r"probes on port (\d+)", log)
     assert port is not None
     connection = http.client.HTTPConnection("127.0.0.1", int(port[1]), timeout=5)

@@ -6,14 +6,15 @@ The controller, its calls and the receivers are real; the API server is in memor
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from devkit.loopback import Loopback
 from sd_api import names
 from sd_api.status import WebhookEvent
 from sd_operator.base.metrics import Metrics
@@ -153,34 +154,5 @@ def nobody() -> Iterator[str]:
 @contextmanager
 def endless(head: bytes, more: bytes) -> Iterator[str]:
     """A host that answers without end."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        listening.settimeout(SOON)
-        ended = threading.Event()
-
-        def answer(connection: socket.socket) -> None:
-            with connection:
-                connection.settimeout(1)
-                try:
-                    connection.recv(65536)
-                    connection.sendall(head)
-                    while not ended.is_set():
-                        connection.sendall(more)
-                except OSError:
-                    return  # the caller has seen enough
-
-        def accept() -> None:
-            while not ended.is_set():
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{listening.getsockname()[1]}"
-        ended.set()
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
+    with Loopback(lambda _: itertools.chain([head], itertools.repeat(more))) as server:
+        yield server.host

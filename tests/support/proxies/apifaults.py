@@ -1,4 +1,4 @@
-"""What an API server, and what is between, may do to a request or to the watches."""
+"""The faults of an API server and of the network before it, for requests and for watches."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _refused(code: int, reason: str, times: int, **headers: str) -> Fault:
 
 
 def _is_write(what: str) -> bool:
-    """Whether a request changes a model or a Job: what watches tell of."""
+    """Whether a request changes a model or a Job, which watches report."""
     return not what.startswith(("get ", "list ")) and what != "create events"
 
 
 def _is_rare_write(what: str) -> bool:
-    """Whether it is none of the many status patches: for what takes its time."""
+    """Whether a request changes more than a status: for faults that take their time."""
     return _is_write(what) and _STATUS not in what
 
 
@@ -44,7 +44,7 @@ def _watches(
     on: Callable[[str], bool] = _is_write,
     deaf: bool = False,
 ) -> Fault:
-    """Something befalls all watches once a request is answered, but not yet read."""
+    """Disturb all watches once a request has its response, before the client reads it."""
 
     async def play(exchange: Exchange) -> web.Response:
         response = await exchange.forward()
@@ -92,7 +92,7 @@ async def _reply_lost(exchange: Exchange) -> web.Response:
 
 
 async def _old_list(exchange: Exchange) -> web.Response:
-    """The list as it was when the model was made: empty."""
+    """Answer with the list at the creation of the model, which is empty."""
     response = await exchange.forward()
     body = json.loads(response.body) if isinstance(response.body, bytes) else {}
     selector = parse_qs(urlsplit(exchange.request.path_qs).query)["labelSelector"][0]

@@ -1,4 +1,15 @@
-"""A reverse proxy before an API server, for proxies that do something to requests on their way."""
+"""A reverse proxy before an API server; subclasses change what happens to a request on its way.
+
+For example:
+
+    class Slow(ApiProxy):
+        async def handle(self, request, body):
+            await asyncio.sleep(1)
+            return await self.forward(request, body)
+
+    with Slow(*credentials(cluster.kubeconfig), tmp_path / "proxy.kubeconfig") as proxy:
+        cluster.start_operator(KUBECONFIG=str(proxy.kubeconfig))
+"""
 
 from __future__ import annotations
 
@@ -21,15 +32,14 @@ _HOP_BY_HOP = {"connection", "host", "keep-alive", "transfer-encoding", "authori
 
 @dataclass
 class ApiProxy:
-    """Stands before an API server while its context lasts; kubeconfig is written and leads to it.
-
-    It asks as the owner of the token, whoever asks.
-    """
+    """Forwards requests while its context lasts."""
 
     server: str
     token: str
+    """Sent with every request, whoever asks."""
     ca: str
     kubeconfig: Path
+    """Written for clients: it leads to the proxy."""
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -46,7 +56,7 @@ class ApiProxy:
         self._loop.close()
 
     async def handle(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        """Answer a request; a proxy that does nothing forwards it."""
+        """Answer a request; subclasses override this."""
         return await self.forward(request, body)
 
     async def forward(
@@ -55,10 +65,10 @@ class ApiProxy:
         body: bytes,
         before_chunk: Callable[[], Awaitable[None]] | None = None,
     ) -> web.StreamResponse:
-        """Ask the API server, and hand its answer on as it comes."""
+        """Send a request to the API server, and pass its response on as it arrives."""
         async with self.ask(request, body) as answer:
             response = answer_head(answer)
-            with contextlib.suppress(ConnectionResetError):  # whoever asked is gone
+            with contextlib.suppress(ConnectionResetError):  # the client left
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
                     if before_chunk is not None:
@@ -70,7 +80,7 @@ class ApiProxy:
     def ask(
         self, request: web.Request, body: bytes
     ) -> aiohttp.client._BaseRequestContextManager[aiohttp.ClientResponse]:
-        """The API server's answer, as a context."""
+        """Open the response of the API server, as a context."""
         kept = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
         kept["Authorization"] = f"Bearer {self.token}"
         return self._session.request(
@@ -104,7 +114,7 @@ class ApiProxy:
 
 
 def answer_head(answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    """The head of an answer that is handed on."""
+    """Copy status and headers of a response that is passed on."""
     response = web.StreamResponse(status=answer.status, reason=answer.reason)
     for key, value in answer.headers.items():
         if key.lower() not in _HOP_BY_HOP:
@@ -113,7 +123,7 @@ def answer_head(answer: aiohttp.ClientResponse) -> web.StreamResponse:
 
 
 def failure(code: int, reason: str, message: str, **headers: str) -> web.Response:
-    """A refusal in Kubernetes' own words."""
+    """Return an error as Kubernetes words it."""
     status = {
         "kind": "Status",
         "apiVersion": "v1",

@@ -1,8 +1,20 @@
-"""An API server that fails in the middle of one model's life, at a request that a test names.
+"""A reverse proxy that disturbs one model's life at a request that a test names.
 
-A request is named by what it asks, how many Jobs the model had by then, and how often that was
-asked since: a run without faults records them all, and later runs are disturbed at each. Watches
-are the operator's, not a model's, so what befalls them befalls all models.
+For example:
+
+    async def never_sent(exchange: Exchange) -> web.Response:
+        return exchange.drop()
+
+    fault = Fault("never sent", never_sent, again=True)
+    proxy.attacks["sketch"] = [Attack(Point("create jobs", jobs=0, nth=1), fault)]
+    cluster.model("sketch")
+    ...
+    assert not proxy.attacks["sketch"]  # the request came, and was disturbed
+
+A request is named by its verb and resource, by how many Jobs the model had by then, and by how
+often it was made since. A run without faults records all requests in `asked`; later runs are
+disturbed at each. Watches belong to the operator, not to a model: a fault of theirs affects all
+models.
 """
 
 from __future__ import annotations
@@ -44,14 +56,14 @@ class Point:
 
 @dataclass
 class Exchange:
-    """One request on its way, in the hands of a fault."""
+    """A request that a fault handles."""
 
     proxy: FaultProxy
     request: web.Request
     body: bytes
 
     async def forward(self) -> web.Response:
-        """What the API server answers, whole."""
+        """Forward the request; return the whole response."""
         async with self.proxy.ask(self.request, self.body) as answer:
             head = answer_head(answer)
             return web.Response(
@@ -59,7 +71,7 @@ class Exchange:
             )
 
     def drop(self) -> web.Response:
-        """No answer: the connection is cut."""
+        """Cut the connection without a response."""
         if self.request.transport is not None:
             self.request.transport.abort()
         return web.Response()
@@ -70,19 +82,22 @@ Play = Callable[[Exchange], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a request. times: how often in a row. on: the requests that it can befall.
-
-    again: the operator has to make the request again. deaf: it may lose Events by it, and the call
-    for a deleted model, which have one attempt: the operator ends, or does not learn that its
-    write was done.
-    """
+    """One way to disturb a request."""
 
     name: str
     play: Play
+    """What happens in place of forwarding the request."""
     times: int = 1
+    """How often in a row."""
     on: Callable[[str], bool] = lambda _: True
+    """The requests that can be disturbed, by verb and resource."""
     again: bool = False
+    """Whether the operator has to make the request again."""
     deaf: bool = False
+    """Whether the operator ends, or does not learn that its write succeeded.
+
+    It may then lose Events, and the call for a deleted model: these have one attempt.
+    """
 
 
 @dataclass(frozen=True)
@@ -97,25 +112,24 @@ class Attack:
 
     @property
     def deaf(self) -> bool:
-        """Whether Events may be lost by it. Each has one attempt, of three requests."""
+        """Whether Events may be lost. Each has one attempt, of three requests."""
         return self.fault.deaf or (self.point.what == "create events" and self.fault.times > 2)
 
 
 @dataclass
 class FaultProxy(ApiProxy):
-    """Stands before an API server while its context lasts.
-
-    kill: ends the operator as the kernel does. attacks: those still to be made, by model.
-    """
+    """Forwards requests, and makes the attacks that are due."""
 
     kill: Callable[[], None] = lambda: None
+    """Kills the operator with SIGKILL."""
     attacks: dict[str, list[Attack]] = field(default_factory=dict)
+    """The attacks still to be made, by model."""
     asked: defaultdict[str, list[Point]] = field(default_factory=lambda: defaultdict(list))
-    """What was asked for each model, in order, but for what was only asked again."""
+    """The requests about each model, in order, without those that were only repeated."""
     models: dict[str, str] = field(default_factory=dict)
-    """Models by uid."""
+    """The names of models, by uid."""
     versions: dict[str, str] = field(default_factory=dict)
-    """The resourceVersion at which each model was made."""
+    """The resourceVersion at which each model was created."""
 
     def __post_init__(self) -> None:
         self._played: Counter[tuple[str, Attack]] = Counter()
@@ -128,7 +142,7 @@ class FaultProxy(ApiProxy):
         self._forbidden: Callable[[Right], bool] = lambda _: False
 
     def leave(self) -> None:
-        """Answer nothing from now on."""
+        """Cut every connection from now on."""
         self._away = True
         self._loop.call_soon_threadsafe(self.cut, None)
 
@@ -137,13 +151,13 @@ class FaultProxy(ApiProxy):
         self._away = False
 
     def forbid(self, forbidden: Callable[[Right], bool]) -> None:
-        """Take some rights away, or give them back; those who watch have to ask again."""
+        """Forbid some rights, or allow them again; all watches expire."""
         self._forbidden = forbidden
         self._loop.call_soon_threadsafe(self.expire)
 
     @override
     async def handle(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        """Forward a request, or let happen to it what is to happen."""
+        """Forward a request, or disturb it."""
         exchange = Exchange(self, request, body)
         if self._away:
             return exchange.drop()
@@ -168,7 +182,7 @@ class FaultProxy(ApiProxy):
         return await self.forward(request, body)
 
     def _attack(self, model: str, what: str) -> Play | None:
-        """Note a request; returns what is to happen to it."""
+        """Record a request; return the fault that is due."""
         jobs = len(self._jobs[model])
         nth = sum((one.what, one.jobs) == (what, jobs) for one in self.asked[model]) + 1
         point = Point(what, jobs, nth)
@@ -185,7 +199,7 @@ class FaultProxy(ApiProxy):
         return attack.fault.play
 
     def _model(self, right: Right, request: web.Request, body: bytes) -> str | None:
-        """Whom a request is about; None where it is nobody in particular."""
+        """Return the model that a request is about; None if it is about no single model."""
         words = request.path.strip("/").split("/")
         if right.verb == "create":
             made: dict[str, Any] = json.loads(body)
@@ -204,22 +218,22 @@ class FaultProxy(ApiProxy):
     # Watches, and the lists that they begin with.
 
     def cut(self, line: bytes | None) -> None:
-        """End all watches: after these bytes, or with a lost connection."""
+        """End all watches: after these bytes, or by a cut connection."""
         for watch in self._watches:
             if not watch.done():
                 watch.set_result(line)
 
     def expire(self) -> None:
-        """End all watches so that they begin with a list again."""
+        """End all watches with 410, so that clients list again."""
         self.cut(error_event(410, "Expired"))
 
     def blind(self) -> None:
-        """Let all watches expire, and begin again only after a while: deletions go unseen."""
+        """Let all watches expire, and start again only after a while: deletions go unseen."""
         self._blind_until = asyncio.get_running_loop().time() + BLIND_SECONDS
         self.expire()
 
     def age(self) -> None:
-        """Let all watches expire; the lists that follow are as old as the operator."""
+        """Let all watches expire; the lists that follow are those of the operator's start."""
         self._old_lists = set(self._first_lists)
         self.expire()
 
@@ -244,7 +258,7 @@ class FaultProxy(ApiProxy):
         try:
             async with self.ask(exchange.request, exchange.body) as answer:
                 response = answer_head(answer)
-                with contextlib.suppress(ConnectionResetError):  # whoever asked is gone
+                with contextlib.suppress(ConnectionResetError):  # the client left
                     await response.prepare(exchange.request)
                     await _copy_lines(answer, response, cut)
                     last = cut.result() if cut.done() else b""
@@ -262,7 +276,7 @@ class FaultProxy(ApiProxy):
 async def _copy_lines(
     answer: aiohttp.ClientResponse, response: web.StreamResponse, cut: asyncio.Future[bytes | None]
 ) -> None:
-    """Hand on whole events until the watch ends or is cut."""
+    """Pass whole events on until the watch ends or is cut."""
     rest = b""
     while not cut.done():
         chunk = asyncio.ensure_future(answer.content.readany())
@@ -281,6 +295,6 @@ async def _copy_lines(
 
 
 def error_event(code: int, reason: str) -> bytes:
-    """The last event of a watch that the API server gives up."""
+    """Return the last event of a watch that the API server ends with an error."""
     status = {"kind": "Status", "apiVersion": "v1", "code": code, "reason": reason, "message": "no"}
     return json.dumps({"type": "ERROR", "object": status}).encode() + b"\n"

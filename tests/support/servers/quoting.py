@@ -15,9 +15,9 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from tests.support.servers.wire import Asked, Wire
+from devkit.loopback import Loopback, Request
 
 MARK = "MARKED"
 TOKEN = f"hf_{MARK}token0123456789"
@@ -26,7 +26,7 @@ USER, PASSWORD = f"{MARK}user0123", f"{MARK}password0123"
 BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 HTML = "<!DOCTYPE html><html><head><title>ECHO</title></head><body>ECHO</body></html>"
 
-Respond = Callable[["Servers", Asked, str], bytes]
+Respond = Callable[["Servers", Request, str], bytes]
 
 
 def leaks(text: str) -> list[str]:
@@ -40,26 +40,25 @@ class Servers:
     """A server that quotes the secrets of a request, and another origin to redirect to."""
 
     respond: Respond
-    seen: list[Asked] = field(default_factory=list)
 
     def __enter__(self) -> Servers:
-        self.source = Wire(lambda asked: self.respond(self, asked, echo(asked)))
-        self.other = Wire(self._elsewhere)
-        self.source.__enter__()
-        self.other.__enter__()
+        self.source = Loopback(lambda asked: self.respond(self, asked, echo(asked)))
+        self.other = Loopback(self._elsewhere)
+        self.source.start()
+        self.other.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.source.__exit__()
-        self.other.__exit__()
+        self.source.stop()
+        self.other.stop()
 
-    def _elsewhere(self, _: Asked) -> bytes:
+    def _elsewhere(self, _: Request) -> bytes:
         return page(404, "nothing here")
 
 
-def echo(asked: Asked) -> str:
+def echo(asked: Request) -> str:
     """Return all secrets of a request, as they were sent."""
-    sent = re.findall(r"[?&]token=([^&]+)", asked.path)
+    sent = re.findall(r"[?&]token=([^&]+)", asked.target)
     return " ".join((asked.headers.get("authorization", ""), *sent))
 
 
@@ -73,7 +72,7 @@ def page(status: int, body: str, *headers: str, phrase: str = "X") -> bytes:
 def says(status: int, *headers: str) -> Respond:
     """Refuse, and quote in the body, the reason phrase and the headers."""
 
-    def respond(_servers: Servers, _asked: Asked, quoted: str) -> bytes:
+    def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
         body = json.dumps({"error": quoted, "message": quoted})
         own = [header.replace("ECHO", quoted) for header in headers]
         return page(status, body, f"X-Error-Message: {quoted}", *own, phrase=quoted)
@@ -89,10 +88,10 @@ def serves(body: str) -> Respond:
 def leads(to: str) -> Respond:
     """Redirect to a target that quotes."""
 
-    def respond(servers: Servers, asked: Asked, quoted: str) -> bytes:
+    def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         word = quoted.split()[-1]
         where = to.replace("ECHO", word).replace("OTHER", servers.other.host)
-        if where.startswith("/") and asked.path == where:
+        if where.startswith("/") and asked.target == where:
             return page(404, quoted)
         return page(302, quoted, f"Location: {where}")
 
@@ -102,7 +101,7 @@ def leads(to: str) -> Respond:
 def listing(name: str) -> Respond:
     """List a repo of one file, whose name quotes."""
 
-    def respond(_servers: Servers, _asked: Asked, quoted: str) -> bytes:
+    def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
         files = [{"rfilename": name.replace("ECHO", quoted.split()[-1]), "size": 9}]
         return page(200, json.dumps({"id": "org/model", "sha": "c" * 40, "siblings": files}))
 

@@ -13,6 +13,7 @@ import pytest
 
 from devkit.fakefiles import Faults
 from devkit.fakehub import FakeHub
+from devkit.loopback import Loopback, Request
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
@@ -23,7 +24,6 @@ from sd_loader.source.hub import fetch_repo
 from tests.support.loader.fetches import QUICK
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
-from tests.support.servers.wire import Asked, Wire
 from tests.support.tally import Tally
 
 REPO = "org/model"
@@ -78,7 +78,7 @@ def sized(body: bytes, *headers: str) -> bytes:
     return http(body, f"Content-Length: {len(body)}", *headers)
 
 
-def endless(_: Asked) -> Iterable[bytes]:
+def endless(_: Request) -> Iterable[bytes]:
     """A document that never ends."""
     yield http(b"", "Transfer-Encoding: chunked")
     piece = b" " * (1 << 16)
@@ -86,7 +86,7 @@ def endless(_: Asked) -> Iterable[bytes]:
         yield b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
-def error_without_end(_: Asked) -> Iterable[bytes]:
+def error_without_end(_: Request) -> Iterable[bytes]:
     """An error page that never ends."""
     yield b"HTTP/1.1 404 X\r\nX-Error-Code: RepoNotFound\r\nTransfer-Encoding: chunked\r\n\r\n"
     piece = b" " * (1 << 16)
@@ -145,15 +145,15 @@ WHOLE = json.dumps(info()).encode()
 def test_an_answer_that_is_none_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    respond: Callable[[Asked], bytes | Iterable[bytes]],
+    respond: Callable[[Request], bytes | Iterable[bytes]],
     words: str,
     tally: Tally,
 ) -> None:
     """After a few tries, and without more of it in memory than an answer may have."""
     monkeypatch.setattr(hub_api, "_MAX_ANSWER", 1 << 20)
-    with Wire(respond) as wire:
+    with Loopback(respond) as wire:
         error = refusal(wire.url, tmp_path / "source")
-        assert len(wire.asked) <= 3
+        assert len(wire.requests) <= 3
     assert (error.reason, words in error.message) == (Reason.SOURCE_UNREACHABLE, True), error
     tally("source faults survived")
 
@@ -237,12 +237,12 @@ def test_a_list_that_lies_is_refused(
 ) -> None:
     """By what is wrong with it, and never as a crash of the loader."""
 
-    def respond(asked: Asked) -> bytes:
+    def respond(asked: Request) -> bytes:
         if asked.path.startswith("/api/"):
             return sized(json.dumps(answer).encode())
         return b"HTTP/1.1 404 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
-    with Wire(respond) as wire:
+    with Loopback(respond) as wire:
         error = refusal(wire.url, tmp_path / "source")
     assert error.reason is reason, error
     tally("source faults survived")

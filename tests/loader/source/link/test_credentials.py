@@ -20,7 +20,6 @@ def secret(settings: Settings, token: str = "s3cret-token", host: str | None = N
 def test_the_token_goes_to_its_host_and_no_further(server, settings, into):
     """Sent with each request to the Secret's host; dropped by a redirect to another origin."""
     other = server.add_origin()
-    server._servers[-1].start()
     server.serve_file("/file", BODY)
     url = server.serve_file("/model", BODY, token="s3cret-token", redirect=f"http://{other}/file")
     secret(settings, host=server.host)
