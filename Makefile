@@ -1,8 +1,8 @@
-# Every target makes the virtual environment that it needs.
+# Each target makes the virtual environment that it needs.
 PYTHON ?= python3
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Tests must not find a cluster by accident: `make test-cluster` names one.
+# Tests must not reach a cluster by accident; `make test-cluster` names one.
 unexport KUBECONFIG
 
 DEV := .venv/installed
@@ -18,54 +18,57 @@ IMAGE_ARGS ?=
 BUILD = $(BUILDER) build $(IMAGE_ARGS) --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD)
 
-.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd chart images lock clean
+.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd docs chart images lock clean
 
-help: ## Show the targets
+help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: and go on in the browser)
+demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: then serve API and gallery)
 	.venv-demo/bin/python -m tools.demo $(if $(KEEP),--keep)
 
-# Threads of torch's own would wait for each other where workers keep all cores busy.
+# The workers keep all cores busy; more threads in torch would only wait for each other.
 test test-all: export OMP_NUM_THREADS := 1
 
-# Cluster tests wait as much as they work: a third worker uses the time.
+# Cluster tests wait as much as they compute, so a third worker uses that time.
 test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
 	$(BIN)/pytest -n 3 -m "not slow and not gpu"
 
-test-all: lint ## As test, with the slow matrices
+test-all: lint ## Lint, then run all tests, including the slow ones
 	$(BIN)/pytest -n 2
 
 test-cluster: $(DEV) ## Run the cluster tests against KUBECONFIG=...
 	KUBECONFIG=$(KUBECONFIG) $(BIN)/pytest -m cluster
 
-lint: $(DEV) ## Format check, lint, types, import layers
+lint: $(DEV) ## Check format, lint rules, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(DEV) ## Format and mend what can be mended
+format: $(DEV) ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(DEV) ## Measure the loader beside cp and diffusers (needs 30 GB of disk)
+bench: $(DEV) ## Compare the loader with cp and diffusers (needs 30 GB of disk)
 	$(BIN)/python -m tools.bench
 
 bench-scale: $(DEV) ## Measure the operator with 1,000 models (MODELS=...)
 	$(BIN)/python -m tools.bench_scale --models $(or $(MODELS),1000)
 
-crd: $(DEV) ## Render the CRD, and what charts and docs take from it
+crd: $(DEV) ## Render the CRD, and what the charts take from it
 	$(BIN)/python -m sd_api.crd > crds/stablediffusionmodels.yaml
 	$(BIN)/python -m tools.make_chart
-	$(BIN)/python -m tools.make_troubleshooting_doc
+
+docs: $(DEV) ## Write the parts of docs/ that come from the code
+	$(BIN)/python -m tools.make_docs
+	$(BIN)/python -m tools.make_models_doc
 
 chart: $(DEV) ## Package both charts into dist/
 	$(BIN)/python -m tools.kubectl
 	.cache/bin/helm lint --strict charts/*
 	.cache/bin/helm package charts/* --destination dist
 
-images: ## Build the three images, with docker or buildah (IMAGE_ARGS="...")
+images: ## Build the three images with docker or buildah (IMAGE_ARGS="...")
 ifeq ($(BUILDER),)
 	@echo "make images needs docker or buildah: install Docker Engine 23 or newer, or buildah" \
 		"(on Debian: apt-get install buildah)" >&2; exit 1
@@ -77,13 +80,13 @@ else
 		--tag $(IMAGE_REGISTRY)/loader:$(VERSION) .
 endif
 
-lock: $(LOCK) ## Write the images' lock files, from pyproject.toml and constraints.txt
+lock: $(LOCK) ## Write the lock files of the images from pyproject.toml and constraints.txt
 	.venv-lock/bin/python -m tools.lock_images
 
 clean: ## Remove virtual environments and caches
 	rm -rf .venv .venv-demo .venv-lock .cache
 
-# Python compiles what is imported; compiling all of torch and its like takes half a minute.
+# Python compiles modules on import; compiling all of torch first would take half a minute.
 $(DEV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"

@@ -31,7 +31,7 @@ end
 if status.observedGeneration == nil or status.observedGeneration < obj.metadata.generation then
   return health("Progressing", "Waiting for the operator")
 end
--- Also beside Ready: the version that is asked for could not be loaded, and the former is served.
+-- Stalled beside Ready: the wanted version could not be loaded, and the previous one is served.
 if stalled.status == "True" then
   return health("Degraded", stalled.reason .. ": " .. (stalled.message or ""))
 end

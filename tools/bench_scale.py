@@ -34,7 +34,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sd_api import names
 from sd_api.crd import custom_resource_definition
-from sd_api.load import Artifact, LoadResult, Source
+from sd_api.wire import Artifact, LoadResult, Source
 from sd_operator.standalone import pki
 from sd_operator.standalone.client import Cache, Client, object_path
 from sd_operator.standalone.controllers import JOBS, event, job_pod
@@ -210,7 +210,7 @@ class Stage:
             pods.append(await self.client.request("POST", path, job_pod(job)))
 
         async def end_pod(pod: Json) -> None:
-            ended = {"exitCode": 0, "reason": "Completed", "message": RESULT.to_message()}
+            ended = {"exitCode": 0, "reason": "Completed", "message": RESULT.encode()}
             container = {"name": names.CONTAINER_CONVERT, "image": "", "imageID": ""}
             container |= {"ready": False, "restartCount": 0, "state": {"terminated": ended}}
             status = {"phase": "Succeeded", "containerStatuses": [container]}

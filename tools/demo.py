@@ -29,6 +29,7 @@ from typing import Any
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
 from devkit.webhook_receiver import WebhookReceiver
+from sd_api.status import ConditionType
 from tools.kubectl import kubectl_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,7 +176,7 @@ def standalone(
 def show_gateway(log: Path) -> None:
     """Say where the gateway is, and wait until the person has seen enough."""
     text = log.read_text()
-    told = re.search(r"The gateway is at (\S+) .*\n.*: (\S+)", text)
+    told = re.search(r"The gateway is at (\S+) .*\nAPI key: (\S+)", text)
     expect(told is not None, "standalone did not tell of its gateway")
     url, key = told.groups()
     say("The gateway goes on: the models in a browser, and the vendor's API")
@@ -226,10 +227,10 @@ def is_ready(model: dict[str, Any]) -> bool:
     status = {
         condition["type"]: condition for condition in model.get("status", {}).get("conditions", [])
     }
-    stalled = status.get("Stalled")
+    stalled = status.get(ConditionType.STALLED)
     if stalled is not None:
         raise DemoError(f"{model['metadata']['name']}: {stalled['reason']}: {stalled['message']}")
-    return bool(status.get("Ready", {}).get("status") == "True")
+    return bool(status.get(ConditionType.READY, {}).get("status") == "True")
 
 
 def show_model(store: Path, model: dict[str, Any]) -> None:

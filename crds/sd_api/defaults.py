@@ -1,30 +1,32 @@
-"""Where parts come from that a checkpoint lacks: a setting that operator and loader read."""
+"""Defaults and limits that more than one side uses.
+
+A default that only one side needs stands in the settings of that side.
+The chart repeats some of these; its tests compare them.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+CLAIM_NAME = "models"
+"""The PersistentVolumeClaim of models that name none."""
+GPU_RESOURCE = "nvidia.com/gpu"
+"""The resource that a load requests to render an image."""
+HUB_ENDPOINT = "https://huggingface.co"
+"""Base URL of the Hugging Face Hub."""
 
-from sd_api.spec import HUB_REPO_PATTERN, BaseModelName
+MAX_BYTES = 100 * 10**9
+"""Size limit of one source."""
+ACTIVE_DEADLINE_SECONDS = 6 * 3600
+"""How long a load may run, unless spec.job says otherwise; sweeps have the same limit."""
+RETAIN_PREVIOUS_SECONDS = 24 * 3600
+"""How long the previous version of a model stays on the volume."""
+RETAIN_PREVIOUS_MAX_SECONDS = 100 * 365 * 24 * 3600
+"""A hundred years: later dates may not be representable."""
+RENDER_STEPS = 8
+"""Denoising steps of a rendered image, unless spec.verify.steps says otherwise."""
 
-
-def parse_default_parts(text: str) -> dict[str, str]:
-    """Read `sd1=ORG/NAME,sdxl=ORG/NAME`; raises ValueError that says what is wrong."""
-    found: dict[str, str] = {}
-    for entry in (entry.strip() for entry in text.split(",") if entry.strip()):
-        base, _, repo = (part.strip() for part in entry.partition("="))
-        bases = [name.value for name in BaseModelName]
-        if base not in bases or not re.match(HUB_REPO_PATTERN, repo):
-            raise ValueError(
-                "must be entries BASE=ORG/NAME, separated by commas, where BASE is one of"
-                f" {', '.join(bases)}; one is {entry[:80]!r}"
-            )
-        if base in found:
-            raise ValueError(f"names two repos for {base}")
-        found[base] = repo
-    return found
-
-
-def format_default_parts(parts: Mapping[str, str]) -> str:
-    """The setting's text."""
-    return ",".join(f"{base}={repo}" for base, repo in sorted(parts.items()))
+METRICS_PORT = 8080
+"""Port of the metrics, of operator and gateway."""
+PROBES_PORT = 8081
+"""Port of the operator's probes."""
+GATEWAY_PORT = 8000
+"""Port of the gateway's API, pages and probes."""

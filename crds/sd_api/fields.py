@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 
 class Contract(BaseModel):
-    """Base of messages between our own parts: an unknown field is an error."""
+    """Base of the contract's objects. It is closed: an unknown field is an error."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, extra="forbid", frozen=True, populate_by_name=True
     )
 
 
-class ResourcePart(Contract):
-    """Base of what is read from the API server, which may already know newer fields."""
+class Extensible(Contract):
+    """Base of what a newer version may have written: unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
 
+TEXT_MAX_LENGTH = 1024
+"""Longer texts for the status must be cut first."""
+
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
-Text = Annotated[str, StringConstraints(max_length=1024)]
+Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_LENGTH)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 DnsName = Annotated[
     str,
@@ -35,4 +38,15 @@ Uid = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9-]{1,
 Timestamp = Annotated[
     str, StringConstraints(max_length=32), Field(json_schema_extra={"format": "date-time"})
 ]
-Count = Annotated[int, Field(ge=0)]
+COUNT_MAX = 2**63 - 1
+"""Integers in Kubernetes objects are signed 64-bit."""
+
+
+def _is_int64(value: int) -> int:
+    if value > COUNT_MAX:
+        raise ValueError(f"must be at most {COUNT_MAX}")
+    return value
+
+
+# The CRD does not mention the upper bound: the API server has no larger integers.
+Count = Annotated[int, Field(ge=0), AfterValidator(_is_int64)]

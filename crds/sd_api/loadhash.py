@@ -1,36 +1,20 @@
-"""When a model must be loaded again: the digest of everything that decides what is loaded."""
+"""The load hash: when it changes, the model is loaded again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 
-from sd_api.spec import Spec
-
-LOAD_FIELDS = (
-    "url",
-    "git_revision",
-    "revision",
-    "sha256",
-    "weights",
-    "base_model",
-    "prediction_type",
-    "original_config",
-    "vae",
-    "upcast_attention",
-    "verify",
-    "from_safetensors",
-)
+from sd_api.spec import LoadFields, Spec
 
 
 def load_hash(spec: Spec, metadata_name: str, reload: str | None) -> str:
     """16 hex digits over the load-affecting fields and the value of the reload annotation.
 
-    The effective url and model type count, so that writing a default out loads nothing again.
+    Uses the effective url and model type, so spelling out a default does not trigger a reload.
     """
-    # Without defaults: a field that a later version adds must not load every model again.
     fields = spec.model_dump(
-        mode="json", by_alias=True, include=set(LOAD_FIELDS), exclude_defaults=True
+        mode="json", by_alias=True, include=set(LoadFields.model_fields), exclude_defaults=True
     )
     fields["url"] = spec.effective_url(metadata_name)
     fields["modelType"] = spec.effective_model_type().value

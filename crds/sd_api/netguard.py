@@ -196,24 +196,3 @@ def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
             if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
                 return True
     return False
-
-
-def redact(url: str) -> str:
-    """A url fit for people and logs: without userinfo, query and fragment.
-
-    What is no link (a repo id, a local path) loses what would be secret if it were one.
-    """
-    if "://" not in url:
-        return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port is not None else ""
-    except ValueError:
-        return "(unreadable url)"
-    if "@" in parts.path and ":" in parts.netloc:
-        return "(unreadable url)"  # or a password with a slash in it: user:12/34@host
-    if ":" in host:
-        host = f"[{host}]"
-    query = "?…" if parts.query else ""
-    return f"{parts.scheme}://{host}{port}{parts.path}{query}"

@@ -8,14 +8,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from sd_api import defaults
 from sd_api.controlnets import CONTROLNET_REPOS
-from sd_api.fields import DnsName, ResourcePart, Sha256, ShortText, Url
+from sd_api.fields import DnsName, Extensible, Sha256, ShortText, Url
 from sd_api.names import MODEL_ID_PATTERN
 
 HUB_REPO_PATTERN = r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$"
 HUB_PAGE_PATTERN = r"^https://(www\.)?(huggingface\.co|hf\.co)/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/?$"
 LINK_PATTERN = r"^https?://[^\s/?#]+([/?#]\S*)?$"
 BARE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+_DEADLINE = defaults.ACTIVE_DEADLINE_SECONDS
 
 ModelId = Annotated[str, StringConstraints(max_length=63, pattern=MODEL_ID_PATTERN)]
 Quantity = Annotated[
@@ -74,26 +77,26 @@ class DeletionPolicy(StrEnum):
     RETAIN = "Retain"
 
 
-class SecretRef(ResourcePart):
+class SecretRef(Extensible):
     """Names a Secret in the model's own namespace."""
 
     name: DnsName
 
 
-class SecretKeyRef(ResourcePart):
+class SecretKeyRef(Extensible):
     """Names one key of a Secret in the model's own namespace."""
 
     name: DnsName
     key: Annotated[str, StringConstraints(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 
 
-class VaeSource(ResourcePart):
+class VaeSource(Extensible):
     """Where a VAE comes from that replaces the checkpoint's own."""
 
     url: Url = Field(description="Hugging Face repo id or http(s) link of the VAE.")
 
 
-class Verify(ResourcePart):
+class Verify(Extensible):
     """How thoroughly the converted model is tried before it is published."""
 
     weights: bool = Field(
@@ -106,11 +109,12 @@ class Verify(ResourcePart):
         default=None, description="Prompt of the rendered image."
     )
     steps: Annotated[int, Field(ge=1, le=150)] | None = Field(
-        default=None, description="Denoising steps of the rendered image. Default 8."
+        default=None,
+        description=f"Denoising steps of the rendered image. Default {defaults.RENDER_STEPS}.",
     )
 
 
-class Storage(ResourcePart):
+class Storage(Extensible):
     """Which volume the model is published on."""
 
     claim_name: DnsName = Field(
@@ -118,7 +122,7 @@ class Storage(ResourcePart):
     )
 
 
-class Toleration(ResourcePart):
+class Toleration(Extensible):
     """A core/v1 Toleration."""
 
     key: ShortText | None = None
@@ -133,14 +137,14 @@ ResourceList = Annotated[
 ]
 
 
-class Resources(ResourcePart):
+class Resources(Extensible):
     """A core/v1 ResourceRequirements, without claims."""
 
     requests: ResourceList | None = None
     limits: ResourceList | None = None
 
 
-class JobOverrides(ResourcePart):
+class JobOverrides(Extensible):
     """What this model's loader Job has otherwise than the operator's default."""
 
     resources: Resources | None = Field(
@@ -159,22 +163,25 @@ class JobOverrides(ResourcePart):
         default=None, description="PriorityClass of the Pod."
     )
     active_deadline_seconds: Annotated[int, Field(ge=60, le=604_800)] | None = Field(
-        default=None, description="The Job is stopped after this time. Default 21600 (6 h)."
+        default=None,
+        description=f"The Job is stopped after this time. Default {_DEADLINE}"
+        f" ({_DEADLINE // 3600} h).",
     )
 
 
-class Spec(ResourcePart):
-    """Desired state of one model."""
+class LoadFields(Extensible):
+    """What is loaded, and how: each field is load-affecting.
+
+    The spec and the load request share these fields, and load_hash is a digest of them: a change
+    of any of them loads the model again. A field has a default, and is absent from the hash at its
+    default, so that a field that is added loads nothing again.
+    """
 
     url: Url | None = Field(
         default=None,
         description="Hugging Face repo id (ORG/NAME) or page, an http(s) link to a model file, or"
         " with modelType api_trained a trained model's id or link. May be left out for modelType"
         " controlnet when the model id is one of the vendor's eleven.",
-    )
-    model_id: ModelId | None = Field(
-        default=None,
-        description="The name it is published under. Default: metadata.name. Immutable.",
     )
     model_type: ModelType | None = Field(
         default=None,
@@ -193,15 +200,6 @@ class Spec(ResourcePart):
         default=None,
         description="The UNet's upcast_attention. Absent: as detected. With true, SD 2 is taken for"
         " 2.1 768-v.",
-    )
-    webhook: Url | None = Field(default=None, description="URL called on load events.")
-    webhook_secret_ref: SecretKeyRef | None = Field(
-        default=None, description="Key that signs the webhook's calls (Standard Webhooks)."
-    )
-    credentials_secret_ref: SecretRef | None = Field(
-        default=None,
-        description="Secret with the keys `token` and `host`; the token is sent to that host only,"
-        " over https. For Hub sources the host defaults to the Hub's.",
     )
     git_revision: (
         Annotated[
@@ -230,6 +228,26 @@ class Spec(ResourcePart):
     vae: VaeSource | None = Field(default=None, description="A VAE that replaces the model's own.")
     verify: Verify = Field(
         default_factory=Verify, description="How thoroughly the model is tried before publishing."
+    )
+
+
+class Spec(LoadFields):
+    """Desired state of one model."""
+
+    # The fields below are not load-affecting: they say how the operator treats the model.
+
+    model_id: ModelId | None = Field(
+        default=None,
+        description="The name it is published under. Default: metadata.name. Immutable.",
+    )
+    webhook: Url | None = Field(default=None, description="URL called on load events.")
+    webhook_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="Key that signs the webhook's calls (Standard Webhooks)."
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with the keys `token` and `host`; the token is sent to that host only,"
+        " over https. For Hub sources the host defaults to the Hub's.",
     )
     deletion_policy: DeletionPolicy = Field(
         default=DeletionPolicy.DELETE,

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sd_api.fields import Count, LoadHash, ResourcePart, ShortText, Text, Timestamp, Uid
-from sd_api.load import Artifact, Progress, Source
+from sd_api.fields import Count, Extensible, LoadHash, ShortText, Text, Timestamp, Uid
+from sd_api.humanize import describe
 from sd_api.spec import ModelId, ModelType
+from sd_api.wire import Artifact, Progress, Source
 
 
 class Phase(StrEnum):
-    """Where the model stands, in one word for people. Derived, never a trigger."""
+    """Where the model stands, in one word for people. It is derived; programs read conditions."""
 
     PENDING = "Pending"
     QUEUED = "Queued"
@@ -26,19 +27,32 @@ class Phase(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """The conditions of a model."""
+    """The conditions of a model. `reasons` has the reasons of each."""
 
     READY = "Ready"
-    """True: a complete, verified folder is served under artifact.path. Always present."""
+    """Whether a complete, verified folder is served under status.artifact.path.
+
+    True is good; a failed reload leaves it True. Always present.
+    """
     RECONCILING = "Reconciling"
-    """True: a load is under way. Absent otherwise (kstatus)."""
+    """A load is under way, or its Job waits for its Pod.
+
+    True is normal and temporary. Absent otherwise, as kstatus expects.
+    """
     STALLED = "Stalled"
-    """True: the operator cannot go on by itself; the message names the remedy. Absent otherwise."""
+    """The last load or the clean-up failed or is stuck; the message has the cause and the remedy.
+
+    True is bad. Absent otherwise, as kstatus expects: it goes when the load succeeds or the spec
+    asks for another. The operator may still try again by itself, as the reason's retry rule says.
+    """
     WEBHOOK_DELIVERED = "WebhookDelivered"
-    """Whether the newest event reached spec.webhook. Absent without a webhook."""
+    """Whether the newest event reached spec.webhook.
+
+    True is good. Present as soon as there is an event to deliver; absent without spec.webhook.
+    """
 
 
-class Condition(ResourcePart):
+class Condition(Extensible):
     """A metav1.Condition."""
 
     type: ShortText
@@ -87,8 +101,14 @@ class StatusProgress(Progress):
 
     text: Annotated[str, Field(max_length=64)] = Field(description="The progress for people.")
 
+    @classmethod
+    def of(cls, progress: Progress) -> StatusProgress:
+        """The progress with its text."""
+        text = describe(progress) or progress.stage.lower()
+        return cls(**progress.model_dump(), text=text[:64])
 
-class JobStatus(ResourcePart):
+
+class JobStatus(Extensible):
     """The Job of the current or last load."""
 
     name: ShortText
@@ -104,7 +124,7 @@ class WebhookEvent(StrEnum):
     DELETED = "model.deleted"
 
 
-class OutboxEntry(ResourcePart):
+class OutboxEntry(Extensible):
     """One webhook call that is still owed."""
 
     id: Annotated[str, Field(max_length=64)] = Field(
@@ -122,13 +142,13 @@ class OutboxEntry(ResourcePart):
 OUTBOX_MAX = 8
 
 
-class WebhookStatus(ResourcePart):
+class WebhookStatus(Extensible):
     """The webhook's outbox."""
 
     outbox: Annotated[list[OutboxEntry], Field(max_length=OUTBOX_MAX)] = Field(default_factory=list)
 
 
-class Status(ResourcePart):
+class Status(Extensible):
     """Observed state of one model."""
 
     observed_generation: Count | None = None

@@ -17,25 +17,28 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from sd_api.load import MESSAGE_MAX_LENGTH, LoadRequest, LoadResult, RemoveRequest
+from sd_api.humanize import size
+from sd_api.load import LoadRequest, RemoveRequest, Request
 from sd_api.reasons import ExitCode, Reason
+from sd_api.redaction import hide, secrets_of
 from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec, Weights
+from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
-from sd_loader.formats.snippet import snippet
-from sd_loader.progress import CLEAR_LINE, for_people, json_lines, size
-from sd_loader.secrets import hide, secrets_of
+from sd_loader.net.credentials import read_credentials
+from sd_loader.progress import CLEAR_LINE, for_people, json_lines
 from sd_loader.settings import Settings
+from sd_loader.snippet import snippet
 
 _UMASK = 0o022
 _OLDER_THAN_HOURS = 24.0
 """Longer than a loader Job may run (6 h): what is older is no living Pod's, also where the file
 system has no locks to say so."""
 
-Request = TypeVar("Request", bound=BaseModel)
+AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +81,7 @@ def _remove(args: argparse.Namespace, _: Settings) -> LoadResult:
 def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     try:
         verify = {"weights": args.verify_weights, "render": args.verify_render}
-        given = {name: getattr(args, name) for name in _SPEC_ARGUMENTS}
+        given = {name: value for name, value in vars(args).items() if name in Spec.model_fields}
         spec = Spec.model_validate({**given, "verify": verify})
     except ValidationError as error:
         raise invalid_request(error) from None
@@ -99,6 +102,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _inspect(args: argparse.Namespace, _: Settings) -> None:
+    # Imported here: the other commands do without conversions, and start faster.
     from sd_loader.inspect import inspect
 
     found = inspect(args.file)
@@ -106,6 +110,7 @@ def _inspect(args: argparse.Namespace, _: Settings) -> None:
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    # Imported here: only this command needs it.
     from sd_loader.sweep import sweep
 
     swept = sweep(
@@ -121,9 +126,9 @@ def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
     return swept.exit_code
 
 
-def _parse(kind: type[Request], text: str) -> Request:
+def _parse(kind: type[AnyRequest], text: str) -> AnyRequest:
     try:
-        return kind.model_validate_json(text)
+        return kind.from_argument(text)
     except ValidationError as error:
         # Without its cause, which quotes the request.
         raise invalid_request(error) from None
@@ -134,15 +139,13 @@ def _answer(result: LoadResult, settings: Settings) -> None:
     if settings.termination_log is None:
         return
     try:
-        settings.termination_log.write_text(result.to_message(), encoding="utf-8")
+        settings.termination_log.write_text(result.encode(), encoding="utf-8")
     except OSError as error:
         _tell(f"warning: cannot write the termination message: {error.strerror}")
 
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
     """What a server may have been sent, and so may quote."""
-    from sd_loader.net.credentials import read_credentials
-
     given, token = vars(args), None
     if "request" in given:
         with suppress(ValueError, RecursionError):
@@ -191,23 +194,6 @@ def _answer_when_stopped(settings: Settings) -> None:
 
     for stopping in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping, stop)
-
-
-_SPEC_ARGUMENTS = (
-    "url",
-    "model_id",
-    "model_type",
-    "revision",
-    "git_revision",
-    "sha256",
-    "weights",
-    "base_model",
-    "prediction_type",
-    "original_config",
-    "from_safetensors",
-    "upcast_attention",
-    "vae",
-)
 
 
 def _parser() -> argparse.ArgumentParser:

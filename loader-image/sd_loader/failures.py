@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import traceback
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from sd_api.netguard import redact
 from sd_api.reasons import ExitCode, Reason
+from sd_api.redaction import redact_text
 from sd_loader.errors import LoaderError
-
-_URL = re.compile(r"\b\w+://[^\s\"<>]+")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+from sd_loader.storage_errors import VOLUME_ONLY, storage_error
 
 
 def explain(error: BaseException) -> LoaderError:
@@ -27,12 +23,8 @@ def explain(error: BaseException) -> LoaderError:
     match error:
         case LoaderError():
             return error
-        case OSError(errno=code) if code in _FULL:
-            return LoaderError(
-                Reason.INSUFFICIENT_STORAGE, f"no space left: {os.strerror(code or 0)}"
-            )
-        case OSError(errno=errno.EROFS):
-            return LoaderError(Reason.VOLUME_NOT_WRITABLE, "the volume is mounted read-only")
+        case OSError(errno=code) if code in VOLUME_ONLY:
+            return storage_error(error)
         case MemoryError():
             return LoaderError(Reason.OUT_OF_MEMORY, "the loader ran out of memory")
         case _:
@@ -66,5 +58,5 @@ def _place(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """An error's traceback; urls in it lose their secrets."""
-    return _URL.sub(lambda url: redact(url[0]), "".join(traceback.format_exception(error)))
+    """Return the error's traceback, redacted."""
+    return redact_text("".join(traceback.format_exception(error)))

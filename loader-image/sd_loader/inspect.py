@@ -5,23 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd_api.fields import Contract
-from sd_api.spec import ModelType, Spec
-from sd_loader.convert import plan_file
-from sd_loader.convert.detect.detect import kind_of
+from sd_api.humanize import size
+from sd_api.spec import ModelType
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.kinds import model_type_of
+from sd_loader.convert.plan.file import plan_file
 from sd_loader.formats import open_tensor_file
-from sd_loader.formats.snippet import snippet
-from sd_loader.manual import request_of
-from sd_loader.progress import size
+from sd_loader.snippet import snippet
 
-_TYPES = (
-    ModelType.CONTROLNET,
-    ModelType.CUSTOM_CKPT,
-    ModelType.EMBEDDINGS,
-    ModelType.LORA,
-    ModelType.VAE,
-    ModelType.CONTROLNET,
-    ModelType.VAE,
-)
 _TITLE = "modelspec.title"
 
 
@@ -62,11 +53,9 @@ class Inspection(Contract):
 def inspect(path: Path) -> Inspection:
     """Say what a file is; raises LoaderError where `load` would refuse it."""
     with open_tensor_file(path) as file:
-        found = kind_of(file.tensors)
-        # What is of no type that inspection knows is refused as what users mostly bring.
-        model_type = found if found in _TYPES else ModelType.CUSTOM_CKPT
-        request = request_of(Spec(url=str(path), model_type=model_type), "inspected")
-        plan = plan_file(file, request)
+        # An unknown file is refused as the type that most users bring.
+        model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
+        plan = plan_file(file, Conversion(model_type, model_id="inspected"))
         title = file.metadata.get(_TITLE)
         return Inspection(
             model_type=model_type,

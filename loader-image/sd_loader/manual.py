@@ -28,7 +28,7 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
             f" of the model ids {', '.join(CONTROLNET_REPOS)})",
         )
     url, state = _local(url)
-    spec = spec.model_copy(update={"url": url})
+    spec = spec.model_copy(update={"url": url, "model_id": model_id})
     states = [state]
     if state is not None:
         spec = spec.model_copy(update={"model_type": spec.model_type or ModelType.CUSTOM_CKPT})
@@ -41,26 +41,9 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         spec = spec.model_copy(update={"original_config": config})
         states.append(state)
     owner = owner_of(model_id)
-    return LoadRequest(
-        owner=owner,
-        model_id=model_id,
-        model_type=spec.effective_model_type(),
-        url=url,
-        # A file that was changed in place is another source.
-        load_hash=load_hash(spec, owner.name, reload=" ".join(filter(None, states)) or None),
-        git_revision=spec.git_revision,
-        revision=spec.revision,
-        weights=spec.weights,
-        from_safetensors=spec.from_safetensors,
-        upcast_attention=spec.upcast_attention,
-        sha256=spec.sha256,
-        base_model=spec.base_model,
-        prediction_type=spec.prediction_type,
-        original_config=spec.original_config,
-        vae=spec.vae,
-        verify=spec.verify,
-        credentials=credentials,
-    )
+    # A file that was changed in place is another source.
+    digest = load_hash(spec, owner.name, reload=" ".join(filter(None, states)) or None)
+    return LoadRequest.from_spec(spec, owner, digest, credentials=credentials)
 
 
 def _local(url: str) -> tuple[str, str | None]:

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from sd_api.load import Progress, Stage
+from sd_api.fields import COUNT_MAX
+from sd_api.humanize import describe
+from sd_api.wire import Progress, Stage
 
 Report = Callable[[Progress], None]
 
@@ -64,7 +66,7 @@ def complete(progress: Progress, seconds: float, bytes_before: int) -> Progress:
         return progress
     rate = progress.bytes_per_second
     if rate is None and seconds > 0:
-        rate = max(0, int((done - bytes_before) / seconds))
+        rate = min(max(0, int((done - bytes_before) / seconds)), COUNT_MAX)
     update: dict[str, int | None] = {"bytes_per_second": rate}
     if total:
         if progress.percent is None:
@@ -79,7 +81,7 @@ def json_lines(stream: TextIO | None = None) -> Reporter:
     out = stream or sys.stdout
 
     def write(progress: Progress) -> None:
-        print(progress.model_dump_json(by_alias=True, exclude_none=True), file=out, flush=True)
+        print(progress.encode(), file=out, flush=True)
 
     return Reporter(write, _JSON_INTERVAL)
 
@@ -106,27 +108,5 @@ def bar(percent: int | None) -> str:
 
 
 def text(progress: Progress) -> str:
-    """Progress in words: `Downloading 45 %, 1.9 GB of 4.3 GB, 85.0 MB/s, 28 s left`."""
-    words = [
-        progress.stage.value
-        if progress.percent is None
-        else f"{progress.stage.value} {progress.percent} %"
-    ]
-    if progress.bytes_done is not None:
-        total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
-        words.append(f"{size(progress.bytes_done)}{total}")
-    if progress.bytes_per_second:
-        words.append(f"{size(progress.bytes_per_second)}/s")
-    if progress.eta_seconds:
-        words.append(f"{progress.eta_seconds} s left")
-    return ", ".join(words)
-
-
-def size(count: int) -> str:
-    """Bytes for people, in powers of ten as disks and links are sold."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    """Progress with its stage: `Downloading 45% of 4.3 GB, 85 MB/s, 28 s left`."""
+    return f"{progress.stage} {describe(progress)}".rstrip()

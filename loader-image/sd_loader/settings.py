@@ -3,121 +3,74 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_api.defaults import parse_default_parts
-from sd_api.load import CREDENTIALS_DIR, RETAIN_MAX_SECONDS
+from sd_api import defaults
+from sd_api.loader_env import CREDENTIALS_DIR, LoaderEnv, LoaderEnvError
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
-
-HUB_ENDPOINT = "https://huggingface.co"
-TRAINED_URL_TEMPLATE = "SD_LOADER_TRAINED_URL_TEMPLATE"
-DEFAULT_PARTS = "SD_LOADER_DEFAULT_PARTS"
-DEFAULT_MAX_BYTES = 100 * 10**9
-DEFAULT_RETAIN_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the administrator set, as the operator passes it on.
+    """The variables of LoaderEnv, which describes them; defaults replace those that are not set."""
 
-    hub_endpoint: base URL of the Hub or its mirror. trained_url_template: link of a trained model,
-    with {id}; for loads by hand, as the operator fills in its own. default_parts: for base models,
-    the repo of a pipeline that parts come from which a checkpoint lacks. max_bytes: size limit of
-    one source. termination_log: where the answer goes; None where nobody reads it.
-    """
-
-    hub_endpoint: str = HUB_ENDPOINT
+    hub_endpoint: str = defaults.HUB_ENDPOINT
     trained_url_template: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     proxy: str | None = None
     no_proxy: str = ""
     ca_file: Path | None = None
     default_parts: Mapping[str, str] = field(default_factory=dict)
-    max_bytes: int = DEFAULT_MAX_BYTES
-    retain_previous_seconds: int = DEFAULT_RETAIN_SECONDS
+    max_bytes: int = defaults.MAX_BYTES
+    retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
     termination_log: Path | None = None
+    """None: no result is written."""
     pod: str = "local"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read `SD_LOADER_*` and the usual variables of proxies, certificates and the Hub."""
-        ca_file = env.get("SSL_CERT_FILE")
+        """Read the environment; raise LoaderError."""
+        try:
+            given = LoaderEnv.from_env(env)
+        except LoaderEnvError as error:
+            raise LoaderError(Reason.INVALID_SPEC, f"the loader's setting {error}") from None
+        default = cls()
         return cls(
-            hub_endpoint=(env.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/"),
-            trained_url_template=_template(env),
-            allowed_hosts=frozenset(
-                host.strip().lower()
-                for host in env.get("SD_LOADER_ALLOWED_HOSTS", "").split(",")
-                if host.strip()
+            hub_endpoint=(given.hub_endpoint or default.hub_endpoint).rstrip("/"),
+            trained_url_template=given.trained_url_template,
+            allowed_hosts=given.allowed_hosts or default.allowed_hosts,
+            proxy=given.https_proxy,
+            no_proxy=given.no_proxy or default.no_proxy,
+            ca_file=_path(given.ca_file),
+            default_parts=given.default_parts or default.default_parts,
+            max_bytes=_or_default(given.max_bytes, default.max_bytes),
+            retain_previous_seconds=_or_default(
+                given.retain_previous_seconds, default.retain_previous_seconds
             ),
-            proxy=env.get("HTTPS_PROXY") or env.get("https_proxy") or None,
-            no_proxy=env.get("NO_PROXY") or env.get("no_proxy") or "",
-            ca_file=Path(ca_file) if ca_file else None,
-            default_parts=_default_parts(env),
-            max_bytes=_number(env, "SD_LOADER_MAX_BYTES", DEFAULT_MAX_BYTES),
-            retain_previous_seconds=_number(
-                env,
-                "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
-                DEFAULT_RETAIN_SECONDS,
-                most=RETAIN_MAX_SECONDS,
-            ),
-            credentials_dir=Path(env.get("SD_LOADER_CREDENTIALS_DIR") or CREDENTIALS_DIR),
-            termination_log=_termination_log(env),
-            pod=env.get("SD_LOADER_POD") or socket.gethostname(),
+            credentials_dir=_path(given.credentials_dir) or default.credentials_dir,
+            termination_log=_path(given.termination_log),
+            pod=given.pod or socket.gethostname(),
         )
 
     @classmethod
     def for_answers(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Only where the answer goes, which no wrong value keeps from being read."""
-        return cls(termination_log=_termination_log(env))
+        """Only where the result goes, so that a wrong value of another variable is reported."""
+        return cls(termination_log=_path(env.get(LoaderEnv.name_of("termination_log"))))
 
     def guard(self) -> Guard:
         """Which addresses may be called: what the administrator set may be, wherever it is."""
         return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.trained_url_template])
 
 
-def _termination_log(env: Mapping[str, str]) -> Path | None:
-    log = env.get("SD_LOADER_TERMINATION_LOG")
-    return Path(log) if log else None
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
-def _template(env: Mapping[str, str]) -> str | None:
-    text = env.get(TRAINED_URL_TEMPLATE)
-    # The id is the user's, so it must not stand where it would choose the host.
-    if text and not re.fullmatch(r"https?://[^\s/?#{}]+[/?]\S*\{id\}\S*", text):
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"the loader's setting {TRAINED_URL_TEMPLATE} must be an http(s) link with {{id}} where"
-            " the trained model's id goes, after the host",
-        )
-    return text or None
-
-
-def _default_parts(env: Mapping[str, str]) -> dict[str, str]:
-    """`sd1=ORG/NAME,sdxl=ORG/NAME`."""
-    text = env.get(DEFAULT_PARTS, "")
-    try:
-        return parse_default_parts(text)
-    except ValueError as error:
-        raise LoaderError(
-            Reason.INVALID_SPEC, f"the loader's setting {DEFAULT_PARTS} {error}"
-        ) from None
-
-
-def _number(env: Mapping[str, str], name: str, default: int, most: int = 10**18) -> int:
-    text = env.get(name) or str(default)
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) > most:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"the loader's setting {name} must be a whole number of at most {most}, such as"
-            f" {default}, not {snippet(text)}",
-        )
-    return int(text)
+def _or_default(value: int | None, default: int) -> int:
+    return default if value is None else value

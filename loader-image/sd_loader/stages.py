@@ -12,43 +12,37 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from sd_api.load import (
+from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.names import PREVIEW_FILE
+from sd_api.reasons import Reason
+from sd_api.wire import (
     MESSAGE_MAX_LENGTH,
     Artifact,
-    LoadRequest,
     LoadResult,
     Progress,
-    RemoveRequest,
+    PublishedFile,
+    Receipt,
     Source,
     Stage,
 )
-from sd_api.names import PREVIEW_FILE
-from sd_api.reasons import Reason
+from sd_loader.convert.conversion import refuse_impossible
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
+from sd_loader.handover import Converted, Fetched
 from sd_loader.progress import Report
+from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
 from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
-from sd_loader.store.receipt import (
-    RECEIPT_FILE,
-    PublishedFile,
-    Receipt,
-    find_published,
-    folder_digest,
-)
+from sd_loader.store.receipt import RECEIPT_FILE, find_published, folder_digest
 from sd_loader.store.staging import Staging, claim, resume
 from sd_loader.store.volume import Volume
-
-if TYPE_CHECKING:
-    from sd_loader.handover import Converted, Fetched
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +59,11 @@ def fetch_stage(
     allow_local: bool = False,
 ) -> LoadResult:
     """Download the source, unless this very load is on the volume already."""
-    # Imported here: a removal does without, and starts faster.
-    from sd_loader import source
-    from sd_loader.convert import refuse_unavailable
+    # Imported here: a removal does without HTTP and formats, and starts faster.
+    from sd_loader.acquire import acquire
+    from sd_loader.net.client import HttpClient
 
-    refuse_unavailable(request)
+    refuse_impossible(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
         published = find_published(volume, request.owner.uid, request.load_hash)
         if published is None:
@@ -88,9 +82,9 @@ def fetch_stage(
             found = _recorded(staging)
             if found is None:
                 with staging.source() as into, staging.out() as out:
-                    found = source.fetch(
+                    found = acquire(
                         request,
-                        settings,
+                        HttpClient(settings, has_token=request.credentials),
                         into.path,
                         report,
                         out=out.path,
@@ -105,7 +99,8 @@ def convert_stage(
     request: LoadRequest, store: Path, settings: Settings, report: Report
 ) -> LoadResult:
     """Convert and publish what this Pod has fetched, unless that is done already."""
-    from sd_loader import convert
+    # Imported here, as in fetch_stage.
+    from sd_loader.convert import run
 
     with _leaving_nothing(request, store) as volume:
         receipt = find_published(volume, request.owner.uid, request.load_hash)
@@ -128,8 +123,8 @@ def convert_stage(
                 staging.source() as source_dir,
                 staging.out() if is_converted else staging.fresh_out() as out,
             ):
-                converted = fetched.converted or convert.convert(
-                    fetched, source_dir.path, request, out.path, report
+                converted = fetched.converted or run.convert(
+                    fetched, source_dir.path, conversion_of(request), out.path, report
                 )
                 for name in _ADDED:
                     out.unlink(name)
@@ -225,10 +220,8 @@ def _recorded(staging: Staging) -> Fetched | None:
 
     A record of another version of the loader does not count.
     """
-    from sd_loader.handover import Fetched
-
     try:
-        found = Fetched.model_validate_json(staging.fetched() or "")
+        found = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
     except ValidationError:
         return None
     if found.converted is not None:
@@ -258,7 +251,7 @@ def _rendered(
     # Imported here: it brings torch, and needs gigabytes.
     from sd_loader.render import render
 
-    rendered = render(out.path, converted, request, report)
+    rendered = render(out.path, converted, conversion_of(request), report)
     if rendered.warning is not None:
         converted = replace(converted, warnings=(*converted.warnings, rendered.warning))
     if rendered.preview is None:

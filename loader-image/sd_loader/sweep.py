@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from sd_api.humanize import size
 from sd_api.names import ANNOTATION_RELOAD, STAGING_DIR, STORE_DIR
 from sd_api.reasons import ExitCode
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
-from sd_loader.progress import size
+from sd_loader.snippet import snippet
 from sd_loader.store import blobs, orphans
 from sd_loader.store.altered import Altered, Digests, altered, foreign
 from sd_loader.store.orphans import Orphan, Times

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sd_operator import standalone
 from sd_operator.base import logs
-from sd_operator.base.environment import SettingsError
+from sd_operator.base.errors import SettingsError
 from sd_operator.base.settings import Settings
 
 

@@ -162,8 +162,14 @@ REFUSED = [
     pytest.param(
         {"trainedUrlTemplate": "https://trainer.example.com/"},
         "trainedUrlTemplate",
-        ("must have {id} where the trained model's id goes",),
+        ("with {id} where the trained model's id goes",),
         id="template",
+    ),
+    pytest.param(
+        {"trainedUrlTemplate": "https://{id}.example.com/"},
+        "trainedUrlTemplate",
+        ("after the host",),
+        id="template with the id in the host",
     ),
     pytest.param(
         {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
@@ -358,9 +364,9 @@ def test_only_loads_have_egress_and_names_are_resolved_by_dns_alone() -> None:
     sweep = one(render({"sweep": {"enabled": True}}), "CronJob")
     labels = sweep["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
     egress = one(objects, "NetworkPolicy", "sd-operator-loader-egress")["spec"]
-    golden = yaml.safe_load((ROOT / "tests" / "golden" / "load-cpu.yaml").read_text())
+    golden = yaml.safe_load((ROOT / "tests/operator/rules/golden" / "load-cpu.yaml").read_text())
     load = golden["spec"]["template"]["metadata"]["labels"]
-    clean_up = yaml.safe_load((ROOT / "tests" / "golden" / "remove.yaml").read_text())
+    clean_up = yaml.safe_load((ROOT / "tests/operator/rules/golden" / "remove.yaml").read_text())
     remove = clean_up["spec"]["template"]["metadata"]["labels"]
 
     assert shut["policyTypes"] == ["Ingress", "Egress"]

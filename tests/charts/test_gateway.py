@@ -10,7 +10,6 @@ import pytest
 from sd_api.spec import JobOverrides, Toleration
 from sd_operator.base.settings import LoaderSettings
 from sd_operator.gateway.settings import PREFIX, Settings
-from tests.charts.test_settings import Recorder
 from tests.support.charts.helmcharts import (
     FULL,
     GATEWAY_RULES,
@@ -25,6 +24,7 @@ from tests.support.charts.helmcharts import (
     render,
     with_value,
 )
+from tests.support.environment import Recorder
 
 ON = {"gateway": {"enabled": True}}
 NAME = "sd-operator-gateway"

@@ -18,7 +18,7 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
-from sd_api.load import LoadResult
+from sd_api.wire import LoadResult
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.rules import manifests
 from tests.support.charts import imagerun

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.support.charts.helmcharts import (
     render,
     with_value,
 )
+from tests.support.environment import Recorder
 
 NOT_VALUES = {
     "BIND_ADDRESS": "probes and metrics are for the cluster's network",
@@ -37,24 +38,6 @@ NOT_VALUES = {
     "LEADER_ELECTION": "on in a Pod; off with more than one operator would do harm",
 }
 """Settings without a value, and why."""
-
-
-class Recorder(Mapping[str, str]):
-    """An environment that remembers what was asked for."""
-
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self.env = env
-        self.asked: set[str] = set()
-
-    def __getitem__(self, key: str) -> str:
-        self.asked.add(key)
-        return self.env[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.env)
-
-    def __len__(self) -> int:
-        return len(self.env)
 
 
 def settings_of(variables: Mapping[str, str]) -> set[str]:

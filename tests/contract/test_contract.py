@@ -1,11 +1,8 @@
-"""The contract's small rules: loadHash, names, reasons, the loader's answer."""
+"""The contract's small rules: loadHash, names, reasons."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sd_api import names
-from sd_api.load import RESULT_MAX_BYTES, LoadResult
 from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import ModelType, Spec
@@ -119,43 +116,3 @@ def test_every_reason_has_a_remedy(reason):
     assert reason.value.isalnum()
     assert reason.remedy.endswith(".")
     assert reason.exit_code in {ExitCode.TRY_AGAIN, ExitCode.PERMANENT}
-
-
-def test_an_answer_survives_the_way_through_the_termination_message():
-    """What the loader wrote is what the operator reads."""
-    result = LoadResult(outcome="failed", reason=Reason.TOO_LARGE, message="12 GB")
-    assert LoadResult.from_message(result.to_message()) == result
-
-
-@given(st.text(max_size=512))
-def test_an_answer_always_fits(message):
-    """Whatever the message, the answer stays within the limit and readable."""
-    result = LoadResult(outcome="failed", reason=Reason.LOADER_CRASHED, message=message)
-    text = result.to_message()
-    assert len(text.encode()) <= RESULT_MAX_BYTES
-    assert LoadResult.from_message(text) is not None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Traceback (most recent call last):",
-        "{}",
-        '{"outcome":"loaded","path":"/etc"}',
-        '{"outcome":"loaded","artifact":{"digest":"x","sizeBytes":1,"files":1}}',
-        '{"outcome":"failed","reason":"Hacked"}',
-        '{"outcome":"failed","message":"' + "x" * 600 + '"}',
-        '{"outcome":"failed"}' + " " * RESULT_MAX_BYTES,
-        '{"outcome":"loaded","artifact":{"digest":"' + "0" * 64 + '","sizeBytes":"1","files":1}}',
-    ],
-)
-def test_a_forged_answer_is_no_answer(text):
-    """Unknown fields, reasons, types and sizes are refused."""
-    assert LoadResult.from_message(text) is None
-
-
-@given(st.text())
-def test_no_text_breaks_the_reader(text):
-    """Reading never raises."""
-    LoadResult.from_message(text)

@@ -4,17 +4,52 @@ import re
 
 import pytest
 
-from sd_api.reasons import Reason
+from sd_api.reasons import EventReason, ReadyReason, Reason, WebhookReason
 from sd_api.spec import Spec
+from sd_api.status import ConditionType
 from tests.support.paths import ROOT
+from tools.make_docs import DOCS, PARTS, attribute_docs, rendered
 
-API = (ROOT / "docs" / "api.md").read_text()
+API = (DOCS / "api.md").read_text()
+
+
+@pytest.mark.parametrize("page", PARTS)
+def test_the_generated_parts_of_a_page_are_those_of_the_code(page):
+    """`make docs` was run after the last change."""
+    assert rendered(page) == (DOCS / page).read_text()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_is_documented(reason):
-    """With its retry rule and its remedy, word for word."""
-    assert f"| {reason.value} | {reason.retry.value} | {reason.remedy} |" in API
+    """With its meaning, its retry rule and its remedy, word for word."""
+    remedy = reason.remedy.replace("<", r"\<")
+    meaning = attribute_docs(Reason)[reason.name]
+    assert meaning.endswith(".")
+    assert f"| {reason.value} | {meaning} | {reason.retry.value} | {remedy} |" in API
+    assert f"| {reason.value} | {remedy} | " in (DOCS / "troubleshooting.md").read_text()
+
+
+@pytest.mark.parametrize("enum", [ConditionType, ReadyReason, WebhookReason, EventReason])
+def test_every_condition_and_every_other_reason_is_documented(enum):
+    """With its meaning."""
+    for member in enum:
+        assert re.search(rf"^\| {member.value} \| [A-Za-z].+\. \|$", API, re.MULTILINE)
+
+
+def test_the_docstring_below_an_attribute_is_its_meaning():
+    """Lines are joined; an attribute without one has no meaning."""
+
+    class Example:
+        """Something."""
+
+        first = 1
+        """The first,
+        on two lines."""
+        second: int = 2
+        third = 3
+        """The third."""
+
+    assert attribute_docs(Example) == {"first": "The first, on two lines.", "third": "The third."}
 
 
 @pytest.mark.parametrize("field", [field.alias for field in Spec.model_fields.values()])

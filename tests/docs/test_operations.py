@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,13 +15,12 @@ from tests.support.charts.helmcharts import OPERATOR, ROOT, helm, helm_path, of_
 from tests.support.charts.pod_security import violations
 from tests.support.kube.cluster import Cluster
 from tools.kubectl import kubectl_path
-from tools.make_troubleshooting_doc import DOC, page
 
 TEXT = (ROOT / "docs" / "operations.md").read_text()
 VALUES = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 OUTSIDE_BLOCKS = re.sub("|".join(map(re.escape, VALUES)), "", TEXT)
 COMMANDS = re.findall(r"^    (\S.*)$", OUTSIDE_BLOCKS, re.MULTILINE)
-MENDING = DOC.read_text()
+MENDING = (ROOT / "docs" / "troubleshooting.md").read_text()
 KUBECTL = [
     command
     for command in COMMANDS
@@ -94,15 +92,10 @@ def test_every_alert_is_on_the_page() -> None:
     assert set(re.findall(r"^\| (Sd\w+) \|", TEXT, re.MULTILINE)) == alerts
 
 
-def test_the_table_of_reasons_is_that_of_the_enum() -> None:
-    """`make crd` was run after the last change of it."""
-    assert page(DOC.read_text()) == DOC.read_text()
-
-
 def test_the_values_that_the_pages_name_are_there() -> None:
     """Each `a.b.c` in backticks that begins like one."""
     values = yaml.safe_load((OPERATOR / "values.yaml").read_text())
-    for text in (TEXT, (Path(DOC)).read_text()):
+    for text in (TEXT, MENDING):
         for name in re.findall(r"`((?:\w+\.)+\w+)(?:: [^`]*)?`", text):
             first, *_ = name.split(".")
             node = values

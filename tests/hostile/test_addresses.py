@@ -22,13 +22,14 @@ from sd_api import netguard
 from sd_api.netguard import Address, Guard
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.net.exchange import Link
-from sd_loader.net.transport import make_client
+from sd_loader.net.client import HttpClient
+from sd_loader.net.exchange import Resource
 from sd_loader.settings import Settings as LoaderSettings
 from sd_operator.base.settings import Settings as OperatorSettings
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Outcome
-from sd_operator.rules.decision import Call
+from sd_operator.rules.decision import WebhookCall
 from tests.support.hostile.addresses import LATER_DIGITS, PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
 from tests.support.rules.deliveries import entry, no_secret
 from tests.support.rules.observed import model, published
@@ -74,7 +75,7 @@ def _loader(ends: Ends) -> httpx2.Client:
         ca_file=ends.ca_file,
         resolver=ends.resolver,
     )
-    return make_client(settings)
+    return HttpClient(settings).session()
 
 
 def _why(call: Callable[[], object]) -> str | None:
@@ -93,7 +94,7 @@ def call_links(ends: Ends, urls: Sequence[str]) -> list[str | None]:
     """As the loader downloads."""
 
     def get(url: str) -> None:
-        with Link(client, url).get({}) as response:
+        with Resource(client, url).get({}) as response:
             if response.status_code == 302:
                 raise httpx2.InvalidURL("a redirect that leads nowhere")
 
@@ -114,7 +115,7 @@ def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
         settings = OperatorSettings(
             https_proxy=ends.proxy, no_proxy=ends.no_proxy, webhook_ca_file=ends.ca_file
         )
-        webhooks = Webhooks(settings, ends.guard(), no_secret)
+        webhooks = Webhooks(settings, ends.guard(), no_secret, SYSTEM_CLOCK)
         try:
             return [await one(webhooks, url) for url in urls]
         finally:
@@ -122,7 +123,9 @@ def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
 
     async def one(webhooks: Webhooks, url: str) -> str | None:
         resource = model(published(), webhook=url)
-        done = await webhooks.deliver(Call(entry(), url, None, None), resource, resource.status)
+        done = await webhooks.deliver(
+            WebhookCall(entry(), url, None, None), resource, resource.status
+        )
         refused = done.outcome is Outcome.FAILED and (
             "may not be called" in done.error
             or "is not a host name" in done.error

@@ -1,4 +1,4 @@
-"""What tests of the loader's command line share: a Hub, containers, volumes."""
+"""What tests of the loader share: a Hub, containers, a place for a fetch, small volumes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def hub() -> Iterator[FakeHub]:
 def containers(hub: FakeHub, tmp_path: Path) -> Containers:
     """Containers that may reach the Hub, with an empty volume."""
     return Containers.reaching(hub, tmp_path)
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    """An empty source folder."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from devkit.fakehub import FakeHub
-from sd_api.load import Progress
 from sd_api.reasons import ExitCode, Reason
+from sd_api.wire import Progress
 from tests.support.loader.loadercli import (
     NAMESAKE,
     OWNER,

@@ -12,6 +12,8 @@ import pytest
 
 from devkit.tiny import write_checkpoint
 from sd_api.reasons import ExitCode, Reason
+from sd_api.spec import LoadFields
+from sd_loader.__main__ import main
 from sd_loader.progress import CLEAR_LINE
 from tests.support.loader.loadercli import (
     Containers,
@@ -84,6 +86,16 @@ def test_load_by_hand_takes_what_the_file_does_not_say(
     config.write_text("model: {params: {parameterization: eps}}")
     assert predicts("--original-config", config) == "epsilon"
     assert predicts("--prediction-type", "v_prediction") == "v_prediction"
+
+
+@pytest.mark.parametrize("field", LoadFields.model_fields)
+def test_load_has_an_option_for_each_load_affecting_field(
+    field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A field that is added to the spec can be used by hand, too."""
+    with pytest.raises(SystemExit):
+        main(["load", "--help"])
+    assert f"--{field.replace('_', '-')}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

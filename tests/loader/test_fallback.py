@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from devkit.fakehub import FakeHub
-from sd_api.load import Artifact
 from sd_api.reasons import ExitCode, Reason
+from sd_api.wire import Artifact
 from tests.support.loader.loadercli import Containers, failed, load_request, safetensors_bytes
 from tests.support.models import tinysd3
 from tests.support.models.catalog import Row

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from sd_api.reasons import Reason
-from sd_loader.secrets import hide, secrets_of
 from tests.support.loader.loadercli import Containers, Ended, load_request, safetensors_bytes
 from tests.support.servers.quoting import (
     HTML,
@@ -196,21 +195,3 @@ def test_a_crash_tells_no_secret(start: Callable[[Kind], Load], tmp_path: Path) 
     assert ended.result.reason is Reason.LOADER_CRASHED
     assert "RuntimeError: http://127.0.0.1" in ended.stderr
     assert leaks(load.told(ended)) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        pytest.param("at hf_abcdefghij.", "at ….", id="the token"),
-        pytest.param("at HF_ABCDEFGHIJ.", "at ….", id="in upper case"),
-        pytest.param("at hf_abcdefgh…", "at ……", id="cut short"),
-        pytest.param("hf_abcdefghijhf_abcdefghij", "……", id="twice"),
-        pytest.param("at hf_abcde", "at hf_abcde", id="no more than anybody's beginning"),
-        pytest.param("at 0123456789 and a+b/c=d0e", "at … and …", id="of urls"),
-        pytest.param("bearer of pruned fp16", "bearer of pruned fp16", id="words"),
-    ],
-)
-def test_secrets_are_hidden(text: str, shown: str) -> None:
-    """However much of them is quoted."""
-    given = {"url": "https://h/x?size=pruned&t=0123456789", "vae": [{"url": "h?k=a%2Bb%2Fc%3Dd0e"}]}
-    assert hide(text, secrets_of(given, "hf_abcdefghij")) == shown

@@ -9,19 +9,19 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The name of objects that belong to no namespace: two releases must not share them. */}}
+{{/* The name of cluster-scoped objects: two releases must not share them. */}}
 {{- define "sd-operator.clusterName" -}}
 {{- printf "%s-%s" .Release.Namespace (include "sd-operator.name" .) -}}
 {{- end -}}
 
-{{/* What selects the operator's Pods; it never changes. */}}
+{{/* The selector of the operator's Pods; it must never change. */}}
 {{- define "sd-operator.selector" -}}
 app.kubernetes.io/name: sd-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
-{{/* What selects the gateway's Pods; it never changes. */}}
+{{/* The selector of the gateway's Pods; it must never change. */}}
 {{- define "sd-operator.gatewaySelector" -}}
 app.kubernetes.io/name: sd-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -82,7 +82,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* A Pod's security context by the restricted Pod Security Standard. */}}
+{{/* The security context of a Pod under the restricted Pod Security Standard. */}}
 {{- define "sd-operator.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -93,7 +93,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* A container's security context by the restricted Pod Security Standard. */}}
+{{/* The security context of a container under the restricted Pod Security Standard. */}}
 {{- define "sd-operator.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -143,7 +143,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* The operator's settings as environment variables. Helm reads numbers as floats: int64. */}}
+{{/* The operator's settings as environment variables. Helm reads numbers as floats, hence int64. */}}
 {{- define "sd-operator.settings" -}}
 {{- $values := .Values -}}
 {{- $loader := $values.loader -}}
@@ -199,16 +199,16 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* Refuses values that contradict each other; the schema sees them one by one only. */}}
+{{/* Refuses values that contradict each other, which the schema cannot see. */}}
 {{- define "sd-operator.check" -}}
 {{- $values := .Values -}}
-{{- if and $values.trainedUrlTemplate (not (contains "{id}" $values.trainedUrlTemplate)) -}}
-{{- fail (printf "trainedUrlTemplate must have {id} where the trained model's id goes; it is %s" $values.trainedUrlTemplate) -}}
+{{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
+{{- fail (printf "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host; it is %s" $values.trainedUrlTemplate) -}}
 {{- end -}}
 {{- if and $values.metrics.podMonitor.enabled $values.metrics.serviceMonitor.enabled -}}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every operator twice: enable one of them" -}}
 {{- end -}}
 {{- if and $values.models.clusterWide (not $values.models.claim.create) $values.models.namespaces (not $values.loader.networkPolicy.enabled) (not $values.sweep.enabled) -}}
-{{- fail "models.namespaces has no effect: with models.clusterWide it says where claims, network policies and sweeps are made, and all of these are off" -}}
+{{- fail "models.namespaces has no effect: with models.clusterWide it only decides where the chart makes PVCs, network policies and sweeps, and all three are off" -}}
 {{- end -}}
 {{- end -}}

@@ -11,12 +11,11 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pipeline
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 _TOKENIZER_FILES = (
     "vocab.json",
@@ -25,6 +24,8 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+CONFIG_SUFFIXES = (".json", ".txt", ".model")
+"""Of configs, vocabularies, and T5's sentencepiece model."""
 _SAFE = (".safetensors",)
 _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.LORA: (".bin", ".pt"),
@@ -73,11 +74,6 @@ def require_pipeline(names: Sequence[str]) -> None:
     )
 
 
-def replaced(request: LoadRequest) -> frozenset[str]:
-    """The components of a pipeline that the spec takes from elsewhere."""
-    return frozenset() if request.vae is None else frozenset({"vae"})
-
-
 def choose_files(
     files: Mapping[str, RepoFile],
     pipeline: Pipeline,
@@ -109,6 +105,18 @@ def choose_files(
             paths = (f"{component}/{name}" for name in _TOKENIZER_FILES)
             chosen.extend(files[path] for path in paths if path in files)
     return chosen
+
+
+def choose_configs(files: Mapping[str, RepoFile]) -> list[RepoFile]:
+    """The configs and tokenizers of a pipeline, and none of its weights."""
+    return [file for path, file in sorted(files.items()) if _is_config(path)]
+
+
+def _is_config(path: str) -> bool:
+    name = PurePosixPath(path)
+    # An index of shards is about weights.
+    is_small = name.suffix in CONFIG_SUFFIXES and ".index." not in name.name
+    return path == INDEX_NAME or (len(name.parts) == 2 and is_small)
 
 
 def component_folder(names: Container[str], component: str) -> PurePosixPath | None:
@@ -165,7 +173,7 @@ def choose_file(
     if candidates:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.url: the repo has {len(candidates)} files that may be meant; link to one of them"
+            f"the repo has {len(candidates)} files that may be meant; give the link to one of them"
             f" (https://huggingface.co/ORG/NAME/resolve/main/FILE): {_listed(candidates)}",
         )
     if safetensors_only and any(

@@ -15,7 +15,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"

@@ -11,13 +11,14 @@ from email.utils import parsedate_to_datetime
 
 import httpx2
 
-from sd_api.netguard import MAX_REDIRECTS, redact
+from sd_api.netguard import MAX_REDIRECTS
 from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError
 
 
 @dataclass(frozen=True)
-class Link:
+class Resource:
     """A url, the client that asks for it, and the token that its origin, and no other, is sent."""
 
     client: httpx2.Client
@@ -43,7 +44,7 @@ class Link:
             request = following
         raise LoaderError(
             Reason.SOURCE_UNREACHABLE,
-            f"{redact(self.url)} redirects more than {MAX_REDIRECTS} times",
+            f"{redact_url(self.url)} redirects more than {MAX_REDIRECTS} times",
         )
 
 
@@ -89,5 +90,5 @@ def refuse_encoded(response: httpx2.Response) -> None:
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise LoaderError(
             Reason.SOURCE_UNREACHABLE,
-            f"{redact(str(response.url))} answers compressed, which was not asked for",
+            f"{redact_url(str(response.url))} answers compressed, which was not asked for",
         )

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import httpx2
 
-from sd_api.netguard import redact
 from sd_api.reasons import Reason
-from sd_loader.errors import LoaderError
+from sd_api.redaction import redact_url
+from sd_loader.errors import LoaderError, TransientError
 
 T = TypeVar("T")
 
@@ -23,14 +23,6 @@ _HUB_CODES = {
     "RevisionNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such revision"),
     "EntryNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such file"),
 }
-
-
-class TransientError(LoaderError):
-    """A failure that may pass within seconds. after: the seconds the server asked to wait."""
-
-    def __init__(self, reason: Reason, message: str, after: float = 0) -> None:
-        super().__init__(reason, message)
-        self.after = after
 
 
 @dataclass(frozen=True)
@@ -63,19 +55,19 @@ RETRIES = Retries()
 def unreachable(url: str, error: httpx2.RequestError) -> LoaderError:
     """What an exchange that failed below HTTP means."""
     if isinstance(error, httpx2.TooManyRedirects):
-        return LoaderError(Reason.SOURCE_UNREACHABLE, f"{redact(url)} redirects too often")
+        return LoaderError(Reason.SOURCE_UNREACHABLE, f"{redact_url(url)} redirects too often")
     if isinstance(error, httpx2.UnsupportedProtocol):
         return LoaderError(
-            Reason.ADDRESS_REFUSED, f"{redact(url)} leads to what is no http(s) link"
+            Reason.ADDRESS_REFUSED, f"{redact_url(url)} leads to what is no http(s) link"
         )
     what = str(error) or type(error).__name__
-    return TransientError(Reason.SOURCE_UNREACHABLE, f"{redact(url)}: {what[:200]}")
+    return TransientError(Reason.SOURCE_UNREACHABLE, f"{redact_url(url)}: {what[:200]}")
 
 
 def refused(response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
     """What an HTTP answer other than the file means."""
     status = response.status_code
-    shown = f"{redact(url)} answered {status}"
+    shown = f"{redact_url(url)} answered {status}"
     known = _HUB_CODES.get(response.headers.get("X-Error-Code", ""))
     if known is not None:
         reason, text = known

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.storage_errors import storage_errors
 
 _USELESS = {
     Reason.DIGEST_MISMATCH,
@@ -29,7 +27,7 @@ _CHUNK = 1 << 20
 _HEAD = 1024
 
 
-class Part:
+class PartialDownload:
     """`<name>.part`, its running digest, and `<name>.note` that says what it is a part of.
 
     validator: what the server knows this version of the file by; None where it tells none.
@@ -42,7 +40,7 @@ class Part:
         self.size = 0
         self.validator: str | None = None
         note = _read_note(path, url)
-        with _storage_errors(path.parent):
+        with storage_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.fdopen(
                 os.open(_part(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b"
@@ -77,20 +75,20 @@ class Part:
 
     def head(self) -> bytes:
         """The first bytes."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.flush()
         return os.pread(self._file.fileno(), _HEAD, 0)
 
     def append(self, chunk: bytes) -> None:
         """Add bytes at the end."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.write(chunk)
         self._hash.update(chunk)
         self.size += len(chunk)
 
     def restart(self, validator: str | None) -> None:
         """Begin again, with the version that the server serves now."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.seek(0)
             self._file.truncate()
             self._note({"validator": validator})
@@ -100,7 +98,7 @@ class Part:
 
     def finish(self) -> None:
         """Put the file in place."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.flush()
             # With the validator, so that a crash before the next line costs nothing.
             self._note({"validator": self.validator, "sha256": self.sha256, "size": self.size})
@@ -111,7 +109,7 @@ class Part:
         _part(self._path).unlink(missing_ok=True)
         _note(self._path).unlink(missing_ok=True)
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartialDownload:
         return self
 
     def __exit__(
@@ -122,7 +120,7 @@ class Part:
     ) -> None:
         if isinstance(error, LoaderError) and error.reason in _USELESS:
             self._discard()
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.close()
 
     def _resume(self, validator: str) -> None:
@@ -171,19 +169,3 @@ def _read_note(path: Path, url: str) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return note if isinstance(note, dict) and note.get("url") == _digest_of(url) else {}
-
-
-@contextlib.contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise LoaderError(
-                Reason.INSUFFICIENT_STORAGE, f"the volume is full: {error.strerror}"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise LoaderError(
-                Reason.VOLUME_NOT_WRITABLE, f"{folder.name} cannot be written: {error.strerror}"
-            ) from error
-        raise

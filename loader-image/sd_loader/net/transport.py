@@ -20,7 +20,6 @@ import httpcore2
 import httpx2
 
 from sd_api.netguard import (
-    MAX_REDIRECTS,
     AddressRefusedError,
     bypasses_proxy,
     effective_port,
@@ -51,24 +50,6 @@ class Pace:
 
 
 PACE = Pace()
-
-
-def make_client(
-    settings: Settings, pace: Pace = PACE, *, max_answer: int | None = None
-) -> httpx2.Client:
-    """A client that calls nothing but allowed addresses and never waits without limit.
-
-    max_answer: of bytes, for callers that read whole answers into memory.
-    """
-    return httpx2.Client(
-        transport=GuardedTransport(settings, pace, max_answer),
-        # Without compression the bytes counted, resumed and digested are the file's own.
-        headers={"User-Agent": f"sd-loader/{LOADER_VERSION}", "Accept-Encoding": "identity"},
-        timeout=TIMEOUT,
-        follow_redirects=True,
-        max_redirects=MAX_REDIRECTS,
-        trust_env=False,
-    )
 
 
 class GuardedTransport(httpx2.BaseTransport):

@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.component_files import RepoFile, choose_files, holds
 from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.sniff import ZIP_MAGIC
-from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate, read_directory
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
-from sd_loader.settings import Settings
+from sd_loader.snippet import snippet
+from sd_loader.source.ref import Checks, SourceRef
 
 FOLDER_NAME = "repo"
 _TORCH_PICKLE = "data.pkl"
@@ -42,7 +41,7 @@ _CHUNK = 1 << 20
 
 
 def unpack_pipeline(
-    fetched: Fetched, request: LoadRequest, settings: Settings, into: Path
+    fetched: Fetched, ref: SourceRef, checks: Checks, max_bytes: int, into: Path
 ) -> Fetched:
     """The folder that the download is a zip of; any other file stays as it is."""
     path = into / fetched.path
@@ -55,7 +54,7 @@ def unpack_pipeline(
             return fetched
         folder = into / FOLDER_NAME
         with _whole_or_not_at_all(folder):
-            archive.unpack(archive.chosen(request, settings), folder)
+            archive.unpack(archive.chosen(ref, checks, max_bytes), folder)
     finally:
         os.close(fd)
     path.unlink()
@@ -105,7 +104,7 @@ class _Archive:
             {name.removeprefix(root): records[name] for name in files},
         )
 
-    def chosen(self, request: LoadRequest, settings: Settings) -> list[RepoFile]:
+    def chosen(self, ref: SourceRef, checks: Checks, max_bytes: int) -> list[RepoFile]:
         """The files to unpack, as of a repo; refused before anything is written."""
         files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
         index = files[INDEX_NAME]
@@ -114,18 +113,18 @@ class _Archive:
             chosen = choose_files(
                 files,
                 parse_pipeline(b"".join(self._content(INDEX_NAME))),
-                request.revision,
-                safetensors_only=bool(request.from_safetensors),
+                ref.precision,
+                safetensors_only=checks.safetensors_only,
             )
         except LoaderError as error:
             raise LoaderError(error.reason, f"the zip archive: {error.message}") from error
         for file in chosen:
             _check_small(file)
         total = sum(file.size for file in chosen)
-        if total > settings.max_bytes:
+        if total > max_bytes:
             raise LoaderError(
                 Reason.TOO_LARGE,
-                f"the zip archive unpacks to {total} bytes; the limit is {settings.max_bytes}",
+                f"the zip archive unpacks to {total} bytes; the limit is {max_bytes}",
             )
         return chosen
 

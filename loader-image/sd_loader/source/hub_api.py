@@ -20,16 +20,14 @@ from huggingface_hub.hf_api import RepoSibling
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from sd_api.fields import Count, Sha256
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import HUB_REPO_PATTERN
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
-from sd_loader.net.credentials import read_credentials, token_for
+from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import Retries, refused, unreachable
-from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS, Pace, make_client
-from sd_loader.settings import Settings
+from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
+from sd_loader.snippet import snippet
 
 _MAX_ANSWER = 32 << 20
 """Of the API: a repo of 10,000 files takes a tenth of it."""
@@ -69,30 +67,17 @@ class Repo:
         return (f"the repo {self.asked_as[:100]} is now called {self.repo_id[:100]}",)
 
 
-def hub_token(request: LoadRequest, settings: Settings) -> str | None:
-    """The token that goes with the request; its host is the Hub's unless the Secret says other."""
-    if not request.credentials:
-        return None
-    endpoint = httpx2.URL(settings.hub_endpoint)
-    return token_for(
-        settings.hub_endpoint,
-        read_credentials(settings.credentials_dir),
-        settings,
-        default_host=endpoint.netloc.decode().lower(),
-    )
-
-
 @contextlib.contextmanager
-def hub_session(settings: Settings, pace: Pace) -> Iterator[httpx2.Client]:
+def hub_session(client: HttpClient) -> Iterator[httpx2.Client]:
     """A client for files; that of `huggingface_hub` is ours for as long, too."""
     # Else it asks the endpoint for a list of programs that it would then report on.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     # What a server wants to have said in our log (X-HF-Warning) is not ours to repeat.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    huggingface_hub.set_client_factory(lambda: make_client(settings, pace, max_answer=_MAX_ANSWER))
+    huggingface_hub.set_client_factory(lambda: client.session(max_answer=_MAX_ANSWER))
     try:
-        with make_client(settings, pace) as client:
-            yield client
+        with client.session() as session:
+            yield session
     finally:
         huggingface_hub.close_session()
 
@@ -121,7 +106,7 @@ def resolve(
             raise unreachable(shown, error) from error
         except HFValidationError as error:
             raise LoaderError(
-                Reason.INVALID_SPEC, f"spec.url: {repo_id} is not a Hugging Face repo id"
+                Reason.INVALID_SPEC, f"{repo_id} is not a Hugging Face repo id"
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LoaderError(

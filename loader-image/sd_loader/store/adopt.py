@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 
-from sd_api.load import Progress, Stage
 from sd_api.names import STORE_DIR
+from sd_api.wire import Progress, Receipt, Stage
 from sd_loader.progress import Report
 from sd_loader.store.folder import NO_HARD_LINKS, Folder, file_digest
 from sd_loader.store.ownership import OwnerRecord
-from sd_loader.store.receipt import Receipt, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import Staging
 from sd_loader.store.volume import Volume
 

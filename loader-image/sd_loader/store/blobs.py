@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 
 from sd_api.names import BLOBS_DIR, STORE_DIR
+from sd_api.wire import PublishedFile
 from sd_loader.errors import LoaderError
 from sd_loader.store.folder import (
     NO_HARD_LINKS,
@@ -25,7 +26,7 @@ from sd_loader.store.folder import (
     insist,
     temporary_name,
 )
-from sd_loader.store.receipt import PublishedFile, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)

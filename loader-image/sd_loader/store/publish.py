@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from sd_api import names
 from sd_api.load import Owner
 from sd_api.reasons import Reason
+from sd_api.wire import Receipt
 from sd_loader.errors import LoaderError
 from sd_loader.store import blobs
 from sd_loader.store.folder import Folder, insist, temporary_name
@@ -23,7 +24,7 @@ from sd_loader.store.ownership import (
     read_owner,
     write_owner,
 )
-from sd_loader.store.receipt import RECEIPT_FILE, Receipt, find_published
+from sd_loader.store.receipt import RECEIPT_FILE, find_published
 from sd_loader.store.staging import OUT, Staging, remove_abandoned
 from sd_loader.store.volume import Volume
 
@@ -43,7 +44,7 @@ def publish(
     with staging.folder.open_folder(OUT) as out:
         shared = blobs.share(volume, out, receipt.files)
         receipt = receipt.sharing(shared)
-        out.write(RECEIPT_FILE, receipt.to_json())
+        out.write(RECEIPT_FILE, receipt.encode().encode())
         out.sync_tree(public=True)
     with volume.make(names.STORE_DIR, owner.uid) as versions:
         published = _place(volume, owner.uid, staging, versions, receipt)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sd_api.loader_env import LoaderEnv
 from sd_api.names import STAGING_DIR
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -252,5 +253,8 @@ def _open_lock(folder: Folder) -> int:
 
 def _valid(pod: str) -> str:
     if not _POD.fullmatch(pod):
-        raise LoaderError(Reason.LOADER_CRASHED, f"SD_LOADER_POD is no Pod's name: {pod[:80]!r}")
+        variable = LoaderEnv.name_of("pod")
+        raise LoaderError(
+            Reason.LOADER_CRASHED, f"{variable} is not the name of a Pod: {pod[:80]!r}"
+        )
     return pod

@@ -1,1 +1,1 @@
-"""What every wing may use: settings, logs, metrics, times and texts for people."""
+"""What every wing may use: settings, errors, logs, metrics, times and texts for people."""

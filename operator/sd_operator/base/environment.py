@@ -11,14 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sd_api.defaults import parse_default_parts
+from sd_api.default_parts import parse_default_parts
 from sd_api.spec import JobOverrides
+from sd_api.trained import check_template
+from sd_operator.base.errors import SettingsError
 
 _PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"}
-
-
-class SettingsError(ValueError):
-    """A setting cannot be used; the message names its variable and what it must be."""
 
 
 def kubeconfig(env: Mapping[str, str]) -> Path | None:
@@ -114,10 +112,11 @@ class Reader:
 
     def template(self, name: str) -> str | None:
         """A link with a place for a trained model's id."""
-        text = self.link(name)
-        if text is not None and "{id}" not in text:
-            raise self.wrong(name, "must have {id} where the trained model's id goes")
-        return text
+        text = self.text(name)
+        try:
+            return text and check_template(text)
+        except ValueError as error:
+            raise self.wrong(name, str(error)) from None
 
     def default_parts(self, name: str) -> Mapping[str, str]:
         """Base models with the repos of their parts."""

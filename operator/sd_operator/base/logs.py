@@ -1,42 +1,24 @@
-"""How the operator logs: JSON for machines, lines for people, secrets for nobody."""
+"""How the operator and the gateway log: JSON, or lines for a terminal, always redacted."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from sd_api import netguard
+from sd_api.redaction import redact_text
 
 _model: ContextVar[str] = ContextVar("model", default="")
 _load_hash: ContextVar[str] = ContextVar("load_hash", default="")
 
-_SECRET = re.compile(
-    r"""(?P<url>[a-z][a-z0-9+.-]*://[^\s"'<>|\\^`]+)"""
-    r"|(?P<scheme>\b(?i:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}"
-    r"|\b(?P<kind>whsec_|hf_)[A-Za-z0-9+/=]{8,}"
-)
-
 
 def about(model: str, load_hash: str) -> None:
-    """Say of which model and load everything speaks that this task, or one begun in it, logs."""
+    """Add model and load to every log record of this task and of the tasks that it starts."""
     _model.set(model)
     _load_hash.set(load_hash)
-
-
-def redact(text: str) -> str:
-    """A text without what is secret in it: userinfo and queries of links, tokens, keys."""
-    return _SECRET.sub(_redacted, text)
-
-
-def _redacted(match: re.Match[str]) -> str:
-    if match["url"]:
-        return netguard.redact(match["url"])
-    return (match["scheme"] or match["kind"]) + "…"
 
 
 class _Formatter(logging.Formatter):
@@ -49,10 +31,10 @@ class _Formatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": redact(record.getMessage()),
+            "message": redact_text(record.getMessage()),
             "model": _model.get(),
             "loadHash": _load_hash.get(),
-            "error": redact(self.formatException(record.exc_info)) if record.exc_info else "",
+            "error": redact_text(self.formatException(record.exc_info)) if record.exc_info else "",
         }
         return self.write({key: value for key, value in fields.items() if value})
 

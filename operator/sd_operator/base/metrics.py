@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry and behind a thread server of their own."""
+"""Prometheus metrics, in their own registry and served by their own thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOAD_BUCKETS = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21
 
 @dataclass(frozen=True)
 class ModelState:
-    """What the gauges tell of one model."""
+    """What the gauges show of one model."""
 
     namespace: str
     name: str
@@ -26,13 +26,13 @@ class ModelState:
 
 
 class _Models(Collector):
-    """Counts the models at the moment of the scrape."""
+    """Counts the models when the metrics are scraped."""
 
     def __init__(self) -> None:
         self.states: dict[str, ModelState] = {}
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """One sample per phase and reason, and one per model."""
+        """Yield one sample for each phase and reason, and one for each model."""
         # The scrape runs in another thread: list() copies in one step.
         states = list(self.states.values())
         counts: dict[tuple[str, str], int] = {}
@@ -115,20 +115,20 @@ class Metrics:
         self._requests.labels(verb, resource, code).inc()
 
     def show(self, uid: str, state: ModelState) -> None:
-        """Tell how a model stands."""
+        """Set what the gauges show of a model."""
         self._models.states[uid] = state
 
     def forget(self, uid: str) -> None:
-        """Tell no more of a model."""
+        """Remove a model from the gauges."""
         self._models.states.pop(uid, None)
 
     def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
-        """Serve /metrics from a thread; returns the port and what ends it."""
+        """Serve /metrics from a thread; return the port and a function that stops it."""
         return serve(self.registry, address, port)
 
 
 def api_requests(registry: CollectorRegistry) -> Counter:
-    """The counter of requests to the API server, whoever makes them."""
+    """Return a counter of requests to the API server, for operator and gateway."""
     return Counter(
         "sdmodel_api_requests_total",
         "Requests to the API server, those of watches left out; code error is no answer.",
@@ -138,14 +138,14 @@ def api_requests(registry: CollectorRegistry) -> Counter:
 
 
 def add_build_info(registry: CollectorRegistry) -> None:
-    """Tell which version this is."""
+    """Add the version as a metric."""
     text = "1; the version is a label."
     build = Gauge("sdmodel_build_info", text, ["version"], registry=registry)
     build.labels(installed_version()).set(1)
 
 
 def serve(registry: CollectorRegistry, address: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Serve a registry's metrics from a thread; returns the port and what ends it."""
+    """Serve a registry from a thread; return the port and a function that stops it."""
     server, thread = start_http_server(port, address, registry)
 
     def stop() -> None:
@@ -157,7 +157,7 @@ def serve(registry: CollectorRegistry, address: str, port: int) -> tuple[int, Ca
 
 
 def installed_version() -> str:
-    """The version of this distribution."""
+    """Return the version of the installed distribution."""
     try:
         return version("sd-operator")
     except PackageNotFoundError:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sd_api.load import RETAIN_MAX_SECONDS
+from sd_api import defaults
 from sd_api.netguard import Guard, effective_port
 from sd_api.spec import JobOverrides
 from sd_operator.base.environment import Reader, kubeconfig
-from sd_operator.rules.queue import Limits
 
 PREFIX = "SD_OPERATOR_"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -24,73 +23,107 @@ WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What every loader Job has.
-
-    image renders and so carries torch; slim_image does not. security_context replaces the
-    restricted default whole: {"pod": {…}, "container": {…}}. kueue_queue: the LocalQueue that lets
-    loads begin, in place of the limits of Settings. default_parts: for base models, the
-    Hub repo of a pipeline that parts come from which a checkpoint lacks. ca_configmap is a
-    ConfigMap with the key ca.crt in each model's namespace. placement: where Pods run whose model
-    does not say otherwise; its other fields stay unset.
-    """
+    """Settings of loader Jobs. The gateway reads those that its sweep has."""
 
     image: str = "ghcr.io/sd-operator/loader:0.1.0"
+    """Image of loads that render an image; it has torch."""
     slim_image: str = "ghcr.io/sd-operator/loader-slim:0.1.0"
+    """Image of all other loads, of clean-ups and of sweeps; it does not have torch."""
     image_pull_secrets: tuple[str, ...] = ()
-    gpu_resource: str = "nvidia.com/gpu"
+    """Names of the Secrets in each model's namespace that pull the images, separated by commas."""
+    gpu_resource: str = defaults.GPU_RESOURCE
+    """Resource that a load requests to render an image, for example amd.com/gpu."""
     gpu_count: int = 1
+    """How many GPUs such a load requests. With 0, only models whose spec asks for an image render
+    one, on the CPU."""
     ca_configmap: str | None = None
-    max_bytes: int = 100 * 10**9
-    retain_previous_seconds: int = 24 * 3600
+    """ConfigMap in each model's namespace; loads trust the authorities in its key ca.crt instead of
+    the public ones."""
+    max_bytes: int = defaults.MAX_BYTES
+    """Size limit of one source, in bytes."""
+    retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
+    """How long the previous version of a model stays on the volume after a reload."""
     tmp_size: str = "1Gi"
-    active_deadline_seconds: int = 6 * 3600
+    """Size limit of /tmp in loader Pods."""
+    active_deadline_seconds: int = defaults.ACTIVE_DEADLINE_SECONDS
+    """How long a load may run, unless spec.job says otherwise. At least 60."""
     load_ttl_seconds: int = 3600
+    """How long the Job of a finished load is kept."""
     remove_ttl_seconds: int = 600
+    """How long the Job of a finished clean-up is kept."""
     default_parts: Mapping[str, str] = field(default_factory=dict)
+    """For each base model, the Hub repo that gives what a checkpoint lacks:
+    sd1=ORG/NAME,sdxl=ORG/NAME."""
     allow_overrides: bool = True
+    """Whether spec.job has an effect: true or false."""
     kueue_queue: str | None = None
+    """LocalQueue of Kueue in each model's namespace. Kueue then admits the loads, and the limits on
+    their number have no effect."""
     security_context: Mapping[str, Any] | None = None
+    """Security contexts of loader Pods as JSON: {"pod": {…}, "container": {…}}. They replace the
+    restricted default as a whole."""
     placement: JobOverrides = field(default_factory=JobOverrides)
+    """Where loader Pods run, unless spec.job says otherwise: JSON with nodeSelector, tolerations,
+    runtimeClassName and priorityClassName."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything an administrator may set.
-
-    kubeconfig: None means the Pod's own account. namespaces: those served; empty means all.
-    claim_name: the volume of models that name none. trained_url_template: link of a trained model,
-    with `{id}` in it. webhook_key_file holds the default signing key. Ports: 0 takes any free one.
-    stuck_seconds: how long a Pod may wait for a node or an image, and a clean-up may fail, before
-    the model is called stalled. max_loads, max_loads_per_namespace: how many may run at once; 0 is
-    no limit. lease_namespace: where the Lease is that elects the operator which is to work; None
-    means that there is no election. log_format: auto is text on a terminal, else json.
-    """
+    """Everything an administrator may set."""
 
     kubeconfig: Path | None = None
+    """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
     namespaces: tuple[str, ...] = ()
-    claim_name: str = "models"
+    """Namespaces whose models are served, separated by commas. Empty: all."""
+    claim_name: str = defaults.CLAIM_NAME
+    """PersistentVolumeClaim of models without spec.storage."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     allowed_hosts: frozenset[str] = frozenset()
+    """Hosts, as host or host:port and separated by commas, that loads and webhooks may call at
+    private addresses and over plain http."""
     hub_endpoint: str | None = None
+    """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     trained_url_template: str | None = None
+    """Link of a trained model (modelType api_trained), with {id} in place of its id."""
     https_proxy: str | None = None
+    """URL of the proxy for loads and webhook calls."""
     no_proxy: str = ""
+    """Hosts, domains and networks that are called without the proxy, separated by commas."""
     webhook_key_file: Path | None = None
+    """File with the key that signs the webhook calls of models without spec.webhookSecretRef.
+    Empty: these calls are not signed."""
     webhook_ca_file: Path | None = None
+    """PEM file; webhook calls trust its authorities instead of the public ones."""
     webhook_retry_seconds: tuple[float, ...] = WEBHOOK_RETRY_SECONDS
+    """Seconds between the attempts of a webhook call, separated by commas."""
     bind_address: str = "0.0.0.0"  # noqa: S104 - metrics and probes are for the cluster's network
-    metrics_port: int = 8080
-    probes_port: int = 8081
+    """Address of metrics and probes."""
+    metrics_port: int = defaults.METRICS_PORT
+    """Port of /metrics. 0: any free port."""
+    probes_port: int = defaults.PROBES_PORT
+    """Port of /healthz and /readyz. 0: any free port."""
     resync_seconds: float = 600.0
+    """After this time a model is looked at again even if nothing happened."""
     poll_seconds: float = 5.0
+    """How often the progress of a running load is read."""
     retry_first_seconds: float = 60.0
+    """Wait before the second attempt of a load or clean-up; it doubles with every attempt."""
     retry_max_seconds: float = 3600.0
+    """Longest wait before another attempt."""
     stuck_seconds: float = 900.0
+    """How long a Pod may wait for a node or an image, or a clean-up may take, before the model is
+    Stalled."""
     max_loads: int = 10
+    """How many loads may run at once. 0: no limit."""
     max_loads_per_namespace: int = 4
+    """How many loads may run at once in one namespace. 0: no limit."""
     lease_namespace: str | None = None
+    """Namespace of the Lease that elects the working operator, and whether there is an election:
+    true or false. Default: in a Pod an election in the Pod's namespace, else none."""
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
     log_format: str = "auto"
+    """json, text, or auto: text on a terminal, else json."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -113,7 +146,7 @@ class Settings:
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",
                     loader.retain_previous_seconds,
-                    most=RETAIN_MAX_SECONDS,
+                    most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
                 ),
                 tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
                 active_deadline_seconds=read.whole(
@@ -151,12 +184,6 @@ class Settings:
             log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
             log_format=read.choice("LOG_FORMAT", ("auto", "json", "text"), default.log_format),
         )
-
-    def limits(self) -> Limits:
-        """How many loads may run at once; under Kueue that is Kueue's business."""
-        if self.loader.kueue_queue is not None:
-            return Limits()
-        return Limits(self.max_loads or None, self.max_loads_per_namespace or None)
 
     def guard(self) -> Guard:
         """Which addresses webhooks may call."""

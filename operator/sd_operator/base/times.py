@@ -1,25 +1,38 @@
-"""Times as Kubernetes writes them, and the clock."""
+"""The clock, and times as Kubernetes writes them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-
-Clock = Callable[[], datetime]
 
 
 def now() -> datetime:
-    """The time; what decides by it takes a Clock, so that tests can let days pass."""
+    """Return the present time."""
     return datetime.now(UTC)
 
 
+@dataclass(frozen=True)
+class Clock:
+    """The time. It is handed in wherever it is needed, so that tests can let days pass."""
+
+    now: Callable[[], datetime]
+    """The date and time of day, to compare with the times in objects."""
+    monotonic: Callable[[], float]
+    """Seconds that only grow, to measure how long something takes."""
+
+
+SYSTEM_CLOCK = Clock(now, time.monotonic)
+
+
 def stamp(moment: datetime) -> str:
-    """RFC 3339 in UTC, in whole seconds."""
+    """Write a time by RFC 3339, in UTC and whole seconds."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse(text: object) -> datetime | None:
-    """Read a time; None for what is none."""
+    """Read a time; return None if the value is not a time."""
     if not isinstance(text, str):
         return None
     try:

@@ -1,6 +1,6 @@
-"""HTTP calls to hosts that users name: only what the guard has checked is connected to.
+"""HTTP calls to hosts that users name.
 
-Every host is resolved once, all answers are checked, and the connection goes to what was checked.
+A host is resolved once, the guard checks all its addresses, and the connection goes to one of them.
 Redirects are not followed: each would be another url to check.
 """
 
@@ -48,11 +48,11 @@ class _GuardedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing to release: the threads are the owner's."""
+        """Do nothing: the threads belong to the owner."""
 
 
 class Outgoing:
-    """Makes calls, directly or through a proxy; to be used and closed on one event loop."""
+    """Makes calls, directly or through a proxy; used and closed on one event loop."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Outgoing:
         self._seconds = seconds
         self._https_proxy = https_proxy
         self._no_proxy = no_proxy
-        # Look-ups block; they get threads of their own, so that they hold up nothing else.
+        # Name resolution blocks a thread; its own threads keep it from blocking anything else.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="outgoing-dns")
         self._direct = self._session(_GuardedResolver(guard, self._threads), ca_file)
         self._proxied = self._session(None, ca_file)
@@ -96,8 +96,8 @@ class Outgoing:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """Make one call; raises AddressRefusedError for a url that may not be called."""
-        # The url as aiohttp reads it: of an address it asks no resolver, and it takes characters
-        # for digits that others do not.
+        # Check the url as aiohttp reads it: it reads characters as digits that others do not, and
+        # it does not ask the resolver if the host is an address.
         read = URL(url)
         parts = self._guard.check_url(str(read))
         proxy = self._proxy(parts.hostname or "", effective_port(parts))

@@ -1,6 +1,6 @@
-"""The Kubernetes API: the only module that talks to it. JSON in, JSON out, typed errors.
+"""The client of the Kubernetes API: JSON in, JSON out, typed errors.
 
-Every error is an ApiError; only UnavailableError is worth trying again as it is.
+Every error is an ApiError. Requests that end in UnavailableError were already repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from sd_api import names
-from sd_operator.base.logs import redact
+from sd_api.redaction import redact_text
+from sd_operator.base.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,46 +44,10 @@ RETRY_AFTER_MAX_SECONDS = 5.0
 PAGE_SIZE = 500
 LOG_LINE_MAX_BYTES = 4096
 WATCH_SECONDS = 300
-"""After this time a server ends a watch by itself; a while later we do."""
+"""After this time a server ends a watch; a little later we do."""
 
 _MERGE_PATCH = "application/merge-patch+json"
 _METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST"}
-
-
-class ApiError(Exception):
-    """The API server refused, or could not be asked. The message is the server's own."""
-
-    def __init__(self, message: str, code: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class NotFoundError(ApiError):
-    """There is no such object, or no such kind."""
-
-
-class AlreadyExistsError(ApiError):
-    """An object of that name is there."""
-
-
-class ConflictError(ApiError):
-    """The object is not the one, or not the version, that the change was meant for."""
-
-
-class ForbiddenError(ApiError):
-    """RBAC, quota or admission refused."""
-
-    namespace_terminating: bool = False
-
-
-class InvalidError(ApiError):
-    """The object was refused as wrong; causes are the fields at fault, with what is wrong."""
-
-    causes: tuple[tuple[str, str], ...] = ()
-
-
-class UnavailableError(ApiError):
-    """The API server is away, overloaded or broken, or does not know us (any more)."""
 
 
 @dataclass(frozen=True)
@@ -107,18 +80,19 @@ EVENTS = Resource("", "v1", "events")
 
 @dataclass(frozen=True)
 class Listing:
-    """All objects of a selection. version: the resourceVersion of the moment that it shows."""
+    """The objects of a LIST."""
 
     items: list[Json]
     version: str
+    """The resourceVersion of the list, to start a watch from."""
 
 
 OURS = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_NAME}={names.LOADER_NAME}"
 
 
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
-    """Where the API server is and who we are: by a kubeconfig, or by the Pod's own account."""
-    # Else the client reads proxies and .netrc from the environment, anew for each request.
+    """Read the API server's address and our credentials: a kubeconfig, or the Pod's account."""
+    # Without this the client reads proxies and .netrc from the environment for each request.
     configuration = Configuration(client_session_kwargs={"trust_env": False})
     if kubeconfig is None:
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -130,9 +104,10 @@ async def load_configuration(kubeconfig: Path | None) -> Configuration:
 
 
 class Api:
-    """A connection to the API server; count is told verb, resource and code of every request.
+    """A connection to the API server.
 
-    manager: who it says that it is, as user agent and as field manager.
+    count is called with verb, resource and code of every request; manager is our user agent and
+    field manager.
     """
 
     def __init__(
@@ -162,11 +137,11 @@ class Api:
                 await client.close()  # type: ignore[no-untyped-call]
 
     async def _reconnect(self, refused: ApiClient) -> None:
-        """Read the credentials anew, unless another request has just done so."""
+        """Read the credentials again, unless another request has just done so."""
         configuration = await load_configuration(self._kubeconfig)
         if self._client is not refused:
             return
-        # Requests of the refused client may be under way; they end long before the next turn.
+        # The old client may have requests under way; they end long before the next reconnect.
         former, self._former = self._former, refused
         self._client = ApiClient(configuration)
         if former is not None:
@@ -177,7 +152,7 @@ class Api:
         return await self._json("get", resource, resource.path(namespace, name))
 
     async def check(self, resource: Resource, namespace: str | None = None) -> None:
-        """Raise the error that stands in the way of reading this kind, if any."""
+        """Raise ApiError if this kind cannot be listed."""
         await self._json("list", resource, resource.path(namespace), {"limit": "1"})
 
     async def list(
@@ -202,9 +177,9 @@ class Api:
     async def watch(
         self, resource: Resource, namespace: str, since: str
     ) -> AsyncGenerator[tuple[str, Json], None]:
-        """Yield kind and object of every change after a version, until the server ends it.
+        """Yield type and object of every change after a version, until the server ends the watch.
 
-        Raises ApiError where it cannot go on: begin again with a list.
+        Raises ApiError if it cannot go on; the caller must start again with a list.
         """
         client = self._connected()
         query = {"watch": "true", "resourceVersion": since, "timeoutSeconds": str(WATCH_SECONDS)}
@@ -232,7 +207,7 @@ class Api:
     async def create(
         self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False
     ) -> Json:
-        """Create an object, or only see what the API server says to it."""
+        """Create an object, or with dry_run only let the API server check it."""
         query = {"fieldManager": self._manager, "dryRun": "All" if dry_run else ""}
         return await self._json("create", resource, resource.path(namespace), query, body)
 
@@ -244,7 +219,7 @@ class Api:
         return await self._json("patch", resource, resource.path(namespace, name, sub), query, body)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete an object, if it is the one of this uid; its dependents follow."""
+        """Delete an object if it has this uid; its dependents are deleted in the background."""
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -254,7 +229,7 @@ class Api:
         await self._json("delete", resource, resource.path(namespace, name), body=body)
 
     async def last_log_line(self, namespace: str, pod: str, container: str) -> str:
-        """The last line that a container printed; empty where there is none yet."""
+        """Return the last line of a container's log; empty if there is none."""
         query = {"container": container, "tailLines": "1", "limitBytes": str(LOG_LINE_MAX_BYTES)}
         path = PODS.path(namespace, pod, "log")
         raw = await self._request("get", "pods/log", path, query)
@@ -283,12 +258,12 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Json | None = None,
     ) -> bytes:
-        """Ask, and ask again where the server is away; 401 reads the credentials anew, once."""
+        """Send a request; repeat it if the server is unavailable, or once with new credentials."""
         for attempt in range(1, ATTEMPTS + 1):
             client = self._connected()
             try:
-                # Whoever waits in the client's own queue is timed already: thousands would give up
-                # unheard, and come again.
+                # Waiting here, not in the client's own queue, where the timeout already runs:
+                # thousands of requests would time out unsent, and be repeated.
                 async with self._slots:
                     response = await self._send(client, verb, path, query, body, _patience())
                     raw = await response.read()
@@ -325,7 +300,7 @@ class Api:
         body: Json | None,
         patience: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """Send one request; the answer's body is still to be read."""
+        """Send one request; the caller reads the body of the response."""
         given = {key: value for key, value in (query or {}).items() if value}
         method = _METHODS.get(verb, verb.upper())
         headers = {"Accept": "application/json, */*", "User-Agent": self._manager}
@@ -351,31 +326,26 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _error(verb: str, path: str, status: int, raw: bytes) -> ApiError:
-    """The error that an answer means; the message is that of the Status object, where it is one."""
+    """Return the error for a response, with the message of its Status object if it has one."""
     try:
         answer = json.loads(raw)
     except ValueError:
         answer = {}
     answer = answer if isinstance(answer, dict) else {}
-    # An admission webhook may quote the Job that it refuses, and the source's link with it.
-    message = redact(str(answer.get("message") or f"{verb} {path}: HTTP {status}"))[:2000]
+    # An admission webhook may quote the Job that it rejects, and with it the source's link.
+    message = redact_text(str(answer.get("message") or f"{verb} {path}: HTTP {status}"))[:2000]
     if status == 404:
         return NotFoundError(message, status)
     if status == 409:
         exists = answer.get("reason") == "AlreadyExists"
         return (AlreadyExistsError if exists else ConflictError)(message, status)
+    causes = (answer.get("details") or {}).get("causes") or ()
     if status == 403:
-        forbidden = ForbiddenError(message, status)
-        causes = (answer.get("details") or {}).get("causes") or ()
-        forbidden.namespace_terminating = any(
-            cause.get("reason") == "NamespaceTerminating" for cause in causes
-        )
-        return forbidden
+        terminating = any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
+        return ForbiddenError(message, status, namespace_terminating=terminating)
     if status in (401, 429) or status >= 500:
         return UnavailableError(message, status)
-    invalid = InvalidError(message, status)
-    invalid.causes = tuple(
-        (str(cause.get("field") or ""), str(cause.get("message") or "")[:1000])
-        for cause in (answer.get("details") or {}).get("causes") or ()
+    fields = (
+        (str(cause.get("field") or ""), str(cause.get("message") or "")[:1000]) for cause in causes
     )
-    return invalid
+    return InvalidError(message, status, tuple(fields))

@@ -1,8 +1,8 @@
-"""The Lease that says which operator is at work: the kubernetes client's election, mended.
+"""The Lease that decides which operator works, by the kubernetes client's election.
 
-The client's own lock waits for an answer as long as five minutes, lets transport errors out and
-never gives a Lease back, and its loop goes on without what it leads. Here every attempt ends soon,
-with yes or no, and the loop is `election`'s.
+The client's own lock waits up to five minutes for a response, raises transport errors, and never
+gives the Lease back; its loop goes on when the work it leads has ended. So each attempt here ends
+soon with yes or no, and the loop is in `runtime.election`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sd_operator.clients.kube import Count, load_configuration
 log = logging.getLogger(__name__)
 
 DURATION_SECONDS = 9
-"""How long a Lease holds that is not renewed: the others wait that long after its last change."""
+"""How long the others wait after the last renewal before they take the Lease."""
 RENEW_SECONDS = 6.0
-"""A leader that could not renew for that long stops, before anybody else may begin."""
+"""A leader that could not renew for this long stops, before another may take the Lease."""
 RETRY_SECONDS = 2.0
 REQUEST_SECONDS = 2.0
 
@@ -39,7 +39,7 @@ Found = tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool,
 
 
 class Lease:
-    """One candidate's hold on the Lease; to be used as a context, and by one task at a time."""
+    """One candidate for the Lease; used as a context manager, by one task at a time."""
 
     def __init__(self, client: ApiClient, namespace: str, count: Count) -> None:
         self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
@@ -55,12 +55,12 @@ class Lease:
                 onstopped_leading=_nothing,
             )
         )
-        # It logs every refusal as an error, with a traceback: two candidates at once are none.
+        # It logs a traceback whenever another candidate was faster, which is no error.
         logging.getLogger("kubernetes.aio.leaderelection").setLevel(logging.CRITICAL)
 
     @classmethod
     async def open(cls, kubeconfig: Path | None, namespace: str, count: Count) -> Self:
-        """Connect; nothing is sent yet."""
+        """Make a client; nothing is sent yet."""
         client = ApiClient(await load_configuration(kubeconfig))
         client.user_agent = names.FIELD_MANAGER  # the API server takes the field manager from it
         return cls(client, namespace, count)
@@ -73,31 +73,31 @@ class Lease:
 
     @property
     def problem(self) -> str:
-        """Why the last attempt got no answer; empty where it got one."""
+        """Why the last attempt got no response; empty if it got one."""
         return self._lock.problem
 
     @property
     def holder(self) -> str:
-        """Who held the Lease when it was last read; empty where nobody did."""
+        """The holder of the Lease when it was last read; empty if it had none."""
         record = self._election.observed_record
         return (record.holder_identity if record else None) or ""
 
     async def hold(self) -> bool:
-        """Take the Lease, or renew it; tells whether it is ours now."""
+        """Take or renew the Lease; return whether it is ours now."""
         return await self._election.try_acquire_or_renew()
 
     async def release(self) -> None:
-        """Give the Lease back, if it is ours, so that another takes it at its next look."""
+        """Give the Lease back if it is ours, so that another can take it at once."""
         if await self._lock.release():
             log.info("the Lease is given back")
 
 
 async def _nothing() -> None:
-    """The client's own callbacks are of no use here."""
+    """Do nothing: the client's callbacks are not used."""
 
 
 class _Lock(LeaseLock):
-    """The client's lock; every request ends soon, is counted, and raises nothing."""
+    """The client's lock, whose requests end soon, are counted, and raise nothing."""
 
     def __init__(
         self, name: str, namespace: str, identity: str, client: ApiClient, count: Count
@@ -107,7 +107,7 @@ class _Lock(LeaseLock):
         self.problem = ""
 
     async def get(self, name: str, namespace: str) -> Found:
-        """The Lease as it is."""
+        """Read the Lease."""
         answer = await self._ask("get", self.api_instance.read_namespaced_lease(name, namespace))
         if isinstance(answer, ApiException):
             return False, answer
@@ -117,7 +117,7 @@ class _Lock(LeaseLock):
     async def create(
         self, name: str, namespace: str, election_record: LeaderElectionRecord
     ) -> bool:
-        """Make the Lease, held by this candidate."""
+        """Create the Lease, held by this candidate."""
         body = V1Lease(
             api_version="coordination.k8s.io/v1",
             kind="Lease",
@@ -137,7 +137,7 @@ class _Lock(LeaseLock):
         return isinstance(await self._ask("update", request), V1Lease)
 
     async def release(self) -> bool:
-        """Say that nobody holds the Lease, if this candidate does; tells whether it did."""
+        """Remove the holder from the Lease if it is this candidate; return whether it was."""
         _, record = await self.get(self.name, self.namespace)
         ours = isinstance(record, LeaderElectionRecord) and record.holder_identity == self.identity
         lease = self.lease_reference
@@ -148,7 +148,7 @@ class _Lock(LeaseLock):
         return isinstance(await self._ask("update", request), V1Lease)
 
     async def _ask(self, verb: str, request: Awaitable[V1Lease]) -> V1Lease | ApiException:
-        """The answer, or why there is none."""
+        """Await a request; return the Lease or the error."""
         what = f"{verb} Lease {self.namespace}/{self.name}"
         self.problem = ""
         try:
@@ -156,7 +156,7 @@ class _Lock(LeaseLock):
                 lease = await request
         except ApiException as refused:
             self._count(verb, "leases", str(refused.status))
-            # None yet, and another was faster: both belong to an election.
+            # A missing Lease and a faster candidate are part of every election.
             if (verb, refused.status) != ("get", 404) and refused.status != 409:
                 self.problem = f"{what}: {_message(refused)}"
             return refused
@@ -169,7 +169,7 @@ class _Lock(LeaseLock):
 
 
 def _message(refused: ApiException) -> str:
-    """The server's own words."""
+    """Return the server's own message."""
     try:
         return str(json.loads(refused.body or "")["message"])
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The gateway's settings: environment variables `SD_GATEWAY_*`, read here and nowhere else."""
+"""The gateway's settings. Only this module reads the environment variables `SD_GATEWAY_*`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_api.load import RETAIN_MAX_SECONDS
+from sd_api import defaults
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
 from sd_operator.base.settings import LoaderSettings
@@ -17,50 +17,59 @@ PREFIX = "SD_GATEWAY_"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything an administrator may set.
-
-    kubeconfig: None means the Pod's own account. keys_file: see `keys`. claim_name: the volume of
-    models that name none, which clear_cache sweeps. loader: of it only what a sweep has.
-    allowed_hosts, hub_endpoint, https_proxy, no_proxy, ca_file: how sync_models asks the sources.
-    store: where the volume is mounted, to read previews from; None where it is not. public_url:
-    what browsers call this gateway. trusted_proxies: the addresses whose X-Forwarded-For is
-    believed. calls_per_minute: of one key; failures_per_minute: wrong keys of one address; 0 is no
-    limit. Ports: 0 takes any free one.
-    """
+    """Everything an administrator may set."""
 
     keys_file: Path
+    """Key file: one line for each API key. `sd-gateway new-key NAMESPACE` prints a line."""
     kubeconfig: Path | None = None
-    claim_name: str = "models"
+    """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
+    claim_name: str = defaults.CLAIM_NAME
+    """PersistentVolumeClaim of models without spec.storage; clear_cache sweeps it."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     allowed_hosts: frozenset[str] = frozenset()
+    """Hosts, as host or host:port and separated by commas, that sync_models may call at private
+    addresses and over plain http."""
     hub_endpoint: str | None = None
+    """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     https_proxy: str | None = None
+    """URL of the proxy for the calls of sync_models."""
     no_proxy: str = ""
+    """Hosts, domains and networks that are called without the proxy, separated by commas."""
     ca_file: Path | None = None
+    """PEM file; sync_models trusts its authorities instead of the public ones."""
     store: Path | None = None
+    """Folder where the volume is mounted read-only, to show previews. Models on other PVCs, and
+    all models if this is empty, are shown with a picture of their type."""
     public_url: str | None = None
+    """URL under which browsers reach the gateway. If it begins with http://, cookies are sent over
+    plain http, too."""
     trusted_proxies: tuple[str, ...] = ()
+    """Addresses of the proxies whose X-Forwarded-For header is trusted, separated by commas."""
     calls_per_minute: int = 600
+    """How many calls one key may make in a minute. 0: no limit."""
     failures_per_minute: int = 10
+    """How many wrong keys one address may try in a minute. 0: no limit."""
     max_body_bytes: int = 65536
-    bind_address: str = "0.0.0.0"  # noqa: S104 - it is there to be called
-    port: int = 8000
-    metrics_port: int = 8080
+    """Size limit of a request's body, in bytes. At least 1024."""
+    bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it
+    """Address of the API and of metrics."""
+    port: int = defaults.GATEWAY_PORT
+    """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
+    metrics_port: int = defaults.METRICS_PORT
+    """Port of /metrics. 0: any free port."""
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
     log_format: str = "auto"
+    """json, text, or auto: text on a terminal, else json."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read the environment; raises SettingsError."""
+        """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
-        keys_file = read.path("KEYS_FILE")
-        if keys_file is None:
-            why = "must name the file of the keys; `sd-gateway new-key NAMESPACE` makes its lines"
-            raise read.wrong("KEYS_FILE", why)
-        default = cls(keys_file)
+        default = cls(keys_file=_keys_file(read))
         loader = default.loader
         return cls(
-            keys_file=keys_file,
+            keys_file=default.keys_file,
             kubeconfig=kubeconfig(env),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
             loader=LoaderSettings(
@@ -69,7 +78,7 @@ class Settings:
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",
                     loader.retain_previous_seconds,
-                    most=RETAIN_MAX_SECONDS,
+                    most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
                 ),
                 tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
@@ -95,9 +104,17 @@ class Settings:
 
     @property
     def cookie_secure(self) -> bool:
-        """Whether browsers may send cookies over https only; so it is, unless told otherwise."""
+        """Whether browsers send cookies over https only: yes, unless public_url is http."""
         return self.public_url is None or self.public_url.startswith("https://")
 
     def guard(self) -> Guard:
-        """Which addresses may be called."""
+        """Return the guard that decides which addresses sync_models may call."""
         return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
+
+
+def _keys_file(read: Reader) -> Path:
+    path = read.path("KEYS_FILE")
+    if path is None:
+        why = "must name the key file; run `sd-gateway new-key NAMESPACE` to make a line for it"
+        raise read.wrong("KEYS_FILE", why)
+    return path

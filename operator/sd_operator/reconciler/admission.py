@@ -1,7 +1,7 @@
-"""Keeps the queue: models ask for their turn, and those whose turn has come are woken.
+"""Keeps the queue: models ask to be admitted, and those whose admission changes are woken.
 
-What loads is read from the cache of Jobs, so a restarted operator counts what runs. A model that
-was let in holds its place until its Job is seen, or until it wants no turn any more.
+The running loads are read from the cache of Jobs, so a restarted operator counts them. An admitted
+model counts as a load until its Job is in the cache, or until it no longer wants to load.
 """
 
 from __future__ import annotations
@@ -10,35 +10,41 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sd_operator.reconciler.cache import Cache
+from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.rules import queue
 from sd_operator.rules.queue import Limits, Waiting
 
 SETTLE_SECONDS = 0.05
+"""The queue is evaluated once nothing has changed for that long,"""
 SETTLE_MAX_SECONDS = 1.0
+"""or this long after the first change."""
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What the queue says to one model. place: its position, as it is shown."""
+class Admission:
+    """Whether a model may load now."""
 
     admitted: bool
-    place: int = 0
+    position: int = 0
+    """Its position in the queue, as it is shown; 0 if it has none."""
 
 
-class Turns:
-    """The queue of one operator. Changes that come together are judged together."""
+class AdmissionQueue:
+    """The queue of one operator. Changes that come together are evaluated together."""
 
-    def __init__(self, limits: Limits, cache: Cache, wake: Callable[[Iterable[str]], None]) -> None:
+    def __init__(
+        self, limits: Limits, cache: ObjectCache, wake: Callable[[Iterable[str]], None]
+    ) -> None:
         self._limits = limits
         self._cache = cache
         self._wake = wake
         self._waiting: dict[str, Waiting] = {}
         self._admitted: dict[str, str] = {}
-        """The namespaces of the models that were let in and have no Job yet, by uid."""
-        self._told: dict[str, Turn] = {}
+        """The namespaces of the admitted models without a Job, by uid."""
+        self._known: dict[str, Admission] = {}
+        """What each waiting model knows of its admission, by uid."""
         self._asking: set[str] = set()
-        """Those whose pass waits for the answer: nobody has to wake them."""
+        """The models whose pass waits in `ask`: they need not be woken."""
         self._settled: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._latest = 0.0
@@ -48,44 +54,43 @@ class Turns:
 
     @property
     def limited(self) -> bool:
-        """Whether anybody ever has to wait."""
+        """Whether a model can ever have to wait."""
         return self._limits != Limits()
 
-    def turn(self, uid: str) -> Turn:
-        """What was last said to a model; only who was let in may load."""
+    def admission(self, uid: str) -> Admission:
+        """Return a model's admission as of the last evaluation."""
         if not self.limited or uid in self._admitted:
-            return Turn(admitted=True)
-        return self._told.get(uid, Turn(admitted=False))
+            return Admission(admitted=True)
+        return self._known.get(uid, Admission(admitted=False))
 
-    async def ask(self, one: Waiting) -> Turn:
-        """Wait in the queue from now on; returns what it says to that, a moment later."""
-        if not self.limited or one.uid in self._admitted:
-            return Turn(admitted=True)
-        if self._waiting.get(one.uid) != one or one.uid not in self._told:
-            self._waiting[one.uid] = one
-            self._asking.add(one.uid)
+    async def ask(self, model: Waiting) -> Admission:
+        """Put a model into the queue, and return its admission after the next evaluation."""
+        if not self.limited or model.uid in self._admitted:
+            return Admission(admitted=True)
+        if self._waiting.get(model.uid) != model or model.uid not in self._known:
+            self._waiting[model.uid] = model
+            self._asking.add(model.uid)
             await asyncio.shield(self._settle_soon())
-        return self.turn(one.uid)
+        return self.admission(model.uid)
 
     def leave(self, uid: str) -> None:
-        """A model wants no turn, or has used it: its Job is in the cache."""
-        self._told.pop(uid, None)
+        """Take a model out: it does not want to load, or its Job is in the cache."""
+        self._known.pop(uid, None)
         left = self._waiting.pop(uid, None)
         if self._admitted.pop(uid, None) is not None or left is not None:
             self.changed()
 
     def changed(self) -> None:
-        """The loads that run may have changed: somebody else's turn may have come."""
+        """Evaluate the queue soon: the running loads may have changed."""
         if self._waiting:
             self._settle_soon()
 
     def close(self) -> None:
-        """Judge nothing any more."""
+        """Stop evaluating."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _settle_soon(self) -> asyncio.Future[None]:
-        """Judge once nothing has changed for a moment; a second later at the latest."""
         loop = asyncio.get_running_loop()
         if self._settled is None:
             self._settled = loop.create_future()
@@ -101,18 +106,18 @@ class Turns:
         loading = [*jobs.values()]
         loading += [space for uid, space in self._admitted.items() if uid not in jobs]
         admitted, others = queue.admit(loading, self._waiting.values(), self._limits)
-        news = []
-        for one in admitted:
-            del self._waiting[one.uid]
-            self._told.pop(one.uid, None)
-            self._admitted[one.uid] = one.namespace
-            news.append(one.uid)
-        for at, one in enumerate(others, start=1):
-            turn = Turn(admitted=False, place=queue.step(at))
-            if self._told.get(one.uid) != turn:
-                self._told[one.uid] = turn
-                news.append(one.uid)
+        changed = []
+        for model in admitted:
+            del self._waiting[model.uid]
+            self._known.pop(model.uid, None)
+            self._admitted[model.uid] = model.namespace
+            changed.append(model.uid)
+        for position, model in enumerate(others, start=1):
+            admission = Admission(admitted=False, position=queue.shown_position(position))
+            if self._known.get(model.uid) != admission:
+                self._known[model.uid] = admission
+                changed.append(model.uid)
         if settled is not None and not settled.done():
             settled.set_result(None)
         asking, self._asking = self._asking, set()
-        self._wake(uid for uid in news if uid not in asking)
+        self._wake(uid for uid in changed if uid not in asking)

@@ -1,7 +1,7 @@
-"""What is known of Jobs, Pods and claims: one LIST at start-up, then events and our own writes.
+"""The known Jobs, Pods and claims: from one LIST at start-up, then from events and our own writes.
 
 A watch that had a gap reports no deletions, so an entry may outlive its object; `replace_jobs` and
-`replace_pods` take what a real look at the API server gave.
+`replace_pods` correct that with a list from the API server.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ V = TypeVar("V", bound=_Versioned)
 
 
 def is_newer(version: str, than: str) -> bool:
-    """Whether a resourceVersion is newer; what cannot be compared counts as newer."""
+    """Whether a resourceVersion is newer; versions that cannot be compared count as newer."""
     if not (version.isdecimal() and than.isdecimal()):
         return True
     return int(version) > int(than)
 
 
-class Cache:
-    """Jobs and Pods by model uid, claims by namespace and name."""
+class ObjectCache:
+    """Jobs and Pods by the uid of their model, claims by namespace and name."""
 
     def __init__(self) -> None:
         self._jobs: defaultdict[str, dict[str, JobView]] = defaultdict(dict)
@@ -40,29 +40,29 @@ class Cache:
         self._claims: dict[tuple[str, str], ClaimView] = {}
 
     def jobs(self, namespace: str, model_uid: str) -> tuple[JobView, ...]:
-        """The Jobs of one model; labels alone make none of another namespace its own."""
-        found = self._jobs.get(model_uid, {}).values()
-        return tuple(job for job in found if job.namespace == namespace)
+        """Return the model's Jobs. Jobs in other namespaces are ignored, whatever their labels."""
+        jobs = self._jobs.get(model_uid, {}).values()
+        return tuple(job for job in jobs if job.namespace == namespace)
 
     def pods(self, namespace: str, model_uid: str) -> tuple[PodView, ...]:
-        """The Pods of one model's Jobs, likewise."""
-        found = self._pods.get(model_uid, {}).values()
-        return tuple(pod for pod in found if pod.namespace == namespace)
+        """Return the Pods of the model's Jobs; Pods in other namespaces are ignored, too."""
+        pods = self._pods.get(model_uid, {}).values()
+        return tuple(pod for pod in pods if pod.namespace == namespace)
 
     def claim(self, namespace: str, name: str) -> ClaimView | None:
-        """A claim, or None where there is none."""
+        """Return a claim, or None if it does not exist."""
         return self._claims.get((namespace, name))
 
     def active_jobs(self) -> int:
-        """How many loader Jobs are at work."""
+        """Return how many loader Jobs run."""
         return sum(not job.suspended for job in self._loads())
 
     def suspended_jobs(self) -> int:
-        """How many loader Jobs wait for Kueue."""
+        """Return how many loader Jobs wait for Kueue."""
         return sum(job.suspended for job in self._loads())
 
     def active_loads(self) -> dict[str, str]:
-        """The namespaces of the models whose loader Jobs have not ended, by the models' uids."""
+        """Return the namespaces of the models whose loader Jobs have not ended, by model uid."""
         return {job.model_uid: job.namespace for job in self._loads()}
 
     def _loads(self) -> list[JobView]:
@@ -75,22 +75,22 @@ class Cache:
         ]
 
     def put_job(self, job: JobView) -> bool:
-        """Note a Job, unless that or something newer is known; tells whether it was news."""
+        """Store a Job unless this version or a newer one is known; return whether it was stored."""
         return _put(self._jobs[job.model_uid], job)
 
     def put_pod(self, pod: PodView) -> bool:
-        """Note a Pod, likewise."""
+        """Store a Pod unless this version or a newer one is known; return whether it was stored."""
         return _put(self._pods[pod.model_uid], pod)
 
     def put_claim(self, claim: ClaimView) -> bool:
-        """Note a claim, unless something newer is known; tells whether that wakes its models.
+        """Store a claim unless a newer one is known; return whether its models must be woken.
 
-        Its existence, its identity and its end do.
+        They are woken when the claim appears, is replaced, or begins to be deleted.
         """
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
         if known is not None and not is_newer(claim.resource_version, known.resource_version):
-            return False  # news of a former claim of this name may come late
+            return False  # an event of an earlier claim of this name may come late
         self._claims[key] = claim
         return known is None or (known.uid, known.deleting) != (claim.uid, claim.deleting)
 
@@ -103,21 +103,21 @@ class Cache:
         _drop(self._pods, pod.model_uid, pod.uid)
 
     def drop_claim(self, claim: ClaimView) -> None:
-        """Forget a deleted claim, but not its namesake made since."""
+        """Forget a deleted claim, but not a newer one of the same name."""
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
         if known is not None and known.uid == claim.uid:
             del self._claims[key]
 
     def replace_jobs(self, model_uid: str, jobs: Iterable[JobView], version: str) -> None:
-        """Take the Jobs listed for one model as all there were at this resourceVersion.
+        """Replace the model's Jobs by the list that the API server gave at this resourceVersion.
 
-        What is newer stays: the answer was on its way meanwhile, or comes from an old copy.
+        Newer entries stay: an event may overtake the list, or the list may come from an old copy.
         """
         _replace(self._jobs, model_uid, jobs, version)
 
     def replace_pods(self, model_uid: str, pods: Iterable[PodView], version: str) -> None:
-        """Likewise the Pods."""
+        """Replace the model's Pods in the same way."""
         _replace(self._pods, model_uid, pods, version)
 
     def forget(self, model_uid: str) -> None:

@@ -1,36 +1,51 @@
-"""One pass over one model: gather what is observed, plan, carry the plan out."""
+"""One pass over one model: gather what is observed, decide, carry the decision out."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sd_api.status import WebhookEvent
-from sd_operator.base import logs, times
+from sd_api.status import Status, WebhookEvent
+from sd_operator.base import logs
+from sd_operator.base.errors import ConflictError, NotFoundError
 from sd_operator.base.metrics import Metrics, ModelState
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import MODELS, SECRETS, Api, ConflictError, NotFoundError
-from sd_operator.reconciler.admission import Turns
-from sd_operator.reconciler.cache import Cache, is_newer
+from sd_operator.base.times import Clock
+from sd_operator.clients.kube import MODELS, SECRETS, Api
+from sd_operator.reconciler.admission import AdmissionQueue
+from sd_operator.reconciler.cache import ObjectCache, is_newer
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.reconciler.execute import Executor
-from sd_operator.reconciler.gather import Gatherer, Peek
+from sd_operator.reconciler.gather import Gatherer, LastProgress
 from sd_operator.reconciler.supervisor import Supervisor
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import ClaimView, Delivery, Observed, Refusal
-from sd_operator.rules import decide
-from sd_operator.rules.decision import Call, FinalizerChange, Plan
-from sd_operator.rules.queue import Waiting
+from sd_operator.resources.observed import ClaimView, Delivery, Observed, Rejection
+from sd_operator.rules.decide import decide
+from sd_operator.rules.decision import (
+    Act,
+    AddFinalizer,
+    CreateJob,
+    Decided,
+    Decision,
+    DeleteJobs,
+    LoadOutcome,
+    Refresh,
+    Release,
+    Wait,
+    WebhookCall,
+)
+from sd_operator.rules.input import Input
+from sd_operator.rules.queue import Limits, Waiting
 
 log = logging.getLogger(__name__)
 
 PASSES_MAX = 8
+"""More passes at once than any decision needs: the rules contradict each other."""
 GONE_MAX = 10_000
-"""So many deleted models are remembered, 1 MB of uids."""
+"""How many deleted models are remembered: 1 MB of uids."""
 
 
 @dataclass
@@ -38,42 +53,63 @@ class _Memory:
     """What is kept of a model between passes. Nothing here outlives the process."""
 
     body: dict[str, Any]
+    """The newest known version, as the API server has it."""
     resync_at: float
-    peek: Peek = field(default_factory=Peek)
-    refusal: Refusal | None = None
+    """When to read the model again even if no event comes, by the monotonic clock."""
+    claim: tuple[str, str] | None = None
+    """Namespace and name of the claim that the last pass looked at; None before the first pass."""
+    decided: str = ""
+    """The last decision that was logged."""
+    progress: LastProgress = field(default_factory=LastProgress)
+    rejection: Rejection | None = None
+    """The last Job that the API server rejected, if it was one of this generation."""
     deliveries: list[Delivery] = field(default_factory=list)
+    """Finished webhook calls that the status does not account for yet."""
     in_flight: set[str] = field(default_factory=set)
+    """The webhook-ids of the calls under way."""
+
+
+@dataclass(frozen=True)
+class _Next:
+    """When the next pass over a model comes, if no event wakes it earlier."""
+
+    at_once: bool = False
+    wake_after: float | None = None
+    """Seconds; None means at the resync."""
+
+
+_AT_ONCE = _Next(at_once=True)
 
 
 class Controller:
-    """Keeps every model of the cluster, each by one task of the supervisor."""
+    """Reconciles all models, each in a task of the supervisor."""
 
-    def __init__(
-        self, api: Api, settings: Settings, metrics: Metrics, clock: times.Clock = times.now
-    ) -> None:
+    def __init__(self, api: Api, settings: Settings, metrics: Metrics, clock: Clock) -> None:
         self._api = api
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self.cache = Cache()
+        self.cache = ObjectCache()
         self.supervisor = Supervisor(self._reconcile)
         self._memories: dict[str, _Memory] = {}
         self._gone: dict[str, None] = {}
-        self._gatherer = Gatherer(api, settings, self.cache)
-        self._executor = Executor(api, settings, self.cache)
+        self._gatherer = Gatherer(api, settings, self.cache, clock)
+        self._executor = Executor(api, settings, self.cache, clock)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
         self._calls: set[asyncio.Task[None]] = set()
-        self._turns = Turns(settings.limits(), self.cache, self.supervisor.wake)
+        self._queue = AdmissionQueue(
+            Limits.from_settings(settings), self.cache, self.supervisor.wake
+        )
         metrics.load_jobs.set_function(self.cache.active_jobs)
-        metrics.queue_length.set_function(lambda: len(self._turns) + self.cache.suspended_jobs())
+        metrics.queue_length.set_function(lambda: len(self._queue) + self.cache.suspended_jobs())
 
     async def fill(self) -> None:
-        """Learn what is there of Jobs, Pods and claims; to be done before any model is seen."""
+        """Fill the cache; to be called before the first `see`."""
         await self._gatherer.fill()
 
     async def close(self) -> None:
         """End all tasks and connections."""
-        self._turns.close()
+        self._queue.close()
         await self.supervisor.close()
         for call in self._calls:
             call.cancel()
@@ -81,154 +117,180 @@ class Controller:
         await self._webhooks.close()
 
     def see(self, body: dict[str, Any]) -> None:
-        """Note a model, unless something newer is known: our own writes come back late."""
+        """Store a model unless a newer version is known, and wake it."""
         uid = body["metadata"]["uid"]
         if uid in self._gone:
-            return  # a watch that begins at an old version tells of its life once more
+            return  # a watch that begins at an old version repeats its events
         memory = self._memories.get(uid)
         if memory is None:
             self._memories[uid] = _Memory(_lean(body), self._next_resync())
         elif is_newer(_version(body), _version(memory.body)):
             if body["metadata"].get("generation") != memory.body["metadata"].get("generation"):
-                memory.refusal = None  # it was about the former spec
+                memory.rejection = None  # the Job was made from an earlier spec
             memory.body = _lean(body)
         else:
             return
         self.supervisor.start(uid)
 
     def forget(self, uid: str) -> None:
-        """A model is gone: there will be no other of its uid."""
+        """Forget a deleted model for good: no other will have its uid."""
         self._gone[uid] = None
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
         self._memories.pop(uid, None)
         self.cache.forget(uid)
         self._metrics.forget(uid)
-        self._turns.leave(uid)
-        self._turns.changed()
+        self._queue.leave(uid)
+        self._queue.changed()
         self.supervisor.drop(uid)
 
     def job_changed(self, model_uid: str) -> None:
-        """A Job came, went or got further: wake its model, and whoever may load after it."""
+        """Wake the model of a Job that changed, and evaluate the queue."""
         self.supervisor.wake([model_uid])
-        self._turns.changed()
+        self._queue.changed()
 
     def claim_changed(self, claim: ClaimView) -> None:
-        """A claim came, went or was replaced: wake the models that use it."""
+        """Wake the models of a claim that was created, deleted or replaced."""
+        changed = (claim.namespace, claim.name)
         self.supervisor.wake(
-            [
-                uid
-                for uid, memory in self._memories.items()
-                if memory.body["metadata"]["namespace"] == claim.namespace
-            ]
+            [uid for uid, memory in self._memories.items() if memory.claim == changed]
         )
 
     async def _reconcile(self, uid: str) -> float:
-        started = time.monotonic()
+        started = self._clock.monotonic()
         result = "error"
         try:
             delay = await self._until_settled(uid)
             result = "ok"
         finally:
             self._metrics.reconciles.labels(result).inc()
-            self._metrics.reconcile_seconds.observe(time.monotonic() - started)
+            self._metrics.reconcile_seconds.observe(self._clock.monotonic() - started)
         return delay
 
     async def _until_settled(self, uid: str) -> float:
-        """Pass after pass while one leads to the next; returns the seconds until another."""
+        """Pass after pass while each leads to the next; return the seconds until another."""
         for _ in range(PASSES_MAX):
             memory = self._memories.get(uid)
             if memory is None:
                 return self._settings.resync_seconds
             try:
-                plan, again = await self._pass(memory)
+                after = await self._pass(memory)
             except NotFoundError:
                 log.info("the model is gone")
                 self.forget(uid)
                 return self._settings.resync_seconds
             except ConflictError:
-                # Another version, or a namesake; looking tells which.
+                # Another version, or another model of this name: reading it tells which.
                 memory.resync_at = 0.0
                 continue
-            if not again:
-                resync = memory.resync_at - time.monotonic()
-                wake = resync if plan.wake_after is None else min(plan.wake_after, resync)
+            if not after.at_once:
+                resync = memory.resync_at - self._clock.monotonic()
+                wake = resync if after.wake_after is None else min(after.wake_after, resync)
                 return max(0.05, wake)
         raise RuntimeError(f"{PASSES_MAX} passes led nowhere")
 
-    async def _pass(self, memory: _Memory) -> tuple[Plan, bool]:
-        """One pass; tells whether another has to follow at once."""
+    async def _pass(self, memory: _Memory) -> _Next:
         fresh = False
-        if time.monotonic() >= memory.resync_at:
+        if self._clock.monotonic() >= memory.resync_at:
             fresh = await self._resync(memory)
         body = memory.body
         model = Model.from_body(body)
         logs.about(f"{model.namespace}/{model.name}", model.wanted)
+        memory.claim = (model.namespace, model.claim_or(self._settings.claim_name))
         observed = await self._observe(model, memory, fresh)
-        plan = decide.plan(model, observed, self._settings, self._clock())
-        if plan.look:
-            await self._look(model)
+        decided = self._decide(model, observed)
+        if isinstance(decided.decision, Refresh):
+            await self._refresh(model)
             observed = await self._observe(model, memory, fresh=True)
-            plan = decide.plan(model, observed, self._settings, self._clock())
-        if plan.wants_turn and not observed.admitted:
-            turn = await self._turns.ask(_waiting(model))
+            decided = self._decide(model, observed)
+        if not decided.uses_admission:
+            self._queue.leave(model.uid)
+        elif not observed.admitted:
+            admission = await self._queue.ask(_waiting(model))
             if memory.body is not body:
-                return plan, True  # it has changed while it waited for the answer
-            observed = replace(observed, admitted=turn.admitted, place=turn.place)
-            plan = decide.plan(model, observed, self._settings, self._clock())
-        elif not plan.wants_turn:
-            self._turns.leave(model.uid)
-        return plan, await self._execute(model, memory, plan)
+                return _AT_ONCE  # the model has changed in the meantime
+            observed = replace(observed, admitted=admission.admitted, position=admission.position)
+            decided = self._decide(model, observed)
+        if memory.decided != str(decided):
+            memory.decided = str(decided)
+            log.info("%s", decided)
+        return await self._execute(model, memory, decided.decision)
+
+    def _decide(self, model: Model, observed: Observed) -> Decided:
+        return decide(Input(model, observed, self._settings, self._clock.now()))
 
     async def _observe(self, model: Model, memory: _Memory, fresh: bool) -> Observed:
-        observed = await self._gatherer.observe(model, memory.peek)
-        turn = self._turns.turn(model.uid)
+        observed = await self._gatherer.observe(model, memory.progress)
+        admission = self._queue.admission(model.uid)
         return replace(
             observed,
-            admitted=turn.admitted,
-            place=turn.place,
-            refusal=memory.refusal,
+            admitted=admission.admitted,
+            position=admission.position,
+            rejection=memory.rejection,
             deliveries=tuple(memory.deliveries),
             in_flight=frozenset(memory.in_flight),
             fresh=fresh,
         )
 
-    async def _execute(self, model: Model, memory: _Memory, plan: Plan) -> bool:
-        log.debug("%s", plan.rule)
-        if plan.delete and await self._has_changed(model, memory):
-            return True
-        for job in plan.delete:
-            await self._executor.delete_job(job)
-            self._turns.changed()
-        if plan.finalizer is not None:
-            changed = await self._executor.change_finalizer(model, plan.finalizer)
-            self._take(memory, changed)
-            if plan.finalizer is FinalizerChange.ADD:
-                return True
-            if changed is None or not changed["metadata"].get("finalizers"):
-                self.forget(model.uid)  # gone by that; the event of it may go unseen
-        if plan.create is not None:
-            memory.refusal = await self._executor.create_job(plan.create, self._clock())
-            memory.peek = Peek()
-            if memory.refusal is not None:
-                return True
-        if plan.finalizer is None:  # else it is about to be gone, and its status stays
-            self._take(memory, await self._executor.write_status(model, plan.status))
-        memory.deliveries = [one for one in memory.deliveries if one not in plan.noted]
-        for event in plan.events:
+    async def _execute(self, model: Model, memory: _Memory, decision: Decision) -> _Next:
+        match decision:
+            case Refresh():
+                raise AssertionError("no rule refreshes fresh views")
+            case Wait():
+                self._show(model, model.status)
+                return _Next(wake_after=decision.seconds)
+            case AddFinalizer():
+                self._take(memory, await self._executor.add_finalizer(model))
+                return _AT_ONCE
+            case Release():
+                await self._release(model, memory, decision)
+                return _Next()
+            case Act():
+                return await self._act(model, memory, decision)
+
+    async def _release(self, model: Model, memory: _Memory, release: Release) -> None:
+        body = await self._executor.remove_finalizer(model)
+        self._take(memory, body)
+        if body is None or not body["metadata"].get("finalizers"):
+            self.forget(model.uid)  # the event of its end may go unseen
+        for event in release.events:
             await self._executor.emit(model, event)
-        for call in plan.calls:
-            self._call(model, memory, plan, call)
-        self._show(model, plan)
-        return bool(plan.delete)
+        for call in release.calls:
+            self._call(model, memory, model.status, call)
+
+    async def _act(self, model: Model, memory: _Memory, act: Act) -> _Next:
+        match act.job:
+            case DeleteJobs(jobs):
+                if await self._has_changed(model, memory):
+                    return _AT_ONCE
+                for job in jobs:
+                    await self._executor.delete_job(job)
+                    self._queue.changed()
+            case CreateJob(job):
+                memory.rejection = await self._executor.create_job(job)
+                memory.progress = LastProgress()
+                if memory.rejection is not None:
+                    return _AT_ONCE
+        self._take(memory, await self._executor.write_status(model, act.status))
+        memory.deliveries = [
+            delivery for delivery in memory.deliveries if delivery not in act.recorded
+        ]
+        for event in act.events:
+            await self._executor.emit(model, event)
+        for call in act.calls:
+            self._call(model, memory, act.status, call)
+        self._show(model, act.status)
+        if act.ended is not None:
+            self._count(model, act.ended)
+        return _Next(isinstance(act.job, DeleteJobs), act.wake_after)
 
     def _take(self, memory: _Memory, body: dict[str, Any] | None) -> None:
-        """Note what the API server answered, unless something newer is known."""
+        """Store the model as the API server returned it, unless a newer version is known."""
         if body and is_newer(_version(body), _version(memory.body)):
             memory.body = _lean(body)
 
     async def _read(self, memory: _Memory) -> None:
-        """Read the model anew; raises NotFoundError where it is gone."""
+        """Read the model again; raises NotFoundError if it is gone."""
         metadata = memory.body["metadata"]
         body = await self._api.get(MODELS, metadata["namespace"], metadata["name"])
         if body["metadata"]["uid"] != metadata["uid"]:
@@ -236,19 +298,19 @@ class Controller:
         self._take(memory, body)
 
     async def _resync(self, memory: _Memory) -> bool:
-        """Read the model anew, and its surroundings where something is under way."""
+        """Read the model again, and its Jobs, Pods and claim if a load is not settled."""
         await self._read(memory)
         memory.resync_at = self._next_resync()
         model = Model.from_body(memory.body)
         settled = model.status.artifact and model.status.artifact.load_hash == model.wanted
         if settled and model.deleted_at is None:
-            await self._gatherer.look_at_claim(model)
+            await self._gatherer.refresh_claim(model)
             return False
-        await self._look(model)
+        await self._refresh(model)
         return True
 
     async def _has_changed(self, model: Model, memory: _Memory) -> bool:
-        """Whether other Jobs may be wanted now: another operator may have seen a newer spec."""
+        """Whether the model has changed: its Jobs may belong to a newer spec, which we missed."""
         if model.deleted_at is not None:
             return False
         await self._read(memory)
@@ -259,21 +321,21 @@ class Controller:
             model.deleted_at,
         )
 
-    async def _look(self, model: Model) -> None:
-        """Read a model's surroundings anew; what is seen so is no news when its event comes."""
-        await self._gatherer.look(model)
-        self._turns.changed()
+    async def _refresh(self, model: Model) -> None:
+        """Read a model's Jobs, Pods and claim again; their events then change nothing more."""
+        await self._gatherer.refresh(model)
+        self._queue.changed()
 
-    def _call(self, model: Model, memory: _Memory, plan: Plan, call: Call) -> None:
-        """Call a webhook in a task of its own; the outcome wakes the model."""
+    def _call(self, model: Model, memory: _Memory, status: Status, call: WebhookCall) -> None:
+        """Call a webhook in a task of its own; its end wakes the model."""
 
         async def run() -> None:
-            started = time.monotonic()
+            started = self._clock.monotonic()
             try:
-                delivery = await self._webhooks.deliver(call, model, plan.status)
+                delivery = await self._webhooks.deliver(call, model, status)
                 memory.deliveries.append(delivery)
                 self._metrics.deliveries.labels(delivery.outcome.value).inc()
-                self._metrics.delivery_seconds.observe(time.monotonic() - started)
+                self._metrics.delivery_seconds.observe(self._clock.monotonic() - started)
             finally:
                 memory.in_flight.discard(call.entry.id)
             self.supervisor.wake([model.uid])
@@ -287,11 +349,10 @@ class Controller:
     async def _read_secret(self, namespace: str, name: str) -> dict[str, Any]:
         return await self._api.get(SECRETS, namespace, name)
 
-    def _show(self, model: Model, plan: Plan) -> None:
-        """Tell the metrics; a model that has just gone is told no more."""
+    def _show(self, model: Model, status: Status) -> None:
+        """Update the model's gauges, unless it was forgotten in this pass."""
         if model.uid not in self._memories:
             return
-        status = plan.status
         artifact = status.artifact
         self._metrics.show(
             model.uid,
@@ -304,17 +365,18 @@ class Controller:
                 shared_bytes=artifact.shared_bytes if artifact else 0,
             ),
         )
-        if plan.ended is not None:
-            model_type = model.model_type.value if model.model_type else ""
-            ended = plan.ended
-            self._metrics.loads.labels(model_type, ended.outcome, ended.reason).inc()
-            for stage, seconds in ended.stages:
-                self._metrics.load_seconds.labels(model_type, stage).observe(seconds)
-            self._metrics.source_bytes.inc(ended.source_bytes)
+
+    def _count(self, model: Model, ended: LoadOutcome) -> None:
+        """Count a load that ended."""
+        model_type = model.model_type.value if model.model_type else ""
+        self._metrics.loads.labels(model_type, ended.outcome, ended.reason).inc()
+        for stage, seconds in ended.stages:
+            self._metrics.load_seconds.labels(model_type, stage).observe(seconds)
+        self._metrics.source_bytes.inc(ended.source_bytes)
 
     def _next_resync(self) -> float:
-        # Jitter spreads the models that an operator's start has brought together.
-        return time.monotonic() + self._settings.resync_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+        # The jitter spreads the models, which all begin at the operator's start.
+        return self._clock.monotonic() + self._settings.resync_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
 
 
 def _waiting(model: Model) -> Waiting:
@@ -323,7 +385,7 @@ def _waiting(model: Model) -> Waiting:
 
 
 def _lean(body: dict[str, Any]) -> dict[str, Any]:
-    """A body without what only takes memory."""
+    """Return a body without managedFields, which only take memory."""
     metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
     return {**body, "metadata": metadata}
 

@@ -1,7 +1,7 @@
-"""Calling webhooks as Standard Webhooks says (https://www.standardwebhooks.com).
+"""Calls webhooks as Standard Webhooks specifies (https://www.standardwebhooks.com).
 
-The url is the user's, so the guard decides who is called. Redirects count as failures, and of the
-answer nothing is looked at but its status code and Retry-After.
+The url comes from the user, so the guard decides which hosts are called. A redirect is a failure.
+Only the status code and Retry-After of the response are read.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from typing import Any
 
 import aiohttp
 
-from sd_api import names, netguard
+from sd_api import names
 from sd_api.netguard import AddressRefusedError, Guard
+from sd_api.redaction import redact_url
 from sd_api.status import OutboxEntry, Status, WebhookEvent
-from sd_operator.base import times
+from sd_operator.base.errors import ApiError, ForbiddenError, NotFoundError, SigningKeyError
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
 from sd_operator.clients.http import Outgoing
-from sd_operator.clients.kube import ApiError, ForbiddenError, NotFoundError
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import Delivery, Outcome
-from sd_operator.rules.decision import Call
+from sd_operator.rules.decision import WebhookCall
 
 TIMEOUT_SECONDS = 10.0
 CONCURRENT_CALLS = 16
@@ -36,33 +37,29 @@ KEY_PREFIX = "whsec_"
 ReadSecret = Callable[[str, str], Awaitable[dict[str, Any]]]
 """Reads one Secret, by namespace and name."""
 _Answer = tuple[Outcome, str, float]
-"""How a call ended: outcome, error, and the pause that the receiver asks for."""
-
-
-class KeyUnreadableError(Exception):
-    """The signing key cannot be had; the message says which and why."""
+"""How a call ended: outcome, error, and the pause in seconds that the receiver asks for."""
 
 
 def parse_key(text: str) -> bytes:
-    """The bytes of a signing key of the form whsec_<base64>; raises KeyUnreadableError."""
+    """Return the bytes of a signing key of the form whsec_<base64>; raises SigningKeyError."""
     try:
         key = base64.b64decode(text.strip().removeprefix(KEY_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         key = b""
     if not key or not text.strip().startswith(KEY_PREFIX):
-        raise KeyUnreadableError(f"the key does not have the form {KEY_PREFIX}<base64>")
+        raise SigningKeyError(f"the key does not have the form {KEY_PREFIX}<base64>")
     return key
 
 
 def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """The value of the header webhook-signature."""
+    """Return the value of the header webhook-signature."""
     content = f"{webhook_id}.{timestamp}.".encode() + body
     digest = hmac.new(key, content, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 
 
 def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
-    """The body of a call. What is published is told only where it is what the event is about."""
+    """Return the body of a call; it has the artifact only if the event is about that load."""
     artifact = status.artifact
     if artifact is not None and artifact.load_hash != entry.load_hash:
         artifact = None
@@ -76,7 +73,7 @@ def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
             "name": model.name,
             "uid": model.uid,
             "model_type": model.model_type.value if model.model_type else None,
-            "url": netguard.redact(model.url),
+            "url": redact_url(model.url),
             "load_hash": entry.load_hash,
             "artifact": artifact.model_dump(mode="json", exclude_none=True) if artifact else None,
         },
@@ -84,14 +81,14 @@ def payload(model: Model, status: Status, entry: OutboxEntry) -> dict[str, Any]:
 
 
 class Webhooks:
-    """Makes calls, a bounded number at a time; to be used and closed on one event loop."""
+    """Makes a bounded number of calls at a time; used and closed on one event loop."""
 
     def __init__(
         self,
         settings: Settings,
         guard: Guard,
         read_secret: ReadSecret,
-        clock: times.Clock = times.now,
+        clock: Clock,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -109,21 +106,21 @@ class Webhooks:
         """End all connections."""
         await self._outgoing.close()
 
-    async def deliver(self, call: Call, model: Model, status: Status) -> Delivery:
-        """Make one call; every outcome is an answer, never an exception."""
+    async def deliver(self, call: WebhookCall, model: Model, status: Status) -> Delivery:
+        """Make one call; a failure is returned, never raised."""
         body = json.dumps(payload(model, status, call.entry), separators=(",", ":")).encode()
         async with self._slots:
             try:
                 key = await self._key(call, model.namespace)
                 outcome, error, pause = await self._post(call, key, body)
-            except KeyUnreadableError as problem:
+            except SigningKeyError as problem:
                 outcome, error, pause = Outcome.UNSIGNED, str(problem), 0.0
             except ApiError as problem:
                 error = f"the signing key could not be read: {problem}"
                 outcome, pause = Outcome.FAILED, 0.0
-        return Delivery(call.entry.id, outcome, error, self._clock(), pause)
+        return Delivery(call.entry.id, outcome, error, self._clock.now(), pause)
 
-    async def _key(self, call: Call, namespace: str) -> bytes | None:
+    async def _key(self, call: WebhookCall, namespace: str) -> bytes | None:
         if call.secret_name is None or call.secret_key is None:
             return self._default_key()
         where = f"key {call.secret_key} of Secret {namespace}/{call.secret_name}"
@@ -132,13 +129,11 @@ class Webhooks:
             data = secret.get("data") or {}
             return parse_key(base64.b64decode(data[call.secret_key]).decode())
         except (NotFoundError, ForbiddenError) as problem:
-            raise KeyUnreadableError(f"{where}: {problem}") from None
+            raise SigningKeyError(f"{where}: {problem}") from None
         except KeyError:
-            raise KeyUnreadableError(f"{where} does not exist") from None
-        except (ValueError, KeyUnreadableError):
-            raise KeyUnreadableError(
-                f"{where} does not have the form {KEY_PREFIX}<base64>"
-            ) from None
+            raise SigningKeyError(f"{where} does not exist") from None
+        except (ValueError, SigningKeyError):
+            raise SigningKeyError(f"{where} does not have the form {KEY_PREFIX}<base64>") from None
 
     def _default_key(self) -> bytes | None:
         path = self._settings.webhook_key_file
@@ -146,11 +141,11 @@ class Webhooks:
             return None
         try:
             return parse_key(path.read_text())
-        except (OSError, UnicodeDecodeError, KeyUnreadableError) as problem:
-            raise KeyUnreadableError(f"the operator's webhook key file: {problem}") from None
+        except (OSError, UnicodeDecodeError, SigningKeyError) as problem:
+            raise SigningKeyError(f"the operator's webhook key file: {problem}") from None
 
-    async def _post(self, call: Call, key: bytes | None, body: bytes) -> _Answer:
-        timestamp = int(self._clock().timestamp())
+    async def _post(self, call: WebhookCall, key: bytes | None, body: bytes) -> _Answer:
+        timestamp = int(self._clock.now().timestamp())
         headers = {
             "Content-Type": "application/json",
             "User-Agent": names.FIELD_MANAGER,
@@ -169,7 +164,7 @@ class Webhooks:
         except aiohttp.ClientConnectorError as problem:
             return _failed(f"no connection: {problem.os_error}")
         except (aiohttp.ClientError, OSError, ValueError) as problem:
-            # The texts of other errors may hold the url, whose query may be a secret.
+            # The texts of other errors may contain the url, and its query may be a secret.
             return _failed(f"no connection: {type(problem).__name__}")
 
 

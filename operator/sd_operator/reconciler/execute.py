@@ -1,6 +1,6 @@
-"""Carries a plan out on the API server: Jobs, finalizer, status, Events, in this order.
+"""The changes that a decision makes on the API server: Jobs, finalizer, status and Events.
 
-Everything here may be repeated: a request whose reply was lost is made again in the next pass.
+Each may be repeated: if the reply to a request is lost, the next pass makes the request again.
 """
 
 from __future__ import annotations
@@ -8,30 +8,27 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from sd_api import names
 from sd_api.status import Status
 from sd_operator.base import times
-from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import (
-    EVENTS,
-    JOBS,
-    MODELS,
+from sd_operator.base.errors import (
     AlreadyExistsError,
-    Api,
     ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
 )
-from sd_operator.reconciler.cache import Cache
+from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
+from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api
+from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import JobView, Refusal, controller_uid
+from sd_operator.resources.observed import JobView, Rejection, controller_uid
 from sd_operator.rules import manifests
-from sd_operator.rules.decision import EventPlan, FinalizerChange, JobPlan
+from sd_operator.rules.decision import EventPlan, JobPlan
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +36,10 @@ EVENT_MESSAGE_MAX_LENGTH = 1024
 
 
 class Executor:
-    """Makes the changes; what it creates is put into the cache at once."""
+    """Makes the changes; a Job that it creates is in the cache at once."""
 
-    def __init__(self, api: Api, settings: Settings, cache: Cache) -> None:
+    def __init__(self, api: Api, settings: Settings, cache: ObjectCache, clock: Clock) -> None:
+        self._clock = clock
         self._api = api
         self._settings = settings
         self._cache = cache
@@ -54,30 +52,33 @@ class Executor:
             log.debug("Job %s/%s is gone already", job.namespace, job.name)
         self._cache.drop_job(job)
 
-    async def change_finalizer(
-        self, model: Model, change: FinalizerChange
-    ) -> dict[str, Any] | None:
-        """Add or remove our finalizer; raises ConflictError where the model has changed since.
+    async def add_finalizer(self, model: Model) -> dict[str, Any]:
+        """Add our finalizer and return the model; raises ConflictError if it has changed."""
+        return await self._set_finalizers(model, [*_finalizers_of_others(model), names.FINALIZER])
 
-        None where the model is gone, as it is to be: the reply to its release may have been lost.
+    async def remove_finalizer(self, model: Model) -> dict[str, Any] | None:
+        """Remove our finalizer and return the model; raises ConflictError if it has changed.
+
+        Returns None if the model is gone: the reply to an earlier removal may have been lost.
         """
-        others = [one for one in model.finalizers if one != names.FINALIZER]
-        ours = [names.FINALIZER] if change is FinalizerChange.ADD else []
+        try:
+            return await self._set_finalizers(model, _finalizers_of_others(model))
+        except NotFoundError:
+            return None
+
+    async def _set_finalizers(self, model: Model, finalizers: list[str]) -> dict[str, Any]:
         metadata = {
             "uid": model.uid,
             "resourceVersion": model.resource_version,
-            "finalizers": others + ours,
+            "finalizers": finalizers,
         }
-        body = {"metadata": metadata}
-        try:
-            return await self._api.patch(MODELS, model.namespace, model.name, body)
-        except NotFoundError:
-            if change is FinalizerChange.ADD:
-                raise
-            return None
+        return await self._api.patch(MODELS, model.namespace, model.name, {"metadata": metadata})
 
-    async def create_job(self, plan: JobPlan, now: datetime) -> Refusal | None:
-        """Create a Job, or find that it was created before; what refuses it is returned."""
+    async def create_job(self, plan: JobPlan) -> Rejection | None:
+        """Create a Job unless it already exists; return the rejection, if there is one.
+
+        Raises ConflictError if the Job was deleted at the same moment.
+        """
         manifest = manifests.build(plan, self._settings)
         try:
             body = await self._api.create(JOBS, plan.namespace, manifest)
@@ -85,32 +86,36 @@ class Executor:
             try:
                 body = await self._api.get(JOBS, plan.namespace, plan.name)
             except NotFoundError:
-                # It went in between. Not found is the Job, not the model.
+                # A NotFoundError would stand for the model.
                 raise ConflictError(str(exists), exists.code) from None
             if not _is_of(body, plan.model_uid):
                 message = f"Job {plan.name} exists and belongs to something else; delete it"
-                return Refusal(message, 409, now)
+                return Rejection(message, 409, self._clock.now())
         except ForbiddenError as refused:
-            return Refusal(str(refused), refused.code, now, refused.namespace_terminating)
+            ending = refused.namespace_terminating
+            return Rejection(str(refused), refused.code, self._clock.now(), ending)
         except (InvalidError, NotFoundError) as refused:
-            return Refusal(str(refused), refused.code, now)
+            return Rejection(str(refused), refused.code, self._clock.now())
         self._cache.put_job(JobView.from_body(body))
         return None
 
     async def write_status(self, model: Model, status: Status) -> dict[str, Any] | None:
-        """Write what differs; None where nothing does. A namesake answers ConflictError."""
-        patch = merge_patch(model.raw_status, _plain(status))
+        """Patch the changed status fields; return None if nothing changed.
+
+        Raises ConflictError if another object now has this name, or this one has changed.
+        """
+        patch = merge_patch_between(model.raw_status, _plain(status))
         if not patch:
             return None
-        # The resourceVersion is what keeps a namesake's status from being written: in a status
-        # patch of a custom resource, API servers pass over the uid.
+        # The resourceVersion keeps us from writing into another object of this name: API servers
+        # ignore the uid in a status patch of a custom resource.
         metadata = {"uid": model.uid, "resourceVersion": model.resource_version}
         body = {"metadata": metadata, "status": patch}
         return await self._api.patch(MODELS, model.namespace, model.name, body, sub="status")
 
     async def emit(self, model: Model, event: EventPlan) -> None:
-        """Emit an Event; without it the model goes on all the same."""
-        now = times.stamp(datetime.now(UTC))
+        """Emit an Event; a failure is logged and changes nothing else."""
+        now = times.stamp(self._clock.now())
         body = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -144,24 +149,28 @@ class Executor:
 
 
 def _is_of(body: Mapping[str, Any], model_uid: str) -> bool:
-    """Whether a Job works for this model: owned by it, or, for clean-up Jobs, labelled so."""
+    """Whether a Job works for this model: by its owner, or a clean-up Job by its label."""
     view = JobView.from_body(body)
     if view.role == names.ROLE_REMOVE:
         return view.model_uid == model_uid
     return controller_uid(body["metadata"]) == model_uid
 
 
+def _finalizers_of_others(model: Model) -> list[str]:
+    return [finalizer for finalizer in model.finalizers if finalizer != names.FINALIZER]
+
+
 def _plain(status: Status) -> dict[str, Any]:
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch (RFC 7386) from one object to another; empty where they are equal."""
+def merge_patch_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON merge patch (RFC 7386) that turns old into new; empty if they are equal."""
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            changes = merge_patch(before, value)
+            changes = merge_patch_between(before, value)
             if changes:
                 patch[key] = changes
         elif value != before or key not in old:

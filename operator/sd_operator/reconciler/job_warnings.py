@@ -1,69 +1,73 @@
-"""Why a Job has no Pods: quota and admission say it in its Events alone."""
+"""Why a Job has no Pods: only its Events have the message of the quota or admission plugin."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
-from sd_operator.clients.kube import EVENTS, Api, ApiError
+from sd_operator.base.errors import ApiError
+from sd_operator.base.times import Clock
+from sd_operator.clients.kube import EVENTS, Api
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobView
 
 log = logging.getLogger(__name__)
 
 MIN_AGE_SECONDS = 2.0
-"""A Job's controller needs as long to make its Pod, or to say why it cannot."""
+"""How long a Job's controller takes to create its Pod, or an Event that says why it cannot."""
 MIN_INTERVAL_SECONDS = 5.0
 SELECTOR = "involvedObject.kind=Job,type=Warning"
 
 
 @dataclass
-class _Look:
-    """What a namespace's Events said when they were last listed. messages: by the Job's uid."""
+class _LastList:
+    """The last list of a namespace's Events."""
 
     at: float = float("-inf")
+    """When they were listed, by the monotonic clock."""
     messages: dict[str, str] = field(default_factory=dict)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """The newest Warning by the Job's uid."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the Events are listed."""
 
 
 class JobWarnings:
-    """The newest Warning of each Job: one LIST a namespace, which all its models share.
+    """The newest Warning Event of each Job, from one LIST that all models of a namespace share.
 
-    An API server has no index of Events: a LIST of one Job's costs it as much as one of all.
+    API servers have no index of Events: listing those of one Job costs as much as listing all.
     """
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, clock: Clock) -> None:
         self._api = api
-        self._looks: defaultdict[str, _Look] = defaultdict(_Look)
+        self._clock = clock
+        self._lists: defaultdict[str, _LastList] = defaultdict(_LastList)
 
     async def newest(self, job: JobView) -> str:
-        """What the newest Warning says of a Job; empty if there is none, or none is known yet."""
-        look = self._looks[job.namespace]
-        async with look.turn:
-            if _is_due(look, job):
-                look.at = time.monotonic()
-                await self._list(look, job.namespace)
-        return look.messages.get(job.uid, "")
+        """Return the message of a Job's newest Warning; empty if none is known."""
+        last = self._lists[job.namespace]
+        async with last.lock:
+            if self._is_due(last, job):
+                last.at = self._clock.monotonic()
+                await self._list(last, job.namespace)
+        return last.messages.get(job.uid, "")
 
-    async def _list(self, look: _Look, namespace: str) -> None:
+    async def _list(self, last: _LastList, namespace: str) -> None:
         try:
             events = (await self._api.list(EVENTS, namespace, fields=SELECTOR)).items
         except ApiError as refused:
             log.debug("no Events of Jobs in %s: %s", namespace, refused)
             return
-        events.sort(key=lambda one: one.get("lastTimestamp") or "")
-        look.messages = {
-            one["involvedObject"].get("uid", ""): str(one.get("message") or "") for one in events
+        events.sort(key=lambda event: event.get("lastTimestamp") or "")
+        last.messages = {
+            event["involvedObject"].get("uid", ""): str(event.get("message") or "")
+            for event in events
         }
 
-
-def _is_due(look: _Look, job: JobView) -> bool:
-    """Whether the Events are listed again: the last look is old, or came too early for this Job."""
-    ago = time.monotonic() - look.at
-    age = (datetime.now(UTC) - job.created).total_seconds()
-    if age < MIN_AGE_SECONDS or ago < MIN_INTERVAL_SECONDS:
-        return False
-    return ago > min(WARNING_LOOK_SECONDS * 0.9, age - MIN_AGE_SECONDS)
+    def _is_due(self, last: _LastList, job: JobView) -> bool:
+        """Whether the last list of Events is old, or came too early for this Job."""
+        ago = self._clock.monotonic() - last.at
+        age = (self._clock.now() - job.created).total_seconds()
+        if age < MIN_AGE_SECONDS or ago < MIN_INTERVAL_SECONDS:
+            return False
+        return ago > min(WARNING_LOOK_SECONDS * 0.9, age - MIN_AGE_SECONDS)

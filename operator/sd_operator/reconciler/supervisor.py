@@ -1,4 +1,4 @@
-"""One supervised task per model: wake-ups coalesce, errors back off, nothing dies or leaks."""
+"""One supervised task for each model: wake-ups coalesce, and errors back off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
-from sd_operator.clients.kube import ApiError
+from sd_operator.base.errors import ApiError
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ Reconcile = Callable[[str], Awaitable[float]]
 
 
 class Supervisor:
-    """Runs `reconcile` for every model that was woken and not dropped, one pass at a time each."""
+    """Runs `reconcile` for every started model until it is dropped, one pass at a time."""
 
     def __init__(self, reconcile: Reconcile) -> None:
         self._reconcile = reconcile
@@ -34,7 +34,7 @@ class Supervisor:
         return uid in self._workers
 
     def start(self, uid: str) -> None:
-        """Run a pass soon, and keep the model from now on; nothing once it is closed."""
+        """Keep a model from now on and run a pass soon; do nothing once closed."""
         if self._closed:
             return
         wanted = self._workers.get(uid)
@@ -47,13 +47,13 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def wake(self, uids: Iterable[str]) -> None:
-        """Run a pass soon for those of them that are kept."""
+        """Run a pass soon for each of these models that is kept."""
         for uid in uids:
             if uid in self._workers:
                 self.start(uid)
 
     def drop(self, uid: str) -> None:
-        """End a model's task, once its running pass is over: that may have the last word to say."""
+        """End a model's task after its running pass, which may still emit Events."""
         wanted = self._workers.pop(uid, None)
         if wanted is not None:
             wanted.set()
@@ -74,7 +74,7 @@ class Supervisor:
                 delay = await self._reconcile(uid)
                 failures = 0
             except Exception as error:
-                # What the API server says is clear by itself; anything else is a fault of ours.
+                # An error of the API server explains itself; any other is a fault in the operator.
                 ours = not isinstance(error, ApiError)
                 log.error("a pass over model %s failed: %s", uid, error, exc_info=ours)
                 delay = min(BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10), BACKOFF_MAX_SECONDS)

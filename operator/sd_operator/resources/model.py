@@ -1,4 +1,4 @@
-"""A StableDiffusionModel as the rules see it: metadata, spec and status, read once."""
+"""A StableDiffusionModel: metadata, spec and status, read once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 @dataclass(frozen=True)
 class Model:
-    """One resource. spec is None where it cannot be read; problem then says why.
-
-    raw_status: the status as the API server has it, also where it cannot be read.
-    """
+    """One resource, as the rules see it."""
 
     namespace: str
     name: str
@@ -37,16 +34,23 @@ class Model:
     created: datetime
     deleted_at: datetime | None
     spec: Spec | None
+    """None if it cannot be read."""
     problem: str | None
+    """Why the spec cannot be read."""
     status: Status
+    """Empty if it cannot be read."""
     raw_status: Mapping[str, Any]
+    """The status as the API server has it, to find out what must be patched."""
     model_id: str
+    """spec.modelId, or its default."""
     claim_name: str | None
+    """The claim of the spec, or of the published version; None means the operator's default."""
     retain: bool
+    """Whether the files stay when the resource is deleted."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> Model:
-        """Read what the API server has; nothing in it can make this fail but missing metadata."""
+        """Read the API server's JSON; nothing but missing metadata can make this fail."""
         metadata = body["metadata"]
         name = str(metadata["name"])
         raw_spec = body.get("spec") or {}
@@ -74,29 +78,33 @@ class Model:
 
     @property
     def owner(self) -> Owner:
-        """Whose files they are, as the loader is told."""
+        """The owner of the files, as the loader needs it."""
         return Owner(uid=self.uid, namespace=self.namespace, name=self.name)
 
     @cached_property
     def wanted(self) -> str:
-        """The loadHash that the spec asks for; empty where there is no readable spec."""
+        """The loadHash that the spec asks for; empty if the spec cannot be read."""
         if self.spec is None:
             return ""
         return load_hash(self.spec, self.name, self.annotations.get(names.ANNOTATION_RELOAD))
 
+    def claim_or(self, default: str) -> str:
+        """Return the name of the claim; default: the operator's setting."""
+        return self.claim_name or default
+
     @property
     def model_type(self) -> ModelType | None:
-        """The model type, inferred where the spec leaves it out."""
+        """The model type of the spec, or the one inferred from the url."""
         return self.spec.effective_model_type() if self.spec else self.status.model_type
 
     @property
     def url(self) -> str:
-        """The source; only for models with a readable spec."""
+        """The source; empty if the spec cannot be read."""
         return (self.spec.effective_url(self.name) if self.spec else None) or ""
 
     @property
     def has_finalizer(self) -> bool:
-        """Whether deletion waits for us; then there may be files on the volume."""
+        """Whether a deletion waits for us; there may be files on the volume then."""
         return names.FINALIZER in self.finalizers
 
 
@@ -115,7 +123,7 @@ def _read_spec(raw: Mapping[str, Any], name: str) -> tuple[Spec | None, str | No
 
 
 def _read_status(raw: Mapping[str, Any]) -> Status:
-    """An unreadable status counts as none: it is written anew from what is observed."""
+    """Read the status; one that cannot be read counts as empty and is replaced."""
     try:
         return Status.model_validate(raw)
     except ValidationError:
@@ -123,7 +131,7 @@ def _read_status(raw: Mapping[str, Any]) -> Status:
 
 
 def _claim_name(status: Status, spec: Spec | None) -> str | None:
-    """The claim that holds, or will hold, the files; None means the operator's default."""
+    """Return the claim of the files; None means the operator's default."""
     if spec is not None and spec.storage is not None:
         return spec.storage.claim_name
     return status.artifact.claim_name if status.artifact else None

@@ -1,4 +1,4 @@
-"""What the cluster shows of a model's Jobs, Pods and claim, read into small frozen views."""
+"""Typed views of a model's Jobs, Pods and claim, and what else is observed about the model."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
-
 from sd_api import names
-from sd_api.load import LoadResult, Progress
+from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
+from sd_operator.base.errors import is_quota_message
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-PROGRESS_MAX_BYTES = 2048
 WARNING_LOOK_SECONDS = 60.0
-"""How often the Events of a Job without Pods are looked at."""
+"""How often the Events of a Job without Pods are listed."""
 
 
 class JobState(StrEnum):
-    """How a Job stands."""
+    """Whether a Job has ended, and how."""
 
     RUNNING = "Running"
     COMPLETE = "Complete"
@@ -30,32 +28,38 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class JobView:
-    """One Job of ours. failure and detail: reason and message of its condition Failed.
-
-    started: when its Pods were first let run, or last, if it was suspended since.
-    """
+    """A Job of the operator."""
 
     name: str
     namespace: str
     uid: str
     model_uid: str
+    """The uid of the model that the Job works for, by its label."""
     role: str
+    """names.ROLE_LOAD or names.ROLE_REMOVE."""
     load_hash: str
+    """The version that the Job loads; empty for a clean-up Job."""
     attempt: int
+    """Counts the Jobs of the same model and loadHash, from 0."""
     resource_version: str
     created: datetime
     state: JobState = JobState.RUNNING
     ended: datetime | None = None
     failure: str = ""
+    """The reason of the condition Failed."""
     detail: str = ""
+    """The message of the condition Failed."""
     deleting: bool = False
     suspended: bool = False
+    """Whether spec.suspend is true, as Kueue sets it until it admits the Job."""
     started: datetime | None = None
+    """When the Job was last allowed to run Pods."""
     ready: int = 0
+    """How many of its Pods are ready."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> JobView:
-        """Read a Job."""
+        """Read a Job from the API server's JSON."""
         metadata = body["metadata"]
         labels = metadata.get("labels") or {}
         annotations = metadata.get("annotations") or {}
@@ -97,39 +101,47 @@ def _job_end(status: Mapping[str, Any]) -> tuple[JobState, datetime | None, str,
 
 @dataclass(frozen=True)
 class ContainerView:
-    """One container: waiting, running or terminated, with the kubelet's reason.
-
-    seconds: how long one that has ended ran.
-    """
+    """One container of a Pod."""
 
     name: str
     state: str = "waiting"
+    """waiting, running or terminated."""
     reason: str = ""
+    """The kubelet's reason for this state, such as OOMKilled."""
     exit_code: int | None = None
+    """None while the container has not ended."""
     message: str = ""
+    """The kubelet's explanation of why the container waits."""
+    result: LoadResult | None = None
+    """What the loader reported when it ended; None if its termination message is no result."""
     seconds: float | None = None
+    """How long the container ran, if it has ended."""
 
 
 @dataclass(frozen=True)
 class PodView:
-    """One Pod of a Job of ours. unscheduled: why the scheduler finds no node, else empty."""
+    """A Pod of one of the operator's Jobs."""
 
     name: str
     namespace: str
     uid: str
     job_uid: str
+    """The uid of the Job that controls the Pod."""
     model_uid: str
     resource_version: str
     created: datetime
     phase: str = "Pending"
     reason: str = ""
+    """Why the Pod failed as a whole, such as Evicted."""
     unscheduled: str = ""
+    """Why the scheduler finds no node; empty if it found one, or has not tried."""
     deleting: bool = False
     containers: tuple[ContainerView, ...] = ()
+    """The init containers first."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> PodView:
-        """Read a Pod."""
+        """Read a Pod from the API server's JSON."""
         metadata = body["metadata"]
         status = body.get("status") or {}
         return cls(
@@ -153,25 +165,23 @@ class PodView:
 
     @property
     def may_write(self) -> bool:
-        """Whether a container of it may still be running."""
+        """Whether one of its containers may still be running."""
         return self.phase not in ("Succeeded", "Failed")
 
     @property
     def running(self) -> ContainerView | None:
-        """The container that runs."""
-        return next((one for one in self.containers if one.state == "running"), None)
+        """The running container."""
+        return next((c for c in self.containers if c.state == "running"), None)
 
     def results(self) -> Iterable[LoadResult]:
-        """The well-formed answers of its containers, the last container's first."""
+        """The results of the containers, the last container's first."""
         for container in reversed(self.containers):
-            if container.state == "terminated" and container.message:
-                result = LoadResult.from_message(container.message)
-                if result is not None:
-                    yield result
+            if container.result is not None:
+                yield container.result
 
 
 def controller_uid(metadata: Mapping[str, Any]) -> str:
-    """The uid of the owner that controls an object; empty where there is none."""
+    """Return the uid of the owner that controls an object; empty if it has none."""
     owners = metadata.get("ownerReferences") or ()
     return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
 
@@ -187,12 +197,15 @@ def _container(status: Mapping[str, Any]) -> ContainerView:
     for state in ("terminated", "running", "waiting"):
         details = (status.get("state") or {}).get(state)
         if details is not None:
+            message = details.get("message") or ""
+            ended = state == "terminated"
             return ContainerView(
                 name=status.get("name") or "",
                 state=state,
                 reason=details.get("reason") or "",
                 exit_code=details.get("exitCode"),
-                message=details.get("message") or "",
+                message="" if ended else message,
+                result=LoadResult.decode(message) if ended else None,
                 seconds=_seconds(details),
             )
     return ContainerView(name=status.get("name") or "")
@@ -213,7 +226,7 @@ def _whole(value: object) -> int:
 
 @dataclass(frozen=True)
 class ClaimView:
-    """A PersistentVolumeClaim, as far as it matters here."""
+    """A PersistentVolumeClaim."""
 
     name: str
     namespace: str
@@ -224,7 +237,7 @@ class ClaimView:
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> ClaimView:
-        """Read a claim."""
+        """Read a PersistentVolumeClaim from the API server's JSON."""
         metadata = body["metadata"]
         return cls(
             name=metadata["name"],
@@ -237,76 +250,78 @@ class ClaimView:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """A Job that the API server did not let us create."""
 
     message: str
+    """The API server's own."""
     code: int
     at: datetime
     namespace_terminating: bool = False
+    """Whether the reason is that the namespace is being deleted."""
+
+    @property
+    def quota_exceeded(self) -> bool:
+        """Whether the reason is a ResourceQuota."""
+        return is_quota_message(self.message)
 
 
 class Outcome(StrEnum):
-    """How one webhook call ended."""
+    """How a webhook call ended."""
 
-    DELIVERED = "Delivered"
-    FAILED = "Failed"
-    GONE = "Gone"
-    UNSIGNED = "SecretNotReadable"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    GONE = "gone"
+    """The receiver answered 410."""
+    UNSIGNED = "unsigned"
+    """The signing key could not be read, so nothing was sent."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One finished webhook call, not yet noted in the status.
-
-    pause: for how many seconds the receiver wants to be left alone.
-    """
+    """A finished webhook call that the status does not account for yet."""
 
     id: str
+    """The webhook-id of the call."""
     outcome: Outcome
     error: str
     at: datetime
     pause: float = 0.0
+    """For how many seconds the receiver asked not to be called."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """All that is known of one model's surroundings.
-
-    fresh: Jobs, Pods and claim were read from the API server in this very pass, not from the
-    cache. job_warning: the newest Warning Event of a Job that has no Pods. admitted: whether the
-    queue lets the model load now; place: its position there, where it does not.
-    """
+    """All that is known of a model's surroundings."""
 
     jobs: tuple[JobView, ...] = ()
     pods: tuple[PodView, ...] = ()
     claim: ClaimView | None = None
+    """The model's claim; None if it does not exist."""
     progress: Progress | None = None
+    """The last progress that the running container logged."""
     job_warning: str = ""
-    refusal: Refusal | None = None
+    """The newest Warning Event of a Job that has no Pods."""
+    rejection: Rejection | None = None
+    """The last Job that the API server rejected, unless the spec has changed since."""
     deliveries: tuple[Delivery, ...] = ()
+    """Finished webhook calls that the status does not account for yet."""
     in_flight: frozenset[str] = frozenset()
+    """The webhook-ids of the calls under way."""
     fresh: bool = False
+    """Whether Jobs, Pods and claim were read from the API server in this pass, not the cache."""
     admitted: bool = True
-    place: int = 0
+    """Whether the queue admits a load of the model now."""
+    position: int = 0
+    """The model's position in the queue, as it is shown; 0 if it has none."""
 
     def of_role(self, role: str) -> tuple[JobView, ...]:
-        """The Jobs of one role, the newest attempt last."""
+        """Return the Jobs of one role, the newest attempt last."""
         return tuple(
             sorted((job for job in self.jobs if job.role == role), key=lambda job: job.attempt)
         )
 
     def pods_of(self, job: JobView) -> tuple[PodView, ...]:
-        """A Job's Pods, the newest first."""
-        mine = (pod for pod in self.pods if pod.job_uid == job.uid)
-        return tuple(sorted(mine, key=lambda pod: (pod.created, pod.name), reverse=True))
-
-
-def read_progress(line: str) -> Progress | None:
-    """The loader's last log line as progress; None for whatever is none."""
-    if len(line) > PROGRESS_MAX_BYTES:
-        return None
-    try:
-        return Progress.model_validate_json(line.strip())
-    except ValidationError:
-        return None
+        """Return the Job's Pods, the newest first."""
+        pods = (pod for pod in self.pods if pod.job_uid == job.uid)
+        return tuple(sorted(pods, key=lambda pod: (pod.created, pod.name), reverse=True))

@@ -1,1 +1,1 @@
-"""What to do about a model: pure functions of its resource, its Jobs and the clock."""
+"""Decides what to do about a model: pure functions of its resource, what is observed, and time."""

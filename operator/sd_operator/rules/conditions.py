@@ -1,34 +1,37 @@
-"""The list of metav1.Conditions: pure look-up, set and removal."""
+"""The list of metav1.Conditions: find, set and remove one, and fit its message. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.status import Condition, ConditionType
-
-MESSAGE_MAX_LENGTH = 1024
 
 Conditions = Sequence[Condition]
 
 
 def find(conditions: Conditions, kind: ConditionType) -> Condition | None:
-    """The condition of this type."""
-    return next((one for one in conditions if one.type == kind), None)
+    """Return the condition of this type."""
+    return next((condition for condition in conditions if condition.type == kind), None)
 
 
 def put(conditions: Conditions, new: Condition) -> list[Condition]:
-    """Set a condition; lastTransitionTime moves only when the condition's status changes."""
-    old = next((one for one in conditions if one.type == new.type), None)
-    if len(new.message) > MESSAGE_MAX_LENGTH:
-        cut = new.message[: MESSAGE_MAX_LENGTH - 1] + "…"
-        new = new.model_copy(update={"message": cut})
+    """Set a condition; lastTransitionTime changes only when the condition's status changes."""
+    old = next((condition for condition in conditions if condition.type == new.type), None)
     if old is None:
         return [*conditions, new]
     if old.status == new.status:
         new = new.model_copy(update={"last_transition_time": old.last_transition_time})
-    return [new if one.type == new.type else one for one in conditions]
+    return [new if condition.type == new.type else condition for condition in conditions]
 
 
 def drop(conditions: Conditions, kind: ConditionType) -> list[Condition]:
-    """Remove a condition, where it is present."""
-    return [one for one in conditions if one.type != kind]
+    """Remove the condition of this type, if it is present."""
+    return [condition for condition in conditions if condition.type != kind]
+
+
+def fit(cause: str, remedy: str = "", limit: int = TEXT_MAX_LENGTH) -> str:
+    """Join cause and remedy; if the message is too long, cut the cause and keep the remedy."""
+    tail = f" {remedy}" if remedy else ""
+    room = limit - len(tail)
+    return (cause if len(cause) <= room else cause[: room - 1] + "…") + tail

@@ -1,171 +1,183 @@
-"""The decision: from a model and what is observed of it to a plan. Pure; the rules are elsewhere.
+"""From the facts of a pass to its decision. Pure.
 
-`loading.RULES` and `removal.RULES` are chains; the first rule that applies decides on a step, and
-this module turns the step into the status to write and the Events and webhook calls it causes.
+A rule of `load.RULES` or `delete.RULES` returns a step; this module works out what the step means
+for the status, the Events, the webhook calls and the metrics.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
-from urllib.parse import parse_qsl, urlsplit
-
-from sd_api import names, netguard
+from sd_api import names
+from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import EventReason
+from sd_api.redaction import carries_secret, redact_url
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator.base import times
-from sd_operator.base.settings import Settings
-from sd_operator.resources.model import Model
-from sd_operator.resources.observed import Observed
 from sd_operator.rules import delete, load, outbox
 from sd_operator.rules.decision import (
-    Call,
-    Ended,
+    Act,
+    Decided,
+    Decision,
     EventPlan,
-    EventReason,
     EventType,
-    FinalizerChange,
-    Plan,
+    LoadOutcome,
+    Release,
+    WebhookCall,
 )
-from sd_operator.rules.input import Input, Standing, Step, status_after
+from sd_operator.rules.diagnose import NOT_STARTED, Failure
+from sd_operator.rules.input import Input
+from sd_operator.rules.outbox import OutboxChange
+from sd_operator.rules.status import status_after
+from sd_operator.rules.step import Finish, LoadFailed, LoadSucceeded, Proceed, Step
 
 _STAGES = frozenset({names.CONTAINER_FETCH, names.CONTAINER_CONVERT})
-_SECRET_PARAMETERS = frozenset(
-    {"access_token", "api_key", "apikey", "auth", "key", "password", "secret", "token"}
-)
 
 
-def plan(model: Model, observed: Observed, settings: Settings, now: datetime) -> Plan:
-    """What to do about a model now."""
-    inp = Input(model, observed, settings, now)
-    rules = delete.RULES if model.deleted_at is not None else load.RULES
+def decide(inp: Input) -> Decided:
+    """Return what the first rule that applies decides."""
+    rules = delete.RULES if inp.deleting else load.RULES
     for rule in rules:
         step = rule(inp)
         if step is not None:
-            return _plan(inp, step, rule.__name__)
+            return Decided(rule.__name__, _decision(inp, step))
     raise AssertionError("the last rule of a chain always applies")
 
 
-def _plan(inp: Input, step: Step, rule: str) -> Plan:
-    if step.look or step.hold or step.finalizer is FinalizerChange.ADD:
-        return Plan(
-            rule,
-            inp.status,
-            look=step.look,
-            wants_turn=step.wants_turn,
-            finalizer=step.finalizer,
-            wake_after=step.wake_after,
-        )
-    news = _news(inp, step)
-    if inp.deleting and (step.finalizer is not None or not inp.model.has_finalizer):
-        status = inp.status  # the resource is about to be gone
-    else:
-        status = status_after(inp, step, news)
-    waits = (step.wake_after, outbox.wake_after(news.entries, inp.observed.in_flight, inp.now))
-    return Plan(
-        rule,
-        status,
-        wants_turn=step.wants_turn,
-        delete=step.delete,
-        finalizer=step.finalizer,
-        create=step.create,
-        events=(*_events(inp, step), *news.events),
-        calls=_calls(inp, step, news),
-        ended=_ended(inp, step),
-        noted=inp.observed.deliveries,
+def _decision(inp: Input, step: Step) -> Decision:
+    match step:
+        case Proceed():
+            return _act(inp, step)
+        case Finish(why):
+            return _release(inp, why)
+        case _:
+            return step
+
+
+def _act(inp: Input, step: Proceed) -> Act:
+    change = _recorded(inp)
+    if inp.webhook is not None:
+        for event in _webhook_events(inp, step):
+            change = outbox.add(change, _entry(inp, event, step.report.message))
+    waits = (step.wake_after, outbox.wake_after(change.entries, inp.observed.in_flight, inp.now))
+    return Act(
+        why=step.report.message,
+        status=status_after(inp, step, change),
+        job=step.job,
+        events=(*_events(inp, step), *change.events),
+        calls=_calls(inp, outbox.due(change.entries, inp.observed.in_flight, inp.now)),
+        recorded=inp.observed.deliveries,
+        ended=_outcome(inp, step),
         wake_after=min((wait for wait in waits if wait is not None), default=None),
     )
 
 
-def _news(inp: Input, step: Step) -> outbox.News:
-    """The outbox after finished calls and with the new ones."""
+def _release(inp: Input, why: str) -> Release:
+    change = _recorded(inp)
+    due = outbox.due(change.entries, inp.observed.in_flight, inp.now)
+    event = EventPlan(EventType.NORMAL, EventReason.MODEL_DELETED, why)
+    return Release(
+        why,
+        events=(event, *change.events),
+        calls=_calls(inp, (*due, _entry(inp, WebhookEvent.DELETED, why))),
+    )
+
+
+def _recorded(inp: Input) -> OutboxChange:
+    """Return the outbox after the calls that have finished since the last pass."""
     if inp.webhook is None:
-        return outbox.News(())
+        return OutboxChange(())
     entries = inp.status.webhook.outbox if inp.status.webhook else ()
-    news = outbox.note(entries, inp.observed.deliveries, inp.settings.webhook_retry_seconds)
-    for event in step.notify:
-        news = outbox.owe(news, _entry(inp, event, step.standing))
-    return news
+    return outbox.record(entries, inp.observed.deliveries, inp.settings.webhook_retry_seconds)
 
 
-def _entry(inp: Input, event: WebhookEvent, standing: Standing) -> OutboxEntry:
+def _webhook_events(inp: Input, step: Proceed) -> list[WebhookEvent]:
+    """Return the webhook events of a step, the earliest first."""
+    events = [WebhookEvent.LOAD_STARTED] if _is_first_of_load(inp, step) else []
+    match step.load:
+        case LoadSucceeded():
+            events.append(WebhookEvent.LOADED)
+        case LoadFailed() if not _has_failed_before(inp):
+            events.append(WebhookEvent.LOAD_FAILED)
+    return events
+
+
+def _is_first_of_load(inp: Input, step: Proceed) -> bool:
+    """Whether the status does not describe this load yet."""
+    return step.load is not None and not inp.same_load
+
+
+def _has_failed_before(inp: Input) -> bool:
+    """Whether the status already reports a failure of this load."""
+    return inp.same_load and inp.stalled is not None and inp.stalled not in NOT_STARTED
+
+
+def _entry(inp: Input, event: WebhookEvent, message: str) -> OutboxEntry:
     load_hash = inp.wanted or inp.status.load_hash or "0" * 16
+    if event is WebhookEvent.LOAD_STARTED:
+        message = "the load has started"
     return OutboxEntry(
         id=outbox.webhook_id(inp.model.uid, load_hash, event),
         event=event,
         load_hash=load_hash,
         message="the load has started"
         if event is WebhookEvent.LOAD_STARTED
-        else standing.message[:1024],
+        else message[:TEXT_MAX_LENGTH],
         created_time=times.stamp(inp.now),
     )
 
 
-def _calls(inp: Input, step: Step, news: outbox.News) -> tuple[Call, ...]:
+def _calls(inp: Input, due: tuple[OutboxEntry, ...]) -> tuple[WebhookCall, ...]:
     url, spec = inp.webhook, inp.model.spec
     if url is None or spec is None:
         return ()
-    due = outbox.due(news.entries, inp.observed.in_flight, inp.now)
-    if step.released:
-        due = (*due, _entry(inp, WebhookEvent.DELETED, step.standing))
     ref = spec.webhook_secret_ref
     return tuple(
-        Call(entry, url, ref.name if ref else None, ref.key if ref else None) for entry in due
+        WebhookCall(entry, url, ref.name if ref else None, ref.key if ref else None)
+        for entry in due
     )
 
 
-def _events(inp: Input, step: Step) -> tuple[EventPlan, ...]:
+def _events(inp: Input, step: Proceed) -> tuple[EventPlan, ...]:
     events = []
-    if WebhookEvent.LOAD_STARTED in step.notify:
-        text = f"Loading {netguard.redact(inp.model.url)} as {inp.model.model_id}"
+    first_of_load = _is_first_of_load(inp, step)
+    if first_of_load:
+        text = f"Loading {redact_url(inp.model.url)} as {inp.model.model_id}"
         events.append(EventPlan(EventType.NORMAL, EventReason.LOAD_STARTED, text))
         if carries_secret(inp.model.url):
             text = (
-                "spec.url carries credentials that everybody who may read this resource reads;"
-                " put them into a Secret and name it in spec.credentialsSecretRef"
+                "spec.url contains credentials, which everyone who may read this resource can see;"
+                " move them to a Secret and name it in spec.credentialsSecretRef"
             )
             events.append(EventPlan(EventType.WARNING, EventReason.CREDENTIALS_IN_URL, text))
-    if step.artifact is not None:
-        text, dot, note = step.standing.message.partition(". ")
-        text = f"{text}, {step.artifact.size}{dot}{note}"
+    report = step.report
+    if isinstance(step.load, LoadSucceeded):
+        text, dot, note = report.message.partition(". ")
+        text = f"{text}, {step.load.artifact.size}{dot}{note}"
         events.append(EventPlan(EventType.NORMAL, EventReason.MODEL_LOADED, text))
-    stalled = step.standing.stalled
-    first_of_load = step.load is not None and not inp.same_load
-    if stalled is not None and (stalled.reason is not inp.stalled or first_of_load):
-        text = f"{stalled.reason}: {step.standing.message}"
-        kind = EventReason.CLEANUP_FAILED if inp.deleting else EventReason.MODEL_LOAD_FAILED
-        events.append(EventPlan(EventType.WARNING, kind, text))
-    if step.released:
-        events.append(EventPlan(EventType.NORMAL, EventReason.MODEL_DELETED, step.released))
+    if isinstance(report.stalled, Failure):
+        reason = report.stalled.reason
+        if reason is not inp.stalled or first_of_load:
+            kind = EventReason.CLEANUP_FAILED if inp.deleting else EventReason.MODEL_LOAD_FAILED
+            events.append(EventPlan(EventType.WARNING, kind, f"{reason}: {report.message}"))
     return tuple(events)
 
 
-def _ended(inp: Input, step: Step) -> Ended | None:
+def _outcome(inp: Input, step: Proceed) -> LoadOutcome | None:
     load = step.load
-    if not step.ended or load is None or load.completion_time is None:
+    if not isinstance(load, LoadSucceeded | LoadFailed):
         return None
-    seconds = (load.completion_time - load.start_time).total_seconds()
-    stages = (("total", max(0.0, seconds)), *_stages(inp, load.job.name))
-    if step.standing.stalled is not None:
-        return Ended("failed", step.standing.stalled.reason.value, stages)
-    size = (step.source.size_bytes or 0) if step.source else 0
-    return Ended("loaded", "", stages, size)
+    seconds = max(0.0, (load.completion_time - load.start_time).total_seconds())
+    stages = (("total", seconds), *_stages(inp, load.job.name))
+    if isinstance(load, LoadFailed):
+        return LoadOutcome("failed", load.failure.reason.value, stages)
+    return LoadOutcome("loaded", "", stages, load.source.size_bytes or 0)
 
 
 def _stages(inp: Input, job_name: str) -> tuple[tuple[str, float], ...]:
-    """How long each container of a Job's newest Pod ran; what did not run well tells nothing."""
-    job = next((one for one in inp.observed.jobs if one.name == job_name), None)
+    """Return how long each container of the Job's newest Pod ran, if it succeeded."""
+    job = next((job for job in inp.observed.jobs if job.name == job_name), None)
     pods = inp.observed.pods_of(job) if job is not None else ()
     return tuple(
-        (one.name, one.seconds)
-        for one in (pods[0].containers if pods else ())
-        if one.seconds is not None and one.exit_code == 0 and one.name in _STAGES
+        (container.name, container.seconds)
+        for container in (pods[0].containers if pods else ())
+        if container.seconds is not None and container.exit_code == 0 and container.name in _STAGES
     )
-
-
-def carries_secret(url: str) -> bool:
-    """Whether a url holds userinfo, or a parameter named like a secret."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    parameters = {name.lower() for name, _ in parse_qsl(parts.query)}
-    return "@" in parts.netloc or not parameters.isdisjoint(_SECRET_PARAMETERS)

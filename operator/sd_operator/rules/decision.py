@@ -1,39 +1,32 @@
-"""What one pass over a model has to do, as data. The rules make it; `execute` carries it out."""
+"""What one pass over a model decides, as data. The rules decide it; the controller carries it out.
+
+A decision is exactly one of `Refresh`, `Wait`, `AddFinalizer`, `Release` and `Act`, so outcomes
+that exclude each other cannot be combined.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.reasons import EventReason
 from sd_api.spec import JobOverrides
 from sd_api.status import OutboxEntry, Status
 from sd_operator.resources.observed import Delivery, JobView
 
 
 class EventType(StrEnum):
-    """Kubernetes' two kinds of Events."""
+    """The two types of Kubernetes Events."""
 
     NORMAL = "Normal"
     WARNING = "Warning"
 
 
-class EventReason(StrEnum):
-    """What Events tell; each on a change only."""
-
-    LOAD_STARTED = "LoadStarted"
-    MODEL_LOADED = "ModelLoaded"
-    MODEL_LOAD_FAILED = "ModelLoadFailed"
-    MODEL_DELETED = "ModelDeleted"
-    CLEANUP_FAILED = "CleanupFailed"
-    CREDENTIALS_IN_URL = "CredentialsInUrl"
-    WEBHOOK_DELIVERED = "WebhookDelivered"
-    WEBHOOK_DELIVERY_FAILED = "WebhookDeliveryFailed"
-
-
 @dataclass(frozen=True)
 class EventPlan:
-    """One Event to emit."""
+    """An Event to emit."""
 
     type: EventType
     reason: EventReason
@@ -42,7 +35,7 @@ class EventPlan:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """One Job to create; `jobs` makes its manifest. overrides: what the user wants otherwise."""
+    """A Job to create; `manifests.build` makes its manifest."""
 
     namespace: str
     name: str
@@ -50,57 +43,146 @@ class JobPlan:
     model_uid: str
     claim_name: str
     attempt: int
+    """Counts the Jobs of the same model and loadHash, from 0."""
     request: LoadRequest | RemoveRequest
+    """What the Job's container does."""
     overrides: JobOverrides | None = None
+    """What spec.job changes, if the administrator allows it."""
     credentials_secret: str | None = None
+    """The Secret with the token of the source."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """One webhook call that is due."""
+class WebhookCall:
+    """A webhook call that is due."""
 
     entry: OutboxEntry
     url: str
     secret_name: str | None = None
+    """The Secret with the signing key; None means the operator's own key."""
     secret_key: str | None = None
 
 
-class FinalizerChange(StrEnum):
-    """What to do with our finalizer."""
-
-    ADD = "add"
-    REMOVE = "remove"
-
-
 @dataclass(frozen=True)
-class Ended:
-    """A load that ended, for the metrics. stages: seconds in all, and of each container."""
+class LoadOutcome:
+    """A load that ended in this pass, for the metrics."""
 
     outcome: str
+    """loaded or failed."""
     reason: str
+    """The reason of a failure; empty for a success."""
     stages: tuple[tuple[str, float], ...]
+    """Seconds of the whole load, and of each container that succeeded."""
     source_bytes: int = 0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One pass, in the order of its execution: delete, finalizer, create, status, events, calls.
+class CreateJob:
+    """Create a Job."""
 
-    rule: the sentence that decided, for the log. look: read Jobs, Pods and claim anew and plan
-    again before anything else. wants_turn: the model waits in the queue, or uses its turn now.
-    noted: the finished webhook calls that the status tells of from now on. wake_after: seconds
-    until the next pass, unless woken before; None means the resync.
+    job: JobPlan
+
+
+@dataclass(frozen=True)
+class DeleteJobs:
+    """Delete Jobs, then decide again."""
+
+    jobs: tuple[JobView, ...]
+
+
+@dataclass(frozen=True)
+class Enqueue:
+    """Put the model into the queue of loads, or keep it there."""
+
+
+JobAction: TypeAlias = CreateJob | DeleteJobs | Enqueue
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Read the model's Jobs, Pods and claim from the API server, then decide again.
+
+    It is decided where acting on a stale cache would do harm, so never on fresh views.
     """
 
-    rule: str
-    status: Status
-    look: bool = False
-    wants_turn: bool = False
-    delete: tuple[JobView, ...] = ()
-    finalizer: FinalizerChange | None = None
-    create: JobPlan | None = None
+    why: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Change nothing, not even the status."""
+
+    why: str
+    seconds: float | None = None
+    """When to decide again, if no event comes earlier; None means at the resync."""
+
+
+@dataclass(frozen=True)
+class AddFinalizer:
+    """Add our finalizer, then decide again."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """Remove our finalizer. The resource is about to be gone, so its status is not written."""
+
+    why: str
     events: tuple[EventPlan, ...] = ()
-    calls: tuple[Call, ...] = ()
-    ended: Ended | None = None
-    noted: tuple[Delivery, ...] = ()
+    calls: tuple[WebhookCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Act:
+    """Change Jobs where needed, write the status, emit Events and call webhooks, in this order."""
+
+    why: str
+    status: Status
+    """The status to write; nothing is written if it equals the present one."""
+    job: JobAction | None = None
+    events: tuple[EventPlan, ...] = ()
+    calls: tuple[WebhookCall, ...] = ()
+    recorded: tuple[Delivery, ...] = ()
+    """The finished webhook calls that the status accounts for."""
+    ended: LoadOutcome | None = None
     wake_after: float | None = None
+    """Seconds until the next pass, if no event comes earlier; None means at the resync."""
+
+
+Decision: TypeAlias = Refresh | Wait | AddFinalizer | Release | Act
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision and the rule that made it."""
+
+    rule: str
+    decision: Decision
+
+    @property
+    def uses_admission(self) -> bool:
+        """Whether the model waits in the queue, or was admitted and is about to start a load."""
+        match self.decision:
+            case AddFinalizer() | Act(job=Enqueue() | CreateJob(JobPlan(request=LoadRequest()))):
+                return True
+            case _:
+                return False
+
+    def __str__(self) -> str:
+        """Return rule and decision in one line, the same for every pass that decides the same."""
+        why = self.decision.why
+        match self.decision:
+            case Refresh():
+                what = f"read its objects again: {why}"
+            case AddFinalizer():
+                what = f"add the finalizer: {why}"
+            case Release():
+                what = f"remove the finalizer: {why}"
+            case Act(job=CreateJob(job)):
+                what = f"create Job {job.name}: {why}"
+            case Act(job=DeleteJobs(jobs)):
+                what = f"delete Job {', '.join(job.name for job in jobs)}: {why}"
+            case _:
+                what = why
+        return f"{self.rule}: {what}"

@@ -1,169 +1,173 @@
-"""The rules of a model that is being deleted, as a chain: the first that applies decides.
+"""The rules of a model that is being deleted: the first one that applies decides.
 
-The finalizer is set before the first Job and never without one to follow, so a model without it
-has left nothing on the volume.
+The finalizer is added before the first Job is created, so a model without it has no files.
 """
 
 from __future__ import annotations
 
 from sd_api import names
-from sd_api.reasons import Reason
+from sd_api.reasons import ReadyReason, Reason
 from sd_api.status import Phase
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import diagnose, manifests
-from sd_operator.rules.decision import FinalizerChange
+from sd_operator.rules.decision import CreateJob, DeleteJobs, Refresh, Wait
 from sd_operator.rules.diagnose import Failure
-from sd_operator.rules.input import Input, Rule, Standing, Step
+from sd_operator.rules.input import Input
+from sd_operator.rules.step import Finish, Proceed, Report, Rule, Step
 
-_REFUSAL_RETRY_SECONDS = 30.0
-
-
-def it_is_not_ours(inp: Input) -> Step | None:
-    """Without our finalizer deletion does not wait for us."""
-    if inp.model.has_finalizer:
-        return None
-    return Step(_deleting("the resource is being deleted"))
+_REJECTION_RETRY_SECONDS = 30.0
 
 
-def the_load_still_runs(inp: Input) -> Step | None:
-    """Loader Jobs are deleted first, so that nothing is written while files are removed."""
+def deleted_model_has_no_finalizer(inp: Input) -> Step | None:
+    """The deletion does not wait for us."""
+    return None if inp.model.has_finalizer else Wait("the deletion does not wait for the operator")
+
+
+def load_job_is_not_stopped(inp: Input) -> Step | None:
+    """A loader Job could still write while files are removed."""
     load_jobs = inp.observed.of_role(names.ROLE_LOAD)
     running = tuple(job for job in load_jobs if job.state is JobState.RUNNING and not job.deleting)
-    if running:
-        return Step(_deleting("the loader Job is being stopped"), delete=running)
-    return None
+    if not running:
+        return None
+    return Proceed(_deleting("the loader Job is being stopped"), job=DeleteJobs(running))
 
 
-def the_user_gives_the_files_up(inp: Input) -> Step | None:
-    """The annotation releases the resource at once."""
+def cleanup_is_skipped(inp: Input) -> Step | None:
+    """The user gives the files up by an annotation."""
     if inp.model.annotations.get(names.ANNOTATION_SKIP_CLEANUP) != "true":
         return None
-    return _release(f"annotation {names.ANNOTATION_SKIP_CLEANUP}: the files stay on the volume")
+    return Finish(f"annotation {names.ANNOTATION_SKIP_CLEANUP}: the files stay on the volume")
 
 
-def the_claim_is_gone(inp: Input) -> Step | None:
-    """The files went with their volume."""
+def claim_is_gone(inp: Input) -> Step | None:
+    """The files are gone with their volume."""
     claim, artifact = inp.observed.claim, inp.status.artifact
     if claim is None and not inp.observed.fresh:
-        return Step(_deleting("is the claim really gone?"), look=True)
+        return Refresh(f"PersistentVolumeClaim {inp.claim_name} is not in the cache")
     if claim is None or claim.deleting:
-        return _release(f"PersistentVolumeClaim {inp.claim_name} is gone, and the files with it")
-    remade = artifact is not None and artifact.claim_uid not in (None, claim.uid)
-    if artifact is None or not remade or inp.status.load_hash != artifact.load_hash:
+        return Finish(f"PersistentVolumeClaim {inp.claim_name} is gone, and the files with it")
+    replaced = artifact is not None and artifact.claim_uid not in (None, claim.uid)
+    if artifact is None or not replaced or inp.status.load_hash != artifact.load_hash:
         return None
-    return _release(f"PersistentVolumeClaim {inp.claim_name} was made anew, without the files")
+    return Finish(f"PersistentVolumeClaim {inp.claim_name} was replaced; the files are gone")
 
 
-def the_namespace_ends(inp: Input) -> Step | None:
-    """No Job can be made there any more, and the claim goes with the namespace."""
-    if inp.observed.refusal is None or not inp.observed.refusal.namespace_terminating:
+def namespace_is_terminating(inp: Input) -> Step | None:
+    """No Job can be created any more, and the claim is deleted with the namespace."""
+    if inp.observed.rejection is None or not inp.observed.rejection.namespace_terminating:
         return None
-    return _release(f"namespace {inp.model.namespace} is being deleted, and its claims with it")
+    return Finish(f"namespace {inp.model.namespace} is being deleted, and its volumes with it")
 
 
-def a_pod_may_still_write(inp: Input) -> Step | None:
-    """A loader Pod takes its time to stop."""
+def loader_pod_may_write(inp: Input) -> Step | None:
+    """A loader Pod has not stopped yet."""
     cleaning = {job.uid for job in inp.observed.of_role(names.ROLE_REMOVE)}
     writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid not in cleaning]
     if not writing:
         return None
-    standing = _deleting(f"Pod {writing[0].name} is stopping")
+    message = f"Pod {writing[0].name} is stopping"
     if not inp.observed.fresh:
-        return Step(standing, look=True)
-    return Step(standing, wake_after=inp.settings.poll_seconds)
+        return Refresh(message)
+    return Proceed(_deleting(message), wake_after=inp.settings.poll_seconds)
 
 
-def the_files_are_removed(inp: Input) -> Step | None:
-    """The clean-up Job is done."""
+def cleanup_job_succeeded(inp: Input) -> Step | None:
+    """The files are removed, or kept as deletionPolicy asks."""
     job = _current(inp)
     if job is None or job.state is not JobState.COMPLETE:
         return None
-    return _release("the files are kept" if inp.model.retain else "the files are removed")
+    return Finish("the files are kept" if inp.model.retain else "the files are removed")
 
 
-def the_clean_up_is_running(inp: Input) -> Step | None:
-    """Wait for the clean-up Job."""
+def cleanup_job_is_running(inp: Input) -> Step | None:
+    """The clean-up is under way."""
     job = _current(inp)
     if job is None or job.state is not JobState.RUNNING:
         return None
     pods = inp.observed.pods_of(job)
     detail = f"clean-up Job {job.name} is running"
     if not pods or pods[0].running is None:
-        detail = diagnose.clean(diagnose.waiting(job, pods, inp.observed.job_warning).message)
-    return Step(_failing(inp, detail, job.name), wake_after=_wake(inp))
+        delay = diagnose.start_delay(job, pods, inp.observed.job_warning)
+        detail = diagnose.clean(delay.message)
+    return Proceed(_cleaning(inp, detail, job.name), wake_after=_wake(inp))
 
 
-def the_clean_up_failed(inp: Input) -> Step | None:
-    """Try again, ever more slowly, until the user gives the files up."""
+def cleanup_job_failed(inp: Input) -> Step | None:
+    """The clean-up failed; it is retried at growing intervals until the user gives the files up."""
     job = _current(inp)
     if job is None or job.state is not JobState.FAILED or job.ended is None:
         return None
-    again = job.ended + inp.retry_delay(job.attempt)
-    if inp.now >= again:
+    retry_at = job.ended + inp.retry_delay(job.attempt)
+    if inp.now >= retry_at:
         return None
-    failure = diagnose.failure(job, inp.observed.pods_of(job), None)
+    failure = diagnose.job_failure(job, inp.observed.pods_of(job), None)
     detail = f"clean-up Job {job.name} failed ({failure.reason}: {diagnose.clean(failure.message)})"
-    return Step(
-        _failing(inp, detail, job.name),
-        wake_after=min(_wake(inp), (again - inp.now).total_seconds()),
+    return Proceed(
+        _cleaning(inp, detail, job.name),
+        wake_after=min(_wake(inp), (retry_at - inp.now).total_seconds()),
     )
 
 
-def the_job_was_refused(inp: Input) -> Step | None:
-    """The API server refused the clean-up Job: say its words, and try again later."""
-    refusal = inp.observed.refusal
-    if refusal is None or (inp.now - refusal.at).total_seconds() >= _REFUSAL_RETRY_SECONDS:
+def cleanup_job_was_rejected(inp: Input) -> Step | None:
+    """The API server rejected the clean-up Job; it is tried again a little later."""
+    rejection = inp.observed.rejection
+    if rejection is None or (inp.now - rejection.at).total_seconds() >= _REJECTION_RETRY_SECONDS:
         return None
-    detail = f"the clean-up Job cannot be created: {diagnose.clean(refusal.message)}"
-    return Step(_failing(inp, detail, ""), wake_after=_REFUSAL_RETRY_SECONDS)
+    detail = f"the clean-up Job cannot be created: {diagnose.clean(rejection.message)}"
+    return Proceed(_cleaning(inp, detail, ""), wake_after=_REJECTION_RETRY_SECONDS)
 
 
-def the_files_are_to_be_removed(inp: Input) -> Step:
-    """Create the clean-up Job."""
+def cleanup_is_due(inp: Input) -> Step:
+    """Nothing stands in the way of the clean-up."""
     attempts = [job.attempt for job in inp.observed.of_role(names.ROLE_REMOVE)]
     attempt = max(attempts, default=-1) + 1
     job = manifests.plan_remove(inp.model, inp.settings, inp.claim_name, attempt)
     detail = f"clean-up Job {job.name} was created"
-    return Step(_failing(inp, detail, job.name), create=job, wake_after=_wake(inp))
+    return Proceed(_cleaning(inp, detail, job.name), job=CreateJob(job), wake_after=_wake(inp))
 
 
 RULES: tuple[Rule, ...] = (
-    it_is_not_ours,
-    the_load_still_runs,
-    the_user_gives_the_files_up,
-    the_claim_is_gone,
-    the_namespace_ends,
-    a_pod_may_still_write,
-    the_files_are_removed,
-    the_clean_up_is_running,
-    the_clean_up_failed,
-    the_job_was_refused,
-    the_files_are_to_be_removed,
+    # Nothing is on the volume, and nothing that we do would be waited for.
+    deleted_model_has_no_finalizer,
+    # First of all, also where the files stay: nobody wants the load any more.
+    load_job_is_not_stopped,
+    # The user's word counts whatever state the clean-up is in.
+    cleanup_is_skipped,
+    # Without a volume there is nothing to remove, and a clean-up Job could not start.
+    claim_is_gone,
+    # A clean-up Job could not be created.
+    namespace_is_terminating,
+    # A Pod that is stopping could write after the files were removed.
+    loader_pod_may_write,
+    cleanup_job_succeeded,
+    cleanup_job_is_running,
+    # Does not apply once it is time to retry; the rules below create the next Job then.
+    cleanup_job_failed,
+    # Before the Job, so that a rejected one is not created again in every pass.
+    cleanup_job_was_rejected,
+    cleanup_is_due,
 )
 
 
 def _current(inp: Input) -> JobView | None:
-    alive = [job for job in inp.observed.of_role(names.ROLE_REMOVE) if not job.deleting]
-    return alive[-1] if alive else None
+    """Return the newest clean-up Job that is not being deleted."""
+    jobs = [job for job in inp.observed.of_role(names.ROLE_REMOVE) if not job.deleting]
+    return jobs[-1] if jobs else None
 
 
-def _deleting(message: str) -> Standing:
-    return Standing(Phase.DELETING, "Deleting", message)
+def _deleting(message: str) -> Report:
+    return Report(Phase.DELETING, ReadyReason.DELETING, message)
 
 
-def _failing(inp: Input, detail: str, job_name: str) -> Standing:
-    """Deleting; and stalled once it has lasted too long."""
+def _cleaning(inp: Input, detail: str, job_name: str) -> Report:
+    """Report the clean-up; it is stalled once the deletion has lasted too long."""
     deleted_at = inp.model.deleted_at
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
         return _deleting(detail)
     failure = Failure(Reason.CLEANUP_FAILED, detail)
-    return Standing(Phase.DELETING, "Deleting", failure.text(job_name), stalled=failure)
+    return Report(Phase.DELETING, ReadyReason.DELETING, failure.text(job_name), stalled=failure)
 
 
 def _wake(inp: Input) -> float:
-    """A missed event, or the moment to call it stalled, is noticed soon."""
+    """Return when to look again: soon, to notice a missed event and a clean-up that is stuck."""
     return min(inp.settings.resync_seconds, 60.0)
-
-
-def _release(why: str) -> Step:
-    return Step(_deleting(why), finalizer=FinalizerChange.REMOVE, released=why)

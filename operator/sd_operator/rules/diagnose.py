@@ -1,4 +1,4 @@
-"""Why a Job failed, or why it does not get going: pure readings of Job and Pods."""
+"""Why a Job failed, or why its container does not start: pure readings of Job and Pods."""
 
 from __future__ import annotations
 
@@ -7,69 +7,90 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sd_api import names
-from sd_api.load import LoadResult
 from sd_api.reasons import ExitCode, Reason
+from sd_api.wire import LoadResult
+from sd_operator.base.errors import is_quota_message
 from sd_operator.resources.observed import JobView, PodView
+from sd_operator.rules import conditions
 
+NOT_STARTED = frozenset(
+    {
+        Reason.CLAIM_NOT_FOUND,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.QUOTA_EXCEEDED,
+        Reason.UNSCHEDULABLE,
+    }
+)
+"""Reasons why a load cannot start; it starts by itself once the cause is gone."""
+CAUSE_MAX_LENGTH = 700
+"""Leaves room in a condition's message for the longest remedy and a note."""
 _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 )
-MESSAGE_MAX_LENGTH = 700
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A reason of the enum and what happened, in words fit for people."""
+    """Why a load failed or is stuck."""
 
     reason: Reason
     message: str
+    """What happened, for people; it may come from outside and have any length."""
 
-    def text(self, job_name: str = "") -> str:
-        """What happened and what to do."""
-        remedy = self.reason.remedy.replace("<status.job.name>", job_name)
-        return f"{clean(self.message).rstrip('.')}. {remedy}"
+    def text(self, job_name: str = "", note: str = "") -> str:
+        """Return what happened and what to do, then the note."""
+        remedy = self.reason.remedy_for(job_name)
+        tail = f"{remedy} {note}" if note else remedy
+        return conditions.fit(f"{clean(self.message).rstrip('.')}.", tail)
 
 
 @dataclass(frozen=True)
-class Wait:
-    """Why no container runs yet. reason: what it is called once it has lasted too long."""
+class StartDelay:
+    """Why no container of a Job has started yet."""
 
     message: str
     reason: Reason | None = None
+    """The reason of the failure if the delay lasts too long; None if it is harmless."""
     since: datetime | None = None
+    """When the delay began; None makes it a failure at once."""
 
-    def stuck(self, now: datetime, limit: timedelta) -> Failure | None:
-        """The failure that this wait has become."""
+    def failure(self, now: datetime, limit: timedelta) -> Failure | None:
+        """Return the failure, if the delay has lasted too long."""
         if self.reason is None or (self.since is not None and now - self.since < limit):
             return None
         return Failure(self.reason, self.message)
 
 
 def clean(text: str) -> str:
-    """Text from outside, fit for a status: one line, printable, bounded."""
-    printable = "".join(c if c.isprintable() else " " for c in text[: 2 * MESSAGE_MAX_LENGTH])
-    line = " ".join(printable.split())
-    return line if len(line) <= MESSAGE_MAX_LENGTH else line[: MESSAGE_MAX_LENGTH - 1] + "…"
+    """Make text from outside fit for a status: one printable line of bounded length."""
+    printable = "".join(c if c.isprintable() else " " for c in text[: 2 * CAUSE_MAX_LENGTH])
+    return conditions.fit(" ".join(printable.split()), limit=CAUSE_MAX_LENGTH)
 
 
-def result(pods: Sequence[PodView], outcomes: Sequence[str]) -> LoadResult | None:
-    """The newest Pod's answer with one of these outcomes."""
+def newest_result(pods: Sequence[PodView], outcome: str) -> LoadResult | None:
+    """Return the newest Pod's result with this outcome."""
     for pod in pods:
-        for answer in pod.results():
-            if answer.outcome in outcomes:
-                return answer
+        for result in pod.results():
+            if result.outcome == outcome:
+                return result
     return None
 
 
-def failure(job: JobView, pods: Sequence[PodView], before: Reason | None) -> Failure:
-    """Why a Job failed; before: what it was known to be stuck on."""
+def load_result(pods: Sequence[PodView]) -> LoadResult | None:
+    """Return the result of a load that succeeded, if it is complete."""
+    result = newest_result(pods, "loaded")
+    return result if result is not None and result.artifact is not None else None
+
+
+def job_failure(job: JobView, pods: Sequence[PodView], before: Reason | None) -> Failure:
+    """Return why a Job failed; before: the reason why it was stuck, if it was."""
     if job.failure == "DeadlineExceeded":
         if before in (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.QUOTA_EXCEEDED):
-            return Failure(before, f"Job {job.name} never got going before its deadline")
-        return Failure(Reason.DEADLINE_EXCEEDED, f"Job {job.name} ran into its deadline")
-    answer = result(pods, ("failed",))
-    if answer is not None and answer.reason is not None:
-        return Failure(answer.reason, answer.message or "the loader gave no details")
+            return Failure(before, f"Job {job.name} did not start before its deadline")
+        return Failure(Reason.DEADLINE_EXCEEDED, f"Job {job.name} exceeded its deadline")
+    result = newest_result(pods, "failed")
+    if result is not None and result.reason is not None:
+        return Failure(result.reason, result.message or "the loader reported no details")
     for pod in pods:
         crash = _crash(pod)
         if crash is not None:
@@ -85,75 +106,68 @@ def _crash(pod: PodView) -> Failure | None:
             continue
         if container.reason == "OOMKilled":
             return Failure(
-                Reason.OUT_OF_MEMORY, f"container {container.name} ran out of memory in {pod.name}"
+                Reason.OUT_OF_MEMORY,
+                f"container {container.name} of Pod {pod.name} ran out of memory",
             )
         return Failure(
             Reason.LOADER_CRASHED,
             f"container {container.name} of Pod {pod.name} ended with exit code"
-            f" {container.exit_code} ({container.reason or 'Error'}) and gave no answer",
+            f" {container.exit_code} ({container.reason or 'Error'}) and reported no result",
         )
     return None
 
 
-def waiting(job: JobView, pods: Sequence[PodView], job_warning: str) -> Wait:
-    """Why no container of a Job runs."""
+def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> StartDelay:
+    """Return why no container of a Job runs; job_warning: its newest Warning Event."""
     if not pods:
-        if "exceeded quota" in job_warning:
-            return Wait(job_warning, Reason.QUOTA_EXCEEDED)
-        return Wait(job_warning) if job_warning else _starting(job)
+        if is_quota_message(job_warning):
+            return StartDelay(job_warning, Reason.QUOTA_EXCEEDED)
+        return StartDelay(job_warning) if job_warning else _starting(job)
     pod = pods[0]
     if not pod.may_write:
-        answer = result([pod], ("failed",))
-        reason = answer.reason if answer is not None else None
+        result = newest_result([pod], "failed")
+        reason = result.reason if result is not None else None
         final = reason is not None and reason.exit_code is ExitCode.PERMANENT
-        then = f"Job {job.name} is ending" if final else f"another Pod of Job {job.name} follows"
-        return Wait(f"{last_failure(pod)}; {then}")
+        then = "is ending" if final else "is about to create another Pod"
+        return StartDelay(f"{_pod_failure(pod)}; Job {job.name} {then}")
     if pod.unscheduled:
-        why = f"Pod {pod.name} waits for a node: {pod.unscheduled}"
+        why = f"Pod {pod.name} is waiting for a node: {pod.unscheduled}"
         if "persistentvolumeclaim" in pod.unscheduled and "not found" in pod.unscheduled:
-            return Wait(why, Reason.CLAIM_NOT_FOUND)
-        return Wait(why, Reason.UNSCHEDULABLE, pod.created)
-    for container in pod.containers:
-        if container.state == "waiting" and container.reason in _IMAGE_REASONS:
-            why = f"Pod {pod.name} waits for its image: {container.message or container.reason}"
-            return Wait(why, Reason.IMAGE_PULL_FAILED, pod.created)
-    reasons = {one.reason for one in pod.containers if one.state == "waiting" and one.reason}
+            return StartDelay(why, Reason.CLAIM_NOT_FOUND)
+        return StartDelay(why, Reason.UNSCHEDULABLE, pod.created)
+    waiting = [container for container in pod.containers if container.state == "waiting"]
+    for container in waiting:
+        if container.reason in _IMAGE_REASONS:
+            detail = container.message or container.reason
+            why = f"Pod {pod.name} is waiting for its image: {detail}"
+            return StartDelay(why, Reason.IMAGE_PULL_FAILED, pod.created)
+    reasons = {container.reason for container in waiting if container.reason}
     reasons -= {"PodInitializing", "ContainerCreating"}
-    detail = f": {', '.join(sorted(reasons))}" if reasons else ""
-    return Wait(f"Pod {pod.name} is starting{detail}") if detail else _starting(job)
+    if reasons:
+        return StartDelay(f"Pod {pod.name} is starting: {', '.join(sorted(reasons))}")
+    return _starting(job)
 
 
-def _starting(job: JobView) -> Wait:
-    # One text for all that is normal: each change would cost a status write.
-    return Wait(f"Job {job.name} was created; its Pod is starting")
+def _starting(job: JobView) -> StartDelay:
+    # One text for everything normal: each change of it would cost a status write.
+    return StartDelay(f"Job {job.name} was created; its Pod is starting")
 
 
-def last_failure(pod: PodView) -> str:
-    """A failed Pod in a few words."""
-    answer = result([pod], ("failed",))
-    if answer is not None and answer.reason is not None:
-        return f"Pod {pod.name} failed ({answer.reason}: {answer.message.rstrip('.')})"
+def _pod_failure(pod: PodView) -> str:
+    """Return how a Pod ended, in a few words."""
+    result = newest_result([pod], "failed")
+    if result is not None and result.reason is not None:
+        return f"Pod {pod.name} failed ({result.reason}: {result.message.rstrip('.')})"
     crash = _crash(pod)
     if crash is not None:
         return crash.message
     return f"Pod {pod.name} ended ({pod.reason or pod.phase})"
 
 
-def load_result(pods: Sequence[PodView]) -> LoadResult | None:
-    """The answer of a load that succeeded: complete, and with its artifact."""
-    answer = result(pods, ("loaded",))
-    return answer if answer is not None and answer.artifact is not None else None
-
-
-def was_removed(pods: Sequence[PodView]) -> bool:
-    """Whether a clean-up Pod says that it is done."""
-    return result(pods, ("removed",)) is not None
-
-
 def convert_has_begun(job: JobView, pods: Sequence[PodView]) -> bool:
-    """Whether fetching is over: its container ended well, or the Job counts a ready Pod."""
+    """Whether the download is over: its container succeeded, or the Job counts a ready Pod."""
     fetched = any(
-        one.name == names.CONTAINER_FETCH and one.exit_code == 0
-        for one in (pods[0].containers if pods else ())
+        container.name == names.CONTAINER_FETCH and container.exit_code == 0
+        for container in (pods[0].containers if pods else ())
     )
     return fetched or job.ready > 0

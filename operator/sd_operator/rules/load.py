@@ -1,25 +1,37 @@
-"""The rules of a model that is to be loaded, as a chain: the first that applies decides.
+"""The rules of a model that is not being deleted: the first one that applies decides.
 
-Each rule is a function named by the fact that it finds, from what is known to a step, or None.
+Each rule is named after the fact that it finds in the Input.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sd_api import names, netguard
-from sd_api.load import LoadResult, Stage
-from sd_api.reasons import Reason, Retry
-from sd_api.spec import BARE_ID_PATTERN, ModelType
-from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource, WebhookEvent
-from sd_operator.base import humanize, times
+from sd_api import humanize, names
+from sd_api.fields import TEXT_MAX_LENGTH
+from sd_api.reasons import ReadyReason, Reason, Retry
+from sd_api.redaction import redact_url
+from sd_api.status import ConditionType, JobStatus, Phase, StatusArtifact, StatusSource
+from sd_api.trained import is_trained_id
+from sd_api.wire import LoadResult, Stage
+from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
-from sd_operator.rules import diagnose, manifests, queue
-from sd_operator.rules.decision import FinalizerChange
-from sd_operator.rules.diagnose import Failure
-from sd_operator.rules.input import NOT_YET, Input, Load, Rule, Standing, Step, where
+from sd_operator.rules import conditions, diagnose, manifests, queue
+from sd_operator.rules.decision import AddFinalizer, CreateJob, DeleteJobs, Enqueue, Refresh, Wait
+from sd_operator.rules.diagnose import NOT_STARTED, Failure
+from sd_operator.rules.input import Input
+from sd_operator.rules.status import published_message
+from sd_operator.rules.step import (
+    KeepStalled,
+    LoadFailed,
+    LoadRunning,
+    LoadSucceeded,
+    Proceed,
+    Report,
+    Rule,
+    Step,
+)
 
 _PHASES = {
     Stage.DOWNLOADING: Phase.DOWNLOADING,
@@ -27,293 +39,311 @@ _PHASES = {
     Stage.VERIFYING: Phase.VERIFYING,
     Stage.PUBLISHING: Phase.VERIFYING,
 }
-REFUSAL_RETRY = timedelta(seconds=30)
+REJECTION_RETRY = timedelta(seconds=30)
+"""When a Job that the API server rejected is tried again."""
 NO_POD_LOOK_SECONDS = 10.0
-ANSWER_SECONDS = 10.0
+"""When a new Job without a Pod is looked at again."""
+RESULT_SECONDS = 10.0
+"""How long after a Job's end the event of its Pod may take to arrive."""
 
 
 def spec_is_invalid(inp: Input) -> Step | None:
-    """The spec cannot be read, or asks for what the operator's settings lack."""
+    """The spec cannot be read, or needs a setting that the operator does not have."""
     problem = inp.model.problem
     if problem is None and _needs_template(inp) and inp.settings.trained_url_template is None:
         problem = (
-            "spec.url is a trained model's bare id, and the operator has no link template for"
+            "spec.url is the bare id of a trained model, and the operator has no link template for"
             " those (SD_OPERATOR_TRAINED_URL_TEMPLATE)"
         )
     if problem is None:
         return None
-    return Step(Standing.of(Failure(Reason.INVALID_SPEC, problem)))
+    return Proceed(Report.of_failure(Failure(Reason.INVALID_SPEC, problem)))
 
 
 def _needs_template(inp: Input) -> bool:
-    trained = inp.model.model_type is ModelType.API_TRAINED
-    return trained and re.match(BARE_ID_PATTERN, inp.model.url) is not None
+    return is_trained_id(inp.model.url, inp.model.model_type)
 
 
-def another_load_is_running(inp: Input) -> Step | None:
-    """A Job loads what is no longer wanted; it ends before anything else begins."""
+def previous_load_is_running(inp: Input) -> Step | None:
+    """A Job loads a version that is no longer wanted."""
     settled = inp.published is not None and inp.published.load_hash == inp.wanted
-    others = [
+    unwanted = [
         job
         for job in inp.observed.of_role(names.ROLE_LOAD)
-        if job.load_hash != inp.wanted or (settled and not _is_noted(inp, job))
+        if job.load_hash != inp.wanted or (settled and not _is_recorded(inp, job))
     ]
-    return _stop(inp, others, Standing(Phase.PENDING, "Pending", "the former load ends first"))
+    message = "waiting for the previous load to stop"
+    return _stop(inp, unwanted, Report(Phase.PENDING, ReadyReason.PENDING, message))
 
 
-def _stop(inp: Input, unwanted: list[JobView], standing: Standing) -> Step | None:
-    """Delete Jobs that have not ended, and wait until nothing of theirs can write."""
+def _stop(inp: Input, unwanted: list[JobView], report: Report) -> Step | None:
+    """Delete the Jobs that have not ended, and wait until none of their Pods can write."""
     running = tuple(job for job in unwanted if job.state is JobState.RUNNING and not job.deleting)
     if running:
-        return Step(standing, delete=running)
-    known = {job.uid for job in inp.observed.jobs if not job.deleting and job not in unwanted}
-    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid not in known]
+        return Proceed(report, job=DeleteJobs(running))
+    wanted = {job.uid for job in inp.observed.jobs if not job.deleting and job not in unwanted}
+    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid not in wanted]
     if not writing:
         return None
+    message = f"{report.message}: Pod {writing[0].name} is stopping"
     if not inp.observed.fresh:
-        return Step(standing, look=True)
-    message = f"{standing.message}: Pod {writing[0].name} is stopping"
-    return Step(replace(standing, message=message), wake_after=inp.settings.poll_seconds)
+        return Refresh(message)
+    return Proceed(replace(report, message=message), wake_after=inp.settings.poll_seconds)
 
 
-def it_is_published(inp: Input) -> Step | None:
-    """What is wanted is published: there is nothing to do."""
-    if inp.published is None or inp.published.load_hash != inp.wanted:
+def wanted_version_is_published(inp: Input) -> Step | None:
+    """There is nothing to do."""
+    published = inp.published
+    if published is None or published.load_hash != inp.wanted:
         return None
-    return Step(Standing(Phase.READY, "Loaded", ""))
+    message = published_message(published.path, published.claim_name)
+    return Proceed(Report(Phase.READY, ReadyReason.LOADED, message))
 
 
-def the_claim_is_missing(inp: Input) -> Step | None:
-    """There is no volume to load onto; a claim's event wakes the model."""
+def claim_does_not_exist(inp: Input) -> Step | None:
+    """There is no volume to load onto; an event of the claim wakes the model."""
     claim = inp.observed.claim
     if claim is not None and not claim.deleting:
         return None
-    what = "is being deleted" if claim else "does not exist"
+    state = "is being deleted" if claim else "does not exist"
     failure = Failure(
         Reason.CLAIM_NOT_FOUND,
-        f"PersistentVolumeClaim {inp.claim_name} {what} in namespace {inp.model.namespace}",
+        f"PersistentVolumeClaim {inp.claim_name} {state} in namespace {inp.model.namespace}",
     )
-    return Step(Standing.of(failure))
+    return Proceed(Report.of_failure(failure))
 
 
-def its_answer_is_not_here(inp: Input) -> Step | None:
-    """A Job has ended, and what its Pod says of that is not seen: another watch tells it."""
+def job_result_is_missing(inp: Input) -> Step | None:
+    """The Job has ended, but the watch of Pods has not shown its result yet."""
     job = _current(inp)
-    if job is None or job.ended is None or inp.observed.fresh or _answer(inp, job) is not None:
+    if job is None or job.ended is None or inp.observed.fresh or _result(inp, job) is not None:
         return None
-    standing = _pending(f"the answer of Job {job.name} is awaited")
+    why = f"waiting for the result of Job {job.name}"
     waited = (inp.now - job.ended).total_seconds()
-    ended = any(not pod.may_write for pod in inp.observed.pods_of(job))
-    if not ended and 0 <= waited < ANSWER_SECONDS:
-        return Step(standing, hold=True, wake_after=ANSWER_SECONDS - waited)
-    return Step(standing, look=True)
+    pod_ended = any(not pod.may_write for pod in inp.observed.pods_of(job))
+    if not pod_ended and 0 <= waited < RESULT_SECONDS:
+        return Wait(why, RESULT_SECONDS - waited)
+    return Refresh(why)
 
 
-def _answer(inp: Input, job: JobView) -> LoadResult | None:
-    """What the loader says of a Job's end."""
+def _result(inp: Input, job: JobView) -> LoadResult | None:
+    """Return the loader's result of a Job that has ended, if it fits the Job's end."""
     pods = inp.observed.pods_of(job)
-    loaded = job.state is JobState.COMPLETE
-    return diagnose.load_result(pods) if loaded else diagnose.result(pods, ("failed",))
+    succeeded = job.state is JobState.COMPLETE
+    return diagnose.load_result(pods) if succeeded else diagnose.newest_result(pods, "failed")
 
 
-def the_job_succeeded(inp: Input) -> Step | None:
-    """The load is done: its answer becomes the artifact."""
+def load_job_succeeded(inp: Input) -> Step | None:
+    """The load is done, and its result says what was published."""
     job = _current(inp)
     if job is None or job.state is not JobState.COMPLETE:
         return None
-    if (result := _answer(inp, job)) is not None:
+    if (result := _result(inp, job)) is not None:
         return _published(inp, job, result) if _on_this_claim(inp, job) else None
     if not inp.observed.pods_of(job):
-        return None  # the answer is lost; the receipt on the volume gives it again
-    failure = Failure(Reason.LOADER_CRASHED, f"Job {job.name} ended well but gave no answer")
+        return None  # The result is lost with the Pod; the next Job finds the receipt.
+    failure = Failure(
+        Reason.LOADER_CRASHED, f"Job {job.name} succeeded but its loader reported no result"
+    )
     return _failed(inp, job, failure)
 
 
-def the_job_failed(inp: Input) -> Step | None:
-    """The load failed: say why, and when it is tried again."""
+def load_job_failed(inp: Input) -> Step | None:
+    """The load failed; its reason decides whether and when it is retried."""
     job = _current(inp)
     if job is None or job.state is not JobState.FAILED:
         return None
     before = inp.stalled if inp.same_load else None
-    return _failed(inp, job, diagnose.failure(job, inp.observed.pods_of(job), before))
+    return _failed(inp, job, diagnose.job_failure(job, inp.observed.pods_of(job), before))
 
 
-def it_is_suspended(inp: Input) -> Step | None:
-    """The user asked to wait: a running Job is deleted, all files stay."""
+def model_is_suspended(inp: Input) -> Step | None:
+    """spec.suspend is true: a running Job is deleted, all files stay."""
     if inp.model.spec is None or not inp.model.spec.suspend:
         return None
-    standing = Standing(
-        Phase.PENDING,
-        "Suspended",
-        "spec.suspend is true; set it to false to load",
-        keep_stalled=True,
-    )
-    return _stop(inp, list(inp.jobs), standing) or Step(standing)
+    message = "spec.suspend is true; set it to false to load"
+    report = Report(Phase.PENDING, ReadyReason.SUSPENDED, message, stalled=KeepStalled())
+    return _stop(inp, list(inp.jobs), report) or Proceed(report)
 
 
-def the_job_waits_for_kueue(inp: Input) -> Step | None:
-    """The Job is suspended: whoever suspends Jobs in this cluster lets it run, or again."""
+def load_job_is_suspended(inp: Input) -> Step | None:
+    """Kueue, or whoever else suspends Jobs in this cluster, has not admitted the Job."""
     job = _current(inp)
     if job is None or job.state is not JobState.RUNNING or not job.suspended:
         return None
-    return Step(_queued(inp, job.name))
+    return Proceed(_queued_job(inp, job.name))
 
 
-def the_job_is_running(inp: Input) -> Step | None:
-    """The load is under way, or waits for its Pod."""
+def load_job_is_running(inp: Input) -> Step | None:
+    """The load is under way, or its Pod has not started."""
     job = _current(inp)
     if job is None or job.state is not JobState.RUNNING:
         return None
     pods = inp.observed.pods_of(job)
     if diagnose.load_result(pods) is not None:
-        return Step(_pending(f"Job {job.name} is ending"), hold=True)
+        return Wait(f"Job {job.name} is ending")
     running = pods[0].running if pods else None
     converting = diagnose.convert_has_begun(job, pods)
     if running is None and not converting:
-        return _waiting(inp, job)
+        return _starting(inp, job)
+    progress = inp.observed.progress
     phase = Phase.CONVERTING if converting else Phase.DOWNLOADING
-    if inp.observed.progress is not None:
-        phase = max(phase, _PHASES[inp.observed.progress.stage], key=list(Phase).index)
-    message = f"Job {job.name} loads {netguard.redact(inp.model.url)}"
-    return Step(
-        Standing(phase, phase.value, message, reconciling=True, keep_stalled=True),
-        load=_load(inp, job),
-        progress=inp.observed.progress,
-        notify=_started(inp),
+    if progress is not None:
+        phase = max(phase, _PHASES[progress.stage], key=list(Phase).index)
+    message = f"Job {job.name} is loading {redact_url(inp.model.url)}"
+    return Proceed(
+        Report(phase, ReadyReason(phase.value), message, reconciling=True, stalled=KeepStalled()),
+        LoadRunning(_job_status(job), _start_time(inp, job), progress),
         wake_after=inp.settings.poll_seconds,
     )
 
 
-def _waiting(inp: Input, job: JobView) -> Step:
+def _starting(inp: Input, job: JobView) -> Step:
+    """Report why no container of the Job runs yet."""
     pods = inp.observed.pods_of(job)
-    wait = diagnose.waiting(job, pods, inp.observed.job_warning)
-    failure = wait.stuck(inp.now, inp.stuck_after)
-    standing = _pending(diagnose.clean(wait.message))
+    delay = diagnose.start_delay(job, pods, inp.observed.job_warning)
+    failure = delay.failure(inp.now, inp.stuck_after)
+    report = _pending(diagnose.clean(delay.message))
     if failure is not None:
-        standing = replace(Standing.of(failure, job.name), reconciling=True)
+        report = replace(Report.of_failure(failure, job.name), reconciling=True)
     wake = inp.settings.resync_seconds
     if not pods:
-        young = inp.now - job.created < timedelta(seconds=NO_POD_LOOK_SECONDS)
-        wake = NO_POD_LOOK_SECONDS if young else WARNING_LOOK_SECONDS
-    elif failure is None and wait.reason is not None and wait.since is not None:
-        wake = max(1.0, (wait.since + inp.stuck_after - inp.now).total_seconds())
-    return Step(standing, load=_load(inp, job), notify=_started(inp), wake_after=wake)
+        is_young = inp.now - job.created < timedelta(seconds=NO_POD_LOOK_SECONDS)
+        wake = NO_POD_LOOK_SECONDS if is_young else WARNING_LOOK_SECONDS
+    elif failure is None and delay.reason is not None and delay.since is not None:
+        wake = max(1.0, (delay.since + inp.stuck_after - inp.now).total_seconds())
+    load = LoadRunning(_job_status(job), _start_time(inp, job))
+    return Proceed(report, load, wake_after=wake)
 
 
-def it_failed_before(inp: Input) -> Step | None:
-    """The last load of this very spec failed: its reason says whether it is tried again."""
+def last_load_failed(inp: Input) -> Step | None:
+    """The last load of the wanted version failed, and it is not time to retry it."""
     reason, status = inp.stalled, inp.status
     ended = times.parse(status.completion_time)
-    if not inp.same_load or reason is None or reason in NOT_YET or ended is None:
+    if not inp.same_load or reason is None or reason in NOT_STARTED or ended is None:
         return None
-    again = ended + inp.retry_delay(status.job.attempt if status.job else 0)
-    if reason.retry is Retry.RESYNC and inp.now >= again:
+    retry_at = ended + inp.retry_delay(status.job.attempt if status.job else 0)
+    if reason.retry is Retry.RESYNC and inp.now >= retry_at:
         return None
-    stalled = next(one for one in status.conditions if one.type == "Stalled")
-    standing = Standing(Phase.FAILED, reason.value, stalled.message, keep_stalled=True)
-    wake = (again - inp.now).total_seconds() if reason.retry is Retry.RESYNC else None
-    return Step(standing, wake_after=wake)
+    condition = conditions.find(status.conditions, ConditionType.STALLED)
+    message = condition.message if condition else ""
+    report = Report(Phase.FAILED, reason, message, stalled=KeepStalled())
+    wake = (retry_at - inp.now).total_seconds() if reason.retry is Retry.RESYNC else None
+    return Proceed(report, wake_after=wake)
 
 
-def the_job_was_lost(inp: Input) -> Step | None:
-    """A Job was deleted before its end was seen: look again, and do not hurry after many."""
+def load_job_was_deleted(inp: Input) -> Step | None:
+    """A Job disappeared before its end was seen; after several, the next one comes later."""
     status = inp.status
     if not inp.same_load or status.job is None or status.completion_time is not None:
         return None
     if not inp.observed.fresh:
-        return Step(_pending(f"Job {status.job.name} is gone"), look=True)
-    resumed = inp.ready is not None and inp.ready.reason == "Suspended"
+        return Refresh(f"Job {status.job.name} is not in the cache")
+    was_suspended = inp.ready is not None and inp.ready.reason == ReadyReason.SUSPENDED
     started = times.parse(status.start_time)
-    if resumed or started is None or status.job.attempt == 0:
+    if was_suspended or started is None or status.job.attempt == 0:
         return None
     left = (started + inp.retry_delay(status.job.attempt - 1) - inp.now).total_seconds()
     if left <= 0:
         return None
-    return Step(_pending(f"Job {status.job.name} was deleted; another follows"), wake_after=left)
+    message = f"Job {status.job.name} was deleted before it ended; the load is retried later"
+    return Proceed(_pending(message), wake_after=left)
 
 
-def the_job_was_refused(inp: Input) -> Step | None:
-    """The API server refused the Job: say its words, and try again later."""
-    refusal = inp.observed.refusal
-    if refusal is None or inp.now - refusal.at >= REFUSAL_RETRY:
+def load_job_was_rejected(inp: Input) -> Step | None:
+    """The API server rejected the Job; it is tried again a little later."""
+    rejection = inp.observed.rejection
+    if rejection is None or inp.now - rejection.at >= REJECTION_RETRY:
         return None
-    wake = REFUSAL_RETRY.total_seconds()
-    if "exceeded quota" in refusal.message:
-        failure = Failure(Reason.QUOTA_EXCEEDED, refusal.message)
-        return Step(Standing.of(failure), wake_after=wake)
-    if refusal.code == 422:
-        failure = Failure(Reason.INVALID_SPEC, f"spec.job is refused: {refusal.message}")
-        return Step(Standing.of(failure), wake_after=wake)
-    message = f"the loader Job cannot be created: {diagnose.clean(refusal.message)}"
-    return Step(Standing(Phase.PENDING, "Pending", message), wake_after=wake)
+    wake = REJECTION_RETRY.total_seconds()
+    if rejection.quota_exceeded:
+        failure = Failure(Reason.QUOTA_EXCEEDED, rejection.message)
+        return Proceed(Report.of_failure(failure), wake_after=wake)
+    if rejection.code == 422:
+        message = f"the API server rejects spec.job: {rejection.message}"
+        return Proceed(Report.of_failure(Failure(Reason.INVALID_SPEC, message)), wake_after=wake)
+    message = f"the loader Job cannot be created: {diagnose.clean(rejection.message)}"
+    return Proceed(Report(Phase.PENDING, ReadyReason.PENDING, message), wake_after=wake)
 
 
-def it_must_wait_its_turn(inp: Input) -> Step | None:
-    """The queue does not let it load yet."""
+def model_is_not_admitted(inp: Input) -> Step | None:
+    """The queue does not admit the load yet."""
     if inp.observed.admitted:
         return None
-    place = queue.describe(inp.observed.place) if inp.observed.place else "other models load first"
-    return Step(Standing(Phase.QUEUED, "Queued", place, keep_stalled=True), wants_turn=True)
+    position = inp.observed.position
+    message = queue.describe_position(position) if position else "waiting for other models to load"
+    report = Report(Phase.QUEUED, ReadyReason.QUEUED, message, stalled=KeepStalled())
+    return Proceed(report, job=Enqueue())
 
 
-def it_is_not_ours_yet(inp: Input) -> Step | None:
-    """Deletion must wait for us from before the first Job on."""
-    if inp.model.has_finalizer:
-        return None
-    standing = _pending("the load is about to start")
-    return Step(standing, wants_turn=True, finalizer=FinalizerChange.ADD)
+def finalizer_is_missing(inp: Input) -> Step | None:
+    """A deletion would not wait for us."""
+    return None if inp.model.has_finalizer else AddFinalizer("the load is about to start")
 
 
-def it_is_to_be_loaded(inp: Input) -> Step:
-    """Create the Job."""
+def load_is_due(inp: Input) -> Step:
+    """Nothing stands in the way of the load."""
     attempt = _next_attempt(inp)
     job = manifests.plan_load(inp.model, inp.settings, inp.claim_name, attempt)
     if inp.settings.loader.kueue_queue is not None:
-        return Step(_queued(inp, job.name), create=job)  # the load begins when Kueue says so
-    load = Load(JobStatus(name=job.name, attempt=attempt), inp.now)
-    return Step(
+        return Proceed(_queued_job(inp, job.name), job=CreateJob(job))
+    return Proceed(
         _pending(f"Job {job.name} was created; its Pod is starting"),
-        load=load,
-        wants_turn=True,
-        create=job,
-        notify=_started(inp),
+        LoadRunning(JobStatus(name=job.name, attempt=attempt), inp.now),
+        job=CreateJob(job),
         wake_after=NO_POD_LOOK_SECONDS,
     )
 
 
 RULES: tuple[Rule, ...] = (
+    # Without a readable spec no other rule knows what is wanted.
     spec_is_invalid,
-    another_load_is_running,
-    it_is_published,
-    the_claim_is_missing,
-    its_answer_is_not_here,
-    the_job_succeeded,
-    the_job_failed,
-    it_is_suspended,
-    the_job_waits_for_kueue,
-    the_job_is_running,
-    it_failed_before,
-    the_job_was_lost,
-    the_job_was_refused,
-    it_must_wait_its_turn,
-    it_is_not_ours_yet,
-    it_is_to_be_loaded,
+    # One load at a time writes; a Job may also run although the wanted version is published.
+    previous_load_is_running,
+    # The usual case. A missing claim does not hide here: its version does not count as published.
+    wanted_version_is_published,
+    # A Job could not start, and the result of one that ended says nothing about a missing volume.
+    claim_does_not_exist,
+    # The outcome of a Job must not be judged before its result can have been seen.
+    job_result_is_missing,
+    # The outcome counts even if the model was suspended, or the queue filled up, in the meantime.
+    load_job_succeeded,
+    load_job_failed,
+    # Stops a Job that runs or waits in Kueue, so it stands before the rules that let it go on.
+    model_is_suspended,
+    # Before the next rule, which would report its missing Pod as a problem.
+    load_job_is_suspended,
+    # The queue does not stop what already runs, so this stands before it.
+    load_job_is_running,
+    # From here on no Job is there. The reason of the last failure decides first.
+    last_load_failed,
+    # Before another Job is created, so that a cache that missed the Job does not start a second.
+    load_job_was_deleted,
+    # Before the queue: a model whose Job was just rejected lets others go first.
+    load_job_was_rejected,
+    # Before the finalizer: a model that only waits can be deleted at once.
+    model_is_not_admitted,
+    # Before the Job: from then on there may be files to remove.
+    finalizer_is_missing,
+    load_is_due,
 )
 
 
-def _pending(message: str) -> Standing:
-    return Standing(Phase.PENDING, "Pending", message, reconciling=True, keep_stalled=True)
+def _pending(message: str) -> Report:
+    return Report(
+        Phase.PENDING, ReadyReason.PENDING, message, reconciling=True, stalled=KeepStalled()
+    )
 
 
-def _queued(inp: Input, job_name: str) -> Standing:
+def _queued_job(inp: Input, job_name: str) -> Report:
     kueue = inp.settings.loader.kueue_queue
-    waits = f"Kueue to admit it into queue {kueue}" if kueue else "spec.suspend to be set to false"
-    message = f"Job {job_name} waits for {waits}"
-    return Standing(Phase.QUEUED, "Queued", message, keep_stalled=True)
+    event = f"Kueue to admit it into queue {kueue}" if kueue else "spec.suspend to be set to false"
+    message = f"Job {job_name} is waiting for {event}"
+    return Report(Phase.QUEUED, ReadyReason.QUEUED, message, stalled=KeepStalled())
 
 
-def _is_noted(inp: Input, job: JobView) -> bool:
-    """Whether the status already tells this Job's outcome, or that of one after it."""
+def _is_recorded(inp: Input, job: JobView) -> bool:
+    """Whether the status already has the outcome of this Job, or of a later one."""
     status = inp.status
     if job.ended is None or status.load_hash != job.load_hash or status.job is None:
         return False
@@ -322,48 +352,44 @@ def _is_noted(inp: Input, job: JobView) -> bool:
 
 
 def _current(inp: Input) -> JobView | None:
-    """The newest Job that loads what is wanted and is not on its way out."""
-    alive = [job for job in inp.jobs if not job.deleting and not _is_noted(inp, job)]
-    return alive[-1] if alive else None
+    """Return the newest Job of the wanted version that is not deleted and not yet recorded."""
+    jobs = [job for job in inp.jobs if not job.deleting and not _is_recorded(inp, job)]
+    return jobs[-1] if jobs else None
 
 
 def _next_attempt(inp: Input) -> int:
-    known = [job.attempt for job in inp.jobs]
+    attempts = [job.attempt for job in inp.jobs]
     if inp.same_load and inp.status.job is not None:
-        known.append(inp.status.job.attempt)
-    return max(known, default=-1) + 1
+        attempts.append(inp.status.job.attempt)
+    return max(attempts, default=-1) + 1
 
 
-def _started(inp: Input) -> tuple[WebhookEvent, ...]:
-    """The event of a load that the status does not know yet."""
-    return () if inp.same_load else (WebhookEvent.LOAD_STARTED,)
+def _job_status(job: JobView) -> JobStatus:
+    return JobStatus(name=job.name, attempt=job.attempt)
 
 
-def _load(inp: Input, job: JobView, ended: datetime | None = None) -> Load:
-    known = inp.status.job is not None and inp.status.job.name == job.name
-    started = times.parse(inp.status.start_time) if known else None
-    started = started or job.started or job.created
-    return Load(JobStatus(name=job.name, attempt=job.attempt), started, ended)
+def _start_time(inp: Input, job: JobView) -> datetime:
+    """Return when the load began: as the status has it, or as the Job has it."""
+    is_known = inp.status.job is not None and inp.status.job.name == job.name
+    started = times.parse(inp.status.start_time) if is_known else None
+    return started or job.started or job.created
 
 
 def _failed(inp: Input, job: JobView, failure: Failure) -> Step:
     ended = job.ended or inp.now
     note = ""
     if failure.reason.retry is Retry.RESYNC:
-        again = ended + inp.retry_delay(job.attempt)
-        note = f"The next attempt is at {times.stamp(again)}."
-    told = inp.same_load and inp.stalled is not None and inp.stalled not in NOT_YET
-    return Step(
-        Standing.of(failure, job.name, note),
-        load=_load(inp, job, ended),
-        ended=True,
-        notify=_started(inp) + (() if told else (WebhookEvent.LOAD_FAILED,)),
+        retry_at = ended + inp.retry_delay(job.attempt)
+        note = f"The next attempt is at {times.stamp(retry_at)}."
+    return Proceed(
+        Report.of_failure(failure, job.name, note),
+        LoadFailed(_job_status(job), _start_time(inp, job), ended, failure),
         wake_after=inp.retry_delay(job.attempt).total_seconds(),
     )
 
 
 def _on_this_claim(inp: Input, job: JobView) -> bool:
-    """Whether a Job had this very claim; what one made since holds is not known."""
+    """Whether the Job ran on this claim, and not on an earlier one of the same name."""
     claim = inp.observed.claim
     return claim is not None and claim.created <= job.created
 
@@ -372,7 +398,7 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
     artifact = result.artifact
     claim = inp.observed.claim
     if artifact is None or claim is None:
-        raise AssertionError("rules before this one make sure of both")
+        raise AssertionError("the rules before this one make sure of both")
     ended = job.ended or inp.now
     path = names.artifact_path(inp.model.model_id)
     published = StatusArtifact(
@@ -387,12 +413,14 @@ def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
     )
     source = result.source.model_dump() if result.source else {}
     note = diagnose.clean(result.message)
-    message = where(path, claim.name) + (f". {note}" if note else "")
-    return Step(
-        Standing(Phase.READY, "Loaded", message),
-        load=_load(inp, job, ended),
-        ended=True,
-        artifact=published,
-        source=StatusSource(**source, url=netguard.redact(inp.model.url)[:1024]),
-        notify=(*_started(inp), WebhookEvent.LOADED),
+    message = published_message(path, claim.name) + (f". {note}" if note else "")
+    return Proceed(
+        Report(Phase.READY, ReadyReason.LOADED, message),
+        LoadSucceeded(
+            _job_status(job),
+            _start_time(inp, job),
+            ended,
+            artifact=published,
+            source=StatusSource(**source, url=redact_url(inp.model.url)[:TEXT_MAX_LENGTH]),
+        ),
     )

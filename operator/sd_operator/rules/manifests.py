@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from sd_api import names
-from sd_api.defaults import format_default_parts
-from sd_api.load import CREDENTIALS_DIR, STORE_MOUNT, LoadRequest, RemoveRequest
+from sd_api import defaults, names
+from sd_api.load import LoadRequest, RemoveRequest
+from sd_api.loader_env import CREDENTIALS_DIR, STORE_MOUNT, LoaderEnv
 from sd_api.reasons import ExitCode
-from sd_api.spec import JobOverrides, Verify
+from sd_api.spec import JobOverrides, Spec
+from sd_api.trained import is_trained_id, trained_link
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
 from sd_operator.rules.decision import JobPlan
@@ -18,7 +20,6 @@ USER_ID = 65532
 TERMINATION_LOG = "/dev/termination-log"
 CA_DIR = "/etc/sd-loader/ca"
 GRACE_SECONDS = 15
-SWEEP_DEADLINE_SECONDS = 21600
 SWEEP_TTL_SECONDS = 600
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
@@ -49,6 +50,13 @@ _POD_SECURITY = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+# The file system is read-only, and the user has no entry in /etc/passwd.
+_USER = {"HOME": "/tmp", "LOGNAME": names.LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
+_HUB_LIBRARY = {
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
+}
 _CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -70,23 +78,10 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
         model_uid=model.uid,
         claim_name=claim_name,
         attempt=attempt,
-        request=LoadRequest(
-            owner=model.owner,
-            model_id=model.model_id,
-            model_type=spec.effective_model_type(),
-            url=_source_url(model.url, settings),
-            load_hash=model.wanted,
-            git_revision=spec.git_revision,
-            revision=spec.revision,
-            weights=spec.weights,
-            from_safetensors=spec.from_safetensors,
-            upcast_attention=spec.upcast_attention,
-            sha256=spec.sha256,
-            base_model=spec.base_model,
-            prediction_type=spec.prediction_type,
-            original_config=spec.original_config,
-            vae=spec.vae,
-            verify=_effective(spec.verify, overrides or JobOverrides(), settings.loader),
+        request=LoadRequest.from_spec(
+            _resolved(spec, overrides or JobOverrides(), settings),
+            model.owner,
+            model.wanted,
             credentials=credentials is not None,
         ),
         overrides=overrides,
@@ -109,19 +104,16 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
     )
 
 
-def _effective(verify: Verify, overrides: JobOverrides, loader: LoaderSettings) -> Verify:
-    """Says whether to render: by default with a GPU, of which the loader knows nothing."""
-    if verify.render is not None:
-        return verify
-    gpus = _limits(overrides, loader).get(loader.gpu_resource, 0)
-    return verify.model_copy(update={"render": str(gpus) != "0"})
-
-
-def _source_url(url: str, settings: Settings) -> str:
-    """A trained model's bare id becomes a link."""
-    if "/" in url or settings.trained_url_template is None:
-        return url
-    return settings.trained_url_template.replace("{id}", url)
+def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
+    """The spec with what only the operator knows: a trained model's link, and the GPU."""
+    url, template = spec.url, settings.trained_url_template
+    if url is not None and template is not None and is_trained_id(url, spec.model_type):
+        url = trained_link(template, url)
+    verify = spec.verify
+    if verify.render is None:
+        gpus = _limits(overrides, settings.loader).get(settings.loader.gpu_resource, 0)
+        verify = verify.model_copy(update={"render": str(gpus) != "0"})
+    return spec.model_copy(update={"url": url, "verify": verify})
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
@@ -182,15 +174,9 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
     """The Job that removes what no model needs from a claim; the chart's CronJob makes the same."""
     labels = {names.LABEL_NAME: names.SWEEP_NAME}
     arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
+    variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
     sweep = _command("sweep", loader.slim_image, arguments, loader) | {
-        "env": [
-            {
-                "name": "SD_LOADER_RETAIN_PREVIOUS_SECONDS",
-                "value": str(loader.retain_previous_seconds),
-            },
-            {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the Pod's own emptyDir
-            {"name": "LOGNAME", "value": names.LOADER_NAME},
-        ],
+        "env": _listed(variables.to_env() | _USER),
         "resources": _REMOVE,
     }
     return {
@@ -200,7 +186,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
         "spec": {
             # It ends with 3 where published files were altered: another attempt finds the same.
             "backoffLimit": 0,
-            "activeDeadlineSeconds": SWEEP_DEADLINE_SECONDS,
+            "activeDeadlineSeconds": defaults.ACTIVE_DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
             "template": {
                 "metadata": {"labels": labels},
@@ -221,8 +207,8 @@ def _convert_resources(
     }
     # A default beside an override of the same resource could contradict it.
     spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
-    for kind, defaults in (_RENDER if renders else _CONVERT).items():
-        wanted[kind] |= {key: one for key, one in defaults.items() if key not in spoken_for}
+    for kind, amounts in (_RENDER if renders else _CONVERT).items():
+        wanted[kind] |= {key: amount for key, amount in amounts.items() if key not in spoken_for}
     return wanted
 
 
@@ -318,7 +304,9 @@ def _restricted_pod(
 def _container(
     name: str, image: str, resources: Manifest, plan: JobPlan, settings: Settings
 ) -> Manifest:
-    arguments = [name, "--request", _request_json(plan.request), "--store", STORE_MOUNT]
+    # Kubernetes expands $(NAME) in arguments; a url may contain one.
+    request = plan.request.to_argument().replace("$", "\\u0024")
+    arguments = [name, "--request", request, "--store", STORE_MOUNT]
     container = _command(name, image, arguments, settings.loader) | {
         "env": _env(name, settings),
         "resources": resources,
@@ -349,35 +337,28 @@ def _command(name: str, image: str, arguments: list[str], loader: LoaderSettings
     }
 
 
-def _request_json(request: LoadRequest | RemoveRequest) -> str:
-    text = request.model_dump_json(by_alias=True, exclude_none=True)
-    # Kubernetes expands $(NAME) in arguments; a url may hold one.
-    return text.replace("$", "\\u0024")
-
-
 def _env(container: str, settings: Settings) -> list[Manifest]:
     loader = settings.loader
-    plain = {
-        "SD_LOADER_TERMINATION_LOG": TERMINATION_LOG,
-        "SD_LOADER_ALLOWED_HOSTS": ",".join(sorted(settings.loader_allowed_hosts())),
-        "SD_LOADER_MAX_BYTES": str(loader.max_bytes),
-        "SD_LOADER_RETAIN_PREVIOUS_SECONDS": str(loader.retain_previous_seconds),
-        "HF_ENDPOINT": settings.hub_endpoint or "",
-        "HTTPS_PROXY": settings.https_proxy or "",
-        "NO_PROXY": settings.no_proxy,
-        "SSL_CERT_FILE": f"{CA_DIR}/ca.crt" if loader.ca_configmap else "",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
-        "HOME": "/tmp",  # noqa: S108 - the Pod's own emptyDir
-        "LOGNAME": names.LOADER_NAME,
-    }
+    variables = LoaderEnv(
+        termination_log=TERMINATION_LOG,
+        allowed_hosts=settings.loader_allowed_hosts(),
+        max_bytes=loader.max_bytes,
+        retain_previous_seconds=loader.retain_previous_seconds,
+        hub_endpoint=settings.hub_endpoint,
+        https_proxy=settings.https_proxy,
+        no_proxy=settings.no_proxy,
+        ca_file=f"{CA_DIR}/ca.crt" if loader.ca_configmap else None,
+    )
+    plain = variables.to_env() | _HUB_LIBRARY | _USER
     if container == names.CONTAINER_FETCH:
-        plain["SD_LOADER_CREDENTIALS_DIR"] = CREDENTIALS_DIR
-        plain["SD_LOADER_DEFAULT_PARTS"] = format_default_parts(loader.default_parts)
+        fetching = LoaderEnv(credentials_dir=CREDENTIALS_DIR, default_parts=loader.default_parts)
+        plain |= fetching.to_env()
     if container == names.CONTAINER_CONVERT:
         # Else torch's threads spin while they wait, and what is left of the CPUs is lost to that.
         plain["OMP_WAIT_POLICY"] = "passive"
-    env: list[Manifest] = [{"name": key, "value": value} for key, value in plain.items() if value]
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
-    return [*env, {"name": "SD_LOADER_POD", "valueFrom": pod_name}]
+    return [*_listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]
+
+
+def _listed(variables: Mapping[str, str]) -> list[Manifest]:
+    return [{"name": name, "value": value} for name, value in variables.items()]

@@ -1,4 +1,4 @@
-"""The webhook's outbox: which calls are owed, when each is due, what its outcomes mean. Pure."""
+"""The webhook's outbox: which calls are owed, when each is due, what their outcomes mean. Pure."""
 
 from __future__ import annotations
 
@@ -7,96 +7,107 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sd_api.reasons import EventReason, WebhookReason
 from sd_api.status import OUTBOX_MAX, OutboxEntry, WebhookEvent
 from sd_operator.base import times
 from sd_operator.resources.observed import Delivery, Outcome
-from sd_operator.rules.decision import EventPlan, EventReason, EventType
+from sd_operator.rules import conditions
+from sd_operator.rules.decision import EventPlan, EventType
 
 Entries = Sequence[OutboxEntry]
 
 _REMEDIES = {
-    Outcome.FAILED: "Check spec.webhook and that its host answers POST requests with 2xx.",
-    Outcome.GONE: "The receiver wants no more calls of this event.",
+    Outcome.FAILED: "Check spec.webhook, and that its host answers POST requests with 2xx.",
+    Outcome.GONE: "Set spec.webhook to a receiver that accepts calls, or remove it.",
     Outcome.UNSIGNED: "Create the Secret that spec.webhookSecretRef names, with a key of the form"
-    " whsec_<base64>, and let the operator read it (Role with get and resourceNames).",
+    " whsec_<base64>, and allow the operator to read it (a Role with get and resourceNames).",
 }
 
 
 @dataclass(frozen=True)
-class News:
-    """What finished calls change: the entries still owed, the condition, Events."""
+class OutboxChange:
+    """The outbox after a pass, and what users see of the change."""
 
     entries: tuple[OutboxEntry, ...]
-    reason: str | None = None
+    """The calls that are still owed, the oldest first."""
+    reason: WebhookReason | None = None
+    """The reason of the condition WebhookDelivered; None leaves the condition as it is."""
     message: str = ""
+    """The message of the same condition."""
     events: tuple[EventPlan, ...] = ()
+    """The Events to emit."""
 
 
 def webhook_id(uid: str, load_hash: str, event: WebhookEvent) -> str:
-    """The webhook-id: the same over retries and restarts, another for every load and event."""
+    """Return the webhook-id: each load and event has its own, which retries and restarts keep."""
     digest = hashlib.sha256(f"{uid}/{load_hash}/{event}".encode()).hexdigest()
     return f"msg_{digest[:32]}"
 
 
-def owe(news: News, entry: OutboxEntry) -> News:
-    """Owe one more call; over the limit the oldest is given up."""
-    if any(one.id == entry.id for one in news.entries):
-        return news
-    entries = (*news.entries, entry)
+def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
+    """Owe one more call; if that is over the limit, give the oldest up."""
+    if any(owed.id == entry.id for owed in change.entries):
+        return change
+    entries = (*change.entries, entry)
     given_up = tuple(
-        _failed(f"{one.event} was not delivered, and {OUTBOX_MAX} calls after it wait: given up")
-        for one in entries[:-OUTBOX_MAX]
+        _failed(f"{owed.event} was not delivered; {OUTBOX_MAX} newer calls wait, so it is given up")
+        for owed in entries[:-OUTBOX_MAX]
     )
-    message = f"{entry.event} is to be delivered"
-    events = (*news.events, *given_up)
-    return News(entries[-OUTBOX_MAX:], "DeliveryPending", message, events)
+    message = f"waiting for the delivery of {entry.event}"
+    events = (*change.events, *given_up)
+    return OutboxChange(entries[-OUTBOX_MAX:], WebhookReason.DELIVERY_PENDING, message, events)
 
 
 def due(entries: Entries, in_flight: frozenset[str], now: datetime) -> tuple[OutboxEntry, ...]:
-    """The entries to call now, the oldest first."""
+    """Return the entries to call now, the oldest first."""
     return tuple(
-        one for one in entries if one.id not in in_flight and _wait(one, now) <= timedelta()
+        entry
+        for entry in entries
+        if entry.id not in in_flight and _delay(entry, now) <= timedelta()
     )
 
 
 def wake_after(entries: Entries, in_flight: frozenset[str], now: datetime) -> float | None:
-    """Seconds until the next entry is due; None where nothing but running calls is owed."""
-    waits = [_wait(one, now) for one in entries if one.id not in in_flight]
-    return max(0.0, min(waits).total_seconds()) if waits else None
+    """Return the seconds until the next entry is due; None if no entry waits for its time."""
+    delays = [_delay(entry, now) for entry in entries if entry.id not in in_flight]
+    return max(0.0, min(delays).total_seconds()) if delays else None
 
 
-def _wait(entry: OutboxEntry, now: datetime) -> timedelta:
+def _delay(entry: OutboxEntry, now: datetime) -> timedelta:
     at = times.parse(entry.next_attempt_time)
     return at - now if at is not None else timedelta()
 
 
-def note(entries: Entries, deliveries: Iterable[Delivery], schedule: Sequence[float]) -> News:
-    """Take finished calls into account."""
-    news = News(tuple(entries))
+def record(
+    entries: Entries, deliveries: Iterable[Delivery], schedule: Sequence[float]
+) -> OutboxChange:
+    """Account for finished calls; schedule: the pause in seconds after each failed attempt."""
+    change = OutboxChange(tuple(entries))
     for delivery in deliveries:
-        entry = next((one for one in news.entries if one.id == delivery.id), None)
+        entry = next((owed for owed in change.entries if owed.id == delivery.id), None)
         if entry is not None:
-            news = _note(news, entry, delivery, schedule)
-    return news
+            change = _record_one(change, entry, delivery, schedule)
+    return change
 
 
-def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence[float]) -> News:
-    others = tuple(one for one in news.entries if one.id != entry.id)
+def _record_one(
+    change: OutboxChange, entry: OutboxEntry, delivery: Delivery, schedule: Sequence[float]
+) -> OutboxChange:
+    others = tuple(owed for owed in change.entries if owed.id != entry.id)
     if delivery.outcome is Outcome.DELIVERED:
-        event = EventPlan(
-            EventType.NORMAL, EventReason.WEBHOOK_DELIVERED, f"{entry.event} was delivered"
-        )
-        return News(others, "Delivered", f"{entry.event} was delivered", (*news.events, event))
+        message = f"{entry.event} was delivered"
+        event = EventPlan(EventType.NORMAL, EventReason.WEBHOOK_DELIVERED, message)
+        return OutboxChange(others, WebhookReason.DELIVERED, message, (*change.events, event))
     remedy = _REMEDIES[delivery.outcome]
-    retried = delivery.outcome is not Outcome.GONE and entry.attempts < len(schedule)
-    text = f"{entry.event} was not delivered: {delivery.error}"
-    if not retried:
-        message = f"{text}; it is given up. {remedy}"
-        entries, tell = others, True
+    is_retried = delivery.outcome is not Outcome.GONE and entry.attempts < len(schedule)
+    text = f"{entry.event} was not delivered: {delivery.error}."
+    if not is_retried:
+        message = conditions.fit(text, f"The call is given up. {remedy}")
+        entries, is_event = others, True
     else:
         at = delivery.at + timedelta(seconds=max(schedule[entry.attempts], delivery.pause))
-        message = f"{text}; next attempt at {times.stamp(at)}. {remedy}"
-        tell = entry.attempts == 0
+        message = conditions.fit(text, f"The next attempt is at {times.stamp(at)}. {remedy}")
+        is_event = entry.attempts == 0
         again = entry.model_copy(
             update={
                 "attempts": entry.attempts + 1,
@@ -104,12 +115,11 @@ def _note(news: News, entry: OutboxEntry, delivery: Delivery, schedule: Sequence
                 "last_error": delivery.error[:256],
             }
         )
-        entries = tuple(again if one.id == entry.id else one for one in news.entries)
-    reason = "SecretNotReadable" if delivery.outcome is Outcome.UNSIGNED else "DeliveryFailed"
-    events = news.events
-    if tell:
-        events = (*events, _failed(message))
-    return News(entries, reason, message, events)
+        entries = tuple(again if owed.id == entry.id else owed for owed in change.entries)
+    unsigned = delivery.outcome is Outcome.UNSIGNED
+    reason = WebhookReason.SECRET_NOT_READABLE if unsigned else WebhookReason.DELIVERY_FAILED
+    events = (*change.events, _failed(message)) if is_event else change.events
+    return OutboxChange(entries, reason, message, events)
 
 
 def _failed(message: str) -> EventPlan:

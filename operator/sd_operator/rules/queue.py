@@ -1,8 +1,8 @@
-"""Who may load now, and in which order the others follow. Pure.
+"""Which models may load now, and in which order the others follow. Pure.
 
-The next turn is always that of the namespace with the fewest loads; among its models priority
-decides, then age. So a namespace with a thousand models, or with the highest priorities, takes no
-other's turn.
+The next model is always one of the namespace with the fewest loads; among these priority decides,
+then age. So a namespace with a thousand models, or with the highest priorities, does not keep
+others waiting.
 """
 
 from __future__ import annotations
@@ -13,36 +13,49 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sd_operator.base.settings import Settings
+
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many loads may run at once; None is no limit."""
+    """How many loads may run at once; None means no limit."""
 
     cluster: int | None = None
+    """In all namespaces together."""
     namespace: int | None = None
+    """In each namespace."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Limits:
+        """Read the limits; with Kueue there are none, since Kueue admits the Jobs."""
+        if settings.loader.kueue_queue is not None:
+            return cls()
+        return cls(settings.max_loads or None, settings.max_loads_per_namespace or None)
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A model that wants to load."""
+    """A model in the queue."""
 
     uid: str
     namespace: str
     priority: int
+    """spec.priority: the highest goes first within its namespace."""
     created: datetime
+    """Of two models with the same priority, the older one goes first."""
 
 
 def order(loading: Iterable[str], waiting: Iterable[Waiting]) -> list[tuple[Waiting, int]]:
-    """All that wait, in the order of their turns, each with the loads of its namespace before it.
+    """Return the models in order, each with the number of loads in its namespace before it.
 
-    loading: the namespace of each load that runs or has been let in.
+    loading: the namespace of each load that runs or was admitted.
     """
     counts = Counter(loading)
     lines: defaultdict[str, list[Waiting]] = defaultdict(list)
-    for one in waiting:
-        lines[one.namespace].append(one)
+    for model in waiting:
+        lines[model.namespace].append(model)
     for line in lines.values():
         line.sort(key=_rank, reverse=True)  # the next one is the last: pop is cheap there
     heap = [(counts[namespace], _rank(line[-1]), namespace) for namespace, line in lines.items()]
@@ -59,21 +72,21 @@ def order(loading: Iterable[str], waiting: Iterable[Waiting]) -> list[tuple[Wait
     return ordered
 
 
-def _rank(one: Waiting) -> tuple[int, datetime, str]:
-    return (-one.priority, one.created, one.uid)
+def _rank(model: Waiting) -> tuple[int, datetime, str]:
+    return (-model.priority, model.created, model.uid)
 
 
 def admit(
     loading: Sequence[str], waiting: Iterable[Waiting], limits: Limits
 ) -> tuple[list[Waiting], list[Waiting]]:
-    """Who may load now, and who waits on, both in order."""
+    """Return the models that may load now and those that must wait, both in order."""
     ordered = order(loading, waiting)
-    # The loads of a namespace before each only grow along the order: whoever may load comes first.
+    # Along the order the counts only grow, so all that may load stand before all that may not.
     count = sum(
         _is_below(len(loading) + at, limits.cluster) and _is_below(before, limits.namespace)
         for at, (_, before) in enumerate(ordered)
     )
-    models = [one for one, _ in ordered]
+    models = [model for model, _ in ordered]
     return models[:count], models[count:]
 
 
@@ -81,17 +94,13 @@ def _is_below(count: int, limit: int | None) -> bool:
     return limit is None or count < limit
 
 
-def step(position: int) -> int:
-    """A position as it is shown: exact where it is short, else the next of a few round numbers.
-
-    Each change of it is a status write. By steps a model writes a dozen times at most, however
-    many wait before it.
-    """
-    return next((one for one in STEPS if position <= one), position)
+def shown_position(position: int) -> int:
+    """Round a position up to one of a few numbers, so that a long wait costs few status writes."""
+    return next((step for step in STEPS if position <= step), position)
 
 
-def describe(shown: int) -> str:
-    """A position in words."""
+def describe_position(shown: int) -> str:
+    """Return a position in words."""
     if shown <= 3:
         return f"position {shown} in the queue"
     return f"among the next {shown} in the queue"

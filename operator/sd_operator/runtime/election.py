@@ -1,7 +1,7 @@
-"""Leader election: of all operators of a cluster one is at work, the others stand by.
+"""Leader election: one operator of a cluster works, the others stand by.
 
-It keeps two from doing the same work for long; that two do no harm is everybody's duty, since a
-leader may be stopped in mid-request and go on after another has begun.
+It only saves work. A leader may pause in the middle of a request and go on after another has taken
+over, so the rest of the operator is written so that two at once do no harm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], None]) -> bool:
-    """Wait until the Lease is ours, or until `stop`; standing_by: the Lease can be read."""
+    """Wait until the Lease is ours or `stop` is set; standing_by is called if another holds it."""
     told = ""
     while not stop.is_set():
         held = await lease.hold()
@@ -38,7 +38,7 @@ async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], N
 
 
 async def keep(lease: Lease) -> str:
-    """Renew the Lease for as long as that works; returns why it was lost."""
+    """Renew the Lease as long as possible; return why it was lost."""
     clock = asyncio.get_running_loop().time
     renewed = clock()
     try:

@@ -1,6 +1,6 @@
-"""What kopf watches for us: events feed the cache and wake models. Decorators and settings only.
+"""The kopf handlers: events feed the cache and wake models. Decorators and settings only.
 
-Low-level `on.event` handlers alone: kopf then writes nothing into any object.
+Only low-level `on.event` handlers are used, with which kopf writes nothing into any object.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sd_operator.resources.observed import ClaimView, JobView, PodView
 WATCH_SECONDS = 300  # whole: a real server refuses "300.0"
 CONNECT_SECONDS = 10.0
 WORKER_SECONDS = 0.5
-# About ten minutes of an API server that refuses us or is broken; then the watch ends. One that
-# cannot be reached at all is looked for anew without end: `operate` sees to that.
+# After about ten minutes of errors from the API server the watch ends. kopf retries without end if
+# the server cannot be reached at all; `run._until_lost` ends that.
 ERROR_BACKOFFS = (1.0, 2.0, 4.0, 8.0, 15.0) + (30.0,) * 19
 
 
 def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistry:
-    """The handlers of one operator."""
+    """Register the handlers of one operator."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -75,25 +75,25 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
 
 
 class _NoDiffs(kopf.MultiDiffBaseStorage):
-    """Compares no object with its former self: handlers that want that are none of ours."""
+    """Keeps no earlier versions of objects: none of our handlers compares them."""
 
     @override
     def build(self, **_: object) -> kopf.BodyEssence:
-        """Nothing; the default copies every object whole."""
+        """Return nothing; the default would copy every object."""
         return {}
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """kopf, made quiet, patient and bounded."""
+    """Return settings that make kopf quiet, patient and bounded."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.persistence.diffbase_storage = _NoDiffs([])
     settings.persistence.progress_storage = kopf.MultiProgressStorage([])
-    # A list read whole, and workers that linger, keep the bodies of thousands of objects.
+    # A list in one piece, and workers that linger, would keep the bodies of thousands of objects.
     settings.watching.chunk_size = kube.PAGE_SIZE
     settings.queueing.idle_timeout = WORKER_SECONDS
-    # The CRD is there before kopf starts, and namespaces are named exactly: nothing to discover.
+    # The CRD exists before kopf starts and namespaces are named exactly: nothing is discovered.
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None
     settings.networking.connect_timeout = CONNECT_SECONDS
@@ -110,7 +110,7 @@ def kopf_settings() -> kopf.OperatorSettings:
 
 
 async def connection(settings: Settings) -> kopf.ConnectionInfo:
-    """The API server as our own client knows it; read anew whenever kopf is refused."""
+    """Return the API server as our own client knows it; kopf asks again whenever it gets a 401."""
     found = await kube.load_configuration(settings.kubeconfig)
     header = await found.get_api_key_with_prefix("BearerToken")
     scheme, _, token = (header or "").partition(" ")

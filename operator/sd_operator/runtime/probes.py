@@ -1,4 +1,4 @@
-"""/healthz and /readyz, from a thread: a stuck event loop must not answer for itself."""
+"""/healthz and /readyz, served from a thread: a stuck event loop could not report itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLL_SECONDS = 0.1
 
 
 class Probes:
-    """Healthy while the event loop beats; ready from when it is at work, or stands by."""
+    """Healthy while the event loop runs; ready once the operator works or stands by."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -22,11 +22,11 @@ class Probes:
         self.ready = False
 
     def beat(self) -> None:
-        """The event loop is alive."""
+        """Record that the event loop is alive."""
         self._last_beat = self._clock()
 
     def get_ready(self) -> None:
-        """The start-up is over."""
+        """Record that the start-up is over."""
         self.ready = True
 
     @property
@@ -35,7 +35,7 @@ class Probes:
         return self._clock() - self._last_beat < SILENCE_MAX_SECONDS
 
     def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
-        """Serve the probes from a thread; returns the port and what ends it."""
+        """Serve the probes from a thread; return the port and a function that stops it."""
         probes = self
 
         class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Runs the operator until it is told to stop; raises when any part of it ends before."""
+"""Runs the operator until a signal stops it; raises if any part of it ends earlier."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 
 import kopf
 
+from sd_operator.base.errors import ApiError, NotFoundError, UnavailableError, WatchEndedError
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import MODELS, Api, ApiError, NotFoundError, UnavailableError
+from sd_operator.base.times import SYSTEM_CLOCK
+from sd_operator.clients.kube import MODELS, Api
 from sd_operator.clients.lease import Lease
 from sd_operator.reconciler.controller import Controller
 from sd_operator.runtime import election
@@ -29,13 +31,9 @@ CHECK_SECONDS = 30.0
 AWAY_MAX_SECONDS = 600.0
 
 
-class WatchEndedError(RuntimeError):
-    """The watching part has ended, or is blind; the process must end, to be started again."""
-
-
 async def operate(settings: Settings, stop: asyncio.Event) -> None:
     """Serve all models until `stop` is set; SIGTERM and SIGINT set it in the main thread."""
-    # What is imported stays; and of thousands of models little is garbage, however often one looks.
+    # Imported modules and thousands of models are long-lived: frequent collections find nothing.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     metrics, probes = Metrics(), Probes()
@@ -72,7 +70,7 @@ async def _lead(
     lease: Lease | None,
     stop: asyncio.Event,
 ) -> None:
-    """Serve all models until `stop` is set; raises when that ends for any other reason."""
+    """Serve all models until `stop` is set; raises WatchEndedError if the watches end earlier."""
     async with contextlib.AsyncExitStack() as stack:
         metrics.leader.set(1)
         fatal = [asyncio.create_task(_until_lost(api, settings), name="lookout")]
@@ -81,7 +79,7 @@ async def _lead(
         for task in fatal:
             stack.callback(task.cancel)
             task.add_done_callback(lambda _: stop.set())
-        controller = Controller(api, settings, metrics)
+        controller = Controller(api, settings, metrics, SYSTEM_CLOCK)
         stack.push_async_callback(controller.close)
         ending = asyncio.create_task(
             _step_down(controller, metrics, lease, fatal, stop), name="step down"
@@ -103,7 +101,7 @@ async def _step_down(
     fatal: Sequence[asyncio.Task[str]],
     stop: asyncio.Event,
 ) -> None:
-    """At the end stop all work at once, then let another lead: kopf takes its time to end."""
+    """At the end stop all work at once and give the Lease back, while kopf is still ending."""
     await stop.wait()
     for task in fatal:
         task.cancel()
@@ -137,7 +135,7 @@ async def _beat(probes: Probes) -> None:
 
 
 async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> None:
-    """Wait for the API server, and for our kind on it."""
+    """Wait until the API server answers and knows our kind."""
     namespace = settings.namespaces[0] if settings.namespaces else None
     while not stop.is_set():
         try:
@@ -153,7 +151,7 @@ async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> No
 
 
 async def _until_lost(api: Api, settings: Settings) -> str:
-    """Wait until the API server has been away for long: kopf would look for it for ever."""
+    """Wait until the API server has been away for too long; kopf itself would retry for ever."""
     clock = asyncio.get_running_loop().time
     seen = clock()
     while True:
@@ -180,10 +178,10 @@ async def _watch(controller: Controller, settings: Settings, stop: asyncio.Event
         standalone=True,
         stop_flag=stop,
     )
-    _on_signals(stop)  # kopf has just taken them for itself, and tells nobody
+    _on_signals(stop)  # kopf has just replaced the handlers
     await kopf.run_tasks(tasks, ignored=before)
     if not stop.is_set():
-        raise WatchEndedError("the watching part has ended by itself")
+        raise WatchEndedError("the watches ended by themselves")
 
 
 def _on_signals(stop: asyncio.Event) -> None:

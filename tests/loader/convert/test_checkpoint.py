@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sd_api.load import Stage
-from sd_loader.convert import Converted
+from sd_api.wire import Stage
+from sd_loader.handover import Converted
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     save_ckpt,

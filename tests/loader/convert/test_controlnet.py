@@ -13,13 +13,13 @@ from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import load_file, save_file
 
 from devkit.controlnet_layouts import SD1, SD2, TINY, controlnet_shapes
-from sd_api.load import Source
 from sd_api.reasons import Reason
-from sd_loader.convert import Converted, convert
-from sd_loader.convert.tables.architecture import load
+from sd_api.wire import Source
+from sd_loader.convert.run import convert
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     random_tensors,
@@ -28,7 +28,7 @@ from tests.support.models.checkpoints import (
     tiny_sd15,
 )
 from tests.support.models.controlnets import configured, family_of, save_repo, theirs, tiny
-from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.conversions import conversion, convert_file, identical
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -155,9 +155,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; fields: those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    request = load_request(**{"model_type": "controlnet", "url": "org/name", **fields})
+    asked = conversion(**{"model_type": "controlnet", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", REPOS, ids=str)
@@ -176,7 +176,7 @@ def test_a_repo_of_a_controlnet_is_taken_whole(tmp_path: Path, row: Row) -> None
 @pytest.mark.parametrize("net", [SD1, SD2], ids=lambda net: net.family)
 def test_every_tensor_of_the_published_models_has_its_place(net: Any) -> None:
     """Of the published sizes, each tensor is a row of the table."""
-    (component,) = load(f"controlnet-{net.family}").components
+    (component,) = load_architecture(f"controlnet-{net.family}").components
     shapes = controlnet_shapes(net)
     dimensions: Dimensions = {}
     for row in component.rows:
@@ -222,7 +222,7 @@ OTHERS = {
     ),
     "an embedding": (("emb_params",), "it needs spec.modelType: embeddings"),
     "a VAE": (("encoder.conv_in.weight",), "a VAE: it needs spec.modelType: vae"),
-    "something else": (("weight",), "the file is no ControlNet: its 1 tensors are named"),
+    "something else": (("weight",), "the file is not a ControlNet: its 1 tensors are named"),
 }
 
 

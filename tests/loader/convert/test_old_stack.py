@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from sd_api.load import Source
-from sd_loader.convert import convert
+from sd_api.wire import Source
+from sd_loader.convert.run import convert
 from sd_loader.handover import Fetched
 from tests.support.models import oldstack, tinyrepo
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
-from tests.support.models.conversions import convert_file, load_request
+from tests.support.models.conversions import conversion, convert_file
 from tests.support.models.images import assert_same_image
 from tests.support.paths import ROOT
 
@@ -47,8 +47,8 @@ def repo(architecture: str, root: Path) -> None:
     (root / "out").mkdir()
     tinyrepo.save_repo(root / "source" / "repo", architecture)
     fetched = Fetched(kind="repo", path="repo", source=Source())
-    request = load_request(model_type="huggingface", url="org/repo")
-    convert(fetched, root / "source", request, root / "out", lambda _: None)
+    asked = conversion(model_type="huggingface")
+    convert(fetched, root / "source", asked, root / "out", lambda _: None)
 
 
 MAKERS: dict[Row, Callable[[Path], None]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sd_loader.convert.plan.small_files import clip_vocabulary
+from sd_loader.convert.tables.clip import vocabulary_file
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import convert_file, identical
@@ -188,7 +188,7 @@ def test_a_clip_tokenizer_gets_its_vocabulary_back(repo):
     from transformers import CLIPTokenizer
 
     folder = repo / "tokenizer"
-    vocabulary = {name: clip_vocabulary(name) for name in ("vocab.json", "merges.txt")}
+    vocabulary = {name: vocabulary_file(name) for name in ("vocab.json", "merges.txt")}
     for name, content in vocabulary.items():
         replace(folder / name, content)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -13,11 +13,11 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel
 from safetensors.torch import load_file
 
-from sd_api.load import Source
 from sd_api.reasons import Reason
-from sd_loader.convert import Converted, convert
+from sd_api.wire import Source
+from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     Checkpoint,
@@ -26,7 +26,7 @@ from tests.support.models.checkpoints import (
     tiny_sd15,
     tiny_sdxl,
 )
-from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.conversions import conversion, convert_file, identical
 from tests.support.models.tinyrepo import save_repo
 from tests.support.models.vaes import configs, tiny, tiny_diffusers
 
@@ -157,9 +157,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; fields: those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    request = load_request(**{"model_type": "vae", "url": "org/name", **fields})
+    asked = conversion(**{"model_type": "vae", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", some(REPOS), ids=str)
@@ -264,12 +264,12 @@ OTHERS = {
         "a ControlNet: it needs spec.modelType: controlnet",
     ),
     "a TAESD": ({"encoder.layers.0.weight": (2, 2)}, "a tiny VAE"),
-    "a decoder alone": ({"decoder.conv_in.weight": (2, 2)}, "the file is no VAE"),
+    "a decoder alone": ({"decoder.conv_in.weight": (2, 2)}, "the file is not a VAE"),
     "one of Flux": (
         {"encoder.conv_in.weight": (32, 3, 3, 3), "decoder.conv_in.weight": (32, 16, 3, 3)},
         "a VAE of 16 latent channels",
     ),
-    "something else": ({"weight": (2, 2)}, "the file is no VAE: its 1 tensors are named like"),
+    "something else": ({"weight": (2, 2)}, "the file is not a VAE: its 1 tensors are named like"),
 }
 
 

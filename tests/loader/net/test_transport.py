@@ -13,8 +13,8 @@ from devkit.loopback import Answer, Loopback
 from sd_api.netguard import Guard, Resolver, bypasses_proxy
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.net.exchange import Link
-from sd_loader.net.transport import make_client
+from sd_loader.net.client import HttpClient
+from sd_loader.net.exchange import Resource
 from sd_loader.settings import Settings
 from tests.support.servers.tlsname import NAME, make_certificate, speaking_as
 
@@ -56,7 +56,7 @@ def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
     """Only the address is ours: no resolver but the guard's knows NAME."""
     port = tls_server.port
     tls_server.serve_file("/x", b"content")
-    with make_client(named(certificate)) as client:
+    with HttpClient(named(certificate)).session() as client:
         assert client.get(f"https://{NAME}:{port}/x").content == b"content"
         assert tls_server.requests[0].headers["host"] == f"{NAME}:{port}"
         with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -68,7 +68,7 @@ def test_https_never_leads_to_http(tls_server, certificate):
     port = tls_server.port
     tls_server.serve_file("/x", b"", redirect=f"http://127.0.0.1:{port}/y")
     with (
-        make_client(named(certificate)) as client,
+        HttpClient(named(certificate)).session() as client,
         pytest.raises(LoaderError, match="from https to http") as caught,
     ):
         client.get(f"https://{NAME}:{port}/x")
@@ -92,7 +92,7 @@ def test_the_checked_addresses_are_connected_to_in_turn(monkeypatch):
 
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", connect)
     with (
-        make_client(NamedSettings(resolver=resolver)) as client,
+        HttpClient(NamedSettings(resolver=resolver)).session() as client,
         pytest.raises(httpx2.ConnectError, match="1111 is away"),
     ):
         client.get("https://models.example.com/x")
@@ -105,7 +105,7 @@ def test_a_private_answer_ends_the_request_before_it_connects(monkeypatch):
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", lambda *_: pytest.fail("connected"))
     settings = NamedSettings(resolver=lambda _host, _port: ["93.184.216.34", "10.0.0.1"])
     with (
-        make_client(settings) as client,
+        HttpClient(settings).session() as client,
         pytest.raises(LoaderError, match=r"10\.0\.0\.1") as caught,
     ):
         client.get("https://models.example.com/x")
@@ -117,7 +117,7 @@ def test_redirects_are_checked_one_by_one():
     with FileServer() as server:
         url = server.serve_file("/x", b"", redirect="https://[fd00:ec2::254]/latest")
         with (
-            make_client(Settings(allowed_hosts=frozenset({server.host}))) as client,
+            HttpClient(Settings(allowed_hosts=frozenset({server.host}))).session() as client,
             pytest.raises(LoaderError, match="fd00:ec2::254"),
         ):
             client.get(url)
@@ -151,7 +151,7 @@ def test_a_proxy_resolves_the_names_and_needs_no_exemption():
         settings = NamedSettings(
             proxy=proxy.url, allowed_hosts=frozenset({NAME}), resolver=no_lookup
         )
-        with make_client(settings) as client:
+        with HttpClient(settings).session() as client:
             assert client.get(f"http://{NAME}/x").content == b"proxy"
             with pytest.raises(httpx2.ProxyError):
                 client.get("https://public.example.com/x")
@@ -163,7 +163,7 @@ def test_literals_and_private_names_are_refused_behind_a_proxy_too(host):
     """The proxy never hears of them."""
     with Proxy() as proxy:
         with (
-            make_client(NamedSettings(proxy=proxy.url, resolver=no_lookup)) as client,
+            HttpClient(NamedSettings(proxy=proxy.url, resolver=no_lookup)).session() as client,
             pytest.raises(LoaderError),
         ):
             client.get(f"https://{host}/x")
@@ -177,7 +177,7 @@ def test_no_proxy_hosts_are_called_directly():
         settings = Settings(
             proxy=proxy.url, no_proxy=".svc, 127.0.0.0/8", allowed_hosts=frozenset({server.host})
         )
-        with make_client(settings) as client:
+        with HttpClient(settings).session() as client:
             assert client.get(url).content == b"direct"
         assert proxy.asked == []
 
@@ -213,7 +213,7 @@ def test_no_proxy_is_read_as_usual(no_proxy, host, direct):
 def test_a_missing_ca_file_is_named(tmp_path):
     """Not a stack trace."""
     with pytest.raises(LoaderError, match="nothing-here"):
-        make_client(Settings(ca_file=tmp_path / "nothing-here"))
+        HttpClient(Settings(ca_file=tmp_path / "nothing-here")).session()
 
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["links", "the Hub's client"])
@@ -243,9 +243,9 @@ def test_a_token_stays_with_its_origin(place, has_token, by_hand):
         hosts = frozenset({"a.test", "sub.a.test", "test.a", "127.0.0.1"})
         settings = NamedSettings(allowed_hosts=hosts, resolver=lambda _host, _port: ["127.0.0.1"])
         url = f"http://a.test:{port}/here"
-        with make_client(settings) as client:
+        with HttpClient(settings).session() as client:
             if by_hand:
-                with Link(client, url, "s3cret").get({}) as response:
+                with Resource(client, url, "s3cret").get({}) as response:
                     assert response.read() == b"content"
             else:
                 authorized = {"Authorization": "Bearer s3cret"}

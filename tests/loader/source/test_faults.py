@@ -17,8 +17,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from sd_api.load import LoadResult
 from sd_api.reasons import Reason
+from sd_api.wire import LoadResult
 from sd_loader import stages, streaming
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent

@@ -187,14 +187,14 @@ def test_what_is_no_vae_is_named(containers: Containers, hub: FakeHub, tmp_path:
     ended = load_with_vae(containers, hub, tmp_path, embedding)
     failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a textual-inversion embedding")
     ended = load_with_vae(containers, hub, tmp_path, f"{hub.url}/nothing")
-    failed(ended, Reason.SOURCE_NOT_FOUND, "spec.vae: ")
+    failed(ended, Reason.SOURCE_NOT_FOUND, "spec.vae.url: ")
     ended = load_with_vae(containers, hub, tmp_path, "no repo")
-    failed(ended, Reason.INVALID_SPEC, "spec.vae: no repo is neither a repo id (ORG/NAME)")
+    failed(ended, Reason.INVALID_SPEC, "spec.vae.url: no repo is neither a repo id (ORG/NAME)")
     pickle = hub.serve_file("/vae.pt", save_ckpt(tmp_path / "vae.pt", tiny()))
     ended = load_with_vae(containers, hub, tmp_path, pickle, from_safetensors=True)
-    failed(ended, Reason.UNSAFE_MODEL, "spec.vae: ")
+    failed(ended, Reason.UNSAFE_MODEL, "spec.vae.url: ")
     ended = load_with_vae(containers, hub, tmp_path, "http://169.254.169.254/vae")
-    failed(ended, Reason.ADDRESS_REFUSED, "spec.vae: ")
+    failed(ended, Reason.ADDRESS_REFUSED, "spec.vae.url: ")
     assert not (containers.store / "model").exists()
 
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from devkit.fakehub import FakeHub
-from sd_api.load import LoadResult
 from sd_api.reasons import Reason
+from sd_api.wire import LoadResult
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
 from sd_loader.stages import convert_stage, fetch_stage

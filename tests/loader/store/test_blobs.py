@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from sd_api.wire import Receipt
 from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
 from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
-from sd_loader.store.receipt import Receipt, find_published
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
 from tests.support.store.volumes import (

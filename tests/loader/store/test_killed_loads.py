@@ -74,7 +74,7 @@ def test_a_real_conversion_killed_at_any_step_is_made_good_by_the_next(
     with FileServer() as server:
         monkeypatch.setenv("SD_LOADER_ALLOWED_HOSTS", server.host)
         url = server.serve_file("/vae.safetensors", file, ignore_range=not ranges)
-        asked = load_request(url, model_type="vae").model_dump_json(by_alias=True)
+        asked = load_request(url, model_type="vae").to_argument()
         pod = Pod((("fetch", "--request", asked), ("convert", "--request", asked)), "load")
         start = prepared(tmp_path / "prepared", [])
         undisturbed = copy(start, tmp_path / "undisturbed")

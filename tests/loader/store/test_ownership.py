@@ -11,14 +11,12 @@ import pytest
 
 from sd_api.load import Owner
 from sd_api.reasons import Reason
+from sd_api.wire import Receipt
 from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
 from sd_loader.store.ownership import give_up, read_owner, take_ownership
 from sd_loader.store.publish import publish, tidy
-from sd_loader.store.receipt import (
-    Receipt,
-    find_published,
-)
+from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
 from tests.support.store.volumes import (

@@ -140,7 +140,10 @@ def test_what_was_planted_in_a_download_goes(
 @pytest.mark.parametrize("pod", ["../x", "a/b", "", ".hidden", "a" * 300])
 def test_a_pods_name_is_one_path_component(volume: Volume, pod: str) -> None:
     """A name from the environment leads nowhere else."""
-    with refused(Reason.LOADER_CRASHED, "no Pod's name"), claim(volume, OWNER.uid, pod, HASH):
+    with (
+        refused(Reason.LOADER_CRASHED, "SD_LOADER_POD is not the name of a Pod"),
+        claim(volume, OWNER.uid, pod, HASH),
+    ):
         pytest.fail("claimed")
 
 

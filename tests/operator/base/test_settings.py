@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from sd_api.spec import JobOverrides
+from sd_api.trained import TEMPLATE_RULE
 from sd_operator.base import settings as settings_module
-from sd_operator.base.environment import SettingsError
+from sd_operator.base.errors import SettingsError
 from sd_operator.base.settings import LoaderSettings, Settings
-from sd_operator.rules.queue import Limits
 
 
 @pytest.fixture
@@ -143,7 +143,8 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         pytest.param("LOG_FORMAT", "xml", "must be one of auto, json, text", id="format"),
         pytest.param("LOG_LEVEL", "LOUD", "must be one of DEBUG, INFO", id="level"),
         pytest.param("HF_ENDPOINT", "hub.example.com", "must be an http(s) link", id="no link"),
-        pytest.param("TRAINED_URL_TEMPLATE", "https://x.example", "must have {id}", id="template"),
+        pytest.param("TRAINED_URL_TEMPLATE", "https://x.example", TEMPLATE_RULE, id="no id"),
+        pytest.param("TRAINED_URL_TEMPLATE", "https://{id}.x.example/", TEMPLATE_RULE, id="host"),
         pytest.param("LOADER_DEFAULT_PARTS", "org/name", "must be entries BASE=", id="no base"),
         pytest.param("LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=", id="base"),
         pytest.param("LOADER_DEFAULT_PARTS", "sd1=name", "must be entries BASE=", id="no repo"),
@@ -205,21 +206,6 @@ def test_an_election_needs_a_namespace(kubeconfig: str) -> None:
     """Outside a Pod nothing says which."""
     with pytest.raises(SettingsError, match="SD_OPERATOR_LEASE_NAMESPACE must be set"):
         read(kubeconfig, LEADER_ELECTION="true")
-
-
-@pytest.mark.parametrize(
-    ("settings", "limits"),
-    [
-        pytest.param(Settings(), Limits(10, 4), id="default"),
-        pytest.param(Settings(max_loads=0, max_loads_per_namespace=0), Limits(), id="0 is none"),
-        pytest.param(
-            Settings(loader=LoaderSettings(kueue_queue="gpus")), Limits(), id="Kueue's business"
-        ),
-    ],
-)
-def test_how_many_loads_may_run(settings: Settings, limits: Limits) -> None:
-    """With a Kueue queue the operator's own limits are off."""
-    assert settings.limits() == limits
 
 
 def test_a_kubeconfig_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -12,21 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from sd_operator.clients import kube
-from sd_operator.clients.kube import (
-    JOBS,
-    MODELS,
-    PODS,
+from sd_operator.base.errors import (
     AlreadyExistsError,
-    Api,
     ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
-    Listing,
     NotFoundError,
     UnavailableError,
 )
+from sd_operator.clients import kube
+from sd_operator.clients.kube import JOBS, MODELS, PODS, Api, Listing
 from tests.support.kube.kubeconfig import write_kubeconfig
 from tests.support.kube.scriptedserver import Server, ask, serving, status
 
@@ -135,6 +131,21 @@ def test_a_terminating_namespace_is_told_from_other_refusals(server: Server) -> 
     with pytest.raises(ForbiddenError) as error:
         ask(server, lambda api: api.create(JOBS, "art", {}))
     assert error.value.namespace_terminating
+
+
+@pytest.mark.parametrize(
+    ("message", "quota"),
+    [
+        ('pods "a" is forbidden: exceeded quota: gpu, requested: pods=1', True),
+        ('jobs.batch is forbidden: User "x" cannot create resource "jobs"', False),
+    ],
+)
+def test_a_quota_is_known_by_the_message(server: Server, message: str, quota: bool) -> None:
+    """The API server gives no code for it; rules, client and gateway ask the error."""
+    server.answer(403, {"kind": "Status", "code": 403, "reason": "Forbidden", "message": message})
+    with pytest.raises(ForbiddenError) as error:
+        ask(server, lambda api: api.get(MODELS, "art", "sketch"))
+    assert error.value.quota_exceeded is quota
 
 
 @pytest.mark.parametrize("code", [429, 500, 503])

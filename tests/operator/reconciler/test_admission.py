@@ -8,13 +8,13 @@ from dataclasses import replace
 from datetime import timedelta
 
 from sd_api import names
-from sd_operator.reconciler.admission import Turn, Turns
-from sd_operator.reconciler.cache import Cache
+from sd_operator.reconciler.admission import Admission, AdmissionQueue
+from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules.queue import Limits, Waiting
 from tests.support.rules.observed import NOW, job
 
-ADMITTED = Turn(admitted=True)
+ADMITTED = Admission(admitted=True)
 
 
 def of(uid: str, **fields: object) -> JobView:
@@ -26,14 +26,14 @@ class Line:
     """A queue, the cache that it reads, and whom it woke."""
 
     def __init__(self, limit: int = 1) -> None:
-        self.cache = Cache()
+        self.cache = ObjectCache()
         self.woken: list[str] = []
-        self.turns = Turns(Limits(limit), self.cache, self.woken.extend)
+        self.queue = AdmissionQueue(Limits(limit), self.cache, self.woken.extend)
 
-    def ask(self, uid: str, priority: int = 0) -> Awaitable[Turn]:
-        """Ask for a model's turn; models are as old as their names tell."""
+    def ask(self, uid: str, priority: int = 0) -> Awaitable[Admission]:
+        """Ask for a model's admission; models are as old as their names say."""
         created = NOW + timedelta(seconds=ord(uid))
-        return asyncio.ensure_future(self.turns.ask(Waiting(uid, "art", priority, created)))
+        return asyncio.ensure_future(self.queue.ask(Waiting(uid, "art", priority, created)))
 
 
 def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
@@ -43,7 +43,7 @@ def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
         line = Line(limit)
         async with asyncio.timeout(10):
             await scenario(line)
-        line.turns.close()
+        line.queue.close()
 
     asyncio.run(bounded())
 
@@ -54,9 +54,9 @@ def test_those_who_ask_together_are_judged_together() -> None:
     async def scenario(line: Line) -> None:
         asked = [line.ask("a"), line.ask("b"), line.ask("c", priority=1)]
         turns = await asyncio.gather(*asked)
-        assert turns == [Turn(False, 1), Turn(False, 2), ADMITTED]
+        assert turns == [Admission(False, 1), Admission(False, 2), ADMITTED]
         assert line.woken == []
-        assert len(line.turns) == 2
+        assert len(line.queue) == 2
 
     run(scenario)
 
@@ -67,15 +67,18 @@ def test_the_next_starts_when_a_load_ends() -> None:
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
         line.cache.put_job(of("a"))
-        line.turns.leave("a")
+        line.queue.leave("a")
         await asyncio.sleep(0.1)
         assert line.woken == [], "the Job counts in its model's stead"
         ended = of("a", state=JobState.COMPLETE, resource_version="2")
         line.cache.put_job(ended)
-        line.turns.changed()
+        line.queue.changed()
         await asyncio.sleep(0.1)
         assert line.woken == ["b", "c"], "the one may load, the other has come nearer"
-        assert (line.turns.turn("b"), line.turns.turn("c")) == (ADMITTED, Turn(False, 1))
+        assert (line.queue.admission("b"), line.queue.admission("c")) == (
+            ADMITTED,
+            Admission(False, 1),
+        )
 
     run(scenario)
 
@@ -85,9 +88,9 @@ def test_a_running_load_counts_from_the_start() -> None:
 
     async def scenario(line: Line) -> None:
         line.cache.put_job(of("z"))
-        assert await line.ask("a") == Turn(False, 1)
+        assert await line.ask("a") == Admission(False, 1)
         line.cache.drop_job(of("z"))
-        line.turns.changed()
+        line.queue.changed()
         await asyncio.sleep(0.1)
         assert line.woken == ["a"]
 
@@ -101,7 +104,7 @@ def test_what_does_not_load_takes_no_place() -> None:
         line.cache.put_job(replace(of("x"), role=names.ROLE_REMOVE))
         line.cache.put_job(of("y", state=JobState.FAILED))
         assert await line.ask("a") == ADMITTED
-        line.turns.leave("a")
+        line.queue.leave("a")
         assert await line.ask("b") == ADMITTED
 
     run(scenario)
@@ -112,10 +115,10 @@ def test_a_model_that_leaves_lets_the_others_move_up() -> None:
 
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
-        line.turns.leave("b")
+        line.queue.leave("b")
         await asyncio.sleep(0.1)
         assert line.woken == ["c"]
-        assert line.turns.turn("c") == Turn(False, 1)
+        assert line.queue.admission("c") == Admission(False, 1)
 
     run(scenario)
 
@@ -125,7 +128,7 @@ def test_a_changed_priority_is_a_new_question() -> None:
 
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
-        assert await line.ask("c", priority=9) == Turn(False, 1)
+        assert await line.ask("c", priority=9) == Admission(False, 1)
         assert line.woken == ["b"]
 
     run(scenario)
@@ -135,8 +138,8 @@ def test_without_limits_nobody_waits() -> None:
     """Not even for a moment."""
 
     async def scenario(_: Line) -> None:
-        turns = Turns(Limits(), Cache(), lambda _: None)
-        assert turns.turn("a") == ADMITTED
+        turns = AdmissionQueue(Limits(), ObjectCache(), lambda _: None)
+        assert turns.admission("a") == ADMITTED
         assert len(turns) == 0
 
     run(scenario)
@@ -150,7 +153,7 @@ def test_a_busy_queue_is_judged_all_the_same() -> None:
 
         async def disturb() -> None:
             while True:
-                line.turns.changed()
+                line.queue.changed()
                 await asyncio.sleep(0.01)
 
         busy = asyncio.create_task(disturb())

@@ -11,24 +11,19 @@ from typing_extensions import override
 
 from sd_api import names
 from sd_api.status import Phase, Status
+from sd_operator.base.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import (
-    AlreadyExistsError,
-    ConflictError,
-    InvalidError,
-    NotFoundError,
-    Resource,
-)
-from sd_operator.reconciler.cache import Cache
+from sd_operator.base.times import SYSTEM_CLOCK
+from sd_operator.clients.kube import Resource
+from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.controller import Controller
 from sd_operator.reconciler.execute import Executor
 from sd_operator.resources.model import Model
-from sd_operator.rules.decision import FinalizerChange
 from sd_operator.rules.manifests import plan_load
 from sd_operator.standalone.patch import merge_patch
 from tests.support.kube.scriptedapi import Json, Script
-from tests.support.rules.observed import NOW, UID, body, claim, job, published
+from tests.support.rules.observed import UID, WANTED, body, claim, job, published
 
 
 def keep(
@@ -39,7 +34,7 @@ def keep(
     """Run a controller that knows a claim and the model."""
 
     async def run() -> None:
-        controller = Controller(api, Settings(**settings), Metrics())
+        controller = Controller(api, Settings(**settings), Metrics(), SYSTEM_CLOCK)
         controller.cache.put_claim(claim())
         controller.see(api.model)
         try:
@@ -60,6 +55,22 @@ def test_a_claim_that_went_unseen_is_missed_at_the_resync() -> None:
 
     keep(api, scenario, resync_seconds=0.1)
     assert api.asked[:2] == ["get stablediffusionmodels", "get persistentvolumeclaims"]
+
+
+def test_a_claim_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace may have thousands of models on other claims."""
+    api, woken = Script(body()), list[str]()
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        monkeypatch.setattr(controller.supervisor, "wake", woken.extend)
+        controller.claim_changed(claim(name="scratch"))
+        controller.claim_changed(claim(namespace="elsewhere"))
+        assert woken == []
+        controller.claim_changed(claim())
+        assert woken == [UID]
+
+    keep(api, scenario)
 
 
 def test_a_mended_spec_is_tried_at_once() -> None:
@@ -87,7 +98,7 @@ def test_a_job_that_goes_while_it_is_looked_at_is_tried_again() -> None:
 
     async def create() -> None:
         job = plan_load(model, settings, "models", 0)
-        await Executor(api, settings, Cache()).create_job(job, NOW)
+        await Executor(api, settings, ObjectCache(), SYSTEM_CLOCK).create_job(job)
 
     with pytest.raises(ConflictError):
         asyncio.run(create())
@@ -99,7 +110,7 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
     sent: list[Json] = []
 
     async def write() -> None:
-        executor = Executor(api, Settings(), Cache())
+        executor = Executor(api, Settings(), ObjectCache(), SYSTEM_CLOCK)
         answer = await executor.write_status(Model.from_body(api.model), Status(phase=Phase.READY))
         sent.append((answer or {})["status"])
 
@@ -119,11 +130,11 @@ def test_a_model_that_is_gone_has_been_released() -> None:
             """It is gone."""
             raise NotFoundError("not found", 404)
 
-    executor = Executor(Gone(body()), Settings(), Cache())
+    executor = Executor(Gone(body()), Settings(), ObjectCache(), SYSTEM_CLOCK)
     model = Model.from_body(body())
-    assert asyncio.run(executor.change_finalizer(model, FinalizerChange.REMOVE)) is None
+    assert asyncio.run(executor.remove_finalizer(model)) is None
     with pytest.raises(NotFoundError):
-        asyncio.run(executor.change_finalizer(model, FinalizerChange.ADD))
+        asyncio.run(executor.add_finalizer(model))
 
 
 def test_the_job_of_a_newer_spec_is_left_alone() -> None:
@@ -153,6 +164,29 @@ def test_a_deleted_model_is_not_seen_again() -> None:
 
     keep(api, scenario)
     assert api.asked.count("create jobs") == 1
+
+
+def test_a_decision_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """Rule and details, once: not in every pass that decides the same."""
+    api, name = Script(body()), names.job_name("sketch", UID, WANTED, 0)
+    caplog.set_level("INFO", "sd_operator.reconciler.controller")
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        for _ in range(3):
+            controller.supervisor.wake([UID])
+            await asyncio.sleep(0.02)
+        controller.see(api.change({"spec": {"suspend": True}}))
+        while len(caplog.messages) < 4:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.01)
+
+    keep(api, scenario)
+    assert caplog.messages == [
+        f"load_is_due: create Job {name}: Job {name} was created; its Pod is starting",
+        f"load_job_is_running: Job {name} was created; its Pod is starting",
+        f"model_is_suspended: delete Job {name}: spec.suspend is true; set it to false to load",
+        "model_is_suspended: spec.suspend is true; set it to false to load",
+    ]
 
 
 class Released(Script):

@@ -17,13 +17,14 @@ from devkit.webhook_receiver import WebhookReceiver
 from sd_api.netguard import Guard
 from sd_api.status import OUTBOX_MAX, OutboxEntry, Status, WebhookEvent
 from sd_operator.base import times
+from sd_operator.base.errors import ForbiddenError, SigningKeyError
 from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
-from sd_operator.clients.kube import ForbiddenError
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler import delivery
-from sd_operator.reconciler.delivery import KeyUnreadableError, Webhooks
+from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Delivery, Outcome
 from sd_operator.rules import outbox
-from sd_operator.rules.decision import Call
+from sd_operator.rules.decision import WebhookCall
 from tests.support.rules.deliveries import entry, no_secret
 from tests.support.rules.observed import NOW, UID, WANTED, model, published
 
@@ -41,10 +42,12 @@ def deliver(
     """Call a webhook for real."""
 
     async def run() -> Delivery:
-        webhooks = Webhooks(settings, guard or settings.guard(), read_secret)
+        webhooks = Webhooks(settings, guard or settings.guard(), read_secret, SYSTEM_CLOCK)
         try:
             resource = model(published(), webhook=url)
-            return await webhooks.deliver(Call(entry(), url, *secret), resource, resource.status)
+            return await webhooks.deliver(
+                WebhookCall(entry(), url, *secret), resource, resource.status
+            )
         finally:
             await webhooks.close()
 
@@ -262,16 +265,16 @@ def test_what_is_published_is_told_only_of_its_own_load() -> None:
 def test_keys_are_parsed_strictly() -> None:
     """Only whsec_<base64>, with white space around it."""
     assert delivery.parse_key(f" {KEY}\n") == b"a key of twenty-six bytes."
-    with pytest.raises(KeyUnreadableError):
+    with pytest.raises(SigningKeyError):
         delivery.parse_key(KEY.removeprefix("whsec_"))
 
 
 # The outbox.
 
 
-def news(*entries: OutboxEntry) -> outbox.News:
+def news(*entries: OutboxEntry) -> outbox.OutboxChange:
     """An outbox with these entries."""
-    return outbox.News(entries)
+    return outbox.OutboxChange(entries)
 
 
 def test_ids_are_stable_and_differ_by_load_and_event() -> None:
@@ -284,16 +287,16 @@ def test_ids_are_stable_and_differ_by_load_and_event() -> None:
 
 def test_an_event_is_owed_once() -> None:
     """The same load's event does not get in twice."""
-    once = outbox.owe(news(), entry())
+    once = outbox.add(news(), entry())
     assert once.reason == "DeliveryPending"
-    assert outbox.owe(once, entry()) == once
+    assert outbox.add(once, entry()) == once
 
 
 def test_the_outbox_is_bounded() -> None:
     """The oldest call is given up for the newest."""
     box = news()
     for number in range(OUTBOX_MAX + 2):
-        box = outbox.owe(box, entry().model_copy(update={"id": str(number)}))
+        box = outbox.add(box, entry().model_copy(update={"id": str(number)}))
     assert [one.id for one in box.entries] == [str(n) for n in range(2, OUTBOX_MAX + 2)]
 
 
@@ -308,10 +311,10 @@ def test_due_is_what_has_waited_and_does_not_run() -> None:
     assert outbox.wake_after([soon], frozenset({soon.id}), NOW) is None
 
 
-def noted(before: OutboxEntry, outcome: Outcome) -> outbox.News:
+def noted(before: OutboxEntry, outcome: Outcome) -> outbox.OutboxChange:
     """The outbox after a call."""
     done = Delivery(before.id, outcome, "it answered 500", NOW)
-    return outbox.note([before], [done], WEBHOOK_RETRY_SECONDS)
+    return outbox.record([before], [done], WEBHOOK_RETRY_SECONDS)
 
 
 def test_a_delivered_call_is_no_longer_owed() -> None:
@@ -330,9 +333,21 @@ def test_a_failed_call_is_tried_again_later() -> None:
     assert again.last_error == "it answered 500"
     assert again.id == entry().id
     assert after.reason == "DeliveryFailed"
-    assert "next attempt at 2026-01-02T03:04:10Z. Check spec.webhook" in after.message
+    assert "The next attempt is at 2026-01-02T03:04:10Z. Check spec.webhook" in after.message
     assert [one.reason for one in after.events] == ["WebhookDeliveryFailed"]
     assert noted(again, Outcome.FAILED).events == ()
+
+
+def test_a_long_error_does_not_push_the_remedy_out_of_the_message() -> None:
+    """The error is cut; the time of the next attempt and the remedy are kept."""
+    long = Delivery(entry().id, Outcome.FAILED, "x" * 2000, NOW)
+    (message,) = {
+        outbox.record([entry()], [long], WEBHOOK_RETRY_SECONDS).message,
+        outbox.record([entry()], [long], WEBHOOK_RETRY_SECONDS).events[0].message,
+    }
+    assert len(message) == 1024
+    assert "x… The next attempt is at 2026-01-02T03:04:10Z. Check spec.webhook" in message
+    assert message.endswith("2xx.")
 
 
 def test_a_call_is_tried_for_three_days() -> None:
@@ -361,4 +376,4 @@ def test_an_unreadable_key_is_a_condition_of_its_own() -> None:
 def test_the_outcome_of_a_forgotten_call_changes_nothing() -> None:
     """The entry may have been given up in the meantime."""
     done = Delivery("msg_other", Outcome.FAILED, "", NOW)
-    assert outbox.note([entry()], [done], WEBHOOK_RETRY_SECONDS) == news(entry())
+    assert outbox.record([entry()], [done], WEBHOOK_RETRY_SECONDS) == news(entry())

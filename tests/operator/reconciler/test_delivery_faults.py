@@ -13,8 +13,8 @@ import pytest
 from devkit.webhook_receiver import WebhookReceiver
 from sd_api.netguard import Guard
 from sd_api.status import OUTBOX_MAX
+from sd_operator.base.errors import ForbiddenError, UnavailableError
 from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
-from sd_operator.clients.kube import ForbiddenError, UnavailableError
 from sd_operator.reconciler import delivery
 from sd_operator.standalone import pki
 from tests.support.operator.webhookstage import Stage, allowing, endless, nobody, play

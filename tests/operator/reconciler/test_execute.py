@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.status import Phase, Status
+from sd_operator.base.errors import ConflictError
 from sd_operator.base.settings import Settings
-from sd_operator.clients.kube import Api, ConflictError
-from sd_operator.reconciler.cache import Cache
-from sd_operator.reconciler.execute import Executor, merge_patch
+from sd_operator.base.times import SYSTEM_CLOCK
+from sd_operator.clients.kube import Api
+from sd_operator.reconciler.cache import ObjectCache
+from sd_operator.reconciler.execute import Executor, merge_patch_between
 from sd_operator.resources.model import Model
 from tests.support.kube.cluster import Cluster
 
@@ -43,7 +45,7 @@ def apply(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
 @given(OBJECTS, OBJECTS)
 def test_the_patch_leads_from_one_to_the_other(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Whatever the two are; and it is empty only where they are equal."""
-    patch = merge_patch(old, new)
+    patch = merge_patch_between(old, new)
     assert apply(old, patch) == new
     assert bool(patch) == (old != new)
 
@@ -62,7 +64,7 @@ def test_only_what_differs_is_sent(
     old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]
 ) -> None:
     """A status write is as small as its change."""
-    assert merge_patch(old, new) == patch
+    assert merge_patch_between(old, new) == patch
 
 
 @pytest.mark.cluster
@@ -82,7 +84,7 @@ def test_the_status_of_a_namesake_is_never_written(shared_cluster: Cluster) -> N
     async def write() -> None:
         settings = Settings.from_env({"KUBECONFIG": str(shared_cluster.kubeconfig)})
         async with Api(settings.kubeconfig) as api:
-            executor = Executor(api, settings, Cache())
+            executor = Executor(api, settings, ObjectCache(), SYSTEM_CLOCK)
             await executor.write_status(former, Status(phase=Phase.READY))
 
     with pytest.raises(ConflictError):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+from datetime import timedelta
 
 import pytest
 from typing_extensions import override
 
-from sd_operator.clients.kube import ApiError, Listing, Resource
-from sd_operator.reconciler import job_warnings
+from sd_operator.base.errors import ApiError
+from sd_operator.base.times import Clock
+from sd_operator.clients.kube import Listing, Resource
 from sd_operator.reconciler.job_warnings import JobWarnings
 from sd_operator.resources.observed import JobView
 from tests.support.kube.scriptedapi import Json, Script
-from tests.support.rules.observed import job
+from tests.support.rules.observed import NOW, job
 
 
 class Events(Script):
@@ -40,17 +40,17 @@ class Events(Script):
         return Listing(list(self.events_of_jobs), "9")
 
 
-class Clock:
-    """A clock that a test turns. It stands in for the module's own alone."""
+class Hands:
+    """The hands of a clock that a test turns."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(job_warnings, "time", SimpleNamespace(monotonic=lambda: self.now))
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.clock = Clock(lambda: NOW, lambda: self.seconds)
 
 
 def aged(seconds: float, uid: str = "a", namespace: str = "art") -> JobView:
     """A Job that was made so long ago."""
-    return job(uid=uid, namespace=namespace, created=datetime.now(UTC) - timedelta(seconds=seconds))
+    return job(uid=uid, namespace=namespace, created=NOW - timedelta(seconds=seconds))
 
 
 def ask(warnings: JobWarnings, *jobs: JobView) -> list[str]:
@@ -65,7 +65,7 @@ def ask(warnings: JobWarnings, *jobs: JobView) -> list[str]:
 def test_many_jobs_share_one_list() -> None:
     """A thousand Jobs without Pods cost what one costs."""
     api = Events(("u7", "2026-01-01T00:00:00Z", "exceeded quota: gpu"))
-    said = ask(JobWarnings(api), *(aged(30, f"u{number}") for number in range(1000)))
+    said = ask(JobWarnings(api, Hands().clock), *(aged(30, f"u{number}") for number in range(1000)))
     assert said[7] == "exceeded quota: gpu"
     assert set(said[:7] + said[8:]) == {""}
     assert api.asked == ["events of art: involvedObject.kind=Job,type=Warning"]
@@ -74,7 +74,7 @@ def test_many_jobs_share_one_list() -> None:
 def test_each_namespace_is_listed_by_itself() -> None:
     """The operator may have rights in its models' namespaces alone."""
     api = Events()
-    ask(JobWarnings(api), aged(30, namespace="art"), aged(30, namespace="lab"))
+    ask(JobWarnings(api, Hands().clock), aged(30, namespace="art"), aged(30, namespace="lab"))
     assert [one.partition(":")[0] for one in api.asked] == ["events of art", "events of lab"]
 
 
@@ -84,13 +84,13 @@ def test_the_newest_of_a_jobs_warnings_is_said() -> None:
         ("a", "2026-01-01T00:00:09Z", "exceeded quota: gpu"),
         ("a", "2026-01-01T00:00:01Z", "denied by a policy"),
     )
-    assert ask(JobWarnings(api), aged(30)) == ["exceeded quota: gpu"]
+    assert ask(JobWarnings(api, Hands().clock), aged(30)) == ["exceeded quota: gpu"]
 
 
 def test_a_job_just_made_is_not_asked_for() -> None:
     """Its controller has said nothing yet; most have their Pods at the next look."""
     api = Events()
-    assert ask(JobWarnings(api), aged(1)) == [""]
+    assert ask(JobWarnings(api, Hands().clock), aged(1)) == [""]
     assert api.asked == []
 
 
@@ -105,23 +105,23 @@ def test_a_job_just_made_is_not_asked_for() -> None:
     ],
 )
 def test_a_look_serves_until_it_is_old_or_came_too_early(
-    monkeypatch: pytest.MonkeyPatch, age: float, waited: float, lists: int
+    age: float, waited: float, lists: int
 ) -> None:
     """age: the Job's at the second look, which comes so many seconds after the first."""
-    api, clock = Events(), Clock(monkeypatch)
-    warnings = JobWarnings(api)
+    api, hands = Events(), Hands()
+    warnings = JobWarnings(api, hands.clock)
     ask(warnings, aged(30, "another"))
-    clock.now += waited
+    hands.seconds += waited
     ask(warnings, aged(age))
     assert len(api.asked) == lists
 
 
-def test_what_was_known_stays_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_known_stays_while_the_server_is_away() -> None:
     """A look that failed is not repeated for each Job, either."""
-    api, clock = Events(("a", "2026-01-01T00:00:00Z", "exceeded quota: gpu")), Clock(monkeypatch)
-    warnings = JobWarnings(api)
+    api, hands = Events(("a", "2026-01-01T00:00:00Z", "exceeded quota: gpu")), Hands()
+    warnings = JobWarnings(api, hands.clock)
     ask(warnings, aged(30))
-    clock.now += 60
+    hands.seconds += 60
     api.fails = True
     assert ask(warnings, aged(90), aged(90, "b")) == ["exceeded quota: gpu", ""]
     assert len(api.asked) == 2

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api import names
-from sd_api.load import LoadResult, Progress, Stage
 from sd_api.reasons import Reason
-from sd_operator.reconciler.cache import Cache, is_newer
-from sd_operator.resources.observed import ContainerView, JobState, JobView, PodView, read_progress
+from sd_api.wire import LoadResult
+from sd_operator.reconciler.cache import ObjectCache, is_newer
+from sd_operator.resources.observed import ContainerView, JobState, JobView, PodView
 from sd_operator.rules import diagnose
 from tests.support.rules.observed import (
     ARTIFACT,
@@ -21,6 +21,7 @@ from tests.support.rules.observed import (
     UID,
     answered,
     claim,
+    ended,
     failed,
     job,
     pod,
@@ -113,16 +114,43 @@ def test_a_pod_is_read() -> None:
                 "initContainerStatuses": [
                     {"name": "fetch", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}
                 ],
-                "containerStatuses": [{"name": "convert", "state": {"running": {}}}],
+                "containerStatuses": [
+                    {"name": "convert", "state": {"waiting": {"message": "no such image"}}}
+                ],
             },
         }
     )
     assert (view.job_uid, view.model_uid, view.unscheduled) == ("j1", UID, "0/3 nodes")
     assert view.containers == (
-        ContainerView("fetch", "terminated", "", 0, "{}"),
-        ContainerView("convert", "running"),
+        ContainerView("fetch", "terminated", exit_code=0),
+        ContainerView("convert", message="no such image"),
     )
-    assert view.running == ContainerView("convert", "running")
+
+
+def test_the_running_container_of_a_pod_is_known() -> None:
+    """Its log has the progress."""
+    assert pod(job(), answered("fetch", LOADED), running("convert")).running == running("convert")
+    assert pod(job(), answered("fetch", LOADED)).running is None
+
+
+@pytest.mark.parametrize(
+    ("message", "result"),
+    [
+        pytest.param(LOADED.encode(), LOADED, id="result"),
+        pytest.param("{}", None, id="no outcome"),
+        pytest.param("Killed", None, id="text"),
+        pytest.param("", None, id="empty"),
+        pytest.param(" " * 5000, None, id="too long"),
+    ],
+)
+def test_a_termination_message_is_parsed_where_the_pod_is_read(
+    message: str, result: LoadResult | None
+) -> None:
+    """The rest of the operator sees results only; the text is untrusted."""
+    container = ended("convert", message)
+    assert container.result == result
+    assert container.message == ""
+    assert list(pod(job(), container).results()) == ([result] if result else [])
 
 
 CRASH = ContainerView("convert", "terminated", "Error", 139)
@@ -131,14 +159,14 @@ UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
 
 
 @pytest.mark.parametrize(
-    ("ended", "containers", "before", "reason"),
+    ("job_end", "containers", "before", "reason"),
     [
         pytest.param({}, [UNREACHABLE], None, Reason.SOURCE_UNREACHABLE, id="the loader's answer"),
         pytest.param({}, [OOM], None, Reason.OUT_OF_MEMORY, id="out of memory"),
         pytest.param({}, [CRASH], None, Reason.LOADER_CRASHED, id="crash without an answer"),
         pytest.param(
             {},
-            [ContainerView("fetch", "terminated", "Error", 3, '{"outcome": "failed", "x": 1}')],
+            [ended("fetch", '{"outcome": "failed", "x": 1}', reason="Error", code=3)],
             None,
             Reason.LOADER_CRASHED,
             id="malformed answer",
@@ -168,19 +196,19 @@ UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
     ],
 )
 def test_why_a_job_failed(
-    ended: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
+    job_end: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
 ) -> None:
     """The best that is known: the loader's word, then the container's end, then the Job's."""
-    failed_job = job(FAILED, **ended)
+    failed_job = job(FAILED, **job_end)
     pods = [pod(failed_job, *containers, phase="Failed")] if containers else []
-    assert diagnose.failure(failed_job, pods, before).reason is reason
+    assert diagnose.job_failure(failed_job, pods, before).reason is reason
 
 
 def test_the_newest_pod_speaks_first() -> None:
     """An earlier Pod's failure was retried, and says nothing about the end."""
     failed_job = job(FAILED)
     old, new = pod(failed_job, OOM, age=90), pod(failed_job, UNREACHABLE, age=10)
-    assert diagnose.failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
+    assert diagnose.job_failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
 
 
 def test_only_a_complete_answer_counts_as_loaded() -> None:
@@ -196,7 +224,7 @@ def test_only_a_complete_answer_counts_as_loaded() -> None:
 def test_a_retried_pod_is_told_of() -> None:
     """While Kubernetes waits before the next Pod."""
     work = job()
-    wait = diagnose.waiting(work, [pod(work, UNREACHABLE, phase="Failed")], "")
+    wait = diagnose.start_delay(work, [pod(work, UNREACHABLE, phase="Failed")], "")
     assert "failed (SourceUnreachable: what and where)" in wait.message
     assert "another Pod" in wait.message
     assert wait.reason is None
@@ -206,7 +234,7 @@ def test_no_other_pod_is_promised_after_a_final_answer() -> None:
     """The Job's podFailurePolicy ends it."""
     work = job()
     missing = answered("fetch", failed(Reason.SOURCE_NOT_FOUND))
-    wait = diagnose.waiting(work, [pod(work, missing, phase="Failed")], "")
+    wait = diagnose.start_delay(work, [pod(work, missing, phase="Failed")], "")
     assert wait.message.endswith(f"Job {work.name} is ending")
 
 
@@ -215,36 +243,7 @@ def test_text_from_outside_is_made_harmless(text: str) -> None:
     """One bounded line without control characters."""
     cleaned = diagnose.clean(text)
     assert cleaned.isprintable() or cleaned == ""
-    assert len(cleaned) <= diagnose.MESSAGE_MAX_LENGTH
-
-
-def test_the_last_log_line_is_progress() -> None:
-    """One JSON object of the contract."""
-    line = Progress(stage=Stage.CONVERTING, percent=3).model_dump_json(by_alias=True)
-    assert read_progress(line + "\n") == Progress(stage=Stage.CONVERTING, percent=3)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param("", id="empty"),
-        pytest.param("Traceback (most recent call last):", id="text"),
-        pytest.param('{"stage": "Done"}', id="unknown stage"),
-        pytest.param('{"stage": "Verifying", "percent": 101}', id="out of range"),
-        pytest.param('{"stage": "Verifying", "path": "/etc"}', id="unknown field"),
-        pytest.param('{"stage": "Verifying"}' + " " * 3000, id="too long"),
-        pytest.param("[" * 2000, id="nested"),
-    ],
-)
-def test_any_other_log_line_is_none(line: str) -> None:
-    """What a container prints is untrusted."""
-    assert read_progress(line) is None
-
-
-@given(st.text(max_size=200))
-def test_no_log_line_raises(line: str) -> None:
-    """Whatever it is."""
-    read_progress(line)
+    assert len(cleaned) <= diagnose.CAUSE_MAX_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,7 @@ def test_versions_are_compared_as_numbers(version: str, than: str, newer: bool) 
 
 def test_a_late_event_does_not_undo_what_is_known() -> None:
     """Our own write's answer may come before older events."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(JobState.COMPLETE, resource_version="5"))
     cache.put_job(job(resource_version="4"))
     assert [one.state for one in cache.jobs("art", UID)] == [JobState.COMPLETE]
@@ -266,7 +265,7 @@ def test_a_late_event_does_not_undo_what_is_known() -> None:
 
 def test_labels_alone_make_no_job_of_another_namespace_ours() -> None:
     """Whoever may create Jobs elsewhere may label them as they like."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(namespace="elsewhere"))
     cache.put_pod(dataclasses.replace(pod(job()), namespace="elsewhere"))
     assert (cache.jobs("art", UID), cache.pods("art", UID)) == ((), ())
@@ -274,7 +273,7 @@ def test_labels_alone_make_no_job_of_another_namespace_ours() -> None:
 
 def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
     """The Job ended while the list was on its way; nothing more would be told of it."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(COMPLETE, resource_version="5"))
     cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
     assert [one.state for one in cache.jobs("art", UID)] == [COMPLETE, JobState.RUNNING]
@@ -282,7 +281,7 @@ def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
 
 def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
     """A Pod made while the list was on its way, or a list from an old copy, must not hide it."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job(resource_version="5"))
     cache.put_pod(pod(job(), running("fetch")))
     cache.replace_jobs(UID, [], "4")
@@ -295,7 +294,7 @@ def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
 
 def test_deleted_objects_are_forgotten() -> None:
     """And nothing is kept for a model without any."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job(), running("fetch")))
     assert cache.active_jobs() == 1
@@ -306,7 +305,7 @@ def test_deleted_objects_are_forgotten() -> None:
 
 def test_a_real_look_replaces_everything() -> None:
     """A watch gap hides deletions."""
-    cache = Cache()
+    cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job()))
     cache.replace_jobs(UID, [job(attempt=1)], "2")
@@ -317,7 +316,7 @@ def test_a_real_look_replaces_everything() -> None:
 
 def test_a_claim_is_news_when_it_comes_goes_or_is_made_anew() -> None:
     """Other changes of it wake nobody."""
-    cache = Cache()
+    cache = ObjectCache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))
     assert cache.put_claim(claim(resource_version="3", deleting=True))

@@ -9,22 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_api import names
-from sd_api.load import Progress, Stage
 from sd_api.reasons import Reason, Retry
 from sd_api.status import ConditionType
+from sd_api.wire import Progress, Stage
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ContainerView, JobState, JobView, Observed
 from sd_operator.rules import conditions
-from sd_operator.rules.decide import carries_secret
-from sd_operator.rules.decision import Plan
+from sd_operator.rules.decision import Act, AddFinalizer, CreateJob, Refresh, Release
 from tests.support.rules.decisions import (
     COMPLETE,
     FAILED,
     HOOK,
     OTHER,
-    decide,
+    act,
+    decided,
     observed,
-    told,
     with_pod,
 )
 from tests.support.rules.observed import (
@@ -48,8 +47,8 @@ from tests.support.rules.observed import (
 
 def test_published_paths_are_computed() -> None:
     """Of the loader's answer only numbers and words are taken; paths and claim are ours."""
-    decided = decide(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED)))
-    artifact, source = decided.status.artifact, decided.status.source
+    decision = act(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED)))
+    artifact, source = decision.status.artifact, decision.status.source
     assert artifact is not None
     assert source is not None
     assert artifact.path == "sketch"
@@ -61,18 +60,19 @@ def test_published_paths_are_computed() -> None:
 
 
 def test_loading_is_not_repeated_while_the_status_is_on_its_way() -> None:
-    """The plan's own status, observed with the same Job, plans nothing more."""
+    """The new status, observed with the same Job, leads to nothing more."""
     seen = with_pod(job(COMPLETE), answered("convert", LOADED))
-    first = decide(model(loading()), seen)
-    again = decide(model(first.status.model_dump(mode="json", by_alias=True)), seen)
+    first = act(model(loading()), seen)
+    again = act(model(first.status.model_dump(mode="json", by_alias=True)), seen)
     assert again.status == first.status
-    assert told(again) == "it_is_published | Ready, Ready=Loaded"
+    assert (again.job, again.events) == (None, ())
+    assert (again.status.phase, _ready(again).reason) == ("Ready", "Loaded")
 
 
 def test_a_waiting_model_says_what_it_waits_for() -> None:
     """The scheduler's words are in the message, the remedy once it is stuck."""
     seen = with_pod(job(), unscheduled="0/3 nodes are available:\n insufficient gpu", age=1000)
-    ready = conditions.find(decide(model(loading()), seen).status.conditions, ConditionType.READY)
+    ready = conditions.find(act(model(loading()), seen).status.conditions, ConditionType.READY)
     assert ready is not None
     assert "0/3 nodes are available: insufficient gpu" in ready.message
     assert Reason.UNSCHEDULABLE.remedy in ready.message
@@ -82,92 +82,76 @@ def test_a_waiting_model_says_what_it_waits_for() -> None:
 def test_a_retried_failure_says_when(reason: Reason) -> None:
     """Reason, what happened, what to do, and the time of the next attempt."""
     seen = with_pod(job(FAILED), answered("fetch", failed(reason, "the host example.com")))
-    decided = decide(model(loading()), seen)
-    ready = conditions.find(decided.status.conditions, ConditionType.READY)
+    decision = act(model(loading()), seen)
+    ready = conditions.find(decision.status.conditions, ConditionType.READY)
     assert ready is not None
     assert ready.message.startswith("the host example.com. ")
     assert ready.message.endswith("The next attempt is at 2026-01-02T03:05:04Z.")
-    assert decided.wake_after == 60
+    assert decision.wake_after == 60
 
 
 def test_edits_outside_the_load_hash_advance_ready_at_once() -> None:
     """A changed webhook loads nothing, and `kubectl wait` is content."""
-    ready = _ready(decide(model(published(), generation=2, webhook=HOOK), observed()))
+    ready = _ready(act(model(published(), generation=2, webhook=HOOK), observed()))
     assert ready.observed_generation == 2
 
 
 def test_ready_keeps_the_published_generation_until_the_new_load_ends() -> None:
     """`kubectl wait --for=condition=Ready` after a change waits for the new version."""
     changed = model(published(), generation=2, revision="fp16")
-    assert _ready(decide(changed, observed())).observed_generation == 1
+    assert _ready(act(changed, observed())).observed_generation == 1
     done = with_pod(job(COMPLETE, load_hash=OTHER), answered("convert", LOADED))
-    assert _ready(decide(changed, done)).observed_generation == 2
+    assert _ready(act(changed, done)).observed_generation == 2
 
 
 def test_ready_flips_once_per_change() -> None:
     """The time of transition is that of the change of status, not of the last write."""
-    ready = _ready(decide(model(loading()), with_pod(job(), running("fetch"))))
+    ready = _ready(act(model(loading()), with_pod(job(), running("fetch"))))
     assert ready.last_transition_time == "2026-01-01T00:00:00Z"
-    loaded = _ready(decide(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED))))
+    loaded = _ready(act(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED))))
     assert loaded.last_transition_time == "2026-01-02T03:04:05Z"
 
 
-def _ready(decided: Plan) -> Any:
-    return conditions.find(decided.status.conditions, ConditionType.READY)
+def _ready(decision: Act) -> Any:
+    return conditions.find(decision.status.conditions, ConditionType.READY)
 
 
 def test_what_the_loader_noted_stays_said() -> None:
     """How something was decided that the file did not say: until another load is published."""
     noted = LOADED.model_copy(update={"message": "taken for\n2.1; first a\x07b"})
     said = "sketch is published on claim models. taken for 2.1; first a b"
-    first = decide(model(loading()), with_pod(job(COMPLETE), answered("convert", noted)))
+    first = act(model(loading()), with_pod(job(COMPLETE), answered("convert", noted)))
     assert _ready(first).message == said
     assert first.events[-1].message == (
         "sketch is published on claim models, 2.1 GB. taken for 2.1; first a b"
     )
     status = first.status.model_dump(mode="json", by_alias=True)
-    assert _ready(decide(model(status), observed())).message == said
+    assert _ready(act(model(status), observed())).message == said
     changed = model(status, generation=2, revision="fp16")
-    assert _ready(decide(changed, observed())).message == said
+    assert _ready(act(changed, observed())).message == said
     done = with_pod(job(COMPLETE, load_hash=OTHER), answered("convert", LOADED))
-    assert _ready(decide(changed, done)).message == "sketch is published on claim models"
+    assert _ready(act(changed, done)).message == "sketch is published on claim models"
 
 
 def test_progress_is_shown_while_it_runs_and_only_then() -> None:
     """The loader's last line becomes status.progress with a text for people."""
     line = Progress(stage=Stage.DOWNLOADING, percent=42, bytes_total=2_100_000_000)
-    decided = decide(model(loading()), with_pod(job(), running("fetch"), progress=line))
-    assert decided.status.progress is not None
-    assert decided.status.progress.text == "42% of 2.1 GB"
-    status = decided.status.model_dump(mode="json", by_alias=True)
-    done = decide(model(status), with_pod(job(COMPLETE), answered("convert", LOADED)))
+    decision = act(model(loading()), with_pod(job(), running("fetch"), progress=line))
+    assert decision.status.progress is not None
+    assert decision.status.progress.text == "42% of 2.1 GB"
+    status = decision.status.model_dump(mode="json", by_alias=True)
+    done = act(model(status), with_pod(job(COMPLETE), answered("convert", LOADED)))
     assert done.status.progress is None
 
 
 def test_the_clean_up_job_keeps_what_is_to_be_retained() -> None:
     """With deletionPolicy Retain the files are released instead of removed."""
-    kept = decide(model(published(), deleted_ago=1, deletionPolicy="Retain"), observed()).create
-    gone = decide(model(published(), deleted_ago=1), observed()).create
-    assert kept is not None
-    assert gone is not None
-    assert kept.request.model_dump()["retain"] is True
-    assert gone.request.model_dump()["retain"] is False
-
-
-@pytest.mark.parametrize(
-    ("url", "secret"),
-    [
-        pytest.param("https://civitai.com/api/download/models/1?token=x", True, id="token"),
-        pytest.param("https://user:pw@example.com/m.ckpt", True, id="userinfo"),
-        pytest.param("https://user@example.com/m.ckpt", True, id="user"),
-        pytest.param("https://example.com/m.ckpt?type=Model&format=x", False, id="harmless query"),
-        pytest.param("https://example.com/@v1/m.ckpt", False, id="at sign in the path"),
-        pytest.param("runwayml/stable-diffusion-v1-5", False, id="repo id"),
-    ],
-)
-def test_urls_that_carry_secrets_are_noticed(url: str, secret: bool) -> None:
-    """By userinfo, or by a parameter's name."""
-    assert carries_secret(url) is secret
+    kept = act(model(published(), deleted_ago=1, deletionPolicy="Retain"), observed()).job
+    gone = act(model(published(), deleted_ago=1), observed()).job
+    assert isinstance(kept, CreateJob)
+    assert isinstance(gone, CreateJob)
+    assert kept.job.request.model_dump()["retain"] is True
+    assert gone.job.request.model_dump()["retain"] is False
 
 
 STATUSES = st.sampled_from(
@@ -212,7 +196,7 @@ CONTAINERS = st.sampled_from(
     deleted=st.booleans(),
     finalizer=st.booleans(),
 )
-def test_whatever_is_observed_a_plan_holds_the_invariants(
+def test_every_decision_holds_the_invariants(
     status: dict[str, Any],
     jobs: list[JobView],
     containers: list[ContainerView],
@@ -221,28 +205,32 @@ def test_whatever_is_observed_a_plan_holds_the_invariants(
     deleted: bool,
     finalizer: bool,
 ) -> None:
-    """Every state has a plan, and no plan endangers what is served or loads twice."""
+    """Every state has a decision, and none endangers what is served or loads twice."""
     resource = model(
         status, suspend=suspend, deleted_ago=9.0 if deleted else None, finalizer=finalizer
     )
     phase = "Running" if any(one.state == "running" for one in containers) else "Failed"
     pods = tuple(pod(one, *containers, phase=phase) for one in jobs)
     seen = Observed(jobs=tuple(jobs), pods=pods, claim=claim() if has_claim else None, fresh=True)
-    decided = decide(resource, seen)
-    assert not decided.look, "a fresh look is never followed by another"
+    decision = decided(resource, seen).decision
+    assert not isinstance(decision, Refresh), "fresh views are not refreshed again"
+    if deleted:
+        assert not isinstance(decision, AddFinalizer)
+    else:
+        assert not isinstance(decision, Release)
+    if not isinstance(decision, Act):
+        return
     served = seen.claim is not None and resource.status.artifact is not None and not deleted
-    ready = conditions.find(decided.status.conditions, ConditionType.READY)
+    ready = conditions.find(decision.status.conditions, ConditionType.READY)
     if served:
         assert ready is not None
         assert ready.status == "True"
-    if decided.create is not None:
+    if isinstance(decision.job, CreateJob):
         assert finalizer, "no Job without the finalizer"
         at_work = [one for one in jobs if one.state is JobState.RUNNING and not one.deleting]
         assert not [one for one in at_work if deleted or one.role == names.ROLE_LOAD]
-        assert decided.create.name not in {one.name for one in jobs}
-    if not deleted:
-        assert decided.finalizer is None or str(decided.finalizer) == "add"
-    assert decided.wake_after is None or decided.wake_after >= 0
+        assert decision.job.job.name not in {one.name for one in jobs}
+    assert decision.wake_after is None or decision.wake_after >= 0
 
 
 def test_a_body_without_status_or_annotations_is_read() -> None:

@@ -1,4 +1,4 @@
-"""What is done about a model that is being deleted: one row per case of every rule."""
+"""A model that is being deleted: its files are removed first, then the finalizer."""
 
 from __future__ import annotations
 
@@ -7,144 +7,229 @@ from typing import Any
 import pytest
 
 from sd_api import names
-from sd_operator.resources.model import Model
-from sd_operator.resources.observed import JobState, JobView, Observed, Refusal
-from tests.support.rules.decisions import COMPLETE, FAILED, OTHER, decide, observed, told, with_pod
-from tests.support.rules.observed import NOW, claim, job, loading, model, pod, published, running
+from sd_api.reasons import Reason
+from sd_operator.resources.observed import (
+    JobState,
+    JobView,
+    Rejection,
+)
+from tests.support.rules.decisions import (
+    COMPLETE,
+    FAILED,
+    OTHER,
+    Case,
+    by_id,
+    observed,
+    with_pod,
+    with_remedy,
+)
+from tests.support.rules.observed import (
+    NOW,
+    claim,
+    job,
+    loading,
+    model,
+    pod,
+    published,
+    running,
+)
 
-DELETING = "Deleting, not Ready=Deleting"
 
-
-def removal_job(state: JobState = JobState.RUNNING, **fields: Any) -> JobView:
-    """The clean-up Job."""
+def cleanup_job(state: JobState = JobState.RUNNING, **fields: Any) -> JobView:
+    """Return the clean-up Job."""
     return job(state, role=names.ROLE_REMOVE, **fields)
 
 
-DELETED = [
-    pytest.param(
-        model(deleted_ago=5, finalizer=False),
-        observed(),
-        "it_is_not_ours",
-        id="not ours: nothing was ever loaded",
+CASES = [
+    Case(
+        id="no finalizer: nothing was ever loaded",
+        model=model(deleted_ago=5, finalizer=False),
+        observed=observed(),
+        rule="deleted_model_has_no_finalizer",
+        does="wait",
+        message="the deletion does not wait for the operator",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(),
-        f"the_files_are_to_be_removed | create remove 0 | {DELETING}",
+    Case(
         id="clean-up Job",
+        model=model(published(), deleted_ago=5),
+        observed=observed(),
+        rule="cleanup_is_due",
+        does="create remove 0",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB was created",
     ),
-    pytest.param(
-        model(loading(), deleted_ago=5),
-        with_pod(job(), running("fetch")),
-        f"the_load_still_runs | delete load 0 | {DELETING}",
-        id="the load is stopped first",
+    Case(
+        id="a running load is stopped first",
+        model=model(loading(), deleted_ago=5),
+        observed=with_pod(job(), running("fetch")),
+        rule="load_job_is_not_stopped",
+        does="delete load 0",
+        phase="Deleting",
+        ready="not Deleting",
+        message="the loader Job is being stopped",
     ),
-    pytest.param(
-        model(loading(), deleted_ago=5),
-        observed(pods=(pod(job(), running("fetch")),), fresh=True),
-        f"a_pod_may_still_write | {DELETING}",
-        id="its Pod ends first",
+    Case(
+        id="the Pod must stop first",
+        model=model(loading(), deleted_ago=5),
+        observed=observed(pods=(pod(job(), running("fetch")),), fresh=True),
+        rule="loader_pod_may_write",
+        phase="Deleting",
+        ready="not Deleting",
+        message="Pod POD is stopping",
     ),
-    pytest.param(
-        model(loading(), deleted_ago=5),
-        observed(
+    Case(
+        id="node lost: one of two Pods may still write",
+        model=model(loading(), deleted_ago=5),
+        observed=observed(
             pods=(
                 pod(job(), running("convert"), age=900, deleting=True),
                 pod(job(), age=9, phase="Failed"),
             ),
             fresh=True,
         ),
-        f"a_pod_may_still_write | {DELETING}",
-        id="node lost: of two Pods one may still write",
+        rule="loader_pod_may_write",
+        phase="Deleting",
+        ready="not Deleting",
+        message="Pod POD is stopping",
     ),
-    pytest.param(
-        model(loading(), deleted_ago=5),
-        observed(pods=(pod(job(), running("fetch")),)),
-        "a_pod_may_still_write | look | Pending, not Ready=Pending",
-        id="is the Pod really there?",
+    Case(
+        id="Pod in the cache",
+        model=model(loading(), deleted_ago=5),
+        observed=observed(pods=(pod(job(), running("fetch")),)),
+        rule="loader_pod_may_write",
+        does="refresh",
+        message="Pod POD is stopping",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        with_pod(removal_job(), running("remove")),
-        f"the_clean_up_is_running | {DELETING}",
+    Case(
         id="clean-up runs",
+        model=model(published(), deleted_ago=5),
+        observed=with_pod(cleanup_job(), running("remove")),
+        rule="cleanup_job_is_running",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB is running",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(removal_job(COMPLETE)),
-        "the_files_are_removed | finalizer remove | Ready, Ready=Loaded | ModelDeleted",
+    Case(
         id="cleaned up",
+        model=model(published(), deleted_ago=5),
+        observed=observed(cleanup_job(COMPLETE)),
+        rule="cleanup_job_succeeded",
+        does="release",
+        events=("ModelDeleted",),
+        message="the files are removed",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(removal_job(FAILED, ended_ago=1)),
-        f"the_clean_up_failed | {DELETING}",
-        id="clean-up failed: wait",
+    Case(
+        id="clean-up failed: not yet time to retry",
+        model=model(published(), deleted_ago=5),
+        observed=observed(cleanup_job(FAILED, ended_ago=1)),
+        rule="cleanup_job_failed",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB failed (LoaderCrashed: Job JOB failed:)",
     ),
-    pytest.param(
-        model(published(), deleted_ago=99),
-        observed(removal_job(FAILED, ended_ago=60)),
-        f"the_files_are_to_be_removed | create remove 1 | {DELETING}",
-        id="clean-up failed: again",
+    Case(
+        id="clean-up failed: time to retry",
+        model=model(published(), deleted_ago=99),
+        observed=observed(cleanup_job(FAILED, ended_ago=60)),
+        rule="cleanup_is_due",
+        does="create remove 1",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB was created",
     ),
-    pytest.param(
-        model(published(), deleted_ago=901),
-        observed(removal_job(FAILED, ended_ago=1)),
-        f"the_clean_up_failed | {DELETING}, Stalled=CleanupFailed | CleanupFailed",
+    Case(
         id="clean-up fails for 15 minutes",
+        model=model(published(), deleted_ago=901),
+        observed=observed(cleanup_job(FAILED, ended_ago=1)),
+        rule="cleanup_job_failed",
+        phase="Deleting",
+        ready="not Deleting",
+        stalled="CleanupFailed",
+        events=("CleanupFailed",),
+        message=with_remedy(
+            "clean-up Job JOB failed (LoaderCrashed: Job JOB failed:)", Reason.CLEANUP_FAILED
+        ),
     ),
-    pytest.param(
-        model(published(), deleted_ago=5, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}),
-        observed(removal_job(FAILED)),
-        "the_user_gives_the_files_up | finalizer remove | Ready, Ready=Loaded | ModelDeleted",
-        id="the user gives the files up",
+    Case(
+        id="skip-cleanup annotation",
+        model=model(
+            published(), deleted_ago=5, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}
+        ),
+        observed=observed(cleanup_job(FAILED)),
+        rule="cleanup_is_skipped",
+        does="release",
+        events=("ModelDeleted",),
+        message="annotation sd-operator.dev/skip-cleanup: the files stay on the volume",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(claim=None),
-        "the_claim_is_gone | look | Ready, Ready=Loaded",
-        id="is the claim really gone?",
+    Case(
+        id="claim not in the cache",
+        model=model(published(), deleted_ago=5),
+        observed=observed(claim=None),
+        rule="claim_is_gone",
+        does="refresh",
+        message="PersistentVolumeClaim models is not in the cache",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(claim=None, fresh=True),
-        "the_claim_is_gone | finalizer remove | Ready, Ready=Loaded | ModelDeleted",
+    Case(
         id="claim gone",
+        model=model(published(), deleted_ago=5),
+        observed=observed(claim=None, fresh=True),
+        rule="claim_is_gone",
+        does="release",
+        events=("ModelDeleted",),
+        message="PersistentVolumeClaim models is gone, and the files with it",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(claim=claim(uid="another")),
-        "the_claim_is_gone | finalizer remove | Ready, Ready=Loaded | ModelDeleted",
-        id="claim made anew",
+    Case(
+        id="claim replaced",
+        model=model(published(), deleted_ago=5),
+        observed=observed(claim=claim(uid="another")),
+        rule="claim_is_gone",
+        does="release",
+        events=("ModelDeleted",),
+        message="PersistentVolumeClaim models was replaced; the files are gone",
     ),
-    pytest.param(
-        model(published() | {"loadHash": OTHER}, deleted_ago=5),
-        observed(claim=claim(uid="another")),
-        f"the_files_are_to_be_removed | create remove 0 | {DELETING}",
-        id="claim made anew, and something was loaded onto it",
+    Case(
+        id="claim replaced, and a version was loaded onto it",
+        model=model(published() | {"loadHash": OTHER}, deleted_ago=5),
+        observed=observed(claim=claim(uid="another")),
+        rule="cleanup_is_due",
+        does="create remove 0",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB was created",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(refusal=Refusal("", 403, NOW, namespace_terminating=True)),
-        "the_namespace_ends | finalizer remove | Ready, Ready=Loaded | ModelDeleted",
+    Case(
         id="namespace terminating",
+        model=model(published(), deleted_ago=5),
+        observed=observed(rejection=Rejection("", 403, NOW, namespace_terminating=True)),
+        rule="namespace_is_terminating",
+        does="release",
+        events=("ModelDeleted",),
+        message="namespace art is being deleted, and its volumes with it",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5),
-        observed(refusal=Refusal("no", 403, NOW)),
-        f"the_job_was_refused | {DELETING}",
-        id="clean-up Job refused",
+    Case(
+        id="clean-up Job rejected",
+        model=model(published(), deleted_ago=5),
+        observed=observed(rejection=Rejection("no", 403, NOW)),
+        rule="cleanup_job_was_rejected",
+        phase="Deleting",
+        ready="not Deleting",
+        message="the clean-up Job cannot be created: no",
     ),
-    pytest.param(
-        model(published(), deleted_ago=5, revision="fp17"),
-        observed(),
-        f"the_files_are_to_be_removed | create remove 0 | {DELETING}",
-        id="also with a spec that cannot be read",
+    Case(
+        id="unreadable spec",
+        model=model(published(), deleted_ago=5, revision="fp17"),
+        observed=observed(),
+        rule="cleanup_is_due",
+        does="create remove 0",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB was created",
     ),
 ]
 
 
-@pytest.mark.parametrize(("resource", "seen", "expected"), DELETED)
-def test_what_is_done_about_a_deleted_model(resource: Model, seen: Observed, expected: str) -> None:
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_deleted_model_is_cleaned_up(case: Case) -> None:
     """The finalizer goes when the files are gone, or nothing can be done about them."""
-    assert told(decide(resource, seen)) == expected
+    case.check()

@@ -126,7 +126,7 @@ def test_the_slim_image_is_used_iff_nothing_renders(
     assert fetch["image"] == convert["image"] == getattr(settings.loader, image)
     assert "nvidia.com/gpu" not in fetch["resources"]["limits"]
     assert convert["resources"]["limits"].get("nvidia.com/gpu") == gpus
-    request = LoadRequest.model_validate_json(convert["args"][2])
+    request = LoadRequest.from_argument(convert["args"][2])
     assert request.verify.render is (image == "image")
 
 
@@ -151,7 +151,7 @@ def test_the_request_tells_the_loader_everything() -> None:
         json.dumps(json.loads(args[2]), separators=(",", ":")),
         *args[4::2],
     ]
-    request = LoadRequest.model_validate_json(args[2])
+    request = LoadRequest.from_argument(args[2])
     assert request.git_revision == "v1"
     assert request.model_type == "huggingface"
     assert request.load_hash == model(gitRevision="v1", url="org/repo").wanted
@@ -162,14 +162,14 @@ def test_kubernetes_expands_nothing_in_the_request() -> None:
     url = "https://example.com/$(HOME)/$$m.ckpt"
     args = pod_of(load(CPU, url=url))["containers"][0]["args"]
     assert "$" not in args[2]
-    assert LoadRequest.model_validate_json(args[2]).url == url
+    assert LoadRequest.from_argument(args[2]).url == url
 
 
 def test_a_trained_models_id_becomes_a_link() -> None:
     """By the administrator's template, whose host the loader may call."""
     settings = replace(CPU, trained_url_template="https://trainer.example.com/models/{id}.zip")
     pod = pod_of(load(settings, url="abc-1", modelType="api_trained"))
-    request = LoadRequest.model_validate_json(pod["containers"][0]["args"][2])
+    request = LoadRequest.from_argument(pod["containers"][0]["args"][2])
     assert request.url == "https://trainer.example.com/models/abc-1.zip"
     env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
     assert env["SD_LOADER_ALLOWED_HOSTS"] == "trainer.example.com:443"
@@ -179,7 +179,7 @@ def test_a_trained_models_id_becomes_a_link() -> None:
 def test_a_controlnet_of_the_vendors_table_needs_no_url(model_id: str, repo: str) -> None:
     """The loader is told the repo."""
     args = pod_of(load(CPU, url=None, modelType="controlnet", modelId=model_id))["containers"][0]
-    request = LoadRequest.model_validate_json(args["args"][2])
+    request = LoadRequest.from_argument(args["args"][2])
     assert (request.model_type, request.url) == ("controlnet", repo)
     assert request.model_id == model_id
 
@@ -221,7 +221,7 @@ def test_the_clean_up_job_belongs_to_nobody() -> None:
     assert "ownerReferences" not in manifest["metadata"]
     (container,) = pod_of(manifest)["containers"]
     assert set(container["resources"]["limits"]) == {"memory"}
-    assert RemoveRequest.model_validate_json(container["args"][2]).retain is False
+    assert RemoveRequest.from_argument(container["args"][2]).retain is False
 
 
 def test_names_fit_whatever_the_models_name() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.rules import queue
 from sd_operator.rules.queue import Limits, Waiting
 from tests.support.rules.observed import NOW
@@ -98,4 +99,19 @@ def test_no_room_is_wasted_and_no_limit_broken(
 )
 def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
     """So that a queue that moves on costs few writes."""
-    assert queue.describe(queue.step(position)) == text
+    assert queue.describe_position(queue.shown_position(position)) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        pytest.param(Settings(), Limits(10, 4), id="default"),
+        pytest.param(Settings(max_loads=0, max_loads_per_namespace=0), Limits(), id="0 is none"),
+        pytest.param(
+            Settings(loader=LoaderSettings(kueue_queue="gpus")), Limits(), id="Kueue's business"
+        ),
+    ],
+)
+def test_how_many_loads_may_run(settings: Settings, limits: Limits) -> None:
+    """With a Kueue queue the operator's own limits are off."""
+    assert Limits.from_settings(settings) == limits

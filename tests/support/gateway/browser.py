@@ -39,7 +39,7 @@ DESKTOP = {"width": 1280, "height": 800}
 
 
 def chromium_path() -> str | None:
-    """The browser that CHROMIUM names, else one of the PATH."""
+    """Return the path of Chromium: from CHROMIUM, else from PATH, else None."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -64,39 +64,40 @@ def connected(address: str) -> Iterator[Any]:
 
 @dataclass
 class Tab:
-    """A page of one visitor, with what its console complained of."""
+    """An open page of one visitor."""
 
     page: Any
     url: str
     complaints: list[str] = field(default_factory=list)
+    """Errors and warnings of the page's console, and uncaught errors of its scripts."""
 
     def open(self, path: str) -> None:
         """Go to a page of the gallery."""
         self.page.goto(f"{self.url}/gallery{path}")
 
     def login(self, key: str) -> None:
-        """Log in by the form."""
+        """Log in with the form."""
         self.open("/login")
         self.page.get_by_label("API key").fill(key)
         self.page.get_by_role("button", name="Log in").click()
         self.page.get_by_role("button", name="Log out").wait_for()
 
-    def _note(self, message: Any) -> None:
-        # Chromium's advice comes as verbose; errors of scripts, requests and the CSP as errors.
+    def _record(self, message: Any) -> None:
+        # Chromium reports failed requests and CSP violations as errors, and mere advice as verbose.
         if message.type in ("error", "warning"):
             self.complaints.append(f"{self.page.url}: {message.text}")
 
 
 @contextmanager
 def tab(browser: Any, url: str, **options: Any) -> Iterator[Tab]:
-    """A visitor with a profile of their own; ends with an error where the console had one."""
+    """Open a page with a fresh profile; fail at the end if the page's console has an error."""
     context = browser.new_context(**({"viewport": DESKTOP} | options))
-    opened = Tab(context.new_page(), url)
-    opened.page.set_default_timeout(20_000)
-    opened.page.on("console", opened._note)
-    opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    new_tab = Tab(context.new_page(), url)
+    new_tab.page.set_default_timeout(20_000)
+    new_tab.page.on("console", new_tab._record)
+    new_tab.page.on("pageerror", lambda error: new_tab.complaints.append(str(error)))
     try:
-        yield opened
+        yield new_tab
     finally:
         context.close()
-    assert not opened.complaints, opened.complaints
+    assert not new_tab.complaints, new_tab.complaints

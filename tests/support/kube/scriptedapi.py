@@ -18,7 +18,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api, Listing, NotFoundError, Resource
+from sd_operator.base.errors import NotFoundError
+from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api, Listing, Resource
 from sd_operator.standalone.patch import merge_patch
 
 Json = dict[str, Any]

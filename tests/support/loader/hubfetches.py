@@ -10,8 +10,7 @@ import pytest
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source.hub import fetch_repo
-from tests.support.loader.fetches import QUICK
+from tests.support.loader.fetches import fetch
 from tests.support.models.conversions import load_request
 from tests.support.models.modelindex import INDEX
 
@@ -67,7 +66,7 @@ def write_repo(folder: Path) -> Path:
 def load(settings: Settings, into: Path, **fields: object) -> Fetched:
     """Fetch, with retries that do not wait."""
     request = load_request(model_type="huggingface", **{"url": REPO, **fields})
-    return fetch_repo(request, settings, into, lambda _progress: None, retries=QUICK)
+    return fetch(request, settings, into)
 
 
 def refusal(settings: Settings, into: Path, **fields: object) -> LoaderError:

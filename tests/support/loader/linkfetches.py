@@ -11,8 +11,12 @@ import pytest
 from sd_api.load import LoadRequest
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
+from sd_loader.net.client import HttpClient
+from sd_loader.net.http_errors import Retries
+from sd_loader.net.transport import PACE, Pace
 from sd_loader.settings import Settings
 from sd_loader.source.link import fetch_link
+from sd_loader.source.ref import Checks, SourceRef
 from tests.support.loader.fetches import QUICK
 
 
@@ -41,9 +45,22 @@ def request(url: str, **fields: object) -> LoadRequest:
     )
 
 
-def load(url: str, settings: Settings, into: Path, **fields: object) -> Fetched:
+def load(
+    url: str,
+    settings: Settings,
+    into: Path,
+    retries: Retries = QUICK,
+    pace: Pace = PACE,
+    **fields: object,
+) -> Fetched:
     """Fetch, with retries that do not wait."""
-    return fetch_link(request(url, **fields), settings, into, lambda _progress: None, retries=QUICK)
+    asked = request(url, **fields)
+    ref = SourceRef(
+        url, "spec.url", asked.model_type, git_revision=asked.git_revision, needs_token=True
+    )
+    checks = Checks(asked.sha256, safetensors_only=bool(asked.from_safetensors))
+    client = HttpClient(settings, has_token=asked.credentials, retries=retries, pace=pace)
+    return fetch_link(ref, checks, client, into, lambda _progress: None)
 
 
 def refusal(url: str, settings: Settings, into: Path, **fields: object) -> LoaderError:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from devkit.fakehub import FakeHub
-from sd_api.load import Artifact, LoadRequest, LoadResult, Owner, RemoveRequest
+from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import Spec
+from sd_api.wire import Artifact, LoadResult
 
 OWNER = Owner(uid="uid-1", namespace="ns", name="model")
 NAMESAKE = Owner(uid="uid-2", namespace="ns", name="model")
@@ -89,7 +90,7 @@ class Containers:
         message = self.message(pod)
         text = message.read_text() if message.exists() else ""
         message.unlink(missing_ok=True)
-        return Ended(process.returncode, stdout, stderr, LoadResult.from_message(text))
+        return Ended(process.returncode, stdout, stderr, LoadResult.decode(text))
 
     def message(self, pod: str) -> Path:
         """Where a Pod's termination message goes."""
@@ -114,7 +115,7 @@ class Containers:
 
     def arguments(self, request: LoadRequest | RemoveRequest) -> tuple[str, str, str, str]:
         """The arguments of a Job's container."""
-        return "--request", request.model_dump_json(by_alias=True), "--store", str(self.store)
+        return "--request", request.to_argument(), "--store", str(self.store)
 
 
 def failed(ended: Ended, reason: Reason, message: str) -> None:
@@ -141,18 +142,9 @@ def load_request(
 ) -> LoadRequest:
     """The request that the operator makes of a spec with this url."""
     credentials = fields.pop("credentials", False)
-    model_id = fields.pop("model_id", "model")
-    spec = Spec(url=url, **fields)
-    loading = {name: getattr(spec, name) for name in fields if name != "model_type"}
-    return LoadRequest(
-        owner=owner,
-        model_id=model_id,
-        model_type=spec.effective_model_type(),
-        url=url,
-        load_hash=load_hash(spec, owner.name, reload),
-        credentials=credentials,
-        **loading,
-    )
+    spec = Spec(url=url, **{"model_id": "model", **fields})
+    digest = load_hash(spec, owner.name, reload)
+    return LoadRequest.from_spec(spec, owner, digest, credentials=credentials)
 
 
 def remove_request(owner: Owner = OWNER, *, retain: bool = False) -> RemoveRequest:

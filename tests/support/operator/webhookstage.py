@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from sd_api import names
 from sd_api.status import WebhookEvent
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
 from sd_operator.reconciler.controller import Controller
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import outbox
@@ -40,7 +42,8 @@ class Stage:
 
     def start(self) -> None:
         """Start an operator, which learns what is there."""
-        self.controller = Controller(self.api, self.settings, Metrics(), lambda: self.moment)
+        clock = Clock(lambda: self.moment, time.monotonic)
+        self.controller = Controller(self.api, self.settings, Metrics(), clock)
         self.controller.cache.put_claim(claim())
         for made in self.api.jobs:
             self.controller.cache.put_job(JobView.from_body(made))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator.base import times
-from sd_operator.clients.kube import NotFoundError
+from sd_operator.base.errors import NotFoundError
 from sd_operator.rules import outbox
 from tests.support.rules.observed import NOW, UID, WANTED
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sd_api import names
-from sd_api.load import Artifact, LoadResult, Source
 from sd_api.reasons import Reason
+from sd_api.wire import Artifact, LoadResult, Source
 from sd_operator.base import times
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ClaimView, ContainerView, JobState, JobView, PodView
@@ -124,10 +124,20 @@ LOADED = LoadResult(
 )
 
 
+def ended(name: str, message: str, *, reason: str = "", code: int = 0) -> ContainerView:
+    """A container that ended with this termination message, as the operator reads it."""
+    state = {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+    body = {
+        "metadata": {"name": "sketch-1-x", "namespace": "art", "uid": "p1"},
+        "status": {"containerStatuses": [{"name": name, "state": state}]},
+    }
+    return PodView.from_body(body).containers[0]
+
+
 def answered(name: str, answer: LoadResult) -> ContainerView:
-    """A container that ended with an answer."""
+    """A container that ended with this result."""
     code = int(answer.reason.exit_code) if answer.reason else 0
-    return ContainerView(name, "terminated", "", code, answer.to_message())
+    return ended(name, answer.encode(), code=code)
 
 
 def failed(reason: Reason, message: str = "what and where") -> LoadResult:

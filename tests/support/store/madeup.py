@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest, Source
-from sd_loader import convert, source
+from sd_api.load import LoadRequest, Owner, RemoveRequest
+from sd_api.wire import LoadResult, Source
+from sd_loader import acquire
+from sd_loader.convert import run
 from sd_loader.handover import Converted, Fetched, FileDigest
 from sd_loader.settings import Settings
 from sd_loader.stages import convert_stage, fetch_stage, remove_stage
@@ -29,12 +31,12 @@ class Parts:
     def installed(cls, monkeypatch: pytest.MonkeyPatch) -> Parts:
         """Parts that the stages work with until the test ends."""
         parts = cls()
-        monkeypatch.setattr(source, "fetch", parts.fetch)
-        monkeypatch.setattr(convert, "convert", parts.convert)
+        monkeypatch.setattr(acquire, "acquire", parts.fetch)
+        monkeypatch.setattr(run, "convert", parts.convert)
         return parts
 
     def fetch(
-        self, _request: LoadRequest, _settings: Settings, into: Path, _report: object, **_: object
+        self, _request: LoadRequest, _client: object, into: Path, _report: object, **_: object
     ) -> Fetched:
         """Download one file, in two parts."""
         file = into / "file"

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from sd_api.load import LoadRequest, LoadResult, Owner, RemoveRequest
+from sd_api.load import LoadRequest, Owner, RemoveRequest
+from sd_api.wire import LoadResult
 from sd_loader.__main__ import main
 from sd_loader.handover import Converted
 from sd_loader.store import blobs
@@ -111,20 +112,20 @@ def message_of(root: Path, name: str) -> Path:
 
 def answer(root: Path, name: str = "pod") -> LoadResult:
     """A Pod's answer."""
-    found = LoadResult.from_message(message_of(root, name).read_text())
+    found = LoadResult.decode(message_of(root, name).read_text())
     assert found is not None
     return found
 
 
 def _load(name: str, owner: Owner = OWNER, model_id: str = MODEL_ID, **fields: str) -> Pod:
     asked = request(owner, **fields).model_copy(update={"model_id": model_id})
-    text = asked.model_dump_json(by_alias=True)
+    text = asked.to_argument()
     return Pod((("fetch", "--request", text), ("convert", "--request", text)), name)
 
 
 def _remove(name: str, owner: Owner = OWNER, model_id: str = MODEL_ID, **fields: bool) -> Pod:
     asked = RemoveRequest(owner=owner, model_id=model_id, **fields)
-    return Pod((("remove", "--request", asked.model_dump_json(by_alias=True)),), name)
+    return Pod((("remove", "--request", asked.to_argument()),), name)
 
 
 FIRST = _load("load")

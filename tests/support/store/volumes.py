@@ -9,18 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from sd_api.load import Artifact, Owner, Source
+from sd_api.load import Owner
 from sd_api.reasons import Reason
+from sd_api.wire import Artifact, PublishedFile, Receipt, Source
 from sd_loader.errors import LoaderError
 from sd_loader.store import adopt as adoption
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
-from sd_loader.store.receipt import (
-    PublishedFile,
-    Receipt,
-    folder_digest,
-)
+from sd_loader.store.receipt import folder_digest
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
 

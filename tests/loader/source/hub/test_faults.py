@@ -20,8 +20,7 @@ from sd_loader.handover import Fetched
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
 from sd_loader.source import hub_api
-from sd_loader.source.hub import fetch_repo
-from tests.support.loader.fetches import QUICK
+from tests.support.loader.fetches import QUICK, fetch
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
 from tests.support.tally import Tally
@@ -37,7 +36,7 @@ def load(url: str, into: Path, retries: Retries = QUICK) -> Fetched:
     settings = Settings(hub_endpoint=url, allowed_hosts=frozenset({host}), max_bytes=1 << 20)
     into.mkdir(exist_ok=True)
     request = load_request(url=REPO)
-    return fetch_repo(request, settings, into, lambda _progress: None, retries=retries)
+    return fetch(request, settings, into, retries=retries)
 
 
 def refusal(url: str, into: Path) -> LoaderError:

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from devkit.fakefiles import Faults
-from sd_api.load import Progress
 from sd_api.reasons import Reason
+from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
-from sd_loader.source import fetch
-from sd_loader.source.hub import fetch_repo
+from tests.support.loader.fetches import fetch
 from tests.support.loader.hubfetches import (
     NEEDED,
     REPO,
@@ -51,7 +50,7 @@ def test_a_second_attempt_downloads_what_is_missing(hub, settings, into):
     give_up = Retries(delays=())
     request = load_request(model_type="huggingface", url=REPO)
     with pytest.raises(LoaderError):
-        fetch_repo(request, settings, into, lambda _: None, retries=give_up)
+        fetch(request, settings, into, retries=give_up)
     hub.faults.clear()
     load(settings, into)
     assert hub.bytes_served == sum(len(content) for content in NEEDED.values())
@@ -107,10 +106,10 @@ def test_the_fake_hub_satisfies_the_real_client(hub, tmp_path):
     """So that what is tested against it means something."""
     from huggingface_hub import set_client_factory, snapshot_download
 
-    from sd_loader.net.transport import make_client
+    from sd_loader.net.client import HttpClient
 
     allowed = frozenset({hub.host, hub.cdn_host})
-    set_client_factory(lambda: make_client(Settings(allowed_hosts=allowed)))
+    set_client_factory(HttpClient(Settings(allowed_hosts=allowed)).session)
     folder = snapshot_download(
         REPO,
         endpoint=hub.url,

@@ -16,8 +16,7 @@ from sd_loader.diffusers_repo.component_files import RepoFile, choose_file
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source import fetch
-from tests.support.loader.fetches import TOKEN
+from tests.support.loader.fetches import TOKEN, fetch
 from tests.support.loader.hubfetches import REPO
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request

@@ -6,11 +6,10 @@ import hashlib
 
 import pytest
 
-from sd_api.load import Progress
+from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
-from sd_loader.source import fetch
-from sd_loader.source.link import fetch_link
+from tests.support.loader.fetches import fetch
 from tests.support.loader.linkfetches import (
     BODY,
     SHA256,
@@ -78,7 +77,7 @@ def test_a_later_pod_resumes_and_a_finished_download_is_not_repeated(server, set
     url = server.serve_file("/model", BODY, cut_at=200_000)
     give_up = Retries(delays=())
     with pytest.raises(LoaderError):
-        fetch_link(request(url), settings, into, lambda _progress: None, retries=give_up)
+        load(url, settings, into, give_up)
     assert load(url, settings, into).source.sha256 == SHA256
     assert server.bytes_served == len(BODY)
     server.forget()
@@ -90,7 +89,7 @@ def test_a_file_that_changed_meanwhile_is_downloaded_anew(server, settings, into
     """The If-Range condition keeps halves of two versions apart."""
     url = server.serve_file("/model", BODY, cut_at=200_000)
     with pytest.raises(LoaderError):
-        fetch_link(request(url), settings, into, lambda _: None, retries=Retries(delays=()))
+        load(url, settings, into, Retries(delays=()))
     other = safetensors(310_000)
     server.serve_file("/model", other)
     assert load(url, settings, into).source.sha256 == hashlib.sha256(other).hexdigest()
@@ -100,7 +99,7 @@ def test_another_url_does_not_continue_this_ones_part(server, settings, into):
     """The staging folder may hold the part of a former spec."""
     first = server.serve_file("/one", BODY, cut_at=200_000)
     with pytest.raises(LoaderError):
-        fetch_link(request(first), settings, into, lambda _: None, retries=Retries(delays=()))
+        load(first, settings, into, Retries(delays=()))
     other = safetensors(310_000)
     second = server.serve_file("/two", other)
     assert load(second, settings, into).source.sha256 == hashlib.sha256(other).hexdigest()

@@ -13,9 +13,7 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.net import partial
 from sd_loader.net.transport import Pace
-from sd_loader.source.link import fetch_link
-from tests.support.loader.fetches import QUICK
-from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request
+from tests.support.loader.linkfetches import BODY, SHA256, load, refusal
 from tests.support.paths import ROOT
 
 
@@ -40,14 +38,7 @@ def test_a_drip_is_given_up(server, settings, into):
     """A read timeout alone would wait for ever."""
     url = server.serve_file("/model", BODY, rate=400)
     with pytest.raises(LoaderError, match="too slow") as caught:
-        fetch_link(
-            request(url),
-            settings,
-            into,
-            lambda _progress: None,
-            retries=QUICK,
-            pace=Pace(bytes_per_second=10_000, window_seconds=0.5),
-        )
+        load(url, settings, into, pace=Pace(bytes_per_second=10_000, window_seconds=0.5))
     assert caught.value.reason is Reason.SOURCE_UNREACHABLE
 
 

@@ -7,8 +7,7 @@ import pytest
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
-from sd_loader.source import fetch
-from sd_loader.source.link import fetch_link
+from tests.support.loader.fetches import fetch
 from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, request
 
 
@@ -163,7 +162,7 @@ def test_the_expected_digest_is_enforced(server, settings, into):
 def test_what_may_not_be_called_is_refused(settings, into, url, reason):
     """And a path is never read for an operator's request."""
     with pytest.raises(LoaderError) as caught:
-        fetch_link(request(url), settings, into, lambda _: None, retries=Retries(delays=()))
+        load(url, settings, into, Retries(delays=()))
     assert caught.value.reason is reason
     assert list(into.glob("download")) == []
 

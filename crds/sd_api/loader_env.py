@@ -1,0 +1,136 @@
+"""The environment of the loader: the operator writes it into Jobs, the loader reads it.
+
+Each variable is declared once, with the text that it has. All are optional.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from sd_api.default_parts import format_default_parts, parse_default_parts
+from sd_api.defaults import RETAIN_PREVIOUS_MAX_SECONDS
+from sd_api.trained import check_template
+
+CREDENTIALS_DIR = "/run/secrets/sd"
+"""Where a Job mounts the Secret of spec.credentialsSecretRef."""
+STORE_MOUNT = "/models"
+"""Where a Job mounts the volume."""
+
+_MAX_BYTES = 10**18
+
+
+class LoaderEnvError(ValueError):
+    """A variable has a value that cannot be used; the message names it and what it must be."""
+
+
+@dataclass(frozen=True)
+class _Variable:
+    names: tuple[str, ...]
+    """The first is written; the first that is set is read."""
+    read: Callable[[str], Any]
+    """Raises ValueError for a text that cannot be used."""
+    write: Callable[[Any], str]
+
+
+def _variable(
+    *names: str, read: Callable[[str], Any] = str, write: Callable[[Any], str] = str
+) -> Any:  # noqa: ANN401 - a dataclass field takes the type of its annotation
+    return field(default=None, metadata={"variable": _Variable(names, read, write)})
+
+
+def _read_hosts(text: str) -> frozenset[str]:
+    return frozenset(host.strip().lower() for host in text.split(",") if host.strip())
+
+
+def _write_hosts(hosts: frozenset[str]) -> str:
+    return ",".join(sorted(hosts))
+
+
+def _whole(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) > most:
+            raise ValueError(f"must be a whole number of at most {most}, not {text[:80]!r}")
+        return int(text)
+
+    return read
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderEnv:
+    """The variables of a loader container. None: the variable is not set."""
+
+    termination_log: str | None = _variable("SD_LOADER_TERMINATION_LOG")
+    """File for the result, which Kubernetes reads as the termination message. Empty: no result is
+    written."""
+    allowed_hosts: frozenset[str] | None = _variable(
+        "SD_LOADER_ALLOWED_HOSTS", read=_read_hosts, write=_write_hosts
+    )
+    """Hosts, as host or host:port and separated by commas, that may be called at private addresses
+    and over plain http."""
+    max_bytes: int | None = _variable("SD_LOADER_MAX_BYTES", read=_whole(_MAX_BYTES))
+    """Size limit of one source, in bytes."""
+    retain_previous_seconds: int | None = _variable(
+        "SD_LOADER_RETAIN_PREVIOUS_SECONDS", read=_whole(RETAIN_PREVIOUS_MAX_SECONDS)
+    )
+    """How long the previous version of a model stays on the volume after a reload."""
+    hub_endpoint: str | None = _variable("HF_ENDPOINT")
+    """Base URL of the Hugging Face Hub or of a mirror."""
+    https_proxy: str | None = _variable("HTTPS_PROXY", "https_proxy")
+    """URL of the proxy for downloads."""
+    no_proxy: str | None = _variable("NO_PROXY", "no_proxy")
+    """Hosts, domains and networks that are called without the proxy, separated by commas."""
+    ca_file: str | None = _variable("SSL_CERT_FILE")
+    """PEM file; downloads trust its authorities instead of the public ones."""
+    credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR")
+    """Folder with the source's credentials: the file token and, optionally, the file host."""
+    default_parts: Mapping[str, str] | None = _variable(
+        "SD_LOADER_DEFAULT_PARTS", read=parse_default_parts, write=format_default_parts
+    )
+    """For each base model, the Hub repo that gives what a checkpoint lacks:
+    sd1=ORG/NAME,sdxl=ORG/NAME."""
+    trained_url_template: str | None = _variable(
+        "SD_LOADER_TRAINED_URL_TEMPLATE", read=check_template
+    )
+    """Link of a trained model, with {id} where its id goes. For loads by hand; in Jobs the operator
+    puts the id in."""
+    pod: str | None = _variable("SD_LOADER_POD")
+    """Name of the Pod, which owns its staging folder. Default: the host's name."""
+
+    @classmethod
+    def names_of(cls, field_name: str) -> tuple[str, ...]:
+        """All spellings of a field's variable, the usual one first."""
+        return _variables(cls)[field_name].names
+
+    @classmethod
+    def name_of(cls, field_name: str) -> str:
+        """The variable of a field."""
+        return cls.names_of(field_name)[0]
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Read the variables; raise LoaderEnvError. An empty variable is not set."""
+        values = {}
+        for name, variable in _variables(cls).items():
+            spelling = next((spelling for spelling in variable.names if env.get(spelling)), None)
+            if spelling is not None:
+                try:
+                    values[name] = variable.read(env[spelling])
+                except ValueError as error:
+                    raise LoaderEnvError(f"{spelling} {error}") from None
+        return cls(**values)
+
+    def to_env(self) -> dict[str, str]:
+        """The variables that are set, in the order of the fields."""
+        values = {
+            variable.names[0]: variable.write(value)
+            for name, variable in _variables(type(self)).items()
+            if (value := getattr(self, name)) is not None
+        }
+        return {name: text for name, text in values.items() if text}
+
+
+def _variables(cls: type[LoaderEnv]) -> dict[str, _Variable]:
+    return {one.name: one.metadata["variable"] for one in fields(cls)}

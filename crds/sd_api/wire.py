@@ -1,0 +1,194 @@
+"""What the loader reports: progress lines, its result, and the receipt on the volume.
+
+All of it is untrusted: anyone who can write to the Pod or to the volume can write it. So each kind
+of message has one codec, with a size limit, strict types and bounded values, and no message names a
+path outside the published folder. A newer loader may have written it: fields that this version does
+not know are ignored at every level.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+
+from sd_api.fields import Count, Extensible, LoadHash, Sha256, Uid
+from sd_api.names import PREVIEW_FILE
+from sd_api.reasons import Reason
+
+MESSAGE_MAX_LENGTH = 512
+"""Characters of a result's message."""
+_FILE_NAME_MAX_BYTES = 255
+
+
+class Message(Extensible):
+    """Base of the messages: one codec, one size limit."""
+
+    max_bytes: ClassVar[int]
+    """The limit in bytes of UTF-8."""
+
+    def encode(self) -> str:
+        """The message as JSON, without fields at their default."""
+        return _json(self)
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> Self | None:
+        """Read a message. Return None if it is too long or malformed."""
+        data = text.encode(errors="replace") if isinstance(text, str) else text
+        if len(data) > cls.max_bytes:
+            return None
+        try:
+            return cls.model_validate_json(data, strict=True)
+        except ValidationError:
+            return None
+
+
+def _json(message: Message, indent: int | None = None) -> str:
+    return message.model_dump_json(by_alias=True, exclude_defaults=True, indent=indent)
+
+
+class Stage(StrEnum):
+    """The stages of a load, as progress names them."""
+
+    DOWNLOADING = "Downloading"
+    CONVERTING = "Converting"
+    VERIFYING = "Verifying"
+    PUBLISHING = "Publishing"
+
+
+class Progress(Message):
+    """How far a load is; one JSON line of it on the loader's stdout."""
+
+    max_bytes: ClassVar[int] = 2048
+
+    stage: Stage
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    bytes_done: Count | None = None
+    bytes_total: Count | None = None
+    bytes_per_second: Count | None = None
+    eta_seconds: Count | None = None
+
+
+class Source(Extensible):
+    """What was downloaded."""
+
+    commit: (
+        Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$", max_length=64)] | None
+    ) = Field(default=None, description="The Hub repo's commit.")
+    sha256: Sha256 | None = Field(default=None, description="Digest of a single-file download.")
+    size_bytes: Count | None = Field(default=None, description="Bytes of the source.")
+    format: Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z0-9-]+$")] | None = (
+        Field(default=None, description="safetensors, ckpt or diffusers.")
+    )
+
+
+Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class Artifact(Extensible):
+    """What was published."""
+
+    digest: Sha256 = Field(description="Digest of the folder: of its sorted files and digests.")
+    size_bytes: Count
+    shared_bytes: Count = Field(
+        default=0, description="Bytes that this model shares with others by hard links."
+    )
+    files: Count
+    base_model: Word | None = Field(default=None, description="The architecture family.")
+    pipeline_class: Word | None = Field(default=None, description="diffusers' class.")
+    precision: Word | None = Field(default=None, description="fp32, fp16, bf16 or mixed.")
+    prediction_type: Word | None = Field(default=None, description="What the UNet predicts.")
+
+
+class LoadResult(Message):
+    """The loader's result: its termination message."""
+
+    max_bytes: ClassVar[int] = 2048
+    """Kubernetes keeps 4096 bytes of a termination message. Without `message`, the bounds of all
+    other fields together stay far below the limit."""
+
+    outcome: Literal["loaded", "fetched", "removed", "failed"]
+    reason: Reason | None = None
+    message: Annotated[str, StringConstraints(max_length=MESSAGE_MAX_LENGTH)] = ""
+    source: Source | None = None
+    artifact: Artifact | None = None
+    preview: bool = False
+
+    def encode(self) -> str:
+        """The termination message as JSON; a text in `message` that does not fit is cut."""
+        text = _json(self)
+        if len(text.encode()) <= self.max_bytes:
+            return text
+        shortest = _json(self.model_copy(update={"message": "…"}))
+        start = _cut(self.message, self.max_bytes - len(shortest.encode()))
+        return _json(self.model_copy(update={"message": f"{start}…"}))
+
+
+def _cut(text: str, room: int) -> str:
+    """The longest start of a text that needs at most so many bytes in JSON."""
+    for index, character in enumerate(text):
+        room -= len(json.dumps(character, ensure_ascii=False).encode()) - len('""')
+        if room < 0:
+            return text[:index]
+    return text
+
+
+def _only_names(path: str) -> str:
+    if any(
+        name in {".", ".."} or len(name.encode()) > _FILE_NAME_MAX_BYTES for name in path.split("/")
+    ):
+        raise ValueError("a path in the folder consists of file names")
+    return path
+
+
+RelativePath = Annotated[
+    str,
+    StringConstraints(max_length=1024, pattern=r"^[^/\x00-\x1f]+(/[^/\x00-\x1f]+)*$"),
+    AfterValidator(_only_names),
+]
+
+
+class PublishedFile(Extensible):
+    """One file of a version."""
+
+    sha256: Sha256
+    size: Count
+
+
+class Receipt(Message):
+    """`.sd-receipt.json` in a published version: what it contains and how it was made."""
+
+    max_bytes: ClassVar[int] = 16 << 20
+
+    uid: Uid
+    load_hash: LoadHash
+    source: Source
+    artifact: Artifact
+    message: Annotated[str, StringConstraints(max_length=MESSAGE_MAX_LENGTH)] = Field(
+        default="", description="Warnings of the conversion."
+    )
+    files: dict[RelativePath, PublishedFile]
+
+    def encode(self) -> str:
+        """The file's content, indented for people. Raise ValueError if it is too long."""
+        text = _json(self, indent=2)
+        if len(text.encode()) > self.max_bytes:
+            raise ValueError(f"the receipt of {len(self.files)} files is too long")
+        return text
+
+    def result(self) -> LoadResult:
+        """The result of the load that this receipt proves."""
+        return LoadResult(
+            outcome="loaded",
+            message=self.message,
+            source=self.source,
+            artifact=self.artifact,
+            preview=PREVIEW_FILE in self.files,
+        )
+
+    def sharing(self, count: int) -> Receipt:
+        """The receipt of a version that shares so many bytes with others."""
+        artifact = self.artifact.model_copy(update={"shared_bytes": count})
+        return self.model_copy(update={"artifact": artifact})

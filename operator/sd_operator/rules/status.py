@@ -1,0 +1,127 @@
+"""The status that a step leads to."""
+
+from __future__ import annotations
+
+from sd_api.reasons import ReadyReason, Reason, WebhookReason
+from sd_api.status import (
+    Condition,
+    ConditionType,
+    Phase,
+    Status,
+    StatusArtifact,
+    StatusProgress,
+    WebhookStatus,
+)
+from sd_operator.base import times
+from sd_operator.rules import conditions
+from sd_operator.rules.diagnose import NOT_STARTED, Failure
+from sd_operator.rules.input import Input
+from sd_operator.rules.outbox import OutboxChange
+from sd_operator.rules.step import KeepStalled, LoadRunning, LoadSucceeded, Proceed
+
+
+def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
+    """Return the whole new status; what the step does not change stays as it is."""
+    report, load, model = step.report, step.load, inp.model
+    loaded = load if isinstance(load, LoadSucceeded) else None
+    artifact = loaded.artifact if loaded else _kept_artifact(inp)
+    is_served = loaded is not None or inp.published is not None
+    served = artifact if is_served and not inp.deleting else None
+    progress = load.progress if isinstance(load, LoadRunning) else None
+    updates: dict[str, object] = {
+        "observed_generation": model.generation,
+        "model_id": model.model_id,
+        "model_type": model.model_type,
+        "phase": Phase.READY if served and not report.reconciling else report.phase,
+        "reason": None if report.phase is Phase.READY else report.reason.value,
+        "conditions": _conditions(inp, step, served, outbox),
+        "progress": StatusProgress.of(progress) if progress else None,
+        "artifact": artifact,
+        "source": loaded.source if loaded else (inp.status.source if artifact else None),
+        "webhook": WebhookStatus(outbox=list(outbox.entries)) if outbox.entries else None,
+    }
+    if load is not None:
+        ended = None if isinstance(load, LoadRunning) else times.stamp(load.completion_time)
+        updates |= {
+            "load_hash": inp.wanted,
+            "job": load.job,
+            "start_time": times.stamp(load.start_time),
+            "completion_time": ended,
+        }
+    return inp.status.model_copy(update=updates)
+
+
+def _kept_artifact(inp: Input) -> StatusArtifact | None:
+    """Keep the published artifact while its claim is missing, but not once it was replaced."""
+    return inp.status.artifact if inp.observed.claim is None else inp.published
+
+
+def _conditions(
+    inp: Input, step: Proceed, served: StatusArtifact | None, outbox: OutboxChange
+) -> list[Condition]:
+    report = step.report
+    result = list(inp.status.conditions)
+
+    def put(
+        kind: ConditionType,
+        true: bool,
+        reason: ReadyReason | WebhookReason | Reason,
+        message: str,
+        generation: int,
+    ) -> None:
+        nonlocal result
+        condition = Condition(
+            type=kind,
+            status="True" if true else "False",
+            reason=reason.value,
+            message=conditions.fit(message),
+            observed_generation=generation,
+            last_transition_time=times.stamp(inp.now),
+        )
+        result = conditions.put(result, condition)
+
+    generation = inp.model.generation
+    if served is not None:
+        text = _served_message(inp, step, served)
+        put(ConditionType.READY, True, ReadyReason.LOADED, text, _served_generation(inp, served))
+    else:
+        put(ConditionType.READY, False, report.reason, report.message, generation)
+    if report.reconciling:
+        put(ConditionType.RECONCILING, True, report.reason, report.message, generation)
+    else:
+        result = conditions.drop(result, ConditionType.RECONCILING)
+    match report.stalled:
+        case Failure(reason=reason):
+            put(ConditionType.STALLED, True, reason, report.message, generation)
+        case KeepStalled() if inp.same_load and inp.stalled not in NOT_STARTED:
+            pass
+        case _:
+            result = conditions.drop(result, ConditionType.STALLED)
+    if inp.webhook is None:
+        return conditions.drop(result, ConditionType.WEBHOOK_DELIVERED)
+    if outbox.reason is not None:
+        delivered = outbox.reason is WebhookReason.DELIVERED
+        put(ConditionType.WEBHOOK_DELIVERED, delivered, outbox.reason, outbox.message, generation)
+    return result
+
+
+def published_message(path: str, claim_name: str) -> str:
+    """Return where a model is published, in words."""
+    return f"{path} is published on claim {claim_name}"
+
+
+def _served_message(inp: Input, step: Proceed, served: StatusArtifact) -> str:
+    """Return where the model is served, with the note that the loader left about its load."""
+    if isinstance(step.load, LoadSucceeded):
+        return step.report.message
+    text = published_message(served.path, served.claim_name)
+    previous = inp.ready.message if inp.ready is not None else ""
+    return previous if previous.startswith(f"{text}. ") else text
+
+
+def _served_generation(inp: Input, served: StatusArtifact) -> int:
+    """Return the generation that is served; an edit outside the loadHash is served at once."""
+    ready = inp.ready
+    if served.load_hash != inp.wanted and ready is not None and ready.status == "True":
+        return ready.observed_generation or 0
+    return inp.model.generation

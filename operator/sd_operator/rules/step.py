@@ -1,0 +1,100 @@
+"""What one rule decides, before its effects on status, Events and webhooks are worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from sd_api.reasons import ReadyReason, Reason
+from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource
+from sd_api.wire import Progress
+from sd_operator.rules.decision import AddFinalizer, JobAction, Refresh, Wait
+from sd_operator.rules.diagnose import NOT_STARTED, Failure
+from sd_operator.rules.input import Input
+
+
+@dataclass(frozen=True)
+class KeepStalled:
+    """Keep the condition Stalled while a load that failed before is retried."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the status reports about a model."""
+
+    phase: Phase
+    reason: ReadyReason | Reason
+    """The reason of Reconciling, and of Ready while nothing is published."""
+    message: str
+    """The message of the same conditions."""
+    reconciling: bool = False
+    """Whether a load is under way: the condition Reconciling."""
+    stalled: Failure | KeepStalled | None = None
+    """The condition Stalled: for a new failure, kept as it is, or removed."""
+
+    @classmethod
+    def of_failure(cls, failure: Failure, job_name: str = "", note: str = "") -> Report:
+        """Report a load that failed or cannot start; note: a sentence after the remedy."""
+        phase = Phase.PENDING if failure.reason in NOT_STARTED else Phase.FAILED
+        text = failure.text(job_name, note)
+        return cls(phase, failure.reason, text, stalled=failure)
+
+
+@dataclass(frozen=True)
+class LoadRunning:
+    """A load whose Job has not ended."""
+
+    job: JobStatus
+    start_time: datetime
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """A load whose Job failed, or succeeded without a result."""
+
+    job: JobStatus
+    start_time: datetime
+    completion_time: datetime
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class LoadSucceeded:
+    """A load whose result is published."""
+
+    job: JobStatus
+    start_time: datetime
+    completion_time: datetime
+    artifact: StatusArtifact
+    source: StatusSource
+
+
+Load: TypeAlias = LoadRunning | LoadFailed | LoadSucceeded
+
+
+@dataclass(frozen=True)
+class Proceed:
+    """Report on the model, and change its Jobs where needed."""
+
+    report: Report
+    load: Load | None = None
+    """The load that the status describes from now on; None leaves these fields as they are."""
+    job: JobAction | None = None
+    wake_after: float | None = None
+    """Seconds until the next pass, if no event comes earlier; None means at the resync."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Let the deleted resource go: we have nothing left to do for it."""
+
+    why: str
+
+
+Step: TypeAlias = Refresh | Wait | AddFinalizer | Finish | Proceed
+
+Rule: TypeAlias = Callable[[Input], Step | None]
+"""A rule returns its step, or None if it does not apply."""

@@ -1,0 +1,109 @@
+"""The requests that the operator writes and the loader reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sd_api.load import LoadRequest, Owner, RemoveRequest, Request
+from sd_api.spec import LoadFields, ModelType, Spec, Weights
+
+LINK = "https://models.example.com/a.safetensors"
+OWNER = Owner(uid="1", namespace="art", name="sketch")
+HASH = "0123456789abcdef"
+EVERY = {
+    "url": LINK,
+    "modelType": "lora",
+    "fromSafetensors": True,
+    "revision": "fp16",
+    "upcastAttention": True,
+    "gitRevision": "v2.1",
+    "sha256": "0" * 64,
+    "weights": "ema",
+    "baseModel": "sdxl",
+    "predictionType": "v_prediction",
+    "originalConfig": "https://models.example.com/a.yaml",
+    "vae": {"url": "org/vae"},
+    "verify": {"weights": True, "render": False, "prompt": "a fox", "steps": 20},
+}
+"""A value for each load-affecting field."""
+
+
+def request(**spec: Any) -> LoadRequest:
+    """The request for a spec."""
+    return LoadRequest.from_spec(Spec.model_validate(spec), OWNER, HASH)
+
+
+def test_a_request_carries_each_load_affecting_field_of_the_spec() -> None:
+    """A field that is added to the spec reaches the loader."""
+    assert {str(field.alias) for field in LoadFields.model_fields.values()} == EVERY.keys()
+    assert EVERY.items() <= json.loads(request(**EVERY).to_argument()).items()
+
+
+def test_a_request_carries_only_fields_that_are_set() -> None:
+    """An older loader accepts the request as long as it knows all that is asked."""
+    assert json.loads(request(url=LINK).to_argument()) == {
+        "url": LINK,
+        "modelType": "custom_ckpt",
+        "owner": {"uid": "1", "namespace": "art", "name": "sketch"},
+        "modelId": "sketch",
+        "loadHash": HASH,
+    }
+
+
+def test_a_request_has_the_effective_values() -> None:
+    """Defaults that depend on another field or on the resource's name are filled in."""
+    canny = Owner(uid="1", namespace="art", name="canny")
+    asked = LoadRequest.from_spec(Spec(model_type=ModelType.CONTROLNET), canny, HASH)
+    assert (asked.url, asked.model_id) == ("lllyasviel/control_v11p_sd15_canny", "canny")
+    assert request(url="org/name").model_type is ModelType.HUGGINGFACE
+    assert request(url=LINK, modelId="My_Model").model_id == "My_Model"
+    assert request(url=LINK).weights is Weights.STANDARD
+
+
+def test_a_spec_without_a_source_has_no_request() -> None:
+    """The url is required here."""
+    with pytest.raises(ValidationError, match="url"):
+        request(modelType="controlnet")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(request(**EVERY), id="load"),
+        pytest.param(request(url=LINK), id="load of a url"),
+        pytest.param(RemoveRequest(owner=OWNER, model_id="m", retain=True), id="remove"),
+    ],
+)
+def test_a_request_survives_the_way_through_the_argument(asked: Request) -> None:
+    """What the operator wrote is what the loader reads."""
+    assert type(asked).from_argument(asked.to_argument()) == asked
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        pytest.param("later", 1, id="in the request"),
+        pytest.param("owner.later", 1, id="in the owner"),
+        pytest.param("vae.later", 1, id="in the vae"),
+        pytest.param("verify.later", 1, id="in verify"),
+        pytest.param("webhook", "https://hooks.example.com", id="not load-affecting"),
+        pytest.param("verify.steps", "20", id="a number as a string"),
+        pytest.param("upcastAttention", "true", id="a truth as a string"),
+        pytest.param("credentials", 1, id="a truth as a number"),
+        pytest.param("loadHash", "x", id="no hash"),
+    ],
+)
+def test_a_request_is_strict_and_closed_at_every_level(path: str, value: object) -> None:
+    """A loader refuses what it does not know, rather than load something else."""
+    raw = json.loads(request(**EVERY).to_argument())
+    *parents, name = path.split(".")
+    node = raw
+    for parent in parents:
+        node = node[parent]
+    node[name] = value
+    with pytest.raises(ValidationError, match=name):
+        LoadRequest.from_argument(json.dumps(raw))

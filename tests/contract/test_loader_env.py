@@ -1,0 +1,112 @@
+"""The environment of the loader: what the operator writes is what the loader reads."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from sd_api.loader_env import LoaderEnv, LoaderEnvError
+
+EVERY: dict[str, tuple[Any, str, str]] = {
+    "termination_log": (
+        "/dev/termination-log",
+        "SD_LOADER_TERMINATION_LOG",
+        "/dev/termination-log",
+    ),
+    "allowed_hosts": (
+        frozenset({"mirror.example.com", "10.0.0.1:8080"}),
+        "SD_LOADER_ALLOWED_HOSTS",
+        "10.0.0.1:8080,mirror.example.com",
+    ),
+    "max_bytes": (10**10, "SD_LOADER_MAX_BYTES", "10000000000"),
+    "retain_previous_seconds": (0, "SD_LOADER_RETAIN_PREVIOUS_SECONDS", "0"),
+    "hub_endpoint": ("https://hub.example.com", "HF_ENDPOINT", "https://hub.example.com"),
+    "https_proxy": ("http://proxy.example.com", "HTTPS_PROXY", "http://proxy.example.com"),
+    "no_proxy": (".example.com", "NO_PROXY", ".example.com"),
+    "ca_file": ("/ca.crt", "SSL_CERT_FILE", "/ca.crt"),
+    "credentials_dir": ("/run/secrets/sd", "SD_LOADER_CREDENTIALS_DIR", "/run/secrets/sd"),
+    "default_parts": (
+        {"sdxl": "org/xl", "sd1": "org/one"},
+        "SD_LOADER_DEFAULT_PARTS",
+        "sd1=org/one,sdxl=org/xl",
+    ),
+    "trained_url_template": (
+        "https://trainer.example.com/{id}",
+        "SD_LOADER_TRAINED_URL_TEMPLATE",
+        "https://trainer.example.com/{id}",
+    ),
+    "pod": ("sketch-0", "SD_LOADER_POD", "sketch-0"),
+}
+"""For each field a value, its variable and its text."""
+
+
+def test_each_variable_has_a_case() -> None:
+    """A variable that is added is added here."""
+    assert EVERY.keys() == {field.name for field in fields(LoaderEnv)}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_variable_is_read_as_it_was_written(name: str) -> None:
+    """The text is fixed: charts and people write it, too."""
+    value, variable, text = EVERY[name]
+    written = LoaderEnv(**{name: value})
+    assert LoaderEnv.name_of(name) == variable
+    assert written.to_env() == {variable: text}
+    assert LoaderEnv.from_env({variable: text}) == written
+
+
+def test_all_variables_survive_together() -> None:
+    """They do not depend on each other."""
+    written = LoaderEnv(**{name: value for name, (value, _, _) in EVERY.items()})
+    assert LoaderEnv.from_env(written.to_env()) == written
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_empty_variable_is_not_set(name: str) -> None:
+    """Kubernetes manifests often set empty values."""
+    assert LoaderEnv.from_env({EVERY[name][1]: ""}) == LoaderEnv()
+
+
+def test_what_is_not_set_is_not_written() -> None:
+    """Empty values are not set either."""
+    assert LoaderEnv().to_env() == {}
+    assert LoaderEnv(allowed_hosts=frozenset(), no_proxy="", default_parts={}).to_env() == {}
+
+
+def test_hosts_are_read_in_lower_case() -> None:
+    """With blanks around them, as people write lists."""
+    env = {"SD_LOADER_ALLOWED_HOSTS": " Mirror.Example.com , 10.0.0.1:8080,"}
+    assert LoaderEnv.from_env(env).allowed_hosts == {"mirror.example.com", "10.0.0.1:8080"}
+
+
+@pytest.mark.parametrize("name", ["https_proxy", "no_proxy"])
+def test_the_proxy_may_be_spelled_in_lower_case(name: str) -> None:
+    """As many programs read it; the upper-case spelling wins."""
+    env = {name: "lower"}
+    assert getattr(LoaderEnv.from_env(env), name) == "lower"
+    assert getattr(LoaderEnv.from_env({**env, name.upper(): "upper"}), name) == "upper"
+    assert LoaderEnv.from_env({"hf_endpoint": "lower"}) == LoaderEnv()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("SD_LOADER_MAX_BYTES", "10G", "must be a whole number of at most 1000000000000000000"),
+        ("SD_LOADER_MAX_BYTES", "-1", "must be a whole number"),
+        ("SD_LOADER_MAX_BYTES", "1_000", "must be a whole number"),
+        ("SD_LOADER_MAX_BYTES", "9" * 5000, "must be a whole number"),
+        ("SD_LOADER_RETAIN_PREVIOUS_SECONDS", "3153600001", "of at most 3153600000"),
+        ("SD_LOADER_DEFAULT_PARTS", "sd9=org/name", "must be entries BASE=ORG/NAME"),
+        ("SD_LOADER_TRAINED_URL_TEMPLATE", "https://{id}/x", "must be an http(s) link with {id}"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(variable: str, text: str, message: str) -> None:
+    """The message is short and on one line, whatever the value."""
+    with pytest.raises(LoaderEnvError) as error:
+        LoaderEnv.from_env({variable: text})
+    assert str(error.value).startswith(f"{variable} must be ")
+    assert message in str(error.value)
+    assert len(str(error.value)) < 250
+    assert str(error.value).isprintable()
