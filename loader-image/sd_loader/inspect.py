@@ -1,4 +1,4 @@
-"""`sd-loader inspect`: what a model file is, found by planning its load."""
+"""`sd-loader inspect`: finds out what a model file is by planning its conversion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TITLE = "modelspec.title"
 
 
 class Inspection(Contract):
-    """What a file is. The words are those of status.artifact; size_bytes is the tensors'."""
+    """What a file is, in the words of status.artifact."""
 
     model_type: ModelType
     format: str
@@ -27,6 +27,7 @@ class Inspection(Contract):
     precision: str
     tensors: int
     size_bytes: int
+    """Bytes of the tensors."""
     title: str | None
     warnings: tuple[str, ...]
 
@@ -35,7 +36,7 @@ class Inspection(Contract):
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
     def to_text(self) -> str:
-        """A line for each thing known."""
+        """One line for each known property."""
         lines = {
             "model type": self.model_type,
             "format": self.format,
@@ -51,7 +52,7 @@ class Inspection(Contract):
 
 
 def inspect(path: Path) -> Inspection:
-    """Say what a file is; raises LoaderError where `load` would refuse it."""
+    """Find out what a file is. Raises LoaderError if `load` would refuse it."""
     with open_tensor_file(path) as file:
         # An unknown file is refused as the type that most users bring.
         model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT

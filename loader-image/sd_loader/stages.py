@@ -1,6 +1,6 @@
-"""The loader's commands, step by step: fetch, convert, remove, and load, which is both.
+"""The steps of the loader's commands: fetch, convert, remove, and load, which fetches and converts.
 
-Each may be run again at any time, and goes on from what it finds on the volume.
+Each may run again at any time, and continues from what it finds on the volume.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from sd_loader.store.volume import Volume
 log = logging.getLogger(__name__)
 
 _ADDED = (PREVIEW_FILE, RECEIPT_FILE)
-"""What is put beside the converted files; an attempt that failed later leaves it there."""
+"""Files that are added to the converted ones. A failed attempt may have left them."""
 
 
 def fetch_stage(
@@ -58,7 +58,7 @@ def fetch_stage(
     *,
     allow_local: bool = False,
 ) -> LoadResult:
-    """Download the source, unless this very load is on the volume already."""
+    """Download the source, unless this load is already on the volume."""
     # Imported here: a removal does without HTTP and formats, and starts faster.
     from sd_loader.acquire import acquire
     from sd_loader.net.client import HttpClient
@@ -98,7 +98,7 @@ def fetch_stage(
 def convert_stage(
     request: LoadRequest, store: Path, settings: Settings, report: Report
 ) -> LoadResult:
-    """Convert and publish what this Pod has fetched, unless that is done already."""
+    """Convert and publish what this Pod fetched, unless this load is already published."""
     # Imported here, as in fetch_stage.
     from sd_loader.convert import run
 
@@ -135,24 +135,24 @@ def convert_stage(
 
 
 def load(request: LoadRequest, store: Path, settings: Settings, report: Report) -> LoadResult:
-    """Fetch and convert in one process, on behalf of a person, whose own files may be read."""
+    """Fetch and convert in one process for a person, whose own files may be read."""
     fetch_stage(request, store, settings, report, allow_local=True)
     return convert_stage(request, store, settings, report)
 
 
 def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
-    """Remove a deleted model's files, or keep them for its next namesake."""
+    """Remove a deleted model's files, or keep them for the next model of its name."""
     with Volume.open(store) as volume:
         if request.retain:
             removal.release(volume, request.owner)
         else:
-            removal.remove(volume, request.owner, request.model_id)
+            removal.remove_model(volume, request.owner, request.model_id)
     return LoadResult(outcome="removed")
 
 
 @contextmanager
 def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
-    """Open the volume; a load that fails for good leaves no folders of its own."""
+    """Open the volume. A load that fails permanently leaves no folders of its own."""
     with Volume.open(store) as volume:
         try:
             yield volume
@@ -167,10 +167,10 @@ def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
 def _freeing(staging: Staging, *, keep_out: bool) -> Iterator[Staging]:
     """On failure free the space that no later attempt can use.
 
-    That is all of it, or what was converted, which the next attempt does anew unless it was
-    converted while it came. On a full volume the finished download goes as well: it would spare
-    the next attempt a download, but two loads that fit one after the other would keep each other
-    from ending for ever, each holding what the other needs.
+    keep_out: whether the next attempt can use the converted files, as it can if they were converted
+    during the download. A permanent failure frees everything. That includes a full volume: a
+    finished download would spare the next attempt some time, but two loads that only fit one after
+    the other would block each other for ever.
     """
     try:
         yield staging
@@ -203,7 +203,7 @@ def _publish(
 
 @contextmanager
 def _published_anyway() -> Iterator[None]:
-    """What fails in here is left to the next load."""
+    """Log a failure and leave its work to the next load."""
     try:
         yield
     except (OSError, LoaderError) as error:
@@ -216,9 +216,9 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
 
 
 def _recorded(staging: Staging) -> Fetched | None:
-    """The finished download, if all of it is there still.
+    """The record of the finished download. None if files are missing.
 
-    A record of another version of the loader does not count.
+    A record of another version of the loader is ignored.
     """
     try:
         found = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
@@ -245,10 +245,10 @@ def _fetched(source: Source) -> LoadResult:
 def _rendered(
     request: LoadRequest, out: Folder, converted: Converted, report: Report
 ) -> tuple[Converted, dict[str, PublishedFile]]:
-    """Try the folder as it will be read, if asked for; the preview becomes one of its files."""
+    """Render an image with the folder if the request says so. Add it to the folder as a file."""
     if not request.verify.render:
         return converted, {}
-    # Imported here: it brings torch, and needs gigabytes.
+    # Imported here: it imports torch, which needs gigabytes of memory.
     from sd_loader.render import render
 
     rendered = render(out.path, converted, conversion_of(request), report)
@@ -267,7 +267,7 @@ def _receipt(
     converted: Converted,
     preview: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # The artifact is the model: the same weights have the same digest, rendered or not.
+    # Without the preview, so that the same weights have the same digest, rendered or not.
     files = converted.files
     return Receipt(
         uid=request.owner.uid,
@@ -293,7 +293,7 @@ def _receipt(
 
 
 def _check_inventory(found: list[str], converted: Converted) -> None:
-    """What is published is what the conversion vouches for, file by file."""
+    """Refuse to publish files that the conversion does not list, or that are missing."""
     unexpected = set(found) ^ set(converted.files)
     if unexpected:
         raise RuntimeError(f"the conversion did not account for {sorted(unexpected)}")

@@ -1,7 +1,7 @@
-"""Converts a link's file while it downloads: only what is needed of it, each byte to its place.
+"""Converts a link's file during its download, and downloads only the bytes that are needed.
 
-The file's outline comes first, and the conversion is planned from it; then come the ranges that
-the plan needs. A later process goes on from what is durable. If the server does not serve ranges
+The file's outline comes first, and the conversion is planned from it. Then come the ranges that the
+plan needs. A later process continues from what is durable. If the server does not serve ranges
 of one known version, the file is downloaded first instead.
 """
 
@@ -33,14 +33,14 @@ from sd_loader.tensors import TensorFile
 LEAST_BYTES = 16 << 20
 """A smaller file is downloaded in less time than it takes to ask for its parts."""
 _OUTLINE = "download"
-"""Named as a finished download is, since messages begin with it."""
+"""Named like a finished download, since messages begin with the name."""
 _RECORD = ".streamed.json"
-"""Among the files that it is about, so that it goes when they do."""
+"""In the folder of the files that it is about, so that it is removed with them."""
 
 
 @dataclass(frozen=True)
 class IncomingFile:
-    """A remote file of which the outline is here: what its tensors are, but not their bytes."""
+    """A remote file whose outline is here: the tensors are known, their bytes still missing."""
 
     remote: RemoteFile
 
@@ -50,7 +50,7 @@ class IncomingFile:
     _outline: Outline
     _fd: int
     _is_new: bool
-    """Whether no earlier process began with this file."""
+    """Whether no earlier process began this file."""
 
     @property
     def source(self) -> Source:
@@ -65,7 +65,7 @@ class IncomingFile:
         out: Path,
         report: Report,
     ) -> Converted:
-        """Bring what the plan needs of the file into `out`.
+        """Download what the plan needs of the file, and write the converted files to `out`.
 
         others: open files that the plan also takes tensors from. `out` may hold what an earlier
         process wrote.
@@ -87,7 +87,7 @@ class IncomingFile:
 
 @contextmanager
 def open_incoming(remote: RemoteFile, into: Path) -> Iterator[IncomingFile | None]:
-    """Bring a remote file's outline into a folder; None if the file must be downloaded first."""
+    """Download a remote file's outline into a folder. None if the file must be downloaded first."""
     if remote.size < LEAST_BYTES:
         yield None
         return
@@ -106,13 +106,13 @@ def open_incoming(remote: RemoteFile, into: Path) -> Iterator[IncomingFile | Non
 
 
 def forget(into: Path, out: Path) -> None:
-    """Leave nothing to a download that takes the place of streaming."""
+    """Remove everything, before the file is downloaded instead of streamed."""
     (into / _OUTLINE).unlink(missing_ok=True)
     _clear(out)
 
 
 def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants, Sequence[str]]:
-    """What is needed, with the local headers of the storages that it lies in."""
+    """The ranges that the plan needs, and the local headers of the storages they are in."""
     weights = wants_of(plan.files, file.fd)
     by_position = sorted(weights.ordered, key=lambda want: want.start)
     ends = [want.end for want in by_position]
@@ -143,20 +143,20 @@ def _bring(remote: RemoteFile, wants: Wants, folder: StreamedFolder, report: Rep
 
 @dataclass(frozen=True)
 class _Record:
-    """How many wants are done, of one version of a source and one plan."""
+    """How many wants are done, for one version of a source and one plan."""
 
     path: Path
     key: str
 
     def done(self) -> int:
-        """What is recorded; 0 where it is about something else."""
+        """The recorded number; 0 if the record is about something else."""
         try:
             record = json.loads(self.path.read_bytes())
         except (FileNotFoundError, ValueError):
             return 0
         if not isinstance(record, dict) or record.get("key") != self.key:
             return 0
-        # What was written is in this machine's memory, if it is still up.
+        # Written bytes are in this machine's memory as long as it is up.
         boot = _boot()
         is_up = boot is not None and record.get("boot") == boot
         done = record.get("written" if is_up else "durable")
@@ -171,7 +171,7 @@ class _Record:
 
 
 def _boot() -> str | None:
-    """What tells this run of this machine from others."""
+    """The id of this machine's boot. None if it is not known."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -179,7 +179,7 @@ def _boot() -> str | None:
 
 
 def _key(remote: RemoteFile, plan: FolderPlan, wants: Wants) -> str:
-    """Tells apart what may not be continued by the other."""
+    """A digest of the source and the plan: only the same one may be continued."""
     digest = hashlib.sha256()
     for part in (remote.resource.url, remote.version, remote.size):
         digest.update(f"{part}\n".encode())

@@ -101,7 +101,7 @@ def test_load_has_an_option_for_each_load_affecting_field(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        pytest.param("no/such/file.ckpt", "is no file", id="missing"),
+        pytest.param("no/such/file.ckpt", "is not a file", id="missing"),
         pytest.param("/proc/self/mem", "cannot be read", id="unreadable"),
         pytest.param("a" * 300, "cannot be read: File name too long", id="no file's name"),
     ],

@@ -1,4 +1,4 @@
-"""A source's token: read from the Secret's files, and sent to the one host it is for."""
+"""Reads the token from the Secret's files, and says which host it may be sent to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _MAX_BYTES = 16 * 1024
 
 @dataclass(frozen=True)
 class Credentials:
-    """A token and the host (`host` or `host:port`) it may be sent to; None: not stated."""
+    """The content of a credentials Secret."""
 
     token: str = field(repr=False)
+
     host: str | None
+    """The only host (`host` or `host:port`) that the token is sent to. None if the Secret has none.
+    """
 
 
 def read_credentials(folder: Path) -> Credentials:
@@ -30,7 +33,7 @@ def read_credentials(folder: Path) -> Credentials:
             Reason.SECRET_NOT_FOUND, "the credentials Secret, or its key `token`, is missing"
         )
     if not re.fullmatch(r"[!-~]+", token):
-        # Found out here, since an HTTP library would put the whole header into its complaint.
+        # Checked here, since an HTTP library would quote the whole header in its error.
         raise LoaderError(
             Reason.SECRET_NOT_FOUND,
             "the credentials Secret's key `token` is not one word of printable ASCII",
@@ -57,7 +60,7 @@ def refusal(
     if allowed not in {shown, f"{host}:{port}"}:
         # The Secret's own host is not shown: people put tokens into the wrong key.
         return f"the credentials Secret is for another host than {field}'s, {shown}"
-    # Over plain http only where the administrator allowed the host: a mirror in the cluster.
+    # Plain http is only for hosts that the administrator allows, such as a mirror in the cluster.
     if parts.scheme != "https" and not guard.allows(name, port):
         return f"tokens are not sent to {shown} over plain http"
     return None

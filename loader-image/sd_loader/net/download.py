@@ -1,7 +1,7 @@
-"""One file over HTTP: resumed where it stopped, digested on the way, never more than agreed.
+"""Downloads one file over HTTP: resumes it, computes its digest, and limits its size.
 
-Beside the file lie, while it is incomplete, `<name>.part` with its bytes, and always `<name>.note`
-with what a later attempt must know: of which url and version the bytes are.
+`<name>.part` beside the file holds the bytes of an incomplete download. `<name>.note` tells a later
+attempt which url and which version of the file the bytes are from.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ _TELLING_BYTES = 64
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to download.
-
-    size, sha256: what it must be, where that is known. own_digest: the source itself says so,
-    and wrong bytes are worth one fresh try.
-    inspect: raises for first bytes (of a file so long) that cannot be the file wanted.
-    """
+    """A file to download."""
 
     url: str
+
     path: Path
+    """Where the finished file is put."""
+
     size: int | None = None
+    """The size that the file must have. None if it is not known."""
+
     sha256: str | None = None
+    """The digest that the file must have. None if it is not known."""
+
     inspect: Inspect = lambda _head, _size: None
+    """Takes the file's first bytes and its size. Raises LoaderError if the file cannot be used."""
+
     own_digest: bool = False
+    """Whether the source itself gives the digest. Then wrong bytes are downloaded once more."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,19 @@ class Got:
 
 @dataclass(frozen=True)
 class Downloader:
-    """Downloads files. token: sent to the origin of each file's url, and to no other."""
+    """Downloads files over one set of connections."""
 
     client: httpx2.Client
     max_bytes: int
     token: str | None = field(default=None, repr=False)
+    """Sent to the origin of each file's url, and not to others."""
     retries: Retries = RETRIES
 
     def get(self, wanted: Wanted, on_bytes: OnBytes) -> Got:
-        """Download a file, or finish a download; on_bytes hears of the bytes so far and in all."""
+        """Download a file, or finish its download.
+
+        on_bytes is called with the bytes that are here and the total, if it is known.
+        """
         done = PartialDownload.finished(wanted.path, wanted.url)
         if done is not None and wanted.sha256 in (None, done[0]):
             return Got(*done)
@@ -71,16 +80,16 @@ class Downloader:
             except LoaderError as error:
                 if not wanted.own_digest or error.reason is not Reason.DIGEST_MISMATCH:
                     raise
-                # Bits flip on the way; what is wrong twice in a row is wrong at the source.
+                # Bits may flip on the way; if the bytes are wrong twice, the source is wrong.
                 partial.restart(None)
                 got = self._whole(wanted, partial, on_bytes)
             partial.finish()
             return got
 
     def _whole(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> Got:
-        """Receive what is missing of the file, and compare it with what is known of the file."""
+        """Receive the missing bytes, and compare the file with what is known of it."""
         self.retries.run(lambda: self._attempt(wanted, partial, on_bytes), lambda: partial.size)
-        # Not only at the first chunk: it may have been too short to tell.
+        # Again, since the first chunk may have been too short.
         wanted.inspect(partial.head(), partial.size)
         if wanted.sha256 not in (None, partial.sha256):
             raise LoaderError(
@@ -102,14 +111,14 @@ class Downloader:
     def _answer(
         self, wanted: Wanted, partial: PartialDownload
     ) -> AbstractContextManager[httpx2.Response]:
-        """Ask for what is missing."""
+        """Ask for the missing bytes."""
         headers = {}
         if partial.size and partial.validator:
             headers = {"Range": f"bytes={partial.size}-", "If-Range": partial.validator}
         return Resource(self.client, wanted.url, self.token).get(headers)
 
     def _start(self, response: httpx2.Response, wanted: Wanted, partial: PartialDownload) -> None:
-        """Bring the partial file to where the body begins, and refuse a body that cannot fit."""
+        """Move to the position at which the body begins, and refuse a body that cannot fit."""
         shown = redact_url(str(response.url))
         match response.status_code:
             case 206 if partial.size and validator(response) not in (None, partial.validator):
@@ -161,7 +170,7 @@ class Downloader:
             partial.append(chunk)
             on_bytes(partial.size, total)
         if stated is not None and partial.size != stated:
-            # A server may answer with less than the range that it was asked for.
+            # A server may send less than the range that was requested.
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
                 f"{redact_url(wanted.url)} sent {partial.size} of {stated} bytes",
@@ -171,7 +180,7 @@ class Downloader:
 
 
 def too_large(url: str, what: str, limit: int) -> LoaderError:
-    """The error of a file above the limit."""
+    """The error for a file that exceeds the limit."""
     return LoaderError(Reason.TOO_LARGE, f"{redact_url(url)} {what}; the limit is {limit} bytes")
 
 

@@ -1,4 +1,4 @@
-"""The part of a file that has been downloaded, and the space there is for the rest."""
+"""A partial download on the volume, and whether the rest fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _USELESS = {
     Reason.UNSAFE_MODEL,
     Reason.UNSUPPORTED_FORMAT,
 }
-"""Errors after which the bytes got so far are not worth their space."""
+"""Errors after which the bytes that are here are of no use."""
 _PART = ".part"
 _NOTE = ".note"
 _CHUNK = 1 << 20
@@ -28,10 +28,7 @@ _HEAD = 1024
 
 
 class PartialDownload:
-    """`<name>.part`, its running digest, and `<name>.note` that says what it is a part of.
-
-    validator: what the server knows this version of the file by; None where it tells none.
-    """
+    """`<name>.part` with its running digest, and `<name>.note` with its url and version."""
 
     def __init__(self, path: Path, url: str) -> None:
         self._path = path
@@ -39,6 +36,7 @@ class PartialDownload:
         self._hash = hashlib.sha256()
         self.size = 0
         self.validator: str | None = None
+        """The server's name for this version of the file. None if it gives none."""
         note = _read_note(path, url)
         with storage_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +51,7 @@ class PartialDownload:
 
     @staticmethod
     def finished(path: Path, url: str) -> tuple[str, int] | None:
-        """Digest and size of a file that an earlier attempt finished."""
+        """Digest and size of the file if an earlier attempt finished it, else None."""
         note = _read_note(path, url)
         sha256, size = note.get("sha256"), note.get("size")
         if not isinstance(sha256, str) or not isinstance(size, int):
@@ -105,7 +103,7 @@ class PartialDownload:
             _part(self._path).replace(self._path)
 
     def _discard(self) -> None:
-        """Free the space: these bytes are of no use."""
+        """Free the space."""
         _part(self._path).unlink(missing_ok=True)
         _note(self._path).unlink(missing_ok=True)
 
@@ -134,7 +132,7 @@ class PartialDownload:
 
 
 def ensure_space(folder: Path, needed: int) -> None:
-    """Raise before the first byte of what will not fit."""
+    """Refuse a download that does not fit, before its first byte."""
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
     if needed > free:
@@ -158,12 +156,12 @@ def _note(path: Path) -> Path:
 
 
 def _digest_of(url: str) -> str:
-    """Tells urls apart without storing what may hold a token."""
+    """A digest of the url, which itself may hold a token and is not stored."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _read_note(path: Path, url: str) -> dict[str, Any]:
-    """The note, if it is about this url; a note cut short by a crash counts as none."""
+    """The note, if it is about this url. A note that a crash cut short is ignored."""
     try:
         note = json.loads(_note(path).read_bytes())
     except (FileNotFoundError, ValueError):

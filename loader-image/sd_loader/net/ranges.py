@@ -1,4 +1,4 @@
-"""A file behind a link of which ranges are read: one version of it, however often it is cut off."""
+"""Reads ranges of one version of a remote file, and resumes them if a connection ends."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_b
 from sd_loader.net.http_errors import Retries, refused, unreachable
 
 HEAD_BYTES = 1 << 20
-"""Read at once: more than SDXL's safetensors header, or the pickle of a checkpoint, has."""
+"""Bytes of the first request: more than SDXL's safetensors header or a checkpoint's pickle."""
 
 Take = Callable[[int, memoryview], None]
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One version of a file. size: in bytes. head: its first bytes."""
+    """One version of a remote file."""
 
     resource: Resource
     retries: Retries
     size: int
     version: str
     head: bytes
+    """The file's first bytes."""
 
     @classmethod
     def open(cls, resource: Resource, retries: Retries) -> RemoteFile | None:
-        """Look at a file; None where ranges of one known version of it cannot be asked for."""
+        """Open a file. None if the server does not serve ranges of one known version."""
         return retries.run(lambda: cls._open(resource, retries))
 
     @classmethod
@@ -68,7 +69,7 @@ class RemoteFile:
         return bytes(content)
 
     def stream(self, start: int, end: int, take: Take) -> None:
-        """Hand over the bytes of a range in order, each once, going on where a connection ends."""
+        """Pass on the bytes of a range in order, each once, and resume if a connection ends."""
         position = start
         if start < len(self.head):
             at_hand = memoryview(self.head)[start:end]

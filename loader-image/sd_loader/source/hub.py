@@ -1,8 +1,8 @@
 """A repo of the Hugging Face Hub or a mirror of it, or one file of it, pinned to a commit.
 
-`hub_api` resolves the repo and names its files' urls; the bytes come through the same session, but
-by our own download: `huggingface_hub`'s own keeps no partial file for the next Pod, sleeps for as
-long as a server's Retry-After says, and does not stop where a file must end.
+`hub_api` resolves the repo and gives its files' urls. The bytes come through the same session by
+our own download: that of `huggingface_hub` keeps no partial file for the next Pod, sleeps as long
+as a server's Retry-After says, and does not stop at the file's stated size.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _open_repo(
 
 @dataclass(frozen=True)
 class _Copy:
-    """The files of a repo that are here already, and the means to get the others."""
+    """A local copy of a repo's files, and the means to complete it."""
 
     repo: Repo
     path: Path
@@ -229,7 +229,7 @@ class _Copy:
         )
 
     def fetch_all(self, files: list[RepoFile]) -> int:
-        """Download the files that are missing and remove all others; returns the bytes of all."""
+        """Download the files that are missing and remove all others. Returns the bytes of all."""
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)
         limit = self.downloader.max_bytes
@@ -264,7 +264,7 @@ class _Copy:
         if file.sha256 is None and file.blob_id is not None:
             if _blob_id(path) != file.blob_id:
                 path.unlink()
-                got = self._get(wanted, before, total)  # once more, as for a digest
+                got = self._get(wanted, before, total)  # once more, as for a wrong SHA-256
             if (found := _blob_id(path)) != file.blob_id:
                 path.unlink()
                 raise LoaderError(
@@ -276,19 +276,19 @@ class _Copy:
         return self.downloader.get(wanted, lambda done, _total: self._report(before + done, total))
 
     def _prune(self, names: set[str]) -> None:
-        """Remove what an earlier attempt downloaded of another commit."""
+        """Remove files that an earlier attempt downloaded from another commit."""
         for path in [path for path in self.path.rglob("*") if path.is_file()]:
             name = path.relative_to(self.path).as_posix()
             if name not in names and file_of(name) not in names:
                 path.unlink()
 
     def _report(self, done: int, total: int | None) -> None:
-        if total is not None:  # not yet known while model_index.json comes
+        if total is not None:  # not known while model_index.json is downloaded
             self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
 
 def _blob_id(path: Path) -> str:
-    """A file's git blob id, the only digest that the Hub tells of a small one."""
+    """A file's git blob id, the only digest that the Hub gives for small files."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

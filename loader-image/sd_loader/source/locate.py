@@ -116,7 +116,7 @@ def _behind_link(ref: SourceRef, settings: Settings) -> Located:
 
 
 def _trained_link(ref: SourceRef, settings: Settings) -> str:
-    """Put a trained model's bare id into the link template."""
+    """The link of a trained model that is given by its bare id."""
     if settings.trained_url_template is None:
         raise LoaderError(
             Reason.INVALID_SPEC,

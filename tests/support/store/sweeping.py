@@ -8,7 +8,7 @@ from typing import Any
 
 from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.volume import Volume
-from sd_loader.sweep import Kind, Swept, sweep
+from sd_loader.sweep import FindingKind, Swept, sweep
 from tests.support.store.volumes import (
     DAY,
     FILES,
@@ -32,7 +32,7 @@ def swept(root: Path, later: timedelta = 2 * DAY, **options: Any) -> Swept:
     return sweep(root, older_than=DAY, retain=DAY, now=now, **options)
 
 
-def found(root: Path, kind: Kind = Kind.ORPHAN, **options: Any) -> dict[str, str]:
+def found(root: Path, kind: FindingKind = FindingKind.ORPHAN, **options: Any) -> dict[str, str]:
     """The paths of a kind, and why they were found."""
     return {one.path: one.why for one in swept(root, **options).findings if one.kind is kind}
 
