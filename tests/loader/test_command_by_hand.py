@@ -18,14 +18,9 @@ from sd_loader.progress import CLEAR_LINE
 from tests.support.loader.loadercli import (
     Containers,
     artifact_of,
-    checkpoint,
-    containers,
     failed,
-    hub,
     load_request,
 )
-
-__all__ = ["checkpoint", "containers", "hub"]
 
 
 def test_load_by_hand_takes_a_local_file(containers: Containers, checkpoint: Path) -> None:

@@ -20,7 +20,7 @@ from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     HASH,
     MODEL_ID,

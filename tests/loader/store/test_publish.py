@@ -24,7 +24,7 @@ from sd_loader.store.receipt import (
 )
 from sd_loader.store.staging import claim, remove_abandoned
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,

@@ -15,7 +15,7 @@ from sd_loader.store import removal
 from sd_loader.store.ownership import read_owner, take_ownership
 from sd_loader.store.staging import claim, resume
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     HASH,
     MODEL_ID,
     NAMESAKE,

@@ -16,8 +16,8 @@ from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import FindingKind
 from tests.support.loader.loadercli import Containers, failed
-from tests.support.loader.sweeping import OTHER_OWNER, VERSION, WEIGHTS, found, swept
-from tests.support.loader.volumes import HASH, MODEL_ID, NEW_HASH, download, load, tree
+from tests.support.store.sweeping import OTHER_OWNER, VERSION, WEIGHTS, found, swept
+from tests.support.store.volumes import HASH, MODEL_ID, NEW_HASH, download, load, tree
 
 # --- altered and foreign files
 

@@ -22,7 +22,7 @@ from sd_loader.store.publish import link
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import FindingKind, sweep
-from tests.support.loader.sweeping import (
+from tests.support.store.sweeping import (
     VERSION,
     WEIGHTS,
     found,
@@ -30,7 +30,7 @@ from tests.support.loader.sweeping import (
     superseded_unrecorded,
     swept,
 )
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,
