@@ -36,8 +36,9 @@ def request(kind: str, url: str, revision: str) -> Any:  # noqa: ANN401 - import
 def ours(kind: str, source: str, out: str, revision: str) -> None:
     """Convert by the loader, as `sd-loader convert` does between staging and publishing."""
     from sd_api.wire import Source
-    from sd_loader.convert import convert
+    from sd_loader.convert.run import convert
     from sd_loader.handover import Fetched
+    from sd_loader.request import conversion_of
 
     path = Path(source)
     asked = request(kind, "https://models.example.com/model", revision)
@@ -48,25 +49,27 @@ def ours(kind: str, source: str, out: str, revision: str) -> None:
         link = path.with_name("model")
         link.unlink(missing_ok=True)
         link.hardlink_to(path)
-    convert(fetched, path.parent, asked, Path(out), lambda _: None)
+    convert(fetched, path.parent, conversion_of(asked), Path(out), lambda _: None)
 
 
 def ours_link(url: str, out: str, revision: str) -> None:
     """Download and convert by the loader, as `sd-loader fetch` does, whatever way it chooses."""
     from urllib.parse import urlsplit
 
-    from sd_loader.convert import convert
+    from sd_loader.acquire import acquire
+    from sd_loader.convert.run import convert
+    from sd_loader.net.client import HttpClient
+    from sd_loader.request import conversion_of
     from sd_loader.settings import Settings
-    from sd_loader.source import fetch
 
     into, folder = Path(out, "source"), Path(out, "folder")
     into.mkdir()
     folder.mkdir()
-    settings = Settings(allowed_hosts=frozenset({urlsplit(url).netloc}))
+    client = HttpClient(Settings(allowed_hosts=frozenset({urlsplit(url).netloc})))
     asked = request("link", url, revision)
-    fetched = fetch(asked, settings, into, lambda _: None, out=folder)
+    fetched = acquire(asked, client, into, lambda _: None, out=folder)
     if fetched.converted is None:
-        convert(fetched, into, asked, folder, lambda _: None)
+        convert(fetched, into, conversion_of(asked), folder, lambda _: None)
 
 
 def make(kind: str, path: str) -> None:

@@ -176,7 +176,7 @@ def standalone(
 def show_gateway(log: Path) -> None:
     """Say where the gateway is, and wait until the person has seen enough."""
     text = log.read_text()
-    told = re.search(r"The gateway is at (\S+) .*\n.*: (\S+)", text)
+    told = re.search(r"The gateway is at (\S+) .*\nAPI key: (\S+)", text)
     expect(told is not None, "standalone did not tell of its gateway")
     url, key = told.groups()
     say("The gateway goes on: the models in a browser, and the vendor's API")

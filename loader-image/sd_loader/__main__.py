@@ -28,20 +28,21 @@ from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
-from sd_loader.formats.snippet import snippet
+from sd_loader.net.credentials import read_credentials
 from sd_loader.progress import CLEAR_LINE, for_people, json_lines
 from sd_loader.settings import Settings
+from sd_loader.snippet import snippet
 
 _UMASK = 0o022
 _OLDER_THAN_HOURS = 24.0
-"""Longer than a loader Job may run (6 h): what is older is no living Pod's, also where the file
-system has no locks to say so."""
+"""Longer than a loader Job may run (6 h), so that older files belong to no running Pod, even on a
+file system without locks."""
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command, and return the exit code."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.umask(_UMASK)
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
         settings = Settings.from_env()
         _answer_when_stopped(settings)
         result = args.run(args, settings)
-    except Exception as error:  # noqa: BLE001 - the edge: any failure becomes answer and exit code
+    except Exception as error:  # noqa: BLE001 - the edge: any failure becomes result and exit code
         return _fail(error, settings, _secrets(args, settings))
     if isinstance(result, LoadResult):
         _answer(result, settings)
@@ -87,7 +88,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     credentials = (settings.credentials_dir / "token").exists()
     request = manual.request_of(spec, args.model_id, credentials=credentials)
     args.store.mkdir(parents=True, exist_ok=True)
-    # Two loads by hand on one machine are two Pods.
+    # Two loads by hand on one machine count as two Pods.
     settings = replace(settings, pod=f"{settings.pod}-{os.getpid()}")
     result = stages.load(request, args.store, settings, for_people())
     if result.message:
@@ -101,6 +102,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 
 def _inspect(args: argparse.Namespace, _: Settings) -> None:
+    # Imported here: the other commands do without conversions, and start faster.
     from sd_loader.inspect import inspect
 
     found = inspect(args.file)
@@ -108,6 +110,7 @@ def _inspect(args: argparse.Namespace, _: Settings) -> None:
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    # Imported here: only this command needs it.
     from sd_loader.sweep import sweep
 
     swept = sweep(
@@ -132,7 +135,7 @@ def _parse(kind: type[AnyRequest], text: str) -> AnyRequest:
 
 
 def _answer(result: LoadResult, settings: Settings) -> None:
-    """Leave the answer where the operator reads it."""
+    """Write the result to the file that the operator reads."""
     if settings.termination_log is None:
         return
     try:
@@ -142,9 +145,7 @@ def _answer(result: LoadResult, settings: Settings) -> None:
 
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
-    """What a server may have been sent, and so may quote."""
-    from sd_loader.net.credentials import read_credentials
-
+    """Secrets that may have been sent to a server, which may quote them."""
     given, token = vars(args), None
     if "request" in given:
         with suppress(ValueError, RecursionError):
@@ -172,7 +173,7 @@ def _tell(line: str) -> None:
 
 
 def _let_go_of_output() -> None:
-    """Drop output that nobody takes: Python would end with a code of its own if it cannot."""
+    """Discard output to a closed pipe. Otherwise Python would change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -181,14 +182,14 @@ def _let_go_of_output() -> None:
 
 
 def _answer_when_stopped(settings: Settings) -> None:
-    """Leave at once on SIGTERM and SIGINT: what is on the volume is good for the next attempt."""
+    """Exit at once on SIGTERM and SIGINT. The next attempt continues from what is on the volume."""
 
     def stop(signum: int, _: FrameType | None) -> None:
         message = f"stopped by {signal.Signals(signum).name}; the next attempt goes on here"
         try:
             _fail(LoaderError(Reason.LOADER_CRASHED, message), settings)
         finally:
-            # Without waiting for threads that download.
+            # Does not wait for threads that download.
             os._exit(Reason.LOADER_CRASHED.exit_code)
 
     for stopping in (signal.SIGTERM, signal.SIGINT):

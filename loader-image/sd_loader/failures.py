@@ -1,8 +1,7 @@
-"""What any failure means to the user: the one place that gives errors their reason."""
+"""Maps any exception to a reason and a message for the user."""
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 from pathlib import Path
@@ -12,25 +11,20 @@ from pydantic import ValidationError
 from sd_api.reasons import ExitCode, Reason
 from sd_api.redaction import redact_text
 from sd_loader.errors import LoaderError
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+from sd_loader.storage_errors import VOLUME_ONLY, storage_error
 
 
 def explain(error: BaseException) -> LoaderError:
-    """The loader's own error for any error; an unforeseen one is a crash.
+    """The LoaderError for any exception. An unexpected one is LoaderCrashed.
 
-    The text of an unforeseen error may quote anything, so only its type and place are told, and
-    what the system calls its number.
+    The text of an unexpected exception may quote anything. So the message has only its type and
+    place, and the system's text for its error number.
     """
     match error:
         case LoaderError():
             return error
-        case OSError(errno=code) if code in _FULL:
-            return LoaderError(
-                Reason.INSUFFICIENT_STORAGE, f"no space left: {os.strerror(code or 0)}"
-            )
-        case OSError(errno=errno.EROFS):
-            return LoaderError(Reason.VOLUME_NOT_WRITABLE, "the volume is mounted read-only")
+        case OSError(errno=code) if code in VOLUME_ONLY:
+            return storage_error(error)
         case MemoryError():
             return LoaderError(Reason.OUT_OF_MEMORY, "the loader ran out of memory")
         case _:
@@ -39,7 +33,7 @@ def explain(error: BaseException) -> LoaderError:
 
 
 def invalid_request(error: ValidationError) -> LoaderError:
-    """A request that does not parse; names the fields, quotes nothing of them."""
+    """The error for a request that is not valid. It names the fields but not their values."""
     problems = "; ".join(
         f"{'.'.join(map(str, problem['loc'])) or 'request'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
@@ -48,7 +42,7 @@ def invalid_request(error: ValidationError) -> LoaderError:
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether another Pod with the same request would fail in the same way."""
+    """Whether another Pod with the same request would fail for the same reason."""
     return explain(error).reason.exit_code is ExitCode.PERMANENT
 
 

@@ -11,6 +11,9 @@ from pydantic import StringConstraints
 from sd_api.fields import Contract, ShortText
 from sd_api.wire import Source
 
+CONFIGS_FOLDER = "configs"
+"""The folder in the source folder for the configs of a pipeline that only diffusers converts."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
@@ -43,29 +46,26 @@ _Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
 
 
 class ExtraComponent(Contract):
-    """A component of the pipeline that comes from elsewhere than its source.
-
-    components: the names of their folders in a pipeline. path: the file, or the folder of a repo,
-    relative to the source folder.
-    """
+    """One or more components of a pipeline that come from elsewhere than its source."""
 
     components: tuple[Literal["vae", "text_encoder", "text_encoder_2"], ...]
+    """The names of their folders in a pipeline."""
     kind: Literal["file", "repo"]
     path: Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+/[a-z]+$")]
+    """The file, or the folder of a repo, relative to the source folder."""
 
 
 class Fetched(Contract):
-    """What lies in the source folder once everything is there.
-
-    path: the file, or the folder of a diffusers repo, relative to the source folder.
-    converted: what was made of it while it came, where nothing else is there. original_config:
-    like path, the file of spec.originalConfig. warnings: what a person should know of the source.
-    """
+    """What lies in the source folder once everything is there."""
 
     kind: Literal["file", "repo"]
     path: _Name
+    """The file, or the folder of a diffusers repo, relative to the source folder."""
     source: Source
     converted: Converted | None = None
+    """The result of a conversion during the download; then no source file is kept."""
     warnings: tuple[ShortText, ...] = ()
+    """What the user should know of the source."""
     original_config: _Name | None = None
-    parts: tuple[ExtraComponent, ...] = ()
+    """The file of spec.originalConfig, relative to the source folder."""
+    extras: tuple[ExtraComponent, ...] = ()

@@ -1,4 +1,4 @@
-"""`sd-loader inspect`: what a model file is, found by planning its load."""
+"""`sd-loader inspect`: finds out what a model file is by planning its conversion."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ from pathlib import Path
 
 from sd_api.fields import Contract
 from sd_api.humanize import size
-from sd_api.spec import ModelType, Spec
-from sd_loader.convert import plan_file
-from sd_loader.convert.detect.detect import kind_of
+from sd_api.spec import ModelType
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.kinds import model_type_of
+from sd_loader.convert.plan.file import plan_file
 from sd_loader.formats import open_tensor_file
-from sd_loader.formats.snippet import snippet
-from sd_loader.manual import request_of
+from sd_loader.snippet import snippet
 
-_TYPES = (
-    ModelType.CONTROLNET,
-    ModelType.CUSTOM_CKPT,
-    ModelType.EMBEDDINGS,
-    ModelType.LORA,
-    ModelType.VAE,
-    ModelType.CONTROLNET,
-    ModelType.VAE,
-)
 _TITLE = "modelspec.title"
 
 
 class Inspection(Contract):
-    """What a file is. The words are those of status.artifact; size_bytes is the tensors'."""
+    """What a file is, in the words of status.artifact."""
 
     model_type: ModelType
     format: str
@@ -36,6 +27,7 @@ class Inspection(Contract):
     precision: str
     tensors: int
     size_bytes: int
+    """Bytes of the tensors."""
     title: str | None
     warnings: tuple[str, ...]
 
@@ -44,7 +36,7 @@ class Inspection(Contract):
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
     def to_text(self) -> str:
-        """A line for each thing known."""
+        """One line for each known property."""
         lines = {
             "model type": self.model_type,
             "format": self.format,
@@ -60,13 +52,11 @@ class Inspection(Contract):
 
 
 def inspect(path: Path) -> Inspection:
-    """Say what a file is; raises LoaderError where `load` would refuse it."""
+    """Find out what a file is. Raises LoaderError if `load` would refuse it."""
     with open_tensor_file(path) as file:
-        found = kind_of(file.tensors)
-        # What is of no type that inspection knows is refused as what users mostly bring.
-        model_type = found if found in _TYPES else ModelType.CUSTOM_CKPT
-        request = request_of(Spec(url=str(path), model_type=model_type), "inspected")
-        plan = plan_file(file, request)
+        # An unknown file is refused as the type that most users bring.
+        model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
+        plan = plan_file(file, Conversion(model_type, model_id="inspected"))
         title = file.metadata.get(_TITLE)
         return Inspection(
             model_type=model_type,

@@ -1,4 +1,4 @@
-"""`sd-loader load`: the request that a person at the command line means."""
+"""Makes the load request of `sd-loader load` from its arguments."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         spec = spec.model_copy(update={"original_config": config})
         states.append(state)
     owner = owner_of(model_id)
-    # A file that was changed in place is another source.
+    # A file that is changed in place is another source.
     digest = load_hash(spec, owner.name, reload=" ".join(filter(None, states)) or None)
     return LoadRequest.from_spec(spec, owner, digest, credentials=credentials)
 
 
 def _local(url: str) -> tuple[str, str | None]:
-    """A local file by its whole path, and its state; else the url as it is."""
+    """The absolute path and the state of a local file. Any other url stays as it is."""
     origin = Path(url)
-    # Unlike Path.is_file, this takes a repo id that no file could be named.
+    # Unlike Path.is_file, this accepts any text.
     if "://" in url or not os.path.isfile(origin):  # noqa: PTH113
         return url, None
     status = origin.stat()
@@ -57,7 +57,7 @@ def _local(url: str) -> tuple[str, str | None]:
 
 
 def owner_of(model_id: str) -> Owner:
-    """The owner of a model loaded by hand: the same for the same model id."""
+    """The owner of a model that is loaded by hand. The same model id has the same owner."""
     name = re.sub(r"[^a-z0-9.-]", "-", model_id.lower())[:NAME_MAX_LENGTH]
     uid = str(uuid5(NAMESPACE_URL, f"sd-loader:{model_id}"))
     return Owner(uid=uid, namespace=NAMESPACE, name=name)

@@ -1,4 +1,4 @@
-"""How far a load is: JSON lines for the operator, a bar or a few lines for people."""
+"""Reports a load's progress: JSON lines for the operator, a bar or a few lines for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLEAR_LINE = "\r\x1b[K"
 
 
 class Reporter:
-    """Completes progress with percent, speed and time left, and writes it now and then.
+    """Adds percent, speed and time left to progress, and writes it.
 
     A new stage is written at once, the same stage at most every `interval` seconds.
     """
@@ -45,7 +45,7 @@ class Reporter:
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Take note of how far the load is; may be called from any thread, as often as you like."""
+        """Report progress. Any thread may call this at any rate."""
         with self._lock:
             now = self._clock()
             if progress.stage is not self._stage:
@@ -54,13 +54,13 @@ class Reporter:
             elif now - self._last < self._interval:
                 return
             self._last = now
-            # A log that nobody takes any more must not end the load.
+            # A closed log must not end the load.
             with contextlib.suppress(OSError):
                 self._write(complete(progress, now - self._first[0], self._first[1]))
 
 
 def complete(progress: Progress, seconds: float, bytes_before: int) -> Progress:
-    """Fill in what follows from bytes and time; a resumed download's first bytes do not count."""
+    """Add percent, speed and time left. The first bytes of a resumed download do not count."""
     done, total = progress.bytes_done, progress.bytes_total
     if done is None:
         return progress
@@ -87,7 +87,7 @@ def json_lines(stream: TextIO | None = None) -> Reporter:
 
 
 def for_people(stream: TextIO | None = None) -> Reporter:
-    """A bar where the stream is a terminal, a line now and then where it is not."""
+    """A bar if the stream is a terminal, else a line every few seconds."""
     out = stream or sys.stderr
 
     def write_line(progress: Progress) -> None:
@@ -102,7 +102,7 @@ def for_people(stream: TextIO | None = None) -> Reporter:
 
 
 def bar(percent: int | None) -> str:
-    """A bar of fixed width; empty where nobody knows how far it is."""
+    """A bar of fixed width; empty if the percentage is not known."""
     filled = _BAR_WIDTH * (percent or 0) // 100
     return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
 

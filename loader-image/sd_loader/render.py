@@ -1,13 +1,13 @@
-"""Renders an image with a converted folder before it is published: the one check that runs it.
+"""Renders an image with a converted folder before it is published: the only check that runs it.
 
-torch is imported here, in render_adapter and in convert/fallback, and nowhere else.
+This module imports torch and diffusers inside the functions that need them: importing them takes
+seconds, and the slim image does not have them.
 """
 
 from __future__ import annotations
 
 import inspect
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_api import defaults
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
+from sd_api.spec import BaseModelName, ModelType, Verify
 from sd_api.wire import Progress, Stage
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.tables.families import PUBLISHED_SIZES
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain
-from sd_loader.formats.snippet import snippet
 from sd_loader.handover import Converted
 from sd_loader.progress import Report
+from sd_loader.render_adapter import try_adapter
+from sd_loader.snippet import snippet
+from sd_loader.torchstack import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,41 +39,41 @@ SEED = 0
 PROMPT = "a photograph of a red fox in a forest"
 MAX_SIDE = 512
 
-_ADAPTERS = (ModelType.LORA, ModelType.EMBEDDINGS, ModelType.CONTROLNET, ModelType.VAE)
 _DARK = 1 / 255
 _UNIFORM = 0.5 / 255
-"""Standard deviation of an image on which nobody sees anything."""
+"""Standard deviation of an image that looks like one colour."""
 _FP16_MAX = 65504.0
 _DETAIL = 200
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A PNG; None where the model cannot be rendered, and then a warning says why."""
+    """What rendering made."""
 
     preview: bytes | None = None
+    """A PNG. None if the model is not rendered."""
+
     warning: str | None = None
+    """Why a pipeline is not rendered."""
 
 
-def render(folder: Path, converted: Converted, request: LoadRequest, report: Report) -> Rendered:
-    """Make an image with the pipeline in the folder; raises VerificationFailed if it shows nothing.
+def render(folder: Path, converted: Converted, conversion: Conversion, report: Report) -> Rendered:
+    """Make an image with the pipeline in the folder. Raises VerificationFailed if it is empty.
 
-    A LoRA, embedding, ControlNet or VAE is no pipeline: its keys and shapes were checked already,
-    and with a GPU it is tried on a base of its family.
+    A LoRA, embedding, ControlNet or VAE makes no image of its own: with a GPU it is tried on a
+    random base of its family.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report(Progress(stage=Stage.VERIFYING, percent=0))
     with explaining():
-        if request.model_type in _ADAPTERS:
-            if device == "cuda":
-                from sd_loader.render_adapter import try_adapter
-
-                try_adapter(folder, request.model_type, converted.base_model, device)
+        if not conversion.is_pipeline:
+            if device == "cuda" and converted.base_model is not None:
+                _try_adapter(folder, conversion.model_type, converted.base_model, device)
             return Rendered()
         pipeline = open_pipeline(folder, _dtype(device, converted.precision)).to(device)
-        arguments, lacking = _arguments(pipeline, request)
+        arguments, lacking = _arguments(pipeline, conversion.verify)
         if lacking:
             return Rendered(
                 warning=f"not rendered: {type(pipeline).__name__} also takes {', '.join(lacking)}"
@@ -83,8 +86,16 @@ def render(folder: Path, converted: Converted, request: LoadRequest, report: Rep
         return Rendered(_png(image))
 
 
+def _try_adapter(folder: Path, model_type: ModelType, base_model: str, device: str) -> None:
+    """Try the model on a random base of full size. Skip it for a base without bundled configs."""
+    family = BaseModelName(base_model)
+    sizes = PUBLISHED_SIZES.get(family)
+    if sizes is not None:
+        try_adapter(folder, model_type, family, sizes, device)
+
+
 def open_pipeline(folder: Path, dtype: torch.dtype) -> Pipeline:
-    """The pipeline in a folder, offline, without anything that it does not hold itself."""
+    """Open the pipeline in a folder, offline and from its own files only."""
     import diffusers
 
     kind: Any = diffusers.DiffusionPipeline
@@ -96,23 +107,8 @@ def open_pipeline(folder: Path, dtype: torch.dtype) -> Pipeline:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing of what the libraries tell their own developers, and no gradients."""
-    import diffusers
-    import torch
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def explaining() -> Iterator[None]:
-    """Give the libraries' errors a reason."""
+    """Map the libraries' errors to LoaderErrors."""
     import torch
 
     try:
@@ -135,33 +131,30 @@ def explaining() -> Iterator[None]:
 
 
 def _dtype(device: str, precision: str | None) -> torch.dtype:
-    """The published precision, but for a CPU, which is slow at any but single."""
+    """The published precision. On a CPU always single precision, as others are slow there."""
     import torch
 
     published = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision or "")
     return published if device == "cuda" and published is not None else torch.float32
 
 
-def _arguments(
-    pipeline: Pipeline,
-    request: LoadRequest,
-) -> tuple[dict[str, Any], list[str]]:
-    """What the pipeline is called with, and what else it would need."""
+def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list[str]]:
+    """The pipeline's arguments, and the names of required ones that are not known."""
     import torch
     from PIL import Image
 
     side = _side(pipeline)
-    # Something to start from for those that change images: all of it, so nothing of it is seen.
+    # Pipelines that change an image start from this one, and replace all of it.
     gradient = Image.linear_gradient("L").resize((side, side)).convert("RGB")
     offered = {
-        "prompt": request.verify.prompt or PROMPT,
+        "prompt": verify.prompt or PROMPT,
         "image": gradient,
         "mask_image": Image.new("L", (side, side), 255),
         "strength": 1.0,
         "height": side,
         "width": side,
-        "num_inference_steps": request.verify.steps or defaults.RENDER_STEPS,
-        # On the CPU, whose random numbers are the same everywhere.
+        "num_inference_steps": verify.steps or defaults.RENDER_STEPS,
+        # Made on the CPU: its random numbers are the same on every machine.
         "generator": torch.Generator("cpu").manual_seed(SEED),
     }
     known = inspect.signature(type(pipeline).__call__).parameters
@@ -172,13 +165,13 @@ def _arguments(
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         and name not in {"self", *offered}
     ]
-    # A film would take minutes.
-    films = [name for name in known if name == "num_frames"]
-    return {name: value for name, value in offered.items() if name in known}, needed + films
+    # A video would take minutes.
+    videos = [name for name in known if name == "num_frames"]
+    return {name: value for name, value in offered.items() if name in known}, needed + videos
 
 
 def _side(pipeline: Pipeline) -> int:
-    """Width and height: as the model was trained, but no larger than it takes to see something."""
+    """Width and height of the image: as the model was trained, but at most MAX_SIDE."""
     unet = getattr(pipeline, "unet", None)
     trained = getattr(pipeline, "default_sample_size", None)
     if trained is None and unet is not None:
@@ -190,12 +183,12 @@ def _side(pipeline: Pipeline) -> int:
 
 @dataclass
 class _Watch:
-    """Follows a run: tells its progress, and remembers what says where it went wrong."""
+    """Follows a run: reports progress, and keeps what shows where it goes wrong."""
 
     report: Report
     latents: torch.Tensor | None = None
     largest: float = 0.0
-    """Largest number within the VAE, where that is watched."""
+    """Largest number in the VAE, if it is watched."""
 
     def step(
         self,
@@ -204,14 +197,14 @@ class _Watch:
         _time: object,
         tensors: dict[str, Any],
     ) -> dict[str, Any]:
-        """Be told of one step by the pipeline."""
+        """Take note of a step. The pipeline calls this."""
         total = max(1, len(pipeline.scheduler.timesteps))
         self.latents = tensors.get("latents")
         self.report(Progress(stage=Stage.VERIFYING, percent=min(100, 100 * (number + 1) // total)))
         return {}
 
     def attach(self, pipeline: Pipeline, *, halves: bool) -> None:
-        """Watch what a VAE that is published in half precision computes with in single."""
+        """Watch the numbers in a VAE that is published in half precision and runs in single."""
         vae = getattr(pipeline, "vae", None)
         if not halves or vae is None or _is_upcast(pipeline):
             return
@@ -226,7 +219,7 @@ class _Watch:
 
 
 def _is_upcast(pipeline: Pipeline) -> bool:
-    """Whether diffusers decodes in single precision, whatever is published."""
+    """Whether diffusers decodes in single precision even if the VAE is published in half."""
     return hasattr(pipeline, "upcast_vae") and bool(pipeline.vae.config.get("force_upcast"))
 
 

@@ -1,7 +1,10 @@
-"""Tries a LoRA, embedding, ControlNet or VAE on a base of its family, with random weights.
+"""Tries a LoRA, embedding, ControlNet or VAE on a base of its family with random weights.
 
-What the base draws means nothing; that the part fits it in every layer, and that finite numbers
-come out, does.
+The image means nothing. The test is that the model fits the base in every layer, and that the
+numbers that come out are finite.
+
+This module imports torch and diffusers inside the functions that need them: importing them takes
+seconds, and the slim image does not have them.
 """
 
 from __future__ import annotations
@@ -13,46 +16,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
-from sd_loader.convert.plan.small_files import INDEX, Choices, small_files
-from sd_loader.convert.tables import architecture
+from sd_api.spec import BaseModelName, ModelType
+from sd_loader.convert.plan.small_files import Choices, small_files
+from sd_loader.convert.tables.architecture import load_architecture
+from sd_loader.diffusers_repo.index import INDEX_NAME
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype
 
 Pipeline = Any
 """diffusers has no types."""
 
-_VOCABULARY = 49408
-_SD1 = {
-    **{f"unet_{level}": width for level, width in enumerate((320, 640, 1280, 1280))},
-    **{f"vae_{level}": width for level, width in enumerate((128, 256, 512, 512))},
-    "text_encoder": 768,
-    "text_encoder_layers": 12,
-    "text_encoder_mlp": 3072,
-    "text_encoder_positions": 77,
-    "text_encoder_vocabulary": _VOCABULARY,
-}
-FULL_SIZES: Mapping[str, Mapping[str, int]] = {
-    "sd1": _SD1,
-    "sd2": {
-        **_SD1,
-        "text_encoder": 1024,
-        "text_encoder_layers": 23,
-        "text_encoder_mlp": 4096,
-    },
-    "sdxl": {
-        **_SD1,
-        "text_encoder_2": 1280,
-        "text_encoder_2_layers": 32,
-        "text_encoder_2_mlp": 5120,
-        "text_encoder_2_positions": 77,
-        "text_encoder_2_projection": 1280,
-        "text_encoder_2_vocabulary": _VOCABULARY,
-    },
-}
-"""The published models' dimensions, by the names that `convert.architecture` gives them."""
 LATENTS = 4
-"""Channels that the UNet of a text-to-image model is given."""
+"""Channels that the UNet of a text-to-image model reads."""
 _SIDE = 256
 _WORD = "<tried>"
 
@@ -60,20 +35,18 @@ _WORD = "<tried>"
 def try_adapter(
     folder: Path,
     kind: ModelType,
-    base: str | None,
+    base_model: BaseModelName,
+    sizes: Mapping[str, int],
     device: str,
-    sizes: Mapping[str, Mapping[str, int]] = FULL_SIZES,
 ) -> None:
-    """Apply the part to a random base and make one step; raises what diffusers says against it.
+    """Apply the model to a random base and make one step. Raises diffusers' own errors.
 
-    A base that is not known, or whose configs are not bundled, tries nothing.
+    base_model: a family whose configs are bundled. sizes: the dimensions of the random base.
     """
-    if base not in architecture.ARCHITECTURES or base not in sizes:
-        return
     import torch
 
     dtype = torch.float16 if device == "cuda" else torch.float32
-    pipeline = random_pipeline(base, sizes[base], device).to(dtype=dtype)
+    pipeline = random_pipeline(base_model, sizes, device).to(dtype=dtype)
     arguments: dict[str, Any] = {}
     match kind:
         case ModelType.LORA:
@@ -99,11 +72,11 @@ def try_adapter(
     if not bool(torch.isfinite(images).all()):
         raise LoaderError(
             Reason.VERIFICATION_FAILED,
-            f"tried on a random {base} of full size: the result is not finite",
+            f"tried on a random {base_model} of full size: the result is not finite",
         )
 
 
-def random_pipeline(base: str, sizes: Mapping[str, int], device: str) -> Pipeline:
+def random_pipeline(base_model: str, sizes: Mapping[str, int], device: str) -> Pipeline:
     """A text-to-image pipeline of a family with random weights, from the bundled configs."""
     import diffusers
     import torch
@@ -111,26 +84,26 @@ def random_pipeline(base: str, sizes: Mapping[str, int], device: str) -> Pipelin
 
     with TemporaryDirectory() as name:
         folder = Path(name)
-        known = architecture.load(base)
-        dtypes = {part.name: {Dtype.F32} for part in known.components}
+        known = load_architecture(base_model)
+        dtypes = {component.name: {Dtype.F32} for component in known.components}
         for file in small_files(known, {"unet_inputs": LATENTS, **sizes}, dtypes, Choices()):
             (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
             (folder / file.path).write_bytes(file.content)
-        index = json.loads((folder / INDEX).read_text())
+        index = json.loads((folder / INDEX_NAME).read_text())
         components: dict[str, Any] = {}
         torch.manual_seed(0)
-        for part, value in index.items():
+        for component, value in index.items():
             if not isinstance(value, list):
                 continue
             library, class_name = value
             if library is None:
-                components[part] = None
-            elif part == "scheduler" or part.startswith("tokenizer"):
+                components[component] = None
+            elif component == "scheduler" or component.startswith("tokenizer"):
                 kind = getattr(diffusers if library == "diffusers" else transformers, class_name)
-                components[part] = kind.from_pretrained(folder / part)
+                components[component] = kind.from_pretrained(folder / component)
             else:
                 with torch.device(device):
-                    components[part] = _random_model(folder / part, library, class_name)
+                    components[component] = _random_model(folder / component, library, class_name)
         options = {
             key: value
             for key, value in index.items()
@@ -151,7 +124,7 @@ def _random_model(folder: Path, library: str, class_name: str) -> Any:  # noqa: 
 
 
 def _load_embedding(pipeline: Pipeline, folder: Path) -> None:
-    """Each file of vectors into its own encoder: SDXL has two."""
+    """Load each file of vectors into its own text encoder: SDXL has two."""
     from safetensors.torch import load_file
 
     for path in sorted(folder.glob("*.safetensors")):

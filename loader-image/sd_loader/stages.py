@@ -1,6 +1,6 @@
-"""The loader's commands, step by step: fetch, convert, remove, and load, which is both.
+"""The steps of the loader's commands: fetch, convert, remove, and load, which fetches and converts.
 
-Each may be run again at any time, and goes on from what it finds on the volume.
+Each may run again at any time, and continues from what it finds on the volume.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -29,9 +28,12 @@ from sd_api.wire import (
     Source,
     Stage,
 )
+from sd_loader.convert.conversion import refuse_impossible
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
+from sd_loader.handover import Converted, Fetched
 from sd_loader.progress import Report
+from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
 from sd_loader.store import removal
 from sd_loader.store.adopt import adopt
@@ -42,13 +44,10 @@ from sd_loader.store.receipt import RECEIPT_FILE, find_published, folder_digest
 from sd_loader.store.staging import Staging, claim, resume
 from sd_loader.store.volume import Volume
 
-if TYPE_CHECKING:
-    from sd_loader.handover import Converted, Fetched
-
 log = logging.getLogger(__name__)
 
 _ADDED = (PREVIEW_FILE, RECEIPT_FILE)
-"""What is put beside the converted files; an attempt that failed later leaves it there."""
+"""Files that are added to the converted ones. A failed attempt may have left them."""
 
 
 def fetch_stage(
@@ -59,12 +58,12 @@ def fetch_stage(
     *,
     allow_local: bool = False,
 ) -> LoadResult:
-    """Download the source, unless this very load is on the volume already."""
-    # Imported here: a removal does without, and starts faster.
-    from sd_loader import source
-    from sd_loader.convert import refuse_unavailable
+    """Download the source, unless this load is already on the volume."""
+    # Imported here: a removal does without HTTP and formats, and starts faster.
+    from sd_loader.acquire import acquire
+    from sd_loader.net.client import HttpClient
 
-    refuse_unavailable(request)
+    refuse_impossible(conversion_of(request))
     with _leaving_nothing(request, store) as volume:
         published = find_published(volume, request.owner.uid, request.load_hash)
         if published is None:
@@ -83,9 +82,9 @@ def fetch_stage(
             found = _recorded(staging)
             if found is None:
                 with staging.source() as into, staging.out() as out:
-                    found = source.fetch(
+                    found = acquire(
                         request,
-                        settings,
+                        HttpClient(settings, has_token=request.credentials),
                         into.path,
                         report,
                         out=out.path,
@@ -99,8 +98,9 @@ def fetch_stage(
 def convert_stage(
     request: LoadRequest, store: Path, settings: Settings, report: Report
 ) -> LoadResult:
-    """Convert and publish what this Pod has fetched, unless that is done already."""
-    from sd_loader import convert
+    """Convert and publish what this Pod fetched, unless this load is already published."""
+    # Imported here, as in fetch_stage.
+    from sd_loader.convert import run
 
     with _leaving_nothing(request, store) as volume:
         receipt = find_published(volume, request.owner.uid, request.load_hash)
@@ -123,8 +123,8 @@ def convert_stage(
                 staging.source() as source_dir,
                 staging.out() if is_converted else staging.fresh_out() as out,
             ):
-                converted = fetched.converted or convert.convert(
-                    fetched, source_dir.path, request, out.path, report
+                converted = fetched.converted or run.convert(
+                    fetched, source_dir.path, conversion_of(request), out.path, report
                 )
                 for name in _ADDED:
                     out.unlink(name)
@@ -135,24 +135,24 @@ def convert_stage(
 
 
 def load(request: LoadRequest, store: Path, settings: Settings, report: Report) -> LoadResult:
-    """Fetch and convert in one process, on behalf of a person, whose own files may be read."""
+    """Fetch and convert in one process for a person, whose own files may be read."""
     fetch_stage(request, store, settings, report, allow_local=True)
     return convert_stage(request, store, settings, report)
 
 
 def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
-    """Remove a deleted model's files, or keep them for its next namesake."""
+    """Remove a deleted model's files, or keep them for the next model of its name."""
     with Volume.open(store) as volume:
         if request.retain:
             removal.release(volume, request.owner)
         else:
-            removal.remove(volume, request.owner, request.model_id)
+            removal.remove_model(volume, request.owner, request.model_id)
     return LoadResult(outcome="removed")
 
 
 @contextmanager
 def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
-    """Open the volume; a load that fails for good leaves no folders of its own."""
+    """Open the volume. A load that fails permanently leaves no folders of its own."""
     with Volume.open(store) as volume:
         try:
             yield volume
@@ -167,10 +167,10 @@ def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
 def _freeing(staging: Staging, *, keep_out: bool) -> Iterator[Staging]:
     """On failure free the space that no later attempt can use.
 
-    That is all of it, or what was converted, which the next attempt does anew unless it was
-    converted while it came. On a full volume the finished download goes as well: it would spare
-    the next attempt a download, but two loads that fit one after the other would keep each other
-    from ending for ever, each holding what the other needs.
+    keep_out: whether the next attempt can use the converted files, as it can if they were converted
+    during the download. A permanent failure frees everything. That includes a full volume: a
+    finished download would spare the next attempt some time, but two loads that only fit one after
+    the other would block each other for ever.
     """
     try:
         yield staging
@@ -203,7 +203,7 @@ def _publish(
 
 @contextmanager
 def _published_anyway() -> Iterator[None]:
-    """What fails in here is left to the next load."""
+    """Log a failure and leave its work to the next load."""
     try:
         yield
     except (OSError, LoaderError) as error:
@@ -216,12 +216,10 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
 
 
 def _recorded(staging: Staging) -> Fetched | None:
-    """The finished download, if all of it is there still.
+    """The record of the finished download. None if files are missing.
 
-    A record of another version of the loader does not count.
+    A record of another version of the loader is ignored.
     """
-    from sd_loader.handover import Fetched
-
     try:
         found = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
     except ValidationError:
@@ -247,13 +245,13 @@ def _fetched(source: Source) -> LoadResult:
 def _rendered(
     request: LoadRequest, out: Folder, converted: Converted, report: Report
 ) -> tuple[Converted, dict[str, PublishedFile]]:
-    """Try the folder as it will be read, if asked for; the preview becomes one of its files."""
+    """Render an image with the folder if the request says so. Add it to the folder as a file."""
     if not request.verify.render:
         return converted, {}
-    # Imported here: it brings torch, and needs gigabytes.
+    # Imported here: it imports torch, which needs gigabytes of memory.
     from sd_loader.render import render
 
-    rendered = render(out.path, converted, request, report)
+    rendered = render(out.path, converted, conversion_of(request), report)
     if rendered.warning is not None:
         converted = replace(converted, warnings=(*converted.warnings, rendered.warning))
     if rendered.preview is None:
@@ -269,7 +267,7 @@ def _receipt(
     converted: Converted,
     preview: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # The artifact is the model: the same weights have the same digest, rendered or not.
+    # Without the preview, so that the same weights have the same digest, rendered or not.
     files = converted.files
     return Receipt(
         uid=request.owner.uid,
@@ -295,7 +293,7 @@ def _receipt(
 
 
 def _check_inventory(found: list[str], converted: Converted) -> None:
-    """What is published is what the conversion vouches for, file by file."""
+    """Refuse to publish files that the conversion does not list, or that are missing."""
     unexpected = set(found) ^ set(converted.files)
     if unexpected:
         raise RuntimeError(f"the conversion did not account for {sorted(unexpected)}")

@@ -1,8 +1,8 @@
-"""Converts a link's file while it downloads: only what is needed of it, each byte to its place.
+"""Converts a link's file during its download, and downloads only the bytes that are needed.
 
-The file's outline comes first, and the conversion is planned from it; then come the ranges that
-the plan needs. A later process goes on from what is durable. Where a server does not serve ranges
-of one known version, or a digest of the whole is asked for, the file is downloaded first instead.
+The file's outline comes first, and the conversion is planned from it. Then come the ranges that the
+plan needs. A later process continues from what is durable. If the server does not serve ranges
+of one known version, the file is downloaded first instead.
 """
 
 from __future__ import annotations
@@ -12,119 +12,107 @@ import json
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sd_api.spec import Verify
 from sd_api.wire import Progress, Source, Stage
-from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.streaming import StreamedFolder
-from sd_loader.convert.write.wants import Range, Wants, wants_of
-from sd_loader.convert.write.weights import Weights
+from sd_loader.convert.write.verify import verify_folder
+from sd_loader.convert.write.wants import Wants, wants_of
 from sd_loader.formats import open_tensor_file
-from sd_loader.formats.outline import Outline, bring_outline
+from sd_loader.formats.outline import Outline, Range, bring_outline
 from sd_loader.handover import Converted
-from sd_loader.net.ranges import ChangedError, RemoteFile
+from sd_loader.net.ranges import RemoteFile
 from sd_loader.progress import Report
 from sd_loader.tensors import TensorFile
 
 LEAST_BYTES = 16 << 20
 """A smaller file is downloaded in less time than it takes to ask for its parts."""
-_ATTEMPTS = 3
 _OUTLINE = "download"
-"""Named as a finished download is, since messages begin with it."""
+"""Named like a finished download, since messages begin with the name."""
 _RECORD = ".streamed.json"
-"""Among the files that it is about, so that it goes when they do."""
-
-
-Plan = Callable[[TensorFile, Weights], FolderPlan | None]
-"""Plans the folder of a file, given where files that lie beside it are opened.
-
-None where the file must be there as a whole.
-"""
+"""In the folder of the files that it is about, so that it is removed with them."""
 
 
 @dataclass(frozen=True)
-class Streaming:
-    """How to convert a file while it comes, and where to."""
+class IncomingFile:
+    """A remote file whose outline is here: the tensors are known, their bytes still missing."""
 
-    plan: Plan
-    out: Path
+    remote: RemoteFile
+
+    file: TensorFile
+    """The outline, opened as if it were the whole file."""
+
+    _outline: Outline
+    _fd: int
+    _is_new: bool
+    """Whether no earlier process began this file."""
+
+    @property
+    def source(self) -> Source:
+        """What the file is, in the words of status.source."""
+        return Source(size_bytes=self.remote.size, format=self.file.format)
+
+    def convert(
+        self,
+        plan: FolderPlan,
+        others: Iterable[TensorFile],
+        verify: Verify,
+        out: Path,
+        report: Report,
+    ) -> Converted:
+        """Download what the plan needs of the file, and write the converted files to `out`.
+
+        others: open files that the plan also takes tensors from. `out` may hold what an earlier
+        process wrote.
+        """
+        wants, headers = _wants(plan, self.file, self._outline)
+        record = _Record(out / _RECORD, _key(self.remote, plan, wants))
+        if self._is_new or not record.done():
+            _clear(out)
+        sources = [self.file, *others]
+        with StreamedFolder(out, plan.files, wants, sources, self._fd, record) as folder:
+            _bring(self.remote, wants, folder, report)
+            files = folder.finish()
+        for name in headers:
+            self._outline.confirm(self._fd, name)
+        record.path.unlink(missing_ok=True)
+        verify_folder(out, plan, verify, report)
+        return plan.converted(files)
 
 
-@dataclass(frozen=True)
-class Streamed:
-    """A folder that was converted while its source came."""
-
-    source: Source
-    converted: Converted
-
-
-def stream(
-    open_remote: Callable[[], RemoteFile | None],
-    plan: Plan,
-    verify: Verify,
-    into: Path,
-    out: Path,
-    report: Report,
-) -> Streamed | None:
-    """Convert a remote file into `out`; None where it must be downloaded first.
-
-    into: for the outline. Both folders may hold what an earlier process left.
-    """
-    for _ in range(_ATTEMPTS):
-        remote = open_remote()
-        if remote is None or remote.size < LEAST_BYTES:
-            break
-        try:
-            streamed = _stream(remote, plan, verify, into, out, report)
-        except ChangedError:
-            continue
-        if streamed is not None:
-            return streamed
-        break
-    _forget(into, out)
-    return None
-
-
-def _stream(
-    remote: RemoteFile, make_plan: Plan, verify: Verify, into: Path, out: Path, report: Report
-) -> Streamed | None:
-    is_new = not (into / _OUTLINE).exists()
-    fd = os.open(into / _OUTLINE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+@contextmanager
+def open_incoming(remote: RemoteFile, into: Path) -> Iterator[IncomingFile | None]:
+    """Download a remote file's outline into a folder. None if the file must be downloaded first."""
+    if remote.size < LEAST_BYTES:
+        yield None
+        return
+    path = into / _OUTLINE
+    is_new = not path.exists()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         outline = bring_outline(fd, remote.head, remote.size, remote.read)
         if outline is None:
-            return None
-        with ExitStack() as stack:
-            file = stack.enter_context(open_tensor_file(into / _OUTLINE, outline.foreseen))
-            weights = Weights(stack)
-            plan = make_plan(file, weights)
-            if plan is None:
-                return None
-            wants, headers = _wants(plan, file, outline)
-            record = _Record(out / _RECORD, _key(remote, plan, wants))
-            sources = [file, *weights.files.values()]
-            if is_new or not record.done():
-                _clear(out)
-            with StreamedFolder(out, plan.files, wants, sources, fd, record) as folder:
-                _bring(remote, wants, folder, report)
-                files = folder.finish()
-            for name in headers:
-                outline.confirm(fd, name)
-            record.path.unlink(missing_ok=True)
-            verify_folder(out, plan, verify, report)
-            source = Source(size_bytes=remote.size, format=file.format)
-        return Streamed(source, plan.converted(files))
+            yield None
+            return
+        with open_tensor_file(path, outline.foreseen) as file:
+            yield IncomingFile(remote, file, outline, fd, is_new)
     finally:
         os.close(fd)
 
 
+def forget(into: Path, out: Path) -> None:
+    """Remove everything, before the file is downloaded instead of streamed."""
+    (into / _OUTLINE).unlink(missing_ok=True)
+    _clear(out)
+
+
 def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants, Sequence[str]]:
-    """What is needed, with the local headers of the storages that it lies in."""
+    """The ranges that the plan needs, and the local headers of the storages they are in."""
     weights = wants_of(plan.files, file.fd)
     by_position = sorted(weights.ordered, key=lambda want: want.start)
     ends = [want.end for want in by_position]
@@ -155,20 +143,20 @@ def _bring(remote: RemoteFile, wants: Wants, folder: StreamedFolder, report: Rep
 
 @dataclass(frozen=True)
 class _Record:
-    """How many wants are done, of one version of a source and one plan."""
+    """How many wants are done, for one version of a source and one plan."""
 
     path: Path
     key: str
 
     def done(self) -> int:
-        """What is recorded; 0 where it is about something else."""
+        """The recorded number; 0 if the record is about something else."""
         try:
             record = json.loads(self.path.read_bytes())
         except (FileNotFoundError, ValueError):
             return 0
         if not isinstance(record, dict) or record.get("key") != self.key:
             return 0
-        # What was written is in this machine's memory, if it is still up.
+        # Written bytes are in this machine's memory as long as it is up.
         boot = _boot()
         is_up = boot is not None and record.get("boot") == boot
         done = record.get("written" if is_up else "durable")
@@ -183,7 +171,7 @@ class _Record:
 
 
 def _boot() -> str | None:
-    """What tells this run of this machine from others."""
+    """The id of this machine's boot. None if it is not known."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -191,9 +179,9 @@ def _boot() -> str | None:
 
 
 def _key(remote: RemoteFile, plan: FolderPlan, wants: Wants) -> str:
-    """Tells apart what may not be continued by the other."""
+    """A digest of the source and the plan: only the same one may be continued."""
     digest = hashlib.sha256()
-    for part in (remote.link.url, remote.version, remote.size):
+    for part in (remote.resource.url, remote.version, remote.size):
         digest.update(f"{part}\n".encode())
     for file in plan.files:
         digest.update(file.path.encode() + b"\n")
@@ -202,12 +190,6 @@ def _key(remote: RemoteFile, plan: FolderPlan, wants: Wants) -> str:
         place = (want.slot.file, want.slot.number) if want.slot else None
         digest.update(f"{want.start} {want.end} {place}\n".encode())
     return digest.hexdigest()
-
-
-def _forget(into: Path, out: Path) -> None:
-    """Leave nothing to a download that takes this one's place."""
-    (into / _OUTLINE).unlink(missing_ok=True)
-    _clear(out)
 
 
 def _clear(out: Path) -> None:

@@ -16,16 +16,16 @@ from sd_api.humanize import size
 from sd_api.names import ANNOTATION_RELOAD, STAGING_DIR, STORE_DIR
 from sd_api.reasons import ExitCode
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.store import blobs, orphans
-from sd_loader.store.altered import Altered, Digests, altered, foreign
+from sd_loader.store.altered import Altered, Digests, altered, foreign_paths
 from sd_loader.store.orphans import Orphan, Times
 from sd_loader.store.volume import Volume
 
 _PATH_WIDTH = 200
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What can be wrong with a path."""
 
     ORPHAN = "orphan"
@@ -41,7 +41,7 @@ class Finding:
     gone. error: why it could not be removed.
     """
 
-    kind: Kind
+    kind: FindingKind
     path: str
     why: str
     size: int = 0
@@ -58,7 +58,7 @@ class Swept:
     @property
     def exit_code(self) -> ExitCode:
         """An altered file needs a person, a failed removal another try; orphans are no fault."""
-        if any(finding.kind is Kind.ALTERED for finding in self.findings):
+        if any(finding.kind is FindingKind.ALTERED for finding in self.findings):
             return ExitCode.PERMANENT
         if any(finding.error for finding in self.findings):
             return ExitCode.TRY_AGAIN
@@ -80,10 +80,10 @@ class Swept:
         return "\n".join([*lines, *self._advice()])
 
     def _advice(self) -> list[str]:
-        found = [finding for finding in self.findings if finding.kind is Kind.ORPHAN]
+        found = [finding for finding in self.findings if finding.kind is FindingKind.ORPHAN]
         removed = [finding for finding in found if finding.removed]
         failed = [finding for finding in found if finding.error]
-        damaged = [finding for finding in self.findings if finding.kind is Kind.ALTERED]
+        damaged = [finding for finding in self.findings if finding.kind is FindingKind.ALTERED]
         advice = []
         if removed:
             advice.append(f"Removed {_orphans(removed)}: {_total(removed)} are free again.")
@@ -125,15 +125,15 @@ def sweep(
             for one in altered(volume, Digests() if digests else None)
             if not any(one.path.startswith(f"{path}/") for path in gone)
         ]
-        return Swept((*found, *map(_altered, damaged), *map(_foreign, foreign(volume))))
+        return Swept((*found, *map(_altered, damaged), *map(_foreign, foreign_paths(volume))))
 
 
 def _altered(found: Altered) -> Finding:
-    return Finding(Kind.ALTERED, found.path, found.why)
+    return Finding(FindingKind.ALTERED, found.path, found.why)
 
 
 def _foreign(path: str) -> Finding:
-    return Finding(Kind.FOREIGN, path, "no load has made it; it is left alone")
+    return Finding(FindingKind.FOREIGN, path, "no load has made it; it is left alone")
 
 
 def _measured(volume: Volume, found: Iterable[Orphan]) -> list[Finding]:
@@ -151,7 +151,7 @@ def _measured(volume: Volume, found: Iterable[Orphan]) -> list[Finding]:
             going[inode] += 1
             if going[inode] == max(1, status.st_nlink - (inode in held_by_blobs)):
                 freed += status.st_size
-        measured.append(Finding(Kind.ORPHAN, orphan.path, orphan.why, freed))
+        measured.append(Finding(FindingKind.ORPHAN, orphan.path, orphan.why, freed))
     return measured
 
 
@@ -191,7 +191,7 @@ def _removed(volume: Volume, times: Times, found: list[Finding]) -> list[Finding
 
 def _try_to_remove(volume: Volume, orphan: Orphan, finding: Finding) -> Finding:
     try:
-        return replace(finding, removed=orphans.remove(volume, orphan))
+        return replace(finding, removed=orphans.remove_orphan(volume, orphan))
     except OSError as error:
         return replace(finding, error=os.strerror(error.errno or 0))
     except LoaderError as error:
@@ -201,7 +201,7 @@ def _try_to_remove(volume: Volume, orphan: Orphan, finding: Finding) -> Finding:
 def _line(finding: Finding) -> str:
     what = "removed" if finding.removed else finding.kind.value
     error = f" (cannot be removed: {snippet(finding.error)})" if finding.error else ""
-    freed = size(finding.size) if finding.kind is Kind.ORPHAN else ""
+    freed = size(finding.size) if finding.kind is FindingKind.ORPHAN else ""
     return f"{what:<8} {freed:>9}  {snippet(finding.path, _PATH_WIDTH)}: {finding.why}{error}"
 
 

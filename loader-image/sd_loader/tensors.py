@@ -1,18 +1,21 @@
-"""Tensors as they lie in files: where, of which type and shape. No bytes are read here."""
+"""Tensors as they lie in files: position, type and shape, and views of them. Reads no bytes."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
+PIECE = 256 * 1024
+"""Elements that are in memory at a time: few enough for the processor's cache."""
+
 
 class Dtype(Enum):
-    """A tensor's element type: the name in safetensors headers and the size in bytes."""
+    """A tensor's element type: its name in safetensors headers, and its size in bytes."""
 
     F64 = ("F64", 8)
     F32 = ("F32", 4)
@@ -36,22 +39,23 @@ class Dtype(Enum):
 
     @property
     def is_float(self) -> bool:
-        """Whether a change of precision applies to it."""
+        """Whether the elements are floating-point numbers."""
         return self.label.startswith(("F", "BF"))
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor in an open file.
-
-    offset: first byte in the file. strides: in elements, None where the tensor is contiguous.
-    """
+    """A tensor in an open file."""
 
     fd: int
     dtype: Dtype
     shape: tuple[int, ...]
+
     offset: int
+    """Position of its first byte in the file."""
+
     strides: tuple[int, ...] | None = None
+    """Strides in elements. None if the tensor is contiguous."""
 
     @property
     def count(self) -> int:
@@ -60,25 +64,27 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor when written contiguously."""
+        """Bytes that the tensor takes when it is contiguous."""
         return self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """An open file of named tensors; closing it invalidates its tensors.
-
-    format: safetensors, or ckpt for a torch pickle. metadata: the safetensors `__metadata__`, or
-    scalar values found beside a checkpoint's tensors. checksums: CRC-32 of ranges (offset, bytes)
-    of the file, where the format has them; whoever reads such a range whole can compare.
-    """
+    """An open file of named tensors. Its tensors are invalid once it is closed."""
 
     path: Path
     fd: int
+
     format: str
+    """safetensors, or ckpt for a torch pickle."""
+
     tensors: Mapping[str, Tensor]
+
     metadata: Mapping[str, str] = field(default_factory=dict)
+    """The safetensors `__metadata__`, or scalar values in a checkpoint."""
+
     checksums: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """CRC-32 of ranges (offset, bytes) of the file, if the format has them."""
 
     def close(self) -> None:
         """Close the file."""
@@ -94,3 +100,51 @@ class TensorFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's strides in elements, also if it is contiguous."""
+    if tensor.strides is not None:
+        return tensor.strides
+    return tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
+
+
+def view(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], skip: int = 0) -> Tensor:
+    """The same bytes with another shape and other strides, without the first `skip` elements."""
+    moved = replace(
+        tensor, shape=shape, offset=tensor.offset + skip * tensor.dtype.itemsize, strides=None
+    )
+    same = all(
+        size == 1 or stride == usual
+        for size, stride, usual in zip(shape, strides, strides_of(moved), strict=True)
+    )
+    return moved if same else replace(moved, strides=strides)
+
+
+def rows(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """A range of the tensor's rows (its first dimension)."""
+    strides = strides_of(tensor)
+    return view(tensor, (stop - start, *tensor.shape[1:]), strides, start * strides[0])
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The matrix with rows and columns exchanged."""
+    return view(tensor, tensor.shape[::-1], strides_of(tensor)[::-1])
+
+
+def pieces(tensor: Tensor, limit: int = PIECE) -> Iterator[Tensor]:
+    """Cut the tensor into views of at most `limit` elements, in order."""
+    if tensor.strides is None:
+        tensor = view(tensor, (tensor.count,), (1,))
+    if tensor.count <= limit:
+        if tensor.count:
+            yield tensor
+        return
+    row = tensor.count // tensor.shape[0]
+    step = max(1, limit // row)
+    for start in range(0, tensor.shape[0], step):
+        part = rows(tensor, start, min(start + step, tensor.shape[0]))
+        if row <= limit:
+            yield part
+        else:
+            yield from pieces(view(part, part.shape[1:], strides_of(part)[1:]), limit)

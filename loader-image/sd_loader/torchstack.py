@@ -1,27 +1,30 @@
-"""Whether this loader image has torch, without importing it: that takes seconds."""
+"""torch, diffusers and transformers: whether this image has them, and how to use them quietly."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
-
-from sd_api.load import LoadRequest
-from sd_api.reasons import Reason
-from sd_loader.errors import LoaderError
 
 _STACK = ("torch", "diffusers", "transformers")
 
 
 def has_torch() -> bool:
-    """Whether the libraries that run a model are installed."""
+    """Whether the libraries that run a model are installed. Imports none: that takes seconds."""
     return all(find_spec(name) is not None for name in _STACK)
 
 
-def refuse_without_torch(request: LoadRequest) -> None:
-    """Refuse to render in an image that cannot."""
-    if request.verify.render and not has_torch():
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            "spec.verify.render needs torch, diffusers and transformers, which this loader image"
-            " lacks: set it to false, or have the administrator name an image with them in"
-            " loader.image",
-        )
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the libraries' own logs, progress bars and warnings. Compute no gradients."""
+    import diffusers
+    import torch
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        yield

@@ -364,9 +364,9 @@ def test_only_loads_have_egress_and_names_are_resolved_by_dns_alone() -> None:
     sweep = one(render({"sweep": {"enabled": True}}), "CronJob")
     labels = sweep["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
     egress = one(objects, "NetworkPolicy", "sd-operator-loader-egress")["spec"]
-    golden = yaml.safe_load((ROOT / "tests" / "golden" / "load-cpu.yaml").read_text())
+    golden = yaml.safe_load((ROOT / "tests/operator/rules/golden" / "load-cpu.yaml").read_text())
     load = golden["spec"]["template"]["metadata"]["labels"]
-    clean_up = yaml.safe_load((ROOT / "tests" / "golden" / "remove.yaml").read_text())
+    clean_up = yaml.safe_load((ROOT / "tests/operator/rules/golden" / "remove.yaml").read_text())
     remove = clean_up["spec"]["template"]["metadata"]["labels"]
 
     assert shut["policyTypes"] == ["Ingress", "Egress"]

@@ -107,7 +107,7 @@ def test_the_entry_point_is_one_of_the_project(dockerfile: Dockerfile, target: s
 def test_jobs_run_the_loaders_entry_point() -> None:
     """The operator's manifests and the image agree."""
     (entry,) = [one.words for one in LOADER.built("slim") if one.word == "ENTRYPOINT"]
-    golden = (ROOT / "tests" / "golden" / "load-gpu.yaml").read_text()
+    golden = (ROOT / "tests/operator/rules/golden" / "load-gpu.yaml").read_text()
     assert f"command:\n        - {entry[0]}\n" in golden
 
 

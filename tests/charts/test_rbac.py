@@ -23,7 +23,7 @@ from tests.support.charts.helmcharts import (
     one,
     render,
 )
-from tests.support.kube import rbacproxy
+from tests.support.kube import rights
 
 Right = tuple[str, str]
 """A verb and a resource, with its subresource."""
@@ -39,18 +39,23 @@ def granted(rules: list[Json]) -> set[Right]:
     return {(verb, name) for rule in rules for verb in rule["verbs"] for name in rule["resources"]}
 
 
-def calls(folder: str = ".") -> Iterator[ast.Call]:
-    """Calls of methods in a folder's modules; standalone is no part of a cluster's operator."""
-    for path in Path(sd_operator.__path__[0], folder).glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                yield node
+OPERATOR = ("runtime", "reconciler", "rules", "resources", "clients", "base")
+"""The rooms of the operator's process; gateway, cli and standalone run elsewhere."""
 
 
-def requests(folder: str = ".") -> set[Right]:
-    """What the operator's own client is asked to do."""
+def calls(*rooms: str) -> Iterator[ast.Call]:
+    """Yield the calls of methods in the modules of some rooms."""
+    for room in rooms:
+        for path in Path(sd_operator.__path__[0], room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    yield node
+
+
+def requests(*rooms: str) -> set[Right]:
+    """Return the requests that some rooms make of the operator's own client."""
     found = set()
-    for call in calls(folder):
+    for call in calls(*rooms):
         assert isinstance(call.func, ast.Attribute)
         verb = {"check": "list", "snapshot": "list"}.get(call.func.attr, call.func.attr)
         if verb == "last_log_line":
@@ -74,7 +79,7 @@ def watched() -> set[Right]:
 
 def test_every_right_is_used_and_every_request_is_granted() -> None:
     """None is missing, none is left over."""
-    asked = requests() | watched()
+    asked = requests(*OPERATOR) | watched()
     leases = {right for right in asked if right[1] == "leases"}
 
     assert asked - leases - GIVEN_BY_USERS == granted(RULES) - WITHOUT_REQUEST
@@ -89,7 +94,7 @@ def test_the_gateway_has_the_rights_that_it_uses() -> None:
 
 def test_the_cluster_tests_run_under_the_charts_rights() -> None:
     """What they find missing or unused is then the chart's."""
-    assert granted(rbacproxy.RULES) == granted(RULES) | granted(LEADER_RULES)
+    assert granted(rights.RULES) == granted(RULES) | granted(LEADER_RULES)
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])

@@ -1,4 +1,4 @@
-"""What `kubectl sdm` makes of what it sees: tables, panels and findings, without a cluster."""
+"""Tests of the tables, panels and findings of `kubectl sdm`, without a cluster."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sd_api.reasons import Reason
 from sd_operator.base import times
 from sd_operator.cli import doctor, views
 from sd_operator.cli.__main__ import options_first
-from sd_operator.cli.doctor import ClusterView, Level, SpaceView
-from tests.support.kube.rbacproxy import RULES
+from sd_operator.cli.doctor import ClusterView, Level, NamespaceView
+from tests.support.kube.rights import RULES
 from tests.support.rules.observed import CLAIM_UID, NOW, WANTED, body
 
 PROGRESS = {"stage": "Downloading", "percent": 42, "text": "42% of 2.1 GB, 120 MB/s, 10 s left"}
@@ -36,7 +36,7 @@ ARTIFACT = {
 
 
 def condition(kind: str, status: str = "True", reason: str = "Loaded", message: str = "") -> Any:
-    """A condition of a status."""
+    """Return a condition of a model's status."""
     moment = times.stamp(NOW)
     return {
         "type": kind,
@@ -47,17 +47,17 @@ def condition(kind: str, status: str = "True", reason: str = "Loaded", message: 
     }
 
 
-def resource(*conditions: Any, seen: int = 1, **status: Any) -> dict[str, Any]:
-    """A model with this status, made three minutes ago."""
-    found = body({"observedGeneration": seen, "conditions": list(conditions), **status})
-    found["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=3))
-    return found
+def resource(*conditions: Any, observed: int = 1, **status: Any) -> dict[str, Any]:
+    """Return a model with this status that was created three minutes before NOW."""
+    model = body({"observedGeneration": observed, "conditions": list(conditions), **status})
+    model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=3))
+    return model
 
 
-def printed(shown: RenderableType) -> str:
-    """What a terminal without colours shows."""
+def printed(content: RenderableType) -> str:
+    """Return what a terminal without colours prints."""
     console = Console(file=io.StringIO(), width=160)
-    console.print(shown)
+    console.print(content)
     return console.file.getvalue()
 
 
@@ -70,8 +70,8 @@ STALLED = resource(
 )
 
 
-def test_the_list_says_where_each_model_stands() -> None:
-    """Progress while it loads, the reason where it is stuck, the size when it is there."""
+def test_list_shows_the_progress_the_reason_or_the_size() -> None:
+    """A loading model shows progress, a stalled one its reason, a loaded one its size."""
     loading = resource(phase="Downloading", progress=PROGRESS)
     lines = printed(views.model_table([READY, loading, STALLED], NOW)).splitlines()
     assert [line.split() for line in lines] == [
@@ -82,36 +82,36 @@ def test_the_list_says_where_each_model_stands() -> None:
     ]
 
 
-def test_the_list_of_all_namespaces_names_them() -> None:
-    """First."""
+def test_list_of_all_namespaces_has_a_namespace_column() -> None:
+    """The namespace is the first column."""
     lines = printed(views.model_table([READY], NOW, everywhere=True)).splitlines()
     assert lines[0].startswith("NAMESPACE")
     assert lines[1].split()[:2] == ["art", "sketch"]
 
 
-def test_the_panel_says_what_was_published() -> None:
-    """And where."""
+def test_panel_of_a_loaded_model_shows_its_path_and_size() -> None:
+    """The panel has the phase, the path in the PVC, and the size with its shared part."""
     text = printed(views.model_panel(READY, [], NOW))
-    for words in ("sketch in art: Ready", "sketch in claim models", "2.1 GB in 12 files, 500 MB"):
-        assert words in text
+    for line in ("sketch in art: Ready", "sketch in PVC models", "2.1 GB in 12 files, 500 MB"):
+        assert line in text
 
 
-def test_the_panel_of_a_stalled_model_names_the_remedy() -> None:
-    """Word for word."""
+def test_panel_of_a_stalled_model_shows_the_remedy() -> None:
+    """The panel has the Stalled condition and the full remedy of its reason."""
     text = printed(views.model_panel(STALLED, [], NOW))
     assert "✗ Stalled=True SourceNotFound: HTTP 404" in text
     assert Reason.SOURCE_NOT_FOUND.remedy in text
 
 
-def test_the_panel_of_a_running_load_has_a_bar() -> None:
-    """Beside the words."""
+def test_panel_of_a_running_load_shows_a_progress_bar() -> None:
+    """The bar stands below the text of the progress."""
     text = printed(views.model_panel(resource(phase="Downloading", progress=PROGRESS), [], NOW))
     assert f"Downloading: {PROGRESS['text']}" in text
     assert "━" in text
 
 
-def test_the_panel_has_the_events() -> None:
-    """With their age; what would steer the terminal is not passed on."""
+def test_panel_shows_events_without_control_characters() -> None:
+    """An event has its age, and an escape sequence in its message is made harmless."""
     event = {
         "lastTimestamp": times.stamp(NOW - timedelta(seconds=50)),
         "reason": "LoadStarted",
@@ -122,13 +122,15 @@ def test_the_panel_has_the_events() -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "settled"),
+    ("model", "settled"),
     [
         pytest.param(READY, True, id="loaded"),
         pytest.param(STALLED, True, id="stalled"),
-        pytest.param(body(), False, id="not looked at"),
+        pytest.param(body(), False, id="not observed yet"),
         pytest.param(
-            resource(condition("Ready"), seen=0, artifact=ARTIFACT), False, id="edit not looked at"
+            resource(condition("Ready"), observed=0, artifact=ARTIFACT),
+            False,
+            id="edit not observed yet",
         ),
         pytest.param(
             resource(condition("Ready"), condition("Reconciling"), artifact=ARTIFACT),
@@ -140,76 +142,80 @@ def test_the_panel_has_the_events() -> None:
                 condition("Ready"), artifact={**ARTIFACT, "immutablePath": f".store/uid/{'0' * 16}"}
             ),
             False,
-            id="reload not looked at",
+            id="reload not observed yet",
         ),
     ],
 )
-def test_status_watches_until_it_is_settled(item: dict[str, Any], settled: bool) -> None:
-    """Loaded as asked for, or stalled."""
-    assert views.is_settled(item) is settled
+def test_model_is_settled_when_it_is_loaded_or_stalled(
+    model: dict[str, Any], settled: bool
+) -> None:
+    """A model is not settled while the operator has yet to act on an edit or a reload."""
+    assert views.is_settled(model) is settled
 
 
 @pytest.mark.parametrize(
-    ("given", "read"),
+    ("typed", "reordered"),
     [
-        pytest.param("list -A", "list -A", id="none"),
-        pytest.param("status a -n art", "-n art status a", id="short"),
+        pytest.param("list -A", "list -A", id="no kubectl option"),
+        pytest.param("status a -n art", "-n art status a", id="short option"),
         pytest.param("logs a --namespace=art -f", "--namespace=art logs a -f", id="with ="),
-        pytest.param("--context x doctor", "--context x doctor", id="first already"),
+        pytest.param("--context x doctor", "--context x doctor", id="already first"),
         pytest.param("list -n", "-n list", id="without its value"),
     ],
 )
-def test_kubectls_options_may_stand_anywhere(given: str, read: str) -> None:
-    """As users of kubectl write them."""
-    assert options_first(given.split()) == read.split()
+def test_kubectl_options_may_stand_after_the_command(typed: str, reordered: str) -> None:
+    """The options move before the command, where the parser expects them."""
+    assert options_first(typed.split()) == reordered.split()
 
 
-# The doctor.
+# Findings of `doctor`.
 
 
 def crd(**changes: Any) -> Any:
-    """The CRD as a server has it."""
-    found = custom_resource_definition()
-    found["spec"]["versions"][0].update(changes)
-    return found
+    """Return this version's CRD with changes to its only version entry."""
+    definition = custom_resource_definition()
+    definition["spec"]["versions"][0].update(changes)
+    return definition
 
 
-def older() -> Any:
-    """A CRD that lacks a field."""
-    found = crd()
-    schema = found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+def older_crd() -> Any:
+    """Return a CRD that lacks spec.priority."""
+    definition = crd()
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     del schema["properties"]["spec"]["properties"]["priority"]
-    return found
+    return definition
 
 
-def newer() -> Any:
-    """A CRD with one more."""
-    found = crd()
-    schema = found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+def newer_crd() -> Any:
+    """Return a CRD with a field that this version does not have."""
+    definition = crd()
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     schema["properties"]["spec"]["properties"]["speed"] = {"type": "string"}
-    return found
+    return definition
 
 
 @pytest.mark.parametrize(
-    ("found", "level", "words"),
+    ("definition", "level", "message"),
     [
-        pytest.param(crd(), Level.OK, "sd-operator.dev/v1alpha1", id="as it should be"),
-        pytest.param({}, Level.FAILED, "not installed", id="none"),
-        pytest.param(None, Level.UNKNOWN, "may not read", id="not to be seen"),
-        pytest.param(crd(served=False), Level.FAILED, "not served", id="not served"),
-        pytest.param(older(), Level.FAILED, "it lacks spec.priority", id="older"),
-        pytest.param(newer(), Level.WARNING, "does not know", id="newer"),
+        pytest.param(crd(), Level.OK, "sd-operator.dev/v1alpha1", id="this version"),
+        pytest.param({}, Level.FAILED, "is not installed", id="not installed"),
+        pytest.param(None, Level.UNKNOWN, "cannot read", id="not readable"),
+        pytest.param(
+            crd(served=False), Level.FAILED, "does not serve version v1alpha1", id="not served"
+        ),
+        pytest.param(older_crd(), Level.FAILED, "the CRD lacks spec.priority", id="older"),
+        pytest.param(newer_crd(), Level.WARNING, "does not know", id="newer"),
     ],
 )
-def test_the_crd(found: Any, level: Level, words: str) -> None:
-    """It is there, served, and has every field."""
-    finding = doctor.check_crd(found)
+def test_check_of_the_crd(definition: Any, level: Level, message: str) -> None:
+    """The check passes if the CRD is served and has exactly the fields of this version."""
+    finding = doctor.check_crd(definition)
     assert finding.level is level
-    assert words in finding.message
+    assert message in finding.message
 
 
 def pod(ready: str = "True") -> dict[str, Any]:
-    """An operator's Pod."""
+    """Return a Pod of the operator whose GPU resource is amd.com/gpu."""
     env = [{"name": "SD_OPERATOR_GPU_RESOURCE", "value": "amd.com/gpu"}, {"name": "POD"}]
     return {
         "metadata": {"name": "operator", "namespace": "system"},
@@ -223,75 +229,77 @@ def pod(ready: str = "True") -> dict[str, Any]:
     [
         pytest.param([pod(), pod()], Level.OK, id="both ready"),
         pytest.param([pod(), pod("False")], Level.WARNING, id="one ready"),
-        pytest.param([pod("False")], Level.FAILED, id="none ready"),
-        pytest.param([], Level.WARNING, id="none"),
-        pytest.param(None, Level.UNKNOWN, id="not to be seen"),
+        pytest.param([pod("False")], Level.FAILED, id="not ready"),
+        pytest.param([], Level.WARNING, id="no Pod"),
+        pytest.param(None, Level.UNKNOWN, id="not readable"),
     ],
 )
-def test_the_operator(pods: Any, level: Level) -> None:
-    """It runs; elsewhere, perhaps."""
+def test_check_of_the_operator_counts_ready_pods(pods: Any, level: Level) -> None:
+    """A missing operator is only a warning: it may run outside the cluster."""
     assert doctor.check_operators(pods).level is level
 
 
 def node(gpus: str | None) -> dict[str, Any]:
-    """A node."""
+    """Return a node with this number of amd.com/gpu, or without that resource."""
     return {"status": {"allocatable": {"cpu": "2"} | ({"amd.com/gpu": gpus} if gpus else {})}}
 
 
 @pytest.mark.parametrize(
-    ("nodes", "level", "words"),
+    ("nodes", "level", "message"),
     [
         pytest.param([node("4"), node(None)], Level.OK, "4 amd.com/gpu on 1 of 2 nodes", id="one"),
-        pytest.param([node(None)], Level.WARNING, "no node has amd.com/gpu", id="none"),
-        pytest.param([node("0")], Level.WARNING, "no node has amd.com/gpu", id="broken"),
+        pytest.param([node(None)], Level.WARNING, "no node has amd.com/gpu", id="no GPU"),
+        pytest.param([node("0")], Level.WARNING, "no node has amd.com/gpu", id="broken GPU"),
     ],
 )
-def test_gpus(nodes: Any, level: Level, words: str) -> None:
-    """Of the resource that the operator is told to ask for."""
+def test_check_of_gpus_counts_the_operators_resource(
+    nodes: Any, level: Level, message: str
+) -> None:
+    """The check counts the GPU resource that the operator's environment names."""
     finding = doctor.check_gpus(nodes, doctor.gpu_resource([pod()]))
-    assert (finding.level, words in finding.message) == (level, True)
+    assert (finding.level, message in finding.message) == (level, True)
 
 
 def claim(phase: str = "Bound", mode: str = "ReadWriteMany") -> dict[str, Any]:
-    """A claim."""
+    """Return a PVC."""
     return {"spec": {"accessModes": [mode]}, "status": {"phase": phase}}
 
 
 @pytest.mark.parametrize(
-    ("found", "level"),
+    ("pvc", "level"),
     [
-        pytest.param(claim(), Level.OK, id="shared"),
-        pytest.param(claim(mode="ReadWriteOnce"), Level.WARNING, id="of one node"),
+        pytest.param(claim(), Level.OK, id="bound and shared"),
+        pytest.param(claim(mode="ReadWriteOnce"), Level.WARNING, id="one node only"),
         pytest.param(claim("Pending"), Level.WARNING, id="pending"),
         pytest.param(claim("Lost"), Level.FAILED, id="lost"),
-        pytest.param(None, Level.FAILED, id="none"),
+        pytest.param(None, Level.FAILED, id="missing"),
     ],
 )
-def test_claims(found: Any, level: Level) -> None:
-    """Bound, and for all nodes."""
-    (finding,) = doctor.check_claims(SpaceView("art", [], claims={"models": found}))
+def test_check_of_pvcs(pvc: Any, level: Level) -> None:
+    """The check passes if the PVC is bound and ReadWriteMany."""
+    (finding,) = doctor.check_claims(NamespaceView("art", [], claims={"models": pvc}))
     assert finding.level is level
 
 
 @pytest.mark.parametrize(
-    ("has", "level"),
+    ("keys", "level"),
     [
-        pytest.param({"token", "host"}, Level.OK, id="there"),
-        pytest.param({"host"}, Level.FAILED, id="without the key"),
-        pytest.param(None, Level.FAILED, id="none"),
+        pytest.param({"token", "host"}, Level.OK, id="has the key"),
+        pytest.param({"host"}, Level.FAILED, id="lacks the key"),
+        pytest.param(None, Level.FAILED, id="missing"),
     ],
 )
-def test_secrets(has: set[str] | None, level: Level) -> None:
-    """Those that models name, with the keys that are read."""
+def test_check_of_secrets(keys: set[str] | None, level: Level) -> None:
+    """The check passes if the Secret that a model names has the key that the model uses."""
     model = body(credentialsSecretRef={"name": "hub"})
-    (finding,) = doctor.check_keys(SpaceView("art", [model], keys={("Secret", "hub"): has}))
+    (finding,) = doctor.check_keys(NamespaceView("art", [model], keys={("Secret", "hub"): keys}))
     assert (finding.level, finding.subject) == (level, "art: Secret hub")
 
 
 def policy(*egress: Any, labels: Any = None, **spec: Any) -> dict[str, Any]:
-    """A NetworkPolicy."""
-    given = {"podSelector": {"matchLabels": labels or {}}, "policyTypes": ["Egress"], **spec}
-    return {"metadata": {"name": "loader"}, "spec": {**given, "egress": list(egress)}}
+    """Return a NetworkPolicy with these egress rules for the Pods with these labels."""
+    defaults = {"podSelector": {"matchLabels": labels or {}}, "policyTypes": ["Egress"]}
+    return {"metadata": {"name": "loader"}, "spec": {**defaults, **spec, "egress": list(egress)}}
 
 
 DNS = {"ports": [{"port": 53, "protocol": "UDP"}]}
@@ -299,20 +307,29 @@ HTTPS = {"ports": [{"port": 443}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
 
 
 @pytest.mark.parametrize(
-    ("policies", "level", "words"),
+    ("policies", "level", "message"),
     [
-        pytest.param([], Level.OK, "no NetworkPolicy", id="none"),
-        pytest.param([policy(DNS, HTTPS)], Level.OK, "lets DNS", id="both"),
-        pytest.param([policy(DNS), policy(HTTPS)], Level.OK, "lets DNS", id="by two"),
-        pytest.param([policy({"to": []})], Level.OK, "lets DNS", id="all ports"),
-        pytest.param([policy(DNS)], Level.FAILED, "no https (443)", id="names only"),
-        pytest.param([policy(HTTPS)], Level.FAILED, "no DNS (53)", id="https only"),
-        pytest.param([policy()], Level.FAILED, "no DNS (53) and no https (443)", id="nothing"),
+        pytest.param([], Level.OK, "no NetworkPolicy", id="no policy"),
+        pytest.param([policy(DNS, HTTPS)], Level.OK, "has egress for DNS", id="both"),
+        pytest.param([policy(DNS), policy(HTTPS)], Level.OK, "has egress for DNS", id="by two"),
+        pytest.param([policy({"to": []})], Level.OK, "has egress for DNS", id="all ports"),
+        pytest.param([policy(DNS)], Level.FAILED, "no egress for https (443):", id="DNS only"),
+        pytest.param([policy(HTTPS)], Level.FAILED, "no egress for DNS (53):", id="https only"),
         pytest.param(
-            [policy({"ports": [{"port": 1, "endPort": 65535}]})], Level.OK, "lets", id="a range"
+            [policy()], Level.FAILED, "no egress for DNS (53) and https (443):", id="neither"
         ),
-        pytest.param([policy(labels={"app": "web"})], Level.OK, "no NetworkPolicy", id="others"),
-        pytest.param([policy(policyTypes=["Ingress"])], Level.OK, "no Network", id="ingress"),
+        pytest.param(
+            [policy({"ports": [{"port": 1, "endPort": 65535}]})],
+            Level.OK,
+            "has egress",
+            id="port range",
+        ),
+        pytest.param(
+            [policy(labels={"app": "web"})], Level.OK, "no NetworkPolicy", id="for other Pods"
+        ),
+        pytest.param(
+            [policy(policyTypes=["Ingress"])], Level.OK, "no NetworkPolicy", id="ingress only"
+        ),
         pytest.param(
             [
                 policy(
@@ -324,35 +341,36 @@ HTTPS = {"ports": [{"port": 443}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
                 )
             ],
             Level.FAILED,
-            "no DNS",
-            id="by expression",
+            "no egress for DNS",
+            id="selected by expression",
         ),
     ],
 )
-def test_egress(policies: Any, level: Level, words: str) -> None:
-    """The policies that hold the loader, taken together, let it reach names and https."""
-    finding = doctor.check_egress(SpaceView("art", [], policies=policies))
-    assert (finding.level, words in finding.message) == (level, True)
+def test_check_of_egress(policies: Any, level: Level, message: str) -> None:
+    """The check passes if the loader's NetworkPolicies together allow DNS and https."""
+    finding = doctor.check_egress(NamespaceView("art", [], policies=policies))
+    assert (finding.level, message in finding.message) == (level, True)
 
 
-def test_what_may_not_be_seen_is_no_failure() -> None:
-    """It is said, and no more."""
-    cluster = ClusterView(None, None, None, [SpaceView("art", [])])
+def test_unreadable_objects_are_not_failures() -> None:
+    """Every check that cannot read its objects yields a finding of level UNKNOWN."""
+    cluster = ClusterView(None, None, None, [NamespaceView("art", [])])
     levels = [finding.level for finding in doctor.examine(cluster)]
     assert set(levels) == {Level.UNKNOWN}
     assert len(levels) == 7
 
 
-def test_missing_rights_are_named() -> None:
-    """All of them."""
-    finding = doctor.check_rights(SpaceView("art", [], denied=["create jobs.batch", "watch pods"]))
+def test_check_of_rights_lists_the_missing_ones() -> None:
+    """The message lists every permission that the operator lacks."""
+    denied = ["create jobs.batch", "watch pods"]
+    finding = doctor.check_rights(NamespaceView("art", [], denied=denied))
     assert finding.level is Level.FAILED
     assert "create jobs.batch, watch pods" in finding.message
 
 
 @pytest.mark.parametrize("right", [" ".join(right) for right in doctor.RIGHTS])
-def test_no_right_is_asked_for_that_the_operator_has_no_use_for(right: str) -> None:
-    """The doctor's list keeps to the Role's."""
+def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None:
+    """The Role of the chart grants every permission that doctor checks."""
     verb, resource = right.split()
     kind, _, sub = resource.partition("/")
     plural, _, group = kind.partition(".")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sd_api import names
-from tests.support.kube.operated import Operated
+from tests.support.operator.operated import Operated
 from tools.kubectl import kubectl_path
 
 pytestmark = pytest.mark.cluster
@@ -73,7 +73,7 @@ def test_a_load_is_followed_to_its_end(plugin: Plugin, operated: Operated) -> No
     assert '"stage":"Downloading"' in plugin.says("logs", "sketch")
 
     before = operated.cluster.get("sdm", "sketch")["status"]["loadHash"]
-    assert "sketch is loaded again" in plugin.says("reload", "sketch")
+    assert "reload of model sketch requested" in plugin.says("reload", "sketch")
     plugin.says("status", "sketch", "--watch")
     model = operated.cluster.get("sdm", "sketch")
     assert model["status"]["loadHash"] != before
@@ -117,8 +117,11 @@ def test_the_doctor_finds_what_is_missing(plugin: Plugin, operated: Operated) ->
     done = plugin.run("doctor")
     assert done.returncode == 1, done.stderr
     assert re.search(r"✓ +CRD +sd-operator.dev/v1alpha1, \d+ fields", done.stdout)
-    assert re.search(rf"[✓!] +{space}: volume models", done.stdout)
-    assert re.search(rf"✗ +{space}: Secret hub +there is none *\n +→ Create it", done.stdout)
+    assert re.search(rf"[✓!] +{space}: PVC models", done.stdout)
+    assert re.search(
+        rf"✗ +{space}: Secret hub +the Secret does not exist *\n +→ Create the Secret with",
+        done.stdout,
+    )
 
     # The gateway's Pods have the operator's name, and are none.
     labels = {names.LABEL_NAME: names.FIELD_MANAGER, names.LABEL_COMPONENT: "gateway"}
@@ -132,5 +135,5 @@ def test_the_doctor_finds_what_is_missing(plugin: Plugin, operated: Operated) ->
     operated.cluster.kubectl("create", "secret", "generic", "hub", "--from-literal=token=x")
     done = plugin.run("doctor")
     assert operators[0] in done.stdout
-    assert re.search(rf"✓ +{space}: Secret hub +has key token", done.stdout)
+    assert re.search(rf"✓ +{space}: Secret hub +the Secret has the key token", done.stdout)
     assert done.returncode == 0, done.stdout

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sd_api.controlnets import CONTROLNET_REPOS
-from tests.loader.convert.test_controlnet import save_repo as save_controlnet
-from tests.loader.convert.test_vae import tiny as tiny_vae
 from tests.support.kube.cluster import Cluster, claim_manifest, model_manifest
-from tests.support.kube.operated import SLOW, Operated, condition
 from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.controlnets import save_repo as save_controlnet
+from tests.support.models.vaes import tiny as tiny_vae
+from tests.support.operator.operated import SLOW, Operated, condition
 
 pytestmark = pytest.mark.cluster
 

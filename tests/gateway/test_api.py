@@ -1,4 +1,4 @@
-"""The vendor's ten endpoints, called over HTTP, over a real API server without an operator."""
+"""Tests of the vendor's ten endpoints over HTTP, on a real API server without an operator."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ from sd_api import names
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.settings import Settings
 from sd_operator.gateway.vendor import SCHEDULERS
-from tests.support.gateway.gatewayloads import CIVITAI, VENDORS_OWN, a_name, load, put_status
+from tests.support.gateway.gatewayloads import CIVITAI, VENDOR_EXAMPLES, a_name, load, put_status
 from tests.support.gateway.gatewayrun import ARTIFACT, Gateway, write_keys
 from tests.support.kube.cluster import CLAIM, Cluster
 
 pytestmark = pytest.mark.cluster
 
 
-def test_a_loaded_model_is_told_of(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """verify_model, get_all_models and system_details agree; deleted, it is gone from all."""
+def test_ready_model_is_reported_until_it_is_deleted(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """verify_model, get_all_models and system_details agree before and after the deletion."""
     model_id = f"My_Model.{secrets.token_hex(3)}"
     load(gateway, model_id)
-    (item,) = [one for one in shared_cluster.list("sdm") if one["spec"].get("modelId") == model_id]
-    name = item["metadata"]["name"]
+    models = shared_cluster.list("sdm")
+    (model,) = [body for body in models if body["spec"].get("modelId") == model_id]
+    name = model["metadata"]["name"]
     assert re.fullmatch(r"my-model-[0-9a-f]{6}-[0-9a-f]{8}", name)
     before = gateway.call("system_details")[1]["model_count"]
-    not_yet = "Model is not on server: Pending: the load has not begun"
+    message = "Model is not on server: Pending: the load has not started"
     assert gateway.call("verify_model", model_id=model_id) == (
         404,
-        {"status": "error", "message": not_yet},
+        {"status": "error", "message": message},
     )
 
     put_status(shared_cluster, name, artifact=ARTIFACT)
@@ -56,10 +59,8 @@ def test_a_loaded_model_is_told_of(gateway: Gateway, shared_cluster: Cluster) ->
     assert gateway.call("system_details")[1]["model_count"] == before
 
 
-def test_models_of_kubectl_are_known_by_their_effective_id(
-    gateway: Gateway, shared_cluster: Cluster
-) -> None:
-    """Of two with one id, the one that is Ready."""
+def test_models_are_found_by_their_effective_id(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """A model with another name is found by spec.modelId; of two with one id, the Ready one is."""
     model_id = a_name()
     for name in ("first", "second"):
         shared_cluster.model(f"{model_id}-{name}", url=CIVITAI, modelId=model_id)
@@ -71,10 +72,10 @@ def test_models_of_kubectl_are_known_by_their_effective_id(
     assert not shared_cluster.exists("sdm", model_id)
 
 
-def test_loading_again_changes_what_differs_and_nothing_else(
+def test_loading_again_changes_only_the_differences(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """The same again writes nothing; what the vendor has no words for stays."""
+    """A repeated request writes nothing; fields that no request can set keep their values."""
     model_id = a_name()
     storage = {"claimName": "fast"}
     shared_cluster.model(
@@ -90,12 +91,12 @@ def test_loading_again_changes_what_differs_and_nothing_else(
     other = shared_cluster.get("sdm", model_id)["spec"]
     assert (other["storage"], other["priority"]) == (storage, 7)
     assert other["url"].endswith("/1")
-    assert "webhook" not in other, "each request says all that it wants"
-    assert "sha256" not in other, "that was of the former file"
+    assert "webhook" not in other, "a request without a webhook removes it"
+    assert "sha256" not in other, "it was the digest of the previous file"
 
 
-def test_a_stalled_model_is_tried_again(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """By the reload annotation; who calls again has perhaps mended the source."""
+def test_loading_again_reloads_a_stalled_model(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """The gateway sets the reload annotation, because the caller may have fixed the source."""
     model_id = a_name()
     load(gateway, model_id)
     put_status(shared_cluster, model_id, conditions={"Ready": "False", "Stalled": "True"})
@@ -104,90 +105,94 @@ def test_a_stalled_model_is_tried_again(gateway: Gateway, shared_cluster: Cluste
     assert annotations.get(names.ANNOTATION_RELOAD)
 
 
-def test_many_who_load_one_id_at_once_make_one_model(
+def test_concurrent_loads_of_one_id_create_one_model(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """All are answered well; the model is as one of them wanted it."""
+    """All callers get a success response; the model has the url of one of them."""
     model_id = f"Many_{secrets.token_hex(3)}"
     urls = [f"https://civitai.com/{number}" for number in range(12)]
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(lambda url: load(gateway, model_id, url=url), urls))
-    made = [one for one in shared_cluster.list("sdm") if one["spec"].get("modelId") == model_id]
-    assert len(made) == 1
-    assert made[0]["spec"]["url"] in urls
+    models = shared_cluster.list("sdm")
+    created = [body for body in models if body["spec"].get("modelId") == model_id]
+    assert len(created) == 1
+    assert created[0]["spec"]["url"] in urls
 
 
-def test_a_model_that_is_being_deleted_cannot_be_loaded(
+def test_model_that_is_being_deleted_cannot_be_loaded(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """It is said so, and nothing is promised that would not come."""
+    """The caller gets an error instead of a load that would never happen."""
     model_id = a_name()
     load(gateway, model_id)
     hold = json.dumps({"metadata": {"finalizers": ["example.com/hold"]}})
     shared_cluster.kubectl("patch", "sdm", model_id, "--type=merge", "-p", hold)
     assert gateway.call("delete_model", model_id=model_id)[0] == 200
-    assert gateway.call("delete_model", model_id=model_id)[0] == 200, "it is on its way"
-    status, answer = gateway.call("load_model", model_id=model_id, url="a/b", model_type="lora")
-    assert (status, answer["status"]) == (409, "error")
-    assert answer["message"] == f"Model {model_id} is being deleted; try again when it is gone"
+    assert gateway.call("delete_model", model_id=model_id)[0] == 200, "it is being deleted"
+    status, response = gateway.call("load_model", model_id=model_id, url="a/b", model_type="lora")
+    assert (status, response["status"]) == (409, "error")
+    assert response["message"] == f"Model {model_id} is being deleted; try again when it is gone"
 
 
-def test_a_name_that_another_model_has_is_not_taken_over(
+def test_resource_of_another_model_is_not_taken_over(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """The message names both."""
+    """The message names the resource and the model that it belongs to."""
     model_id = a_name()
     shared_cluster.model(model_id, url=CIVITAI, modelId="somebody")
-    status, answer = gateway.call("load_model", model_id=model_id, url="a/b", model_type="lora")
+    status, response = gateway.call("load_model", model_id=model_id, url="a/b", model_type="lora")
     assert status == 409
-    assert answer["message"] == f"Resource {model_id} exists, and is model somebody"
+    assert response["message"] == (
+        f"The resource name {model_id} belongs to model somebody;"
+        " use another id, or delete that model"
+    )
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("fields", "message"),
     [
         pytest.param(
             {"url": "org/name", "model_type": "custom_ckpt"},
             "with spec.modelType custom_ckpt, spec.url must be an http(s) link to the model file;"
             " a repo id needs spec.modelType: huggingface",
-            id="a repo as a file",
+            id="repo id for a file",
         ),
-        pytest.param({"url": "word", "model_type": "lora"}, "spec.url must be a", id="a word"),
+        pytest.param({"url": "word", "model_type": "lora"}, "spec.url must be a", id="invalid url"),
         pytest.param(
             {"url": "a/b", "model_type": "lora", "webhook": "ftp://a"},
             "spec.webhook must be an http(s) URL",
-            id="webhook",
+            id="invalid webhook",
         ),
-        pytest.param({"url": "a/b"}, "model_type is required", id="missing"),
+        pytest.param({"url": "a/b"}, "model_type is required", id="missing field"),
     ],
 )
-def test_wrong_requests_are_told_what_is_wrong(
-    gateway: Gateway, said: dict[str, str], why: str
+def test_invalid_request_gets_the_message_of_its_field(
+    gateway: Gateway, fields: dict[str, str], message: str
 ) -> None:
-    """The resource's own rules, in its own words; 400."""
-    status, answer = gateway.call("load_model", model_id=a_name(), **said)
-    assert (status, answer["status"]) == (400, "error")
-    assert answer["message"].startswith(why)
+    """The message is that of the CRD's rule, or of the gateway for its own fields."""
+    status, response = gateway.call("load_model", model_id=a_name(), **fields)
+    assert (status, response["status"]) == (400, "error")
+    assert response["message"].startswith(message)
 
 
-def test_a_body_too_large_is_refused(gateway: Gateway) -> None:
-    """Announced or not."""
+def test_too_large_body_is_rejected(gateway: Gateway) -> None:
+    """The limit applies with and without a Content-Length header."""
     raw = b'{"key":"' + b"x" * 70000 + b'"}'
-    told = {"status": "error", "message": "The body may have at most 65536 bytes"}
-    assert gateway.post("load_model", raw) == (413, told)
+    error = {"status": "error", "message": "The body may have at most 65536 bytes"}
+    assert gateway.post("load_model", raw) == (413, error)
     chunked = requests.post(
         f"{gateway.url}{PREFIX}/load_model", data=iter([raw[:40000], raw[40000:]]), timeout=30
     )
-    assert (chunked.status_code, chunked.json()) == (413, told)
+    assert (chunked.status_code, chunked.json()) == (413, error)
 
 
-def test_a_call_that_is_cut_short_leaves_no_trace(
+def test_incomplete_request_creates_nothing(
     gateway: Gateway, shared_cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither a resource nor an error in the log; the next call is answered."""
+    """Nothing is logged as an error, and the next call gets a response."""
     model_id = a_name()
-    said = {"key": gateway.key, **VENDORS_OWN["checkpoint"], "model_id": model_id}
-    raw = json.dumps(said).encode()
+    fields = {"key": gateway.key, **VENDOR_EXAMPLES["checkpoint"], "model_id": model_id}
+    raw = json.dumps(fields).encode()
     head = f"POST {PREFIX}/load_model HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw) + 1}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
         connection.sendall(head.encode() + raw)
@@ -196,8 +201,10 @@ def test_a_call_that_is_cut_short_leaves_no_trace(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_one_round_of_syncing_is_made_at_a_time(shared_cluster: Cluster, tmp_path: Path) -> None:
-    """While the sources are asked, others are told to come again."""
+def test_second_sync_is_rejected_while_one_is_running(
+    shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    """The response has status 429 and a retry time."""
     model_id = a_name()
     (key,) = write_keys(tmp_path / "keys", shared_cluster.namespace)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -209,69 +216,69 @@ def test_one_round_of_syncing_is_made_at_a_time(shared_cluster: Cluster, tmp_pat
         )
         with Gateway(settings, key) as gateway, ThreadPoolExecutor(1) as threads:
             first = threads.submit(gateway.call, "sync_models")
-            asked, _ = silent.accept()
-            silent.close()  # aiohttp tries once more
-            status, answer = gateway.call("sync_models")
-            asked.close()
-            done = first.result()
-    assert (status, answer["retry_after"]) == (429, 10)
-    assert done[0] == 200
-    assert model_id not in done[1]["model_list"]
+            connection, _ = silent.accept()
+            silent.close()  # otherwise aiohttp's second attempt would wait for an answer
+            status, response = gateway.call("sync_models")
+            connection.close()
+            first_status, first_response = first.result()
+    assert (status, response["retry_after"]) == (429, 10)
+    assert first_status == 200
+    assert model_id not in first_response["model_list"]
     shared_cluster.kubectl("delete", "sdm", model_id)
 
 
-def test_calls_are_logged_by_the_keys_id(
+def test_log_has_the_id_of_a_key_and_never_the_key(
     gateway: Gateway, shared_cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Never by the key."""
+    """Neither a correct nor a wrong key is logged."""
     caplog.set_level(logging.INFO)
     gateway.call("schedulers_list")
     gateway.post("schedulers_list", b'{"key":"wrong-key"}')
     text = "\n".join(record.getMessage() for record in caplog.records)
-    assert f"schedulers_list, by key {shared_cluster.namespace}-" in text
+    assert f"schedulers_list called with key {shared_cluster.namespace}-" in text
     assert gateway.key not in text
     assert "wrong-key" not in text
 
 
-def test_clear_cache_sweeps_once_at_a_time(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """Called again while a sweep runs, it starts no other."""
+def test_clear_cache_starts_no_second_sweep(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """Concurrent calls all succeed and start one sweep Job."""
     cleared = {"status": "success", "message": "Cache cleared successfully"}
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: gateway.call("clear_cache"), range(4)))
-    assert answers == [(200, cleared)] * 4
+        responses = list(threads.map(lambda _: gateway.call("clear_cache"), range(4)))
+    assert responses == [(200, cleared)] * 4
     jobs = shared_cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}")
-    assert 1 <= len(jobs) <= 2, "two where a minute ended in between"
+    assert 1 <= len(jobs) <= 2, "there are two if a minute ended in between"
 
 
-def test_the_schedulers_are_the_vendors(gateway: Gateway) -> None:
-    """All 17, in its order."""
+def test_schedulers_are_those_of_the_vendor(gateway: Gateway) -> None:
+    """There are 17 different names, in the vendor's order."""
     assert len(SCHEDULERS) == len(set(SCHEDULERS)) == 17
     assert gateway.call("schedulers_list") == (200, {"schedulers": list(SCHEDULERS)})
 
 
-def test_a_key_sees_the_models_of_its_namespace_only(
+def test_key_gives_access_to_its_own_namespace_only(
     gateway: Gateway, shared_cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Another's look as if they were not there; a namespace that is not there says so."""
+    """Models of another namespace are unknown to the key; a missing namespace gives status 404."""
     model_id = a_name()
     load(gateway, model_id)
     other, nowhere = write_keys(tmp_path / "keys", "default", "nowhere")
     settings = Settings(tmp_path / "keys", shared_cluster.kubeconfig)
-    with Gateway(settings, other) as strange:
+    with Gateway(settings, other) as other_gateway:
         unknown = {"status": "error", "message": "Model does not exist on server"}
-        assert strange.call("verify_model", model_id=model_id) == (404, unknown)
-        assert strange.call("delete_model", model_id=model_id) == (404, unknown)
-        strange.key = nowhere
-        said = {"url": "a/b", "model_id": "x", "model_type": "lora"}
-        status, answer = strange.call("load_model", **said)
-        assert (status, answer["status"]) == (404, "error")
+        assert other_gateway.call("verify_model", model_id=model_id) == (404, unknown)
+        assert other_gateway.call("delete_model", model_id=model_id) == (404, unknown)
+        other_gateway.key = nowhere
+        fields = {"url": "a/b", "model_id": "x", "model_type": "lora"}
+        status, response = other_gateway.call("load_model", **fields)
+        assert (status, response["status"]) == (404, "error")
     assert shared_cluster.exists("sdm", model_id)
 
 
-def test_calls_are_limited_by_key_and_wrong_keys_by_address(
+def test_calls_are_limited_per_key_and_failures_per_address(
     shared_cluster: Cluster, tmp_path: Path
 ) -> None:
-    """429 says when to try again; a good key is let in from an address with wrong ones too."""
+    """The response says when to try again; failures do not lock out a correct key."""
     key, other = write_keys(tmp_path / "keys", shared_cluster.namespace, shared_cluster.namespace)
     settings = Settings(
         tmp_path / "keys", shared_cluster.kubeconfig, calls_per_minute=3, failures_per_minute=2
@@ -285,34 +292,32 @@ def test_calls_are_limited_by_key_and_wrong_keys_by_address(
         gateway.key = key
         body = json.dumps({"key": key}).encode()
         status, headers, raw = gateway.request("POST", f"{PREFIX}/schedulers_list", body)
-    answer = json.loads(raw)
+    response = json.loads(raw)
     assert status == 429
-    assert answer["message"] == "Too many calls; try again later"
-    assert 1 <= answer["retry_after"] <= 20
-    assert headers["Retry-After"] == str(answer["retry_after"])
+    assert response["message"] == "Too many calls; try again later"
+    assert 1 <= response["retry_after"] <= 20
+    assert headers["Retry-After"] == str(response["retry_after"])
 
 
-def test_without_the_api_server_callers_are_told_to_come_again(
-    shared_cluster: Cluster, tmp_path: Path
-) -> None:
-    """503, without an address; the probes stay green, for the gateway is well."""
+def test_unavailable_api_server_gives_status_503(shared_cluster: Cluster, tmp_path: Path) -> None:
+    """The message has no address; both probes succeed, because the gateway itself works."""
     text = shared_cluster.kubeconfig.read_text()
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(re.sub(r"(server: https?://[^:]+):\d+", r"\1:1", text))
     (key,) = write_keys(tmp_path / "keys", "art")
     with Gateway(Settings(tmp_path / "keys", kubeconfig), key) as gateway:
-        status, answer = gateway.call("get_all_models")
+        status, response = gateway.call("get_all_models")
         probes = [gateway.request("GET", path)[0] for path in ("/healthz", "/readyz")]
         (tmp_path / "keys").unlink()
         without_keys = gateway.request("GET", "/readyz")[0]
-    assert (status, answer["retry_after"]) == (503, 5)
-    assert answer["message"] == "The Kubernetes API server does not answer; try again in a moment"
+    assert (status, response["retry_after"]) == (503, 5)
+    assert response["message"] == "The Kubernetes API server does not answer; try again in a moment"
     assert probes == [200, 200]
     assert without_keys == 503
 
 
 def test_calls_are_counted_by_route_and_code(gateway: Gateway) -> None:
-    """Whatever path is asked for, there are no more routes than the gateway has."""
+    """Calls of unknown paths share one route label, so that callers cannot add labels."""
     gateway.call("schedulers_list")
     gateway.request("GET", f"/{secrets.token_hex(8)}")
     text = generate_latest(gateway.metrics.registry).decode()
@@ -322,8 +327,8 @@ def test_calls_are_counted_by_route_and_code(gateway: Gateway) -> None:
     assert 'sdmodel_gateway_requests_total{code="404",route="other"}' in text
 
 
-def test_every_answer_tells_browsers_to_be_careful(gateway: Gateway) -> None:
-    """Nothing is run, framed, kept or told to others."""
+def test_every_response_has_security_headers(gateway: Gateway) -> None:
+    """Browsers must not run scripts from it, frame it, store it, or send its URL as a referrer."""
     for path in ("/docs", "/healthz", "/nowhere", f"{PREFIX}/load_model"):
         _, headers, _ = gateway.request("GET", path)
         assert "default-src 'none'" in headers["Content-Security-Policy"]

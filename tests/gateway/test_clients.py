@@ -1,4 +1,4 @@
-"""Who calls the vendor's endpoints, and how: its examples, clients of all kinds, keys."""
+"""Tests of the endpoints with many clients: the vendor's examples, other clients, keys."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import requests
 
 from sd_operator.gateway import examples
 from sd_operator.gateway.routes import PREFIX
-from tests.support.gateway.gatewayloads import HOSTED, STARTED, VENDORS_OWN, a_name, load
+from tests.support.gateway.gatewayloads import HOSTED, STARTED, VENDOR_EXAMPLES, a_name, load
 from tests.support.gateway.gatewayrun import Gateway
 from tests.support.kube.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
 
-FORMS: dict[str, dict[str, str]] = {
+HEADERS: dict[str, dict[str, str]] = {
     "curl": {"Content-Type": "application/json", "Accept": "*/*", "User-Agent": "curl/8.5.0"},
     "curl without a header": {"Content-Type": "application/x-www-form-urlencoded"},
     "Python requests": {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate"},
@@ -27,85 +27,85 @@ FORMS: dict[str, dict[str, str]] = {
     "PHP curl without a header": {"Content-Type": "application/x-www-form-urlencoded"},
     "Node request": {"Content-Type": "application/json", "Connection": "close"},
     "Java OkHttp": {"Content-Type": "application/json; charset=utf-8", "User-Agent": "okhttp/4.9"},
-    "no type at all": {},
+    "no headers": {},
 }
-"""The headers by which clients differ."""
+"""The request headers of common clients."""
 
 
-@pytest.mark.parametrize("said", VENDORS_OWN.values(), ids=VENDORS_OWN)
-def test_the_vendors_own_examples_load(
-    gateway: Gateway, shared_cluster: Cluster, said: dict[str, str]
+@pytest.mark.parametrize("fields", VENDOR_EXAMPLES.values(), ids=VENDOR_EXAMPLES)
+def test_examples_of_the_vendor_load_models(
+    gateway: Gateway, shared_cluster: Cluster, fields: dict[str, str]
 ) -> None:
-    """To the letter; with the page's empty key nobody is let in."""
-    assert gateway.call("load_model", **said) == (200, STARTED)
-    spec = shared_cluster.get("sdm", said["model_id"])["spec"]
-    assert (spec["url"], spec["modelType"]) == (said["url"], said["model_type"])
+    """They work unchanged, except that the empty key of the vendor's page is rejected."""
+    assert gateway.call("load_model", **fields) == (200, STARTED)
+    spec = shared_cluster.get("sdm", fields["model_id"])["spec"]
+    assert (spec["url"], spec["modelType"]) == (fields["url"], fields["model_type"])
     assert (spec["revision"], spec["webhook"]) == ("fp32", HOSTED["webhook"])
-    assert spec.get("fromSafetensors") == (said.get("from_safetensors") == "yes" or None)
+    assert spec.get("fromSafetensors") == (fields.get("from_safetensors") == "yes" or None)
     assert "upcastAttention" not in spec
-    empty = json.dumps({"key": "", **said}).encode()
+    empty = json.dumps({"key": "", **fields}).encode()
     assert gateway.post("load_model", empty) == (
         401,
         {"status": "error", "message": "Invalid API key"},
     )
 
 
-@pytest.mark.parametrize("headers", FORMS.values(), ids=FORMS)
-def test_clients_of_all_kinds_are_understood(gateway: Gateway, headers: dict[str, str]) -> None:
-    """The body is JSON whatever they call it; PHP escapes slashes."""
-    said = {"key": gateway.key, **VENDORS_OWN["checkpoint"], "model_id": a_name()}
-    raw = json.dumps(said, indent=4).replace("/", "\\/").encode()
+@pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS)
+def test_headers_of_all_common_clients_work(gateway: Gateway, headers: dict[str, str]) -> None:
+    """The body is read as JSON whatever its Content-Type, and may escape slashes as PHP does."""
+    fields = {"key": gateway.key, **VENDOR_EXAMPLES["checkpoint"], "model_id": a_name()}
+    raw = json.dumps(fields, indent=4).replace("/", "\\/").encode()
     status, _, body = gateway.request("POST", f"{PREFIX}/load_model", raw, headers)
     assert (status, json.loads(body)) == (200, STARTED)
 
 
-def test_curl_and_requests_themselves_are_understood(gateway: Gateway) -> None:
-    """Sending as the vendor's page has it; and a form that is one."""
-    said = {"key": gateway.key, **VENDORS_OWN["repo"]}
+def test_real_curl_and_requests_work(gateway: Gateway) -> None:
+    """They send JSON as on the vendor's page, and requests also sends a real form."""
+    fields = {"key": gateway.key, **VENDOR_EXAMPLES["repo"]}
     url = f"{gateway.url}{PREFIX}/load_model"
     headers = {"Content-Type": "application/json"}
-    data = json.dumps(said)
+    data = json.dumps(fields)
     assert requests.post(url, headers=headers, data=data, timeout=30).json() == STARTED
-    assert requests.post(url, json=said, timeout=30).json() == STARTED
-    assert requests.post(url, data=said, timeout=30).json() == STARTED
+    assert requests.post(url, json=fields, timeout=30).json() == STARTED
+    assert requests.post(url, data=fields, timeout=30).json() == STARTED
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not on PATH")
     command = [curl, "-sS", "--location", "--request", "POST", url, "--data-raw", data]
-    for more in (["--header", "Content-Type: application/json"], []):
-        done = subprocess.run([*command, *more], capture_output=True, check=True, timeout=30)
-        assert json.loads(done.stdout) == STARTED
+    for options in (["--header", "Content-Type: application/json"], []):
+        process = subprocess.run([*command, *options], capture_output=True, check=True, timeout=30)
+        assert json.loads(process.stdout) == STARTED
 
 
 @pytest.mark.parametrize("endpoint", examples.REQUESTS)
-def test_every_endpoint_wants_a_key(gateway: Gateway, endpoint: str) -> None:
-    """A wrong key, none, and one that is no text are answered alike; GET is no way to ask."""
+def test_every_endpoint_needs_a_key_and_post(gateway: Gateway, endpoint: str) -> None:
+    """A wrong, missing or non-text key gives the same response; GET is not allowed."""
     wrong = [b"{}", b"", b'{"key":""}', b'{"key":"wrong"}', b'{"key":null}', b'{"key":[1]}']
-    answers = [gateway.request("POST", f"{PREFIX}/{endpoint}", raw) for raw in wrong]
-    answers.append(
+    responses = [gateway.request("POST", f"{PREFIX}/{endpoint}", raw) for raw in wrong]
+    responses.append(
         gateway.request(
             "POST", f"{PREFIX}/{endpoint}", b"{}", {"Authorization": f"Basic {gateway.key}"}
         )
     )
-    assert {(status, body) for status, _, body in answers} == {
+    assert {(status, body) for status, _, body in responses} == {
         (401, b'{"status":"error","message":"Invalid API key"}')
     }
     assert gateway.request("GET", f"{PREFIX}/{endpoint}")[0] == 405
 
 
 @pytest.mark.parametrize("endpoint", examples.REQUESTS)
-def test_the_documents_examples_are_answered_as_it_says(gateway: Gateway, endpoint: str) -> None:
-    """Word for word; by the key in the header too, which counts where the body has none."""
+def test_openapi_examples_get_the_documented_responses(gateway: Gateway, endpoint: str) -> None:
+    """The key is in the header, because the key in the examples' body is empty."""
     for example in examples.REQUESTS[endpoint].values():
         raw = json.dumps(example).encode()
         if endpoint in ("verify_model", "delete_model"):
             load(gateway, example["model_id"])
-        status, answer = gateway.post(endpoint, raw, Authorization=f"Bearer {gateway.key}")
+        status, response = gateway.post(endpoint, raw, Authorization=f"Bearer {gateway.key}")
         if endpoint == "verify_model":
-            assert (status, answer["status"]) == (404, "error"), "nobody loads it here"
+            assert (status, response["status"]) == (404, "error"), "no operator loads it here"
             continue
-        wanted = examples.ANSWERS[endpoint]
+        documented = examples.RESPONSES[endpoint]
         assert status == 200
-        assert answer.keys() == wanted.keys()
+        assert response.keys() == documented.keys()
         if endpoint not in ("get_all_models", "sync_models", "system_details"):
-            assert answer == wanted
+            assert response == documented

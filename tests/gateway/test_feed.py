@@ -1,4 +1,4 @@
-"""Changes of models as they happen, over a real API server."""
+"""Tests of the feed of model changes, on a real API server."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from tests.support.kube.cluster import Cluster, model_manifest
 pytestmark = pytest.mark.cluster
 
 
-class Watched(Api):
-    """Counts the watches that are open."""
+class CountingApi(Api):
+    """An API connection that counts its watches."""
 
     opened = 0
+    """How many watches were opened."""
     open_now = 0
+    """How many watches are open."""
 
     async def watch(
         self, resource: Resource, namespace: str, since: str
     ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-        """As it is."""
+        """Watch and count."""
         self.opened += 1
         self.open_now += 1
         try:
@@ -39,121 +41,122 @@ class Watched(Api):
             self.open_now -= 1
 
 
-async def until(holds: Callable[[], object]) -> None:
-    """Wait for something to be so."""
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until the condition is true, for at most 20 seconds."""
     for _ in range(1000):
-        if holds():
+        if condition():
             return
         await asyncio.sleep(0.02)
-    raise AssertionError("it does not come")
+    raise AssertionError("the condition did not become true")
 
 
-class Ear:
-    """Listens, and remembers; name and whether it is gone."""
+class Listener:
+    """Listens to a namespace's models and records all changes."""
 
     def __init__(self, models: Models, namespace: str) -> None:
-        self.heard: list[tuple[str, bool]] = []
+        self.changes: list[tuple[str, bool]] = []
+        """Each change as the model's name and whether the model is gone."""
         self._task = asyncio.create_task(self._listen(models, namespace))
 
     async def _listen(self, models: Models, namespace: str) -> None:
         async for change in models.watch(namespace):
-            self.note(change)
+            self.record(change)
 
-    def note(self, change: Change) -> None:
-        """Remember."""
-        self.heard.append((change.body["metadata"]["name"], change.gone))
+    def record(self, change: Change) -> None:
+        """Record a change."""
+        self.changes.append((change.body["metadata"]["name"], change.gone))
 
-    async def hears(self, *what: tuple[str, bool]) -> None:
-        """Wait until all of this was heard."""
-        await until(lambda: set(what) <= set(self.heard))
+    async def receives(self, *changes: tuple[str, bool]) -> None:
+        """Wait until all these changes were received."""
+        await until(lambda: set(changes) <= set(self.changes))
 
-    async def leave(self) -> None:
+    async def stop(self) -> None:
         """Stop listening."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-def follow(cluster: Cluster, act: Callable[[Watched, Models, str], Awaitable[None]]) -> None:
-    """Run a test's part with a connection of its own."""
+def follow(cluster: Cluster, act: Callable[[CountingApi, Models, str], Awaitable[None]]) -> None:
+    """Run `act` with its own connection to the API server."""
 
     async def run() -> None:
-        async with Watched(cluster.kubeconfig) as api:
+        async with CountingApi(cluster.kubeconfig) as api:
             await act(api, Models(api), cluster.namespace)
-        # A watch that is left is closed by TLS's farewell, which aiohttp does not wait for.
+        # aiohttp does not wait for the TLS shutdown of an open watch: give it time to finish.
         await asyncio.sleep(0.25)
 
     asyncio.run(run())
 
 
 def a_name() -> str:
-    """A name that no other test has."""
+    """Return a name that no other test uses."""
     return f"m-{secrets.token_hex(4)}"
 
 
 async def create(api: Api, namespace: str, name: str) -> dict[str, Any]:
-    """Create a model."""
+    """Create a model and return it."""
     return await api.create(MODELS, namespace, model_manifest(name, url="a/b"))
 
 
-def test_many_listen_and_the_api_server_sees_one_watch(shared_cluster: Cluster) -> None:
-    """Who comes later begins with what is there; when the last one leaves, the watch ends."""
+def test_all_listeners_share_one_watch(shared_cluster: Cluster) -> None:
+    """A late listener first gets the existing models; the watch ends with the last listener."""
     first, second = a_name(), a_name()
 
-    async def act(api: Watched, models: Models, namespace: str) -> None:
+    async def act(api: CountingApi, models: Models, namespace: str) -> None:
         body = await create(api, namespace, first)
-        ears = [Ear(models, namespace) for _ in range(3)]
-        for ear in ears:
-            await ear.hears((first, False))
+        listeners = [Listener(models, namespace) for _ in range(3)]
+        for listener in listeners:
+            await listener.receives((first, False))
         await create(api, namespace, second)
-        late = Ear(models, namespace)
-        for ear in (*ears, late):
-            await ear.hears((first, False), (second, False))
+        late = Listener(models, namespace)
+        for listener in (*listeners, late):
+            await listener.receives((first, False), (second, False))
         await models.delete(namespace, body)
-        for ear in (*ears, late):
-            await ear.hears((first, True))
+        for listener in (*listeners, late):
+            await listener.receives((first, True))
         assert (api.opened, api.open_now) == (1, 1)
-        for ear in (*ears, late):
-            await ear.leave()
+        for listener in (*listeners, late):
+            await listener.stop()
         assert api.open_now == 0
-        again = Ear(models, namespace)
-        await again.hears((second, False))
-        assert (first, False) not in again.heard
-        await again.leave()
+        new = Listener(models, namespace)
+        await new.receives((second, False))
+        assert (first, False) not in new.changes
+        await new.stop()
 
     follow(shared_cluster, act)
 
 
-def test_a_watch_that_ends_is_begun_again_and_nothing_is_told_twice(
+def test_watch_restarts_without_repeating_or_losing_changes(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Servers end them; what happened in between is told: also what is gone."""
+    """The API server ends every watch; a deletion between two watches is not lost either."""
     monkeypatch.setattr(kube, "WATCH_SECONDS", 1)
     monkeypatch.setattr(feed, "RETRY_SECONDS", 0.1)
     first, second = a_name(), a_name()
 
-    async def act(api: Watched, models: Models, namespace: str) -> None:
+    async def act(api: CountingApi, models: Models, namespace: str) -> None:
         body = await create(api, namespace, first)
-        ear = Ear(models, namespace)
-        await ear.hears((first, False))
+        listener = Listener(models, namespace)
+        await listener.receives((first, False))
         await until(lambda: api.opened >= 3)
-        assert ear.heard.count((first, False)) == 1
+        assert listener.changes.count((first, False)) == 1
         await create(api, namespace, second)
         await models.delete(namespace, body)
-        await ear.hears((second, False), (first, True))
-        await ear.leave()
+        await listener.receives((second, False), (first, True))
+        await listener.stop()
 
     follow(shared_cluster, act)
 
 
-def test_without_the_api_server_listeners_wait(
+def test_listeners_wait_while_the_api_server_is_unavailable(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look that fails is followed by another."""
+    """The feed lists the models again until the API server answers."""
     monkeypatch.setattr(feed, "RETRY_SECONDS", 0.05)
     name = a_name()
     failures = 3
 
-    async def act(api: Watched, models: Models, namespace: str) -> None:
+    async def act(api: CountingApi, models: Models, namespace: str) -> None:
         nonlocal failures
         await create(api, namespace, name)
         listed = api.list
@@ -162,13 +165,13 @@ def test_without_the_api_server_listeners_wait(
             nonlocal failures
             failures -= 1
             if failures > 0:
-                raise UnavailableError("away")
+                raise UnavailableError("unavailable")
             return await listed(*arguments)
 
         monkeypatch.setattr(api, "list", failing)
-        ear = Ear(models, namespace)
-        await ear.hears((name, False))
-        await ear.leave()
+        listener = Listener(models, namespace)
+        await listener.receives((name, False))
+        await listener.stop()
 
     follow(shared_cluster, act)
     assert failures == 0

@@ -1,4 +1,4 @@
-"""How often one caller may call."""
+"""Tests of the limit on calls."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from sd_operator.gateway.limits import Limiter, network
 
 
 class Clock:
-    """A time that the test sets."""
+    """A clock that the test sets."""
 
     now = 1000.0
 
     def __call__(self) -> float:
-        """The time."""
+        """Return the time."""
         return self.now
 
 
-def test_so_many_calls_may_be_made_at_once_and_then_one_by_one() -> None:
-    """The wait is as long as it is told."""
+def test_burst_up_to_the_limit_then_one_call_at_a_time() -> None:
+    """A rejected caller gets the seconds until the next call is allowed."""
     clock = Clock()
     limiter = Limiter(6, clock)
     assert [limiter.take("a") for _ in range(7)] == [0, 0, 0, 0, 0, 0, pytest.approx(10)]
@@ -30,8 +30,8 @@ def test_so_many_calls_may_be_made_at_once_and_then_one_by_one() -> None:
     assert limiter.take("a") > 9
 
 
-def test_refused_calls_do_not_count() -> None:
-    """Who hammers waits no longer for it."""
+def test_rejected_calls_do_not_count() -> None:
+    """A caller that keeps calling does not have to wait longer."""
     clock = Clock()
     limiter = Limiter(6, clock)
     for _ in range(1000):
@@ -40,28 +40,28 @@ def test_refused_calls_do_not_count() -> None:
     assert limiter.take("a") == 0
 
 
-def test_callers_are_counted_apart() -> None:
-    """One does not use up another's calls."""
+def test_callers_have_separate_limits() -> None:
+    """A caller that reaches the limit does not affect another."""
     limiter = Limiter(1, Clock())
     assert [limiter.take(caller) for caller in ("a", "b")] == [0, 0]
     assert limiter.take("a") > 0
 
 
-def test_zero_is_no_limit() -> None:
-    """However many."""
+def test_zero_means_no_limit() -> None:
+    """With a limit of 0 every call is allowed."""
     limiter = Limiter(0, Clock())
     assert not any(limiter.take("a") for _ in range(1000))
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller who was seen longest ago is forgotten."""
+def test_number_of_remembered_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller that called longest ago is forgotten first."""
     monkeypatch.setattr(limits, "CALLERS_MAX", 3)
     limiter = Limiter(1, Clock())
     for caller in "abacd":
         limiter.take(caller)
-    assert len(limiter._used) == 3
-    assert limiter.take("a") > 0, "seen lately"
-    assert limiter.take("b") == 0, "forgotten"
+    assert len(limiter._ends) == 3
+    assert limiter.take("a") > 0, "a called recently"
+    assert limiter.take("b") == 0, "b was forgotten"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", ""),
     ],
 )
-def test_an_ipv6_caller_is_a_network(address: str, caller: str) -> None:
-    """Who has one address of it has all."""
+def test_ipv6_callers_share_the_limit_of_their_network(address: str, caller: str) -> None:
+    """All addresses of a /64 network count as one caller; other addresses count separately."""
     assert network(address) == caller

@@ -1,4 +1,4 @@
-"""The OpenAPI document, its page, and what comes of requests made from it at random."""
+"""Tests of the OpenAPI document, of its HTML page, and of random requests made from it."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ from sd_operator.gateway.settings import Settings
 from tests.support.gateway.gatewayrun import Gateway
 
 OPERATIONS = list(examples.REQUESTS)
-NEVER = HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture
-ROUTES = settings(
-    max_examples=12, deadline=None, suppress_health_check=NEVER, phases=[Phase.generate]
+IGNORED_CHECKS = (
+    HealthCheck.too_slow,
+    HealthCheck.filter_too_much,
+    HealthCheck.function_scoped_fixture,
 )
-THOROUGH = settings(ROUTES, max_examples=120)
+QUICK = settings(
+    max_examples=12, deadline=None, suppress_health_check=IGNORED_CHECKS, phases=[Phase.generate]
+)
+THOROUGH = settings(QUICK, max_examples=120)
 
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The document; no connection is needed for it."""
+    """The OpenAPI document; building it needs no connection to an API server."""
     path = tmp_path_factory.mktemp("keys") / "keys"
-    found: dict[str, Any] = create_app(Settings(path), Api(None)).openapi()
-    return found
+    openapi: dict[str, Any] = create_app(Settings(path), Api(None)).openapi()
+    return openapi
 
 
-def test_the_document_has_the_endpoints(document: dict[str, Any]) -> None:
-    """The ten, each with its examples, its errors and the key in the header."""
+def test_document_describes_every_endpoint(document: dict[str, Any]) -> None:
+    """Each endpoint has its examples, its error responses, and the key in a header."""
     assert list(document["paths"]) == [f"{PREFIX}/{name}" for name in OPERATIONS]
     for name in OPERATIONS:
         ((method, operation),) = document["paths"][f"{PREFIX}/{name}"].items()
         assert method == "post"
         content = operation["requestBody"]["content"]["application/json"]
-        values = [one["value"] for one in content["examples"].values()]
+        values = [example["value"] for example in content["examples"].values()]
         assert values == list(examples.REQUESTS[name].values())
         assert list(operation["responses"]) == [
             "200",
@@ -60,8 +64,8 @@ def test_the_document_has_the_endpoints(document: dict[str, Any]) -> None:
         assert document["components"]["securitySchemes"][scheme]["scheme"] == "bearer"
 
 
-def test_the_examples_fit_the_schemas(document: dict[str, Any]) -> None:
-    """Every required field is there, and no field is unknown."""
+def test_examples_match_the_schemas(document: dict[str, Any]) -> None:
+    """Every example has all required fields and no unknown field."""
     for name in OPERATIONS:
         operation = document["paths"][f"{PREFIX}/{name}"]["post"]
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
@@ -70,7 +74,7 @@ def test_the_examples_fit_the_schemas(document: dict[str, Any]) -> None:
 
 
 class Page(HTMLParser):
-    """What a page loads, leads to and runs."""
+    """The tags, links and ids of a page; it must have no inline styles or event handlers."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -80,25 +84,25 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
+        """Record a tag."""
         self.tags.add(tag)
-        given = dict(attrs)
-        self.links += [str(given[name]) for name in ("href", "src", "action") if name in given]
-        if given.get("id"):
-            self.ids.add(str(given["id"]))
-        assert not any(name.startswith("on") or name == "style" for name in given)
+        values = dict(attrs)
+        self.links += [str(values[name]) for name in ("href", "src", "action") if name in values]
+        if values.get("id"):
+            self.ids.add(str(values["id"]))
+        assert not any(name.startswith("on") or name == "style" for name in values)
 
 
 @pytest.mark.cluster
-def test_the_page_works_offline(gateway: Gateway, document: dict[str, Any]) -> None:
-    """No script, nothing from elsewhere; its links lead somewhere; all endpoints are on it."""
+def test_docs_page_works_offline(gateway: Gateway, document: dict[str, Any]) -> None:
+    """It has every endpoint, working links, and no scripts or external resources."""
     status, headers, raw = gateway.request("GET", "/docs")
     page = Page(raw.decode())
     assert status == 200
     assert headers["Content-Type"].startswith("text/html")
     assert headers["Content-Security-Policy"].endswith("; style-src 'self'")
     assert not page.tags & {"script", "iframe", "img", "form", "style"}
-    assert page.ids >= {one.name for one in endpoints(document)}
+    assert page.ids >= {endpoint.name for endpoint in endpoints(document)}
     for link in page.links:
         if link.startswith("#"):
             assert link[1:] in page.ids
@@ -109,16 +113,16 @@ def test_the_page_works_offline(gateway: Gateway, document: dict[str, Any]) -> N
     assert f"{gateway.url}{PREFIX}/load_model" in curl
 
 
-def explore(gateway: Gateway, name: str, how: settings) -> int:
-    """Make requests of one operation from the document; returns how many were made."""
+def explore(gateway: Gateway, name: str, effort: settings) -> int:
+    """Send random requests to one operation of the document; return how many."""
     schema = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
-    made = 0
+    count = 0
 
-    @how
+    @effort
     @given(case=schema[f"{PREFIX}/{name}"]["POST"].as_strategy())
-    def ask(case: schemathesis.Case) -> None:
-        nonlocal made
-        made += 1
+    def send(case: schemathesis.Case) -> None:
+        nonlocal count
+        count += 1
         case.call_and_validate(
             session=session,
             headers={"Authorization": f"Bearer {gateway.key}"},
@@ -126,20 +130,22 @@ def explore(gateway: Gateway, name: str, how: settings) -> int:
         )
 
     with requests.Session() as session:
-        ask()
-    return made
+        send()
+    return count
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_request_makes_the_gateway_fail(gateway: Gateway, name: str, tally: Any) -> None:
-    """A few of each endpoint, as schemathesis makes them of the document."""
-    tally("requests made of the OpenAPI document", explore(gateway, name, ROUTES))
+def test_random_requests_cause_no_server_error(gateway: Gateway, name: str, tally: Any) -> None:
+    """Each endpoint gets a few requests, made by schemathesis."""
+    tally("requests made of the OpenAPI document", explore(gateway, name, QUICK))
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_request_of_many_makes_the_gateway_fail(gateway: Gateway, name: str, tally: Any) -> None:
-    """Hundreds of each."""
+def test_many_random_requests_cause_no_server_error(
+    gateway: Gateway, name: str, tally: Any
+) -> None:
+    """Each endpoint gets hundreds of requests, made by schemathesis."""
     tally("requests made of the OpenAPI document", explore(gateway, name, THOROUGH))

@@ -1,4 +1,4 @@
-"""The gateway's settings, and the page that tells of them."""
+"""Tests of the gateway's settings, and of docs/gateway.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CURLS = re.findall(r"^    (curl .*)$", PAGE, re.MULTILINE)
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """What is needed."""
+    """The required environment variables."""
     write_keys(tmp_path / "keys", "art")
     (tmp_path / "kubeconfig").touch()
     return {
@@ -34,13 +34,13 @@ def env(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_without_settings_there_are_the_defaults(env: dict[str, str], tmp_path: Path) -> None:
-    """But for what is needed."""
+def test_unset_variables_have_their_defaults(env: dict[str, str], tmp_path: Path) -> None:
+    """Only the required variables are set."""
     assert Settings.from_env(env) == Settings(tmp_path / "keys", tmp_path / "kubeconfig")
 
 
-def test_settings_arrive(env: dict[str, str]) -> None:
-    """Each by its variable."""
+def test_variables_set_their_settings(env: dict[str, str]) -> None:
+    """Each variable sets the setting of its name."""
     more = {
         "CLAIM_NAME": "weights",
         "LOADER_SLIM_IMAGE": "registry/slim",
@@ -74,68 +74,68 @@ def test_settings_arrive(env: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("url", "secure"), [("", True), ("https://a.b", True), ("http://a.b", False)]
 )
-def test_cookies_need_tls_unless_the_public_url_has_none(
+def test_cookies_need_https_unless_the_public_url_is_http(
     env: dict[str, str], url: str, secure: bool
 ) -> None:
-    """Behind an Ingress the gateway itself sees none."""
+    """The gateway cannot see TLS that ends at an Ingress, so https is the default."""
     assert Settings.from_env(env | {"SD_GATEWAY_PUBLIC_URL": url}).cookie_secure is secure
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "why"),
+    ("name", "value", "message"),
     [
-        ("KEYS_FILE", "", "must name the file of the keys; `sd-gateway new-key NAMESPACE`"),
+        ("KEYS_FILE", "", "must name the key file; run `sd-gateway new-key NAMESPACE`"),
         ("PORT", "70000", "must be at most 65535"),
         ("MAX_BODY_BYTES", "1", "must be at least 1024"),
         ("PUBLIC_URL", "a.b", "must be an http(s) link"),
     ],
 )
-def test_a_wrong_setting_names_its_variable(
+def test_invalid_setting_is_reported_with_its_variable(
     env: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     name: str,
     value: str,
-    why: str,
+    message: str,
 ) -> None:
-    """And the command ends with 2."""
-    with pytest.raises(SettingsError, match=re.escape(f"{PREFIX}{name} {why}")):
+    """`sd-gateway run` prints the message and exits with code 2."""
+    with pytest.raises(SettingsError, match=re.escape(f"{PREFIX}{name} {message}")):
         Settings.from_env(env | {PREFIX + name: value})
-    for key, good in (env | {PREFIX + name: value}).items():
-        monkeypatch.setenv(key, good)
+    for variable, text in (env | {PREFIX + name: value}).items():
+        monkeypatch.setenv(variable, text)
     assert main(["run"]) == 2
-    assert f"sd-gateway: {PREFIX}{name} {why}" in capsys.readouterr().err
+    assert f"sd-gateway: {PREFIX}{name} {message}" in capsys.readouterr().err
 
 
-def test_the_page_has_every_endpoint_with_its_answer() -> None:
-    """As the OpenAPI document has them."""
-    for name in examples.REQUESTS:
-        (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |")]
-        for fields in examples.REQUESTS[name].values():
-            said = fields.keys() - {"key"}
-            assert all(f"`{field}`" in row for field in said)
+def test_gateway_page_lists_every_endpoint_with_its_fields() -> None:
+    """docs/gateway.md names every field that the OpenAPI examples use."""
+    for endpoint in examples.REQUESTS:
+        (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{endpoint}` |")]
+        for fields in examples.REQUESTS[endpoint].values():
+            names = fields.keys() - {"key"}
+            assert all(f"`{name}`" in row for name in names)
 
 
 @pytest.fixture(scope="module")
 def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway."""
+    """A gateway with one key for the shared cluster's namespace."""
     path = tmp_path_factory.mktemp("gateway") / "keys"
     (key,) = write_keys(path, shared_cluster.namespace)
-    with Gateway(Settings(path, shared_cluster.kubeconfig, CLAIM), key) as made:
-        yield made
+    with Gateway(Settings(path, shared_cluster.kubeconfig, CLAIM), key) as gateway:
+        yield gateway
 
 
 @pytest.mark.cluster
-def test_the_pages_commands_run(gateway: Gateway) -> None:
-    """In their order; the models are not loaded here."""
+def test_commands_of_the_gateway_page_work(gateway: Gateway) -> None:
+    """The curl commands run in the order of the page; no operator loads the models here."""
     env = {**os.environ, "GATEWAY": gateway.url, "KEY": gateway.key}
-    answers = [
+    responses = [
         subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True).stdout
         for line in CURLS
     ]
-    assert answers == [
+    assert responses == [
         '{"message":"model load started","status":"success"}',
         '{"status":"success","message":"VAE load started"}',
-        '{"status":"error","message":"Model is not on server: Pending: the load has not begun"}',
+        '{"status":"error","message":"Model is not on server: Pending: the load has not started"}',
         '{"models":[],"status":"success"}',
     ]

@@ -1,4 +1,4 @@
-"""sync_models: which sources have moved, asked of a Hub and of plain servers."""
+"""Tests of sync_models: which sources have changed, according to a Hub and to plain servers."""
 
 from __future__ import annotations
 
@@ -14,76 +14,83 @@ from devkit.fakehub import FakeHub, Repo
 from sd_operator.gateway import sync
 from sd_operator.gateway.settings import Settings
 
-FORMER = "f" * 40
+OLD_COMMIT = "f" * 40
 WEIGHTS = b"weights" * 100
 DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 
 
-def body(url: str | None, *, name: str = "sketch", status: Any = None, **more: Any) -> Any:
-    """A loaded model; more is of its source or its spec."""
-    source = {key: more.pop(key) for key in ("commit", "sha256", "sizeBytes") if key in more}
+def body(url: str | None, *, name: str = "sketch", status: Any = None, **fields: Any) -> Any:
+    """Return a loaded model; `fields` are fields of its status.source or of its spec."""
+    source = {key: fields.pop(key) for key in ("commit", "sha256", "sizeBytes") if key in fields}
     conditions = [{"type": "Ready", "status": "True"}]
     metadata = {"name": name, "namespace": "art", "uid": f"uid-{name}"}
-    spec = {"url": url, **more} if url else more
+    spec = {"url": url, **fields} if url else fields
     status = {"conditions": conditions, "source": source} | (status or {})
     return {"metadata": metadata, "spec": spec, "status": status}
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """A Hub with a repo org/name, whose branches are main and next."""
+    """A Hub with the repo org/name, which has the branches main and next."""
     folder = tmp_path / "repo"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(WEIGHTS)
-    with FakeHub(separate_cdn=True) as made:
-        made.add_repo("org/name", folder, branches=("main", "next"))
-        yield made
+    with FakeHub(separate_cdn=True) as hub:
+        hub.add_repo("org/name", folder, branches=("main", "next"))
+        yield hub
 
 
 def moved(hub: FakeHub, *bodies: Any, **settings: Any) -> list[str]:
-    """The names of those whose source has moved."""
+    """Return the names of the models whose source has changed."""
     hosts = frozenset({hub.host, hub.cdn_host})
-    given = {"allowed_hosts": hosts, "hub_endpoint": hub.url, **settings}
-    found = asyncio.run(sync.moved(bodies, Settings(Path("keys"), **given)))
-    return [one["metadata"]["name"] for one in found]
+    defaults = {"allowed_hosts": hosts, "hub_endpoint": hub.url}
+    changed = asyncio.run(sync.moved(bodies, Settings(Path("keys"), **{**defaults, **settings})))
+    return [body["metadata"]["name"] for body in changed]
 
 
 def head(repo: Repo) -> str:
-    """The commit that its branches are at."""
+    """Return the commit of the repo's branches."""
     return repo.commit()
 
 
 @pytest.mark.parametrize(
-    ("url", "more", "has_moved"),
+    ("url", "fields", "has_moved"),
     [
-        pytest.param("org/name", {"commit": FORMER}, True, id="another commit"),
+        pytest.param("org/name", {"commit": OLD_COMMIT}, True, id="another commit"),
         pytest.param("org/name", {"commit": "head"}, False, id="the same commit"),
-        pytest.param("org/name", {"commit": FORMER, "gitRevision": "next"}, True, id="branch"),
-        pytest.param("org/name", {"commit": FORMER, "gitRevision": "gone"}, False, id="no branch"),
-        pytest.param("org/name", {"commit": FORMER, "gitRevision": FORMER}, False, id="pinned"),
-        pytest.param("org/name", {}, False, id="commit unknown"),
-        pytest.param("org/missing", {"commit": FORMER}, False, id="no such repo"),
-        pytest.param("org/secret", {"commit": FORMER}, False, id="private"),
-        pytest.param("org/former", {"commit": "head"}, False, id="renamed"),
+        pytest.param("org/name", {"commit": OLD_COMMIT, "gitRevision": "next"}, True, id="branch"),
         pytest.param(
-            "https://huggingface.co/org/name/", {"commit": FORMER}, True, id="the repo's page"
+            "org/name", {"commit": OLD_COMMIT, "gitRevision": "gone"}, False, id="missing branch"
+        ),
+        pytest.param(
+            "org/name", {"commit": OLD_COMMIT, "gitRevision": OLD_COMMIT}, False, id="pinned"
+        ),
+        pytest.param("org/name", {}, False, id="loaded commit unknown"),
+        pytest.param("org/missing", {"commit": OLD_COMMIT}, False, id="missing repo"),
+        pytest.param("org/secret", {"commit": OLD_COMMIT}, False, id="private"),
+        pytest.param("org/old-name", {"commit": "head"}, False, id="renamed"),
+        pytest.param(
+            "https://huggingface.co/org/name/",
+            {"commit": OLD_COMMIT},
+            True,
+            id="url of the repo's page",
         ),
         pytest.param("bare-id", {"modelType": "api_trained"}, False, id="trained"),
     ],
 )
-def test_a_hub_repo_has_moved_when_its_branch_has(
-    hub: FakeHub, url: str, more: dict[str, str], has_moved: bool
+def test_hub_repo_has_changed_if_its_branch_has_another_commit(
+    hub: FakeHub, url: str, fields: dict[str, str], has_moved: bool
 ) -> None:
-    """And not where the Hub does not say."""
+    """A repo whose current commit the Hub does not report counts as unchanged."""
     hub.add_repo("org/secret", hub.repos["org/name"].folder, private=True, token="hf_x")
-    hub.renamed["org/former"] = "org/name"
-    if more.get("commit") == "head":
-        more = {**more, "commit": head(hub.repos["org/name"])}
-    assert moved(hub, body(url, **more)) == (["sketch"] if has_moved else [])
+    hub.renamed["org/old-name"] = "org/name"
+    if fields.get("commit") == "head":
+        fields = {**fields, "commit": head(hub.repos["org/name"])}
+    assert moved(hub, body(url, **fields)) == (["sketch"] if has_moved else [])
 
 
 @pytest.mark.parametrize(
-    ("known", "has_moved"),
+    ("loaded", "has_moved"),
     [
         ({"sha256": DIGEST, "sizeBytes": 700}, False),
         ({"sha256": "0" * 64, "sizeBytes": 700}, True),
@@ -92,23 +99,23 @@ def test_a_hub_repo_has_moved_when_its_branch_has(
         ({}, False),
     ],
 )
-def test_a_file_of_the_hub_has_moved_when_its_digest_has(
-    hub: FakeHub, known: dict[str, Any], has_moved: bool
+def test_hub_file_has_changed_if_its_digest_or_size_differs(
+    hub: FakeHub, loaded: dict[str, Any], has_moved: bool
 ) -> None:
-    """The Hub tells digest and size in its redirect."""
+    """The Hub reports digest and size in its redirect."""
     url = f"{hub.url}/org/name/resolve/main/model.safetensors"
-    assert moved(hub, body(url, **known)) == (["sketch"] if has_moved else [])
+    assert moved(hub, body(url, **loaded)) == (["sketch"] if has_moved else [])
 
 
 @pytest.mark.parametrize(
-    ("faults", "known", "has_moved"),
+    ("faults", "loaded", "has_moved"),
     [
-        pytest.param({}, {"sizeBytes": 700}, False, id="the same size"),
+        pytest.param({}, {"sizeBytes": 700}, False, id="same size"),
         pytest.param({}, {"sizeBytes": 1}, True, id="another size"),
         pytest.param({"etag": DIGEST}, {"sha256": "0" * 64}, True, id="another digest"),
-        pytest.param({"etag": DIGEST}, {"sha256": DIGEST, "sizeBytes": 1}, False, id="digest"),
-        pytest.param({"etag": "opaque"}, {"sha256": DIGEST}, False, id="a tag that is no digest"),
-        pytest.param({"status": 403, "fails": None}, {"sizeBytes": 1}, False, id="refused"),
+        pytest.param({"etag": DIGEST}, {"sha256": DIGEST, "sizeBytes": 1}, False, id="same digest"),
+        pytest.param({"etag": "opaque"}, {"sha256": DIGEST}, False, id="ETag without a digest"),
+        pytest.param({"status": 403, "fails": None}, {"sizeBytes": 1}, False, id="status 403"),
         pytest.param(
             {"headers": {"Content-Type": "text/html"}}, {"sizeBytes": 1}, False, id="login page"
         ),
@@ -117,12 +124,12 @@ def test_a_file_of_the_hub_has_moved_when_its_digest_has(
         ),
     ],
 )
-def test_a_link_has_moved_when_its_server_says_so(
-    hub: FakeHub, faults: dict[str, Any], known: dict[str, Any], has_moved: bool
+def test_link_has_changed_if_its_digest_or_size_differs(
+    hub: FakeHub, faults: dict[str, Any], loaded: dict[str, Any], has_moved: bool
 ) -> None:
-    """By digest before size; what cannot be told is left alone."""
+    """The digest has precedence over the size; if neither is known, the file is unchanged."""
     url = hub.serve_file("/model.ckpt", WEIGHTS, **faults)
-    assert moved(hub, body(url, **known)) == (["sketch"] if has_moved else [])
+    assert moved(hub, body(url, **loaded)) == (["sketch"] if has_moved else [])
 
 
 @pytest.mark.parametrize(
@@ -141,25 +148,25 @@ def test_a_link_has_moved_when_its_server_says_so(
         ),
     ],
 )
-def test_only_what_is_loaded_and_at_rest_is_asked_for(hub: FakeHub, status: Any) -> None:
-    """Others are about to read their source anyway."""
-    assert moved(hub, body("org/name", commit=FORMER, status=status)) == []
+def test_only_idle_models_are_checked(hub: FakeHub, status: Any) -> None:
+    """A model that is not Ready, or is being loaded, reads its source soon anyway."""
+    assert moved(hub, body("org/name", commit=OLD_COMMIT, status=status)) == []
     assert hub.requests == []
 
 
-def test_a_source_is_asked_once(hub: FakeHub) -> None:
-    """However many models come from it."""
-    many = [body("org/name", name=f"m{number}", commit=FORMER) for number in range(20)]
+def test_models_with_one_source_share_one_request(hub: FakeHub) -> None:
+    """Twenty models of one repo need one request."""
+    many = [body("org/name", name=f"m{number}", commit=OLD_COMMIT) for number in range(20)]
     assert len(moved(hub, *many)) == 20
     assert len(hub.requests) == 1
 
 
 def test_private_addresses_are_not_called(hub: FakeHub) -> None:
-    """The urls are users'; a redirect does not help."""
+    """Users choose the urls, so neither a url nor its redirect may lead to a private address."""
     inside = hub.serve_file("/inside.ckpt", WEIGHTS)
     public = hub.serve_file("/public.ckpt", b"", redirect="http://localhost:1/x")
-    known = {"sizeBytes": 1}
-    assert moved(hub, body(inside, **known), allowed_hosts=frozenset(), hub_endpoint=None) == []
+    loaded = {"sizeBytes": 1}
+    assert moved(hub, body(inside, **loaded), allowed_hosts=frozenset(), hub_endpoint=None) == []
     assert hub.requests == []
-    assert moved(hub, body(public, **known)) == []
+    assert moved(hub, body(public, **loaded)) == []
     assert len(hub.requests) == 1

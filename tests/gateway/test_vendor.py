@@ -1,4 +1,4 @@
-"""The vendor's words and what they mean as a resource; pure."""
+"""Tests of the translation between the vendor's fields and resources."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sd_api.names import MODEL_ID_PATTERN, NAME_MAX_LENGTH
 from sd_api.spec import ModelType
 from sd_operator.base.errors import ForbiddenError, InvalidError, UnavailableError
 from sd_operator.gateway import bodies, vendor
-from sd_operator.gateway.errors import RefusedError, refusal
+from sd_operator.gateway.errors import RefusedError, map_api_error
 from sd_operator.gateway.models import spec_patch
 from sd_operator.gateway.naming import resource_name
 from sd_operator.gateway.vendor import LoadModel, LoadModelV2, LoadVae
 
 QUICK = settings(max_examples=50, deadline=None)
 LINK = "https://civitai.com/api/download/models/94640"
-ONE = {"url": LINK, "model_id": "a", "model_type": "custom_ckpt"}
-LOAD = {
+REQUEST = {"url": LINK, "model_id": "a", "model_type": "custom_ckpt"}
+SPEC_OF_REQUEST = {
     "url": LINK,
     "modelType": "custom_ckpt",
     "fromSafetensors": None,
@@ -34,28 +34,28 @@ LOAD = {
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("fields", "spec"),
     [
-        pytest.param({}, {}, id="the vendor's default precision is fp32"),
+        pytest.param({}, {}, id="fp32 is the default precision"),
         pytest.param({"revision": "fp16"}, {"revision": "fp16"}, id="revision"),
         pytest.param({"from_safetensors": "yes"}, {"fromSafetensors": True}, id="safetensors"),
-        pytest.param({"from_safetensors": "no"}, {}, id="no is nothing"),
+        pytest.param({"from_safetensors": "no"}, {}, id="not safetensors"),
         pytest.param({"upcast_attention": "YES"}, {"upcastAttention": True}, id="upcast"),
         pytest.param({"upcast_attention": "no"}, {}, id="no upcast"),
         pytest.param({"webhook": "https://a.b/c"}, {"webhook": "https://a.b/c"}, id="webhook"),
         pytest.param(
-            {"webhook": "", "revision": None, "from_safetensors": ""}, {}, id="blanks are nothing"
+            {"webhook": "", "revision": None, "from_safetensors": ""}, {}, id="blank is absent"
         ),
-        pytest.param({"track_id": 7, "key": "k"}, {}, id="what is unknown is passed over"),
+        pytest.param({"track_id": 7, "key": "k"}, {}, id="unknown fields are ignored"),
     ],
 )
-def test_load_model_means(said: dict[str, Any], meant: dict[str, Any]) -> None:
-    """None: the field is to be absent."""
-    assert LoadModel.model_validate(ONE | said).spec() == LOAD | meant
+def test_spec_of_a_load_model_request(fields: dict[str, Any], spec: dict[str, Any]) -> None:
+    """A field that must be absent from the spec is None."""
+    assert LoadModel.model_validate(REQUEST | fields).spec() == SPEC_OF_REQUEST | spec
 
 
 @pytest.mark.parametrize(
-    ("category", "form", "kind", "safetensors"),
+    ("category", "file_format", "model_type", "safetensors"),
     [
         ("stable_diffusion", "ckpt", "custom_ckpt", None),
         ("stable_diffusion", "pt", "custom_ckpt", None),
@@ -70,12 +70,14 @@ def test_load_model_means(said: dict[str, Any], meant: dict[str, Any]) -> None:
         ("controlnet", "safetensors", "controlnet", True),
     ],
 )
-def test_load_model_v2_means(category: str, form: str, kind: str, safetensors: bool | None) -> None:
-    """Type by category and format."""
-    said = {"url": LINK, "model_id": "a", "model_category": category, "model_format": form}
-    assert LoadModelV2.model_validate(said).spec() == {
+def test_spec_of_a_load_model_v2_request(
+    category: str, file_format: str, model_type: str, safetensors: bool | None
+) -> None:
+    """Category and format together give the model type and fromSafetensors."""
+    fields = {"url": LINK, "model_id": "a", "model_category": category, "model_format": file_format}
+    assert LoadModelV2.model_validate(fields).spec() == {
         "url": LINK,
-        "modelType": kind,
+        "modelType": model_type,
         "fromSafetensors": safetensors,
         "revision": "fp32",
         "webhook": None,
@@ -83,12 +85,12 @@ def test_load_model_v2_means(category: str, form: str, kind: str, safetensors: b
 
 
 @pytest.mark.parametrize(
-    ("form", "safetensors"), [("diffusers", None), ("safetensors", True), ("pt", None)]
+    ("file_format", "safetensors"), [("diffusers", None), ("safetensors", True), ("pt", None)]
 )
-def test_load_vae_means(form: str, safetensors: bool | None) -> None:
-    """Precision is not spoken of, so what was said by other means stays."""
-    said = {"vae_id": "v", "vae_url": "a/b", "vae_type": form}
-    assert LoadVae.model_validate(said).spec() == {
+def test_spec_of_a_load_vae_request(file_format: str, safetensors: bool | None) -> None:
+    """The spec has no revision, so a revision that the resource already has stays."""
+    fields = {"vae_id": "v", "vae_url": "a/b", "vae_type": file_format}
+    assert LoadVae.model_validate(fields).spec() == {
         "url": "a/b",
         "modelType": "vae",
         "fromSafetensors": safetensors,
@@ -96,34 +98,34 @@ def test_load_vae_means(form: str, safetensors: bool | None) -> None:
     }
 
 
-def test_all_model_types_can_be_said() -> None:
-    """The vendor's six, and vae."""
-    said = get_args(LoadModel.model_fields["model_type"].annotation)
-    assert set(said) == {one.value for one in ModelType}
+def test_load_model_accepts_every_model_type() -> None:
+    """It accepts the vendor's six model types, and vae."""
+    accepted = get_args(LoadModel.model_fields["model_type"].annotation)
+    assert set(accepted) == {model_type.value for model_type in ModelType}
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("fields", "complaint"),
     [
         pytest.param(
             {"url": None, "model_id": "", "model_type": None},
             "url is required; model_id is required; model_type is required",
             id="all missing",
         ),
-        pytest.param({"model_id": "a b"}, "model_id must be 1 to 63 letters", id="id"),
+        pytest.param({"model_id": "a b"}, "model_id must be 1 to 63 letters", id="id with a space"),
         pytest.param({"model_id": "a" * 64}, "model_id must be 1 to 63 letters", id="long id"),
-        pytest.param({"model_id": "../a"}, "model_id must be 1 to 63 letters", id="path"),
+        pytest.param({"model_id": "../a"}, "model_id must be 1 to 63 letters", id="id with a path"),
         pytest.param({"model_type": "sdxl"}, "model_type: Input should be", id="type"),
         pytest.param({"revision": "fp8"}, "revision: Input should be", id="revision"),
-        pytest.param({"from_safetensors": "maybe"}, "from_safetensors: Input", id="yes or no"),
+        pytest.param({"from_safetensors": "maybe"}, "from_safetensors: Input", id="maybe"),
         pytest.param({"url": "h" * 2049}, "url: String should have at most 2048", id="long url"),
-        pytest.param({"url": ["a"]}, "url: Input should be a valid string", id="list"),
+        pytest.param({"url": ["a"]}, "url: Input should be a valid string", id="list for a url"),
     ],
 )
-def test_a_wrong_field_is_named(said: dict[str, Any], complaint: str) -> None:
-    """By the vendor's word for it, without what was sent."""
+def test_complaint_names_the_invalid_field(fields: dict[str, Any], complaint: str) -> None:
+    """The message has the request's field name and never the values that were sent."""
     with pytest.raises(ValidationError) as error:
-        LoadModel.model_validate(ONE | said)
+        LoadModel.model_validate(REQUEST | fields)
     text = vendor.complaint(error.value)
     assert text.startswith(complaint)
     assert LINK not in text
@@ -141,23 +143,23 @@ def test_a_wrong_field_is_named(said: dict[str, Any], complaint: str) -> None:
         ("a-.-b", "a-b"),
     ],
 )
-def test_names(model_id: str, name: str) -> None:
-    """The id itself, or a slug with the id's digest."""
+def test_resource_name_is_the_id_or_a_slug_of_it(model_id: str, name: str) -> None:
+    """The name is the id itself, or a slug of the id with its digest."""
     digest = hashlib.sha256(model_id.encode()).hexdigest()[:8]
     assert resource_name(model_id) == (name if name == model_id else f"{name}-{digest}")
 
 
 @QUICK
 @given(st.from_regex(MODEL_ID_PATTERN.replace("$", r"\Z")))
-def test_every_id_has_a_name(model_id: str) -> None:
-    """A DNS label, which names itself."""
+def test_resource_name_of_any_id_is_a_short_dns_label(model_id: str) -> None:
+    """Every valid model id has a name, and a name is its own name."""
     name = resource_name(model_id)
     assert len(name) <= NAME_MAX_LENGTH
     assert resource_name(name) == name
 
 
 @pytest.mark.parametrize(
-    ("raw", "kind", "fields"),
+    ("raw", "content_type", "fields"),
     [
         pytest.param(b'{"key":"k"}', "application/json", {"key": "k"}, id="JSON"),
         pytest.param(b'{"key":"k"}', "text/plain;charset=UTF-8", {"key": "k"}, id="text"),
@@ -167,37 +169,39 @@ def test_every_id_has_a_name(model_id: str) -> None:
         pytest.param(
             b"key=k&url=a%2Fb&x=", bodies.FORM, {"key": "k", "url": "a/b", "x": ""}, id="form"
         ),
-        pytest.param(b"", "application/json", {}, id="nothing"),
-        pytest.param(b" \n", "", {}, id="blanks"),
-        pytest.param(b"key=k", "text/plain", None, id="a form that does not say so"),
-        pytest.param(b'{"key":', "application/json", None, id="cut short"),
-        pytest.param(b"[]", "application/json", None, id="a list"),
-        pytest.param(b'"key"', "application/json", None, id="a string"),
-        pytest.param(b"\xff\xfe{}", "application/json", None, id="no UTF-8"),
+        pytest.param(b"", "application/json", {}, id="empty"),
+        pytest.param(b" \n", "", {}, id="whitespace"),
+        pytest.param(b"key=k", "text/plain", None, id="form as plain text"),
+        pytest.param(b'{"key":', "application/json", None, id="incomplete"),
+        pytest.param(b"[]", "application/json", None, id="list"),
+        pytest.param(b'"key"', "application/json", None, id="string"),
+        pytest.param(b"\xff\xfe{}", "application/json", None, id="not UTF-8"),
         pytest.param(b'{"key":"\\ud800"}', "application/json", None, id="half a surrogate pair"),
-        pytest.param(b"[" * 60000, "application/json", None, id="deep"),
+        pytest.param(b"[" * 60000, "application/json", None, id="deeply nested"),
         pytest.param(b'{"a":' + b"9" * 5000 + b"}", "application/json", None, id="huge number"),
         pytest.param(b"a=1&" * 101, bodies.FORM, None, id="too many fields"),
     ],
 )
-def test_bodies(raw: bytes, kind: str, fields: dict[str, Any] | None) -> None:
-    """As the vendor's users send them; None: refused with 400."""
+def test_body_is_parsed_as_json_or_as_a_form(
+    raw: bytes, content_type: str, fields: dict[str, Any] | None
+) -> None:
+    """A body that is neither (fields: None) is rejected with status 400."""
     if fields is None:
         with pytest.raises(RefusedError) as error:
-            bodies.parse(raw, kind)
+            bodies.parse(raw, content_type)
         assert error.value.status == 400
-        assert error.value.message.startswith("The body ")
+        assert error.value.message.startswith("The request body ")
     else:
-        assert bodies.parse(raw, kind) == fields
+        assert bodies.parse(raw, content_type) == fields
 
 
 @QUICK
 @given(st.binary(max_size=200), st.sampled_from(["", "application/json", bodies.FORM]))
-def test_every_body_is_read_or_refused(raw: bytes, kind: str) -> None:
-    """Nothing else comes of it."""
+def test_any_body_is_parsed_or_rejected(raw: bytes, content_type: str) -> None:
+    """Parsing never raises anything except a RefusedError with status 400."""
     status = 200
     try:
-        bodies.parse(raw, kind)
+        bodies.parse(raw, content_type)
     except RefusedError as error:
         status = error.status
     assert status in (200, 400)
@@ -213,23 +217,23 @@ SPEC = {
     "storage": {"claimName": "fast"},
     "priority": 5,
 }
-ENDED = {"sha256": None, "baseModel": None}
+WITHOUT_SOURCE_FIELDS = {"sha256": None, "baseModel": None}
 
 
 @pytest.mark.parametrize(
     ("wanted", "patch"),
     [
-        pytest.param({"url": LINK, "revision": "fp16", "webhook": None}, {}, id="as it is"),
+        pytest.param({"url": LINK, "revision": "fp16", "webhook": None}, {}, id="no difference"),
         pytest.param({"revision": "fp32"}, {"revision": "fp32"}, id="one field"),
-        pytest.param({"revision": None}, {"revision": None}, id="a field to be absent"),
+        pytest.param({"revision": None}, {"revision": None}, id="removed field"),
         pytest.param(
             {"url": "https://civitai.com/2"},
-            {"url": "https://civitai.com/2", **ENDED},
+            {"url": "https://civitai.com/2", **WITHOUT_SOURCE_FIELDS},
             id="another file of the same host",
         ),
         pytest.param(
             {"url": "a/b"},
-            {"url": "a/b", **ENDED, "credentialsSecretRef": None},
+            {"url": "a/b", **WITHOUT_SOURCE_FIELDS, "credentialsSecretRef": None},
             id="another host",
         ),
         pytest.param(
@@ -240,42 +244,42 @@ ENDED = {"sha256": None, "baseModel": None}
                 "sha256": "1" * 64,
                 "credentialsSecretRef": {"name": "hub"},
             },
-            id="another source with all that belongs to it",
+            id="another source with its own digest and credentials",
         ),
         pytest.param(
             {"url": "https://[/"},
-            {"url": "https://[/", **ENDED, "credentialsSecretRef": None},
-            id="no url at all",
+            {"url": "https://[/", **WITHOUT_SOURCE_FIELDS, "credentialsSecretRef": None},
+            id="invalid url",
         ),
     ],
 )
-def test_only_what_differs_is_changed(wanted: dict[str, Any], patch: dict[str, Any]) -> None:
-    """Storage and priority, which the vendor has no words for, stay in any case."""
+def test_spec_patch_has_only_the_differences(wanted: dict[str, Any], patch: dict[str, Any]) -> None:
+    """Storage and priority, which no request can set, are never in the patch."""
     assert spec_patch(SPEC, wanted) == patch
 
 
 def body(name: str, *, ready: bool = True, **status: Any) -> dict[str, Any]:
-    """A model with a status."""
+    """Return a resource with this status, which has been Ready or not since 12:00."""
     since = "2026-05-01T12:00:00Z"
     conditions = [{"type": "Ready", "status": str(ready), "lastTransitionTime": since}]
     metadata = {"name": name, "creationTimestamp": "2026-05-01T11:00:00Z"}
     return {"metadata": metadata, "spec": {}, "status": {"conditions": conditions, **status}}
 
 
-def test_models_are_listed_by_id_with_the_time_of_their_load() -> None:
-    """In the vendor's form, in UTC; models that are not ready are not there."""
-    at = {"lastUpdateTime": "2023-01-25T12:52:22+01:00"}
-    known = [body("b", artifact=at), body("a", artifact=at), body("c", ready=False)]
-    known[1]["spec"]["modelId"] = "hf-model"
+def test_ready_models_are_listed_by_id_with_their_load_time() -> None:
+    """The time has the vendor's format and is in UTC; models that are not ready are left out."""
+    artifact = {"lastUpdateTime": "2023-01-25T12:52:22+01:00"}
+    models = [body("b", artifact=artifact), body("a", artifact=artifact), body("c", ready=False)]
+    models[1]["spec"]["modelId"] = "hf-model"
     time = "01/25/2023 11:52:22"
-    assert vendor.loaded(known) == [
+    assert vendor.loaded(models) == [
         {"load_data": time, "model_id": "b"},
         {"load_data": time, "model_id": "hf-model"},
     ]
 
 
-def test_the_oldest_queued_model_tells_how_long_the_queue_is() -> None:
-    """Since it is not ready; who is no more queued does not count."""
+def test_queue_time_is_the_wait_of_the_oldest_queued_model() -> None:
+    """The wait starts when the model became unready; models that are not queued do not count."""
     now = datetime(2026, 5, 1, 12, 1, 30, tzinfo=UTC)
     queued = body("a", ready=False, phase="Queued")
     created = {"creationTimestamp": "2026-05-01T12:01:00Z"}
@@ -286,32 +290,32 @@ def test_the_oldest_queued_model_tells_how_long_the_queue_is() -> None:
     assert vendor.queue_seconds([loading], now) == 0
 
 
-def test_what_is_not_ready_says_why() -> None:
-    """The remedy goes before the state."""
-    known = body("a", ready=False, phase="Downloading", progress={"percent": 40})
-    known["status"]["conditions"][0]["message"] = "2 of 5 GB"
-    assert vendor.not_ready(known) == "Model is not on server: Downloading 40 %: 2 of 5 GB"
+def test_message_of_an_unready_model_has_phase_and_cause() -> None:
+    """The message of the Stalled condition has precedence over that of Ready."""
+    model = body("a", ready=False, phase="Downloading", progress={"percent": 40})
+    model["status"]["conditions"][0]["message"] = "2 of 5 GB"
+    assert vendor.not_ready(model) == "Model is not on server: Downloading 40 %: 2 of 5 GB"
     stalled = {"type": "Stalled", "status": "True", "message": "no such repo; check spec.url"}
-    known["status"] |= {"phase": "Failed", "progress": None}
-    known["status"]["conditions"].append(stalled)
-    assert vendor.not_ready(known) == (
+    model["status"] |= {"phase": "Failed", "progress": None}
+    model["status"]["conditions"].append(stalled)
+    assert vendor.not_ready(model) == (
         "Model is not on server: Failed: no such repo; check spec.url"
     )
 
 
-def test_refusals_of_the_api_server_are_told_without_its_words() -> None:
-    """Accounts, values and addresses stay in the log."""
+def test_api_errors_do_not_reveal_accounts_values_or_addresses() -> None:
+    """The response has a status code and a message without the API server's own text."""
     invalid = InvalidError("secret", 422)
     value = 'Invalid value: "https://a/?token=\\"secret": too long by far'
     invalid.causes = (("spec.url", value), ("spec.url", value))
     forbidden = ForbiddenError("serviceaccount:x cannot create", 403)
-    away = refusal(UnavailableError("GET https://10.0.0.1: no answer"))
-    assert refusal(invalid).status == 400
-    assert refusal(invalid).message == "spec.url: too long by far"
-    assert (away.status, away.retry_after) == (503, 5)
-    assert "10.0.0.1" not in away.message
-    assert refusal(forbidden).status == 503
-    assert "serviceaccount" not in refusal(forbidden).message
+    unavailable = map_api_error(UnavailableError("GET https://10.0.0.1: no answer"))
+    assert map_api_error(invalid).status == 400
+    assert map_api_error(invalid).message == "spec.url: too long by far"
+    assert (unavailable.status, unavailable.retry_after) == (503, 5)
+    assert "10.0.0.1" not in unavailable.message
+    assert map_api_error(forbidden).status == 503
+    assert "serviceaccount" not in map_api_error(forbidden).message
     forbidden.namespace_terminating = True
-    assert refusal(forbidden).status == 409
-    assert refusal(ForbiddenError("exceeded quota: models", 403)).status == 409
+    assert map_api_error(forbidden).status == 409
+    assert map_api_error(ForbiddenError("exceeded quota: models", 403)).status == 409

@@ -10,9 +10,10 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from sd_api.spec import ModelType
+from sd_loader.convert.tables.families import PUBLISHED_SIZES
 from sd_loader.errors import LoaderError
 from sd_loader.render import explaining
-from sd_loader.render_adapter import FULL_SIZES, random_pipeline, try_adapter
+from sd_loader.render_adapter import random_pipeline, try_adapter
 
 TINY_SIZES = {
     name: {
@@ -23,7 +24,7 @@ TINY_SIZES = {
     | {f"vae_{level}": 32 for level in range(4)}
     | {key: 1 for key in sizes if key.endswith("_layers")}
     | {key: 128 for key in sizes if key.endswith("_mlp")}
-    for name, sizes in FULL_SIZES.items()
+    for name, sizes in PUBLISHED_SIZES.items()
     if name != "sd2"
 }
 WIDTHS = {"sd1": 64, "sdxl": 128}
@@ -45,7 +46,7 @@ def controlnet(base: str, folder: Path, width: int | None = None) -> None:
 def attempt(folder: Path, kind: ModelType, base: str) -> None:
     """Try it on the tiny base."""
     with explaining():
-        try_adapter(folder, kind, base, "cpu", TINY_SIZES)
+        try_adapter(folder, kind, base, TINY_SIZES[base], "cpu")
 
 
 @pytest.mark.parametrize("base", CASES)
@@ -121,7 +122,7 @@ def test_what_has_no_known_base_is_not_tried(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_a_full_size_controlnet_and_vae_run_on_the_gpu(tmp_path: Path, base: str) -> None:
     """In half precision, on the random base of the published dimensions."""
-    pipeline = random_pipeline(base, FULL_SIZES[base], "cuda").to(dtype=torch.float16)
+    pipeline = random_pipeline(base, PUBLISHED_SIZES[base], "cuda").to(dtype=torch.float16)
     ControlNetModel.from_unet(pipeline.unet).save_pretrained(tmp_path / "controlnet")
     pipeline.vae.save_pretrained(tmp_path / "vae")
     del pipeline

@@ -9,12 +9,13 @@ import pytest
 
 from sd_api.reasons import Reason
 from sd_api.wire import LoadResult, Progress, Source, Stage
-from sd_loader import convert
+from sd_loader.convert import run
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted
 from sd_loader.settings import Settings
 from sd_loader.stages import load
-from tests.support.loader.volumes import (
+from tests.support.store.madeup import Parts, converted, fetched, loaded, removed, request
+from tests.support.store.volumes import (
     FILES,
     HASH,
     MODEL_ID,
@@ -24,7 +25,6 @@ from tests.support.loader.volumes import (
     refused,
     tree,
 )
-from tests.support.models.madeup import Parts, converted, fetched, loaded, removed, request
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_files_that_the_conversion_did_not_mention_are_not_published(
         (args[3] / "forgotten").write_text("")  # type: ignore[operator]
         return result
 
-    monkeypatch.setattr(convert, "convert", careless)
+    monkeypatch.setattr(run, "convert", careless)
     fetched(tmp_path)
     with pytest.raises(RuntimeError, match="forgotten"):
         converted(tmp_path)

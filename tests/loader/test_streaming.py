@@ -15,19 +15,17 @@ import torch
 
 from devkit.fakefiles import FileServer
 from sd_api.reasons import Reason
-from sd_loader.convert import Converted, plan_file
 from sd_loader.convert.write.files import Item, weights_file
 from sd_loader.convert.write.streaming import StreamedFolder
 from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
-from sd_loader.source.link import fetch_link
-from sd_loader.streaming import Streaming
 from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.loader.fetches import fetch
 from tests.support.models.checkpoints import save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import convert_file, load_request
 
@@ -125,10 +123,7 @@ class Pod:
             folder.mkdir(exist_ok=True)
         settings = Settings(allowed_hosts=frozenset({self.server.host}))
         request = load_request(url=url, **fields)
-        streaming = Streaming(lambda file, _: plan_file(file, request), self.out)
-        return fetch_link(
-            request, settings, self.into, lambda _: None, streaming=streaming, retries=retries
-        )
+        return fetch(request, settings, self.into, retries=retries, out=self.out)
 
 
 @pytest.fixture

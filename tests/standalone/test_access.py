@@ -1,4 +1,4 @@
-"""Who is answered by standalone, and how much it reads."""
+"""Tests of the access control of standalone's API server."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 
 import pytest
 
-from tests.support.kube.cluster import credentials, model_manifest
-from tests.support.kube.rawapi import RawApi
-from tests.support.kube.rawmodels import LINK
+from tests.support.kube.cluster import model_manifest
+from tests.support.kube.kubeconfig import credentials
+from tests.support.kube.rawapi import LINK, RawApi
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
 def standalone(backend):
-    """Raw access to standalone only."""
+    """Raw access to the API server; the test is skipped on other backends."""
     if backend.name != "standalone":
-        pytest.skip(f"{backend.name} is not ours to test")
+        pytest.skip(f"these tests are for standalone, not for {backend.name}")
     return RawApi(backend.kubeconfig)
 
 
@@ -27,32 +27,32 @@ def standalone(backend):
         pytest.param({}, 200, id="token"),
         pytest.param({"Authorization": ""}, 401, id="no-token"),
         pytest.param({"Authorization": "Bearer wrong"}, 401, id="wrong-token"),
-        pytest.param({"Authorization": "Bearer é".encode().decode("latin-1")}, 401, id="no-ascii"),
+        pytest.param({"Authorization": "Bearer é".encode().decode("latin-1")}, 401, id="not-ascii"),
         pytest.param({"Authorization": "Basic YTpi"}, 401, id="basic"),
         pytest.param({"Host": "localhost:1"}, 200, id="localhost"),
         pytest.param({"Host": "[::1]:1"}, 200, id="ipv6-loopback"),
         pytest.param({"Host": "rebound.example.com:1"}, 403, id="foreign-host"),
-        pytest.param({"Host": "127.0.0.1.example.com"}, 403, id="foreign-host-like-ours"),
+        pytest.param({"Host": "127.0.0.1.example.com"}, 403, id="host-that-starts-like-loopback"),
     ],
 )
 def test_only_the_token_and_a_loopback_host_are_accepted(standalone, headers, code):
-    """A web page that points its name at this machine gets nothing, nor does another user."""
-    answer = standalone.ask("GET", "/api/v1/namespaces", **headers)
+    """Other users and web pages whose name resolves to this machine are rejected."""
+    response = standalone.ask("GET", "/api/v1/namespaces", **headers)
 
-    assert answer.code == code
-    assert answer.body["kind"] == ("NamespaceList" if code == 200 else "Status")
-    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert response.code == code
+    assert response.body["kind"] == ("NamespaceList" if code == 200 else "Status")
+    assert "Access-Control-Allow-Origin" not in response.headers
 
 
 @pytest.mark.usefixtures("standalone")
-def test_the_kubeconfig_is_private_and_whole(backend):
-    """Mode 0600, with the CA in it."""
+def test_kubeconfig_is_private_and_has_the_ca(backend):
+    """Only the owner can read it, and it needs no other file."""
     assert backend.kubeconfig.stat().st_mode & 0o777 == 0o600
     assert "BEGIN CERTIFICATE" in credentials(backend.kubeconfig)[2]
 
 
-def test_a_body_without_end_is_refused(standalone):
-    """Bodies above 3 MiB, as on a real server."""
+def test_body_above_3_mib_is_rejected(standalone):
+    """The limit is that of a real API server."""
     body = json.dumps(model_manifest("a", url=LINK, foo="x" * 4_000_000))
     path = "/apis/sd-operator.dev/v1alpha1/namespaces/default/stablediffusionmodels"
 

@@ -1,4 +1,4 @@
-"""The API server in raw requests: writes, deletion, lists, watches; as on a real one."""
+"""Tests of the API server with raw requests. They also hold for a real API server."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 import pytest
 
 from tests.support.kube.cluster import model_manifest
-from tests.support.kube.rawmodels import LINK, scratch
+from tests.support.kube.rawapi import LINK, scratch
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
 def models(backend):
-    """Raw access to the models of a namespace of the test's own."""
+    """Raw access to the models of a new namespace."""
     with scratch(backend) as models:
         yield models
 
 
-def test_a_name_is_made_up_where_one_is_asked_for(models):
-    """GenerateName gets a suffix of five characters."""
+def test_generate_name_gives_a_name_with_a_random_suffix(models):
+    """The suffix has five characters."""
     body = model_manifest("", url=LINK)
     body["metadata"] = {"generateName": "gen-"}
 
@@ -30,21 +30,21 @@ def test_a_name_is_made_up_where_one_is_asked_for(models):
     assert len(name) == len("gen-") + 5
 
 
-def test_a_name_is_taken_once(models):
-    """The second one gets AlreadyExists."""
+def test_second_object_with_the_same_name_is_rejected(models):
+    """The response has the reason AlreadyExists."""
     models.create("a")
 
-    answer = models.api.ask("POST", models.path, model_manifest("a", url=LINK))
+    response = models.api.ask("POST", models.path, model_manifest("a", url=LINK))
 
-    assert (answer.code, answer.body["reason"]) == (409, "AlreadyExists")
+    assert (response.code, response.body["reason"]) == (409, "AlreadyExists")
 
 
-def test_a_dry_run_is_validated_and_stored_nowhere(models):
-    """What is wrong is answered as ever; what is right leaves no object."""
+def test_dry_run_of_a_creation_validates_and_stores_nothing(models):
+    """A dry run fails whenever the real creation would."""
     good = model_manifest("sketch", url=LINK)
-    answer = models.api.ask("POST", f"{models.path}?dryRun=All", good)
-    assert answer.code == 201, answer.text
-    assert answer.body["spec"]["deletionPolicy"] == "Delete", "with its defaults"
+    response = models.api.ask("POST", f"{models.path}?dryRun=All", good)
+    assert response.code == 201, response.text
+    assert response.body["spec"]["deletionPolicy"] == "Delete", "defaults are set"
     assert models.api.ask("GET", f"{models.path}/sketch").code == 404
     bad = models.api.ask("POST", f"{models.path}?dryRun=All", model_manifest("sketch"))
     assert (bad.code, bad.body["details"]["causes"][0]["field"]) == (422, "spec.url")
@@ -53,8 +53,8 @@ def test_a_dry_run_is_validated_and_stored_nowhere(models):
     assert models.api.ask("POST", f"{models.path}?dryRun=All", good).code == 409
 
 
-def test_a_stale_writer_is_refused(models):
-    """A write on an old resourceVersion conflicts, by PUT and by PATCH; one without is blind."""
+def test_write_with_an_old_resource_version_conflicts(models):
+    """PUT and PATCH both conflict; without a resourceVersion, a PUT fails and a PATCH succeeds."""
     old = models.create("a")
     path = f"{models.path}/a"
     models.api.patch(path, {"spec": {"priority": 1}})
@@ -64,16 +64,16 @@ def test_a_stale_writer_is_refused(models):
     patched = models.api.patch(path, {**stale, "spec": {"priority": 2}})
     status = models.api.patch(f"{path}/status", {**stale, "status": {"phase": "Ready"}})
 
-    for answer in (replaced, patched, status):
-        assert (answer.code, answer.body["reason"]) == (409, "Conflict")
-        assert "the object has been modified" in answer.body["message"]
+    for response in (replaced, patched, status):
+        assert (response.code, response.body["reason"]) == (409, "Conflict")
+        assert "the object has been modified" in response.body["message"]
     del old["metadata"]["resourceVersion"]
     assert models.api.ask("PUT", path, old).code == 422
     assert models.api.patch(path, {"spec": {"priority": 3}}).code == 200
 
 
-def test_a_patch_for_another_uid_is_refused_except_in_a_status(models):
-    """A server of 1.36 ignores metadata.uid in the status patch of a custom resource."""
+def test_patch_with_another_uid_is_rejected_except_for_a_status(models):
+    """A real API server (1.36) ignores metadata.uid in the status patch of a custom resource."""
     models.create("a")
     path, other = f"{models.path}/a", {"metadata": {"uid": "other"}}
 
@@ -83,8 +83,8 @@ def test_a_patch_for_another_uid_is_refused_except_in_a_status(models):
     assert models.api.patch(f"{path}/status", tests, "json").code == 422
 
 
-def test_a_write_that_changes_nothing_is_none(models):
-    """The resourceVersion stays, and watchers hear nothing."""
+def test_write_without_a_change_keeps_the_resource_version(models):
+    """Watches therefore get no event for it."""
     old = models.create("a")
 
     same = models.api.patch(f"{models.path}/a", {"spec": {"priority": 0}}).body
@@ -92,23 +92,23 @@ def test_a_write_that_changes_nothing_is_none(models):
     assert same["metadata"]["resourceVersion"] == old["metadata"]["resourceVersion"]
 
 
-def test_a_deletion_can_have_preconditions(models):
+def test_deletion_with_a_failed_precondition_conflicts(models):
     """Another uid or an old resourceVersion keeps the object."""
     models.create("a")
     for condition, text in (("uid", "the UID in the precondition"), ("resourceVersion", "1")):
         options = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {condition: "1"}}
-        answer = models.api.ask("DELETE", f"{models.path}/a", options)
-        assert (answer.code, answer.body["reason"]) == (409, "Conflict")
-        assert text in answer.body["message"]
+        response = models.api.ask("DELETE", f"{models.path}/a", options)
+        assert (response.code, response.body["reason"]) == (409, "Conflict")
+        assert text in response.body["message"]
 
-    gone = models.api.ask("DELETE", f"{models.path}/a")
+    deleted = models.api.ask("DELETE", f"{models.path}/a")
 
-    assert (gone.code, gone.body["status"]) == (200, "Success")
+    assert (deleted.code, deleted.body["status"]) == (200, "Success")
     assert models.api.ask("GET", f"{models.path}/a").code == 404
 
 
-def test_a_collection_is_deleted_by_selection(models):
-    """Only what the selectors match goes."""
+def test_deletion_of_a_collection_respects_selectors(models):
+    """Objects that do not match the selectors stay."""
     for name in ("a", "b"):
         models.create(name)
 
@@ -118,8 +118,8 @@ def test_a_collection_is_deleted_by_selection(models):
     assert [item["metadata"]["name"] for item in left] == ["b"]
 
 
-def test_a_list_comes_in_pages(models):
-    """Limit and continue walk through all, each once."""
+def test_limit_and_continue_page_through_a_list(models):
+    """The pages together have every object once."""
     for name in "abc":
         models.create(name)
 
@@ -134,8 +134,8 @@ def test_a_list_comes_in_pages(models):
     assert models.api.ask("GET", f"{models.path}?limit=2&continue=abc").code == 400
 
 
-def test_a_watch_goes_on_from_a_revision(models):
-    """What happened since is told in order, also the deletion."""
+def test_watch_continues_from_a_resource_version(models):
+    """It yields every later change in order, deletions too."""
     models.create("a")
     since = models.api.ask("GET", models.path).body["metadata"]["resourceVersion"]
     models.create("b")
@@ -149,20 +149,20 @@ def test_a_watch_goes_on_from_a_revision(models):
     ]
 
 
-def test_a_watch_from_nowhere_begins_with_what_is_there(models):
-    """Without a resourceVersion the present objects come first."""
+def test_watch_without_a_resource_version_starts_with_all_objects(models):
+    """The existing objects come as ADDED events."""
     models.create("a")
 
     assert models.watch() == [("ADDED", "a")]
 
 
-def test_a_watch_can_stream_the_list(models):
-    """sendInitialEvents: the objects, then a bookmark that says so."""
+def test_watch_can_stream_the_initial_list(models):
+    """With sendInitialEvents, a bookmark marks the end of the existing objects."""
     models.create("a")
     query = "watch=1&timeoutSeconds=1&allowWatchBookmarks=true&sendInitialEvents=true"
-    matched = f"{models.path}?{query}&resourceVersionMatch=NotOlderThan"
+    path = f"{models.path}?{query}&resourceVersionMatch=NotOlderThan"
 
-    added, bookmark = models.api.ask("GET", matched).events[:2]
+    added, bookmark = models.api.ask("GET", path).events[:2]
 
     assert (added["type"], bookmark["type"]) == ("ADDED", "BOOKMARK")
     annotations = bookmark["object"]["metadata"]["annotations"]
@@ -170,29 +170,29 @@ def test_a_watch_can_stream_the_list(models):
     assert models.api.ask("GET", f"{models.path}?{query}").code == 422
 
 
-def test_a_watch_by_selector_sees_objects_come_and_go(models):
-    """An object that begins to match is ADDED, one that ends to is DELETED."""
+def test_watch_with_a_selector_adds_and_deletes_objects(models):
+    """An object that starts to match is ADDED, one that stops matching is DELETED."""
     models.create("a")
     since = models.api.ask("GET", models.path).body["metadata"]["resourceVersion"]
     for labels in ({"x": "1"}, {"x": "2"}, {"x": None}):
         models.api.patch(f"{models.path}/a", {"metadata": {"labels": labels}})
 
-    seen = models.watch(resourceVersion=since, labelSelector="x%3D1")
+    events = models.watch(resourceVersion=since, labelSelector="x%3D1")
 
-    assert seen == [("ADDED", "a"), ("DELETED", "a")]
+    assert events == [("ADDED", "a"), ("DELETED", "a")]
 
 
-def test_a_watch_from_too_long_ago_is_told_to_list_again(models):
-    """410 comes as an ERROR event."""
-    answer = models.api.ask("GET", f"{models.path}?watch=1&resourceVersion=1&timeoutSeconds=1")
+def test_watch_from_an_expired_resource_version_fails(models):
+    """Status 410 comes as an ERROR event."""
+    response = models.api.ask("GET", f"{models.path}?watch=1&resourceVersion=1&timeoutSeconds=1")
 
-    (event,) = answer.events
+    (event,) = response.events
     assert (event["type"], event["object"]["code"]) == ("ERROR", 410)
     assert event["object"]["reason"] == "Expired"
 
 
-def test_server_side_apply_needs_a_manager(models):
-    """422 says so."""
+def test_server_side_apply_needs_a_field_manager(models):
+    """Without one, the message names the missing option."""
     path = f"{models.path}/a"
     body = json.dumps(model_manifest("a", url=LINK))
 
@@ -213,13 +213,13 @@ def test_server_side_apply_needs_a_manager(models):
         pytest.param("GET", "/api/v1/pods?fieldSelector=spec.foo%3Dx", 400, id="field-selector"),
     ],
 )
-def test_what_is_not_there_or_not_allowed_is_refused(models, method, path, code):
-    """With the code that a real server gives."""
+def test_missing_and_forbidden_paths_are_rejected(models, method, path, code):
+    """The status code is that of a real API server."""
     assert models.api.ask(method, path, {} if method == "POST" else None).code == code
 
 
-def test_a_patch_of_an_unknown_type_is_refused(models):
-    """415 names the types that are known."""
+def test_patch_of_an_unsupported_type_is_rejected(models):
+    """The message of status 415 lists the supported types."""
     models.create("a")
     strategic = models.api.patch(f"{models.path}/a", {}, "strategic")
 

@@ -1,4 +1,4 @@
-"""`sd-operator standalone --gateway`: a cluster and the vendor's API on one machine."""
+"""Tests of `sd-operator standalone --gateway`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 
 from tests.support.gateway.gatewayrun import call
 
-TOLD = re.compile(r"The gateway is at (\S+) .*\nIts key, for this run: (\S+)")
+GREETING = re.compile(r"The gateway is at (\S+) .*\nAPI key: (\S+)")
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
-    """Standalone with a gateway, without its operator: address, key, and where its state is."""
+def running_gateway(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
+    """The gateway of a standalone without operator: its URL, API key and state folder."""
     log, state = tmp_path / "log", tmp_path / "state"
     state.mkdir()
     command = [sys.executable, "-m", "sd_operator", "standalone", "--no-operator", "--gateway"]
@@ -34,25 +34,25 @@ def told(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
         )
     try:
         deadline = time.monotonic() + 60
-        while (found := TOLD.search(log.read_text())) is None:
+        while (match := GREETING.search(log.read_text())) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        yield found[1], found[2], state
+        yield match[1], match[2], state
     finally:
         process.terminate()
         assert process.wait(30) == 0
-    assert list(state.iterdir()) == [], "the key is for one run"
+    assert list(state.iterdir()) == [], "the key file is removed at the end"
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(found[1].rpartition(":")[2]))) != 0
+        assert probe.connect_ex(("127.0.0.1", int(match[1].rpartition(":")[2]))) != 0
 
 
-def test_it_prints_an_address_and_a_key_that_is_good(told: tuple[str, str, Path]) -> None:
-    """On loopback; the key lies nowhere, its line where nobody else may read."""
-    url, key, state = told
-    said = {"url": "a/b", "model_id": "sketch", "model_type": "lora"}
+def test_gateway_accepts_the_printed_key(running_gateway: tuple[str, str, Path]) -> None:
+    """It listens on loopback. The key itself is not stored, and its line only privately."""
+    url, key, state = running_gateway
+    fields = {"url": "a/b", "model_id": "sketch", "model_type": "lora"}
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
-    assert call(url, key, "load_model", **said)["status"] == "success"
+    assert call(url, key, "load_model", **fields)["status"] == "success"
     assert call(url, key, "get_all_models") == {"models": [], "status": "success"}
     with pytest.raises(urllib.error.HTTPError, match="401"):
         call(url, "wrong", "get_all_models")

@@ -1,4 +1,4 @@
-"""Jobs and garbage collection: standalone's, or a real controller manager's."""
+"""Tests of Jobs and garbage collection. They also hold for a real controller manager."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from tests.support.kube.stubjobs import (
 pytestmark = pytest.mark.cluster
 
 
-def test_a_job_runs_its_pod_to_completion(stub_cluster):
-    """Init container, container, termination messages, logs, conditions, Events."""
+def test_job_runs_its_pod_to_completion(stub_cluster):
+    """Containers, termination messages, logs, conditions and Events are those of Kubernetes."""
     stub_cluster.apply(job("j", "fetch.say=fetched convert.touch=made"))
 
-    done = stub_cluster.wait_for("job", "j", has_condition("Complete"))
+    completed = stub_cluster.wait_for("job", "j", has_condition("Complete"))
 
-    assert done["status"]["succeeded"] == 1
-    assert done["status"].get("active", 0) == 0
-    assert "completionTime" in done["status"]
-    assert condition(done, "Complete")["reason"] == "CompletionsReached"
+    assert completed["status"]["succeeded"] == 1
+    assert completed["status"].get("active", 0) == 0
+    assert "completionTime" in completed["status"]
+    assert condition(completed, "Complete")["reason"] == "CompletionsReached"
     (pod,) = pods_of(stub_cluster, "j")
     assert pod["metadata"]["labels"] == {
         "app": "x",
-        **done["spec"]["selector"]["matchLabels"],
-        "controller-uid": done["metadata"]["uid"],
+        **completed["spec"]["selector"]["matchLabels"],
+        "controller-uid": completed["metadata"]["uid"],
         "job-name": "j",
         "batch.kubernetes.io/job-name": "j",
     }
     (owner,) = pod["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["controller"], owner["blockOwnerDeletion"]) == ("Job", True, True)
     assert pod["status"]["phase"] == "Succeeded"
-    fetched = pod["status"]["initContainerStatuses"][0]["state"]["terminated"]
-    assert (fetched["message"], fetched["exitCode"], fetched["reason"]) == (
+    fetch = pod["status"]["initContainerStatuses"][0]["state"]["terminated"]
+    assert (fetch["message"], fetch["exitCode"], fetch["reason"]) == (
         "fetched",
         0,
         "Completed",
@@ -65,8 +65,8 @@ def test_a_job_runs_its_pod_to_completion(stub_cluster):
     assert row[:3] == ["j", "Complete", "1/1"]
 
 
-def test_a_container_sees_its_own_world_only(stub_cluster):
-    """Paths are this machine's, variables the container's; Secrets are private files."""
+def test_container_gets_only_its_own_variables_and_volumes(stub_cluster):
+    """Paths are translated to this machine, and files of a Secret are private."""
     stub_cluster.kubectl("create", "secret", "generic", "s", "--from-literal=token=abc")
     directory = {"name": "SD_LOADER_CREDENTIALS_DIR", "value": "/run/secrets/sd"}
     fetch = container("fetch")
@@ -78,37 +78,37 @@ def test_a_container_sees_its_own_world_only(stub_cluster):
     pod = wait_for_pod(stub_cluster, "j", "Succeeded")
 
     (init,) = pod["status"]["initContainerStatuses"]
-    found = json.loads(init["state"]["terminated"]["message"])
-    assert found["command"] == "fetch"
-    assert Path(found["store"]) == stub_cluster.store
-    assert found["home_exists"] is False  # /tmp/home was never made
-    assert found["home"].endswith("/tmp/home/..")
-    assert not found["home"].startswith("/tmp/home")
-    assert found["pod"] == pod["metadata"]["name"]
-    given = {
+    report = json.loads(init["state"]["terminated"]["message"])
+    assert report["command"] == "fetch"
+    assert Path(report["store"]) == stub_cluster.store
+    assert report["home_exists"] is False  # nothing creates /tmp/home
+    assert report["home"].endswith("/tmp/home/..")
+    assert not report["home"].startswith("/tmp/home")
+    assert report["pod"] == pod["metadata"]["name"]
+    expected = {
         "HOME",
         "PATH",
         "SD_LOADER_CREDENTIALS_DIR",
         "SD_LOADER_POD",
         "SD_LOADER_TERMINATION_LOG",
     }
-    assert set(found["variables"]) - {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"} == given
-    assert (found["token"], found["mode"]) == ("abc", "0o600")
+    assert set(report["variables"]) - {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"} == expected
+    assert (report["token"], report["mode"]) == ("abc", "0o600")
     (main,) = pod["status"]["containerStatuses"]
     assert json.loads(main["state"]["terminated"]["message"])["token"] is None
 
 
-def test_a_permanent_failure_of_the_init_container_fails_the_job_at_once(stub_cluster):
-    """The podFailurePolicy holds for init containers too; the message can be read."""
+def test_init_containers_permanent_failure_fails_the_job_at_once(stub_cluster):
+    """The podFailurePolicy applies to init containers, and their termination message is kept."""
     steps = "fetch.exit=3 fetch.say=no"
     stub_cluster.apply(job("j", steps, backoffLimit=3, podFailurePolicy=FAIL_AT_ONCE))
 
     failed = stub_cluster.wait_for("job", "j", has_condition("Failed"))
 
-    why = condition(failed, "Failed")
-    assert why["reason"] == "PodFailurePolicy"
-    assert "Container fetch for pod" in why["message"]
-    assert "failed with exit code 3 matching FailJob rule at index 1" in why["message"]
+    failure = condition(failed, "Failed")
+    assert failure["reason"] == "PodFailurePolicy"
+    assert "Container fetch for pod" in failure["message"]
+    assert "failed with exit code 3 matching FailJob rule at index 1" in failure["message"]
     assert condition(failed, "FailureTarget")["reason"] == "PodFailurePolicy"
     (pod,) = pods_of(stub_cluster, "j")
     assert pod["status"]["phase"] == "Failed"
@@ -117,9 +117,10 @@ def test_a_permanent_failure_of_the_init_container_fails_the_job_at_once(stub_cl
     assert "waiting" in pod["status"]["containerStatuses"][0]["state"]
 
 
-def test_a_passing_failure_is_tried_again_up_to_the_limit(stub_cluster):
-    """A backoffLimit counts the failures that are let pass."""
-    limit = 1 if stub_cluster.backend.controllers else 0  # a real one waits 10 s before the second
+def test_transient_failure_is_retried_up_to_the_backoff_limit(stub_cluster):
+    """The Job fails after backoffLimit + 1 failed Pods."""
+    # A real controller waits 10 s before the second attempt, which would make the test slow.
+    limit = 1 if stub_cluster.backend.controllers else 0
     stub_cluster.apply(job("j", "convert.exit=1", backoffLimit=limit))
 
     failed = stub_cluster.wait_for("job", "j", has_condition("Failed"))
@@ -129,9 +130,10 @@ def test_a_passing_failure_is_tried_again_up_to_the_limit(stub_cluster):
     assert len(pods_of(stub_cluster, "j")) == limit + 1
 
 
-def test_a_job_ends_at_its_deadline(stub_cluster):
-    """Its activeDeadlineSeconds over, first the Pod is ended, then the Job."""
-    stub_cluster.apply(job("j", "convert.child=60 convert.sleep=60", activeDeadlineSeconds=2))
+def test_job_ends_at_its_deadline(stub_cluster):
+    """After activeDeadlineSeconds the Pod's processes are ended and the Job fails."""
+    # Even on a busy machine the first container starts within the deadline.
+    stub_cluster.apply(job("j", "fetch.child=60 fetch.sleep=60", activeDeadlineSeconds=4))
     child = child_of(stub_cluster)
 
     failed = stub_cluster.wait_for("job", "j", has_condition("Failed"))
@@ -140,8 +142,8 @@ def test_a_job_ends_at_its_deadline(stub_cluster):
     wait_dead(child)
 
 
-def test_a_suspended_job_has_no_pod_until_it_is_resumed(stub_cluster):
-    """To suspend deletes the running Pod; resuming starts another."""
+def test_suspended_job_has_no_pod_until_it_is_resumed(stub_cluster):
+    """Suspending deletes the running Pod, and resuming starts a new one."""
     stub_cluster.apply(job("j", "convert.sleep=60"))
     wait_for_pod(stub_cluster, "j")
     running_job = stub_cluster.wait_for("job", "j", lambda j: j["status"].get("ready") == 1)
@@ -160,8 +162,8 @@ def test_a_suspended_job_has_no_pod_until_it_is_resumed(stub_cluster):
     assert condition(stub_cluster.get("job", "j"), "Suspended")["status"] == "False"
 
 
-def test_a_finished_job_goes_when_its_time_is_over(stub_cluster):
-    """Its ttlSecondsAfterFinished over, a Job is removed with its Pod."""
+def test_finished_job_is_deleted_after_its_ttl(stub_cluster):
+    """After ttlSecondsAfterFinished the Job and its Pod are deleted; files on the PVC stay."""
     stub_cluster.apply(job("j", "convert.touch=made", ttlSecondsAfterFinished=1))
 
     stub_cluster.wait_gone("job", "j")
@@ -174,7 +176,7 @@ def test_a_finished_job_goes_when_its_time_is_over(stub_cluster):
 
 
 def test_deleting_a_job_in_the_background_ends_its_processes(stub_cluster):
-    """The Pod goes after the Job, the whole process group with it."""
+    """The Pod is deleted after the Job, and its whole process group ends."""
     stub_cluster.apply(job("j", "convert.child=60 convert.sleep=60"))
     child = child_of(stub_cluster)
     (pod,) = pods_of(stub_cluster, "j")
@@ -186,7 +188,7 @@ def test_deleting_a_job_in_the_background_ends_its_processes(stub_cluster):
 
 
 def test_deleting_a_job_in_the_foreground_waits_for_its_pod(stub_cluster):
-    """The Job stays, marked, until its Pod is gone."""
+    """The Job stays, marked as being deleted, until its Pod is gone."""
     stub_cluster.apply(job("j", "convert.sleep=60"))
     pod = wait_for_pod(stub_cluster, "j")
 
@@ -196,39 +198,39 @@ def test_deleting_a_job_in_the_foreground_waits_for_its_pod(stub_cluster):
     assert not stub_cluster.exists("pod", pod["metadata"]["name"])
 
 
-def test_deleting_a_job_can_leave_its_pod(stub_cluster):
-    """With orphan the Pod runs on and has no owner."""
+def test_deleting_a_job_can_orphan_its_pod(stub_cluster):
+    """With the policy Orphan the Pod keeps running and loses its owner."""
     stub_cluster.apply(job("j", "convert.sleep=60"))
     pod = wait_for_pod(stub_cluster, "j")
 
     stub_cluster.kubectl("delete", "job", "j", "--cascade=orphan")
 
     stub_cluster.wait_gone("job", "j")
-    left = stub_cluster.get("pod", pod["metadata"]["name"])
-    assert "ownerReferences" not in left["metadata"]
-    assert left["status"]["phase"] == "Running"
+    orphan = stub_cluster.get("pod", pod["metadata"]["name"])
+    assert "ownerReferences" not in orphan["metadata"]
+    assert orphan["status"]["phase"] == "Running"
     stub_cluster.kubectl("delete", "pod", pod["metadata"]["name"])
 
 
-def test_a_deleted_pod_tells_its_end_before_it_goes(stub_cluster):
-    """Controllers hold it by a finalizer until they have counted it."""
-    held = {"metadata": {"finalizers": ["example.com/count"]}}
-    freed = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/count"]}}
+def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
+    """Controllers hold a Pod with a finalizer until they have counted its failure."""
+    hold = {"metadata": {"finalizers": ["example.com/count"]}}
+    release = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/count"]}}
     stub_cluster.apply(job("j", "convert.sleep=60"))
     name = wait_for_pod(stub_cluster, "j")["metadata"]["name"]
-    stub_cluster.kubectl("patch", "pod", name, "-p", json.dumps(held))
+    stub_cluster.kubectl("patch", "pod", name, "-p", json.dumps(hold))
 
     stub_cluster.kubectl("delete", "pod", name, "--wait=false")
 
-    pod = stub_cluster.wait_for("pod", name, lambda one: one["status"]["phase"] == "Failed")
-    (ended,) = pod["status"]["containerStatuses"]
-    assert ended["state"]["terminated"]["exitCode"] == 128 + signal.SIGTERM
-    stub_cluster.kubectl("patch", "pod", name, "-p", json.dumps(freed))
+    pod = stub_cluster.wait_for("pod", name, lambda body: body["status"]["phase"] == "Failed")
+    (status,) = pod["status"]["containerStatuses"]
+    assert status["state"]["terminated"]["exitCode"] == 128 + signal.SIGTERM
+    stub_cluster.kubectl("patch", "pod", name, "-p", json.dumps(release))
     stub_cluster.wait_gone("pod", name)
 
 
-def test_a_deleted_model_takes_its_job_along(stub_cluster):
-    """The garbage collector follows owner references over two steps."""
+def test_deleting_a_model_deletes_its_job_and_pod(stub_cluster):
+    """The garbage collector follows owner references over two levels."""
     stub_cluster.apply(model_manifest("m", url="https://example.com/m.ckpt"))
     model = stub_cluster.get("sdm", "m")
     owner = {
@@ -250,8 +252,8 @@ def test_a_deleted_model_takes_its_job_along(stub_cluster):
     stub_cluster.wait_gone("pod", pod["metadata"]["name"])
 
 
-def test_a_job_of_an_owner_that_never_was_is_collected(stub_cluster):
-    """An owner with another uid is no owner: a namesake inherits nothing."""
+def test_job_of_an_owner_that_does_not_exist_is_deleted(stub_cluster):
+    """An object with the owner's name but another uid is not the owner."""
     stub_cluster.apply(model_manifest("m", url="https://example.com/m.ckpt"))
     owned = job("j", suspend=True)
     owned["metadata"]["ownerReferences"] = [

@@ -1,4 +1,4 @@
-"""The API server as a real kubectl sees it; every test also holds for a real one."""
+"""Tests of the API server with a real kubectl. They also hold for a real API server."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def set_status(cluster: Cluster, name: str, **status: object) -> None:
     cluster.kubectl("patch", "sdm", name, "--subresource=status", "--type=merge", "-p", patch)
 
 
-def test_apply_creates_changes_and_leaves_alone(cluster):
-    """Client-side apply says what it did, and what is removed from the file is removed."""
+def test_apply_creates_updates_and_removes_fields(cluster):
+    """Client-side apply reports what it did; a field removed from the file is removed."""
     manifest = model_manifest("a", url=LINK, webhook="https://example.com/hook", priority=3)
 
     assert cluster.apply(manifest).endswith("/a created\n")
@@ -38,8 +38,8 @@ def test_apply_creates_changes_and_leaves_alone(cluster):
     assert "webhook" not in spec
 
 
-def test_server_side_apply_is_a_merge_by_one_manager(cluster):
-    """What the manager no longer applies is removed, what others set stays."""
+def test_server_side_apply_removes_only_the_managers_fields(cluster):
+    """A field that the manager stops applying is removed; fields that others set stay."""
     cluster.apply(model_manifest("a", url=LINK, priority=3), "--server-side")
     cluster.kubectl("label", "sdm", "a", "team=x")
 
@@ -52,8 +52,8 @@ def test_server_side_apply_is_a_merge_by_one_manager(cluster):
     assert model["metadata"]["labels"] == {"team": "x"}
 
 
-def test_diff_and_dry_runs_say_what_would_be_done(cluster):
-    """And do nothing, on either side of apply."""
+def test_diff_and_dry_runs_change_nothing(cluster):
+    """They print what the real command would do, for client-side and server-side apply."""
     manifest = model_manifest("a", url=LINK, priority=3)
     assert "created (server dry run)" in cluster.apply(manifest, "--dry-run=server")
     assert not cluster.exists("sdm", "a")
@@ -62,17 +62,17 @@ def test_diff_and_dry_runs_say_what_would_be_done(cluster):
 
     changed = yaml.safe_dump(model_manifest("a", url=LINK, priority=4))
     for options in ([], ["--server-side"]):
-        found = cluster.run("diff", "-f", "-", *options, stdin=changed)
-        assert found.returncode == 1, found.stderr
-        lines = [line for line in found.stdout.splitlines() if line[:2] in ("- ", "+ ")]
+        diff = cluster.run("diff", "-f", "-", *options, stdin=changed)
+        assert diff.returncode == 1, diff.stderr
+        lines = [line for line in diff.stdout.splitlines() if line[:2] in ("- ", "+ ")]
         assert lines[-2:] == ["-  priority: 3", "+  priority: 4"]
     assert cluster.run("diff", "-f", "-", stdin=yaml.safe_dump(manifest)).returncode == 0
     assert "(server dry run)" in cluster.kubectl("delete", "sdm", "a", "--dry-run=server")
     assert cluster.get("sdm", "a") == model
 
 
-def test_defaults_are_filled_in_and_counted_as_no_change(cluster):
-    """The schema's defaults appear in what is stored; generation counts changes of spec."""
+def test_defaults_are_set_without_a_new_generation(cluster):
+    """Only changes of the spec increase metadata.generation."""
     model = cluster.model("a", url=LINK, verify={})
 
     assert model["spec"] == {
@@ -150,13 +150,13 @@ def test_defaults_are_filled_in_and_counted_as_no_change(cluster):
         ),
     ],
 )
-def test_a_wrong_spec_is_refused_and_the_message_helps(shared_cluster, spec, complaint):
-    """Schema, strict decoding and CEL rules answer in Kubernetes' own words."""
-    refusal = shared_cluster.refused(
+def test_invalid_spec_is_rejected_with_a_helpful_message(shared_cluster, spec, complaint):
+    """Schema, strict decoding and CEL rules have the messages of a real API server."""
+    error = shared_cluster.refused(
         "apply", "-f", "-", stdin=yaml.safe_dump(model_manifest("wrong", **spec))
     )
 
-    assert complaint in refusal
+    assert complaint in error
     assert not shared_cluster.exists("sdm", "wrong")
 
 
@@ -169,8 +169,8 @@ def test_a_wrong_spec_is_refused_and_the_message_helps(shared_cluster, spec, com
         ),
     ],
 )
-def test_an_immutable_field_cannot_be_changed(cluster, change, complaint):
-    """Transition rules hold on updates, also for fields that are set or unset."""
+def test_immutable_field_cannot_be_changed(cluster, change, complaint):
+    """Such a field cannot be set later either, if it was left out at first."""
     cluster.model("a", url=LINK)
 
     changed = yaml.safe_dump(model_manifest("a", url=LINK, **change))
@@ -185,15 +185,15 @@ def test_an_immutable_field_cannot_be_changed(cluster, change, complaint):
         pytest.param("a" * 64, "metadata.name must be at most 63 characters", id="length"),
     ],
 )
-def test_a_wrong_name_is_refused(shared_cluster, name, complaint):
-    """Names are checked by Kubernetes' rules and by ours."""
+def test_invalid_name_is_rejected(shared_cluster, name, complaint):
+    """Kubernetes' own rules and the rule of the CRD apply."""
     manifest = yaml.safe_dump(model_manifest(name, url=LINK))
 
     assert complaint in shared_cluster.refused("apply", "-f", "-", stdin=manifest)
 
 
-def test_get_prints_the_columns_of_the_definition(cluster):
-    """The printer columns are those of the CRD; -o wide adds those of lower priority."""
+def test_get_prints_the_columns_of_the_crd(cluster):
+    """With `-o wide`, columns of a priority above 0 are printed too."""
     cluster.model("a", url=LINK)
     set_status(
         cluster, "a", phase="Downloading", modelId="a", reason="Downloading",
@@ -210,7 +210,7 @@ def test_get_prints_the_columns_of_the_definition(cluster):
 
 
 def test_get_watch_prints_every_change(cluster):
-    """`kubectl get -w` prints a row per change, under one header."""
+    """`kubectl get -w` prints one row per change under one header."""
     cluster.model("a", url=LINK)
     command = [str(kubectl_path()), f"--kubeconfig={cluster.kubeconfig}", f"-n={cluster.namespace}"]
     with subprocess.Popen(
@@ -227,8 +227,8 @@ def test_get_watch_prints_every_change(cluster):
     assert [line.split()[1] for line in lines[2:]] == ["Downloading", "Ready"]
 
 
-def test_wait_sees_a_condition(cluster):
-    """`kubectl wait` ends when the condition comes true."""
+def test_kubectl_wait_waits_for_a_condition(cluster):
+    """`kubectl wait` times out before the condition is true, and succeeds afterwards."""
     cluster.model("a", url=LINK)
     assert "timed out" in cluster.refused("wait", "sdm/a", "--for=condition=Ready", "--timeout=1s")
     ready = {
@@ -246,7 +246,7 @@ def test_wait_sees_a_condition(cluster):
 
 
 def test_describe_shows_the_object_and_its_events(cluster):
-    """`kubectl describe` finds Events by the object they are about."""
+    """`kubectl describe` finds Events by their involvedObject."""
     model = cluster.model("a", url=LINK)
     meta = model["metadata"]
     event = {
@@ -259,7 +259,7 @@ def test_describe_shows_the_object_and_its_events(cluster):
             **{key: meta[key] for key in ("name", "namespace", "uid")},
         },
         "reason": "LoadStarted",
-        "message": "Loading has begun",
+        "message": "The load has started",
         "type": "Normal",
         "source": {"component": "test"},
         "firstTimestamp": "2026-01-01T00:00:00Z",
@@ -272,11 +272,11 @@ def test_describe_shows_the_object_and_its_events(cluster):
 
     assert LINK in described
     assert "LoadStarted" in described
-    assert cluster.events("a") == [("LoadStarted", "Loading has begun")]
+    assert cluster.events("a") == [("LoadStarted", "The load has started")]
 
 
-def test_explain_knows_the_fields(shared_cluster):
-    """`kubectl explain` reads the schema, of our kind and of built-in ones."""
+def test_explain_prints_the_schema(shared_cluster):
+    """`kubectl explain` works for the CRD and for built-in kinds."""
     explained = shared_cluster.kubectl("explain", "sdm.spec.modelType")
 
     assert "ENUM:\n    huggingface\n" in explained
@@ -284,8 +284,8 @@ def test_explain_knows_the_fields(shared_cluster):
     assert "backoffLimit" in shared_cluster.kubectl("explain", "job.spec")
 
 
-def test_labels_and_annotations_select(cluster):
-    """Labels can be set and selected by; an annotation can be removed."""
+def test_labels_select_and_annotations_can_be_removed(cluster):
+    """All forms of label selectors work."""
     for name in ("a", "b"):
         cluster.model(name, url=LINK)
     cluster.kubectl("label", "sdm", "a", "team=x")
@@ -300,13 +300,13 @@ def test_labels_and_annotations_select(cluster):
     assert "note" not in cluster.get("sdm", "a")["metadata"].get("annotations", {})
 
 
-def test_json_patch_tests_and_sets(cluster):
-    """A JSON patch is applied whole or not at all."""
+def test_json_patch_is_applied_only_if_its_test_succeeds(cluster):
+    """A failed test operation leaves the object unchanged."""
     cluster.model("a", url=LINK)
-    sets = {"op": "replace", "path": "/spec/priority", "value": 7}
+    replace = {"op": "replace", "path": "/spec/priority", "value": 7}
 
-    def patch(tested: int) -> list[str]:
-        operations = [{"op": "test", "path": "/spec/priority", "value": tested}, sets]
+    def patch(expected: int) -> list[str]:
+        operations = [{"op": "test", "path": "/spec/priority", "value": expected}, replace]
         return ["patch", "sdm", "a", "--type=json", "-p", json.dumps(operations)]
 
     cluster.refused(*patch(5))
@@ -315,8 +315,8 @@ def test_json_patch_tests_and_sets(cluster):
     assert cluster.get("sdm", "a")["spec"]["priority"] == 7
 
 
-def test_the_status_is_written_through_its_subresource_only(cluster):
-    """The main endpoint ignores status, /status ignores everything else."""
+def test_status_is_written_only_through_its_subresource(cluster):
+    """The main endpoint ignores status, and /status ignores everything else."""
     cluster.model("a", url=LINK)
     both = '{"spec":{"priority":5},"status":{"phase":"Failed"}}'
 
@@ -333,8 +333,8 @@ def test_the_status_is_written_through_its_subresource_only(cluster):
     assert model["status"] == {"phase": "Failed"}
 
 
-def test_a_finalizer_holds_a_deleted_object(cluster):
-    """A deleted object stays, marked, until its last finalizer is removed."""
+def test_finalizer_holds_a_deleted_object(cluster):
+    """The object stays, marked as being deleted, until its last finalizer is removed."""
     cluster.model("a", url=LINK)
     merge = ["patch", "sdm", "a", "--type=merge", "-p"]
     cluster.kubectl(*merge, '{"metadata":{"finalizers":["sd-operator.dev/cleanup"]}}')
@@ -348,8 +348,8 @@ def test_a_finalizer_holds_a_deleted_object(cluster):
     assert not cluster.exists("sdm", "a")
 
 
-def test_a_namespace_is_emptied_and_goes(cluster):
-    """Deleting a namespace deletes what is in it, and takes nothing new meanwhile."""
+def test_deleted_namespace_is_emptied_first(cluster):
+    """Meanwhile no new object can be created in it."""
     cluster.model("a", url=LINK)
     merge = ["patch", "sdm", "a", "--type=merge", "-p"]
     cluster.kubectl(*merge, '{"metadata":{"finalizers":["x.org/hold"]}}')
@@ -357,33 +357,33 @@ def test_a_namespace_is_emptied_and_goes(cluster):
     cluster.wait_for("sdm", "a", lambda model: "deletionTimestamp" in model["metadata"])
 
     manifest = yaml.safe_dump(model_manifest("b", url=LINK))
-    refusal = cluster.refused("create", "-f", "-", stdin=manifest)
-    assert f"namespace {cluster.namespace} because it is being terminated" in refusal
+    error = cluster.refused("create", "-f", "-", stdin=manifest)
+    assert f"namespace {cluster.namespace} because it is being terminated" in error
     cluster.kubectl(*merge, '{"metadata":{"finalizers":null}}')
     cluster.wait_gone("namespace", cluster.namespace)
     # The fixture deletes the namespace again.
     cluster.kubectl("create", "namespace", cluster.namespace)
 
 
-def test_a_namespace_that_does_not_exist_takes_nothing(shared_cluster):
-    """404 names the namespace."""
+def test_creation_in_a_missing_namespace_is_rejected(shared_cluster):
+    """The message names the namespace."""
     manifest = yaml.safe_dump(model_manifest("a", url=LINK))
 
-    refusal = shared_cluster.refused("create", "-n=nowhere", "-f", "-", stdin=manifest)
+    error = shared_cluster.refused("create", "-n=nowhere", "-f", "-", stdin=manifest)
 
-    assert 'namespaces "nowhere" not found' in refusal
+    assert 'namespaces "nowhere" not found' in error
 
 
 def test_secrets_are_stored_as_base64_and_shown_without_values(cluster):
-    """What is given as stringData becomes data; the table shows how many keys there are."""
+    """The table of `kubectl get` has only the number of keys."""
     cluster.kubectl("create", "secret", "generic", "s", "--from-literal=token=abc")
 
     assert cluster.get("secret", "s")["data"] == {"token": "YWJj"}
     assert cluster.kubectl("get", "secret", "s").splitlines()[1].split()[:3] == ["s", "Opaque", "1"]
 
 
-def test_ages_are_rough_when_long():
-    """Ages read as kubectl's own do."""
+def test_ages_are_formatted_as_kubectl_does():
+    """Long ages are rounded."""
     from sd_operator.standalone.tables import human_duration
 
     ages = {0: "0s", 119: "119s", 120: "2m", 150: "2m30s", 601: "10m", 3 * 3600 + 60: "3h1m"}

@@ -1,4 +1,4 @@
-"""The parts of the API server without the server: patches, schemas, selectors, protobuf, Jobs."""
+"""Tests of parts of the API server: patches, schemas, selectors, protobuf, storage, Jobs."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ JSON = st.recursive(
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def registry() -> Registry:
-    """A registry with our kind and a namespace."""
-    made = Registry()
-    made.create(DEFINITIONS, "", custom_resource_definition(), "Strict")
-    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}
-    made.create(NAMESPACES, "", space, "Strict")
-    return made
+def new_registry() -> Registry:
+    """Return a registry with this project's CRD and one namespace."""
+    registry = Registry()
+    registry.create(DEFINITIONS, "", custom_resource_definition(), "Strict")
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}
+    registry.create(NAMESPACES, "", namespace, "Strict")
+    return registry
 
 
-def models(made: Registry) -> Resource:
-    """The custom resource."""
-    found = made.resource("sd-operator.dev", "v1alpha1", "stablediffusionmodels")
-    assert found is not None
-    return found
+def models(registry: Registry) -> Resource:
+    """Return the resource that the CRD defines."""
+    resource = registry.resource("sd-operator.dev", "v1alpha1", "stablediffusionmodels")
+    assert resource is not None
+    return resource
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def models(made: Registry) -> Resource:
         pytest.param({}, {"a": {"b": {"c": None}}}, {"a": {"b": {}}}, id="null-in-new-object"),
     ],
 )
-def test_a_merge_patch_is_that_of_rfc_7386(target, change, result):
-    """The examples of the standard."""
+def test_merge_patch_follows_rfc_7386(target, change, result):
+    """The examples are those of the RFC."""
     assert patch.merge_patch(target, change) == result
 
 
@@ -101,8 +101,8 @@ def test_a_merge_patch_is_that_of_rfc_7386(target, change, result):
         ),
     ],
 )
-def test_a_strategic_patch_merges_lists_by_key(change, result):
-    """Items are found by their name, directives do as they say."""
+def test_strategic_patch_merges_lists_by_key(change, result):
+    """Containers are found by their name; `$patch` deletes or replaces them."""
     items = [{"name": "a", "image": "1", "tty": True}, {"name": "b", "image": "1"}]
 
     patched = patch.strategic_merge_patch({"containers": items, "other": 1}, change)
@@ -110,8 +110,8 @@ def test_a_strategic_patch_merges_lists_by_key(change, result):
     assert patched == {"containers": result, "other": 1}
 
 
-def test_a_strategic_patch_edits_finalizers_as_a_set():
-    """They are added once, and removed by name."""
+def test_strategic_patch_treats_finalizers_as_a_set():
+    """A finalizer is added only once, and removed by name."""
     target = {"finalizers": ["a/b", "c/d"]}
 
     added = patch.strategic_merge_patch(target, {"finalizers": ["c/d", "e/f"]})
@@ -121,8 +121,8 @@ def test_a_strategic_patch_edits_finalizers_as_a_set():
     assert removed == {"finalizers": ["c/d"]}
 
 
-def test_pruning_drops_nulls_and_names_what_is_unknown():
-    """In every depth: objects, lists, maps."""
+def test_prune_drops_nulls_and_unknown_fields():
+    """It returns the paths of the unknown fields, even of those in lists and maps."""
     schema = {
         "properties": {
             "known": {"type": "string"},
@@ -149,8 +149,8 @@ def test_pruning_drops_nulls_and_names_what_is_unknown():
     }
 
 
-def test_defaults_reach_into_what_is_there_only():
-    """A default inside an absent object does not make the object."""
+def test_default_in_an_absent_object_is_not_set():
+    """Only objects that exist get the defaults of their fields."""
     inner = {"properties": {"b": {"default": 1}}}
     schema = {"properties": {"a": inner, "list": {"items": inner}, "c": {"default": {}}}}
     value = {"list": [{}, {"b": 2}]}
@@ -162,53 +162,53 @@ def test_defaults_reach_into_what_is_there_only():
 
 @QUICK
 @given(body=JSON, spec=JSON, meta=JSON)
-def test_no_body_breaks_the_server(body, spec, meta):
-    """Whatever is sent is stored or refused with a Status."""
-    made = REGISTRY
+def test_any_body_is_stored_or_rejected(body, spec, meta):
+    """No body raises anything except an ApiError."""
+    registry = REGISTRY
     kind = {"apiVersion": "sd-operator.dev/v1alpha1", "kind": "StableDiffusionModel"}
     named = meta if not isinstance(meta, dict) else {"generateName": "x-", **meta}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": named, "spec": spec}
     wrapped = {**job, "spec": {"template": {"spec": spec}}}
-    for resource, sent in (
-        (models(made), body),
-        (models(made), {**kind, "metadata": named, "spec": spec}),
-        (models(made), {**kind, "metadata": named, "spec": {"url": "a/b"}, "status": spec}),
+    for resource, item in (
+        (models(registry), body),
+        (models(registry), {**kind, "metadata": named, "spec": spec}),
+        (models(registry), {**kind, "metadata": named, "spec": {"url": "a/b"}, "status": spec}),
         (JOBS, job),
         (JOBS, wrapped),
         (PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": spec}),
     ):
         with suppress(ApiError):
-            made.create(resource, "default", copy.deepcopy(sent), "Warn")
+            registry.create(resource, "default", copy.deepcopy(item), "Warn")
 
 
 @QUICK
 @given(change=JSON)
-def test_no_patch_breaks_the_server(change):
-    """Whatever a patch says, the result is stored or refused, and the old object is untouched."""
-    made = REGISTRY
+def test_any_patch_is_stored_or_rejected(change):
+    """No patch raises anything except an ApiError or changes the old object in place."""
+    registry = REGISTRY
     body = {
         "apiVersion": "sd-operator.dev/v1alpha1",
         "kind": "StableDiffusionModel",
         "metadata": {"generateName": "x-"},
         "spec": {"url": "a/b"},
     }
-    item = made.create(models(made), "default", body, "Strict").item
+    item = registry.create(models(registry), "default", body, "Strict").item
     key = ("default", item["metadata"]["name"])
     before = copy.deepcopy(item)
-    for kind in (patch.json_patch, patch.merge_patch, patch.strategic_merge_patch):
+    for apply in (patch.json_patch, patch.merge_patch, patch.strategic_merge_patch):
         for part in (change, {"spec": change}, {"metadata": change}, [{"op": change}]):
             with suppress(ApiError):
-                made.update(models(made), key, lambda old, k=kind, p=part: k(old, p))
+                registry.update(models(registry), key, lambda old, a=apply, p=part: a(old, p))
     assert item == before
 
 
-REGISTRY = registry()
+REGISTRY = new_registry()
 
 
 @QUICK
 @given(labels=st.text(max_size=20), fields=st.text(max_size=20), body=st.binary(max_size=40))
-def test_no_selector_or_protobuf_breaks_the_server(labels, fields, body):
-    """They are understood or refused."""
+def test_any_selector_or_protobuf_is_parsed_or_rejected(labels, fields, body):
+    """No input raises anything except an ApiError."""
     item = {"metadata": {"name": "a", "labels": {"x": "1"}}}
     with suppress(ApiError):
         selector(PODS, labels, fields)(item)
@@ -217,8 +217,8 @@ def test_no_selector_or_protobuf_breaks_the_server(labels, fields, body):
             protobuf.decode(raw)
 
 
-def test_a_watcher_that_is_too_far_behind_is_told_so():
-    """The history is bounded: what fell out of it cannot be told."""
+def test_watch_that_is_too_far_behind_expires():
+    """The history is bounded, so that an old revision cannot be watched any more."""
     storage = Storage()
     start = storage.revision
     for _ in range(HISTORY + 2):
@@ -232,31 +232,31 @@ def test_a_watcher_that_is_too_far_behind_is_told_so():
         asyncio.run(first(start + 1))
 
 
-def test_a_definition_that_goes_takes_its_objects_along():
-    """And its paths are served no more."""
-    made = registry()
-    resource = models(made)
+def test_deleting_a_crd_deletes_its_objects():
+    """The API server does not serve the resource any more."""
+    registry = new_registry()
+    resource = models(registry)
     body = {
         "apiVersion": "sd-operator.dev/v1alpha1",
         "kind": "StableDiffusionModel",
         "metadata": {"name": "a"},
         "spec": {"url": "a/b"},
     }
-    made.create(resource, "default", body, "Strict")
+    registry.create(resource, "default", body, "Strict")
 
-    made.delete(DEFINITIONS, ("", "stablediffusionmodels.sd-operator.dev"), {})
+    registry.delete(DEFINITIONS, ("", "stablediffusionmodels.sd-operator.dev"), {})
 
-    assert made.resource("sd-operator.dev", "v1alpha1", "stablediffusionmodels") is None
-    assert made.storage.list(resource.id) == []
+    assert registry.resource("sd-operator.dev", "v1alpha1", "stablediffusionmodels") is None
+    assert registry.storage.list(resource.id) == []
 
 
 def at(seconds: float) -> str:
-    """A time so many seconds after NOW."""
+    """Return the time that is this many seconds after NOW."""
     return jobs.show(NOW + timedelta(seconds=seconds))
 
 
 def pod(phase: str, code: int | None = None, ended: float = 0, **status: object) -> dict:
-    """A Pod of a Job."""
+    """Return a Pod of a Job. If `code` is set, its container ended `ended` seconds after NOW."""
     state = {"terminated": {"exitCode": code, "finishedAt": at(ended)}} if code is not None else {}
     return {
         "metadata": {"namespace": "n", "name": "p"},
@@ -282,21 +282,28 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
     [
         pytest.param({}, {}, [], True, None, id="new"),
         pytest.param({}, {}, [pod("Running")], False, None, id="running"),
-        pytest.param({}, {}, [pod("Succeeded", 0)], False, "CompletionsReached", id="done"),
+        pytest.param({}, {}, [pod("Succeeded", 0)], False, "CompletionsReached", id="succeeded"),
         pytest.param({"suspend": True}, {}, [], False, None, id="suspended"),
         pytest.param({}, {}, [pod("Failed", 1, -9)], True, None, id="failed-long-ago"),
         pytest.param({}, {}, [pod("Failed", 1, 0)], False, None, id="failed-just-now"),
         pytest.param(
             {}, {}, [pod("Failed", 1, -9)] * 3, False, "BackoffLimitExceeded", id="failed-too-often"
         ),
-        pytest.param({}, {"failed": 3}, [], False, "BackoffLimitExceeded", id="pods-gone"),
+        pytest.param(
+            {},
+            {"failed": 3},
+            [],
+            False,
+            "BackoffLimitExceeded",
+            id="failed-too-often-and-pods-gone",
+        ),
         pytest.param(
             {"podFailurePolicy": POLICY},
             {},
             [pod("Failed", 3)],
             False,
             "PodFailurePolicy",
-            id="policy",
+            id="failed-by-policy",
         ),
         pytest.param(
             {"podFailurePolicy": POLICY},
@@ -304,7 +311,7 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
             [pod("Failed", 137, -9, **DISRUPTED)] * 5,
             True,
             None,
-            id="disrupted-does-not-count",
+            id="disrupted",
         ),
         pytest.param(
             {"activeDeadlineSeconds": 5},
@@ -312,23 +319,23 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
             [],
             False,
             "DeadlineExceeded",
-            id="deadline",
+            id="past-its-deadline",
         ),
     ],
 )
-def test_a_job_goes_on_or_ends(spec, status, pods, creates, ends):
-    """What the Job controller decides."""
+def test_plan_of_a_job(spec, status, pods, creates, ends):
+    """The plan creates a Pod, or gives the reason of the condition that ends the Job."""
     job = {"metadata": {"name": "j"}, "spec": {"backoffLimit": 2, **spec}, "status": status}
 
     plan = jobs.plan(job, pods, NOW, backoff=1.0)
 
     assert plan.create is creates
-    found = {c["reason"] for c in plan.status.get("conditions", []) if c["status"] == "True"}
-    assert found == ({ends} if ends else {"JobSuspended"} if spec.get("suspend") else set())
+    reasons = {c["reason"] for c in plan.status.get("conditions", []) if c["status"] == "True"}
+    assert reasons == ({ends} if ends else {"JobSuspended"} if spec.get("suspend") else set())
 
 
-def test_a_failing_job_ends_once_its_pods_are_gone():
-    """FailureTarget comes first, Failed when nothing runs any more."""
+def test_failing_job_ends_when_its_pods_are_gone():
+    """FailureTarget is set first, Failed when no Pod runs any more."""
     spec = {"backoffLimit": 0, "activeDeadlineSeconds": 5}
     job = {"metadata": {"name": "j"}, "spec": spec, "status": {"startTime": at(-6)}}
     running = pod("Running")

@@ -1,4 +1,4 @@
-"""Pods: what they wait for, what they may run, and their logs."""
+"""Tests of Pods: what they wait for, what they may run, and their logs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.kube.stubjobs import (
 pytestmark = pytest.mark.cluster
 
 
-def test_a_pod_waits_for_its_claim(stub_cluster):
-    """A missing claim is said in the Pod's condition and in an Event; made later, the Pod runs."""
+def test_pod_waits_for_a_missing_pvc(stub_cluster):
+    """The Pod's condition and an Event name the PVC; the Pod starts when it is created."""
     stub_cluster.kubectl("delete", "pvc", "models")
     stub_cluster.apply(job("j"))
     pod = wait_for_pod(stub_cluster, "j", "Pending")
@@ -39,8 +39,8 @@ def test_a_pod_waits_for_its_claim(stub_cluster):
     wait_for_pod(stub_cluster, "j", "Succeeded")
 
 
-def test_a_claim_in_use_is_kept(stub_cluster):
-    """A deleted claim stays until no Pod uses it any more."""
+def test_deleted_pvc_stays_while_a_pod_uses_it(stub_cluster):
+    """The PVC goes when the last Pod that uses it has gone."""
     stub_cluster.apply(job("j", "convert.sleep=60"))
     wait_for_pod(stub_cluster, "j")
 
@@ -52,8 +52,8 @@ def test_a_claim_in_use_is_kept(stub_cluster):
     stub_cluster.wait_gone("pvc", "models")
 
 
-def test_a_pod_waits_for_a_secret_that_is_not_optional(stub_cluster):
-    """The Event names the Secret; made later, the Pod runs."""
+def test_pod_waits_for_a_missing_secret(stub_cluster):
+    """An Event names the Secret; the Pod starts when it is created."""
     volumes = [*VOLUMES, {"name": "credentials", "secret": {"secretName": "late"}}]
     stub_cluster.apply(job("j", pod=pod_spec(volumes=volumes)))
     name = wait_for_pod(stub_cluster, "j", "Pending")["metadata"]["name"]
@@ -73,39 +73,45 @@ def test_a_pod_waits_for_a_secret_that_is_not_optional(stub_cluster):
     ("changes", "complaint"),
     [
         pytest.param(
-            {"command": ["sh", "-c", "touch /models/x"], "args": []}, "runs only", id="shell"
+            {"command": ["sh", "-c", "touch /models/x"], "args": []},
+            "runs only",
+            id="shell command",
         ),
-        pytest.param({"command": ["/bin/sd-loader"]}, "runs only", id="path"),
+        pytest.param({"command": ["/bin/sd-loader"]}, "runs only", id="loader by path"),
         pytest.param(
-            {"args": ["load", "--request", "{}", "--store", "/models"]}, "runs only", id="command"
+            {"args": ["load", "--request", "{}", "--store", "/models"]},
+            "runs only",
+            id="unknown command",
         ),
         pytest.param(
             {"args": ["convert", "--request", "{}", "--store", "/models", "--x"]},
             "runs only",
-            id="option",
+            id="unknown option",
         ),
         pytest.param(
             {"args": ["sweep", "--store", "/models", "--delete", "--x"]},
             "runs only",
-            id="option of a sweep",
+            id="unknown option of sweep",
         ),
         pytest.param(
-            {"args": ["sweep", "--store", "/", "--delete"]}, "--store /", id="store of a sweep"
+            {"args": ["sweep", "--store", "/", "--delete"]},
+            "--store /",
+            id="store of sweep without a PVC",
         ),
         pytest.param(
             {"args": ["convert", "--request", "{}", "--store", "/models"]},
-            "does not parse",
-            id="request",
+            "is not valid",
+            id="invalid request",
         ),
         pytest.param(
             {"args": ["convert", "--request", request("x"), "--store", "/"]},
             "--store /",
-            id="store",
+            id="store without a PVC",
         ),
         pytest.param(
             {"args": ["remove", "--request", request("x"), "--store", "/models"]},
-            "does not parse",
-            id="request-of-another-command",
+            "is not valid",
+            id="request of another command",
         ),
         pytest.param(
             {
@@ -117,12 +123,12 @@ def test_a_pod_waits_for_a_secret_that_is_not_optional(stub_cluster):
                 ]
             },
             "env X",
-            id="variable",
+            id="variable from a Secret",
         ),
     ],
 )
-def test_only_the_loader_is_run(shared_stub_cluster, changes, complaint):
-    """Whatever else a container asks for fails its Pod, with a message, and is not run."""
+def test_container_that_does_not_run_the_loader_fails(shared_stub_cluster, changes, complaint):
+    """The Pod fails with a message, and nothing is run."""
     name = f"j{secrets.token_hex(4)}"
     pod = pod_spec(initContainers=[], containers=[container("convert", **changes)])
     shared_stub_cluster.apply(job(name, pod=pod))
@@ -136,8 +142,8 @@ def test_only_the_loader_is_run(shared_stub_cluster, changes, complaint):
     assert list(shared_stub_cluster.store.iterdir()) == []
 
 
-def test_a_volume_of_another_kind_fails_the_pod(stub_cluster):
-    """Nothing else of this machine is ever mounted."""
+def test_volume_of_an_unsupported_type_fails_the_pod(stub_cluster):
+    """Standalone never mounts folders of the machine."""
     volumes = [*VOLUMES, {"name": "root", "hostPath": {"path": "/"}}]
     stub_cluster.apply(job("j", pod=pod_spec(volumes=volumes)))
 
@@ -146,8 +152,8 @@ def test_a_volume_of_another_kind_fails_the_pod(stub_cluster):
     assert "volume root" in failed["status"]["message"]
 
 
-def test_logs_can_be_followed(stub_cluster):
-    """`kubectl logs -f` prints what comes, and ends with the container."""
+def test_followed_log_ends_with_its_container(stub_cluster):
+    """`kubectl logs -f` prints new lines as they come."""
     stub_cluster.apply(job("j", "convert.sleep=1"))
     pod = wait_for_pod(stub_cluster, "j")
 
@@ -156,8 +162,8 @@ def test_logs_can_be_followed(stub_cluster):
     assert followed == "convert begins\nconvert ends\n"
 
 
-def test_logs_of_a_container_that_has_not_started_are_refused(stub_cluster):
-    """The answer says that it waits."""
+def test_log_of_a_container_that_has_not_started_is_rejected(stub_cluster):
+    """The message says that the container is waiting to start."""
     stub_cluster.apply(job("j", "fetch.sleep=60"))
     name = wait_for_pod(stub_cluster, "j", "Pending")["metadata"]["name"]
     stub_cluster.wait_for(

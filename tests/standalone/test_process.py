@@ -1,4 +1,4 @@
-"""The standalone server as a process: what it leaves, and what it does not touch."""
+"""Tests of standalone as a process: it cleans up, and does not overwrite foreign files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,12 @@ pytestmark = pytest.mark.cluster
 
 
 def test_standalone_leaves_nothing_running(tmp_path):
-    """SIGTERM ends every process, the children of Pods too, and removes the kubeconfig."""
+    """SIGTERM ends all processes, even children of Pods' processes, and removes the kubeconfig."""
     kubeconfig, store = tmp_path / "kubeconfig", tmp_path / "store"
     here = ROOT / "tests/support/kube"
-    command = [sys.executable, str(here / "clusterstub.py"), "--store", str(store)]
-    command += [
-        "--kubeconfig",
-        str(kubeconfig),
-        "--loader",
-        sys.executable,
-        str(here / "stubloader.py"),
-    ]
+    command = [sys.executable, str(here / "localcluster.py"), "serve"]
+    command += ["--store", str(store), "--kubeconfig", str(kubeconfig)]
+    command += ["--loader", sys.executable, str(here / "stubloader.py")]
     with running(command, tmp_path / "log", kubeconfig.exists):
         assert kubeconfig.stat().st_mode & 0o777 == 0o600
         manifest = json.dumps(job("j", "convert.child=60 convert.sleep=60"))
@@ -50,10 +45,10 @@ def test_standalone_leaves_nothing_running(tmp_path):
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_standalone_does_not_touch_another_clusters_kubeconfig(tmp_path):
-    """The file is written and removed: a user's own is refused."""
-    own = tmp_path / "config"
-    own.write_text("apiVersion: v1\nkind: Config\ncurrent-context: production\n")
+def test_standalone_does_not_overwrite_another_kubeconfig(tmp_path):
+    """It would overwrite and later remove the user's own kubeconfig, so it refuses to start."""
+    config = tmp_path / "config"
+    config.write_text("apiVersion: v1\nkind: Config\ncurrent-context: production\n")
     command = [
         sys.executable,
         "-m",
@@ -63,10 +58,10 @@ def test_standalone_does_not_touch_another_clusters_kubeconfig(tmp_path):
         str(tmp_path / "store"),
     ]
 
-    done = subprocess.run(
-        [*command, "--kubeconfig", str(own)], capture_output=True, text=True, timeout=30
+    process = subprocess.run(
+        [*command, "--kubeconfig", str(config)], capture_output=True, text=True, timeout=30
     )
 
-    assert done.returncode == 1
-    assert "another cluster's kubeconfig" in done.stderr
-    assert "production" in own.read_text()
+    assert process.returncode == 1
+    assert f"{config} is not a kubeconfig of standalone" in process.stderr
+    assert "production" in config.read_text()

@@ -1,18 +1,18 @@
-"""What an object must be, in raw requests; as on a real API server."""
+"""Tests of the validation of objects with raw requests. They also hold for a real API server."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.support.kube.cluster import model_manifest
-from tests.support.kube.rawmodels import LINK, scratch
+from tests.support.kube.rawapi import LINK, scratch
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
 def models(backend):
-    """Raw access to the models of a namespace of the test's own."""
+    """Raw access to the models of a new namespace."""
     with scratch(backend) as models:
         yield models
 
@@ -20,8 +20,8 @@ def models(backend):
 @pytest.mark.parametrize(
     ("body", "code", "complaint"),
     [
-        pytest.param("{bad", 400, "json parse error", id="no-json"),
-        pytest.param("[]", 400, "must be of type StableDiffusionModel", id="no-object"),
+        pytest.param("{bad", 400, "json parse error", id="not-json"),
+        pytest.param("[]", 400, "must be of type StableDiffusionModel", id="not-an-object"),
         pytest.param({}, 400, "must be of type StableDiffusionModel", id="no-kind"),
         pytest.param({**model_manifest("a", url=LINK), "kind": "Foo"}, 422, "Foo", id="kind"),
         pytest.param(
@@ -47,12 +47,12 @@ def models(backend):
         ),
     ],
 )
-def test_a_body_that_is_no_such_object_is_refused(models, body, code, complaint):
-    """The Status says what is wrong."""
-    answer = models.api.ask("POST", models.path, body)
+def test_body_that_is_not_an_object_of_the_kind_is_rejected(models, body, code, complaint):
+    """The response is a Status that says what is wrong."""
+    response = models.api.ask("POST", models.path, body)
 
-    assert (answer.code, answer.body["kind"]) == (code, "Status")
-    assert complaint in answer.body["message"]
+    assert (response.code, response.body["kind"]) == (code, "Status")
+    assert complaint in response.body["message"]
 
 
 UNCHECKED = (
@@ -61,14 +61,14 @@ UNCHECKED = (
 )
 
 
-def wrong_type(path, found, wanted):
-    """The fault of a value of another type."""
-    text = f'Invalid value: "{found}": {path} in body must be of type {wanted}: "{found}"'
+def wrong_type(path, actual, expected):
+    """Return the cause for a value of the wrong type."""
+    text = f'Invalid value: "{actual}": {path} in body must be of type {expected}: "{actual}"'
     return (path, "FieldValueTypeInvalid", text)
 
 
 @pytest.mark.parametrize(
-    ("spec", "faults"),
+    ("spec", "causes"),
     [
         pytest.param(
             {"url": 5},
@@ -76,7 +76,7 @@ def wrong_type(path, found, wanted):
                 wrong_type("spec.url", "integer", "string"),
                 ("<nil>", "FieldValueInvalid", UNCHECKED),
             ],
-            id="type",
+            id="wrong-type",
         ),
         pytest.param(
             {"url": LINK, "revision": 16},
@@ -89,7 +89,7 @@ def wrong_type(path, found, wanted):
                 ),
                 ("<nil>", "FieldValueInvalid", UNCHECKED),
             ],
-            id="type-of-a-choice",
+            id="wrong-type-of-an-enum",
         ),
         pytest.param(
             {"url": LINK, "verify": {"steps": 1.5}},
@@ -115,7 +115,7 @@ def wrong_type(path, found, wanted):
                 ),
                 ("<nil>", "FieldValueInvalid", UNCHECKED),
             ],
-            id="too-long: the pattern is not looked at",
+            id="too-long-and-no-match-for-the-pattern",
         ),
         pytest.param(
             {"url": LINK, "gitRevision": ""},
@@ -126,44 +126,44 @@ def wrong_type(path, found, wanted):
                     'Invalid value: "": spec.gitRevision in body should be at least 1 chars long',
                 )
             ],
-            id="too-short: likewise",
+            id="too-short-and-no-match-for-the-pattern",
         ),
         pytest.param(
             [],
             [wrong_type("spec", "array", "object"), ("<nil>", "FieldValueInvalid", UNCHECKED)],
-            id="no-object",
+            id="not-an-object",
         ),
     ],
 )
-def test_each_fault_is_told_in_the_words_of_a_real_server(models, spec, faults):
-    """Field, reason and message of all causes."""
-    answer = models.api.ask("POST", models.path, {**model_manifest("a"), "spec": spec})
+def test_causes_are_those_of_a_real_server(models, spec, causes):
+    """Field, reason and message of every cause are the same as a real API server's."""
+    response = models.api.ask("POST", models.path, {**model_manifest("a"), "spec": spec})
 
-    assert answer.code == 422
-    causes = answer.body["details"]["causes"]
-    assert [(c["field"], c["reason"], c["message"]) for c in causes] == faults
+    assert response.code == 422
+    actual = response.body["details"]["causes"]
+    assert [(c["field"], c["reason"], c["message"]) for c in actual] == causes
 
 
-def test_conditions_of_the_same_type_are_refused(models):
-    """A list that is a map by its keys."""
+def test_conditions_with_the_same_type_are_rejected(models):
+    """The schema declares the conditions as a map with the key `type`."""
     models.api.ask("POST", models.path, model_manifest("a", url=LINK))
     condition = {"type": "Ready", "status": "True", "reason": "A", "message": ""}
     condition |= {"lastTransitionTime": "2026-01-01T00:00:00Z"}
     patch = {"status": {"conditions": [condition, condition]}}
 
-    answer = models.api.patch(f"{models.path}/a/status", patch)
+    response = models.api.patch(f"{models.path}/a/status", patch)
 
-    (cause,) = answer.body["details"]["causes"]
-    assert (answer.code, cause["field"]) == (422, "status.conditions[1]")
+    (cause,) = response.body["details"]["causes"]
+    assert (response.code, cause["field"]) == (422, "status.conditions[1]")
     assert cause["message"] == 'Duplicate value: {"type":"Ready"}'
 
 
-def test_a_dry_run_is_answered_and_changes_nothing(models):
-    """Creation, change, application and deletion; the answers are those of the real thing."""
+def test_dry_run_changes_nothing(models):
+    """Creation, update, apply and deletion respond as usual, but the object stays as it was."""
     path, query = f"{models.path}/a", "?dryRun=All"
-    tried = models.api.ask("POST", models.path + query, model_manifest("a", url=LINK))
-    assert (tried.code, tried.body["spec"]["url"]) == (201, LINK)
-    assert "resourceVersion" not in tried.body["metadata"]
+    created = models.api.ask("POST", models.path + query, model_manifest("a", url=LINK))
+    assert (created.code, created.body["spec"]["url"]) == (201, LINK)
+    assert "resourceVersion" not in created.body["metadata"]
     assert models.api.ask("GET", path).code == 404
 
     models.api.ask("POST", models.path, model_manifest("a", url=LINK))
@@ -194,41 +194,41 @@ def test_a_dry_run_is_answered_and_changes_nothing(models):
         ),
     ],
 )
-def test_an_option_that_a_write_does_not_have_is_refused(models, query, message):
-    """Else what is meant as a rehearsal would be done."""
-    answer = models.api.ask("POST", f"{models.path}?{query}", model_manifest("a", url=LINK))
+def test_invalid_option_of_a_write_is_rejected(models, query, message):
+    """Ignoring an invalid dryRun would turn a dry run into a real write."""
+    response = models.api.ask("POST", f"{models.path}?{query}", model_manifest("a", url=LINK))
 
-    assert answer.code == 422
-    assert answer.body["message"] == f'CreateOptions.meta.k8s.io "" is invalid: {message}'
+    assert response.code == 422
+    assert response.body["message"] == f'CreateOptions.meta.k8s.io "" is invalid: {message}'
 
 
-def test_the_keys_of_a_secret_are_fit_for_files(models):
-    """They become files' names."""
+def test_keys_of_a_secret_must_be_valid_file_names(models):
+    """Kubernetes mounts every key as a file."""
     path = models.path.partition("/namespaces/")[2].partition("/")[0]
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}
 
-    answer = models.api.ask(
+    response = models.api.ask(
         "POST", f"/api/v1/namespaces/{path}/secrets", secret | {"data": {"a b": "YQ=="}}
     )
 
-    (cause,) = answer.body["details"]["causes"]
-    assert (answer.code, cause["field"]) == (422, "data[a b]")
+    (cause,) = response.body["details"]["causes"]
+    assert (response.code, cause["field"]) == (422, "data[a b]")
     assert cause["message"].startswith('Invalid value: "a b": a valid config key must consist of')
 
 
-def test_an_invalid_object_is_answered_with_its_causes(models):
-    """details.causes names the field and the reason of each fault."""
-    answer = models.api.ask("POST", models.path, model_manifest("a", url=LINK, modelType="x"))
+def test_response_for_an_invalid_object_has_causes(models):
+    """The list details.causes has the field and the reason of each error."""
+    response = models.api.ask("POST", models.path, model_manifest("a", url=LINK, modelType="x"))
 
-    assert (answer.code, answer.body["reason"]) == (422, "Invalid")
-    details = answer.body["details"]
+    assert (response.code, response.body["reason"]) == (422, "Invalid")
+    details = response.body["details"]
     assert (details["name"], details["kind"]) == ("a", "StableDiffusionModel")
     cause = details["causes"][0]
     assert (cause["field"], cause["reason"]) == ("spec.modelType", "FieldValueNotSupported")
 
 
 @pytest.mark.parametrize(
-    ("validation", "code", "warned"),
+    ("validation", "code", "warns"),
     [
         pytest.param("", 201, True, id="default"),
         pytest.param("?fieldValidation=Warn", 201, True, id="warn"),
@@ -236,15 +236,15 @@ def test_an_invalid_object_is_answered_with_its_causes(models):
         pytest.param("?fieldValidation=Strict", 400, False, id="strict"),
     ],
 )
-def test_unknown_fields_are_dropped_or_refused(models, validation, code, warned):
-    """As fieldValidation asks; what is dropped is warned of."""
+def test_unknown_fields_are_dropped_or_rejected(models, validation, code, warns):
+    """The option fieldValidation decides; by default, dropped fields cause a warning."""
     manifest = model_manifest("a", url=LINK, foo=1)
 
-    answer = models.api.ask("POST", models.path + validation, manifest)
+    response = models.api.ask("POST", models.path + validation, manifest)
 
-    assert answer.code == code
-    assert ("Warning" in answer.headers) == warned
-    if warned:
-        assert answer.headers["Warning"] == '299 - "unknown field \\"spec.foo\\""'
+    assert response.code == code
+    assert ("Warning" in response.headers) == warns
+    if warns:
+        assert response.headers["Warning"] == '299 - "unknown field \\"spec.foo\\""'
     if code == 201:
-        assert "foo" not in answer.body["spec"]
+        assert "foo" not in response.body["spec"]

@@ -1,7 +1,7 @@
-"""Which files of a Hub repo are needed.
+"""Chooses the files that are needed of a repo.
 
-Of a pipeline: one set of weights per component, and the configs. Of any other repo: the one file
-that is the model.
+A pipeline needs one set of weights per component, and its configs. Any other repo needs only the
+file that is the model.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pipeline
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 _TOKENIZER_FILES = (
     "vocab.json",
@@ -25,6 +24,8 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+CONFIG_SUFFIXES = (".json", ".txt", ".model")
+"""Of configs, vocabularies, and T5's sentencepiece model."""
 _SAFE = (".safetensors",)
 _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.LORA: (".bin", ".pt"),
@@ -45,16 +46,20 @@ _OF_FOLDERS = re.compile(r"((pytorch_|diffusion_pytorch_)?model|open_clip_.*)[-.
 
 @dataclass(frozen=True)
 class RepoFile:
-    """A file of a repo's commit. sha256 for what lies in LFS, the git blob's id for the rest."""
+    """A file of a repo's commit."""
 
     path: str
     size: int
+
     sha256: str | None = None
+    """Its digest, if the file is in LFS."""
+
     blob_id: str | None = None
+    """The id of its git blob, if the Hub gives it."""
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse a repo with file names that lead out of a folder: what lists them is not trusted."""
+    """Refuse a repo with file names that lead out of its folder. The listing is not trusted."""
     for name in names:
         parts = name.split("/")
         if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
@@ -64,18 +69,13 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def require_pipeline(names: Sequence[str]) -> None:
-    """Refuse a repo without model_index.json, saying what it holds instead."""
+    """Refuse a repo without model_index.json, and list what it holds instead."""
     if INDEX_NAME in names:
         return
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         f"the repo has no {INDEX_NAME}, so it is not a diffusers pipeline; {holds(names)}",
     )
-
-
-def replaced(request: LoadRequest) -> frozenset[str]:
-    """The components of a pipeline that the spec takes from elsewhere."""
-    return frozenset() if request.vae is None else frozenset({"vae"})
 
 
 def choose_files(
@@ -85,10 +85,10 @@ def choose_files(
     *,
     safetensors_only: bool = False,
 ) -> list[RepoFile]:
-    """The files to download, model_index.json first.
+    """The files of a pipeline, model_index.json first.
 
-    Of each component's weights: safetensors before .bin, and among those the variant of the
-    precision asked for before the plain one.
+    Each component's weights are safetensors rather than .bin, and the variant of the requested
+    precision rather than the plain one.
     """
     chosen = [files[INDEX_NAME]]
     for component in sorted(pipeline.components):
@@ -111,8 +111,23 @@ def choose_files(
     return chosen
 
 
+def choose_configs(files: Mapping[str, RepoFile]) -> list[RepoFile]:
+    """The configs and tokenizers of a pipeline, and none of its weights."""
+    return [file for path, file in sorted(files.items()) if _is_config(path)]
+
+
+def _is_config(path: str) -> bool:
+    name = PurePosixPath(path)
+    # An index of shards is about weights.
+    is_small = name.suffix in CONFIG_SUFFIXES and ".index." not in name.name
+    return path == INDEX_NAME or (len(name.parts) == 2 and is_small)
+
+
 def component_folder(names: Container[str], component: str) -> PurePosixPath | None:
-    """Where diffusers' component lies: its repo is of it alone, or a pipeline that has one."""
+    """The folder of a component: the root of its own repo, or its folder in a pipeline's repo.
+
+    None if the repo has neither.
+    """
     if CONFIG_NAME in names:
         return PurePosixPath()
     if INDEX_NAME in names and f"{component}/{CONFIG_NAME}" in names:
@@ -127,7 +142,7 @@ def choose_component(
     *,
     safetensors_only: bool = False,
 ) -> list[RepoFile]:
-    """The files of a component of diffusers': its config first, then one set of weights."""
+    """The files of a component: its config first, then one set of weights."""
     return [
         _needed(files, str(folder / CONFIG_NAME)),
         *_weights(files, folder, WEIGHTS["unet"], revision, safetensors_only=safetensors_only),
@@ -141,10 +156,10 @@ def choose_file(
     *,
     safetensors_only: bool = False,
 ) -> RepoFile:
-    """The one file at the repo's root that is the model; refused where several might be.
+    """The file at the repo's root that is the model. Refuse a repo in which several may be.
 
-    First the name that training scripts give it; then safetensors before pickles, and among
-    several the one whose name has the precision asked for. Nothing else in a name is interpreted.
+    The name that training scripts give it comes first, then safetensors, then pickles. If there are
+    several, the requested precision in the name decides. Nothing else in a name is interpreted.
     """
     pickled = () if safetensors_only else _PICKLED.get(model_type, _CHECKPOINTS)
     if model_type is ModelType.EMBEDDINGS and any(name in files for name in _SECOND_EMBEDDING):
@@ -165,7 +180,7 @@ def choose_file(
     if candidates:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.url: the repo has {len(candidates)} files that may be meant; link to one of them"
+            f"the repo has {len(candidates)} files that may be meant; give the link to one of them"
             f" (https://huggingface.co/ORG/NAME/resolve/main/FILE): {_listed(candidates)}",
         )
     if safetensors_only and any(
@@ -178,13 +193,13 @@ def choose_file(
 
 
 def _is_candidate(name: str, suffixes: tuple[str, ...], files: Mapping[str, RepoFile]) -> bool:
-    # Beside a config.json such names are a library's, of a folder of another kind.
+    # Next to a config.json, such files belong to a component or another library's model.
     of_folder = "config.json" in files and _OF_FOLDERS.fullmatch(name) is not None
     return "/" not in name and name.endswith(suffixes) and not of_folder
 
 
 def _of_precision(names: Sequence[str], revision: Revision | None) -> Sequence[str]:
-    """Of several files those of the precision asked for, or else those that name none."""
+    """The files that name the requested precision, or else those that name none."""
     by_word: dict[str | None, list[str]] = {}
     for name in names:
         words = re.split(r"[^a-z0-9]+", name.lower())
@@ -226,7 +241,7 @@ def _weights(
 ) -> list[RepoFile]:
     torch = "pytorch_model" if safe == "model" else safe
     wanted = [revision.value] if revision in (Revision.FP16, Revision.BF16) else []
-    # Many repos have one variant only; better a cast of that than nothing.
+    # Many repos have only one variant; it can be cast.
     variants = [*wanted, "", "fp16", "bf16"]
     for stem, suffix in ((safe, "safetensors"), (torch, "bin")):
         for variant in variants:
@@ -250,7 +265,7 @@ def _weights(
 def _weight_set(
     files: Mapping[str, RepoFile], stem: str, variant: str, suffix: str
 ) -> list[RepoFile]:
-    """One file, or all shards of a set; empty where there is none or it is not whole."""
+    """One file, or all shards of a set. Empty if there is none, or if shards are missing."""
     dotted = f".{variant}" if variant else ""
     single = files.get(f"{stem}{dotted}.{suffix}")
     if single is not None:
@@ -270,7 +285,7 @@ def _weight_set(
 
 
 def holds(names: Sequence[str]) -> str:
-    """A repo's files, the first few by name, for messages."""
+    """A text for messages with the names of a repo's first few files."""
     return f"it holds {_listed(names)}" if names else "it holds no files"
 
 

@@ -1,6 +1,6 @@
-"""Which diffusers repos are taken: the pipelines, components and classes that are known.
+"""Checks a diffusers repo's index against lists of known pipelines, components and classes.
 
-What `model_index.json` names, diffusers imports; so nothing gets through but names on these lists.
+diffusers imports the classes that `model_index.json` names, so only names on these lists pass.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 MAX_JSON_BYTES = 4 << 20
-"""tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB; to parse 4 MB takes
-up to 200 MB of memory."""
+"""Limit of a JSON file. CLIP's tokenizer.json, the largest in these repos, has 2 to 3 MB. Parsing
+4 MB takes up to 200 MB of memory."""
 _MAX_DEPTH = 32
-"""Of configs that are written again: json reads deeper documents than it writes."""
+"""Limit of nesting: the configs are written again, and json reads deeper ones than it writes."""
 
 SD_PIPELINES = frozenset(
     {
@@ -81,14 +81,15 @@ WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-"""The components that have weights, and the canonical stem of their files."""
+"""The components that have weights, with the usual stem of their files."""
 SINGLE = {
     ModelType.CONTROLNET: ("controlnet", "ControlNetModel"),
     ModelType.VAE: ("vae", "AutoencoderKL"),
 }
-"""Model types that are one component: its name in pipelines, and its class."""
+"""Model types that are one component, with its name in pipelines and its class."""
 DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Published as null: not part of the model, and the first two block images."""
+"""Components that are published as null: they are not part of the model, and the first two block
+images."""
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _REQUIRED = ("scheduler", "unet", "vae")
 _FIRST = ["text_encoder"]
@@ -97,14 +98,15 @@ _SECOND = {"text_encoder": "text_encoder_2", "tokenizer": "tokenizer_2"}
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A model_index.json that was checked.
-
-    components: class of each component that is loaded. options: the pipeline's own settings.
-    """
+    """A checked model_index.json."""
 
     class_name: str
+
     components: Mapping[str, str]
+    """The class of each component that is loaded."""
+
     options: Mapping[str, Any]
+    """The pipeline's own settings."""
 
     @property
     def is_sdxl(self) -> bool:
@@ -112,7 +114,7 @@ class Pipeline:
         return self.class_name in SDXL_PIPELINES
 
     def only(self, names: Iterable[str]) -> Pipeline:
-        """The pipeline as if it had these components alone."""
+        """The pipeline with these components only."""
         wanted = list(names)
         lacking = [name for name in wanted if name not in self.components]
         if lacking:
@@ -120,11 +122,11 @@ class Pipeline:
         return replace(self, components={name: self.components[name] for name in wanted})
 
     def without(self, names: Container[str]) -> Pipeline:
-        """The pipeline as if it had not these components."""
+        """The pipeline without these components."""
         return self.only(name for name in self.components if name not in names)
 
     def canonical(self) -> Pipeline:
-        """The pipeline as it is published; `origin` says what its components are called here."""
+        """The pipeline as it is published. `origin` gives the components' names in the repo."""
         return replace(
             self,
             components={
@@ -133,14 +135,14 @@ class Pipeline:
         )
 
     def origin(self, component: str) -> str:
-        """The folder in the repo of a component of the published pipeline."""
+        """The folder in the repo for a component of the published pipeline."""
         return next((old for old, new in self._renamed.items() if new == component), component)
 
     @property
     def _renamed(self) -> Mapping[str, str]:
-        """SDXL's second text encoder alone, as the refiner has it, must be named the second one.
+        """New names of components. A refiner has only SDXL's second text encoder.
 
-        Under the first one's name diffusers opens it, and then fails for want of another.
+        Under the name of the first one, diffusers would open it and then fail, since it needs both.
         """
         encoders = {name for name in self.components if name.startswith("text_encoder")}
         kind = self.components.get("text_encoder")
@@ -149,7 +151,7 @@ class Pipeline:
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
-    """A JSON object from the repo; refused where it asks for code of the repo to be run."""
+    """Parse a JSON object of the repo. Refuse it if it asks to run the repo's code."""
     try:
         value = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
@@ -164,10 +166,10 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    """A number that may be written as JSON again, which has no Infinity and no NaN."""
+    """A number that can be written as JSON, which has no Infinity and no NaN."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no JSON")
+        raise ValueError(f"{text} is not JSON")
     return number
 
 
@@ -209,7 +211,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
     if class_name in SD_PIPELINES and any(name.endswith("_2") for name in components):
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{class_name} has one text encoder, not two")
     missing = [name for name in _REQUIRED if name not in components]
-    # The SDXL refiner has one text encoder, in most repos under the second one's name.
+    # The SDXL refiner has one text encoder, which most repos call the second one.
     encoders = [name for name in components if name.startswith("text_encoder")]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders or _FIRST]
     missing += [name for name in (*(encoders or _FIRST), *tokenizers) if name not in components]

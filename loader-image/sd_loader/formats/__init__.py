@@ -1,4 +1,4 @@
-"""Files of tensors: what they are and where their tensors lie. No weights are read here."""
+"""Files of tensors: identifies a file and finds its tensors. Reads no weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _NOTHING: Mapping[str, Record] = {}
 
 
 def open_tensor_file(path: Path, foreseen: Mapping[str, Record] = _NOTHING) -> TensorFile:
-    """Open a model file, whatever its name; what is no model, or could run code, is refused.
+    """Open a model file, whatever its name. Refuse any other file, and one that could run code.
 
-    foreseen: of a torch archive, the members whose local headers are not there yet (`outline`).
+    foreseen: members of a torch archive whose local headers have not arrived yet (`outline`).
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us

@@ -1,7 +1,7 @@
-"""Whether the records of a zip checkpoint are what they were when it was written.
+"""Detects records of a zip checkpoint that were damaged since it was written.
 
-Whoever reads bytes of a record adds their CRC-32, in any order and from any thread; in the end
-those of a record are combined and compared. Where a record was not read whole, it is read anew.
+Readers of a record add its bytes in any order. In the end the CRC-32 of the pieces are combined and
+compared. A record that was not read completely is read again.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from isal import isal_zlib
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import TensorFile
 
 Extent = tuple[int, int]
-"""Of a file: the first byte and the number of bytes."""
+"""A range of a file: the first byte and the number of bytes."""
 
 _CHUNK = 1 << 20
 
 
 class Checksums:
-    """The CRC-32 of what was read of one file."""
+    """The CRC-32 of the bytes that were read of a file. Threads may share it."""
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
         self._read: dict[int, tuple[int, int]] = {}
 
     def add(self, offset: int, content: memoryview) -> None:
-        """Take the bytes at this place of the file."""
-        # isal's runs at the speed of memory, zlib's takes as long as everything else together.
+        """Add bytes that were read at this offset."""
+        # isal's CRC runs at the speed of memory. zlib's would double the time of a conversion.
         self._read[offset] = content.nbytes, isal_zlib.crc32(content)
 
     def compare(self, *, read_missing: bool) -> int:
-        """Raise where a record has another CRC than the file states; says how many were compared.
+        """Refuse a record with another CRC than the file states. Return how many were compared.
 
-        Records of which nothing was read do not count. read_missing: of the others, those of which
-        not all was read are read from the file.
+        A record of which nothing was read is skipped. read_missing: whether a record that was read
+        in part is read again, completely; otherwise it is skipped, too.
         """
         compared = 0
         begun = _begun(self._file.checksums, self._read)
@@ -53,7 +53,7 @@ class Checksums:
         return compared
 
     def _combined(self, extent: Extent) -> int | None:
-        """The CRC of a record, from those of its pieces; None where one is missing."""
+        """The CRC of a record, combined from its pieces. None if a piece is missing."""
         position, end = extent[0], sum(extent)
         checksum = 0
         while position < end:
@@ -66,7 +66,7 @@ class Checksums:
 
 
 def _begun(checksums: Mapping[Extent, int], read: Mapping[int, object]) -> list[Extent]:
-    """The records in which anything was read."""
+    """The records that were read at least in part."""
     begun = []
     positions = iter(sorted(read))
     position = next(positions, None)

@@ -1,10 +1,10 @@
-"""Limits on what a file may hold, far above every real model's needs."""
+"""Limits for the content of a file, far above the needs of every real model."""
 
 from __future__ import annotations
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 MAX_TENSORS = 100_000
 MAX_RANK = 8
@@ -12,7 +12,7 @@ MAX_NAME = 512
 
 
 def check_name(name: str) -> None:
-    """Refuse a tensor's name that could not stand in a log line or a header."""
+    """Refuse a name that is not fit for a log line or a header."""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise LoaderError(
             Reason.NOT_A_MODEL,

@@ -1,8 +1,8 @@
-"""The parts of a model file that say where its tensors lie, brought before the tensors are.
+"""Downloads the parts of a model file that describe its tensors, before the tensors themselves.
 
-They are put into a file of holes, as long as the whole, which is then read as the whole would be.
-Of a torch archive, the local headers of the storages lie between these: where they will end is
-foreseen by torch's own rule, and confirmed when they have come.
+They are written into a sparse file of the whole size, which is then read like the complete file. In
+a torch archive, the local headers lie between the storages: where they will end is computed by
+torch's own rule, and confirmed once they have arrived.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from sd_loader.formats.zipdir import (
 )
 
 TAIL_BYTES = 256 << 10
-"""Read at once: an archive's directory, and the small members that torch writes last."""
+"""Read in one request: an archive's directory, and the small members that torch writes last."""
 _MOST_SLACK = 1 << 16
 _MOST_SMALL = 32 << 20
-"""Of all members that are no storages: twice the longest pickle that is read."""
+"""Size of all members that are not storages: twice the longest pickle that is read."""
 _GAP = 1 << 16
 
 Read = Callable[[int, int], bytes]
@@ -39,13 +39,16 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Outline:
-    """What was brought. members, foreseen: of the storages whose local headers are yet to come."""
+    """A downloaded outline, and what must be confirmed when more of the file has arrived."""
 
     members: Mapping[str, Member] = field(default_factory=dict)
+    """Storages whose local headers have not arrived, by name."""
+
     foreseen: Mapping[str, Record] = field(default_factory=dict)
+    """Where these storages will lie."""
 
     def headers(self, needed: Callable[[Range], bool]) -> dict[str, Range]:
-        """Where the local headers are, of the storages of which something is needed."""
+        """Ranges of the local headers of those storages that are needed at least in part."""
         return {
             name: (self.members[name].header, record.offset)
             for name, record in self.foreseen.items()
@@ -53,14 +56,14 @@ class Outline:
         }
 
     def confirm(self, fd: int, name: str) -> None:
-        """Refuse a storage whose local header has come and is another than foreseen."""
+        """Check a storage's local header, which has arrived. Refuse it if it is not as foreseen."""
         confirm(fd, self.members[name], self.foreseen[name])
 
 
 def bring_outline(fd: int, head: bytes, size: int, read: Read) -> Outline | None:
-    """Put a file's outline into an empty file; None for a kind of file that has none.
+    """Download a file's outline into an empty file. None if this kind of file has no outline.
 
-    head: the first bytes of the file; read: reads a range of it.
+    head: the first bytes of the file. read: reads a range of it.
     """
     os.ftruncate(fd, size)
     write_at(fd, head, 0)
@@ -106,7 +109,7 @@ def _archive(fd: int, head: int, size: int, read: Read) -> Outline | None:
 
 
 def _with_following(directory: Directory) -> Iterator[tuple[Member, int]]:
-    """Each member, and where what comes after it begins."""
+    """Each member, and the position where the next one or the directory begins."""
     ordered = sorted(directory.members, key=lambda member: member.header)
     for member, following in pairwise(ordered):
         yield member, following.header

@@ -1,9 +1,9 @@
 """A symbolic reader of pickles: it follows the instructions, but imports and calls nothing.
 
-What a pickle would build in Python becomes, here: numbers, strings, tuples, lists; dictionaries, of
-which only the entries with a string as key are kept; `View` for a tensor; `OPAQUE` for everything
-else. Names outside `pickle_names.PERMITTED`, and instructions that torch.save never writes, are
-refused as unsafe: nothing of the file would run here, but such a file is not to be trusted.
+The result has numbers, strings, tuples and lists; dictionaries, with only those entries whose key
+is a string; a `View` for each tensor; and `OPAQUE` for every other object. Names outside
+`pickle_names.PERMITTED`, and instructions that torch.save never writes, are refused as unsafe:
+nothing of the file would run here, but such a file cannot be trusted.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from sd_loader.formats.pickle_objects import (
     refuse_unsafe,
     storage,
 )
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 HIGHEST_PROTOCOL = 5
 MAX_BYTES = 16 << 20
-"""SDXL's pickle has 0.4 MB. A letter beyond 16 bits makes a text four times as large in memory."""
+"""SDXL's pickle has 0.4 MB. A character beyond 16 bits makes its text four times as large."""
 MAX_INSTRUCTIONS = 1_000_000
-"""SDXL's pickle has 80,000, about 32 a tensor; a million take a second, and up to 120 MB."""
+"""SDXL's pickle has 80,000, about 32 a tensor. A million take a second and up to 120 MB."""
 MAX_DEPTH = 10_000
 MAX_STACK = 200_000
 
 Handler = Callable[["_Machine", Any], None]
 Resolve = Callable[[object], Storage]
-"""Makes a storage of the persistent id that stands for it."""
+"""Returns the storage that a persistent id stands for."""
 
 
 class Stream(Protocol):
-    """What a pickle is read from; it never gives more than is left, whatever is asked for."""
+    """The source of a pickle. A read returns at most the bytes that are left."""
 
     def read(self, size: int, /) -> bytes:
-        """The next bytes, fewer at the end."""
+        """Read the next bytes. Fewer at the end."""
 
     def readline(self) -> bytes:
-        """The bytes up to the next line's beginning."""
+        """Read up to and including the next newline."""
 
 
 def load(data: bytes) -> tuple[object, int]:
-    """What the pickle at the beginning of `data` describes, and where it ends."""
+    """Read the pickle at the beginning of `data`. Return its content and where it ends."""
     stream = io.BytesIO(data)
     return read(stream), stream.tell()
 
 
 def read(stream: Stream, resolve: Resolve = storage) -> object:
-    """What the stream's next pickle describes; the stream is left where it ends."""
+    """Read the stream's next pickle, and leave the stream at its end."""
     machine = _Machine(resolve)
     count = 0
     try:
@@ -83,7 +83,7 @@ def _refuse_instruction(code: bytes) -> NoReturn:
 
 
 class _Machine:
-    """The stack and the memo of a pickle virtual machine."""
+    """The stack and the memo of a pickle machine."""
 
     def __init__(self, resolve: Resolve) -> None:
         self.resolve = resolve
@@ -174,9 +174,9 @@ def _entries(values: Sequence[object]) -> dict[str, object]:
 
 
 def _set_state(machine: _Machine) -> None:
-    """Drop an object's attributes; those of a class or function would be the program's own.
+    """Drop an object's attributes, but refuse to set those of a class or function.
 
-    Only a ParameterDict keeps its weights there.
+    Only a ParameterDict keeps its weights in its attributes.
     """
     (state,) = machine.take(1)
     target = machine.top()
@@ -198,7 +198,7 @@ def _stack_global(machine: _Machine) -> None:
 
 
 def _instance(_machine: _Machine, argument: tuple[str, str]) -> None:
-    """Refuse INST, a name and a call in one, as only the oldest pickles have it."""
+    """Refuse INST, which names and calls at once. Only the oldest pickles have it."""
     refuse_unsafe(f"it would call {snippet(str(Name(*argument)))}")
 
 
@@ -223,13 +223,13 @@ def _plain(handler: Callable[[_Machine], None]) -> Handler:
 
 
 def _check_protocol(_machine: _Machine, protocol: int) -> None:
-    """Refuse what no version of Python reads."""
+    """Refuse a protocol that no version of Python reads."""
     if protocol > HIGHEST_PROTOCOL:
         refuse_damaged(f"protocol {protocol} is unknown")
 
 
 def _ignore(_machine: _Machine, _argument: object) -> None:
-    """Pass over what tells a reader of streams only."""
+    """Skip an instruction that only helps readers of streams."""
 
 
 _LITERALS = (
@@ -285,7 +285,7 @@ _CODES = {known.code.encode("latin-1"): known for known in pickletools.opcodes}
 
 
 def _name(stream: Stream) -> tuple[str, str]:
-    """Read a module and a name as pickle does; pickletools would take backslashes for escapes."""
+    """Read a module and a name as pickle does. pickletools would interpret backslashes."""
     module, name = stream.readline(), stream.readline()
     if not (module.endswith(b"\n") and name.endswith(b"\n")):
         refuse_damaged("it is cut off")
@@ -303,4 +303,4 @@ _INSTRUCTIONS = {
     for code, known in _CODES.items()
     if known.name in _HANDLERS
 }
-"""By code: how to read the argument that follows, and what to do."""
+"""By code: how to read the argument that follows, and the handler."""

@@ -1,7 +1,7 @@
-"""The names that a model's pickle may refer to. Whatever is not listed here is refused.
+"""The names that a model's pickle may refer to. Every other name is refused.
 
-A pickle names a class or function as (module, name). None of them is ever imported: some names have
-a meaning to our reader, all others listed stand for objects that are let pass and forgotten.
+A pickle names a class or function as (module, name). None of them is ever imported. Our reader
+understands some of the names; the others stand for objects that it ignores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sd_loader.tensors import Dtype
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or function, as the pickle names it; nothing but its two strings."""
+    """The name of a class or function in a pickle. It is never looked up."""
 
     module: str
     name: str
@@ -46,7 +46,7 @@ DICTIONARIES = frozenset(
     }
 )
 
-# What early programs kept the vectors of textual inversion in.
+# Early programs kept the vectors of textual inversion in it.
 PARAMETER_DICTIONARY = Name("torch.nn.modules.container", "ParameterDict")
 
 STORAGES = {
@@ -98,7 +98,7 @@ UNSUPPORTED = frozenset(
         ),
     }
 )
-"""Ways to store a tensor that no Stable Diffusion model uses: harmless, but not read."""
+"""Kinds of tensors that no Stable Diffusion model has: harmless, but not read."""
 
 _CALLBACKS = (
     "model_checkpoint ModelCheckpoint",
@@ -160,7 +160,7 @@ INERT = frozenset(
         ),
     }
 )
-"""Classes that training programs leave beside the weights."""
+"""Classes whose objects training programs leave beside the weights."""
 
 PERMITTED = {
     (name.module, name.name): name

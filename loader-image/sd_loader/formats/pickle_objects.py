@@ -1,4 +1,4 @@
-"""What the calls and references of a model's pickle stand for. Nothing of it is ever called."""
+"""Interprets the calls and references in a model's pickle, without calling anything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sd_loader.formats.pickle_names import (
     UNSUPPORTED,
     Name,
 )
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype
 
 _REBUILD_ARGUMENTS = {REBUILD_TENSOR: 4, REBUILD_TENSOR_V2: 6, REBUILD_TENSOR_V3: 7}
@@ -33,7 +33,7 @@ _LARGEST = 1 << 62
 
 
 class Opaque:
-    """An object that is no weight; what it was is forgotten."""
+    """An object that is not a weight. Nothing else is kept of it."""
 
     __slots__ = ()
 
@@ -43,42 +43,50 @@ OPAQUE = Opaque()
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of numbers outside the pickle, under a key. count: how many of that dtype."""
+    """A run of numbers outside the pickle."""
 
     dtype: Dtype
     key: str
+    """The name by which the pickle refers to it."""
+
     count: int
+    """How many numbers it has."""
 
     @property
     def nbytes(self) -> int:
-        """Its length in bytes."""
+        """Length in bytes."""
         return self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor: a view of a storage. offset and strides count elements."""
+    """A tensor: a view of a storage."""
 
     storage: Storage
     dtype: Dtype
+
     offset: int
+    """Its first element in the storage, counted in elements."""
+
     shape: tuple[int, ...]
+
     strides: tuple[int, ...]
+    """In elements."""
 
 
 class Parameters(dict[str, object]):
-    """A ParameterDict: a dictionary whose entries are in its state, like a module's weights."""
+    """A ParameterDict: a dictionary that is pickled like a module, with entries in its state."""
 
     def set_state(self, state: object) -> None:
-        """Take the entries; what else a module has is forgotten."""
+        """Take the entries from the state, and ignore everything else in it."""
         entries = state.get("_parameters") if isinstance(state, dict) else None
         if isinstance(entries, dict):
             self.update(entries)
 
 
 def permitted(module: str, name: str) -> Name:
-    """The name, if it is one of those that a model's pickle may refer to."""
-    # One object for each name, however often a pickle has it.
+    """The name of this module and name. Refuse one that a model's pickle must not refer to."""
+    # One object for each name, however often the pickle has it, to save memory.
     found = PERMITTED.get((module, name))
     if found is None:
         refuse_unsafe(f"it refers to {snippet(str(Name(module, name)))}, which no model needs")
@@ -86,7 +94,7 @@ def permitted(module: str, name: str) -> Name:
 
 
 def outcome(function: Name, arguments: tuple[Any, ...]) -> object:
-    """What a call would return, as far as weights are concerned."""
+    """What a call would return: a dictionary, a tensor, a size, or OPAQUE."""
     if function in DICTIONARIES:
         if arguments and function != DEFAULT_DICTIONARY:
             refuse_damaged("a dictionary made from other objects")
@@ -119,7 +127,7 @@ def storage(identity: object) -> Storage:
 
 
 def _view_of_type(arguments: tuple[Any, ...]) -> View:
-    """A tensor that has attributes or is of a subclass: (function, type, arguments, state)."""
+    """A tensor with attributes or of a subclass: (function, type, arguments, state)."""
     if len(arguments) != 4:
         refuse_damaged("a tensor's description is incomplete")
     function, _, inner, _ = arguments
@@ -158,7 +166,7 @@ def _dtype(name: object) -> Dtype:
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number that may count elements."""
+    """Whether it is a whole number in the range of counts."""
     return type(value) is int and 0 <= value < _LARGEST
 
 
@@ -167,7 +175,7 @@ def _are_sizes(value: object) -> bool:
 
 
 def refuse_unsafe(what: str) -> NoReturn:
-    """Refuse a pickle that could run code if anything else read it."""
+    """Refuse a pickle that could run code in another reader."""
     raise LoaderError(Reason.UNSAFE_MODEL, f"the pickle is refused: {what}")
 
 

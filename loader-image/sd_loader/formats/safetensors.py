@@ -1,4 +1,4 @@
-"""Safetensors headers, read strictly: what is not exactly as the format says is refused."""
+"""Reads safetensors headers strictly: a file that deviates from the format is refused."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.limits import MAX_RANK, MAX_TENSORS, check_name
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Tensor
 
 LENGTH_BYTES = 8
 MAX_HEADER = 4 << 20
-"""13 times SDXL's 0.3 MB. Parsing takes up to 48 bytes of memory for each byte: 4 MB, 200 MB."""
+"""13 times SDXL's 0.3 MB. Parsing takes up to 48 times as much memory: 200 MB for 4 MB."""
 
 _DTYPES = {dtype.label: dtype for dtype in Dtype}
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -67,7 +67,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _whole(text: str) -> int:
-    if text.startswith("-"):  # also before a zero, which the safetensors library refuses, too
+    if text.startswith("-"):  # -0 as well, which the safetensors library also refuses
         raise ValueError(f"sizes are whole numbers, not {text}")
     return int(text)
 
@@ -81,7 +81,7 @@ def _metadata(value: object) -> dict[str, str]:
         _refuse("safetensors metadata other than strings")
     try:
         "".join((*value, *value.values())).encode()
-    except UnicodeEncodeError:  # JSON can escape half of a character, which is no text
+    except UnicodeEncodeError:  # JSON can escape half of a surrogate pair
         _refuse("safetensors metadata other than strings")
     return value
 
@@ -119,7 +119,7 @@ def _sizes(name: str, values: object) -> tuple[int, ...]:
 
 
 def _check_layout(tensors: Mapping[str, Tensor], data_start: int, size: int) -> None:
-    """Tensors must cover the data without holes or overlaps, and the file must end with them."""
+    """Refuse tensors that leave holes, overlap, or do not end where the file ends."""
     position = data_start
     for name, tensor in sorted(tensors.items(), key=lambda item: _extent(item[1])):
         if tensor.offset != position:

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes; its name and what a server said of it count for nothing."""
+"""Identifies a file by its first bytes. Its name and its Content-Type do not matter."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from enum import Enum
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 HEAD_BYTES = 4096
-"""How many of a file's first bytes `identify` wants to see."""
+"""How many of a file's first bytes `identify` needs."""
 
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 ZIP_MAGIC = b"PK\x03\x04"
@@ -54,7 +54,7 @@ _MARKUP = re.compile(r"<(!doctype html|html|head|body)\b", re.IGNORECASE)
 
 
 def identify(head: bytes, size: int) -> Container:
-    """What kind of file begins so and is that long; refuses what holds no model, by name."""
+    """The kind of a file with this head and size. Refuse by name a file that holds no model."""
     if not size:
         raise LoaderError(Reason.NOT_A_MODEL, "the file is empty")
     if head.startswith(ZIP_MAGIC):
@@ -86,26 +86,26 @@ def _name(head: bytes, size: int) -> str:
     if text.startswith("<"):
         return "an XML document"
     if text.startswith(("{", "[")):
-        return "a JSON document" + _said_by(text)
+        return "a JSON document" + _quoted_error(text)
     return f"plain text of {size} bytes"
 
 
 def _text(head: bytes) -> str | None:
-    """The head as text, or None if it is binary; a character cut at its end does not matter."""
+    """The head as text. None if it is binary. A character that is cut at its end is ignored."""
     text = head.decode("utf-8-sig", errors="ignore")
     if "\0" in text or len(text.encode()) < len(head) - 6:
         return None
     return text.lstrip()
 
 
-def _said_by(document: str) -> str:
-    """The error that a JSON document reports, if it is whole and has the usual form."""
+def _quoted_error(document: str) -> str:
+    """The error that a JSON document reports, if it is complete and has a usual form."""
     try:
-        answer = json.loads(document)
+        content = json.loads(document)
     except (ValueError, RecursionError):
         return ""
-    if isinstance(answer, dict):
+    if isinstance(content, dict):
         for key in ("message", "error", "detail"):
-            if isinstance(answer.get(key), str):
-                return f" saying “{snippet(answer[key])}”"
+            if isinstance(content.get(key), str):
+                return f" saying “{snippet(content[key])}”"
     return ""

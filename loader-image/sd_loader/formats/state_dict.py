@@ -1,4 +1,4 @@
-"""From what a checkpoint's pickle describes to the tensors in its file."""
+"""Finds the tensors of a checkpoint, from the description in its pickle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.limits import MAX_TENSORS, check_name
 from sd_loader.formats.pickle_objects import View
-from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import Record
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _NESTED = "state_dict"
@@ -21,14 +21,14 @@ _MAX_NESTING = 8
 _LARGEST_NUMBER = 1 << 63
 _MOST_SCALARS = 1000
 _MOST_SHARING = 8
-"""How often, on average, tensors may share the bytes of their file. Tied weights do so twice."""
+"""How many tensors may share a byte of their file, on average. Tied weights are two."""
 
 
 def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
-    """The weights of a checkpoint, and the numbers and strings that stand beside them.
+    """Split a checkpoint's content into its weights, and the numbers and strings beside them.
 
-    Training programs keep the weights under `state_dict`, next to their own progress; textual
-    inversion keeps its vectors under `string_to_param`, whose entries are named after it here.
+    Training programs keep the weights under `state_dict`, next to their own state. Textual
+    inversion keeps its vectors under `string_to_param`: here their names begin with it.
     """
     metadata: dict[str, str] = {}
     for _ in range(_MAX_NESTING):
@@ -42,7 +42,7 @@ def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
 
 
 def place(fd: int, views: Mapping[str, View], records: Mapping[str, Record]) -> dict[str, Tensor]:
-    """Where the tensors' bytes lie; records: the storages in the file, by their key."""
+    """Locate the tensors in the file. records: the storages in the file, by their keys."""
     tensors = {name: _tensor(fd, name, view, records) for name, view in views.items()}
     nbytes, size = sum(tensor.nbytes for tensor in tensors.values()), os.fstat(fd).st_size
     if nbytes > _MOST_SHARING * size:
@@ -77,7 +77,7 @@ def _checked(views: dict[str, View]) -> dict[str, View]:
 
 
 def _scalars(content: Mapping[str, object]) -> dict[str, str]:
-    """The first of them: training programs leave a dozen."""
+    """The first scalars. Training programs leave about a dozen."""
     found = (
         (snippet(name), snippet(str(value)))
         for name, value in content.items()
@@ -103,7 +103,7 @@ def _tensor(fd: int, name: str, view: View, records: Mapping[str, Record]) -> Te
 
 
 def _is_contiguous(view: View) -> bool:
-    """Whether the elements lie in order without gaps; the strides of single steps do not matter."""
+    """Whether the elements are consecutive. The stride of a dimension of length 1 is ignored."""
     step = 1
     for length, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
         if length != 1 and stride != step:

@@ -1,8 +1,8 @@
-"""Checkpoints as torch.save wrote them before 1.6: pickles in a row, then the numbers they name.
+"""Reads checkpoints of torch.save before 1.6: several pickles, then the storages they name.
 
-The file is a magic number, a version and the writer's kind of machine, each a pickle of its own;
-the pickle of the content; the keys of the storages, a pickle too; and the storages in the order of
-these keys, each after its number of elements. Nothing else may stand in the file.
+The file has a magic number, a version and a description of the writer's machine, each a pickle of
+its own; the pickle of the content; a pickle with the keys of the storages; and the storages in the
+order of these keys, each after its number of elements. Anything else in the file is refused.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sd_loader.formats.fileio import read_at
 from sd_loader.formats.limits import MAX_TENSORS
 from sd_loader.formats.pickle_objects import Storage, is_count, refuse_damaged, storage
 from sd_loader.formats.sniff import LEGACY_TORCH_MAGIC
-from sd_loader.formats.snippet import snippet
 from sd_loader.formats.zipdir import Record
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _VERSION = 1001
@@ -26,7 +26,7 @@ _BUFFER = 1 << 16
 
 
 def read_legacy(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of an open file of `size` bytes that begins with the magic number."""
+    """The tensors and metadata of an open file of `size` bytes that has the magic number."""
     stream = _Stream(fd, len(LEGACY_TORCH_MAGIC), size)
     _check_kind(pickle.read(stream), pickle.read(stream))
     storages = _Storages()
@@ -38,7 +38,7 @@ def read_legacy(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class _Stream:
-    """The file's bytes from a position on, of which a pickle's worth may be read in all."""
+    """The file's bytes from a position on. It ends after as many bytes as a pickle may have."""
 
     def __init__(self, fd: int, start: int, size: int) -> None:
         self._fd = fd
@@ -49,11 +49,11 @@ class _Stream:
 
     @property
     def position(self) -> int:
-        """Where in the file the next byte lies."""
+        """Position of the next byte in the file."""
         return self._next - len(self._buffer) + self._used
 
     def read(self, size: int, /) -> bytes:
-        """The next bytes, fewer at the end; no more are asked for than there are."""
+        """Read the next bytes. Fewer at the end. The memory for them is bounded."""
         if size > pickle.MAX_BYTES:
             refuse_damaged(f"a text of {size} bytes")
         piece = self._take(size)
@@ -63,7 +63,7 @@ class _Stream:
         return piece + self._take(size - len(piece))
 
     def readline(self) -> bytes:
-        """The bytes up to the next line's beginning."""
+        """Read up to and including the next newline."""
         pieces = []
         while True:
             found = self._buffer.find(b"\n", self._used)
@@ -78,7 +78,7 @@ class _Stream:
         return piece
 
     def _fill(self, size: int) -> None:
-        """Read on; the buffer is used up."""
+        """Read more into the buffer, which is used up."""
         size = min(size, self._end - self._next)
         self._buffer = read_at(self._fd, self._next, size)
         self._used = 0
@@ -86,14 +86,14 @@ class _Stream:
 
 
 class _Storages:
-    """The storages that a pickle refers to, and those that are a part of another."""
+    """The storages that a pickle refers to. Some are parts of others."""
 
     def __init__(self) -> None:
         self._whole: dict[str, Storage] = {}
         self._parts: dict[str, tuple[Storage, Storage, int]] = {}
 
     def resolve(self, identity: object) -> Storage:
-        """The storage that a persistent id stands for; here its last element may name a part."""
+        """The storage that a persistent id stands for. Its last element may name a part of one."""
         if not isinstance(identity, tuple) or len(identity) != 6:
             refuse_damaged("an unknown reference to data outside the pickle")
         whole = storage(identity[:5])
@@ -107,7 +107,7 @@ class _Storages:
         return part
 
     def locate(self, fd: int, keys: list[str], position: int, size: int) -> dict[str, Record]:
-        """Where they lie, the first at `position` in a file of `size` bytes that the last ends."""
+        """Locate the storages, from `position` to the end of a file of `size` bytes."""
         if set(keys) != self._whole.keys() or len(set(keys)) != len(keys):
             _refuse("its list of storages is not that of the storages in use")
         if not self._parts.keys().isdisjoint(keys):

@@ -1,4 +1,4 @@
-"""Checkpoints as torch.save writes them since 1.6: a zip of a pickle and the numbers it names."""
+"""Reads checkpoints of torch.save since 1.6: a zip of a pickle and the storages that it names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import pickle, state_dict
 from sd_loader.formats.fileio import read_at
-from sd_loader.formats.snippet import snippet
-from sd_loader.formats.zipdir import Directory, Record, locate, read_directory
+from sd_loader.formats.zipdir import Directory, Record, locate_members, read_directory
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _PICKLE = "data.pkl"
@@ -25,9 +25,9 @@ _NOTHING: Mapping[str, Record] = {}
 def read_archive(
     fd: int, size: int, foreseen: Mapping[str, Record] = _NOTHING
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[tuple[int, int], int]]:
-    """Tensors, metadata, and CRC-32 by (offset, bytes) of an open torch archive.
+    """The tensors, the metadata, and the CRC-32 by (offset, bytes) of an open torch archive.
 
-    foreseen: members whose local headers are not there yet.
+    foreseen: members whose local headers have not arrived yet.
     """
     directory = read_directory(fd, size)
     root = _root(directory)
@@ -48,13 +48,13 @@ def read_archive(
 
 
 def storages_of(directory: Directory) -> set[str]:
-    """The names of the members that hold numbers."""
+    """The names of the members that are storages."""
     root = _root(directory)
     return {member.name for member in directory.members if member.name.startswith(root + _STORAGES)}
 
 
 def _root(directory: Directory) -> str:
-    """The one folder (with its slash) that all members of a torch archive lie in."""
+    """The folder that holds all members of a torch archive, with its slash."""
     names = [member.name for member in directory.members]
     root = names[0].partition("/")[0] + "/" if names else ""
     if root + _PICKLE not in names or not all(name.startswith(root) for name in names):
@@ -68,9 +68,10 @@ def _records(
 ) -> dict[str, Record]:
     """The members by their names under the root.
 
-    With `torch.serialization.set_crc32_options(False)` torch writes 0 as the checksum of each.
+    After `torch.serialization.set_crc32_options(False)` torch writes 0 as every checksum: then no
+    record has one.
     """
-    located = locate(fd, directory, lambda member: foreseen.get(member.name))
+    located = locate_members(fd, directory, lambda member: foreseen.get(member.name))
     records = {name.removeprefix(root): record for name, record in located.items()}
     if any(record.crc for record in records.values()):
         return records

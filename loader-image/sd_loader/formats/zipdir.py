@@ -1,8 +1,8 @@
-"""Zip archives, read strictly: one reading of the bytes, or a refusal.
+"""Reads the directories of zip archives strictly: an ambiguous archive is refused.
 
-Two zip readers can disagree over a crafted archive (data before or after it, a local header that
-contradicts the directory, names that differ in case only, overlapping members). All of that is
-refused, so that where a member lies is beyond doubt. The archive's bytes are not otherwise read.
+Two zip readers can disagree about a crafted archive: it may have data before or after it, a local
+header that contradicts the directory, names that differ only in case, or overlapping members. All
+of these are refused, so that there is no doubt where a member lies. Members are not read here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.limits import MAX_TENSORS
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 MAX_MEMBERS = MAX_TENSORS + 100
 MAX_DIRECTORY = 32 << 20
@@ -45,45 +45,54 @@ _IN_ZIP64_SHORT = 0xFFFF
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member as the directory describes it. Folders have names that end with a slash.
-
-    size: unpacked. header: where its local header stands. mode: what Unix makes of it, 0 if unsaid.
-    """
+    """A member as the directory describes it."""
 
     name: str
+    """A folder's name ends with a slash."""
+
     flags: int
     method: int
     crc: int
+
     size: int
+    """Bytes once it is unpacked."""
+
     stored_size: int
+    """Bytes in the archive."""
+
     header: int
+    """Position of its local header."""
+
     mode: int
+    """Unix file mode. 0 if the archive has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """All members, in the order of the directory, which begins at byte `start`."""
+    """An archive's directory."""
 
     members: Sequence[Member]
+    """All members, in the order of the directory."""
+
     start: int
+    """Position of its first byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a member's bytes lie in the file, and their CRC-32, if the archive has checksums.
-
-    Of a packed member: where its packed bytes lie, and the CRC-32 of what they unpack to.
-    """
+    """Where a member's bytes lie in the file: for a packed member, its packed bytes."""
 
     offset: int
     size: int
+
     crc: int | None
+    """CRC-32 of the unpacked bytes. None if the archive has no checksums."""
 
 
 def read_directory(fd: int, size: int, *, folders: bool = False) -> Directory:
-    """The members of the archive in an open file of `size` bytes, as the directory names them.
+    """Read the directory of the archive in an open file of `size` bytes.
 
-    folders: may be members, too.
+    folders: whether folders may be members, too.
     """
     count, length, start = _end_of(fd, size)
     if count > MAX_MEMBERS or length > MAX_DIRECTORY:
@@ -101,21 +110,21 @@ def read_directory(fd: int, size: int, *, folders: bool = False) -> Directory:
 
 
 def directory_start(fd: int, size: int) -> int:
-    """Where the directory of the archive in an open file of `size` bytes begins."""
+    """The position of the directory of the archive in an open file of `size` bytes."""
     return _end_of(fd, size)[2]
 
 
-def locate(
+def locate_members(
     fd: int,
     directory: Directory,
     foreseen: Callable[[Member], Record | None] = lambda _: None,
     *,
     packed: bool = False,
 ) -> dict[str, Record]:
-    """Where each member's bytes lie; refuses members that are hidden or overlap.
+    """Locate each member's bytes. Refuse hidden bytes and members that overlap.
 
-    foreseen: of members whose local header is not there yet; `confirm` is for when it is.
-    packed: members may be deflated.
+    foreseen: the record of a member whose local header has not arrived yet, to be checked by
+    `confirm` later. packed: whether members may be deflated.
     """
     records: dict[str, Record] = {}
     position, slack = 0, 0
@@ -134,10 +143,10 @@ def locate(
 
 
 def foresee(member: Member, following: int) -> Record | None:
-    """Where a member's bytes will lie if torch wrote it; None if that cannot be.
+    """Where a member's bytes must lie if torch wrote it. None if torch did not.
 
-    torch pads the local header so that the bytes begin at a multiple of 64.
-    following: where what comes after the member begins.
+    torch pads the local header so that the bytes begin at a multiple of 64. following: the position
+    of the next local header, or of the directory.
     """
     _check_method(member, packed=False)
     start = member.header + _LOCAL.size + len(member.name.encode()) + _EXTRA.size
@@ -150,13 +159,13 @@ def foresee(member: Member, following: int) -> Record | None:
 
 
 def confirm(fd: int, member: Member, foreseen: Record) -> None:
-    """Refuse a member that lies elsewhere than was foreseen."""
+    """Refuse a member that does not lie where it was foreseen."""
     if _record(fd, member) != foreseen:
         _refuse(f"the header of {snippet(member.name)} is not where its bytes end")
 
 
 def _end_of(fd: int, size: int) -> tuple[int, int, int]:
-    """The directory's number of entries, length and place, from the records that end the file."""
+    """The directory's number of entries, length and position, from the end of the file."""
     end_at = size - _END.size
     if end_at < 0:
         _refuse("no directory at the file's end: truncated")
@@ -219,7 +228,7 @@ def _name(raw: bytes, *, folders: bool) -> str:
 
 
 def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
-    """The three values, those that are too large for their field taken from the zip64 extra."""
+    """The three values. Those that are too large for their field come from the zip64 extra."""
     fields = [content for kind, content in _extra_fields(extra) if kind == _ZIP64]
     if len(fields) > 1:
         _refuse("a damaged zip64 field")
@@ -232,7 +241,7 @@ def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields after a member's name; what is too short to be one is padding."""
+    """The extra fields of a member. A rest that is too short for a field is padding."""
     position = 0
     while len(extra) - position >= _EXTRA.size:
         kind, length = _EXTRA.unpack_from(extra, position)
@@ -244,7 +253,7 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_method(member: Member, *, packed: bool) -> None:
-    """Refuse a member whose bytes are not as they are read here."""
+    """Refuse a member that is stored in a way that this loader does not read."""
     what = snippet(member.name)
     if member.flags & _ENCRYPTED or member.method not in (
         (STORED, DEFLATED) if packed else (STORED,)
@@ -261,7 +270,7 @@ def _check_method(member: Member, *, packed: bool) -> None:
 
 
 def _record(fd: int, member: Member, *, packed: bool = False) -> Record:
-    """Check a member's local header against the directory; the member's bytes come after it."""
+    """Check a member's local header against the directory, and locate the bytes after it."""
     what = snippet(member.name)
     _check_method(member, packed=packed)
     name = member.name.encode()

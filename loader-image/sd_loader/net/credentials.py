@@ -1,4 +1,4 @@
-"""A source's token: read from the Secret's files, and sent to the one host it is for."""
+"""Reads the token from the Secret's files, and says which host it may be sent to."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sd_api.netguard import effective_port
+from sd_api.netguard import Guard, effective_port
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.settings import Settings
 
 _MAX_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """A token and the host (`host` or `host:port`) it may be sent to; None: not stated."""
+    """The content of a credentials Secret."""
 
     token: str = field(repr=False)
+
     host: str | None
+    """The only host (`host` or `host:port`) that the token is sent to. None if the Secret has none.
+    """
 
 
 def read_credentials(folder: Path) -> Credentials:
@@ -31,7 +33,7 @@ def read_credentials(folder: Path) -> Credentials:
             Reason.SECRET_NOT_FOUND, "the credentials Secret, or its key `token`, is missing"
         )
     if not re.fullmatch(r"[!-~]+", token):
-        # Found out here, since an HTTP library would put the whole header into its complaint.
+        # Checked here, since an HTTP library would quote the whole header in its error.
         raise LoaderError(
             Reason.SECRET_NOT_FOUND,
             "the credentials Secret's key `token` is not one word of printable ASCII",
@@ -39,36 +41,29 @@ def read_credentials(folder: Path) -> Credentials:
     return Credentials(token, _read(folder / "host").lower() or None)
 
 
-def token_for(
-    url: str, credentials: Credentials, settings: Settings, *, default_host: str | None = None
-) -> str:
-    """The token, if it may be sent to this url; else LoaderError(CredentialsHostMismatch).
+def refusal(
+    url: str, field: str, credentials: Credentials, guard: Guard, *, is_default_host: bool
+) -> str | None:
+    """Why the token must not be sent to this url; None if it may.
 
-    default_host stands in for a Secret that names no host.
+    field: what the message calls the url. is_default_host: a Secret that names no host is for this
+    url's host.
     """
     parts = urlsplit(url)
     port = effective_port(parts)
     name = parts.hostname or ""
     host = f"[{name}]" if ":" in name else name
     shown = host if port == (443 if parts.scheme == "https" else 80) else f"{host}:{port}"
-    allowed = credentials.host or default_host
+    allowed = credentials.host or (shown if is_default_host else None)
     if allowed is None:
-        raise LoaderError(
-            Reason.CREDENTIALS_HOST_MISMATCH,
-            f"the credentials Secret has no key `host`; spec.url's host is {shown}",
-        )
+        return f"the credentials Secret has no key `host`; {field}'s host is {shown}"
     if allowed not in {shown, f"{host}:{port}"}:
         # The Secret's own host is not shown: people put tokens into the wrong key.
-        raise LoaderError(
-            Reason.CREDENTIALS_HOST_MISMATCH,
-            f"the credentials Secret is for another host than spec.url's, {shown}",
-        )
-    # Over plain http only where the administrator allowed the host: a mirror in the cluster.
-    if parts.scheme != "https" and not settings.guard().allows(name, port):
-        raise LoaderError(
-            Reason.CREDENTIALS_HOST_MISMATCH, f"tokens are not sent to {shown} over plain http"
-        )
-    return credentials.token
+        return f"the credentials Secret is for another host than {field}'s, {shown}"
+    # Plain http is only for hosts that the administrator allows, such as a mirror in the cluster.
+    if parts.scheme != "https" and not guard.allows(name, port):
+        return f"tokens are not sent to {shown} over plain http"
+    return None
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""One HTTP exchange: redirects followed by hand, and what an answer says of ranges and versions."""
+"""One HTTP exchange: follows redirects itself, and reads ranges and versions from a response."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from sd_loader.errors import LoaderError
 
 
 @dataclass(frozen=True)
-class Link:
-    """A url, the client that asks for it, and the token that its origin, and no other, is sent."""
+class Resource:
+    """A url that is requested, with the token for it."""
 
     client: httpx2.Client
     url: str
     token: str | None = field(default=None, repr=False)
+    """Sent to the url's own origin. A redirect to another origin drops it."""
 
     @contextlib.contextmanager
     def get(self, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-        """Ask for the file; the answer's body is not read yet."""
+        """Request the file. The response's body is not read yet."""
         sent = dict(headers)
         if self.token is not None:
             sent["Authorization"] = f"Bearer {self.token}"
@@ -53,9 +54,9 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def validator(response: httpx2.Response) -> str | None:
-    """What If-Range can be asked with: a strong ETag or a date, else nothing to resume by.
+    """The value for If-Range: a strong ETag or a date. None if the response has neither.
 
-    A date tells versions apart only once its second is over (RFC 9110, section 8.8.2.2).
+    A date identifies a version only after its second is over (RFC 9110, section 8.8.2.2).
     """
     etag: str = response.headers.get("ETag", "")
     if etag.startswith('"'):
@@ -69,7 +70,7 @@ def validator(response: httpx2.Response) -> str | None:
 
 
 def total_bytes(response: httpx2.Response) -> int | None:
-    """Length of the whole file, as far as the answer tells."""
+    """Length of the whole file. None if the response does not state it."""
     header, pattern = (
         ("Content-Length", r"(\d{1,18})")
         if response.status_code == 200
@@ -80,13 +81,13 @@ def total_bytes(response: httpx2.Response) -> int | None:
 
 
 def first_byte(response: httpx2.Response) -> int | None:
-    """Where the range begins that the answer has."""
+    """Position at which the response's range begins. None if it has no range."""
     match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""), re.ASCII)
     return int(match[1]) if match else None
 
 
 def refuse_encoded(response: httpx2.Response) -> None:
-    """Bytes are counted, resumed and digested as they are in the file."""
+    """Refuse a compressed body: bytes are counted, resumed and digested as in the file."""
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise LoaderError(
             Reason.SOURCE_UNREACHABLE,

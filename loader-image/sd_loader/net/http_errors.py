@@ -1,4 +1,4 @@
-"""What a server's refusal means: HTTP answers as reasons, and what may pass by itself."""
+"""Maps failed HTTP exchanges to reasons, and retries those that may pass by themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx2
 
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
-from sd_loader.errors import LoaderError
+from sd_loader.errors import LoaderError, TransientError
 
 T = TypeVar("T")
 
@@ -25,30 +25,22 @@ _HUB_CODES = {
 }
 
 
-class TransientError(LoaderError):
-    """A failure that may pass within seconds. after: the seconds the server asked to wait."""
-
-    def __init__(self, reason: Reason, message: str, after: float = 0) -> None:
-        super().__init__(reason, message)
-        self.after = after
-
-
 @dataclass(frozen=True)
 class Retries:
-    """How a transient failure is tried again within one Pod; the Job starts further Pods."""
+    """How often a transient failure is tried again in one Pod. The Job starts further Pods."""
 
     delays: tuple[float, ...] = (0.5, 2.0, 5.0)
     longest_wait: float = 30.0
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Do it; begin counting anew whenever progress() (in bytes) has truly advanced."""
+        """Run the action. Progress of at least 1 MiB resets the count of failures."""
         best, failures = progress(), 0
         while True:
             try:
                 return action()
             except TransientError as error:
-                # Measured against the best: starting over again and again is no progress.
+                # Compared with the maximum, since an action that starts over makes no progress.
                 if progress() >= best + _PROGRESS_BYTES:
                     best, failures = progress(), 0
                 if failures >= len(self.delays) or error.after > self.longest_wait:
@@ -61,19 +53,19 @@ RETRIES = Retries()
 
 
 def unreachable(url: str, error: httpx2.RequestError) -> LoaderError:
-    """What an exchange that failed below HTTP means."""
+    """Map an exchange that failed below HTTP to an error."""
     if isinstance(error, httpx2.TooManyRedirects):
         return LoaderError(Reason.SOURCE_UNREACHABLE, f"{redact_url(url)} redirects too often")
     if isinstance(error, httpx2.UnsupportedProtocol):
         return LoaderError(
-            Reason.ADDRESS_REFUSED, f"{redact_url(url)} leads to what is no http(s) link"
+            Reason.ADDRESS_REFUSED, f"{redact_url(url)} redirects to a url that is not http(s)"
         )
     what = str(error) or type(error).__name__
     return TransientError(Reason.SOURCE_UNREACHABLE, f"{redact_url(url)}: {what[:200]}")
 
 
 def refused(response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
-    """What an HTTP answer other than the file means."""
+    """Map a response that is not the file to an error."""
     status = response.status_code
     shown = f"{redact_url(url)} answered {status}"
     known = _HUB_CODES.get(response.headers.get("X-Error-Code", ""))
@@ -105,5 +97,5 @@ def _retry_after(response: httpx2.Response) -> float:
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):  # no date, or one that no calendar has
+    except (ValueError, OverflowError):  # not a date, or one beyond the calendar
         return 0.0

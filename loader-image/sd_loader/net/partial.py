@@ -1,19 +1,17 @@
-"""The part of a file that has been downloaded, and the space there is for the rest."""
+"""A partial download on the volume, and whether the rest fits."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.storage_errors import storage_errors
 
 _USELESS = {
     Reason.DIGEST_MISMATCH,
@@ -22,18 +20,15 @@ _USELESS = {
     Reason.UNSAFE_MODEL,
     Reason.UNSUPPORTED_FORMAT,
 }
-"""Errors after which the bytes got so far are not worth their space."""
+"""Errors after which the bytes that are here are of no use."""
 _PART = ".part"
 _NOTE = ".note"
 _CHUNK = 1 << 20
 _HEAD = 1024
 
 
-class Part:
-    """`<name>.part`, its running digest, and `<name>.note` that says what it is a part of.
-
-    validator: what the server knows this version of the file by; None where it tells none.
-    """
+class PartialDownload:
+    """`<name>.part` with its running digest, and `<name>.note` with its url and version."""
 
     def __init__(self, path: Path, url: str) -> None:
         self._path = path
@@ -41,8 +36,9 @@ class Part:
         self._hash = hashlib.sha256()
         self.size = 0
         self.validator: str | None = None
+        """The server's name for this version of the file. None if it gives none."""
         note = _read_note(path, url)
-        with _storage_errors(path.parent):
+        with storage_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.fdopen(
                 os.open(_part(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b"
@@ -55,7 +51,7 @@ class Part:
 
     @staticmethod
     def finished(path: Path, url: str) -> tuple[str, int] | None:
-        """Digest and size of a file that an earlier attempt finished."""
+        """Digest and size of the file if an earlier attempt finished it, else None."""
         note = _read_note(path, url)
         sha256, size = note.get("sha256"), note.get("size")
         if not isinstance(sha256, str) or not isinstance(size, int):
@@ -77,20 +73,20 @@ class Part:
 
     def head(self) -> bytes:
         """The first bytes."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.flush()
         return os.pread(self._file.fileno(), _HEAD, 0)
 
     def append(self, chunk: bytes) -> None:
         """Add bytes at the end."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.write(chunk)
         self._hash.update(chunk)
         self.size += len(chunk)
 
     def restart(self, validator: str | None) -> None:
         """Begin again, with the version that the server serves now."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.seek(0)
             self._file.truncate()
             self._note({"validator": validator})
@@ -100,18 +96,18 @@ class Part:
 
     def finish(self) -> None:
         """Put the file in place."""
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.flush()
             # With the validator, so that a crash before the next line costs nothing.
             self._note({"validator": self.validator, "sha256": self.sha256, "size": self.size})
             _part(self._path).replace(self._path)
 
     def _discard(self) -> None:
-        """Free the space: these bytes are of no use."""
+        """Free the space."""
         _part(self._path).unlink(missing_ok=True)
         _note(self._path).unlink(missing_ok=True)
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartialDownload:
         return self
 
     def __exit__(
@@ -122,7 +118,7 @@ class Part:
     ) -> None:
         if isinstance(error, LoaderError) and error.reason in _USELESS:
             self._discard()
-        with _storage_errors(self._path.parent):
+        with storage_errors(self._path.name):
             self._file.close()
 
     def _resume(self, validator: str) -> None:
@@ -136,7 +132,7 @@ class Part:
 
 
 def ensure_space(folder: Path, needed: int) -> None:
-    """Raise before the first byte of what will not fit."""
+    """Refuse a download that does not fit, before its first byte."""
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
     if needed > free:
@@ -160,30 +156,14 @@ def _note(path: Path) -> Path:
 
 
 def _digest_of(url: str) -> str:
-    """Tells urls apart without storing what may hold a token."""
+    """A digest of the url, which itself may hold a token and is not stored."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _read_note(path: Path, url: str) -> dict[str, Any]:
-    """The note, if it is about this url; a note cut short by a crash counts as none."""
+    """The note, if it is about this url. A note that a crash cut short is ignored."""
     try:
         note = json.loads(_note(path).read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return note if isinstance(note, dict) and note.get("url") == _digest_of(url) else {}
-
-
-@contextlib.contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise LoaderError(
-                Reason.INSUFFICIENT_STORAGE, f"the volume is full: {error.strerror}"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise LoaderError(
-                Reason.VOLUME_NOT_WRITABLE, f"{folder.name} cannot be written: {error.strerror}"
-            ) from error
-        raise

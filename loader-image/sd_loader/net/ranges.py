@@ -1,4 +1,4 @@
-"""A file behind a link of which ranges are read: one version of it, however often it is cut off."""
+"""Reads ranges of one version of a remote file, and resumes them if a connection ends."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ import httpx2
 
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
-from sd_loader.net.exchange import Link, first_byte, refuse_encoded, total_bytes, validator
-from sd_loader.net.http_errors import Retries, TransientError, refused, unreachable
+from sd_loader.errors import SourceChangedError, TransientError
+from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_bytes, validator
+from sd_loader.net.http_errors import Retries, refused, unreachable
 
 HEAD_BYTES = 1 << 20
-"""Read at once: more than SDXL's safetensors header, or the pickle of a checkpoint, has."""
+"""Bytes of the first request: more than SDXL's safetensors header or a checkpoint's pickle."""
 
 Take = Callable[[int, memoryview], None]
 
 
-class ChangedError(Exception):
-    """The link leads to another version than it did a moment ago."""
-
-
 @dataclass(frozen=True)
 class RemoteFile:
-    """One version of a file. size: in bytes. head: its first bytes."""
+    """One version of a remote file."""
 
-    link: Link
+    resource: Resource
     retries: Retries
     size: int
     version: str
     head: bytes
+    """The file's first bytes."""
 
     @classmethod
-    def open(cls, link: Link, retries: Retries) -> RemoteFile | None:
-        """Look at a file; None where ranges of one known version of it cannot be asked for."""
-        return retries.run(lambda: cls._open(link, retries))
+    def open(cls, resource: Resource, retries: Retries) -> RemoteFile | None:
+        """Open a file. None if the server does not serve ranges of one known version."""
+        return retries.run(lambda: cls._open(resource, retries))
 
     @classmethod
-    def _open(cls, link: Link, retries: Retries) -> RemoteFile | None:
+    def _open(cls, resource: Resource, retries: Retries) -> RemoteFile | None:
         try:
-            with link.get({"Range": f"bytes=0-{HEAD_BYTES - 1}"}) as response:
+            with resource.get({"Range": f"bytes=0-{HEAD_BYTES - 1}"}) as response:
                 if response.status_code in (200, 416):
                     return None
                 if response.status_code != 206:
-                    raise refused(response, str(response.url), token_sent=link.token is not None)
+                    raise refused(
+                        response, str(response.url), token_sent=resource.token is not None
+                    )
                 refuse_encoded(response)
                 size, version = total_bytes(response), validator(response)
                 if size is None or version is None or first_byte(response) != 0:
@@ -55,8 +55,8 @@ class RemoteFile:
                     if len(head) == HEAD_BYTES:
                         break
         except httpx2.RequestError as error:
-            raise unreachable(link.url, error) from error
-        return cls(link, retries, size, version, head) if head else None
+            raise unreachable(resource.url, error) from error
+        return cls(resource, retries, size, version, head) if head else None
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes of a small range."""
@@ -69,7 +69,7 @@ class RemoteFile:
         return bytes(content)
 
     def stream(self, start: int, end: int, take: Take) -> None:
-        """Hand over the bytes of a range in order, each once, going on where a connection ends."""
+        """Pass on the bytes of a range in order, each once, and resume if a connection ends."""
         position = start
         if start < len(self.head):
             at_hand = memoryview(self.head)[start:end]
@@ -86,10 +86,10 @@ class RemoteFile:
                     if position == end:
                         return
             except httpx2.RequestError as error:
-                raise unreachable(self.link.url, error) from error
+                raise unreachable(self.resource.url, error) from error
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
-                f"{redact_url(self.link.url)} sent the bytes up to {position}, not to {end}",
+                f"{redact_url(self.resource.url)} sent the bytes up to {position}, not to {end}",
             )
 
         if position < end:
@@ -97,21 +97,21 @@ class RemoteFile:
 
     def _answered(self, start: int, end: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Range": self.version}
-        with self.link.get(headers) as response:
+        with self.resource.get(headers) as response:
             self._check(response, start)
             yield from response.iter_raw()
 
     def _check(self, response: httpx2.Response, start: int) -> None:
         if response.status_code in (200, 412, 416):
-            raise ChangedError
+            raise SourceChangedError
         if response.status_code != 206:
-            token_sent = self.link.token is not None
+            token_sent = self.resource.token is not None
             raise refused(response, str(response.url), token_sent=token_sent)
         refuse_encoded(response)
         if total_bytes(response) != self.size or validator(response) not in (None, self.version):
-            raise ChangedError
+            raise SourceChangedError
         if first_byte(response) != start:
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
-                f"{redact_url(self.link.url)} answered with another range",
+                f"{redact_url(self.resource.url)} answered with another range",
             )

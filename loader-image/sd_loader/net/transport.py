@@ -1,9 +1,8 @@
-"""The loader's HTTP client: each request is checked, and goes exactly where the check said.
+"""The guarded transport below all HTTP: it checks each url and connects only to checked addresses.
 
-The guard sits below everything that speaks HTTP, redirects and `huggingface_hub` included: the url
-of each request is checked before it is sent, and the connection is made to an address that was
-checked, while SNI and Host stay the name. Behind a proxy the names are checked and resolution is
-the proxy's, whose own address is the administrator's choice.
+Redirects and `huggingface_hub` pass it too. The url of each request is checked before it is sent.
+The connection goes to an address that was checked, while SNI and Host keep the name. Behind a proxy
+only names are checked, since the proxy resolves them; the administrator chooses its address.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import httpcore2
 import httpx2
 
 from sd_api.netguard import (
-    MAX_REDIRECTS,
     AddressRefusedError,
     bypasses_proxy,
     effective_port,
@@ -35,16 +33,16 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 TIMEOUT = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 READ_BYTES = 256 << 10
-"""At a time, where so much is there: httpcore's 64 KiB cost as much Python as the digests."""
+"""Bytes of one read, if they are there: httpcore's 64 KiB cost as much time as the digests."""
 HEAD_MAX_BYTES = 1 << 20
-"""Received before an answer's own head is over: interim answers (1xx) may come without end."""
+"""Limit of a response's head, since interim responses (1xx) may never end."""
 MAX_ADDRESSES = 4
-"""Of one host; each may take CONNECT_SECONDS to fail."""
+"""Addresses tried per host; each may take CONNECT_SECONDS to fail."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The slowest a server may be, averaged over a window of waiting for it."""
+    """The lowest speed that is accepted, averaged over a window of waiting for the server."""
 
     bytes_per_second: int = 1024
     window_seconds: float = 60.0
@@ -53,26 +51,8 @@ class Pace:
 PACE = Pace()
 
 
-def make_client(
-    settings: Settings, pace: Pace = PACE, *, max_answer: int | None = None
-) -> httpx2.Client:
-    """A client that calls nothing but allowed addresses and never waits without limit.
-
-    max_answer: of bytes, for callers that read whole answers into memory.
-    """
-    return httpx2.Client(
-        transport=GuardedTransport(settings, pace, max_answer),
-        # Without compression the bytes counted, resumed and digested are the file's own.
-        headers={"User-Agent": f"sd-loader/{LOADER_VERSION}", "Accept-Encoding": "identity"},
-        timeout=TIMEOUT,
-        follow_redirects=True,
-        max_redirects=MAX_REDIRECTS,
-        trust_env=False,
-    )
-
-
 class GuardedTransport(httpx2.BaseTransport):
-    """Sends a request if the guard lets it; raises LoaderError(AddressRefused) if not."""
+    """Sends a request if the guard allows it, else raises LoaderError(AddressRefused)."""
 
     def __init__(self, settings: Settings, pace: Pace, max_answer: int | None = None) -> None:
         self._max_answer = max_answer
@@ -85,7 +65,7 @@ class GuardedTransport(httpx2.BaseTransport):
         self._proxied = _proxy_pool(settings.proxy, tls, pace) if settings.proxy else None
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Check, send, and refuse an answer that leads from https to http."""
+        """Check and send a request, and refuse a redirect from https to http."""
         with _refusals():
             parts = self._guard.check_url(str(request.url))
         pool = self._direct
@@ -167,7 +147,7 @@ def _target_scheme(url: httpx2.URL, response: httpx2.Response) -> str | None:
 
 
 class _Backend(httpcore2.NetworkBackend):
-    """Connects to the addresses it is given for a host, in turn."""
+    """Connects to the addresses of a host in turn."""
 
     def __init__(self, addresses: Callable[[str, int], Sequence[str]], pace: Pace) -> None:
         self._addresses = addresses
@@ -201,11 +181,11 @@ class _Backend(httpcore2.NetworkBackend):
 
 
 class _PacedStream(httpcore2.NetworkStream):
-    """A connection whose other end must answer each request at a minimum pace.
+    """A connection on which the server must send each response at a minimum pace.
 
-    A read timeout alone lets a server drip one byte at a time for ever. Only the time spent waiting
-    counts: a slow disk on our side is not the server's fault. A server that is fast enough must get
-    to the end of its answer's head all the same.
+    A read timeout alone would let a server send one byte at a time for ever. Only the time spent
+    waiting counts: a slow disk on our side is not the server's fault. The size of a response's head
+    is limited too.
     """
 
     def __init__(self, stream: httpcore2.NetworkStream, pace: Pace) -> None:
@@ -219,7 +199,7 @@ class _PacedStream(httpcore2.NetworkStream):
         self._received = 0
 
     def head_is_over(self) -> None:
-        """From here to the next request comes the body, which may be long."""
+        """Stop counting the head: until the next request the body comes, which may be long."""
         self._head_bytes = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -306,7 +286,7 @@ _CORE_ERRORS = (
 
 @contextlib.contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """httpx2 names its errors as httpcore2 does."""
+    """Raise httpcore2's errors as those of the same name in httpx2."""
     try:
         yield
     except _CORE_ERRORS as error:

@@ -1,7 +1,7 @@
-"""A trained model's answer that is a zip of a diffusers folder: checked whole, then unpacked.
+"""Unpacks a trained model that comes as a zip of a diffusers folder.
 
-Nothing is written before the directory, every name and every size were checked; then only the
-files that a Hub repo would be downloaded for are unpacked, each bounded by its stated size.
+Nothing is written before the directory, every name and every size are checked. Only the files that
+would be downloaded from a Hub repo are unpacked, each up to its stated size.
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_loader.diffusers_repo.component_files import RepoFile, choose_files, holds
 from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.sniff import ZIP_MAGIC
-from sd_loader.formats.snippet import snippet
-from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate, read_directory
+from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate_members, read_directory
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
-from sd_loader.settings import Settings
+from sd_loader.snippet import snippet
+from sd_loader.source.ref import Checks, SourceRef
 
 FOLDER_NAME = "repo"
 _TORCH_PICKLE = "data.pkl"
 _MAC_FOLDER = "__MACOSX/"
 _MAX_FILES = 1000
 _MAX_RATIO = 200
-"""Of unpacked to packed bytes. JSON reaches 20; only runs of one byte reach deflate's 1000."""
+"""Unpacked bytes per packed byte. JSON reaches 20; only runs of one byte reach deflate's 1000."""
 _SMALL = 1 << 20
-"""What unpacks to no more than this may be packed however well."""
+"""Bytes up to which a member may have any ratio."""
 _SMALL_FILES = (".json", ".txt")
 _CHUNK = 1 << 20
 
 
 def unpack_pipeline(
-    fetched: Fetched, request: LoadRequest, settings: Settings, into: Path
+    fetched: Fetched, ref: SourceRef, checks: Checks, max_bytes: int, into: Path
 ) -> Fetched:
-    """The folder that the download is a zip of; any other file stays as it is."""
+    """Unpack a download that is a zip of a folder. Any other file stays as it is."""
     path = into / fetched.path
     if fetched.kind != "file" or not _is_zip(path):
         return fetched
@@ -55,7 +54,7 @@ def unpack_pipeline(
             return fetched
         folder = into / FOLDER_NAME
         with _whole_or_not_at_all(folder):
-            archive.unpack(archive.chosen(request, settings), folder)
+            archive.unpack(archive.chosen(ref, checks, max_bytes), folder)
     finally:
         os.close(fd)
     path.unlink()
@@ -70,7 +69,7 @@ def unpack_pipeline(
 
 @dataclass(frozen=True)
 class _Archive:
-    """The archive's files by their names in the folder, and where their bytes lie."""
+    """The archive's files by their names in the folder, and the positions of their bytes."""
 
     fd: int
     members: Mapping[str, Member]
@@ -78,7 +77,7 @@ class _Archive:
 
     @classmethod
     def read(cls, fd: int) -> _Archive | None:
-        """Check the directory; None for a checkpoint, which torch writes as a zip, too."""
+        """Check the directory. None for a checkpoint, which torch also writes as a zip."""
         directory = read_directory(fd, os.fstat(fd).st_size, folders=True)
         members = [
             member for member in directory.members if not member.name.startswith(_MAC_FOLDER)
@@ -97,7 +96,7 @@ class _Archive:
             _refuse(f"it holds {len(names)} files; at most {_MAX_FILES} are read")
         for member in directory.members:
             _check(member)
-        records = locate(fd, directory, packed=True)
+        records = locate_members(fd, directory, packed=True)
         files = {member.name: member for member in members if not member.name.endswith("/")}
         return cls(
             fd,
@@ -105,8 +104,8 @@ class _Archive:
             {name.removeprefix(root): records[name] for name in files},
         )
 
-    def chosen(self, request: LoadRequest, settings: Settings) -> list[RepoFile]:
-        """The files to unpack, as of a repo; refused before anything is written."""
+    def chosen(self, ref: SourceRef, checks: Checks, max_bytes: int) -> list[RepoFile]:
+        """Choose the files to unpack. A refusal comes before anything is written."""
         files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
         index = files[INDEX_NAME]
         _check_small(index)
@@ -114,18 +113,18 @@ class _Archive:
             chosen = choose_files(
                 files,
                 parse_pipeline(b"".join(self._content(INDEX_NAME))),
-                request.revision,
-                safetensors_only=bool(request.from_safetensors),
+                ref.precision,
+                safetensors_only=checks.safetensors_only,
             )
         except LoaderError as error:
             raise LoaderError(error.reason, f"the zip archive: {error.message}") from error
         for file in chosen:
             _check_small(file)
         total = sum(file.size for file in chosen)
-        if total > settings.max_bytes:
+        if total > max_bytes:
             raise LoaderError(
                 Reason.TOO_LARGE,
-                f"the zip archive unpacks to {total} bytes; the limit is {settings.max_bytes}",
+                f"the zip archive unpacks to {total} bytes; the limit is {max_bytes}",
             )
         return chosen
 
@@ -141,7 +140,7 @@ class _Archive:
                     out.write(piece)
 
     def _content(self, name: str) -> Iterator[bytes]:
-        """A file's bytes: exactly as many as stated, with the stated checksum, or a refusal."""
+        """A file's bytes. Raises LoaderError if their number or checksum is not the stated one."""
         member, record = self.members[name], self.records[name]
         checksum, size = 0, 0
         for piece in _unpacked(self.fd, member, record):
@@ -164,9 +163,9 @@ def _is_zip(path: Path) -> bool:
 
 
 def _root(names: list[str]) -> str | None:
-    """The folder (with its slash, or nothing) that the pipeline lies in; None where there is none.
+    """The folder with the pipeline: a name and a slash, or "" for the root. None if there is none.
 
-    It may be one folder in the archive, but all files must be in it.
+    All files of the archive must be in it.
     """
     if INDEX_NAME in names:
         return ""
@@ -176,7 +175,7 @@ def _root(names: list[str]) -> str | None:
 
 
 def _check(member: Member) -> None:
-    """Refuse a member that would be other than a plain file, or far more than it seems."""
+    """Refuse a member that is not a plain file or folder, or that unpacks to far more bytes."""
     kind = stat.S_IFMT(member.mode)
     expected = stat.S_IFDIR if member.name.endswith("/") else stat.S_IFREG
     if kind not in (0, expected) or (expected == stat.S_IFDIR and member.size):
@@ -194,7 +193,7 @@ def _check_small(file: RepoFile) -> None:
 
 
 def _unpacked(fd: int, member: Member, record: Record) -> Iterator[bytes]:
-    """The member's bytes, a bounded piece at a time."""
+    """The member's bytes, in pieces of limited size."""
     if member.method != DEFLATED:
         yield from _pieces(fd, record)
         return
@@ -221,7 +220,7 @@ def _pieces(fd: int, record: Record) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
-    """Remove what an earlier attempt left, and what this one leaves if it fails."""
+    """Remove the folder of an earlier attempt, and that of this one if it fails."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield

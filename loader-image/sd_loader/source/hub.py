@@ -1,30 +1,30 @@
 """A repo of the Hugging Face Hub or a mirror of it, or one file of it, pinned to a commit.
 
-`hub_api` resolves the repo and names its files' urls; the bytes come through the same session, but
-by our own download: `huggingface_hub`'s own keeps no partial file for the next Pod, sleeps for as
-long as a server's Retry-After says, and does not stop where a file must end.
+`hub_api` resolves the repo and gives its files' urls. The bytes come through the same session by
+our own download: that of `huggingface_hub` keeps no partial file for the next Pod, sleeps as long
+as a server's Retry-After says, and does not stop at the file's stated size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,
     choose_component,
+    choose_configs,
     choose_file,
     choose_files,
     component_folder,
     holds,
-    replaced,
     require_pipeline,
 )
 from sd_loader.diffusers_repo.index import (
@@ -36,122 +36,88 @@ from sd_loader.diffusers_repo.index import (
     parse_pipeline,
 )
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
 from sd_loader.handover import Fetched
+from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader, Got, Wanted
-from sd_loader.net.http_errors import RETRIES, Retries
 from sd_loader.net.partial import ensure_space, file_of
-from sd_loader.net.transport import PACE, Pace
 from sd_loader.progress import Report
-from sd_loader.settings import Settings
-from sd_loader.source.hub_api import Repo, hub_session, hub_token, resolve
-from sd_loader.source.link import FILE_NAME, check_link, file_format, refuse_what_cannot_load
-from sd_loader.source.locate import HubFile, repo_id_of
+from sd_loader.snippet import snippet
+from sd_loader.source.link import FILE_NAME, file_format
+from sd_loader.source.locate import HubFile, HubRepo
+from sd_loader.source.ref import Checks, SourceRef, inspector
+
+if TYPE_CHECKING:
+    from sd_loader.source.hub_api import Repo
 
 FOLDER_NAME = "repo"
 _SMALL = (".json", ".txt")
+_MAIN = "main"
+_ENDPOINT = "the loader's setting HF_ENDPOINT"
 
 
 def fetch_repo(
-    request: LoadRequest,
-    settings: Settings,
-    into: Path,
-    report: Report,
-    *,
-    retries: Retries = RETRIES,
-    pace: Pace = PACE,
+    repo: HubRepo, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
 ) -> Fetched:
     """Download what is needed of the repo, or finish its download."""
-    check_link(settings.hub_endpoint, settings)
-    whole = request.model_type is ModelType.HUGGINGFACE
+    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
+    whole = ref.model_type is ModelType.HUGGINGFACE
     if whole:
-        _refuse_digest(request)
-    repo_id = repo_id_of(request.url, settings.hub_endpoint)
-    revision = request.git_revision or "main"
-    with _asked(repo_id, revision, request, settings, retries, pace) as (repo, downloader):
-        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
-        if request.model_type in SINGLE:
-            folder = component_folder(repo.files, SINGLE[request.model_type][0])
+        _refuse_digest(checks)
+    with _open_repo(repo.repo_id, ref.git_revision or _MAIN, ref, client) as (found, downloader):
+        copy = _Copy(found, into / FOLDER_NAME, downloader, report)
+        if ref.model_type in SINGLE:
+            folder = component_folder(found.files, SINGLE[ref.model_type][0])
             if folder is not None:
-                return copy.fetch_component(folder, request)
-        if whole and INDEX_NAME in repo.files:
-            return copy.fetch_pipeline(request)
+                return copy.fetch_component(folder, ref, checks)
+        if whole and INDEX_NAME in found.files:
+            return copy.fetch_pipeline(ref, checks)
         file = choose_file(
-            repo.files,
-            request.model_type,
-            request.revision,
-            safetensors_only=bool(request.from_safetensors),
+            found.files,
+            ref.model_type,
+            ref.precision,
+            safetensors_only=checks.safetensors_only,
         )
-        return _fetch_one(file, copy, request, into / FILE_NAME)
+        return copy.fetch_one(file, ref, checks, into / FILE_NAME)
 
 
 def fetch_components(
     components: Sequence[str],
-    request: LoadRequest,
-    settings: Settings,
+    ref: SourceRef,
+    checks: Checks,
+    client: HttpClient,
     into: Path,
     report: Report,
-    *,
-    retries: Retries = RETRIES,
-    pace: Pace = PACE,
 ) -> Fetched:
     """Download some components of a pipeline's repo, or finish their download."""
-    check_link(settings.hub_endpoint, settings)
-    repo_id = repo_id_of(request.url, settings.hub_endpoint)
-    with _asked(repo_id, "main", request, settings, retries, pace) as (repo, downloader):
-        require_pipeline(list(repo.files))
-        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
-        return copy.fetch_pipeline(request, components)
+    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
+    with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
+        require_pipeline(list(found.files))
+        copy = _Copy(found, into / FOLDER_NAME, downloader, report)
+        return copy.fetch_pipeline(ref, checks, components)
 
 
-def fetch_chosen(
-    repo_id: str,
-    request: LoadRequest,
-    settings: Settings,
-    into: Path,
-    report: Report,
-    wanted: Callable[[str], bool],
-    *,
-    retries: Retries = RETRIES,
-    pace: Pace = PACE,
-) -> None:
-    """Download the files of a repo's main branch whose paths are wanted."""
-    check_link(settings.hub_endpoint, settings)
-    into.mkdir(exist_ok=True)
-    with _asked(repo_id, "main", request, settings, retries, pace) as (repo, downloader):
-        copy = _Copy(repo, into, downloader, report)
-        copy.fetch_all([file for path, file in sorted(repo.files.items()) if wanted(path)])
-
-
-def _refuse_digest(request: LoadRequest) -> None:
-    if request.sha256 is not None:
-        raise LoaderError(
-            Reason.INVALID_SPEC, "spec.sha256 is for single files; a repo is pinned by gitRevision"
-        )
+def fetch_configs(ref: SourceRef, client: HttpClient, folder: Path, report: Report) -> None:
+    """Download the configs and tokenizers of a pipeline's repo, and none of its weights."""
+    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
+    folder.mkdir(exist_ok=True)
+    with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
+        _Copy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
+    if not (folder / INDEX_NAME).is_file():
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ref.url} has no {INDEX_NAME}")
 
 
 def fetch_file(
-    file: HubFile,
-    request: LoadRequest,
-    settings: Settings,
-    into: Path,
-    report: Report,
-    *,
-    retries: Retries = RETRIES,
-    pace: Pace = PACE,
+    file: HubFile, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
 ) -> Fetched:
     """Download one file of a repo, or finish its download."""
-    check_link(settings.hub_endpoint, settings)
-    if request.git_revision not in (None, file.revision):
+    client.check_url(client.settings.hub_endpoint, _ENDPOINT)
+    if ref.git_revision not in (None, file.revision):
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.gitRevision is {snippet(request.git_revision or '')}, but spec.url links to"
+            f"spec.gitRevision is {snippet(ref.git_revision or '')}, but {ref.field} links to"
             f" {snippet(file.revision)}: leave one of them out",
         )
-    with _asked(file.repo_id, file.revision, request, settings, retries, pace) as (
-        repo,
-        downloader,
-    ):
+    with _open_repo(file.repo_id, file.revision, ref, client) as (repo, downloader):
         found = repo.files.get(file.path)
         if found is None:
             raise LoaderError(
@@ -159,81 +125,96 @@ def fetch_file(
                 f"{repo.repo_id} has no file {snippet(file.path)} at {snippet(file.revision)};"
                 f" {holds(list(repo.files))}",
             )
-        return _fetch_one(
-            found, _Copy(repo, into / FOLDER_NAME, downloader, report), request, into / FILE_NAME
+        copy = _Copy(repo, into / FOLDER_NAME, downloader, report)
+        return copy.fetch_one(found, ref, checks, into / FILE_NAME)
+
+
+def _refuse_digest(checks: Checks) -> None:
+    if checks.sha256 is not None:
+        raise LoaderError(
+            Reason.INVALID_SPEC, "spec.sha256 is for single files; a repo is pinned by gitRevision"
         )
 
 
 @contextlib.contextmanager
-def _asked(
-    repo_id: str,
-    revision: str,
-    request: LoadRequest,
-    settings: Settings,
-    retries: Retries,
-    pace: Pace,
+def _open_repo(
+    repo_id: str, revision: str, ref: SourceRef, client: HttpClient
 ) -> Iterator[tuple[Repo, Downloader]]:
-    """The repo's commit, and the means to download its files."""
-    token = hub_token(request, settings)
-    with hub_session(settings, pace) as client:
-        repo = resolve(repo_id, revision, settings.hub_endpoint, token, retries)
-        yield repo, Downloader(client, settings.max_bytes, token, retries)
+    """Resolve the repo to a commit, and open the means to download its files."""
+    # Imported here: huggingface_hub takes 0.3 s to import, and links do without it.
+    from sd_loader.source.hub_api import hub_session, resolve
 
-
-def _fetch_one(file: RepoFile, copy: _Copy, request: LoadRequest, path: Path) -> Fetched:
-    """Download the one file that a repo is needed for."""
-    if file.sha256 and request.sha256 not in (None, file.sha256):
-        raise LoaderError(
-            Reason.DIGEST_MISMATCH,
-            f"{snippet(file.path)} of {copy.repo.repo_id} has sha256 {file.sha256}, not"
-            f" {request.sha256}",
-        )
-    sha256 = copy.fetch(file, path, total=file.size, request=request)
-    return Fetched(
-        kind="file",
-        path=FILE_NAME,
-        source=Source(
-            commit=copy.repo.commit, sha256=sha256, size_bytes=file.size, format=file_format(path)
-        ),
-        warnings=copy.repo.warnings(),
-    )
+    endpoint = client.settings.hub_endpoint
+    token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
+    with hub_session(client) as session:
+        repo = resolve(repo_id, revision, endpoint, token, client.retries)
+        yield repo, Downloader(session, client.settings.max_bytes, token, client.retries)
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """The files of a repo that are here already, and the means to get the others."""
+    """A local copy of a repo's files, and the means to complete it."""
 
     repo: Repo
     path: Path
     downloader: Downloader
     report: Report
 
-    def fetch_pipeline(self, request: LoadRequest, only: Sequence[str] = ()) -> Fetched:
-        """Download what is needed of a diffusers pipeline. only: components, where not all are."""
-        self.fetch(self.repo.files[INDEX_NAME], self.path / INDEX_NAME)
+    def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
+        """Download the only file that is needed of the repo."""
+        if file.sha256 and checks.sha256 not in (None, file.sha256):
+            raise LoaderError(
+                Reason.DIGEST_MISMATCH,
+                f"{snippet(file.path)} of {self.repo.repo_id} has sha256 {file.sha256}, not"
+                f" {checks.sha256}",
+            )
+        wanted = replace(
+            self._wanted(file, path),
+            sha256=file.sha256 or checks.sha256,
+            inspect=inspector(ref, checks),
+        )
+        sha256 = self._fetch(file, wanted, 0, file.size)
+        return Fetched(
+            kind="file",
+            path=FILE_NAME,
+            source=Source(
+                commit=self.repo.commit,
+                sha256=sha256,
+                size_bytes=file.size,
+                format=file_format(path),
+            ),
+            warnings=self.repo.warnings(),
+        )
+
+    def fetch_pipeline(self, ref: SourceRef, checks: Checks, only: Sequence[str] = ()) -> Fetched:
+        """Download what is needed of a diffusers pipeline.
+
+        only: the components to download; empty for all that are not replaced.
+        """
+        self._fetch_small(self.repo.files[INDEX_NAME])
         pipeline = parse_pipeline((self.path / INDEX_NAME).read_bytes())
         if only:
             pipeline = pipeline.only(only)
         chosen = choose_files(
             self.repo.files,
-            pipeline.without(replaced(request)),
-            request.revision,
-            safetensors_only=bool(request.from_safetensors),
+            pipeline.without(ref.replaced),
+            ref.precision,
+            safetensors_only=checks.safetensors_only,
         )
         return self._fetched(chosen)
 
-    def fetch_component(self, folder: PurePosixPath, request: LoadRequest) -> Fetched:
+    def fetch_component(self, folder: PurePosixPath, ref: SourceRef, checks: Checks) -> Fetched:
         """Download the one component that the model type is."""
-        _refuse_digest(request)
+        _refuse_digest(checks)
         name = str(folder / CONFIG_NAME)
-        self.fetch(self.repo.files[name], self.path / name)
-        parse_component((self.path / name).read_bytes(), request.model_type)
+        self._fetch_small(self.repo.files[name])
+        parse_component((self.path / name).read_bytes(), ref.model_type)
         return self._fetched(
             choose_component(
                 self.repo.files,
                 folder,
-                request.revision,
-                safetensors_only=bool(request.from_safetensors),
+                ref.precision,
+                safetensors_only=checks.safetensors_only,
             )
         )
 
@@ -248,7 +229,7 @@ class _Copy:
         )
 
     def fetch_all(self, files: list[RepoFile]) -> int:
-        """Download the files that are missing and remove all others; returns the bytes of all."""
+        """Download the files that are missing and remove all others. Returns the bytes of all."""
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)
         limit = self.downloader.max_bytes
@@ -260,36 +241,30 @@ class _Copy:
         ensure_space(self.path, total - present)
         done = 0
         for file in files:
-            self.fetch(file, self.path / file.path, done, total)
+            self._fetch(file, self._wanted(file, self.path / file.path), done, total)
             done += file.size
         return total
 
-    def fetch(
-        self,
-        file: RepoFile,
-        path: Path,
-        before: int = 0,
-        total: int | None = None,
-        request: LoadRequest | None = None,
-    ) -> str:
-        """Download a file if it is missing, checked against what the Hub says of it.
+    def _fetch_small(self, file: RepoFile) -> None:
+        """Download a config that decides which other files are needed."""
+        self._fetch(file, self._wanted(file, self.path / file.path), 0, None)
 
-        request: whose only file it is. Returns the digest.
+    def _wanted(self, file: RepoFile, path: Path) -> Wanted:
+        return Wanted(self.repo.url(file), path, file.size, file.sha256, own_digest=True)
+
+    def _fetch(self, file: RepoFile, wanted: Wanted, before: int, total: int | None) -> str:
+        """Download a file if it is missing, and check it against the Hub's listing.
+
+        before, total: bytes, for the progress of all files. Returns the file's SHA-256.
         """
         if file.path.endswith(_SMALL) and file.size > MAX_JSON_BYTES:
             raise LoaderError(Reason.TOO_LARGE, f"{file.path} is {file.size} bytes")
-        wanted = Wanted(self.repo.url(file), path, file.size, file.sha256, own_digest=True)
-        if request is not None:
-            wanted = replace(
-                wanted,
-                sha256=file.sha256 or request.sha256,
-                inspect=lambda head, size: refuse_what_cannot_load(request, head, size),
-            )
+        path = wanted.path
         got = self._get(wanted, before, total)
         if file.sha256 is None and file.blob_id is not None:
             if _blob_id(path) != file.blob_id:
                 path.unlink()
-                got = self._get(wanted, before, total)  # once more, as for a digest
+                got = self._get(wanted, before, total)  # once more, as for a wrong SHA-256
             if (found := _blob_id(path)) != file.blob_id:
                 path.unlink()
                 raise LoaderError(
@@ -301,19 +276,19 @@ class _Copy:
         return self.downloader.get(wanted, lambda done, _total: self._report(before + done, total))
 
     def _prune(self, names: set[str]) -> None:
-        """Remove what an earlier attempt downloaded of another commit."""
+        """Remove files that an earlier attempt downloaded from another commit."""
         for path in [path for path in self.path.rglob("*") if path.is_file()]:
             name = path.relative_to(self.path).as_posix()
             if name not in names and file_of(name) not in names:
                 path.unlink()
 
     def _report(self, done: int, total: int | None) -> None:
-        if total is not None:  # not yet known while model_index.json comes
+        if total is not None:  # not known while model_index.json is downloaded
             self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
 
 def _blob_id(path: Path) -> str:
-    """A file's git blob id, the only digest that the Hub tells of a small one."""
+    """A file's git blob id, the only digest that the Hub gives for small files."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

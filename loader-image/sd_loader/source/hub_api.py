@@ -1,6 +1,6 @@
-"""What the Hub, or a mirror of it, says of a repo: its commit, and the files in it.
+"""Asks the Hub, or a mirror of it, for a repo's commit and files.
 
-`huggingface_hub` asks, through a client of ours that the guard holds.
+`huggingface_hub` asks through our client, which the guard checks.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from huggingface_hub.hf_api import RepoSibling
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from sd_api.fields import Count, Sha256
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import HUB_REPO_PATTERN
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
-from sd_loader.net.credentials import read_credentials, token_for
+from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import Retries, refused, unreachable
-from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS, Pace, make_client
-from sd_loader.settings import Settings
+from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
+from sd_loader.snippet import snippet
 
 _MAX_ANSWER = 32 << 20
-"""Of the API: a repo of 10,000 files takes a tenth of it."""
+"""Bytes of a response of the API. A repo of 10,000 files takes a tenth of it."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -47,52 +45,43 @@ class _Listed(BaseModel):
 
 @dataclass(frozen=True)
 class Repo:
-    """One commit of a repo, and the files in it by their paths.
-
-    repo_id: the name that the repo has now. asked_as: the one it was asked for by.
-    """
+    """One commit of a repo."""
 
     endpoint: str
+
     repo_id: str
+    """The repo's present name."""
+
     asked_as: str
+    """The name in the request, which may be a previous one."""
+
     commit: str
+
     files: Mapping[str, RepoFile]
+    """The files by their paths."""
 
     def url(self, file: RepoFile) -> str:
-        """Where the file's bytes come from."""
+        """The url of the file's bytes."""
         return hf_hub_url(self.repo_id, file.path, revision=self.commit, endpoint=self.endpoint)
 
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know: another's repo may one day have the old name."""
+        """A warning if the repo was renamed: a repo of another owner may get the old name."""
         if self.repo_id.lower() == self.asked_as.lower():
             return ()
         return (f"the repo {self.asked_as[:100]} is now called {self.repo_id[:100]}",)
 
 
-def hub_token(request: LoadRequest, settings: Settings) -> str | None:
-    """The token that goes with the request; its host is the Hub's unless the Secret says other."""
-    if not request.credentials:
-        return None
-    endpoint = httpx2.URL(settings.hub_endpoint)
-    return token_for(
-        settings.hub_endpoint,
-        read_credentials(settings.credentials_dir),
-        settings,
-        default_host=endpoint.netloc.decode().lower(),
-    )
-
-
 @contextlib.contextmanager
-def hub_session(settings: Settings, pace: Pace) -> Iterator[httpx2.Client]:
-    """A client for files; that of `huggingface_hub` is ours for as long, too."""
-    # Else it asks the endpoint for a list of programs that it would then report on.
+def hub_session(client: HttpClient) -> Iterator[httpx2.Client]:
+    """Connections for files. Meanwhile `huggingface_hub` uses our client as well."""
+    # Otherwise it asks the endpoint which programs to report about.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    # What a server wants to have said in our log (X-HF-Warning) is not ours to repeat.
+    # A server must not write into our log (X-HF-Warning).
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    huggingface_hub.set_client_factory(lambda: make_client(settings, pace, max_answer=_MAX_ANSWER))
+    huggingface_hub.set_client_factory(lambda: client.session(max_answer=_MAX_ANSWER))
     try:
-        with make_client(settings, pace) as client:
-            yield client
+        with client.session() as session:
+            yield session
     finally:
         huggingface_hub.close_session()
 
@@ -100,10 +89,10 @@ def hub_session(settings: Settings, pace: Pace) -> Iterator[httpx2.Client]:
 def resolve(
     repo_id: str, revision: str, endpoint: str, token: str | None, retries: Retries
 ) -> Repo:
-    """The commit that a revision names now, and its files."""
+    """Look up the commit that a revision names now, and its files."""
     api = HfApi(
         endpoint,
-        # False, not None: a token that lies about in the home folder is nobody's choice.
+        # False, not None: None would use a token from the home folder.
         token=token or False,
         library_name="sd-loader",
         library_version=LOADER_VERSION,
@@ -121,7 +110,7 @@ def resolve(
             raise unreachable(shown, error) from error
         except HFValidationError as error:
             raise LoaderError(
-                Reason.INVALID_SPEC, f"spec.url: {repo_id} is not a Hugging Face repo id"
+                Reason.INVALID_SPEC, f"{repo_id} is not a Hugging Face repo id"
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LoaderError(
@@ -144,7 +133,7 @@ def resolve(
 
 
 def _file(sibling: RepoSibling) -> RepoFile:
-    """A file as the answer lists it; `huggingface_hub` hands on whatever is there."""
+    """Check a listed file; `huggingface_hub` passes on any value of the response."""
     listed = _Listed.model_validate(
         {
             "path": sibling.rfilename,
@@ -157,14 +146,14 @@ def _file(sibling: RepoSibling) -> RepoFile:
 
 
 def _name_now(told: object, asked: str) -> str:
-    """The repo's name: the Hub leads from a former one to the present one."""
+    """The repo's present name: the Hub redirects from a previous one."""
     return told if isinstance(told, str) and re.match(HUB_REPO_PATTERN, told) else asked
 
 
 def _refused(error: HfHubHTTPError, shown: str, *, token_sent: bool) -> LoaderError:
     status = error.response.status_code
     if status == 401 and not token_sent and "X-Error-Code" not in error.response.headers:
-        # So the Hub answers without a token, whether the repo is private or does not exist.
+        # Without a token the Hub responds so for private and for missing repos.
         return LoaderError(
             Reason.SOURCE_NOT_FOUND, f"{shown}: there is no such repo, or it is private"
         )

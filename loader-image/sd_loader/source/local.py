@@ -7,21 +7,21 @@ import os
 import shutil
 from pathlib import Path
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.wire import Source
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
-from sd_loader.settings import Settings
 from sd_loader.source.link import FILE_NAME, file_format
+from sd_loader.source.locate import LocalFile
+from sd_loader.source.ref import Checks
 
 
-def take_file(request: LoadRequest, settings: Settings, into: Path) -> Fetched:
+def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> Fetched:
     """Put a local file into the source folder: as a hard link, or as a copy across volumes."""
-    origin = Path(request.url)
+    origin = Path(local.path)
     try:
-        source = _source(origin, request, settings)
+        source = _source(origin, checks, max_bytes)
     except OSError as error:
         raise LoaderError(
             Reason.SOURCE_NOT_FOUND, f"{origin} cannot be read: {error.strerror}"
@@ -36,22 +36,21 @@ def take_file(request: LoadRequest, settings: Settings, into: Path) -> Fetched:
     return Fetched(kind="file", path=FILE_NAME, source=source)
 
 
-def _source(origin: Path, request: LoadRequest, settings: Settings) -> Source:
-    """What the file is; its digest only where one is expected of it."""
+def _source(origin: Path, checks: Checks, max_bytes: int) -> Source:
+    """What the file is; its digest only if one is expected of it."""
     if not origin.is_file():
-        raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{origin} is no file")
+        raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{origin} is not a file")
     size = origin.stat().st_size
-    if size > settings.max_bytes:
+    if size > max_bytes:
         raise LoaderError(
-            Reason.TOO_LARGE,
-            f"{origin} is {size} bytes; the limit is {settings.max_bytes} bytes",
+            Reason.TOO_LARGE, f"{origin} is {size} bytes; the limit is {max_bytes} bytes"
         )
     sha256 = None
-    if request.sha256 is not None:
+    if checks.sha256 is not None:
         with origin.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != request.sha256:
+        if sha256 != checks.sha256:
             raise LoaderError(
-                Reason.DIGEST_MISMATCH, f"{origin} has sha256 {sha256}, not {request.sha256}"
+                Reason.DIGEST_MISMATCH, f"{origin} has sha256 {sha256}, not {checks.sha256}"
             )
     return Source(sha256=sha256, size_bytes=size, format=file_format(origin))

@@ -1,4 +1,4 @@
-"""Which source a url means: told from the url, the model type and the settings, without asking.
+"""Which source a url means, by the url, the model type and the settings alone.
 
 A link to one file of a Hub repo is that file, whatever the model type; it is fetched through the
 Hub's API, which knows its commit, size and digest.
@@ -17,6 +17,7 @@ from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN, ModelType
 from sd_api.trained import is_trained_id, trained_link
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
+from sd_loader.source.ref import SourceRef
 
 _HUB = r"https://(?:www\.)?(?:huggingface\.co|hf\.co)"
 _FILE = (
@@ -58,19 +59,19 @@ class LocalFile:
 Located = HubRepo | HubFile | Link | LocalFile
 
 
-def locate(
-    url: str, model_type: ModelType, settings: Settings, *, allow_local: bool = False
-) -> Located:
-    """The source that is meant; raises InvalidSpec where none can be.
+def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> Located:
+    """The source that is meant; raises InvalidSpec if there cannot be one.
 
-    allow_local: what is no link may be a path on this machine.
+    allow_local: a url that is not a link may be a path on this machine. Only a person at the
+    command line may allow it: a request of the operator reads no files of the node.
     """
+    url, model_type = ref.url, ref.model_type
     if "://" in url:
-        return _behind_link(url, model_type, settings)
+        return _behind_link(ref, settings)
     if model_type is ModelType.HUGGINGFACE:
-        return HubRepo(repo_id_of(url, settings.hub_endpoint))
+        return HubRepo(_repo_id(ref, settings.hub_endpoint))
     if is_trained_id(url, model_type):
-        return Link(_trained_link(url, settings))
+        return Link(_trained_link(ref, settings))
     is_repo = re.match(HUB_REPO_PATTERN, url) is not None
     if allow_local and (not is_repo or url.endswith(_MODEL_FILE)):
         return LocalFile(url)
@@ -80,43 +81,47 @@ def locate(
         "a trained model's id" if model_type is ModelType.API_TRAINED else "a repo id (ORG/NAME)"
     )
     raise LoaderError(
-        Reason.INVALID_SPEC, f"spec.url: {redact_url(url)} is neither {meant} nor an http(s) link"
+        Reason.INVALID_SPEC,
+        f"{redact_url(url)} is neither {meant} nor an http(s) link",
+        field=ref.field,
     )
 
 
-def repo_id_of(url: str, endpoint: str) -> str:
+def _repo_id(ref: SourceRef, endpoint: str) -> str:
     """`ORG/NAME` of a repo id, of a page of the Hub, or of a page of the configured mirror."""
-    path = url.rstrip("/").removeprefix(endpoint.rstrip("/") + "/")
-    if re.match(HUB_PAGE_PATTERN, url):
+    path = ref.url.rstrip("/").removeprefix(endpoint.rstrip("/") + "/")
+    if re.match(HUB_PAGE_PATTERN, ref.url):
         path = "/".join(path.rsplit("/", 2)[1:])
     if re.match(HUB_REPO_PATTERN, path):
         return path
     raise LoaderError(
         Reason.INVALID_SPEC,
-        f"spec.url: {redact_url(url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's"
-        " page nor a link to one of its files (a branch or commit belongs into spec.gitRevision)",
+        f"{redact_url(ref.url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page nor"
+        " a link to one of its files (a branch or commit belongs into spec.gitRevision)",
+        field=ref.field,
     )
 
 
-def _behind_link(url: str, model_type: ModelType, settings: Settings) -> Located:
+def _behind_link(ref: SourceRef, settings: Settings) -> Located:
     endpoint = settings.hub_endpoint
-    place = url.partition("#")[0].partition("?")[0]
+    place = ref.url.partition("#")[0].partition("?")[0]
     found = re.fullmatch(f"(?:{_HUB}|{re.escape(endpoint)}){_FILE}", place)
     if found is not None:
         repo_id, revision, path = found.groups()
         return HubFile(repo_id, unquote(revision), unquote(path))
     # On a mirror any two words could be a file's place, too; on the Hub itself they are a repo.
-    if model_type is ModelType.HUGGINGFACE or re.match(HUB_PAGE_PATTERN, url):
-        return HubRepo(repo_id_of(url, endpoint))
-    return Link(url)
+    if ref.model_type is ModelType.HUGGINGFACE or re.match(HUB_PAGE_PATTERN, ref.url):
+        return HubRepo(_repo_id(ref, endpoint))
+    return Link(ref.url)
 
 
-def _trained_link(model: str, settings: Settings) -> str:
-    """Put a trained model's bare id into the link template."""
+def _trained_link(ref: SourceRef, settings: Settings) -> str:
+    """The link of a trained model that is given by its bare id."""
     if settings.trained_url_template is None:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.url: {model} is a trained model's bare id, and there is no link template for"
-            f" those ({LoaderEnv.name_of('trained_url_template')}); give its link instead",
+            f"{ref.url} is a trained model's bare id, and there is no link template for those"
+            f" ({LoaderEnv.name_of('trained_url_template')}); give its link instead",
+            field=ref.field,
         )
-    return trained_link(settings.trained_url_template, model)
+    return trained_link(settings.trained_url_template, ref.url)

@@ -109,7 +109,7 @@ def _is_folder(pattern: re.Pattern[str], folder: Folder, name: str) -> bool:
     return pattern.fullmatch(name) is not None and folder.kind(name) == stat.S_IFDIR
 
 
-def foreign(volume: Volume) -> list[str]:
+def foreign_paths(volume: Volume) -> list[str]:
     """Paths where only the loader has business and which are none of its."""
     found = [
         name for name in volume.root.names() if name not in _OURS and _is_no_link(volume, name)
@@ -123,7 +123,7 @@ def foreign(volume: Volume) -> list[str]:
                 if not name.startswith(".trash-")
                 and not (UID.fullmatch(name) and store.kind(name) in {None, stat.S_IFDIR})
             ]
-    return found + blobs.foreign(volume)
+    return found + blobs.foreign_entries(volume)
 
 
 def _is_no_link(volume: Volume, name: str) -> bool:

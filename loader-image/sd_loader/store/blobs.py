@@ -88,7 +88,7 @@ def every(volume: Volume) -> Iterator[tuple[str, os.stat_result]]:
     return ((path, status) for path, status in _entries(volume) if _is_blob(path, status))
 
 
-def foreign(volume: Volume) -> list[str]:
+def foreign_entries(volume: Volume) -> list[str]:
     """Paths of what lies among the blobs and is none."""
     return [path for path, status in _entries(volume) if not _is_blob(path, status)]
 

@@ -64,7 +64,7 @@ def orphans(volume: Volume, times: Times) -> Iterator[Orphan]:
         yield Orphan(path, "no model holds this file")
 
 
-def remove(volume: Volume, orphan: Orphan) -> bool:
+def remove_orphan(volume: Volume, orphan: Orphan) -> bool:
     """Remove an orphan that was handed out just now; whether it is gone."""
     *folders, name = orphan.path.split("/")
     folder = volume.find(*folders)

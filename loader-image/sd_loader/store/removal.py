@@ -21,7 +21,7 @@ def release(volume: Volume, owner: Owner) -> None:
     volume.remove_if_empty(owner.uid)
 
 
-def remove(volume: Volume, owner: Owner, model_id: str) -> None:
+def remove_model(volume: Volume, owner: Owner, model_id: str) -> None:
     """Remove a model: its link first, so that nobody is led to what is half gone.
 
     What is missing already is fine, and so is a link that now leads to another model.

@@ -12,12 +12,11 @@ from pathlib import Path
 from sd_api.names import STAGING_DIR, STORE_DIR
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.storage_errors import NOT_ALLOWED, VOLUME_ONLY, storage_error
 from sd_loader.store.folder import Folder, insist, temporary_name
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
-_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_ON_ANY_KIND = _FULL | {errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE}
+_ON_ANY_KIND = VOLUME_ONLY | {errno.EACCES, errno.EIO, errno.ESTALE}
 """Failures that say nothing of what a volume of this kind can do."""
 
 
@@ -80,12 +79,7 @@ class Volume:
             # Another Pod of this model may remove the probe, as nobody's.
             insist(lambda: self._probe(uid))
         except OSError as error:
-            reason = (
-                Reason.INSUFFICIENT_STORAGE if error.errno in _FULL else Reason.VOLUME_NOT_WRITABLE
-            )
-            raise LoaderError(
-                reason, f"cannot write to the volume: {os.strerror(error.errno or 0)}"
-            ) from error
+            raise storage_error(error) from error
 
     def _probe(self, uid: str) -> None:
         with self.make(STAGING_DIR, uid) as staging:
@@ -126,8 +120,6 @@ def _refused(error: OSError, names: tuple[str, ...]) -> OSError | LoaderError:
     if error.errno in _NO_FOLDER:
         what = "is, or leads over, a link or file where the loader keeps folders; remove it"
         return LoaderError(Reason.VOLUME_NOT_WRITABLE, f"{path} on the volume {what}")
-    if error.errno in _NOT_ALLOWED:
-        return LoaderError(
-            Reason.VOLUME_NOT_WRITABLE, f"{path} on the volume: {os.strerror(error.errno or 0)}"
-        )
+    if error.errno in NOT_ALLOWED:
+        return storage_error(error, path)
     return error

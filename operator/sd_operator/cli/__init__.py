@@ -1,5 +1,5 @@
-"""`kubectl sdm`: what people ask of models, beyond what kubectl shows.
+"""`kubectl sdm`: a kubectl plugin that lists, watches, reloads and diagnoses models.
 
-It talks to clusters through kubectl itself, and so with its contexts, credentials and rights. It
-needs the extra `cli` only, no Kubernetes client.
+It runs kubectl for every call to the cluster, so it uses kubectl's contexts, credentials and
+permissions. It needs only the `cli` extra, not a Kubernetes client library.
 """

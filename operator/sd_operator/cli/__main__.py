@@ -23,7 +23,7 @@ from sd_operator.cli.kubectl import Json, Kubectl, KubectlError
 KIND = f"{names.PLURAL}.{names.GROUP}"
 REFRESH_SECONDS = 1.0
 EVENTS_SHOWN = 5
-_ANYWHERE = ("-n", "--namespace", "--context", "--kubeconfig")
+_KUBECTL_OPTIONS = ("-n", "--namespace", "--context", "--kubeconfig")
 _STYLES = {
     diagnosis.Level.OK: ("✓", "green"),
     diagnosis.Level.UNKNOWN: ("?", "dim"),
@@ -33,7 +33,7 @@ _STYLES = {
 
 app = typer.Typer(
     name="kubectl sdm",
-    help="Stable Diffusion models in a cluster.",
+    help="List, follow, reload and diagnose the Stable Diffusion models of a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +42,7 @@ app = typer.Typer(
 
 @dataclass(frozen=True)
 class Session:
-    """What all commands share."""
+    """What every command uses."""
 
     kubectl: Kubectl
     console: Console
@@ -52,16 +52,18 @@ class Session:
 def options(
     context: typer.Context,
     namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", help="Default: the context's.")
+        str | None,
+        typer.Option("--namespace", "-n", help="Namespace; default: that of the context."),
     ] = None,
     kube_context: Annotated[
-        str | None, typer.Option("--context", help="Of the kubeconfig; default: the current one.")
+        str | None, typer.Option("--context", help="Kubeconfig context; default: the current one.")
     ] = None,
     kubeconfig: Annotated[
-        str | None, typer.Option("--kubeconfig", help="Default: $KUBECONFIG, or kubectl's own.")
+        str | None,
+        typer.Option("--kubeconfig", help="Kubeconfig file; default: the one that kubectl uses."),
     ] = None,
 ) -> None:
-    """Read the options that kubectl has too."""
+    """Read the options that are passed on to kubectl."""
     kubectl = Kubectl(kube_context, kubeconfig, namespace)
     context.obj = Session(kubectl, Console(soft_wrap=True))
 
@@ -69,9 +71,11 @@ def options(
 @app.command("list")
 def list_models(
     context: typer.Context,
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A")] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="List the models of all namespaces.")
+    ] = False,
 ) -> None:
-    """List the models, with what they wait for."""
+    """List models with their phase and progress, or the reason why they are not ready."""
     session: Session = context.obj
     bodies = session.kubectl.list(KIND, everywhere=everywhere)
     if bodies:
@@ -86,24 +90,27 @@ def status(
     name: str,
     watch: Annotated[
         bool | None,
-        typer.Option("--watch/--no-watch", help="Until it is loaded; default: on a terminal."),
+        typer.Option(
+            "--watch/--no-watch",
+            help="Wait until the model is loaded or stalled; default: only on a terminal.",
+        ),
     ] = None,
 ) -> None:
-    """Show a model live, until it is loaded or stalled; the exit code is 1 if it is stalled."""
+    """Show a model and wait until it is loaded or stalled. The exit code is 1 if it is stalled."""
     session: Session = context.obj
     follow = session.console.is_terminal if watch is None else watch
-    body, shown = _look(session.kubectl, name)
+    body, panel = _fetch(session.kubectl, name)
     if follow and session.console.is_terminal:
-        with Live(shown, console=session.console, auto_refresh=False) as live:
+        with Live(panel, console=session.console, auto_refresh=False) as live:
             while not views.is_settled(body):
                 time.sleep(REFRESH_SECONDS)
-                body, shown = _look(session.kubectl, name)
-                live.update(shown, refresh=True)
+                body, panel = _fetch(session.kubectl, name)
+                live.update(panel, refresh=True)
     else:
         while follow and not views.is_settled(body):
             time.sleep(REFRESH_SECONDS)
-            body, shown = _look(session.kubectl, name)
-        session.console.print(shown)
+            body, panel = _fetch(session.kubectl, name)
+        session.console.print(panel)
     if views.is_stalled(body):
         raise typer.Exit(1)
 
@@ -112,13 +119,15 @@ def status(
 def logs(
     context: typer.Context,
     name: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the Job ends.")
+    ] = False,
 ) -> None:
-    """Print what the loader of a model's current or last Job says."""
+    """Print the loader's log from the model's current or last Job."""
     kubectl: Kubectl = context.obj.kubectl
     job = kubectl.get(KIND, name).get("status", {}).get("job")
     if job is None:
-        raise KubectlError(f"{name} has no Job yet; see kubectl sdm status {name}")
+        raise KubectlError(f"model {name} has no Job yet; run kubectl sdm status {name} to see why")
     following = ["--follow"] if follow else []
     target = f"job/{job['name']}"
     raise typer.Exit(
@@ -128,31 +137,33 @@ def logs(
 
 @app.command()
 def reload(context: typer.Context, name: str) -> None:
-    """Load a model again: its branch or link may have moved. The present version stays served."""
+    """Load a model again, for example because its branch moved. The old version stays available."""
     kubectl: Kubectl = context.obj.kubectl
     value = f"{names.ANNOTATION_RELOAD}={_now().isoformat(timespec='seconds')}"
     kubectl.run("annotate", KIND, name, value, "--overwrite")
-    print(f"{name} is loaded again; kubectl sdm status {name} shows it")
+    print(f"reload of model {name} requested; run kubectl sdm status {name} to follow it")
 
 
 @app.command()
 def doctor(context: typer.Context) -> None:
-    """Look for what keeps models from loading; the exit code is 1 if something does."""
+    """Check for problems that keep models from loading. The exit code is 1 if there are any."""
     session: Session = context.obj
-    chosen = session.kubectl.namespace
-    findings = diagnosis.examine(gather.look(session.kubectl, [chosen] if chosen else []))
+    namespace = session.kubectl.namespace
+    cluster = gather.view_cluster(session.kubectl, [namespace] if namespace else [])
+    findings = diagnosis.examine(cluster)
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         sign, style = _STYLES[finding.level]
         remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
-        words = views.plain(finding.message) + remedy
-        table.add_row(Text(sign, style=style), Text(finding.subject), Text(words))
+        text = views.plain(finding.message) + remedy
+        table.add_row(Text(sign, style=style), Text(finding.subject), Text(text))
     session.console.print(table)
     if any(finding.level is diagnosis.Level.FAILED for finding in findings):
         raise typer.Exit(1)
 
 
-def _look(kubectl: Kubectl, name: str) -> tuple[Json, RenderableType]:
+def _fetch(kubectl: Kubectl, name: str) -> tuple[Json, RenderableType]:
+    """Return a model's resource and its panel."""
     body = kubectl.get(KIND, name)
     events = kubectl.list("events", fields=f"involvedObject.uid={body['metadata']['uid']}")
     events.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
@@ -164,14 +175,14 @@ def _now() -> datetime:
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
-    """The options that kubectl takes anywhere, moved to before the command."""
+    """Move kubectl's options to the front: kubectl takes them anywhere, typer only there."""
     first: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
-        if word in _ANYWHERE:
+        if word in _KUBECTL_OPTIONS:
             first += [word, *([value] if (value := next(words, None)) is not None else [])]
-        elif word.startswith(tuple(f"{option}=" for option in _ANYWHERE)):
+        elif word.startswith(tuple(f"{option}=" for option in _KUBECTL_OPTIONS)):
             first.append(word)
         else:
             rest.append(word)
@@ -179,10 +190,10 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return the exit code."""
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        app(args=options_first(given), prog_name=app.info.name)
+        words = sys.argv[1:] if arguments is None else arguments
+        app(args=options_first(words), prog_name=app.info.name)
     except KubectlError as error:
         print(f"kubectl sdm: {error}", file=sys.stderr)
         return 1

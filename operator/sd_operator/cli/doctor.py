@@ -1,6 +1,7 @@
-"""What keeps an installation from working: findings about a cluster. Pure; `gather` looks.
+"""Findings about an installation: what keeps models from loading, and what to do about it.
 
-A check that could not look, for want of rights, says so, and is no failure.
+Pure: `gather` reads the cluster. A check whose objects could not be read yields a finding of level
+UNKNOWN, which is not a failure.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from sd_api.crd import custom_resource_definition
 
 Json = Mapping[str, Any]
 
+CRD = f"{names.PLURAL}.{names.GROUP}"
 RIGHTS = (
-    ("list", f"{names.PLURAL}.{names.GROUP}"),
-    ("patch", f"{names.PLURAL}.{names.GROUP}"),
-    ("patch", f"{names.PLURAL}.{names.GROUP}/status"),
+    ("list", CRD),
+    ("patch", CRD),
+    ("patch", f"{CRD}/status"),
     ("create", "jobs.batch"),
     ("delete", "jobs.batch"),
     ("watch", "pods"),
@@ -26,7 +28,7 @@ RIGHTS = (
     ("watch", "persistentvolumeclaims"),
     ("create", "events"),
 )
-"""What the operator cannot do without, in each namespace that it serves."""
+"""Permissions, as verb and resource, that the operator needs in every namespace it serves."""
 
 
 class Level(StrEnum):
@@ -40,190 +42,226 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome, and what to do about it."""
+    """The outcome of one check."""
 
     level: Level
     subject: str
+    """The checked object, with its namespace if it has one."""
     message: str
     remedy: str = ""
+    """What the user should do; empty if there is nothing to do."""
 
 
 @dataclass(frozen=True)
-class SpaceView:
-    """One namespace with models. None where it could not be looked at.
-
-    claims: by name, None where there is none. keys: of Secrets and ConfigMaps, likewise. denied:
-    the operator's rights that are missing.
-    """
+class NamespaceView:
+    """What one namespace with models holds. A field is None if it could not be read."""
 
     name: str
     models: Sequence[Json]
     claims: Mapping[str, Json | None] | None = None
+    """The PVCs that the models use, by name; the value is None if the PVC does not exist."""
     keys: Mapping[tuple[str, str], set[str] | None] | None = None
+    """The keys of each Secret, by kind and name; the value is None if the Secret does not exist."""
     denied: Sequence[str] | None = None
+    """The entries of RIGHTS that the operator lacks, each as "verb resource"."""
     policies: Sequence[Json] | None = None
+    """All NetworkPolicies."""
 
 
 @dataclass(frozen=True)
 class ClusterView:
-    """What the checks judge; None where it could not be looked at. crd: {} where there is none."""
+    """What the checks judge. A field is None if it could not be read."""
 
     crd: Json | None
+    """The CRD; an empty mapping if it is not installed."""
     operators: Sequence[Json] | None
+    """The operator's Pods in all namespaces."""
     nodes: Sequence[Json] | None
-    spaces: Sequence[SpaceView] = field(default_factory=tuple)
+    namespaces: Sequence[NamespaceView] = field(default_factory=tuple)
 
 
 def examine(cluster: ClusterView) -> list[Finding]:
-    """All findings, in the order in which things must work."""
+    """Run all checks; a check comes after those that it depends on."""
     findings = [check_crd(cluster.crd), check_operators(cluster.operators)]
     if cluster.nodes is None:
-        findings.append(_unseen("GPU", "nodes"))
+        findings.append(_unreadable("GPU", "nodes"))
     else:
         findings.append(check_gpus(cluster.nodes, gpu_resource(cluster.operators or ())))
-    for space in cluster.spaces:
-        findings += [check_rights(space), *check_claims(space)]
-        findings += [*check_keys(space), check_egress(space)]
+    for namespace in cluster.namespaces:
+        findings += [check_rights(namespace), *check_claims(namespace)]
+        findings += [*check_keys(namespace), check_egress(namespace)]
     return findings
 
 
-def check_crd(found: Json | None) -> Finding:
-    """The kind is there, and knows every field that this version has."""
+def check_crd(crd: Json | None) -> Finding:
+    """Check that the CRD is installed, served, and has exactly the fields of this version."""
     subject = "CRD"
-    if found is None:
-        return _unseen(subject, "customresourcedefinitions")
-    if not found:
+    if crd is None:
+        return _unreadable(subject, "customresourcedefinitions")
+    if not crd:
         return Finding(
             Level.FAILED,
             subject,
-            "the kind is not installed",
+            f"the CRD {CRD} is not installed",
             "Install the chart, or apply the CRD.",
         )
-    served = [one for one in found["spec"]["versions"] if one["name"] == names.VERSION]
-    if not served or not served[0].get("served"):
+    versions = [item for item in crd["spec"]["versions"] if item["name"] == names.VERSION]
+    if not versions or not versions[0].get("served"):
         return Finding(
             Level.FAILED,
             subject,
-            f"{names.VERSION} is not served",
+            f"the CRD does not serve version {names.VERSION}",
             "Upgrade the CRD with the chart.",
         )
-    wanted = _fields(custom_resource_definition()["spec"]["versions"][0]["schema"])
-    has = _fields(served[0]["schema"])
-    if missing := sorted(wanted - has):
+    expected = _fields(custom_resource_definition()["spec"]["versions"][0]["schema"])
+    installed = _fields(versions[0]["schema"])
+    if missing := sorted(expected - installed):
         listed = ", ".join(missing[:5]) + (", …" if missing[5:] else "")
         return Finding(
-            Level.FAILED, subject, f"it lacks {listed}", "Upgrade the CRD: it is older than this."
+            Level.FAILED,
+            subject,
+            f"the CRD lacks {listed}",
+            "Upgrade the CRD with the chart: it is older than kubectl sdm.",
         )
-    if has - wanted:
+    if installed - expected:
         return Finding(
-            Level.WARNING, subject, "it has fields that this version does not know", "Upgrade this."
+            Level.WARNING,
+            subject,
+            "the CRD has fields that this version of kubectl sdm does not know",
+            "Upgrade kubectl sdm: it is older than the CRD.",
         )
-    return Finding(Level.OK, subject, f"{names.API_VERSION}, {len(has)} fields")
+    return Finding(Level.OK, subject, f"{names.API_VERSION}, {len(installed)} fields")
 
 
 def check_operators(pods: Sequence[Json] | None) -> Finding:
-    """An operator is there, and ready."""
+    """Check that the operator runs and that its Pods are ready."""
     subject = "operator"
     if pods is None:
-        return _unseen(subject, "pods")
+        return _unreadable(subject, "pods")
     if not pods:
         label = f"{names.LABEL_NAME}={names.FIELD_MANAGER}"
         return Finding(
-            Level.WARNING, subject, f"no Pod has the label {label}", "Is it installed elsewhere?"
+            Level.WARNING,
+            subject,
+            f"no Pod has the label {label}",
+            "Install the chart, unless the operator runs outside this cluster.",
         )
     ready = sum(_is_ready(pod) for pod in pods)
+    message = f"{ready} of {len(pods)} Pods are ready"
     if not ready:
         return Finding(
             Level.FAILED,
             subject,
-            f"none of {len(pods)} Pods is ready",
-            "kubectl describe the Pod; its log says why it does not start.",
+            message,
+            "Run kubectl describe and kubectl logs on the Pods to see why they do not start.",
         )
-    level = Level.OK if ready == len(pods) else Level.WARNING
-    return Finding(level, subject, f"{ready} of {len(pods)} Pods are ready")
+    return Finding(Level.OK if ready == len(pods) else Level.WARNING, subject, message)
 
 
 def check_gpus(nodes: Sequence[Json], resource: str) -> Finding:
-    """Nodes have the resource that loader Jobs ask for."""
+    """Check that a node offers the GPU resource that loader Jobs request."""
     amounts = [
         int(node.get("status", {}).get("allocatable", {}).get(resource, "0")) for node in nodes
     ]
-    having = sum(amount > 0 for amount in amounts)
-    if not having:
+    equipped = sum(amount > 0 for amount in amounts)
+    if not equipped:
         return Finding(
             Level.WARNING,
             "GPU",
             f"no node has {resource}",
-            "Install the device plugin, or set the GPU count to 0: loads need no GPU.",
+            "Install the device plugin, or set the GPU count to 0: a load does not need a GPU.",
         )
-    return Finding(Level.OK, "GPU", f"{sum(amounts)} {resource} on {having} of {len(nodes)} nodes")
+    total = sum(amounts)
+    return Finding(Level.OK, "GPU", f"{total} {resource} on {equipped} of {len(nodes)} nodes")
 
 
-def check_rights(space: SpaceView) -> Finding:
-    """The operator may do what it must."""
-    subject = f"{space.name}: RBAC"
-    if space.denied is None:
-        return _unseen(subject, "the operator's rights (that needs the right to impersonate it)")
-    if space.denied:
+def check_rights(namespace: NamespaceView) -> Finding:
+    """Check that the operator has all RIGHTS in the namespace."""
+    subject = f"{namespace.name}: RBAC"
+    if namespace.denied is None:
+        return Finding(
+            Level.UNKNOWN,
+            subject,
+            "the operator's permissions are unknown: its Pods cannot be read, or you may not"
+            " impersonate its ServiceAccount",
+        )
+    if namespace.denied:
         return Finding(
             Level.FAILED,
             subject,
-            f"the operator may not {', '.join(space.denied)}",
-            "Name the namespace in models.namespaces of the chart's values.",
+            f"the operator may not {', '.join(namespace.denied)}",
+            "Add the namespace to models.namespaces in the chart's values.",
         )
-    return Finding(Level.OK, subject, "the operator has its rights")
+    return Finding(Level.OK, subject, "the operator has all permissions that it needs")
 
 
-def check_claims(space: SpaceView) -> Iterable[Finding]:
-    """The volumes are there, bound, and can be shared."""
-    if space.claims is None:
-        yield _unseen(f"{space.name}: volume", "persistentvolumeclaims")
+def check_claims(namespace: NamespaceView) -> Iterable[Finding]:
+    """Check that the PVCs of the models exist, are bound, and can be mounted on every node."""
+    if namespace.claims is None:
+        yield _unreadable(f"{namespace.name}: PVC", "persistentvolumeclaims")
         return
-    for name, claim in space.claims.items():
-        subject = f"{space.name}: volume {name}"
+    for name, claim in namespace.claims.items():
+        subject = f"{namespace.name}: PVC {name}"
         if claim is None:
             yield Finding(
-                Level.FAILED, subject, "there is no such claim", "Create the PersistentVolumeClaim."
+                Level.FAILED,
+                subject,
+                "the PersistentVolumeClaim does not exist",
+                "Create the PersistentVolumeClaim.",
             )
         elif claim.get("status", {}).get("phase") == "Lost":
             yield Finding(
-                Level.FAILED, subject, "its volume is lost", "Restore the volume, or a new claim."
+                Level.FAILED,
+                subject,
+                "the PVC has lost its volume",
+                "Restore the volume, or create the PVC again.",
             )
         elif claim.get("status", {}).get("phase") != "Bound":
             yield Finding(
-                Level.WARNING, subject, "it is not bound yet", "kubectl describe pvc says why."
+                Level.WARNING,
+                subject,
+                "the PVC is not bound",
+                f"Run kubectl describe pvc {name} to see why.",
             )
         elif "ReadWriteMany" not in claim["spec"].get("accessModes", ()):
             yield Finding(
                 Level.WARNING,
                 subject,
-                "it is not ReadWriteMany",
-                "Loads and readers must then run on the same node.",
+                "the PVC is not ReadWriteMany",
+                "Run loader Jobs and the Pods that use the models on the same node.",
             )
         else:
             yield Finding(Level.OK, subject, "bound, ReadWriteMany")
 
 
-def check_keys(space: SpaceView) -> Iterable[Finding]:
-    """Secrets that models name are there, with the keys that are read."""
-    if space.keys is None:
-        yield _unseen(f"{space.name}: Secrets", "secrets")
+def check_keys(namespace: NamespaceView) -> Iterable[Finding]:
+    """Check that the Secrets of the models exist and have the keys that the models use."""
+    if namespace.keys is None:
+        yield _unreadable(f"{namespace.name}: Secrets", "secrets")
         return
-    for (kind, name), wanted in sorted(wanted_keys(space.models).items()):
-        subject = f"{space.name}: {kind} {name}"
-        has = space.keys.get((kind, name))
-        if has is None:
+    for (kind, name), wanted in sorted(wanted_keys(namespace.models).items()):
+        subject = f"{namespace.name}: {kind} {name}"
+        existing = namespace.keys.get((kind, name))
+        if existing is None:
             yield Finding(
-                Level.FAILED, subject, "there is none", f"Create it, with {_list(wanted)}."
+                Level.FAILED,
+                subject,
+                f"the {kind} does not exist",
+                f"Create the {kind} with {_list(wanted)}.",
             )
-        elif missing := wanted - has:
-            yield Finding(Level.FAILED, subject, f"it lacks {_list(missing)}", "Add the key.")
+        elif missing := wanted - existing:
+            yield Finding(
+                Level.FAILED,
+                subject,
+                f"the {kind} lacks {_list(missing)}",
+                f"Add {_list(missing)} to the {kind}.",
+            )
         else:
-            yield Finding(Level.OK, subject, f"has {_list(wanted)}")
+            yield Finding(Level.OK, subject, f"the {kind} has {_list(wanted)}")
 
 
 def wanted_keys(models: Sequence[Json]) -> dict[tuple[str, str], set[str]]:
-    """The keys that models ask for, by kind and name of what holds them."""
+    """Return the keys that the models use, by kind and name of the object that holds them."""
     wanted: dict[tuple[str, str], set[str]] = {}
     for model in models:
         spec = model.get("spec", {})
@@ -234,38 +272,40 @@ def wanted_keys(models: Sequence[Json]) -> dict[tuple[str, str], set[str]]:
     return wanted
 
 
-def check_egress(space: SpaceView) -> Finding:
-    """No NetworkPolicy keeps the loader from names and from https."""
-    subject = f"{space.name}: egress"
-    if space.policies is None:
-        return _unseen(subject, "networkpolicies")
-    selecting = [policy for policy in space.policies if _holds_loader(policy)]
+def check_egress(namespace: NamespaceView) -> Finding:
+    """Check that the NetworkPolicies, taken together, let the loader use DNS and https."""
+    subject = f"{namespace.name}: egress"
+    if namespace.policies is None:
+        return _unreadable(subject, "networkpolicies")
+    selecting = [policy for policy in namespace.policies if _selects_loader(policy)]
     if not selecting:
-        return Finding(Level.OK, subject, "no NetworkPolicy holds the loader")
+        return Finding(Level.OK, subject, "no NetworkPolicy restricts the loader's egress")
     listed = ", ".join(policy["metadata"]["name"] for policy in selecting)
     rules = [rule for policy in selecting for rule in policy["spec"].get("egress") or ()]
-    closed = [
+    blocked = [
         name
         for name, port in (("DNS (53)", 53), ("https (443)", 443))
-        if not any(_lets_through(rule, port) for rule in rules)
+        if not any(_allows(rule, port) for rule in rules)
     ]
-    if closed:
+    if blocked:
         return Finding(
             Level.FAILED,
             subject,
-            f"{listed} lets the loader reach no {' and no '.join(closed)}",
-            "Allow it; a proxy's port counts as https if the proxy is set.",
+            f"the loader has no egress for {' and '.join(blocked)}: NetworkPolicy {listed}",
+            "Allow it in a NetworkPolicy. Ignore 443 if the loader uses a proxy on another port.",
         )
-    return Finding(Level.OK, subject, f"{listed} lets DNS and https through")
+    return Finding(
+        Level.OK, subject, f"the loader has egress for DNS and https: NetworkPolicy {listed}"
+    )
 
 
 def gpu_resource(operators: Sequence[Json]) -> str:
-    """The resource that the operator's settings name."""
+    """Return the GPU resource from the operator's settings, or the default."""
     return environment(operators).get("SD_OPERATOR_GPU_RESOURCE") or defaults.GPU_RESOURCE
 
 
 def environment(operators: Sequence[Json]) -> dict[str, str]:
-    """The plain environment variables of the operator's containers."""
+    """Return the literal environment variables of the operator's containers."""
     return {
         entry["name"]: entry.get("value", "")
         for pod in operators
@@ -274,27 +314,29 @@ def environment(operators: Sequence[Json]) -> dict[str, str]:
     }
 
 
-def _unseen(subject: str, what: str) -> Finding:
-    return Finding(Level.UNKNOWN, subject, f"you may not read {what}")
+def _unreadable(subject: str, resource: str) -> Finding:
+    message = f"cannot read {resource}: you lack permission, or the server does not have them"
+    return Finding(Level.UNKNOWN, subject, message)
 
 
 def _is_ready(pod: Json) -> bool:
     conditions = pod.get("status", {}).get("conditions") or ()
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
 
 def _fields(schema: Json, path: str = "") -> set[str]:
-    """The paths of all fields of a schema."""
+    """Return the paths of all fields of a schema, nested ones too."""
     schema = schema.get("openAPIV3Schema", schema)
-    found: set[str] = set()
+    paths: set[str] = set()
     for name, field_schema in (schema.get("properties") or {}).items():
-        here = f"{path}.{name}" if path else name
-        found |= {here} | _fields(field_schema, here)
+        field_path = f"{path}.{name}" if path else name
+        paths |= {field_path} | _fields(field_schema, field_path)
     items = schema.get("items")
-    return found | (_fields(items, f"{path}[]") if isinstance(items, Mapping) else set())
+    return paths | (_fields(items, f"{path}[]") if isinstance(items, Mapping) else set())
 
 
-def _holds_loader(policy: Json) -> bool:
+def _selects_loader(policy: Json) -> bool:
+    """Return whether a policy restricts the egress of loader Pods."""
     spec = policy["spec"]
     types = spec.get("policyTypes") or (["Ingress", "Egress"] if "egress" in spec else ["Ingress"])
     if "Egress" not in types:
@@ -308,7 +350,7 @@ def _holds_loader(policy: Json) -> bool:
     wanted = selector.get("matchLabels") or {}
     if any(labels.get(key) != value for key, value in wanted.items()):
         return False
-    return all(_matches(labels, one) for one in selector.get("matchExpressions") or ())
+    return all(_matches(labels, item) for item in selector.get("matchExpressions") or ())
 
 
 def _matches(labels: Mapping[str, str], expression: Json) -> bool:
@@ -321,20 +363,21 @@ def _matches(labels: Mapping[str, str], expression: Json) -> bool:
     }.get(expression["operator"], True)
 
 
-def _lets_through(rule: Json, port: int) -> bool:
+def _allows(rule: Json, port: int) -> bool:
     ports = rule.get("ports")
     if not ports:
         return True
-    return any(_is_port(one, port) for one in ports)
+    return any(_includes(entry, port) for entry in ports)
 
 
-def _is_port(allowed: Json, port: int) -> bool:
-    first = allowed.get("port")
+def _includes(entry: Json, port: int) -> bool:
+    first = entry.get("port")
     if not isinstance(first, int):
-        # A name is a Pod's own word for a port; which one cannot be told from here.
+        # A named port is defined by the destination Pods, which are not read: assume it matches.
         return True
-    return first <= port <= int(allowed.get("endPort", first))
+    return first <= port <= int(entry.get("endPort", first))
 
 
 def _list(keys: Iterable[str]) -> str:
-    return "key " + ", ".join(sorted(keys))
+    listed = sorted(keys)
+    return f"the key{'s' * (len(listed) > 1)} {', '.join(listed)}"

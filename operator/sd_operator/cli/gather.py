@@ -1,4 +1,4 @@
-"""Looks at a cluster for `doctor`; what may not be read stays None."""
+"""Reads from the cluster what `doctor` judges."""
 
 from __future__ import annotations
 
@@ -6,65 +6,74 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sd_api import defaults, names
-from sd_operator.cli.doctor import RIGHTS, ClusterView, SpaceView, environment, wanted_keys
+from sd_operator.cli.doctor import (
+    CRD,
+    RIGHTS,
+    ClusterView,
+    NamespaceView,
+    environment,
+    wanted_keys,
+)
 from sd_operator.cli.kubectl import ForbiddenError, Json, Kubectl, KubectlError, NotFoundError
 
 T = TypeVar("T")
 
-# What the chart makes beside the operator has its name, too.
+# The chart gives the gateway's and the test's Pods the same name label as the operator's.
 OPERATORS = f"{names.LABEL_NAME}={names.FIELD_MANAGER},{names.LABEL_COMPONENT} notin (gateway,test)"
-CRD = f"{names.PLURAL}.{names.GROUP}"
 
 
-def look(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
-    """What `doctor` judges; without namespaces, those that have models."""
-    crd = _seen(lambda: _crd(kubectl))
-    operators = _seen(lambda: kubectl.list("pods", everywhere=True, labels=OPERATORS))
-    nodes = _seen(lambda: kubectl.list("nodes"))
+def view_cluster(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
+    """Read what `doctor` judges. Without namespaces, view every namespace that has models."""
+    crd = _readable(lambda: _crd(kubectl))
+    operators = _readable(lambda: kubectl.list("pods", everywhere=True, labels=OPERATORS))
+    nodes = _readable(lambda: kubectl.list("nodes"))
     models = [] if crd == {} else kubectl.list(CRD, everywhere=not namespaces)
-    by_space: dict[str, list[Json]] = {name: [] for name in namespaces}
+    by_namespace: dict[str, list[Json]] = {name: [] for name in namespaces}
     for model in models:
-        by_space.setdefault(model["metadata"]["namespace"], []).append(model)
+        by_namespace.setdefault(model["metadata"]["namespace"], []).append(model)
     account = _account(operators or [])
     claim = environment(operators or []).get("SD_OPERATOR_CLAIM_NAME") or defaults.CLAIM_NAME
-    spaces = [_space(kubectl, name, found, claim, account) for name, found in by_space.items()]
-    return ClusterView(crd, operators, nodes, tuple(spaces))
+    views = [
+        _view_namespace(kubectl, name, bodies, claim, account)
+        for name, bodies in by_namespace.items()
+    ]
+    return ClusterView(crd, operators, nodes, tuple(views))
 
 
-def _space(
+def _view_namespace(
     kubectl: Kubectl, name: str, models: Sequence[Json], claim: str, account: str | None
-) -> SpaceView:
+) -> NamespaceView:
     claims = {model["spec"].get("storage", {}).get("claimName") or claim for model in models}
-    return SpaceView(
+    return NamespaceView(
         name,
         models,
-        claims=_seen(lambda: _claims(kubectl, name, claims or {claim})),
-        keys=_seen(lambda: _keys(kubectl, name, models)),
-        denied=_seen(lambda: _denied(kubectl, name, account)) if account else None,
-        policies=_seen(lambda: kubectl.list("networkpolicies", name)),
+        claims=_readable(lambda: _claims(kubectl, name, claims or {claim})),
+        keys=_readable(lambda: _keys(kubectl, name, models)),
+        denied=_readable(lambda: _denied(kubectl, name, account)) if account else None,
+        policies=_readable(lambda: kubectl.list("networkpolicies", name)),
     )
 
 
 def _claims(kubectl: Kubectl, namespace: str, claims: set[str]) -> dict[str, Json | None]:
-    found: dict[str, Json | None] = {}
+    bodies: dict[str, Json | None] = {}
     for claim in sorted(claims):
         try:
-            found[claim] = kubectl.get("persistentvolumeclaim", claim, namespace)
+            bodies[claim] = kubectl.get("persistentvolumeclaim", claim, namespace)
         except NotFoundError:
-            found[claim] = None
-    return found
+            bodies[claim] = None
+    return bodies
 
 
 def _keys(
     kubectl: Kubectl, namespace: str, models: Sequence[Json]
 ) -> dict[tuple[str, str], set[str] | None]:
-    found: dict[tuple[str, str], set[str] | None] = {}
+    existing: dict[tuple[str, str], set[str] | None] = {}
     for kind, name in wanted_keys(models):
         try:
-            found[kind, name] = kubectl.keys(kind, name, namespace)
+            existing[kind, name] = kubectl.keys(kind, name, namespace)
         except NotFoundError:
-            found[kind, name] = None
-    return found
+            existing[kind, name] = None
+    return existing
 
 
 def _denied(kubectl: Kubectl, namespace: str, account: str) -> list[str]:
@@ -76,7 +85,7 @@ def _denied(kubectl: Kubectl, namespace: str, account: str) -> list[str]:
 
 
 def _account(operators: Sequence[Json]) -> str | None:
-    """The operator's service account, as `auth can-i --as` names it."""
+    """Return the operator's ServiceAccount as "namespace:name", or None if no Pod names one."""
     for pod in operators:
         name: Any = pod["spec"].get("serviceAccountName")
         if name:
@@ -91,10 +100,10 @@ def _crd(kubectl: Kubectl) -> Json:
         return {}
 
 
-def _seen(look: Callable[[], T]) -> T | None:
-    """What is there; None where it may not be read, or the server has no such kind."""
+def _readable(read: Callable[[], T]) -> T | None:
+    """Return what `read` returns, or None if the user may not read it or the server lacks it."""
     try:
-        return look()
+        return read()
     except (ForbiddenError, NotFoundError):
         return None
     except KubectlError as error:

@@ -1,4 +1,4 @@
-"""Runs kubectl: the only module of the plugin that does."""
+"""Runs kubectl. No other module of the plugin starts a process."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ _LOG_LINE = re.compile(r"[IWEF]\d{4} \d\d:")
 
 
 class KubectlError(Exception):
-    """kubectl failed; the message is its own."""
+    """kubectl failed. The message is kubectl's own if it printed one."""
 
 
 class NotFoundError(KubectlError):
-    """There is no such object, or no such kind."""
+    """The object or its kind does not exist."""
 
 
 class ForbiddenError(KubectlError):
-    """The user of the kubeconfig may not do this."""
+    """The API server denied the call to the kubeconfig's user."""
 
 
 @dataclass(frozen=True)
 class Kubectl:
-    """kubectl with the options that choose cluster, user and namespace."""
+    """kubectl with the options that choose cluster, user and namespace.
+
+    An option that is None is not passed, so kubectl uses its default.
+    """
 
     context: str | None = None
     kubeconfig: str | None = None
     namespace: str | None = None
 
     def run(self, *arguments: str) -> str:
-        """What kubectl prints."""
+        """Run kubectl and return its standard output; raise KubectlError if it fails."""
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 self.command(*arguments),
                 capture_output=True,
                 text=True,
@@ -47,17 +50,18 @@ class Kubectl:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise KubectlError(f"no answer from the cluster in {TIMEOUT_SECONDS:.0f} s") from None
-        if done.returncode:
-            raise _error(done.stderr.strip() or f"kubectl ended with {done.returncode}")
-        return done.stdout
+            message = f"kubectl did not finish within {TIMEOUT_SECONDS:.0f} s; is the cluster up?"
+            raise KubectlError(message) from None
+        if process.returncode:
+            raise _error(process.stderr.strip() or f"kubectl exited with {process.returncode}")
+        return process.stdout
 
     def follow(self, *arguments: str) -> int:
-        """Let kubectl print by itself; returns its exit code."""
+        """Run kubectl on this process's own output; return its exit code."""
         return subprocess.run(self.command(*arguments), check=False).returncode
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Json:
-        """One object."""
+        """Return one object; raise NotFoundError if it does not exist."""
         return self._json("get", kind, name, *_in(namespace))
 
     def list(
@@ -69,7 +73,11 @@ class Kubectl:
         labels: str = "",
         fields: str = "",
     ) -> list[Json]:
-        """The objects of a kind: of the chosen namespace, of another one, or of all."""
+        """Return the objects of a kind.
+
+        They come from all namespaces if `everywhere`, else from `namespace`, else from the
+        namespace of this kubectl.
+        """
         where = ["--all-namespaces"] if everywhere else _in(namespace)
         selected = [f"--selector={labels}"] if labels else []
         selected += [f"--field-selector={fields}"] if fields else []
@@ -77,30 +85,36 @@ class Kubectl:
         return items
 
     def keys(self, kind: str, name: str, namespace: str) -> set[str]:
-        """The keys of a Secret or ConfigMap, without the values."""
+        """Return the keys of a Secret or ConfigMap; its values are never read."""
         template = "{{range $key, $_ := .data}}{{$key}}\n{{end}}"
         text = self.run("get", kind, name, *_in(namespace), f"--output=go-template={template}")
         return set(text.split())
 
     def may(self, verb: str, resource: str, namespace: str, account: str | None = None) -> bool:
-        """Whether the user, or a service account in the user's judgement, may do this."""
+        """Return whether the user may do this, or whether `account` may ("namespace:name").
+
+        The user needs permission to impersonate the account.
+        """
         kind, _, sub = resource.partition("/")
         options = [f"--subresource={sub}"] if sub else []
         options += [f"--as=system:serviceaccount:{account}"] if account else []
         command = self.command("auth", "can-i", verb, kind, *_in(namespace), *options)
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
-        answer = done.stdout.strip()
+        answer = process.stdout.strip()
         if answer not in ("yes", "no"):
-            raise _error(done.stderr.strip() or "kubectl auth can-i gave no answer")
+            raise _error(process.stderr.strip() or "kubectl auth can-i printed neither yes nor no")
         return answer == "yes"
 
     def command(self, *arguments: str) -> Sequence[str]:
-        """The command line; the namespace comes first, so that a later one wins."""
+        """Return the command line.
+
+        The namespace option stands before `arguments`, so a namespace in `arguments` overrides it.
+        """
         program = shutil.which("kubectl")
         if program is None:
-            raise KubectlError("kubectl is not on PATH")
+            raise KubectlError("kubectl is not on PATH; install it or add its folder to PATH")
         options = [
             f"--{name}={value}"
             for name, value in (
@@ -113,8 +127,8 @@ class Kubectl:
         return [program, *options, *arguments]
 
     def _json(self, *arguments: str) -> Json:
-        answer: Json = json.loads(self.run(*arguments, "--output=json"))
-        return answer
+        body: Json = json.loads(self.run(*arguments, "--output=json"))
+        return body
 
 
 def _in(namespace: str | None) -> list[str]:
@@ -122,7 +136,7 @@ def _in(namespace: str | None) -> list[str]:
 
 
 def _error(message: str) -> KubectlError:
-    # Lines of its log say the same at length.
+    # kubectl logs the same error with more words before the message that it prints.
     message = "\n".join(line for line in message.splitlines() if not _LOG_LINE.match(line))
     if "(NotFound)" in message or "the server doesn't have a resource type" in message:
         return NotFoundError(message)

@@ -1,4 +1,4 @@
-"""Models as tables and panels: from resources to what a terminal shows. Pure."""
+"""Renders models as tables and panels for the terminal. Pure."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BAR_WIDTH = 40
 
 
 def plain(text: str) -> str:
-    """A text that others wrote, without what would steer the terminal."""
-    return "".join(one if one.isprintable() else "�" for one in text)
+    """Replace control characters, so that text from the cluster cannot control the terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def model_table(
     bodies: Iterable[Mapping[str, Any]], now: datetime, *, everywhere: bool = False
 ) -> Table:
-    """One line for each model, the ones that need help with their reason."""
+    """Render one row for each model: its progress, or the reason why it is not ready."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in (["NAMESPACE"] if everywhere else []) + ["NAME", "TYPE", "PHASE"]:
         table.add_column(title, no_wrap=True)
@@ -38,11 +38,11 @@ def model_table(
     for body in bodies:
         model = Model.from_body(body)
         status = model.status
-        said = status.progress.text if status.progress else ""
-        if status.phase is not Phase.READY and not said:
-            said = status.reason or ""
+        progress = status.progress.text if status.progress else ""
+        if status.phase is not Phase.READY and not progress:
+            progress = status.reason or ""
         row: list[RenderableType] = [model.namespace] if everywhere else []
-        row += [model.name, status.model_type or "", phase(status.phase), said]
+        row += [model.name, status.model_type or "", phase(status.phase), progress]
         row += [status.artifact.base_model or "" if status.artifact else ""]
         row += [status.artifact.size if status.artifact else "", _age(body, now)]
         table.add_row(*row)
@@ -50,14 +50,14 @@ def model_table(
 
 
 def phase(phase: Phase | None) -> Text:
-    """A phase in its colour."""
+    """Render a phase in its colour."""
     return Text(phase or "", style=_COLORS.get(phase, "cyan") if phase else "")
 
 
 def model_panel(
     body: Mapping[str, Any], events: Iterable[Mapping[str, Any]], now: datetime
 ) -> RenderableType:
-    """All that there is to say of one model, and what to do where it is stuck."""
+    """Render one model in full, with the remedy if it is stalled."""
     model = Model.from_body(body)
     status = model.status
     parts: list[RenderableType] = [
@@ -79,7 +79,7 @@ def model_panel(
 
 
 def _remedy(status: Status) -> str:
-    """What to do about a stalled model; empty if it is not stalled or the reason is not known."""
+    """Return the remedy for the reason of the Stalled condition; empty if there is none."""
     for condition in status.conditions:
         reason = Reason.parse(condition.reason)
         if condition.type == ConditionType.STALLED and reason is not None:
@@ -88,25 +88,27 @@ def _remedy(status: Status) -> str:
 
 
 def is_settled(body: Mapping[str, Any]) -> bool:
-    """Whether nothing more is to be expected of it: served as asked for, or stalled."""
+    """Return whether the model is stalled, or loaded as its spec asks."""
     model = Model.from_body(body)
     if model.status.observed_generation != model.generation:
         return False
-    held = _held(model)
-    if ConditionType.STALLED in held:
+    conditions = _true_conditions(model)
+    if ConditionType.STALLED in conditions:
         return True
-    # A reload is first seen by its loadHash: the annotation changes no generation.
-    served = model.status.artifact is not None and model.status.artifact.load_hash == model.wanted
-    return served and ConditionType.READY in held and ConditionType.RECONCILING not in held
+    # The reload annotation changes the wanted loadHash but not the generation.
+    loaded = model.status.artifact is not None and model.status.artifact.load_hash == model.wanted
+    return (
+        loaded and ConditionType.READY in conditions and ConditionType.RECONCILING not in conditions
+    )
 
 
 def is_stalled(body: Mapping[str, Any]) -> bool:
-    """Whether it needs help."""
-    return ConditionType.STALLED in _held(Model.from_body(body))
+    """Return whether the Stalled condition is true, which means that the model needs help."""
+    return ConditionType.STALLED in _true_conditions(Model.from_body(body))
 
 
-def _held(model: Model) -> set[str]:
-    return {one.type for one in model.status.conditions if one.status == "True"}
+def _true_conditions(model: Model) -> set[str]:
+    return {condition.type for condition in model.status.conditions if condition.status == "True"}
 
 
 def _facts(model: Model) -> Iterable[tuple[str, str]]:
@@ -120,15 +122,15 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         yield "commit", status.source.commit
     if status.artifact is not None:
         artifact = status.artifact
-        yield "path", f"{artifact.path} in claim {artifact.claim_name}"
+        yield "path", f"{artifact.path} in PVC {artifact.claim_name}"
         shared = f", {size(artifact.shared_bytes)} shared" if artifact.shared_bytes else ""
         yield "size", f"{artifact.size} in {artifact.files} files{shared}"
-        kind = (artifact.base_model, artifact.pipeline_class, artifact.precision)
-        yield "what", ", ".join(word for word in kind if word)
+        contents = (artifact.base_model, artifact.pipeline_class, artifact.precision)
+        yield "contents", ", ".join(word for word in contents if word)
     if status.job is not None:
         yield "job", f"{status.job.name} (attempt {status.job.attempt + 1})"
     if status.webhook is not None and status.webhook.outbox:
-        yield "webhook", f"{len(status.webhook.outbox)} calls owed"
+        yield "webhook", f"undelivered calls: {len(status.webhook.outbox)}"
 
 
 def _condition(condition: Condition) -> Text:
@@ -141,9 +143,9 @@ def _condition(condition: Condition) -> Text:
 def _event(event: Mapping[str, Any], now: datetime) -> Text:
     moment = times.parse(event.get("lastTimestamp") or event.get("eventTime"))
     ago = f"{duration(max(0, int((now - moment).total_seconds())))} ago" if moment else ""
-    words = plain(f"{event.get('reason', '')}: {event.get('message', '')}")
+    text = plain(f"{event.get('reason', '')}: {event.get('message', '')}")
     style = "yellow" if event.get("type") == "Warning" else "dim"
-    return Text(f"  {ago:>10}  {words}", style=style)
+    return Text(f"  {ago:>10}  {text}", style=style)
 
 
 def _age(body: Mapping[str, Any], now: datetime) -> str:

@@ -1,1 +1,1 @@
-"""The gateway: the vendor's REST API, and the models in a browser. It creates the resources."""
+"""The gateway: the vendor's REST API and a gallery of the models, on top of the resources."""

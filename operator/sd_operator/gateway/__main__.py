@@ -1,4 +1,4 @@
-"""The command line: `sd-gateway run` and `sd-gateway new-key`."""
+"""Runs the gateway, or makes a key for it: `sd-gateway run` and `sd-gateway new-key`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="sd-gateway", description=__doc__)
+    """Run a command and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="sd-gateway", description="Run the gateway, or make an API key for it."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "run",
         help="serve the vendor's API and the gallery",
-        description="Serves the vendor's API and the gallery. Settings are environment variables"
-        " SD_GATEWAY_*; KUBECONFIG names the cluster, else it is the one it runs in.",
+        description="Serve the vendor's API and the gallery. The environment variables"
+        " SD_GATEWAY_* hold the settings. KUBECONFIG names the cluster; by default it is the"
+        " cluster in which the gateway runs.",
     )
     new_key = commands.add_parser(
         "new-key",
         help="make a key for a namespace",
-        description="Prints a new key, which is kept nowhere, and the line that the file of"
-        " SD_GATEWAY_KEYS_FILE needs for it.",
+        description="Print a new API key and its line for the file SD_GATEWAY_KEYS_FILE. The key"
+        " is not stored anywhere: keep it safe.",
     )
-    new_key.add_argument("namespace", metavar="NAMESPACE", help="whose models the key is for")
-    new_key.add_argument("--id", help="what logs call the key (default: NAMESPACE-<random>)")
+    new_key.add_argument(
+        "namespace", metavar="NAMESPACE", help="namespace whose models the key gives access to"
+    )
+    new_key.add_argument("--id", help="name of the key in logs (default: NAMESPACE-<random>)")
     options = parser.parse_args(arguments)
     try:
         return _new_key(options) if options.command == "new-key" else _run()
@@ -55,7 +60,7 @@ def _new_key(options: argparse.Namespace) -> int:
 def _run() -> int:
     settings = Settings.from_env()
     logs.set_up(settings.log_level, settings.log_format)
-    # Heavy, and not needed to make a key.
+    # These imports are slow, and `new-key` does not need them.
     from sd_operator.clients.kube import Api
     from sd_operator.gateway.app import create_app
     from sd_operator.gateway.metrics import Metrics
@@ -65,16 +70,17 @@ def _run() -> int:
     port, stop = metrics.serve(settings.bind_address, settings.metrics_port)
     log.info("metrics on port %d", port)
     api = Api(settings.kubeconfig, metrics.count_request, manager="sd-gateway")
-    served = server(create_app(settings, api, metrics), settings)
-    # uvicorn raises the signal again when it has ended well: then there is nothing left to end.
+    http_server = server(create_app(settings, api, metrics), settings)
+    # uvicorn raises SIGTERM again after a clean shutdown. Without a handler that would end the
+    # process with a signal, and the exit code would look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        served.run()
+        http_server.run()
     except KeyboardInterrupt:
         return 130
     finally:
         stop()
-    return 0 if served.started else 1
+    return 0 if http_server.started else 1
 
 
 if __name__ == "__main__":

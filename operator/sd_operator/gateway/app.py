@@ -1,4 +1,4 @@
-"""The application: its routes, what wraps them, and what every error becomes."""
+"""Builds the gateway's application: routes, middleware and error responses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sd_operator.base.metrics import installed_version
 from sd_operator.clients.kube import Api
 from sd_operator.gateway import docs, gallery, routes
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import RefusedError, refused
+from sd_operator.gateway.errors import RefusedError, map_error
 from sd_operator.gateway.guards import BodyLimit, SecurityHeaders
 from sd_operator.gateway.metrics import Measured, Metrics
 from sd_operator.gateway.settings import Settings
 
 
 def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> FastAPI:
-    """The gateway over an API connection, which its lifespan opens and closes."""
+    """Return the gateway's application; its lifespan opens and closes the API connection."""
     context = Context.of(settings, api)
 
     @contextlib.asynccontextmanager
@@ -43,10 +43,8 @@ def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> 
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Measured, metrics=metrics or Metrics())
-    app.add_exception_handler(RefusedError, _refused)
-    app.add_exception_handler(ApiError, _refused)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(ClientDisconnect, _refused)
+    for kind in (RefusedError, ApiError, HTTPException, ClientDisconnect):
+        app.add_exception_handler(kind, _error_response)
     _add_probes(app, context)
     app.include_router(routes.router(context))
     docs.add(app, settings.public_url)
@@ -57,22 +55,26 @@ def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> 
 def _add_probes(app: FastAPI, context: Context) -> None:
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> Response:
-        """Whether the process answers."""
+        """Report that the process is alive."""
         return PlainTextResponse("ok")
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz() -> Response:
-        """Whether anyone would be let in. Without the API server callers get a clear 503."""
-        good = context.keys.readable
-        return PlainTextResponse("ok" if good else "no key can be read", 200 if good else 503)
+        """Report whether any key is valid.
+
+        It does not check the API server: without one, callers get a 503 that says so.
+        """
+        if context.keys.readable:
+            return PlainTextResponse("ok")
+        return PlainTextResponse("the key file has no valid key, or cannot be read", 503)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    """The vendor's form of an error; retry_after where another attempt may succeed."""
-    why = refused(error)
-    body: dict[str, object] = {"status": "error", "message": why.message}
+async def _error_response(_: Request, error: Exception) -> Response:
+    """Return an error in the vendor's form, with retry_after if a later call may succeed."""
+    refused = map_error(error)
+    body: dict[str, object] = {"status": "error", "message": refused.message}
     headers = {}
-    if why.retry_after is not None:
-        body["retry_after"] = why.retry_after
-        headers["Retry-After"] = str(why.retry_after)
-    return JSONResponse(body, why.status, headers)
+    if refused.retry_after is not None:
+        body["retry_after"] = refused.retry_after
+        headers["Retry-After"] = str(refused.retry_after)
+    return JSONResponse(body, refused.status, headers)

@@ -1,6 +1,6 @@
-"""Reads request bodies as the vendor's users send them, whatever they say of the content type.
+"""Parses request bodies as JSON or as a form, whatever the Content-Type.
 
-curl sends JSON as a form, fetch sends it as text, some send a form that is one.
+The vendor's examples send JSON with wrong types: curl calls it a form, fetch calls it text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FIELDS_MAX = 100
 
 
 def parse(raw: bytes, content_type: str) -> dict[str, Any]:
-    """The fields of a body; raises RefusedError. No body is one without fields."""
+    """Return the fields of a body; raise RefusedError. An empty body has no fields."""
     try:
         text = raw.decode("utf-8-sig")
         if not text.strip():
@@ -25,18 +25,19 @@ def parse(raw: bytes, content_type: str) -> dict[str, Any]:
         if fields is None and content_type.partition(";")[0].strip().lower() == FORM:
             fields = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS_MAX))
     except ValueError:
-        raise RefusedError(400, "The body cannot be read: send a JSON object in UTF-8") from None
+        text = "The request body cannot be read: send a JSON object in UTF-8"
+        raise RefusedError(400, text) from None
     if not isinstance(fields, dict):
-        raise RefusedError(400, "The body must be a JSON object")
+        raise RefusedError(400, "The request body must be a JSON object")
     return fields
 
 
 def _json(text: str) -> object:
-    """The value; None where it is no JSON. Raises ValueError for what cannot be passed on."""
+    """Return the value, or None if the text is not JSON; raise ValueError if it is not UTF-8."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    # Half a surrogate pair is JSON, but no text.
+    # JSON can escape half a surrogate pair, which UTF-8 cannot encode.
     json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -1,4 +1,4 @@
-"""clear_cache: a sweep of the namespace's volume, one at a time."""
+"""Starts a sweep of the namespace's volume, for clear_cache."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sd_operator.rules import manifests
 
 
 async def clear(api: Api, settings: Settings, namespace: str) -> None:
-    """Start a sweep, unless one runs that the gateway or the chart's CronJob has started."""
+    """Start a sweep, unless one is running, be it the gateway's or that of the chart's CronJob."""
     labels = f"{names.LABEL_NAME}={names.SWEEP_NAME}"
     for job in (await api.list(JOBS, namespace, labels)).items:
         conditions = (job.get("status") or {}).get("conditions") or ()
-        ended = {one["type"] for one in conditions if one.get("status") == "True"}
-        if not ended & {"Complete", "Failed"}:
+        true = {condition["type"] for condition in conditions if condition.get("status") == "True"}
+        if not true & {"Complete", "Failed"}:
             return
-    # Of two callers at the same time one creates it.
+    # Two callers in the same minute use the same name, so that only one of them creates the Job.
     name = f"{names.SWEEP_NAME}-{int(time.time()) // 60}"
     manifest = manifests.build_sweep(namespace, name, settings.claim_name, settings.loader)
     try:

@@ -1,4 +1,4 @@
-"""What all routes share, and the one place where callers are let in."""
+"""The objects that all routes share. Every caller is authenticated and counted here."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ INVALID_KEY = "Invalid API key"
 
 @dataclass(frozen=True)
 class Context:
-    """The parts of a running gateway."""
+    """The objects that make up a running gateway."""
 
     settings: Settings
     api: Api
     models: Models
     keys: Keys
     calls: Limiter
+    """Limits the calls of each key."""
     failures: Limiter
+    """Limits the calls with a wrong key from each address."""
 
     @classmethod
     def of(cls, settings: Settings, api: Api) -> Context:
-        """The parts that these settings ask for."""
+        """Build the context from the settings."""
         return cls(
             settings=settings,
             api=api,
@@ -41,23 +43,24 @@ class Context:
         )
 
     def admit(self, key: str, request: Request) -> Key:
-        """Whose key it is; raises RefusedError for a wrong key, and for calls that are too many.
+        """Return the key and count its call; raise RefusedError if it is wrong or over its limit.
 
-        A good key is let in from an address with too many failures too: others may share it.
+        A correct key is accepted even from an address with too many failures: callers can share an
+        address.
         """
-        found = self.keys.find(key)
-        if found is None:
+        match = self.keys.find(key)
+        if match is None:
             address = request.client.host if request.client else ""
-            _within(self.failures.take(network(address)), "Too many wrong API keys")
+            _check_limit(self.failures.take(network(address)), "Too many wrong API keys")
             raise RefusedError(401, INVALID_KEY)
-        self.count(found)
-        return found
+        self.count(match)
+        return match
 
     def count(self, key: Key) -> None:
-        """Count a call of a key that is known; raises RefusedError for one too many."""
-        _within(self.calls.take(key.id), "Too many calls")
+        """Count a call of a key; raise RefusedError if it exceeds the limit."""
+        _check_limit(self.calls.take(key.id), "Too many calls")
 
 
-def _within(wait: float, otherwise: str) -> None:
+def _check_limit(wait: float, message: str) -> None:
     if wait:
-        raise RefusedError(429, f"{otherwise}; try again later", math.ceil(wait))
+        raise RefusedError(429, f"{message}; try again later", math.ceil(wait))

@@ -1,4 +1,4 @@
-"""/docs: the OpenAPI document for people, without scripts and without anything from elsewhere."""
+"""Serves /docs: the OpenAPI document as an HTML page without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a request."""
+    """A field of a request, as the page shows it."""
 
     name: str
     required: bool
@@ -39,18 +39,20 @@ class Endpoint:
     summary: str
     fields: tuple[Field, ...]
     requests: dict[str, str]
-    answers: dict[str, str]
+    """Example requests as JSON, by title."""
+    responses: dict[str, str]
+    """Example responses as JSON, by status code and meaning."""
 
 
 def add(app: FastAPI, public_url: str | None) -> None:
-    """Add the page and its style."""
+    """Add the routes of the page and its style sheet to the application."""
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True
     )
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        """The page."""
+        """Return the page."""
         base = (public_url or str(request.base_url)).rstrip("/")
         page = templates.get_template("docs.html").render(
             title=app.title,
@@ -62,12 +64,12 @@ def add(app: FastAPI, public_url: str | None) -> None:
 
     @app.get("/docs/style.css", include_in_schema=False)
     async def style() -> Response:
-        """Its style."""
+        """Return the style sheet."""
         return Response((TEMPLATES / "docs.css").read_text(), media_type="text/css")
 
 
 def endpoints(document: Json) -> Iterator[Endpoint]:
-    """The endpoints of an OpenAPI document."""
+    """Yield the endpoints of an OpenAPI document."""
     for path, methods in document["paths"].items():
         for operation in methods.values():
             content = operation["requestBody"]["content"]["application/json"]
@@ -77,21 +79,21 @@ def endpoints(document: Json) -> Iterator[Endpoint]:
                 summary=operation["summary"],
                 fields=tuple(_fields(content["schema"])),
                 requests={
-                    title: json.dumps(one["value"], indent=2)
-                    for title, one in content["examples"].items()
+                    title: json.dumps(example["value"], indent=2)
+                    for title, example in content["examples"].items()
                 },
-                answers={
-                    f"{status}: {one['description']}": json.dumps(
-                        one["content"]["application/json"]["example"], indent=2
+                responses={
+                    f"{status}: {response['description']}": json.dumps(
+                        response["content"]["application/json"]["example"], indent=2
                     )
-                    for status, one in operation["responses"].items()
+                    for status, response in operation["responses"].items()
                 },
             )
 
 
 def _fields(schema: Json) -> Iterator[Field]:
     for name, field in schema["properties"].items():
-        options = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
-        words = options[0].get("enum")
-        kind = " | ".join(words) if words else str(options[0].get("type", ""))
+        types = [item for item in field.get("anyOf", [field]) if item.get("type") != "null"]
+        choices = types[0].get("enum")
+        kind = " | ".join(choices) if choices else str(types[0].get("type", ""))
         yield Field(name, name in schema.get("required", ()), kind, field.get("description", ""))

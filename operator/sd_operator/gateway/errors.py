@@ -1,4 +1,4 @@
-"""What callers are told when something cannot be done: a status and a sentence."""
+"""Maps errors to HTTP error responses: a status code, a message and a retry time."""
 
 from __future__ import annotations
 
@@ -25,61 +25,71 @@ UNAVAILABLE_RETRY_SECONDS = 5
 
 
 class RefusedError(Exception):
-    """A call that is refused; retry_after in seconds, where another may succeed."""
+    """A call that the gateway answers with an HTTP error."""
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after = retry_after
+        """Seconds after which another call may succeed; None if the same call fails again."""
 
 
-def refused(error: Exception) -> RefusedError:
-    """The refusal that an error is to the caller; what is none is raised again."""
+def map_error(error: Exception) -> RefusedError:
+    """Map an error to an HTTP error response; re-raise anything unexpected."""
     match error:
         case RefusedError():
             return error
         case ApiError():
-            return refusal(error)
+            return map_api_error(error)
         case HTTPException():
             return RefusedError(error.status_code, str(error.detail))
         case ClientDisconnect():
-            return RefusedError(400, "The body was cut short")  # nobody hears it
+            # The client has gone and never reads this, but the metrics count its status.
+            return RefusedError(400, "The request body is incomplete")
         case _:
             raise error
 
 
-def refusal(error: ApiError) -> RefusedError:
-    """What an error of the API server means to the caller."""
+def map_api_error(error: ApiError) -> RefusedError:
+    """Map an error of the API server to an HTTP error response."""
     match error:
         case NotFoundError():
-            return RefusedError(404, "It is not there any more, or the key's namespace is not")
+            return RefusedError(404, "The model or the key's namespace does not exist")
         case AlreadyExistsError() | ConflictError():
-            return RefusedError(409, "It was changed by somebody else; look at it and try again")
+            text = "Someone else changed the model at the same time; check it and try again"
+            return RefusedError(409, text)
         case InvalidError():
             return RefusedError(400, _explain(error))
         case ForbiddenError() if error.namespace_terminating:
             return RefusedError(409, "The key's namespace is being deleted")
         case ForbiddenError() if error.quota_exceeded:
-            return RefusedError(409, "The quota of the key's namespace is used up; delete a model")
+            text = "The key's namespace has no quota left; delete a model or raise the quota"
+            return RefusedError(409, text)
         case UnavailableError():
-            log.warning("the API server is away: %s", error)
+            log.warning("the API server is unavailable: %s", error)
             text = "The Kubernetes API server does not answer; try again in a moment"
             return RefusedError(503, text, UNAVAILABLE_RETRY_SECONDS)
         case _:
-            log.error("the API server refuses the gateway: %s", error)
-            text = "The cluster refuses this to the gateway; its administrator finds why in the log"
+            log.error("the API server rejected a request: %s", error)
+            text = (
+                "The Kubernetes API server rejected the gateway's request;"
+                " ask the administrator to look for the cause in the gateway's log"
+            )
             return RefusedError(503, text)
 
 
 def _explain(error: InvalidError) -> str:
-    """The CRD's own messages, which say what to do; of other causes the field and what is wrong."""
+    """Return the messages of all causes, each once."""
     messages = [plain(field, message) for field, message in error.causes]
     return "; ".join(dict.fromkeys(messages)) or str(error)
 
 
 def plain(field: str, message: str) -> str:
-    """A cause without the value, which may be long or secret."""
+    """Return the message of a cause without the rejected value, which may be long or secret.
+
+    The message of a CRD rule names its field; any other message gets the field as a prefix.
+    """
     for _, _, friendly in RULES:
         if message.endswith(friendly):
             return friendly

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of each endpoint: schemas, and requests and answers to copy."""
+"""The OpenAPI description of each endpoint: schemas, example requests and example responses."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ REQUESTS: dict[str, dict[str, Json]] = {
     "clear_cache": {"all": _KEY},
     "system_details": {"all": _KEY},
 }
-ANSWERS: dict[str, Json] = {
+RESPONSES: dict[str, Json] = {
     "load_model": _STARTED,
     "load_model_v2": _STARTED,
     "load_vae": {"status": "success", "message": "VAE load started"},
@@ -90,14 +90,17 @@ ANSWERS: dict[str, Json] = {
     "system_details": {"model_count": 0, "queue_time": 0, "status": "ok"},
 }
 _ERRORS = {
-    400: ("The request is wrong; the message says where.", "model_id is required"),
+    400: ("The request is invalid; the message names the field.", "model_id is required"),
     401: ("The key is missing or wrong.", "Invalid API key"),
-    404: ("There is no such model, or it is not ready.", "Model does not exist on server"),
-    409: ("It is being changed or deleted.", "Model x is being deleted; try again when it is gone"),
+    404: ("The model does not exist or is not ready.", "Model does not exist on server"),
+    409: (
+        "The model is being changed or deleted.",
+        "Model x is being deleted; try again when it is gone",
+    ),
     413: ("The body is too large.", "The body may have at most 65536 bytes"),
     429: ("Too many calls; retry_after is in seconds.", "Too many calls; try again later"),
     503: (
-        "The cluster cannot be asked just now.",
+        "The cluster's API server is unavailable or rejected the request.",
         "The Kubernetes API server does not answer; try again in a moment",
     ),
 }
@@ -113,18 +116,18 @@ _ERROR_SCHEMA = {
 
 
 def request(name: str, kind: type[BaseModel]) -> Json:
-    """How an endpoint is asked."""
+    """Return the request body of an endpoint's operation; `kind` describes its fields."""
     examples = {title: {"value": value} for title, value in REQUESTS[name].items()}
     content = {"application/json": {"schema": kind.model_json_schema(), "examples": examples}}
     return {"requestBody": {"content": content, "required": True}}
 
 
 def responses(name: str) -> dict[int | str, Json]:
-    """What an endpoint answers."""
-    answered: dict[int | str, Json] = {
+    """Return the responses of an endpoint's operation, by status code."""
+    described: dict[int | str, Json] = {
         200: {
-            "description": "Done.",
-            "content": {"application/json": {"example": ANSWERS[name]}},
+            "description": "Success.",
+            "content": {"application/json": {"example": RESPONSES[name]}},
         }
     }
     for status, (description, message) in _ERRORS.items():
@@ -132,5 +135,5 @@ def responses(name: str) -> dict[int | str, Json]:
         if status in (429, 503):
             example["retry_after"] = 5
         content = {"application/json": {"schema": _ERROR_SCHEMA, "example": example}}
-        answered[status] = {"description": description, "content": content}
-    return answered
+        described[status] = {"description": description, "content": content}
+    return described

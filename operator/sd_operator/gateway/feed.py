@@ -1,4 +1,4 @@
-"""Changes of a namespace's models as they happen: one watch upstream, however many listen."""
+"""Passes changes of a namespace's models to listeners, over one watch for all of them."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ RETRY_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Change:
-    """A model as it is now; gone: it is not there any more, and this was its last state."""
+    """A model was added, changed or deleted."""
 
     body: Json
+    """The model as it is now, or its last state if it is gone."""
     gone: bool = False
+    """Whether the model was deleted."""
 
 
 class _Listener:
-    """What one listener has not yet been told: of each model only the newest."""
+    """The changes that one listener has not received yet: only the newest of each model."""
 
     def __init__(self) -> None:
         self._pending: dict[str, Change] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    def tell(self, change: Change) -> None:
+    def add(self, change: Change) -> None:
         self._pending[change.body["metadata"]["uid"]] = change
-        self._news.set()
+        self._changed.set()
 
     async def take(self) -> list[Change]:
-        await self._news.wait()
-        self._news.clear()
+        await self._changed.wait()
+        self._changed.clear()
         changes, self._pending = list(self._pending.values()), {}
         return changes
 
 
 class Feed:
-    """The models of one namespace, kept current while anyone listens."""
+    """The models of one namespace, kept up to date while it has listeners."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         self._api = api
@@ -53,15 +55,15 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def heard(self) -> bool:
+    def has_listeners(self) -> bool:
         """Whether anyone listens."""
         return bool(self._listeners)
 
     async def listen(self) -> AsyncGenerator[Change, None]:
-        """Yield the models that are there, then every change, until the listener leaves."""
+        """Yield every existing model, then every change, until the caller closes the generator."""
         listener = _Listener()
         for body in self._bodies.values():
-            listener.tell(Change(body))
+            listener.add(Change(body))
         self._listeners.add(listener)
         if self._task is None:
             self._task = asyncio.create_task(self._follow(), name=f"watch {self._namespace}")
@@ -75,7 +77,7 @@ class Feed:
                 await self.close()
 
     async def close(self) -> None:
-        """End the watch, and know nothing any more."""
+        """Stop the watch and forget all models."""
         task, self._task = self._task, None
         self._bodies = {}
         if task is not None:
@@ -91,29 +93,29 @@ class Feed:
                     self._api.watch(MODELS, self._namespace, listing.version)
                 ) as events:
                     async for kind, body in events:
-                        self._take(kind, body)
+                        self._apply(kind, body)
             except ApiError as error:
-                log.info("the watch of %s begins again: %s", self._namespace, error)
+                log.info("restarting the watch of namespace %s: %s", self._namespace, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _replace(self, bodies: dict[str, Json]) -> None:
-        former, self._bodies = self._bodies, bodies
-        for uid, body in former.items():
+        previous, self._bodies = self._bodies, bodies
+        for uid, body in previous.items():
             if uid not in bodies:
-                self._tell(Change(body, gone=True))
+                self._publish(Change(body, gone=True))
         for uid, body in bodies.items():
-            if former.get(uid) != body:
-                self._tell(Change(body))
+            if previous.get(uid) != body:
+                self._publish(Change(body))
 
-    def _take(self, kind: str, body: Json) -> None:
+    def _apply(self, kind: str, body: Json) -> None:
         uid = body["metadata"]["uid"]
         if kind == "DELETED":
             self._bodies.pop(uid, None)
-            self._tell(Change(body, gone=True))
+            self._publish(Change(body, gone=True))
         elif kind in {"ADDED", "MODIFIED"}:
             self._bodies[uid] = body
-            self._tell(Change(body))
+            self._publish(Change(body))
 
-    def _tell(self, change: Change) -> None:
+    def _publish(self, change: Change) -> None:
         for listener in self._listeners:
-            listener.tell(change)
+            listener.add(change)

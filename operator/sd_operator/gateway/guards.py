@@ -1,4 +1,4 @@
-"""What wraps every call: a limit on bodies, and headers that tell browsers to be careful."""
+"""Middleware for every call: a limit on request bodies, and security headers for browsers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""A route may say otherwise: its own headers win."""
+"""Defaults: a route that sets one of these headers overrides it."""
 
 
 class SecurityHeaders:
-    """Adds the headers that an answer does not have itself."""
+    """Adds HEADERS to every response that does not set them itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a call on."""
+        """Handle a call."""
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -38,27 +38,27 @@ class SecurityHeaders:
 
 
 class BodyLimit:
-    """Refuses bodies above a size, before they are in memory."""
+    """Rejects request bodies above a size before they are in memory."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
         self._most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a call on; reading too much of its body raises an HTTPException in the route."""
+        """Handle a call. A route that reads a body above the limit gets an HTTPException."""
         size = 0
 
         async def limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body") or b"")
-            if size > self._most or _announced(scope) > self._most:
+            if size > self._most or _content_length(scope) > self._most:
                 raise HTTPException(413, f"The body may have at most {self._most} bytes")
             return message
 
         await self._app(scope, limited if scope["type"] == "http" else receive, send)
 
 
-def _announced(scope: Scope) -> int:
+def _content_length(scope: Scope) -> int:
     text = Headers(scope=scope).get("content-length", "")
     return int(text) if text.isdecimal() and len(text) < 20 else 0

@@ -1,7 +1,8 @@
-"""The keys of the gateway's callers: a file of lines `id:sha256:namespace`, of hashes only.
+"""The API keys of the gateway's callers.
 
-The file is a mounted Secret, or any other; it is read again when it has changed. A key is 256
-random bits, so that its plain digest tells nothing of it.
+The key file has one line `id:sha256:namespace` per key, so it holds no key itself. It is usually a
+mounted Secret, and is read again when it changes. A key is 256 random bits: nobody can guess it
+from its digest, so the digest needs no salt.
 """
 
 from __future__ import annotations
@@ -27,19 +28,18 @@ _Version = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Key:
-    """Who calls, and the namespace whose models they see.
-
-    digest: of the key itself. It is secret enough to sign sessions with: who has it not cannot,
-    and a session ends with its key.
-    """
+    """An API key, without the key itself."""
 
     id: str
+    """The key's name in logs."""
     namespace: str
+    """The namespace whose models the key gives access to."""
     digest: bytes = field(repr=False)
+    """SHA-256 of the key. It signs the key's gallery sessions, so it must stay secret."""
 
 
 class Keys:
-    """The keys that the file holds now."""
+    """The current keys of the key file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,71 +47,78 @@ class Keys:
         self._keys: tuple[Key, ...] = ()
 
     def find(self, key: str) -> Key | None:
-        """The key of this text. Takes as long for a wrong one: all lines are compared."""
+        """Return the entry of this key, or None if the key is wrong.
+
+        It compares the key with all entries, so that its duration reveals nothing about them.
+        """
         digest = hashlib.sha256(key.encode()).digest()
-        found = None
-        for one in self._current():
-            if hmac.compare_digest(one.digest, digest):
-                found = one
-        return found if key else None
+        match = None
+        for entry in self._current():
+            if hmac.compare_digest(entry.digest, digest):
+                match = entry
+        return match if key else None
 
     def by_id(self, key_id: str) -> Key | None:
-        """The key of this id, while the file has it."""
-        return next((one for one in self._current() if one.id == key_id), None)
+        """Return the key with this id, or None if the file no longer has it."""
+        return next((entry for entry in self._current() if entry.id == key_id), None)
 
     @property
     def readable(self) -> bool:
-        """Whether the file can be read, and holds a key."""
+        """Whether the file can be read and has at least one valid key."""
         return bool(self._current())
 
     def _current(self) -> tuple[Key, ...]:
-        """What the file says; nobody's key is good while it cannot be read."""
+        """Return the keys of the file; no keys while the file cannot be read."""
         try:
-            # Follows the links of a mounted Secret, whose target is replaced as a whole.
+            # stat follows the links of a mounted Secret, whose target is replaced as a whole.
             stat = self._path.stat()
             version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if version != self._version:
                 self._keys = tuple(parse(self._path.read_text()))
                 self._version = version
-                log.info("keys read from %s: %d", self._path, len(self._keys))
-        except (OSError, UnicodeDecodeError) as problem:
+                log.info("read %d keys from %s", len(self._keys), self._path)
+        except (OSError, UnicodeDecodeError) as error:
             if self._keys or self._version is None:
-                log.error("no key is accepted: %s: %s", self._path, problem)
+                log.error("no key is accepted: cannot read %s: %s", self._path, error)
             self._keys, self._version = (), (0, 0, 0)
         return self._keys
 
 
 def parse(text: str) -> Iterator[Key]:
-    """The keys of a file's text; lines that are none are logged by their numbers, and left out."""
-    taken: dict[str, int] = {}
+    """Yield the keys of a key file; log the number of each invalid line and skip it."""
+    lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        # A bad line may be a key that somebody pasted: it is not quoted.
+        # The log does not quote an invalid line: it may be a key that someone pasted.
         parts = [part.strip() for part in line.split(":")]
         if len(parts) != 3:
-            log.error("line %d of the keys is not `id:sha256:namespace`", number)
+            log.error("line %d of the key file is not `id:sha256:namespace`", number)
             continue
         key_id, digest, namespace = parts
         if not ID.fullmatch(key_id):
-            log.error("line %d of the keys: the id must match %s", number, ID.pattern)
+            log.error("line %d of the key file: the id must match %s", number, ID.pattern)
         elif not DIGEST.fullmatch(digest):
-            log.error("line %d of the keys: the digest is not 64 lower-case hex digits", number)
+            log.error("line %d of the key file: the digest is not 64 lower-case hex digits", number)
         elif not NAMESPACE.fullmatch(namespace):
-            log.error("line %d of the keys: the namespace is not one", number)
-        elif key_id in taken:
-            log.error("line %d of the keys: line %d has this id", number, taken[key_id])
+            log.error("line %d of the key file: the namespace is not a valid name", number)
+        elif key_id in lines:
+            log.error("line %d of the key file: line %d has the same id", number, lines[key_id])
         else:
-            taken[key_id] = number
+            lines[key_id] = number
             yield Key(key_id, namespace, bytes.fromhex(digest))
 
 
 def new(namespace: str, key_id: str | None = None) -> tuple[str, str]:
-    """A new key, and its line of the file; raises ValueError where id or namespace is none."""
+    """Return a new key and its line for the key file; raise ValueError for an invalid name."""
     key_id = key_id or f"{namespace[:50]}-{secrets.token_hex(4)}"
     if not NAMESPACE.fullmatch(namespace):
-        raise ValueError(f"{namespace!r} is no namespace: lower-case letters, digits and dashes")
+        raise ValueError(
+            f"{namespace!r} is not a namespace name: use lower-case letters, digits and dashes"
+        )
     if not ID.fullmatch(key_id):
-        raise ValueError(f"{key_id!r} is no id: letters, digits, dots, dashes and underscores")
+        raise ValueError(
+            f"{key_id!r} is not a key id: use letters, digits, dots, dashes and underscores"
+        )
     key = secrets.token_urlsafe(KEY_BYTES)
     return key, f"{key_id}:{hashlib.sha256(key.encode()).hexdigest()}:{namespace}"

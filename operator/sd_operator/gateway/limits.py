@@ -1,4 +1,4 @@
-"""How often one caller may call. In memory, so each replica counts by itself."""
+"""Limits how often one caller may call. It counts in memory, so each replica has its own count."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ import time
 from collections.abc import Callable
 
 CALLERS_MAX = 10_000
+"""How many callers are remembered; the one that called longest ago is forgotten first."""
 
 
 class Limiter:
-    """So many calls a minute for each caller, all at once or spread (GCRA: one time per caller)."""
+    """Allows each caller a number of calls per minute, in one burst or spread out.
+
+    It uses the generic cell rate algorithm, which keeps one time per caller. 0 means no limit.
+    """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._step = 60 / per_minute if per_minute else 0.0
         self._clock = clock
-        # When a caller would have used up all calls had they been spread; the oldest call first.
-        self._used: dict[str, float] = {}
+        # The time at which a caller's calls would end if they were evenly spread. The caller that
+        # called longest ago comes first.
+        self._ends: dict[str, float] = {}
 
     def take(self, caller: str) -> float:
-        """Count a call: 0 where it may be made, else the seconds until one may be."""
+        """Count a call. Return 0 if it is allowed, else the seconds until the next one is."""
         now = self._clock()
-        used = max(self._used.pop(caller, now), now)
-        wait = used + self._step - now - 60
+        end = max(self._ends.pop(caller, now), now)
+        wait = end + self._step - now - 60
         allowed = wait <= 0
-        self._used[caller] = used + self._step if allowed else used
-        if len(self._used) > CALLERS_MAX:
-            del self._used[next(iter(self._used))]
+        self._ends[caller] = end + self._step if allowed else end
+        if len(self._ends) > CALLERS_MAX:
+            del self._ends[next(iter(self._ends))]
         return 0.0 if allowed else wait
 
 
 def network(address: str) -> str:
-    """The caller that an address stands for: one has a whole /64 of IPv6."""
+    """Return the caller behind an address: the address itself, or its /64 network for IPv6.
+
+    A customer usually has a whole /64, and could evade a limit on single IPv6 addresses.
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

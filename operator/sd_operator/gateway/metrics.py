@@ -1,4 +1,4 @@
-"""The gateway's Prometheus metrics, in a registry and behind a thread server of their own."""
+"""The gateway's Prometheus metrics. They have their own registry and their own port."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd_operator.base.metrics import add_build_info, api_requests, serve
 
 OTHER = "other"
+"""The route label of calls that match no route: their paths are unbounded."""
 
 
 class Metrics:
-    """All metrics of one gateway."""
+    """The metrics of one gateway."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -26,7 +27,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "sdmodel_gateway_request_duration_seconds",
-            "Time until the answer to a call begins.",
+            "Time until the response to a call starts.",
             ["route"],
             registry=self.registry,
         )
@@ -43,44 +44,44 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
-        """Serve /metrics from a thread; returns the port and what ends it."""
+        """Serve /metrics in a thread; return the port and a function that stops the server."""
         return serve(self.registry, address, port)
 
 
 class Measured:
-    """Counts and times the calls of an application."""
+    """Middleware that counts and times the calls of an application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a call on."""
+        """Handle a call, and count it when its response starts or it raises."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, told = time.monotonic(), False
+        start, counted = time.monotonic(), False
 
-        def tell(code: int) -> None:
-            nonlocal told
-            told = True
-            self._metrics.count_call(_route(scope), code, time.monotonic() - begun)
+        def count(code: int) -> None:
+            nonlocal counted
+            counted = True
+            self._metrics.count_call(_route(scope), code, time.monotonic() - start)
 
         async def measured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                tell(message["status"])
+                count(message["status"])
             await send(message)
 
         try:
             await self._app(scope, receive, measured)
         except Exception:
-            if not told:
-                tell(500)
+            if not counted:
+                count(500)
             raise
 
 
 def _route(scope: Scope) -> str:
-    """The pattern that was called; of a mounted application with the path that it is under."""
+    """Return the pattern of the route, with the mount path if it belongs to a mounted app."""
     path = getattr(scope.get("route"), "path", None)
     if path is None:
         return OTHER

@@ -1,4 +1,4 @@
-"""Everything that the gateway does with StableDiffusionModels: look up, apply, delete, reload."""
+"""Finds, creates, changes, deletes and reloads StableDiffusionModel resources for the gateway."""
 
 from __future__ import annotations
 
@@ -17,35 +17,40 @@ from sd_operator.gateway.feed import Change, Feed
 from sd_operator.gateway.naming import resource_name
 
 ATTEMPTS = 5
-OF_A_SOURCE = ("sha256", "gitRevision", "baseModel", "predictionType", "originalConfig")
-"""Fields that describe what one url leads to."""
-OF_A_HOST = ("credentialsSecretRef",)
-"""Fields that are for the host of one url."""
+"""How often a change is tried when other callers change the model at the same time."""
+SOURCE_FIELDS = ("sha256", "gitRevision", "baseModel", "predictionType", "originalConfig")
+"""Fields of the spec that are removed when the url changes: they describe its content."""
+HOST_FIELDS = ("credentialsSecretRef",)
+"""Fields of the spec that are removed when the host of the url changes."""
 
 
 class Models:
-    """The models of all namespaces; each call names the one that the caller's key is for."""
+    """The models of all namespaces. Every method takes the namespace of the caller's key."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._feeds: dict[str, Feed] = {}
 
     async def close(self) -> None:
-        """End all watches."""
+        """Stop all watches."""
         for feed in self._feeds.values():
             await feed.close()
 
     async def all(self, namespace: str) -> list[Json]:
-        """All models of a namespace."""
+        """Return all models of a namespace."""
         return (await self._api.list(MODELS, namespace)).items
 
     async def get(self, namespace: str, name: str) -> Json:
-        """The model of this resource name; raises NotFoundError."""
+        """Return the model with this resource name; raise NotFoundError if it does not exist."""
         return await self._api.get(MODELS, namespace, name)
 
     async def find(self, namespace: str, model_id: str) -> Json | None:
-        """The model of this effective model id; of several, the one that has the files."""
-        # What the gateway made has this name; only kubectl's models must be looked for.
+        """Return the model with this effective id, or None.
+
+        Several models can have the same id. A Ready one comes first, because it has the files, then
+        the oldest.
+        """
+        # Only models that the gateway did not create can have another name.
         try:
             body = await self._api.get(MODELS, namespace, resource_name(model_id))
         except NotFoundError:
@@ -53,15 +58,15 @@ class Models:
         else:
             if effective_id(body) == model_id:
                 return body
-        found = [body for body in await self.all(namespace) if effective_id(body) == model_id]
-        found.sort(key=lambda body: (not is_ready(body), body["metadata"]["creationTimestamp"]))
-        return found[0] if found else None
+        matches = [body for body in await self.all(namespace) if effective_id(body) == model_id]
+        matches.sort(key=lambda body: (not is_ready(body), body["metadata"]["creationTimestamp"]))
+        return matches[0] if matches else None
 
     async def apply(self, namespace: str, model_id: str, wanted: Mapping[str, Any]) -> Json:
-        """Create the model, or change what differs from what is wanted (see `spec_patch`).
+        """Create the model, or patch it with what differs from `wanted` (see `spec_patch`).
 
-        What is as wanted and does not load (Stalled) is tried again. Raises RefusedError where the
-        model of this id is being deleted, or its name is taken.
+        If nothing differs but the model is stalled, load it again. Raise RefusedError if the model
+        is being deleted, or if a model with another id has its resource name.
         """
         for _ in range(ATTEMPTS):
             body = await self.find(namespace, model_id)
@@ -70,10 +75,12 @@ class Models:
                     return await self._create(namespace, model_id, wanted)
                 return await self._change(namespace, body, wanted)
             except (AlreadyExistsError, ConflictError, NotFoundError) as error:
-                # Somebody was faster: what they made is looked at anew.
+                # Another caller changed the model in between: read it again and retry. Only a
+                # missing namespace makes a creation fail with NotFoundError.
                 if isinstance(error, NotFoundError) and body is None:
                     raise
-        raise RefusedError(409, f"Model {model_id} is being changed by others; try again")
+        text = f"Other callers keep changing model {model_id}; try again"
+        raise RefusedError(409, text)
 
     async def _create(self, namespace: str, model_id: str, wanted: Mapping[str, Any]) -> Json:
         name = resource_name(model_id)
@@ -91,7 +98,10 @@ class Models:
         except AlreadyExistsError:
             other = await self._api.get(MODELS, namespace, name)
             if effective_id(other) != model_id:
-                text = f"Resource {name} exists, and is model {effective_id(other)}"
+                text = (
+                    f"The resource name {name} belongs to model {effective_id(other)};"
+                    " use another id, or delete that model"
+                )
                 raise RefusedError(409, text) from None
             raise
 
@@ -108,7 +118,7 @@ class Models:
         return await self._api.patch(MODELS, namespace, metadata["name"], change)
 
     async def delete(self, namespace: str, body: Json) -> None:
-        """Delete a model, and nothing that was made in its place since; gone already is fine."""
+        """Delete the model with the uid of `body`; do nothing if it no longer exists."""
         metadata = body["metadata"]
         try:
             await self._api.delete(MODELS, namespace, metadata["name"], metadata["uid"])
@@ -116,65 +126,66 @@ class Models:
             return
 
     async def reload(self, namespace: str, body: Json) -> Json:
-        """Ask for the same source to be loaded again."""
+        """Set the reload annotation, so that the operator loads the model again."""
         metadata = body["metadata"]
         annotations = {names.ANNOTATION_RELOAD: secrets.token_hex(8)}
         change = {"metadata": {"uid": metadata["uid"], "annotations": annotations}}
         return await self._api.patch(MODELS, namespace, metadata["name"], change)
 
     async def events(self, namespace: str, body: Json) -> list[Json]:
-        """The Events about a model, the newest first."""
+        """Return the Events about a model, newest first."""
         fields = f"involvedObject.uid={body['metadata']['uid']}"
         events = (await self._api.list(EVENTS, namespace, fields=fields)).items
         return sorted(events, key=lambda event: event.get("lastTimestamp") or "", reverse=True)
 
     async def watch(self, namespace: str) -> AsyncGenerator[Change, None]:
-        """Yield all models of a namespace, then every change, until the listener leaves.
+        """Yield all models of a namespace, then every change, until the caller closes this.
 
-        However many listen, the API server sees one watch of a namespace.
+        All callers of a namespace share one watch on the API server.
         """
         feed = self._feeds.setdefault(namespace, Feed(self._api, namespace))
         try:
-            # A loop that is left does not close its generator by itself, nor in time.
+            # Leaving an `async for` does not close its generator; that would keep the watch open.
             async with contextlib.aclosing(feed.listen()) as changes:
                 async for change in changes:
                     yield change
         finally:
-            if not feed.heard and self._feeds.get(namespace) is feed:
+            if not feed.has_listeners and self._feeds.get(namespace) is feed:
                 del self._feeds[namespace]
 
 
 def spec_patch(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch of a spec; empty where it is as wanted. None means: without the field.
+    """Return the JSON merge patch that gives a spec the wanted fields; empty if it has them.
 
-    What is not spoken of stays; but another url ends what was said of the former source.
+    None removes a field. Fields that `wanted` does not have stay, but another url also removes the
+    fields that described the old one.
     """
     url = wanted.get("url", spec.get("url"))
     if url != spec.get("url"):
-        kept = OF_A_HOST if _host(url) == _host(spec.get("url")) else ()
-        ended = {key: None for key in (*OF_A_SOURCE, *OF_A_HOST) if key not in kept}
-        wanted = {**ended, **wanted}
+        kept = HOST_FIELDS if _host(url) == _host(spec.get("url")) else ()
+        removed = {key: None for key in (*SOURCE_FIELDS, *HOST_FIELDS) if key not in kept}
+        wanted = {**removed, **wanted}
     return {key: value for key, value in wanted.items() if spec.get(key) != value}
 
 
 def _host(url: str | None) -> str | None:
-    """The host of a link; None for the Hub's repos."""
+    """Return the host of a link; None for a Hub repo id."""
     with contextlib.suppress(ValueError):
         return urlsplit(url or "").hostname
     return None
 
 
 def effective_id(body: Json) -> str:
-    """The id that a model is published under."""
+    """Return the id under which a model is published."""
     return str((body.get("spec") or {}).get("modelId") or body["metadata"]["name"])
 
 
 def condition(body: Json, kind: str) -> Json:
-    """A condition of a model; empty where it has none of this kind."""
+    """Return a model's condition of this type; an empty mapping if it has none."""
     conditions = (body.get("status") or {}).get("conditions") or ()
-    return next((one for one in conditions if one.get("type") == kind), {})
+    return next((item for item in conditions if item.get("type") == kind), {})
 
 
 def is_ready(body: Json) -> bool:
-    """Whether a model is served."""
+    """Return whether a model is loaded and published."""
     return condition(body, ConditionType.READY).get("status") == "True"

@@ -1,4 +1,4 @@
-"""The resource's name for a model id."""
+"""Derives the resource's name from a model id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 def resource_name(model_id: str) -> str:
-    """The id itself if it is a DNS label; else a slug of it and its digest."""
+    """Return the id itself if it is a DNS label, else a slug of it with a digest."""
     if len(model_id) <= NAME_MAX_LENGTH and _LABEL.fullmatch(model_id):
         return model_id
     slug = re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-")[:SLUG_MAX_LENGTH].rstrip("-")

@@ -1,4 +1,4 @@
-"""The vendor's ten endpoints: POST, JSON, under /api/v1/enterprise/, shapes to the letter."""
+"""The vendor's ten endpoints: POST under /api/v1/enterprise/, with exactly the vendor's JSON."""
 
 from __future__ import annotations
 
@@ -25,39 +25,42 @@ NOT_FOUND = "Model does not exist on server"
 SYNC_RETRY_SECONDS = 10
 STARTED = {"message": "model load started", "status": "success"}
 
-Answer = dict[str, Any]
+Json = dict[str, Any]
 Bearer = Annotated[
     HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, description="The key, where the body has none.")),
+    Depends(HTTPBearer(auto_error=False, description="The API key, if the body has no `key`.")),
 ]
 CallT = TypeVar("CallT", bound=vendor.Call)
 
 
 @dataclass(frozen=True)
 class Vendor:
-    """What the endpoints do, for a caller whose key is good."""
+    """The endpoints' actions, for callers with a valid key.
+
+    An action's docstring is the summary of its endpoint in the OpenAPI document.
+    """
 
     context: Context
     syncing: set[str] = field(default_factory=set)
-    """Namespaces whose sources are being asked: one round at a time, for it calls others' hosts."""
+    """Namespaces with a sync in progress. Only one may run at a time: it calls foreign hosts."""
 
-    async def load_model(self, key: Key, call: vendor.LoadModel) -> Answer:
-        """Load a model, or load it anew where the request differs from the one before."""
+    async def load_model(self, key: Key, call: vendor.LoadModel) -> Json:
+        """Load a model; load it again if the request differs from the previous one."""
         await self.context.models.apply(key.namespace, call.model_id, call.spec())
         return STARTED
 
-    async def load_model_v2(self, key: Key, call: vendor.LoadModelV2) -> Answer:
-        """Load a model whose type and format are told apart."""
+    async def load_model_v2(self, key: Key, call: vendor.LoadModelV2) -> Json:
+        """Load a model; category and format are separate fields."""
         await self.context.models.apply(key.namespace, call.model_id, call.spec())
         return STARTED
 
-    async def load_vae(self, key: Key, call: vendor.LoadVae) -> Answer:
+    async def load_vae(self, key: Key, call: vendor.LoadVae) -> Json:
         """Load a VAE."""
         await self.context.models.apply(key.namespace, call.vae_id, call.spec())
         return {"status": "success", "message": "VAE load started"}
 
-    async def verify_model(self, key: Key, call: vendor.OneModel) -> Answer:
-        """Say whether a model is there, complete and verified."""
+    async def verify_model(self, key: Key, call: vendor.OneModel) -> Json:
+        """Check whether a model is loaded and verified."""
         body = await self.context.models.find(key.namespace, call.model_id)
         if body is None:
             raise RefusedError(404, NOT_FOUND)
@@ -65,12 +68,12 @@ class Vendor:
             raise RefusedError(404, vendor.not_ready(body))
         return {"status": "success", "message": "Model exists on server"}
 
-    async def get_all_models(self, key: Key, _: vendor.Call) -> Answer:
-        """List the models that are there."""
-        found = vendor.loaded(await self.context.models.all(key.namespace))
-        return {"models": found, "status": "success"}
+    async def get_all_models(self, key: Key, _: vendor.Call) -> Json:
+        """List the loaded models."""
+        models = vendor.loaded(await self.context.models.all(key.namespace))
+        return {"models": models, "status": "success"}
 
-    async def delete_model(self, key: Key, call: vendor.OneModel) -> Answer:
+    async def delete_model(self, key: Key, call: vendor.OneModel) -> Json:
         """Delete a model and its files."""
         body = await self.context.models.find(key.namespace, call.model_id)
         if body is None:
@@ -78,14 +81,14 @@ class Vendor:
         await self.context.models.delete(key.namespace, body)
         return {"status": "success", "message": "Model deleted on server"}
 
-    async def sync_models(self, key: Key, _: vendor.SyncModels) -> Answer:
-        """Load anew what has changed at its source since."""
+    async def sync_models(self, key: Key, _: vendor.SyncModels) -> Json:
+        """Load every model again whose source has changed since it was loaded."""
         if key.namespace in self.syncing:
-            raise RefusedError(429, "The models are being synced already", SYNC_RETRY_SECONDS)
+            raise RefusedError(429, "A sync of the models is already running", SYNC_RETRY_SECONDS)
         self.syncing.add(key.namespace)
         try:
-            known = await self.context.models.all(key.namespace)
-            moved = await sync.moved(known, self.context.settings)
+            models = await self.context.models.all(key.namespace)
+            moved = await sync.moved(models, self.context.settings)
             for body in moved:
                 await self.context.models.reload(key.namespace, body)
         finally:
@@ -94,61 +97,62 @@ class Vendor:
         message = f"{len(ids)} Models synced successfully"
         return {"status": "success", "message": message, "model_list": ids}
 
-    async def schedulers_list(self, _key: Key, _: vendor.Call) -> Answer:
-        """List the names of the schedulers that models can be used with."""
+    async def schedulers_list(self, _key: Key, _: vendor.Call) -> Json:
+        """List the names of the supported schedulers."""
         return {"schedulers": list(vendor.SCHEDULERS)}
 
-    async def clear_cache(self, key: Key, _: vendor.Call) -> Answer:
-        """Remove from the volume what no model needs."""
+    async def clear_cache(self, key: Key, _: vendor.Call) -> Json:
+        """Remove files that no model needs from the volume."""
         await cache.clear(self.context.api, self.context.settings, key.namespace)
         return {"status": "success", "message": "Cache cleared successfully"}
 
-    async def system_details(self, key: Key, _: vendor.Call) -> Answer:
-        """Count the models that are there, and say how long the next one waits."""
-        known = await self.context.models.all(key.namespace)
+    async def system_details(self, key: Key, _: vendor.Call) -> Json:
+        """Count the loaded models, and report how long the oldest queued model has waited."""
+        models = await self.context.models.all(key.namespace)
         return {
-            "model_count": sum(map(is_ready, known)),
-            "queue_time": vendor.queue_seconds(known, times.now()),
+            "model_count": sum(map(is_ready, models)),
+            "queue_time": vendor.queue_seconds(models, times.now()),
             "status": "ok",
         }
 
 
 def router(context: Context) -> APIRouter:
-    """The routes."""
-    made = APIRouter(prefix=PREFIX, tags=["The vendor's API"])
-    served = Vendor(context)
-    _add(made, context, vendor.LoadModel, served.load_model)
-    _add(made, context, vendor.LoadModelV2, served.load_model_v2)
-    _add(made, context, vendor.LoadVae, served.load_vae)
-    _add(made, context, vendor.OneModel, served.verify_model)
-    _add(made, context, vendor.Call, served.get_all_models)
-    _add(made, context, vendor.OneModel, served.delete_model)
-    _add(made, context, vendor.SyncModels, served.sync_models)
-    _add(made, context, vendor.Call, served.schedulers_list)
-    _add(made, context, vendor.Call, served.clear_cache)
-    _add(made, context, vendor.Call, served.system_details)
-    return made
+    """Return the routes of all endpoints."""
+    routes = APIRouter(prefix=PREFIX, tags=["The vendor's API"])
+    actions = Vendor(context)
+    _add(routes, context, vendor.LoadModel, actions.load_model)
+    _add(routes, context, vendor.LoadModelV2, actions.load_model_v2)
+    _add(routes, context, vendor.LoadVae, actions.load_vae)
+    _add(routes, context, vendor.OneModel, actions.verify_model)
+    _add(routes, context, vendor.Call, actions.get_all_models)
+    _add(routes, context, vendor.OneModel, actions.delete_model)
+    _add(routes, context, vendor.SyncModels, actions.sync_models)
+    _add(routes, context, vendor.Call, actions.schedulers_list)
+    _add(routes, context, vendor.Call, actions.clear_cache)
+    _add(routes, context, vendor.Call, actions.system_details)
+    return routes
 
 
 def _add(
-    made: APIRouter,
+    routes: APIRouter,
     context: Context,
     kind: type[CallT],
-    act: Callable[[Key, CallT], Awaitable[Answer]],
+    act: Callable[[Key, CallT], Awaitable[Json]],
 ) -> None:
+    """Add the endpoint that reads a request as `kind` and passes it to `act`."""
     name = act.__name__
 
-    async def endpoint(request: Request, bearer: Bearer) -> Answer:
+    async def endpoint(request: Request, bearer: Bearer) -> Json:
         fields = bodies.parse(await request.body(), request.headers.get("Content-Type", ""))
         key = context.admit(_key(fields, bearer), request)
-        log.info("%s, by key %s of namespace %s", name, key.id, key.namespace)
+        log.info("%s called with key %s for namespace %s", name, key.id, key.namespace)
         try:
             call = kind.model_validate(fields)
         except ValidationError as error:
             raise RefusedError(400, vendor.complaint(error)) from None
         return await act(key, call)
 
-    made.add_api_route(
+    routes.add_api_route(
         f"/{name}",
         endpoint,
         methods=["POST"],
@@ -161,8 +165,8 @@ def _add(
     )
 
 
-def _key(fields: Answer, bearer: HTTPAuthorizationCredentials | None) -> str:
-    """The key of the body, the vendor's way; else that of the header."""
+def _key(fields: Json, bearer: HTTPAuthorizationCredentials | None) -> str:
+    """Return the key from the body, as the vendor's clients send it, else from the header."""
     key = fields.get("key")
     if isinstance(key, str) and key:
         return key

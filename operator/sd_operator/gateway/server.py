@@ -1,4 +1,4 @@
-"""How the application is served."""
+"""Configures the HTTP server of the application."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fastapi import FastAPI
 from sd_operator.gateway.settings import Settings
 
 GRACE_SECONDS = 5
-"""What streams to browsers are left at the end; they come back to another replica."""
+"""How long open streams to browsers delay a shutdown; the browsers then reconnect."""
 
 
 def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
-    """A server that is still to be run."""
+    """Return a server for the application; the caller runs it."""
     config = uvicorn.Config(
         app,
         host=settings.bind_address,

@@ -1,4 +1,4 @@
-"""The gateway's settings: environment variables `SD_GATEWAY_*`, read here and nowhere else."""
+"""The gateway's settings. Only this module reads the environment variables `SD_GATEWAY_*`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Settings:
     """Everything an administrator may set."""
 
     keys_file: Path
-    """File of the callers' keys; `sd-gateway new-key NAMESPACE` prints its lines."""
+    """Key file: one line for each API key. `sd-gateway new-key NAMESPACE` prints a line."""
     kubeconfig: Path | None = None
     """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
     claim_name: str = defaults.CLAIM_NAME
@@ -38,20 +38,20 @@ class Settings:
     ca_file: Path | None = None
     """PEM file; sync_models trusts its authorities instead of the public ones."""
     store: Path | None = None
-    """Folder where the volume is mounted read-only, to show previews. Models on other claims, and
+    """Folder where the volume is mounted read-only, to show previews. Models on other PVCs, and
     all models if this is empty, are shown with a picture of their type."""
     public_url: str | None = None
     """URL under which browsers reach the gateway. If it begins with http://, cookies are sent over
     plain http, too."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses of the proxies whose X-Forwarded-For is believed, separated by commas."""
+    """Addresses of the proxies whose X-Forwarded-For header is trusted, separated by commas."""
     calls_per_minute: int = 600
     """How many calls one key may make in a minute. 0: no limit."""
     failures_per_minute: int = 10
     """How many wrong keys one address may try in a minute. 0: no limit."""
     max_body_bytes: int = 65536
     """Size limit of a request's body, in bytes. At least 1024."""
-    bind_address: str = "0.0.0.0"  # noqa: S104 - it is there to be called
+    bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it
     """Address of the API and of metrics."""
     port: int = defaults.GATEWAY_PORT
     """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
@@ -64,7 +64,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Read the environment; raises SettingsError."""
+        """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
         default = cls(keys_file=_keys_file(read))
         loader = default.loader
@@ -104,17 +104,17 @@ class Settings:
 
     @property
     def cookie_secure(self) -> bool:
-        """Whether browsers may send cookies over https only; so it is, unless told otherwise."""
+        """Whether browsers send cookies over https only: yes, unless public_url is http."""
         return self.public_url is None or self.public_url.startswith("https://")
 
     def guard(self) -> Guard:
-        """Which addresses may be called."""
+        """Return the guard that decides which addresses sync_models may call."""
         return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint])
 
 
 def _keys_file(read: Reader) -> Path:
     path = read.path("KEYS_FILE")
     if path is None:
-        why = "must name the file of the keys; `sd-gateway new-key NAMESPACE` makes its lines"
+        why = "must name the key file; run `sd-gateway new-key NAMESPACE` to make a line for it"
         raise read.wrong("KEYS_FILE", why)
     return path

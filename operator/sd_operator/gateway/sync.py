@@ -1,8 +1,9 @@
-"""sync_models: which models' sources have moved since they were loaded.
+"""Finds the models whose source has changed since they were loaded, for sync_models.
 
-Hub repos: the branch (spec.gitRevision, else main) is at another commit than the one loaded. Links:
-the server names another digest or size. What cannot be told has not moved: private repos (the
-gateway reads no Secrets), links whose servers answer HEAD with nothing of use, trained models.
+The source of a Hub repo has changed if its branch (spec.gitRevision, default main) is at another
+commit than the loaded one. The source of a link has changed if the server reports another digest
+or size. If neither can be known, the source counts as unchanged: private repos (the gateway reads
+no Secrets), servers that report no digest and no size, trained models.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 CALL_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 CALLS_AT_ONCE = 16
-ANSWER_MAX_BYTES = 4 * 2**20
-"""Of a Hub repo's description, which lists its files."""
+REPO_INFO_MAX_BYTES = 4 * 2**20
+"""The largest description of a Hub repo that is read. It lists the repo's files."""
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -44,7 +45,7 @@ _NOT_A_MODEL = ("text/", "application/json", "application/xml")
 
 @dataclass(frozen=True)
 class Branch:
-    """A moving name of a Hub repo."""
+    """A branch or tag of a Hub repo."""
 
     repo: str
     revision: str
@@ -52,17 +53,19 @@ class Branch:
 
 @dataclass(frozen=True)
 class File:
-    """What a server says of the file behind a link; None is unknown."""
+    """What servers report about the file behind a link; None is unknown."""
 
     sha256: str | None = None
     size: int | None = None
+    """In bytes."""
 
 
 async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
-    """Those of these models whose source is another by now; a source is asked once."""
-    asked = {_question(body): None for body in bodies if _may_be_asked(body)}
+    """Return the models whose source has changed. Models with the same source share one request."""
+    idle = [body for body in bodies if _is_idle(body)]
+    sources = {source: None for body in idle if (source := _source(body)) is not None}
     slots = asyncio.Semaphore(CALLS_AT_ONCE)
-    answers: dict[Branch | str, str | File] = {}
+    states: dict[Branch | str, str | File] = {}
     outgoing = Outgoing(
         settings.guard(),
         CALL_SECONDS,
@@ -71,39 +74,34 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
         settings.ca_file,
     )
 
-    async def ask(question: Branch | str) -> None:
+    async def check(source: Branch | str) -> None:
         async with slots:
             with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
-                if isinstance(question, Branch):
+                if isinstance(source, Branch):
                     hub = settings.hub_endpoint or defaults.HUB_ENDPOINT
-                    answers[question] = await _commit(outgoing, hub, question)
+                    states[source] = await _commit(outgoing, hub, source)
                 else:
-                    answers[question] = await _file(outgoing, question)
+                    states[source] = await _file(outgoing, source)
 
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TOTAL_SECONDS), asyncio.TaskGroup() as group:
-                for question in asked:
-                    if question is not None:
-                        group.create_task(ask(question))
+                for source in sources:
+                    group.create_task(check(source))
     finally:
         await outgoing.close()
-    log.info("sources asked: %d, answers: %d", len(asked), len(answers))
-    return [
-        body
-        for body in bodies
-        if _may_be_asked(body) and _differs(body, answers.get(_question(body) or ""))
-    ]
+    log.info("sources checked: %d, answered: %d", len(sources), len(states))
+    return [body for body in idle if _differs(body, states.get(_source(body) or ""))]
 
 
-def _may_be_asked(body: Json) -> bool:
-    """Whether it is loaded, and nothing else is under way."""
+def _is_idle(body: Json) -> bool:
+    """Return whether a model is loaded, and is neither being loaded again nor deleted."""
     busy = condition(body, ConditionType.RECONCILING).get("status") == "True"
     return is_ready(body) and not busy and not body["metadata"].get("deletionTimestamp")
 
 
-def _question(body: Json) -> Branch | str | None:
-    """What to ask of a model's source; None where nothing can be asked."""
+def _source(body: Json) -> Branch | str | None:
+    """Return the branch or link to check; None if the source cannot change or be checked."""
     model = Model.from_body(body)
     url = model.url
     if re.match(HUB_REPO_PATTERN, url) or re.match(HUB_PAGE_PATTERN, url):
@@ -113,77 +111,77 @@ def _question(body: Json) -> Branch | str | None:
     return url if url.startswith(("https://", "http://")) else None
 
 
-def _differs(body: Json, answer: str | File | None) -> bool:
-    """Whether the answer is surely about something else than what was loaded."""
-    source = body["status"].get("source") or {}
-    if isinstance(answer, str):
-        return source.get("commit") not in (None, answer)
-    if answer is None:
+def _differs(body: Json, state: str | File | None) -> bool:
+    """Return whether a source's commit, digest or size is known and is not the loaded one."""
+    loaded = body["status"].get("source") or {}
+    if isinstance(state, str):
+        return loaded.get("commit") not in (None, state)
+    if state is None:
         return False
-    if answer.sha256 and source.get("sha256"):
-        return bool(answer.sha256 != source["sha256"])
-    return None not in (answer.size, source.get("sizeBytes")) and answer.size != source["sizeBytes"]
+    if state.sha256 and loaded.get("sha256"):
+        return bool(state.sha256 != loaded["sha256"])
+    return None not in (state.size, loaded.get("sizeBytes")) and state.size != loaded["sizeBytes"]
 
 
 async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
-    """The commit that a branch is at; raises ValueError where the Hub does not say."""
+    """Return the current commit of a branch; raise ValueError if the Hub does not report it."""
     revision = quote(branch.revision, safe="")
     url = f"{hub.rstrip('/')}/api/models/{branch.repo}/revision/{revision}"
     raw = b""
-    async with _answers(outgoing, "GET", url, {"Accept": "application/json"}) as answers:
-        async for response in answers:
+    async with _responses(outgoing, "GET", url, {"Accept": "application/json"}) as responses:
+        async for response in responses:
             if response.status in _REDIRECTS:
                 continue
             response.raise_for_status()
             async for chunk in response.content.iter_chunked(2**16):
                 raw += chunk
-                if len(raw) > ANSWER_MAX_BYTES:
-                    raise ValueError("the answer is too long")
-    answer = json.loads(raw)
-    commit = str(answer.get("sha")) if isinstance(answer, dict) else ""
+                if len(raw) > REPO_INFO_MAX_BYTES:
+                    raise ValueError("the description of the repo is too long")
+    info = json.loads(raw)
+    commit = str(info.get("sha")) if isinstance(info, dict) else ""
     if not _COMMIT.fullmatch(commit):
-        raise ValueError("no commit")
+        raise ValueError("the description of the repo has no commit")
     return commit
 
 
 async def _file(outgoing: Outgoing, url: str) -> File:
-    """What the servers on the way to a file say of it."""
-    known = File()
-    async with _answers(outgoing, "HEAD", url, {"Accept-Encoding": "identity"}) as answers:
-        async for response in answers:
-            # The Hub says it in the redirect: X-Linked-ETag is the file's digest.
+    """Return what the server of a file, and the servers that redirect to it, report about it."""
+    file = File()
+    async with _responses(outgoing, "HEAD", url, {"Accept-Encoding": "identity"}) as responses:
+        async for response in responses:
+            # The Hub reports the file's digest (X-Linked-ETag) and size in its redirect.
             etag = response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
             size = response.headers.get("X-Linked-Size")
             final = response.status == 200 and not response.content_type.startswith(_NOT_A_MODEL)
             if final and "Content-Encoding" not in response.headers:
                 size = size or response.headers.get("Content-Length")
-            known = File(
-                known.sha256 or (etag.strip('"') if _SHA256.fullmatch(etag.strip('"')) else None),
-                known.size or (int(size) if size and size.isdecimal() else None),
+            file = File(
+                file.sha256 or (etag.strip('"') if _SHA256.fullmatch(etag.strip('"')) else None),
+                file.size or (int(size) if size and size.isdecimal() else None),
             )
-    return known
+    return file
 
 
-def _answers(
+def _responses(
     outgoing: Outgoing, method: str, url: str, headers: Mapping[str, str]
 ) -> contextlib.aclosing[AsyncGenerator[aiohttp.ClientResponse, None]]:
-    """The answers on the way: redirects, then what is none; raises ValueError for too many."""
+    """Yield each redirect and then the final response; raise ValueError for too many redirects."""
 
-    async def follow(at: str) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+    async def follow(url: str) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         for _ in range(MAX_REDIRECTS + 1):
-            async with outgoing.call(method, at, headers) as response:
+            async with outgoing.call(method, url, headers) as response:
                 yield response
                 if response.status not in _REDIRECTS:
                     return
-                at = _next(at, response)
+                url = _redirect_target(url, response)
         raise ValueError("too many redirects")
 
     return contextlib.aclosing(follow(url))
 
 
-def _next(url: str, response: aiohttp.ClientResponse) -> str:
-    """Where a redirect leads; never from https to http."""
+def _redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
+    """Return where a redirect leads; raise ValueError if it leads from https to http."""
     target = urljoin(url, response.headers.get("Location", ""))
     if url.startswith("https://") and not target.startswith("https://"):
-        raise ValueError(f"{redact_url(url)} leads to plain http")
+        raise ValueError(f"{redact_url(url)} redirects to plain http")
     return target

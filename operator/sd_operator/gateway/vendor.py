@@ -1,4 +1,4 @@
-"""The vendor's words: what its requests may say, and what they mean as a spec. Pure."""
+"""The vendor's request and response fields, and how they translate to and from a resource. Pure."""
 
 from __future__ import annotations
 
@@ -52,27 +52,32 @@ def _lower(value: object) -> object:
 
 YesNo = Annotated[Literal["yes", "no"], BeforeValidator(_lower)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
-Source = Annotated[Url, Field(description="Hugging Face repo id, or a link to the model's file.")]
+Source = Annotated[Url, Field(description="Hugging Face repo id, or a link to the model file.")]
 ModelId = Annotated[
     str,
     StringConstraints(max_length=63, pattern=MODEL_ID_PATTERN),
-    Field(description="The name under which the model is published."),
+    Field(description="Id under which the model is published."),
 ]
 Revision = Annotated[
     Literal["fp16", "fp32", "bf16"], Field(description="Precision of the published weights.")
 ]
-Webhook = Annotated[Url | None, Field(description="Called when the load begins, and at its end.")]
+Webhook = Annotated[
+    Url | None, Field(description="URL that is called when the load starts and when it ends.")
+]
 
 
 class Call(BaseModel):
-    """What every request may have. Clients send null and "" for what they leave out."""
+    """The fields of every request.
+
+    Null and "" count as absent: the vendor's clients send them for fields that they do not set.
+    """
 
     model_config = ConfigDict(
         extra="ignore", coerce_numbers_to_str=True, str_strip_whitespace=True, frozen=True
     )
 
     key: str | None = Field(
-        default=None, description="The API key; it may be sent as `Authorization: Bearer` instead."
+        default=None, description="API key; it may be sent as `Authorization: Bearer` instead."
     )
 
     @model_validator(mode="before")
@@ -84,7 +89,7 @@ class Call(BaseModel):
 
 
 class LoadModel(Call):
-    """load_model."""
+    """The request of load_model."""
 
     url: Source
     model_id: ModelId
@@ -98,16 +103,14 @@ class LoadModel(Call):
         "vae",
     ]
     from_safetensors: YesNo | None = Field(
-        default=None, description="yes: anything but safetensors is refused."
+        default=None, description="yes: load the model only if it is in safetensors format."
     )
     revision: Revision = DEFAULT_REVISION
-    upcast_attention: YesNo | None = Field(
-        default=None, description="yes: attention is computed in fp32."
-    )
+    upcast_attention: YesNo | None = Field(default=None, description="yes: attention uses fp32.")
     webhook: Webhook = None
 
     def spec(self) -> dict[str, Any]:
-        """The spec it asks for; None where a field is to be absent."""
+        """Return the requested spec. A field that must be absent from it is None."""
         return {
             "url": self.url,
             "modelType": self.model_type,
@@ -122,7 +125,7 @@ _CATEGORIES = {"lora": ModelType.LORA, "controlnet": ModelType.CONTROLNET}
 
 
 class LoadModelV2(Call):
-    """load_model_v2: type and format apart."""
+    """The request of load_model_v2, which has category and format as separate fields."""
 
     url: Source
     model_id: ModelId
@@ -132,7 +135,7 @@ class LoadModelV2(Call):
     webhook: Webhook = None
 
     def spec(self) -> dict[str, Any]:
-        """The spec it asks for. That it is XL, the file says itself, and better."""
+        """Return the requested spec. It does not repeat `_xl`: the loader detects SDXL itself."""
         whole = ModelType.HUGGINGFACE if self.model_format == "diffusers" else ModelType.CUSTOM_CKPT
         return {
             "url": self.url,
@@ -144,7 +147,7 @@ class LoadModelV2(Call):
 
 
 class LoadVae(Call):
-    """load_vae."""
+    """The request of load_vae."""
 
     vae_id: ModelId
     vae_url: Source
@@ -152,7 +155,7 @@ class LoadVae(Call):
     webhook: Webhook = None
 
     def spec(self) -> dict[str, Any]:
-        """The spec it asks for; it cannot speak of precision."""
+        """Return the requested spec. It sets no precision: the request has no field for it."""
         return {
             "url": self.vae_url,
             "modelType": ModelType.VAE.value,
@@ -162,60 +165,60 @@ class LoadVae(Call):
 
 
 class OneModel(Call):
-    """verify_model, delete_model."""
+    """The request of verify_model and delete_model."""
 
     model_id: ModelId
 
 
 class SyncModels(Call):
-    """sync_models."""
+    """The request of sync_models."""
 
     sync_key: str | None = Field(
-        default=None, description="The vendor's second key. Accepted, and not looked at."
+        default=None, description="The vendor's second key; it is accepted and ignored."
     )
 
 
 def complaint(error: ValidationError) -> str:
-    """What is wrong with a request, field by field, without what was sent."""
-    told = []
+    """Return what is wrong with each field of a request, without the values that were sent."""
+    messages = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         field = ".".join(str(part) for part in fault["loc"][:1]) or "the body"
         if fault["type"] == "missing":
-            told.append(f"{field} is required")
+            messages.append(f"{field} is required")
         elif field in {"model_id", "vae_id"} and fault["type"].startswith("string_"):
-            told.append(
+            messages.append(
                 f"{field} must be 1 to 63 letters, digits, dots, dashes and underscores,"
                 " with a letter or digit at both ends"
             )
         else:
-            told.append(f"{field}: {fault['msg']}")
-    return "; ".join(told)
+            messages.append(f"{field}: {fault['msg']}")
+    return "; ".join(messages)
 
 
 def loaded(bodies: Sequence[Json]) -> list[dict[str, str]]:
-    """The list of get_all_models: those that are Ready."""
-    found = []
+    """Return the entries of get_all_models: the Ready models, sorted by id."""
+    entries = []
     for body in bodies:
         if is_ready(body):
-            at = times.parse((body["status"].get("artifact") or {}).get("lastUpdateTime"))
-            text = at.astimezone(UTC).strftime(TIME_FORMAT) if at else ""
-            found.append({"load_data": text, "model_id": effective_id(body)})
-    return sorted(found, key=lambda one: one["model_id"])
+            moment = times.parse((body["status"].get("artifact") or {}).get("lastUpdateTime"))
+            text = moment.astimezone(UTC).strftime(TIME_FORMAT) if moment else ""
+            entries.append({"load_data": text, "model_id": effective_id(body)})
+    return sorted(entries, key=lambda entry: entry["model_id"])
 
 
 def not_ready(body: Json) -> str:
-    """Why a model that is known is not on the server."""
+    """Return the message for a model that exists and is not Ready: its phase and the cause."""
     status = body.get("status") or {}
     ready = condition(body, ConditionType.READY)
     stalled = condition(body, ConditionType.STALLED)
-    why = stalled.get("message") or ready.get("message") or "the load has not begun"
+    why = stalled.get("message") or ready.get("message") or "the load has not started"
     percent = (status.get("progress") or {}).get("percent")
     phase = status.get("phase") or Phase.PENDING
     return f"Model is not on server: {phase}{f' {percent} %' if percent else ''}: {why}"
 
 
 def queue_seconds(bodies: Sequence[Json], now: datetime) -> int:
-    """How long the oldest model waits that is queued."""
+    """Return for how many seconds the oldest queued model has waited; 0 if none is queued."""
     waits = [0]
     for body in bodies:
         if (body.get("status") or {}).get("phase") == Phase.QUEUED:

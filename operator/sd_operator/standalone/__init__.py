@@ -1,6 +1,6 @@
-"""Everything on one machine: a small API server, controllers, a node, and the operator itself.
+"""A whole cluster in one process: a small API server, controllers, a node, and the operator.
 
-Objects are in memory. What is heavy is imported only when it runs.
+The API's objects are in memory. Slow imports happen only when it runs.
 """
 
 from __future__ import annotations
@@ -10,36 +10,44 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the options of `sd-operator standalone`."""
+    """Add the options of `sd-operator standalone`."""
     parser.add_argument(
-        "--store", type=Path, required=True, help="folder in which models are published"
+        "--store", type=Path, required=True, help="folder where models are published"
     )
     parser.add_argument(
-        "--kubeconfig", type=Path, help="file to write (default: STORE/.standalone/kubeconfig)"
+        "--kubeconfig",
+        type=Path,
+        help="kubeconfig to write (default: STORE/.standalone/kubeconfig)",
     )
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any)")
+    parser.add_argument(
+        "--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)"
+    )
     parser.add_argument(
         "--allowed-hosts",
         default="",
         metavar="HOST,…",
-        help="hosts that may be called although their addresses are private, or by http",
+        help="hosts that may be called over http and at private addresses",
     )
     parser.add_argument(
-        "--hf-endpoint", default="", metavar="URL", help="Hugging Face Hub or a mirror of it"
+        "--hf-endpoint", default="", metavar="URL", help="URL of the Hugging Face Hub or a mirror"
     )
     parser.add_argument(
-        "--no-operator", action="store_true", help="start everything but the operator"
+        "--no-operator", action="store_true", help="start everything except the operator"
     )
     parser.add_argument(
-        "--gateway", action="store_true", help="serve the vendor's REST API and the gallery too"
+        "--gateway", action="store_true", help="also serve the vendor's REST API and the gallery"
     )
     parser.add_argument(
-        "--gateway-port", type=int, default=0, metavar="N", help="the gateway's port (default: any)"
+        "--gateway-port",
+        type=int,
+        default=0,
+        metavar="N",
+        help="port of the gateway (default: any free one)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until interrupted; the exit code."""
+    """Run until a signal comes; return the exit code."""
     from sd_operator.standalone.main import main
 
     return main(args)

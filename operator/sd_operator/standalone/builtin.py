@@ -1,4 +1,4 @@
-"""What is particular to built-in kinds: defaults, rules, immutable fields, graceful deletion."""
+"""Rules of the built-in kinds: defaults, validation, immutable fields, graceful deletion."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _JOB_DEFAULTS = {
 
 
 def check_types(resource: resources.Resource, item: Json, handled: str) -> None:
-    """400 where a field is of a type that a real server could not even decode."""
+    """Raise 400 if a field has a type that a real API server could not decode."""
     for cause in schema.validate(resource.schema, item):
         if cause.reason == "FieldValueTypeInvalid":
             actual, expected = cause.message.split('"')[1], cause.message.split("type ")[1]
@@ -62,7 +62,7 @@ def check_types(resource: resources.Resource, item: Json, handled: str) -> None:
 
 
 def set_defaults(resource: resources.Resource, item: Json) -> None:
-    """Fill in what a real server fills in, as far as anybody here looks at it."""
+    """Set the defaults of a real API server, as far as anything in this project reads them."""
     if resource.custom:
         return
     meta, spec = item["metadata"], item.setdefault("spec", {})
@@ -130,18 +130,18 @@ def _default_pod(spec: Json) -> None:
 
 
 def grace_period(resource: resources.Resource, item: Json, options: Json) -> int:
-    """Seconds that a deleted object is left to end by itself: a Pod that runs on a node."""
+    """Return the seconds that a deleted object gets to end: above 0 only for a Pod that runs."""
     if resource is not resources.PODS or not item["spec"].get("nodeName"):
         return 0
     if item.get("status", {}).get("phase") in ENDED:
         return 0
-    wanted = options.get("gracePeriodSeconds")
+    requested = options.get("gracePeriodSeconds")
     default = item["spec"].get("terminationGracePeriodSeconds", 30)
-    return int(default if wanted is None else wanted)
+    return int(default if requested is None else requested)
 
 
 def validate(resource: resources.Resource, item: Json, old: Json | None) -> Iterator[Cause]:
-    """Faults that the schema cannot say."""
+    """Yield the errors that a schema cannot express."""
     spec = item.get("spec", {})
     if resource is resources.PODS:
         yield from _validate_pod(spec, "spec")
@@ -236,19 +236,19 @@ def _validate_pod(spec: Json, path: str) -> Iterator[Cause]:
     seen: set[Any] = set()
     for group in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(group, ())):
-            where = f"{path}.{group}[{index}]"
+            container_path = f"{path}.{group}[{index}]"
             name = container.get("name", "")
             if not metadata.is_label(name):
-                yield Cause.invalid(f"{where}.name", name, metadata.LABEL_RULE)
+                yield Cause.invalid(f"{container_path}.name", name, metadata.LABEL_RULE)
             if name in seen:
                 text = f'Duplicate value: "{name}"'
-                yield Cause(f"{where}.name", "FieldValueDuplicate", text)
+                yield Cause(f"{container_path}.name", "FieldValueDuplicate", text)
             seen.add(name)
             if not container.get("image"):
-                yield Cause.required(f"{where}.image")
-            for at, mount in enumerate(container.get("volumeMounts", ())):
+                yield Cause.required(f"{container_path}.image")
+            for mount_index, mount in enumerate(container.get("volumeMounts", ())):
                 if mount.get("name") not in volumes:
-                    field = f"{where}.volumeMounts[{at}].name"
+                    field = f"{container_path}.volumeMounts[{mount_index}].name"
                     text = f'Not found: "{mount.get("name")}"'
                     yield Cause(field, "FieldValueNotFound", text)
 

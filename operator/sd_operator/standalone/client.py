@@ -1,4 +1,4 @@
-"""A client of the Kubernetes API for the controllers: requests, and caches kept by watches."""
+"""The controllers' client of the Kubernetes API: requests, watches, and caches."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ RETRY_SECONDS = 1.0
 
 
 class Client:
-    """Speaks to the API server that a kubeconfig names."""
+    """A connection to the API server of a kubeconfig."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
     @classmethod
     async def connect(cls, kubeconfig: str) -> Client:
-        """Read a kubeconfig; nothing is sent yet."""
+        """Read a kubeconfig and return a client; nothing is sent yet."""
         config = Configuration()
         await load_kube_config(  # type: ignore[no-untyped-call]
             config_file=kubeconfig, client_configuration=config, persist_config=False
@@ -63,30 +63,30 @@ class Client:
         content_type: str = JSON,
         **query: str,
     ) -> Json:
-        """The answer's body; an ApiError for an answer of failure."""
+        """Send a request and return the response's body; raise ApiError if it failed."""
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         data = None if body is None else json.dumps(body)
         headers = {"Content-Type": content_type}
         async with self._session.request(
             method, path, data=data, params=query, headers=headers, timeout=timeout
         ) as response:
-            answer: Json = await response.json(content_type=None)
+            result: Json = await response.json(content_type=None)
             if response.status >= 400:
-                reason, message = answer.get("reason", ""), answer.get("message", "")
-                raise ApiError(response.status, reason, message, answer.get("details"))
-            return answer
+                reason, message = result.get("reason", ""), result.get("message", "")
+                raise ApiError(response.status, reason, message, result.get("details"))
+            return result
 
     async def patch(self, path: str, body: Json, content_type: str = MERGE) -> Json:
-        """Patch an object."""
+        """Patch an object and return it."""
         return await self.request("PATCH", path, body, content_type)
 
     async def delete(self, path: str, uid: str, policy: str = "Background") -> None:
-        """Delete exactly this object; one that is gone already is no error."""
+        """Delete the object with this uid; do nothing if it no longer exists."""
         options = {"propagationPolicy": policy, "preconditions": {"uid": uid}}
         await ignore_gone(self.request("DELETE", path, options))
 
-    async def watch(self, path: str, since: str, seen: Callable[[str, Json], None]) -> None:
-        """Hand on events until the server ends the stream."""
+    async def watch(self, path: str, since: str, handle: Callable[[str, Json], None]) -> None:
+        """Pass each event's type and object to `handle` until the server ends the watch."""
         query = {"watch": "1", "resourceVersion": since, "timeoutSeconds": str(WATCH_SECONDS)}
         timeout = aiohttp.ClientTimeout(total=None, sock_read=WATCH_SECONDS + 15)
         async with self._session.get(path, params=query, timeout=timeout) as response:
@@ -95,50 +95,51 @@ class Client:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     raise ApiError(event["object"].get("code", 500), "Expired", str(event))
-                seen(event["type"], event["object"])
+                handle(event["type"], event["object"])
 
 
 async def ignore_gone(request: Awaitable[Json]) -> None:
-    """Await a request; that its object is gone, or another by now, is no error."""
+    """Await a request; ignore that its object is gone or was replaced."""
     try:
         await request
     except ApiError as error:
-        # 422 is a real server's answer to another uid.
+        # A real API server answers 422 to a patch with the uid of another object.
         if error.code not in (404, 409, 422):
             raise
 
 
 class Cache:
-    """All objects of one resource by uid, kept current; tells of every change."""
+    """The current objects of one resource, by uid. It reports every change to `changed`."""
 
     def __init__(self, client: Client, path: str, changed: Callable[[Json], None]) -> None:
         self.path = path
         self.objects: dict[str, Json] = {}
         self.synced = asyncio.Event()
+        """Set after the first list."""
         self._client = client
         self._changed = changed
 
     async def run(self) -> None:
-        """List, then watch, for ever."""
+        """List and watch the resource for ever."""
         while True:
             try:
-                listed = await self._client.request("GET", self.path)
-                self._replace(listed)
+                listing = await self._client.request("GET", self.path)
+                self._replace(listing)
                 self.synced.set()
                 await self._client.watch(
-                    self.path, listed["metadata"]["resourceVersion"], self._seen
+                    self.path, listing["metadata"]["resourceVersion"], self._seen
                 )
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
                 log.debug("watch of %s: %s", self.path, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _replace(self, listed: Json) -> None:
+    def _replace(self, listing: Json) -> None:
         kind = {
-            "kind": listed["kind"].removesuffix("List"),
-            "apiVersion": listed["apiVersion"],
+            "kind": listing["kind"].removesuffix("List"),
+            "apiVersion": listing["apiVersion"],
         }
         old = self.objects
-        self.objects = {item["metadata"]["uid"]: kind | item for item in listed["items"]}
+        self.objects = {item["metadata"]["uid"]: kind | item for item in listing["items"]}
         for item in {**old, **self.objects}.values():
             self._changed(item)
 
@@ -151,9 +152,10 @@ class Cache:
 
 
 def object_path(item: Json, subresource: str = "") -> str:
-    """The path of an object."""
+    """Return the path of an object or of its subresource."""
     meta, version = item["metadata"], item["apiVersion"]
     prefix = f"/apis/{version}" if "/" in version else f"/api/{version}"
     plural = item["kind"].lower() + "s"
-    space = f"/namespaces/{meta['namespace']}" if meta.get("namespace") else ""
-    return f"{prefix}{space}/{plural}/{meta['name']}" + (f"/{subresource}" if subresource else "")
+    namespace = f"/namespaces/{meta['namespace']}" if meta.get("namespace") else ""
+    path = f"{prefix}{namespace}/{plural}/{meta['name']}"
+    return f"{path}/{subresource}" if subresource else path

@@ -1,4 +1,4 @@
-"""The controllers: Jobs, garbage collection, namespaces and claims, as clients of the API."""
+"""The controllers for Jobs, garbage collection, namespaces and PVCs, as clients of the API."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COLLECTED = (
     "/apis/coordination.k8s.io/v1/leases",
     f"/apis/{names.API_VERSION}/{names.PLURAL}",
 )
-"""What the garbage collector watches: owners and dependents."""
+"""The resources whose objects the garbage collector treats as owners and dependents."""
 CONTROLLERS = ("job", "collect", "namespace", "claim")
 NORMAL_EVENTS = ("SuccessfulCreate", "Completed", "Suspended", "Resumed")
 BACKOFF_SECONDS = 1.0
-"""Before a Job's second attempt. A real cluster takes 10 s."""
+"""The delay before a Job's second attempt. A real cluster waits 10 s."""
 
 
 class Controllers:
@@ -42,7 +42,10 @@ class Controllers:
         self._client = client
         self._backoff = backoff
         self._created: dict[str, str] = {}
-        """The Pod last made for a Job, by uids, so that a late cache makes no second one."""
+        """The uid of the last Pod created for each Job, by the Job's uid.
+
+        It prevents a second Pod while the cache does not have the first one yet.
+        """
         self._queues = {
             "job": Workqueue("job", self._reconcile_job),
             "collect": Workqueue("collect", self._collect),
@@ -53,7 +56,7 @@ class Controllers:
         self._caches[NAMESPACES] = Cache(client, NAMESPACES, self._changed)
 
     async def run(self, only: Iterable[str] = CONTROLLERS) -> None:
-        """Run for ever."""
+        """Run the controllers named in `only` for ever."""
         async with asyncio.TaskGroup() as group:
             for cache in self._caches.values():
                 group.create_task(cache.run())
@@ -94,10 +97,10 @@ class Controllers:
             return None
         cache = self._caches[PODS].objects
         pods = [pod for pod in cache.values() if uid in _owners(pod)]
-        made = self._created.get(uid)
-        if made is not None and made not in cache:
+        created = self._created.get(uid)
+        if created is not None and created not in cache:
             try:
-                await self._find_pod(job, made)
+                await self._find_pod(job, created)
             except LookupError:
                 del self._created[uid]
             else:
@@ -125,10 +128,10 @@ class Controllers:
         return plan.again
 
     async def _find_pod(self, job: Json, uid: str) -> None:
-        """LookupError where a Pod that the cache does not know is really gone."""
+        """Raise LookupError if a Pod that the cache lacks does not exist on the server either."""
         namespace = job["metadata"]["namespace"]
-        listed = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/pods")
-        if uid not in {item["metadata"]["uid"] for item in listed["items"]}:
+        listing = await self._client.request("GET", f"/api/v1/namespaces/{namespace}/pods")
+        if uid not in {item["metadata"]["uid"] for item in listing["items"]}:
             raise LookupError(uid)
 
     async def _record(self, job: Json, reason: str, message: str) -> None:
@@ -137,10 +140,10 @@ class Controllers:
         body = event(job, reason, message, "job-controller", kind)
         await self._client.request("POST", path, body)
 
-    # Garbage
+    # Garbage collection
 
     async def _collect(self, uid: str) -> float | None:
-        """Let a deletion go on to dependents, and delete what has lost all its owners."""
+        """Delete an object whose owners are gone; pass its own deletion on to its dependents."""
         item = next((i for i in self._objects() if i["metadata"]["uid"] == uid), None)
         if item is None:
             for dependent in self._dependents(uid):
@@ -172,13 +175,16 @@ class Controllers:
         return None
 
     async def _collect_dependent(self, item: Json) -> None:
-        """Delete an object whose owners are all gone; the server is asked, caches may be late."""
+        """Delete an object whose owners are all gone.
+
+        Caches can be late, so an owner counts as gone only if the server does not have it.
+        """
         owners = _owners(item)
         if not owners or "deletionTimestamp" in item["metadata"]:
             return
-        known = {i["metadata"]["uid"] for i in self._objects()}
+        existing = {i["metadata"]["uid"] for i in self._objects()}
         for uid, owner in owners.items():
-            if uid in known or await self._exists(item, owner):
+            if uid in existing or await self._exists(item, owner):
                 return
         finalizers = item["metadata"].get("finalizers", ())
         policy = "Orphan" if ORPHAN in finalizers else "Background"
@@ -190,12 +196,12 @@ class Controllers:
             {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": meta}
         )
         try:
-            found = await self._client.request("GET", path)
+            body = await self._client.request("GET", path)
         except ApiError as error:
             if error.code == 404:
                 return False
             raise
-        return bool(found["metadata"]["uid"] == owner["uid"])
+        return bool(body["metadata"]["uid"] == owner["uid"])
 
     async def _drop_finalizer(self, item: Json, finalizer: str) -> None:
         meta = item["metadata"]
@@ -203,28 +209,28 @@ class Controllers:
         change = {"finalizers": kept or None, "resourceVersion": meta["resourceVersion"]}
         await ignore_gone(self._client.patch(object_path(item), {"metadata": change}))
 
-    # Namespaces and claims
+    # Namespaces and PVCs
 
     async def _reconcile_namespace(self, uid: str) -> float | None:
-        """Empty a namespace that is being deleted, then let it go."""
-        space = self._caches[NAMESPACES].objects.get(uid)
-        if space is None or "deletionTimestamp" not in space["metadata"]:
+        """Empty a namespace that is being deleted, then remove its finalizer."""
+        namespace = self._caches[NAMESPACES].objects.get(uid)
+        if namespace is None or "deletionTimestamp" not in namespace["metadata"]:
             return None
-        name = space["metadata"]["name"]
+        name = namespace["metadata"]["name"]
         left = 0
         for path in (*COLLECTED, "/api/v1/events"):
             root, _, plural = path.rpartition("/")
-            inside = f"{root}/namespaces/{name}/{plural}"
-            await self._client.request("DELETE", inside, {"propagationPolicy": "Background"})
-            left += len((await self._client.request("GET", inside))["items"])
+            collection = f"{root}/namespaces/{name}/{plural}"
+            await self._client.request("DELETE", collection, {"propagationPolicy": "Background"})
+            left += len((await self._client.request("GET", collection))["items"])
         if left:
             return 0.2
-        body = copy.deepcopy(space) | {"spec": {"finalizers": []}}
-        await ignore_gone(self._client.request("PUT", object_path(space, "finalize"), body))
+        body = copy.deepcopy(namespace) | {"spec": {"finalizers": []}}
+        await ignore_gone(self._client.request("PUT", object_path(namespace, "finalize"), body))
         return None
 
     async def _reconcile_claim(self, uid: str) -> float | None:
-        """Bind a new claim; keep one that is being deleted while a Pod uses it."""
+        """Bind a new PVC; keep a PVC that is being deleted while a Pod uses it."""
         claim = self._caches[CLAIMS].objects.get(uid)
         if claim is None:
             return None
@@ -257,7 +263,7 @@ def _owners(item: Json) -> dict[str, Json]:
 
 
 def job_pod(job: Json) -> Json:
-    """The Pod of a Job."""
+    """Return the Pod to create for a Job."""
     meta = job["metadata"]
     template: dict[str, Any] = job["spec"]["template"]
     owner = {
@@ -276,7 +282,7 @@ def job_pod(job: Json) -> Json:
 
 
 def event(item: Json, reason: str, message: str, source: str, kind: str = "Normal") -> Json:
-    """An Event about an object."""
+    """Return an Event about an object."""
     meta, time = item["metadata"], jobs.show(datetime.now(UTC))
     return {
         "apiVersion": "v1",

@@ -1,4 +1,4 @@
-"""Discovery and OpenAPI: how clients learn what is served."""
+"""Discovery and OpenAPI documents, from which clients learn which resources exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUB_VERBS = {"log": ["get"], "binding": ["create"], "finalize": ["update"]}
 
 
 def _paths(resources: Iterable[Resource]) -> dict[str, list[Resource]]:
-    """The resources of each group version, by its path."""
+    """Return the resources of each group version, by its path."""
     paths: dict[str, list[Resource]] = {}
     for resource in resources:
         prefix = "apis" if resource.group else "api"
@@ -32,8 +32,8 @@ def _paths(resources: Iterable[Resource]) -> dict[str, list[Resource]]:
     return paths
 
 
-def answer(path: str, resources: Iterable[Resource]) -> Json:
-    """The document at a path outside of any resource."""
+def document(path: str, resources: Iterable[Resource]) -> Json:
+    """Return the discovery document at a path; raise 404 if the path has none."""
     groups = _paths(resources)
     if path == "version":
         return VERSION
@@ -86,14 +86,14 @@ def _resource_list(resources: Iterable[Resource]) -> Json:
 
 
 def _openapi(resources: Iterable[Resource]) -> Json:
-    """OpenAPI v3 as far as kubectl reads it: schemas, and that PATCH knows fieldValidation."""
+    """Return the parts of OpenAPI v3 that kubectl reads: schemas, and fieldValidation of PATCH."""
     paths: dict[str, Any] = {}
     schemas: dict[str, Any] = {}
     for resource in resources:
         gvk = {"group": resource.group, "version": resource.version, "kind": resource.kind}
         prefix = "apis" if resource.group else "api"
-        space = "/namespaces/{namespace}" if resource.namespaced else ""
-        path = f"/{prefix}/{resource.api_version}{space}/{resource.plural}/{{name}}"
+        namespace = "/namespaces/{namespace}" if resource.namespaced else ""
+        path = f"/{prefix}/{resource.api_version}{namespace}/{resource.plural}/{{name}}"
         parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
         patch = {"parameters": [parameter], "x-kubernetes-group-version-kind": gvk}
         paths[path] = {"patch": patch | {"x-kubernetes-action": "patch"}}

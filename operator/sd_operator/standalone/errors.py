@@ -1,4 +1,4 @@
-"""The API server's errors: what went wrong, as Kubernetes' own Status bodies say it."""
+"""The API server's errors, which become Kubernetes Status bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Value: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Cause:
-    """One fault of one field."""
+    """One error of one field."""
 
     field: str
     reason: str
@@ -25,40 +25,40 @@ class Cause:
 
     @classmethod
     def invalid(cls, field: str, value: Value, message: str) -> Cause:
-        """A value that breaks a rule."""
+        """Return the cause for a value that breaks a rule."""
         return cls(field, "FieldValueInvalid", f"Invalid value: {quote(value)}: {message}")
 
     @classmethod
     def wrong_type(cls, field: str, value: Value, message: str) -> Cause:
-        """A value of another type."""
+        """Return the cause for a value of the wrong type."""
         return cls(field, "FieldValueTypeInvalid", f"Invalid value: {quote(value)}: {message}")
 
     @classmethod
     def unsupported(cls, field: str, value: Value, allowed: Sequence[Any]) -> Cause:
-        """A value outside of an enumeration; the message lists the allowed ones."""
+        """Return the cause for a value that is not allowed; the message lists the allowed ones."""
         names = ", ".join(quote(item) for item in allowed)
         message = f"Unsupported value: {quote(value)}: supported values: {names}"
         return cls(field, "FieldValueNotSupported", message)
 
     @classmethod
     def required(cls, field: str, message: str = "") -> Cause:
-        """A value that is missing."""
+        """Return the cause for a missing value."""
         text = f"Required value: {message}" if message else "Required value"
         return cls(field, "FieldValueRequired", text)
 
     @classmethod
     def forbidden(cls, field: str, message: str) -> Cause:
-        """A value that may not be set here or now."""
+        """Return the cause for a value that may not be set here or now."""
         return cls(field, "FieldValueForbidden", f"Forbidden: {message}")
 
 
 def quote(value: Value) -> str:
-    """A value as Kubernetes shows it in messages."""
+    """Format a value as Kubernetes does in messages."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 class ApiError(Exception):
-    """A request that is answered with a Status of failure."""
+    """A request that fails with a Status."""
 
     def __init__(self, code: int, reason: str, message: str, details: Json | None = None) -> None:
         super().__init__(message)
@@ -68,7 +68,7 @@ class ApiError(Exception):
         self.details = details
 
     def status(self) -> Json:
-        """The body of the answer."""
+        """Return the body of the response."""
         body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
         body |= {"message": self.message, "reason": self.reason}
         if self.details is not None:
@@ -77,17 +77,17 @@ class ApiError(Exception):
 
 
 def bad_request(message: str) -> ApiError:
-    """400: the request itself makes no sense."""
+    """400: the request is malformed."""
     return ApiError(400, "BadRequest", message)
 
 
 def page_not_found() -> ApiError:
-    """404: no such path."""
+    """404: the path does not exist."""
     return ApiError(404, "NotFound", "the server could not find the requested resource", {})
 
 
 def about(code: int, reason: str, resource: tuple[str, str], name: str, text: str) -> ApiError:
-    """An error about one object; resource is (plural, group)."""
+    """Return an error about one object; `resource` is (plural, group)."""
     plural, group = resource
     details = {"name": name, "group": group, "kind": plural}
     details = {key: value for key, value in details.items() if value}
@@ -96,18 +96,18 @@ def about(code: int, reason: str, resource: tuple[str, str], name: str, text: st
 
 
 def not_found(resource: tuple[str, str], name: str) -> ApiError:
-    """404: no such object."""
+    """404: the object does not exist."""
     return about(404, "NotFound", resource, name, "{what} not found")
 
 
 def conflict(resource: tuple[str, str], name: str, why: str) -> ApiError:
-    """409: the object is not in the state that the request assumes."""
+    """409: the object is not in the state that the request expects."""
     text = "Operation cannot be fulfilled on {what}: " + why.replace("{", "{{").replace("}", "}}")
     return about(409, "Conflict", resource, name, text)
 
 
 def invalid(kind: tuple[str, str], name: str, causes: Sequence[Cause]) -> ApiError:
-    """422: fields break rules; kind is (kind, group)."""
+    """422: fields break rules; `kind` is (kind, group)."""
     joined = ", ".join(str(cause) for cause in causes)
     text = joined if len(causes) == 1 else f"[{joined}]"
     error = about(422, "Invalid", kind, name, "{what} is invalid: ")
@@ -121,5 +121,5 @@ def invalid(kind: tuple[str, str], name: str, causes: Sequence[Cause]) -> ApiErr
 
 
 def expired(message: str) -> ApiError:
-    """410: that revision is gone."""
+    """410: the revision is no longer in the history."""
     return ApiError(410, "Expired", message)

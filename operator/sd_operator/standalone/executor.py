@@ -1,4 +1,4 @@
-"""What a Pod's container may run on this machine: the loader, on a request that parses."""
+"""Runs the containers of Pods. A container may run only the loader, on a request that is valid."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 class RefusedError(Exception):
-    """A container that is not run here; the message says why."""
+    """Standalone does not run this container. The message says why."""
 
 
 @dataclass(frozen=True)
 class Mounts:
-    """Where on this machine the paths of a container lie."""
+    """The folders of this machine that stand for the paths of a container."""
 
     paths: Mapping[str, Path]
+    """The folder or file of this machine for each mount path."""
     claims: frozenset[str] = frozenset()
-    """The paths on which a PersistentVolumeClaim is mounted."""
+    """The mount paths of PersistentVolumeClaims."""
 
     def translate(self, text: str) -> str:
-        """A path of the container as a path of this machine; other text as it is."""
+        """Translate a container's path to a path of this machine; return other text unchanged."""
         for mount in sorted(self.paths, key=len, reverse=True):
             if text == mount or text.startswith(f"{mount}/"):
                 return f"{self.paths[mount]}{text.removeprefix(mount)}"
@@ -47,7 +48,7 @@ class Mounts:
 
 
 def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
-    """The loader's arguments, if a container asks for just that; else RefusedError."""
+    """Return the loader's arguments; raise RefusedError if the container runs anything else."""
     match [*container.get("command", ()), *container.get("args", ())]:
         case ["sd-loader", command, "--request", request, "--store", store] if command in REQUESTS:
             pass
@@ -66,20 +67,23 @@ def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3]
         )
         raise RefusedError(
-            f"the request of `sd-loader {command}` does not parse: {faults}"
+            f"the request of `sd-loader {command}` is not valid: {faults}"
         ) from error
     return [command, "--request", request, "--store", _claim(store, mounts)]
 
 
 def _claim(store: str, mounts: Mounts) -> str:
-    """Where on this machine a claim's files lie."""
+    """Return the folder of this machine for a PVC that is mounted at a path of the container."""
     if store not in mounts.claims:
-        raise RefusedError(f"--store {store}: no PersistentVolumeClaim is mounted there")
+        raise RefusedError(f"--store {store}: no PersistentVolumeClaim is mounted at this path")
     return mounts.translate(store)
 
 
 def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
-    """The container's own variables, with paths translated; nothing of this process but PATH."""
+    """Return the container's variables with paths translated.
+
+    The container inherits nothing from this process. It always gets PATH.
+    """
     result = {"PATH": os.defpath}
     fields = {
         "metadata.name": pod["metadata"]["name"],
@@ -92,7 +96,10 @@ def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
         if path in fields:
             value = fields[path]
         elif source:
-            raise RefusedError(f"env {variable['name']}: standalone knows only {', '.join(fields)}")
+            raise RefusedError(
+                f"env {variable['name']}: valueFrom may refer to these fields only:"
+                f" {', '.join(fields)}"
+            )
         else:
             value = variable.get("value", "")
         result[variable["name"]] = mounts.translate(value)
@@ -100,7 +107,7 @@ def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
 
 
 class Process:
-    """One running container: a process group of its own, which ends with this process."""
+    """A running container. It has its own process group, which ends when this process ends."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -110,7 +117,7 @@ class Process:
     async def start(
         cls, argv: Sequence[str], env: Mapping[str, str], folder: Path, log: Path
     ) -> Process:
-        """Run a command in a folder, its output going to the log."""
+        """Start a command in a folder and append its output to the log."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -126,12 +133,12 @@ class Process:
         return cls(process)
 
     async def wait(self) -> int:
-        """The exit code, as a container runtime gives it: 128 + the signal, if one ended it."""
+        """Wait for the end; return the exit code, or 128 plus the signal that ended the process."""
         code = await self._process.wait()
         return 128 - code if code < 0 else code
 
     async def stop(self, grace: float) -> None:
-        """End the whole group: first politely, after the grace period by force."""
+        """Send SIGTERM to the process group, and SIGKILL after the grace period in seconds."""
         if self._process.returncode is None:
             self._signal(signal.SIGTERM)
             with suppress(TimeoutError):
@@ -145,6 +152,6 @@ class Process:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is gone (Linux)."""
+    """Ask the kernel to kill this process when its parent ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The Job controller's decision: from a Job and its Pods to what is to be done, without I/O."""
+"""Decides the Job controller's next step from a Job and its Pods. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from sd_operator.standalone.errors import Json
 
 MAX_BACKOFF_SECONDS = 600.0
 _BEFORE = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}
+"""The condition that a Job gets before its final one."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a Job ends, and why."""
+    """The condition that ends a Job."""
 
     condition: str
     reason: str
@@ -23,46 +24,49 @@ class Verdict:
 
 @dataclass
 class Plan:
-    """What brings a Job further."""
+    """The next step of a Job."""
 
     status: Json
+    """The Job's new status."""
     create: bool = False
+    """Whether to create a Pod."""
     delete: Sequence[Json] = ()
+    """The Pods to delete."""
     expired: bool = False
-    """Its time to live is over."""
+    """Whether to delete the Job, because its ttlSecondsAfterFinished is over."""
     again: float | None = None
-    """Seconds after which to look once more."""
+    """Seconds until the next plan is due even if nothing changes; None if there is none."""
     events: list[tuple[str, str]] = field(default_factory=list)
-    """Reasons and messages."""
+    """The Events to record: reasons and messages."""
 
 
 def parse(text: str) -> datetime:
-    """A time as Kubernetes writes it."""
+    """Parse a time that Kubernetes wrote."""
     return datetime.fromisoformat(text)
 
 
 def show(time: datetime) -> str:
-    """A time as Kubernetes writes it."""
+    """Format a time as Kubernetes does."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def true_condition(item: Json, kind: str) -> Json | None:
-    """The condition of a type, where it is True."""
-    found: Sequence[Json] = item.get("status", {}).get("conditions", ())
-    return next((c for c in found if c["type"] == kind and c["status"] == "True"), None)
+    """Return the condition of this type if its status is True."""
+    conditions: Sequence[Json] = item.get("status", {}).get("conditions", ())
+    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
 
 
 ENDED = ("Succeeded", "Failed")
-"""The phases in which a Pod stays."""
+"""The final phases of a Pod."""
 
 
 def phase(pod: Json) -> str:
-    """The phase of a Pod."""
+    """Return a Pod's phase."""
     return str(pod.get("status", {}).get("phase", "Pending"))
 
 
 def terminations(pod: Json) -> list[tuple[str, Json]]:
-    """The containers that ended, and how."""
+    """Return the name and the terminated state of each container that has ended."""
     status = pod.get("status", {})
     entries = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
     ended = [(entry["name"], entry.get("state", {}).get("terminated")) for entry in entries]
@@ -70,15 +74,18 @@ def terminations(pod: Json) -> list[tuple[str, Json]]:
 
 
 def failure_action(job: Json, pod: Json) -> tuple[str, str]:
-    """What the podFailurePolicy says of a failed Pod (Count by default), and why."""
+    """Return the action of the podFailurePolicy for a failed Pod, and the reason in words.
+
+    Without a matching rule the action is Count.
+    """
     name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
     for index, rule in enumerate(job["spec"].get("podFailurePolicy", {}).get("rules", ())):
         matching = f"matching {rule['action']} rule at index {index}"
         if codes := rule.get("onExitCodes"):
             for container, state in terminations(pod):
                 code = state["exitCode"]
-                named = codes.get("containerName") in (None, container)
-                if named and code and (code in codes["values"]) == (codes["operator"] == "In"):
+                selected = codes.get("containerName") in (None, container)
+                if selected and code and (code in codes["values"]) == (codes["operator"] == "In"):
                     why = f"Container {container} for pod {name} failed with exit code {code}"
                     return rule["action"], f"{why} {matching}"
         for pattern in rule.get("onPodConditions", ()):
@@ -88,7 +95,10 @@ def failure_action(job: Json, pod: Json) -> tuple[str, str]:
 
 
 def plan(job: Json, pods: Sequence[Json], now: datetime, backoff: float) -> Plan:
-    """The next step of a Job of one completion, as batch/v1 describes it."""
+    """Return the next step of a Job with one completion, as batch/v1 specifies it.
+
+    `backoff` is the delay in seconds before the second attempt.
+    """
     pods = [
         pod for pod in pods if pod["metadata"].get("deletionTimestamp") is None or not _done(pod)
     ]
@@ -123,7 +133,7 @@ def _after_end(job: Json, ended: Json, active: Sequence[Json], now: datetime) ->
 
 
 def _verdict(job: Json, pods: Sequence[Json], failures: int, now: datetime) -> Verdict | None:
-    """Whether the Job has come to its end."""
+    """Return how the Job ends; None if it goes on."""
     spec = job["spec"]
     if target := true_condition(job, "FailureTarget"):
         return Verdict("Failed", target["reason"], target["message"])
@@ -144,7 +154,7 @@ def _verdict(job: Json, pods: Sequence[Json], failures: int, now: datetime) -> V
 
 
 def _deadline(job: Json, now: datetime) -> float:
-    """Seconds that are left to the Job."""
+    """Return the seconds until the Job's deadline; infinite if it has none."""
     seconds, start = (
         job["spec"].get("activeDeadlineSeconds"),
         job.get("status", {}).get("startTime"),
@@ -157,7 +167,7 @@ def _deadline(job: Json, now: datetime) -> float:
 def _finish(
     status: Json, verdict: Verdict, active: Sequence[Json], live: Sequence[Json], now: datetime
 ) -> Plan:
-    """End the Job; a failed one only once its Pods are gone, and until then it says what comes."""
+    """End the Job. A failed Job gets its last condition only when none of its Pods is alive."""
     _set(status, _BEFORE[verdict.condition], verdict, now)
     result = Plan(status, delete=active)
     for transient in ("active", "ready", "terminating"):
@@ -185,7 +195,7 @@ def _go_on(
     now: datetime,
     backoff: float,
 ) -> Plan:
-    """Hold, start or restart the Job's Pod."""
+    """Suspend or resume the Job, or start its Pod."""
     result = Plan(status)
     for transient in ("active", "ready", "terminating"):
         status.pop(transient, None)
@@ -215,7 +225,7 @@ def _go_on(
 
 
 def _backoff(counted: Sequence[Json], now: datetime, base: float) -> float:
-    """Seconds to wait before the next attempt: twice as long after each failure."""
+    """Return the seconds until the next attempt. The delay doubles with each failure."""
     ends = [parse(s["finishedAt"]) for pod in counted for _, s in terminations(pod)]
     if not ends:
         return 0.0

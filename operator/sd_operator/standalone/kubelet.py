@@ -1,4 +1,4 @@
-"""Scheduler and kubelet in one: every Pod of the cluster is run on this machine."""
+"""Scheduler and kubelet in one: runs every Pod of the cluster on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sd_operator.standalone.podrun import NODE, Machine, PodRun
 
 
 class Kubelet:
-    """Runs every Pod that no other node runs."""
+    """Runs every Pod that is not assigned to another node."""
 
     def __init__(self, client: Client, machine: Machine) -> None:
         self.pods = Cache(client, PODS, self._changed)
@@ -24,7 +24,7 @@ class Kubelet:
         self._ended: set[str] = set()
 
     async def register(self, port: int | None = None) -> None:
-        """Make the Node known; with a port, its containers' logs are served there."""
+        """Create the Node. A real API server reads container logs from `port`."""
         node: Json = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
         await ignore_gone(self._client.request("POST", "/api/v1/nodes", node))
         status: Json = {
@@ -36,7 +36,7 @@ class Kubelet:
         await self._client.patch(object_path(node, "status"), {"status": status})
 
     async def run(self) -> None:
-        """Run for ever; when cancelled, end every process first."""
+        """Run for ever; when cancelled, first stop every process."""
         try:
             await self.pods.run()
         finally:
@@ -53,7 +53,7 @@ class Kubelet:
             self._ended.discard(uid)
         if run is None:
             foreign = pod["spec"].get("nodeName") not in (None, NODE)
-            # An older event may arrive after the Pod's last status was written.
+            # An old event of the watch can arrive after the Pod's last status was written.
             ended = uid in self._ended or phase(pod) in ENDED
             if gone or foreign or (ended and not deleted):
                 return

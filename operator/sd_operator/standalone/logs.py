@@ -1,4 +1,4 @@
-"""Containers' logs: files that the node writes and the API server serves."""
+"""Serves container logs, which the node writes as files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ POLL_SECONDS = 0.1
 
 
 def log_path(folder: Path, pod_uid: str, container: str) -> Path:
-    """Where the log of one container lies."""
+    """Return the path of a container's log."""
     return folder / pod_uid / f"{container}.log"
 
 
 def choose_container(pod: Json, wanted: str | None) -> str:
-    """The container whose log is asked for; the only one by default."""
+    """Return the container whose log is requested; by default the Pod's only container."""
     spec, name = pod["spec"], pod["metadata"]["name"]
     inits = [str(c["name"]) for c in spec.get("initContainers", ())]
     containers = [str(c["name"]) for c in spec["containers"]]
@@ -36,7 +36,7 @@ def choose_container(pod: Json, wanted: str | None) -> str:
 
 
 def _state(pod: Json, container: str) -> Json:
-    """The state of one container: waiting, running or terminated."""
+    """Return a container's state: waiting, running or terminated."""
     status = pod.get("status", {})
     entries = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
     return next((entry["state"] for entry in entries if entry["name"] == container), {})
@@ -45,7 +45,7 @@ def _state(pod: Json, container: str) -> Json:
 async def serve(
     request: web.Request, folder: Path, find: Callable[[], Json | None], container: str
 ) -> web.StreamResponse:
-    """Answer with a Pod's log: its end with tailLines, and with follow what is added to it."""
+    """Answer with a container's log. `tailLines` limits it; `follow` streams it until the end."""
     pod = find() or {"metadata": {"name": "", "uid": ""}}
     name, path = pod["metadata"]["name"], log_path(folder, pod["metadata"]["uid"], container)
     if not _state(pod, container).keys() & {"running", "terminated"}:
@@ -61,7 +61,7 @@ async def serve(
         text_bytes = b"".join(text_bytes.splitlines(keepends=True)[-tail:] if tail else ())
     await response.write(text_bytes[:limit])
     while query.get("follow") in ("1", "true"):
-        # Asked before reading, so that the last bytes are not missed.
+        # The state is read before the log, so that the last bytes are not missed.
         running = "running" in _state(find() or {}, container)
         offset, text_bytes = _read(path, offset)
         await response.write(text_bytes)

@@ -26,14 +26,14 @@ from sd_operator.standalone.signals import until_signal
 
 
 class StandaloneError(Exception):
-    """Standalone cannot start; the message says what to do."""
+    """Standalone cannot start. The message says what to do."""
 
 
 async def run(options: Options, state: Path) -> None:
-    """Run until a signal comes; leaves nothing running and no kubeconfig."""
+    """Run until a signal comes or a part fails; at the end remove the kubeconfig."""
     _check_kubeconfig(options.kubeconfig)
     if options.with_gateway and not importlib.util.find_spec("uvicorn"):
-        raise StandaloneError("--gateway needs more packages: pip install 'sd-operator[gateway]'")
+        raise StandaloneError("--gateway needs the extra: pip install 'sd-operator[gateway]'")
     options.store.mkdir(parents=True, exist_ok=True)
     token = secrets.token_urlsafe(32)
     ca, certificate = pki.make_certificates()
@@ -55,21 +55,27 @@ async def run(options: Options, state: Path) -> None:
         async with await Client.connect(str(options.kubeconfig)) as client:
             kubelet = Kubelet(client, machine)
             await kubelet.register()
-            work = [kubelet.run(), Controllers(client, BACKOFF_SECONDS).run()]
-            work += [processes.operate(options)] if options.with_operator else []
+            parts = [kubelet.run(), Controllers(client, BACKOFF_SECONDS).run()]
+            parts += [processes.operate(options)] if options.with_operator else []
             _greet(options, server)
             if options.with_gateway:
-                work.append(processes.serve_gateway(options, state))
-            await until_signal(work)
+                parts.append(processes.serve_gateway(options, state))
+            await until_signal(parts)
     finally:
         options.kubeconfig.unlink(missing_ok=True)
         await runner.cleanup()
 
 
 def _check_kubeconfig(path: Path) -> None:
-    """It is written, and removed at the end: it must not be the user's own."""
+    """Raise StandaloneError if the file exists and was not written by standalone.
+
+    The file is overwritten now and removed at the end.
+    """
     if path.exists() and not pki.is_ours(path.read_bytes()):
-        raise StandaloneError(f"{path} is another cluster's kubeconfig; name a new file instead")
+        raise StandaloneError(
+            f"{path} is not a kubeconfig of standalone and would be overwritten;"
+            " name another file with --kubeconfig"
+        )
 
 
 def _initial_objects() -> list[Json]:
@@ -82,11 +88,11 @@ def _initial_objects() -> list[Json]:
             "resources": {"requests": {"storage": "1Ti"}},
         },
     }
-    spaces = [
+    namespaces = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         for name in ("default", "kube-system")
     ]
-    return [*spaces, claim, custom_resource_definition()]
+    return [*namespaces, claim, custom_resource_definition()]
 
 
 def _greet(options: Options, server: str) -> None:
@@ -97,8 +103,9 @@ def _greet(options: Options, server: str) -> None:
         f"  export KUBECONFIG={options.kubeconfig.resolve()}\n"
         "  kubectl apply -f model.yaml\n"
         "  kubectl get sdm -w\n"
-        "The published files stay; the API's objects are in memory and end with this process.\n"
-        "Ctrl-C ends it."
+        "The published files stay when this process ends. The API's objects are in memory and are"
+        " lost.\n"
+        "Press Ctrl-C to stop."
     )
 
 

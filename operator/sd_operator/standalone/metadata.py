@@ -1,4 +1,4 @@
-"""Object metadata: what it may hold, what the server keeps, and how deletion is spread."""
+"""Object metadata: validation, the fields that only the server sets, and deletion policies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _KEPT_IF_SET = ("deletionTimestamp", "deletionGracePeriodSeconds", "generateName
 
 
 def check_type(resource: Resource, body: Value) -> Json:
-    """The body as an object with metadata, or 400 where it is of another type."""
+    """Return the body if it is an object of the resource's type; raise 400 or 422 if not."""
     if not isinstance(body, dict) or not body.get("kind") or not body.get("apiVersion"):
         raise bad_request(
             f"the object provided is unrecognized (must be of type {resource.kind}):"
@@ -63,7 +63,10 @@ def check_type(resource: Resource, body: Value) -> Json:
 
 
 def prune_metadata(meta: Json) -> list[str]:
-    """Drop unknown fields and those that this server does not keep; the unknown ones."""
+    """Drop unknown fields and those that this server does not store.
+
+    Return the paths of the unknown fields.
+    """
     unknown = prune(_SCHEMA, meta, "metadata")
     for cause in validate(_SCHEMA, meta, "metadata"):
         if "must be of type" in cause.message:
@@ -76,7 +79,7 @@ def prune_metadata(meta: Json) -> list[str]:
 
 
 def keep(old: Json, new: Json) -> None:
-    """Undo changes of what only the server writes."""
+    """Undo changes of the fields that only the server may set."""
     for key in (*_KEPT, *_KEPT_IF_SET):
         new.pop(key, None)
         if key in old:
@@ -84,7 +87,7 @@ def keep(old: Json, new: Json) -> None:
 
 
 def validate_metadata(resource: Resource, meta: Json, old: Json | None) -> Iterator[Cause]:
-    """Faults of names, labels, annotations, owners and finalizers."""
+    """Yield the errors of the name, labels, annotations, owners and finalizers."""
     name = meta.get("name", "")
     short = resource is NAMESPACES
     if not name:
@@ -105,8 +108,8 @@ def validate_metadata(resource: Resource, meta: Json, old: Json | None) -> Itera
         if finalizer not in (FOREGROUND, ORPHAN):
             yield from _validate_key(finalizer, "metadata.finalizers")
     if old is not None and "deletionTimestamp" in old["metadata"]:
-        known = old["metadata"].get("finalizers", ())
-        new = [f for f in meta.get("finalizers", ()) if f not in known]
+        present = old["metadata"].get("finalizers", ())
+        new = [f for f in meta.get("finalizers", ()) if f not in present]
         if new:
             names = ", ".join(quote(finalizer) for finalizer in new)
             text = "no new finalizers can be added if the object is being deleted, found new"
@@ -115,12 +118,12 @@ def validate_metadata(resource: Resource, meta: Json, old: Json | None) -> Itera
 
 
 def is_label(name: str) -> bool:
-    """Whether a name is a DNS label."""
+    """Return whether a name is a DNS label."""
     return len(name) <= 63 and re.fullmatch(LABEL, name) is not None
 
 
 def validate_labels(labels: Json, field: str) -> Iterator[Cause]:
-    """Faults of labels."""
+    """Yield the errors of labels."""
     for key, value in labels.items():
         yield from _validate_key(key, field)
         if len(value) > 63:
@@ -140,7 +143,7 @@ def _validate_key(key: str, field: str) -> Iterator[Cause]:
 
 
 def set_propagation(resource: Resource, meta: Json, options: Json) -> list[str]:
-    """Note in the finalizers how a deletion spreads to dependents; warnings for the client."""
+    """Set the finalizer for the deletion's propagationPolicy; return warnings for the client."""
     policy = options.get("propagationPolicy")
     if policy not in (None, *_POLICIES):
         cause = Cause.unsupported("propagationPolicy", policy, (*_POLICIES, "nil"))

@@ -23,7 +23,7 @@ MERGE_KEYS = {
 
 
 def json_patch(target: Json, operations: Value) -> Json:
-    """RFC 6902."""
+    """Apply a JSON patch (RFC 6902)."""
     if not isinstance(operations, list) or not all(isinstance(o, dict) for o in operations):
         raise bad_request("a JSON patch is a list of operations")
     try:
@@ -35,7 +35,7 @@ def json_patch(target: Json, operations: Value) -> Json:
 
 
 def merge_patch(target: Value, patch: Value) -> Value:
-    """RFC 7386."""
+    """Apply a JSON merge patch (RFC 7386)."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -48,7 +48,7 @@ def merge_patch(target: Value, patch: Value) -> Value:
 
 
 def strategic_merge_patch(target: Value, patch: Value) -> Value:
-    """Kubernetes' own: lists of named things merge item by item, `$patch` directs."""
+    """Apply a strategic merge patch: lists with a merge key merge item by item."""
     if not isinstance(patch, dict) or not isinstance(target, dict):
         return merge_patch(target, _plain(patch))
     if patch.get("$patch") == "replace":
@@ -88,7 +88,7 @@ def _merge_list(name: str, target: list[Any], patch: list[Any]) -> list[Any]:
 
 
 def _plain(value: Value) -> Value:
-    """A value without directives and without what it deletes."""
+    """Return a patch's value without directives and nulls."""
     if isinstance(value, dict):
         return {
             key: _plain(item)
@@ -99,7 +99,7 @@ def _plain(value: Value) -> Value:
 
 
 def apply(target: Json, applied: Json, before: Json | None) -> Json:
-    """Server-side apply by one manager: what it applied before and no longer does is removed."""
+    """Apply one manager's manifest; remove the fields that only its previous manifest had."""
     result = strategic_merge_patch(target, applied)
     return _remove_missing(result, applied, before) if before is not None else result
 

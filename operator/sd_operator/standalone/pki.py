@@ -1,4 +1,4 @@
-"""The certificate authority, server certificate, token and kubeconfig of one standalone run."""
+"""The certificates and the kubeconfig of one standalone run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CONTEXT = "sd-operator-standalone"
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate and its key, as PEM."""
+    """A certificate and its private key, as PEM."""
 
     cert: bytes
     key: bytes
 
     def server_context(self, folder: Path) -> ssl.SSLContext:
-        """A TLS context that presents this certificate; the folder must be private."""
+        """Return a TLS context with this certificate; its files are written to a private folder."""
         cert, key = folder / "tls.crt", folder / "tls.key"
         write_private(cert, self.cert)
         write_private(key, self.key)
@@ -38,7 +38,7 @@ class Certificate:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a file by one that only its owner may read."""
+    """Write a file atomically, readable only by its owner."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -47,7 +47,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def make_certificates() -> tuple[bytes, Certificate]:
-    """A new authority's certificate, and a certificate of its for this machine's loopback."""
+    """Return the certificate of a new CA, and a server certificate for loopback that it signed."""
     now = datetime.now(UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = _name("sd-operator standalone CA")
@@ -106,7 +106,7 @@ def _name(common_name: str) -> x509.Name:
 
 
 def is_ours(content: bytes) -> bool:
-    """Whether a file is a kubeconfig of an earlier run."""
+    """Return whether a file is a kubeconfig that standalone wrote."""
     try:
         config = yaml.safe_load(content)
     except yaml.YAMLError:
@@ -115,7 +115,7 @@ def is_ours(content: bytes) -> bool:
 
 
 def kubeconfig(server: str, ca: bytes, token: str) -> bytes:
-    """A kubeconfig with one context, in the namespace `default`."""
+    """Return a kubeconfig with one context, whose namespace is `default`."""
     name = CONTEXT
     cluster = {"server": server, "certificate-authority-data": base64.b64encode(ca).decode()}
     config = {

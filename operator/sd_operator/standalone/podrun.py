@@ -1,4 +1,4 @@
-"""The life of one Pod: scheduling, volumes, init containers, containers, end."""
+"""Runs one Pod: scheduling, volumes, init containers, containers, and its end."""
 
 from __future__ import annotations
 
@@ -32,26 +32,31 @@ log = logging.getLogger(__name__)
 
 NODE = "standalone"
 MAX_GRACE_SECONDS = 5.0
+"""The longest time that a container gets to end after SIGTERM."""
 RETRY_SECONDS = 0.5
 MESSAGE_BYTES = 4096
+"""The kubelet's limit on a termination message."""
 FALLBACK_BYTES = 2048
+"""The kubelet's limit on a termination message that is taken from the log."""
 START_ERROR = 128
+"""The exit code of a container that could not be started."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What Pods run with: folders of this machine, and the loader."""
+    """The folders and the loader that Pods run with on this machine."""
 
     store: Path
+    """The folder of the main PVC; other PVCs have folders below it."""
     state: Path
-    """Private: volumes, Secrets, termination messages."""
+    """A private folder for volumes, Secrets and termination messages."""
     logs: Path
     main_claim: tuple[str, str] = ("default", defaults.CLAIM_NAME)
-    """Namespace and name of the claim that is the store itself."""
+    """Namespace and name of the PVC whose folder is the store itself."""
     loader: Sequence[str] = LOADER
 
     def claim_folder(self, namespace: str, name: str) -> Path:
-        """Where a claim's files lie: each claim has a folder of its own."""
+        """Return the folder of a PVC; create it if it is missing."""
         if (namespace, name) == self.main_claim:
             return self.store
         folder = self.store / ".claims" / namespace / name
@@ -61,9 +66,10 @@ class Machine:
 
 @dataclass
 class Container:
-    """One container of a Pod, and its state as the API shows it."""
+    """A container of a Pod with its current state."""
 
     spec: Json
+    """The container's entry in the Pod's spec."""
     state: Json = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
     process: Process | None = None
 
@@ -74,19 +80,19 @@ class Container:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended; None while it has not."""
+        """The exit code; None while the container has not ended."""
         code: int | None = self.state.get("terminated", {}).get("exitCode")
         return code
 
     def end(self, code: int, message: str, reason: str = "") -> None:
-        """Note that it has ended."""
+        """Set the state to terminated."""
         started = self.state.get("running", {}).get("startedAt") or _now()
         reason = reason or ("Completed" if code == 0 else "Error")
-        ended = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": _now()}
-        self.state = {"terminated": ended | ({"message": message} if message else {})}
+        state = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": _now()}
+        self.state = {"terminated": state | ({"message": message} if message else {})}
 
     def status(self, is_init: bool) -> Json:
-        """Its entry in the Pod's status."""
+        """Return the container's entry in the Pod's status."""
         running = "running" in self.state
         return {
             "name": self.name,
@@ -100,11 +106,11 @@ class Container:
 
 
 class PodRun:
-    """Runs one Pod."""
+    """Runs one Pod and reports its status."""
 
     def __init__(self, client: Client, machine: Machine, pod: Json) -> None:
         self.deleted = asyncio.Event()
-        """Set when the Pod is to end."""
+        """Set by the kubelet when the Pod is deleted."""
         self._client = client
         self._machine = machine
         self._pod = pod
@@ -116,20 +122,24 @@ class PodRun:
         self._claims: set[str] = set()
         self._failure: Json = {}
         self._started = ""
-        self._told = ""
-        self._said: set[str] = set()
+        self._reported_phase = ""
+        self._once: set[str] = set()
+        """Texts of statuses and reasons of Events that were already written."""
 
     async def run(self) -> None:
-        """Run the Pod to its end; a deleted one is stopped and then cleared away."""
+        """Run the Pod to its end.
+
+        If the Pod is deleted, stop it, and remove it from the API and its log from this machine.
+        """
         if not self.deleted.is_set():
             await self._live_until_deleted()
         if self.deleted.is_set():
-            if self._started and self._told not in ENDED:
+            if self._started and self._reported_phase not in ENDED:
                 if self._phase() not in ENDED:
                     self._failure = {"reason": "Deleted", "message": "the Pod was deleted"}
                 await self._report()
             options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._meta["uid"]}}
-            await ignore_gone(self._ask("DELETE", object_path(self._pod), options))
+            await ignore_gone(self._request("DELETE", object_path(self._pod), options))
             folder = log_path(self._machine.logs, self._meta["uid"], "").parent
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -149,7 +159,7 @@ class PodRun:
 
     async def _live(self) -> None:
         if self._pod["spec"].get("nodeName"):
-            text = "the Pod was running when the node started anew"
+            text = "the Pod was running when the node restarted"
             self._failure = {"reason": "NodeLost", "message": text}
             await self._report()
             return
@@ -172,7 +182,7 @@ class PodRun:
             for container in (*self._inits, *self._containers):
                 if container.exit_code is None and container.process is None:
                     container.end(START_ERROR, str(error), "StartError")
-            await self._say("Failed", str(error))
+            await self._warn("Failed", str(error))
             await self._report()
 
     def _check(self) -> None:
@@ -190,7 +200,7 @@ class PodRun:
     # Before the start
 
     async def _schedule(self) -> None:
-        """Wait until the Pod's claims exist, then assign it to this machine."""
+        """Wait until the Pod's PVCs exist, then bind the Pod to this node."""
         namespace = self._meta["namespace"]
         for volume in self._pod["spec"].get("volumes", ()):
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
@@ -200,16 +210,16 @@ class PodRun:
                 unscheduled = {"type": "PodScheduled", "status": "False", "message": text}
                 conditions = [unscheduled | {"reason": "Unschedulable"}]
                 await self._patch({"phase": "Pending", "conditions": conditions}, text)
-                await self._say("FailedScheduling", text)
+                await self._warn("FailedScheduling", text)
                 await asyncio.sleep(RETRY_SECONDS)
         target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
         name = {"name": self._meta["name"], "namespace": namespace}
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": name, "target": target}
-        await ignore_gone(self._ask("POST", object_path(self._pod, "binding"), binding))
+        await ignore_gone(self._request("POST", object_path(self._pod, "binding"), binding))
         self._started = _now()
 
     async def _prepare_volumes(self) -> None:
-        """Make the volumes; a Secret that is missing and not optional is waited for."""
+        """Create the Pod's volumes; wait for a Secret that is missing and not optional."""
         namespace = self._meta["namespace"]
         for volume in self._pod["spec"].get("volumes", ()):
             folder = self._folder / "volumes" / volume["name"]
@@ -219,20 +229,20 @@ class PodRun:
                 self._claims.add(volume["name"])
             elif secret := volume.get("secret"):
                 path = f"/api/v1/namespaces/{namespace}/secrets/{secret['secretName']}"
-                while (found := await self._find(path)) is None and not secret.get("optional"):
+                while (body := await self._find(path)) is None and not secret.get("optional"):
                     text = f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret'
                     text += f' "{secret["secretName"]}" not found'
                     await self._report(once=text)
-                    await self._say("FailedMount", text)
+                    await self._warn("FailedMount", text)
                     await asyncio.sleep(RETRY_SECONDS)
-                for key, value in (found or {}).get("data", {}).items():
+                for key, value in (body or {}).get("data", {}).items():
                     (folder / key).touch(mode=0o600)
                     (folder / key).write_bytes(base64.b64decode(value))
             self._volumes[volume["name"]] = folder
 
     async def _find(self, path: str) -> Json | None:
         try:
-            return await self._ask("GET", path)
+            return await self._request("GET", path)
         except ApiError as error:
             if error.code == 404:
                 return None
@@ -243,9 +253,9 @@ class PodRun:
     def _mounts(self, container: Container) -> Mounts:
         mounts: Sequence[Json] = container.spec.get("volumeMounts", ())
         paths: dict[str, Path] = {}
-        for m in mounts:
-            paths[m["mountPath"]] = self._volumes[m["name"]] / m.get("subPath", "")
-        claims = frozenset(m["mountPath"] for m in mounts if m["name"] in self._claims)
+        for mount in mounts:
+            paths[mount["mountPath"]] = self._volumes[mount["name"]] / mount.get("subPath", "")
+        claims = frozenset(mount["mountPath"] for mount in mounts if mount["name"] in self._claims)
         paths |= {container.spec["terminationMessagePath"]: self._message_path(container)}
         return Mounts(paths, claims)
 
@@ -282,7 +292,10 @@ class PodRun:
             container.end(code, self._message(container, code))
 
     def _message(self, container: Container, code: int) -> str:
-        """The termination message, or by policy the end of a failed container's log."""
+        """Return the termination message.
+
+        If a failed container wrote none, its policy may ask for the end of its log instead.
+        """
         text = self._message_path(container).read_bytes()[:MESSAGE_BYTES]
         fallback = container.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
         if not text and code and fallback:
@@ -319,20 +332,20 @@ class PodRun:
             is_init = key == "initContainerStatuses"
             status |= {key: [c.status(is_init) for c in group]} if group else {}
         await self._patch(status, once)
-        self._told = phase
+        self._reported_phase = phase
 
     async def _patch(self, status: Json, once: str) -> None:
-        """Write the status; with a text, once per text."""
-        if once in self._said:
+        """Write the status; if `once` is not empty, only the first time for this text."""
+        if once in self._once:
             return
-        self._said |= {once} if once else set()
+        self._once |= {once} if once else set()
         body = {"metadata": {"uid": self._meta["uid"]}, "status": status}
-        await ignore_gone(self._ask("PATCH", object_path(self._pod, "status"), body, MERGE))
+        await ignore_gone(self._request("PATCH", object_path(self._pod, "status"), body, MERGE))
 
-    async def _ask(
+    async def _request(
         self, method: str, path: str, body: Json | None = None, kind: str = JSON
     ) -> Json:
-        """Ask, for as long as the server is away."""
+        """Send a request, and repeat it while the API server is unavailable."""
         while True:
             try:
                 return await self._client.request(method, path, body, kind)
@@ -341,14 +354,14 @@ class PodRun:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _say(self, reason: str, message: str) -> None:
-        """Record an Event, once."""
-        if reason in self._said:
+    async def _warn(self, reason: str, message: str) -> None:
+        """Record a Warning Event, once per reason."""
+        if reason in self._once:
             return
-        self._said.add(reason)
+        self._once.add(reason)
         path = f"/api/v1/namespaces/{self._meta['namespace']}/events"
         body = event(self._pod, reason, message, "kubelet", "Warning")
-        await ignore_gone(self._ask("POST", path, body))
+        await ignore_gone(self._request("POST", path, body))
 
 
 def _condition(kind: str, value: bool, reason: str) -> Json:

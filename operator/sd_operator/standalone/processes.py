@@ -1,4 +1,4 @@
-"""The operator and the gateway, each in a process of its own that is started again if it ends."""
+"""Runs the operator and the gateway as separate processes, and restarts them when they end."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sd_operator.standalone.podrun import MAX_GRACE_SECONDS
 
 GATEWAY_NAMESPACE = "default"
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""Before a process is started again, as a Deployment would."""
+"""Delays before a process is started again; the last one repeats."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """The options of the command line."""
 
     store: Path
     kubeconfig: Path
@@ -37,7 +37,7 @@ class Options:
 
 async def operate(options: Options) -> None:
     """Keep the operator running."""
-    given = {
+    settings = {
         "SD_OPERATOR_BIND_ADDRESS": "127.0.0.1",
         "SD_OPERATOR_CLAIM_NAME": defaults.CLAIM_NAME,
         "SD_OPERATOR_ALLOWED_HOSTS": options.allowed_hosts,
@@ -45,15 +45,15 @@ async def operate(options: Options) -> None:
         "SD_OPERATOR_METRICS_PORT": "0",
         "SD_OPERATOR_PROBES_PORT": "0",
         "SD_OPERATOR_POLL_SECONDS": "1",
-        # No GPU is asked for: the loader runs on this machine, as the user who started it.
+        # The node has no GPU resource to request: the loader runs as a process of the user.
         "SD_OPERATOR_GPU_COUNT": "0",
     }
-    await _keep_running("operator", ("sd_operator", "run"), given, options)
+    await _keep_running("operator", ("sd_operator", "run"), settings, options)
 
 
 async def serve_gateway(options: Options, state: Path) -> None:
-    """Keep the gateway running, with one new key."""
-    # Imported here, for it is not installed with standalone.
+    """Keep the gateway running, with one new API key."""
+    # The gateway's dependencies are an extra, which standalone does not need.
     from sd_operator.gateway import keys
 
     key, line = keys.new(GATEWAY_NAMESPACE)
@@ -61,7 +61,7 @@ async def serve_gateway(options: Options, state: Path) -> None:
     pki.write_private(keys_file, f"{line}\n".encode())
     port = options.gateway_port or _free_port()
     url = f"http://127.0.0.1:{port}"
-    given = {
+    settings = {
         "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
         "SD_GATEWAY_PORT": str(port),
         "SD_GATEWAY_METRICS_PORT": "0",
@@ -72,16 +72,16 @@ async def serve_gateway(options: Options, state: Path) -> None:
         "SD_GATEWAY_ALLOWED_HOSTS": options.allowed_hosts,
         "SD_GATEWAY_HF_ENDPOINT": options.hub_endpoint,
     }
-    say(f"The gateway is at {url} (its API: {url}/docs).\nIts key, for this run: {key}")
-    await _keep_running("gateway", ("sd_operator.gateway", "run"), given, options)
+    say(f"The gateway is at {url} and its API documentation at {url}/docs.\nAPI key: {key}")
+    await _keep_running("gateway", ("sd_operator.gateway", "run"), settings, options)
 
 
 async def _keep_running(
-    name: str, command: Sequence[str], given: Mapping[str, str], options: Options
+    name: str, command: Sequence[str], settings: Mapping[str, str], options: Options
 ) -> None:
     env = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
     env |= {"KUBECONFIG": str(options.kubeconfig)}
-    env |= {key: value for key, value in given.items() if value}
+    env |= {key: value for key, value in settings.items() if value}
     attempt = 0
     while True:
         process = await asyncio.create_subprocess_exec(
@@ -100,13 +100,13 @@ async def _keep_running(
                 except TimeoutError:
                     process.kill()
         pause = RESTART_SECONDS[min(attempt, len(RESTART_SECONDS) - 1)]
-        say(f"The {name} ended (exit code {code}); it is started again in {pause} s.")
+        say(f"The {name} ended with exit code {code}; it starts again in {pause} s.")
         await asyncio.sleep(pause)
         attempt += 1
 
 
 def _free_port() -> int:
-    """A port that nobody has at the moment; the gateway keeps it over restarts."""
+    """Return a port that is free now, so that the gateway keeps its port when it restarts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -114,5 +114,5 @@ def _free_port() -> int:
 
 
 def say(text: str) -> None:
-    """Tell the person who started standalone."""
+    """Print a message for the user who started standalone."""
     print(text, flush=True)  # noqa: T201 - this is a command

@@ -1,4 +1,7 @@
-"""What is sent as protobuf only: Namespaces and Secrets by kubectl, DeleteOptions by Helm."""
+"""Decodes the objects that kubectl and Helm send only as protobuf.
+
+kubectl sends Namespaces and Secrets like that, Helm sends DeleteOptions.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,31 @@ _Field = tuple[str, Callable[[bytes], Any]]
 
 
 def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and content of each length-delimited field; the kinds here use no others."""
-    at = 0
+    """Yield the number and content of each length-delimited field.
+
+    Skip integer fields; raise ValueError for other wire types.
+    """
+    offset = 0
 
     def varint() -> int:
-        nonlocal at
+        nonlocal offset
         result = shift = 0
         while True:
-            byte = data[at]
-            at += 1
+            byte = data[offset]
+            offset += 1
             result |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 return result
 
-    while at < len(data):
+    while offset < len(data):
         tag = varint()
         size = varint()
         if tag & 7 == 2:
-            if at + size > len(data):
-                raise IndexError(at)
-            yield tag >> 3, data[at : at + size]
-            at += size
+            if offset + size > len(data):
+                raise IndexError(offset)
+            yield tag >> 3, data[offset : offset + size]
+            offset += size
         elif tag & 7 != 0:
             raise ValueError(tag)
 
@@ -54,7 +60,7 @@ def _message(fields: Mapping[int, _Field], data: bytes) -> Json:
 
 
 def _entry(decode: Callable[[bytes], str], data: bytes) -> dict[str, str]:
-    """One entry of a map."""
+    """Decode one entry of a map."""
     pair = dict(_parts(data))
     return {pair.get(1, b"").decode(): decode(pair.get(2, b""))}
 
@@ -88,13 +94,13 @@ _KINDS: dict[str, dict[int, _Field]] = {
 
 
 def decode(body: bytes) -> Json:
-    """The object in a request's body."""
+    """Return the object in a protobuf request body; raise 400 for other kinds."""
     try:
         envelope = dict(_parts(body.removeprefix(_MAGIC)))
         kind = dict(_parts(envelope[1]))
         version, name = kind[1].decode(), kind[2].decode()
         item = _message(_KINDS[name], envelope.get(2, b""))
     except (IndexError, KeyError, ValueError) as error:
-        text = "protobuf is read for Namespaces and Secrets only: use kubectl apply -f FILE"
+        text = "protobuf is supported only for some kinds; use kubectl apply -f FILE instead"
         raise bad_request(text) from error
     return {"apiVersion": version, "kind": name, **item}

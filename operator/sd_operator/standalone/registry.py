@@ -1,4 +1,4 @@
-"""Create, update and delete, as the API machinery does them for every kind alike."""
+"""Create, update and delete, which work the same for all kinds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODIFIED = (
     "the object has been modified; please apply your changes to the latest version and try again"
 )
 SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
-"""No vowels: a made-up name says nothing by accident."""
+"""The letters of generated names. Without vowels they cannot form words."""
 BLOCKING = {
     "FieldValueRequired",
     "FieldValueTooLong",
@@ -43,21 +43,23 @@ BLOCKING = {
     "FieldValueNotSupported",
     "FieldValueTypeInvalid",
 }
-"""Faults that make CEL rules pointless: a real server leaves them unchecked then."""
+"""Reasons of causes with which a real server skips the CEL rules."""
 
 
 @dataclass
 class Written:
-    """An object after a write, and what the writer should be warned of."""
+    """The result of a write."""
 
     item: Json
+    """The object after the write."""
     created: bool = False
     removed: bool = False
     warnings: list[str] = field(default_factory=list)
+    """Warnings for the client."""
 
 
 def now() -> str:
-    """The time as Kubernetes writes it."""
+    """Return the current time in Kubernetes' format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -70,29 +72,29 @@ class Registry:
         self._custom: dict[tuple[str, str, str], Resource] = {}
 
     def copy(self) -> Registry:
-        """One with the same objects, to be changed without consequences."""
-        made = Registry()
-        made.storage, made._custom = self.storage.copy(), dict(self._custom)
-        return made
+        """Return a registry with a copy of all objects, for dry runs."""
+        registry = Registry()
+        registry.storage, registry._custom = self.storage.copy(), dict(self._custom)
+        return registry
 
     def resources(self) -> list[Resource]:
-        """Everything that is served now."""
+        """Return all resources that are served now."""
         return [*self._builtin.values(), *self._custom.values()]
 
     def resource(self, group: str, version: str, plural: str) -> Resource | None:
-        """One resource by its path."""
+        """Return the resource at a path, or None."""
         key = (group, version, plural)
         return self._builtin.get(key) or self._custom.get(key)
 
     def get(self, resource: Resource, key: Key) -> Json:
-        """One object, or 404."""
+        """Return one object; raise 404 if it does not exist."""
         item = self.storage.get(resource.id, key)
         if item is None:
             raise not_found(resource.id, key[1])
         return item
 
     def create(self, resource: Resource, namespace: str, body: Json, strictness: str) -> Written:
-        """Store a new object."""
+        """Validate and store a new object."""
         item, warnings = self._decode(resource, body, strictness)
         meta = item["metadata"]
         if meta.setdefault("namespace", namespace) != namespace:
@@ -106,13 +108,13 @@ class Registry:
             raise bad_request("resourceVersion should not be set on objects to be created")
         while not meta.get("name") and meta.get("generateName"):
             suffix = "".join(secrets.choice(SUFFIX_LETTERS) for _ in range(5))
-            made_up = meta["generateName"][:58] + suffix
-            if self.storage.get(resource.id, (namespace, made_up)) is None:
-                meta["name"] = made_up
+            candidate = meta["generateName"][:58] + suffix
+            if self.storage.get(resource.id, (namespace, candidate)) is None:
+                meta["name"] = candidate
         name = meta.get("name", "")
         self._check_namespace(resource, namespace, name)
-        for owned_by_server in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
-            meta.pop(owned_by_server, None)
+        for server_field in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
+            meta.pop(server_field, None)
         meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
         if resource.counts_generations:
             meta["generation"] = 1
@@ -134,7 +136,7 @@ class Registry:
         subresource: str = "",
         strictness: str = "Warn",
     ) -> Written:
-        """Store a changed object; with a subresource, only what belongs to it."""
+        """Validate and store a changed object; a subresource limits what may change."""
         old = self.get(resource, key)
         item, warnings = self._decode(resource, change(copy.deepcopy(old)), strictness)
         self._check_identity(resource, key, old, item, subresource)
@@ -159,7 +161,10 @@ class Registry:
         return Written(stored, warnings=warnings)
 
     def delete(self, resource: Resource, key: Key, options: Json) -> Written:
-        """Remove an object, or mark it as being deleted while finalizers or a Pod hold it."""
+        """Remove an object, or only mark it as being deleted while something holds it.
+
+        Finalizers hold an object, and a node holds the Pods that it runs.
+        """
         old = self.get(resource, key)
         _check_preconditions(resource, old, options.get("preconditions") or {})
         if resource is NAMESPACES and key[1] in ("default", "kube-system"):
@@ -169,8 +174,8 @@ class Registry:
         warnings = metadata.set_propagation(resource, meta, options)
         grace = builtin.grace_period(resource, old, options)
         if "deletionTimestamp" not in meta or grace < meta.get("deletionGracePeriodSeconds", 0):
-            at = datetime.now(UTC) + timedelta(seconds=grace)
-            meta["deletionTimestamp"] = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+            deadline = datetime.now(UTC) + timedelta(seconds=grace)
+            meta["deletionTimestamp"] = deadline.strftime("%Y-%m-%dT%H:%M:%SZ")
             if resource is not NAMESPACES:
                 meta["deletionGracePeriodSeconds"] = grace
             if resource.counts_generations:
@@ -186,10 +191,10 @@ class Registry:
     def _remove(self, resource: Resource, key: Key) -> Json:
         if resource is DEFINITIONS:
             served = [r for r in self._custom.values() if f"{r.plural}.{r.group}" == key[1]]
-            for gone in served:
-                for item in self.storage.list(gone.id):
+            for custom in served:
+                for item in self.storage.list(custom.id):
                     meta = item["metadata"]
-                    self.storage.remove(gone.id, (meta.get("namespace", ""), meta["name"]))
+                    self.storage.remove(custom.id, (meta.get("namespace", ""), meta["name"]))
         removed = self.storage.remove(resource.id, key)
         self._serve(resource)
         return removed
@@ -203,8 +208,8 @@ class Registry:
     def _check_namespace(self, resource: Resource, namespace: str, name: str) -> None:
         if not resource.namespaced:
             return
-        space = self.get(NAMESPACES, ("", namespace))
-        if "deletionTimestamp" in space["metadata"]:
+        body = self.get(NAMESPACES, ("", namespace))
+        if "deletionTimestamp" in body["metadata"]:
             text = "{what} is forbidden: unable to create new content in namespace"
             why = f" {namespace} because it is being terminated"
             error = about(403, "Forbidden", resource.id, name, text + why)
@@ -217,7 +222,7 @@ class Registry:
             raise error
 
     def _decode(self, resource: Resource, body: Value, strictness: str) -> tuple[Json, list[str]]:
-        """The body as an object of the resource, without fields that the schema lacks."""
+        """Return the body without unknown fields, and the warnings about them."""
         item = metadata.check_type(resource, body)
         handled = f'{resource.kind} in version "{resource.version}" cannot be handled as a'
         handled += f" {resource.kind}: "
@@ -260,7 +265,7 @@ class Registry:
         if version and version != old["metadata"]["resourceVersion"]:
             raise conflict(resource.id, key[1], MODIFIED)
         uid = meta.get("uid") or old["metadata"]["uid"]
-        # A real server (1.36) ignores the uid in a status patch of a custom resource.
+        # A real API server (1.36) ignores the uid in a status patch of a custom resource.
         if uid != old["metadata"]["uid"] and not (resource.custom and subresource == "status"):
             cause = Cause.invalid("metadata.uid", uid, "field is immutable")
             raise invalid((resource.kind, resource.group), key[1], [cause])
@@ -271,13 +276,13 @@ def _content(item: Json) -> Json:
 
 
 def _only(resource: Resource, subresource: str, old: Json, new: Json) -> Json:
-    """The old object with what a subresource may change taken from the new one."""
+    """Return the old object with the part that a subresource may change from the new one."""
     part = "status" if subresource == "status" else "spec"
     item = {key: value for key, value in old.items() if key != part}
     item |= {part: new[part]} if part in new else {}
     meta = dict(old["metadata"])
     if not resource.custom:
-        # The status of built-in kinds may carry labels, annotations and finalizers along.
+        # A status update of a built-in kind may also change labels, annotations and finalizers.
         for key in ("labels", "annotations", "finalizers"):
             meta.pop(key, None)
             meta |= {key: new["metadata"][key]} if key in new["metadata"] else {}
@@ -285,7 +290,7 @@ def _only(resource: Resource, subresource: str, old: Json, new: Json) -> Json:
 
 
 def _is_finished(resource: Resource, item: Json) -> bool:
-    """Whether nothing holds an object that is being deleted any more."""
+    """Return whether an object is being deleted and nothing holds it any more."""
     meta = item["metadata"]
     if "deletionTimestamp" not in meta or meta.get("finalizers"):
         return False

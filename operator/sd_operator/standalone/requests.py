@@ -1,4 +1,4 @@
-"""What a request says: its body, its query, the form of answer it accepts."""
+"""Reads requests: body, query parameters, and the form of the response that the client wants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BODIES = ["application/json", "application/yaml", protobuf.CONTENT_TYPE]
 
 
 async def body(request: web.Request) -> Value:
-    """The body, whatever format it has."""
+    """Return the parsed body of a request; raise 415 for an unknown format."""
     kind = request.content_type
     if kind == protobuf.CONTENT_TYPE:
         return protobuf.decode(await request.read())
@@ -46,7 +46,7 @@ async def body(request: web.Request) -> Value:
 
 
 async def delete_options(request: web.Request) -> Json:
-    """DeleteOptions, from the body and from the query."""
+    """Return the DeleteOptions of the body, overridden by those of the query."""
     options = await body(request) if await request.read() else {}
     if not isinstance(options, dict):
         raise bad_request("DeleteOptions must be an object")
@@ -58,7 +58,7 @@ async def delete_options(request: web.Request) -> Json:
 
 
 def whole(request: web.Request, name: str) -> int:
-    """A number of the query; 0 where it is absent."""
+    """Return an integer of the query; 0 if it is absent."""
     text = request.query.get(name) or "0"
     if not (text.isascii() and text.isdecimal()):
         raise bad_request(f'{name}: strconv.ParseInt: parsing "{text}": invalid syntax')
@@ -66,37 +66,37 @@ def whole(request: web.Request, name: str) -> int:
 
 
 def predicate(request: web.Request, resource: Resource) -> Predicate:
-    """Whether an object is asked for by label and field selector."""
+    """Return a predicate for objects that match the label and field selectors of the query."""
     query = request.query
     return selector(resource, query.get("labelSelector", ""), query.get("fieldSelector", ""))
 
 
 def strictness(request: web.Request) -> str:
-    """What to do about unknown fields: Ignore, Warn or Strict."""
+    """Return how to treat unknown fields: Ignore, Warn or Strict."""
     return request.query.get("fieldValidation") or "Warn"
 
 
 async def is_dry_run(request: web.Request) -> bool:
-    """Whether a write is only tried; 422 where options of a write have no such value."""
+    """Return whether a write is only a dry run; raise 422 if an option has an invalid value."""
     form = _OPTIONS.get(request.method)
     if form is None:
         return False
-    asked = request.query.getall("dryRun", [])
+    dry_run = request.query.getall("dryRun", [])
     if form == "DeleteOptions":
-        asked = asked or (await delete_options(request)).get("dryRun") or []
+        dry_run = dry_run or (await delete_options(request)).get("dryRun") or []
     causes = []
-    if asked not in ([], ["All"]):
-        causes.append(Cause.unsupported("dryRun", asked, ["All"]))
+    if dry_run not in ([], ["All"]):
+        causes.append(Cause.unsupported("dryRun", dry_run, ["All"]))
     validation = request.query.get("fieldValidation", "")
     if validation not in _VALIDATIONS:
         causes.append(Cause.unsupported("fieldValidation", validation, _VALIDATIONS))
     if causes:
         raise invalid((form, "meta.k8s.io"), "", causes)
-    return bool(asked)
+    return bool(dry_run)
 
 
-def wanted(request: web.Request) -> str:
-    """The form an Accept header asks for first: Table, PartialObjectMetadata(List) or ""."""
+def accepted_form(request: web.Request) -> str:
+    """Return the preferred form of the Accept header: Table, PartialObjectMetadata(List) or ""."""
     for option in request.headers.get("Accept", "").split(","):
         kind, *parts = option.split(";")
         parameters = dict(part.strip().partition("=")[::2] for part in parts)
@@ -108,8 +108,8 @@ def wanted(request: web.Request) -> str:
 
 
 def shape(request: web.Request, resource: Resource, item: Json, with_columns: bool = True) -> Json:
-    """An object in the form that is asked for."""
-    form = wanted(request)
+    """Return an object in the form that the client accepts."""
+    form = accepted_form(request)
     if item.get("kind") == "Status":
         return item
     if form == "Table":
@@ -119,17 +119,17 @@ def shape(request: web.Request, resource: Resource, item: Json, with_columns: bo
 
 
 def key_of(item: Json) -> Key:
-    """An object's key in the storage."""
+    """Return an object's key in the storage."""
     return (item["metadata"].get("namespace", ""), item["metadata"]["name"])
 
 
 def continue_token(last: Json) -> str:
-    """Says that a list went as far as this object."""
+    """Return the token for the page of a list that starts after this object."""
     return base64.urlsafe_b64encode(json.dumps(key_of(last)).encode()).decode()
 
 
 def continue_after(token: str) -> Key:
-    """The key of the last object of the page before."""
+    """Return the key of the object that a continue token was made for."""
     try:
         namespace, name = json.loads(base64.urlsafe_b64decode(token))
     except (ValueError, TypeError, binascii.Error) as error:
@@ -138,6 +138,6 @@ def continue_after(token: str) -> Key:
 
 
 def unsupported(accepted: list[str]) -> ApiError:
-    """415: the body is of no known type."""
+    """415: the body has an unknown format."""
     text = "the body of the request was in an unknown format - accepted media types include: "
     return ApiError(415, "UnsupportedMediaType", text + ", ".join(accepted))

@@ -1,4 +1,4 @@
-"""What the API server serves: the built-in kinds it knows, and kinds made from CRDs."""
+"""The resources that the API server serves: built-in kinds, and kinds that CRDs define."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTITIES = frozenset({"limits", "requests", "capacity", "allocatable", "sizeLi
 
 @dataclass(frozen=True)
 class Resource:
-    """One kind of object and how it is served."""
+    """A kind of object, and how it is served."""
 
     group: str
     version: str
@@ -27,36 +27,38 @@ class Resource:
     categories: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ()
     model: str | None = None
+    """The client library's class for a built-in kind, which has its schema."""
     definition: Json = field(default_factory=dict, compare=False, hash=False)
+    """The entry of spec.versions in the CRD; empty for a built-in kind."""
 
     @property
     def id(self) -> tuple[str, str]:
-        """Plural and group: how errors name it, and the key of its objects."""
+        """Plural and group: the name in errors, and the key in the storage."""
         return self.plural, self.group
 
     @property
     def api_version(self) -> str:
-        """The apiVersion of its objects."""
+        """The apiVersion of the kind's objects."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def custom(self) -> bool:
-        """Whether a CRD defines it."""
+        """Whether a CRD defines the kind."""
         return bool(self.definition)
 
     @property
     def counts_generations(self) -> bool:
-        """Whether metadata.generation counts the changes of its spec."""
+        """Whether metadata.generation counts the changes of the spec."""
         return self.custom or self.kind in {"Job", "Pod", "CustomResourceDefinition"}
 
     @property
-    def allows_blind_update(self) -> bool:
-        """Whether PUT works without a resourceVersion."""
+    def allows_unconditional_update(self) -> bool:
+        """Whether a PUT may leave out the resourceVersion."""
         return not self.custom and self.kind not in {"Lease", "CustomResourceDefinition"}
 
     @property
     def schema(self) -> Json:
-        """The structural schema of its objects."""
+        """The structural schema of the kind's objects."""
         if self.custom:
             schema: Json = self.definition["schema"]["openAPIV3Schema"]
             return schema
@@ -64,7 +66,7 @@ class Resource:
 
     @property
     def rules(self) -> Rules:
-        """The CEL rules of its objects."""
+        """The CEL rules of the kind's objects."""
         return _rules(self)
 
 
@@ -81,7 +83,7 @@ def _builtin_schema(model: str) -> Json:
 
 
 def _without_bytes(node: Value) -> Value:
-    """The client library takes bytes or text for base64; on the wire it is text."""
+    """Return the schema without binary alternatives: base64 is text on the wire."""
     if isinstance(node, dict):
         node = {key: _without_bytes(value) for key, value in node.items()}
         if "anyOf" in node:
@@ -91,7 +93,7 @@ def _without_bytes(node: Value) -> Value:
 
 
 def _relax(schema: Json) -> None:
-    """Say what the client library's types leave out: quantities, and objects of any shape."""
+    """Add what the client library's types lack: quantities, and objects of any shape."""
     if "description" in schema:
         schema["description"] = schema["description"].partition("\n\nAttributes:")[0]
     if schema.get("type") == "object" and not schema.keys() & {
@@ -110,8 +112,8 @@ def _relax(schema: Json) -> None:
             _relax(part)
 
 
-def _core(plural: str, kind: str, short: str = "", **more: Value) -> Resource:
-    return Resource("", "v1", plural, kind, short_names=(short,) if short else (), **more)
+def _core(plural: str, kind: str, short: str = "", **fields: Value) -> Resource:
+    return Resource("", "v1", plural, kind, short_names=(short,) if short else (), **fields)
 
 
 NAMESPACES = _core(
@@ -164,7 +166,7 @@ BUILTIN = (
 
 
 def from_definition(definition: Json) -> list[Resource]:
-    """The resources that a CustomResourceDefinition serves."""
+    """Return the resources that a CustomResourceDefinition serves."""
     spec = definition["spec"]
     names = spec["names"]
     template = Resource(

@@ -1,4 +1,4 @@
-"""Structural schemas: unknown fields, defaults, validation and CEL rules, with a server's words."""
+"""Structural schemas: pruning, defaults, validation and CEL rules, as a real server has them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNCHECKED = (
 
 
 def type_name(value: Value) -> str:
-    """The JSON type of a value, as schemas call it."""
+    """Return the JSON type of a value, as schemas name it."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, float):
@@ -45,7 +45,7 @@ def type_name(value: Value) -> str:
 
 
 def has_type(value: Value, expected: str) -> bool:
-    """Whether a value is of the schema's type; true is no integer."""
+    """Return whether a value has a schema's type; a boolean is not an integer."""
     if isinstance(value, bool):
         return expected == "boolean"
     if expected == "integer" and isinstance(value, float):
@@ -54,7 +54,7 @@ def has_type(value: Value, expected: str) -> bool:
 
 
 def children(schema: Json, value: Value) -> Iterator[tuple[Any, str, Json | None]]:
-    """Key, path step and schema of each part of a value; None where the schema knows none."""
+    """Yield key, path step and schema of each child of a value; the schema is None if unknown."""
     if isinstance(value, dict):
         properties = schema.get("properties", {})
         additional = schema.get("additionalProperties")
@@ -66,24 +66,24 @@ def children(schema: Json, value: Value) -> Iterator[tuple[Any, str, Json | None
 
 
 def prune(schema: Json, value: Value, path: str = "") -> list[str]:
-    """Drop nulls and unknown fields in place; the paths of the unknown ones."""
+    """Drop nulls and unknown fields in place; return the paths of the unknown fields."""
     unknown: list[str] = []
     if schema.get(PRESERVE):
         return unknown
     for key, step, child in list(children(schema, value)):
-        where = f"{path}{step}".lstrip(".")
+        child_path = f"{path}{step}".lstrip(".")
         if child is None:
-            unknown.append(where)
+            unknown.append(child_path)
             del value[key]
         elif value[key] is None and isinstance(value, dict):
             del value[key]
         else:
-            unknown += prune(child, value[key], where)
+            unknown += prune(child, value[key], child_path)
     return unknown
 
 
 def set_defaults(schema: Json, value: Value) -> None:
-    """Fill in the defaults of absent fields, in place."""
+    """Set the defaults of absent fields in place."""
     if isinstance(value, dict):
         for key, child in schema.get("properties", {}).items():
             if key not in value and "default" in child:
@@ -99,13 +99,13 @@ def _pattern(pattern: str) -> Value:
 
 
 def validate(schema: Json, value: Value, path: str = "") -> Iterator[Cause]:
-    """Every fault of a value, in the order of its fields."""
+    """Yield all errors of a value, in the order of its fields."""
     either = schema.get("x-kubernetes-int-or-string")
     if either and type_name(value) not in {"string", "integer"}:
         yield _wrong_type(path, value, "integer,string")
         return
-    fits = "type" not in schema or has_type(value, schema["type"])
-    if not fits:
+    type_matches = "type" not in schema or has_type(value, schema["type"])
+    if not type_matches:
         yield _wrong_type(path, value, schema["type"])
         if type_name(value) == "number":
             text = f"Checked value must be of type integer (default format) in {path}"
@@ -114,7 +114,7 @@ def validate(schema: Json, value: Value, path: str = "") -> Iterator[Cause]:
         yield from _validate_limits(schema, value, path)
     if "enum" in schema and value not in schema["enum"]:
         yield Cause.unsupported(path, value, schema["enum"])
-    if not fits:
+    if not type_matches:
         return
     if schema.get("x-kubernetes-list-type") == "map":
         yield from _validate_keys(schema["x-kubernetes-list-map-keys"], value, path)
@@ -145,7 +145,7 @@ def _validate_limits(schema: Json, value: Value, path: str) -> Iterator[Cause]:
         return Cause.invalid(path, value, f"{path} in body should {text}")
 
     if isinstance(value, str):
-        # The first fault of a text is the only one that is told.
+        # A real server reports only the first of these errors of a string.
         if len(value) > schema.get("maxLength", len(value)):
             text = f"Too long: may not be more than {schema['maxLength']} bytes"
             yield Cause(path, "FieldValueTooLong", text)
@@ -180,14 +180,14 @@ def _environment() -> Environment:
 
 
 class Rules:
-    """The CEL rules at the root of a schema, compiled once."""
+    """The compiled CEL rules at the root of a schema."""
 
     def __init__(self, rules: Sequence[Mapping[str, str]]) -> None:
         env = _environment()
         self._rules = [(rule, env.program(env.compile(rule["rule"]))) for rule in rules]
 
     def check(self, new: Json, old: Json | None) -> Iterator[Cause]:
-        """Faults of an object; rules on oldSelf apply to updates only."""
+        """Yield the errors of an object; rules with oldSelf apply only to updates."""
         context = {"self": json_to_cel(new)}
         if old is not None:
             context["oldSelf"] = json_to_cel(old)

@@ -31,14 +31,14 @@ _FIELDS = {
 
 
 def lookup(item: Value, path: str) -> Value:
-    """The value at a dotted path; None where there is none."""
+    """Return the value at a dotted path; None if it does not exist."""
     for part in path.split("."):
         item = item.get(part) if isinstance(item, dict) else None
     return item
 
 
 def selector(resource: Resource, labels: str, fields: str) -> Predicate:
-    """Whether an object matches both a label and a field selector."""
+    """Return a predicate for objects that match both a label and a field selector."""
     tests = [_label(term.strip()) for term in re.split(r",(?![^()]*\))", labels) if term.strip()]
     tests += [_field(resource, term.strip()) for term in fields.split(",") if term.strip()]
     return lambda item: all(test(item) for test in tests)
@@ -53,7 +53,7 @@ def _label(term: str) -> Predicate:
         return _label_test(match["key"], {match["value"]}, match["op"] != "!=")
     if match := _EXISTS.match(term):
         return _label_test(match["key"], {None}, bool(match["not"]))
-    raise bad_request(f"unable to parse requirement: {term!r} is no label requirement")
+    raise bad_request(f"unable to parse requirement: {term!r} is not a label requirement")
 
 
 def _label_test(key: str, wanted: Collection[str | None], expected: bool) -> Predicate:

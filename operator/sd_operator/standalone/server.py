@@ -1,4 +1,4 @@
-"""The API server's HTTP side: who may ask, what is asked, and how answers look."""
+"""The HTTP side of the API server: authentication, routing, and the form of responses."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 @dataclass(frozen=True)
 class Target:
-    """What a path names: a resource, and perhaps a namespace, an object and a part of it."""
+    """The parts of a request's path."""
 
     resource: Resource
     namespace: str
+    """Empty for cluster-scoped resources, and for a list of all namespaces."""
     name: str
+    """Empty for a collection."""
     subresource: str
+    """Empty for the object itself."""
 
     @property
     def key(self) -> Key:
@@ -45,17 +48,17 @@ class Target:
 
 
 class ApiServer:
-    """Answers requests that carry the token and name this machine as their host."""
+    """Serves requests that have the token and a loopback name in the Host header."""
 
     def __init__(self, token: str, log_folder: Path) -> None:
         self.registry = Registry()
         self._token = token
         self._logs = log_folder
         self._applied: dict[tuple[str, str], Json] = {}
-        """What each field manager last applied, by uid and manager."""
+        """The last manifest that each field manager applied, by uid and manager."""
 
     def load(self, item: Json) -> None:
-        """Create an object that is there from the start."""
+        """Create an object when the server starts."""
         group, _, version = item["apiVersion"].rpartition("/")
         plural = item["kind"].lower() + "s"
         resource = self.registry.resource(group, version, plural)
@@ -64,7 +67,7 @@ class ApiServer:
         self.registry.create(resource, item["metadata"].get("namespace", ""), item, "Strict")
 
     def application(self) -> web.Application:
-        """The aiohttp application."""
+        """Return the aiohttp application."""
         app = web.Application(client_max_size=BODY_LIMIT)
         app.router.add_route("*", "/{path:.*}", self._handle)
         return app
@@ -72,7 +75,7 @@ class ApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
             self._admit(request)
-            server = self._rehearsal() if await requests.is_dry_run(request) else self
+            server = self._dry_run_copy() if await requests.is_dry_run(request) else self
             return await server._answer(request)
         except ApiError as error:
             return web.json_response(error.status(), status=error.code)
@@ -81,17 +84,18 @@ class ApiServer:
             too_large = ApiError(413, "RequestEntityTooLarge", text)
             return web.json_response(too_large.status(), status=413)
 
-    def _rehearsal(self) -> ApiServer:
-        """A server of the same objects, for writes that are only tried."""
+    def _dry_run_copy(self) -> ApiServer:
+        """Return a server with a copy of all objects, for dry runs."""
         server = copy.copy(self)
         server.registry, server._applied = self.registry.copy(), dict(self._applied)
         return server
 
     def _admit(self, request: web.Request) -> None:
-        # The Host header keeps web pages out that point a name of theirs at this machine.
+        # The check of the Host header stops web pages whose name resolves to this machine.
         host = request.host.rpartition(":")[0] or request.host
         if host not in _LOOPBACK:
-            raise ApiError(403, "Forbidden", f"forbidden: the host {host!r} is not served here", {})
+            text = f"forbidden: this server does not serve the host {host!r}"
+            raise ApiError(403, "Forbidden", text, {})
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         expected = self._token.encode()
         if scheme != "Bearer" or not hmac.compare_digest(token.encode(), expected):
@@ -105,15 +109,15 @@ class ApiServer:
         if target is None:
             if request.method != "GET":
                 raise page_not_found()
-            return web.json_response(discovery.answer(path, self.registry.resources()))
+            return web.json_response(discovery.document(path, self.registry.resources()))
         if target.name:
             return await self._answer_object(request, target)
         if request.method == "POST":
             body = await requests.body(request)
-            made = self.registry.create(
+            created = self.registry.create(
                 target.resource, target.namespace, body, requests.strictness(request)
             )
-            return self._written(request, target.resource, made)
+            return self._written(request, target.resource, created)
         if request.method == "DELETE":
             return await self._delete_collection(request, target)
         if request.method != "GET":
@@ -167,8 +171,8 @@ class ApiServer:
     async def _replace(self, request: web.Request, target: Target) -> web.Response:
         body = await requests.body(request)
         self.registry.get(target.resource, target.key)
-        blind = not lookup(body, "metadata.resourceVersion")
-        if blind and not target.resource.allows_blind_update:
+        unconditional = not lookup(body, "metadata.resourceVersion")
+        if unconditional and not target.resource.allows_unconditional_update:
             field = "metadata.resourceVersion"
             cause = Cause.invalid(field, 0, "must be specified for an update")
             raise invalid(target.resource.id, target.name, [cause])
@@ -202,7 +206,7 @@ class ApiServer:
         return self._written(request, resource, changed)
 
     async def _apply(self, request: web.Request, target: Target) -> web.Response:
-        """Server-side apply, each manager by itself: there are no conflicts."""
+        """Apply a manifest for one field manager. Managers never conflict."""
         resource, body = target.resource, await requests.body(request)
         manager = request.query.get("fieldManager")
         if not manager:
@@ -245,8 +249,8 @@ class ApiServer:
         return web.json_response(status | {"code": 201}, status=201)
 
     def _written(self, request: web.Request, resource: Resource, written: Written) -> web.Response:
-        shown = requests.shape(request, resource, written.item)
-        response = web.json_response(shown, status=201 if written.created else 200)
+        body = requests.shape(request, resource, written.item)
+        response = web.json_response(body, status=201 if written.created else 200)
         for warning in written.warnings:
             response.headers.add("Warning", f"299 - {json.dumps(warning)}")
         return response
@@ -286,17 +290,17 @@ class ApiServer:
         if start:
             after = requests.continue_after(start)
             items = [item for item in items if requests.key_of(item) > after]
-        more: Json = {}
+        rest: Json = {}
         if limit and len(items) > limit:
-            more["continue"] = requests.continue_token(items[limit - 1])
-            more["remainingItemCount"] = len(items) - limit
+            rest["continue"] = requests.continue_token(items[limit - 1])
+            rest["remainingItemCount"] = len(items) - limit
             items = items[:limit]
-        meta = {"resourceVersion": str(storage.revision)} | more
-        wanted = requests.wanted(request)
-        if wanted == "Table":
+        meta = {"resourceVersion": str(storage.revision)} | rest
+        form = requests.accepted_form(request)
+        if form == "Table":
             return web.json_response(tables.table(resource, items, meta))
-        if wanted == "PartialObjectMetadataList":
-            head = {"kind": wanted, "apiVersion": "meta.k8s.io/v1", "metadata": meta}
+        if form == "PartialObjectMetadataList":
+            head = {"kind": form, "apiVersion": "meta.k8s.io/v1", "metadata": meta}
             return web.json_response(head | {"items": [tables.partial(item) for item in items]})
         return web.json_response(self._list_body(resource, items) | {"metadata": meta})
 

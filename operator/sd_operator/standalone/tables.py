@@ -1,4 +1,4 @@
-"""Tables: what `kubectl get` prints, made by the server."""
+"""Makes the tables that `kubectl get` prints."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ _STEPS = (
 
 @dataclass(frozen=True)
 class Column:
-    """One column; columns of a priority above 0 are shown by -o wide."""
+    """A column of a table."""
 
     name: str
     value: Callable[[Json], Any]
     type: str = "string"
     priority: int = 0
+    """kubectl shows columns above 0 only with `-o wide`."""
 
 
 def human_duration(seconds: int) -> str:
-    """A duration as kubectl writes it: exact while short, rough when long."""
+    """Format seconds as kubectl does: exact for short durations, rounded for long ones."""
     for limit, unit, name, rest_unit, rest_name in _STEPS:
         if seconds < limit:
             rest = seconds % unit // rest_unit if rest_unit else 0
@@ -41,7 +42,7 @@ def human_duration(seconds: int) -> str:
 
 
 def age(path: str) -> Callable[[Json], str]:
-    """How long ago the time at a path is."""
+    """Return a function that formats how long ago the time at a path of an object was."""
 
     def value(item: Json) -> str:
         text = lookup(item, path)
@@ -55,8 +56,8 @@ def age(path: str) -> Callable[[Json], str]:
 
 def _at(path: str, default: Value = "") -> Callable[[Json], Any]:
     def value(item: Json) -> Value:
-        found = lookup(item, path)
-        return default if found is None else found
+        content = lookup(item, path)
+        return default if content is None else content
 
     return value
 
@@ -97,11 +98,11 @@ def _job_status(item: Json) -> str:
 
 
 def _job_duration(item: Json) -> str:
-    start, end = lookup(item, "status.startTime"), lookup(item, "status.completionTime")
+    start, completion = lookup(item, "status.startTime"), lookup(item, "status.completionTime")
     if not start:
         return ""
-    stop = datetime.fromisoformat(end) if end else datetime.now(UTC)
-    return human_duration(int((stop - datetime.fromisoformat(start)).total_seconds()))
+    end = datetime.fromisoformat(completion) if completion else datetime.now(UTC)
+    return human_duration(int((end - datetime.fromisoformat(start)).total_seconds()))
 
 
 def _event_object(item: Json) -> str:
@@ -156,7 +157,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 
 
 def columns(resource: Resource) -> list[Column]:
-    """The columns of a resource's table, the name first."""
+    """Return the columns of a resource's table; the name comes first except for Events."""
     name = Column("Name", _at("metadata.name"))
     if resource.kind == "Event":
         return [*_COLUMNS["Event"], replace(name, priority=1)]
@@ -175,7 +176,7 @@ def columns(resource: Resource) -> list[Column]:
 
 
 def table(resource: Resource, items: Sequence[Json], meta: Json, with_columns: bool = True) -> Json:
-    """A meta.k8s.io/v1 Table of objects."""
+    """Return objects as a meta.k8s.io/v1 Table."""
     cols = columns(resource)
     definitions = [
         {
@@ -200,6 +201,6 @@ def table(resource: Resource, items: Sequence[Json], meta: Json, with_columns: b
 
 
 def partial(item: Json) -> Json:
-    """An object's metadata alone."""
+    """Return an object's metadata as PartialObjectMetadata."""
     kind = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
     return kind | {"metadata": item["metadata"]}

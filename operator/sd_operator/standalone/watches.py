@@ -1,4 +1,4 @@
-"""Watches: what is there, then every change, until the client or the time says to stop."""
+"""Watches: the existing objects, then every change, until the client leaves or the time is over."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DEFAULT_SECONDS = (1800, 3600)
 async def serve(
     request: web.Request, storage: Storage, resource: Resource, namespace: str
 ) -> web.StreamResponse:
-    """Answer with one JSON object per event and line."""
+    """Answer a watch request with one JSON event per line."""
     query = request.query
     initial = query.get("sendInitialEvents") == "true"
     if initial and query.get("resourceVersionMatch") != "NotOlderThan":
         text = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
         cause = Cause.forbidden("resourceVersionMatch", text)
         raise invalid(("ListOptions", "meta.k8s.io"), "", [cause])
-    # Spread, so that clients do not all come back at once.
+    # The time is random, so that clients do not all reconnect at once.
     seconds = requests.whole(request, "timeoutSeconds") or random.randint(*DEFAULT_SECONDS)  # noqa: S311 - no secret
     watch = Watch(request, storage, resource, namespace)
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -44,7 +44,7 @@ async def serve(
 
 
 class Watch:
-    """One client's view of one resource."""
+    """One client's watch of one resource."""
 
     def __init__(
         self, request: web.Request, storage: Storage, resource: Resource, namespace: str
@@ -59,7 +59,10 @@ class Watch:
         self._first = True
 
     async def events(self, initial: bool) -> AsyncGenerator[Json, None]:
-        """The events; the present objects first if asked for, or if there is no revision."""
+        """Yield the events of the watch.
+
+        The existing objects come first if the client asks for them or has no resourceVersion.
+        """
         if initial or not self._since:
             self._since = self._storage.revision
             for item in self._storage.list(self._resource.id, self._namespace):
@@ -77,15 +80,18 @@ class Watch:
                     continue
                 change = waiting.result()
                 waiting = asyncio.ensure_future(anext(changes))
-                if event := self._seen(change):
+                if event := self._visible(change):
                     yield event
         except ApiError as error:
             yield {"type": "ERROR", "object": error.status()}
         finally:
             waiting.cancel()
 
-    def _seen(self, change: Change) -> Json | None:
-        """A change as this client sees it: an object that ends to match is gone for it."""
+    def _visible(self, change: Change) -> Json | None:
+        """Return the event for a change, or None.
+
+        If the object no longer matches the client's selectors, the event is DELETED.
+        """
         self._since = change.revision
         had, has = self._covers(change.old), self._covers(change.new)
         if has and change.new is not None:
@@ -96,14 +102,14 @@ class Watch:
     def _covers(self, item: Json | None) -> bool:
         if item is None:
             return False
-        space = item["metadata"].get("namespace", "")
-        return self._namespace in ("", space) and self._matches(item)
+        namespace = item["metadata"].get("namespace", "")
+        return self._namespace in ("", namespace) and self._matches(item)
 
     def _event(self, kind: str, item: Json) -> Json:
-        # Columns are described in the first event only.
-        shown = requests.shape(self._request, self._resource, item, self._first)
+        # Only the first event of a watch describes the columns of a table.
+        body = requests.shape(self._request, self._resource, item, self._first)
         self._first = False
-        return {"type": kind, "object": shown}
+        return {"type": kind, "object": body}
 
     def _bookmark(self, annotations: Json | None = None) -> Json:
         meta: Json = {"resourceVersion": str(max(self._since, self._storage.revision))}

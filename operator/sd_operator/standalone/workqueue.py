@@ -1,4 +1,4 @@
-"""Level-triggered loops: keys are worked on one at a time, and again after errors."""
+"""A work queue for level-triggered controllers. A key that fails is tried again later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ LAST_RETRY_SECONDS = 5.0
 
 
 class Workqueue:
-    """Calls reconcile(key) for keys; it returns after how many seconds to be called again."""
+    """Calls reconcile(key) for one key at a time.
+
+    reconcile returns the seconds after which the key is due again, or None.
+    """
 
     def __init__(self, name: str, reconcile: Callable[[str], Awaitable[float | None]]) -> None:
         self._name = name
@@ -27,12 +30,12 @@ class Workqueue:
         self._ready = asyncio.Event()
 
     def add(self, key: str) -> None:
-        """Have a key worked on soon; keys that wait already wait once."""
+        """Queue a key; a key that is already queued stays queued once."""
         self._keys[key] = None
         self._ready.set()
 
     async def run(self) -> None:
-        """Work for ever."""
+        """Process keys for ever."""
         loop = asyncio.get_running_loop()
         while True:
             await self._ready.wait()

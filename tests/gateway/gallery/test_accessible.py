@@ -1,4 +1,4 @@
-"""Every page of the gallery as axe judges it, on phone and desktop, light and dark."""
+"""Tests of the accessibility of every page with axe: on phone and desktop, light and dark."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SMALL_PNG = bytes.fromhex(
 
 @pytest.fixture(scope="module")
 def states(shared_cluster: Cluster) -> None:
-    """A model in each state, one with a preview."""
+    """One model in each state, one of them with a preview."""
     gallerymodels.make_all(shared_cluster)
     name = "majicmix-realistic"
     uid = shared_cluster.get("sdm", name)["metadata"]["uid"]
@@ -55,10 +55,10 @@ def states(shared_cluster: Cluster) -> None:
 
 
 def check(page: Any, shot: Path) -> None:
-    """No violation, one main heading, nothing wider than the screen; else a picture is kept."""
+    """Assert that a page passes axe, has one h1 and fits the screen; else take a screenshot."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
-    found = axe.Axe().run(page, options=RULES).response["violations"]
-    faults = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+    violations = axe.Axe().run(page, options=RULES).response["violations"]
+    faults = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in violations]
     if page.locator("h1").count() != 1:
         faults.append(("headings", page.locator("h1").all_inner_texts()))
     too_wide = page.evaluate("document.documentElement.scrollWidth - document.body.clientWidth")
@@ -71,7 +71,7 @@ def check(page: Any, shot: Path) -> None:
 
 @pytest.mark.usefixtures("states")
 @pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
-def test_no_page_shuts_anybody_out(
+def test_pages_are_accessible(
     browser: Any,
     gallery: Site,
     tmp_path: Path,
@@ -79,7 +79,7 @@ def test_no_page_shuts_anybody_out(
     viewport: dict[str, int],
     scheme: Any,
 ) -> None:
-    """Contrast, names, roles, landmarks and headings; light and dark look different."""
+    """Every page passes axe, and the colour scheme follows the browser's."""
     with tab(browser, gallery.url, viewport=viewport, color_scheme=scheme) as visit:
         visit.open("/login")
         check(visit.page, tmp_path / "login.png")
@@ -93,8 +93,8 @@ def test_no_page_shuts_anybody_out(
         assert (lightness > 600) is (scheme == "light")
 
 
-def test_errors_shut_nobody_out(browser: Any, backend: Any, tmp_path: Path) -> None:
-    """A form with complaints, a page that is not there, a wrong key, an empty gallery."""
+def test_error_pages_are_accessible(browser: Any, backend: Any, tmp_path: Path) -> None:
+    """The pages are a rejected form, a missing page, a wrong key, and an empty gallery."""
     with (
         namespace_of(backend, tmp_path) as empty,
         serve(empty, tmp_path) as site,
@@ -104,7 +104,7 @@ def test_errors_shut_nobody_out(browser: Any, backend: Any, tmp_path: Path) -> N
         visit.open("/login")
         page.get_by_label("API key").fill("wrong")
         page.get_by_role("button", name="Log in").click()
-        page.get_by_text("This key is not known here.").wait_for()
+        page.get_by_text("This key is not valid.").wait_for()
         check(page, tmp_path / "wrong-key.png")
         visit.login(site.key)
         assert page.get_by_role("heading", name="There are no models yet").is_visible()
@@ -112,16 +112,16 @@ def test_errors_shut_nobody_out(browser: Any, backend: Any, tmp_path: Path) -> N
         visit.open("/load")
         page.get_by_label("Name", exact=True).fill("Bad Name")
         page.get_by_label("Source", exact=True).fill("not a link")
-        page.get_by_text("The API server would refuse it").wait_for()
+        page.get_by_text("The API server would reject this resource").wait_for()
         page.get_by_role("button", name="Load", exact=True).click()
         page.get_by_role("alert").wait_for()
         assert page.get_by_label("Name", exact=True).input_value() == "Bad Name"
-        check(page, tmp_path / "refused.png")
+        check(page, tmp_path / "rejected.png")
         page.get_by_role("alert").get_by_role("link", name="Name").click()
         assert page.evaluate("document.activeElement.id") == "metadata-name"
         visit.open("/models/no-such-model")
         check(page, tmp_path / "error.png")
-        # Chromium reports each page that is answered with an error as one of the console.
-        refused = [text for text in visit.complaints if "Failed to load resource" in text]
-        assert len(refused) == 3, visit.complaints
-        visit.complaints[:] = [text for text in visit.complaints if text not in refused]
+        # Chromium logs an error in the console for every page with an error status.
+        expected = [text for text in visit.complaints if "Failed to load resource" in text]
+        assert len(expected) == 3, visit.complaints
+        visit.complaints[:] = [text for text in visit.complaints if text not in expected]

@@ -1,4 +1,4 @@
-"""The gallery in a headless Chromium: what people do there, with and without JavaScript."""
+"""Tests of the gallery in a headless Chromium, with and without JavaScript."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from tests.support.gateway.browser import PHONE, Tab, tab
 from tests.support.gateway.gallerymodels import loading, ready
 from tests.support.gateway.gallerysite import Site, serve
 from tests.support.kube.cluster import Cluster
-from tests.support.kube.operated import Operated
+from tests.support.operator.operated import Operated
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
 LINK = "https://example.com/model.safetensors"
-LOST = "[object Event]"
-"""What htmx's extension logs of a stream that broke off."""
+STREAM_LOST = "[object Event]"
+"""What htmx's extension logs when a stream breaks off."""
 
 
 @pytest.fixture
 def visitor(browser: Any, gallery: Site) -> Iterator[Tab]:
-    """Somebody who has logged in."""
-    with tab(browser, gallery.url) as opened:
-        opened.login(gallery.key)
-        yield opened
+    """A visitor who is logged in."""
+    with tab(browser, gallery.url) as visitor:
+        visitor.login(gallery.key)
+        yield visitor
 
 
 def fill(page: Any, name: str, source: str) -> None:
-    """Fill the load form in."""
+    """Fill in the load form."""
     page.get_by_label("Name", exact=True).fill(name)
     page.get_by_label("Source", exact=True).fill(source)
 
 
 def cards(page: Any) -> list[str]:
-    """The names on the list."""
+    """Return the names of the models on the list."""
     names: list[str] = page.locator("[id^=open-]").all_inner_texts()
     return names
 
 
-def test_a_model_is_loaded_watched_and_deleted(
+def test_model_is_loaded_watched_and_deleted(
     browser: Any, operated: Operated, tmp_path: Path
 ) -> None:
-    """Through the form until it is Ready, without a reload; a wrong link says what to do."""
+    """The page follows the load without a reload; a model with a bad link shows its remedy."""
     operated.start()
     html = tmp_path / "page.html"
     html.write_text("<!doctype html><title>Log in</title>")
@@ -59,7 +59,7 @@ def test_a_model_is_loaded_watched_and_deleted(
         visit.login(site.key)
         page.get_by_role("link", name="Load a model").first.click()
         fill(page, "sketch", operated.link())
-        page.get_by_text("The API server would take it.").wait_for()
+        page.get_by_text("The API server would accept this resource.").wait_for()
         assert f"url: {operated.hub.url}" in page.locator("#yaml").inner_text()
         page.get_by_role("button", name="Load", exact=True).click()
         page.locator(".badge", has_text="Ready").wait_for()
@@ -83,8 +83,8 @@ def test_a_model_is_loaded_watched_and_deleted(
     operated.gone("sketch")
 
 
-def test_progress_moves_without_a_reload(visitor: Tab, shared_cluster: Cluster) -> None:
-    """On the list and on the model's page; what is new appears; the focus stays where it was."""
+def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster) -> None:
+    """The list and the model's page update, new models appear, and the focus does not move."""
     page = visitor.page
     gallerymodels.make(shared_cluster, "moving", loading(10), url=LINK)
     visitor.open("/")
@@ -98,7 +98,7 @@ def test_progress_moves_without_a_reload(visitor: Tab, shared_cluster: Cluster) 
     gallerymodels.make(shared_cluster, "newcomer", url=LINK)
     page.locator("#open-newcomer").wait_for()
     assert page.evaluate("document.activeElement.id") == "open-moving"
-    assert page.evaluate("window.unloaded") is False, "it is still the same page"
+    assert page.evaluate("window.unloaded") is False, "the page was not reloaded"
 
     visitor.open("/models/moving")
     gallerymodels.set_status(shared_cluster, "moving", loading(70))
@@ -109,17 +109,17 @@ def test_progress_moves_without_a_reload(visitor: Tab, shared_cluster: Cluster) 
 
 
 @pytest.mark.slow
-def test_a_page_comes_back_after_the_connection_was_away(
+def test_page_catches_up_after_a_lost_connection(
     visitor: Tab, shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And shows what happened meanwhile: what is new, what is further, what is gone."""
+    """It shows models that were created, deleted or changed in the meantime."""
     page, cut, streams = visitor.page, threading.Event(), 0
     stream = live.stream
 
-    async def cuttable(teller: Any, changes: Any, alive: Any) -> AsyncGenerator[bytes, None]:
+    async def cuttable(updates: Any, changes: Any, alive: Any) -> AsyncGenerator[bytes, None]:
         nonlocal streams
         streams += 1
-        async for event in stream(teller, changes, alive):
+        async for event in stream(updates, changes, alive):
             if cut.is_set():
                 return
             yield event
@@ -130,7 +130,7 @@ def test_a_page_comes_back_after_the_connection_was_away(
         gallerymodels.make(shared_cluster, f"away-{name}", loading(10), url=LINK)
     with page.expect_response("**/gallery/live*"):
         visitor.open("/?q=away")
-    with page.expect_console_message(lambda message: message.text == LOST):
+    with page.expect_console_message(lambda message: message.text == STREAM_LOST):
         cut.set()
     shared_cluster.kubectl("delete", "sdm", "away-goes")
     gallerymodels.set_status(shared_cluster, "away-stays", loading(90))
@@ -142,14 +142,14 @@ def test_a_page_comes_back_after_the_connection_was_away(
     gallerymodels.set_status(shared_cluster, "away-stays", loading(95))
     page.locator("progress[value='95']").wait_for()
     assert streams >= 2
-    visitor.complaints[:] = [text for text in visitor.complaints if LOST not in text]
+    visitor.complaints[:] = [text for text in visitor.complaints if STREAM_LOST not in text]
 
 
-def test_searching_is_in_the_address(visitor: Tab, shared_cluster: Cluster) -> None:
-    """As one types; the back button goes back, a shared address shows the same."""
+def test_search_is_in_the_url(visitor: Tab, shared_cluster: Cluster) -> None:
+    """The URL changes while the user types, the back button works, and the URL can be shared."""
     page = visitor.page
-    for name, kind in (("red-lora", "lora"), ("red-vae", "vae"), ("blue-lora", "lora")):
-        gallerymodels.make(shared_cluster, name, url=LINK, modelType=kind)
+    for name, model_type in (("red-lora", "lora"), ("red-vae", "vae"), ("blue-lora", "lora")):
+        gallerymodels.make(shared_cluster, name, url=LINK, modelType=model_type)
     visitor.open("/")
     page.get_by_label("Search").press_sequentially("red")
     page.wait_for_url("**/gallery/?q=red")
@@ -173,7 +173,7 @@ def test_searching_is_in_the_address(visitor: Tab, shared_cluster: Cluster) -> N
 def test_everything_works_without_javascript(
     browser: Any, gallery: Site, shared_cluster: Cluster
 ) -> None:
-    """Login, load with a mistake, search, delete, logout: forms and links."""
+    """Login, the load form with its YAML, search, deletion and logout use plain forms and links."""
     with tab(browser, gallery.url, java_script_enabled=False, viewport=PHONE) as visit:
         page = visit.page
         visit.login(gallery.key)
@@ -200,7 +200,7 @@ def test_everything_works_without_javascript(
 def test_texts_are_copied_with_and_without_permission(
     visitor: Tab, shared_cluster: Cluster
 ) -> None:
-    """To the clipboard; where that may not be, the text is selected to be copied by hand."""
+    """The text goes to the clipboard; if the browser denies that, the text is selected."""
     gallerymodels.make(shared_cluster, "copied", url=LINK)
     page = visitor.page
     visitor.open("/models/copied")
@@ -217,30 +217,30 @@ def test_texts_are_copied_with_and_without_permission(
     assert page.evaluate("getSelection().toString()").strip() == text.strip()
 
 
-def test_the_keyboard_is_enough(visitor: Tab, shared_cluster: Cluster) -> None:
-    """A skip link first; what has the focus is seen to have it; Enter opens a model."""
+def test_gallery_works_with_the_keyboard_alone(visitor: Tab, shared_cluster: Cluster) -> None:
+    """A skip link comes first, every focused element has an outline, and Enter opens a model."""
     gallerymodels.make(shared_cluster, "aaa-first", url=LINK)
     page = visitor.page
     visitor.open("/")
     page.keyboard.press("Tab")
     skip = page.locator(".skip")
     assert page.evaluate("document.activeElement.className") == "skip"
-    assert skip.bounding_box()["width"] > 50, "it is hidden until then"
+    assert skip.bounding_box()["width"] > 50, "the skip link becomes visible"
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "q", "past the header"
+    assert page.evaluate("document.activeElement.id") == "q", "the focus skips the header"
     for _ in range(3):
         page.keyboard.press("Tab")
-        focus = "getComputedStyle(document.activeElement{}).outlineStyle"
-        seen = [page.evaluate(focus.format(part)) for part in ("", ", '::after'")]
-        assert "solid" in seen or "auto" in seen
+        style = "getComputedStyle(document.activeElement{}).outlineStyle"
+        outlines = [page.evaluate(style.format(part)) for part in ("", ", '::after'")]
+        assert "solid" in outlines or "auto" in outlines
     assert page.evaluate("document.activeElement.id") == "open-aaa-first"
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("/gallery/models/aaa-first$"))
 
 
-def test_hostile_names_run_nothing(visitor: Tab, shared_cluster: Cluster) -> None:
-    """Nor does what comes by the live events."""
+def test_hostile_text_is_not_executed(visitor: Tab, shared_cluster: Cluster) -> None:
+    """Markup in a url or in a message of a live event is shown as text."""
     hostile = "<img src=x onerror=document.title='owned'><b hx-get=/gallery/>bold</b>"
     status = {**loading(10), "phase": "Failed", "reason": "Odd"}
     page = visitor.page
@@ -255,8 +255,8 @@ def test_hostile_names_run_nothing(visitor: Tab, shared_cluster: Cluster) -> Non
     assert page.title() == "hostile · Model gallery"
 
 
-def test_the_policy_lets_no_inline_script_run(visitor: Tab) -> None:
-    """Even if something were once written into a page; and the console would tell these tests."""
+def test_policy_blocks_inline_scripts(visitor: Tab) -> None:
+    """The browser blocks an injected script, and the page's console shows it."""
     visitor.open("/")
     visitor.page.evaluate(
         "() => { const script = document.createElement('script');"

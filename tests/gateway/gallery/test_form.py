@@ -1,4 +1,4 @@
-"""The load form: its resource, and the API server's complaints at its fields."""
+"""Tests of the load form: the resource it describes, and the errors of its fields."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sd_operator.gateway.gallery.form import FIELDS, complaints, manifest, value
 
 
 def spec_of(**texts: str) -> dict[str, object]:
-    """The spec that the form makes; keywords with __ for dots."""
-    given_texts = {f"spec.{name.replace('__', '.')}": text for name, text in texts.items()}
-    spec: dict[str, object] = manifest(values(given_texts), "art")["spec"]
+    """Return the spec that the form describes; `__` stands for `.` in the names of fields."""
+    submitted = {f"spec.{name.replace('__', '.')}": text for name, text in texts.items()}
+    spec: dict[str, object] = manifest(values(submitted), "art")["spec"]
     return spec
 
 
@@ -22,43 +22,43 @@ def spec_of(**texts: str) -> dict[str, object]:
     ("texts", "spec"),
     [
         pytest.param({}, {}, id="empty"),
-        pytest.param({"url": "  org/name \n"}, {"url": "org/name"}, id="space-around"),
-        pytest.param({"url": "", "revision": ""}, {}, id="what-is-empty-is-left-out"),
+        pytest.param({"url": "  org/name \n"}, {"url": "org/name"}, id="surrounding-space"),
+        pytest.param({"url": "", "revision": ""}, {}, id="empty-fields"),
         pytest.param({"vae__url": "org/vae"}, {"vae": {"url": "org/vae"}}, id="nested"),
         pytest.param({"priority": "-5"}, {"priority": -5}, id="number"),
-        pytest.param({"priority": "high"}, {"priority": "high"}, id="no-number"),
-        pytest.param({"priority": "٣"}, {"priority": "٣"}, id="no-ascii-number"),
+        pytest.param({"priority": "high"}, {"priority": "high"}, id="not-a-number"),
+        pytest.param({"priority": "٣"}, {"priority": "٣"}, id="not-an-ascii-number"),
         pytest.param({"upcastAttention": "true"}, {"upcastAttention": True}, id="yes"),
         pytest.param({"fromSafetensors": "false"}, {"fromSafetensors": False}, id="no"),
-        pytest.param({"suspend": "true"}, {}, id="what-the-form-lacks-is-not-taken"),
+        pytest.param({"suspend": "true"}, {}, id="field-that-the-form-lacks"),
     ],
 )
-def test_the_form_makes_a_resource(texts, spec):
-    """Each text where it belongs, as what it is."""
+def test_form_sets_the_fields_of_the_spec(texts, spec):
+    """Each text is set as its field's type; empty and unknown fields are left out."""
     assert spec_of(**texts) == spec
 
 
-def test_the_resource_is_in_the_keys_namespace():
-    """Whatever the form says."""
+def test_resource_is_in_the_namespace_of_the_key():
+    """A namespace in the form is ignored."""
     body = manifest(values({"metadata.name": "x", "metadata.namespace": "kube-system"}), "art")
     assert body["metadata"] == {"name": "x", "namespace": "art"}
 
 
-@pytest.mark.parametrize("one", FIELDS[1:], ids=lambda one: one.path)
-def test_every_field_is_the_contracts(one):
-    """There is such a field, and its choices are the contract's."""
-    plain = {"number": "3", "text": "a" * (64 if one.path == "spec.sha256" else 1)}
-    text = one.choices[-1][0] if one.choices else plain[one.kind]
-    body = manifest({one.path: text}, "art")
-    read = Spec.model_validate(body["spec"]).model_dump(
+@pytest.mark.parametrize("field", FIELDS[1:], ids=lambda field: field.path)
+def test_every_form_field_is_a_field_of_the_spec(field):
+    """The spec accepts the field and its last choice."""
+    examples = {"number": "3", "text": "a" * (64 if field.path == "spec.sha256" else 1)}
+    text = field.choices[-1][0] if field.choices else examples[field.kind]
+    body = manifest({field.path: text}, "art")
+    parsed = Spec.model_validate(body["spec"]).model_dump(
         mode="json", by_alias=True, exclude_unset=True
     )
-    assert read == body["spec"]
+    assert parsed == body["spec"]
 
 
-@given(st.dictionaries(st.sampled_from([one.path for one in FIELDS]), st.text(max_size=50)))
-def test_any_texts_make_a_resource_of_ours(texts):
-    """In the key's namespace, of our kind, with no other parts."""
+@given(st.dictionaries(st.sampled_from([field.path for field in FIELDS]), st.text(max_size=50)))
+def test_any_input_gives_a_model_in_the_keys_namespace(texts):
+    """No text can add other parts to the resource."""
     body = manifest(values(texts), "art")
     assert set(body) == {"apiVersion", "kind", "metadata", "spec"}
     assert body["metadata"]["namespace"] == "art"
@@ -77,40 +77,40 @@ UNCHECKED = (
             [("spec.revision", 'Unsupported value: "fp8": supported values: "fp16", "fp32"')],
             {"spec.revision": 1},
             0,
-            id="at-its-field",
+            id="own-field",
         ),
         pytest.param(
             [("spec.credentialsSecretRef.name", "Invalid value")],
             {"spec.credentialsSecretRef.name": 1},
             0,
-            id="at-a-part",
+            id="nested-field",
         ),
-        pytest.param([("spec.vae", "Required value")], {"spec.vae.url": 1}, 0, id="around-it"),
+        pytest.param([("spec.vae", "Required value")], {"spec.vae.url": 1}, 0, id="parent-field"),
         pytest.param(
             [("spec.revision", "bad"), ("<nil>", f"Invalid value: null: {UNCHECKED}")],
             {"spec.revision": 1},
             0,
-            id="what-was-not-checked-is-no-fault",
+            id="unchecked-rules-are-not-an-error",
         ),
         pytest.param(
             [("spec.url", "bad"), ("spec.url", "worse"), ("spec.url", "bad")],
             {"spec.url": 2},
             0,
-            id="each-once",
+            id="repeated-message",
         ),
         pytest.param([("spec.job", "Forbidden")], {}, 1, id="not-in-the-form"),
         pytest.param([("", "a webhook denied it")], {}, 1, id="no-field"),
         pytest.param([], {}, 1, id="no-causes"),
     ],
 )
-def test_complaints_are_told_at_their_fields(causes, at, others):
-    """And nothing that the API server says is lost."""
-    found = complaints(causes, "the API server refused it")
-    assert {path: len(texts) for path, texts in found.at.items()} == at
-    assert len(found.others) == others
-    assert found
+def test_errors_are_sorted_by_field(causes, at, others):
+    """An error without a form field goes to `others`, so that no error is lost."""
+    errors = complaints(causes, "the API server rejected it")
+    assert {path: len(texts) for path, texts in errors.at.items()} == at
+    assert len(errors.others) == others
+    assert errors
 
 
-def test_no_complaints_are_none():
-    """An untried form has none."""
+def test_form_without_errors_is_falsy():
+    """A form that was not submitted has no errors."""
     assert not form.Complaints()

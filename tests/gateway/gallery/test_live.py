@@ -1,4 +1,4 @@
-"""The gallery's server-sent events: what they say, and how streams begin, last and end."""
+"""Tests of the gallery's server-sent events: their content, and how streams start and end."""
 
 from __future__ import annotations
 
@@ -23,83 +23,84 @@ DONE = ready(UID, "sketch")
 
 
 def at(status: dict, version: int = 8, uid: str = UID, name: str = "sketch") -> dict:
-    """A model at a later version."""
-    made = body(status, name=name)
-    made["metadata"] |= {"resourceVersion": str(version), "uid": uid}
-    return made
+    """Return a model at a later resourceVersion."""
+    model = body(status, name=name)
+    model["metadata"] |= {"resourceVersion": str(version), "uid": uid}
+    return model
 
 
 @pytest.mark.parametrize(
-    ("after", "events", "stale"),
+    ("change", "events", "stale"),
     [
-        pytest.param(Change(body(loading(10))), [], False, id="the-page-has-it"),
+        pytest.param(Change(body(loading(10))), [], False, id="same-version"),
         pytest.param(Change(at(loading(11))), ["card-sketch"], False, id="progress"),
-        pytest.param(Change(at(loading(26))), ["card-sketch", "news"], False, id="a-quarter"),
+        pytest.param(Change(at(loading(26))), ["card-sketch", "news"], False, id="past-a-quarter"),
         pytest.param(Change(at(DONE)), ["card-sketch", "news"], True, id="another-phase"),
-        pytest.param(Change(at(loading(10))), [], False, id="nothing-that-shows"),
+        pytest.param(Change(at(loading(10))), [], False, id="no-visible-change"),
         pytest.param(Change(at({}, name="new", uid="new")), ["news"], True, id="new"),
         pytest.param(Change(at(loading(10)), gone=True), [], True, id="gone"),
     ],
 )
-def test_the_list_is_told_what_changes_on_it(after, events, stale):
-    """Cards one by one; the whole list where its members or their phases change."""
-    teller = live.ListTeller([body(loading(10))])
-    assert [name for name, _ in teller.tell(after)] == events
-    assert teller.stale is stale
-    assert list(teller.tell(after)) == [], "and only once"
+def test_list_gets_events_for_its_cards(change, events, stale):
+    """The page becomes stale when models appear or disappear or change their phase."""
+    updates = live.ListUpdates([body(loading(10))])
+    assert [name for name, _ in updates.events(change)] == events
+    assert updates.stale is stale
+    assert list(updates.events(change)) == [], "a change has events only once"
 
 
 @pytest.mark.parametrize(
-    ("after", "events", "stale"),
+    ("change", "events", "stale"),
     [
-        pytest.param(Change(body(loading(10))), [], False, id="the-page-has-it"),
+        pytest.param(Change(body(loading(10))), [], False, id="same-version"),
         pytest.param(Change(at(loading(11))), ["state"], False, id="progress"),
-        pytest.param(Change(at(loading(50))), ["state", "news"], False, id="a-quarter"),
+        pytest.param(Change(at(loading(50))), ["state", "news"], False, id="past-a-quarter"),
         pytest.param(Change(at(DONE)), ["news"], True, id="done"),
         pytest.param(Change(at(failed(Reason.NOT_A_MODEL, "x"))), ["news"], True, id="failed"),
         pytest.param(Change(at(DONE, name="other")), [], False, id="another-model"),
         pytest.param(Change(at(DONE), gone=True), ["state", "news"], False, id="gone"),
     ],
 )
-def test_a_models_page_is_told_what_changes_on_it(after, events, stale):
-    """Its progress; or that all of it is to be asked for anew."""
-    teller = live.ModelTeller(body(loading(10)))
-    assert [name for name, _ in teller.tell(after)] == events
-    assert teller.stale is stale
+def test_model_page_gets_events_for_its_model(change, events, stale):
+    """Events update the progress; any other change makes the page stale."""
+    updates = live.ModelUpdates(body(loading(10)))
+    assert [name for name, _ in updates.events(change)] == events
+    assert updates.stale is stale
 
 
-def test_what_a_page_has_seen_depends_on_versions_only():
-    """Not on the order; any change shows."""
+def test_digest_depends_only_on_the_models_versions():
+    """The order of the models does not matter; any changed or added model does."""
     one, two = at({}, 1), at({}, 2, uid="two")
-    assert live.seen([one, two]) == live.seen([two, one])
-    assert live.seen([one]) != live.seen([at({}, 3)])
-    assert live.seen([one]) != live.seen([one, two])
+    assert live.digest([one, two]) == live.digest([two, one])
+    assert live.digest([one]) != live.digest([at({}, 3)])
+    assert live.digest([one]) != live.digest([one, two])
 
 
 # Over HTTP
 
 
 def address(site: Site, page: str = "/gallery/") -> str:
-    """The stream that a page listens to."""
-    found = re.findall(r'sse-connect="([^"]+)"', site.get(page).text)
-    return str(found[0].replace("&amp;", "&"))
+    """Return the address of the stream that a page opens."""
+    addresses = re.findall(r'sse-connect="([^"]+)"', site.get(page).text)
+    return str(addresses[0].replace("&amp;", "&"))
 
 
-def until(events: Iterator[tuple[str, str]], name: str) -> str:
-    """What the next event of a name carries."""
-    return next(data for kind, data in events if kind == name)
+def until(events: Iterator[tuple[str, str]], name: str, text: str = "") -> str:
+    """Return the data of the next event that has this name and contains this text."""
+    return next(data for kind, data in events if kind == name and text in data)
 
 
 @pytest.mark.cluster
-def test_a_listener_is_told_of_changes_as_they_happen(shared_cluster, site):
-    """Of new models, their progress and their end."""
+def test_list_gets_events_as_models_change(shared_cluster, site):
+    """Events report a new model, its progress and its deletion."""
     gallerymodels.make(shared_cluster, "before", url=LINK)
     with site.stream(address(site)) as events:
         assert next(events) == ("", "live")
         gallerymodels.make(shared_cluster, "sketch", loading(10), url=LINK)
         assert until(events, "listing")
         gallerymodels.set_status(shared_cluster, "sketch", loading(40))
-        card = until(events, "card-sketch")
+        # A slow cluster sets the first status so late that it has an event of its own.
+        card = until(events, "card-sketch", 'value="40"')
         assert 'value="40"' in card
         assert "42 s left" in card
         assert until(events, "news") == f"sketch: {loading(40)['progress']['text']}"
@@ -108,8 +109,8 @@ def test_a_listener_is_told_of_changes_as_they_happen(shared_cluster, site):
 
 
 @pytest.mark.cluster
-def test_a_models_page_listens_to_its_model(shared_cluster, site):
-    """And hears when it is gone."""
+def test_model_page_gets_events_as_its_model_changes(shared_cluster, site):
+    """Events report progress, the end of the load, and the deletion."""
     gallerymodels.make(shared_cluster, "one", loading(10), url=LINK)
     with site.stream(address(site, "/gallery/models/one")) as events:
         gallerymodels.set_status(shared_cluster, "one", loading(11))
@@ -118,12 +119,12 @@ def test_a_models_page_listens_to_its_model(shared_cluster, site):
         gallerymodels.set_status(shared_cluster, "one", {**ready(uid, "one"), "progress": None})
         assert until(events, "changed")
         shared_cluster.kubectl("delete", "sdm", "one")
-        assert "one is deleted" in until(events, "state")
+        assert "one was deleted" in until(events, "state")
 
 
 @pytest.mark.cluster
-def test_who_comes_back_learns_that_something_was_missed(shared_cluster, site):
-    """Between page and stream, or while the connection was away."""
+def test_page_that_missed_a_change_is_refreshed(shared_cluster, site):
+    """A change between the page and its stream, or while the stream was closed, is not lost."""
     missed = address(site)
     gallerymodels.make(shared_cluster, "meanwhile", url=LINK)
     with site.stream(missed) as events:
@@ -132,13 +133,13 @@ def test_who_comes_back_learns_that_something_was_missed(shared_cluster, site):
 
 
 @pytest.mark.cluster
-def test_one_watch_serves_all(shared_cluster, site, monkeypatch):
-    """However many browsers there are; it ends with the last, and begins again with the next."""
+def test_all_streams_share_one_watch(shared_cluster, site, monkeypatch):
+    """The watch ends with the last stream and starts again with the next one."""
     running: Counter[str] = Counter()
     watch = kube.Api.watch
 
     async def counted(self, resource, namespace, since):
-        running["begun"] += 1
+        running["started"] += 1
         running["now"] += 1
         try:
             async for event in watch(self, resource, namespace, since):
@@ -153,44 +154,44 @@ def test_one_watch_serves_all(shared_cluster, site, monkeypatch):
         gallerymodels.make(shared_cluster, "seen-by-all", url=LINK)
         for events in (first, second, third):
             assert until(events, "news").startswith("seen-by-all")
-        assert running == {"begun": 1, "now": 1}
+        assert running == {"started": 1, "now": 1}
     eventually(lambda: running["now"] == 0)
     with site.stream(address(site)) as again:
         gallerymodels.make(shared_cluster, "seen-again", url=LINK)
         assert until(again, "news").startswith("seen-again")
-        assert running == {"begun": 2, "now": 1}
+        assert running == {"started": 2, "now": 1}
 
 
 @pytest.mark.cluster
-def test_a_quiet_stream_has_heartbeats(site, monkeypatch):
-    """So that proxies leave it open, and it is noticed when nobody listens any more."""
+def test_quiet_stream_sends_heartbeats(site, monkeypatch):
+    """Proxies keep the connection open, and the gateway notices that a browser has gone."""
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     with site.stream(address(site)) as events:
         assert [next(events) for _ in range(3)] == [("", "live"), ("", "ping"), ("", "ping")]
 
 
 @pytest.mark.cluster
-def test_a_key_has_so_many_streams(site, monkeypatch):
-    """One more is refused until another is left."""
+def test_streams_of_a_key_are_limited(site, monkeypatch):
+    """One more stream is rejected until another one is closed."""
     monkeypatch.setattr(routes, "STREAMS_PER_KEY", 2)
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     path = address(site)
     with site.stream(path) as first, site.stream(path) as second:
         next(first), next(second)
-        answer = site.get(path)
-        assert (answer.code, answer.headers["Retry-After"]) == (429, "60")
+        response = site.get(path)
+        assert (response.code, response.headers["Retry-After"]) == (429, "60")
     eventually(lambda: _is_open(site, path))
 
 
 @pytest.mark.cluster
 def test_a_stream_ends_with_its_session(shared_cluster, tmp_path, monkeypatch):
-    """When the key is taken out of the file."""
+    """The session ends when its key is removed from the key file."""
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
-    with serve(shared_cluster, tmp_path) as own:
-        own.login()
-        with own.stream(address(own)) as events:
+    with serve(shared_cluster, tmp_path) as site:
+        site.login()
+        with site.stream(address(site)) as events:
             next(events)
-            own.keys_file.write_text("# nobody\n")
+            site.keys_file.write_text("# no keys\n")
             assert until(events, "ended")
             assert list(events) == []
 
@@ -203,9 +204,9 @@ def _is_open(site: Site, path: str) -> bool:
         return False
 
 
-def eventually(holds) -> None:
-    """Wait until something holds."""
+def eventually(condition) -> None:
+    """Wait until the condition is true, for at most 20 seconds."""
     deadline = time.monotonic() + 20
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

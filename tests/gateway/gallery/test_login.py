@@ -1,4 +1,4 @@
-"""The gallery's door: login, session, the origin of forms, and the headers of its pages."""
+"""Tests of the gallery's login, sessions, origin check, and security headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sd_operator.gateway.settings import Settings
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerysite import Page, Site, serve
 from tests.support.gateway.gatewayrun import Gateway, write_keys
-from tests.support.kube.cluster import credentials
+from tests.support.kube.kubeconfig import credentials
 
 pytestmark = pytest.mark.cluster
 
@@ -22,65 +22,67 @@ PATHS = ("/", "/load", "/models/sketch", "/models/sketch/delete", "/live", "/?q=
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_without_a_session_there_is_only_the_login(stranger, path):
-    """From where one comes back to the page that was asked for."""
-    answer = stranger.get(f"/gallery{path}")
+def test_pages_redirect_to_the_login_without_a_session(stranger, path):
+    """The login leads back to the requested page."""
+    response = stranger.get(f"/gallery{path}")
     if path == "/live":
-        assert answer.code == 401
+        assert response.code == 401
         return
-    assert answer.code == 303
-    assert answer.location.startswith("/gallery/login?next=/gallery/")
-    back = stranger.post(answer.location, {"key": stranger.key})
-    assert (back.code, back.location) == (303, f"/gallery{path}")
+    assert response.code == 303
+    assert response.location.startswith("/gallery/login?next=/gallery/")
+    login = stranger.post(response.location, {"key": stranger.key})
+    assert (login.code, login.location) == (303, f"/gallery{path}")
 
 
-def test_the_roots_lead_to_the_gallery(stranger):
-    """So that an address without a path is enough."""
+def test_root_redirects_to_the_gallery(stranger):
+    """Both / and /gallery redirect to /gallery/."""
     assert stranger.get("/").location == "/gallery/"
     assert stranger.get("/gallery").location == "/gallery/"
 
 
-def test_a_login_sets_a_cookie_that_scripts_and_other_sites_do_not_get(stranger):
-    """Not beyond the gallery, and not for ever; over https only where the address is https."""
+def test_session_cookie_is_restricted(stranger):
+    """Scripts and other sites cannot use it, it expires, and it is for the gallery's paths only."""
     cookie = stranger.login().headers["Set-Cookie"]
     for part in ("HttpOnly", "SameSite=lax", "Path=/gallery", "Max-Age=43200"):
         assert part in cookie
     assert stranger.key not in cookie
-    assert "Secure" not in cookie, "the address of this test is plain http"
+    assert "Secure" not in cookie, "the public url of this test is http"
 
 
-def test_a_cookie_is_for_https_where_nothing_says_otherwise(shared_cluster, tmp_path):
-    """And one who comes over plain http is told why it does not work."""
+def test_cookie_needs_https_by_default(shared_cluster, tmp_path):
+    """The login page warns a user who opens it over plain http."""
     with serve(shared_cluster, tmp_path, public_url=None) as secure:
         assert "Secure" in secure.login().headers["Set-Cookie"]
-        asked = secure.get("/gallery/login", Host="gallery.example.com:8000")
-        assert "SD_GATEWAY_PUBLIC_URL" in asked.text
-        behind = secure.get("/gallery/login", Host="gallery.example.com", X_Forwarded_Proto="https")
-        assert "SD_GATEWAY_PUBLIC_URL" not in behind.text
+        plain = secure.get("/gallery/login", Host="gallery.example.com:8000")
+        assert "SD_GATEWAY_PUBLIC_URL" in plain.text
+        proxied = secure.get(
+            "/gallery/login", Host="gallery.example.com", X_Forwarded_Proto="https"
+        )
+        assert "SD_GATEWAY_PUBLIC_URL" not in proxied.text
 
 
-def test_wrong_and_unknown_keys_are_answered_alike(stranger):
-    """Without the key in the answer."""
-    answers = [stranger.login(key) for key in ("wrong-key", stranger.key[:-1] + "!")]
-    assert {answer.code for answer in answers} == {401}
-    assert answers[0].text == answers[1].text
-    assert "wrong-key" not in answers[0].text
-    assert "This key is not known here." in answers[0].text
+def test_all_wrong_keys_get_the_same_response(stranger):
+    """The response does not contain the key."""
+    responses = [stranger.login(key) for key in ("wrong-key", stranger.key[:-1] + "!")]
+    assert {response.code for response in responses} == {401}
+    assert responses[0].text == responses[1].text
+    assert "wrong-key" not in responses[0].text
+    assert "This key is not valid." in responses[0].text
 
 
-def test_no_key_is_logged(stranger, caplog):
-    """Neither a wrong nor a right one, and no cookie; who has logged in is."""
+def test_keys_and_cookies_are_not_logged(stranger, caplog):
+    """The log has the id of the key that logged in."""
     caplog.set_level("DEBUG")
     stranger.login("a-wrong-key")
     stranger.login()
     stranger.get("/gallery/")
-    assert "key painter signed in to the gallery" in caplog.text
+    assert "key painter logged in to the gallery" in caplog.text
     for secret in ("a-wrong-key", stranger.key, stranger.cookie.partition("=")[2]):
         assert secret not in caplog.text
 
 
 def test_failed_logins_are_limited(shared_cluster, tmp_path):
-    """By the gateway's own limiter; the right key is let in all the same."""
+    """The limit is the gateway's own; a correct key is accepted nevertheless."""
     with serve(shared_cluster, tmp_path, failures_per_minute=3) as limited:
         codes = [limited.login("wrong").code for _ in range(5)]
         assert codes == [401, 401, 401, 429, 429]
@@ -88,25 +90,25 @@ def test_failed_logins_are_limited(shared_cluster, tmp_path):
         assert limited.login().code == 303
 
 
-def test_a_session_ends_when_its_key_is_taken_out(shared_cluster, tmp_path):
-    """At the next page."""
-    with serve(shared_cluster, tmp_path) as own:
-        own.login()
-        assert own.get("/gallery/").code == 200
-        own.keys_file.write_text(keys.new(shared_cluster.namespace, "painter")[1])
-        assert own.get("/gallery/").code == 303
+def test_session_ends_when_its_key_is_removed(shared_cluster, tmp_path):
+    """The next page redirects to the login."""
+    with serve(shared_cluster, tmp_path) as site:
+        site.login()
+        assert site.get("/gallery/").code == 200
+        site.keys_file.write_text(keys.new(shared_cluster.namespace, "painter")[1])
+        assert site.get("/gallery/").code == 303
 
 
-def test_logging_out_takes_the_cookie_away(site):
-    """The browser drops it."""
-    answer = site.post("/gallery/logout", {})
-    assert (answer.code, answer.location) == (303, "/gallery/login")
-    assert "Max-Age=0" in answer.headers["Set-Cookie"]
-    assert site.get("/gallery/logout").code == 405, "a link or an image logs nobody out"
+def test_logout_deletes_the_cookie(site):
+    """Only a POST request logs out."""
+    response = site.post("/gallery/logout", {})
+    assert (response.code, response.location) == (303, "/gallery/login")
+    assert "Max-Age=0" in response.headers["Set-Cookie"]
+    assert site.get("/gallery/logout").code == 405, "a link or an image cannot log a user out"
 
 
 @pytest.mark.parametrize(
-    "onward",
+    "target",
     [
         "//evil.example.com",
         "https://evil.example.com/gallery/",
@@ -117,10 +119,10 @@ def test_logging_out_takes_the_cookie_away(site):
         "javascript:alert(1)",
     ],
 )
-def test_the_login_leads_nowhere_else(stranger, onward):
-    """Whatever the address says."""
-    answer = stranger.post(f"/gallery/login?next={onward}", {"key": stranger.key})
-    assert answer.location == "/gallery/"
+def test_login_redirects_only_to_the_gallery(stranger, target):
+    """A `next` that is not a page of the gallery is ignored."""
+    response = stranger.post(f"/gallery/login?next={target}", {"key": stranger.key})
+    assert response.location == "/gallery/"
 
 
 @pytest.mark.parametrize(
@@ -130,15 +132,15 @@ def test_the_login_leads_nowhere_else(stranger, onward):
     "headers",
     [{"Origin": "https://evil.example.com"}, {"Sec_Fetch_Site": "cross-site"}, {"Origin": "null"}],
 )
-def test_forms_of_other_sites_are_refused(site, path, headers):
-    """Though the browser sends the cookie along."""
-    answer = site.post(f"/gallery{path}", {"key": site.key, "metadata.name": "x"}, **headers)
-    assert answer.code == 403
-    assert "was not sent from a page of the gallery" in unescape(answer.text)
+def test_forms_from_other_sites_are_rejected(site, path, headers):
+    """Browsers send the cookie with such a form, so the cookie does not protect against it."""
+    response = site.post(f"/gallery{path}", {"key": site.key, "metadata.name": "x"}, **headers)
+    assert response.code == 403
+    assert "The form was sent from another site" in unescape(response.text)
 
 
-def test_a_key_sees_its_own_namespace_only(shared_cluster, site):
-    """Whichever name is asked for."""
+def test_session_shows_the_namespace_of_its_key_only(shared_cluster, site):
+    """Pages and forms for a model of another namespace give status 404 and change nothing."""
     gallerymodels.make(shared_cluster, "not-for-others", url=LINK)
     key, line = keys.new("default", "other")
     site.keys_file.write_text(site.keys_file.read_text() + line + "\n")
@@ -152,48 +154,49 @@ def test_a_key_sees_its_own_namespace_only(shared_cluster, site):
     assert shared_cluster.exists("sdm", "not-for-others")
 
 
-def test_pages_run_nothing_that_is_not_ours(site):
-    """No inline script or style, nothing from elsewhere, no frame."""
+def test_pages_load_only_their_own_resources(site):
+    """There are no inline scripts or styles, no external resources and no frames."""
     for path in ("/gallery/", "/gallery/load", "/gallery/login", "/gallery/models/nothing"):
-        answer = site.get(path)
-        policy = answer.headers["Content-Security-Policy"]
+        response = site.get(path)
+        policy = response.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
         assert "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Referrer-Policy"] == "same-origin"
-        assert answer.headers["Cache-Control"] == "no-store"
-        page = Page(answer.text)
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Referrer-Policy"] == "same-origin"
+        assert response.headers["Cache-Control"] == "no-store"
+        page = Page(response.text)
         assert page.handlers == []
         assert "style" not in page.tags
         assert all(link.startswith(("/gallery/", "#")) for link in page.links), page.links
 
 
-def test_static_files_are_kept_by_browsers(site):
-    """Under an address that changes with them."""
+def test_static_files_are_cached_by_browsers(site):
+    """The URL of a static file changes with its content; other files are not served."""
     for link in re.findall(r'/gallery/static/[^"]+', site.get("/gallery/login").text):
-        answer = site.get(link)
-        assert answer.code == 200
-        assert "immutable" in answer.headers["Cache-Control"]
+        response = site.get(link)
+        assert response.code == 200
+        assert "immutable" in response.headers["Cache-Control"]
     assert site.get("/gallery/static/..%2f__init__.py").code == 404
     assert site.get("/gallery/static/nothing.js").code == 404
 
 
-def test_without_the_api_server_there_is_a_page_that_says_so(shared_cluster, tmp_path):
-    """The login works all the same: it needs the file of keys only."""
+def test_unavailable_api_server_gives_an_error_page(shared_cluster, tmp_path):
+    """The login still works, because it needs only the key file."""
     server = credentials(shared_cluster.kubeconfig)[0]
-    away = tmp_path / "kubeconfig"
-    away.write_text(shared_cluster.kubeconfig.read_text().replace(server, "https://127.0.0.1:1"))
-    backend = replace(shared_cluster.backend, kubeconfig=away)
-    with serve(replace(shared_cluster, backend=backend), tmp_path) as own:
-        own.login()
-        answer = own.get("/gallery/")
-    assert (answer.code, answer.headers["Retry-After"]) == (503, "5")
-    assert "The Kubernetes API server does not answer" in answer.text
+    kubeconfig = tmp_path / "kubeconfig"
+    text = shared_cluster.kubeconfig.read_text()
+    kubeconfig.write_text(text.replace(server, "https://127.0.0.1:1"))
+    backend = replace(shared_cluster.backend, kubeconfig=kubeconfig)
+    with serve(replace(shared_cluster, backend=backend), tmp_path) as site:
+        site.login()
+        response = site.get("/gallery/")
+    assert (response.code, response.headers["Retry-After"]) == (503, "5")
+    assert "The Kubernetes API server does not answer" in response.text
 
 
-def test_calls_are_counted_by_their_whole_pattern(shared_cluster, tmp_path):
-    """Not by the part that the gallery's own routes know, nor by a model's name."""
+def test_calls_are_counted_by_the_full_route_pattern(shared_cluster, tmp_path):
+    """The metric's label has the mount path and no model name."""
     write_keys(tmp_path / "keys", shared_cluster.namespace)
     with Gateway(Settings(tmp_path / "keys", shared_cluster.kubeconfig)) as gateway:
         gateway.request("GET", "/gallery/models/sketch")

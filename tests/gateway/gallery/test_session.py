@@ -1,4 +1,4 @@
-"""The gallery's session cookie, the check of a form's origin, and what is read for previews."""
+"""Tests of the gallery's session cookie, of the check of a form's origin, and of previews."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ PNG = b"\x89PNG\r\n\x1a\nrest"
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file of two keys."""
+    """A key file with two keys."""
     path = tmp_path / "keys"
     path.write_text("".join(keys.new("art", name)[1] + "\n" for name in ("ann", "bob.b")))
     return path
 
 
 def key_of(file: Path, name: str = "ann") -> keys.Key:
-    """A key of the file."""
-    found = keys.Keys(file).by_id(name)
-    assert found is not None
-    return found
+    """Return the key with this id from the file."""
+    key = keys.Keys(file).by_id(name)
+    assert key is not None
+    return key
 
 
 @pytest.mark.parametrize("name", ["ann", "bob.b"])
-def test_a_session_is_its_keys_with_every_replica(file, name):
-    """Another process that reads the same file knows it, without having seen the login."""
+def test_session_is_valid_on_every_replica(file, name):
+    """A process that reads the same key file accepts the session, although it did not create it."""
     value = session.issue(key_of(file, name), NOW)
     assert session.read(value, keys.Keys(file), NOW + 60) == key_of(file, name)
 
 
-def test_a_session_holds_no_key(file):
-    """Neither the key nor its digest can be read from the cookie."""
+def test_session_does_not_contain_the_keys_digest(file):
+    """The digest would allow anyone who sees the cookie to sign sessions."""
     key = key_of(file)
     assert key.digest.hex() not in session.issue(key, NOW)
 
 
-def test_a_session_ends(file):
-    """After twelve hours."""
+def test_session_expires_after_its_lifetime(file):
+    """The session is valid until the last second before it expires."""
     value = session.issue(key_of(file), NOW)
     end = NOW + session.LIFETIME_SECONDS
     assert session.read(value, keys.Keys(file), end - 1)
@@ -56,25 +56,25 @@ def test_a_session_ends(file):
 
 
 def test_a_session_ends_with_its_key(file):
-    """When its line goes, and when another key takes the id."""
+    """The session ends when its key is removed, and when another key gets the same id."""
     value = session.issue(key_of(file), NOW)
-    known = keys.Keys(file)
-    assert session.read(value, known, NOW)
+    current = keys.Keys(file)
+    assert session.read(value, current, NOW)
     file.write_text(keys.new("art", "ann")[1])
-    assert session.read(value, known, NOW) is None
-    file.write_text("# nobody\n")
-    assert session.read(value, known, NOW) is None
+    assert session.read(value, current, NOW) is None
+    file.write_text("# no keys\n")
+    assert session.read(value, current, NOW) is None
 
 
 @given(data=st.data(), position=st.integers(min_value=0), letter=st.characters())
-def test_a_changed_session_is_none(data, position, letter, tmp_path_factory):
-    """Whatever is changed in it: id, time or signature."""
+def test_changed_session_is_invalid(data, position, letter, tmp_path_factory):
+    """A change of any character in id, expiry time or signature makes it invalid."""
     file = tmp_path_factory.getbasetemp() / "fixed-keys"
     if not file.exists():
         file.write_text(keys.new("art", "ann")[1])
     value = session.issue(key_of(file), NOW)
-    at = position % len(value)
-    changed = value[:at] + letter + value[at + 1 :]
+    index = position % len(value)
+    changed = value[:index] + letter + value[index + 1 :]
     if changed != value:
         assert session.read(changed, keys.Keys(file), NOW) is None
     assert session.read(data.draw(st.text()), keys.Keys(file), NOW) is None
@@ -83,37 +83,37 @@ def test_a_changed_session_is_none(data, position, letter, tmp_path_factory):
 @pytest.mark.parametrize(
     ("headers", "same"),
     [
-        pytest.param({"sec-fetch-site": "same-origin"}, True, id="browser-says-same"),
-        pytest.param({"sec-fetch-site": "none"}, True, id="typed-by-the-user"),
-        pytest.param({"sec-fetch-site": "cross-site"}, False, id="browser-says-cross"),
+        pytest.param({"sec-fetch-site": "same-origin"}, True, id="same-origin"),
+        pytest.param({"sec-fetch-site": "none"}, True, id="opened-by-the-user"),
+        pytest.param({"sec-fetch-site": "cross-site"}, False, id="cross-site"),
         pytest.param({"sec-fetch-site": "same-site"}, False, id="another-subdomain"),
         pytest.param(
             {"sec-fetch-site": "cross-site", "origin": "http://gallery:8000"},
             False,
-            id="what-the-browser-says-first",
+            id="sec-fetch-site-has-precedence",
         ),
         pytest.param({"origin": "http://gallery:8000"}, True, id="origin-is-host"),
         pytest.param({"origin": "https://models.example.com"}, True, id="origin-is-public-url"),
         pytest.param({"origin": "http://models.example.com"}, False, id="public-url-over-http"),
-        pytest.param({"origin": "https://evil.example.com"}, False, id="foreign"),
-        pytest.param({"origin": "http://gallery:8000.evil.example"}, False, id="looks-like-host"),
+        pytest.param({"origin": "https://evil.example.com"}, False, id="foreign-origin"),
+        pytest.param({"origin": "http://gallery:8000.evil.example"}, False, id="starts-like-host"),
         pytest.param({"origin": "http://gallery"}, False, id="another-port"),
-        pytest.param({"origin": "null"}, False, id="null"),
-        pytest.param({"origin": ""}, False, id="empty"),
-        pytest.param({}, False, id="neither"),
+        pytest.param({"origin": "null"}, False, id="null-origin"),
+        pytest.param({"origin": ""}, False, id="empty-origin"),
+        pytest.param({}, False, id="neither-header"),
     ],
 )
-def test_a_form_must_come_from_our_own_pages(headers, same):
-    """By what the browser says of it, which no page can forge."""
-    given_headers = {"host": "gallery:8000", **headers}
-    assert session.is_same_origin(given_headers, "https://models.example.com") is same
+def test_form_must_come_from_a_page_of_the_gateway(headers, same):
+    """The check uses headers that browsers set and pages cannot forge."""
+    request_headers = {"host": "gallery:8000", **headers}
+    assert session.is_same_origin(request_headers, "https://models.example.com") is same
 
 
 # Previews
 
 
 def store_of(tmp_path: Path) -> tuple[Path, Path]:
-    """A volume, and the folder of the model's version on it."""
+    """Create a volume; return its folder and the folder of the model's version on it."""
     folder = tmp_path / "store" / ".store" / UID / HASH
     folder.mkdir(parents=True)
     return tmp_path / "store", folder
@@ -122,8 +122,8 @@ def store_of(tmp_path: Path) -> tuple[Path, Path]:
 PATH = f".store/{UID}/{HASH}/preview.png"
 
 
-def test_a_preview_is_read(tmp_path):
-    """Where it is a PNG file."""
+def test_png_file_is_read_as_a_preview(tmp_path):
+    """A regular PNG file in the model's folder is a preview."""
     store, folder = store_of(tmp_path)
     (folder / "preview.png").write_bytes(PNG)
     assert previews.exists(store, PATH)
@@ -131,8 +131,8 @@ def test_a_preview_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["html", "link", "link to a folder", "fifo", "folder", "huge"])
-def test_what_is_no_preview_is_not_read(tmp_path, monkeypatch, kind):
-    """Other files, links out of the volume, and what would keep a reader waiting."""
+def test_other_files_are_not_read_as_previews(tmp_path, monkeypatch, kind):
+    """Links, folders, FIFOs, other formats and huge files are rejected without blocking."""
     monkeypatch.setattr(previews, "MAX_BYTES", 1000)
     store, folder = store_of(tmp_path)
     outside = tmp_path / "outside"
@@ -161,24 +161,24 @@ def test_what_is_no_preview_is_not_read(tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize(
     "path", ["../outside.png", "a/../../outside.png", "/etc/hostname", "..", ""]
 )
-def test_a_path_cannot_leave_the_volume(tmp_path, path):
-    """Should a status ever hold such a one."""
+def test_path_outside_the_volume_is_not_read(tmp_path, path):
+    """The check protects even if a status contains such a path."""
     store, _ = store_of(tmp_path)
     (tmp_path / "outside.png").write_bytes(PNG)
     assert previews.read(store, path) is None
 
 
 @pytest.mark.parametrize(
-    ("said", "found"),
+    ("preview_path", "accepted"),
     [
-        pytest.param(PATH, PATH, id="its-own"),
-        pytest.param(f".store/{CLAIM_UID}/{HASH}/preview.png", None, id="another-models"),
-        pytest.param("../../etc/preview.png", None, id="outside"),
-        pytest.param(None, None, id="none"),
+        pytest.param(PATH, PATH, id="own-preview"),
+        pytest.param(f".store/{CLAIM_UID}/{HASH}/preview.png", None, id="preview-of-another-model"),
+        pytest.param("../../etc/preview.png", None, id="outside-the-store"),
+        pytest.param(None, None, id="no-preview"),
     ],
 )
-def test_only_a_models_own_preview_is_looked_for(said, found):
-    """The path in the status must be the one that the contract makes."""
+def test_only_a_models_own_preview_is_accepted(preview_path, accepted):
+    """The path in the status must be the one that names.preview_path gives."""
     artifact = {
         "path": "sketch",
         "immutablePath": f".store/{UID}/{HASH}",
@@ -188,6 +188,6 @@ def test_only_a_models_own_preview_is_looked_for(said, found):
         "size": "1 B",
         "files": 1,
         "lastUpdateTime": "2026-01-02T03:04:05Z",
-        **({"previewPath": said} if said else {}),
+        **({"previewPath": preview_path} if preview_path else {}),
     }
-    assert previews.preview_path(Model.from_body(body({"artifact": artifact}))) == found
+    assert previews.preview_path(Model.from_body(body({"artifact": artifact}))) == accepted

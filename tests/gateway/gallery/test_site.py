@@ -1,4 +1,4 @@
-"""The gallery over HTTP, on a real cluster: login, pages, forms, and what must stay inert."""
+"""Tests of the gallery's pages and forms over HTTP, on a real cluster."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ PNG = b"\x89PNG\r\n\x1a\nrest"
 HOSTILE = '"><script>alert(1)</script>{{ 7*7 }}<img src=x onerror=alert(1)>'
 
 
-def test_the_list_finds_what_is_searched_for(shared_cluster, site):
-    """By text, type and phase; the address says which."""
-    made = gallerymodels.make(shared_cluster, "find-lora", url=LINK, modelType="lora")
-    uid = made["metadata"]["uid"]
+def test_list_is_filtered_by_text_type_and_phase(shared_cluster, site):
+    """The filter is in the URL, without empty fields."""
+    model = gallerymodels.make(shared_cluster, "find-lora", url=LINK, modelType="lora")
+    uid = model["metadata"]["uid"]
     gallerymodels.set_status(shared_cluster, "find-lora", ready(uid, "find-lora"))
     gallerymodels.make(shared_cluster, "find-vae", url=LINK, modelType="vae")
-    for query, found in (
+    for query, names in (
         ("q=FIND", {"find-lora", "find-vae"}),
         ("q=find&type=vae", {"find-vae"}),
         ("q=find&phase=Ready", {"find-lora"}),
         ("q=find+sketch", set()),
     ):
         text = site.get(f"/gallery/?{query}").text
-        assert set(re.findall(r'id="open-(find-\w+)"', text)) == found, query
-    assert "No model is like that" in text
-    answer = site.get("/gallery/?q=find&type=&phase=", HX_Request="true", HX_Trigger="filter")
-    assert answer.headers["HX-Push-Url"] == "/gallery/?q=find"
+        assert set(re.findall(r'id="open-(find-\w+)"', text)) == names, query
+    assert "No model matches" in text
+    response = site.get("/gallery/?q=find&type=&phase=", HX_Request="true", HX_Trigger="filter")
+    assert response.headers["HX-Push-Url"] == "/gallery/?q=find"
 
 
-def test_a_long_list_comes_in_parts(shared_cluster, site):
-    """With a link to more."""
+def test_long_list_is_shown_in_parts(shared_cluster, site):
+    """A link shows more of the list."""
     for number in range(3):
         gallerymodels.make(shared_cluster, f"many-{number}", url=LINK)
     text = site.get("/gallery/?q=many&show=2").text
     assert len(re.findall(r'id="open-many', text)) == 2
-    assert "Show more of the 3" in text
+    assert "Show more of the 3 models" in text
     more = unescape(re.findall(r'href="([^"]+show=4)"', text)[0])
     assert len(re.findall(r'id="open-many', site.get(more).text)) == 3
 
 
-def test_an_empty_gallery_says_what_to_do(backend, tmp_path):
-    """Not only that there is nothing."""
+def test_empty_gallery_links_to_the_load_form(backend, tmp_path):
+    """The page says that there are no models and how to load one."""
     with namespace_of(backend, tmp_path) as empty, serve(empty, tmp_path) as fresh:
         fresh.login()
         text = fresh.get("/gallery/").text
@@ -59,23 +59,23 @@ def test_an_empty_gallery_says_what_to_do(backend, tmp_path):
     assert 'href="/gallery/load"' in text
 
 
-def test_a_failed_model_shows_its_remedy(shared_cluster, site):
-    """As a text of its own."""
+def test_page_of_a_failed_model_shows_the_remedy(shared_cluster, site):
+    """The remedy is separate from the message."""
     gallerymodels.make(shared_cluster, "failed", failed(Reason.NOT_A_MODEL, "A web page"), url=LINK)
     text = unescape(site.get("/gallery/models/failed").text)
     assert f"<strong>What to do:</strong> {Reason.NOT_A_MODEL.remedy}" in text
 
 
-def test_a_source_keeps_its_secrets(shared_cluster, site):
-    """Token and userinfo are on no page."""
+def test_no_page_shows_secrets_of_a_source(shared_cluster, site):
+    """Tokens and passwords in urls are left out of every page."""
     secret = "https://ann:geheim@example.com/m.safetensors?token=geheim"
     gallerymodels.make(shared_cluster, "secretive", url=secret, webhook=secret)
     for path in ("/models/secretive", "/", "/?q=secretive", "/models/secretive/delete"):
         assert "geheim" not in site.get(f"/gallery{path}").text
 
 
-def test_a_preview_is_shown_where_it_is_one(shared_cluster, site):
-    """As a PNG, whatever is in it; else a picture of the type stands there."""
+def test_preview_is_shown_if_it_is_a_png_file(shared_cluster, site):
+    """Before the file exists no page refers to it; a file that is not a PNG gives status 404."""
     uid = gallerymodels.make(shared_cluster, "painted", url=LINK)["metadata"]["uid"]
     status = ready(uid, "painted", previewPath=f".store/{uid}/{HASH}/preview.png")
     gallerymodels.set_status(shared_cluster, "painted", status)
@@ -86,8 +86,8 @@ def test_a_preview_is_shown_where_it_is_one(shared_cluster, site):
     (folder / "preview.png").write_bytes(PNG.ljust(100, b"\0"))
     assert path in site.get("/gallery/models/painted").text
     assert path in site.get("/gallery/?q=painted").text
-    answer = site.ask("GET", path)
-    assert (answer.code, answer.headers["Content-Type"]) == (200, "image/png")
+    response = site.request("GET", path)
+    assert (response.code, response.headers["Content-Type"]) == (200, "image/png")
     (folder / "preview.png").write_text("<script>alert(1)</script>")
     assert site.get(path).code == 404
 
@@ -101,9 +101,9 @@ HOSTILE_STATUS = {
 }
 
 
-def test_hostile_strings_stay_text(shared_cluster, site, tally):
-    """In messages, sources, labels, Events and what was typed: as text, escaped."""
-    made = gallerymodels.make(
+def test_hostile_strings_are_escaped(shared_cluster, site, tally):
+    """Markup in messages, sources, annotations, Events and submitted forms is shown as text."""
+    model = gallerymodels.make(
         shared_cluster,
         "hostile",
         HOSTILE_STATUS,
@@ -118,7 +118,7 @@ def test_hostile_strings_stay_text(shared_cluster, site, tally):
             "kind": "StableDiffusionModel",
             "name": "hostile",
             "namespace": shared_cluster.namespace,
-            "uid": made["metadata"]["uid"],
+            "uid": model["metadata"]["uid"],
         },
         "type": "Warning",
         "reason": "Hostile",
@@ -126,14 +126,14 @@ def test_hostile_strings_stay_text(shared_cluster, site, tally):
         "lastTimestamp": gallerymodels.AT,
     }
     shared_cluster.apply(event)
-    answers = {
+    responses = {
         path: site.get(f"/gallery{path}")
         for path in ("/models/hostile", "/?q=hostile", "/models/hostile/delete")
     }
-    answers["/?q"] = site.get(
+    responses["/?q"] = site.get(
         "/gallery/?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E&type=%22%3E%3Cb%3E"
     )
-    answers["/load"] = site.post(
+    responses["/load"] = site.post(
         "/gallery/load",
         {
             "metadata.name": HOSTILE,
@@ -142,44 +142,44 @@ def test_hostile_strings_stay_text(shared_cluster, site, tally):
             "action": "apply",
         },
     )
-    answers["/login"] = site.get("/gallery/login?next=%22%3E%3Cscript%3E")
-    for path, answer in answers.items():
-        page = Page(answer.text)
-        assert "<script>alert" not in answer.text, path
+    responses["/login"] = site.get("/gallery/login?next=%22%3E%3Cscript%3E")
+    for path, response in responses.items():
+        page = Page(response.text)
+        assert "<script>alert" not in response.text, path
         assert page.handlers == [], path
         assert page.tags.count("script") == 3, path
         assert not [link for link in page.links if "javascript" in link], path
         tally("hostile pages that stayed inert")
-    assert unescape(answers["/models/hostile"].text).count(HOSTILE) >= 3, "it is shown as it is"
+    assert unescape(responses["/models/hostile"].text).count(HOSTILE) >= 3, "it is shown as text"
 
 
 # Forms
 
 
-def test_a_model_is_loaded_by_the_form(shared_cluster, site):
-    """And the page of the new model follows."""
+def test_form_creates_a_model(shared_cluster, site):
+    """The browser is redirected to the model's page; a second submission gives status 409."""
     form = {
         "metadata.name": "by-form",
         "spec.url": LINK,
         "spec.revision": "fp16",
         "spec.webhook": "",
     }
-    answer = site.post("/gallery/load", form | {"action": "apply"})
-    assert (answer.code, answer.location) == (303, "/gallery/models/by-form")
+    response = site.post("/gallery/load", form | {"action": "apply"})
+    assert (response.code, response.location) == (303, "/gallery/models/by-form")
     spec = shared_cluster.get("sdm", "by-form")["spec"]
     assert (spec["url"], spec["revision"]) == (LINK, "fp16")
     assert "webhook" not in spec
     again = site.post("/gallery/load", form | {"action": "apply"})
     assert again.code == 409
-    assert "A model of this name is there already" in again.text
+    assert "A model with this name already exists" in again.text
 
 
-def test_trying_creates_nothing(shared_cluster, site):
-    """The live preview shows the YAML, and what the API server says to it."""
+def test_preview_of_the_form_creates_nothing(shared_cluster, site):
+    """It shows the YAML, and whether the API server would accept it."""
     good = site.post("/gallery/load", {"metadata.name": "tried", "spec.url": LINK})
     assert good.code == 200
     assert f"url: {LINK}" in good.text
-    assert "The API server would take it" in good.text
+    assert "The API server would accept this resource" in good.text
     assert not shared_cluster.exists("sdm", "tried")
     bad = site.post("/gallery/load", {"metadata.name": "tried", "spec.url": "not a link"})
     assert bad.code == 200
@@ -208,66 +208,65 @@ def test_trying_creates_nothing(shared_cluster, site):
         ),
     ],
 )
-def test_complaints_stand_at_their_fields(shared_cluster, site, texts, field, message):
-    """In the API server's words; what was typed is still there."""
-    answer = site.post("/gallery/load", texts | {"action": "apply"})
-    assert answer.code == 422
-    text = unescape(answer.text)
+def test_errors_are_shown_at_their_fields(shared_cluster, site, texts, field, message):
+    """The errors are the API server's own, and the form keeps the submitted values."""
+    response = site.post("/gallery/load", texts | {"action": "apply"})
+    assert response.code == 422
+    text = unescape(response.text)
     error = re.search(rf'id="{field}-error">([^<]+)<', text)
     assert error, text
     assert message in error[1]
-    assert f'<a href="#{field}">' in text, "the summary leads there"
+    assert f'<a href="#{field}">' in text, "the summary links to the field"
     assert re.search(rf'id="{field}"[^>]*aria-invalid="true"', text)
     assert all(f'value="{value}"' in text for value in texts.values())
     assert not shared_cluster.exists("sdm", "bad")
 
 
-def test_the_form_takes_values_from_its_address(site):
-    """So that a link can fill it in."""
+def test_form_takes_values_from_its_url(site):
+    """A link can open the form with some fields filled in."""
     text = site.get(f"/gallery/load?spec.url={LINK}&spec.revision=bf16&spec.vae.url=org/vae").text
     assert f'value="{LINK}"' in text
     assert '<option value="bf16" selected>' in text
-    assert "<details open>" in text, "where what is given would be hidden"
+    assert "<details open>" in text, "the section with the filled field is open"
 
 
-def test_a_form_without_end_is_refused(site):
-    """As by the rest of the gateway, on a page."""
-    answer = site.post("/gallery/load", {"spec.url": "x" * 100_000})
-    assert answer.code == 413
-    assert "That did not work" in answer.text
+def test_too_large_form_is_rejected(site):
+    """The gateway's limit on bodies applies, and the error is a page."""
+    response = site.post("/gallery/load", {"spec.url": "x" * 100_000})
+    assert response.code == 413
+    assert "Request failed" in response.text
 
 
-def test_a_model_is_deleted_once_it_was_asked_for(shared_cluster, site):
-    """The very one: not another that has taken its name since."""
+def test_confirmed_model_is_deleted(shared_cluster, site):
+    """Only the model with the confirmed uid is deleted, not a new one with the same name."""
     first = gallerymodels.make(shared_cluster, "goner", url=LINK)["metadata"]["uid"]
-    asked = site.get("/gallery/models/goner/delete")
-    assert "Delete goner?" in asked.text
+    question = site.get("/gallery/models/goner/delete")
+    assert "Delete goner?" in question.text
     assert shared_cluster.exists("sdm", "goner")
     shared_cluster.kubectl("delete", "sdm", "goner")
     gallerymodels.make(shared_cluster, "goner", url=LINK)
     for uid in (first, ""):
         site.post("/gallery/models/goner/delete", {"uid": uid})
         assert shared_cluster.exists("sdm", "goner")
-    uid = re.findall(r'name="uid" value="([^"]+)"', site.get("/gallery/models/goner/delete").text)[
-        0
-    ]
-    answer = site.post("/gallery/models/goner/delete", {"uid": uid})
-    assert (answer.code, answer.location) == (303, "/gallery/")
+    text = site.get("/gallery/models/goner/delete").text
+    uid = re.findall(r'name="uid" value="([^"]+)"', text)[0]
+    response = site.post("/gallery/models/goner/delete", {"uid": uid})
+    assert (response.code, response.location) == (303, "/gallery/")
     assert not shared_cluster.exists("sdm", "goner")
     assert site.get("/gallery/models/goner").code == 404
 
 
-def test_a_model_is_loaded_again_on_request(shared_cluster, site):
-    """By the annotation that the operator looks at."""
+def test_reload_button_sets_the_reload_annotation(shared_cluster, site):
+    """The browser is redirected to the model's page."""
     gallerymodels.make(shared_cluster, "again", url=LINK)
-    answer = site.post("/gallery/models/again/reload", {})
-    assert answer.location == "/gallery/models/again"
+    response = site.post("/gallery/models/again/reload", {})
+    assert response.location == "/gallery/models/again"
     assert shared_cluster.get("sdm", "again")["metadata"]["annotations"]["sd-operator.dev/reload"]
 
 
 @pytest.mark.parametrize("name", [".", "..", "%2e", "%00", "%F0%9F", "a%3Fb", "nothing", "A%20B"])
-def test_what_is_no_name_is_no_model(shared_cluster, site, name):
-    """And never the collection: its deletion would be that of every model."""
+def test_invalid_names_give_status_404(shared_cluster, site, name):
+    """An invalid name never addresses the collection, whose deletion would delete every model."""
     gallerymodels.make(shared_cluster, "bystander", url=LINK)
     for path in ("", "/delete", "/preview.png"):
         assert site.get(f"/gallery/models/{name}{path}").code == 404

@@ -1,4 +1,4 @@
-"""What the gallery shows of a model: cards, details, texts to copy, news and what is found."""
+"""Tests of what the gallery shows of a model: cards, details, announcements, texts to copy."""
 
 from __future__ import annotations
 
@@ -53,76 +53,78 @@ STALLED_BUT_SERVED = {
             id="failed",
         ),
         pytest.param(
-            {**loading(42), "phase": "Failed"}, ("Failed", "bad", "Downloading", None), id="no-bar"
+            {**loading(42), "phase": "Failed"},
+            ("Failed", "bad", "Downloading", None),
+            id="no-bar-after-a-failure",
         ),
         pytest.param(
             STALLED_BUT_SERVED, ("Ready", "bad", "SourceNotFound", None), id="reload-failed"
         ),
-        pytest.param({"phase": "Nonsense"}, ("Pending", "wait", "", None), id="unreadable"),
+        pytest.param({"phase": "Nonsense"}, ("Pending", "wait", "", None), id="unknown-phase"),
     ],
 )
-def test_a_card_says_where_a_model_stands(status, expected):
-    """Phase, tone, what else must be known, and how far a load is."""
+def test_card_shows_the_state_of_a_model(status, expected):
+    """A card has phase, tone, progress, and the reason if the phase does not imply it."""
     card = views.card(body(status))
     assert (card.phase, card.tone, card.note, card.bar) == expected
 
 
-def test_a_card_says_what_a_model_is():
-    """Type and base in words for people."""
+def test_card_shows_type_base_and_size():
+    """Type and base model have display names."""
     card = views.card(body(ready(UID, "sketch", baseModel="sdxl"), modelType="lora"))
     assert (card.type_name, card.base, card.size) == ("LoRA", "SDXL", "2.1 GB")
 
 
-def test_every_type_has_a_name():
-    """Which no other has."""
+def test_every_model_type_has_its_own_display_name():
+    """No two model types share a display name."""
     assert len(set(views.TYPES.values())) == len(ModelType)
 
 
 @pytest.mark.parametrize(
-    ("asked", "taken"),
+    ("fields", "matches"),
     [
-        pytest.param({}, True, id="all"),
+        pytest.param({}, True, id="no-filter"),
         pytest.param({"text": "SKE"}, True, id="part-of-the-name"),
-        pytest.param({"text": "example checkpoint"}, True, id="all-words-anywhere"),
-        pytest.param({"text": "example lora"}, False, id="a-word-is-missing"),
-        pytest.param({"text": "secret"}, False, id="a-token-in-the-source-is-not-searched"),
+        pytest.param({"text": "example checkpoint"}, True, id="words-in-different-fields"),
+        pytest.param({"text": "example lora"}, False, id="one-word-missing"),
+        pytest.param({"text": "secret"}, False, id="secret-in-the-source"),
         pytest.param({"type": "custom_ckpt"}, True, id="type"),
         pytest.param({"type": "lora"}, False, id="other-type"),
         pytest.param({"phase": "Pending"}, True, id="phase"),
         pytest.param({"phase": "Ready"}, False, id="other-phase"),
     ],
 )
-def test_a_filter_takes_what_it_says(asked, taken):
-    """Text, type and phase together."""
+def test_filter_matches_by_text_type_and_phase(fields, matches):
+    """Every word of the text must occur in some field; secrets cannot be searched for."""
     card = views.card(body(url="https://example.com/m.safetensors?token=secret"))
-    assert views.Filter(**asked).takes(card) is taken
+    assert views.Filter(**fields).matches(card) is matches
 
 
-def test_a_filters_address_holds_only_what_is_set():
-    """So that it can be shared."""
+def test_query_of_a_filter_has_only_its_set_fields():
+    """An empty filter has an empty query."""
     assert views.Filter().query == ""
     assert views.Filter(text="a&b", phase="Ready").query == "q=a%26b&phase=Ready"
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_every_reason_is_shown_with_its_remedy(reason):
-    """Once, though message and two conditions repeat it; help comes first."""
+def test_remedy_of_every_reason_is_shown_once(reason):
+    """Stalled comes first; Ready has the same message, which is not repeated."""
     first, second = views.detail(body(failed(reason, "It is so")), NOW).conditions
     assert (first.type, first.message, first.tone) == ("Stalled", "It is so.", "bad")
     assert first.remedy == reason.remedy.replace("<status.job.name>", JOB)
     assert (second.type, second.message, second.remedy) == ("Ready", "", "")
 
 
-def test_a_detail_says_what_is_published():
-    """With digests, paths and times."""
+def test_detail_shows_what_is_published():
+    """The facts have size, digest and path of the published folder."""
     status = ready(UID, "sketch", sharedBytes=1_900_000_000)
-    made = body(status)
-    made["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
-    detail = views.detail(made, NOW)
+    model = body(status)
+    model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=5))
+    detail = views.detail(model, NOW)
     facts = dict(detail.facts)
     assert facts["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
-    assert facts["Folder's digest"] == f"sha256:{'ab' * 32}"
-    assert facts["Path"] == "sketch in claim models"
+    assert facts["Folder digest"] == f"sha256:{'ab' * 32}"
+    assert facts["Path"] == "sketch in PVC models"
     assert detail.created == "5 min ago"
 
 
@@ -135,36 +137,39 @@ def test_a_detail_says_what_is_published():
         pytest.param("org/name", "org/name", None, id="repo"),
         pytest.param("javascript:alert(1)", "javascript:alert(1)", None, id="javascript"),
         pytest.param(
-            "javascript://e.com/%0aalert(1)", "javascript://e.com/%0aalert(1)", None, id="j2"
+            "javascript://e.com/%0aalert(1)",
+            "javascript://e.com/%0aalert(1)",
+            None,
+            id="javascript-with-a-host",
         ),
         pytest.param("data:text/html,x", "data:text/html,x", None, id="data"),
     ],
 )
-def test_a_source_is_shown_without_secrets_and_linked_where_it_leads(url, text, link):
-    """Only what is http and whole is a link."""
+def test_source_is_shown_without_secrets(url, text, link):
+    """Only an http(s) url that has no secrets is also a link."""
     assert views.source(Model.from_body(body(url=url))) == (text, link)
 
 
-def test_news_are_what_is_worth_an_interruption():
-    """Another phase, each quarter of a load; not every step."""
-    at = {percent: views.card(body(loading(percent))) for percent in (10, 24, 25, 49)}
+def test_only_new_phases_and_quarters_are_announced():
+    """Smaller steps of the progress are not announced."""
+    cards = {percent: views.card(body(loading(percent))) for percent in (10, 24, 25, 49)}
     done = views.card(body(ready(UID, "sketch")))
-    assert views.news(None, at[10]) == "sketch: Downloading"
-    assert views.news(at[10], at[24]) == ""
-    assert views.news(at[24], at[25]).startswith("sketch: 25% of")
-    assert views.news(at[25], at[49]) == ""
-    assert views.news(at[49], done) == "sketch: Ready"
+    assert views.news(None, cards[10]) == "sketch: Downloading"
+    assert views.news(cards[10], cards[24]) == ""
+    assert views.news(cards[24], cards[25]).startswith("sketch: 25% of")
+    assert views.news(cards[25], cards[49]) == ""
+    assert views.news(cards[49], done) == "sketch: Ready"
 
 
 # Texts to copy
 
 
-def test_the_yaml_is_what_a_user_would_apply():
-    """No status, nothing that servers add, no defaults; and it says the same."""
-    made = body(
+def test_yaml_has_only_what_a_user_would_apply():
+    """It has no status, no defaults, and no metadata that the API server or the operator sets."""
+    model = body(
         ready(UID, "sketch"), modelType="lora", priority=0, weights="standard", suspend=True
     )
-    made["metadata"] |= {
+    model["metadata"] |= {
         "labels": {"team": "art"},
         "managedFields": [{"manager": "kubectl"}],
         "annotations": {
@@ -173,7 +178,7 @@ def test_the_yaml_is_what_a_user_would_apply():
             "example.com/owner": "ann",
         },
     }
-    assert yaml.safe_load(manifest_yaml(made)) == {
+    assert yaml.safe_load(manifest_yaml(model)) == {
         "apiVersion": "sd-operator.dev/v1alpha1",
         "kind": "StableDiffusionModel",
         "metadata": {
@@ -190,24 +195,24 @@ def test_the_yaml_is_what_a_user_would_apply():
     }
 
 
-def test_the_yaml_holds_no_secret_and_says_so():
-    """Wherever the spec has a link."""
+def test_yaml_has_no_secrets():
+    """A comment says that the secret parts of urls are left out."""
     secret = "https://ann:secret@e.com/m?token=secret"
     text = manifest_yaml(
         body(url=secret, webhook=secret, originalConfig=secret, vae={"url": secret})
     )
     assert "secret" not in text.replace("Secret parts", "")
-    assert text.startswith("# Secret parts of links are left out")
+    assert text.startswith("# Secret parts of URLs are left out")
 
 
 @given(st.text(max_size=100))
-def test_the_yaml_of_any_text_reads_as_that_text(text):
-    """Nothing in it makes a document of its own."""
-    made = body(webhookSecretRef={"name": text, "key": text})
-    assert yaml.safe_load(manifest_yaml(made))["spec"]["webhookSecretRef"]["name"] == text
+def test_any_text_survives_the_yaml(text):
+    """Text from the resource cannot change the structure of the YAML."""
+    model = body(webhookSecretRef={"name": text, "key": text})
+    assert yaml.safe_load(manifest_yaml(model))["spec"]["webhookSecretRef"]["name"] == text
 
 
-OPENED = {
+CODE = {
     ("custom_ckpt", "StableDiffusionPipeline", "sd1"): "StableDiffusionPipeline.from_pretrained",
     (
         "huggingface",
@@ -224,13 +229,13 @@ OPENED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "name", "base"), OPENED)
-def test_the_snippet_opens_a_model_as_its_type_is_opened(kind, name, base):
-    """And is Python that imports what it uses."""
-    status = ready(UID, "sketch", pipelineClass=name, baseModel=base)
-    code = snippet(Model.from_body(body(status, modelType=kind)))
+@pytest.mark.parametrize(("model_type", "pipeline_class", "base"), CODE)
+def test_snippet_fits_the_model_type(model_type, pipeline_class, base):
+    """The snippet is valid Python and imports exactly the names that it uses."""
+    status = ready(UID, "sketch", pipelineClass=pipeline_class, baseModel=base)
+    code = snippet(Model.from_body(body(status, modelType=model_type)))
     assert code is not None
-    assert OPENED[kind, name, base] in code
+    assert CODE[model_type, pipeline_class, base] in code
     tree = ast.parse(code)
     imported = {
         alias.name
@@ -243,22 +248,22 @@ def test_the_snippet_opens_a_model_as_its_type_is_opened(kind, name, base):
 
 
 @pytest.mark.parametrize(
-    ("precision", "said"),
+    ("precision", "dtype"),
     [("fp16", "torch.float16"), ("bf16", "torch.bfloat16"), ("fp32", "torch.float32")],
 )
-def test_the_snippet_keeps_the_precision(precision, said):
-    """Without it diffusers makes fp32 of everything."""
+def test_snippet_keeps_the_precision(precision, dtype):
+    """Without torch_dtype, diffusers would load every model in fp32."""
     code = snippet(Model.from_body(body(ready(UID, "sketch", precision=precision))))
-    assert f"torch_dtype={said}" in str(code)
+    assert f"torch_dtype={dtype}" in str(code)
 
 
-def test_there_is_no_snippet_before_there_is_a_model():
-    """Nothing to open."""
+def test_unpublished_model_has_no_snippet():
+    """A model that is still loading cannot be opened."""
     assert snippet(Model.from_body(body(loading(42)))) is None
 
 
-def test_the_example_statuses_are_the_contracts():
-    """Else these tests would test nothing."""
+def test_statuses_of_these_tests_are_valid():
+    """An invalid status would be ignored, and the tests of this file would test nothing."""
     for status in (
         ready(UID, "x"),
         loading(1),

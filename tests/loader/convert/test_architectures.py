@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from sd_api.wire import Source
-from sd_loader.convert import Converted, convert
-from sd_loader.handover import Fetched
+from sd_loader.convert.run import convert
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_ckpt, save_safetensors
-from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.conversions import conversion, convert_file, identical
 from tests.support.models.tinymodels import MODELS, TinyModel
 
 CONTAINERS = ("safetensors", "ckpt")
@@ -121,7 +121,7 @@ def same_of_the_repo(shop, folder, converted):
     found = convert(
         Fetched(kind="repo", path="theirs", source=Source()),
         shop.root,
-        load_request(model_type="huggingface", url="org/name"),
+        conversion(model_type="huggingface"),
         out,
         lambda _progress: None,
     )

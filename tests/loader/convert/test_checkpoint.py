@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sd_api.wire import Stage
-from sd_loader.convert import Converted
+from sd_loader.handover import Converted
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     save_ckpt,

@@ -12,23 +12,23 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from devkit.controlnet_layouts import SD1, SD2, TINY, config, controlnet_shapes
+from devkit.controlnet_layouts import SD1, SD2, TINY, controlnet_shapes
 from sd_api.reasons import Reason
 from sd_api.wire import Source
-from sd_loader.convert import Converted, convert
-from sd_loader.convert.tables.architecture import load
+from sd_loader.convert.run import convert
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
+from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
-    Checkpoint,
     random_tensors,
     save_ckpt,
     save_safetensors,
     tiny_sd15,
 )
-from tests.support.models.conversions import convert_file, identical, load_request
+from tests.support.models.controlnets import configured, family_of, save_repo, theirs, tiny
+from tests.support.models.conversions import conversion, convert_file, identical
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -60,31 +60,6 @@ PRECISIONS = (
     ("fp32", "bf16"),
     ("fp16", "fp32"),
 )
-# The two that have fewer transformers, by the configs of their repositories.
-_SDXL_SIZES = {
-    "SDXL mid": {"transformer_layers_per_block": [0, 0, 1]},
-    "SDXL small": {
-        "down_block_types": ["DownBlock2D"] * 3,
-        "mid_block_type": "UNetMidBlock2D",
-    },
-}
-
-
-def family_of(architecture: str) -> str:
-    """The word of spec.baseModel."""
-    return architecture.replace("SD ", "sd").removesuffix(".x").split()[0].lower()
-
-
-def configured(architecture: str) -> dict[str, Any]:
-    """The tiny model's config."""
-    return config(TINY[family_of(architecture)], **_SDXL_SIZES.get(architecture, {}))
-
-
-def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Random tensors of the tiny model in diffusers' layout."""
-    with torch.device("meta"):
-        model = ControlNetModel.from_config(configured(architecture))
-    return random_tensors({key: value.shape for key, value in model.state_dict().items()}, dtype)
 
 
 def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
@@ -99,16 +74,6 @@ def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
     if ".safetensors" in row.container:
         return save_safetensors(folder / "net.safetensors", tensors)
     return save_ckpt(folder / f"net{row.container.split()[1]}", tensors, nested="ckpt" in str(row))
-
-
-def theirs(path: Path, architecture: str, dtype: torch.dtype) -> ControlNetModel:
-    """What diffusers makes of the file."""
-    configs = path.parent / "configs"
-    configs.mkdir(exist_ok=True)
-    (configs / "config.json").write_text(json.dumps(configured(architecture)))
-    return ControlNetModel.from_single_file(
-        str(path), config=str(configs), local_files_only=True, dtype=dtype
-    )
 
 
 def compare(ours: Path, model: ControlNetModel) -> None:
@@ -190,18 +155,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; fields: those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    request = load_request(**{"model_type": "controlnet", "url": "org/name", **fields})
+    asked = conversion(**{"model_type": "controlnet", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
-
-
-def save_repo(folder: Path, architecture: str, *, safe: bool = True) -> Path:
-    """A repo as diffusers saves it."""
-    path = folder / "source.safetensors"
-    save_safetensors(path, tiny(architecture))
-    repo = folder / "repo"
-    theirs(path, architecture, torch.float32).save_pretrained(repo, safe_serialization=safe)
-    return repo
+    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", REPOS, ids=str)
@@ -220,7 +176,7 @@ def test_a_repo_of_a_controlnet_is_taken_whole(tmp_path: Path, row: Row) -> None
 @pytest.mark.parametrize("net", [SD1, SD2], ids=lambda net: net.family)
 def test_every_tensor_of_the_published_models_has_its_place(net: Any) -> None:
     """Of the published sizes, each tensor is a row of the table."""
-    (component,) = load(f"controlnet-{net.family}").components
+    (component,) = load_architecture(f"controlnet-{net.family}").components
     shapes = controlnet_shapes(net)
     dimensions: Dimensions = {}
     for row in component.rows:
@@ -266,7 +222,7 @@ OTHERS = {
     ),
     "an embedding": (("emb_params",), "it needs spec.modelType: embeddings"),
     "a VAE": (("encoder.conv_in.weight",), "a VAE: it needs spec.modelType: vae"),
-    "something else": (("weight",), "the file is no ControlNet: its 1 tensors are named"),
+    "something else": (("weight",), "the file is not a ControlNet: its 1 tensors are named"),
 }
 
 

@@ -18,13 +18,8 @@ from devkit.ldm_layouts import (
 )
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName
-from sd_loader.convert.detect.detect import (
-    INPAINTING,
-    INSTRUCT_PIX2PIX,
-    detect,
-    known_to_diffusers_only,
-    task_of,
-)
+from sd_loader.convert.detect.checkpoint import INPAINTING, INSTRUCT_PIX2PIX, family_of, task_of
+from sd_loader.convert.detect.kinds import only_diffusers_converts
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
 
@@ -55,8 +50,8 @@ def tensors(shapes):
 )
 def test_supported_checkpoints_are_recognised(shapes, found):
     """By their keys and shapes; saying it as well does no harm."""
-    assert detect(tensors(shapes)) is found
-    assert detect(tensors(shapes), found) is found
+    assert family_of(tensors(shapes)) is found
+    assert family_of(tensors(shapes), found) is found
 
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL], ids=["SD 1", "SD 2", "SDXL"])
@@ -64,7 +59,7 @@ def test_supported_checkpoints_are_recognised(shapes, found):
 def test_input_channels_tell_the_task(shapes, channels, task):
     """What an inpainting or an editing model is given beside the latents."""
     found = tensors(shapes | {CONV_IN: (32, channels, 3, 3)})
-    assert detect(found) is detect(tensors(shapes))
+    assert family_of(found) is family_of(tensors(shapes))
     assert task_of(found) == task
 
 
@@ -84,7 +79,7 @@ def without(shapes, *prefixes):
 )
 def test_the_unet_alone_tells_the_architecture(shapes, found):
     """So that what is missing can be named."""
-    assert detect(tensors(shapes)) is found
+    assert family_of(tensors(shapes)) is found
 
 
 AMBIGUOUS = [
@@ -100,10 +95,10 @@ AMBIGUOUS = [
 def test_an_ambiguous_file_needs_the_spec(shapes):
     """spec.baseModel decides what the file does not."""
     with pytest.raises(LoaderError, match=r"sd1 or sd2: set spec\.baseModel") as caught:
-        detect(tensors(shapes))
+        family_of(tensors(shapes))
     assert caught.value.reason is Reason.INVALID_SPEC
     for family in (BaseModelName.SD1, BaseModelName.SD2):
-        assert detect(tensors(shapes), family) is family
+        assert family_of(tensors(shapes), family) is family
 
 
 KNOWN_TO_DIFFUSERS = [
@@ -125,16 +120,16 @@ KNOWN_TO_DIFFUSERS = [
 @pytest.mark.parametrize(("shapes", "what"), KNOWN_TO_DIFFUSERS)
 def test_what_diffusers_alone_converts_is_named(shapes, what):
     """The torch image can fall back on diffusers for these, and for no others."""
-    assert known_to_diffusers_only(tensors(shapes)) == what
+    assert only_diffusers_converts(tensors(shapes)) == what
     with pytest.raises(LoaderError, match=what) as caught:
-        detect(tensors(shapes))
+        family_of(tensors(shapes))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
 
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL, REFINER, {}, ["a"]])
 def test_nothing_else_is_left_to_diffusers(shapes):
     """Neither what we convert nor what nobody knows."""
-    assert known_to_diffusers_only(tensors(shapes)) is None
+    assert only_diffusers_converts(tensors(shapes)) is None
 
 
 REFUSED = [
@@ -199,7 +194,7 @@ REFUSED = [
 def test_anything_else_is_refused_by_name(shapes, message):
     """Never taken for SD 1, as diffusers takes what it does not know."""
     with pytest.raises(LoaderError) as caught:
-        detect(tensors(shapes))
+        family_of(tensors(shapes))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
     assert message in caught.value.message
 
@@ -207,7 +202,7 @@ def test_anything_else_is_refused_by_name(shapes, message):
 def test_a_wrong_base_model_is_refused():
     """spec.baseModel completes what the file says, and cannot contradict it."""
     with pytest.raises(LoaderError, match=r"spec\.baseModel is sdxl.* of sd1") as caught:
-        detect(tensors(SD1), BaseModelName.SDXL)
+        family_of(tensors(SD1), BaseModelName.SDXL)
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
@@ -220,6 +215,6 @@ SHAPES = st.lists(st.integers(0, 9), max_size=5).map(tuple)
 def test_hostile_files_are_refused_readably(shapes):
     """Whatever the names and shapes: one line, no control characters, bounded."""
     with pytest.raises(LoaderError) as caught:
-        detect(tensors(shapes))
+        family_of(tensors(shapes))
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 500

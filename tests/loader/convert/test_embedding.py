@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sd_api.reasons import Reason
-from sd_loader.convert.plan.embedding import TOKEN_FILE, WEIGHTS, WEIGHTS_2
+from sd_loader.convert.plan.embedding import FIRST_FILE, SECOND_FILE, TOKEN_FILE
 from sd_loader.errors import LoaderError
 from tests.support.models import tinyrepo
 from tests.support.models.catalog import Row
@@ -165,7 +165,7 @@ def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
     name = f"x.{case.container.partition(' ')[0]}"
     converted, out = loaded(tmp_path, content, name, legacy=case.container == LEGACY)
 
-    assert converted.files.keys() == {WEIGHTS, TOKEN_FILE}
+    assert converted.files.keys() == {FIRST_FILE, TOKEN_FILE}
     assert (converted.base_model, converted.precision) == (case.family, "fp32")
     assert converted.warnings == ()
     assert (out / TOKEN_FILE).read_text() == token
@@ -182,14 +182,14 @@ def test_both_encoders_of_sdxl_have_their_file(tmp_path, case):
     content = {"clip_l": vectors(768), "clip_g": vectors(SECOND_WIDTH, seed=1)}
     converted, out = loaded(tmp_path, content, f"x.{case.container}")
 
-    assert converted.files.keys() == {WEIGHTS, WEIGHTS_2, TOKEN_FILE}
+    assert converted.files.keys() == {FIRST_FILE, SECOND_FILE, TOKEN_FILE}
     assert converted.base_model == "sdxl"
     token = (out / TOKEN_FILE).read_text()
     assert token == BY_MODEL_ID
     assert_same(opened(out, 768), opened(content["clip_l"], 768, token=token))
     second = CLIPTextModelWithProjection
     assert_same(
-        opened(out, SECOND_WIDTH, second, weight_name=WEIGHTS_2),
+        opened(out, SECOND_WIDTH, second, weight_name=SECOND_FILE),
         opened(content["clip_g"], SECOND_WIDTH, second, token=token),
     )
 
@@ -200,10 +200,10 @@ def test_a_precision_may_be_asked_for(tmp_path, precision):
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     converted, out = loaded(tmp_path / "a", {"<x>": vectors(768)}, revision=precision)
     assert converted.precision == precision
-    assert identical(load_file(out / WEIGHTS)["<x>"], vectors(768).to(dtype))
+    assert identical(load_file(out / FIRST_FILE)["<x>"], vectors(768).to(dtype))
     converted, out = loaded(tmp_path / "b", {"<x>": vectors(768, dtype=dtype)})
     assert converted.precision == precision
-    assert identical(load_file(out / WEIGHTS)["<x>"], vectors(768, dtype=dtype))
+    assert identical(load_file(out / FIRST_FILE)["<x>"], vectors(768, dtype=dtype))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from sd_loader.convert.plan.lora_families import FAMILIES, modules
 from sd_loader.convert.tables.dimensions import matches
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion
 
 SD1, SD2, SDXL = FAMILIES
 UNETS = {
@@ -174,7 +174,7 @@ def text(number, width):
 )
 def test_the_family_is_told_by_layers_and_widths(tensors, metadata, found):
     """What fits several is published as such, with a warning that says what to set."""
-    plan = plan_lora(file_of(tensors, metadata), load_request(model_type="lora"))
+    plan = plan_lora(file_of(tensors, metadata), conversion(model_type="lora"))
     assert plan.base_model == found
     assert any("spec.baseModel says which" in warning for warning in plan.warnings) == (not found)
 
@@ -182,8 +182,8 @@ def test_the_family_is_told_by_layers_and_widths(tensors, metadata, found):
 @pytest.mark.parametrize("said", [SD1, SD2, SDXL])
 def test_the_user_may_say_what_the_file_does_not(said):
     """Among the families that it fits."""
-    request = load_request(model_type="lora", base_model=said)
-    plan = plan_lora(file_of(SELF_ATTENTION), request)
+    asked = conversion(model_type="lora", base_model=said)
+    plan = plan_lora(file_of(SELF_ATTENTION), asked)
     assert (plan.base_model, plan.warnings) == (said, ())
 
 
@@ -218,7 +218,7 @@ def test_the_user_may_say_what_the_file_does_not(said):
 def test_contradictions_are_refused(tensors, said, reason, message):
     """By the spec, by the layers, and of one layer by another."""
     with pytest.raises(LoaderError) as caught:
-        plan_lora(file_of(tensors), load_request(model_type="lora", base_model=said))
+        plan_lora(file_of(tensors), conversion(model_type="lora", base_model=said))
     assert caught.value.reason is reason
     assert message in caught.value.message
 
@@ -253,7 +253,7 @@ def test_hostile_files_are_refused_readably(tensors, with_a_lora, metadata):
         tensors = {**cross(768), **tensors}
     said = None
     try:
-        plan_lora(file_of(tensors, metadata), load_request(model_type="lora"))
+        plan_lora(file_of(tensors, metadata), conversion(model_type="lora"))
     except LoaderError as error:
         said = error.message
     assert said is None or (said.isprintable() and len(said) < 512)

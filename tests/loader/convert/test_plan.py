@@ -24,14 +24,14 @@ from devkit.ldm_layouts import (
 )
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, PredictionType
-from sd_loader.convert.plan.beside import Beside, Supplied
-from sd_loader.convert.plan.checkpoint import missing_parts, plan_checkpoint
-from sd_loader.convert.plan.original import OriginalConfig
+from sd_loader.convert.plan.checkpoint import missing_components, plan_checkpoint
+from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedComponent, PlannedExtras
+from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
 from sd_loader.convert.write.files import Item, json_file, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.inspect import inspect
 from sd_loader.tensors import Dtype, Tensor, TensorFile
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion
 from tests.support.models.tinymodels import MODELS
 
 UNET = "model.diffusion_model."
@@ -45,10 +45,10 @@ def tensors(shapes):
     return {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
 
 
-def plan(shapes, beside=None, metadata=None, **fields):
+def plan(shapes, extras=NO_EXTRAS, original=NO_ORIGINAL, metadata=None, **fields):
     """The plan of a checkpoint with these tensors."""
     file = TensorFile(Path("model"), -1, "safetensors", tensors(shapes), metadata or {})
-    return plan_checkpoint(file, load_request(**fields), beside)
+    return plan_checkpoint(file, conversion(**fields), extras, original)
 
 
 def config(planned, path):
@@ -163,9 +163,9 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("shapes", "parts", "message"), MISSING)
-def test_missing_parts_are_named(shapes, parts, message):
+def test_missing_components_are_named(shapes, parts, message):
     """All at once, by a function and in the refusal."""
-    assert missing_parts(tensors(shapes)) == parts
+    assert missing_components(tensors(shapes)) == parts
     with pytest.raises(LoaderError, match=re.escape(message)) as caught:
         plan(shapes)
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
@@ -174,24 +174,24 @@ def test_missing_parts_are_named(shapes, parts, message):
 def test_a_whole_checkpoint_misses_nothing():
     """Of any family; old names of the text encoder count."""
     for shapes in (SD1, SD2, SDXL, REFINER):
-        assert missing_parts(tensors(shapes)) == ()
+        assert missing_components(tensors(shapes)) == ()
     old = {name.replace(".text_model.", "."): shape for name, shape in SD1.items()}
-    assert missing_parts(tensors(old)) == ()
+    assert missing_components(tensors(old)) == ()
 
 
-def supplied(component, dimensions=None):
-    """A component that was planned from another file."""
+def planned_component(component, dimensions=None):
+    """An extra component, planned from another file."""
     weights = weights_file(
         f"{component}/weights.safetensors", [Item("w", Tensor(-1, Dtype.F16, (2,), 0), Dtype.F16)]
     )
     own = json_file(f"{component}/config.json", {"theirs": True})
-    return Supplied((weights, own), dimensions or {})
+    return PlannedComponent((weights, own), dimensions or {})
 
 
 @pytest.mark.parametrize("shapes", [SD1, without(SD1, "first_stage_model.")], ids=["own", "none"])
 def test_a_part_may_come_from_elsewhere(shapes):
     """Instead of the checkpoint's own, or where it has none; its files are taken as they are."""
-    planned = plan(shapes, Beside(parts={"vae": supplied("vae")}))
+    planned = plan(shapes, PlannedExtras({"vae": planned_component("vae")}))
     files = {file.path for file in planned.files}
     assert {path for path in files if path.startswith("vae/")} == {
         "vae/weights.safetensors",
@@ -205,12 +205,17 @@ def test_a_part_may_come_from_elsewhere(shapes):
 def test_a_text_encoder_from_elsewhere_must_fit():
     """What its shapes say is compared with the UNet's, as if it were the checkpoint's own."""
     shapes = without(SDXL, "conditioner.embedders.0.")
-    part = supplied("text_encoder", {"text_encoder": 64})
-    planned = plan(shapes, Beside(parts={"text_encoder": part}))
+    part = planned_component("text_encoder", {"text_encoder": 64})
+    planned = plan(shapes, PlannedExtras({"text_encoder": part}))
     assert config(planned, "unet/config.json")["cross_attention_dim"] == 192
     assert "tokenizer/vocab.json" in {file.path for file in planned.files}
     with pytest.raises(LoaderError, match="it should be") as caught:
-        plan(shapes, Beside(parts={"text_encoder": supplied("text_encoder", {"text_encoder": 72})}))
+        plan(
+            shapes,
+            PlannedExtras(
+                {"text_encoder": planned_component("text_encoder", {"text_encoder": 72})}
+            ),
+        )
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
@@ -296,7 +301,7 @@ def test_the_original_config_is_believed_where_tensors_say_nothing():
         model_channels=32,
         context_dim=64,
     )
-    planned = plan(SD2, Beside(original=said))
+    planned = plan(SD2, original=said)
     unet = config(planned, "unet/config.json")
     found = scheduler(planned)
     assert unet["sample_size"] == 80
@@ -305,7 +310,7 @@ def test_the_original_config_is_believed_where_tensors_say_nothing():
     assert found["num_train_timesteps"] == 500
     assert found["_class_name"] == "PNDMScheduler"
     assert planned.warnings == ()
-    one = plan(SD1, Beside(original=OriginalConfig(heads=4)))
+    one = plan(SD1, original=OriginalConfig(heads=4))
     assert config(one, "unet/config.json")["attention_head_dim"] == 4
 
 
@@ -333,7 +338,7 @@ def test_the_original_config_is_believed_where_tensors_say_nothing():
 def test_an_original_config_of_another_model_is_refused(said, message):
     """Where the tensors know better."""
     with pytest.raises(LoaderError, match=message) as caught:
-        plan(SD1, Beside(original=said))
+        plan(SD1, original=said)
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 

@@ -13,7 +13,7 @@ from sd_api.reasons import Reason
 from sd_loader.convert.plan.repo_configs import component_config, scheduler_config
 from sd_loader.diffusers_repo.index import Pipeline, parse_json, parse_pipeline
 from sd_loader.errors import LoaderError
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion
 
 
 def index(**changes: Any) -> bytes:
@@ -127,14 +127,14 @@ def test_any_json_is_taken_as_data_or_refused(value):
     known = Pipeline(
         "StableDiffusionPipeline", {"unet": "UNet2DConditionModel", "scheduler": "X"}, {}
     )
-    request = load_request(model_type="huggingface", url="org/name")
+    asked = conversion(model_type="huggingface")
     with pytest.raises(LoaderError):
         parse_pipeline(content)
     try:
         parsed = parse_json(content, "config.json")
         configs = [
-            component_config(parsed, "unet", known, request),
-            scheduler_config(parsed, known, request),
+            component_config(parsed, "unet", known, asked),
+            scheduler_config(parsed, known, asked),
         ]
     except LoaderError:
         return

@@ -18,10 +18,10 @@ from devkit.ldm_layouts import (
     sdxl_shapes,
 )
 from sd_api.spec import PredictionType
-from sd_loader.convert.plan.small_files import Choices, clip_vocabulary, small_files
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import ARCHITECTURES, DATA
+from sd_loader.convert.plan.small_files import Choices, small_files
+from sd_loader.convert.tables.architecture import ARCHITECTURES, DATA, load_architecture
 from sd_loader.convert.tables.bind import bind, left_over
+from sd_loader.convert.tables.clip import vocabulary_file
 from sd_loader.convert.tables.dimensions import describe, evaluate, matches
 from sd_loader.tensors import Dtype, Tensor
 from tools import make_controlnet_tables, make_tables, make_tokenizers
@@ -56,7 +56,7 @@ def test_every_tensor_of_the_published_model_has_its_place(name):
     tensors, dimensions = published(name), {}
     bound = [
         tensor
-        for component in architecture.load(name).components
+        for component in load_architecture(name).components
         for tensor in bind(component, tensors, dimensions).values()
     ]
     nowhere = ("position_ids", "logit_scale")
@@ -68,7 +68,7 @@ def test_every_tensor_of_the_published_model_has_its_place(name):
         if "." in key and not key.endswith(nowhere) and not key.startswith(not_in_sd2)
     ]
     assert sum(tensor.count for tensor in bound) == sum(tensor.count for tensor in weights)
-    assert not any(left_over(part, tensors) for part in architecture.load(name).components)
+    assert not any(left_over(part, tensors) for part in load_architecture(name).components)
 
 
 CONFIGS = [
@@ -292,7 +292,7 @@ VARIANTS = [
 )
 def test_the_published_shapes_give_the_published_configs(name, variant, expected):
     """What the models' own repositories say, as far as it decides what is computed."""
-    known, dimensions = architecture.load(name), {}
+    known, dimensions = load_architecture(name), {}
     if variant is not None:
         known = known.varied(variant)
     channels = expected.get("unet/config.json", {}).get("in_channels", 4)
@@ -317,15 +317,15 @@ def test_the_published_shapes_give_the_published_configs(name, variant, expected
 )
 def test_the_bundled_vocabulary_is_clips_own(name, digest):
     """Byte for byte what the repositories of Stable Diffusion ship."""
-    assert hashlib.sha256(clip_vocabulary(name)).hexdigest() == digest
+    assert hashlib.sha256(vocabulary_file(name)).hexdigest() == digest
 
 
 def test_the_vocabulary_follows_from_its_merges():
     """tools/make_tokenizers.py makes both files from a list of merges, as open_clip ships it."""
-    title, merges = clip_vocabulary("merges.txt").decode().split("\n", 1)
+    title, merges = vocabulary_file("merges.txt").decode().split("\n", 1)
     made = make_tokenizers.make(f"a title\n{merges}")
     assert title == "#version: 0.2"
-    assert made == {name: clip_vocabulary(name) for name in ("merges.txt", "vocab.json")}
+    assert made == {name: vocabulary_file(name) for name in ("merges.txt", "vocab.json")}
 
 
 @pytest.mark.parametrize(

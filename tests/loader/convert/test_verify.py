@@ -10,8 +10,8 @@ import torch
 from sd_api.reasons import Reason
 from sd_api.spec import Verify
 from sd_api.wire import Stage
-from sd_loader.convert.verify import verify_folder
 from sd_loader.convert.write.files import FolderPlan, Item, weights_file
+from sd_loader.convert.write.verify import verify_folder
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15

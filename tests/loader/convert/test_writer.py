@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -21,12 +22,11 @@ from safetensors.torch import load_file, save
 from sd_api.reasons import Reason
 from sd_loader.convert.write.cast import cast, not_finite, storage_dtype
 from sd_loader.convert.write.files import Item, SmallFile, component_files, weights_file
-from sd_loader.convert.write.strided_read import read
-from sd_loader.convert.write.views import pieces, rows, transposed, view
+from sd_loader.convert.write.strided_read import read_view
 from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor
+from sd_loader.tensors import Dtype, Tensor, pieces, rows, transposed, view
 
 TORCH = {
     Dtype.F64: torch.float64,
@@ -107,7 +107,7 @@ def test_small_files_are_written_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [(6, 6, 2, 6, 2, 2), (1, 12, 1), (11,), (10,), (5, 5, 1), (3,)])
-def test_a_large_component_is_sharded_as_diffusers_shards_it(tmp_path, source, sizes):
+def test_a_large_component_is_sharded_as_diffusers_shards_it(tmp_path, source, sizes, monkeypatch):
     """The same names, the same tensors in each, the same index; a limit of 10 stands for 10 GB."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -117,7 +117,8 @@ def test_a_large_component_is_sharded_as_diffusers_shards_it(tmp_path, source, s
     )
     items = [Item(name, source.put(tensor, Dtype.U8), Dtype.U8) for name, tensor in state.items()]
 
-    digests = write(tmp_path / "out", *component_files("unet", "model", items, shard_bytes=10))
+    monkeypatch.setattr("sd_loader.convert.write.files.SHARD_BYTES", 10)
+    digests = write(tmp_path / "out", *component_files("unet", "model", items))
 
     found = {path.removeprefix("unet/") for path in digests}
     assert found - {"model.safetensors.index.json"} == split.filename_to_tensors.keys()
@@ -151,7 +152,7 @@ def cast_to(values, source, target):
 def test_casts_are_those_of_torch(source, dtype, target):
     """Bit for bit, but for NaNs, which stay NaNs."""
     tensor = awkward(TORCH[dtype])
-    values, _ = cast_to(read(source.put(tensor, dtype)), dtype, target)
+    values, _ = cast_to(read_view(source.put(tensor, dtype)), dtype, target)
 
     expected = tensor.to(TORCH[target])
     found = torch.from_numpy(values.view(np.int16 if target.itemsize == 2 else np.int32))
@@ -219,7 +220,8 @@ def test_any_view_is_read_in_order(tmp_path_factory, tensor, limit):
         stored = source.put(tensor, Dtype.F32)
         cut = list(pieces(stored, limit))
         assert all(piece.count <= limit for piece in cut)
-        found = np.concatenate([read(piece, limit) for piece in cut])
+        with patch("sd_loader.convert.write.strided_read.PIECE", limit):
+            found = np.concatenate([read_view(piece) for piece in cut])
         assert np.array_equal(found, tensor.contiguous().view(-1).numpy())
     finally:
         os.close(source.fd)
@@ -318,9 +320,8 @@ def test_two_tensors_of_one_name_are_refused(source):
 MEASURED = """
 import os, sys
 from pathlib import Path
-from sd_loader.convert.plan import Item, weights_file
-from sd_loader.convert.wants import wants_of
-from sd_loader.convert.writer import write_folder
+from sd_loader.convert.write.files import Item, weights_file
+from sd_loader.convert.write.writer import write_folder
 from sd_loader.tensors import Dtype, Tensor
 
 fd = os.open(sys.argv[1], os.O_RDONLY)

@@ -2,22 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import httpcore2
 import httpx2
 import pytest
 
 from devkit.fakefiles import FileServer
+from devkit.loopback import Answer, Loopback
 from sd_api.netguard import Guard, Resolver, bypasses_proxy
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.net.exchange import Link
-from sd_loader.net.transport import make_client
+from sd_loader.net.client import HttpClient
+from sd_loader.net.exchange import Resource
 from sd_loader.settings import Settings
-from tests.support.servers.tlsname import NAME, make_certificate, speak_tls
+from tests.support.servers.tlsname import NAME, make_certificate, speaking_as
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tls_server(certificate: Path) -> Iterator[FileServer]:
     """A server of files that speaks TLS as NAME."""
-    server = FileServer()
-    speak_tls(server._servers[0], certificate)
-    with server:
+    with FileServer(tls=speaking_as(certificate)[0]) as server:
         yield server
 
 
@@ -57,9 +54,9 @@ def named(certificate: Path) -> NamedSettings:
 
 def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
     """Only the address is ours: no resolver but the guard's knows NAME."""
-    port = tls_server._servers[0].server_port
+    port = tls_server.port
     tls_server.serve_file("/x", b"content")
-    with make_client(named(certificate)) as client:
+    with HttpClient(named(certificate)).session() as client:
         assert client.get(f"https://{NAME}:{port}/x").content == b"content"
         assert tls_server.requests[0].headers["host"] == f"{NAME}:{port}"
         with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -68,10 +65,10 @@ def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
 
 def test_https_never_leads_to_http(tls_server, certificate):
     """Not even to an allowed host."""
-    port = tls_server._servers[0].server_port
+    port = tls_server.port
     tls_server.serve_file("/x", b"", redirect=f"http://127.0.0.1:{port}/y")
     with (
-        make_client(named(certificate)) as client,
+        HttpClient(named(certificate)).session() as client,
         pytest.raises(LoaderError, match="from https to http") as caught,
     ):
         client.get(f"https://{NAME}:{port}/x")
@@ -95,7 +92,7 @@ def test_the_checked_addresses_are_connected_to_in_turn(monkeypatch):
 
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", connect)
     with (
-        make_client(NamedSettings(resolver=resolver)) as client,
+        HttpClient(NamedSettings(resolver=resolver)).session() as client,
         pytest.raises(httpx2.ConnectError, match="1111 is away"),
     ):
         client.get("https://models.example.com/x")
@@ -108,7 +105,7 @@ def test_a_private_answer_ends_the_request_before_it_connects(monkeypatch):
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", lambda *_: pytest.fail("connected"))
     settings = NamedSettings(resolver=lambda _host, _port: ["93.184.216.34", "10.0.0.1"])
     with (
-        make_client(settings) as client,
+        HttpClient(settings).session() as client,
         pytest.raises(LoaderError, match=r"10\.0\.0\.1") as caught,
     ):
         client.get("https://models.example.com/x")
@@ -120,44 +117,27 @@ def test_redirects_are_checked_one_by_one():
     with FileServer() as server:
         url = server.serve_file("/x", b"", redirect="https://[fd00:ec2::254]/latest")
         with (
-            make_client(Settings(allowed_hosts=frozenset({server.host}))) as client,
+            HttpClient(Settings(allowed_hosts=frozenset({server.host}))).session() as client,
             pytest.raises(LoaderError, match="fd00:ec2::254"),
         ):
             client.get(url)
 
 
-class Proxy:
-    """A forwarding proxy that answers everything itself and remembers what it was asked."""
+class Proxy(Loopback):
+    """A forward proxy that answers plain requests itself and refuses tunnels."""
 
-    def __enter__(self) -> "Proxy":
-        asked: list[str] = []
+    def __init__(self) -> None:
+        super().__init__(
+            lambda request: Answer(403) if request.method == "CONNECT" else Answer(200, b"proxy")
+        )
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked.append(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", "5")
-                self.end_headers()
-                self.wfile.write(b"proxy")
-
-            def do_CONNECT(self) -> None:
-                asked.append(f"CONNECT {self.path}")
-                self.send_error(403)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-                """Stay silent."""
-
-        self.asked = asked
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    @property
+    def asked(self) -> list[str]:
+        """What it was asked for, in order."""
+        return [
+            f"CONNECT {one.target}" if one.method == "CONNECT" else one.target
+            for one in self.requests
+        ]
 
 
 def no_lookup(_host: str, _port: int) -> list[str]:
@@ -171,7 +151,7 @@ def test_a_proxy_resolves_the_names_and_needs_no_exemption():
         settings = NamedSettings(
             proxy=proxy.url, allowed_hosts=frozenset({NAME}), resolver=no_lookup
         )
-        with make_client(settings) as client:
+        with HttpClient(settings).session() as client:
             assert client.get(f"http://{NAME}/x").content == b"proxy"
             with pytest.raises(httpx2.ProxyError):
                 client.get("https://public.example.com/x")
@@ -183,7 +163,7 @@ def test_literals_and_private_names_are_refused_behind_a_proxy_too(host):
     """The proxy never hears of them."""
     with Proxy() as proxy:
         with (
-            make_client(NamedSettings(proxy=proxy.url, resolver=no_lookup)) as client,
+            HttpClient(NamedSettings(proxy=proxy.url, resolver=no_lookup)).session() as client,
             pytest.raises(LoaderError),
         ):
             client.get(f"https://{host}/x")
@@ -197,7 +177,7 @@ def test_no_proxy_hosts_are_called_directly():
         settings = Settings(
             proxy=proxy.url, no_proxy=".svc, 127.0.0.0/8", allowed_hosts=frozenset({server.host})
         )
-        with make_client(settings) as client:
+        with HttpClient(settings).session() as client:
             assert client.get(url).content == b"direct"
         assert proxy.asked == []
 
@@ -233,7 +213,7 @@ def test_no_proxy_is_read_as_usual(no_proxy, host, direct):
 def test_a_missing_ca_file_is_named(tmp_path):
     """Not a stack trace."""
     with pytest.raises(LoaderError, match="nothing-here"):
-        make_client(Settings(ca_file=tmp_path / "nothing-here"))
+        HttpClient(Settings(ca_file=tmp_path / "nothing-here")).session()
 
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["links", "the Hub's client"])
@@ -255,7 +235,6 @@ def test_a_token_stays_with_its_origin(place, has_token, by_hand):
     """And is not sent again when a redirect leads back there from elsewhere."""
     with FileServer() as server:
         other = server.add_origin()
-        server._servers[-1].start()
         port = server.host.rpartition(":")[2]
         target = place.format(port=port, other=other.rpartition(":")[2])
         server.serve_file("/here", b"", redirect=target)
@@ -264,9 +243,9 @@ def test_a_token_stays_with_its_origin(place, has_token, by_hand):
         hosts = frozenset({"a.test", "sub.a.test", "test.a", "127.0.0.1"})
         settings = NamedSettings(allowed_hosts=hosts, resolver=lambda _host, _port: ["127.0.0.1"])
         url = f"http://a.test:{port}/here"
-        with make_client(settings) as client:
+        with HttpClient(settings).session() as client:
             if by_hand:
-                with Link(client, url, "s3cret").get({}) as response:
+                with Resource(client, url, "s3cret").get({}) as response:
                     assert response.read() == b"content"
             else:
                 authorized = {"Authorization": "Bearer s3cret"}

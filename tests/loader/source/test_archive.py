@@ -24,11 +24,12 @@ from sd_api.wire import Source
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source import fetch
 from sd_loader.source.archive import unpack_pipeline
+from sd_loader.source.ref import Checks, SourceRef
+from tests.support.formats.zipfiles import Part, deflated, zip_bytes
+from tests.support.loader.fetches import fetch
 from tests.support.models.conversions import load_request
 from tests.support.models.modelindex import INDEX
-from tests.support.models.zipfiles import Part, deflated, zip_bytes
 
 ENCODED = json.dumps(INDEX).encode()
 WEIGHTS = os.urandom(3 << 20)
@@ -69,7 +70,9 @@ def unpack(folder: Path, content: bytes, limits: Settings | None = None, **field
     source = Source(sha256="0" * 64, size_bytes=len(content), format="ckpt")
     fetched = Fetched(kind="file", path="download", source=source)
     request = load_request(model_type="api_trained", **fields)
-    return unpack_pipeline(fetched, request, limits or Settings(), folder)
+    ref = SourceRef(request.url, "spec.url", request.model_type, precision=request.revision)
+    checks = Checks(safetensors_only=bool(request.from_safetensors))
+    return unpack_pipeline(fetched, ref, checks, (limits or Settings()).max_bytes, folder)
 
 
 def unpacked(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,8 @@ from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Spec
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate, repo_id_of
+from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
+from sd_loader.source.ref import SourceRef
 
 HUB = "https://huggingface.co"
 MIRROR = Settings(
@@ -17,6 +18,11 @@ MIRROR = Settings(
 )
 CKPT, REPO, TRAINED = ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE, ModelType.API_TRAINED
 LORA = ModelType.LORA
+
+
+def ref(url: str, model_type: ModelType) -> SourceRef:
+    """A source that the spec names."""
+    return SourceRef(url, "spec.vae.url", model_type)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ LORA = ModelType.LORA
 )
 def test_a_url_means_one_source(url, model_type, expected):
     """Whatever the model type, a link to a file of the Hub is that file."""
-    assert locate(url, model_type, MIRROR) == expected
+    assert locate(ref(url, model_type), MIRROR) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_a_url_means_one_source(url, model_type, expected):
 )
 def test_a_person_at_the_command_line_may_name_a_file(url, model_type, expected):
     """What looks like a model file is one; what looks like a repo is one."""
-    assert locate(url, model_type, MIRROR, allow_local=True) == expected
+    assert locate(ref(url, model_type), MIRROR, allow_local=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -128,14 +134,15 @@ def test_a_person_at_the_command_line_may_name_a_file(url, model_type, expected)
 def test_what_means_no_source_is_refused(url, model_type, words):
     """A request of the operator reads no files of the node."""
     with pytest.raises(LoaderError, match=words) as caught:
-        locate(url, model_type, MIRROR)
+        locate(ref(url, model_type), MIRROR)
     assert caught.value.reason is Reason.INVALID_SPEC
+    assert caught.value.message.startswith("spec.vae.url: ")
 
 
 def test_a_bare_id_needs_a_template():
     """The setting is named."""
     with pytest.raises(LoaderError, match="SD_LOADER_TRAINED_URL_TEMPLATE") as caught:
-        locate("abc", TRAINED, Settings())
+        locate(ref("abc", TRAINED), Settings())
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
@@ -181,7 +188,7 @@ def test_repos_are_named_by_id_or_page(url, expected):
     """Of the Hub, or of the mirror that the settings name."""
     if expected is None:
         with pytest.raises(LoaderError) as caught:
-            repo_id_of(url, "https://mirror.example/hub")
+            locate(ref(url, REPO), MIRROR)
         assert caught.value.reason is Reason.INVALID_SPEC
     else:
-        assert repo_id_of(url, "https://mirror.example/hub") == expected
+        assert locate(ref(url, REPO), MIRROR) == HubRepo(expected)

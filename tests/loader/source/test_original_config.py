@@ -15,15 +15,23 @@ from devkit.fakefiles import FileServer
 from devkit.ldm_layouts import TINY_SD2, sd2_shapes
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
-from sd_loader.convert import convert, refuse_unavailable
-from sd_loader.convert.plan.original import MAX_BYTES, OriginalConfig, parse_original
+from sd_loader.convert.conversion import refuse_impossible
+from sd_loader.convert.plan.original import (
+    ORIGINAL_MAX_BYTES,
+    OriginalConfig,
+    parse_original,
+    read_original,
+)
+from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
+from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import Retries
+from sd_loader.request import conversion_of
 from sd_loader.settings import Settings
-from sd_loader.source import fetch
-from sd_loader.source.original_config import fetch_config
+from sd_loader.source.small_file import fetch_small_file
+from tests.support.loader.fetches import fetch
 from tests.support.models.checkpoints import random_tensors, save_safetensors
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion, load_request
 
 # As the repositories of the models write them.
 V2_INFERENCE_V = """
@@ -162,7 +170,9 @@ REFUSED = [
     pytest.param("[" * 30_000, "not valid YAML", id="nested"),
     pytest.param("? [a]\n: b", "not valid YAML", id="a key that is a list"),
     pytest.param("a: &a [*a]", "not valid YAML", id="a loop"),
-    pytest.param("#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes", id="too large"),
+    pytest.param(
+        "#" * (ORIGINAL_MAX_BYTES + 1), f"larger than {ORIGINAL_MAX_BYTES} bytes", id="too large"
+    ),
     pytest.param(in_params("parameterization: x0"), "parameterization is x0", id="prediction"),
     pytest.param(in_params("parameterization: [v]"), "parameterization is", id="a list"),
     pytest.param(in_params("image_size: 64.5"), "image_size is 64.5", id="no whole number"),
@@ -224,23 +234,25 @@ def server():
 def fetching(tmp_path):
     """Fetches a config; fields are those of the settings."""
 
-    def fetch(url, *, request=None, allow_local=False, **fields):
+    def fetch_config(url, *, request=None, allow_local=False, **fields):
         found = Settings(
             allowed_hosts=frozenset({"127.0.0.1"}),
             credentials_dir=tmp_path / "secret",
             **fields,
         )
-        name = fetch_config(
-            url,
-            request or load_request(),
+        client = HttpClient(
             found,
-            tmp_path,
-            allow_local=allow_local,
+            has_token=request is not None and request.credentials,
             retries=Retries(delays=()),
         )
-        return tmp_path / name
+        path = tmp_path / "config"
+        fetch_small_file(
+            url, "spec.originalConfig", ORIGINAL_MAX_BYTES, client, path, allow_local=allow_local
+        )
+        read_original(path)
+        return path
 
-    return fetch
+    return fetch_config
 
 
 def test_the_config_is_downloaded_beside_the_model(server, fetching):
@@ -268,7 +280,7 @@ def test_the_guard_holds_for_it_too(fetching, url, reason):
 
 def test_an_endless_config_is_cut_off(server, fetching):
     """At the size that a config can have."""
-    url = server.serve_file("/large.yaml", b"#" * (MAX_BYTES + 1))
+    url = server.serve_file("/large.yaml", b"#" * (ORIGINAL_MAX_BYTES + 1))
     with pytest.raises(LoaderError, match=r"spec\.originalConfig: .* limit is") as caught:
         fetching(url)
     assert caught.value.reason is Reason.TOO_LARGE
@@ -301,7 +313,7 @@ def test_a_load_reads_it(tmp_path, server):
     found = Settings(allowed_hosts=frozenset({"127.0.0.1"}))
 
     fetched = fetch(request, found, into, lambda _progress: None, allow_local=True)
-    converted = convert(fetched, into, request, out, lambda _progress: None)
+    converted = convert(fetched, into, conversion_of(request), out, lambda _progress: None)
 
     assert fetched.original_config == "config"
     assert converted.prediction_type == "epsilon"
@@ -314,7 +326,7 @@ def test_a_load_reads_it(tmp_path, server):
 def test_only_checkpoints_have_one(model_type):
     """Other models bring their configs along."""
     with pytest.raises(LoaderError, match=r"spec\.originalConfig is for checkpoints") as caught:
-        refuse_unavailable(load_request(model_type=model_type, original_config="https://x.y/z"))
+        refuse_impossible(conversion(model_type=model_type, original_config="https://x.y/z"))
     assert caught.value.reason is Reason.INVALID_SPEC
 
 

@@ -14,16 +14,14 @@ from safetensors.torch import load_file
 from devkit.fakehub import FakeHub
 from sd_api.reasons import Reason
 from sd_api.spec import VaeSource
-from tests.loader.convert.test_vae import tiny, tiny_diffusers
-from tests.support.loader.loadercli import Containers, containers, failed, hub, load_request
+from tests.support.loader.loadercli import Containers, failed, load_request
 from tests.support.loader.loadercli import artifact_of as loaded
 from tests.support.loader.partloads import WEIGHTS, load_with_vae, served, without
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import identical
 from tests.support.models.tinyrepo import save_repo
-
-__all__ = ["containers", "hub"]
+from tests.support.models.vaes import tiny, tiny_diffusers
 
 PEER, OPENS = "AutoencoderKL.from_single_file", "DiffusionPipeline"
 ROWS: tuple[Row, ...] = tuple(
@@ -189,14 +187,14 @@ def test_what_is_no_vae_is_named(containers: Containers, hub: FakeHub, tmp_path:
     ended = load_with_vae(containers, hub, tmp_path, embedding)
     failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a textual-inversion embedding")
     ended = load_with_vae(containers, hub, tmp_path, f"{hub.url}/nothing")
-    failed(ended, Reason.SOURCE_NOT_FOUND, "spec.vae: ")
+    failed(ended, Reason.SOURCE_NOT_FOUND, "spec.vae.url: ")
     ended = load_with_vae(containers, hub, tmp_path, "no repo")
-    failed(ended, Reason.INVALID_SPEC, "spec.vae: no repo is neither a repo id (ORG/NAME)")
+    failed(ended, Reason.INVALID_SPEC, "spec.vae.url: no repo is neither a repo id (ORG/NAME)")
     pickle = hub.serve_file("/vae.pt", save_ckpt(tmp_path / "vae.pt", tiny()))
     ended = load_with_vae(containers, hub, tmp_path, pickle, from_safetensors=True)
-    failed(ended, Reason.UNSAFE_MODEL, "spec.vae: ")
+    failed(ended, Reason.UNSAFE_MODEL, "spec.vae.url: ")
     ended = load_with_vae(containers, hub, tmp_path, "http://169.254.169.254/vae")
-    failed(ended, Reason.ADDRESS_REFUSED, "spec.vae: ")
+    failed(ended, Reason.ADDRESS_REFUSED, "spec.vae.url: ")
     assert not (containers.store / "model").exists()
 
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from devkit.controlnet_layouts import TINY, config, controlnet_shapes
 from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_api.default_parts import format_default_parts, parse_default_parts
-from sd_loader.convert import plan_file
 from sd_loader.convert.plan.controlnet_check import checked_controlnet
-from sd_loader.convert.tables.architecture import load
+from sd_loader.convert.plan.file import plan_file
+from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import evaluate
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
-from tests.support.models.conversions import load_request
+from tests.support.models.conversions import conversion
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -30,7 +30,7 @@ def own_layout(family: str) -> Shapes:
     dimensions = {f"unet_{level}": width for level, width in enumerate(net.levels[:3])}
     dimensions |= {f"hint_{level}": width for level, width in enumerate(net.hints)}
     dimensions |= {"inputs": 4, "hint_inputs": 3, "context": net.context, "added": net.added}
-    (component,) = load(f"controlnet-{family}").components
+    (component,) = load_architecture(f"controlnet-{family}").components
     return {
         row.target: tuple(evaluate(size, dimensions) for size in row.shape.split())
         for row in component.rows
@@ -69,7 +69,7 @@ def planned(model_type: str, shapes: Shapes) -> Any:
     """The plan of a file of these tensors."""
     tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
     file = TensorFile(Path("file"), -1, "safetensors", tensors)
-    return plan_file(file, load_request(model_type=model_type))
+    return plan_file(file, conversion(model_type=model_type))
 
 
 @pytest.mark.parametrize(("model_type", "shapes"), WHOLE.values(), ids=WHOLE)

@@ -19,7 +19,7 @@ from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import claim
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,
@@ -80,7 +80,7 @@ def test_what_a_user_put_there_is_a_conflict_and_stays(
     before = tree(tmp_path)
     with refused(Reason.MODEL_ID_CONFLICT, f"m on the volume is {what} that no load has made"):
         take_ownership(volume, OWNER, MODEL_ID, HASH)
-    removal.remove(volume, OWNER, MODEL_ID)
+    removal.remove_model(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == before
 
 

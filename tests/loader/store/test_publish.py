@@ -24,7 +24,7 @@ from sd_loader.store.receipt import (
 )
 from sd_loader.store.staging import claim, remove_abandoned
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,
@@ -151,7 +151,7 @@ def test_what_was_removed_meanwhile_is_not_published(volume: Volume, tmp_path: P
     take_ownership(volume, OWNER, MODEL_ID, HASH)
     with claim(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
-        removal.remove(volume, OWNER, MODEL_ID)
+        removal.remove_model(volume, OWNER, MODEL_ID)
         with refused(Reason.LOADER_CRASHED, "removed from the volume while"):
             publish(volume, OWNER, MODEL_ID, staging, receipt)
     assert tree(tmp_path) == {}
@@ -167,7 +167,7 @@ def test_a_removal_in_the_middle_of_publishing_wins(
     def removed_before(*args: str, **fds: int) -> None:
         if args[-1] in {HASH, MODEL_ID}:
             monkeypatch.undo()
-            removal.remove(volume, OWNER, MODEL_ID)
+            removal.remove_model(volume, OWNER, MODEL_ID)
         original(*args, **fds)
 
     take_ownership(volume, OWNER, MODEL_ID, HASH)
@@ -222,7 +222,7 @@ def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -
     (tmp_path / ".store/uid-1/planted").symlink_to(outside)
     (tmp_path / ".staging/uid-1").mkdir(parents=True)
     (tmp_path / ".staging/uid-1/pod").symlink_to(outside)
-    removal.remove(volume, OWNER, MODEL_ID)
+    removal.remove_model(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}
     assert (outside / "keep").exists()
 

@@ -1,4 +1,4 @@
-"""Models in every state that the gallery shows, written by hand: no operator is needed."""
+"""Models in every state that the gallery shows. Tests write their status without an operator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def artifact(uid: str, name: str, **fields: Any) -> Json:
-    """What is published; keywords are fields of its status."""
+    """Return a status.artifact; `fields` override its fields."""
     return {
         "path": name,
         "immutablePath": f".store/{uid}/{HASH}",
@@ -36,7 +36,7 @@ def artifact(uid: str, name: str, **fields: Any) -> Json:
 
 
 def condition(kind: str, status: str, reason: str, message: str = "") -> Json:
-    """A condition."""
+    """Return a condition."""
     return {
         "type": kind,
         "status": status,
@@ -48,7 +48,7 @@ def condition(kind: str, status: str, reason: str, message: str = "") -> Json:
 
 
 def ready(uid: str, name: str, **fields: Any) -> Json:
-    """The status of a model that is served."""
+    """Return the status of a loaded model; `fields` override fields of its artifact."""
     return {
         "phase": "Ready",
         "reason": "Loaded",
@@ -62,7 +62,7 @@ def ready(uid: str, name: str, **fields: Any) -> Json:
 
 
 def loading(percent: int, phase: str = "Downloading") -> Json:
-    """The status of a load under way."""
+    """Return the status of a model that is being loaded."""
     return {
         "phase": phase,
         "reason": phase,
@@ -82,7 +82,7 @@ def loading(percent: int, phase: str = "Downloading") -> Json:
 
 
 def failed(reason: Reason, message: str) -> Json:
-    """The status of a model that needs help."""
+    """Return the status of a stalled model; the messages end with the reason's remedy."""
     text = f"{message}. {reason.remedy.replace('<status.job.name>', JOB)}"
     return {
         "phase": "Failed",
@@ -97,13 +97,13 @@ def failed(reason: Reason, message: str) -> Json:
 
 
 def make(cluster: Cluster, name: str, status: Json | None = None, **spec: Any) -> Json:
-    """A model with this status."""
+    """Create a model, with this status if there is one; return the resource."""
     body = cluster.model(name, **spec)
     return body if status is None else set_status(cluster, name, status)
 
 
 def set_status(cluster: Cluster, name: str, status: Json) -> Json:
-    """Write a model's status, as the operator does."""
+    """Set a model's status as the operator would; return the resource."""
     patch = json.dumps({"status": status})
     text = cluster.kubectl(
         "patch", "sdm", name, "--subresource=status", "--type=merge", "-p", patch, "-o=json"
@@ -113,9 +113,9 @@ def set_status(cluster: Cluster, name: str, status: Json) -> Json:
 
 
 def make_all(cluster: Cluster) -> None:
-    """One of each state and type."""
+    """Create one model of each type and one in each state."""
     link = "https://example.com/model.safetensors"
-    for name, kind, base, more in (
+    for name, model_type, base, fields in (
         ("majicmix-realistic", "custom_ckpt", "sd1", {}),
         ("sdxl-base", "huggingface", "sdxl", {"pipelineClass": "StableDiffusionXLPipeline"}),
         ("film-grain", "lora", "sdxl", {"pipelineClass": None, "size": "144 MB"}),
@@ -123,9 +123,13 @@ def make_all(cluster: Cluster) -> None:
         ("canny", "controlnet", "sd1", {"pipelineClass": "ControlNetModel", "size": "723 MB"}),
         ("vae-ft-mse", "vae", "sd1", {"pipelineClass": "AutoencoderKL", "size": "167 MB"}),
     ):
-        url = {"url": "stabilityai/stable-diffusion-xl-base-1.0"} if kind == "huggingface" else {}
-        body = make(cluster, name, modelType=kind, **({"url": link} | url))
-        set_status(cluster, name, ready(body["metadata"]["uid"], name, baseModel=base, **more))
+        url = (
+            {"url": "stabilityai/stable-diffusion-xl-base-1.0"}
+            if model_type == "huggingface"
+            else {}
+        )
+        body = make(cluster, name, modelType=model_type, **({"url": link} | url))
+        set_status(cluster, name, ready(body["metadata"]["uid"], name, baseModel=base, **fields))
     make(cluster, "dreamshaper", loading(42), url=link)
     make(cluster, "juggernaut-xl", loading(80, "Converting"), url=link)
     make(cluster, "waiting", {"phase": "Queued", "reason": "Queued"}, url=link)

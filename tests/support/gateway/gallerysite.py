@@ -1,4 +1,4 @@
-"""The gateway with its gallery on loopback, over a test's cluster."""
+"""Serves the gallery on loopback, and calls it as a browser does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-import pytest
-
 from sd_operator.gateway import keys
 from sd_operator.gateway.settings import Settings
 from tests.support.gateway.gatewayrun import Gateway
@@ -19,8 +17,8 @@ from tests.support.kube.cluster import Cluster
 
 
 @dataclass
-class Answer:
-    """What came back."""
+class Response:
+    """A response of the gallery."""
 
     code: int
     headers: http.client.HTTPMessage
@@ -28,70 +26,77 @@ class Answer:
 
     @property
     def location(self) -> str:
-        """Where it leads."""
+        """Where the response redirects to; empty if it does not redirect."""
         return self.headers.get("Location", "")
 
 
 class Page(HTMLParser):
-    """What a browser would find in a page that matters here."""
+    """The tags, links and inline code of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
         self.handlers: list[str] = []
+        """Attributes that browsers would execute or apply: event handlers and styles."""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
+        """Record a tag."""
         self.tags.append(tag)
-        given = dict(attrs)
-        self.handlers += [name for name in given if name.startswith("on") or name == "style"]
-        self.links += [given[name] or "" for name in ("href", "src", "action") if name in given]
+        values = dict(attrs)
+        self.handlers += [name for name in values if name.startswith("on") or name == "style"]
+        self.links += [values[name] or "" for name in ("href", "src", "action") if name in values]
 
 
 @dataclass
 class Site:
-    """A running gateway; key is good for the cluster's namespace."""
+    """A running gallery, called as by one browser.
+
+    >>> site.login()
+    >>> site.get("/gallery/models/sketch").text
+    """
 
     url: str
     keys_file: Path
     key: str
+    """An API key for the cluster's namespace."""
     cookie: str = ""
+    """The session cookie; empty before the login."""
 
     @property
     def host(self) -> str:
         """Host and port."""
         return urlsplit(self.url).netloc
 
-    def ask(
+    def request(
         self, method: str, path: str, form: dict[str, str] | None = None, **headers: str
-    ) -> Answer:
-        """Ask as a browser does that has the cookie; a form comes from a page of the gallery."""
+    ) -> Response:
+        """Send a request with the cookie; a form has the headers that browsers send with it."""
         with contextlib.closing(http.client.HTTPConnection(self.host, timeout=30)) as connection:
             connection.request(method, path, *self._request(form, headers))
             response = connection.getresponse()
-            return Answer(
+            return Response(
                 response.status, response.headers, response.read().decode(errors="replace")
             )
 
-    def get(self, path: str, **headers: str) -> Answer:
-        """Ask for a page."""
-        return self.ask("GET", path, **headers)
+    def get(self, path: str, **headers: str) -> Response:
+        """Get a page."""
+        return self.request("GET", path, **headers)
 
-    def post(self, path: str, form: dict[str, str], **headers: str) -> Answer:
-        """Send a form."""
-        return self.ask("POST", path, form, **headers)
+    def post(self, path: str, form: dict[str, str], **headers: str) -> Response:
+        """Submit a form."""
+        return self.request("POST", path, form, **headers)
 
-    def login(self, key: str | None = None) -> Answer:
-        """Log in, and keep the cookie."""
-        answer = self.post("/gallery/login", {"key": key or self.key})
-        self.cookie = answer.headers.get("Set-Cookie", "").partition(";")[0]
-        return answer
+    def login(self, key: str | None = None) -> Response:
+        """Log in and store the cookie."""
+        response = self.post("/gallery/login", {"key": key or self.key})
+        self.cookie = response.headers.get("Set-Cookie", "").partition(";")[0]
+        return response
 
     @contextlib.contextmanager
     def stream(self, path: str) -> Iterator[Iterator[tuple[str, str]]]:
-        """The server-sent events of an address, comments as events without a name."""
+        """Open a stream of server-sent events; a comment is an event without a name."""
         with contextlib.closing(http.client.HTTPConnection(self.host, timeout=30)) as connection:
             connection.request("GET", path, *self._request(None, {}))
             response = connection.getresponse()
@@ -102,12 +107,12 @@ class Site:
     def _request(
         self, form: dict[str, str] | None, headers: dict[str, str]
     ) -> tuple[str | None, dict[str, str]]:
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        sent = {"Cookie": self.cookie} if self.cookie else {}
+        overrides = {name.replace("_", "-"): value for name, value in headers.items()}
+        defaults = {"Cookie": self.cookie} if self.cookie else {}
         if form is None:
-            return None, sent | given
-        sent |= {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.url}
-        return urlencode(form), sent | given
+            return None, defaults | overrides
+        defaults |= {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.url}
+        return urlencode(form), defaults | overrides
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
@@ -128,32 +133,11 @@ def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
-    """Serve a namespace's gallery until the context ends."""
+    """Serve the gallery of a cluster's namespace until the context ends."""
     key, line = keys.new(cluster.namespace, "painter")
     keys_file = folder / "keys"
     keys_file.write_text(f"{line}\n")
-    # Over https only is the default, which this is not.
-    given = {"public_url": "http://127.0.0.1", **settings}
-    with Gateway(Settings(keys_file, cluster.kubeconfig, **given)) as gateway:
+    # By default cookies need https, which this gateway does not have.
+    options = {"public_url": "http://127.0.0.1", **settings}
+    with Gateway(Settings(keys_file, cluster.kubeconfig, **options)) as gateway:
         yield Site(gateway.url, keys_file, key)
-
-
-@pytest.fixture(scope="module")
-def gallery(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One gateway for all tests of a module, over shared_cluster."""
-    folder = tmp_path_factory.mktemp("gallery")
-    with serve(shared_cluster, folder, store=shared_cluster.store) as site:
-        yield site
-
-
-@pytest.fixture
-def stranger(gallery: Site) -> Site:
-    """A browser that has not logged in."""
-    return Site(gallery.url, gallery.keys_file, gallery.key)
-
-
-@pytest.fixture
-def site(stranger: Site) -> Site:
-    """A browser that has."""
-    assert stranger.login().code == 303
-    return stranger

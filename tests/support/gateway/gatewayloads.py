@@ -1,4 +1,4 @@
-"""Loads by the gateway: the vendor's own examples of them, and what the operator would tell."""
+"""Loads models through a gateway, and sets their status in place of the operator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOSTED = {
 }
 CIVITAI = "https://civitai.com/api/download/models/94640"
 CANNY = {"url": "lllyasviel/control_v11p_sd15_canny", "model_type": "controlnet"}
-VENDORS_OWN = {
+VENDOR_EXAMPLES = {
     "checkpoint": {
         "url": CIVITAI,
         "model_id": "majicmix-realistic",
@@ -42,28 +42,28 @@ VENDORS_OWN = {
     "canny": {"model_id": "canny", **CANNY, **HOSTED},
     "hed": {"model_id": "hed", **CANNY, **HOSTED},
 }
-"""The examples of the vendor's page."""
+"""The examples of the vendor's documentation, without the key."""
 
 
 def a_name() -> str:
-    """A model id that no other test has."""
+    """Return a model id that no other test uses."""
     return f"m-{secrets.token_hex(4)}"
 
 
 def load(gateway: Gateway, model_id: str, **fields: object) -> dict[str, Any]:
-    """Load a model."""
-    wanted = {"url": CIVITAI, "model_type": "custom_ckpt", "model_id": model_id, **fields}
-    status, answer = gateway.call("load_model", **wanted)
-    assert (status, answer) == (200, STARTED)
-    return answer
+    """Load a model and return the response; `fields` override the request's fields."""
+    request = {"url": CIVITAI, "model_type": "custom_ckpt", "model_id": model_id, **fields}
+    status, response = gateway.call("load_model", **request)
+    assert (status, response) == (200, STARTED)
+    return response
 
 
 def put_status(cluster: Cluster, name: str, **status: Any) -> None:
-    """Do as the operator does; by default the model is Ready."""
-    at = "2023-01-25T11:52:22Z"
+    """Set a model's status as the operator would; by default the model is Ready."""
+    moment = "2023-01-25T11:52:22Z"
     conditions = status.pop("conditions", {"Ready": "True"})
     status["conditions"] = [
-        {"type": kind, "status": value, "reason": "X", "message": "", "lastTransitionTime": at}
+        {"type": kind, "status": value, "reason": "X", "message": "", "lastTransitionTime": moment}
         for kind, value in conditions.items()
     ]
     patch = json.dumps({"status": status})

@@ -1,4 +1,4 @@
-"""Gateways called over real HTTP: those of other processes, and one in a thread of this."""
+"""Starts a gateway in a thread, and calls gateways over real HTTP."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-import pytest
 
 from sd_operator.clients.kube import Api
 from sd_operator.gateway import keys
@@ -24,7 +21,6 @@ from sd_operator.gateway.metrics import Metrics
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.server import server
 from sd_operator.gateway.settings import Settings
-from tests.support.kube.cluster import CLAIM, Cluster
 
 Json = dict[str, Any]
 START_SECONDS = 30.0
@@ -39,37 +35,43 @@ ARTIFACT = {
     "size": "1 B",
     "lastUpdateTime": "2023-01-25T11:52:22Z",
 }
-"""What the operator tells of a published folder."""
+"""The status.artifact of a loaded model."""
 
 
 def write_keys(path: Path, *namespaces: str) -> list[str]:
-    """A file of one key for each namespace; returns the keys."""
-    made = [keys.new(namespace) for namespace in namespaces]
-    path.write_text("".join(f"{line}\n" for _, line in made))
-    return [key for key, _ in made]
+    """Write a key file with one key for each namespace; return the keys."""
+    pairs = [keys.new(namespace) for namespace in namespaces]
+    path.write_text("".join(f"{line}\n" for _, line in pairs))
+    return [key for key, _ in pairs]
 
 
 def call(address: str, key: str, endpoint: str, **fields: str) -> Json:
-    """Call an endpoint of a gateway that may just be starting."""
+    """Call an endpoint, and wait for up to a minute if the gateway is not up yet."""
     body = json.dumps({"key": key, **fields}).encode()
     deadline = time.monotonic() + 60
     while True:
         try:
-            with urllib.request.urlopen(f"{address}{PREFIX}/{endpoint}", body, timeout=30) as got:
-                answer: Json = json.load(got)
-                return answer
-        except urllib.error.URLError as problem:
-            if isinstance(problem, urllib.error.HTTPError):
+            url = f"{address}{PREFIX}/{endpoint}"
+            with urllib.request.urlopen(url, body, timeout=30) as response:
+                result: Json = json.load(response)
+                return result
+        except urllib.error.URLError as error:
+            if isinstance(error, urllib.error.HTTPError):
                 raise
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
 
 class Gateway:
-    """A running gateway; key is what its calls carry unless told otherwise."""
+    """A gateway that runs in a thread of this process while its context lasts.
+
+    >>> with Gateway(Settings(keys_file, kubeconfig), key) as gateway:
+    ...     status, response = gateway.call("verify_model", model_id="sketch")
+    """
 
     def __init__(self, settings: Settings, key: str = "") -> None:
         self.key = key
+        """The API key that `call` sends."""
         self.metrics = Metrics()
         self.app = create_app(
             settings, Api(settings.kubeconfig, manager="sd-gateway"), self.metrics
@@ -81,8 +83,8 @@ class Gateway:
         self._thread.start()
         deadline = time.monotonic() + START_SECONDS
         while not self._server.started:
-            assert self._thread.is_alive(), "the gateway ended"
-            assert time.monotonic() < deadline, "the gateway did not start"
+            assert self._thread.is_alive(), "the gateway stopped while it was starting"
+            assert time.monotonic() < deadline, f"the gateway did not start in {START_SECONDS} s"
             time.sleep(0.01)
         self.port = self._server.servers[0].sockets[0].getsockname()[1]
         return self
@@ -95,40 +97,28 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The gateway's URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Json | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """One call: status, headers and body of the answer."""
+        """Send a request; return status, headers and body of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
         finally:
             connection.close()
 
     def post(self, endpoint: str, raw: bytes, **headers: str) -> tuple[int, Json]:
-        """Post a body as it is to one of the vendor's endpoints."""
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        status, _, body = self.request("POST", f"{PREFIX}/{endpoint}", raw, given)
+        """Post a raw body to an endpoint; `_` stands for `-` in the names of headers."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        status, _, body = self.request("POST", f"{PREFIX}/{endpoint}", raw, names)
         return status, json.loads(body)
 
     def call(self, endpoint: str, **fields: object) -> tuple[int, Json]:
-        """Call an endpoint with the key."""
+        """Call an endpoint with the key and these fields."""
         body = json.dumps({"key": self.key, **fields}).encode()
         return self.post(endpoint, body, Content_Type="application/json")
-
-
-@pytest.fixture(scope="module")
-def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway with one key, for the module's namespace, without limits."""
-    keys_file = tmp_path_factory.mktemp("gateway") / "keys"
-    (key,) = write_keys(keys_file, shared_cluster.namespace)
-    settings = Settings(
-        keys_file, shared_cluster.kubeconfig, CLAIM, calls_per_minute=0, failures_per_minute=0
-    )
-    with Gateway(settings, key) as made:
-        yield made

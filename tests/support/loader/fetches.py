@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
+from sd_api.load import LoadRequest
+from sd_loader.acquire import acquire
+from sd_loader.handover import Fetched
+from sd_loader.net.client import HttpClient
 from sd_loader.net.http_errors import Retries
+from sd_loader.progress import Report
 from sd_loader.settings import Settings
 
 QUICK = Retries(delays=(0, 0), longest_wait=0.5, sleep=lambda _seconds: None)
 TOKEN = "hf_s3cret"
 
 
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    """An empty source folder."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
+def fetch(
+    request: LoadRequest,
+    settings: Settings,
+    into: Path,
+    report: Report = lambda _progress: None,
+    *,
+    retries: Retries = QUICK,
+    out: Path | None = None,
+    allow_local: bool = False,
+) -> Fetched:
+    """Fetch all that a load needs, as the fetch container does."""
+    client = HttpClient(settings, has_token=request.credentials, retries=retries)
+    return acquire(request, client, into, report, out=out, allow_local=allow_local)
 
 
 def secret(settings: Settings, token: str = TOKEN, host: str | None = None) -> None:

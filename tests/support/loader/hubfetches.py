@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from devkit.fakehub import FakeHub
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
-from sd_loader.source.hub import fetch_repo
-from tests.support.loader.fetches import QUICK
+from tests.support.loader.fetches import fetch
 from tests.support.models.conversions import load_request
 from tests.support.models.modelindex import INDEX
 
@@ -56,43 +53,20 @@ UNNEEDED = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A repo with everything that real ones have, some of it needed."""
-    folder = tmp_path / "repo"
-    for name, content in NEEDED.items():
+def write_repo(folder: Path) -> Path:
+    """Write a repo with everything that real ones have, some of it needed."""
+    contents = NEEDED | dict.fromkeys(UNNEEDED, "not needed")
+    for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    for name in UNNEEDED:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("not needed")
     return folder
-
-
-@pytest.fixture
-def hub(folder: Path) -> Iterator[FakeHub]:
-    """A Hub with that repo, whose LFS files come from another origin."""
-    with FakeHub(separate_cdn=True) as hub:
-        hub.add_repo(REPO, folder)
-        yield hub
-
-
-@pytest.fixture
-def settings(hub: FakeHub, tmp_path: Path) -> Settings:
-    """Settings with the fake Hub as endpoint; its CDN is an allowed host."""
-    return Settings(
-        hub_endpoint=hub.url,
-        allowed_hosts=frozenset({hub.cdn_host}),
-        credentials_dir=tmp_path / "secret",
-    )
 
 
 def load(settings: Settings, into: Path, **fields: object) -> Fetched:
     """Fetch, with retries that do not wait."""
     request = load_request(model_type="huggingface", **{"url": REPO, **fields})
-    return fetch_repo(request, settings, into, lambda _progress: None, retries=QUICK)
+    return fetch(request, settings, into)
 
 
 def refusal(settings: Settings, into: Path, **fields: object) -> LoaderError:

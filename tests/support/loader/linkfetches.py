@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from devkit.fakefiles import FileServer
 from sd_api.load import LoadRequest
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
+from sd_loader.net.client import HttpClient
+from sd_loader.net.http_errors import Retries
+from sd_loader.net.transport import PACE, Pace
 from sd_loader.settings import Settings
 from sd_loader.source.link import fetch_link
+from sd_loader.source.ref import Checks, SourceRef
 from tests.support.loader.fetches import QUICK
 
 
@@ -27,23 +29,6 @@ def safetensors(size: int = 300_000) -> bytes:
 
 BODY = safetensors()
 SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    """A server of files on loopback."""
-    with FileServer() as server:
-        yield server
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Settings that allow loopback, and no other private address."""
-    return Settings(
-        allowed_hosts=frozenset({"127.0.0.1"}),
-        hub_endpoint="https://hub.invalid",
-        credentials_dir=tmp_path / "secret",
-    )
 
 
 def request(url: str, **fields: object) -> LoadRequest:
@@ -60,9 +45,22 @@ def request(url: str, **fields: object) -> LoadRequest:
     )
 
 
-def load(url: str, settings: Settings, into: Path, **fields: object) -> Fetched:
+def load(
+    url: str,
+    settings: Settings,
+    into: Path,
+    retries: Retries = QUICK,
+    pace: Pace = PACE,
+    **fields: object,
+) -> Fetched:
     """Fetch, with retries that do not wait."""
-    return fetch_link(request(url, **fields), settings, into, lambda _progress: None, retries=QUICK)
+    asked = request(url, **fields)
+    ref = SourceRef(
+        url, "spec.url", asked.model_type, git_revision=asked.git_revision, needs_token=True
+    )
+    checks = Checks(asked.sha256, safetensors_only=bool(asked.from_safetensors))
+    client = HttpClient(settings, has_token=asked.credentials, retries=retries, pace=pace)
+    return fetch_link(ref, checks, client, into, lambda _progress: None)
 
 
 def refusal(url: str, settings: Settings, into: Path, **fields: object) -> LoaderError:

@@ -17,7 +17,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel
 
-from sd_loader.convert import Converted
+from sd_loader.handover import Converted
 from tests.support.models import tinyrepo
 from tests.support.models.checkpoints import save_safetensors
 from tests.support.models.conversions import convert_file

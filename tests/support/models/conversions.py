@@ -9,8 +9,10 @@ import torch
 
 from sd_api.load import LoadRequest
 from sd_api.wire import Progress, Source
-from sd_loader.convert import Converted, convert
-from sd_loader.handover import Fetched
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.run import convert
+from sd_loader.handover import Converted, Fetched
+from sd_loader.request import conversion_of
 
 
 def load_request(**fields: Any) -> LoadRequest:
@@ -27,6 +29,11 @@ def load_request(**fields: Any) -> LoadRequest:
     )
 
 
+def conversion(**fields: Any) -> Conversion:
+    """The conversion of a request with these fields."""
+    return conversion_of(load_request(**fields))
+
+
 def convert_file(
     path: Path, out: Path, progress: list[Progress] | None = None, **fields: Any
 ) -> Converted:
@@ -36,7 +43,7 @@ def convert_file(
     source = path.rename(path.with_name("file")) if path.name != "file" else path
     try:
         report = progress.append if progress is not None else lambda _: None
-        return convert(fetched, source.parent, load_request(**fields), out, report)
+        return convert(fetched, source.parent, conversion(**fields), out, report)
     finally:
         source.rename(path)
 

@@ -7,40 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from sd_api.wire import Source
-from sd_loader.convert import Converted, convert
-from sd_loader.handover import Fetched
-from tests.support.models.conversions import load_request
-from tests.support.models.tinyrepo import copy_repo, replace, save_repo
+from sd_loader.convert.run import convert
+from sd_loader.handover import Converted, Fetched
+from tests.support.models.conversions import conversion
+from tests.support.models.tinyrepo import replace
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 1.5 repo in fp32."""
-    return save_repo(tmp_path_factory.mktemp("sd15") / "repo")
-
-
-@pytest.fixture
-def repo(sd15: Path, tmp_path: Path) -> Path:
-    """The same, whose files may be replaced."""
-    return copy_repo(sd15, tmp_path / "repo")
-
-
 def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it; fields: those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    request = load_request(model_type="huggingface", url="org/name", **fields)
+    asked = conversion(model_type="huggingface", **fields)
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, request, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

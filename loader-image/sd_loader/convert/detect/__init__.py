@@ -1,1 +1,1 @@
-"""Tells what a file is from the names and shapes of its tensors."""
+"""Finds out what a file is from the names and shapes of its tensors."""

@@ -1,46 +1,201 @@
-"""What a file is that is not of the type asked for, said by name."""
+"""Which kind of model a file is, from the names of its tensors. Wrong kinds are refused by name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
-from sd_loader.convert.detect.detect import UNET, other_kind
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
-_WHAT = {ModelType.CONTROLNET: "ControlNet", ModelType.VAE: "VAE"}
+UNET_PREFIX = "model.diffusion_model."
+"""What the UNet's names begin with in the original layout."""
+
+FIRST_CONVOLUTION = f"{UNET_PREFIX}input_blocks.0.0.weight"
+"""The tensor by which a checkpoint is known."""
+
 _EXAMPLES = 3
 
 
-def refuse_kinds(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> None:
-    """Refuse a file that has a tensor of one of these kinds: patterns of names, and what it is."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model that is recognised by the name of one of its tensors."""
+
+    what: str
+    """What people call it, with an article."""
+
+    pattern: re.Pattern[str]
+    """Matches the beginning of a name that only such a model has."""
+
+    model_type: ModelType | None = None
+    """The model type that loads it. None if no type does."""
+
+    def __str__(self) -> str:
+        if self.model_type is None:
+            return self.what
+        return f"{self.what}: it needs spec.modelType: {self.model_type.value}"
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a file with these tensors is of this kind."""
+        return any(self.pattern.match(name) for name in tensors)
+
+
+CHECKPOINT = Kind("a checkpoint", re.compile(re.escape(FIRST_CONVOLUTION)), ModelType.CUSTOM_CKPT)
+CONTROLNET = Kind(
+    "a ControlNet",
+    re.compile(r"(control_model|controlnet_cond_embedding|controlnet_down_blocks)\.|lllite_"),
+    ModelType.CONTROLNET,
+)
+LORA = Kind(
+    "a LoRA",
+    re.compile(
+        r"lora_(unet|te\d?|transformer)_"
+        r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
+        r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
+        r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$|bundle_emb\.|lora_controlnet$"
+    ),
+    ModelType.LORA,
+)
+_KINDS = (
+    LORA,
+    CONTROLNET,
+    Kind(
+        "a textual-inversion embedding",
+        re.compile(r"(emb_params|string_to_param(\.\*)?|clip_[lg]|\*|<[^>]*>)$"),
+        ModelType.EMBEDDINGS,
+    ),
+    Kind(
+        "a VAE",
+        re.compile(r"(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|mid)\."),
+        ModelType.VAE,
+    ),
+    Kind("a VAE", re.compile(r"(encoder|decoder)\.mid_block\."), ModelType.VAE),
+    Kind("an AnimateDiff motion module", re.compile(r".*\.motion_modules\.")),
+    Kind("an IP-Adapter", re.compile(r"(ip_adapter|image_proj)\.")),
+    Kind(
+        "one component in diffusers' layout; load its whole repo, with spec.modelType: huggingface",
+        re.compile(r"(down_blocks|up_blocks|transformer_blocks|text_model)\."),
+    ),
+    Kind("a UNet without its pipeline", re.compile(r"input_blocks\.0\.0\.weight$")),
+)
+"""All kinds except checkpoints. The first that fits counts."""
+
+_ONLY_DIFFUSERS = tuple(
+    Kind(what, re.compile(rf"(model\.diffusion_model\.)?{pattern}"))
+    for what, pattern in (
+        ("a Stable Diffusion 3 model", r"joint_blocks\.0\."),
+        ("a FLUX model", r"double_blocks\.0\.img_attn\."),
+        ("an AuraFlow model", r"double_layers\.0\.attn\."),
+        ("a Lumina 2 model", r"cap_embedder\.0\.weight$"),
+        ("a Z-Image model", r"layers\.0\.adaLN_modulation\.0\."),
+        ("a Stable Cascade model", r"(clip_txt_mapper|down_blocks\.1\.0\.channelwise\.0)\."),
+        ("a Sana model", r"blocks\.0\.cross_attn\.(q|kv)_linear\."),
+        ("a Wan model", r"head\.modulation$"),
+        ("a HunyuanVideo model", r"txt_in\.individual_token_refiner\."),
+        ("an LTX-Video model", r"patchify_proj\."),
+        ("a Mochi model", r"blocks\.0\.attn\.qkv_x\."),
+    )
+)
+"""Models that diffusers' from_single_file reads and this loader does not."""
+
+_PLAYGROUND_MARK = "edm_mean"
+_UPSCALER_CHANNELS = 7
+_NAMES = {ModelType.CONTROLNET: "ControlNet", ModelType.VAE: "VAE"}
+
+
+def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
+    """The model type that loads a file with these tensors. None if it is not recognised."""
+    kind = _kind(tensors)
+    return kind.model_type if kind else None
+
+
+def only_diffusers_converts(tensors: Mapping[str, Tensor]) -> str | None:
+    """What the file is, if diffusers converts it and this loader does not. Otherwise None."""
+    if LORA.fits(tensors):
+        return None  # whichever model it is for
+    if _PLAYGROUND_MARK in tensors:
+        return "a Playground v2.5 checkpoint"
+    is_labelled = f"{UNET_PREFIX}label_emb.weight" in tensors
+    if is_labelled and input_channels(tensors) == _UPSCALER_CHANNELS:
+        return "an upscaler"
+    return next((kind.what for kind in _ONLY_DIFFUSERS if kind.fits(tensors)), None)
+
+
+def input_channels(tensors: Mapping[str, Tensor]) -> int:
+    """Channels that a checkpoint's UNet reads. 0 if the file shows none."""
+    convolution = tensors.get(FIRST_CONVOLUTION)
+    shape = () if convolution is None else convolution.shape
+    return shape[1] if len(shape) == 4 else 0
+
+
+def describe_kind(tensors: Mapping[str, Tensor], excluded: ModelType | None = None) -> str | None:
+    """What a file is that is not a checkpoint, and the type that loads it. None if unknown.
+
+    excluded: the model type that was asked for. The caller knows that the file is not one.
+    """
+    kind = _other_kind(tensors, excluded)
+    return None if kind is None else str(kind)
+
+
+def refuse_other_kinds(tensors: Mapping[str, Tensor], wanted: ModelType) -> None:
+    """Refuse a file that is recognised as another kind of model than the wanted one."""
+    foreign = only_diffusers_converts(tensors)
+    if foreign is not None:
+        raise unsupported(foreign)
+    kind = _kind(tensors)
+    if kind is not None and kind.model_type is not wanted:
+        raise unsupported(str(kind))
+
+
+def refuse_patterns(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> None:
+    """Refuse a file in which a name matches. kinds: what the file then is, by pattern."""
     for pattern, what in kinds.items():
         if any(re.match(pattern, name) for name in tensors):
-            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {what}")
+            raise unsupported(what)
 
 
-def wrong_type(tensors: Mapping[str, Tensor], sought: ModelType, mark: str) -> LoaderError:
-    """Says what the file is instead, and the model type that takes it.
+def wrong_type(tensors: Mapping[str, Tensor], wanted: ModelType, mark: str) -> LoaderError:
+    """The error for a file that is not of the wanted type: what it is, and the type that fits.
 
-    mark: the tensor that was looked for in vain.
+    mark: the tensor by which the wanted type is known.
     """
-    what = _WHAT[sought]
-    if any(name.startswith(UNET) for name in tensors):
-        return LoaderError(
-            Reason.UNSUPPORTED_FORMAT,
-            f"the file is a checkpoint without a {what} of its own: it needs spec.modelType:"
-            f" {ModelType.CUSTOM_CKPT.value}",
+    name = _NAMES[wanted]
+    if any(tensor.startswith(UNET_PREFIX) for tensor in tensors):
+        return unsupported(
+            f"a checkpoint without a {name} of its own: it needs spec.modelType:"
+            f" {ModelType.CUSTOM_CKPT.value}"
         )
-    found = other_kind(tensors, sought)
-    if found is not None:
-        return LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {found}")
-    examples = ", ".join(snippet(name) for name in sorted(tensors)[:_EXAMPLES])
+    kind = describe_kind(tensors, wanted)
+    if kind is not None:
+        return unsupported(kind)
     return LoaderError(
         Reason.UNSUPPORTED_FORMAT,
-        f"the file is no {what}: its {len(tensors)} tensors are named like {examples or 'none'},"
-        f" none is {mark}",
+        f"the file is not a {name}: its {len(tensors)} tensors are named like"
+        f" {example_names(tensors) or 'none'}, none is {mark}",
     )
+
+
+def unsupported(what: str) -> LoaderError:
+    """The error for a file that is something else."""
+    return LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {what}")
+
+
+def example_names(tensors: Mapping[str, Tensor]) -> str:
+    """A few names of tensors, for messages."""
+    return ", ".join(snippet(name) for name in sorted(tensors)[:_EXAMPLES])
+
+
+def _kind(tensors: Mapping[str, Tensor]) -> Kind | None:
+    return CHECKPOINT if FIRST_CONVOLUTION in tensors else _other_kind(tensors)
+
+
+def _other_kind(tensors: Mapping[str, Tensor], excluded: ModelType | None = None) -> Kind | None:
+    for kind in _KINDS:
+        is_excluded = excluded is not None and kind.model_type is excluded
+        if not is_excluded and kind.fits(tensors):
+            return kind
+    return None

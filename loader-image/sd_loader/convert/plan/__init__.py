@@ -1,1 +1,1 @@
-"""Plans of what is written, from headers alone: one module for each kind of model."""
+"""Plans what is written, from headers alone. One module for each kind of model."""

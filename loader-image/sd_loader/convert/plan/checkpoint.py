@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sd_api.load import LoadRequest
 from sd_api.spec import BaseModelName, PredictionType, Weights
-from sd_loader.convert.detect.detect import detect, task_of
-from sd_loader.convert.plan.beside import Beside
-from sd_loader.convert.plan.prediction import decide
-from sd_loader.convert.plan.small_files import UNET, Choices, pipeline_class, small_files
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Architecture
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.checkpoint import family_of, task_of
+from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedExtras
+from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
+from sd_loader.convert.plan.precision import published_items
+from sd_loader.convert.plan.prediction import decide_prediction
+from sd_loader.convert.plan.small_files import Choices, pipeline_class, small_files
+from sd_loader.convert.tables.architecture import UNET_CONFIG, Architecture, load_architecture
 from sd_loader.convert.tables.bind import (
     averaged,
     bind,
@@ -22,72 +23,60 @@ from sd_loader.convert.tables.bind import (
     require,
 )
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.unet import blocks_of, fitting, with_blocks
-from sd_loader.convert.write.files import (
-    FolderPlan,
-    Item,
-    PlannedFile,
-    component_files,
-    published_dtype,
-)
-from sd_loader.formats.snippet import snippet
+from sd_loader.convert.tables.unet import fitting, unet_blocks, with_blocks
+from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
 _SD2_V = "768-v"
 
 
-def missing_parts(
+def missing_components(
     tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None
 ) -> tuple[str, ...]:
     """The pipeline's components that the checkpoint does not hold, by their folders' names."""
-    known = architecture.load(detect(tensors, base_model).value)
+    known = load_architecture(family_of(tensors, base_model).value)
     named = canonical_names(tensors)
-    return tuple(part.name for part in known.components if is_missing(part, named))
+    return tuple(component.name for component in known.components if is_missing(component, named))
 
 
 def plan_checkpoint(
-    file: TensorFile, request: LoadRequest, beside: Beside | None = None
+    file: TensorFile,
+    conversion: Conversion,
+    extras: PlannedExtras = NO_EXTRAS,
+    original: OriginalConfig = NO_ORIGINAL,
 ) -> FolderPlan:
-    """Which files the checkpoint becomes. Reads no weights, writes nothing."""
-    beside = beside or Beside()
-    base_model = detect(file.tensors, request.base_model)
+    """Plan the folder of a checkpoint. Reads no weights and writes nothing."""
+    base_model = family_of(file.tensors, conversion.base_model)
     task = task_of(file.tensors)
-    prediction = decide(
-        base_model,
-        file.tensors,
-        file.metadata,
-        request,
-        beside.original,
-        text_to_image=task is None,
+    prediction = decide_prediction(
+        base_model, file.tensors, file.metadata, conversion, original, text_to_image=task is None
     )
     tensors = canonical_names(file.tensors)
-    known = _known(base_model, task, prediction.type, tensors)
-    if request.weights is Weights.EMA:
+    known = _architecture(base_model, task, prediction.type, tensors)
+    if conversion.weights is Weights.EMA:
         tensors = averaged(tensors, known.unet)
-    parts = [part for part in known.components if part.name not in beside.parts]
-    require(parts, tensors)
+    own = [component for component in known.components if component.name not in extras.components]
+    require(own, tensors)
 
     dimensions: Dimensions = {}
     files: list[PlannedFile] = []
     dtypes = {}
-    extra: list[str] = []
-    for supplied in beside.parts.values():
-        dimensions.update(supplied.dimensions)
-        files += supplied.files
-    for component in parts:
+    unused: list[str] = []
+    for extra in extras.components.values():
+        dimensions.update(extra.dimensions)
+        files += extra.files
+    for component in own:
         bound = bind(component, tensors, dimensions)
-        extra += left_over(component, tensors)
-        items = [
-            Item(name, tensor, published_dtype(tensor.dtype, request.revision))
-            for name, tensor in bound.items()
-        ]
+        unused += left_over(component, tensors)
+        items = published_items(bound, conversion.precision)
         dtypes[component.name] = {item.dtype for item in items}
         files += component_files(component.name, component.stem, items)
     choices = Choices(
         prediction_type=prediction.type,
         zero_terminal_snr=prediction.zero_terminal_snr,
-        upcast_attention=request.upcast_attention,
-        original=beside.original,
+        upcast_attention=conversion.upcast_attention,
+        original=original,
     )
     files += small_files(known, dimensions, dtypes, choices)
     return FolderPlan(
@@ -95,18 +84,18 @@ def plan_checkpoint(
         base_model=base_model.value,
         pipeline_class=pipeline_class(known),
         prediction_type=prediction.type.value,
-        warnings=_warnings(prediction.said, extra),
+        warnings=_warnings(prediction.warning, unused),
     )
 
 
-def _known(
+def _architecture(
     base_model: BaseModelName,
     task: str | None,
     prediction: PredictionType,
     tensors: Mapping[str, Tensor],
 ) -> Architecture:
-    """The architecture in the variant that the file is of, its UNet cut to the blocks it has."""
-    known = architecture.load(base_model.value)
+    """The architecture in the file's variant, with only the UNet blocks that the file has."""
+    known = load_architecture(base_model.value)
     is_v = prediction is PredictionType.V_PREDICTION
     if task is not None:
         known = known.varied(task)
@@ -114,20 +103,23 @@ def _known(
         known = known.varied(_SD2_V)
     known = fitting(known, tensors)
     unet = known.unet
-    blocks = blocks_of(unet, tensors)
+    blocks = unet_blocks(unet, tensors)
     cut = replace(unet, rows=blocks.rows(unet.rows))
     return replace(
         known,
-        components=tuple(cut if part is unet else part for part in known.components),
-        templates={**known.templates, UNET: with_blocks(known.templates[UNET], unet, blocks)},
+        components=tuple(cut if component is unet else component for component in known.components),
+        templates={
+            **known.templates,
+            UNET_CONFIG: with_blocks(known.templates[UNET_CONFIG], unet, blocks),
+        },
     )
 
 
-def _warnings(said: str | None, extra: list[str]) -> tuple[str, ...]:
-    warnings = [said] if said is not None else []
-    if extra:
+def _warnings(prediction: str | None, unused: list[str]) -> tuple[str, ...]:
+    warnings = [prediction] if prediction is not None else []
+    if unused:
         warnings.append(
-            f"{len(extra)} tensors have no place in the pipeline and were left out,"
-            f" first {snippet(extra[0])}"
+            f"{len(unused)} tensors have no place in the pipeline and were left out,"
+            f" first {snippet(unused[0])}"
         )
     return tuple(warnings)

@@ -1,83 +1,65 @@
-"""Makes the canonical folder of a diffusers repo that is one component: a ControlNet or a VAE."""
+"""Plans the canonical folder of a diffusers repo that is one component: a ControlNet or a VAE."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.controlnet_check import checked_controlnet
-from sd_loader.convert.plan.repo import component_tensors, files_of, write_plan
+from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.precision import published_items
 from sd_loader.convert.plan.repo_check import checked_config
+from sd_loader.convert.plan.repo_component import component_tensors, files_of
 from sd_loader.convert.plan.repo_configs import component_config, read_small
 from sd_loader.convert.plan.vae import vae_template
-from sd_loader.convert.write.files import (
-    DIFFUSERS_WEIGHTS,
-    FolderPlan,
-    Item,
-    component_files,
-    json_file,
-    published_dtype,
-)
-from sd_loader.convert.write.weights import Weights
+from sd_loader.convert.tables.architecture import DIFFUSERS_WEIGHTS
+from sd_loader.convert.write.files import FolderPlan, component_files, json_file
 from sd_loader.diffusers_repo.component_files import choose_component
 from sd_loader.diffusers_repo.index import CONFIG_NAME, SINGLE, Pipeline, parse_component
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Converted
-from sd_loader.progress import Report
 from sd_loader.tensors import Tensor
 
 
-def convert_component(folder: Path, request: LoadRequest, out: Path, report: Report) -> Converted:
-    """Convert a downloaded repo of one component into the empty folder `out`."""
-    with ExitStack() as stack:
-        weights = Weights(stack)
-        plan = plan_component(folder, request, weights)
-        return write_plan(plan, weights, request, out, report)
-
-
 def plan_component(
-    folder: Path, request: LoadRequest, weights: Weights, published: str = ""
+    repo: Path, conversion: Conversion, opened: OpenFiles, folder: str = ""
 ) -> FolderPlan:
-    """Which files the component becomes.
+    """Plan the folder of a downloaded component. Reads no weights and writes nothing.
 
-    published: the folder within a pipeline that it is for; empty where it is published alone.
+    folder: where in a pipeline it is published. Empty if it is published alone.
     """
-    component, class_name = SINGLE[request.model_type]
-    names = files_of(folder)
-    # Of a pipeline's repo only this folder was downloaded.
+    component, class_name = SINGLE[conversion.model_type]
+    names = files_of(repo)
+    # Only this folder of a pipeline's repo was downloaded.
     inner = PurePosixPath("" if CONFIG_NAME in names else component)
     _config, *chosen = choose_component(
-        names, inner, request.revision, safetensors_only=bool(request.from_safetensors)
+        names, inner, conversion.precision, safetensors_only=conversion.safetensors_only
     )
     tensors = component_tensors(
-        component, class_name, weights.open_chosen(folder, folder / inner, chosen)
+        component, class_name, opened.open_chosen(repo, repo / inner, chosen)
     )
-    content = parse_component(read_small(folder / inner / CONFIG_NAME), request.model_type)
+    content = parse_component(read_small(repo / inner / CONFIG_NAME), conversion.model_type)
     pipeline = Pipeline("StableDiffusionPipeline", {component: class_name}, {})
-    found = component_config(content, component, pipeline, request)
-    config, base = _checked(found, tensors, request, pipeline)
-    if request.base_model is not None and base not in (None, request.base_model):
+    own = component_config(content, component, pipeline, conversion)
+    config, family = _checked(own, tensors, conversion, pipeline)
+    if conversion.base_model is not None and family not in (None, conversion.base_model):
         raise LoaderError(
             Reason.CONVERSION_FAILED,
-            f"spec.baseModel is {request.base_model.value}, but the repo's {component} is of"
-            f" {base.value}",
+            f"spec.baseModel is {conversion.base_model.value}, but the repo's {component} is of"
+            f" {family.value}",
         )
-    items = [
-        Item(name, tensor, published_dtype(tensor.dtype, request.revision))
-        for name, tensor in tensors.items()
-    ]
-    start = f"{published}/" if published else ""
+    start = f"{folder}/" if folder else ""
     return FolderPlan(
         files=(
-            *component_files(published, DIFFUSERS_WEIGHTS, items),
+            *component_files(
+                folder, DIFFUSERS_WEIGHTS, published_items(tensors, conversion.precision)
+            ),
             json_file(f"{start}{CONFIG_NAME}", config),
         ),
-        base_model=base.value if base else None,
+        base_model=family.value if family else None,
         pipeline_class=class_name,
     )
 
@@ -85,21 +67,21 @@ def plan_component(
 def _checked(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    request: LoadRequest,
+    conversion: Conversion,
     pipeline: Pipeline,
 ) -> tuple[dict[str, Any], BaseModelName | None]:
-    """The config, completed by what the tensors say, and the base model as far as it is told."""
-    if request.model_type is ModelType.CONTROLNET:
-        wanted = request.upcast_attention
+    """The config, completed by what the tensors show, and the family if they show one."""
+    if conversion.model_type is ModelType.CONTROLNET:
+        wanted = conversion.upcast_attention
         upcast = {} if wanted is None else {"upcast_attention": wanted}
         return checked_controlnet({**config, **upcast}, tensors)
     checked = checked_config("vae", pipeline, config, tensors, {})
     if checked.get("latent_channels", 4) != 4:
         return checked, None
     if checked.get("scaling_factor") == vae_template(BaseModelName.SDXL)["scaling_factor"]:
-        # The refiner's is the same.
-        is_refiner = request.base_model is BaseModelName.SDXL_REFINER
+        # The refiner has the same VAE.
+        is_refiner = conversion.base_model is BaseModelName.SDXL_REFINER
         return checked, BaseModelName.SDXL_REFINER if is_refiner else BaseModelName.SDXL
-    # SD 2's is SD 1's.
-    is_sd2 = request.base_model is BaseModelName.SD2
+    # SD 2 has the VAE of SD 1.
+    is_sd2 = conversion.base_model is BaseModelName.SD2
     return checked, BaseModelName.SD2 if is_sd2 else BaseModelName.SD1

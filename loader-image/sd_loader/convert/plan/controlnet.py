@@ -1,7 +1,8 @@
-"""Plans the folder of a ControlNet that came as a single file, and knows how ControlNets are built.
+"""Plans the folder of a ControlNet that came as a single file.
 
-SD 1's and SD 2's come in the original layout (alone, or beside the whole checkpoint they were
-trained on) or in diffusers' own; SDXL's in diffusers' own only, some without all transformers.
+ControlNets of SD 1 and SD 2 come in the original layout (alone, or with the whole checkpoint that
+they were trained on) or in diffusers' own. Those of SDXL come in diffusers' own only, and some lack
+transformers.
 """
 
 from __future__ import annotations
@@ -11,29 +12,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
-from sd_loader.convert.detect.kinds import refuse_kinds, wrong_type
-from sd_loader.convert.plan.small_files import check_heads
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Architecture, Component, fill_in
-from sd_loader.convert.tables.bind import bind, left_over
-from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.standalone import foreign, own_layout, under
-from sd_loader.convert.write.files import (
-    FolderPlan,
-    Item,
-    component_files,
-    json_file,
-    published_dtype,
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.kinds import refuse_patterns, wrong_type
+from sd_loader.convert.plan.config_rules import check_heads
+from sd_loader.convert.plan.precision import published_items
+from sd_loader.convert.tables.architecture import (
+    Architecture,
+    Component,
+    fill_in,
+    load_architecture,
 )
+from sd_loader.convert.tables.bind import bind, left_over, not_of
+from sd_loader.convert.tables.dimensions import Dimensions
+from sd_loader.convert.tables.families import CONTEXT_WIDTHS
+from sd_loader.convert.write.files import FolderPlan, component_files, json_file
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
-CLASS = "ControlNetModel"
-CONFIG = "config.json"
+_CLASS = "ControlNetModel"
 
 _ORIGINAL = "control_model."
 _TIME = "time_embed.0.weight"
@@ -45,7 +45,7 @@ _PROJECTIONS = (
     "input_blocks.1.1.proj_in.weight",
 )
 
-# What else goes by the name of ControlNet, or is used like one.
+# Models that are called ControlNets or used like them, but that diffusers' class does not read.
 _OTHERS = {
     r"difference$": "a ControlNet stored as its difference to Stable Diffusion 1.5: use the version"
     " that was not reduced to it",
@@ -63,55 +63,51 @@ _BLOCK = re.compile(
     r"(?P<level>down_blocks\.\d+|mid_block)\.attentions\.\d+\.(transformer_blocks\.(?P<block>\d{1,4})\.)?"
 )
 _MID = "mid_block"
-_SDXL_CONTEXT = 2048
 _AFTER_MID_ATTENTION = "mid_block.resnets.1."
 
 
-def plan_controlnet(file: TensorFile, request: LoadRequest) -> FolderPlan:
-    """Which files the ControlNet becomes. Reads no weights, writes nothing."""
+def plan_controlnet(file: TensorFile, conversion: Conversion) -> FolderPlan:
+    """Plan the folder of a ControlNet. Reads no weights and writes nothing."""
     prefix = _prefix(file.tensors)
     family = _family(file.tensors, prefix)
-    if request.base_model is not None and request.base_model is not family:
+    if conversion.base_model is not None and conversion.base_model is not family:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.baseModel is {request.base_model.value}, but the file is a ControlNet of"
+            f"spec.baseModel is {conversion.base_model.value}, but the file is a ControlNet of"
             f" {family.value}",
         )
     known = load_family(family)
     component, template = existing(known, file.tensors)
-    component = own_layout(component) if prefix is None else under(component, prefix)
+    component = component.in_diffusers_layout() if prefix is None else component.under(prefix)
     dimensions: Dimensions = {}
     bound = bind(component, file.tensors, dimensions)
     left_over(component, file.tensors)
-    items = [
-        Item(name, tensor, published_dtype(tensor.dtype, request.revision))
-        for name, tensor in bound.items()
-    ]
+    items = published_items(bound, conversion.precision)
     config = fill_in(template, dimensions)
-    check_heads(CONFIG, config)
-    if request.upcast_attention is not None:
-        config["upcast_attention"] = request.upcast_attention
+    check_heads(CONFIG_NAME, config)
+    if conversion.upcast_attention is not None:
+        config["upcast_attention"] = conversion.upcast_attention
     return FolderPlan(
-        files=(*component_files("", component.stem, items), json_file(CONFIG, config)),
+        files=(*component_files("", component.stem, items), json_file(CONFIG_NAME, config)),
         base_model=family.value,
-        pipeline_class=CLASS,
-        warnings=_warnings(foreign(component, file.tensors)),
+        pipeline_class=_CLASS,
+        warnings=_warnings(not_of(component, file.tensors)),
     )
 
 
 def load_family(family: BaseModelName) -> Architecture:
-    """The table and the config of a family's ControlNets."""
-    return architecture.load(f"controlnet-{family.value}")
+    """Key table and config template of a family's ControlNets."""
+    return load_architecture(f"controlnet-{family.value}")
 
 
 def existing(known: Architecture, names: Iterable[str]) -> tuple[Component, dict[str, Any]]:
-    """Rows and template without the transformers that some of SDXL's ControlNets do not have.
+    """Table and template without the transformers that this ControlNet lacks, as some of SDXL do.
 
-    names: of the tensors, in diffusers' layout. An absent level is a choice; a hole is an error
-    that shows when the rows are bound.
+    names: the names of its tensors, in diffusers' layout. A level without transformers is a choice
+    of its author. A hole within a level is an error, which binding the rows reports.
     """
     (component,) = known.components
-    template = dict(known.templates[CONFIG])
+    template = dict(known.templates[CONFIG_NAME])
     if "transformer_layers_per_block" not in template:
         return component, template
     blocks: dict[str, set[int]] = {}
@@ -136,8 +132,8 @@ def existing(known: Architecture, names: Iterable[str]) -> tuple[Component, dict
             "the ControlNet's middle has other transformers than its last level",
         )
     if not blocks:
-        # Nothing tells the width of what cross attention would see, nor does it matter.
-        template["cross_attention_dim"] = _SDXL_CONTEXT
+        # Without cross attention its width does not matter, and no tensor shows it.
+        template["cross_attention_dim"] = CONTEXT_WIDTHS[BaseModelName.SDXL]
     template |= {"transformer_layers_per_block": depths, "down_block_types": kinds}
     return replace(component, rows=rows), template
 
@@ -152,8 +148,8 @@ def _exists(target: str, blocks: Mapping[str, set[int]]) -> bool:
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
-    """What the original names begin with; None in diffusers' layout."""
-    refuse_kinds(tensors, _OTHERS)
+    """What names in the original layout begin with. None for diffusers' layout."""
+    refuse_patterns(tensors, _OTHERS)
     if f"{_ORIGINAL}{_TIME}" in tensors:
         return _ORIGINAL
     if _DIFFUSERS in tensors:

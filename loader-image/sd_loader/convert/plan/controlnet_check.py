@@ -1,4 +1,4 @@
-"""Whether a ControlNet of a diffusers repo is what its config says: else it would not open."""
+"""Checks that the tensors of a ControlNet's repo fit its config: otherwise it would not open."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd_api.spec import BaseModelName
-from sd_loader.convert.plan.controlnet import CONFIG, existing, load_family
+from sd_loader.convert.plan.config_rules import check_heads
+from sd_loader.convert.plan.controlnet import existing, load_family
 from sd_loader.convert.plan.repo_fields import check_fields, contradiction
-from sd_loader.convert.plan.small_files import check_heads
 from sd_loader.convert.tables.architecture import fill_in
 from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.standalone import own_layout
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.tensors import Tensor
 
 _NAME = "controlnet"
-# What the structure is made of, with diffusers' defaults: where all of it is as usual, so are the
-# names of the tensors. What depends on the transformers that there are is compared apart.
+# The fields that make up the structure, with diffusers' defaults. If all have the usual values, the
+# tensors have the usual names. Fields that depend on the transformers are compared separately.
 _STRUCTURE = {
     "addition_embed_type": None,
     "addition_time_embed_dim": None,
@@ -39,14 +39,15 @@ _USUAL_MIDDLE = "UNetMidBlock2DCrossAttn"
 def checked_controlnet(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], BaseModelName | None]:
-    """The config, completed by what the tensors say, and the family; a contradiction is an error.
+    """The config, completed by what the tensors show, and the family. Refuses a contradiction.
 
-    Of a structure that is none of the known ones, the config must be of the right kind.
+    The family is None for an unknown structure: then only the types of the config's fields are
+    checked.
     """
     check_fields(_NAME, config)
     family = _family(config)
     known = load_family(family)
-    usual = known.templates[CONFIG]
+    usual = known.templates[CONFIG_NAME]
     levels = len(usual["block_out_channels"])
     is_usual = len(config.get("block_out_channels", ())) in (0, levels) and all(
         config.get(key, default) == usual.get(key, default) for key, default in _STRUCTURE.items()
@@ -55,19 +56,19 @@ def checked_controlnet(
         return dict(config), None
     component, template = existing(known, tensors)
     _compare_structure(config, template)
-    component = own_layout(component)
+    component = component.in_diffusers_layout()
     dimensions: Dimensions = {}
     bind(component, tensors, dimensions)
     left_over(component, tensors)
-    told = {
-        key: fill_in(value, dimensions) for key, value in template.items() if _is_told(key, value)
+    shown = {
+        key: fill_in(value, dimensions) for key, value in template.items() if _is_shown(key, value)
     }
-    for key, value in told.items():
+    for key, value in shown.items():
         if key in config and config[key] != value:
             contradiction(_NAME, key, config[key], f"{value}, as its tensors have it")
-    filled = {**fill_in(template, dimensions), **config, **told}
-    check_heads(f"{_NAME}/{CONFIG}", filled)
-    return {**config, **told}, family
+    filled = {**fill_in(template, dimensions), **config, **shown}
+    check_heads(f"{_NAME}/{CONFIG_NAME}", filled)
+    return {**config, **shown}, family
 
 
 def _family(config: Mapping[str, Any]) -> BaseModelName:
@@ -77,7 +78,7 @@ def _family(config: Mapping[str, Any]) -> BaseModelName:
 
 
 def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -> None:
-    """Refuse a config that says other transformers than there are."""
+    """Refuse a config with other transformers than the tensors have."""
     kinds = template[_KINDS]
     if config.get(_KINDS, kinds) != kinds:
         contradiction(_NAME, _KINDS, config[_KINDS], f"{kinds}, as its tensors have it")
@@ -85,18 +86,18 @@ def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -
     if config.get(_MIDDLE, _USUAL_MIDDLE) != middle:
         contradiction(_NAME, _MIDDLE, config.get(_MIDDLE), f"{middle}, as its tensors have it")
     depths = template.get(_DEPTHS, [1] * len(kinds))
-    told = config.get(_DEPTHS, 1)
-    said = told if isinstance(told, list) else [told] * len(kinds)
+    value = config.get(_DEPTHS, 1)
+    configured = value if isinstance(value, list) else [value] * len(kinds)
     crossing = [kind.startswith("CrossAttn") for kind in kinds]
-    # Where a level has no transformers, the number says nothing.
-    if len(said) != len(kinds) or any(
+    # The number of a level without transformers has no meaning.
+    if len(configured) != len(kinds) or any(
         is_there and one != other
-        for one, other, is_there in zip(said, depths, crossing, strict=True)
+        for one, other, is_there in zip(configured, depths, crossing, strict=True)
     ):
-        contradiction(_NAME, _DEPTHS, told, f"{depths}, as its tensors have it")
+        contradiction(_NAME, _DEPTHS, value, f"{depths}, as its tensors have it")
 
 
-def _is_told(key: str, template: object) -> bool:
-    """Whether shapes tell a field; the number of heads is a guess."""
+def _is_shown(key: str, template: object) -> bool:
+    """Whether shapes show the field's value. The number of heads is only a guess."""
     first = template[0] if isinstance(template, list) and template else template
     return key != "attention_head_dim" and isinstance(first, str) and first.startswith("$")

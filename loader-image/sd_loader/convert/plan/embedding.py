@@ -1,11 +1,11 @@
-"""Plans the folder of a textual-inversion embedding, which `load_textual_inversion(folder)` takes.
+"""Plans the folder of a textual-inversion embedding, which `load_textual_inversion(folder)` reads.
 
     learned_embeds.safetensors     the vectors for the (first) text encoder, under their token
     learned_embeds_2.safetensors   SDXL only: those for the second text encoder
     token_identifier.txt           the token, as prompts name it
 
-The names are those that diffusers' training scripts and the Hub's concept library use. The second
-file is opened with `weight_name=`, and with the second text encoder and tokenizer as arguments.
+diffusers' training scripts and the Hub's concept library use these names. The second file is opened
+with `weight_name=`, and with the second text encoder and tokenizer as arguments.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
-from sd_loader.convert.detect.detect import refuse_other_kinds
-from sd_loader.convert.plan.small_files import clip_vocabulary
-from sd_loader.convert.write.files import FolderPlan, Item, SmallFile, published_dtype, weights_file
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.kinds import refuse_other_kinds
+from sd_loader.convert.plan.precision import published_dtype
+from sd_loader.convert.tables.clip import vocabulary_file
+from sd_loader.convert.tables.families import PUBLISHED_SIZES, families_by_text_width
+from sd_loader.convert.write.files import FolderPlan, Item, SmallFile, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.formats import CKPT
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 
-WEIGHTS = "learned_embeds.safetensors"
-WEIGHTS_2 = "learned_embeds_2.safetensors"
+FIRST_FILE = "learned_embeds.safetensors"
+SECOND_FILE = "learned_embeds_2.safetensors"
 TOKEN_FILE = "token_identifier.txt"  # noqa: S105 - a word for prompts, no secret
 
 MAX_VECTORS = 75
-"""A prompt has no room for more."""
+"""A prompt has no room for more vectors."""
 MAX_TOKEN = 64
 
 _FIRST = "clip_l"
@@ -38,39 +40,44 @@ _SECOND = "clip_g"
 _A1111 = "string_to_param."
 _A1111_ONLY = f"{_A1111}*"
 _NAME = "name"
-# Keys by which programs say that the file has one embedding, not how it is called.
+# Keys of files with one embedding. They are not the embedding's name.
 _NAMELESS = {"emb_params", _A1111_ONLY, "*"}
 
-_WIDTHS = {768: BaseModelName.SD1, 1024: BaseModelName.SD2}
-_SECOND_WIDTH = 1280
+_SDXL = PUBLISHED_SIZES[BaseModelName.SDXL]
+_SECOND_WIDTH = _SDXL["text_encoder_2"]
 
 
 @dataclass(frozen=True)
 class _Embedding:
-    """What the file holds. second: for SDXL's second text encoder. name: None if it says none."""
+    """The vectors in a file."""
 
     first: Tensor
+    """Vectors for the (first) text encoder."""
+
     second: Tensor | None = None
+    """Vectors for SDXL's second text encoder."""
+
     name: str | None = None
+    """The embedding's own name, if the file has one."""
 
 
-def plan_embedding(file: TensorFile, request: LoadRequest) -> FolderPlan:
-    """The files the embedding becomes. Reads no weights, writes nothing."""
+def plan_embedding(file: TensorFile, conversion: Conversion) -> FolderPlan:
+    """Plan the files of an embedding. Reads no weights and writes nothing."""
     refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
     found = _find(file)
     base_model = _base_model(found)
-    if request.base_model not in (None, base_model):
+    if conversion.base_model not in (None, base_model):
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"spec.baseModel is {request.base_model.value}, but the file is an embedding of"
+            f"spec.baseModel is {conversion.base_model.value}, but the file is an embedding of"
             f" {base_model.value}",
         )
-    token, warnings = _token(found.name, request.model_id)
-    weights = {WEIGHTS: found.first, WEIGHTS_2: found.second}
+    token, warnings = _token(found.name, conversion.model_id)
+    weights = {FIRST_FILE: found.first, SECOND_FILE: found.second}
     return FolderPlan(
         files=(
             *(
-                weights_file(path, [Item(token, tensor, _dtype(tensor, request))])
+                weights_file(path, [Item(token, tensor, _dtype(tensor, conversion))])
                 for path, tensor in weights.items()
                 if tensor is not None
             ),
@@ -82,11 +89,11 @@ def plan_embedding(file: TensorFile, request: LoadRequest) -> FolderPlan:
     )
 
 
-def _dtype(tensor: Tensor, request: LoadRequest) -> Dtype:
-    """The file's own type, even one that is not computed in, unless another is asked for."""
-    if request.revision is None:
+def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
+    """The file's own type, even one that no pipeline computes in, unless another is asked for."""
+    if conversion.precision is None:
         return tensor.dtype
-    return published_dtype(tensor.dtype, request.revision)
+    return published_dtype(tensor.dtype, conversion.precision)
 
 
 def _find(file: TensorFile) -> _Embedding:
@@ -114,8 +121,8 @@ def _find(file: TensorFile) -> _Embedding:
     if name.startswith(_A1111) and name != _A1111_ONLY:
         return _Embedding(tensor, name=name.removeprefix(_A1111))
     if name in _NAMELESS:
-        said = file.metadata.get(_NAME) if file.format == CKPT else None
-        return _Embedding(tensor, name=said)
+        own_name = file.metadata.get(_NAME) if file.format == CKPT else None
+        return _Embedding(tensor, name=own_name)
     return _Embedding(tensor, name=name)
 
 
@@ -144,15 +151,19 @@ def _base_model(found: _Embedding) -> BaseModelName:
                 "the file is half an embedding of SDXL: vectors of 1280 numbers, for its second"
                 " text encoder; use a file that holds clip_l and clip_g",
             )
-        if width not in _WIDTHS:
+        families = families_by_text_width(width) - {BaseModelName.SDXL}
+        if len(families) != 1:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
                 f"vectors of {width} numbers fit no text encoder; sd1 has 768, sd2 1024, sdxl 768"
                 " and 1280",
             )
-        return _WIDTHS[width]
+        (family,) = families
+        return family
     shapes = found.first.shape, found.second.shape
-    if (width, shapes[1][-1]) != (768, _SECOND_WIDTH) or shapes[0][:-1] != shapes[1][:-1]:
+    if (width, shapes[1][-1]) != (_SDXL["text_encoder"], _SECOND_WIDTH) or shapes[0][:-1] != shapes[
+        1
+    ][:-1]:
         raise LoaderError(
             Reason.CONVERSION_FAILED,
             f"clip_l {list(shapes[0])} and clip_g {list(shapes[1])} should be equally many vectors"
@@ -162,10 +173,9 @@ def _base_model(found: _Embedding) -> BaseModelName:
 
 
 def _token(name: str | None, model_id: str) -> tuple[str, tuple[str, ...]]:
-    """The word for prompts: the file's own name, else the model id in angle brackets.
+    """The token for prompts, and a warning: the file's own name, or the model id in brackets.
 
-    A word that the tokenizer has already would be refused by diffusers, and one with spaces would
-    never be met in a prompt.
+    diffusers refuses a word that the tokenizer already has. A name with spaces would never match.
     """
     substitute = f"<{model_id}>"
     if name is None:
@@ -183,5 +193,5 @@ def _token(name: str | None, model_id: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _is_taken(word: str) -> bool:
-    vocabulary: Mapping[str, int] = json.loads(clip_vocabulary("vocab.json"))
+    vocabulary: Mapping[str, int] = json.loads(vocabulary_file("vocab.json"))
     return word in vocabulary or f"{word}_1" in vocabulary

@@ -1,4 +1,4 @@
-"""Which family of models a LoRA is for: the one that has its layers, in those shapes."""
+"""Which family a LoRA is for: the one whose models have its layers, in these shapes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from sd_loader.convert.plan.lora_keys import (
     Style,
     shown,
 )
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Component
+from sd_loader.convert.tables.architecture import Component, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, is_known, matches
+from sd_loader.convert.tables.families import (
+    FAMILY_BY_CONTEXT_WIDTH,
+    PUBLISHED_SIZES,
+    families_by_text_width,
+)
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
 
@@ -30,21 +34,8 @@ _COMPONENT_NAMES = {
     TEXT_ENCODER_2: "second text encoder",
 }
 
-# The published widths of what cross attention and text encoders work on tell families apart that
-# are built alike. Other widths (pruned, distilled) tell nothing.
-_WIDTHS = {
-    768: {BaseModelName.SD1},
-    1024: {BaseModelName.SD2},
-    2048: {BaseModelName.SDXL},
-    1280: {BaseModelName.SDXL_REFINER},
-}
-_TEXT_WIDTHS = {768: {BaseModelName.SD1, BaseModelName.SDXL}, 1024: {BaseModelName.SD2}}
-
 _LEVELS = {"unet_0": 1, "unet_1": 2, "unet_2": 4}
 
-# SD 2 leaves the last of its text encoder's 24 layers out.
-_TEXT_LAYERS = {BaseModelName.SD1: 12, BaseModelName.SD2: 23, BaseModelName.SDXL: 12}
-_SECOND_TEXT_LAYERS = 32
 _TEXT_MODULES = {
     "self_attn.q_proj": "{0} {0}",
     "self_attn.k_proj": "{0} {0}",
@@ -70,29 +61,31 @@ _METADATA = {
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A layer of a family's model: its name, and a pattern of `dimensions` for its weight."""
+    """A layer of a family's model."""
 
     name: str
     shape: str
+    """Pattern of its weight's shape, in the language of `dimensions`."""
 
 
 @cache
 def modules(family: BaseModelName) -> Mapping[tuple[str, str], Module]:
-    """A family's layers by component and name, with dots and as kohya writes them."""
-    # SD 2 is SD 1 with other widths, whose transformers project by matrices.
-    known = architecture.load("sdxl" if family is BaseModelName.SDXL else "sd1")
+    """A family's layers by component and name, both in diffusers' and in kohya's style."""
+    # SD 2 is SD 1 with other widths and with transformers that project by matrices.
+    known = load_architecture("sdxl" if family is BaseModelName.SDXL else "sd1")
     found: dict[tuple[str, str], Module] = {}
-    unet = next(part for part in known.components if part.name == UNET)
+    unet = known.unet
     for source, module in _unet_modules(unet, family):
         found[UNET, module.name] = module
-        # add_embedding has no such name that diffusers understands.
+        # diffusers does not understand kohya's name of add_embedding.
         if not module.name.startswith("add_embedding."):
             found[UNET, module.name.replace(".", "_")] = module
         if family is BaseModelName.SDXL:
             found[UNET, source.replace(".", "_")] = module
-    layers = {TEXT_ENCODER: _TEXT_LAYERS[family]}
+    sizes = PUBLISHED_SIZES[family]
+    layers = {TEXT_ENCODER: sizes["text_encoder_layers"]}
     if family is BaseModelName.SDXL:
-        layers[TEXT_ENCODER_2] = _SECOND_TEXT_LAYERS
+        layers[TEXT_ENCODER_2] = sizes["text_encoder_2_layers"]
         projection = Module("text_projection", f"{TEXT_ENCODER_2}_projection {TEXT_ENCODER_2}")
         found[TEXT_ENCODER_2, "text_projection"] = projection
     for component, count in layers.items():
@@ -118,13 +111,13 @@ def _unet_modules(unet: Component, family: BaseModelName) -> list[tuple[str, Mod
     return found
 
 
-def decide(
+def decide_family(
     layers: Sequence[Layer],
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     base_model: BaseModelName | None,
 ) -> BaseModelName | None:
-    """The family; None where the layers fit several, and nothing says which.
+    """The family. None if the layers fit several and nothing distinguishes them.
 
     base_model: what the user says it is.
     """
@@ -140,7 +133,7 @@ def decide(
     if not fitting:
         raise errors.get(base_model) or errors[_nearest(layers, tensors)]
     if base_model is None:
-        return _told_apart(fitting, layers, metadata)
+        return _distinguish(fitting, layers, metadata)
     if base_model not in fitting:
         others = " or ".join(fitting)
         raise LoaderError(
@@ -151,28 +144,28 @@ def decide(
 
 
 def _nearest(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> BaseModelName:
-    """The family to measure by what fits none: the one that has the most of its layers."""
+    """The family that has most of the layers: its error is the most helpful one."""
 
-    def known(family: BaseModelName) -> tuple[int, bool]:
+    def likeness(family: BaseModelName) -> tuple[int, bool]:
         table = modules(family)
-        named = sum((layer.component, layer.name) in table for layer in layers)
-        return named, family in _by_widths(layers, tensors, family)
+        known = sum((layer.component, layer.name) in table for layer in layers)
+        return known, family in _by_widths(layers, tensors, family)
 
-    return max(FAMILIES, key=known)
+    return max(FAMILIES, key=likeness)
 
 
-def _told_apart(
+def _distinguish(
     fitting: list[BaseModelName], layers: Sequence[Layer], metadata: Mapping[str, str]
 ) -> BaseModelName | None:
     if len(fitting) == 1:
         return fitting[0]
-    said = {
+    stated = {
         family
         for key, beginnings in _METADATA.items()
         for beginning, family in beginnings
         if metadata.get(key, "").startswith(beginning)
     }
-    likely = [family for family in fitting if family in said]
+    likely = [family for family in fitting if family in stated]
     if not likely and any(name.startswith("lora_te1_") for name in _names(layers)):
         likely = [family for family in fitting if family is BaseModelName.SDXL]
     if not likely and any(name.startswith("lora_te_") for name in _names(layers)):
@@ -185,7 +178,7 @@ def _names(layers: Sequence[Layer]) -> list[str]:
 
 
 def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName) -> None:
-    """Refuse what the family's models lack, and shapes that contradict them or one another."""
+    """Refuse layers that the family lacks, and shapes that contradict it or one another."""
     table = modules(family)
     dimensions: Dimensions = {}
     found: list[tuple[Layer, Module]] = []
@@ -199,7 +192,7 @@ def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseMo
             )
         found.append((layer, module))
     _check_naming(found, family)
-    # Sums last: what they are made of is met elsewhere, if at all.
+    # Sums come last: their terms are learned from other layers, if at all.
     for layer, module in sorted(found, key=lambda pair: "+" in pair[1].shape):
         _check_shapes(layer, module, tensors, dimensions, family)
     _check_levels(dimensions, family)
@@ -213,7 +206,7 @@ def check(layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseMo
 
 
 def _check_levels(dimensions: Dimensions, family: BaseModelName) -> None:
-    """The UNet's levels are once, twice and four times as wide as its first, in every family."""
+    """Refuse levels whose widths are not 1 : 2 : 4, as they are in every family."""
     found = {level: dimensions[level] for level in _LEVELS if level in dimensions}
     if len({width / _LEVELS[level] for level, width in found.items()}) > 1:
         widths = ", ".join(str(width) for width in found.values())
@@ -225,18 +218,18 @@ def _check_levels(dimensions: Dimensions, family: BaseModelName) -> None:
 
 
 def _check_naming(found: Sequence[tuple[Layer, Module]], family: BaseModelName) -> None:
-    """Kohya names SDXL's layers in two ways; of a file with both, diffusers drops one."""
-    ours: list[Layer] = []
-    theirs: list[Layer] = []
+    """Refuse a file with both of kohya's names for SDXL's layers: diffusers reads only one."""
+    original: list[Layer] = []
+    diffusers: list[Layer] = []
     for layer, module in found:
         if layer.component == UNET and Style.KOHYA in layer.styles:
             same = layer.name == module.name.replace(".", "_")
-            (theirs if same else ours).append(layer)
-    if ours and theirs:
+            (diffusers if same else original).append(layer)
+    if original and diffusers:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
             f"the file names layers of {family.value} in two ways:"
-            f" {shown(ours[0].names[Half.DOWN])} and {shown(theirs[0].names[Half.DOWN])}",
+            f" {shown(original[0].names[Half.DOWN])} and {shown(diffusers[0].names[Half.DOWN])}",
         )
 
 
@@ -273,7 +266,7 @@ def _check_shapes(
 
 
 def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
-    """Like `matches`, but a sum of which a part was not met may be any one number."""
+    """Like `matches`, but a sum with an unknown term may be any number, the same everywhere."""
     expected = pattern.split()
     if len(expected) != len(shape):
         return False
@@ -289,7 +282,7 @@ def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
 def _by_widths(
     layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName
 ) -> set[BaseModelName]:
-    """The families whose published widths these layers have; all where none says anything."""
+    """The families that have these layers' widths. All of them if no width is a published one."""
     table = modules(family)
     found = {*FAMILIES, BaseModelName.SDXL_REFINER}
     for layer in layers:
@@ -298,7 +291,8 @@ def _by_widths(
         if module is None or len(shape) < 2:
             continue
         if layer.component == TEXT_ENCODER and "self_attn" in module.name:
-            found &= _TEXT_WIDTHS.get(shape[1], found)
+            found &= families_by_text_width(shape[1]) or found
         elif module.name.endswith((".attn2.to_k", ".attn2.to_v")):
-            found &= _WIDTHS.get(shape[1], found)
+            context = FAMILY_BY_CONTEXT_WIDTH.get(shape[1])
+            found &= {context} if context else found
     return found

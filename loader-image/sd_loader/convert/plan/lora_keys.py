@@ -1,8 +1,8 @@
-"""What the tensors of a LoRA are by their names: halves of which layer, in which style.
+"""Parses the names of a LoRA's tensors: which half of which layer each is, and in which style.
 
-Three styles are about: kohya's (`lora_unet_…_to_q.lora_down.weight`, with an alpha for each layer),
-that of diffusers (`unet.….to_q.lora.down.weight`, and older `….processor.to_q_lora.down.weight`)
-and PEFT's (`unet.….to_q.lora_A.weight`).
+There are three styles: kohya's (`lora_unet_…_to_q.lora_down.weight`, with an alpha for each layer),
+diffusers' (`unet.….to_q.lora.down.weight`, formerly `….processor.to_q_lora.down.weight`) and PEFT's
+(`unet.….to_q.lora_A.weight`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 UNET = "unet"
@@ -24,16 +24,17 @@ TEXT_ENCODER_2 = "text_encoder_2"
 
 
 class Style(Enum):
-    """How a tensor is named. OLD: as diffusers named attention processors."""
+    """How a tensor is named."""
 
     KOHYA = "kohya"
     OLD = "old diffusers"
+    """diffusers' names from the time of attention processors."""
     DIFFUSERS = "diffusers"
     PEFT = "PEFT"
 
 
 class Half(Enum):
-    """What a tensor is to its layer; the value is PEFT's name of it."""
+    """What a tensor is to its layer. The value is PEFT's name for it."""
 
     DOWN = "lora_A.weight"
     UP = "lora_B.weight"
@@ -44,30 +45,32 @@ class Half(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A name, taken apart. layer: in kohya's style with underscores for dots.
-
-    bare: without the component's name, as files that hold a UNet's layers alone have it.
-    """
+    """The parsed name of a tensor."""
 
     component: str
     layer: str
+    """Name of the layer. In kohya's style it has underscores instead of dots."""
+
     half: Half
     style: Style
+
     bare: bool = False
+    """Whether the component's name is left out, as in files that hold only a UNet's layers."""
 
 
 @dataclass
 class Layer:
-    """The tensors of one layer: their names in the file, and the keys that these mean."""
+    """The tensors of one layer."""
 
     component: str
     name: str
     keys: dict[Half, Key] = field(default_factory=dict)
     names: dict[Half, str] = field(default_factory=dict)
+    """Names in the file."""
 
     @property
     def styles(self) -> set[Style]:
-        """More than one where halves are named differently."""
+        """The styles of its names. More than one if its halves are named differently."""
         return {key.style for key in self.keys.values()}
 
 
@@ -100,8 +103,8 @@ _PEFT = re.compile(
     r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector)(?:\.weight)?"
 )
 
-# What a file of adapters may hold besides, or instead; diffusers reads none of it for these
-# families, or reads it and leaves out a part of what was trained.
+# Adapters of other kinds. For these families diffusers does not read them, or leaves out a part of
+# what was trained.
 _NOT_READ = (
     (r".*\.hada_", "a LyCORIS of the kind LoHa"),
     (r".*\.lokr_", "a LyCORIS of the kind LoKr"),
@@ -135,7 +138,7 @@ _NOT_READ = (
 
 
 def parse(name: str) -> Key | None:
-    """What a tensor's name says; None where it is no name of a LoRA's tensor."""
+    """Parse a tensor's name. None if a LoRA has no tensor of such a name."""
     kohya = _KOHYA.fullmatch(name)
     if kohya:
         component, layer, half = kohya.groups()
@@ -168,7 +171,7 @@ def _projection(component: str, letter: str) -> str:
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
-    """The layers that the file changes; refuses, by name, what is not or not only a LoRA."""
+    """The layers that the file changes. Refuses by name a file with other tensors."""
     keys: dict[str, Key] = {}
     for name in tensors:
         key = parse(name)
@@ -220,7 +223,7 @@ def _check_whole(layer: Layer) -> None:
 
 
 def _check_styles(keys: Mapping[str, Key]) -> None:
-    """Kohya's names stand alone; diffusers reads a file as kohya's only if all of it is."""
+    """Refuse a mix with kohya's names: diffusers reads them only if all names are kohya's."""
     kohya = [name for name, key in keys.items() if key.style is Style.KOHYA]
     others = [name for name, key in keys.items() if key.style is not Style.KOHYA]
     if kohya and others:
@@ -231,5 +234,5 @@ def _check_styles(keys: Mapping[str, Key]) -> None:
 
 
 def shown(name: str) -> str:
-    """A name for messages; layers lie deep."""
+    """A name for messages. Names of layers are long."""
     return snippet(name, _SHOWN)

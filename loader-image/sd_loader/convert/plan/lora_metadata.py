@@ -1,4 +1,4 @@
-"""What a LoRA's file says about itself, as far as it is passed on."""
+"""Which metadata of a LoRA's file is published."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style, shown
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 ADAPTER = "lora_adapter_metadata"
-"""Where diffusers keeps the arguments of PEFT's LoraConfig, which it makes from them again."""
+"""Where diffusers keeps the arguments of PEFT's LoraConfig, and reads them from."""
 
 LIMIT = 3 << 20
-"""Characters in all: kohya's tag counts may take one or two million, a header holds four."""
+"""Characters of all metadata: kohya's tag counts may take one or two million, a header four."""
 _ADAPTER_LIMIT = 1 << 20
 
-# LoraConfig can be told to import a module (megatron_core), to read files (init_lora_weights of
-# some kinds, corda_config …) or to rebuild the model: of what is not listed here only PEFT's
-# defaults are let pass.
+# LoraConfig can import a module (megatron_core), read files (some kinds of init_lora_weights,
+# corda_config, …) or rebuild the model. A field that is not listed here must have PEFT's default.
 _NUMBERS = ("r", "lora_alpha", "lora_dropout")
 _FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -36,7 +35,7 @@ _WORDS = {
     "qalora_group_size": (16,),
     "task_type": ("FEATURE_EXTRACTION",),
 }
-# PEFT takes the keys of patterns for regular expressions, which may take for ever.
+# PEFT treats the keys of patterns as regular expressions, which may take forever to match.
 _PLAIN = re.compile(r"\^?[\w.-]+", re.ASCII)
 _TEXTS = ("peft_version", "base_model_name_or_path", "revision")
 
@@ -48,9 +47,9 @@ def passed_on(
     *,
     bare: bool,
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The metadata to publish, and warnings about what was left out.
+    """The metadata to publish, and warnings about what is left out.
 
-    bare: the names lacked their component's, and so does what the metadata says.
+    bare: whether names lack their component's name, in the tensors and so in the metadata, too.
     """
     kept = dict(metadata)
     if ADAPTER in kept:
@@ -123,7 +122,7 @@ def _is_number(value: object) -> bool:
 def _check_ranks(
     config: Mapping[str, Any], layers: Sequence[Layer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The ranks that the metadata names must be those of the tensors."""
+    """Refuse metadata with other ranks than the tensors have."""
     for layer in layers:
         own = {
             name.removeprefix(f"{layer.component}."): value

@@ -1,6 +1,6 @@
-"""The YAML config that a checkpoint was trained with: the few of its keys that a folder needs.
+"""Reads the YAML config that a checkpoint was trained with: the few keys that a folder needs.
 
-Only strings, lists and mappings are built of it, whatever tags it has.
+The YAML becomes strings, lists and mappings only. Its tags are ignored.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
-MAX_BYTES = 64 << 10
-"""The published ones have 2 to 4 KB."""
+ORIGINAL_MAX_BYTES = 64 << 10
+"""Published configs have 2 to 4 KB."""
 
 _LDM_PREDICTIONS = {"eps": PredictionType.EPSILON, "v": PredictionType.V_PREDICTION}
 _SGM_PREDICTIONS = {
@@ -28,37 +28,51 @@ _SGM_PREDICTIONS = {
 
 @dataclass(frozen=True)
 class OriginalConfig:
-    """What such a config says; None where it does not.
-
-    image_size: of the latents. heads, head_channels: of the UNet's attentions, one or the other.
-    beta_start, beta_end, timesteps: the noise schedule. The rest must be as the tensors say.
-    """
+    """The known keys of such a config. None stands for an absent key."""
 
     prediction_type: PredictionType | None = None
+
     image_size: int | None = None
+    """Width of the latents."""
+
     heads: int | None = None
+    """Heads of the UNet's attentions. Never set together with head_channels."""
+
     head_channels: int | None = None
+    """Width of a head of the UNet's attentions."""
+
     beta_start: float | None = None
+    """Noise of the first step."""
+
     beta_end: float | None = None
+    """Noise of the last step."""
+
     timesteps: int | None = None
+    """Steps of the noise schedule."""
+
     in_channels: int | None = None
+    """Channels that the UNet reads. The tensors must agree."""
+
     model_channels: int | None = None
+    """Width of the UNet's first level. The tensors must agree."""
+
     context_dim: int | None = None
+    """Width of what the UNet's cross attention reads. The tensors must agree."""
 
 
-NOTHING_SAID = OriginalConfig()
+NO_ORIGINAL = OriginalConfig()
 
 
 def read_original(path: Path) -> OriginalConfig:
     """Read a downloaded config."""
     with path.open("rb") as file:
-        return parse_original(file.read(MAX_BYTES + 1))
+        return parse_original(file.read(ORIGINAL_MAX_BYTES + 1))
 
 
 def parse_original(content: bytes) -> OriginalConfig:
-    """The known keys of a config in LDM's or SGM's form; anything else is refused."""
-    if len(content) > MAX_BYTES:
-        raise _refused(f"it is larger than {MAX_BYTES} bytes")
+    """Parse a config in LDM's or SGM's form. Refuses anything else."""
+    if len(content) > ORIGINAL_MAX_BYTES:
+        raise _refused(f"it is larger than {ORIGINAL_MAX_BYTES} bytes")
     model = _mapping(_parsed(content).get("model")).get("params")
     if not isinstance(model, Mapping):
         raise _refused("it has no model.params, so it is no config of a checkpoint")
@@ -85,7 +99,7 @@ def _parsed(content: bytes) -> Mapping[str, object]:
     import yaml
 
     try:
-        # The base loader builds strings of all scalars and never looks at tags.
+        # The base loader makes all scalars strings and ignores tags.
         document = yaml.BaseLoader(content.decode()).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _refused("it is not valid YAML") from error
@@ -118,7 +132,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _whole(values: Mapping[str, object], key: str) -> int | None:
-    """A positive number; -1 is how these configs write "not this way"."""
+    """A positive whole number. None if it is absent, or -1, which means the same here."""
     value = values.get(key, "-1")
     if value == "-1":
         return None
@@ -128,7 +142,7 @@ def _whole(values: Mapping[str, object], key: str) -> int | None:
 
 
 def _number(values: Mapping[str, object], key: str) -> float | None:
-    """A number between 0 and 1, as the noise schedule's are."""
+    """A number between 0 and 1, like those of the noise schedule."""
     value = values.get(key)
     if value is None:
         return None

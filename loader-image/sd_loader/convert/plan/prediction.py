@@ -1,15 +1,15 @@
-"""What a checkpoint's UNet predicts, and how that is known: its tensors' names do not say it."""
+"""Decides what a checkpoint's UNet predicts, which its tensors do not show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sd_api.load import LoadRequest
 from sd_api.spec import BaseModelName, PredictionType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.original import OriginalConfig
 
-# Empty tensors by which checkpoints say how they were trained.
+# Names of empty tensors that show how a checkpoint was trained.
 _V_PREDICTION_MARK = "v_pred"
 _ZERO_SNR_MARK = "ztsnr"
 _METADATA_PREDICTION = "modelspec.prediction_type"
@@ -25,46 +25,50 @@ _ARCHITECTURES = {
 }
 _STEP = "global_step"
 _STEP_OF_SD2_BASE = "875000"
-"""Training steps of 512-base-ema.ckpt, by which diffusers knew it, too."""
+"""Training steps of 512-base-ema.ckpt. diffusers recognised it by them, too."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the UNet predicts. said: how that was decided, where the file did not say it itself."""
+    """What the UNet predicts."""
 
     type: PredictionType
+
     zero_terminal_snr: bool = False
-    said: str | None = None
+    """Whether the noise schedule ends without any signal."""
+
+    warning: str | None = None
+    """How the type was decided, if neither the user nor the file names it."""
 
 
-def decide(
+def decide_prediction(
     base_model: BaseModelName,
     names: Iterable[str],
     metadata: Mapping[str, str],
-    request: LoadRequest,
+    conversion: Conversion,
     original: OriginalConfig,
     *,
     text_to_image: bool = True,
 ) -> Prediction:
-    """Decide it: the spec first, then the original config, then the file, then what is usual.
+    """Decide what the UNet predicts. First comes the spec, then original config, file, usual value.
 
-    names: of the file's tensors. Stable Diffusion 2 alone was published with either prediction.
+    names: the names of the file's tensors. Only Stable Diffusion 2 was published with both types.
     """
     names = set(names)
-    asked = request.prediction_type
+    asked = conversion.prediction_type
     is_sd2 = base_model is BaseModelName.SD2 and text_to_image
     zero_snr = _ZERO_SNR_MARK in names
     if asked is not None:
         return Prediction(asked, zero_snr)
-    if is_sd2 and request.upcast_attention:
+    if is_sd2 and conversion.upcast_attention:
         return Prediction(
             PredictionType.V_PREDICTION,
             zero_snr,
             "spec.upcastAttention is true: taken for Stable Diffusion 2.1 (768, v_prediction)",
         )
-    told = original.prediction_type or _told(names, metadata)
-    if told is not None:
-        return Prediction(told, zero_snr)
+    stated = original.prediction_type or _stated(names, metadata)
+    if stated is not None:
+        return Prediction(stated, zero_snr)
     if not is_sd2:
         return Prediction(PredictionType.EPSILON, zero_snr)
     if metadata.get(_STEP) == _STEP_OF_SD2_BASE:
@@ -81,11 +85,11 @@ def decide(
     )
 
 
-def _told(names: set[str], metadata: Mapping[str, str]) -> PredictionType | None:
-    """What the file itself says."""
+def _stated(names: set[str], metadata: Mapping[str, str]) -> PredictionType | None:
+    """The type that the file itself states."""
     if _V_PREDICTION_MARK in names:
         return PredictionType.V_PREDICTION
-    stated = _PREDICTIONS.get(metadata.get(_METADATA_PREDICTION, ""))
+    prediction = _PREDICTIONS.get(metadata.get(_METADATA_PREDICTION, ""))
     # kohya's programs append what was trained, as in `stable-diffusion-v2-512/lora`.
     family = metadata.get(_METADATA_ARCHITECTURE, "").partition("/")[0]
-    return stated or _ARCHITECTURES.get(family)
+    return prediction or _ARCHITECTURES.get(family)

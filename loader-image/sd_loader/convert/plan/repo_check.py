@@ -1,7 +1,7 @@
-"""Whether a repo's component is what its config says: a contradictory folder would not open.
+"""Checks that the tensors of a repo's component fit its config: otherwise it would not open.
 
-Where the structure is a known one, every tensor's shape is compared with the others and with the
-config. Of other structures, the config must at least be of the right kind.
+If the structure is known, the shape of every tensor is compared with the others and the config.
+Otherwise only the types of the config's fields are checked.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sd_api.reasons import Reason
+from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.repo_fields import check_fields, contradiction
-from sd_loader.convert.plan.small_files import check_heads
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Row, fill_in
+from sd_loader.convert.tables.architecture import Row, fill_in, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, matches
-from sd_loader.convert.tables.unet import blocks_said
-from sd_loader.diffusers_repo.index import Pipeline
+from sd_loader.convert.tables.unet import configured_blocks
+from sd_loader.diffusers_repo.index import CONFIG_NAME, Pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
 
-# What a component's structure is made of, with diffusers' defaults; where all of it is as usual,
-# so are the names of the tensors.
+# The fields that make up a component's structure, with diffusers' defaults. If all have the usual
+# values, the tensors have the usual names.
 _STRUCTURE = {
     "addition_embed_type": None,
     "addition_time_embed_dim": None,
@@ -45,9 +44,10 @@ def checked_config(
     tensors: Mapping[str, Tensor],
     dimensions: Dimensions,
 ) -> dict[str, Any]:
-    """The config, completed by what the tensors say; a contradiction is an error.
+    """The config, completed by what the tensors show. Refuses a contradiction.
 
-    Adds what shapes say to `dimensions`, which all components share: text encoders come first.
+    Adds the dimensions that the shapes show to `dimensions`, which the components of a pipeline
+    share. Text encoders come first.
     """
     check_fields(component, config)
     rows: Iterable[Row]
@@ -60,43 +60,43 @@ def checked_config(
         rows, template = known
     _check_tensors(component, _adapted(rows, config), tensors, dimensions)
     filled = fill_in(template, dimensions)
-    told = {key: filled[key] for key, value in template.items() if _told(key, value)}
-    for key, value in told.items():
+    shown = {key: filled[key] for key, value in template.items() if _is_shown(key, value)}
+    for key, value in shown.items():
         if key in config and config[key] != value:
             contradiction(component, key, config[key], f"{value}, as its tensors have it")
-    check_heads(f"{component}/config.json", {**filled, **config})
-    return {**config, **told}
+    check_heads(f"{component}/{CONFIG_NAME}", {**filled, **config})
+    return {**config, **shown}
 
 
 def _known_structure(
     component: str, pipeline: Pipeline, config: Mapping[str, Any]
 ) -> tuple[Iterable[Row], dict[str, Any]] | None:
-    """Rows and template of the family and variant whose structure the config describes."""
+    """Rows and template of the structure that the config describes. None if it is unknown."""
     for family in ("sdxl", "sdxl-refiner") if pipeline.is_sdxl else ("sd1",):
-        for known in architecture.load(family).unets():
-            template = known.templates[f"{component}/config.json"]
+        for known in load_architecture(family).unets():
+            template = known.templates[f"{component}/{CONFIG_NAME}"]
             if any(
                 config.get(key, default) != template.get(key, default)
                 for key, default in _STRUCTURE.items()
             ):
                 continue
-            part = known.component(component)
+            table = known.component(component)
             if component != "unet":
-                return part.rows, template
-            blocks = blocks_said(part, config)
+                return table.rows, template
+            blocks = configured_blocks(table, config)
             if blocks is not None:
-                return blocks.rows(part.rows), template
+                return blocks.rows(table.rows), template
     return None
 
 
 def _text_encoder(
     component: str, pipeline: Pipeline, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and template of a CLIP text encoder: the same in every family, but for the layers."""
-    known = architecture.load("sdxl")
-    part = next(one for one in known.components if one.name == "text_encoder_2")
-    template = dict(known.templates["text_encoder_2/config.json"])
-    rows = part.rows
+    """Rows and template of a CLIP text encoder: alike in every family, except for the layers."""
+    known = load_architecture("sdxl")
+    table = known.component("text_encoder_2")
+    template = dict(known.templates[f"text_encoder_2/{CONFIG_NAME}"])
+    rows = table.rows
     if pipeline.components[component] != "CLIPTextModelWithProjection":
         rows = tuple(row for row in rows if row.target != "text_projection.weight")
         del template["projection_dim"]
@@ -105,7 +105,7 @@ def _text_encoder(
     dimensions[f"{component}_layers"] = layers
 
     def renamed(text: str) -> str:
-        return text.replace(part.name, component)
+        return text.replace(table.name, component)
 
     return (
         [
@@ -121,11 +121,11 @@ def _text_encoder(
 
 
 def _adapted(rows: Iterable[Row], config: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows with the shapes that a config may choose without another structure."""
+    """The rows, with the shapes that the config chooses. They do not change the structure."""
     for row in rows:
         shape = row.shape
         if row.target.endswith((".proj_in.weight", ".proj_out.weight")):
-            # A matrix, or a convolution of one pixel.
+            # A matrix, or a 1x1 convolution.
             width = " ".join(shape.split()[:2])
             shape = width if config.get("use_linear_projection") else f"{width} 1 1"
         yield Row(row.source, row.target, row.op, shape)
@@ -134,12 +134,12 @@ def _adapted(rows: Iterable[Row], config: Mapping[str, Any]) -> Iterator[Row]:
 def _check_tensors(
     component: str, rows: Iterator[Row], tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> None:
-    """Refuse what does not fit, and what is missing: diffusers fills gaps with random numbers."""
+    """Refuse tensors that do not fit or are missing: diffusers would use random numbers."""
     missing = []
     for row in rows:
         tensor = tensors.get(row.target)
         if tensor is None:
-            if not _is_needless(row.target, tensors):
+            if not _is_optional(row.target, tensors):
                 missing.append(row.target)
         elif not matches(row.shape, tensor.shape, dimensions):
             raise LoaderError(
@@ -154,15 +154,15 @@ def _check_tensors(
         )
 
 
-def _is_needless(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether it is the shortcut of a resnet that changes no width, which has none."""
+def _is_optional(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether it is the shortcut of a resnet that keeps its width, which has no shortcut."""
     resnet, found, _ = name.partition(".conv_shortcut.")
     before, after = (tensors.get(f"{resnet}.{norm}.weight") for norm in ("norm1", "norm2"))
     return bool(found) and before is not None and after is not None and before.shape == after.shape
 
 
-def _told(key: str, template: object) -> bool:
-    """Whether shapes tell a field; they do not tell the number of heads, which is a guess."""
+def _is_shown(key: str, template: object) -> bool:
+    """Whether shapes show the field's value. The number of heads is only a guess."""
     first = template[0] if isinstance(template, list) and template else template
     return key in _CHANNELS or (
         isinstance(first, str) and first.startswith("$") and "//" not in first

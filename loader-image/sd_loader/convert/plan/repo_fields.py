@@ -1,4 +1,4 @@
-"""What a repo's configs may hold in the fields that make a component's structure."""
+"""Which values the structural fields of a component's config may have."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 
 _MOST = 1 << 20
-"""Above any width or vocabulary."""
+"""More than any width or vocabulary."""
 _MOST_LAYERS = 64
 
 
@@ -28,7 +28,7 @@ def _is_list(value: object) -> bool:
 
 
 def _are_layers(value: object) -> bool:
-    if isinstance(value, list):  # of the levels, and of the blocks within
+    if isinstance(value, list):  # levels, and the blocks within a level
         return bool(value) and all(map(_are_layers, value))
     return _is_number(value, _MOST_LAYERS, least=0)
 
@@ -118,7 +118,7 @@ _PER_LEVEL = (
     "only_cross_attention",
     "transformer_layers_per_block",
 )
-# These may be absent by being null.
+# A null in these fields means the same as an absent field.
 _NULLABLE = {
     "addition_embed_type",
     "addition_time_embed_dim",
@@ -131,7 +131,7 @@ _NULLABLE = {
 
 
 def check_fields(component: str, config: Mapping[str, Any]) -> None:
-    """Refuse a config of another kind than its component's."""
+    """Refuse a config with a field of a wrong type or range."""
     is_text = component.startswith("text_encoder")
     for key, (is_right, what) in (_TEXT_FIELDS if is_text else _FIELDS).items():
         absent = key not in config or (not is_text and key in _NULLABLE and config[key] is None)
@@ -145,7 +145,7 @@ def check_fields(component: str, config: Mapping[str, Any]) -> None:
 
 
 def contradiction(component: str, key: str, value: object, expected: str) -> NoReturn:
-    """Refuse a field, saying what it should be."""
+    """Refuse a field. The message names what it should be."""
     raise LoaderError(
         Reason.CONVERSION_FAILED,
         f"{component}/config.json: {key} is {snippet(str(value))}; it should be {expected}",

@@ -6,39 +6,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, Revision
-from sd_loader.convert.detect.detect import UNET
-from sd_loader.convert.detect.kinds import refuse_kinds, wrong_type
-from sd_loader.convert.plan.small_files import check_heads
-from sd_loader.convert.plan.vae_names import current_names
-from sd_loader.convert.tables import architecture
-from sd_loader.convert.tables.architecture import Component, fill_in
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.kinds import UNET_PREFIX, refuse_patterns, wrong_type
+from sd_loader.convert.plan.config_rules import check_heads
+from sd_loader.convert.plan.precision import published_items
+from sd_loader.convert.tables.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    Component,
+    fill_in,
+    load_architecture,
+)
 from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
-from sd_loader.convert.tables.standalone import own_layout, under
-from sd_loader.convert.write.files import (
-    FolderPlan,
-    Item,
-    PlannedFile,
-    component_files,
-    json_file,
-    published_dtype,
-)
+from sd_loader.convert.tables.families import SDXL_FAMILIES
+from sd_loader.convert.tables.vae_names import current_names
+from sd_loader.convert.write.files import FolderPlan, PlannedFile, component_files, json_file
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
-CLASS = "AutoencoderKL"
-NAME = "vae"
-CONFIG = "config.json"
+_CLASS = "AutoencoderKL"
+VAE = "vae"
+"""Name of the component in a pipeline."""
 
 _PREFIXES = ("first_stage_model.", "vae.", "")
 _FIRST = "encoder.conv_in.weight"
 _LATENTS = "decoder.conv_in.weight"
 _DIFFUSERS = "encoder.down_blocks."
-_SDXL_TEXT = "conditioner."
+_SDXL_TEXT_ENCODERS = "conditioner."
 _METADATA = "modelspec.architecture"
 _SDXL_METADATA = "stable-diffusion-xl"
 _OTHERS = {
@@ -49,72 +48,72 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class VaeFiles:
-    """A VAE's files, and what the user should know of them."""
+    """The planned folder of a VAE."""
 
     files: tuple[PlannedFile, ...]
     warnings: tuple[str, ...]
+    """What the user should know of them."""
 
 
-def plan_vae(file: TensorFile, request: LoadRequest) -> FolderPlan:
-    """Which files the VAE becomes. Reads no weights, writes nothing."""
-    found = request.base_model or _family(file)
-    base = found or BaseModelName.SD1
-    vae = vae_files(file, base, request.revision)
+def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
+    """Plan the folder of a VAE. Reads no weights and writes nothing."""
+    family = conversion.base_model or _family(file)
+    base_model = family or BaseModelName.SD1
+    vae = vae_files(file, base_model, conversion.precision)
     warnings = list(vae.warnings)
-    if found is None:
-        factor = vae_template(base)["scaling_factor"]
+    if family is None:
+        factor = vae_template(base_model)["scaling_factor"]
         warnings.append(
-            f"the file does not say for which base model the VAE is: taken for {base.value}'s"
+            f"the file does not say for which base model the VAE is: taken for {base_model.value}'s"
             f" (scaling_factor {factor}); for another set spec.baseModel"
         )
     return FolderPlan(
         files=vae.files,
-        base_model=base.value,
-        pipeline_class=CLASS,
+        base_model=base_model.value,
+        pipeline_class=_CLASS,
         warnings=tuple(warnings),
     )
 
 
 def vae_files(
-    file: TensorFile, base: BaseModelName, revision: Revision | None, folder: str = ""
+    file: TensorFile, base_model: BaseModelName, precision: Revision | None, folder: str = ""
 ) -> VaeFiles:
-    """The files of a VAE for this base model, in a folder of their own or alone."""
-    refuse_kinds(file.tensors, _OTHERS)
+    """Plan the files of a VAE for this base model.
+
+    folder: where in a pipeline it is published. Empty if it is published alone.
+    """
+    refuse_patterns(file.tensors, _OTHERS)
     prefix = _prefix(file.tensors)
     tensors = current_names(file.tensors, prefix)
-    table = next(part for part in _known(base).components if part.name == NAME)
+    table = _architecture(base_model).component(VAE)
     component = _placed(table, prefix, tensors)
     _refuse_other_latents(tensors.get(prefix + _LATENTS))
     dimensions: Dimensions = {}
     bound = bind(component, tensors, dimensions)
     extra = left_over(component, tensors)
-    items = [
-        Item(name, tensor, published_dtype(tensor.dtype, revision))
-        for name, tensor in bound.items()
-    ]
-    config = fill_in(vae_template(base), dimensions)
-    check_heads(f"{NAME}/{CONFIG}", config)
+    items = published_items(bound, precision)
+    config = fill_in(vae_template(base_model), dimensions)
+    check_heads(f"{VAE}/{CONFIG_NAME}", config)
     start = f"{folder}/" if folder else ""
     return VaeFiles(
         files=(
             *component_files(folder, component.stem, items),
-            json_file(f"{start}{CONFIG}", config),
+            json_file(f"{start}{CONFIG_NAME}", config),
         ),
         warnings=_warnings(extra),
     )
 
 
-def vae_template(base: BaseModelName) -> dict[str, Any]:
-    """The config of the base model's VAE, whose widths are still open."""
-    return dict(_known(base).templates[f"{NAME}/{CONFIG}"])
+def vae_template(base_model: BaseModelName) -> dict[str, Any]:
+    """The config of the base model's VAE, with its widths still open."""
+    return dict(_architecture(base_model).templates[f"{VAE}/{CONFIG_NAME}"])
 
 
-def _known(base: BaseModelName) -> architecture.Architecture:
-    is_sdxl = base in (BaseModelName.SDXL, BaseModelName.SDXL_REFINER)
-    usual = BaseModelName.SDXL if is_sdxl else BaseModelName.SD1
-    # The names are the same in all families; so is the config of SD 2's, but for the image size.
-    name = base if base.value in architecture.ARCHITECTURES else usual
-    return architecture.load(name.value)
+def _architecture(base_model: BaseModelName) -> Architecture:
+    usual = BaseModelName.SDXL if base_model in SDXL_FAMILIES else BaseModelName.SD1
+    # All families name the VAE's tensors alike.
+    name = base_model if base_model.value in ARCHITECTURES else usual
+    return load_architecture(name.value)
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:
@@ -125,19 +124,19 @@ def _prefix(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _placed(component: Component, prefix: str, tensors: Mapping[str, Tensor]) -> Component:
-    """The component as this file names its tensors."""
+    """The component with the names of this file."""
     if any(name.startswith(prefix + _DIFFUSERS) for name in tensors):
-        return own_layout(component, prefix)
-    return under(component, prefix)
+        return component.in_diffusers_layout(prefix)
+    return component.under(prefix)
 
 
 def _family(file: TensorFile) -> BaseModelName | None:
-    """The base model, where the file tells: the keys of all VAEs are the same."""
+    """The base model, if the file shows one. A VAE's own tensors are alike in all families."""
     if file.metadata.get(_METADATA, "").startswith(_SDXL_METADATA):
         return BaseModelName.SDXL
-    if any(name.startswith(_SDXL_TEXT) for name in file.tensors):
+    if any(name.startswith(_SDXL_TEXT_ENCODERS) for name in file.tensors):
         return BaseModelName.SDXL
-    if any(name.startswith(UNET) for name in file.tensors):
+    if any(name.startswith(UNET_PREFIX) for name in file.tensors):
         return BaseModelName.SD1
     return None
 

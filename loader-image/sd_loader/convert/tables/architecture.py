@@ -1,4 +1,4 @@
-"""What is known of an architecture: its key table and the folder it makes, from data files."""
+"""Architectures of pipelines, read from data files: key tables and templates of configs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sd_loader.convert.tables.dimensions import evaluate
-from sd_loader.convert.write.files import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
-from sd_loader.convert.write.views import rows, strides_of, transposed, view
-from sd_loader.tensors import Tensor
+from sd_loader.tensors import Tensor, rows, strides_of, transposed, view
+
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+TRANSFORMERS_WEIGHTS = "model"
 
 DATA = Path(__file__).parent / "data"
 ARCHITECTURES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
@@ -24,63 +25,90 @@ _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where one tensor of a component comes from.
-
-    source: key in the checkpoint. op: how the tensor is taken from it. shape: a pattern of
-    `dimensions`, for the target.
-    """
+    """Where one tensor of a component comes from."""
 
     source: str
+    """Name in the file."""
+
     target: str
+    """Name in the published folder."""
+
     op: str
+    """How the target is taken from the source (`take`)."""
+
     shape: str
+    """Pattern of the target's shape, in the language of `dimensions`."""
 
     @property
     def layer(self) -> int | None:
-        """Number of the text encoder's layer that it belongs to."""
+        """Number of the text encoder's layer that the tensor belongs to."""
         found = _LAYER.search(self.target)
         return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
 class Component:
-    """A model within the pipeline.
-
-    rows: in the order of the model's state_dict. unused: keys of the checkpoint that have no place
-    in it.
-    """
+    """A model within the pipeline."""
 
     name: str
+    """Name of its folder in the pipeline."""
+
     prefix: str
+    """What its names in the file begin with."""
+
     rows: tuple[Row, ...]
+    """Its tensors, in the order of the model's state_dict."""
+
     unused: frozenset[str]
+    """Names in the file that are known and have no place in the model."""
 
     @property
     def stem(self) -> str:
-        """The name of its weights file, without what follows."""
+        """Name of its weights file up to the suffix."""
         is_text = self.name.startswith("text_encoder")
         return TRANSFORMERS_WEIGHTS if is_text else DIFFUSERS_WEIGHTS
+
+    def under(self, prefix: str) -> Component:
+        """The same component in a file whose names begin with another prefix."""
+
+        def moved(name: str) -> str:
+            return prefix + name.removeprefix(self.prefix)
+
+        return replace(
+            self,
+            prefix=prefix,
+            rows=tuple(replace(row, source=moved(row.source)) for row in self.rows),
+            unused=frozenset(map(moved, self.unused)),
+        )
+
+    def in_diffusers_layout(self, prefix: str = "") -> Component:
+        """The same component in a file that has diffusers' own names and needs no conversion."""
+        rows = tuple(replace(row, source=prefix + row.target, op="") for row in self.rows)
+        return replace(self, prefix=prefix, rows=rows, unused=frozenset())
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs in a model of the family: small files, and the UNet where its blocks do.
-
-    patches: by path, values that replace a template's (null: that take one away).
-    """
+    """What differs in some models of a family."""
 
     patches: dict[str, dict[str, Any]]
+    """By the path of a template: values that replace its own. A null removes the key."""
+
     unet: Component | None
+    """The UNet, if its blocks differ."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of models that have the same structure, but for its variants."""
+    """A family of models with the same structure."""
 
     name: str
     components: tuple[Component, ...]
     templates: dict[str, Any]
+    """JSON files of the published folder by their paths. `$expressions` are filled in."""
+
     variants: dict[str, Variant]
+    """Models of the family that differ in part, by name."""
 
     @property
     def unet(self) -> Component:
@@ -88,24 +116,26 @@ class Architecture:
         return self.component("unet")
 
     def component(self, name: str) -> Component:
-        """One of the components."""
-        return next(part for part in self.components if part.name == name)
+        """The component of this name."""
+        return next(component for component in self.components if component.name == name)
 
     def varied(self, *names: str) -> Architecture:
-        """The architecture as these of its variants have it."""
+        """The architecture with the changes of these variants."""
         varied = self
         for name in names:
             varied = _vary(varied, self.variants[name])
         return varied
 
     def unets(self) -> Iterator[Architecture]:
-        """The architecture with each UNet that it is known with, the usual one first."""
+        """The architecture with each of its UNets, the usual one first."""
         yield self
-        yield from (self.varied(name) for name, it in self.variants.items() if it.unet is not None)
+        yield from (
+            self.varied(name) for name, variant in self.variants.items() if variant.unet is not None
+        )
 
 
 @cache
-def load(name: str) -> Architecture:
+def load_architecture(name: str) -> Architecture:
     """Read an architecture's data files."""
     folder = DATA / name
     return Architecture(
@@ -153,10 +183,10 @@ def _vary(base: Architecture, variant: Variant) -> Architecture:
 
 
 def take(tensor: Tensor, op: str) -> Tensor | None:
-    """The part of a source tensor that a row names; None where its shape does not allow it.
+    """Take from a source tensor what a row's op names. Return None if the shape does not allow it.
 
-    Ops: "" the whole; `third 0` to `third 2`, query, key and value stored in one; `transpose`;
-    `matrix`, a convolution of one pixel as the matrix that it is.
+    Ops: "" takes the whole; `third 0` to `third 2` take query, key or value, stored in one tensor;
+    `transpose` transposes; `matrix` takes a 1x1 convolution as a matrix.
     """
     shape = tensor.shape
     match op.split():
@@ -174,7 +204,7 @@ def take(tensor: Tensor, op: str) -> Tensor | None:
 
 
 def fill_in(template: Any, dimensions: dict[str, int]) -> Any:  # noqa: ANN401 - any JSON value
-    """A config with its `$expressions` evaluated."""
+    """The config with its `$expressions` evaluated."""
     if isinstance(template, dict):
         return {key: fill_in(value, dimensions) for key, value in template.items()}
     if isinstance(template, list):

@@ -1,4 +1,4 @@
-"""Finds a component's tensors in a checkpoint and its dimensions in their shapes."""
+"""Binds a component's key table to the tensors of a file, and learns dimensions from shapes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_loader.convert.tables.architecture import Component, Row, take
+from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.tables.dimensions import Dimensions, describe, matches
 from sd_loader.errors import LoaderError
-from sd_loader.formats.snippet import snippet
+from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _NAMES = {
@@ -20,10 +21,7 @@ _NAMES = {
     "vae": "VAE",
 }
 
-# Early fine-tunes were saved by a transformers that left `text_model.` out.
-_OLD_CLIP = "cond_stage_model.transformer."
-_OLD_CLIP_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
-
+_CLIP = "cond_stage_model.transformer."
 _EMA = "model_ema."
 
 
@@ -42,10 +40,9 @@ def canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _canonical(name: str) -> str:
-    part = name.removeprefix(_OLD_CLIP)
-    if part != name and part.startswith(_OLD_CLIP_PARTS):
-        return f"{_OLD_CLIP}text_model.{part}"
-    return name
+    if not name.startswith(_CLIP):
+        return name
+    return _CLIP + with_prefix(name.removeprefix(_CLIP))
 
 
 def averaged(tensors: Mapping[str, Tensor], unet: Component) -> dict[str, Tensor]:
@@ -68,7 +65,7 @@ def is_missing(component: Component, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint that lacks whole components, naming all of them."""
+    """Refuse a checkpoint that lacks whole components. The message names all of them."""
     missing = [
         f"{_NAMES[part.name]} ({part.prefix}*)" for part in components if is_missing(part, tensors)
     ]
@@ -84,20 +81,20 @@ def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> N
 def bind(
     component: Component, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> dict[str, Tensor]:
-    """The component's tensors by their new names, in the order of its state_dict.
+    """The component's tensors by their published names, in the order of its state_dict.
 
-    Adds what shapes say to `dimensions`; a missing tensor, or a shape that contradicts what other
-    shapes said, is an error.
+    Adds the dimensions that the shapes show to `dimensions`. Refuses a missing tensor, and a shape
+    that contradicts a dimension that is known already.
     """
     rows = _existing_layers(component, tensors, dimensions)
     return {row.target: _bound(row, tensors, dimensions) for row in rows}
 
 
 def left_over(component: Component, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Tensors under the component's prefix that have no place in it, such as a VAE's loss.
+    """Names under the component's prefix that have no place in it, such as a VAE's loss.
 
-    One within the structure itself, for example of one layer more, is an error, since leaving it
-    out would make another model of it.
+    Refuses a tensor within the structure itself, for example of one more layer: without it the
+    model would be another one.
     """
     prefix = component.prefix
     known = {row.source for row in component.rows} | component.unused
@@ -113,6 +110,12 @@ def left_over(component: Component, tensors: Mapping[str, Tensor]) -> list[str]:
     return extra
 
 
+def not_of(component: Component, names: Iterable[str]) -> list[str]:
+    """The names in a file that are not the component's."""
+    own = {row.source for row in component.rows} | component.unused
+    return [name for name in names if name not in own]
+
+
 def _first_part(name: str, prefix: str) -> str:
     return name.removeprefix(prefix).partition(".")[0]
 
@@ -120,7 +123,7 @@ def _first_part(name: str, prefix: str) -> str:
 def _existing_layers(
     component: Component, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> list[Row]:
-    """The rows without those of layers that the text encoder does not have at all."""
+    """The rows, except those of layers that the text encoder does not have at all."""
     layers = {row.layer for row in component.rows if row.source in tensors} - {None}
     if any(row.layer is not None for row in component.rows):
         dimensions[f"{component.name}_layers"] = len(layers)

@@ -1,4 +1,4 @@
-"""Dimensions of a model as names: what shapes say about them, and what they say about configs.
+"""Dimensions of a model by name: learned from the shapes of tensors, filled into configs.
 
 An expression is a sum of terms, each a number, a name, or a number times a name:
 `4*unet_0`, `unet_2+unet_1`, `text_encoder_2_projection+1536`. In configs it may be divided, rounded
@@ -14,14 +14,14 @@ Dimensions = dict[str, int]
 
 
 def evaluate(expression: str, dimensions: Mapping[str, int]) -> int:
-    """The number that an expression stands for; a name without a value is a KeyError."""
+    """The value of an expression. Raises KeyError for a name without a value."""
     sum_, _, divisor = expression.partition("//")
     value = sum(factor * (dimensions[name] if name else 1) for factor, name in _terms(sum_))
     return max(1, value // int(divisor)) if divisor else value
 
 
 def matches(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
-    """Whether a shape is as the pattern says; a name met for the first time takes its value."""
+    """Whether a shape fits the pattern. A name without a value takes the one that it has here."""
     expected = pattern.split()
     return len(expected) == len(shape) and all(
         _agrees(expression, size, dimensions)
@@ -30,7 +30,7 @@ def matches(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> boo
 
 
 def describe(pattern: str, dimensions: Mapping[str, int]) -> str:
-    """The shape that a pattern asks for, as far as it is known."""
+    """The shape that a pattern asks for, for messages; unknown dimensions stay names."""
     return ", ".join(
         str(evaluate(expression, dimensions)) if is_known(expression, dimensions) else expression
         for expression in pattern.split()
@@ -50,13 +50,13 @@ def _agrees(expression: str, size: int, dimensions: Dimensions) -> bool:
             return False
         dimensions[name] = size // factor
         return True
-    # A sum of which a part was not met is no size of anything.
+    # A sum with an unknown term fits no size.
     return is_known(expression, dimensions) and evaluate(expression, dimensions) == size
 
 
 @cache
 def _terms(sum_: str) -> tuple[tuple[int, str], ...]:
-    """Factor and name of each term; a number alone has no name."""
+    """Factor and name of each term. The name of a plain number is empty."""
     terms = []
     for term in sum_.split("+"):
         factor, times, name = term.rpartition("*")

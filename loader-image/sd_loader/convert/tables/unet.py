@@ -1,7 +1,7 @@
-"""Which parts of its family's UNet a model has: distilled ones leave blocks out.
+"""Which blocks of its family's UNet a model has: distilled models leave blocks out.
 
-A family's key table names the most blocks that a UNet of its kind has; what a model has of them,
-its tensors or its config say.
+A family's key table lists every block that a UNet of the family may have. The tensors of a model,
+or its config, show which of them it has.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Layers = int | list[int]
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """What a UNet has of its family's. depths: transformer blocks of each attention by its name.
-
-    middle: diffusers' class of the middle block, None where there is none.
-    """
+class UNetBlocks:
+    """The blocks that a UNet has of its family's."""
 
     depths: Mapping[str, int]
+    """Number of transformer blocks of each attention, by the attention's name."""
+
     middle: str | None = WHOLE
+    """diffusers' class of the middle block. None if the UNet has no middle block."""
 
     def rows(self, rows: Iterable[Row]) -> tuple[Row, ...]:
         """The rows of these blocks."""
@@ -52,7 +52,7 @@ class Blocks:
 
 
 def fitting(family: Architecture, tensors: Mapping[str, Tensor]) -> Architecture:
-    """The family with that of its UNets which has as many input blocks; else the usual one."""
+    """The family with the UNet that has as many input blocks as the file, or with the usual one."""
     count = len(_input_blocks(tensors, family.unet.prefix))
     for known in family.unets():
         if len(_input_blocks((row.source for row in known.unet.rows), known.unet.prefix)) == count:
@@ -68,11 +68,11 @@ def _input_blocks(names: Iterable[str], prefix: str) -> set[str]:
     }
 
 
-def blocks_of(unet: Component, names: Iterable[str]) -> Blocks:
-    """What a checkpoint has of the UNet's blocks; names are those of its tensors.
+def unet_blocks(unet: Component, names: Iterable[str]) -> UNetBlocks:
+    """The UNet's blocks that a checkpoint with these tensor names has.
 
-    A block of which anything is there counts: the rest of it is then missing. So does an
-    attention's first, and all blocks before the last.
+    A block counts if any tensor of it is there; the missing ones are then reported when the rows
+    are bound. The first block of an attention counts always, and so do all before the last.
     """
     present = set(names)
     depths = full_depths(unet.rows)
@@ -86,13 +86,13 @@ def blocks_of(unet: Component, names: Iterable[str]) -> Blocks:
             found[block[1]] = max(found[block[1]], int(block[2]) + 1)
         if row.target.startswith(_MIDDLE) and middle != WHOLE:
             middle = FIRST_RESNET if row.target.startswith(_MIDDLE_FIRST) else WHOLE
-    return Blocks(found, middle)
+    return UNetBlocks(found, middle)
 
 
-def blocks_said(unet: Component, config: Mapping[str, Any]) -> Blocks | None:
-    """What a UNet's config says it has of the family's blocks; None for more than the family has.
+def configured_blocks(unet: Component, config: Mapping[str, Any]) -> UNetBlocks | None:
+    """The UNet's blocks that a config asks for. None if it asks for more than the family has.
 
-    The config's fields are of the right kinds (`repo_fields`).
+    The types of the config's fields have been checked before (`repo_fields`).
     """
     middle = config.get("mid_block_type", WHOLE)
     if middle not in (WHOLE, FIRST_RESNET, None):
@@ -102,27 +102,27 @@ def blocks_said(unet: Component, config: Mapping[str, Any]) -> Blocks | None:
         down = [down] * len(config["down_block_types"])
     up = config.get("reverse_transformer_layers_per_block") or list(reversed(down))
     full = full_depths(unet.rows)
-    depths = {name: _depth_said(name, down, up) for name in full}
+    depths = {name: _configured_depth(name, down, up) for name in full}
     if any(depths[name] > full[name] for name in full):
         return None
-    return Blocks(depths, middle)
+    return UNetBlocks(depths, middle)
 
 
-def _depth_said(attention: str, down: list[Any], up: list[Any] | int) -> int:
-    """Transformer blocks of one attention; where the config does not say it, too many."""
+def _configured_depth(attention: str, down: list[Any], up: list[Any] | int) -> int:
+    """Number of transformer blocks of an attention. _TOO_MANY if the config is inconsistent."""
     found = _ATTENTION.fullmatch(attention)
     side: list[Any] | int = up if found and found[1] == "up_blocks" else down
     level, position = (int(found[2]), int(found[3])) if found else (-1, 0)
     try:
-        said = side[level] if isinstance(side, list) else side
-        depth = said[position] if isinstance(said, list) else said
+        at_level = side[level] if isinstance(side, list) else side
+        depth = at_level[position] if isinstance(at_level, list) else at_level
     except IndexError:
         return _TOO_MANY
     return depth if isinstance(depth, int) else _TOO_MANY
 
 
 def full_depths(rows: Iterable[Row]) -> dict[str, int]:
-    """The most transformer blocks of each attention."""
+    """The number of transformer blocks that each attention of the family has at most."""
     depths: dict[str, int] = {}
     for row in rows:
         block = _BLOCK.match(row.target)
@@ -131,33 +131,33 @@ def full_depths(rows: Iterable[Row]) -> dict[str, int]:
     return depths
 
 
-def with_blocks(config: Mapping[str, Any], unet: Component, blocks: Blocks) -> dict[str, Any]:
-    """The UNet's config, saying which blocks it has where they are not its family's own."""
-    said = dict(config)
+def with_blocks(config: Mapping[str, Any], unet: Component, blocks: UNetBlocks) -> dict[str, Any]:
+    """The UNet's config with the blocks that it has, if they are not all of its family's."""
+    changed = dict(config)
     if blocks.middle != WHOLE:
-        said["mid_block_type"] = blocks.middle
+        changed["mid_block_type"] = blocks.middle
     full = full_depths(unet.rows)
     if blocks.middle != WHOLE:
         full.pop(_MIDDLE_ATTENTION, None)
     depths = {name: blocks.depths[name] for name in full}
     if depths == full:
-        return said
+        return changed
     levels = range(len(config["block_out_channels"]))
     down = [_layers(depths, "down_blocks", level) for level in levels]
     up = [_layers(depths, "up_blocks", level) for level in levels]
     is_mirrored = up == down[::-1] and not any(isinstance(depth, list) for depth in down)
     if _MIDDLE_ATTENTION in depths:
         down[-1] = _as_the_middle(depths[_MIDDLE_ATTENTION], down[-1])
-    said["transformer_layers_per_block"] = [1 if depth is None else depth for depth in down]
+    changed["transformer_layers_per_block"] = [1 if depth is None else depth for depth in down]
     if not is_mirrored:
-        said["reverse_transformer_layers_per_block"] = [
+        changed["reverse_transformer_layers_per_block"] = [
             1 if depth is None else depth for depth in up
         ]
-    return said
+    return changed
 
 
 def _as_the_middle(middle: int, last: Layers | None) -> Layers:
-    """The last level's number, which diffusers gives the middle block, too."""
+    """The last level's depth. diffusers gives the middle block the same, so both must agree."""
     if last is None:
         return middle
     if (last[0] if isinstance(last, list) else last) != middle:
@@ -170,7 +170,7 @@ def _as_the_middle(middle: int, last: Layers | None) -> Layers:
 
 
 def _layers(depths: Mapping[str, int], side: str, level: int) -> Layers | None:
-    """Transformer blocks of a level: one number where its attentions agree; None without any."""
+    """Depth of a level: one number if its attentions agree, None if it has no attention."""
     found = {
         int(match[3]): depth
         for name, depth in depths.items()

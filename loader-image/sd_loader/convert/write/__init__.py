@@ -1,1 +1,1 @@
-"""Writes planned files: bytes are read, cast, digested and written once."""
+"""Writes planned files. Every byte is read, cast, digested and written once."""

@@ -1,4 +1,4 @@
-"""Changes of precision, bit for bit as torch makes them, by way of single precision."""
+"""Casts between floating-point types, by way of single precision. The bits equal torch's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from sd_loader.tensors import Dtype
 
 Array = npt.NDArray[Any]
 
-# What numpy reads an element as. It knows neither bfloat16 nor 8-bit floats: those stay bit
-# patterns.
+# numpy's types for the elements. It has neither bfloat16 nor 8-bit floats: those stay bit patterns.
 _STORAGE: dict[Dtype, str] = {
     Dtype.F64: "<f8",
     Dtype.F32: "<f4",
@@ -26,20 +25,20 @@ _STORAGE: dict[Dtype, str] = {
 
 
 def storage_dtype(dtype: Dtype) -> np.dtype[Any]:
-    """The numpy type that holds one element, bit patterns where numpy knows no better."""
+    """Numpy's type of an element, or an equally large one for types that numpy does not have."""
     return np.dtype(_STORAGE.get(dtype, f"V{dtype.itemsize}"))
 
 
-# The smallest number that rounds to infinity, as bits shifted left to be without sign.
+# The smallest number that rounds to infinity, as bits shifted left to drop the sign.
 _BF16_INFINITE = 0x7F7F8000 << 1
 _F16_INFINITE = 0x7C00
 _F16_MINUS_INFINITE = 0xFC00
 
 
 def cast(values: Array, source: Dtype, target: Dtype, out: Array) -> int:
-    """Convert elements into `out`; returns how many finite ones became infinite.
+    """Convert elements into `out`. Return how many finite ones became infinite.
 
-    Both arrays are of `storage_dtype`. A NaN stays a NaN, rounding is to nearest even.
+    Both arrays have their `storage_dtype`. A NaN stays a NaN. Rounding is to nearest even.
     """
     if source is target:
         out[...] = values
@@ -86,7 +85,7 @@ def _decode_by(table: Array) -> Callable[[Array, Array], None]:
 def _encode_f16(values: Array, out: Array) -> int:
     # numpy's own cast gives the same bits in ten times the time.
     numkong.astype(values, "float16", out=out)
-    # What is infinite or NaN has the largest bits of its sign; counting is for those alone.
+    # Infinity and NaN have the largest bits of their sign. Most blocks have neither: skip counting.
     positive = out.view("<i2").max(initial=0)
     negative = out.view("<u2").max(initial=0)
     if positive < _F16_INFINITE and negative < _F16_MINUS_INFINITE:
@@ -106,7 +105,7 @@ def _encode_bf16(values: Array, out: Array) -> int:
     if not unusual.size:
         return 0
     nan = unusual[np.isnan(values[unusual])]
-    out[nan] = (bits[nan] >> 16).astype("<u2") | 0x40  # rounding may have emptied it
+    out[nan] = (bits[nan] >> 16).astype("<u2") | 0x40  # rounding may have made it infinite
     return int(np.isfinite(values[unusual]).sum())
 
 

@@ -1,6 +1,6 @@
-"""What will be written, byte for byte, before a byte is: files, headers and order of tensors.
+"""Planned files: paths, headers and the order of tensors, before any of them is written.
 
-Everything is as the safetensors library and diffusers' `save_pretrained` do it, so that the same
+They equal what the safetensors library and diffusers' `save_pretrained` write, so that the same
 weights give the same files.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sd_api.reasons import Reason
-from sd_api.spec import Revision
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted, FileDigest
 from sd_loader.tensors import Dtype, Tensor
@@ -20,11 +19,8 @@ from sd_loader.tensors import Dtype, Tensor
 SHARD_BYTES = 10 * 10**9
 """diffusers' max_shard_size, "10GB"."""
 
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
-TRANSFORMERS_WEIGHTS = "model"
-
 _METADATA = {"format": "pt"}
-"""transformers reads no file without it."""
+"""transformers refuses a file without this entry."""
 
 # safetensors orders tensors by the rank of their type, highest first, then by name.
 _RANK = {
@@ -53,11 +49,14 @@ _RANK = {
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor of the output: its name, where its elements are, and their type in the output."""
+    """A tensor of the output."""
 
     name: str
     source: Tensor
+    """Where its elements come from."""
+
     dtype: Dtype
+    """Their type in the output."""
 
     @property
     def nbytes(self) -> int:
@@ -67,11 +66,13 @@ class Item:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A .safetensors file: its header, and the tensors in the order in which they follow."""
+    """A .safetensors file."""
 
     path: str
     header: bytes
+
     items: tuple[Item, ...]
+    """Its tensors, in the order of the file."""
 
     @property
     def size(self) -> int:
@@ -81,7 +82,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class SmallFile:
-    """A file whose content is at hand."""
+    """A file whose content is in memory."""
 
     path: str
     content: bytes
@@ -96,14 +97,14 @@ PlannedFile = WeightsFile | SmallFile
 
 
 def json_file(path: str, content: object) -> SmallFile:
-    """A JSON file, written as the repositories of models write theirs."""
+    """A JSON file, formatted like those in the repos of models."""
     return SmallFile(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def weights_file(
     path: str, items: Sequence[Item], metadata: Mapping[str, str] = _METADATA
 ) -> WeightsFile:
-    """One .safetensors file with these tensors."""
+    """A .safetensors file with these tensors."""
     ordered = sorted(items, key=lambda item: (_RANK[item.dtype], item.name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     position = 0
@@ -121,15 +122,13 @@ def weights_file(
     return WeightsFile(path, struct.pack("<Q", len(text)) + text, tuple(ordered))
 
 
-def component_files(
-    folder: str, stem: str, items: Sequence[Item], shard_bytes: int = SHARD_BYTES
-) -> list[PlannedFile]:
-    """The weights of one component: one file, or shards and their index when it is too large.
+def component_files(folder: str, stem: str, items: Sequence[Item]) -> list[PlannedFile]:
+    """The weights of one component: one file, or shards and their index if it is too large.
 
     folder: empty for a component that is published alone. items: in the order of the model's
     state_dict, which decides what goes into which shard.
     """
-    shards = _shards(items, shard_bytes)
+    shards = _shards(items)
     start = f"{folder}/" if folder else ""
     if len(shards) == 1:
         return [weights_file(f"{start}{stem}.safetensors", shards[0])]
@@ -150,16 +149,16 @@ def component_files(
     ]
 
 
-def _shards(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
-    """Split as huggingface_hub does: in order, never looking back; a giant has its own shard."""
+def _shards(items: Sequence[Item]) -> list[list[Item]]:
+    """Split as huggingface_hub does: in order. A tensor larger than a shard has its own."""
     shards: list[list[Item]] = []
     current: list[Item] = []
     size = 0
     for item in items:
-        if item.nbytes > shard_bytes:
+        if item.nbytes > SHARD_BYTES:
             shards.append([item])
             continue
-        if size + item.nbytes > shard_bytes:
+        if size + item.nbytes > SHARD_BYTES:
             shards.append(current)
             current, size = [], 0
         current.append(item)
@@ -171,10 +170,7 @@ def _shards(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A diffusers folder as it will be; the words are those of `Converted`.
-
-    scan: every weight is looked at before it is published, even if nobody asks for it.
-    """
+    """A diffusers folder before it is written. Fields that `Converted` has too mean the same."""
 
     files: tuple[PlannedFile, ...]
     base_model: str | None = None
@@ -182,6 +178,7 @@ class FolderPlan:
     prediction_type: str | None = None
     warnings: tuple[str, ...] = ()
     scan: bool = False
+    """Whether every weight is checked before it is published, even if the user does not ask."""
 
     @property
     def weights(self) -> tuple[WeightsFile, ...]:
@@ -190,7 +187,7 @@ class FolderPlan:
 
     @property
     def precision(self) -> str:
-        """fp32, fp16 or bf16; mixed where the tensors differ or have another type.
+        """fp32, fp16 or bf16, or mixed if the tensors differ or have another type.
 
         Single numbers, such as the scales of a LoRA, do not count.
         """
@@ -203,7 +200,7 @@ class FolderPlan:
         return _PRECISIONS.get(found.pop(), MIXED) if len(found) == 1 else MIXED
 
     def converted(self, files: Mapping[str, FileDigest]) -> Converted:
-        """What to hand on once the planned files are written."""
+        """The result, once the planned files are written. files: their digests."""
         return Converted(
             files=files,
             base_model=self.base_model,
@@ -216,20 +213,3 @@ class FolderPlan:
 
 MIXED = "mixed"
 _PRECISIONS = {Dtype.F32: "fp32", Dtype.F16: "fp16", Dtype.BF16: "bf16"}
-
-
-def published_dtype(source: Dtype, revision: Revision | None) -> Dtype:
-    """The type in which a tensor is published: as asked for, else as it is.
-
-    Without a revision, what no pipeline computes in is widened to the next type that holds all its
-    values, and double precision, which nobody asked for, becomes single. Integers stay.
-    """
-    if not source.is_float:
-        return source
-    if revision is not None:
-        return _REVISIONS[revision]
-    return _WIDENED.get(source, source)
-
-
-_REVISIONS = {Revision.FP32: Dtype.F32, Revision.FP16: Dtype.F16, Revision.BF16: Dtype.BF16}
-_WIDENED = {Dtype.F64: Dtype.F32, Dtype.F8_E5M2: Dtype.F16, Dtype.F8_E4M3: Dtype.F16}

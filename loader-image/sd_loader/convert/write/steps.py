@@ -1,4 +1,4 @@
-"""The steps in which a file of weights is written: pieces of tensors, and what becomes of them."""
+"""The steps in which a file of weights is written: pieces of tensors, read and cast."""
 
 from __future__ import annotations
 
@@ -12,50 +12,44 @@ from typing import TYPE_CHECKING
 from sd_api.reasons import Reason
 from sd_loader.convert.write.fileio import read_into
 from sd_loader.convert.write.files import WeightsFile
-from sd_loader.convert.write.views import pieces, rows, view
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import Dtype, Tensor, TensorFile
+from sd_loader.formats.checksums import Checksums
+from sd_loader.tensors import Dtype, Tensor, TensorFile, pieces, rows, view
 
 if TYPE_CHECKING:
     from sd_loader.convert.write.cast import Array
-    from sd_loader.formats.checksums import Checksums
 
 STEP_BYTES = 2**20
-"""A window of the output: small enough for the processor's cache, and for few steps in Python."""
+"""Size of a window of the output: fits the processor's cache, and needs few steps in Python."""
 
 OVERFLOW_LIMIT = 0
-"""Finite weights that may become infinite: one is enough to spoil every image."""
+"""How many finite weights may become infinite. A single one spoils every image."""
 
 
 class Findings:
-    """What is found out about the weights while they are written. Threads share it.
+    """What writing the weights shows about them. Threads share it.
 
-    sources: the open files that they come from.
+    sources: the open files that the weights come from.
     """
 
     def __init__(self, sources: Iterable[TensorFile] = ()) -> None:
         self._overflows: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._checksums: dict[int, Checksums] = {}
-        with_checksums = [file for file in sources if file.checksums]
-        if with_checksums:
-            from sd_loader.formats.checksums import Checksums
-
-            self._checksums = {file.fd: Checksums(file) for file in with_checksums}
+        self._checksums = {file.fd: Checksums(file) for file in sources if file.checksums}
 
     def overflowed(self, name: str, count: int) -> None:
-        """So many finite weights of a tensor became infinite."""
+        """Record how many finite weights of a tensor became infinite."""
         if count:
             with self._lock:
                 self._overflows[name] += count
 
     def read(self, fd: int, offset: int, content: memoryview) -> None:
-        """These bytes were read from a source."""
+        """Record bytes that were read from a source."""
         if fd in self._checksums:
             self._checksums[fd].add(offset, content)
 
     def refuse(self, *, read_missing: bool = True) -> None:
-        """Fail if anything is wrong; read_missing: see Checksums.compare."""
+        """Raise if anything is wrong. read_missing: see Checksums.compare."""
         for checksums in self._checksums.values():
             checksums.compare(read_missing=read_missing)
         total = self._overflows.total()
@@ -69,14 +63,14 @@ class Findings:
 
 
 class Buffers:
-    """Memory that steps use in turn: the kernel's clearing of fresh memory costs more than most."""
+    """Buffers that steps use again: fresh memory is slow, since the kernel clears it first."""
 
     def __init__(self, size: int = STEP_BYTES) -> None:
         self._size = size
         self._free: SimpleQueue[bytearray] = SimpleQueue()
 
     def take(self, count: int) -> memoryview:
-        """Memory of so many bytes, at most the size of a buffer."""
+        """Take a buffer of `count` bytes, which is at most the size of one."""
         try:
             buffer = self._free.get_nowait()
         except Empty:
@@ -84,22 +78,25 @@ class Buffers:
         return memoryview(buffer)[:count]
 
     def give_back(self, taken: memoryview) -> None:
-        """What was taken is used no longer."""
+        """Return a buffer that is no longer used."""
         if isinstance(taken.obj, bytearray):
             self._free.put(taken.obj)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A piece of a tensor on its way to its place in a file.
-
-    name: of file and tensor, for messages. position: of its first byte in the file.
-    """
+    """A piece of a tensor, and its place in a file."""
 
     name: str
+    """Names of file and tensor, for messages."""
+
     source: Tensor
+
     dtype: Dtype
+    """Type in the file."""
+
     position: int
+    """Position of its first byte in the file."""
 
     @property
     def nbytes(self) -> int:
@@ -108,26 +105,27 @@ class Step:
 
     @property
     def is_copy(self) -> bool:
-        """Whether the bytes in the file are those of the source, one after another."""
+        """Whether the file has the same bytes as the source, in the same order."""
         return self.dtype is self.source.dtype and self.source.strides is None
 
     def fill(self, content: memoryview, findings: Findings) -> None:
-        """Put the step's bytes into memory, read from its source."""
+        """Read the step's source, and put its bytes in the file's type into memory."""
         source = self.source
         if self.is_copy:
             read_into(source.fd, content, source.offset)
             findings.read(source.fd, source.offset, content)
             return
-        # numpy takes a tenth of a second to import, which a model merely copied need not pay.
-        from sd_loader.convert.write.strided_read import read
+        # Imported here: numpy takes a tenth of a second, and a model that is copied needs none.
+        from sd_loader.convert.write.strided_read import read_view
 
-        values = read(source)
+        values = read_view(source)
         if source.strides is None:
             findings.read(source.fd, source.offset, values.data.cast("B"))
         self._cast(values, content, findings)
 
-    def turn(self, raw: memoryview, content: memoryview, findings: Findings) -> None:
-        """Put the step's bytes into memory, made of those of its (contiguous) source."""
+    def fill_from(self, raw: memoryview, content: memoryview, findings: Findings) -> None:
+        """Like `fill`, from bytes of the (contiguous) source that are in memory already."""
+        # Imported here, as in `fill`.
         import numpy as np
 
         from sd_loader.convert.write.cast import storage_dtype
@@ -135,6 +133,7 @@ class Step:
         self._cast(np.frombuffer(raw, storage_dtype(self.source.dtype)), content, findings)
 
     def _cast(self, values: Array, content: memoryview, findings: Findings) -> None:
+        # Imported here, as in `fill`.
         import numpy as np
 
         from sd_loader.convert.write.cast import cast, storage_dtype
@@ -145,13 +144,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Steps that lie one after another, written at once: as a rule a window of the file."""
+    """Consecutive steps that are written at once. They usually fill one window of the file."""
 
     steps: tuple[Step, ...]
 
     @property
     def position(self) -> int:
-        """Of its first byte in the file."""
+        """Position of its first byte in the file."""
         return self.steps[0].position
 
     @property
@@ -160,14 +159,14 @@ class Block:
         return sum(step.nbytes for step in self.steps)
 
     def fill(self, content: memoryview, findings: Findings) -> None:
-        """Put the block's bytes into memory, read from its sources."""
+        """Read the block's sources, and put its bytes into memory."""
         for step in self.steps:
             start = step.position - self.position
             step.fill(content[start : start + step.nbytes], findings)
 
 
 def blocks_of(file: WeightsFile) -> Iterator[Block]:
-    """All of a file after its header, in order."""
+    """The blocks of a file after its header, in order."""
     steps: list[Step] = []
     size = 0
     for step in steps_of(file):
@@ -182,7 +181,7 @@ def blocks_of(file: WeightsFile) -> Iterator[Block]:
 
 
 def steps_of(file: WeightsFile) -> Iterator[Step]:
-    """All steps of a file, in the order of their places in it."""
+    """The steps of a file, in the order of their positions."""
     position = len(file.header)
     for item in file.items:
         for piece in _cut(item.source, item.dtype.itemsize, position):
@@ -192,9 +191,9 @@ def steps_of(file: WeightsFile) -> Iterator[Step]:
 
 
 def _cut(source: Tensor, itemsize: int, position: int) -> Iterator[Tensor]:
-    """The tensor in pieces that end where windows of the file do.
+    """Cut a tensor into pieces that end where windows of the file end.
 
-    Two threads that write on the two sides of a page would wait for each other.
+    Otherwise two threads would write to one page, and wait for each other.
     """
     if source.strides is not None:
         yield from pieces(source, STEP_BYTES // itemsize)

@@ -1,8 +1,8 @@
-"""Writes planned files while their source comes in: no byte of it is stored but in its place.
+"""Writes planned files while their source downloads: its bytes are stored only in their places.
 
-The source's bytes come in their own order, so places are filled in any order; a thread per file
-digests it as far as it is whole. What has come in is recorded, and now and then made durable, so
-that a later process goes on from there.
+The source's bytes arrive in their own order, so places are filled in any order. One thread for each
+file digests it as far as it is complete. What has arrived is recorded, and from time to time made
+durable, so that a later process can resume.
 """
 
 from __future__ import annotations
@@ -18,70 +18,43 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from sd_loader.convert.write.fileio import read_into, reserve, storage_errors
+from sd_loader.convert.write.fileio import reserve
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
-from sd_loader.convert.write.steps import STEP_BYTES, Buffers, Findings, Step, steps_of
+from sd_loader.convert.write.steps import STEP_BYTES, Buffers, Findings, steps_of
+from sd_loader.convert.write.steps_done import StepsDone, digest_as_done
 from sd_loader.convert.write.wants import Slot, Want, Wants
 from sd_loader.convert.write.writer import WRITERS, prepare_folder
 from sd_loader.formats.fileio import write_at
 from sd_loader.handover import FileDigest
+from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import TensorFile
 
 AT_A_TIME = 6
-"""Steps in memory: that come in, or are being written."""
-DIGEST_BYTES = 2**18
+"""Steps in memory: the one that arrives, and those that are being written."""
 RECORD_SECONDS = 0.25
 SYNC_SECONDS = 10.0
 WIDEST = 8
-"""The most bytes of the source that a byte of the output is made of: a number of 64 bits, of 8."""
+"""Source bytes behind one byte of the output, at most: a 64-bit number may become an 8-bit one."""
 
 
-class Record(Protocol):
-    """Keeps how many wants are done."""
+class DoneRecord(Protocol):
+    """A record of how many wants are done."""
 
     def done(self) -> int:
-        """What an earlier process recorded and this one can rely on."""
+        """How many wants an earlier process did, as far as they are still there."""
         ...
 
     def set_done(self, written: int, durable: int) -> None:
-        """Record how many are written, and how many would outlast a crash of the machine."""
+        """Record how many are written, and how many would survive a crash of the machine."""
         ...
-
-
-class _Done:
-    """Which steps of a file are in their places; the digest waits for them in order."""
-
-    def __init__(self, count: int) -> None:
-        self._flags = bytearray(count)
-        self._changed = threading.Condition()
-        self._given_up = False
-
-    def set(self, number: int) -> None:
-        """A step is done."""
-        with self._changed:
-            self._flags[number] = 1
-            self._changed.notify_all()
-
-    def give_up(self) -> None:
-        """No more steps will be done."""
-        with self._changed:
-            self._given_up = True
-            self._changed.notify_all()
-
-    def wait(self, number: int) -> None:
-        """Return when a step is done; raises CancelledError where it will not be."""
-        with self._changed:
-            while not self._flags[number]:
-                if self._given_up:
-                    raise CancelledError
-                self._changed.wait()
 
 
 class StreamedFolder:
     """A folder of files that are being written. Use it in a `with` statement.
 
-    sources: the file that stands for what comes in, then those that are at hand. keep: the first
-    one's descriptor for writing; bytes wanted by no step go there, to their own places.
+    sources: the file that stands for the arriving source, then files that are complete. keep: the
+    first one's descriptor for writing. Bytes that several steps need are kept there, in their own
+    places.
     """
 
     def __init__(
@@ -91,7 +64,7 @@ class StreamedFolder:
         wants: Wants,
         sources: Sequence[TensorFile],
         keep: int,
-        record: Record,
+        record: DoneRecord,
     ) -> None:
         self._wants = wants
         self._keep = keep
@@ -99,7 +72,6 @@ class StreamedFolder:
         self._findings = Findings(sources)
         self._source = sources[0].fd
         self._sources = Buffers(WIDEST * STEP_BYTES)
-        self._contents = Buffers()
         self._room = threading.Semaphore(AT_A_TIME)
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -116,7 +88,7 @@ class StreamedFolder:
             }
             weights = [file for file in files if isinstance(file, WeightsFile)]
             self._fds = [stack.enter_context(_opened(out, file)) for file in weights]
-            self._done = [_Done(sum(1 for _ in steps_of(file))) for file in weights]
+            self._done = [StepsDone(sum(1 for _ in steps_of(file))) for file in weights]
             for number in range(self.begin):
                 self._mark(number)
             self._writers = stack.enter_context(ThreadPoolExecutor(WRITERS, "write"))
@@ -126,7 +98,7 @@ class StreamedFolder:
             recorder.submit(self._keep_recording)
             stack.callback(self._closed.set)
             self._digests = {
-                file.path: digesters.submit(_digest, fd, file, done)
+                file.path: digesters.submit(digest_as_done, fd, file, done)
                 for file, fd, done in zip(weights, self._fds, self._done, strict=True)
             }
             self._stack = stack.pop_all()
@@ -146,16 +118,16 @@ class StreamedFolder:
                     self._sync()
 
     def feed(self, position: int, content: memoryview) -> None:
-        """Take some of the source's bytes, in the order of the wants; what no want has is dropped.
+        """Take bytes of the source, in the order of the wants. Drop those that no want has.
 
-        Raises what went wrong with those taken before.
+        Raises an error that writing earlier bytes caused.
         """
         end = position + content.nbytes
         while self._next < len(self._placed):
             want = self._wants.ordered[self._next]
             start = max(position, want.start)
             if start >= min(end, want.end):
-                return  # it comes later
+                return  # the want's bytes come later
             piece = content[start - position : want.end - position]
             if want.slot is None:
                 self._keep_bytes(start, piece)
@@ -166,7 +138,7 @@ class StreamedFolder:
             self._next += 1
 
     def finish(self) -> Mapping[str, FileDigest]:
-        """Do what needed all of the source, and say the files' digests, ordered by path."""
+        """Do the steps that need the whole source. Return the files' digests, ordered by path."""
         if self._next < len(self._placed):
             raise RuntimeError(f"{len(self._placed) - self._next} wants were not fed")
         for slot in self._wants.later:
@@ -175,7 +147,7 @@ class StreamedFolder:
             self._writers.submit(self._place, slot, None, None)
         found = dict(self._small)
         for path, digest in self._digests.items():
-            with suppress(CancelledError):  # of a failure, which is raised below
+            with suppress(CancelledError):  # the failure behind it is raised below
                 found[path] = digest.result()
         self._raise()
         self._findings.refuse(read_missing=False)
@@ -194,7 +166,7 @@ class StreamedFolder:
                 return
 
     def _sync(self) -> None:
-        """Make durable what is in its place, and record it."""
+        """Make durable what is in its place, and record how much that is."""
         written = self._written()
         for fd in (*self._fds, self._keep):
             os.fsync(fd)
@@ -202,7 +174,7 @@ class StreamedFolder:
         self._record.set_done(written, written)
 
     def _written(self) -> int:
-        """How many wants, from the first, are in their places."""
+        """How many wants, counted from the first without a gap, are in their places."""
         with self._lock:
             while self._whole < len(self._placed) and self._placed[self._whole]:
                 self._whole += 1
@@ -236,7 +208,7 @@ class StreamedFolder:
             if raw is None:
                 step.fill(content, self._findings)
             elif not step.is_copy:
-                step.turn(raw, content, self._findings)
+                step.fill_from(raw, content, self._findings)
             with storage_errors(step.name):
                 write_at(self._fds[slot.file], content, step.position)
             if raw is not None:
@@ -245,13 +217,13 @@ class StreamedFolder:
                 self._mark(number)
             else:
                 self._done[slot.file].set(slot.number)
-        except BaseException as error:  # noqa: BLE001 - raised where the bytes come in
+        except BaseException as error:  # noqa: BLE001 - `feed` and `finish` raise it
             self._fail(error)
         finally:
             self._room.release()
 
     def _mark(self, number: int) -> None:
-        """A want is in its place."""
+        """Record that a want is in its place."""
         slot = self._wants.ordered[number].slot
         if slot is not None:
             self._done[slot.file].set(slot.number)
@@ -268,7 +240,7 @@ class StreamedFolder:
             raise self._failure
 
     def _cancel(self) -> None:
-        """Have nobody wait for what will not come."""
+        """Release the digests that wait for steps."""
         for done in self._done:
             done.give_up()
 
@@ -281,7 +253,7 @@ def _write_small(out: Path, file: SmallFile) -> FileDigest:
 
 @contextmanager
 def _opened(out: Path, file: WeightsFile) -> Iterator[int]:
-    """The file with its header, and with what an earlier process put into it."""
+    """The open file, with its header and what an earlier process wrote into it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(file.path):
         fd = os.open(out / file.path, flags, 0o644)
@@ -291,22 +263,3 @@ def _opened(out: Path, file: WeightsFile) -> Iterator[int]:
             yield fd
         finally:
             os.close(fd)
-
-
-def _digest(fd: int, file: WeightsFile, done: _Done) -> FileDigest:
-    """Follow the steps in the order of the file, each when it is done."""
-    digest = hashlib.sha256(file.header)
-    buffer = memoryview(bytearray(DIGEST_BYTES))
-    for number, step in enumerate(steps_of(file)):
-        done.wait(number)
-        _digest_step(fd, step, digest, buffer)
-    return FileDigest(digest.hexdigest(), file.size)
-
-
-def _digest_step(fd: int, step: Step, digest: hashlib._Hash, buffer: memoryview) -> None:
-    position, end = step.position, step.position + step.nbytes
-    while position < end:
-        piece = buffer[: end - position]
-        read_into(fd, piece, position)
-        digest.update(piece)
-        position += piece.nbytes

@@ -1,4 +1,4 @@
-"""Which bytes of a source are needed, and in which order they are asked for."""
+"""Which bytes of a source are needed, and in which order they are requested."""
 
 from __future__ import annotations
 
@@ -7,59 +7,65 @@ from dataclasses import dataclass
 
 from sd_loader.convert.write.files import PlannedFile, WeightsFile
 from sd_loader.convert.write.steps import Step, steps_of
-from sd_loader.convert.write.views import strides_of
-from sd_loader.tensors import Tensor
+from sd_loader.formats.outline import Range
+from sd_loader.tensors import Tensor, strides_of
 
 GAP_BYTES = 4 << 20
-"""What lies between is read along: asking anew takes longer."""
+"""A smaller gap is downloaded with its neighbours: another request takes longer."""
 
 HELD_UP_BYTES = 64 << 20
-"""Less is digested in no time; of a large file it must be a quarter."""
+"""A digest that waits for less is quick. For a large file a quarter of it counts instead."""
 MOST_EARLY_BYTES = 64 << 20
-"""Where so much would have to come first, the order of the file is another altogether."""
-
-Range = tuple[int, int]
+"""If more than this would come first, the file's order is simply another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A step of a file: the file's number among those with weights, and the step's in it."""
+    """A step of a file, by numbers."""
 
     file: int
+    """Number of the file among those with weights."""
+
     number: int
+    """Number of the step in the file."""
+
     step: Step
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A range of the source's bytes: for one slot, or None, to be kept for others."""
+    """A range of the source's bytes."""
 
     start: int
     end: int
+
     slot: Slot | None
+    """The step that needs it. None if the bytes are kept for several steps, or for the source."""
 
 
 @dataclass(frozen=True)
 class Wants:
-    """All that is needed of a source.
-
-    ordered: disjoint, as they are asked for: by position, but for those that hold up a digest.
-    later: steps that are done when all of it is there: they need what was kept, or other files.
-    """
+    """All bytes that are needed of a source."""
 
     ordered: tuple[Want, ...]
+    """Disjoint ranges in the order of their requests.
+
+    Those that hold up a digest come first, then the others by position.
+    """
+
     later: tuple[Slot, ...]
+    """Steps that are done once everything is here: they need kept bytes, or other files."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are needed."""
+        """How many bytes are needed."""
         return sum(want.end - want.start for want in self.ordered)
 
-    def ranges(self, begin: int = 0, gap: int = GAP_BYTES) -> list[Range]:
-        """The ranges to ask for, without the first `begin` wants."""
+    def ranges(self, begin: int = 0) -> list[Range]:
+        """The ranges to request, without the first `begin` wants."""
         found: list[Range] = []
         for want in self.ordered[begin:]:
-            if found and 0 <= want.start - found[-1][1] <= gap:
+            if found and 0 <= want.start - found[-1][1] <= GAP_BYTES:
                 found[-1] = (found[-1][0], want.end)
             else:
                 found.append((want.start, want.end))
@@ -67,7 +73,7 @@ class Wants:
 
 
 def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) -> Wants:
-    """What the files need of the source that `fd` stands for; kept: ranges besides."""
+    """What the files need of the source behind `fd`. kept: ranges that are needed as well."""
     wanted = [Want(start, end, None) for start, end in kept]
     later: list[Slot] = []
     for slot in _slots(files):
@@ -84,7 +90,7 @@ def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) 
         if len(together) == 1 and is_plain:
             ordered.append(first)
         else:
-            # Elements out of order, or needed twice.
+            # The elements are not consecutive, or several steps need them.
             later += [want.slot for want in together if want.slot is not None]
             ordered.append(Want(first.start, max(want.end for want in together), None))
     early = _early(ordered)
@@ -93,24 +99,25 @@ def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) 
 
 
 def _early(ordered: Sequence[Want]) -> set[Want]:
-    """Wants that come late in the source although much of their file's digest waits for them.
+    """Wants that come late in the source, while much of their file's digest waits for them.
 
-    Such as the UNet's time embedding: the last of its source, before two thirds of its file.
+    An example is the UNet's time embedding: it is the last of its source and in the first third of
+    its file.
     """
     early: set[Want] = set()
     for file in {want.slot.file for want in ordered if want.slot}:
-        mine = [(want, want.slot.step) for want in ordered if want.slot and want.slot.file == file]
-        after_in_source = _after([want for want, _ in mine])
-        by_place = sorted(mine, key=lambda pair: pair[1].position)
+        own = [(want, want.slot.step) for want in ordered if want.slot and want.slot.file == file]
+        after_in_source = _after([want for want, _ in own])
+        by_place = sorted(own, key=lambda pair: pair[1].position)
         after_in_file = _after([want for want, _ in by_place])
-        much = max(HELD_UP_BYTES, sum(want.end - want.start for want, _ in mine) // 4)
-        early |= {want for want, _ in mine if after_in_file[want] - after_in_source[want] >= much}
+        much = max(HELD_UP_BYTES, sum(want.end - want.start for want, _ in own) // 4)
+        early |= {want for want, _ in own if after_in_file[want] - after_in_source[want] >= much}
     small = sum(want.end - want.start for want in early) <= MOST_EARLY_BYTES
     return early if small else set()
 
 
 def _after(wants: Sequence[Want]) -> dict[Want, int]:
-    """The bytes of all that follow each."""
+    """For each want, the bytes of all wants after it."""
     after: dict[Want, int] = {}
     total = 0
     for want in reversed(wants):
@@ -127,7 +134,7 @@ def _slots(files: Sequence[PlannedFile]) -> Iterator[Slot]:
 
 
 def _extent(tensor: Tensor) -> Range:
-    """First and last byte of a tensor, wherever its elements lie between."""
+    """The range from a tensor's first byte to its last, including bytes between its elements."""
     steps = zip(tensor.shape, strides_of(tensor), strict=True)
     span = 1 + sum((size - 1) * stride for size, stride in steps)
     return tensor.offset, tensor.offset + span * tensor.dtype.itemsize

@@ -1,7 +1,7 @@
-"""Writes planned files: headers first, then piece after piece, digests on the way.
+"""Writes planned files: headers first, then piece after piece, with their digests.
 
-Positions are known beforehand, so writers work on several pieces at once; a thread per file
-digests them in order, out of the memory that they were written from. Memory is bounded whatever
+Positions are known in advance, so several pieces are written at once. One thread for each file
+digests them in order, from the memory that they were written from. The memory does not grow with
 the size of the model.
 """
 
@@ -16,31 +16,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sd_api.reasons import Reason
 from sd_api.wire import Progress, Stage
-from sd_loader.convert.write.fileio import reserve, storage_errors
+from sd_loader.convert.write.fileio import reserve
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import Block, Buffers, Findings, blocks_of
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import write_at
 from sd_loader.handover import FileDigest
+from sd_loader.progress import Report
+from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import TensorFile
-
-if TYPE_CHECKING:
-    from sd_loader.progress import Report
 
 FILES_AT_A_TIME = 2
 WRITERS = max(2, min(4, os.cpu_count() or 1))
 AHEAD = 8
-"""Blocks that writers may be ahead of a file's digest: so many stay in memory."""
+"""How many blocks the writers may be ahead of a file's digest. They stay in memory."""
 REPORT_SECONDS = 0.5
 
 
 @dataclass
 class _Run:
-    """What the threads of one run share."""
+    """What the threads of a run share."""
 
     writers: Executor
     findings: Findings
@@ -57,9 +55,9 @@ class _Run:
 def write_folder(
     out: Path, files: Sequence[PlannedFile], report: Report, sources: Iterable[TensorFile] = ()
 ) -> Mapping[str, FileDigest]:
-    """Write the files beneath `out`, which is empty, and say their digests, ordered by path.
+    """Write the files beneath `out`, which is empty. Return their digests, ordered by path.
 
-    sources: the open files of the weights, where they have checksums to be compared.
+    sources: open files of the weights whose checksums are compared.
     """
     total = sum(file.size for file in files)
     prepare_folder(out, files)
@@ -79,7 +77,7 @@ def write_folder(
 
 
 def prepare_folder(out: Path, files: Sequence[PlannedFile]) -> None:
-    """Make the folders that the files lie in, if the volume has the space for all of it."""
+    """Make the folders of the files. Refuse a volume that has too little space for them."""
     total = sum(file.size for file in files)
     free = shutil.disk_usage(out).free
     if free + sum(_allocated(out / file.path) for file in files) < total:
@@ -92,7 +90,7 @@ def prepare_folder(out: Path, files: Sequence[PlannedFile]) -> None:
 
 
 def _allocated(path: Path) -> int:
-    """Bytes that a file of an earlier attempt takes on the volume."""
+    """Bytes on the volume of a file that an earlier attempt left."""
     try:
         return path.lstat().st_blocks * 512
     except FileNotFoundError:
@@ -100,7 +98,7 @@ def _allocated(path: Path) -> int:
 
 
 def _watch(tasks: Iterable[Future[FileDigest]], run: _Run, total: int, report: Report) -> None:
-    """Report progress until all is written; raise what went wrong first."""
+    """Report progress until all is written. Raise the first error."""
     pending = set(tasks)
     while pending:
         finished, pending = wait(pending, REPORT_SECONDS, FIRST_EXCEPTION)
@@ -135,10 +133,10 @@ def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
 
 
 def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash) -> None:
-    """Have the writers write, a few blocks ahead of the digest."""
+    """Have the writers write the blocks, and digest them in order."""
     under_way: deque[Future[memoryview]] = deque()
-    # The kernel writes to a file once at a time, and who waits for it there spins: SDXL took 5.5 s
-    # of its time instead of 3.6 s.
+    # The kernel lets one thread at a time write to a file, and the others spin: SDXL took 5.5 s of
+    # the kernel's time instead of 3.6 s.
     turn = threading.Lock()
     try:
         for block in blocks_of(file):
@@ -150,7 +148,7 @@ def _write_tensors(fd: int, file: WeightsFile, run: _Run, digest: hashlib._Hash)
         while under_way:
             _digest(under_way.popleft().result(), digest, run)
     finally:
-        # The file stays open until nobody writes to it any more.
+        # Do not return while a thread may still write: the caller closes the file.
         for task in under_way:
             task.cancel()
         wait(under_way)

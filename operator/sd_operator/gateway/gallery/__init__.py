@@ -1,4 +1,4 @@
-"""The gallery: a namespace's models in the browser, served by the gateway under /gallery/."""
+"""The gallery: web pages of a namespace's models, which the gateway serves under /gallery/."""
 
 from __future__ import annotations
 

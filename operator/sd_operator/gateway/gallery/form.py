@@ -1,4 +1,4 @@
-"""The load form: its fields, the resource that they make, and complaints at the fields. Pure."""
+"""The load form: its fields, the resource it describes, and the errors of each field. Pure."""
 
 from __future__ import annotations
 
@@ -27,27 +27,31 @@ Choices = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Field:
-    """One control. path: where its value goes in the resource; kind: text, number, or choice.
-
-    An empty value leaves the resource's field out.
-    """
+    """One control of the form. If it is empty, the resource does not get the field."""
 
     path: str
+    """The field of the resource that gets the control's value."""
     label: str
     help: str
     kind: str = "text"
+    """text, number or choice."""
     choices: Choices = ()
+    """The values of a choice, each with its label."""
     common: bool = False
+    """Whether the control is always visible; the others are under "More options"."""
     required: bool = False
     example: str = ""
 
     @property
     def id(self) -> str:
-        """Of the control in the page."""
+        """The control's HTML id."""
         return self.path.replace(".", "-")
 
     def value(self, text: str) -> object:
-        """What the resource gets: a number or truth where it is one, else what was written."""
+        """Return the resource's value for a text: a boolean, an integer, or the text itself.
+
+        Text in a number field that is not a number stays text, so that the API server rejects it.
+        """
         if self.choices == _YES_NO:
             return text == "true"
         if self.kind == "number" and text.removeprefix("-").isdecimal() and text.isascii():
@@ -57,10 +61,12 @@ class Field:
 
 @dataclass(frozen=True)
 class Complaints:
-    """What is wrong: by the path of a field of the form, and what concerns none of them."""
+    """The errors of a submitted form."""
 
     at: Mapping[str, list[str]] = field(default_factory=dict)
+    """The errors of each field, by the field's path."""
     others: tuple[str, ...] = ()
+    """The errors that belong to no field of the form."""
 
     def __bool__(self) -> bool:
         return bool(self.at or self.others)
@@ -74,14 +80,14 @@ def _words(values: Iterable[str], absent: str) -> Choices:
     return (("", absent), *((value, value) for value in values))
 
 
-_YES_NO: Choices = (("", "No matter"), ("true", "Yes"), ("false", "No"))
+_YES_NO: Choices = (("", "Not set"), ("true", "Yes"), ("false", "No"))
 
 FIELDS = (
     Field(
         "metadata.name",
         "Name",
-        "The resource's name: lower-case letters, digits, dashes and dots. A ControlNet of the"
-        f" vendor's needs no source but its name: {', '.join(sorted(CONTROLNET_REPOS))}.",
+        "Name of the resource: lower-case letters, digits, dashes and dots. A ControlNet with one"
+        f" of these names needs no source: {', '.join(sorted(CONTROLNET_REPOS))}.",
         common=True,
         required=True,
         example="majicmix-realistic",
@@ -98,7 +104,7 @@ FIELDS = (
         "Type",
         _help("model_type"),
         "choice",
-        (("", "As the source suggests"), *((kind.value, TYPES[kind]) for kind in ModelType)),
+        (("", "Derive from the source"), *((kind.value, TYPES[kind]) for kind in ModelType)),
         common=True,
     ),
     Field(
@@ -106,7 +112,7 @@ FIELDS = (
         "Precision",
         _help("revision"),
         "choice",
-        _words(Revision, "As the source has it"),
+        _words(Revision, "Same as the source"),
         common=True,
     ),
     Field(
@@ -124,18 +130,18 @@ FIELDS = (
         "Base model",
         _help("base_model"),
         "choice",
-        (("", "As detected"), *((base.value, BASES[base]) for base in BaseModelName)),
+        (("", "Detect"), *((base.value, BASES[base]) for base in BaseModelName)),
     ),
     Field(
         "spec.predictionType",
         "Prediction type",
         _help("prediction_type"),
         "choice",
-        _words(PredictionType, "As detected"),
+        _words(PredictionType, "Detect"),
     ),
     Field("spec.upcastAttention", "Upcast attention", _help("upcast_attention"), "choice", _YES_NO),
-    Field("spec.weights", "Weights", _help("weights"), "choice", _words(Weights, "As by default")),
-    Field("spec.vae.url", "Other VAE", _help("url", VaeSource)),
+    Field("spec.weights", "Weights", _help("weights"), "choice", _words(Weights, "Default")),
+    Field("spec.vae.url", "Replacement VAE", _help("url", VaeSource)),
     Field("spec.originalConfig", "Original config", _help("original_config")),
     Field("spec.fromSafetensors", "Safetensors only", _help("from_safetensors"), "choice", _YES_NO),
     Field("spec.webhook", "Webhook", _help("webhook"), example="https://hooks.example.com/models"),
@@ -150,60 +156,64 @@ FIELDS = (
         ),
     ),
     Field("spec.priority", "Priority", _help("priority"), "number", example="0"),
-    Field("spec.storage.claimName", "Volume claim", _help("storage")),
+    Field("spec.storage.claimName", "PersistentVolumeClaim", _help("storage")),
 )
-_PATHS = [one.path for one in FIELDS]
+_PATHS = [control.path for control in FIELDS]
 
 
-def values(given: Mapping[str, object]) -> dict[str, str]:
-    """The texts of the form's own fields, without space around them."""
-    texts = {path: given.get(path) for path in _PATHS}
+def values(submitted: Mapping[str, object]) -> dict[str, str]:
+    """Return the text of each form field, stripped; ignore everything else that was submitted."""
+    texts = {path: submitted.get(path) for path in _PATHS}
     return {path: text.strip() for path, text in texts.items() if isinstance(text, str)}
 
 
 def manifest(texts: Mapping[str, str], namespace: str) -> dict[str, Any]:
-    """The resource that the form asks for."""
+    """Return the resource that the form describes."""
     body: dict[str, Any] = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
         "metadata": {"name": texts.get("metadata.name", ""), "namespace": namespace},
         "spec": {},
     }
-    for one in FIELDS:
-        text = texts.get(one.path, "")
+    for control in FIELDS:
+        text = texts.get(control.path, "")
         if not text:
             continue
-        *parents, last = one.path.split(".")
-        part = body
+        *parents, last = control.path.split(".")
+        target = body
         for name in parents:
-            part = part.setdefault(name, {})
-        part[last] = one.value(text)
+            target = target.setdefault(name, {})
+        target[last] = control.value(text)
     return body
 
 
-def complaints(causes: Iterable[tuple[str, str]], otherwise: str) -> Complaints:
-    """The API server's causes, each at its field; otherwise is what it said where it gave none."""
+def complaints(causes: Iterable[tuple[str, str]], default: str) -> Complaints:
+    """Sort the API server's causes by form field; `default` is the error if there are none."""
     at: defaultdict[str, list[str]] = defaultdict(list)
     others: list[str] = []
     for where, message in causes:
-        # The rules are not checked while a field is wrong: that is no fault of its own.
+        # The API server adds this cause when a field is invalid; that field has its own cause.
         if "some validation rules were not checked" in message:
             continue
         text = plain(where, message)
-        found = _field(where) or _field(text.partition(" ")[0].rstrip(":"))
-        told = at[found] if found else others
-        text = text.removeprefix(f"{found}: ")
-        if text not in told:
-            told.append(text)
+        path = _field(where) or _field(text.partition(" ")[0].rstrip(":"))
+        messages = at[path] if path else others
+        text = text.removeprefix(f"{path}: ")
+        if text not in messages:
+            messages.append(text)
     if not at and not others:
-        others.append(otherwise)
+        others.append(default)
     return Complaints(dict(at), tuple(others))
 
 
 def _field(path: str) -> str | None:
-    """The form's field for a path of the resource, or for what lies within or around it."""
-    for known in _PATHS:
-        if path == known or path.startswith(f"{known}."):
-            return known
-    inner = [known for known in _PATHS if path.startswith("spec.") and known.startswith(f"{path}.")]
+    """Return the form field for a path of the resource, or for a path inside or around it."""
+    for field_path in _PATHS:
+        if path == field_path or path.startswith(f"{field_path}."):
+            return field_path
+    inner = [
+        field_path
+        for field_path in _PATHS
+        if path.startswith("spec.") and field_path.startswith(f"{path}.")
+    ]
     return inner[0] if inner else None

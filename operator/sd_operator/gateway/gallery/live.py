@@ -1,4 +1,4 @@
-"""Pages that change by themselves: server-sent events with the parts of a page that are new."""
+"""Server-sent events that update an open page: new parts of it, or a request to fetch it again."""
 
 from __future__ import annotations
 
@@ -16,37 +16,41 @@ from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.pages import render
 
 HEARTBEAT_SECONDS = 15.0
-LISTING_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
+"""How long a stream collects changes before it asks the page to fetch itself again."""
 RECONNECT_SECONDS = 2
 
 CHANGED, LISTING, NEWS, ENDED = "changed", "listing", "news", "ended"
 
 Event = tuple[str, str]
-"""A name, and what it carries; browsers pass over an event that carries nothing."""
+"""The name and the data of an event. Browsers ignore an event without data."""
 
 
-def seen(bodies: Iterable[Json]) -> str:
-    """A digest of the models that a page shows, by which a stream knows what the page missed."""
+def digest(bodies: Iterable[Json]) -> str:
+    """Return a digest of the models that a page shows.
+
+    The page sends it when it opens a stream, which then knows whether the page missed a change.
+    """
     versions = sorted(
         f"{body['metadata']['uid']}={body['metadata']['resourceVersion']}" for body in bodies
     )
     return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
 
 
-class Teller(Protocol):
-    """Turns changes of models into events of one page."""
+class Updates(Protocol):
+    """Translates changes of models into events for one page."""
 
     stale: bool
-    """Whether the page should be asked for anew."""
+    """Whether the page must fetch itself again, because events cannot update it."""
     refresh: str
-    """The event that says so."""
+    """The name of the event that makes the page fetch itself again."""
 
-    def tell(self, change: Change) -> Iterator[Event]:
-        """What a change means to the page."""
+    def events(self, change: Change) -> Iterator[Event]:
+        """Yield the events that bring the page up to date with a change, and set `stale`."""
 
 
-class ListTeller:
-    """For the list: a card's new state; that the list itself has changed; what to say aloud."""
+class ListUpdates:
+    """Updates of the list: new cards, and announcements for screen readers."""
 
     refresh = LISTING
 
@@ -55,8 +59,8 @@ class ListTeller:
         self._versions = {_uid(body): _version(body) for body in bodies}
         self._cards = {_uid(body): views.card(body) for body in bodies}
 
-    def tell(self, change: Change) -> Iterator[Event]:
-        """Nothing, where the page has this version."""
+    def events(self, change: Change) -> Iterator[Event]:
+        """Yield the events for a change; none if the page already shows this version."""
         uid = _uid(change.body)
         if change.gone:
             self._versions.pop(uid, None)
@@ -66,16 +70,16 @@ class ListTeller:
             return
         before, after = self._cards.get(uid), views.card(change.body)
         self._versions[uid], self._cards[uid] = _version(change.body), after
-        # Another phase or type may be filtered out, or in.
+        # A new phase or type can change whether the page's filter matches the model.
         self.stale |= before is None or (before.phase, before.type) != (after.phase, after.type)
         if before is not None and before != after:
             yield f"card-{after.name}", render("_card.html", card=after)
-        if said := views.news(before, after):
-            yield NEWS, render("_news.html", text=said)
+        if text := views.news(before, after):
+            yield NEWS, render("_news.html", text=text)
 
 
-class ModelTeller:
-    """For one model's page: its state; that the rest has changed; what to say aloud."""
+class ModelUpdates:
+    """Updates of one model's page: its state, and announcements for screen readers."""
 
     refresh = CHANGED
 
@@ -85,14 +89,14 @@ class ModelTeller:
         self._version = _version(body)
         self._card: views.Card | None = views.card(body)
 
-    def tell(self, change: Change) -> Iterator[Event]:
-        """Nothing, where the page has this version, or shows another model."""
+    def events(self, change: Change) -> Iterator[Event]:
+        """Yield the events for a change; none if the page shows this version or another model."""
         if change.body["metadata"]["name"] != self._name:
             return
         if change.gone:
             self._card = None
             yield "state", render("_gone.html", name=self._name)
-            yield NEWS, render("_news.html", text=f"{self._name} is deleted")
+            yield NEWS, render("_news.html", text=f"{self._name} was deleted")
             return
         if self._version == _version(change.body):
             return
@@ -103,16 +107,19 @@ class ModelTeller:
             self.stale = True
         else:
             yield "state", render("_state.html", card=after)
-        if said := views.news(before, after):
-            yield NEWS, render("_news.html", text=said)
+        if text := views.news(before, after):
+            yield NEWS, render("_news.html", text=text)
 
 
 async def stream(
-    teller: Teller, changes: AsyncGenerator[Change, None], alive: Callable[[], bool]
+    updates: Updates, changes: AsyncGenerator[Change, None], alive: Callable[[], bool]
 ) -> AsyncGenerator[bytes, None]:
-    """Events until the listener leaves, or is signed out; heartbeats while nothing happens."""
+    """Yield server-sent events until the caller closes this or the session is no longer alive.
+
+    Without changes it yields heartbeats: they keep proxies from closing the connection.
+    """
     clock = asyncio.get_running_loop().time
-    refresh_at = clock() if teller.stale else None
+    refresh_at = clock() if updates.stale else None
     yield format_sse_event(comment="live", retry=RECONNECT_SECONDS * 1000)
     async with contextlib.aclosing(changes):
         waiting = asyncio.ensure_future(anext(changes))
@@ -125,16 +132,16 @@ async def stream(
                 if waiting.done():
                     change = waiting.result()
                     waiting = asyncio.ensure_future(anext(changes))
-                    for name, data in teller.tell(change):
+                    for name, data in updates.events(change):
                         yield format_sse_event(event=name, data_str=data)
-                    if teller.stale and refresh_at is None:
-                        # Many changes come together: the page is asked for anew once.
-                        refresh_at = clock() + LISTING_SECONDS
+                    if updates.stale and refresh_at is None:
+                        # Changes often come together: wait, so that the page refreshes once.
+                        refresh_at = clock() + REFRESH_SECONDS
                 elif refresh_at is None:
                     yield KEEPALIVE_COMMENT
                 if refresh_at is not None and clock() >= refresh_at:
-                    refresh_at, teller.stale = None, False
-                    yield format_sse_event(event=teller.refresh, data_str="new")
+                    refresh_at, updates.stale = None, False
+                    yield format_sse_event(event=updates.refresh, data_str="new")
         finally:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Templates and static files, and the headers that pages go out with."""
+"""Renders templates, and holds static files and the security headers of pages."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
     " frame-ancestors 'none'",
-    # Under no-referrer browsers send `Origin: null` with forms, which could be anybody's.
+    # With no-referrer, browsers send `Origin: null` with forms, as any foreign page can make them.
     "Referrer-Policy": "same-origin",
 }
 
 
 @dataclass(frozen=True)
 class Static:
-    """A file that never changes under its address, which has its digest in it."""
+    """A static file. Its URL contains its digest, so the content of a URL never changes."""
 
     content: bytes
     media_type: str
     digest: str
 
     def response(self) -> Response:
-        """The file, to be kept."""
+        """Return the file with headers that let browsers cache it for a year."""
         headers = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(self.content, media_type=self.media_type, headers=headers)
 
@@ -65,10 +65,10 @@ _ENVIRONMENT.globals |= {"static": _static_url, "root": ROOT, "namespace": None}
 
 
 def render(template: str, **values: object) -> str:
-    """A template's text; every value is escaped."""
+    """Render a template; every value is escaped."""
     return _ENVIRONMENT.get_template(template).render(values)
 
 
 def page(template: str, status: int = 200, **values: object) -> HTMLResponse:
-    """A page."""
+    """Return a rendered template as an HTML response."""
     return HTMLResponse(render(template, **values), status, _HEADERS)

@@ -1,4 +1,4 @@
-"""Rendered previews, read from the volume: PNG files only, and nothing outside of its folder."""
+"""Reads preview images from the volume: only PNG files, and only from the model's own folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _STEP = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def preview_path(model: Model) -> str | None:
-    """Where a model's preview lies on the volume, if it says so and lies in its own folder."""
+    """Return the path of a model's preview on the volume.
+
+    Return None if the status has no preview, or a path outside the model's own folder.
+    """
     artifact = model.status.artifact
     if artifact is None or artifact.preview_path is None:
         return None
@@ -25,7 +28,10 @@ def preview_path(model: Model) -> str | None:
 
 
 def read(store: Path, path: str) -> bytes | None:
-    """The image; None where there is none that can be shown. No link is followed."""
+    """Return the image, or None if it is missing, too large or not a PNG file.
+
+    It follows no symbolic link, because a link could lead out of the store.
+    """
     try:
         with ExitStack() as opened:
             file = _open(opened, store, path)
@@ -40,7 +46,7 @@ def read(store: Path, path: str) -> bytes | None:
 
 
 def exists(store: Path, path: str) -> bool:
-    """Whether read would find a file, which need not be an image."""
+    """Return whether `read` would find a file; the file's content is not checked."""
     try:
         with ExitStack() as opened:
             return _open(opened, store, path) is not None
@@ -49,17 +55,17 @@ def exists(store: Path, path: str) -> bool:
 
 
 def _open(opened: ExitStack, store: Path, path: str) -> int | None:
-    """A regular file, opened folder by folder beneath the store."""
-    parts = PurePosixPath(path).parts
-    if not parts or ".." in parts or path.startswith("/"):
+    """Open a regular file below the store, folder by folder; return None if it is not one."""
+    names = PurePosixPath(path).parts
+    if not names or ".." in names or path.startswith("/"):
         return None
-    *folders, name = parts
+    *folders, file_name = names
     folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     opened.callback(os.close, folder)
-    for part in folders:
-        folder = os.open(part, _STEP | os.O_DIRECTORY, dir_fd=folder)
+    for name in folders:
+        folder = os.open(name, _STEP | os.O_DIRECTORY, dir_fd=folder)
         opened.callback(os.close, folder)
-    # Without O_NONBLOCK a FIFO would hold the thread for ever.
-    file = os.open(name, _STEP | os.O_NONBLOCK, dir_fd=folder)
+    # Without O_NONBLOCK, opening a FIFO would block this thread for ever.
+    file = os.open(file_name, _STEP | os.O_NONBLOCK, dir_fd=folder)
     opened.callback(os.close, file)
     return file if stat.S_ISREG(os.fstat(file).st_mode) else None

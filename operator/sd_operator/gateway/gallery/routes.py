@@ -1,4 +1,4 @@
-"""The gallery's routes. Every page but the login is a key's, and shows that key's namespace."""
+"""The gallery's routes. Every page except the login needs a key, and shows its namespace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sd_operator.base import times
 from sd_operator.base.errors import AlreadyExistsError, ApiError, InvalidError
 from sd_operator.clients.kube import MODELS, Json
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import RefusedError, refusal, refused
+from sd_operator.gateway.errors import RefusedError, map_api_error, map_error
 from sd_operator.gateway.gallery import form, live, previews, session, views
 from sd_operator.gateway.gallery.pages import ROOT, STATIC, page
 from sd_operator.gateway.gallery.snippets import to_yaml
@@ -38,7 +38,7 @@ KeyHandler = Callable[[Request, Key], Awaitable[Response]]
 
 
 def mount(app: FastAPI, context: Context) -> None:
-    """Serve the gallery under /gallery/, and lead there from /."""
+    """Serve the gallery under /gallery/, and redirect / to it."""
 
     @app.get("/", include_in_schema=False)
     @app.get(ROOT, include_in_schema=False)
@@ -49,7 +49,7 @@ def mount(app: FastAPI, context: Context) -> None:
 
 
 class Gallery:
-    """The pages over one gateway's parts."""
+    """The pages of one gateway."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -58,7 +58,7 @@ class Gallery:
         self._streams: Counter[str] = Counter()
 
     def application(self) -> Starlette:
-        """An application of its own: its errors are pages."""
+        """Return the gallery as a separate application, so that its errors are HTML pages."""
         signed = self._signed_in
         return Starlette(
             routes=[
@@ -74,20 +74,20 @@ class Gallery:
                 Route("/models/{name}/delete", signed(self._delete), methods=["GET", "POST"]),
             ],
             exception_handlers={
-                RefusedError: self._failed,
-                ApiError: self._failed,
-                HTTPException: self._failed,
+                RefusedError: self._error,
+                ApiError: self._error,
+                HTTPException: self._error,
             },
         )
 
-    # Who calls
+    # Sessions
 
     def _key(self, request: Request) -> Key | None:
         value = request.cookies.get(session.COOKIE, "")
         return session.read(value, self._context.keys, time.time())
 
     def _signed_in(self, handler: KeyHandler) -> Handler:
-        """Lets in who has a session, within the limits of its key; sends others to the login."""
+        """Wrap a handler: count the call for the session's key, or redirect to the login."""
 
         async def handle(request: Request) -> Response:
             self._check_origin(request)
@@ -103,24 +103,27 @@ class Gallery:
         public_url = self._context.settings.public_url
         if request.method != "POST" or session.is_same_origin(request.headers, public_url):
             return
-        raise RefusedError(403, "This form was not sent from a page of the gallery's own address")
+        text = "The form was sent from another site; open the gallery at its own URL and try again"
+        raise RefusedError(403, text)
 
     async def _login(self, request: Request) -> Response:
         self._check_origin(request)
-        onward = _onward(request)
+        target = _login_target(request)
+        insecure = self._is_insecure(request)
         if request.method != "POST":
-            return page("login.html", next=onward, error=None, insecure=self._is_insecure(request))
-        given = (await _form(request)).get("key", "").strip()
+            return page("login.html", next=target, error=None, insecure=insecure)
+        text = (await _form(request)).get("key", "").strip()
         try:
-            key = self._context.admit(given, request)
+            key = self._context.admit(text, request)
         except RefusedError as error:
-            text = error.message if error.status == 429 else "This key is not known here."
-            insecure = self._is_insecure(request)
-            response = page("login.html", error.status, next=onward, error=text, insecure=insecure)
-            return _retry_after(response, error)
-        log.info("key %s signed in to the gallery", key.id)
-        welcome = RedirectResponse(onward, 303)
-        welcome.set_cookie(
+            message = error.message if error.status == 429 else "This key is not valid."
+            response = page(
+                "login.html", error.status, next=target, error=message, insecure=insecure
+            )
+            return _with_retry_after(response, error)
+        log.info("key %s logged in to the gallery", key.id)
+        redirect = RedirectResponse(target, 303)
+        redirect.set_cookie(
             session.COOKIE,
             session.issue(key, time.time()),
             max_age=session.LIFETIME_SECONDS,
@@ -129,10 +132,10 @@ class Gallery:
             httponly=True,
             samesite="lax",
         )
-        return welcome
+        return redirect
 
     def _is_insecure(self, request: Request) -> bool:
-        """Whether the browser will not keep our cookie, which is for https only."""
+        """Return whether the browser would drop the session cookie, because it needs https."""
         plain = request.url.scheme == "http" and request.url.hostname not in _LOCAL
         proxied = request.headers.get("x-forwarded-proto", "").startswith("https")
         return self._context.settings.cookie_secure and plain and not proxied
@@ -143,29 +146,30 @@ class Gallery:
         response.delete_cookie(session.COOKIE, path=ROOT)
         return response
 
-    # What they see
+    # Pages
 
     async def _list(self, request: Request, key: Key) -> Response:
-        asked = _filter(request.query_params)
+        filter_ = _filter(request.query_params)
         bodies = await self._models.all(key.namespace)
         cards = sorted((views.card(body) for body in bodies), key=lambda card: card.name)
-        found = [card for card in cards if asked.takes(card)]
-        shown = found[: asked.show]
+        matches = [card for card in cards if filter_.matches(card)]
+        shown = matches[: filter_.show]
         names = {card.name for card in shown}
         response = page(
             "models.html",
             namespace=key.namespace,
-            asked=asked,
+            filter=filter_,
             cards=shown,
             previews=await self._previewed(b for b in bodies if b["metadata"]["name"] in names),
-            found=len(found),
+            found=len(matches),
             total=len(cards),
             types={card.type: card.type_name for card in cards if card.type},
-            phases=sorted({card.phase for card in cards} | ({asked.phase} - {""})),
-            seen=live.seen(bodies),
+            phases=sorted({card.phase for card in cards} | ({filter_.phase} - {""})),
+            digest=live.digest(bodies),
         )
         if request.headers.get("hx-trigger") == "filter":
-            response.headers["HX-Push-Url"] = f"{ROOT}/" + (f"?{asked.query}" * bool(asked.query))
+            query = f"?{filter_.query}" if filter_.query else ""
+            response.headers["HX-Push-Url"] = f"{ROOT}/{query}"
         return response
 
     async def _model(self, request: Request, key: Key) -> Response:
@@ -177,21 +181,21 @@ class Gallery:
             model=views.detail(body, now),
             events=views.events(await self._models.events(key.namespace, body), now)[:30],
             previewed=bool(await self._previewed([body])),
-            seen=live.seen([body]),
+            digest=live.digest([body]),
         )
 
     async def _previewed(self, bodies: Iterable[Json]) -> set[str]:
-        """The names of the models whose preview can be shown."""
+        """Return the names of the models that have a preview on the volume."""
         store = self._store
         if store is None:
             return set()
         models = [Model.from_body(body) for body in bodies]
         paths = {model.name: previews.preview_path(model) for model in models}
 
-        def look() -> set[str]:
+        def existing() -> set[str]:
             return {name for name, path in paths.items() if path and previews.exists(store, path)}
 
-        return await asyncio.to_thread(look)
+        return await asyncio.to_thread(existing)
 
     async def _preview(self, request: Request, key: Key) -> Response:
         body = await self._models.get(key.namespace, request.path_params["name"])
@@ -200,24 +204,25 @@ class Gallery:
         if self._store is not None and path is not None:
             image = await asyncio.to_thread(previews.read, self._store, path)
         if image is None:
-            raise HTTPException(404, "This model has no preview that can be shown")
+            raise HTTPException(404, "This model has no preview image")
         headers = {"Cache-Control": "private, max-age=86400"}
         return Response(image, media_type="image/png", headers=headers)
 
     async def _live(self, request: Request, key: Key) -> Response:
         if self._streams[key.id] >= STREAMS_PER_KEY:
-            raise RefusedError(429, "Too many pages of this key are open", 60)
+            text = "This key has too many pages open in browsers; close one and try again"
+            raise RefusedError(429, text, 60)
         name = request.query_params.get("model")
-        teller: live.Teller
+        updates: live.Updates
         if name:
             bodies = [await self._models.get(key.namespace, name)]
-            teller = live.ModelTeller(bodies[0])
+            updates = live.ModelUpdates(bodies[0])
         else:
             bodies = await self._models.all(key.namespace)
-            teller = live.ListTeller(bodies)
-        teller.stale = live.seen(bodies) != request.query_params.get("seen")
+            updates = live.ListUpdates(bodies)
+        updates.stale = live.digest(bodies) != request.query_params.get("digest")
         changes = self._models.watch(key.namespace)
-        events = live.stream(teller, changes, lambda: self._key(request) == key)
+        events = live.stream(updates, changes, lambda: self._key(request) == key)
         return StreamingResponse(
             self._counted(key, events),
             media_type="text/event-stream",
@@ -235,16 +240,16 @@ class Gallery:
             self._streams[key.id] -= 1
             await events.aclose()
 
-    # What they do
+    # Actions
 
     async def _load(self, request: Request, key: Key) -> Response:
-        """The form; what it makes is tried on the API server, and created when that is asked."""
-        given = request.query_params if request.method == "GET" else await _form(request)
-        texts = form.values(given)
+        """Show the form; on POST, create the resource, or only validate it for the preview."""
+        submitted = request.query_params if request.method == "GET" else await _form(request)
+        texts = form.values(submitted)
         body = form.manifest(texts, key.namespace)
-        status, complaints, tried = 200, form.Complaints(), request.method == "POST"
-        applied = given.get("action") == "apply"
-        if tried:
+        status, complaints, validated = 200, form.Complaints(), request.method == "POST"
+        applied = submitted.get("action") == "apply"
+        if validated:
             try:
                 await self._context.api.create(MODELS, key.namespace, body, dry_run=not applied)
             except ApiError as error:
@@ -259,9 +264,9 @@ class Gallery:
             fields=form.FIELDS,
             texts=texts,
             complaints=complaints,
-            tried=tried,
+            validated=validated,
             applied=applied,
-            more_used=any(texts.get(one.path) for one in form.FIELDS if not one.common),
+            more_used=any(texts.get(field.path) for field in form.FIELDS if not field.common),
             yaml=to_yaml(body),
         )
 
@@ -271,7 +276,7 @@ class Gallery:
         return _to_model(request.path_params["name"])
 
     async def _delete(self, request: Request, key: Key) -> Response:
-        """Asks, and then deletes the very model that was asked about."""
+        """Ask for confirmation, then delete the model with the uid that the user confirmed."""
         name = request.path_params["name"]
         uid = (await _form(request)).get("uid") if request.method == "POST" else None
         if uid:
@@ -281,43 +286,43 @@ class Gallery:
         model = views.detail(body, times.now())
         return page("delete.html", namespace=key.namespace, model=model)
 
-    async def _failed(self, request: Request, error: Exception) -> Response:
-        """An error's page, with what to do about it."""
-        why = refused(error)
+    async def _error(self, request: Request, error: Exception) -> Response:
+        """Return an error as a page."""
+        refused = map_error(error)
         key = self._key(request)
         namespace = key.namespace if key else None
-        response = page("error.html", why.status, namespace=namespace, message=why.message)
-        return _retry_after(response, why)
+        response = page("error.html", refused.status, namespace=namespace, message=refused.message)
+        return _with_retry_after(response, refused)
 
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 async def _static(request: Request) -> Response:
-    found = STATIC.get(request.path_params["name"])
-    if found is None:
+    file = STATIC.get(request.path_params["name"])
+    if file is None:
         raise HTTPException(404)
-    return found.response()
+    return file.response()
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The texts of a form."""
-    async with request.form(max_files=0, max_fields=FORM_FIELDS_MAX) as given:
-        return {name: value for name, value in given.items() if isinstance(value, str)}
+    """Return the text fields of a submitted form; uploaded files are rejected."""
+    async with request.form(max_files=0, max_fields=FORM_FIELDS_MAX) as fields:
+        return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
 def _complaints(error: ApiError) -> tuple[int, form.Complaints]:
-    """What the API server has against a new model."""
+    """Return the status code and the form errors for a resource that was not created."""
     if isinstance(error, AlreadyExistsError):
-        text = "A model of this name is there already: take another name, or delete that one first."
+        text = "A model with this name already exists. Use another name, or delete that model."
         return 409, form.Complaints({"metadata.name": [text]})
     if isinstance(error, InvalidError):
         return 422, form.complaints(error.causes, str(error))
-    refused = refusal(error)
+    refused = map_api_error(error)
     return refused.status, form.Complaints(others=(refused.message,))
 
 
-def _retry_after(response: Response, error: RefusedError) -> Response:
+def _with_retry_after(response: Response, error: RefusedError) -> Response:
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
@@ -334,23 +339,23 @@ def _filter(query: Mapping[str, str]) -> views.Filter:
 
 
 def _to_login(request: Request) -> Response:
-    """To the login, and from there back to a page that was asked for."""
-    onward = request.url.path
-    if request.method != "GET" or onward == f"{ROOT}/live":
-        onward = f"{ROOT}/"
+    """Redirect to the login, which then leads back to the requested page."""
+    target = request.url.path
+    if request.method != "GET" or target == f"{ROOT}/live":
+        target = f"{ROOT}/"
     elif request.url.query:
-        onward += f"?{request.url.query}"
-    address = f"{ROOT}/login?next={quote(onward, safe='/')}"
+        target += f"?{request.url.query}"
+    login = f"{ROOT}/login?next={quote(target, safe='/')}"
     if "hx-request" in request.headers or request.url.path == f"{ROOT}/live":
-        return Response(status_code=401, headers={"HX-Redirect": address})
-    return RedirectResponse(address, 303)
+        return Response(status_code=401, headers={"HX-Redirect": login})
+    return RedirectResponse(login, 303)
 
 
-def _onward(request: Request) -> str:
-    """Where the login leads: to pages of the gallery only."""
-    onward = request.query_params.get("next", "")
-    inside = onward.startswith(f"{ROOT}/") and not onward.startswith(f"{ROOT}/log")
-    return onward if inside else f"{ROOT}/"
+def _login_target(request: Request) -> str:
+    """Return the page that follows the login, which is always a page of the gallery."""
+    target = request.query_params.get("next", "")
+    inside = target.startswith(f"{ROOT}/") and not target.startswith(f"{ROOT}/log")
+    return target if inside else f"{ROOT}/"
 
 
 def _to_model(name: str) -> Response:

@@ -1,7 +1,8 @@
-"""Who is signed in, and whether a form was sent from a page of ours. Pure.
+"""Session cookies of the gallery, and the check that a form comes from its own pages. Pure.
 
-The cookie is signed with the digest of the key that signed in: it needs no memory, holds with
-every replica that reads the same file, and ends when its key is taken out of the file.
+A cookie is signed with the digest of the key that logged in. The gateway therefore stores no
+sessions, every replica with the same key file accepts the cookie, and removing the key from the
+file ends its sessions.
 """
 
 from __future__ import annotations
@@ -17,46 +18,47 @@ COOKIE = "sd-gallery"
 LIFETIME_SECONDS = 12 * 3600
 
 _PURPOSE = b"sd-gateway gallery session\0"
-_SAME = ("same-origin", "none")
+_TRUSTED_SITES = ("same-origin", "none")
+"""Values of Sec-Fetch-Site that are accepted; "none" means that the user opened the URL."""
 
 
 def issue(key: Key, now: float) -> str:
-    """The value of the cookie of a new session."""
-    claim = f"{key.id}.{int(now) + LIFETIME_SECONDS}"
-    return f"{claim}.{_signature(key, claim)}"
+    """Return the cookie's value for a new session: key id, expiry time and signature."""
+    payload = f"{key.id}.{int(now) + LIFETIME_SECONDS}"
+    return f"{payload}.{_signature(key, payload)}"
 
 
 def read(value: str, keys: Keys, now: float) -> Key | None:
-    """Whose session a cookie's value is, while it and its key last."""
+    """Return the key of a session, or None if the cookie is invalid or has expired."""
     if not value.isascii():
         return None
-    claim, _, signature = value.rpartition(".")
-    key_id, _, expires = claim.rpartition(".")
+    payload, _, signature = value.rpartition(".")
+    key_id, _, expires = payload.rpartition(".")
     key = keys.by_id(key_id)
     if key is None:
         return None
-    if not hmac.compare_digest(_signature(key, claim), signature):
+    if not hmac.compare_digest(_signature(key, payload), signature):
         return None
     return key if now < int(expires) else None
 
 
 def is_same_origin(headers: Mapping[str, str], public_url: str | None) -> bool:
-    """Whether a browser sent this from a page of ours.
+    """Return whether a browser sent this POST request from one of the gateway's own pages.
 
-    Browsers send Sec-Fetch-Site over https and to localhost, and Origin with every POST; pages
-    can forge neither. What has none of the two is no browser, and has no business here.
+    Browsers send Sec-Fetch-Site over https and to localhost, and Origin with every POST. A page
+    can forge neither header. A request without both does not come from a browser.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:
-        return site in _SAME
+        return site in _TRUSTED_SITES
     origin = headers.get("origin", "")
     if public_url is not None and _origin(origin) == _origin(public_url):
         return True
     return bool(origin) and urlsplit(origin).netloc == headers.get("host")
 
 
-def _signature(key: Key, claim: str) -> str:
-    return hmac.new(key.digest, _PURPOSE + claim.encode(), hashlib.sha256).hexdigest()
+def _signature(key: Key, payload: str) -> str:
+    return hmac.new(key.digest, _PURPOSE + payload.encode(), hashlib.sha256).hexdigest()
 
 
 def _origin(url: str) -> tuple[str, str]:

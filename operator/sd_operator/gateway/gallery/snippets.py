@@ -1,4 +1,4 @@
-"""Texts to copy: the resource as one would apply it, and how diffusers opens the model. Pure."""
+"""Texts to copy: the resource as YAML, and Python code that opens the model. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sd_operator.resources.model import Model
 
 _URLS = (("url",), ("webhook",), ("originalConfig",), ("vae", "url"))
 _DEFAULTS = Spec().model_dump(mode="json", by_alias=True, exclude_none=True)
-_HIDDEN = "# Secret parts of links are left out: put them in before you apply this.\n"
+_HIDDEN = "# Secret parts of URLs are left out. Add them before you apply this.\n"
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 _DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}
@@ -31,7 +31,10 @@ _PIPELINES = {
 
 
 def manifest_yaml(body: Mapping[str, Any]) -> str:
-    """What a user would apply to get this model: no status, nothing that servers or we add."""
+    """Return the YAML that a user would apply to create this model.
+
+    It has no status, no defaults, and no metadata that the API server or the operator sets.
+    """
     metadata = body["metadata"]
     kept = {"name": metadata["name"], "namespace": metadata["namespace"]}
     if labels := metadata.get("labels"):
@@ -48,21 +51,21 @@ def manifest_yaml(body: Mapping[str, Any]) -> str:
         for name, value in (body.get("spec") or {}).items()
         if value != _DEFAULTS.get(name)
     }
-    hidden = [_hide(spec, path) for path in _URLS]
+    redacted = [_redact(spec, path) for path in _URLS]
     head = {"apiVersion": body.get("apiVersion"), "kind": body.get("kind")}
     text = to_yaml({**head, "metadata": kept, "spec": spec})
-    return f"{_HIDDEN}{text}" if any(hidden) else text
+    return f"{_HIDDEN}{text}" if any(redacted) else text
 
 
 def to_yaml(body: Mapping[str, Any]) -> str:
-    """Block style, in the order that is given, lines unfolded."""
-    # These line breaks PyYAML would write as they are, and read as spaces.
+    """Return the body as YAML in block style, with its own key order and without line folding."""
+    # PyYAML writes these line breaks unescaped but reads them back as spaces.
     is_readable = not re.search("[\x85\u2028\u2029]", json.dumps(body, ensure_ascii=False))
     return str(yaml.safe_dump(body, sort_keys=False, allow_unicode=is_readable, width=10_000))
 
 
 def snippet(model: Model) -> str | None:
-    """Python that opens the published model with diffusers; None while nothing is published."""
+    """Return Python code that opens the model with diffusers; None if nothing is published yet."""
     artifact = model.status.artifact
     if artifact is None or model.model_type is None:
         return None
@@ -88,12 +91,12 @@ def snippet(model: Model) -> str | None:
             body += ['image = pipe("a lighthouse at dusk").images[0]'] * _paints(pipeline)
     imports = ["import os", "", *(["import torch"] if "torch." in "".join(body) else [])]
     head = [*imports, f"from diffusers import {pipeline}", ""]
-    comment = "# A reload moves this link: resolve it once."
+    comment = "# A reload changes where this link points, so resolve it once."
     return "\n".join([*head, comment, f"folder = os.path.realpath({link})", *body, ""])
 
 
 def _on_a_base(pipeline: str, base: str, use: list[str]) -> list[str]:
-    """What needs a model to work on, which the user must name."""
+    """Return code that applies `use` to a base model, whose path the user must fill in."""
     family = f"{base.upper()}-" if base else ""
     link = f"{STORE_MOUNT}/YOUR-{family}MODEL"
     return [
@@ -104,8 +107,8 @@ def _on_a_base(pipeline: str, base: str, use: list[str]) -> list[str]:
 
 
 def _embedding(base: str) -> list[str]:
-    """SDXL has vectors for two encoders."""
-    lines = ["pipe.load_textual_inversion(folder)  # the word: token_identifier.txt"]
+    """Return code that loads an embedding; SDXL has a second file for its second encoder."""
+    lines = ["pipe.load_textual_inversion(folder)  # its token is in token_identifier.txt"]
     if base.startswith("sdxl"):
         lines += [
             "pipe.load_textual_inversion(",
@@ -117,20 +120,23 @@ def _embedding(base: str) -> list[str]:
 
 
 def _paints(pipeline: str) -> bool:
-    """Whether a prompt is all that it needs."""
+    """Return whether a pipeline needs only a prompt to make an image."""
     return pipeline in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
-def _class(said: str | None, default: str) -> str:
-    """A class's name; what is no name is not put into code."""
-    return said if said and said.isidentifier() else default
+def _class(name: str | None, default: str) -> str:
+    """Return the class name, or the default if it is not an identifier.
+
+    The name comes from the status: other text must not get into code that users copy.
+    """
+    return name if name and name.isidentifier() else default
 
 
-def _hide(spec: dict[str, Any], path: tuple[str, ...]) -> bool:
-    """Take the secret parts out of a url; tells whether there were any."""
+def _redact(spec: dict[str, Any], path: tuple[str, ...]) -> bool:
+    """Remove the secret parts of one url of the spec; return whether it had any."""
     *parents, last = path
-    for part in parents:
-        inner = spec.get(part)
+    for name in parents:
+        inner = spec.get(name)
         if not isinstance(inner, dict):
             return False
         spec = inner

@@ -1,4 +1,4 @@
-"""What pages show of a model: from resources to words and numbers. Pure; templates add the rest."""
+"""Turns resources into the values that templates show. Pure."""
 
 from __future__ import annotations
 
@@ -38,27 +38,30 @@ _TONES = {
     Phase.DELETING: "wait",
 }
 PAGE = 60
+"""How many cards the list shows at first."""
 
 _NEWS_PERCENT = 25
+"""Progress is announced each time it passes a multiple of this."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What of the list is asked for; show: how many at most."""
+    """Which models the list shows. An empty field matches every model."""
 
     text: str = ""
     type: str = ""
     phase: str = ""
     show: int = PAGE
+    """The maximum number of cards."""
 
     @property
     def query(self) -> str:
-        """As it stands in the address, without what is not set."""
-        given = {"q": self.text, "type": self.type, "phase": self.phase}
-        return urlencode({name: value for name, value in given.items() if value})
+        """The filter as a URL query, without empty fields and without `show`."""
+        fields = {"q": self.text, "type": self.type, "phase": self.phase}
+        return urlencode({name: value for name, value in fields.items() if value})
 
-    def takes(self, card: Card) -> bool:
-        """Whether a card is asked for: by all words of the text, type and phase."""
+    def matches(self, card: Card) -> bool:
+        """Return whether a card contains every word of the text and has the type and phase."""
         words = f"{card.name} {card.model_id} {card.type_name} {card.base} {card.source}".lower()
         return (
             all(word in words for word in self.text.lower().split())
@@ -69,7 +72,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Bar:
-    """How far a load is."""
+    """The progress of a load."""
 
     stage: str
     percent: int | None
@@ -78,26 +81,31 @@ class Bar:
 
 @dataclass(frozen=True)
 class Card:
-    """A model in brief."""
+    """A model as the list shows it."""
 
     name: str
     model_id: str
     type: str
     type_name: str
     base: str
+    """The base model's display name; empty if it is not known yet."""
     size: str
     phase: str
     tone: str
+    """The CSS class of the phase: good, bad, wait or busy."""
     note: str
+    """The reason, if the phase does not imply it."""
     bar: Bar | None
+    """None unless a load is running."""
     source: str
+    """The URL of the source without secrets."""
     version: str
-    """Of the published weights; empty while there are none."""
+    """The loadHash of the published files; empty if nothing is published."""
 
 
 @dataclass(frozen=True)
 class ConditionView:
-    """A condition, and what to do about it."""
+    """A condition with its remedy."""
 
     type: str
     status: str
@@ -120,24 +128,29 @@ class EventView:
 
 @dataclass(frozen=True)
 class Detail:
-    """All that there is to say of a model. facts: titles and values."""
+    """A model as its own page shows it."""
 
     card: Card
     uid: str
     namespace: str
     conditions: tuple[ConditionView, ...]
     facts: tuple[tuple[str, str], ...]
+    """Titles and values."""
     source: str
+    """The URL of the source without secrets."""
     source_link: str | None
+    """The same as a link; None if it is not a link or does not work without its secrets."""
     created: str
+    """How long ago the resource was created."""
     yaml: str
     snippet: str | None
     deleting: bool
     retain: bool
+    """Whether the files stay when the model is deleted."""
 
 
 def card(body: Json) -> Card:
-    """The model in brief."""
+    """Return a model as the list shows it."""
     model = Model.from_body(body)
     status, artifact = model.status, model.status.artifact
     phase = status.phase or Phase.PENDING
@@ -164,7 +177,7 @@ def card(body: Json) -> Card:
 
 
 def detail(body: Json, now: datetime) -> Detail:
-    """All of a model but its Events."""
+    """Return a model as its own page shows it; `events` returns its Events."""
     model = Model.from_body(body)
     text, link = source(model)
     created = _ago(body["metadata"].get("creationTimestamp"), now)
@@ -185,7 +198,10 @@ def detail(body: Json, now: datetime) -> Detail:
 
 
 def source(model: Model) -> tuple[str, str | None]:
-    """Where a model comes from, without secrets; and a link to it, where that still leads there."""
+    """Return a model's source without secrets, and the same as a link.
+
+    The link is None if the source is not a link, or if it had secrets and cannot work without them.
+    """
     url = (model.status.source.url if model.status.source else None) or ""
     if model.spec is not None:
         url = redact_url(model.url)
@@ -193,8 +209,8 @@ def source(model: Model) -> tuple[str, str | None]:
     return url, url if whole and url.startswith(("https://", "http://")) else None
 
 
-def events(found: Iterable[Json], now: datetime) -> list[EventView]:
-    """The Events about a model, as they come."""
+def events(items: Iterable[Json], now: datetime) -> list[EventView]:
+    """Return Events as the page shows them, in the same order."""
     return [
         EventView(
             reason=str(event.get("reason") or ""),
@@ -202,12 +218,12 @@ def events(found: Iterable[Json], now: datetime) -> list[EventView]:
             warning=event.get("type") == "Warning",
             ago=_ago(event.get("lastTimestamp") or event.get("eventTime"), now),
         )
-        for event in found
+        for event in items
     ]
 
 
 def news(before: Card | None, after: Card) -> str:
-    """What a listener is told of a change; empty where it is not worth an interruption."""
+    """Return the announcement of a change; empty if it is too small to interrupt a user."""
     if before is None or before.phase != after.phase or before.tone != after.tone:
         return f"{after.name}: {after.phase}{f', {after.note}' if after.note else ''}"
     old = before.bar.percent if before.bar else None
@@ -218,27 +234,31 @@ def news(before: Card | None, after: Card) -> str:
 
 
 def _note(reason: str | None, phase: Phase, stalled: Condition | None) -> str:
-    """The reason, where the phase does not say as much."""
+    """Return the reason; empty if the phase already implies it."""
     if stalled is not None:
         return stalled.reason
     return reason if reason and reason not in (phase, ReadyReason.LOADED) else ""
 
 
 def _find(conditions: Iterable[Condition], kind: ConditionType) -> Condition | None:
-    held = (one for one in conditions if one.type == kind and one.status == "True")
-    return next(held, None)
+    """Return the condition of this type if its status is True."""
+    true = (item for item in conditions if item.type == kind and item.status == "True")
+    return next(true, None)
 
 
 def _conditions(model: Model, now: datetime) -> tuple[ConditionView, ...]:
-    """What needs help first; Ready repeats the reason, which is not said twice."""
-    found = sorted(model.status.conditions, key=lambda one: one.type != ConditionType.STALLED)
-    told: set[str] = set()
+    """Return all conditions, Stalled first.
+
+    Ready repeats the message of Stalled: a repeated message is left out.
+    """
+    ordered = sorted(model.status.conditions, key=lambda item: item.type != ConditionType.STALLED)
+    messages: set[str] = set()
     shown = []
-    for one in found:
-        view = _condition(one, model, now)
-        if one.message in told:
+    for condition in ordered:
+        view = _condition(condition, model, now)
+        if condition.message in messages:
             view = replace(view, message="", remedy="")
-        told.add(one.message)
+        messages.add(condition.message)
         shown.append(view)
     return tuple(shown)
 
@@ -255,7 +275,7 @@ def _condition(condition: Condition, model: Model, now: datetime) -> ConditionVi
         type=condition.type,
         status=condition.status,
         reason=condition.reason,
-        # The operator's messages end with the remedy, which has a place of its own here.
+        # The operator's messages end with the remedy, which the page shows separately.
         message=condition.message.removesuffix(remedy).strip(),
         remedy=remedy,
         tone=tone,
@@ -267,7 +287,7 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
     status, artifact, origin = model.status, model.status.artifact, model.status.source
     yield "Model id", model.model_id
     if artifact is not None:
-        yield "Path", f"{artifact.path} in claim {artifact.claim_name}"
+        yield "Path", f"{artifact.path} in PVC {artifact.claim_name}"
         shared = f", {size(artifact.shared_bytes)} shared" if artifact.shared_bytes else ""
         files = "1 file" if artifact.files == 1 else f"{artifact.files} files"
         yield "Size", f"{artifact.size} in {files}{shared}"
@@ -278,17 +298,17 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         if artifact.precision:
             yield "Precision", artifact.precision
         if artifact.prediction_type:
-            yield "Predicts", artifact.prediction_type
-        yield "Folder's digest", f"sha256:{artifact.digest}"
-        yield "This version", artifact.immutable_path
+            yield "Prediction type", artifact.prediction_type
+        yield "Folder digest", f"sha256:{artifact.digest}"
+        yield "Path of this version", artifact.immutable_path
     if origin is not None:
         if origin.commit:
             yield "Source commit", origin.commit
         if origin.sha256:
             yield "Source digest", f"sha256:{origin.sha256}"
         if origin.size_bytes is not None:
-            what = f", {origin.format}" if origin.format else ""
-            yield "Downloaded", f"{size(origin.size_bytes)}{what}"
+            file_format = f", {origin.format}" if origin.format else ""
+            yield "Downloaded", f"{size(origin.size_bytes)}{file_format}"
     if status.job is not None:
         yield "Job", f"{status.job.name} (attempt {status.job.attempt + 1})"
 

@@ -1,4 +1,4 @@
-// What htmx does not do: copy buttons, which are shown only where this runs.
+// Copy buttons. The style sheet shows them only if this script runs.
 "use strict";
 
 document.documentElement.classList.add("scripted");
@@ -9,17 +9,17 @@ document.addEventListener("click", async (event) => {
   const text = document.getElementById(button.dataset.copy);
   try {
     await navigator.clipboard.writeText(text.textContent);
-    say(button, "Copied");
+    announce(button, "Copied");
   } catch {
-    // No permission, or no clipboard over plain http: it is selected, to be copied by hand.
+    // There is no permission, or no clipboard over plain http: select the text for the user.
     getSelection().selectAllChildren(text);
     text.focus();
-    say(button, "Selected: press Ctrl+C");
+    announce(button, "Selected: press Ctrl+C");
   }
 });
 
-function say(button, text) {
+function announce(button, text) {
   button.textContent = text;
-  document.getElementById("said").textContent = text;
+  document.getElementById("announcement").textContent = text;
   setTimeout(() => { button.textContent = "Copy"; }, 3000);
 }

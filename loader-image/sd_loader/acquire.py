@@ -1,0 +1,234 @@
+"""The order of a fetch: locate the source, stream or download it, then fetch what it lacks.
+
+`source` knows where bytes come from, and `convert` what a file needs; only this module knows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sd_api.load import LoadRequest
+from sd_api.spec import BaseModelName, ModelType
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.plan.companions import Companions
+from sd_loader.convert.plan.file import plan_download
+from sd_loader.convert.plan.needs import Needs, needs
+from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.original import ORIGINAL_MAX_BYTES, read_original
+from sd_loader.errors import LoaderError, SourceChangedError, naming
+from sd_loader.formats import open_tensor_file
+from sd_loader.handover import CONFIGS_FOLDER, ExtraComponent, Fetched
+from sd_loader.net.client import HttpClient
+from sd_loader.progress import Report
+from sd_loader.request import conversion_of
+from sd_loader.source import fetch
+from sd_loader.source.hub import fetch_components, fetch_configs
+from sd_loader.source.link import FILE_NAME, OpenLink, open_link
+from sd_loader.source.locate import Link, locate
+from sd_loader.source.ref import Checks, SourceRef
+from sd_loader.source.small_file import fetch_small_file
+from sd_loader.streaming import IncomingFile, forget, open_incoming
+from sd_loader.tensors import TensorFile
+
+_VAE = "vae"
+_VAE_FIELD = "spec.vae.url"
+_DEFAULTS_FOLDER = "defaults"
+_ORIGINAL_CONFIG = "config"
+_ATTEMPTS = 3
+"""At a file that changes while its outline is read."""
+
+
+def acquire(
+    request: LoadRequest,
+    client: HttpClient,
+    into: Path,
+    report: Report,
+    *,
+    out: Path | None = None,
+    allow_local: bool = False,
+) -> Fetched:
+    """Download everything that a load needs into a folder, resuming what lies there.
+
+    out: where the source may be converted while it downloads. allow_local: a url without a scheme
+    may be a path on this machine. Only a person at the command line may allow it: a request of the
+    operator reads no files of the node.
+    """
+    conversion = conversion_of(request)
+    ref = SourceRef(
+        url=request.url,
+        field="spec.url",
+        model_type=request.model_type,
+        git_revision=request.git_revision,
+        precision=request.revision,
+        replaced=frozenset() if request.vae is None else frozenset({_VAE}),
+        needs_token=True,
+    )
+    checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
+    place = locate(ref, client.settings, allow_local=allow_local)
+    supplies = _Supplies(conversion, client, into, report)
+    # Before the large download, since these may be refused.
+    if request.original_config is not None:
+        supplies.fetch_original_config(request.original_config, allow_local=allow_local)
+    if request.vae is not None:
+        supplies.fetch_vae(request.vae.url, allow_local=allow_local)
+    if isinstance(place, Link) and out is not None and _may_stream(ref, checks):
+        with open_link(ref, checks, client) as link:
+            fetched = _stream(link, supplies, out) or link.download(into, report)
+    else:
+        fetched = fetch(place, ref, checks, client, into, report)
+    if fetched.kind == "file" and fetched.converted is None:
+        supplies.complete(into / fetched.path)
+    return fetched.model_copy(
+        update={
+            "original_config": supplies.original_config,
+            "extras": tuple(supplies.extras),
+            "warnings": (*fetched.warnings, *supplies.warnings),
+        }
+    )
+
+
+def _may_stream(ref: SourceRef, checks: Checks) -> bool:
+    """Whether a link's file may be converted without ever being here as a whole."""
+    # A trained model may be a zip of a folder, which must be whole to be unpacked.
+    return checks.sha256 is None and ref.model_type is not ModelType.API_TRAINED
+
+
+def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
+    """Convert the link's file while it downloads; None if it must be downloaded first."""
+    if link.is_begun(supplies.into):
+        return None  # a download that was begun is finished as one
+    fetched = None
+    for _ in range(_ATTEMPTS):
+        with suppress(SourceChangedError):
+            fetched = _stream_version(link, supplies, out)
+            break
+    if fetched is None:
+        forget(supplies.into, out)
+    return fetched
+
+
+def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
+    """Convert the version of the file that the link leads to now."""
+    remote = link.open_ranges()
+    if remote is None:
+        return None
+    with open_incoming(remote, supplies.into) as incoming:
+        if incoming is None or supplies.fetch_needed(incoming.file).whole_file:
+            return None
+        return _convert(incoming, supplies, out)
+
+
+def _convert(incoming: IncomingFile, supplies: _Supplies, out: Path) -> Fetched:
+    conversion = supplies.conversion
+    with ExitStack() as stack:
+        opened = OpenFiles(stack)
+        companions = Companions(supplies.into, supplies.original_config, supplies.extras)
+        plan = plan_download(incoming.file, conversion, companions, opened)
+        converted = incoming.convert(
+            plan, opened.files.values(), conversion.verify, out, supplies.report
+        )
+    return Fetched(kind="file", path=FILE_NAME, source=incoming.source, converted=converted)
+
+
+@dataclass
+class _Supplies:
+    """What is fetched besides the source; what a file lacks is known only once its header is here.
+
+    The token goes along only to its own host: another host is asked without it.
+    """
+
+    conversion: Conversion
+    client: HttpClient
+    into: Path
+    report: Report
+    original_config: str | None = None
+    extras: list[ExtraComponent] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def fetch_original_config(self, url: str, *, allow_local: bool) -> None:
+        """Download the checkpoint's original config, and read it to refuse it early."""
+        path = self.into / _ORIGINAL_CONFIG
+        fetch_small_file(
+            url,
+            "spec.originalConfig",
+            ORIGINAL_MAX_BYTES,
+            self.client,
+            path,
+            allow_local=allow_local,
+        )
+        read_original(path)
+        self.original_config = _ORIGINAL_CONFIG
+
+    def fetch_vae(self, url: str, *, allow_local: bool) -> None:
+        """Download the VAE that replaces the source's own."""
+        ref = self._ref(url, _VAE_FIELD, ModelType.VAE)
+        with naming(_VAE_FIELD):
+            place = locate(ref, self.client.settings, allow_local=allow_local)
+            folder = self._folder(_VAE)
+            fetched = fetch(place, ref, self._checks, self.client, folder, self.report)
+        self._add((_VAE,), _VAE, fetched)
+
+    def complete(self, path: Path) -> None:
+        """Download what a file that is here lacks."""
+        try:
+            file = open_tensor_file(path)
+        except LoaderError:
+            return  # the conversion says why
+        with file:
+            self.fetch_needed(file)
+
+    def fetch_needed(self, file: TensorFile) -> Needs:
+        """Download what the file lacks, as far as it is known where that is."""
+        needed = needs(file, self.conversion)
+        if needed.config_repo is not None:
+            self._fetch_configs(needed.config_repo)
+        elif needed.base_model is not None:
+            self._fetch_defaults(needed.base_model, needed.components)
+        return needed
+
+    def _fetch_configs(self, repo_id: str) -> None:
+        subject = f"the file needs the configs of {repo_id}"
+        ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
+        with naming(subject):
+            fetch_configs(ref, self.client, self.into / CONFIGS_FOLDER, self.report)
+
+    def _fetch_defaults(self, base: BaseModelName, needed: tuple[str, ...]) -> None:
+        """Download missing components from the administrator's repo for the base model.
+
+        Without such a repo, the conversion says what is missing.
+        """
+        here = {component for extra in self.extras for component in extra.components}
+        missing = [component for component in needed if component not in here]
+        repo_id = self.client.settings.default_parts.get(base.value)
+        if repo_id is None or not missing:
+            return
+        subject = f"the default components of {base.value}"
+        ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
+        with naming(subject):
+            folder = self._folder(_DEFAULTS_FOLDER)
+            fetched = fetch_components(missing, ref, self._checks, self.client, folder, self.report)
+        self._add(missing, _DEFAULTS_FOLDER, fetched)
+        self.warnings.append(
+            f"the checkpoint has no {' and no '.join(missing)}: taken from {repo_id[:100]}"
+        )
+
+    def _ref(self, url: str, field: str, model_type: ModelType) -> SourceRef:
+        return SourceRef(url, field, model_type, precision=self.conversion.precision)
+
+    @property
+    def _checks(self) -> Checks:
+        return Checks(safetensors_only=self.conversion.safetensors_only)
+
+    def _folder(self, name: str) -> Path:
+        folder = self.into / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _add(self, components: Sequence[str], folder: str, fetched: Fetched) -> None:
+        path = f"{folder}/{fetched.path}"
+        self.extras.append(
+            ExtraComponent(components=tuple(components), kind=fetched.kind, path=path)
+        )

@@ -1,0 +1,95 @@
+"""The options of a conversion, and the check that they are possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sd_api.reasons import Reason
+from sd_api.spec import (
+    BaseModelName,
+    ModelType,
+    PredictionType,
+    Revision,
+    Verify,
+    Weights,
+)
+from sd_loader.errors import LoaderError
+from sd_loader.torchstack import has_torch
+
+NO_EMA = (
+    "spec.weights: ema is for checkpoints (modelType custom_ckpt): a diffusers folder or component"
+    " has one set of weights"
+)
+
+PIPELINES = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE})
+"""Model types that are whole pipelines. The others are one component, or an adapter."""
+
+_CHECKPOINTS = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
+"""Model types whose source may be a checkpoint with all that it was trained with."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to make of a downloaded model."""
+
+    model_type: ModelType
+    """What kind of model the source is, as the user says. It decides how it is converted."""
+
+    model_id: str
+    """The model's id. It names the token of an embedding whose file has no usable name."""
+
+    precision: Revision | None = None
+    """Floating-point type of the published weights (spec.revision). None keeps the source's."""
+
+    weights: Weights = Weights.STANDARD
+    """Which set of weights to publish of a checkpoint that has two."""
+
+    base_model: BaseModelName | None = None
+    """The architecture family that the user names. None if the file alone decides."""
+
+    prediction_type: PredictionType | None = None
+    """What the UNet predicts. None if the original config, the file or the usual value decides."""
+
+    upcast_attention: bool | None = None
+    """Whether the UNet computes attention in single precision. None keeps the model's setting."""
+
+    safetensors_only: bool = False
+    """Refuse pickled weights (spec.fromSafetensors)."""
+
+    original_config: bool = False
+    """Whether spec.originalConfig names the YAML config that the checkpoint was trained with."""
+
+    replacement_vae: bool = False
+    """Whether spec.vae replaces the model's own VAE. Without its download nothing is converted."""
+
+    verify: Verify = field(default_factory=Verify)
+    """How thoroughly the converted folder is checked before it is published."""
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether the model is a whole pipeline rather than one component or an adapter."""
+        return self.model_type in PIPELINES
+
+
+def refuse_impossible(conversion: Conversion) -> None:
+    """Refuse options that contradict one another or this image, before anything is downloaded."""
+    model_type = conversion.model_type
+    if conversion.weights is Weights.EMA and model_type not in _CHECKPOINTS:
+        raise LoaderError(Reason.INVALID_SPEC, NO_EMA)
+    if conversion.original_config and model_type not in _CHECKPOINTS:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.originalConfig is for checkpoints: other models come with their configs",
+        )
+    if conversion.replacement_vae and not conversion.is_pipeline:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.vae is for whole models; modelType {model_type.value} has none",
+        )
+    if conversion.verify.render and not has_torch():
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.verify.render needs torch, diffusers and transformers, which this loader image"
+            " lacks: set it to false, or have the administrator name an image with them in"
+            " loader.image",
+        )

@@ -1,0 +1,133 @@
+"""Plans the components of a pipeline that come from elsewhere than its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName, ModelType
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.plan.companions import Companions
+from sd_loader.convert.plan.component import plan_component
+from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.repo_check import checked_config
+from sd_loader.convert.plan.repo_component import component_tensors, files_of, model_files
+from sd_loader.convert.plan.repo_configs import component_config, read_json, read_small
+from sd_loader.convert.plan.vae import VAE, vae_files
+from sd_loader.convert.tables.architecture import load_architecture
+from sd_loader.convert.tables.dimensions import Dimensions
+from sd_loader.convert.tables.families import SDXL_FAMILIES
+from sd_loader.convert.write.files import PlannedFile
+from sd_loader.diffusers_repo.component_files import choose_files
+from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_pipeline
+from sd_loader.errors import LoaderError
+from sd_loader.formats import SAFETENSORS
+
+
+@dataclass(frozen=True)
+class PlannedComponent:
+    """An extra component whose folder is planned."""
+
+    files: tuple[PlannedFile, ...]
+    """All files of its folder, including config.json."""
+
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    """Dimensions that its shapes show. The pipeline's other components must agree."""
+
+
+@dataclass(frozen=True)
+class PlannedExtras:
+    """The extra components of a pipeline."""
+
+    components: Mapping[str, PlannedComponent] = field(default_factory=dict)
+    """By the names of their folders. Each replaces the source's own, or one that it lacks."""
+
+    warnings: tuple[str, ...] = ()
+    """What the user should know of them."""
+
+
+NO_EXTRAS = PlannedExtras()
+
+
+def plan_extras(
+    companions: Companions, base_model: BaseModelName, conversion: Conversion, opened: OpenFiles
+) -> PlannedExtras:
+    """Plan the downloaded extra components for a pipeline of this base model."""
+    components: dict[str, PlannedComponent] = {}
+    warnings: list[str] = []
+    for extra in companions.extras:
+        path = companions.folder / extra.path
+        for component in extra.components:
+            try:
+                if component != VAE:
+                    components[component] = _text_encoder(
+                        component, path, base_model, conversion, opened
+                    )
+                    continue
+                plan_vae = _vae_of_repo if extra.kind == "repo" else _vae_of_file
+                components[component], found = plan_vae(path, base_model, conversion, opened)
+                warnings += found
+            except LoaderError as error:
+                raise LoaderError(
+                    error.reason, f"{component} from elsewhere: {error.message}"
+                ) from error
+    return PlannedExtras(components, tuple(warnings))
+
+
+def _vae_of_file(
+    path: Path, base_model: BaseModelName, conversion: Conversion, opened: OpenFiles
+) -> tuple[PlannedComponent, Sequence[str]]:
+    file = opened.open(path)
+    if conversion.safetensors_only and file.format != SAFETENSORS:
+        raise LoaderError(
+            Reason.UNSAFE_MODEL, "spec.fromSafetensors asks for safetensors, but it is a pickle"
+        )
+    vae = vae_files(file, base_model, conversion.precision, folder=VAE)
+    return PlannedComponent(vae.files), vae.warnings
+
+
+def _vae_of_repo(
+    repo: Path, base_model: BaseModelName, conversion: Conversion, opened: OpenFiles
+) -> tuple[PlannedComponent, Sequence[str]]:
+    of_vae = replace(conversion, model_type=ModelType.VAE, base_model=None)
+    plan = plan_component(repo, of_vae, opened, folder=VAE)
+    family = BaseModelName(plan.base_model) if plan.base_model else None
+    warnings = []
+    if family is None or (family in SDXL_FAMILIES) != (base_model in SDXL_FAMILIES):
+        warnings.append(
+            f"the VAE is, by its scaling_factor,"
+            f" {'none' if family is None else f'one of {family}'};"
+            f" the model is of {base_model}: its images may be wrong"
+        )
+    return PlannedComponent(plan.files), warnings
+
+
+def _text_encoder(
+    component: str,
+    repo: Path,
+    base_model: BaseModelName,
+    conversion: Conversion,
+    opened: OpenFiles,
+) -> PlannedComponent:
+    pipeline = parse_pipeline(read_small(repo / INDEX_NAME)).only([component])
+    _library, expected = load_architecture(base_model.value).templates[INDEX_NAME][component]
+    if pipeline.components[component] != expected:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"it is a {pipeline.components[component]}, and {base_model} needs a {expected}",
+        )
+    chosen = choose_files(
+        files_of(repo),
+        pipeline,
+        conversion.precision,
+        safetensors_only=conversion.safetensors_only,
+    )
+    folder = repo / component
+    config = component_config(read_json(folder / CONFIG_NAME), component, pipeline, conversion)
+    tensors = component_tensors(component, expected, opened.open_chosen(repo, folder, chosen))
+    dimensions: Dimensions = {}
+    checked = checked_config(component, pipeline, config, tensors, dimensions)
+    files = model_files(component, checked, tensors, conversion.precision)
+    return PlannedComponent(tuple(files), dimensions)

@@ -1,0 +1,74 @@
+"""Plans the folder of a single file, by its model type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType
+from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.checkpoint import family_of
+from sd_loader.convert.plan.checkpoint import plan_checkpoint
+from sd_loader.convert.plan.companions import Companions
+from sd_loader.convert.plan.controlnet import plan_controlnet
+from sd_loader.convert.plan.embedding import plan_embedding
+from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedExtras, plan_extras
+from sd_loader.convert.plan.lora import plan_lora
+from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig, read_original
+from sd_loader.convert.plan.vae import plan_vae
+from sd_loader.convert.write.files import FolderPlan
+from sd_loader.errors import LoaderError
+from sd_loader.formats import SAFETENSORS
+from sd_loader.tensors import TensorFile
+
+
+def plan_file(
+    file: TensorFile,
+    conversion: Conversion,
+    extras: PlannedExtras = NO_EXTRAS,
+    original: OriginalConfig = NO_ORIGINAL,
+) -> FolderPlan:
+    """Plan the folder of an open file. Reads no weights and writes nothing.
+
+    extras, original: for pipelines. The other model types ignore them.
+    """
+    match conversion.model_type:
+        case ModelType.CONTROLNET:
+            return plan_controlnet(file, conversion)
+        case ModelType.VAE:
+            return plan_vae(file, conversion)
+        case ModelType.LORA:
+            return plan_lora(file, conversion)
+        case ModelType.EMBEDDINGS:
+            return plan_embedding(file, conversion)
+        case _:
+            return plan_checkpoint(file, conversion, extras, original)
+
+
+def plan_download(
+    file: TensorFile, conversion: Conversion, companions: Companions, opened: OpenFiles
+) -> FolderPlan:
+    """Plan the folder of an open file and of what was downloaded beside it.
+
+    opened: where the files of extra components are opened.
+    """
+    refuse_pickle(file, conversion)
+    original = NO_ORIGINAL
+    if companions.original_config is not None:
+        original = read_original(companions.folder / companions.original_config)
+    if not companions.extras:
+        return plan_file(file, conversion, original=original)
+    base_model = family_of(file.tensors, conversion.base_model)
+    extras = plan_extras(companions, base_model, conversion, opened)
+    plan = plan_file(file, conversion, extras, original)
+    return replace(plan, warnings=(*plan.warnings, *extras.warnings))
+
+
+def refuse_pickle(file: TensorFile, conversion: Conversion) -> None:
+    """Refuse a pickle if only safetensors may be loaded."""
+    if conversion.safetensors_only and file.format != SAFETENSORS:
+        raise LoaderError(
+            Reason.UNSAFE_MODEL,
+            "spec.fromSafetensors asks for safetensors, but the file is a pickle",
+        )

@@ -1,0 +1,42 @@
+"""The open tensor files that a plan takes its weights from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sd_loader.diffusers_repo.component_files import RepoFile
+from sd_loader.formats import open_tensor_file
+from sd_loader.tensors import TensorFile
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+@dataclass
+class OpenFiles:
+    """Tensor files that stay open until their stack is closed."""
+
+    stack: ExitStack
+    """Closes the files."""
+
+    files: dict[int, TensorFile] = field(default_factory=dict)
+    """The files by their descriptors, to which tensors refer."""
+
+    def open(self, path: Path) -> TensorFile:
+        """Open a file."""
+        file = self.stack.enter_context(open_tensor_file(path))
+        self.files[file.fd] = file
+        return file
+
+    def open_chosen(
+        self, repo: Path, component: Path, chosen: Iterable[RepoFile]
+    ) -> list[TensorFile]:
+        """Open the chosen files of a repo that are weights and lie in the component's folder."""
+        paths = [repo / file.path for file in chosen]
+        return [
+            self.open(path)
+            for path in paths
+            if path.parent == component and path.suffix in _WEIGHT_SUFFIXES
+        ]

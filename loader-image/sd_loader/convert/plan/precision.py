@@ -1,0 +1,45 @@
+"""Which type published weights have, and how a config names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sd_api.spec import Revision
+from sd_loader.convert.write.files import Item
+from sd_loader.tensors import Dtype, Tensor
+
+TORCH_NAMES = {Dtype.F32: "float32", Dtype.F16: "float16", Dtype.BF16: "bfloat16"}
+"""torch's names of the types that pipelines compute in."""
+
+_ASKED = {Revision.FP32: Dtype.F32, Revision.FP16: Dtype.F16, Revision.BF16: Dtype.BF16}
+_WIDENED = {Dtype.F64: Dtype.F32, Dtype.F8_E5M2: Dtype.F16, Dtype.F8_E4M3: Dtype.F16}
+
+
+def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
+    """The type in which a tensor is published: the one asked for, or its own.
+
+    No pipeline computes in 8-bit types: unless a precision is asked for, they become the next type
+    that holds all their values. Double precision becomes single. Integers stay.
+    """
+    if not source.is_float:
+        return source
+    if precision is not None:
+        return _ASKED[precision]
+    return _WIDENED.get(source, source)
+
+
+def published_items(tensors: Mapping[str, Tensor], precision: Revision | None) -> list[Item]:
+    """The tensors, by their published names, in their published types."""
+    return [
+        Item(name, tensor, published_dtype(tensor.dtype, precision))
+        for name, tensor in tensors.items()
+    ]
+
+
+def torch_dtype(dtypes: Iterable[Dtype]) -> dict[str, str]:
+    """The config entry that names the precision of a transformers model, if its tensors agree.
+
+    transformers loads a model in the precision that its config names. diffusers has no such entry.
+    """
+    found = set(dtypes)
+    return {"torch_dtype": TORCH_NAMES[found.pop()]} if len(found) == 1 else {}

@@ -1,0 +1,83 @@
+"""Converts a finished download into the folder that is published."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from sd_api.reasons import Reason
+from sd_api.spec import Weights
+from sd_loader.convert.by_diffusers import convert_by_diffusers
+from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
+from sd_loader.convert.plan.companions import Companions
+from sd_loader.convert.plan.component import plan_component
+from sd_loader.convert.plan.fallback import foreign_pipeline
+from sd_loader.convert.plan.file import plan_download, refuse_pickle
+from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.repo import plan_repo
+from sd_loader.convert.plan.vae import VAE
+from sd_loader.convert.write.folder import write_or_link
+from sd_loader.convert.write.verify import verify_folder
+from sd_loader.convert.write.writer import write_folder
+from sd_loader.diffusers_repo.index import SINGLE
+from sd_loader.errors import LoaderError
+from sd_loader.handover import Converted, Fetched
+from sd_loader.progress import Report
+
+
+def convert(
+    fetched: Fetched, source_dir: Path, conversion: Conversion, out: Path, report: Report
+) -> Converted:
+    """Convert the download in `source_dir` into the empty folder `out`."""
+    refuse_impossible(conversion)
+    companions = Companions(source_dir, fetched.original_config, fetched.extras)
+    has_vae = any(VAE in extra.components for extra in companions.extras)
+    if conversion.replacement_vae and not has_vae:
+        # Without this check the model's own VAE would be published.
+        raise LoaderError(
+            Reason.LOADER_CRASHED, "the VAE of spec.vae is not downloaded; run fetch again"
+        )
+    path = source_dir / fetched.path
+    with ExitStack() as stack:
+        opened = OpenFiles(stack)
+        if fetched.kind == "repo":
+            return _convert_repo(path, companions, opened, conversion, out, report)
+        return _convert_file(path, companions, opened, conversion, out, report)
+
+
+def _convert_repo(
+    path: Path,
+    companions: Companions,
+    opened: OpenFiles,
+    conversion: Conversion,
+    out: Path,
+    report: Report,
+) -> Converted:
+    if conversion.model_type in SINGLE:
+        plan = plan_component(path, conversion, opened)
+    elif conversion.weights is Weights.EMA:
+        raise LoaderError(Reason.INVALID_SPEC, NO_EMA)
+    else:
+        plan = plan_repo(path, conversion, companions, opened)
+    files = write_or_link(plan, opened.files, out, report)
+    verify_folder(out, plan, conversion.verify, report)
+    return plan.converted(files)
+
+
+def _convert_file(
+    path: Path,
+    companions: Companions,
+    opened: OpenFiles,
+    conversion: Conversion,
+    out: Path,
+    report: Report,
+) -> Converted:
+    file = opened.open(path)
+    refuse_pickle(file, conversion)
+    pipeline = foreign_pipeline(file, conversion)
+    if pipeline is not None:
+        return convert_by_diffusers(file, pipeline, companions, conversion, out, report)
+    plan = plan_download(file, conversion, companions, opened)
+    files = write_folder(out, plan.files, report, opened.files.values())
+    verify_folder(out, plan, conversion.verify, report)
+    return plan.converted(files)

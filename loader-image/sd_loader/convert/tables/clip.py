@@ -1,0 +1,26 @@
+"""CLIP, the text encoder of every Stable Diffusion model: tensor names and vocabulary."""
+
+from __future__ import annotations
+
+import gzip
+
+from sd_loader.convert.tables.architecture import DATA
+
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
+
+_PREFIX = "text_model."
+_UNPREFIXED = ("embeddings.", "encoder.", "final_layer_norm.")
+
+
+def with_prefix(name: str) -> str:
+    """A tensor's name with the prefix `text_model.`, if it belongs to the transformer.
+
+    Early fine-tunes were saved by a transformers that left the prefix out, and transformers since
+    5.6 leaves it out again. A transformers that expects it loads random weights otherwise.
+    """
+    return f"{_PREFIX}{name}" if name.startswith(_UNPREFIXED) else name
+
+
+def vocabulary_file(name: str) -> bytes:
+    """vocab.json or merges.txt, byte for byte as the repos of models have it."""
+    return gzip.decompress((DATA / "clip" / f"{name}.gz").read_bytes())

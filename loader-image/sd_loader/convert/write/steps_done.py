@@ -1,0 +1,62 @@
+"""Digests a file whose steps are done in any order, as far as it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import CancelledError
+
+from sd_loader.convert.write.fileio import read_into
+from sd_loader.convert.write.files import WeightsFile
+from sd_loader.convert.write.steps import Step, steps_of
+from sd_loader.handover import FileDigest
+
+_BUFFER_BYTES = 2**18
+
+
+class StepsDone:
+    """Which steps of a file are in their places. The digest waits for them in order."""
+
+    def __init__(self, count: int) -> None:
+        self._flags = bytearray(count)
+        self._changed = threading.Condition()
+        self._given_up = False
+
+    def set(self, number: int) -> None:
+        """Record that a step is done."""
+        with self._changed:
+            self._flags[number] = 1
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """Record that no more steps will be done."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+
+    def wait(self, number: int) -> None:
+        """Return when a step is done. Raise CancelledError if it will not be."""
+        with self._changed:
+            while not self._flags[number]:
+                if self._given_up:
+                    raise CancelledError
+                self._changed.wait()
+
+
+def digest_as_done(fd: int, file: WeightsFile, done: StepsDone) -> FileDigest:
+    """Digest a file's steps in the order of the file, each once it is done."""
+    digest = hashlib.sha256(file.header)
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    for number, step in enumerate(steps_of(file)):
+        done.wait(number)
+        _digest_step(fd, step, digest, buffer)
+    return FileDigest(digest.hexdigest(), file.size)
+
+
+def _digest_step(fd: int, step: Step, digest: hashlib._Hash, buffer: memoryview) -> None:
+    position, end = step.position, step.position + step.nbytes
+    while position < end:
+        piece = buffer[: end - position]
+        read_into(fd, piece, position)
+        digest.update(piece)
+        position += piece.nbytes

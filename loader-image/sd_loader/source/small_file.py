@@ -1,0 +1,47 @@
+"""A small file beside a model, such as the original config of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
+from sd_loader.errors import LoaderError, naming
+from sd_loader.net.client import HttpClient
+from sd_loader.net.download import Downloader, Wanted
+
+
+def fetch_small_file(
+    url: str,
+    field: str,
+    max_bytes: int,
+    client: HttpClient,
+    path: Path,
+    *,
+    allow_local: bool = False,
+) -> None:
+    """Put the file at `path`. field: the field of the spec that names it.
+
+    allow_local: a url without a scheme may be a path on this machine.
+    """
+    with naming(field):
+        if allow_local and "://" not in url:
+            path.write_bytes(_read(Path(url), max_bytes))
+            return
+        client.check_url(url, field)
+        token = client.token(url, field, required=False)
+        with client.session() as session:
+            Downloader(session, max_bytes, token, client.retries).get(
+                Wanted(url=url, path=path), lambda _done, _total: None
+            )
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """The file's content; of a larger file one byte more, so that the reader sees its size."""
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise LoaderError(
+            Reason.SOURCE_NOT_FOUND, f"{redact_url(str(path))} cannot be read: {error.strerror}"
+        ) from error

@@ -1,0 +1,84 @@
+"""What a file lacks is known from the names and shapes of its tensors, before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from devkit.ldm_layouts import TINY_SD2, TINY_SD15, TINY_SDXL, sd2_shapes, sd15_shapes, sdxl_shapes
+from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName
+from sd_loader.convert.plan.needs import Needs, needs
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.conversions import conversion
+
+SD1, SD2, SDXL = sd15_shapes(TINY_SD15), sd2_shapes(TINY_SD2), sdxl_shapes(TINY_SDXL)
+NO_VAE = "first_stage_model."
+SD35_LARGE = {f"joint_blocks.{block}.x_block.mlp.fc1.weight": (9728, 2432) for block in (0, 37)}
+
+
+def file_of(shapes):
+    """A file with these tensors, none of which can be read."""
+    tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
+    return TensorFile(Path("model"), -1, "safetensors", tensors)
+
+
+def without(shapes, *prefixes):
+    """A checkpoint that lacks components."""
+    return {name: shape for name, shape in shapes.items() if not name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "fields", "expected"),
+    [
+        pytest.param(SD1, {}, Needs(BaseModelName.SD1), id="a whole checkpoint"),
+        pytest.param(SD2, {}, Needs(BaseModelName.SD2), id="a whole SD 2"),
+        pytest.param(
+            without(SDXL, NO_VAE), {}, Needs(BaseModelName.SDXL, ("vae",)), id="without a VAE"
+        ),
+        pytest.param(
+            without(SDXL, NO_VAE),
+            {"vae": {"url": "org/vae"}},
+            Needs(BaseModelName.SDXL),
+            id="with a replacement",
+        ),
+        pytest.param(
+            without(SDXL, NO_VAE, "conditioner."),
+            {},
+            Needs(BaseModelName.SDXL, ("text_encoder", "text_encoder_2", "vae")),
+            id="a UNet alone",
+        ),
+        pytest.param(
+            without(SD1, "cond_stage_model."),
+            {"model_type": "huggingface"},
+            Needs(BaseModelName.SD1, ("text_encoder",)),
+            id="a checkpoint in a repo",
+        ),
+        pytest.param(without(SD1, NO_VAE), {"model_type": "vae"}, Needs(), id="not a pipeline"),
+        pytest.param(SD35_LARGE, {"model_type": "lora"}, Needs(), id="an adapter of another model"),
+        pytest.param({"x": (1,)}, {}, Needs(), id="not a model"),
+        pytest.param(SD1, {"base_model": "sdxl"}, Needs(), id="contradicts the spec"),
+    ],
+)
+def test_a_file_needs_what_it_lacks(shapes, fields, expected):
+    """A file that cannot be converted at all needs nothing: its plan fails and says why."""
+    found = needs(file_of(shapes), conversion(**fields))
+    assert found == expected
+    assert not found.whole_file
+
+
+def test_a_pipeline_that_only_diffusers_converts_needs_its_configs():
+    """Diffusers says which repo has them, and reads the file as a whole."""
+    found = needs(file_of(SD35_LARGE), conversion())
+    assert found == Needs(config_repo="stabilityai/stable-diffusion-3.5-large")
+    assert found.whole_file
+
+
+def test_without_torch_such_a_pipeline_is_refused(monkeypatch):
+    """The message names the image that can convert it."""
+    monkeypatch.setattr("sd_loader.convert.plan.fallback.has_torch", lambda: False)
+    with pytest.raises(LoaderError, match=r"only diffusers converts.*loader\.image") as caught:
+        needs(file_of(SD35_LARGE), conversion())
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT

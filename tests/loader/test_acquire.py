@@ -1,0 +1,89 @@
+"""The order of a fetch: what is fetched besides the source, and with whose token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from devkit.fakehub import FakeHub
+from sd_api.reasons import Reason
+from sd_loader import acquire
+from sd_loader.convert.plan.needs import Needs
+from sd_loader.errors import LoaderError
+from sd_loader.settings import Settings
+from tests.support.loader.fetches import fetch, secret
+from tests.support.loader.loadercli import safetensors_bytes
+from tests.support.models.conversions import load_request
+
+CONFIGS = {"model_index.json": "{}", "vae/config.json": "{}", "tokenizer/spiece.model": "words"}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub with the repo of a pipeline."""
+    for name, content in {**CONFIGS, "vae/x.safetensors": "w", "x.index.json": "{}"}.items():
+        path = tmp_path / "repo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    with FakeHub() as hub:
+        hub.add_repo("org/pipeline", tmp_path / "repo")
+        yield hub
+
+
+@pytest.fixture
+def settings(hub: FakeHub, tmp_path: Path) -> Settings:
+    """Settings for that Hub."""
+    return Settings(
+        hub_endpoint=hub.url,
+        allowed_hosts=frozenset({hub.host}),
+        credentials_dir=tmp_path / "secret",
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that cannot be converted without the configs of the repo."""
+    monkeypatch.setattr(acquire, "needs", lambda *_: Needs(config_repo="org/pipeline"))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes({"layer.weight": (8, 8)}))
+    return path
+
+
+def test_configs_are_fetched_without_a_token_of_another_host(
+    hub: FakeHub, settings: Settings, into: Path, model: Path
+) -> None:
+    """The token is for the model's own host; the configs are public."""
+    secret(settings, host="models.example.com")
+    request = load_request(url=str(model), credentials=True)
+    fetch(request, settings, into, allow_local=True)
+    folder = into / "configs"
+    found = {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".note"
+    }
+    assert found == CONFIGS
+    assert hub.requests
+    assert all("authorization" not in asked.headers for asked in hub.requests)
+
+
+def test_configs_that_cannot_be_fetched_are_named(
+    settings: Settings, hub: FakeHub, into: Path, model: Path
+) -> None:
+    """A user who gave a link does not know the repo."""
+    hub.repos.clear()
+    with pytest.raises(LoaderError) as caught:
+        fetch(load_request(url=str(model)), settings, into, allow_local=True)
+    assert caught.value.reason is Reason.SOURCE_NOT_FOUND
+    assert caught.value.message.startswith("the file needs the configs of org/pipeline: ")
+
+
+def test_a_hub_endpoint_that_is_not_a_link_is_named(settings: Settings, into: Path) -> None:
+    """It is the administrator's setting, and no field of the spec is wrong."""
+    wrong = replace(settings, hub_endpoint="hub.example.com")
+    with pytest.raises(LoaderError, match=r"^the loader's setting HF_ENDPOINT: ") as caught:
+        fetch(load_request(url="org/name", model_type="huggingface"), wrong, into)
+    assert caught.value.reason is Reason.INVALID_SPEC

@@ -1,0 +1,42 @@
+"""What the messages of errors begin with."""
+
+from __future__ import annotations
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError, TransientError, naming
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        pytest.param(
+            LoaderError(Reason.NOT_A_MODEL, "the file is empty"),
+            "spec.vae.url: the file is empty",
+            id="names no field",
+        ),
+        pytest.param(
+            LoaderError(Reason.NOT_A_MODEL, "not a link", field="spec.vae.url"),
+            "spec.vae.url: not a link",
+            id="names its field",
+        ),
+        pytest.param(
+            TransientError(Reason.NOT_A_MODEL, "h answered 503", after=3),
+            "spec.vae.url: h answered 503",
+            id="transient",
+        ),
+    ],
+)
+def test_an_error_names_its_field_once(error: LoaderError, message: str) -> None:
+    """The model has more than one source, so messages say which one is meant."""
+    with pytest.raises(LoaderError) as caught, naming("spec.vae.url"):
+        raise error
+    assert (caught.value.reason, caught.value.message) == (Reason.NOT_A_MODEL, message)
+    assert str(caught.value) == message
+
+
+def test_other_errors_pass_unchanged() -> None:
+    """They are not about a field."""
+    with pytest.raises(ValueError, match=r"^x$"), naming("spec.vae.url"):
+        raise ValueError("x")
