@@ -60,7 +60,8 @@ def test_with_kueue_jobs_wait_suspended(operated: Operated) -> None:
     for name in ("sketch", "other"):
         operated.cluster.model(name, url=operated.link(name=name), webhook=operated.receiver.url)
         item = operated.in_phase(name, "Queued")
-        assert "waits for Kueue to admit it into queue gpus" in condition(item, "Ready")["message"]
+        message = condition(item, "Ready")["message"]
+        assert "is waiting for Kueue to admit it into queue gpus" in message
     jobs = operated.jobs("load")
     assert [(job["metadata"]["labels"][LABEL], job["spec"]["suspend"]) for job in jobs] == [
         ("gpus", True)
