@@ -176,7 +176,7 @@ def test_a_failure_tells_no_secret(start: Callable[[Kind], Load], kind: Kind, ta
     assert ended.result is not None, ended.stderr
     assert ended.result.reason is kind.reason, ended.stderr
     assert leaks(load.told(ended)) == []
-    for asked in load.servers.other.asked:
+    for asked in load.servers.other.requests:
         assert "authorization" not in asked.headers
     tally("failures without a leak")
 
