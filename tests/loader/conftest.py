@@ -1,4 +1,4 @@
-"""What tests of the loader share: a Hub, containers, a place for a fetch, small volumes."""
+"""Fixtures that the loader's tests share: a Hub, containers, folders and small volumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def containers(hub: FakeHub, tmp_path: Path) -> Containers:
 
 @pytest.fixture
 def into(tmp_path: Path) -> Path:
-    """An empty source folder."""
+    """An empty folder to download a source into."""
     folder = tmp_path / "source"
     folder.mkdir()
     return folder
@@ -44,7 +44,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slim(tmp_path: Path) -> dict[str, str]:
-    """Environment of a loader in the slim image: this Python, without torch and its companions."""
+    """The environment of a loader in the slim image.
+
+    Python finds neither torch nor diffusers nor transformers.
+    """
     folder = tmp_path / "slim"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -58,7 +61,10 @@ def slim(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a volume with the given options, for example `size=1m`; skip where mount is refused."""
+    """Mount a volume with the given options, such as `size=1m`.
+
+    Skip the test if mounting is not permitted.
+    """
     folder = tmp_path / "tmpfs"
     folder.mkdir()
     mounted = []

@@ -1,4 +1,4 @@
-"""The order of a fetch: what is fetched besides the source, and with whose token."""
+"""Fetching what a model needs besides its source, and the token of each request."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def settings(hub: FakeHub, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that cannot be converted without the configs of the repo."""
+    """A model file that needs configs from a repo to be converted."""
     monkeypatch.setattr(acquire, "needs", lambda *_: Needs(config_repo="org/pipeline"))
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_bytes({"layer.weight": (8, 8)}))
     return path
 
 
-def test_configs_are_fetched_without_a_token_of_another_host(
+def test_configs_are_fetched_without_another_hosts_token(
     hub: FakeHub, settings: Settings, into: Path, model: Path
 ) -> None:
-    """The token is for the model's own host; the configs are public."""
+    """The token is only for the model's host. The configs are public."""
     secret(settings, host="models.example.com")
     request = load_request(url=str(model), credentials=True)
     fetch(request, settings, into, allow_local=True)
@@ -70,10 +70,10 @@ def test_configs_are_fetched_without_a_token_of_another_host(
     assert all("authorization" not in asked.headers for asked in hub.requests)
 
 
-def test_configs_that_cannot_be_fetched_are_named(
+def test_failed_config_fetch_names_the_repo(
     settings: Settings, hub: FakeHub, into: Path, model: Path
 ) -> None:
-    """A user who gave a link does not know the repo."""
+    """A user who gave a link does not know which repo the configs come from."""
     hub.repos.clear()
     with pytest.raises(LoaderError) as caught:
         fetch(load_request(url=str(model)), settings, into, allow_local=True)
@@ -81,8 +81,8 @@ def test_configs_that_cannot_be_fetched_are_named(
     assert caught.value.message.startswith("the file needs the configs of org/pipeline: ")
 
 
-def test_a_hub_endpoint_that_is_not_a_link_is_named(settings: Settings, into: Path) -> None:
-    """It is the administrator's setting, and no field of the spec is wrong."""
+def test_invalid_hub_endpoint_is_named(settings: Settings, into: Path) -> None:
+    """The message names HF_ENDPOINT because no field of the spec is wrong."""
     wrong = replace(settings, hub_endpoint="hub.example.com")
     with pytest.raises(LoaderError, match=r"^the loader's setting HF_ENDPOINT: ") as caught:
         fetch(load_request(url="org/name", model_type="huggingface"), wrong, into)

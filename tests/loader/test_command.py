@@ -1,4 +1,4 @@
-"""The loader's command line, run as Jobs run it, against servers on loopback."""
+"""The loader's command line, run as a Job runs it, against servers on loopback."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.support.loader.loadercli import (
 
 
 def served(containers: Containers) -> Path:
-    """The version that readers get now."""
+    """The published version of the model."""
     return (containers.store / "model").resolve(strict=True)
 
 
-def test_a_link_becomes_a_diffusers_folder(
+def test_link_becomes_a_diffusers_folder(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """Fetch answers with the source, convert with the artifact, stdout tells the progress."""
+    """Fetch reports the source, convert reports the artifact, and stdout carries progress."""
     request = load_request(hub.serve_file("/tiny.safetensors", checkpoint))
     fetched = containers.fetch(request)
     assert fetched.code == ExitCode.DONE, fetched.stderr
@@ -54,10 +54,10 @@ def test_a_link_becomes_a_diffusers_folder(
         Progress.model_validate_json(line)
 
 
-def test_the_container_of_the_weights_does_not_matter(
+def test_same_weights_in_two_containers_share_their_files(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The same weights as .safetensors and as pickled .ckpt have the same digest, and share."""
+    """A .safetensors file and a pickled .ckpt of the same weights give the same digest."""
     from tests.support.models import checkpoints
 
     tensors = checkpoints.tiny_sd15()
@@ -65,7 +65,7 @@ def test_the_container_of_the_weights_does_not_matter(
     ckpt = checkpoints.save_ckpt(tmp_path / "tiny.ckpt", tensors)
     first = artifact_of(containers.load(load_request(hub.serve_file("/a", safetensors))))
     second = artifact_of(containers.load(load_request(hub.serve_file("/b", ckpt))))
-    # The files of the second load are those of the first, and so take no space of their own.
+    # The second load shares the files of the first, so it takes almost no space of its own.
     assert second == first.model_copy(update={"shared_bytes": second.shared_bytes})
     assert second.shared_bytes > 0.9 * second.size_bytes
 
@@ -74,10 +74,10 @@ def test_the_container_of_the_weights_does_not_matter(
     assert artifact_of(containers.load(load_request(hub.url + "/b"))) == second
 
 
-def test_a_published_folder_loads_again_as_a_hub_repo(
+def test_published_folder_loads_from_a_hub_repo(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """A diffusers repo comes through the Hub's client, pinned to its commit."""
+    """The Hub's client downloads the repo, pinned to its commit."""
     first = artifact_of(containers.load(load_request(link_to(hub, checkpoint))))
     hub.add_repo("org/model", served(containers))
     ended = containers.load(load_request("org/model", model_id="from-hub"))
@@ -88,10 +88,10 @@ def test_a_published_folder_loads_again_as_a_hub_repo(
     assert ended.result.source.format == "diffusers"
 
 
-def test_a_rerun_answers_from_the_receipt(
+def test_rerun_returns_the_result_from_the_receipt(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """A Job whose answer got lost answers again, from another Pod, without asking the source."""
+    """A Job that runs again in another Pod gets the same result without calling the source."""
     request = load_request(link_to(hub, checkpoint))
     first = containers.load(request)
     hub.forget()
@@ -100,10 +100,10 @@ def test_a_rerun_answers_from_the_receipt(
     assert hub.requests == []
 
 
-def test_a_reload_keeps_the_old_version_for_who_still_reads_it(
+def test_reload_keeps_the_previous_version_until_a_later_load(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """The link moves in one step; the former version goes with a later load."""
+    """The link moves in one step, and a later load removes the previous version."""
     link = link_to(hub, checkpoint)
     artifact_of(containers.load(load_request(link)))
     old = served(containers)
@@ -119,10 +119,10 @@ def test_a_reload_keeps_the_old_version_for_who_still_reads_it(
     }
 
 
-def test_a_failed_reload_keeps_the_model_served(
+def test_failed_reload_keeps_the_published_model(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """A source that has gone leaves what is published as it is."""
+    """A missing source leaves the published version unchanged."""
     artifact_of(containers.load(load_request(link_to(hub, checkpoint))))
     before = served(containers)
     gone = hub.serve_file("/gone", b"", status=404)
@@ -131,8 +131,8 @@ def test_a_failed_reload_keeps_the_model_served(
     assert (before / "unet/config.json").exists()
 
 
-def test_a_model_id_has_one_owner(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
-    """Another model is told whose the id is before it downloads; the owner's removal frees it."""
+def test_model_id_has_one_owner(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
+    """Another model fails before it downloads anything. Removing the owner frees the id."""
     link = link_to(hub, checkpoint)
     artifact_of(containers.load(load_request(link)))
     before = served(containers)
@@ -150,10 +150,10 @@ def test_a_model_id_has_one_owner(containers: Containers, hub: FakeHub, checkpoi
     artifact_of(containers.load(load_request(link, STRANGER)))
 
 
-def test_a_folder_of_the_users_is_no_model(
+def test_foreign_folder_at_the_model_id_is_kept(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """What somebody else put under the id is named and stays."""
+    """The load fails with a conflict, and remove does not delete the folder."""
     (containers.store / "model").mkdir()
     (containers.store / "model/notes.txt").write_text("mine")
     ended = containers.load(load_request(link_to(hub, checkpoint)))
@@ -162,10 +162,10 @@ def test_a_folder_of_the_users_is_no_model(
     assert (containers.store / "model/notes.txt").read_text() == "mine"
 
 
-def test_retain_and_recreate_downloads_nothing(
+def test_retained_model_is_adopted_without_a_download(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """A retained model is adopted by the next of its name."""
+    """A new model of the same name adopts the retained files."""
     link = link_to(hub, checkpoint)
     first = artifact_of(containers.load(load_request(link)))
     assert containers.remove(retain=True).code == ExitCode.DONE
@@ -177,10 +177,10 @@ def test_retain_and_recreate_downloads_nothing(
     assert list(containers.store.iterdir()) == []
 
 
-def test_output_that_nobody_reads_does_not_matter(
+def test_closed_stdout_does_not_fail_the_load(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """Answer and exit code are those of the load."""
+    """The result and the exit code stay the same if nobody reads the progress."""
     process = containers.start(
         "fetch", *containers.arguments(load_request(link_to(hub, checkpoint)))
     )
@@ -192,8 +192,8 @@ def test_output_that_nobody_reads_does_not_matter(
     assert ended.result.outcome == "fetched"
 
 
-def test_remove_starts_without_the_heavy_modules(containers: Containers) -> None:
-    """A clean-up answers at once: neither the HTTP stack nor numpy is imported."""
+def test_remove_imports_no_heavy_modules(containers: Containers) -> None:
+    """Remove starts fast because it imports neither the HTTP stack nor numpy nor torch."""
     code = (
         "import sys; from sd_loader.__main__ import main; code = main(sys.argv[1:]);"
         "print(*sorted({'httpx2', 'huggingface_hub', 'numpy', 'torch'} & set(sys.modules)));"

@@ -1,4 +1,4 @@
-"""LoRAs and embeddings by the command line: from a file and a link to the published folder."""
+"""Loading LoRAs and embeddings by command line, from a file, a link and a repo."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def containers(tmp_path: Path) -> Containers:
 
 @pytest.fixture
 def lora(tmp_path: Path) -> Path:
-    """A LoRA of kohya's."""
+    """A LoRA in kohya's format."""
     return save_safetensors(tmp_path / "fish.safetensors", LORA, {"ss_network_dim": "4"})
 
 
 @pytest.fixture
 def embedding(tmp_path: Path) -> Path:
-    """An embedding of A1111's."""
+    """An embedding in A1111's format."""
     path = tmp_path / "charturner.pt"
     torch.save(EMBEDDING, path)
     return path
 
 
 def load(containers: Containers, path: Path, model_type: str) -> Path:
-    """Load a file by hand; where it is published."""
+    """Load a file by hand and return the published folder."""
     arguments = ("--model-type", model_type, "--url", path, "--model-id", "fish")
     ended = containers.run("load", *arguments, "--store", containers.store)
     assert ended.code == ExitCode.DONE, ended.stderr
@@ -55,25 +55,25 @@ def load(containers: Containers, path: Path, model_type: str) -> Path:
     return containers.store / "fish"
 
 
-def test_a_lora_is_published(containers: Containers, lora: Path) -> None:
-    """Under its model id, as diffusers looks for it."""
+def test_lora_is_published(containers: Containers, lora: Path) -> None:
+    """The folder is named after the model id, and the file has the name that diffusers expects."""
     folder = load(containers, lora, "lora")
     published = load_file(folder / "pytorch_lora_weights.safetensors")
     assert published.keys() == LORA.keys()
 
 
-def test_an_embedding_is_published(containers: Containers, embedding: Path) -> None:
-    """With its token."""
+def test_embedding_is_published_with_its_token(containers: Containers, embedding: Path) -> None:
+    """The folder holds the vectors and the token."""
     folder = load(containers, embedding, "embeddings")
     assert (folder / "token_identifier.txt").read_text() == "charturner"
     assert load_file(folder / "learned_embeds.safetensors").keys() == {"charturner"}
 
 
 @pytest.mark.parametrize(("name", "model_type"), [("lora", "lora"), ("embedding", "embeddings")])
-def test_a_link_is_loaded_like_a_file(
+def test_adapter_loads_from_a_link(
     tmp_path: Path, request: pytest.FixtureRequest, name: str, model_type: str
 ) -> None:
-    """By the operator's own request, in two containers."""
+    """The operator's request loads the link in a fetch and a convert container."""
     path: Path = request.getfixturevalue(name)
     with FakeHub() as hub:
         containers = Containers.reaching(hub, tmp_path)
@@ -83,8 +83,8 @@ def test_a_link_is_loaded_like_a_file(
     assert list((containers.store / "model").glob("*.safetensors"))
 
 
-def test_a_repo_of_one_file_is_that_file(tmp_path: Path) -> None:
-    """Under the name that diffusers' training scripts give it."""
+def test_repo_with_one_lora_file_loads_that_file(tmp_path: Path) -> None:
+    """The file has the name that diffusers' training scripts use."""
     (tmp_path / "repo").mkdir()
     save_safetensors(tmp_path / "repo" / "pytorch_lora_weights.safetensors", LORA)
     (tmp_path / "repo" / "README.md").write_text("a fish")
@@ -97,17 +97,19 @@ def test_a_repo_of_one_file_is_that_file(tmp_path: Path) -> None:
     assert published.keys() == LORA.keys()
 
 
-def test_inspect_says_what_they_are(containers: Containers, lora: Path, embedding: Path) -> None:
-    """Without being told the type."""
+def test_inspect_detects_the_adapter_type(
+    containers: Containers, lora: Path, embedding: Path
+) -> None:
+    """Inspect reports the model type from the file alone."""
     found = json.loads(containers.run("inspect", lora, "--json").stdout)
     assert (found["modelType"], found["baseModel"]) == ("lora", "sd1")
     assert "model type: embeddings" in containers.run("inspect", embedding).stdout
 
 
-def test_another_type_is_refused_and_leaves_nothing(
+def test_wrong_model_type_is_refused_and_leaves_nothing(
     containers: Containers, lora: Path, embedding: Path
 ) -> None:
-    """Each way round, with the type that the file needs."""
+    """The message names the model type that the file needs."""
     for path, wrong, right in ((lora, "embeddings", "lora"), (embedding, "lora", "embeddings")):
         arguments = ("--model-type", wrong, "--url", path, "--model-id", "fish")
         ended = containers.run("load", *arguments, "--store", containers.store)

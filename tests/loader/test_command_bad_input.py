@@ -1,4 +1,4 @@
-"""What the loader says of bad sources: a reason, a remedy, and nothing left on the volume."""
+"""A bad source fails with a reason and a next step, and leaves nothing on the volume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.models.modelindex import INDEX
 
 
 def pickled(payload: object, folder: Path) -> Path:
-    """A checkpoint as torch.save writes it, whose pickle holds this object."""
+    """Write a checkpoint in the format of torch.save whose pickle holds this object."""
     path = folder / "evil.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(payload, protocol=2))
@@ -38,7 +38,7 @@ def pickled(payload: object, folder: Path) -> Path:
 
 
 class Canary:
-    """Writes a file when it is unpickled the usual way."""
+    """An object that creates a file if a plain unpickler loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         pytest.param(LORA, {}, Reason.UNSUPPORTED_FORMAT, "a LoRA: it needs", id="lora"),
     ],
 )
-def test_a_bad_source_has_a_reason_and_a_remedy(
+def test_bad_source_fails_with_its_reason(
     containers: Containers,
     hub: FakeHub,
     body: bytes,
@@ -76,7 +76,7 @@ def test_a_bad_source_has_a_reason_and_a_remedy(
     reason: Reason,
     message: str,
 ) -> None:
-    """What was wrong is said by name, and nothing is left on the volume."""
+    """The message names the problem, and the volume stays empty."""
     link = hub.serve_file("/model.ckpt", body, **faults)
     failed(containers.load(load_request(link)), reason, message)
     assert list(containers.store.iterdir()) == []
@@ -125,10 +125,10 @@ OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode
         ),
     ],
 )
-def test_a_trained_models_bad_zip_leaves_nothing(
+def test_bad_zip_of_a_trained_model_is_refused_and_leaves_nothing(
     containers: Containers, hub: FakeHub, members: list[Part], reason: Reason, message: str
 ) -> None:
-    """Neither on the volume nor beside it."""
+    """Nothing is written to the volume or outside it."""
     link = hub.serve_file("/trained", zip_bytes(members))
     failed(containers.load(load_request(link, model_type="api_trained")), reason, message)
     assert list(containers.store.iterdir()) == []
@@ -145,15 +145,19 @@ def test_a_trained_models_bad_zip_leaves_nothing(
             "org/two", {"git_revision": "v9"}, Reason.SOURCE_NOT_FOUND, "v9", id="no revision"
         ),
         pytest.param(
-            "/org/two/resolve/main/c.ckpt", {}, Reason.SOURCE_NOT_FOUND, "a.ckpt, b.ckpt", id="file"
+            "/org/two/resolve/main/c.ckpt",
+            {},
+            Reason.SOURCE_NOT_FOUND,
+            "a.ckpt, b.ckpt",
+            id="no file",
         ),
-        pytest.param("old/name", {}, Reason.INVALID_SPEC, "b.ckpt", id="renamed, and several"),
+        pytest.param("old/name", {}, Reason.INVALID_SPEC, "b.ckpt", id="renamed, several"),
         pytest.param("org/gated", {}, Reason.ACCESS_DENIED, "gated", id="gated"),
         pytest.param("org/none", {}, Reason.SOURCE_NOT_FOUND, "or it is private", id="no repo"),
         pytest.param("abc-1", {}, Reason.INVALID_SPEC, "TRAINED_URL_TEMPLATE", id="no template"),
     ],
 )
-def test_a_hub_source_that_cannot_load_is_explained(
+def test_unloadable_hub_source_is_explained(
     containers: Containers,
     hub: FakeHub,
     tmp_path: Path,
@@ -162,7 +166,7 @@ def test_a_hub_source_that_cannot_load_is_explained(
     reason: Reason,
     message: str,
 ) -> None:
-    """With what there is instead, where that helps."""
+    """The message lists the alternatives if there are any."""
     for name in ("two/a.ckpt", "two/b.ckpt", "gated/a.ckpt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(OTHER)
@@ -175,16 +179,21 @@ def test_a_hub_source_that_cannot_load_is_explained(
     assert list(containers.store.iterdir()) == []
 
 
-def test_a_rate_limit_ends_the_pod_and_not_the_job(containers: Containers, hub: FakeHub) -> None:
-    """A wait longer than a Pod should take is left to the Job."""
+def test_rate_limit_ends_the_pod_but_not_the_job(containers: Containers, hub: FakeHub) -> None:
+    """The Pod exits with TRY_AGAIN, so the Job waits and starts another Pod."""
     hub.api_faults = Faults(status=429, headers={"Retry-After": "3600"})
     ended = containers.load(load_request("org/name"))
     failed(ended, Reason.RATE_LIMITED, "too many requests")
     assert ended.code == ExitCode.TRY_AGAIN
 
 
-def test_a_trained_model_is_loaded_by_its_id_by_hand(containers: Containers, hub: FakeHub) -> None:
-    """With the link template as a setting; what comes is refused here for what it is."""
+def test_trained_model_id_is_resolved_by_the_url_template(
+    containers: Containers, hub: FakeHub
+) -> None:
+    """The setting gives the link for the id.
+
+    The file behind it is another kind of model and is refused.
+    """
     hub.serve_file("/trained/abc-1", OTHER)
     ended = containers.run(
         *("load", "--url", "abc-1", "--model-type", "api_trained", "--model-id", "m"),
@@ -195,10 +204,10 @@ def test_a_trained_model_is_loaded_by_its_id_by_hand(containers: Containers, hub
     assert [item.path for item in hub.requests] == ["/trained/abc-1"]
 
 
-def test_an_unreachable_host_may_be_tried_again(containers: Containers) -> None:
-    """A host that does not answer is not the user's mistake alone: the Job tries again."""
+def test_unreachable_host_exits_with_try_again(containers: Containers) -> None:
+    """The host may come back, so the Job starts another Pod."""
     with socket.socket() as unheard:
-        # Taken, so that no other test's server comes to listen there.
+        # The socket stays bound so that no other test's server listens on this port.
         unheard.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unheard.getsockname()[1]}"
         request = load_request(f"http://{host}/model.ckpt")
@@ -214,24 +223,24 @@ def test_an_unreachable_host_may_be_tried_again(containers: Containers) -> None:
     ["https://127.0.0.1/x", "http://169.254.169.254/latest", "http://example.com/model.ckpt"],
     ids=["loopback", "metadata service", "plain http"],
 )
-def test_a_refused_address_is_not_called(containers: Containers, url: str) -> None:
-    """Only public https addresses, and what the administrator allows."""
+def test_address_outside_the_policy_is_refused(containers: Containers, url: str) -> None:
+    """The loader calls only public https addresses and hosts that the administrator allows."""
     failed(containers.load(load_request(url)), Reason.ADDRESS_REFUSED, "")
     assert list(containers.store.iterdir()) == []
 
 
-def test_another_digest_than_asked_for_is_refused(containers: Containers, hub: FakeHub) -> None:
-    """Both digests are named."""
+def test_digest_mismatch_is_refused(containers: Containers, hub: FakeHub) -> None:
+    """The message names the expected digest."""
     link = hub.serve_file("/model.safetensors", OTHER)
     ended = containers.load(load_request(link, sha256="0" * 64))
     failed(ended, Reason.DIGEST_MISMATCH, "0" * 64)
     assert list(containers.store.iterdir()) == []
 
 
-def test_a_gated_repo_asks_for_its_licence(
+def test_token_without_access_to_a_gated_repo_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """A token without access to the repo is told where to get it."""
+    """The message names the repo whose licence the user must accept."""
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     hub.add_repo("org/gated", tmp_path / "repo", gated=True, token="granted")
@@ -246,16 +255,16 @@ def test_a_gated_repo_asks_for_its_licence(
     assert list(containers.store.iterdir()) == []
 
 
-def test_a_missing_secret_is_named(containers: Containers, hub: FakeHub) -> None:
-    """The optional Secret volume is empty: the load says so instead of asking without a token."""
+def test_missing_secret_is_named(containers: Containers, hub: FakeHub) -> None:
+    """The load fails before it sends a request without the token."""
     link = hub.serve_file("/model.ckpt", OTHER)
     ended = containers.load(load_request(link, credentials=True))
     failed(ended, Reason.SECRET_NOT_FOUND, "Secret")
     assert hub.requests == []
 
 
-def test_a_token_is_for_its_own_host_only(containers: Containers, hub: FakeHub) -> None:
-    """Credentials for another host are not sent, and shown nowhere."""
+def test_token_for_another_host_is_never_sent(containers: Containers, hub: FakeHub) -> None:
+    """The load fails without a request, and its output does not contain the token."""
     containers.credentials.mkdir(parents=True)
     (containers.credentials / "token").write_text("very-secret")
     (containers.credentials / "host").write_text("models.example.com")
@@ -266,8 +275,13 @@ def test_a_token_is_for_its_own_host_only(containers: Containers, hub: FakeHub) 
     assert "very-secret" not in ended.stdout + ended.stderr
 
 
-def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
-    """Nothing in it is executed, whatever it is called; the load says what it would have called."""
+def test_malicious_pickle_is_not_executed(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """The loader executes nothing from the pickle.
+
+    The message names the function that it would call.
+    """
     canary = tmp_path / "canary"
     evil = pickled({"state_dict": Canary(canary)}, tmp_path)
     failed(
@@ -277,5 +291,5 @@ def test_a_malicious_pickle_is_inert(containers: Containers, hub: FakeHub, tmp_p
     )
     assert not canary.exists()
     pickle.loads(zipfile.ZipFile(evil).read("archive/data.pkl"))
-    assert canary.exists(), "the canary of this test must sing when it is unpickled"
+    assert canary.exists(), "a plain unpickler must create the canary file"
     assert list(containers.store.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The loader's commands for people: `load` with its options, `inspect`, `--version`."""
+"""The commands for people: `load` with its options, `inspect` and `--version`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.support.loader.loadercli import (
 )
 
 
-def test_load_by_hand_takes_a_local_file(containers: Containers, checkpoint: Path) -> None:
-    """People give a path, and get the folder's path on stdout and words on stderr."""
+def test_load_accepts_a_local_file(containers: Containers, checkpoint: Path) -> None:
+    """The command prints the folder's path on stdout and messages on stderr."""
     arguments = ("--model-id", "Mine", "--revision", "fp32", "--store", containers.store)
     ended = containers.run("load", "--url", checkpoint, *arguments)
     assert artifact_of(ended).precision == "fp32"
@@ -39,16 +39,16 @@ def test_load_by_hand_takes_a_local_file(containers: Containers, checkpoint: Pat
     assert "MB of it shared with other models" in again.stderr
 
 
-def test_a_terminal_gets_a_bar_and_then_the_result_in_its_place(
+def test_terminal_shows_a_progress_bar_and_then_the_result(
     containers: Containers, checkpoint: Path
 ) -> None:
-    """The bar is gone when the words come."""
+    """The result replaces the bar."""
     terminal, stderr = os.openpty()
     arguments = ("--model-id", "m", "--store", containers.store)
     process = containers.start("load", "--url", checkpoint, *arguments, stderr=stderr)
     os.close(stderr)
     shown = b""
-    with contextlib.suppress(OSError):  # how a terminal says that it was closed
+    with contextlib.suppress(OSError):  # reading a closed terminal fails
         while chunk := os.read(terminal, 4096):
             shown += chunk
     os.close(terminal)
@@ -57,8 +57,8 @@ def test_a_terminal_gets_a_bar_and_then_the_result_in_its_place(
     assert f"{CLEAR_LINE}loaded 12 files".encode() in shown
 
 
-def test_a_local_file_that_changed_is_loaded_again(containers: Containers, tmp_path: Path) -> None:
-    """The same file answers from the receipt, a changed one does not."""
+def test_changed_local_file_is_loaded_again(containers: Containers, tmp_path: Path) -> None:
+    """An unchanged file gives the result from the receipt."""
     path = tmp_path / "tiny.safetensors"
     arguments = ("load", "--url", path, "--model-id", "m", "--store", containers.store)
     digests = []
@@ -69,10 +69,13 @@ def test_a_local_file_that_changed_is_loaded_again(containers: Containers, tmp_p
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_load_by_hand_takes_what_the_file_does_not_say(
+def test_load_options_supply_the_prediction_type(
     containers: Containers, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """An option, or the original config from a file, which is read again when it was changed."""
+    """The value comes from an option or from a local original config.
+
+    A changed config is read again.
+    """
     config = tmp_path / "config.yaml"
     arguments = ("load", "--url", checkpoint, "--model-id", "mine", "--store", containers.store)
 
@@ -89,10 +92,10 @@ def test_load_by_hand_takes_what_the_file_does_not_say(
 
 
 @pytest.mark.parametrize("field", LoadFields.model_fields)
-def test_load_has_an_option_for_each_load_affecting_field(
+def test_load_has_an_option_for_each_load_field(
     field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A field that is added to the spec can be used by hand, too."""
+    """Every field of LoadFields appears in the help of `load`."""
     with pytest.raises(SystemExit):
         main(["load", "--help"])
     assert f"--{field.replace('_', '-')}" in capsys.readouterr().out
@@ -103,19 +106,17 @@ def test_load_has_an_option_for_each_load_affecting_field(
     [
         pytest.param("no/such/file.ckpt", "is not a file", id="missing"),
         pytest.param("/proc/self/mem", "cannot be read", id="unreadable"),
-        pytest.param("a" * 300, "cannot be read: File name too long", id="no file's name"),
+        pytest.param("a" * 300, "cannot be read: File name too long", id="name too long"),
     ],
 )
-def test_a_local_file_that_cannot_be_read_is_named(
-    containers: Containers, path: str, message: str
-) -> None:
-    """A mistyped path is no crash."""
+def test_unreadable_local_file_is_named(containers: Containers, path: str, message: str) -> None:
+    """The load fails with a message that says why the path cannot be read."""
     arguments = ("--model-type", "custom_ckpt", "--model-id", "m", "--store", containers.store)
     failed(containers.run("load", "--url", path, *arguments), Reason.SOURCE_NOT_FOUND, message)
 
 
-def test_only_people_may_load_local_files(containers: Containers, checkpoint: Path) -> None:
-    """A request of the operator reads no files of the node."""
+def test_request_cannot_load_a_local_file(containers: Containers, checkpoint: Path) -> None:
+    """A request from the operator must not read the node's files."""
     request = load_request(str(checkpoint), model_type="custom_ckpt")
     ended = containers.load(request)
     assert ended.code == ExitCode.PERMANENT
@@ -129,16 +130,16 @@ def test_only_people_may_load_local_files(containers: Containers, checkpoint: Pa
         (("--model-id", "m", "--sha256", "abc"), "sha256: String should match"),
     ],
 )
-def test_load_names_the_wrong_argument(
+def test_load_names_the_invalid_argument(
     containers: Containers, checkpoint: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    """Arguments are checked as the spec's fields are."""
+    """Arguments are validated like the fields of the spec."""
     ended = containers.run("load", "--url", checkpoint, "--store", containers.store, *arguments)
     failed(ended, Reason.INVALID_SPEC, message)
 
 
-def test_inspect_says_what_a_file_is(containers: Containers, checkpoint: Path) -> None:
-    """For people as text, for programs as JSON."""
+def test_inspect_describes_a_file(containers: Containers, checkpoint: Path) -> None:
+    """The output is text, or JSON with `--json`."""
     ended = containers.run("inspect", checkpoint)
     assert ended.code == ExitCode.DONE, ended.stderr
     assert "base model: sd1" in ended.stdout
@@ -149,14 +150,14 @@ def test_inspect_says_what_a_file_is(containers: Containers, checkpoint: Path) -
     assert found["tensors"] > 600
 
 
-def test_inspect_says_why_a_file_is_refused(containers: Containers, tmp_path: Path) -> None:
-    """With the exit code of a load that would be refused."""
+def test_inspect_reports_why_a_file_is_refused(containers: Containers, tmp_path: Path) -> None:
+    """The reason and exit code are those of a load."""
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><title>Sign in</title>")
     ended = containers.run("inspect", tmp_path / "page.safetensors")
     failed(ended, Reason.NOT_A_MODEL, "an HTML page")
     failed(containers.run("inspect", tmp_path / "none"), Reason.SOURCE_NOT_FOUND, "none")
 
 
-def test_version(containers: Containers) -> None:
-    """The package's version."""
+def test_version_is_that_of_the_package(containers: Containers) -> None:
+    """`--version` prints the package's version."""
     assert containers.run("--version").stdout == f"{version('sd-operator')}\n"

@@ -1,4 +1,4 @@
-"""Loads that are stopped or killed: the next Pod goes on with what they left."""
+"""A Pod that is stopped or killed leaves a download that the next Pod continues."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.loader.loadercli import (
 )
 
 MANY_STEPS = 8
-"""Of writing: more bytes than a file's header, which each Pod reads."""
+"""Write steps: together more bytes than a file's header, which every Pod reads again."""
 
 
 def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: int) -> Ended:
-    """A fetch that gets a signal in the middle of its download."""
+    """Run a fetch and send it a signal in the middle of its download."""
     link = hub.serve_file("/tiny.safetensors", checkpoint, rate=8_000_000)
     process = containers.start("fetch", *containers.arguments(load_request(link)))
     deadline = time.monotonic() + 30
@@ -41,8 +41,8 @@ def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: 
     return ended
 
 
-def goes_on(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
-    """The next Pod downloads only what is missing."""
+def assert_next_pod_continues(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
+    """The next Pod downloads only the missing bytes."""
     hub.forget()
     artifact_of(containers.load(load_request(link_to(hub, checkpoint)), pod="pod-2"))
     assert any("range" in request.headers for request in hub.requests)
@@ -50,20 +50,20 @@ def goes_on(containers: Containers, hub: FakeHub, checkpoint: Path) -> None:
     assert not (containers.store / ".staging").exists()
 
 
-def test_a_stopped_download_goes_on_in_the_next_pod(
+def test_stopped_download_continues_in_the_next_pod(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """SIGTERM ends the loader at once, with an answer."""
+    """SIGTERM ends the loader at once, and the loader still writes a result."""
     ended = interrupted(containers, hub, checkpoint, signal.SIGTERM)
     failed(ended, Reason.LOADER_CRASHED, "stopped by SIGTERM")
-    goes_on(containers, hub, checkpoint)
+    assert_next_pod_continues(containers, hub, checkpoint)
 
 
-def test_a_killed_download_goes_on_in_the_next_pod(
+def test_killed_download_continues_in_the_next_pod(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """SIGKILL costs what was in flight."""
+    """SIGKILL loses only the bytes that are not yet written."""
     ended = interrupted(containers, hub, checkpoint, signal.SIGKILL)
     assert ended.code == -signal.SIGKILL
     assert ended.result is None
-    goes_on(containers, hub, checkpoint)
+    assert_next_pod_continues(containers, hub, checkpoint)

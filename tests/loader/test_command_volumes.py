@@ -1,4 +1,4 @@
-"""What the loader says of a volume that is full or read-only, and how little space it needs."""
+"""Loads on a full or read-only volume, and the space that a load needs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sd_api.reasons import ExitCode, Reason
 from tests.support.loader.loadercli import OTHER, Containers, failed, load_request
 
 
-def test_a_read_only_volume_is_named(
+def test_read_only_volume_is_named(
     containers: Containers, hub: FakeHub, tmpfs: Callable[..., Path]
 ) -> None:
-    """Nothing is downloaded for a volume that nothing can be put on."""
+    """The load fails before it downloads anything."""
     containers.store = tmpfs("ro")
     ended = containers.load(load_request(hub.serve_file("/model.safetensors", OTHER)))
     failed(ended, Reason.VOLUME_NOT_WRITABLE, "Read-only")
@@ -24,14 +24,14 @@ def test_a_read_only_volume_is_named(
 
 
 @pytest.mark.parametrize("size", ["20m", "50m"], ids=["for the download", "for the conversion"])
-def test_a_full_disk_is_named_and_freed(
+def test_full_volume_is_named_and_freed(
     containers: Containers,
     hub: FakeHub,
     tmpfs: Callable[..., Path],
     tmp_path: Path,
     size: str,
 ) -> None:
-    """A load that does not fit gives back what it took."""
+    """A load that does not fit removes everything it wrote."""
     containers.store = tmpfs(f"size={size}")
     write_checkpoint(tmp_path / "tiny.safetensors")  # 34 MB
     link = hub.serve_file("/model.safetensors", tmp_path / "tiny.safetensors", ignore_range=True)
@@ -39,10 +39,13 @@ def test_a_full_disk_is_named_and_freed(
     assert list(containers.store.iterdir()) == []
 
 
-def test_a_streamed_load_needs_no_space_but_its_own(
+def test_streamed_load_needs_only_the_space_of_its_output(
     containers: Containers, hub: FakeHub, tmpfs: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A volume of 40 MB holds a model of 34 MB; one of 20 MB is refused before the weights come."""
+    """A 40 MB volume holds a 34 MB model.
+
+    A 20 MB volume is refused before the weights are downloaded.
+    """
     write_checkpoint(tmp_path / "tiny.safetensors")
     link = hub.serve_file("/model.safetensors", tmp_path / "tiny.safetensors")
     containers.store = tmpfs("size=20m")

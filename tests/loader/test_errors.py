@@ -1,4 +1,4 @@
-"""What the messages of errors begin with."""
+"""Error messages begin with the field of the spec."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from sd_loader.errors import LoaderError, TransientError, naming
         ),
     ],
 )
-def test_an_error_names_its_field_once(error: LoaderError, message: str) -> None:
-    """The model has more than one source, so messages say which one is meant."""
+def test_error_names_its_field_once(error: LoaderError, message: str) -> None:
+    """A model has several sources, so the message names the field of the one that failed."""
     with pytest.raises(LoaderError) as caught, naming("spec.vae.url"):
         raise error
     assert (caught.value.reason, caught.value.message) == (Reason.NOT_A_MODEL, message)
@@ -37,6 +37,6 @@ def test_an_error_names_its_field_once(error: LoaderError, message: str) -> None
 
 
 def test_other_errors_pass_unchanged() -> None:
-    """They are not about a field."""
+    """`naming` changes only a LoaderError."""
     with pytest.raises(ValueError, match=r"^x$"), naming("spec.vae.url"):
         raise ValueError("x")

@@ -1,4 +1,4 @@
-"""What any failure means to the user, and that it tells no secrets."""
+"""Mapping of exceptions to failure reasons, without secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from sd_loader.failures import explain, trace
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        pytest.param(LoaderError(Reason.NOT_A_MODEL, "a page"), Reason.NOT_A_MODEL, id="our own"),
+        pytest.param(
+            LoaderError(Reason.NOT_A_MODEL, "a page"), Reason.NOT_A_MODEL, id="LoaderError"
+        ),
         pytest.param(OSError(errno.ENOSPC, "x"), Reason.INSUFFICIENT_STORAGE, id="full"),
         pytest.param(OSError(errno.EDQUOT, "x"), Reason.INSUFFICIENT_STORAGE, id="over quota"),
         pytest.param(OSError(errno.EFBIG, "x"), Reason.INSUFFICIENT_STORAGE, id="file too large"),
@@ -22,11 +24,11 @@ from sd_loader.failures import explain, trace
         pytest.param(OSError(errno.EACCES, "x"), Reason.LOADER_CRASHED, id="no access somewhere"),
         pytest.param(MemoryError(), Reason.OUT_OF_MEMORY, id="memory"),
         pytest.param(OSError(errno.EIO, "x"), Reason.LOADER_CRASHED, id="broken disk"),
-        pytest.param(ValueError("secret"), Reason.LOADER_CRASHED, id="unforeseen"),
+        pytest.param(ValueError("secret"), Reason.LOADER_CRASHED, id="unexpected"),
     ],
 )
-def test_every_failure_has_a_reason(error: Exception, reason: Reason) -> None:
-    """The text of an unforeseen one may quote anything, and is not told."""
+def test_every_exception_has_a_reason(error: Exception, reason: Reason) -> None:
+    """The message omits an unexpected exception's text because it may contain a secret."""
     known = explain(error)
     assert known.reason is reason
     assert "secret" not in known.message
@@ -42,12 +44,12 @@ def test_every_failure_has_a_reason(error: Exception, reason: Reason) -> None:
         pytest.param("at socks5://user:hunter2@example.com/", id="proxy"),
     ],
 )
-def test_a_traceback_shows_links_without_their_secrets(text: str) -> None:
-    """It goes to the Pod's log, which others read."""
+def test_traceback_hides_secrets_in_links(text: str) -> None:
+    """Tracebacks go to the Pod's log, which others can read."""
     try:
         raise ValueError(text)
     except ValueError as error:
         shown = trace(error)
-    assert "test_a_traceback_shows" in shown
+    assert "test_traceback_hides" in shown
     assert "example.com" in shown
     assert "hunter2" not in shown

@@ -1,4 +1,4 @@
-"""What has no key table here is converted by diffusers itself, of what our own reader read."""
+"""diffusers converts models without a key table, from tensors that our own reader reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PREFIX = "text_model."
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """A Hub with the configs of SD 3.5, and weights that nobody needs."""
+    """A Hub with the configs of SD 3.5 and weights that no test downloads."""
     configs = tinysd3.write_configs(tmp_path / "configs")
     weights = configs / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(b"large")
@@ -41,7 +41,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that may reach the Hub, with an empty volume."""
+    """Containers that can reach the Hub, with an empty volume."""
     made = Containers.reaching(hub, tmp_path)
     made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
     return made
@@ -49,13 +49,13 @@ def containers(hub: FakeHub, tmp_path: Path) -> Containers:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 3.5 large."""
+    """A tiny SD 3.5 large checkpoint."""
     path = tmp_path_factory.mktemp("file") / "sd35.safetensors"
     return save_safetensors(path, tinysd3.tiny_sd35())
 
 
 def loaded(containers: Containers, link: str, **fields: object) -> tuple[Path, Artifact]:
-    """The published folder."""
+    """Load a link and return the published folder and the artifact."""
     ended = containers.load(load_request(link, **fields))
     assert ended.code == ExitCode.DONE, ended.stderr
     assert ended.result is not None
@@ -63,13 +63,16 @@ def loaded(containers: Containers, link: str, **fields: object) -> tuple[Path, A
     return containers.store / "model", ended.result.artifact
 
 
-@pytest.mark.filterwarnings("ignore")  # diffusers' own
+@pytest.mark.filterwarnings("ignore")  # warnings from diffusers
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_the_weights_are_those_of_diffusers(
+def test_weights_equal_those_of_diffusers(
     row: Row, containers: Containers, hub: FakeHub, file: Path, tmp_path: Path
 ) -> None:
-    """Tensor for tensor, with the configs from the Hub or mirror; and the folder opens and runs."""
+    """Each tensor equals that of diffusers.
+
+    The configs come from the Hub, and the folder opens and runs.
+    """
     from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
     given = file
@@ -90,7 +93,7 @@ def test_the_weights_are_those_of_diffusers(
         assert mine.keys() == yours.keys()
         assert all(identical(mine[name], yours[name]) for name in mine), path
     assert artifact.base_model == "sd35_large"
-    # In half precision, T5 keeps some weights in single, as transformers has it.
+    # transformers keeps some T5 weights in single precision in a half-precision model.
     assert (artifact.pipeline_class, artifact.precision) == ("StableDiffusion3Pipeline", "mixed")
     asked = {request.path for request in hub.requests if "/resolve/" in request.path}
     assert not any(path.endswith(".safetensors") for path in asked)
@@ -101,8 +104,10 @@ def test_the_weights_are_those_of_diffusers(
 
 
 @pytest.mark.slow
-def test_it_renders_and_takes_a_precision(containers: Containers, hub: FakeHub, file: Path) -> None:
-    """As any other load."""
+def test_fallback_model_renders_in_the_requested_precision(
+    containers: Containers, hub: FakeHub, file: Path
+) -> None:
+    """spec.verify.render and spec.revision apply as for any other model."""
     verify = {"render": True, "steps": 1}
     folder, artifact = loaded(
         containers, hub.serve_file("/file", file), revision="bf16", verify=verify
@@ -115,10 +120,10 @@ def test_it_renders_and_takes_a_precision(containers: Containers, hub: FakeHub, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["text_encoders.t5xxl.", "text_encoders.clip_g.", "first_stage"])
-def test_a_missing_part_is_named(
+def test_missing_component_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path, part: str
 ) -> None:
-    """Most such files hold the transformer only. Nothing is made up in its place."""
+    """Most such files hold only the transformer. The loader does not make up missing components."""
     tensors = {key: one for key, one in tinysd3.tiny_sd35().items() if not key.startswith(part)}
     path = save_safetensors(tmp_path / "part.safetensors", tensors)
     ended = containers.load(load_request(hub.serve_file("/part", path)))
@@ -127,10 +132,10 @@ def test_a_missing_part_is_named(
 
 
 @pytest.mark.slow
-def test_configs_that_cannot_be_had_are_named(
+def test_failed_config_fetch_names_the_repo(
     containers: Containers, hub: FakeHub, file: Path
 ) -> None:
-    """With the repo that has them, by the reason that the Hub's answer has."""
+    """The message names the repo, and the reason is that of the Hub's response."""
     hub.repos.clear()
     ended = containers.load(load_request(hub.serve_file("/file", file)))
     failed(ended, Reason.SOURCE_NOT_FOUND, f"the file needs the configs of {tinysd3.REPO}")
@@ -141,13 +146,13 @@ def test_configs_that_cannot_be_had_are_named(
     ("entry", "reason"),
     [
         pytest.param(["evil", "Module"], Reason.UNSAFE_MODEL, id="code of another library"),
-        pytest.param(["diffusers", "Nothing"], Reason.UNSAFE_MODEL, id="no class"),
+        pytest.param(["diffusers", "Nothing"], Reason.UNSAFE_MODEL, id="unknown class"),
     ],
 )
-def test_configs_name_classes_of_the_two_libraries_only(
+def test_configs_naming_foreign_classes_are_refused(
     containers: Containers, hub: FakeHub, file: Path, entry: list[str], reason: Reason
 ) -> None:
-    """A mirror is not trusted more than any other source."""
+    """Only classes of diffusers and transformers are allowed, even in a mirror's configs."""
     index = hub.repos[tinysd3.REPO].folder / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "vae": entry}))
     ended = containers.load(load_request(hub.serve_file("/file", file)))
@@ -155,28 +160,26 @@ def test_configs_name_classes_of_the_two_libraries_only(
 
 
 @pytest.mark.slow
-def test_a_field_without_effect_is_refused(
-    containers: Containers, hub: FakeHub, file: Path
-) -> None:
-    """By its name."""
+def test_field_without_effect_is_refused(containers: Containers, hub: FakeHub, file: Path) -> None:
+    """The message names the field."""
     request = load_request(hub.serve_file("/file", file), prediction_type="v_prediction")
     failed(containers.load(request), Reason.INVALID_SPEC, "spec.predictionType does not apply")
 
 
 @pytest.mark.slow
-def test_a_kind_that_diffusers_does_not_know_is_refused(
+def test_unknown_architecture_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """It would be taken for SD 1."""
+    """The loader does not let diffusers treat the file as SD 1."""
     path = tmp_path / "odd.safetensors"
     path.write_bytes(safetensors_bytes({"joint_blocks.0.other.weight": (1,)}))
     ended = containers.load(load_request(hub.serve_file("/odd", path)))
     failed(ended, Reason.UNSUPPORTED_FORMAT, "of a kind that diffusers does not convert")
 
 
-def test_the_slim_image_says_which_image_converts_it(
+def test_slim_image_names_the_image_that_converts_the_model(
     containers: Containers, hub: FakeHub, file: Path, slim: dict[str, str]
 ) -> None:
-    """Before the weights come."""
+    """The load fails before the weights are downloaded."""
     ended = containers.fetch(load_request(hub.serve_file("/file", file)), **slim)
     failed(ended, Reason.UNSUPPORTED_FORMAT, "spec.verify.render: true picks the image")

@@ -1,4 +1,4 @@
-"""Progress, for the operator as JSON lines and for people as a bar or lines."""
+"""Progress reports: JSON lines for the operator, a bar or plain lines for people."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from sd_loader.progress import Reporter, bar, complete, for_people, json_lines, 
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test sets by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the current time in seconds."""
         return self.now
 
 
 class Terminal(io.StringIO):
-    """A stream that people look at."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
 
 def downloading(done: int, total: int | None = 1000, **fields: Any) -> Progress:
-    """A download that is so far."""
+    """Progress of a download with `done` of `total` bytes."""
     return Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total, **fields)
 
 
-def test_one_stage_is_written_at_most_once_per_interval_and_a_new_one_at_once() -> None:
-    """The log stays short, and the operator learns of a new stage immediately."""
+def test_reports_are_limited_per_interval_except_for_a_new_stage() -> None:
+    """The log stays short, and the operator learns of a new stage at once."""
     clock, written = Clock(), []
     report = Reporter(written.append, 1.0, clock)
     for second, progress in (
@@ -59,8 +59,8 @@ def test_one_stage_is_written_at_most_once_per_interval_and_a_new_one_at_once() 
     ]
 
 
-def test_json_lines_are_the_contracts_progress() -> None:
-    """What the operator reads is one Progress per line, without empty fields."""
+def test_json_lines_decode_to_progress() -> None:
+    """Each line holds one Progress without its empty fields."""
     stream = io.StringIO()
     report = json_lines(stream)
     report(downloading(250, percent=25))
@@ -78,18 +78,18 @@ def test_json_lines_are_the_contracts_progress() -> None:
         pytest.param(downloading(500), 0.0, 0, 50, None, None, id="no time has passed"),
         pytest.param(downloading(500, None), 5.0, 0, None, 100, None, id="total unknown"),
         pytest.param(downloading(500, 0), 5.0, 0, None, 100, None, id="total zero"),
-        pytest.param(downloading(9999), 1.0, 0, 100, 9999, 0, id="more than announced"),
+        pytest.param(downloading(9999), 1.0, 0, 100, 9999, 0, id="more bytes than the total"),
         pytest.param(
-            downloading(10**12), 1e-9, 0, 100, COUNT_MAX, 0, id="faster than the contract counts"
+            downloading(10**12), 1e-9, 0, 100, COUNT_MAX, 0, id="above the contract's maximum"
         ),
         pytest.param(
             downloading(500, percent=7, bytes_per_second=3, eta_seconds=2), 5.0, 0, 7, 3, 2,
-            id="what is given stays",
+            id="given values stay",
         ),
         pytest.param(Progress(stage=Stage.VERIFYING), 5.0, 0, None, None, None, id="no bytes"),
     ],
 )  # fmt: skip
-def test_what_follows_from_bytes_and_time_is_filled_in(
+def test_percent_speed_and_eta_are_computed(
     progress: Progress,
     seconds: float,
     before: int,
@@ -97,15 +97,15 @@ def test_what_follows_from_bytes_and_time_is_filled_in(
     rate: int | None,
     eta: int | None,
 ) -> None:
-    """Percent, speed and time left."""
+    """`complete` computes missing values from the bytes and the elapsed time."""
     completed = complete(progress, seconds, before)
     assert completed.percent == percent
     assert completed.bytes_per_second == rate
     assert completed.eta_seconds == eta
 
 
-def test_a_terminal_gets_one_line_that_changes() -> None:
-    """The bar is drawn over itself."""
+def test_terminal_redraws_one_line() -> None:
+    """Each bar replaces the one before it."""
     stream = Terminal()
     for_people(stream)(downloading(500, percent=50))
     shown = stream.getvalue()
@@ -113,8 +113,8 @@ def test_a_terminal_gets_one_line_that_changes() -> None:
     assert "\n" not in shown
 
 
-def test_a_file_gets_plain_lines() -> None:
-    """No control characters where nobody draws."""
+def test_file_gets_plain_lines() -> None:
+    """Output that is not a terminal contains no control characters."""
     stream = io.StringIO()
     for_people(stream)(downloading(500, percent=50))
     assert stream.getvalue() == "Downloading 50% of 1.0 kB\n"
@@ -129,12 +129,12 @@ def test_a_file_gets_plain_lines() -> None:
         (downloading(5, percent=0, eta_seconds=9), "Downloading 0% of 1.0 kB, 9 s left"),
     ],
 )
-def test_progress_in_words(progress: Progress, words: str) -> None:
-    """Only what is known is said."""
+def test_progress_text_holds_only_known_values(progress: Progress, words: str) -> None:
+    """Unknown values are left out of the text."""
     assert text(progress) == words
 
 
 @pytest.mark.parametrize(("percent", "filled"), [(None, 0), (0, 0), (50, 12), (100, 24)])
-def test_the_bar_has_a_fixed_width(percent: int | None, filled: int) -> None:
-    """Filled in proportion."""
+def test_bar_has_a_fixed_width(percent: int | None, filled: int) -> None:
+    """The bar is filled in proportion to the percentage."""
     assert bar(percent) == "[" + "#" * filled + "." * (24 - filled) + "]"

@@ -1,4 +1,4 @@
-"""A load that renders tries the folder as its readers will, and keeps the image."""
+"""A load with spec.verify.render runs the folder as its readers do, and keeps the image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DECODER = "first_stage_model.decoder"
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Other tests run at the same time."""
+    """Limit torch to one thread, because other tests run at the same time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that may reach the Hub, with an empty volume."""
+    """Containers that can reach the Hub, with an empty volume."""
     made = Containers.reaching(hub, tmp_path)
     made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
     return made
@@ -57,14 +57,14 @@ def containers(hub: FakeHub, tmp_path: Path) -> Containers:
 
 @pytest.fixture(scope="module")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Converted]:
-    """A tiny SD 1.5, converted."""
+    """A tiny SD 1.5 checkpoint and its conversion."""
     root = tmp_path_factory.mktemp("sd1")
     path = save_safetensors(root / "model.safetensors", tiny_sd15())
     return root / "out", convert_file(path, root / "out")
 
 
 def refused(folder: Path, converted: Converted) -> str:
-    """Why rendering fails."""
+    """Render a folder that must fail and return the message."""
     with pytest.raises(LoaderError) as caught:
         render(folder, converted, conversion(verify=QUICK), lambda _: None)
     assert caught.value.reason is Reason.VERIFICATION_FAILED
@@ -72,13 +72,13 @@ def refused(folder: Path, converted: Converted) -> str:
 
 
 def converted_of(root: Path, tensors: dict[str, torch.Tensor]) -> tuple[Path, Converted]:
-    """The folder of a checkpoint."""
+    """Convert a checkpoint with these tensors and return the folder and the result."""
     path = save_safetensors(root / "model.safetensors", tensors)
     return root / "out", convert_file(path, root / "out")
 
 
 def small(folder: Path, converted: Converted) -> tuple[Path, Converted]:
-    """The folder, with configs that say it was trained on small images."""
+    """Change the folder's UNet config to small images, so that rendering is fast."""
     change(folder / "unet" / "config.json", sample_size=16)
     return folder, converted
 
@@ -89,7 +89,7 @@ def change(path: Path, **values: object) -> None:
 
 
 def rendered(folder: Path, converted: Converted, **verify: object) -> Rendered:
-    """What rendering makes of a folder."""
+    """Render a folder and return the result."""
     return render(folder, converted, conversion(verify={**QUICK, **verify}), lambda _: None)
 
 
@@ -97,8 +97,8 @@ def rendered(folder: Path, converted: Converted, **verify: object) -> Rendered:
 
 
 @pytest.mark.slow
-def test_the_image_is_published_with_the_model(containers: Containers, hub: FakeHub) -> None:
-    """As preview.png beside it, counted in no digest; a re-run and an adoption keep it."""
+def test_preview_is_published_with_the_model(containers: Containers, hub: FakeHub) -> None:
+    """preview.png lies in the folder but does not change the digest. A rerun keeps it."""
     path = save_safetensors(containers.store.parent / "tiny.safetensors", tiny_sd15())
     link = hub.serve_file("/tiny.safetensors", path)
     plain = containers.load(job_request(link, model_id="plain"))
@@ -128,8 +128,8 @@ def test_the_image_is_published_with_the_model(containers: Containers, hub: Fake
 
 
 @pytest.mark.slow
-def test_what_does_not_render_is_not_published(containers: Containers, hub: FakeHub) -> None:
-    """The volume is as it was before."""
+def test_model_that_renders_black_is_not_published(containers: Containers, hub: FakeHub) -> None:
+    """The load leaves the volume as it was."""
     tensors = tiny_sd15()
     tensors[f"{DECODER}.conv_out.weight"].zero_()
     tensors[f"{DECODER}.conv_out.bias"].fill_(-10)
@@ -139,16 +139,16 @@ def test_what_does_not_render_is_not_published(containers: Containers, hub: Fake
     assert list(containers.store.iterdir()) == []
 
 
-def test_an_image_without_torch_says_so(
+def test_render_is_refused_in_an_image_without_torch(
     containers: Containers, hub: FakeHub, slim: dict[str, str]
 ) -> None:
-    """Before anything is downloaded, and what the administrator can do."""
+    """The load fails before it downloads anything."""
     request = job_request(f"{hub.url}/none", verify=QUICK)
     failed(containers.fetch(request, **slim), Reason.INVALID_SPEC, "spec.verify.render")
     assert hub.requests == []
 
 
-# --- what an image says
+# --- checks of the image
 
 
 @pytest.mark.parametrize(
@@ -159,25 +159,23 @@ def test_an_image_without_torch_says_so(
         pytest.param(0, float("nan"), "the VAE makes NaN of finite latents", id="NaN"),
     ],
 )
-def test_an_image_that_shows_nothing_is_refused(
-    tmp_path: Path, weight: float, bias: float, why: str
-) -> None:
-    """By what the decoder's last layer adds to nothing."""
+def test_empty_image_is_refused(tmp_path: Path, weight: float, bias: float, why: str) -> None:
+    """The decoder's last layer makes the image black, uniform or NaN."""
     tensors = tiny_sd15()
     tensors[f"{DECODER}.conv_out.weight"].fill_(weight)
     tensors[f"{DECODER}.conv_out.bias"].fill_(bias)
     assert refused(*small(*converted_of(tmp_path, tensors))) == f"rendered: {why}"
 
 
-def test_a_unet_that_computes_nan_is_told_from_the_vae(tmp_path: Path) -> None:
-    """The latents tell them apart."""
+def test_nan_from_the_unet_is_not_blamed_on_the_vae(tmp_path: Path) -> None:
+    """The latents show that the UNet computes NaN."""
     tensors = tiny_sd15()
     tensors["model.diffusion_model.out.2.bias"].fill_(float("nan"))
     assert "the latents are not finite" in refused(*small(*converted_of(tmp_path, tensors)))
 
 
-def test_a_vae_that_overflows_in_half_precision_is_named_on_a_cpu_too(tmp_path: Path) -> None:
-    """As SDXL's own does, where its config does not have diffusers decode in single precision."""
+def test_vae_overflow_in_half_precision_is_detected_on_a_cpu(tmp_path: Path) -> None:
+    """SDXL's own VAE overflows in this way unless its config sets force_upcast."""
     tensors = tiny_sdxl()
     tensors[f"{DECODER}.mid.block_1.conv2.weight"] *= 1e5 / 4
     folder, converted = small(*converted_of(tmp_path, tensors))
@@ -190,10 +188,10 @@ def test_a_vae_that_overflows_in_half_precision_is_named_on_a_cpu_too(tmp_path: 
     assert rendered(folder, converted).preview is not None
 
 
-def test_a_folder_that_does_not_open_fails_verification(
+def test_folder_that_does_not_open_fails_verification(
     sd1: tuple[Path, Converted], tmp_path: Path
 ) -> None:
-    """It is no crash, which would be tried again."""
+    """The failure is permanent, not a crash that the Job retries."""
     folder = shutil.copytree(sd1[0], tmp_path / "folder")
     change(folder / "unet" / "config.json", cross_attention_dim=96)
     message = refused(folder, sd1[1])
@@ -201,8 +199,8 @@ def test_a_folder_that_does_not_open_fails_verification(
 
 
 @pytest.mark.slow
-def test_the_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_path: Path) -> None:
-    """The seed is fixed; prompt and steps are the spec's."""
+def test_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_path: Path) -> None:
+    """The seed is fixed. The spec sets the prompt and the number of steps."""
     folder = small(shutil.copytree(sd1[0], tmp_path / "folder"), sd1[1])[0]
     first, again, *others = (
         rendered(folder, sd1[1], **verify).preview
@@ -228,13 +226,11 @@ def test_the_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_p
         pytest.param(StableDiffusionInstructPix2PixPipeline, 8, id="instruct-pix2pix"),
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own saving
-def test_pipelines_that_change_images_are_given_one(
-    tmp_path: Path, kind: type, channels: int
-) -> None:
-    """And a mask of all of it, where they take one."""
+@pytest.mark.filterwarnings("ignore")  # warnings from save_pretrained
+def test_image_pipelines_get_an_input_image(tmp_path: Path, kind: type, channels: int) -> None:
+    """Inpainting pipelines also get a mask that covers the whole image."""
     parts = dict(tinyrepo.pipeline("sd15").components)
-    # Without its private entries, which say what is as usual.
+    # Private entries list the options that have their default value.
     config = {key: value for key, value in parts["unet"].config.items() if key[0] != "_"}
     parts["unet"] = UNet2DConditionModel.from_config(
         {**config, "in_channels": channels, "sample_size": 16}
@@ -243,9 +239,9 @@ def test_pipelines_that_change_images_are_given_one(
     assert rendered(tmp_path, Converted({}, precision="fp32")).preview is not None
 
 
-@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own saving
-def test_a_film_is_published_with_a_warning(tmp_path: Path) -> None:
-    """It would take minutes; the folder opens, which is more than nothing."""
+@pytest.mark.filterwarnings("ignore")  # warnings from save_pretrained
+def test_video_pipeline_is_published_unrendered_with_a_warning(tmp_path: Path) -> None:
+    """Rendering a video would take minutes, so the loader only opens the folder."""
     parts = tinyrepo.pipeline("sd15").components
     unet = UNet3DConditionModel(
         block_out_channels=(32, 64),

@@ -1,4 +1,4 @@
-"""Parts of pipelines are tried on a random base: of full size with a GPU, a tiny one here."""
+"""Adapters are tried on a random base: a full-size one on a GPU, a tiny one elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = [pytest.param(base, marks=pytest.mark.slow) for base in ("sd1", "sdxl")]
 
 
 def controlnet(base: str, folder: Path, width: int | None = None) -> None:
-    """A ControlNet of the tiny base, or of one with another text encoder."""
+    """Save a ControlNet for the tiny base, or for a base with another text encoder width."""
     unet = random_pipeline(base, TINY_SIZES[base], "cpu").unet
     config = {key: value for key, value in unet.config.items() if key[0] != "_"}
     made = UNet2DConditionModel.from_config(
@@ -44,15 +44,15 @@ def controlnet(base: str, folder: Path, width: int | None = None) -> None:
 
 
 def attempt(folder: Path, kind: ModelType, base: str) -> None:
-    """Try it on the tiny base."""
+    """Try the adapter on the tiny base."""
     with explaining():
         try_adapter(folder, kind, base, TINY_SIZES[base], "cpu")
 
 
 @pytest.mark.parametrize("base", CASES)
-@pytest.mark.filterwarnings("ignore")  # diffusers' own
-def test_a_controlnet_runs_on_its_base(tmp_path: Path, base: str) -> None:
-    """One whose text encoder is another does not."""
+@pytest.mark.filterwarnings("ignore")  # warnings from diffusers
+def test_controlnet_runs_on_its_base(tmp_path: Path, base: str) -> None:
+    """A ControlNet for another text encoder is refused."""
     controlnet(base, tmp_path / "fits")
     attempt(tmp_path / "fits", ModelType.CONTROLNET, base)
 
@@ -62,9 +62,9 @@ def test_a_controlnet_runs_on_its_base(tmp_path: Path, base: str) -> None:
 
 
 @pytest.mark.parametrize("base", CASES)
-@pytest.mark.filterwarnings("ignore")  # diffusers' own
-def test_a_vae_decodes_for_its_base(tmp_path: Path, base: str) -> None:
-    """One that makes NaN is refused."""
+@pytest.mark.filterwarnings("ignore")  # warnings from diffusers
+def test_vae_decodes_for_its_base(tmp_path: Path, base: str) -> None:
+    """A VAE that computes NaN is refused."""
     vae: AutoencoderKL = random_pipeline(base, TINY_SIZES[base], "cpu").vae
     vae.save_pretrained(tmp_path / "fits")
     attempt(tmp_path / "fits", ModelType.VAE, base)
@@ -75,9 +75,9 @@ def test_a_vae_decodes_for_its_base(tmp_path: Path, base: str) -> None:
         attempt(tmp_path / "nan", ModelType.VAE, base)
 
 
-@pytest.mark.filterwarnings("ignore")  # diffusers' own
-def test_an_embedding_enters_its_base(tmp_path: Path) -> None:
-    """As wide as the text encoder; another width is refused."""
+@pytest.mark.filterwarnings("ignore")  # warnings from diffusers
+def test_embedding_loads_into_its_base(tmp_path: Path) -> None:
+    """An embedding of another width than the text encoder is refused."""
     for name, width in (("fits", 64), ("wide", 96)):
         (tmp_path / name).mkdir()
         vectors = {"<word>": torch.ones(2, width)}
@@ -88,17 +88,17 @@ def test_an_embedding_enters_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # diffusers' own
-def test_both_halves_of_an_sdxl_embedding_enter_their_encoders(tmp_path: Path) -> None:
-    """They lie in two files."""
+@pytest.mark.filterwarnings("ignore")  # warnings from diffusers
+def test_both_files_of_an_sdxl_embedding_load_into_their_encoders(tmp_path: Path) -> None:
+    """An SDXL embedding has one file for each text encoder."""
     for name in ("learned_embeds", "learned_embeds_2"):
         save_file({"<word>": torch.ones(2, 64)}, tmp_path / f"{name}.safetensors")
     attempt(tmp_path, ModelType.EMBEDDINGS, "sdxl")
 
 
-@pytest.mark.filterwarnings("ignore")  # diffusers' own
-def test_a_lora_fits_its_base(tmp_path: Path) -> None:
-    """One of other widths is refused."""
+@pytest.mark.filterwarnings("ignore")  # warnings from diffusers
+def test_lora_loads_into_its_base(tmp_path: Path) -> None:
+    """A LoRA for layers of another width is refused."""
     for name, width in (("fits", 64), ("other", 96)):
         down, up = f"{ATTENTION}.lora.down.weight", f"{ATTENTION}.lora.up.weight"
         (tmp_path / name).mkdir()
@@ -111,17 +111,17 @@ def test_a_lora_fits_its_base(tmp_path: Path) -> None:
         attempt(tmp_path / "other", ModelType.LORA, "sd1")
 
 
-def test_what_has_no_known_base_is_not_tried(tmp_path: Path) -> None:
-    """Its keys and shapes were checked."""
+def test_adapter_without_a_known_base_is_not_tried(tmp_path: Path) -> None:
+    """Its keys and shapes were checked during the conversion."""
     try_adapter(tmp_path, ModelType.VAE, None, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.filterwarnings("ignore")  # diffusers' own
-def test_a_full_size_controlnet_and_vae_run_on_the_gpu(tmp_path: Path, base: str) -> None:
-    """In half precision, on the random base of the published dimensions."""
+@pytest.mark.filterwarnings("ignore")  # warnings from diffusers
+def test_full_size_controlnet_and_vae_run_on_a_gpu(tmp_path: Path, base: str) -> None:
+    """They run in half precision on a random base with the published dimensions."""
     pipeline = random_pipeline(base, PUBLISHED_SIZES[base], "cuda").to(dtype=torch.float16)
     ControlNetModel.from_unet(pipeline.unet).save_pretrained(tmp_path / "controlnet")
     pipeline.vae.save_pretrained(tmp_path / "vae")

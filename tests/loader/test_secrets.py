@@ -1,6 +1,6 @@
-"""That no secret of a load is told: not by a loader that fails, whatever a server quotes to it.
+"""A failing load leaks no secret, even if a server quotes it.
 
-Every secret holds MARK, and everything that a container leaves behind is searched for it.
+Every secret contains MARK, and the test searches everything that a container leaves for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ LORA = safetensors_bytes({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_dow
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to fail. userinfo: the url has it in place of a token. hub: it is a repo's."""
+    """A way to fail.
+
+    If `userinfo` is true, the url holds a password and the load has no token. If `hub` is true,
+    the source is a Hub repo.
+    """
 
     name: str
     respond: Respond
@@ -68,9 +72,9 @@ KINDS = [
     Kind("a text", serves("ECHO ECHO"), Reason.NOT_A_MODEL),
     Kind("another origin", leads("http://OTHER/ECHO?token=ECHO"), Reason.SOURCE_NOT_FOUND),
     Kind("another place", leads("/ECHO/model"), Reason.SOURCE_NOT_FOUND),
-    Kind("a place inside", leads("https://ECHO.internal/x"), ADDRESS, usual=True),
+    Kind("an internal host", leads("https://ECHO.internal/x"), ADDRESS, usual=True),
     Kind("plain http", leads("http://ECHO.example.com/x"), ADDRESS),
-    Kind("no link", leads("ftp://ECHO/x"), ADDRESS),
+    Kind("not a link", leads("ftp://ECHO/x"), ADDRESS),
     Kind("a bad header", raw("HTTP/1.1 200 X\r\nECHO\r\n\r\n"), Reason.SOURCE_UNREACHABLE),
     Kind("a bad status line", raw("ECHO\r\n\r\n"), Reason.SOURCE_UNREACHABLE),
     Kind("encoded", says(200, "Content-Encoding: ECHO"), Reason.SOURCE_UNREACHABLE),
@@ -79,9 +83,9 @@ KINDS = [
         lambda *_: page(200, "x" * 99, 'ETag: "1"')[:-50],
         Reason.SOURCE_UNREACHABLE,
     ),
-    Kind("a place inside, of a user", leads("https://ECHO.internal/x"), ADDRESS, userinfo=True),
-    Kind("a page for a user", serves(HTML), Reason.NOT_A_MODEL, usual=True, userinfo=True),
-    Kind("an error for a user", says(401), Reason.AUTHENTICATION_REQUIRED, userinfo=True),
+    Kind("an internal host, userinfo", leads("https://ECHO.internal/x"), ADDRESS, userinfo=True),
+    Kind("a page, userinfo", serves(HTML), Reason.NOT_A_MODEL, usual=True, userinfo=True),
+    Kind("401, userinfo", says(401), Reason.AUTHENTICATION_REQUIRED, userinfo=True),
     Kind("a Hub's 401", says(401), Reason.AUTHENTICATION_REQUIRED, hub=True),
     Kind("a gated repo", says(403, "X-Error-Code: GatedRepo"), Reason.ACCESS_DENIED, hub=True),
     Kind(
@@ -91,7 +95,7 @@ KINDS = [
         hub=True,
     ),
     Kind("a Hub's rate limit", says(429, "Retry-After: 999"), Reason.RATE_LIMITED, hub=True),
-    Kind("a Hub that is none", serves('{"sha": "ECHO"}'), Reason.SOURCE_UNREACHABLE, hub=True),
+    Kind("not a Hub", serves('{"sha": "ECHO"}'), Reason.SOURCE_UNREACHABLE, hub=True),
     Kind("a Hub's other name", leads("/api/models/ECHO/b"), Reason.SOURCE_NOT_FOUND, hub=True),
     Kind("a Hub's odd names", listing("../ECHO"), Reason.UNSAFE_MODEL, hub=True),
     Kind("a Hub's other files", listing("ECHO.txt"), Reason.UNSUPPORTED_FORMAT, hub=True),
@@ -113,13 +117,13 @@ def _model() -> bytes:
 
 @dataclass
 class Load:
-    """A fetch with every secret there is."""
+    """A fetch that uses every kind of secret."""
 
     containers: Containers
     servers: Servers
 
     def run(self, kind: Kind, **env: str) -> Ended:
-        """Run the fetch container, with the Secret's token where it may go along."""
+        """Run the fetch container with the token mounted as a Secret."""
         self.containers.credentials.mkdir(parents=True, exist_ok=True)
         (self.containers.credentials / "token").write_text(TOKEN)
         host = kind.host or self.servers.source.host
@@ -134,7 +138,7 @@ class Load:
         return self.containers.fetch(load_request(url, **fields), **env)
 
     def told(self, ended: Ended) -> str:
-        """Everything that the container left, but for the Secret's own files."""
+        """Return everything that the container left except the Secret's own files."""
         left = [
             f"{path} {path.read_bytes().decode(errors='replace') if path.is_file() else ''}"
             for folder in (self.containers.store, self.containers.folder)
@@ -146,7 +150,7 @@ class Load:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[Kind], Load]]:
-    """Starts the servers of a kind of failure, and containers that may call them."""
+    """Start the servers for a kind of failure and containers that can reach them."""
     started: list[Servers] = []
 
     def run(kind: Kind) -> Load:
@@ -169,8 +173,8 @@ def start(tmp_path: Path) -> Iterator[Callable[[Kind], Load]]:
         for kind in KINDS
     ],
 )
-def test_a_failure_tells_no_secret(start: Callable[[Kind], Load], kind: Kind, tally: Tally) -> None:
-    """Neither to the log, nor to the operator, nor on the volume; whatever the server quotes."""
+def test_failure_leaks_no_secret(start: Callable[[Kind], Load], kind: Kind, tally: Tally) -> None:
+    """No secret reaches the log, the result or the volume, whatever the server sends."""
     load = start(kind)
     ended = load.run(kind)
     assert ended.result is not None, ended.stderr
@@ -181,8 +185,8 @@ def test_a_failure_tells_no_secret(start: Callable[[Kind], Load], kind: Kind, ta
     tally("failures without a leak")
 
 
-def test_a_crash_tells_no_secret(start: Callable[[Kind], Load], tmp_path: Path) -> None:
-    """Its traceback goes to the log, and the text of its error may quote anything."""
+def test_crash_leaks_no_secret(start: Callable[[Kind], Load], tmp_path: Path) -> None:
+    """The traceback goes to the log, and its message may contain the url and the headers."""
     (tmp_path / "sitecustomize.py").write_text(
         "import httpx2\n"
         "def send(self, request, **_):\n"

@@ -1,4 +1,4 @@
-"""Fetch, convert, load and remove, step by step."""
+"""The stages fetch, convert, load and remove, with fake parts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.support.store.volumes import (
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
-    """The stages work with made-up parts."""
+    """Fake parts that replace the real download and conversion."""
     return Parts.installed(monkeypatch)
 
 
 @pytest.mark.usefixtures("parts")
-def test_a_load_answers_with_what_it_published(tmp_path: Path) -> None:
-    """Fetch tells the source, convert the artifact."""
+def test_load_reports_what_it_published(tmp_path: Path) -> None:
+    """Fetch reports the source, and convert reports the artifact."""
     assert fetched(tmp_path) == LoadResult(
         outcome="fetched", source=Source(size_bytes=15, format="ckpt")
     )
@@ -49,8 +49,8 @@ def test_a_load_answers_with_what_it_published(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".store", MODEL_ID]
 
 
-def test_a_rerun_answers_from_the_receipt(parts: Parts, tmp_path: Path) -> None:
-    """A Job whose answer was missed is run again without a download, in another Pod."""
+def test_rerun_returns_the_result_from_the_receipt(parts: Parts, tmp_path: Path) -> None:
+    """A Job whose result was lost runs again in another Pod without a download."""
     first = loaded(tmp_path)
     before = tree(tmp_path)
     parts.fetch_error = parts.convert_error = AssertionError("worked again")
@@ -59,8 +59,8 @@ def test_a_rerun_answers_from_the_receipt(parts: Parts, tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
-def test_a_finished_download_is_converted_by_the_next_pod(parts: Parts, tmp_path: Path) -> None:
-    """A crash in convert costs no download."""
+def test_next_pod_converts_a_finished_download(parts: Parts, tmp_path: Path) -> None:
+    """A crash in convert does not repeat the download."""
     fetched(tmp_path)
     parts.convert_error = RuntimeError("crash")
     with pytest.raises(RuntimeError):
@@ -71,8 +71,8 @@ def test_a_finished_download_is_converted_by_the_next_pod(parts: Parts, tmp_path
     assert parts.downloads == 1
 
 
-def test_an_unreadable_record_of_the_download_is_made_again(parts: Parts, tmp_path: Path) -> None:
-    """Another version of the loader may have written it."""
+def test_unreadable_download_record_is_written_again(parts: Parts, tmp_path: Path) -> None:
+    """Another version of the loader may have written the record."""
     fetched(tmp_path)
     (tmp_path / ".staging/uid-1/pod/source.json").write_text('{"later": 1}')
     with refused(Reason.LOADER_CRASHED, "run fetch again"):
@@ -90,10 +90,10 @@ def test_an_unreadable_record_of_the_download_is_made_again(parts: Parts, tmp_pa
         pytest.param(OSError(28, "No space left on device"), False, id="disk full"),
     ],
 )
-def test_a_failed_download_is_kept_where_another_attempt_can_use_it(
+def test_partial_download_is_kept_only_after_a_retryable_failure(
     parts: Parts, tmp_path: Path, error: Exception, kept: bool
 ) -> None:
-    """A load that failed for good leaves nothing on the volume."""
+    """A load that fails permanently leaves nothing on the volume."""
     parts.fetch_error = error
     with pytest.raises(type(error)):
         fetched(tmp_path)
@@ -102,8 +102,8 @@ def test_a_failed_download_is_kept_where_another_attempt_can_use_it(
         assert tree(tmp_path) == {}
 
 
-def test_a_failed_conversion_leaves_nothing(parts: Parts, tmp_path: Path) -> None:
-    """Neither link nor version nor staging."""
+def test_failed_conversion_leaves_nothing(parts: Parts, tmp_path: Path) -> None:
+    """The volume holds no link, version or staging folder."""
     fetched(tmp_path)
     parts.convert_error = LoaderError(Reason.CONVERSION_FAILED, "no")
     with refused(Reason.CONVERSION_FAILED, "no"):
@@ -111,10 +111,10 @@ def test_a_failed_conversion_leaves_nothing(parts: Parts, tmp_path: Path) -> Non
     assert tree(tmp_path) == {}
 
 
-def test_two_loads_that_do_not_fit_at_once_do_not_block_each_other(
+def test_two_loads_that_do_not_fit_together_do_not_block_each_other(
     parts: Parts, tmpfs: Callable[[str], Path]
 ) -> None:
-    """The one that finds the volume full gives its download back, so that the other can end."""
+    """The load that finds the volume full removes its download, so that the other can finish."""
     root = tmpfs("size=15m")
     parts.content = bytes(6 << 20)
     parts.files = {"weights": bytes(4 << 20)}
@@ -127,10 +127,8 @@ def test_two_loads_that_do_not_fit_at_once_do_not_block_each_other(
     assert loaded(root).outcome == "loaded"
 
 
-def test_a_late_pod_of_the_former_spec_leaves_its_version_served(
-    parts: Parts, tmp_path: Path
-) -> None:
-    """While the new version is made, the old one is served, whatever old Pods still do."""
+def test_late_pod_of_the_previous_spec_does_not_publish(parts: Parts, tmp_path: Path) -> None:
+    """The previous version stays published until the new one is ready."""
     loaded(tmp_path)
     fetched(tmp_path, request(load_hash=NEW_HASH), pod="new-pod")
     with refused(Reason.LOADER_CRASHED, "a newer load of m has begun"):
@@ -141,8 +139,8 @@ def test_a_late_pod_of_the_former_spec_leaves_its_version_served(
 
 
 @pytest.mark.usefixtures("parts")
-def test_a_late_pod_of_a_retained_model_leaves_it_served(tmp_path: Path) -> None:
-    """What was kept on purpose stays."""
+def test_late_pod_of_a_retained_model_does_not_change_it(tmp_path: Path) -> None:
+    """The retained files stay published."""
     loaded(tmp_path)
     removed(tmp_path, retain=True)
     with refused(Reason.LOADER_CRASHED, "was removed"):
@@ -150,8 +148,8 @@ def test_a_late_pod_of_a_retained_model_leaves_it_served(tmp_path: Path) -> None
     assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
 
 
-def test_a_failed_reload_leaves_the_published_version(parts: Parts, tmp_path: Path) -> None:
-    """What is served stays served."""
+def test_failed_reload_keeps_the_published_version(parts: Parts, tmp_path: Path) -> None:
+    """The published version does not change."""
     loaded(tmp_path)
     before = tree(tmp_path / MODEL_ID)
     parts.fetch_error = LoaderError(Reason.SOURCE_NOT_FOUND, "404")
@@ -160,8 +158,8 @@ def test_a_failed_reload_leaves_the_published_version(parts: Parts, tmp_path: Pa
     assert tree(tmp_path / MODEL_ID) == before
 
 
-def test_going_back_to_the_previous_spec_downloads_nothing(parts: Parts, tmp_path: Path) -> None:
-    """A version that is still kept is published again."""
+def test_returning_to_the_previous_spec_downloads_nothing(parts: Parts, tmp_path: Path) -> None:
+    """The loader publishes the previous version again if it is still on the volume."""
     loaded(tmp_path)
     loaded(tmp_path, request(load_hash=NEW_HASH))
     loaded(tmp_path, request(load_hash=HASH))
@@ -169,8 +167,8 @@ def test_going_back_to_the_previous_spec_downloads_nothing(parts: Parts, tmp_pat
     assert (tmp_path / MODEL_ID).readlink() == Path(f".store/uid-1/{HASH}")
 
 
-def test_a_conflict_is_found_before_the_download(parts: Parts, tmp_path: Path) -> None:
-    """Another's model id costs no traffic and changes nothing."""
+def test_conflict_is_found_before_the_download(parts: Parts, tmp_path: Path) -> None:
+    """A model id that another model owns causes no download and no change."""
     loaded(tmp_path)
     before = tree(tmp_path)
     with refused(Reason.MODEL_ID_CONFLICT, "belongs to ns/m"):
@@ -179,8 +177,8 @@ def test_a_conflict_is_found_before_the_download(parts: Parts, tmp_path: Path) -
     assert tree(tmp_path) == before
 
 
-def test_retain_and_recreate_downloads_nothing(parts: Parts, tmp_path: Path) -> None:
-    """The namesake adopts what was kept, and answers like the first load."""
+def test_retained_model_is_adopted_without_a_download(parts: Parts, tmp_path: Path) -> None:
+    """A new model of the same name adopts the files and reports the first result."""
     first = loaded(tmp_path)
     removed(tmp_path, retain=True)
     assert loaded(tmp_path, request(NAMESAKE)) == first
@@ -188,10 +186,10 @@ def test_retain_and_recreate_downloads_nothing(parts: Parts, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / ".store").iterdir()] == [NAMESAKE.uid]
 
 
-def test_files_that_the_conversion_did_not_mention_are_not_published(
+def test_unlisted_output_file_fails_the_load(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every published file has a digest in the receipt."""
+    """Every published file must have a digest in the receipt."""
 
     def careless(*args: object) -> Converted:
         result = parts.convert(*args)  # type: ignore[arg-type]
@@ -206,10 +204,10 @@ def test_files_that_the_conversion_did_not_mention_are_not_published(
 
 
 @pytest.mark.usefixtures("parts")
-def test_a_failing_tidy_up_does_not_fail_a_published_load(
+def test_failed_cleanup_does_not_fail_a_published_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Old files that cannot be removed yet (a busy NFS file) are left to the next load."""
+    """The next load removes old files that are still busy."""
 
     def busy(*_: object) -> None:
         raise OSError(16, "Device or resource busy")
@@ -220,8 +218,8 @@ def test_a_failing_tidy_up_does_not_fail_a_published_load(
 
 
 @pytest.mark.usefixtures("parts")
-def test_load_does_both_and_reports_the_stages(tmp_path: Path) -> None:
-    """One process fetches, converts and publishes."""
+def test_load_fetches_and_converts_in_one_process(tmp_path: Path) -> None:
+    """Load also reports the stages."""
     seen: list[Progress] = []
     assert load(request(), tmp_path, Settings(), seen.append).outcome == "loaded"
     assert [progress.stage for progress in seen] == [Stage.PUBLISHING]

@@ -1,4 +1,4 @@
-"""Which reason a system error of the volume has."""
+"""Mapping of the volume's system errors to failure reasons."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ FULL, NOT_WRITABLE = Reason.INSUFFICIENT_STORAGE, Reason.VOLUME_NOT_WRITABLE
         ),
     ],
 )
-def test_an_error_of_the_volume_has_its_reason(code: int, reason: Reason, message: str) -> None:
-    """The message names the file, if there is one, and what the system says."""
+def test_volume_error_has_its_reason(code: int, reason: Reason, message: str) -> None:
+    """The message names the file, if one is given, and the system's error."""
     error = OSError(code, os.strerror(code))
     with pytest.raises(LoaderError) as caught, storage_errors("m"):
         raise error
@@ -49,7 +49,7 @@ def test_an_error_of_the_volume_has_its_reason(code: int, reason: Reason, messag
     assert storage_error(error).message == message.replace(" m:", "")
 
 
-def test_any_other_error_passes_unchanged() -> None:
+def test_other_errors_pass_unchanged() -> None:
     """A damaged disk is neither full nor read-only."""
     error = OSError(errno.EIO, os.strerror(errno.EIO))
     with pytest.raises(OSError, match="Input/output") as caught, storage_errors("m"):

@@ -1,4 +1,4 @@
-"""Links are converted while they download: the same folder, of fewer bytes, however it is cut."""
+"""Links are converted while they download, with the same result as from the whole file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint and what is made of it. share: of its bytes that are needed, at the most."""
+    """A checkpoint and the fields of its load.
+
+    `share` is the largest fraction of the file's bytes that the load may download.
+    """
 
     name: str
     container: str
@@ -61,14 +64,14 @@ SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not
 
 
 class Checkpoints:
-    """Checkpoints and what they become without streaming, each made once."""
+    """Checkpoints and their conversions without streaming. Each is made once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._converted: dict[str, Converted] = {}
 
     def file(self, case: Case) -> Path:
-        """The checkpoint, in single precision."""
+        """Return the checkpoint in single precision, writing it on first use."""
         path = self.root / f"model.{case.container}"
         if not path.exists():
             if "sdxl" in case.container:
@@ -80,7 +83,7 @@ class Checkpoints:
         return path
 
     def converted(self, case: Case) -> Converted:
-        """What the file becomes when it is there as a whole."""
+        """Return the conversion of the whole file."""
         if case.name not in self._converted:
             out = self.root / f"out of {case}"
             self._converted[case.name] = convert_file(self.file(case), out, **case.fields)
@@ -89,13 +92,13 @@ class Checkpoints:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """One set for all tests: they only read it."""
+    """One set for all tests, which only read it."""
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture
 def server():
-    """A server of files."""
+    """A file server on loopback."""
     with FileServer() as running:
         yield running
 
@@ -109,16 +112,16 @@ class Pod:
 
     @property
     def into(self) -> Path:
-        """For what is fetched."""
+        """The folder for downloaded files."""
         return self.root / "source"
 
     @property
     def out(self) -> Path:
-        """For what it becomes."""
+        """The folder for converted files."""
         return self.root / "out"
 
     def fetch(self, url: str, retries: Retries = QUICK, **fields: object) -> Fetched:
-        """A fetch container's run."""
+        """Run a fetch as the fetch container does."""
         for folder in (self.into, self.out):
             folder.mkdir(exist_ok=True)
         settings = Settings(allowed_hosts=frozenset({self.server.host}))
@@ -128,18 +131,21 @@ class Pod:
 
 @pytest.fixture
 def pod(tmp_path, server):
-    """A Pod that may call the server."""
+    """A Pod that can reach the server."""
     return Pod(tmp_path, server)
 
 
 def cut_in_half(server: FileServer, path: Path) -> str:
-    """A link whose answers, for ever, have at most half of the file."""
+    """Serve the file so that every response ends after at most half of it. Return the link."""
     return server.serve_file("/model", path, cut_at=path.stat().st_size // 2, cuts=1000)
 
 
 @pytest.mark.parametrize("case", [*FEW, *SLOW], ids=str)
-def test_a_streamed_folder_is_that_of_the_whole_file(pod, server, checkpoints, case):
-    """File by file and digest by digest; what is not needed is not fetched, and nothing is kept."""
+def test_streamed_folder_equals_that_of_the_whole_file(pod, server, checkpoints, case):
+    """All files and digests are equal.
+
+    The loader downloads only what it needs and keeps no download.
+    """
     path = checkpoints.file(case)
     fetched = pod.fetch(server.serve_file("/model", path), **case.fields)
 
@@ -151,12 +157,12 @@ def test_a_streamed_folder_is_that_of_the_whole_file(pod, server, checkpoints, c
     assert fetched.source.sha256 is None
     assert server.bytes_served < case.share * path.stat().st_size + 4 * MEGABYTE
     kept = sum(file.stat().st_blocks * 512 for file in pod.into.iterdir())
-    assert kept < 16 * MEGABYTE  # pages of local headers
+    assert kept < 16 * MEGABYTE  # the pages that hold local headers
 
 
 @pytest.mark.parametrize("case", [CASES[2], *SLOW], ids=str)
-def test_ten_cuts_do_not_matter(pod, server, checkpoints, case):
-    """Each answer ends at another random byte; the folder is the same, and no byte came twice."""
+def test_ten_cut_responses_do_not_change_the_folder(pod, server, checkpoints, case):
+    """Each response ends early. The loader downloads hardly any byte twice."""
     path = checkpoints.file(case)
     cut = random.Random(case.name).randint(MEGABYTE, path.stat().st_size // 20)
     url = server.serve_file("/model", path, cut_at=cut, cuts=10)
@@ -169,8 +175,8 @@ def test_ten_cuts_do_not_matter(pod, server, checkpoints, case):
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=str)
-def test_the_next_pod_goes_on(pod, server, checkpoints, case):
-    """With what the first left when its source went away."""
+def test_next_pod_continues_a_streamed_load(pod, server, checkpoints, case):
+    """The next Pod uses what the first wrote before its source failed."""
     path = checkpoints.file(case)
     with pytest.raises(LoaderError):
         pod.fetch(cut_in_half(server, path), Retries(delays=()), **case.fields)
@@ -189,8 +195,8 @@ def test_the_next_pod_goes_on(pod, server, checkpoints, case):
         pytest.param({}, {"revision": "fp16"}, id="another precision"),
     ],
 )
-def test_what_was_done_for_something_else_does_not_count(pod, server, checkpoints, changed, fields):
-    """Another version of the source, or another plan, begins anew."""
+def test_changed_source_or_plan_starts_over(pod, server, checkpoints, changed, fields):
+    """A new version of the source or another precision discards the earlier progress."""
     path = checkpoints.file(CASES[0])
     with pytest.raises(LoaderError):
         pod.fetch(cut_in_half(server, path), Retries(delays=()))
@@ -202,8 +208,8 @@ def test_what_was_done_for_something_else_does_not_count(pod, server, checkpoint
     assert fetched.converted == expected
 
 
-def test_a_file_that_changes_meanwhile_is_begun_anew(pod, server, checkpoints):
-    """Never half of one and half of the other."""
+def test_file_that_changes_during_the_load_starts_over(pod, server, checkpoints):
+    """The folder never mixes two versions of the file."""
     path = checkpoints.file(CASES[0])
     other = Case("other", "other.safetensors")
     if not (checkpoints.root / "model.other.safetensors").exists():
@@ -225,8 +231,8 @@ def test_a_file_that_changes_meanwhile_is_begun_anew(pod, server, checkpoints):
     [{"ignore_range": True}, {"validators": False}, {"etag": 'W/"weak"'}],
     ids=["no ranges", "no validator", "a weak validator"],
 )
-def test_without_ranges_of_one_version_it_is_downloaded_first(pod, server, checkpoints, faults):
-    """As a whole, with its digest."""
+def test_source_without_safe_ranges_is_downloaded_first(pod, server, checkpoints, faults):
+    """The loader downloads the whole file and computes its digest."""
     path = checkpoints.file(CASES[0])
     fetched = pod.fetch(server.serve_file("/model", path, **faults))
     assert fetched.converted is None
@@ -235,8 +241,8 @@ def test_without_ranges_of_one_version_it_is_downloaded_first(pod, server, check
     assert list(pod.out.iterdir()) == []
 
 
-def test_a_digest_that_is_expected_is_checked_over_the_whole(pod, server, checkpoints):
-    """And a file that has another is refused."""
+def test_expected_digest_is_checked_over_the_whole_file(pod, server, checkpoints):
+    """A file with another digest is refused."""
     path = checkpoints.file(CASES[0])
     url = server.serve_file("/model", path)
     with pytest.raises(LoaderError) as caught:
@@ -244,8 +250,8 @@ def test_a_digest_that_is_expected_is_checked_over_the_whole(pod, server, checkp
     assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
-def test_a_repacked_archive_is_downloaded_first(pod, server, checkpoints, tmp_path):
-    """Where its members are not aligned as torch does it, their place cannot be foreseen."""
+def test_repacked_archive_is_downloaded_first(pod, server, checkpoints, tmp_path):
+    """The loader cannot predict the offsets of members unless torch aligned them."""
     path = tmp_path / "repacked.ckpt"
     with zipfile.ZipFile(checkpoints.file(CASES[2])) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
@@ -255,8 +261,8 @@ def test_a_repacked_archive_is_downloaded_first(pod, server, checkpoints, tmp_pa
     assert (pod.into / fetched.path).read_bytes() == path.read_bytes()
 
 
-def test_a_local_header_that_contradicts_the_directory_is_refused(pod, server, checkpoints):
-    """Although it comes after the conversion was planned."""
+def test_local_header_that_contradicts_the_directory_is_refused(pod, server, checkpoints):
+    """The loader reads the header only after it has planned the conversion."""
     path = checkpoints.file(CASES[2])
     with open_tensor_file(path) as file:
         weights = file.tensors["model.diffusion_model.out.2.weight"].offset
@@ -268,8 +274,8 @@ def test_a_local_header_that_contradicts_the_directory_is_refused(pod, server, c
     assert caught.value.reason is Reason.NOT_A_MODEL
 
 
-def test_what_cannot_be_converted_is_refused_before_the_weights_come(pod, server, tmp_path):
-    """The outline suffices to tell."""
+def test_unsupported_model_is_refused_before_its_weights_are_downloaded(pod, server, tmp_path):
+    """The header of the file shows that the loader cannot convert it."""
     tensors = {"model.nothing": torch.zeros(9 * MEGABYTE)}
     url = server.serve_file("/model", save_safetensors(tmp_path / "model.safetensors", tensors))
     with pytest.raises(LoaderError) as caught:
@@ -278,8 +284,8 @@ def test_what_cannot_be_converted_is_refused_before_the_weights_come(pod, server
     assert server.bytes_served < 4 * MEGABYTE
 
 
-def test_an_overflow_is_found_while_streaming(pod, server, tmp_path):
-    """It names the tensor, as it does otherwise."""
+def test_overflow_is_found_while_streaming(pod, server, tmp_path):
+    """The message names the tensor, as it does without streaming."""
     tensors = tiny_sd15(torch.float32)
     tensors["model.diffusion_model.out.2.bias"][0] = 1e6
     url = server.serve_file("/model", save_safetensors(tmp_path / "model.safetensors", tensors))
@@ -288,8 +294,8 @@ def test_an_overflow_is_found_while_streaming(pod, server, tmp_path):
     assert caught.value.reason is Reason.VERIFICATION_FAILED
 
 
-def test_what_is_gone_with_the_output_is_fetched_again(pod, server, checkpoints):
-    """A record that outlived its files would make a folder with holes."""
+def test_lost_output_is_downloaded_again(pod, server, checkpoints):
+    """A progress record without its output files would leave gaps in the folder."""
     path = checkpoints.file(CASES[0])
     with pytest.raises(LoaderError):
         pod.fetch(cut_in_half(server, path), Retries(delays=()))
@@ -303,18 +309,18 @@ def test_what_is_gone_with_the_output_is_fetched_again(pod, server, checkpoints)
 
 @dataclass
 class NoRecord:
-    """Begins anew, and keeps nothing."""
+    """A progress record that starts at zero and stores nothing."""
 
     def done(self) -> int:
-        """None."""
+        """Return 0."""
         return 0
 
     def set_done(self, written: int, durable: int) -> None:
-        """Forget it."""
+        """Ignore the progress."""
 
 
-def test_bytes_may_come_out_of_order(tmp_path):
-    """What holds up a digest first: the file is the same."""
+def test_bytes_may_arrive_out_of_order(tmp_path):
+    """The tensor that delays a digest comes first, and the file is still the same."""
     side = 4096
     content = random.Random(0).randbytes(2 * 4 * side * side + 4 * side)
     source = tmp_path / "source"

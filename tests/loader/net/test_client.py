@@ -1,4 +1,4 @@
-"""The token goes only to its own host: a table, and no network."""
+"""The HTTP client sends the token only to the host that the Secret names."""
 
 from __future__ import annotations
 
@@ -26,25 +26,31 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.mark.parametrize(
     ("host", "url", "is_default_host", "why_not"),
     [
-        pytest.param("own.example", OWN, False, None, id="its host"),
+        pytest.param("own.example", OWN, False, None, id="same host"),
         pytest.param("own.example:443", OWN, False, None, id="its host and port"),
-        pytest.param("OWN.example", OWN, False, None, id="in capitals"),
+        pytest.param("OWN.example", OWN, False, None, id="host in capitals"),
         pytest.param("own.example", OTHER, False, "another host", id="another host"),
-        pytest.param("own.example", "https://own.example:8443/x", False, "another host", id="port"),
-        pytest.param("own.example", "https://a.own.example/x", False, "another host", id="beneath"),
+        pytest.param(
+            "own.example", "https://own.example:8443/x", False, "another host", id="another port"
+        ),
+        pytest.param(
+            "own.example", "https://a.own.example/x", False, "another host", id="subdomain"
+        ),
         pytest.param("own.example", "http://own.example/x", False, "plain http", id="plain http"),
         pytest.param(
             "mirror.cluster:8080", "http://mirror.cluster:8080/x", False, None, id="allowed host"
         ),
         pytest.param(None, OWN, False, "no key `host`", id="no host"),
-        pytest.param(None, OWN, True, None, id="no host, and this one is the default"),
-        pytest.param("other.example", OWN, True, "another host", id="not the default"),
+        pytest.param(None, OWN, True, None, id="no host, default host"),
+        pytest.param(
+            "other.example", OWN, True, "another host", id="another host than the default"
+        ),
     ],
 )
-def test_the_token_is_for_one_host(
+def test_token_is_sent_only_to_its_host(
     settings: Settings, host: str | None, url: str, is_default_host: bool, why_not: str | None
 ) -> None:
-    """If it must be sent, another host fails the load; any other source is asked without it."""
+    """For another host, a required token fails the load and an optional token is left out."""
     secret(settings, host=host)
     client = HttpClient(settings, has_token=True)
 
@@ -62,15 +68,15 @@ def test_the_token_is_for_one_host(
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_a_load_without_credentials_has_no_token(settings: Settings, required: bool) -> None:
-    """Even if a Secret is mounted."""
+def test_load_without_credentials_sends_no_token(settings: Settings, required: bool) -> None:
+    """The client ignores a mounted Secret if the load asks for no credentials."""
     secret(settings, host="own.example")
     assert HttpClient(settings).token(OWN, "spec.url", required=required) is None
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_a_missing_secret_fails_the_load(settings: Settings, required: bool) -> None:
-    """The user asked for credentials."""
+def test_missing_secret_fails_the_load(settings: Settings, required: bool) -> None:
+    """The load asks for credentials, but the Secret is not mounted."""
     client = HttpClient(settings, has_token=True)
     with pytest.raises(LoaderError) as caught:
         client.token(OWN, "spec.url", required=required)

@@ -1,4 +1,4 @@
-"""The guarded client: it connects to what was checked, under the name that was asked for."""
+"""The guarded HTTP client connects only to checked addresses and keeps the host name for TLS."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,30 +21,30 @@ from tests.support.servers.tlsname import NAME, make_certificate, speaking_as
 
 @dataclass(frozen=True)
 class NamedSettings(Settings):
-    """Settings whose guard has a resolver of the test's."""
+    """Settings that let a test replace the guard's resolver."""
 
     resolver: Resolver = lambda _host, _port: []
 
     def guard(self) -> Guard:
-        """The usual guard but for the resolver."""
+        """Return the usual guard with the test's resolver."""
         return replace(super().guard(), resolver=self.resolver)
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for NAME, with its key, that is its own CA."""
+    """A self-signed certificate and key for NAME."""
     return make_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 @pytest.fixture
 def tls_server(certificate: Path) -> Iterator[FileServer]:
-    """A server of files that speaks TLS as NAME."""
+    """A file server that speaks TLS as NAME."""
     with FileServer(tls=speaking_as(certificate)[0]) as server:
         yield server
 
 
 def named(certificate: Path) -> NamedSettings:
-    """Settings in which NAME is an allowed host that lies on loopback."""
+    """Settings that allow NAME and resolve every name to loopback."""
     return NamedSettings(
         allowed_hosts=frozenset({NAME, "127.0.0.1"}),
         resolver=lambda _host, _port: ["127.0.0.1"],
@@ -52,8 +52,11 @@ def named(certificate: Path) -> NamedSettings:
     )
 
 
-def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
-    """Only the address is ours: no resolver but the guard's knows NAME."""
+def test_sni_host_header_and_certificate_use_the_host_name(tls_server, certificate):
+    """The client connects to a checked address but uses the host name for TLS and HTTP.
+
+    Only the guard's resolver knows NAME.
+    """
     port = tls_server.port
     tls_server.serve_file("/x", b"content")
     with HttpClient(named(certificate)).session() as client:
@@ -63,8 +66,8 @@ def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
             client.get(f"https://127.0.0.1:{port}/x")
 
 
-def test_https_never_leads_to_http(tls_server, certificate):
-    """Not even to an allowed host."""
+def test_redirect_from_https_to_http_is_refused(tls_server, certificate):
+    """The client refuses the redirect even if the target is an allowed host."""
     port = tls_server.port
     tls_server.serve_file("/x", b"", redirect=f"http://127.0.0.1:{port}/y")
     with (
@@ -76,8 +79,8 @@ def test_https_never_leads_to_http(tls_server, certificate):
     assert [request.path for request in tls_server.requests] == ["/x"]
 
 
-def test_the_checked_addresses_are_connected_to_in_turn(monkeypatch):
-    """A name is looked up once per connection, and never again by the socket."""
+def test_client_tries_each_checked_address_in_turn(monkeypatch):
+    """The client resolves the name once per connection. The socket does not resolve it again."""
     addresses = ["93.184.216.34", "2606:4700::1111"]
     lookups: list[str] = []
     connections: list[str] = []
@@ -100,8 +103,8 @@ def test_the_checked_addresses_are_connected_to_in_turn(monkeypatch):
     assert lookups == ["models.example.com"]
 
 
-def test_a_private_answer_ends_the_request_before_it_connects(monkeypatch):
-    """The refusal comes through the HTTP libraries as itself."""
+def test_private_address_is_refused_before_connecting(monkeypatch):
+    """The guard's LoaderError reaches the caller unchanged by the HTTP libraries."""
     monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", lambda *_: pytest.fail("connected"))
     settings = NamedSettings(resolver=lambda _host, _port: ["93.184.216.34", "10.0.0.1"])
     with (
@@ -112,8 +115,8 @@ def test_a_private_answer_ends_the_request_before_it_connects(monkeypatch):
     assert caught.value.reason is Reason.ADDRESS_REFUSED
 
 
-def test_redirects_are_checked_one_by_one():
-    """Whatever an allowed host says."""
+def test_each_redirect_target_is_checked():
+    """A redirect from an allowed host to a private address is refused."""
     with FileServer() as server:
         url = server.serve_file("/x", b"", redirect="https://[fd00:ec2::254]/latest")
         with (
@@ -124,7 +127,7 @@ def test_redirects_are_checked_one_by_one():
 
 
 class Proxy(Loopback):
-    """A forward proxy that answers plain requests itself and refuses tunnels."""
+    """A forward proxy that answers plain HTTP requests itself and rejects CONNECT."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -133,7 +136,7 @@ class Proxy(Loopback):
 
     @property
     def asked(self) -> list[str]:
-        """What it was asked for, in order."""
+        """The requests that the proxy received, in order."""
         return [
             f"CONNECT {one.target}" if one.method == "CONNECT" else one.target
             for one in self.requests
@@ -141,12 +144,12 @@ class Proxy(Loopback):
 
 
 def no_lookup(_host: str, _port: int) -> list[str]:
-    """Behind a proxy nothing is resolved here."""
+    """Fail the test: a client behind a proxy must not resolve names."""
     raise AssertionError("a name was resolved")
 
 
-def test_a_proxy_resolves_the_names_and_needs_no_exemption():
-    """Its own private address is the administrator's choice."""
+def test_proxy_resolves_names_and_may_have_a_private_address():
+    """The administrator configures the proxy, so the guard does not check its address."""
     with Proxy() as proxy:
         settings = NamedSettings(
             proxy=proxy.url, allowed_hosts=frozenset({NAME}), resolver=no_lookup
@@ -159,8 +162,8 @@ def test_a_proxy_resolves_the_names_and_needs_no_exemption():
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "127.1", "[::1]", "metadata.google.internal"])
-def test_literals_and_private_names_are_refused_behind_a_proxy_too(host):
-    """The proxy never hears of them."""
+def test_private_hosts_are_refused_before_the_proxy_is_called(host):
+    """The proxy receives no request for an address literal or a private name."""
     with Proxy() as proxy:
         with (
             HttpClient(NamedSettings(proxy=proxy.url, resolver=no_lookup)).session() as client,
@@ -170,8 +173,8 @@ def test_literals_and_private_names_are_refused_behind_a_proxy_too(host):
         assert proxy.asked == []
 
 
-def test_no_proxy_hosts_are_called_directly():
-    """The cluster's own mirror is not behind the proxy."""
+def test_no_proxy_hosts_bypass_the_proxy():
+    """The client connects directly to a host that NO_PROXY lists."""
     with FileServer() as server, Proxy() as proxy:
         url = server.serve_file("/x", b"direct")
         settings = Settings(
@@ -205,13 +208,13 @@ def test_no_proxy_hosts_are_called_directly():
         (",", "a.example.com", False),
     ],
 )
-def test_no_proxy_is_read_as_usual(no_proxy, host, direct):
-    """Names with their subdomains, ports, addresses and networks."""
+def test_no_proxy_accepts_names_ports_addresses_and_networks(no_proxy, host, direct):
+    """A name in NO_PROXY also matches its subdomains."""
     assert bypasses_proxy(host, 443, no_proxy) is direct
 
 
-def test_a_missing_ca_file_is_named(tmp_path):
-    """Not a stack trace."""
+def test_missing_ca_file_is_named_in_the_error(tmp_path):
+    """The error is a LoaderError that names the file."""
     with pytest.raises(LoaderError, match="nothing-here"):
         HttpClient(Settings(ca_file=tmp_path / "nothing-here")).session()
 
@@ -221,18 +224,18 @@ def test_a_missing_ca_file_is_named(tmp_path):
     ("place", "has_token"),
     [
         pytest.param("/there", True, id="same origin"),
-        pytest.param("//a.test:{port}/there", True, id="same origin, by its host"),
+        pytest.param("//a.test:{port}/there", True, id="same origin, named by host"),
         pytest.param("http://A.TEST:{port}/there", True, id="same origin, in capitals"),
         pytest.param("http://a.test:{other}/there", False, id="another port"),
         pytest.param("http://sub.a.test:{port}/there", False, id="a subdomain"),
         pytest.param("http://test.a:{port}/there", False, id="another host"),
-        pytest.param("http://127.0.0.1:{port}/there", False, id="its address"),
+        pytest.param("http://127.0.0.1:{port}/there", False, id="the address of the host"),
         pytest.param("http://x:y@sub.a.test:{port}/there", False, id="with a password"),
-        pytest.param("http://a.test@sub.a.test:{port}/there", False, id="with its name as a user"),
+        pytest.param("http://a.test@sub.a.test:{port}/there", False, id="host name as the user"),
     ],
 )
-def test_a_token_stays_with_its_origin(place, has_token, by_hand):
-    """And is not sent again when a redirect leads back there from elsewhere."""
+def test_redirect_to_another_origin_drops_the_token(place, has_token, by_hand):
+    """The token stays dropped even if a later redirect returns to the first origin."""
     with FileServer() as server:
         other = server.add_origin()
         port = server.host.rpartition(":")[2]

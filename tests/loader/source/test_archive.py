@@ -1,4 +1,4 @@
-"""A zip of a diffusers folder: checked whole before anything is written, then as a repo."""
+"""A zip of a diffusers folder is checked completely before the loader unpacks it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ UNNEEDED = {
 
 
 def parts(**changed: bytes | Part | None) -> list[Part]:
-    """The members of a good archive; those named are replaced, or left out."""
+    """The members of a valid archive. Arguments replace a member, or leave it out if None."""
     members: dict[str, bytes | Part | None] = {**NEEDED, **UNNEEDED, **changed}
     return [
         value if isinstance(value, Part) else deflated(name, value)
@@ -76,7 +76,7 @@ def unpack(folder: Path, content: bytes, limits: Settings | None = None, **field
 
 
 def unpacked(folder: Path) -> dict[str, bytes]:
-    """Everything in the folder, and nothing beside it."""
+    """Return all files of the unpacked repo. The folder must hold nothing else."""
     assert [path.name for path in folder.iterdir()] == ["repo"]
     return {
         path.relative_to(folder / "repo").as_posix(): path.read_bytes()
@@ -86,7 +86,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
 
 
 def under(root: str, members: list[Part]) -> list[Part]:
-    """The members in one folder."""
+    """Move the members into a folder."""
     return [replace(part, name=root + part.name) for part in members]
 
 
@@ -104,7 +104,7 @@ def under(root: str, members: list[Part]) -> list[Part]:
         ),
         pytest.param(
             [*under("m/", parts()), Part("__MACOSX/m/._unet", b"x"), Part("__MACOSX/")],
-            id="of a Mac",
+            id="made on a Mac",
         ),
         pytest.param(
             [replace(part, mode=stat.S_IFREG | 0o777) for part in parts()], id="with modes"
@@ -112,8 +112,8 @@ def under(root: str, members: list[Part]) -> list[Part]:
     ],
 )
 @pytest.mark.parametrize("zip64", [False, True], ids=["zip", "zip64"])
-def test_what_a_repo_would_be_downloaded_for_is_unpacked(tmp_path, members, zip64):
-    """And nothing else: no code, no second set of weights. The zip itself goes."""
+def test_only_needed_members_are_unpacked(tmp_path, members, zip64):
+    """Code and a second set of weights are left out, and the zip is deleted."""
     content = zip_bytes(members, zip64=zip64)
     fetched = unpack(tmp_path, content)
     assert unpacked(tmp_path) == NEEDED
@@ -122,13 +122,13 @@ def test_what_a_repo_would_be_downloaded_for_is_unpacked(tmp_path, members, zip6
 
 
 class Stream:
-    """Takes bytes and never goes back, as a connection does."""
+    """A stream that cannot seek, like a connection."""
 
     def __init__(self) -> None:
         self.content = bytearray()
 
     def write(self, data: bytes) -> int:
-        """Take them."""
+        """Append the bytes."""
         self.content += data
         return len(data)
 
@@ -137,8 +137,8 @@ class Stream:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
-def test_an_archive_that_was_written_to_a_stream_is_read(tmp_path, method):
-    """As services write them: sizes and checksums follow the data."""
+def test_streamed_archive_is_unpacked(tmp_path, method):
+    """In such archives, sizes and checksums follow the data."""
     stream = Stream()
     with zipfile.ZipFile(stream, "w", method) as archive:  # type: ignore[call-overload]
         for name, content in NEEDED.items():
@@ -147,8 +147,8 @@ def test_an_archive_that_was_written_to_a_stream_is_read(tmp_path, method):
     assert unpacked(tmp_path) == NEEDED
 
 
-def test_a_folder_zipped_by_shutil_is_read(tmp_path):
-    """With an entry for each folder."""
+def test_archive_made_by_shutil_is_unpacked(tmp_path):
+    """Such an archive has an entry for each folder."""
     for name, content in NEEDED.items():
         path = tmp_path / "origin" / "model" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,8 +159,8 @@ def test_a_folder_zipped_by_shutil_is_read(tmp_path):
     assert unpacked(tmp_path / "into") == NEEDED
 
 
-def test_a_checkpoint_stays_as_it_is(tmp_path):
-    """The archives of torch are zips, too."""
+def test_checkpoint_is_not_unpacked(tmp_path):
+    """A .ckpt file that torch writes is a zip, too."""
     buffer = io.BytesIO()
     torch.save({"a": torch.ones(3)}, buffer)
     fetched = unpack(tmp_path, buffer.getvalue())
@@ -168,16 +168,16 @@ def test_a_checkpoint_stays_as_it_is(tmp_path):
     assert (tmp_path / "download").read_bytes() == buffer.getvalue()
 
 
-def test_what_an_earlier_attempt_left_goes(tmp_path):
-    """An attempt that was killed amid unpacking."""
+def test_files_of_an_earlier_attempt_are_removed(tmp_path):
+    """The earlier attempt was killed while it unpacked."""
     (tmp_path / "repo" / "unet").mkdir(parents=True)
     (tmp_path / "repo" / "unet" / "stale").write_text("x")
     unpack(tmp_path, zip_bytes(parts()))
     assert unpacked(tmp_path) == NEEDED
 
 
-def test_a_fetch_that_was_not_recorded_is_done_again(tmp_path):
-    """A Pod that dies after unpacking leaves the folder, and of the zip only its note."""
+def test_fetch_without_a_record_runs_again(tmp_path):
+    """A Pod that dies after unpacking leaves the folder and the note, but not the zip."""
     with FileServer() as server:
         url = server.serve_file("/trained", zip_bytes(parts()))
         allowed = Settings(allowed_hosts=frozenset({server.host}))
@@ -240,7 +240,7 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
         ),
         pytest.param(
             parts(**{UNET: Part(UNET, b"\xff" * 99, method=8, size=99)}), DAMAGED,
-            "cannot be unpacked", id="not deflated",
+            "cannot be unpacked", id="invalid deflate data",
         ),
         pytest.param(
             parts(**{UNET: replace(deflated(UNET, WEIGHTS), data=zlib.compress(WEIGHTS)[2:-4])}),
@@ -297,8 +297,8 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
         ),
     ],
 )  # fmt: skip
-def test_an_archive_that_is_not_beyond_doubt_is_refused(tmp_path, members, reason, words):
-    """Each trick alone; nothing is unpacked."""
+def test_suspicious_archive_is_refused(tmp_path, members, reason, words):
+    """Each case has a single flaw. Nothing is unpacked."""
     if reason is None:
         unpack(tmp_path, zip_bytes(members))
         assert unpacked(tmp_path) == NEEDED
@@ -309,8 +309,8 @@ def test_an_archive_that_is_not_beyond_doubt_is_refused(tmp_path, members, reaso
     assert [path.name for path in tmp_path.iterdir()] == ["download"]
 
 
-def test_a_bomb_costs_little_memory(tmp_path):
-    """It stops where its stated size ends."""
+def test_zip_bomb_uses_little_memory(tmp_path):
+    """Unpacking stops at the stated size."""
     content = zip_bytes(parts(**{UNET: deflated(UNET, BOMB, size=1 << 20)}))
     tracemalloc.start()
     try:
@@ -321,8 +321,8 @@ def test_a_bomb_costs_little_memory(tmp_path):
         tracemalloc.stop()
 
 
-def test_the_size_limit_is_of_what_is_unpacked(tmp_path):
-    """However small the zip is."""
+def test_size_limit_applies_to_the_unpacked_size(tmp_path):
+    """A small zip may unpack to a large folder."""
     content = zip_bytes(parts(**{UNET: deflated(UNET, b"ab" * 500_000)}))
     with pytest.raises(LoaderError, match="limit is 100000") as caught:
         unpack(tmp_path, content, Settings(max_bytes=100_000))
@@ -330,8 +330,8 @@ def test_the_size_limit_is_of_what_is_unpacked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["download"]
 
 
-def test_what_will_not_fit_is_refused_before_it_is_written(tmp_path, monkeypatch):
-    """The free space is asked for first."""
+def test_archive_larger_than_the_free_space_is_refused_early(tmp_path, monkeypatch):
+    """The loader checks the free space before it writes anything."""
     free = os.statvfs_result((1, 1, 9999, 1000, 1000, 0, 0, 0, 0, 255))
     monkeypatch.setattr("sd_loader.net.partial.os.statvfs", lambda _folder: free)
     with pytest.raises(LoaderError) as caught:
@@ -341,7 +341,7 @@ def test_what_will_not_fit_is_refused_before_it_is_written(tmp_path, monkeypatch
 
 
 def test_from_safetensors_refuses_a_folder_of_pickles(tmp_path):
-    """As of a repo."""
+    """The rule is the same as for a repo."""
     with pytest.raises(LoaderError, match="fromSafetensors") as caught:
         unpack(tmp_path, zip_bytes(parts(**{UNET: None})), from_safetensors=True)
     assert caught.value.reason is UNSAFE
@@ -352,8 +352,8 @@ SEED = zip_bytes(parts(**{UNET: deflated(UNET, b"u" * 500)}))
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_damaged_archive_is_refused_or_unpacked_as_it_was(tmp_path_factory, data):
-    """With any bytes changed: a LoaderError and nothing written, or the very same files."""
+def test_damaged_archive_is_refused_or_unpacked_correctly(tmp_path_factory, data):
+    """Changed bytes cause a LoaderError and no output, or the original files."""
     damaged = bytearray(SEED)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(damaged) - 1))
@@ -367,5 +367,5 @@ def test_a_damaged_archive_is_refused_or_unpacked_as_it_was(tmp_path_factory, da
         if fetched.kind == "repo":
             expected = {**NEEDED, UNET: b"u" * 500}
             found = unpacked(folder)
-            # A changed name may turn what is optional into what is not known.
+            # A changed name may turn an optional file into an unknown one, which is left out.
             assert all(expected.get(name) == content for name, content in found.items())

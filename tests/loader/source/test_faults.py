@@ -1,7 +1,7 @@
-"""What a server of files may do wrong, on both ways in: converted while it comes, and downloaded.
+"""Faults of a file server, for streamed loads and for downloads.
 
-After each fault the model is published, the same as without it, or it is refused for its reason
-and nothing is published; the requests are few, and so are the seconds waited.
+After each fault, either the model is published unchanged or the load fails with its reason and
+publishes nothing. The number of requests and the waiting time are limited.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from tests.support.servers.sourcefaults import (
 from tests.support.tally import Tally
 
 MAX_REQUESTS = 14
-"""Of one Pod."""
+"""Requests of one Pod."""
 MAX_BYTES = 1 << 20
 MAX_WAITED = 60.0
 """Seconds slept between requests of one Pod."""
@@ -69,13 +69,13 @@ MAX_WAITED = 60.0
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Made once: tests only read them."""
+    """The model files. They are made once, because the tests only read them."""
     return Files(tmp_path_factory.mktemp("models"))
 
 
 @dataclass
 class Pod:
-    """A loader with an empty volume; waits are noted and not waited."""
+    """A loader with an empty volume. Waits are recorded, not slept."""
 
     store: Path
     waited: list[float]
@@ -88,7 +88,7 @@ class Pod:
         return stages.load(request, self.store, settings, lambda _: None)
 
     def refusal(self, server: Server, **fields: Any) -> LoaderError:
-        """The error of a load that must fail; it leaves the volume as it was."""
+        """Return the error of a load that must fail and leaves the volume unchanged."""
         before = self.seen()
         with pytest.raises(LoaderError) as caught:
             self.load(server, **fields)
@@ -96,20 +96,20 @@ class Pod:
         return caught.value
 
     def seen(self) -> set[str]:
-        """What readers see of models, and all versions, finished or not."""
+        """The models and versions on the volume, complete or not."""
         found = {*self.store.glob("*"), *self.store.glob(".store/*/*/")}
         return {path.name for path in found if not path.name.startswith(".")}
 
 
 @pytest.fixture(params=["streamed", "downloaded"])
 def way(request: pytest.FixtureRequest) -> str:
-    """How the file comes."""
+    """Whether the file is streamed or downloaded."""
     return str(request.param)
 
 
 @pytest.fixture
 def pod(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pod]:
-    """A Pod that takes one way."""
+    """A Pod that streams or downloads its file."""
     waited: list[float] = []
     monkeypatch.setattr(streaming, "LEAST_BYTES", 0 if way == "streamed" else 1 << 40)
     monkeypatch.setattr(ranges, "HEAD_BYTES", 4096)
@@ -122,7 +122,7 @@ def pod(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 DAY = 24 * 3600
 CUTS = (0, 1, 8, 9, 15, 17, 40, 80, 120, 160, 200)
-"""Within the status line and the headers."""
+"""Bytes after which a response is cut, in its status line and headers."""
 LATE = {"Last-Modified": formatdate(0, usegmt=True)}
 NOW = {"Last-Modified": formatdate(100 * 365 * DAY, usegmt=True)}
 ABSURD = ("86400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT")
@@ -131,7 +131,10 @@ HARMLESS = ("0", "-1", "1.5", "soon", "Fri, 31 Dec 1999 23:59:59 GMT", "31 Dec 9
 
 @dataclass(frozen=True)
 class Row:
-    """A fault. reason: why it is refused, on each way; None: the model is as without the fault."""
+    """A fault, and the reason of the refusal when streamed and when downloaded.
+
+    A reason of None means that the load publishes the same model as without the fault.
+    """
 
     name: str
     fault: Fault
@@ -153,7 +156,7 @@ def refused(
     reason: Reason = Reason.SOURCE_UNREACHABLE,
     **more: Any,
 ) -> Row:
-    """A fault that is refused on both ways."""
+    """A fault that fails the load both streamed and downloaded."""
     return Row(name, fault, reason, reason, words, **more)
 
 
@@ -237,17 +240,17 @@ FAULTS = [
 
 
 def rows(these: Iterable[Row]) -> list[Any]:
-    """The table; what is not usual runs with all tests only."""
+    """The table as parameters. Rows that are not `usual` are marked slow."""
     return [
         pytest.param(row, id=str(row), marks=() if row.usual else pytest.mark.slow) for row in these
     ]
 
 
 @pytest.mark.parametrize("row", rows(FAULTS))
-def test_a_fault_is_survived_or_refused(
+def test_fault_is_survived_or_refused(
     pod: Pod, way: str, files: Files, row: Row, tally: Tally
 ) -> None:
-    """And what was refused for now is the same model in the end, once the server is well."""
+    """After a temporary failure, a healthy server gives the same model."""
     reason = row.streamed if way == "streamed" else row.downloaded
     with Server(files, row.fault, files.content, row.version) as server:
         if reason is None:
@@ -274,10 +277,10 @@ def test_a_fault_is_survived_or_refused(
         pytest.param(silence, "timed out", id="silence", marks=pytest.mark.slow),
     ],
 )
-def test_a_slow_server_is_given_up(
+def test_slow_server_is_given_up(
     pod: Pod, files: Files, fault: Fault, words: str, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    """However it keeps the connection open."""
+    """An open connection does not keep a load waiting."""
     monkeypatch.setattr(transport, "TIMEOUT", httpx2.Timeout(0.5))
     monkeypatch.setitem(vars(transport.PACE), "window_seconds", 0.5)
     with Server(files, resumed(fault), files.content) as server:
@@ -290,15 +293,18 @@ def test_a_slow_server_is_given_up(
 @pytest.mark.parametrize(
     ("container", "at", "reason"),
     [
-        pytest.param("content", 4, Reason.NOT_A_MODEL, id="length of the header"),
+        pytest.param("content", 4, Reason.NOT_A_MODEL, id="the header's length"),
         pytest.param("content", -10, None, id="a weight of a safetensors file"),
         pytest.param("archive", 100_000, Reason.DIGEST_MISMATCH, id="a weight of an archive"),
     ],
 )
-def test_flipped_bits_are_found_where_something_tells(
+def test_flipped_bits_are_found_by_checksums(
     pod: Pod, files: Files, container: str, at: int, reason: Reason | None, tally: Tally
 ) -> None:
-    """An archive has checksums, a safetensors file none: there only spec.sha256 tells."""
+    """An archive has checksums.
+
+    A safetensors file has none, so only spec.sha256 reveals the fault.
+    """
     content = getattr(files, container)
     sha256 = hashlib.sha256(content).hexdigest()
     with Server(files, from_the_first(partial(flip, at % len(content))), content) as server:
@@ -313,8 +319,8 @@ def test_flipped_bits_are_found_where_something_tells(
     tally("source faults survived", 2)
 
 
-def test_a_date_resumes_a_download_only_once_it_is_old(pod: Pod, files: Files) -> None:
-    """Within its second a file may change twice, and both have one date."""
+def test_recent_modification_date_does_not_resume_a_download(pod: Pod, files: Files) -> None:
+    """A file may change twice within one second and keep its date."""
     asked = {}
     for name, version in (("late", LATE), ("now", NOW)):
         with Server(files, once(partial(cut_body, 50_000)), files.content, version) as server:

@@ -1,4 +1,4 @@
-"""Which source a url means: a table, and no network."""
+"""Which source a url means."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ def ref(url: str, model_type: ModelType) -> SourceRef:
         pytest.param(
             "abc-123", TRAINED, Link("https://trained.example/models/abc-123/download"), id="id"
         ),
-        pytest.param("https://t.example/x", TRAINED, Link("https://t.example/x"), id="its link"),
+        pytest.param("https://t.example/x", TRAINED, Link("https://t.example/x"), id="a link"),
     ],
 )
-def test_a_url_means_one_source(url, model_type, expected):
-    """Whatever the model type, a link to a file of the Hub is that file."""
+def test_url_means_one_source(url, model_type, expected):
+    """A link to a file on the Hub means that file for every model type."""
     assert locate(ref(url, model_type), MIRROR) == expected
 
 
@@ -113,8 +113,8 @@ def test_a_url_means_one_source(url, model_type, expected):
         ("abc", TRAINED, Link("https://trained.example/models/abc/download")),
     ],
 )
-def test_a_person_at_the_command_line_may_name_a_file(url, model_type, expected):
-    """What looks like a model file is one; what looks like a repo is one."""
+def test_local_path_is_accepted_at_the_command_line(url, model_type, expected):
+    """The form of the text decides between a local file and a repo."""
     assert locate(ref(url, model_type), MIRROR, allow_local=True) == expected
 
 
@@ -131,16 +131,16 @@ def test_a_person_at_the_command_line_may_name_a_file(url, model_type, expected)
         ("../x", TRAINED, "neither a trained model's id"),
     ],
 )
-def test_what_means_no_source_is_refused(url, model_type, words):
-    """A request of the operator reads no files of the node."""
+def test_url_without_a_source_is_refused(url, model_type, words):
+    """A request from the operator must not read the node's files."""
     with pytest.raises(LoaderError, match=words) as caught:
         locate(ref(url, model_type), MIRROR)
     assert caught.value.reason is Reason.INVALID_SPEC
     assert caught.value.message.startswith("spec.vae.url: ")
 
 
-def test_a_bare_id_needs_a_template():
-    """The setting is named."""
+def test_trained_model_id_needs_a_url_template():
+    """The message names the setting."""
     with pytest.raises(LoaderError, match="SD_LOADER_TRAINED_URL_TEMPLATE") as caught:
         locate(ref("abc", TRAINED), Settings())
     assert caught.value.reason is Reason.INVALID_SPEC
@@ -149,21 +149,21 @@ def test_a_bare_id_needs_a_template():
 @pytest.mark.parametrize(
     "template", ["https://{id}/x", "https://{id}.example/x", "ftp://x/{id}", "https://x/y", "{id}"]
 )
-def test_a_template_that_lets_the_id_choose_the_host_is_refused(template):
-    """Or that has no place for it."""
+def test_invalid_url_template_is_refused(template):
+    """The id must appear in the path and must not choose the host."""
     with pytest.raises(LoaderError, match="SD_LOADER_TRAINED_URL_TEMPLATE"):
         Settings.from_env({"SD_LOADER_TRAINED_URL_TEMPLATE": template})
 
 
-def test_the_templates_host_may_be_called():
-    """The administrator chose it, wherever it is."""
+def test_host_of_the_url_template_is_allowed():
+    """The administrator chose the host, so plain http and private addresses are allowed."""
     settings = Settings.from_env({"SD_LOADER_TRAINED_URL_TEMPLATE": "http://trainer:8000/{id}"})
     assert settings.guard().allows("trainer", 8000)
 
 
 @pytest.mark.parametrize("word", ["resolve", "blob"])
-def test_a_link_to_a_hub_file_is_a_checkpoint_by_default(word):
-    """Any other link than a repo's page is."""
+def test_link_to_a_hub_file_is_a_checkpoint_by_default(word):
+    """Only a link to a repo's page means a repo."""
     assert Spec(url=f"{HUB}/o/n/{word}/main/x.ckpt").effective_model_type() is CKPT
 
 
@@ -184,8 +184,8 @@ def test_a_link_to_a_hub_file_is_a_checkpoint_by_default(word):
         ("org/name/more", None),
     ],
 )
-def test_repos_are_named_by_id_or_page(url, expected):
-    """Of the Hub, or of the mirror that the settings name."""
+def test_repo_is_named_by_its_id_or_page(url, expected):
+    """The page may be that of the Hub or of the configured mirror."""
     if expected is None:
         with pytest.raises(LoaderError) as caught:
             locate(ref(url, REPO), MIRROR)

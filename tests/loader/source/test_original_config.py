@@ -1,4 +1,4 @@
-"""spec.originalConfig: a YAML file of which a few keys are read, and nothing is believed."""
+"""spec.originalConfig: the loader reads a few keys of a YAML file and validates each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.loader.fetches import fetch
 from tests.support.models.checkpoints import random_tensors, save_safetensors
 from tests.support.models.conversions import conversion, load_request
 
-# As the repositories of the models write them.
+# These texts are taken from the models' repositories.
 V2_INFERENCE_V = """
 model:
   base_learning_rate: 1.0e-4
@@ -147,17 +147,17 @@ model:
             id="SDXL",
         ),
         pytest.param(
-            "model: {params: {network_config: {params: {}}}}", OriginalConfig(), id="says nothing"
+            "model: {params: {network_config: {params: {}}}}", OriginalConfig(), id="no known keys"
         ),
     ],
 )
-def test_the_known_keys_are_read(text, expected):
-    """Whatever else the config says."""
+def test_known_keys_are_read(text, expected):
+    """Other keys of the config are ignored."""
     assert parse_original(text.encode()) == expected
 
 
 def in_params(text):
-    """These lines within model.params."""
+    """Put these lines under model.params."""
     return "model:\n  params:\n" + textwrap.indent(text, "    ")
 
 
@@ -165,7 +165,7 @@ REFUSED = [
     pytest.param("", "no model.params", id="nothing"),
     pytest.param("model: 1", "no model.params", id="another document"),
     pytest.param("<html><body>Sign in</body></html>", "no model.params", id="a page"),
-    pytest.param("model: [", "not valid YAML", id="no YAML"),
+    pytest.param("model: [", "not valid YAML", id="not YAML"),
     pytest.param("a: 1\n---\nb: 2", "not valid YAML", id="two documents"),
     pytest.param("[" * 30_000, "not valid YAML", id="nested"),
     pytest.param("? [a]\n: b", "not valid YAML", id="a key that is a list"),
@@ -175,8 +175,8 @@ REFUSED = [
     ),
     pytest.param(in_params("parameterization: x0"), "parameterization is x0", id="prediction"),
     pytest.param(in_params("parameterization: [v]"), "parameterization is", id="a list"),
-    pytest.param(in_params("image_size: 64.5"), "image_size is 64.5", id="no whole number"),
-    pytest.param(in_params("image_size: 0"), "image_size is 0", id="nothing wide"),
+    pytest.param(in_params("image_size: 64.5"), "image_size is 64.5", id="not a whole number"),
+    pytest.param(in_params("image_size: 0"), "image_size is 0", id="zero size"),
     pytest.param(in_params("image_size: {a: b}"), "image_size is {", id="a mapping"),
     pytest.param(in_params("timesteps: 99999999"), "timesteps is 99999999", id="too many"),
     pytest.param(in_params("linear_start: .nan"), "linear_start is .nan", id="not a number"),
@@ -188,8 +188,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED)
-def test_anything_else_is_refused(text, message):
-    """By the field's name, and what is wrong with it."""
+def test_invalid_config_is_refused(text, message):
+    """The message begins with the field's name and describes the problem."""
     with pytest.raises(LoaderError) as caught:
         parse_original(text.encode())
     assert caught.value.reason is Reason.INVALID_SPEC
@@ -197,8 +197,8 @@ def test_anything_else_is_refused(text, message):
     assert message in caught.value.message
 
 
-def test_a_tag_builds_nothing():
-    """The worst that YAML can ask for is a string here."""
+def test_yaml_tag_creates_no_object():
+    """A tagged value is read as plain data and then refused."""
     text = in_params('parameterization: !!python/object/apply:os.system ["v"]')
     with pytest.raises(LoaderError, match="parameterization is"):
         parse_original(text.encode())
@@ -212,8 +212,8 @@ WORDS = st.sampled_from(
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.lists(WORDS, max_size=40).map(lambda w: " ".join(w).encode()))
 @example(b"\xff\xfe\x00")
-def test_hostile_configs_are_read_or_refused(content):
-    """Whatever the bytes: an answer, or one printable line."""
+def test_any_bytes_are_parsed_or_refused(content):
+    """An error message is short and printable."""
     message = ""
     try:
         parse_original(content)
@@ -225,14 +225,14 @@ def test_hostile_configs_are_read_or_refused(content):
 
 @pytest.fixture
 def server():
-    """A server of files on loopback."""
+    """A file server on loopback."""
     with FileServer() as server:
         yield server
 
 
 @pytest.fixture
 def fetching(tmp_path):
-    """Fetches a config; fields are those of the settings."""
+    """A function that fetches a config. Its extra arguments are fields of the settings."""
 
     def fetch_config(url, *, request=None, allow_local=False, **fields):
         found = Settings(
@@ -255,8 +255,8 @@ def fetching(tmp_path):
     return fetch_config
 
 
-def test_the_config_is_downloaded_beside_the_model(server, fetching):
-    """And checked at once, before the model itself is downloaded."""
+def test_config_is_checked_before_the_model_is_downloaded(server, fetching):
+    """The loader downloads and parses the config first."""
     url = server.serve_file("/v2-inference-v.yaml", V2_INFERENCE_V.encode())
     assert fetching(url).read_text() == V2_INFERENCE_V
     with pytest.raises(LoaderError, match=r"originalConfig: it has no model\.params"):
@@ -271,15 +271,15 @@ def test_the_config_is_downloaded_beside_the_model(server, fetching):
         pytest.param("https://[::1]/x.yaml", Reason.ADDRESS_REFUSED, id="this host"),
     ],
 )
-def test_the_guard_holds_for_it_too(fetching, url, reason):
-    """The operator's requests read no files, and reach no other host than the source's may."""
+def test_config_url_outside_the_policy_is_refused(fetching, url, reason):
+    """The config must obey the same address rules as the source."""
     with pytest.raises(LoaderError, match=r"^spec\.originalConfig: ") as caught:
         fetching(url)
     assert caught.value.reason is reason
 
 
-def test_an_endless_config_is_cut_off(server, fetching):
-    """At the size that a config can have."""
+def test_too_large_config_is_refused(server, fetching):
+    """The limit is ORIGINAL_MAX_BYTES."""
     url = server.serve_file("/large.yaml", b"#" * (ORIGINAL_MAX_BYTES + 1))
     with pytest.raises(LoaderError, match=r"spec\.originalConfig: .* limit is") as caught:
         fetching(url)
@@ -287,8 +287,8 @@ def test_an_endless_config_is_cut_off(server, fetching):
 
 
 @pytest.mark.parametrize(("host", "sent"), [("own", True), ("huggingface.co", False)])
-def test_the_token_goes_to_its_own_host_only(tmp_path, server, fetching, host, sent):
-    """A config on another host is asked for without it."""
+def test_token_is_sent_only_to_its_host(tmp_path, server, fetching, host, sent):
+    """A config on another host is requested without the token."""
     url = server.serve_file("/x.yaml", V1_INFERENCE.encode())
     own = url.split("/")[2]
     folder = tmp_path / "secret"
@@ -300,8 +300,8 @@ def test_the_token_goes_to_its_own_host_only(tmp_path, server, fetching, host, s
     assert ("authorization" in asked.headers) is sent
 
 
-def test_a_load_reads_it(tmp_path, server):
-    """Fetched beside the model, read when it is converted: here it tells which SD 2 it is."""
+def test_conversion_uses_the_original_config(tmp_path, server):
+    """The config tells which kind of SD 2 the model is."""
     model = save_safetensors(
         tmp_path / "model.safetensors", random_tensors(sd2_shapes(TINY_SD2), torch.float16)
     )
@@ -323,15 +323,15 @@ def test_a_load_reads_it(tmp_path, server):
 
 
 @pytest.mark.parametrize("model_type", ["huggingface"])
-def test_only_checkpoints_have_one(model_type):
-    """Other models bring their configs along."""
+def test_original_config_is_refused_for_a_repo(model_type):
+    """Other model types bring their own configs."""
     with pytest.raises(LoaderError, match=r"spec\.originalConfig is for checkpoints") as caught:
         refuse_impossible(conversion(model_type=model_type, original_config="https://x.y/z"))
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
-def test_a_person_may_name_a_file(tmp_path, fetching):
-    """At the command line, as for the model itself."""
+def test_load_accepts_a_local_config(tmp_path, fetching):
+    """A missing local file is reported as such."""
     path = Path(tmp_path / "mine.yaml")
     path.write_text(V1_INFERENCE)
     assert fetching(str(path), allow_local=True).name == "config"

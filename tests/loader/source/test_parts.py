@@ -1,4 +1,4 @@
-"""Parts of a checkpoint that come from elsewhere: of spec.vae, and of configured defaults."""
+"""Components of a checkpoint that come from spec.vae or from the configured defaults."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ MAKERS = {"SD 1.x": (tiny_sd15, "sd15", "sd1"), "SDXL": (tiny_sdxl, "sdxl", "sdx
 @pytest.mark.parametrize(
     "row", [*ROWS[:3], *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS[3:])], ids=str
 )
-def test_the_vae_comes_from_elsewhere(
+def test_vae_comes_from_another_source(
     containers: Containers, hub: FakeHub, tmp_path: Path, row: Row
 ) -> None:
-    """Bit for bit the VAE that was given, whether or not the checkpoint has one."""
+    """The published VAE equals the given one, whether or not the checkpoint has its own."""
     make, name, base = MAKERS[row.architecture]
     tensors = make()
     if "missing" in row.container:
@@ -86,10 +86,10 @@ def test_the_vae_comes_from_elsewhere(
         pytest.param("SDXL", ["text_encoder", "text_encoder_2"], marks=pytest.mark.slow),
     ],
 )
-def test_missing_text_encoders_come_from_the_default_too(
+def test_missing_text_encoders_come_from_the_default_repo(
     containers: Containers, hub: FakeHub, tmp_path: Path, family: str, components: list[str]
 ) -> None:
-    """Their widths are compared with the UNet's."""
+    """Their widths fit the UNet, and the folder opens."""
     make, repo, base = MAKERS[family]
     hub.add_repo("org/defaults", save_repo(tmp_path / "repo", repo))
     containers.env["SD_LOADER_DEFAULT_PARTS"] = f"{base}=org/defaults"
@@ -108,10 +108,10 @@ def test_missing_text_encoders_come_from_the_default_too(
     DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 
 
-def test_a_default_of_another_width_is_refused(
+def test_default_component_of_another_width_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """Else the pipeline would open, and fail at the first image."""
+    """The pipeline would open and fail at the first image."""
     repo = save_repo(tmp_path / "repo")
     hub.add_repo("org/defaults", repo)
     containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
@@ -127,10 +127,10 @@ def test_a_default_of_another_width_is_refused(
     failed(ended, Reason.CONVERSION_FAILED, "has the shape [32, 128]")
 
 
-def test_without_a_default_the_load_names_the_part_and_the_remedies(
+def test_missing_component_without_a_default_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """Nothing is guessed."""
+    """The message names the component, spec.vae and the operator's setting."""
     url = served(hub, tmp_path, "model.safetensors", without(tiny_sd15(), "first_stage_model."))
     containers.env["SD_LOADER_DEFAULT_PARTS"] = "sdxl=org/defaults"
     ended = containers.load(load_request(url, model_type="custom_ckpt"))
@@ -140,10 +140,10 @@ def test_without_a_default_the_load_names_the_part_and_the_remedies(
     assert "SD_OPERATOR_LOADER_DEFAULT_PARTS" in ended.result.message
 
 
-def test_a_repos_vae_is_replaced_and_not_downloaded(
+def test_replaced_vae_of_a_repo_is_not_downloaded(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """From a Hub repo, from one file of it, and from a pickle."""
+    """The replacement comes from a repo, then from a pickled file of that repo."""
     repo = save_repo(tmp_path / "repo")
     hub.add_repo("org/model", repo)
     other = tmp_path / "other"
@@ -168,8 +168,8 @@ def test_a_repos_vae_is_replaced_and_not_downloaded(
     assert load_file(folder / "vae" / WEIGHTS).keys() == theirs.keys()
 
 
-def test_a_local_vae_is_taken_by_hand(containers: Containers, tmp_path: Path) -> None:
-    """`--vae FILE`; a changed file is another source."""
+def test_load_accepts_a_local_vae(containers: Containers, tmp_path: Path) -> None:
+    """`--vae FILE` with a changed file loads the model again."""
     model = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
     arguments = ["load", "--url", model, "--model-id", "model", "--store", containers.store]
     versions = []
@@ -181,8 +181,10 @@ def test_a_local_vae_is_taken_by_hand(containers: Containers, tmp_path: Path) ->
     assert versions[0] != versions[1]
 
 
-def test_what_is_no_vae_is_named(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
-    """An embedding in its place, a page, nothing at all; nothing is published."""
+def test_invalid_vae_source_is_refused(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """The message names the problem or the field, and nothing is published."""
     embedding = served(hub, tmp_path, "embedding.safetensors", {"emb_params": torch.zeros(1, 64)})
     ended = load_with_vae(containers, hub, tmp_path, embedding)
     failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a textual-inversion embedding")
@@ -198,17 +200,17 @@ def test_what_is_no_vae_is_named(containers: Containers, hub: FakeHub, tmp_path:
     assert not (containers.store / "model").exists()
 
 
-def test_only_whole_models_have_a_vae(containers: Containers) -> None:
-    """A VAE of a VAE is refused before anything is downloaded."""
+def test_vae_field_is_refused_for_a_vae(containers: Containers) -> None:
+    """The load fails before it downloads anything."""
     request = load_request("org/vae", model_type="vae", vae=VaeSource(url="org/other"))
     ended = containers.load(request)
     failed(ended, Reason.INVALID_SPEC, "spec.vae is for whole models; modelType vae has none")
 
 
-def test_a_vae_of_another_family_is_told(
+def test_vae_of_another_family_loads_with_a_warning(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """It loads, as the user wants, with a warning."""
+    """The user may want this, so the loader only warns."""
     hub.add_repo("org/vae", save_repo(tmp_path / "repo", "sdxl") / "vae")
     ended = load_with_vae(containers, hub, tmp_path, "org/vae")
     loaded(ended)
@@ -216,8 +218,8 @@ def test_a_vae_of_another_family_is_told(
     assert "the VAE is, by its scaling_factor, one of sdxl" in ended.result.message
 
 
-def test_a_default_setting_that_is_none_is_named(containers: Containers) -> None:
-    """Before anything is downloaded."""
+def test_invalid_default_parts_setting_is_named(containers: Containers) -> None:
+    """The load fails before it downloads anything."""
     containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd9=org/name"
     ended = containers.load(load_request("org/model"))
     failed(ended, Reason.INVALID_SPEC, "SD_LOADER_DEFAULT_PARTS must be entries BASE=ORG/NAME")

@@ -1,4 +1,4 @@
-"""Parts of a pipeline by themselves: ControlNets and VAEs as models of their own."""
+"""ControlNets and VAEs as models of their own."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.support.models.tinyrepo import save_repo
 from tests.support.models.vaes import tiny
 
 
-def test_a_controlnet_of_the_table_loads_by_its_id_alone(
+def test_known_controlnet_loads_by_its_model_id(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """`sd-loader load --model-type controlnet --model-id canny`, no url."""
+    """`sd-loader load --model-type controlnet --model-id canny` needs no url."""
     repo = save_controlnet(tmp_path, "SD 1.x")
     (repo / "README.md").write_text("not needed")
     (repo / "diffusion_pytorch_model.bin").write_bytes(b"not needed")
@@ -41,28 +41,26 @@ def test_a_controlnet_of_the_table_loads_by_its_id_alone(
     assert not {"README.md", "diffusion_pytorch_model.bin"} & asked
 
 
-def test_without_a_url_the_id_must_be_of_the_table(containers: Containers) -> None:
-    """The message lists the ids."""
+def test_unknown_model_id_without_a_url_is_refused(containers: Containers) -> None:
+    """The message lists the known ids."""
     ended = containers.run(
         "load", "--model-type", "controlnet", "--model-id", "mine", "--store", containers.store
     )
     failed(ended, Reason.INVALID_SPEC, "one of the model ids inpaint, ip2p, tile")
 
 
-def test_a_controlnet_loads_from_a_link(
-    containers: Containers, hub: FakeHub, tmp_path: Path
-) -> None:
-    """Fetch and convert, as a Job runs them; the status says the family."""
+def test_controlnet_loads_from_a_link(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
+    """The artifact names the base model."""
     repo = save_controlnet(tmp_path, "SD 2.x")
     url = hub.serve_file("/net.safetensors", repo / WEIGHTS)
     artifact = loaded(containers.load(load_request(url, model_type="controlnet")))
     assert (artifact.base_model, artifact.pipeline_class) == ("sd2", "ControlNetModel")
 
 
-def test_a_vae_loads_from_a_link_a_repo_and_a_pipeline(
+def test_vae_loads_from_a_pipeline_a_repo_and_a_link(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The three are the same weights, so the same digest."""
+    """The loader downloads only the VAE of the pipeline."""
     pipeline = save_repo(tmp_path / "pipeline")
     hub.add_repo("org/pipeline", pipeline)
     hub.add_repo("org/vae", pipeline / "vae")
@@ -80,8 +78,8 @@ def test_a_vae_loads_from_a_link_a_repo_and_a_pipeline(
     assert not any("unet" in path for path in asked)
 
 
-def test_inspect_tells_a_controlnet_and_a_vae(containers: Containers, tmp_path: Path) -> None:
-    """By their type, and by what would be published."""
+def test_inspect_recognises_a_controlnet_and_a_vae(containers: Containers, tmp_path: Path) -> None:
+    """Inspect reports the model type, the base model and the class."""
     net = save_controlnet(tmp_path, "SDXL") / WEIGHTS
     vae = save_safetensors(tmp_path / "vae.safetensors", tiny())
     for path, model_type, base, kind in (
@@ -100,10 +98,10 @@ def test_inspect_tells_a_controlnet_and_a_vae(containers: Containers, tmp_path: 
         ("vae", "names the class null; spec.modelType vae is for AutoencoderKL"),
     ],
 )
-def test_a_repo_of_another_kind_is_refused_before_its_weights(
+def test_repo_of_another_class_is_refused_before_its_weights(
     containers: Containers, hub: FakeHub, tmp_path: Path, model_type: str, words: str
 ) -> None:
-    """Told by its config, for a few bytes."""
+    """The loader checks the config first."""
     folder = tmp_path / "repo"
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["CLIPTextModel"]}')

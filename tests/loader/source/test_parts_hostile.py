@@ -1,4 +1,4 @@
-"""Hostile ControlNets and VAEs: any names, shapes and configs make a plan or a refusal."""
+"""Any tensor names, shapes and configs of ControlNets and VAEs give a plan or a LoaderError."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def own_layout(family: str) -> Shapes:
-    """A family's ControlNet in diffusers' layout, by its table."""
+    """The shapes of a family's ControlNet in diffusers' layout, from its key table."""
     net = TINY[family]
     dimensions = {f"unet_{level}": width for level, width in enumerate(net.levels[:3])}
     dimensions |= {f"hint_{level}": width for level, width in enumerate(net.hints)}
@@ -66,15 +66,15 @@ SHAPES = st.lists(st.integers(0, 64), max_size=5).map(tuple)
 
 
 def planned(model_type: str, shapes: Shapes) -> Any:
-    """The plan of a file of these tensors."""
+    """Plan a file that holds tensors of these shapes."""
     tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
     file = TensorFile(Path("file"), -1, "safetensors", tensors)
     return plan_file(file, conversion(model_type=model_type))
 
 
 @pytest.mark.parametrize(("model_type", "shapes"), WHOLE.values(), ids=WHOLE)
-def test_what_is_whole_is_planned(model_type: str, shapes: Shapes) -> None:
-    """From names and shapes alone."""
+def test_complete_model_is_planned(model_type: str, shapes: Shapes) -> None:
+    """The plan needs only the names and shapes."""
     assert len(planned(model_type, shapes).files) == 2
 
 
@@ -82,7 +82,7 @@ def test_what_is_whole_is_planned(model_type: str, shapes: Shapes) -> None:
 @given(data=st.data())
 @pytest.mark.parametrize(("model_type", "shapes"), WHOLE.values(), ids=WHOLE)
 def test_any_file_is_planned_or_refused(model_type: str, shapes: Shapes, data: Any) -> None:
-    """Tensors left out, reshaped and added: an error is always the loader's own."""
+    """Missing, reshaped and added tensors raise nothing but a LoaderError."""
     changed = dict(shapes)
     for name in data.draw(st.lists(st.sampled_from(sorted(shapes)), max_size=3)):
         changed.pop(name, None)
@@ -103,7 +103,7 @@ VALUES = st.recursive(
 @given(data=st.data())
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_any_config_is_completed_or_refused(family: str, data: Any) -> None:
-    """Fields of another type, of another value, and left out."""
+    """Missing fields and fields of a wrong type or value raise nothing but a LoaderError."""
     usual = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in config(TINY[family]).items()
@@ -119,8 +119,8 @@ def test_any_config_is_completed_or_refused(family: str, data: Any) -> None:
 
 
 @given(text=st.text(alphabet="sdxl12-=,/ org", max_size=40))
-def test_the_setting_of_default_parts_is_read_or_refused(text: str) -> None:
-    """And what is read is written as it is read again."""
+def test_default_parts_setting_survives_a_round_trip(text: str) -> None:
+    """Formatting the parsed setting gives a text that parses to the same value."""
     try:
         parts = parse_default_parts(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The token of a model whose parts come from elsewhere goes to the Secret's host alone."""
+"""The token is sent only to the Secret's host, even if components come from other hosts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TOKEN = "hf_secret"
 
 @pytest.fixture
 def elsewhere() -> Iterator[FakeHub]:
-    """Another host."""
+    """A second Hub, on another host."""
     with FakeHub() as server:
         yield server
 
 
 @pytest.fixture
 def containers(hub: FakeHub, elsewhere: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that may reach both hosts, with an empty volume."""
+    """Containers that can reach both hosts, with an empty volume."""
     containers = Containers.reaching(hub, tmp_path)
     containers.env["SD_LOADER_ALLOWED_HOSTS"] = f"{hub.host},{elsewhere.host}"
     return containers
@@ -42,10 +42,10 @@ def secret(containers: Containers, host: str | None) -> None:
         (containers.credentials / "host").write_text(host)
 
 
-def test_the_token_stays_with_its_host(
+def test_token_is_not_sent_to_the_host_of_the_vae(
     containers: Containers, hub: FakeHub, elsewhere: FakeHub, tmp_path: Path
 ) -> None:
-    """The VAE's host never sees it, nor does the Hub, unless the Secret is for them."""
+    """The VAE lies on another host than the one the Secret names."""
     secret(containers, hub.host)
     vae = served(elsewhere, tmp_path, "vae.safetensors", tiny())
     loaded(load_with_vae(containers, hub, tmp_path, vae, credentials=True))
@@ -54,10 +54,10 @@ def test_the_token_stays_with_its_host(
     assert sent == {f"Bearer {TOKEN}"}
 
 
-def test_the_token_of_another_host_does_not_reach_the_hub(
+def test_token_of_another_host_is_not_sent_to_the_hub(
     containers: Containers, hub: FakeHub, elsewhere: FakeHub, tmp_path: Path
 ) -> None:
-    """Neither for a VAE from the Hub, nor for the default parts."""
+    """Neither the VAE nor the default components are requested with the token."""
     secret(containers, elsewhere.host)
     repo = save_repo(tmp_path / "repo")
     hub.add_repo("org/defaults", repo)
@@ -78,10 +78,10 @@ def test_the_token_of_another_host_does_not_reach_the_hub(
     assert all("authorization" not in request.headers for request in hub.requests)
 
 
-def test_the_token_reaches_the_vae_on_its_host(
+def test_token_is_sent_for_a_vae_on_its_host(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """A private VAE beside a private model."""
+    """A private VAE may lie on the same host as a private model."""
     secret(containers, hub.host)
     vae = served(hub, tmp_path, "vae.safetensors", tiny())
     hub.forget()

@@ -1,4 +1,4 @@
-"""Sources and containers end to end: the folder that is published is the one diffusers makes."""
+"""Each source and container end to end: the published folder equals the one diffusers makes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ROWS: tuple[Row, ...] = (
 
 
 class Workshop:
-    """Checkpoints, and what diffusers makes of them, each made once."""
+    """Checkpoints and diffusers' conversions of them. Each is made once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -58,7 +58,7 @@ class Workshop:
         self.theirs = cache(self._theirs)
 
     def _file(self, architecture: str, container: str) -> Path:
-        """A checkpoint."""
+        """Write a checkpoint."""
         make = tiny_sd15 if architecture == SD1 else tiny_sdxl
         tensors = make(torch.float16)
         if container == LEGACY:
@@ -66,7 +66,7 @@ class Workshop:
         return save_safetensors(self.root / f"{architecture}.safetensors", tensors)
 
     def _theirs(self, architecture: str, container: str) -> Path:
-        """The folder that diffusers makes of it."""
+        """Write the folder that diffusers makes of the checkpoint."""
         diffusers = _diffusers()
         name = "sd15" if architecture == SD1 else "sdxl"
         kind = {
@@ -99,7 +99,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """A Hub with an empty repo, and a server of files."""
+    """A Hub with an empty repo, which also serves files."""
     (tmp_path / "repo").mkdir()
     with FakeHub(separate_cdn=True) as hub:
         hub.add_repo("org/model", tmp_path / "repo")
@@ -107,7 +107,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 
 def origin(row: Row, workshop: Workshop, hub: FakeHub) -> tuple[str, Path]:
-    """Serve the row's source: its url, and the folder that diffusers makes of the same."""
+    """Serve the row's source. Return its url and the folder that diffusers makes of it."""
     if row.container.startswith("repo with .bin"):
         return "org/model", legacy_repo(hub.repos["org/model"].folder)
     container = LEGACY if row.container == LEGACY else ".safetensors"
@@ -127,12 +127,12 @@ def origin(row: Row, workshop: Workshop, hub: FakeHub) -> tuple[str, Path]:
 
 
 def legacy_repo(folder: Path) -> Path:
-    """Write a repo as old diffusers and torch did; returns what today's diffusers saves of it."""
+    """Write a repo in the old format. Return the folder that today's diffusers saves of it."""
     save_repo(folder, "sd15", torch.float16, safe_serialization=False)
     for path in folder.glob("*/*.bin"):
         content = torch.load(path, weights_only=True)
         torch.save(content, path, _use_new_zipfile_serialization=False)
-    # transformers 5 itself writes no .bin any more.
+    # transformers 5 no longer writes .bin files.
     text = folder / "text_encoder" / "model.safetensors"
     torch.save(
         load_file(text),
@@ -163,7 +163,7 @@ def publish(hub: FakeHub, store: Path, url: str, model_type: str, **fields: Any)
 
 
 def weights(folder: Path) -> Mapping[str, torch.Tensor]:
-    """All tensors of a folder; transformers 5.6 and later leaves a prefix out, see the design."""
+    """All tensors of a folder, named without the prefix that transformers 5.6 and later omits."""
     return {
         f"{path.parent.name}: {name.removeprefix('text_model.')}": tensor
         for path in sorted(folder.glob("*/*.safetensors"))
@@ -172,8 +172,8 @@ def weights(folder: Path) -> Mapping[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_what_is_published_is_what_diffusers_makes(tmp_path, workshop, hub, row):
-    """Bit for bit; the folder opens offline; status says where it came from."""
+def test_published_folder_equals_that_of_diffusers(tmp_path, workshop, hub, row):
+    """All tensors are equal, the folder opens offline, and the result describes the source."""
     url, theirs = origin(row, workshop, hub)
     result = publish(hub, tmp_path / "store", url, row.model_type)
     published = (tmp_path / "store" / "model").resolve(strict=True)
@@ -193,8 +193,8 @@ def test_what_is_published_is_what_diffusers_makes(tmp_path, workshop, hub, row)
     assert result.source.format == kind
 
 
-def test_a_renamed_repos_new_name_is_told(tmp_path, workshop, hub):
-    """In the message that becomes the condition's."""
+def test_new_name_of_a_renamed_repo_is_reported(tmp_path, workshop, hub):
+    """The message appears in the model's condition."""
     file = workshop.file(SD1, ".safetensors")
     shutil.copy(file, hub.repos["org/model"].folder / "model.safetensors")
     hub.renamed["old/name"] = "org/model"
@@ -203,8 +203,8 @@ def test_a_renamed_repos_new_name_is_told(tmp_path, workshop, hub):
     assert "the repo old/name is now called org/model" in result.message
 
 
-def test_averages_of_a_folder_are_refused(tmp_path, workshop, hub):
-    """It has one set of weights; nothing is published."""
+def test_ema_weights_of_a_folder_are_refused(tmp_path, workshop, hub):
+    """A diffusers folder has only one set of weights. Nothing is published."""
     url, _ = origin(ROWS[-1], workshop, hub)
     with pytest.raises(LoaderError, match="one set of weights") as caught:
         publish(hub, tmp_path / "store", url, "api_trained", weights="ema")

@@ -1,4 +1,4 @@
-"""A Hub with one repo, and settings that name it."""
+"""A Hub with one repo, and settings that use it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.loader.hubfetches import REPO, write_repo
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A repo with everything that real ones have, some of it needed."""
+    """A repo with all kinds of files that real repos have. A load needs only some of them."""
     return write_repo(tmp_path / "repo")
 
 
 @pytest.fixture
 def hub(folder: Path) -> Iterator[FakeHub]:
-    """A Hub with that repo, whose LFS files come from another origin."""
+    """A Hub with that repo whose LFS files come from another origin."""
     with FakeHub(separate_cdn=True) as hub:
         hub.add_repo(REPO, folder)
         yield hub

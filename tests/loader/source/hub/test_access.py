@@ -1,4 +1,4 @@
-"""Who gets at a Hub repo: with what token, and to whom that is sent."""
+"""Access to Hub repos with and without a token, and the hosts that receive the token."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from tests.support.loader.hubfetches import REPO, load, refusal
         pytest.param({}, "bad", Reason.AUTHENTICATION_REQUIRED, id="token not valid"),
     ],
 )
-def test_access_is_told_apart(hub, settings, into, folder, tmp_path, repo, token, reason):
-    """What to do differs: accept a licence, give a token, give another."""
+def test_each_kind_of_denied_access_has_its_reason(
+    hub, settings, into, folder, tmp_path, repo, token, reason
+):
+    """The user must accept a licence, give a token or give another token."""
     hub.add_repo(REPO, folder, token=TOKEN, **repo)
     hub.add_repo("other/repo", tmp_path, token="other")
     if token is not None:
@@ -35,8 +37,8 @@ def test_access_is_told_apart(hub, settings, into, folder, tmp_path, repo, token
     assert token is None or token not in error.message
 
 
-def test_the_token_stays_with_the_hub(hub, settings, into, folder):
-    """Every request to the Hub has it, none to the CDN."""
+def test_token_is_sent_to_the_hub_but_not_to_the_cdn(hub, settings, into, folder):
+    """Every request to the Hub carries the token, and no request to the CDN does."""
     hub.add_repo(REPO, folder, token=TOKEN, private=True)
     secret(settings)
     load(settings, into, credentials=True)
@@ -47,8 +49,8 @@ def test_the_token_stays_with_the_hub(hub, settings, into, folder):
     assert {item.port for item in hub.requests} > {hub_port}
 
 
-def test_no_token_comes_from_the_home_folder(hub, settings, into, tmp_path, monkeypatch):
-    """One that lies there by chance is nobody's choice."""
+def test_token_of_the_environment_is_never_used(hub, settings, into, tmp_path, monkeypatch):
+    """The loader ignores the Hub client's token file and HF_TOKEN."""
     (tmp_path / "token").write_text("hf_from_home")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("HF_TOKEN", "hf_from_environment")
@@ -57,8 +59,8 @@ def test_no_token_comes_from_the_home_folder(hub, settings, into, tmp_path, monk
 
 
 @pytest.mark.parametrize("host", ["huggingface.co", "127.0.0.1"])
-def test_a_token_for_another_host_is_not_sent(hub, settings, into, host):
-    """The Hub that is called is the mirror, not the one in the url."""
+def test_token_for_another_host_is_not_sent(hub, settings, into, host):
+    """The loader calls the mirror, not the host in the url."""
     secret(settings, host=host)
     error = refusal(settings, into, credentials=True, url=f"https://huggingface.co/{REPO}")
     assert error.reason is Reason.CREDENTIALS_HOST_MISMATCH

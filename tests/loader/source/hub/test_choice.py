@@ -1,4 +1,4 @@
-"""Which files of a Hub repo are chosen: a table, and no network."""
+"""Which files of a Hub repo are chosen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sd_loader.diffusers_repo.index import Pipeline
 
 
 def files(*names: str) -> dict[str, RepoFile]:
-    """A listing of a repo with a UNet only."""
+    """The file list of a repo with only a UNet."""
     return {name: RepoFile(name, 1) for name in ("model_index.json", "unet/config.json", *names)}
 
 
@@ -18,7 +18,7 @@ def files(*names: str) -> dict[str, RepoFile]:
     ("names", "revision", "chosen"),
     [
         pytest.param(["bin", "safetensors"], None, ["safetensors"], id="safetensors first"),
-        pytest.param(["bin"], None, ["bin"], id="pickle if need be"),
+        pytest.param(["bin"], None, ["bin"], id="pickle if nothing else"),
         pytest.param(["fp16.safetensors", "bin"], None, ["fp16.safetensors"], id="one variant"),
         pytest.param(["fp16.bin", "safetensors"], "fp16", ["safetensors"], id="format first"),
         pytest.param(
@@ -28,7 +28,7 @@ def files(*names: str) -> dict[str, RepoFile]:
             id="bf16",
         ),
         pytest.param(
-            ["fp16.safetensors", "safetensors"], "bf16", ["safetensors"], id="bf16 of plain"
+            ["fp16.safetensors", "safetensors"], "bf16", ["safetensors"], id="plain instead of fp16"
         ),
         pytest.param(
             ["-00001-of-00002.safetensors", "-00002-of-00002.safetensors", "bin"],
@@ -47,12 +47,12 @@ def files(*names: str) -> dict[str, RepoFile]:
             ["-00001-of-00001.fp16.safetensors", "safetensors"],
             "fp16",
             ["-00001-of-00001.fp16.safetensors"],
-            id="shards of a variant, as named once",
+            id="shards of a variant, old names",
         ),
     ],
 )
 def test_one_set_of_weights_is_chosen(names, revision, chosen):
-    """Of all that a component has."""
+    """The loader chooses by format first and by precision second."""
 
     def full(name: str) -> str:
         dot = "" if name.startswith("-") else "."

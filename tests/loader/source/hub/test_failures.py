@@ -1,4 +1,4 @@
-"""Fetches of a Hub repo that fail on the way: each with its reason, and nothing wrong stays."""
+"""A failing fetch of a Hub repo has a reason and leaves no wrong bytes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ from tests.support.loader.hubfetches import (
         ),
         pytest.param(Faults(status=500), Reason.SOURCE_UNREACHABLE, id="500"),
         pytest.param(Faults(status=503, fails=1), None, id="503 once"),
-        pytest.param(Faults(status=200, redirect="/x"), Reason.SOURCE_NOT_FOUND, id="nowhere"),
+        pytest.param(
+            Faults(status=200, redirect="/x"),
+            Reason.SOURCE_NOT_FOUND,
+            id="redirect to a missing page",
+        ),
         pytest.param(
             Faults(redirect="https://10.0.0.1/"), Reason.ADDRESS_REFUSED, id="private address"
         ),
     ],
 )
-def test_the_hubs_failures_have_their_reasons(hub, settings, into, faults, reason):
-    """The API's, with retries that end."""
+def test_hub_api_failures_have_their_reasons(hub, settings, into, faults, reason):
+    """The loader retries a failing API a limited number of times."""
     hub.api_faults = faults
     if reason is None:
         load(settings, into)
@@ -57,8 +61,8 @@ def test_the_hubs_failures_have_their_reasons(hub, settings, into, faults, reaso
         pytest.param(Faults(body=b"u" * 9, chunked=True), Reason.DIGEST_MISMATCH, id="short"),
     ],
 )
-def test_a_files_failures_have_their_reasons(hub, settings, into, faults, reason):
-    """Each file is checked against the Hub's digest, and wrong bytes do not stay."""
+def test_file_failures_have_their_reasons(hub, settings, into, faults, reason):
+    """Each file is checked against the Hub's digest, and wrong bytes are deleted."""
     hub.faults[f"{REPO}/{UNET}"] = faults
     if reason is None:
         load(settings, into)
@@ -71,8 +75,8 @@ def test_a_files_failures_have_their_reasons(hub, settings, into, faults, reason
         assert not (into / "repo" / f"{UNET}.part").exists()
 
 
-def test_small_files_are_checked_too(hub, settings, into):
-    """By their git blob ids, which is all that the Hub tells of them."""
+def test_small_files_are_checked_by_their_blob_ids(hub, settings, into):
+    """The Hub gives a git blob id and no SHA-256 for files outside LFS."""
     hub.faults[f"{REPO}/unet/config.json"] = Faults(body=b"[]")
     error = refusal(settings, into)
     assert error.reason is Reason.DIGEST_MISMATCH
@@ -81,15 +85,15 @@ def test_small_files_are_checked_too(hub, settings, into):
     load(settings, into)
 
 
-def test_the_size_limit_holds_for_the_sum(hub, settings, into):
-    """Before a weight is downloaded."""
+def test_size_limit_applies_to_the_sum_of_all_files(hub, settings, into):
+    """The load fails before it downloads any weights."""
     error = refusal(replace(settings, max_bytes=250_000), into)
     assert error.reason is Reason.TOO_LARGE
     assert hub.bytes_served < 10_000
 
 
-def test_what_will_not_fit_is_refused_before_the_weights(hub, settings, into, monkeypatch):
-    """The free space is asked for once the sum is known."""
+def test_repo_larger_than_the_free_space_is_refused_early(hub, settings, into, monkeypatch):
+    """The loader compares the sum of the file sizes with the free space first."""
     import os
 
     real = os.statvfs(into)
@@ -99,16 +103,16 @@ def test_what_will_not_fit_is_refused_before_the_weights(hub, settings, into, mo
     assert hub.bytes_served < 10_000
 
 
-def test_a_hub_that_is_none_is_named(settings, into, hub):
-    """A page where the API should be."""
+def test_response_that_is_not_the_hubs_is_refused(settings, into, hub):
+    """The API's address may serve an HTML page or other JSON."""
     hub.links[f"/api/models/{REPO}/revision/main"] = (b"<html>", Faults())
     assert refusal(settings, into).reason is Reason.SOURCE_UNREACHABLE
     hub.links[f"/api/models/{REPO}/revision/main"] = (b'{"id": "x"}', Faults())
     assert refusal(settings, into).reason is Reason.SOURCE_UNREACHABLE
 
 
-def test_an_unreachable_hub_is_named(settings, into):
-    """After a few tries."""
+def test_unreachable_hub_is_named(settings, into):
+    """The message names the Hub's address."""
     gone = replace(settings, hub_endpoint="http://127.0.0.1:1")
     error = refusal(gone, into)
     assert error.reason is Reason.SOURCE_UNREACHABLE

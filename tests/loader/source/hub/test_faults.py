@@ -1,4 +1,4 @@
-"""What a Hub, or its stand-in, may do wrong: in its API, its list of files, its commits."""
+"""Wrong responses of a Hub or a mirror: its API, its file list and its commits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BODY = safetensors_bytes({"layer.weight": (64, 64)})
 
 
 def load(url: str, into: Path, retries: Retries = QUICK) -> Fetched:
-    """Fetch a repo of one file from a Hub there."""
+    """Fetch a repo with one file from the Hub at this url."""
     host = url.removeprefix("http://")
     settings = Settings(hub_endpoint=url, allowed_hosts=frozenset({host}), max_bytes=1 << 20)
     into.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def load(url: str, into: Path, retries: Retries = QUICK) -> Fetched:
 
 
 def refusal(url: str, into: Path) -> LoaderError:
-    """The error of a fetch that must fail, and leaves no finished file."""
+    """Return the error of a fetch that must fail. The fetch leaves no complete file."""
     with pytest.raises(LoaderError) as caught:
         load(url, into)
     assert not (into / "download").exists()
@@ -48,32 +48,32 @@ def refusal(url: str, into: Path) -> LoaderError:
 
 
 def info(**changes: Any) -> dict[str, Any]:
-    """What the API says of a repo with one file."""
+    """The API's response for a repo with one file."""
     lfs = {"sha256": "0" * 64, "size": 8192, "pointerSize": 129}
     file = {"rfilename": "model.safetensors", "size": 8192, "blobId": "b" * 40, "lfs": lfs}
     return {"_id": "0", "id": REPO, "sha": COMMIT, "private": False, "siblings": [file], **changes}
 
 
 def file(**changes: Any) -> dict[str, Any]:
-    """The API's answer, with one file of which other things are said."""
+    """The API's response with changed fields of its file."""
     answer = info()
     answer["siblings"] = [{**answer["siblings"][0], **changes}]
     return answer
 
 
 def of_lfs(**changes: Any) -> dict[str, Any]:
-    """The same, of the file that a pointer stands for."""
+    """The API's response with changed LFS fields of its file."""
     return file(lfs={**info()["siblings"][0]["lfs"], **changes})
 
 
 def http(body: bytes, *headers: str) -> bytes:
-    """An answer."""
+    """An HTTP response."""
     lines = ("HTTP/1.1 200 OK", "Content-Type: application/json", *headers, "Connection: close")
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
 def sized(body: bytes, *headers: str) -> bytes:
-    """An answer that states its length."""
+    """An HTTP response with a Content-Length."""
     return http(body, f"Content-Length: {len(body)}", *headers)
 
 
@@ -109,7 +109,7 @@ WHOLE = json.dumps(info()).encode()
         pytest.param(
             lambda _: sized(gzip.compress(bytes(9 << 20)), "Content-Encoding: gzip"),
             "compressed",
-            id="a bomb",
+            id="a compression bomb",
         ),
         pytest.param(
             lambda _: sized(b"[" * 100_000), "not the Hub's", id="nested deeper than is read"
@@ -123,7 +123,7 @@ WHOLE = json.dumps(info()).encode()
         pytest.param(lambda _: sized(b"[]"), "not the Hub's", id="a list", marks=pytest.mark.slow),
         pytest.param(lambda _: sized(b"7"), "not the Hub's", id="a number", marks=pytest.mark.slow),
         pytest.param(
-            lambda _: sized(b"\xff\xfe"), "not the Hub's", id="no text", marks=pytest.mark.slow
+            lambda _: sized(b"\xff\xfe"), "not the Hub's", id="not text", marks=pytest.mark.slow
         ),
         pytest.param(lambda _: sized(WHOLE)[:-9], "closed", id="cut", marks=pytest.mark.slow),
         pytest.param(lambda _: sized(WHOLE)[:20], "", id="cut in the head", marks=pytest.mark.slow),
@@ -141,14 +141,14 @@ WHOLE = json.dumps(info()).encode()
         ),
     ],
 )
-def test_an_answer_that_is_none_is_refused(
+def test_invalid_api_response_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     respond: Callable[[Request], bytes | Iterable[bytes]],
     words: str,
     tally: Tally,
 ) -> None:
-    """After a few tries, and without more of it in memory than an answer may have."""
+    """The loader retries a few times and never holds a whole oversized response in memory."""
     monkeypatch.setattr(hub_api, "_MAX_ANSWER", 1 << 20)
     with Loopback(respond) as wire:
         error = refusal(wire.url, tmp_path / "source")
@@ -187,7 +187,7 @@ def test_an_answer_that_is_none_is_refused(
         pytest.param(
             file(rfilename="a/../../b"), Reason.UNSAFE_MODEL, id="a path", marks=pytest.mark.slow
         ),
-        pytest.param(file(size="9", lfs=None), Reason.SOURCE_UNREACHABLE, id="a size in words"),
+        pytest.param(file(size="9", lfs=None), Reason.SOURCE_UNREACHABLE, id="a size as text"),
         pytest.param(
             file(size=-9, lfs=None),
             Reason.SOURCE_UNREACHABLE,
@@ -197,14 +197,14 @@ def test_an_answer_that_is_none_is_refused(
         pytest.param(
             file(size=1.5, lfs=None),
             Reason.SOURCE_UNREACHABLE,
-            id="a part of a byte",
+            id="a fraction of a byte",
             marks=pytest.mark.slow,
         ),
         pytest.param(of_lfs(size=-1), Reason.SOURCE_UNREACHABLE, id="an LFS size below zero"),
         pytest.param(
             of_lfs(size=None), Reason.SOURCE_UNREACHABLE, id="no LFS size", marks=pytest.mark.slow
         ),
-        pytest.param(of_lfs(sha256="x"), Reason.SOURCE_UNREACHABLE, id="a digest that is none"),
+        pytest.param(of_lfs(sha256="x"), Reason.SOURCE_UNREACHABLE, id="not a digest"),
         pytest.param(
             of_lfs(sha256=["0"]),
             Reason.SOURCE_UNREACHABLE,
@@ -231,10 +231,10 @@ def test_an_answer_that_is_none_is_refused(
         ),
     ],
 )
-def test_a_list_that_lies_is_refused(
+def test_invalid_file_list_is_refused(
     tmp_path: Path, answer: dict[str, Any], reason: Reason, tally: Tally
 ) -> None:
-    """By what is wrong with it, and never as a crash of the loader."""
+    """The load fails with a reason and does not crash."""
 
     def respond(asked: Request) -> bytes:
         if asked.path.startswith("/api/"):
@@ -258,16 +258,16 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(folder: Path) -> Iterator[FakeHub]:
-    """A Hub with that repo."""
+    """A Hub with the repo."""
     with FakeHub() as hub:
         hub.add_repo(REPO, folder)
         yield hub
 
 
-def test_a_branch_that_moves_meanwhile_is_not_followed(
+def test_branch_that_moves_during_the_load_is_not_followed(
     hub: FakeHub, folder: Path, tmp_path: Path, tally: Tally
 ) -> None:
-    """All of a load is of the commit that the branch named at its beginning."""
+    """All files come from the commit that the branch named at the start."""
     first = hub.repos[REPO].commit()
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -286,10 +286,10 @@ def test_a_branch_that_moves_meanwhile_is_not_followed(
     tally("source faults survived")
 
 
-def test_a_commit_that_is_gone_meanwhile_is_named(
+def test_commit_that_disappears_during_the_load_fails_it(
     hub: FakeHub, tmp_path: Path, tally: Tally
 ) -> None:
-    """A branch that was rewritten: the next load is of what it names then."""
+    """The next load uses the branch's new commit."""
     hub.faults[f"{REPO}/model.safetensors"] = Faults(cut_at=5000)
     moved = tmp_path / "moved"
     moved.mkdir()

@@ -1,4 +1,4 @@
-"""Hub repos: which files are downloaded, and from what commit."""
+"""Which files of a Hub repo are downloaded, and from which commit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.loader.hubfetches import (
 from tests.support.models.conversions import load_request
 
 
-def test_what_is_needed_is_downloaded_and_nothing_else(hub, settings, into):
-    """One set of weights, the configs and the tokenizer; pinned to the commit."""
+def test_only_needed_files_are_downloaded(hub, settings, into):
+    """These are one set of weights, the configs and the tokenizer, pinned to one commit."""
     seen: list[Progress] = []
     request = load_request(model_type="huggingface", url=REPO)
     fetched = fetch(request, settings, into, seen.append)
@@ -44,8 +44,8 @@ def test_what_is_needed_is_downloaded_and_nothing_else(hub, settings, into):
     assert all(item.headers["user-agent"].startswith("sd-loader/") for item in hub.requests)
 
 
-def test_a_second_attempt_downloads_what_is_missing(hub, settings, into):
-    """Also in the middle of a file; and a finished repo costs one question."""
+def test_second_attempt_downloads_only_missing_bytes(hub, settings, into):
+    """A partial file is continued. A complete repo costs one request."""
     hub.faults[f"{REPO}/{UNET}"] = Faults(cut_at=150_000, cuts=99)
     give_up = Retries(delays=())
     request = load_request(model_type="huggingface", url=REPO)
@@ -59,8 +59,8 @@ def test_a_second_attempt_downloads_what_is_missing(hub, settings, into):
     assert [item.path for item in hub.requests] == [f"/api/models/{REPO}/revision/main"]
 
 
-def test_a_moved_branch_is_downloaded_anew(hub, settings, into, folder):
-    """Files of two commits are never mixed, not even those that the second lacks."""
+def test_moved_branch_is_downloaded_again(hub, settings, into, folder):
+    """Files of two commits are never mixed, not even files that the new commit lacks."""
     load(settings, into)
     (folder / UNET).rename(folder / UNET.replace(".safetensors", ".fp16.safetensors"))
     (folder / "vae/config.json").write_text("[]")
@@ -75,7 +75,7 @@ def test_a_moved_branch_is_downloaded_anew(hub, settings, into, folder):
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
-        pytest.param({}, {"unet": "diffusion_pytorch_model.safetensors"}, id="as it is"),
+        pytest.param({}, {"unet": "diffusion_pytorch_model.safetensors"}, id="no precision"),
         pytest.param(
             {"revision": "fp16"},
             {"unet": "diffusion_pytorch_model.fp16.safetensors", "vae": "diffusion_pytorch_model"},
@@ -84,8 +84,8 @@ def test_a_moved_branch_is_downloaded_anew(hub, settings, into, folder):
         pytest.param({"revision": "fp32"}, {"unet": "diffusion_pytorch_model.safe"}, id="plain"),
     ],
 )
-def test_the_variant_follows_the_precision(settings, into, fields, names):
-    """Per component: the variant where there is one, else the plain file."""
+def test_variant_matches_the_requested_precision(settings, into, fields, names):
+    """A component without that variant gives its plain file."""
     load(settings, into, **fields)
     for component, start in names.items():
         weights = [name for name in downloaded(into) if name.startswith(f"{component}/diffusion")]
@@ -93,8 +93,8 @@ def test_the_variant_follows_the_precision(settings, into, fields, names):
         assert weights[0].startswith(f"{component}/{start}")
 
 
-def test_a_git_revision_is_resolved_once(hub, settings, into):
-    """A branch with a slash too; an unknown one is named."""
+def test_git_revision_may_contain_slashes(hub, settings, into):
+    """An unknown revision is named in the message."""
     hub.repos[REPO] = replace(hub.repos[REPO], branches=("main", "refs/pr/1"))
     assert load(settings, into, git_revision="refs/pr/1").source.commit
     error = refusal(settings, into, git_revision="nowhere")
@@ -102,8 +102,8 @@ def test_a_git_revision_is_resolved_once(hub, settings, into):
     assert "nowhere" in error.message
 
 
-def test_the_fake_hub_satisfies_the_real_client(hub, tmp_path):
-    """So that what is tested against it means something."""
+def test_fake_hub_satisfies_the_real_client(hub, tmp_path):
+    """The real huggingface_hub client downloads a snapshot from the fake Hub."""
     from huggingface_hub import set_client_factory, snapshot_download
 
     from sd_loader.net.client import HttpClient

@@ -1,4 +1,4 @@
-"""One file of a Hub repo: which one a repo id means, and how it is fetched and checked."""
+"""Single files of a Hub repo: which file a repo id means, and how it is fetched and checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TYPES = ("custom_ckpt", "huggingface", "lora", "embeddings", "controlnet", "vae"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A repo of two models."""
+    """A repo with a model and a text file."""
     folder = tmp_path / "repo"
     (folder / "v1").mkdir(parents=True)
     (folder / NAME).write_bytes(BODY)
@@ -38,13 +38,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(settings: Settings, into: Path, url: str, **fields: object) -> Fetched:
-    """Fetch."""
+    """Fetch the url."""
     request = load_request(**{"model_type": "custom_ckpt", "url": url, **fields})
     return fetch(request, settings, into, lambda _progress: None)
 
 
 def refusal(settings: Settings, into: Path, url: str, **fields: object) -> LoaderError:
-    """The error of a fetch that must fail, and leaves no finished file."""
+    """Return the error of a fetch that must fail. The fetch leaves no complete file."""
     with pytest.raises(LoaderError) as caught:
         load(settings, into, url, **fields)
     assert not (into / "download").exists()
@@ -59,8 +59,11 @@ def link(base: str, word: str = "resolve", revision: str = "main", name: str = N
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("word", ["resolve", "blob"])
 @pytest.mark.parametrize("base", ["https://huggingface.co", "mirror"])
-def test_a_link_to_a_file_is_that_file(hub, settings, into, base, word, model_type):
-    """Pinned to its commit and checked; a link to the Hub itself is fetched from its mirror."""
+def test_link_to_a_hub_file_fetches_that_file(hub, settings, into, base, word, model_type):
+    """The file is pinned to its commit and checked.
+
+    A link to the public Hub is fetched from the mirror.
+    """
     base = hub.url if base == "mirror" else base
     fetched = load(settings, into, f"{link(base, word)}?download=true", model_type=model_type)
     assert (into / fetched.path).read_bytes() == BODY
@@ -73,8 +76,8 @@ def test_a_link_to_a_file_is_that_file(hub, settings, into, base, word, model_ty
 
 
 @pytest.mark.parametrize("revision", ["refs/pr/1", "refs%2Fpr%2F1", "my%2Fbranch"])
-def test_a_revision_may_have_slashes(hub, settings, into, revision):
-    """As the Hub's own links have them."""
+def test_revision_in_a_link_may_contain_slashes(hub, settings, into, revision):
+    """The Hub's own links contain such revisions."""
     hub.repos[REPO] = replace(hub.repos[REPO], branches=("main", "refs/pr/1", "my/branch"))
     assert load(settings, into, link(hub.url, revision=revision)).source.sha256 == DIGEST
 
@@ -104,20 +107,20 @@ def test_a_revision_may_have_slashes(hub, settings, into, revision):
         ),
     ],
 )
-def test_a_link_that_leads_nowhere_is_named(hub, settings, into, url, fields, reason, words):
-    """What is wrong, and what there is instead."""
+def test_invalid_link_is_explained(hub, settings, into, url, fields, reason, words):
+    """The message names the problem and lists the alternatives."""
     error = refusal(settings, into, hub.url + url, **fields)
     assert (error.reason, words in error.message) == (reason, True), error.message
 
 
-def test_the_revision_may_be_said_twice(hub, settings, into):
-    """And the digest, where it is the file's."""
+def test_link_and_spec_may_give_the_same_revision(hub, settings, into):
+    """The spec may also give the file's digest."""
     fetched = load(settings, into, link(hub.url), git_revision="main", sha256=DIGEST)
     assert fetched.source.sha256 == DIGEST
 
 
-def test_the_token_needs_no_host(hub, settings, into, folder):
-    """The Hub's is the default, as for repos; and the CDN never sees it."""
+def test_hub_token_needs_no_host_key(hub, settings, into, folder):
+    """The Hub is the default host of the token. The CDN never receives it."""
     hub.add_repo(REPO, folder, token=TOKEN, private=True)
     assert refusal(settings, into, link(hub.url)).reason is Reason.SOURCE_NOT_FOUND
     settings.credentials_dir.mkdir()
@@ -132,8 +135,8 @@ def test_the_token_needs_no_host(hub, settings, into, folder):
 
 
 @pytest.mark.parametrize("account", [None, "other"])
-def test_a_gated_file_asks_for_access(hub, settings, into, folder, account):
-    """Its page says how to get it."""
+def test_gated_file_is_denied_without_access(hub, settings, into, folder, account):
+    """The message says that the repo is gated."""
     hub.add_repo(REPO, folder, token=TOKEN, gated=True)
     hub.add_repo("other/repo", folder, token="other")
     if account:
@@ -146,8 +149,8 @@ def test_a_gated_file_asks_for_access(hub, settings, into, folder, account):
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
-        pytest.param(Faults(flips=1), None, id="a bit flipped once"),
-        pytest.param(Faults(flips=2), Reason.DIGEST_MISMATCH, id="flipped again"),
+        pytest.param(Faults(flips=1), None, id="one flipped bit, once"),
+        pytest.param(Faults(flips=2), Reason.DIGEST_MISMATCH, id="one flipped bit, twice"),
         pytest.param(Faults(cut_at=5000), None, id="cut"),
         pytest.param(Faults(body=BODY[:-1]), Reason.DIGEST_MISMATCH, id="too short"),
         pytest.param(Faults(cut_at=5000, flips=1), None, id="flipped and cut"),
@@ -157,8 +160,8 @@ def test_a_gated_file_asks_for_access(hub, settings, into, folder, account):
         ),
     ],
 )
-def test_a_files_failures_have_their_reasons(hub, settings, into, faults, reason):
-    """A bit that flips on the way costs one more try; what is wrong twice stays wrong."""
+def test_download_failures_have_their_reasons(hub, settings, into, faults, reason):
+    """A file with a wrong digest is downloaded once more."""
     hub.faults[f"{REPO}/{NAME}"] = faults
     if reason is None:
         load(settings, into, link(hub.url))
@@ -169,8 +172,10 @@ def test_a_files_failures_have_their_reasons(hub, settings, into, faults, reason
 
 
 @pytest.mark.parametrize("flips", [1, 2])
-def test_a_small_file_gets_a_fresh_try_too(hub, settings, into, folder, flips):
-    """Whose only digest is its git blob id."""
+def test_small_file_with_a_wrong_blob_id_is_downloaded_once_more(
+    hub, settings, into, folder, flips
+):
+    """The Hub gives only a git blob id for such a file."""
     (folder / "embedding.dat").write_bytes(BODY)
     hub.faults[f"{REPO}/embedding.dat"] = Faults(flips=flips)
     url = link(hub.url, name="embedding.dat")
@@ -181,8 +186,8 @@ def test_a_small_file_gets_a_fresh_try_too(hub, settings, into, folder, flips):
 
 
 @pytest.mark.parametrize("url", [REPO, "link"])
-def test_a_renamed_repo_is_found_under_its_new_name(hub, settings, into, folder, url):
-    """The Hub leads there; a person is told, for the old name may one day be another's."""
+def test_renamed_repo_is_found_under_its_new_name(hub, settings, into, folder, url):
+    """A warning names the new name, because another repo may take the old one."""
     (folder / "model.safetensors").write_bytes(BODY)
     hub.renamed["old/name"] = REPO
     url = "old/name" if url == REPO else f"{hub.url}/old/name/resolve/main/model.safetensors"
@@ -193,8 +198,8 @@ def test_a_renamed_repo_is_found_under_its_new_name(hub, settings, into, folder,
     assert asked.startswith(f"/{REPO}/")
 
 
-def test_a_renamed_repos_token_goes_along(hub, settings, into, folder):
-    """To the same host."""
+def test_token_follows_a_renamed_repo(hub, settings, into, folder):
+    """The new name lies on the same host."""
     hub.add_repo(REPO, folder, token=TOKEN, private=True)
     hub.renamed["old/name"] = REPO
     settings.credentials_dir.mkdir()
@@ -203,8 +208,8 @@ def test_a_renamed_repos_token_goes_along(hub, settings, into, folder):
     assert load(settings, into, url, credentials=True).source.sha256 == DIGEST
 
 
-def test_a_name_that_leads_elsewhere_is_followed_within_the_guard(hub, settings, into):
-    """Not to a private address."""
+def test_hub_redirect_to_a_private_address_is_refused(hub, settings, into):
+    """The address guard also checks redirects of the Hub's API."""
     hub.api_faults = Faults(redirect="https://10.0.0.1/api/models/org/model")
     error = refusal(settings, into, link(hub.url))
     assert error.reason is Reason.ADDRESS_REFUSED
@@ -247,8 +252,8 @@ def test_a_name_that_leads_elsewhere_is_followed_within_the_guard(hub, settings,
         ("controlnet", ["a.pth", "b.pth"], None, Reason.INVALID_SPEC),
     ],
 )
-def test_a_repo_id_means_one_file_or_is_refused(model_type, names, revision, chosen):
-    """By rules that a person can foresee; nothing is guessed among variants of other kinds."""
+def test_repo_id_means_one_file_or_is_refused(model_type, names, revision, chosen):
+    """The loader does not guess between variants that differ in more than precision."""
     files = {name: RepoFile(name, 1) for name in names}
     wanted = Revision(revision) if revision else None
     if isinstance(chosen, int):
@@ -265,24 +270,24 @@ def test_a_repo_id_means_one_file_or_is_refused(model_type, names, revision, cho
 
 
 @pytest.mark.parametrize("model_type", ["huggingface", "lora", "embeddings"])
-def test_from_safetensors_refuses_a_repo_of_a_pickle(model_type):
-    """Before it is downloaded."""
+def test_from_safetensors_refuses_a_pickled_file(model_type):
+    """The load fails before the download."""
     name = "a.ckpt" if model_type == "huggingface" else "learned_embeds.bin"
     with pytest.raises(LoaderError, match="fromSafetensors") as caught:
         choose_file({name: RepoFile(name, 1)}, ModelType(model_type), None, safetensors_only=True)
     assert caught.value.reason is Reason.UNSAFE_MODEL
 
 
-def test_a_wrong_type_for_a_pipeline_is_named(settings, into, folder):
-    """With the type that is right."""
+def test_wrong_model_type_for_a_pipeline_is_refused(settings, into, folder):
+    """The message names the right model type."""
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "X"}))
     error = refusal(settings, into, REPO)
     assert error.reason is Reason.UNSUPPORTED_FORMAT
     assert "spec.modelType huggingface loads it" in error.message
 
 
-def test_the_digest_of_a_repos_one_file_is_checked(settings, into, folder):
-    """For the types that are single files by nature."""
+def test_digest_of_a_single_file_repo_is_checked(settings, into, folder):
+    """spec.sha256 applies to model types that are single files."""
     (folder / "a.safetensors").write_bytes(BODY)
     error = refusal(settings, into, REPO, sha256="0" * 64, model_type="lora")
     assert error.reason is Reason.DIGEST_MISMATCH

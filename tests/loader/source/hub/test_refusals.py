@@ -1,4 +1,4 @@
-"""Hub repos that are refused for what they are, before their weights are downloaded."""
+"""Hub repos that the loader refuses before it downloads their weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.support.loader.hubfetches import NEEDED, REPO, UNET, load, refusal
 
 
 @pytest.mark.parametrize("url", ["../name", "org/..", "org/-name", "org/name.git"])
-def test_ids_that_no_repo_can_have_are_refused(hub, settings, into, url):
-    """Before anything is asked."""
+def test_invalid_repo_ids_are_refused(hub, settings, into, url):
+    """The load fails before it sends a request."""
     assert refusal(settings, into, url=url).reason is Reason.INVALID_SPEC
     assert hub.requests == []
 
@@ -21,8 +21,8 @@ def test_ids_that_no_repo_can_have_are_refused(hub, settings, into, url):
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "/etc/passwd", "unet\\..\\x", "a//b", "unet/../../x", "."]
 )
-def test_unsafe_file_names_refuse_the_repo(hub, settings, into, name):
-    """What lists the files is not trusted."""
+def test_repo_with_an_unsafe_file_name_is_refused(hub, settings, into, name):
+    """The loader does not trust the Hub's file list."""
     hub.repos[REPO] = replace(hub.repos[REPO], extra_names=(name,))
     assert refusal(settings, into).reason is Reason.UNSAFE_MODEL
     assert list(into.iterdir()) == []
@@ -52,14 +52,12 @@ def test_unsafe_file_names_refuse_the_repo(hub, settings, into, name):
             ],
             Reason.UNSUPPORTED_FORMAT,
             "unet/model.onnx",
-            id="no weights that are read",
+            id="no supported weights",
         ),
     ],
 )
-def test_incomplete_repos_are_refused_by_what_they_hold(
-    settings, into, folder, names, reason, words
-):
-    """A repo of another kind is named by its files."""
+def test_incomplete_repo_is_refused(settings, into, folder, names, reason, words):
+    """The message names files that the repo has."""
     for name in names:
         (folder / name).unlink()
     if reason is None:
@@ -69,8 +67,8 @@ def test_incomplete_repos_are_refused_by_what_they_hold(
     assert (error.reason, words in error.message) == (reason, True), error.message
 
 
-def test_a_repo_with_code_is_refused_before_its_weights(hub, settings, into, folder):
-    """The pipeline's classes are checked first."""
+def test_repo_with_code_is_refused_before_its_weights(hub, settings, into, folder):
+    """The loader checks the pipeline's classes first."""
     index = json.loads(NEEDED["model_index.json"]) | {"unet": ["my_unet", "MyUNet"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     assert refusal(settings, into).reason is Reason.UNSAFE_MODEL
@@ -78,15 +76,15 @@ def test_a_repo_with_code_is_refused_before_its_weights(hub, settings, into, fol
 
 
 def test_from_safetensors_refuses_a_repo_of_pickles(hub, settings, into, folder):
-    """Before they are downloaded."""
+    """The load fails before it downloads any weights."""
     for name in (UNET, "unet/diffusion_pytorch_model.fp16.safetensors"):
         (folder / name).unlink()
     assert refusal(settings, into, from_safetensors=True).reason is Reason.UNSAFE_MODEL
     assert hub.bytes_served < 10_000
 
 
-def test_a_digest_for_a_repo_is_refused(hub, settings, into):
-    """Rather than ignored: a repo is pinned by its commit."""
+def test_digest_for_a_repo_is_refused(hub, settings, into):
+    """The message points to gitRevision, because a commit pins a repo."""
     error = refusal(settings, into, sha256="0" * 64)
     assert (error.reason, "gitRevision" in error.message) == (Reason.INVALID_SPEC, True)
     assert hub.requests == []

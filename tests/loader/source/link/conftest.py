@@ -1,4 +1,4 @@
-"""A server of files, and settings that allow it."""
+"""A file server, and settings that allow it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sd_loader.settings import Settings
 
 @pytest.fixture
 def server() -> Iterator[FileServer]:
-    """A server of files on loopback."""
+    """A file server on loopback."""
     with FileServer() as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Secrets of a link, in the Secret and in the url: where they are sent, and never shown."""
+"""Secrets for a link, in the Secret or in the url, are sent to their host and never shown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.loader.linkfetches import BODY, load, refusal
 
 
 def secret(settings: Settings, token: str = "s3cret-token", host: str | None = None) -> None:
-    """Mount a credentials Secret; its host ends in a newline, as files do."""
+    """Mount a credentials Secret whose host ends in a newline, as files often do."""
     fetches.secret(settings, token, None if host is None else host + "\n")
 
 
-def test_the_token_goes_to_its_host_and_no_further(server, settings, into):
-    """Sent with each request to the Secret's host; dropped by a redirect to another origin."""
+def test_redirect_to_another_origin_gets_no_token(server, settings, into):
+    """The token is sent to the Secret's host only."""
     other = server.add_origin()
     server.serve_file("/file", BODY)
     url = server.serve_file("/model", BODY, token="s3cret-token", redirect=f"http://{other}/file")
@@ -40,8 +40,8 @@ def test_the_token_goes_to_its_host_and_no_further(server, settings, into):
         pytest.param("t", "x{host}", Reason.CREDENTIALS_HOST_MISMATCH, id="a longer host"),
     ],
 )
-def test_credentials_that_do_not_fit_stop_the_load(server, settings, into, token, host, reason):
-    """Before a single request is made, and without showing the Secret."""
+def test_unusable_credentials_fail_the_load(server, settings, into, token, host, reason):
+    """The load sends no request and does not show the Secret."""
     url = server.serve_file("/model", BODY)
     if token is not None:
         secret(settings, token, host and host.format(host=server.host))
@@ -51,8 +51,8 @@ def test_credentials_that_do_not_fit_stop_the_load(server, settings, into, token
     assert "two" not in error.message
 
 
-def test_a_refused_token_is_named_as_such(server, settings, into):
-    """401 means something else once a token was sent."""
+def test_rejected_token_is_reported(server, settings, into):
+    """The message says that the token is not valid, not that a token is missing."""
     url = server.serve_file("/model", BODY, token="right")
     secret(settings, "wrong", server.host)
     error = refusal(url, settings, into, credentials=True)
@@ -68,7 +68,7 @@ def test_a_refused_token_is_named_as_such(server, settings, into):
     ],
 )
 def test_secrets_in_the_url_are_sent_but_never_shown(server, settings, into, url):
-    """The vendor's users put tokens there."""
+    """Some vendors put tokens into the links for their users."""
     server.serve_file("/model", BODY, status=404)
     error = refusal(url.format(host=server.host), settings, into)
     assert error.reason is Reason.SOURCE_NOT_FOUND
@@ -86,8 +86,8 @@ def test_secrets_in_the_url_are_sent_but_never_shown(server, settings, into, url
         pytest.param("https://[hunter2]/model", id="as an address"),
     ],
 )
-def test_a_link_that_cannot_be_read_is_not_quoted(settings, into, url):
-    """What went wrong with it may be a secret in the wrong place."""
+def test_malformed_link_is_not_quoted(settings, into, url):
+    """A malformed link may hold a secret in the wrong place."""
     error = refusal(url, settings, into)
     assert error.reason is Reason.INVALID_SPEC
     assert "hunter2" not in "".join(traceback.format_exception(error))

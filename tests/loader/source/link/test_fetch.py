@@ -1,4 +1,4 @@
-"""Links: what is downloaded, and that it goes on where it stopped."""
+"""Downloading a link, and continuing a partial download."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support.loader.linkfetches import (
 )
 
 
-def test_a_link_is_downloaded_with_its_digest(server, settings, into):
-    """The file, its digest, size and format; and progress up to the last byte."""
+def test_link_is_downloaded_with_its_digest(server, settings, into):
+    """The result holds digest, size and format, and progress reaches the last byte."""
     url = server.serve_file("/model", BODY)
     seen: list[Progress] = []
     fetched = fetch(request(url), settings, into, seen.append)
@@ -40,13 +40,15 @@ def test_a_link_is_downloaded_with_its_digest(server, settings, into):
     [
         pytest.param({"cut_at": 100_000}, id="connection closed"),
         pytest.param({"cut_at": 100_000, "reset": True}, id="connection reset"),
-        pytest.param({"cut_at": 20}, id="cut before anything can be told"),
+        pytest.param({"cut_at": 20}, id="cut in the file's header"),
         pytest.param({"cut_at": 0, "cuts": 1}, id="cut before the first byte"),
         pytest.param({"cut_at": 100_000, "chunked": True}, id="cut without a length"),
         pytest.param({"cut_at": 100_000, "cuts": 2}, id="cut twice"),
         pytest.param({"cut_at": 100_000, "ignore_range": True}, id="Range ignored"),
-        pytest.param({"cut_at": 100_000, "range_limit": 150_000}, id="less than the range"),
-        pytest.param({"cut_at": 100_000, "validators": False}, id="nothing to resume by"),
+        pytest.param(
+            {"cut_at": 100_000, "range_limit": 150_000}, id="less than the requested range"
+        ),
+        pytest.param({"cut_at": 100_000, "validators": False}, id="no validator"),
         pytest.param({"cut_at": 100_000, "etag": 'W/"weak"'}, id="weak ETag"),
         pytest.param({"chunked": True}, id="no length"),
         pytest.param({"status": 503, "fails": 2}, id="503 twice"),
@@ -56,15 +58,15 @@ def test_a_link_is_downloaded_with_its_digest(server, settings, into):
         ),
     ],
 )
-def test_transient_faults_are_survived(server, settings, into, faults):
-    """The file is whole in the end, whatever happened on the way."""
+def test_transient_faults_do_not_fail_the_download(server, settings, into, faults):
+    """The downloaded file is complete."""
     url = server.serve_file("/model", BODY, **faults)
     assert load(url, settings, into).source.sha256 == SHA256
     assert (into / "download").read_bytes() == BODY
 
 
-def test_a_cut_download_goes_on_where_it_stopped(server, settings, into):
-    """Only the missing bytes are asked for."""
+def test_cut_download_continues_where_it_stopped(server, settings, into):
+    """The loader requests only the missing bytes."""
     url = server.serve_file("/model", BODY, cut_at=120_000, cuts=2)
     load(url, settings, into)
     assert server.bytes_served == len(BODY)
@@ -72,8 +74,8 @@ def test_a_cut_download_goes_on_where_it_stopped(server, settings, into):
     assert ranges == [None, "bytes=120000-", "bytes=240000-"]
 
 
-def test_a_later_pod_resumes_and_a_finished_download_is_not_repeated(server, settings, into):
-    """What the folder holds already is not asked for again."""
+def test_later_pod_resumes_and_keeps_a_finished_download(server, settings, into):
+    """The loader does not request bytes that the folder holds."""
     url = server.serve_file("/model", BODY, cut_at=200_000)
     give_up = Retries(delays=())
     with pytest.raises(LoaderError):
@@ -85,8 +87,8 @@ def test_a_later_pod_resumes_and_a_finished_download_is_not_repeated(server, set
     assert server.requests == []
 
 
-def test_a_file_that_changed_meanwhile_is_downloaded_anew(server, settings, into):
-    """The If-Range condition keeps halves of two versions apart."""
+def test_changed_file_is_downloaded_again(server, settings, into):
+    """The If-Range condition prevents a mix of two versions."""
     url = server.serve_file("/model", BODY, cut_at=200_000)
     with pytest.raises(LoaderError):
         load(url, settings, into, Retries(delays=()))
@@ -95,8 +97,8 @@ def test_a_file_that_changed_meanwhile_is_downloaded_anew(server, settings, into
     assert load(url, settings, into).source.sha256 == hashlib.sha256(other).hexdigest()
 
 
-def test_another_url_does_not_continue_this_ones_part(server, settings, into):
-    """The staging folder may hold the part of a former spec."""
+def test_partial_download_of_another_url_is_not_continued(server, settings, into):
+    """The staging folder may hold the partial download of an earlier spec."""
     first = server.serve_file("/one", BODY, cut_at=200_000)
     with pytest.raises(LoaderError):
         load(first, settings, into, Retries(delays=()))
@@ -107,16 +109,18 @@ def test_another_url_does_not_continue_this_ones_part(server, settings, into):
 
 
 @pytest.mark.parametrize("note", [b"", b"{", b"[]", b'{"url": 1}', b"\xff"])
-def test_a_damaged_note_costs_the_part_and_nothing_else(server, settings, into, note):
-    """A crash may leave anything behind."""
+def test_damaged_note_restarts_the_download(server, settings, into, note):
+    """A crash may leave any bytes in the note."""
     url = server.serve_file("/model", BODY)
     (into / "download.part").write_bytes(b"x" * 1000)
     (into / "download.note").write_bytes(note)
     assert load(url, settings, into).source.sha256 == SHA256
 
 
-def test_a_link_planted_in_place_of_the_part_is_not_followed(server, settings, into, tmp_path):
-    """The volume may be written by others."""
+def test_symbolic_link_in_place_of_the_partial_download_is_not_followed(
+    server, settings, into, tmp_path
+):
+    """Others may write to the volume."""
     target = tmp_path / "precious"
     target.write_text("precious")
     (into / "download.part").symlink_to(target)
@@ -128,7 +132,7 @@ def test_a_link_planted_in_place_of_the_part_is_not_followed(server, settings, i
 
 @pytest.mark.parametrize("model_type", ["api_trained", "lora", "embeddings", "controlnet", "vae"])
 def test_every_model_type_may_be_a_link(server, settings, into, model_type):
-    """What the file is, and whether it fits, is told by what it holds."""
+    """The file's content shows later whether it fits the model type."""
     url = server.serve_file("/model", BODY)
     fetched = fetch(request(url, modelType=model_type), settings, into, lambda _: None)
     assert (fetched.kind, (into / fetched.path).read_bytes()) == ("file", BODY)

@@ -1,4 +1,4 @@
-"""The limits of a download: its size, its pace, and the space on the volume."""
+"""The limits of a download: size, speed and free space."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.paths import ROOT
         pytest.param({"endless": True}, id="endless"),
     ],
 )
-def test_the_size_limit_is_enforced(server, settings, into, faults):
-    """Announced or not, and nothing stays on the volume."""
+def test_size_limit_is_enforced(server, settings, into, faults):
+    """The limit holds with and without a Content-Length. The volume stays empty."""
     url = server.serve_file("/model", BODY, **faults)
     error = refusal(url, replace(settings, max_bytes=len(BODY) - 1), into)
     assert error.reason is Reason.TOO_LARGE
@@ -34,16 +34,16 @@ def test_the_size_limit_is_enforced(server, settings, into, faults):
     assert list(into.iterdir()) == []
 
 
-def test_a_drip_is_given_up(server, settings, into):
-    """A read timeout alone would wait for ever."""
+def test_too_slow_download_is_aborted(server, settings, into):
+    """A read timeout alone would never end a slow but steady download."""
     url = server.serve_file("/model", BODY, rate=400)
     with pytest.raises(LoaderError, match="too slow") as caught:
         load(url, settings, into, pace=Pace(bytes_per_second=10_000, window_seconds=0.5))
     assert caught.value.reason is Reason.SOURCE_UNREACHABLE
 
 
-def test_what_will_not_fit_is_refused_before_the_first_byte(server, settings, into, monkeypatch):
-    """The free space is asked for before anything is written."""
+def test_file_larger_than_the_free_space_is_refused_early(server, settings, into, monkeypatch):
+    """The loader checks the free space before it writes anything."""
     url = server.serve_file("/model", BODY)
     real = os.statvfs(into)
     free = os.statvfs_result((*real[:4], 1, *real[5:]))
@@ -53,8 +53,8 @@ def test_what_will_not_fit_is_refused_before_the_first_byte(server, settings, in
     assert (into / "download.part").stat().st_size == 0
 
 
-def test_a_full_volume_is_named(server, settings, into):
-    """A limit on file size stands in for the full disk; the part is kept for the next Pod."""
+def test_full_volume_is_named(server, settings, into):
+    """A file size limit stands in for the full disk. The next Pod continues the download."""
     url = server.serve_file("/model", BODY, chunked=True)
     script = (
         "import resource, signal, sys\n"

@@ -1,4 +1,4 @@
-"""Links that are refused, each with its reason: for what the server answers, or what they are."""
+"""Links that the loader refuses because of their address or the server's response."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, reques
         ),
     ],
 )
-def test_failures_have_their_reasons(server, settings, into, faults, reason, words):
-    """What the server does decides the reason; the message names the link."""
+def test_server_failures_have_their_reasons(server, settings, into, faults, reason, words):
+    """The message quotes the status or the problem."""
     url = server.serve_file("/model", BODY, **faults)
     error = refusal(url, settings, into)
     assert (error.reason, words in error.message) == (reason, True), error.message
@@ -108,8 +108,8 @@ def test_failures_have_their_reasons(server, settings, into, faults, reason, wor
         ),
     ],
 )
-def test_what_is_no_model_is_named(server, settings, into, body, words):
-    """A 200 with a login page is the usual failure; nothing of it stays on the volume."""
+def test_response_that_is_not_a_model_is_refused(server, settings, into, body, words):
+    """The usual case is a login page with status 200. The volume stays empty."""
     url = server.serve_file("/model", body)
     error = refusal(url + "?token=hunter2", settings, into)
     assert (error.reason, words in error.message) == (Reason.NOT_A_MODEL, True), error.message
@@ -117,25 +117,23 @@ def test_what_is_no_model_is_named(server, settings, into, body, words):
     assert list(into.iterdir()) == []
 
 
-def test_a_page_is_refused_before_it_is_downloaded(server, settings, into):
-    """An endless page ends at its first bytes."""
+def test_html_page_is_refused_at_its_first_bytes(server, settings, into):
+    """The loader stops an endless page early."""
     url = server.serve_file("/model", b"<html><body>" + b"x" * 10_000, endless=True)
     assert refusal(url, settings, into).reason is Reason.NOT_A_MODEL
-    assert server.bytes_served < 20_000_000  # what the sockets' buffers take
+    assert server.bytes_served < 20_000_000  # as much as socket buffers may hold
 
 
-def test_a_pickle_is_refused_at_its_first_bytes_where_safetensors_are_asked_for(
-    server, settings, into
-):
-    """Not after gigabytes of it."""
+def test_from_safetensors_refuses_a_pickle_at_its_first_bytes(server, settings, into):
+    """The loader does not download gigabytes before it refuses the file."""
     url = server.serve_file("/model", b"PK\x03\x04" + bytes(1000), endless=True)
     error = refusal(url, settings, into, from_safetensors=True)
     assert error.reason is Reason.UNSAFE_MODEL
     assert "spec.fromSafetensors is true" in error.message
 
 
-def test_the_expected_digest_is_enforced(server, settings, into):
-    """A wrong one frees the space; the right one passes."""
+def test_expected_digest_is_enforced(server, settings, into):
+    """A wrong digest fails the load and frees the space. The right one passes."""
     url = server.serve_file("/model", BODY)
     error = refusal(url, settings, into, sha256="0" * 64)
     assert error.reason is Reason.DIGEST_MISMATCH
@@ -159,16 +157,16 @@ def test_the_expected_digest_is_enforced(server, settings, into):
         pytest.param("https://name.invalid/x", Reason.SOURCE_UNREACHABLE, id="unknown name"),
     ],
 )
-def test_what_may_not_be_called_is_refused(settings, into, url, reason):
-    """And a path is never read for an operator's request."""
+def test_url_outside_the_policy_is_refused(settings, into, url, reason):
+    """The loader never reads a local path for an operator's request."""
     with pytest.raises(LoaderError) as caught:
         load(url, settings, into, Retries(delays=()))
     assert caught.value.reason is reason
     assert list(into.glob("download")) == []
 
 
-def test_a_local_file_needs_the_command_lines_leave(settings, into, tmp_path):
-    """The same url is refused when it comes in a request, and taken from a person."""
+def test_local_file_is_accepted_only_by_hand(settings, into, tmp_path):
+    """The same url fails in a request and loads from the command line."""
     origin = tmp_path / "model.safetensors"
     origin.write_bytes(BODY)
     with pytest.raises(LoaderError) as caught:
@@ -183,8 +181,8 @@ def test_a_local_file_needs_the_command_lines_leave(settings, into, tmp_path):
     assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
-def test_a_git_revision_for_a_link_is_refused(server, settings, into):
-    """Rather than ignored: a link is pinned by its digest."""
+def test_git_revision_for_a_link_is_refused(server, settings, into):
+    """The message points to sha256, because a digest pins a link."""
     url = server.serve_file("/model", BODY)
     error = refusal(url, settings, into, gitRevision="main")
     assert (error.reason, "sha256" in error.message) == (Reason.INVALID_SPEC, True)
