@@ -1,4 +1,4 @@
-"""`sd-loader inspect`: what a model file is, found by planning its load."""
+"""`sd-loader inspect`: shows what a model file is. It plans a load but does not run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TITLE = "modelspec.title"
 
 
 class Inspection(Contract):
-    """What a file is. The words are those of status.artifact; size_bytes is the tensors'."""
+    """What a file is. Fields of the same name as in status.artifact have the same values."""
 
     model_type: ModelType
     format: str
@@ -26,16 +26,18 @@ class Inspection(Contract):
     prediction_type: str | None
     precision: str
     tensors: int
+    """Number of tensors."""
     size_bytes: int
+    """Size of all tensors."""
     title: str | None
     warnings: tuple[str, ...]
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """Return one JSON object."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
     def to_text(self) -> str:
-        """A line for each thing known."""
+        """Return one line for each field that has a value."""
         lines = {
             "model type": self.model_type,
             "format": self.format,
@@ -51,9 +53,9 @@ class Inspection(Contract):
 
 
 def inspect(path: Path) -> Inspection:
-    """Say what a file is; raises LoaderError where `load` would refuse it."""
+    """Inspect a file. Raise the LoaderError that a load of this file would raise."""
     with open_tensor_file(path) as file:
-        # An unknown file is refused as the type that most users bring.
+        # A file of unknown type is planned as a checkpoint, so that the error says why it is none.
         model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
         plan = plan_file(file, Conversion(model_type, model_id="inspected"))
         title = file.metadata.get(_TITLE)

@@ -155,8 +155,8 @@ def test_an_image_without_torch_says_so(
     ("weight", "bias", "why"),
     [
         pytest.param(0, -10, "the image is black", id="black"),
-        pytest.param(0, 0.25, "the image is of one colour", id="uniform"),
-        pytest.param(0, float("nan"), "the VAE makes NaN of finite latents", id="NaN"),
+        pytest.param(0, 0.25, "the image has only one colour", id="uniform"),
+        pytest.param(0, float("nan"), "the VAE computes NaN from finite latents", id="NaN"),
     ],
 )
 def test_an_image_that_shows_nothing_is_refused(

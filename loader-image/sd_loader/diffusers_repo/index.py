@@ -1,6 +1,7 @@
-"""Which diffusers repos are taken: the pipelines, components and classes that are known.
+"""Checks a diffusers repo against lists of supported pipelines, components and classes.
 
-What `model_index.json` names, diffusers imports; so nothing gets through but names on these lists.
+diffusers imports the classes that `model_index.json` names. Therefore names that are not on these
+lists are refused.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from sd_loader.snippet import snippet
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 MAX_JSON_BYTES = 4 << 20
-"""tokenizer.json of CLIP, the largest JSON file of these repos, has 2 to 3 MB; to parse 4 MB takes
-up to 200 MB of memory."""
+"""CLIP's tokenizer.json, the largest JSON file of these repos, has 2 to 3 MB. Parsing 4 MB takes up
+to 200 MB of memory."""
 _MAX_DEPTH = 32
-"""Of configs that are written again: json reads deeper documents than it writes."""
+"""Deepest nesting of a config. `json` can read deeper documents than it can write."""
 
 SD_PIPELINES = frozenset(
     {
@@ -81,14 +82,15 @@ WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-"""The components that have weights, and the canonical stem of their files."""
+"""The components that have weights, and the standard stem of their files."""
 SINGLE = {
     ModelType.CONTROLNET: ("controlnet", "ControlNetModel"),
     ModelType.VAE: ("vae", "AutoencoderKL"),
 }
-"""Model types that are one component: its name in pipelines, and its class."""
+"""Model types that are a single component: its name in pipelines, and its class."""
 DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Published as null: not part of the model, and the first two block images."""
+"""Components that are published as null. They are not part of the model; two of them block images.
+"""
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _REQUIRED = ("scheduler", "unet", "vae")
 _FIRST = ["text_encoder"]
@@ -97,22 +99,23 @@ _SECOND = {"text_encoder": "text_encoder_2", "tokenizer": "tokenizer_2"}
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A model_index.json that was checked.
-
-    components: class of each component that is loaded. options: the pipeline's own settings.
-    """
+    """The content of a model_index.json that was checked."""
 
     class_name: str
+
     components: Mapping[str, str]
+    """The class of each component that is loaded."""
+
     options: Mapping[str, Any]
+    """The pipeline's own settings."""
 
     @property
     def is_sdxl(self) -> bool:
-        """Whether it is of the SDXL family."""
+        """Whether the pipeline belongs to the SDXL family."""
         return self.class_name in SDXL_PIPELINES
 
     def only(self, names: Iterable[str]) -> Pipeline:
-        """The pipeline as if it had these components alone."""
+        """Return the pipeline with these components only."""
         wanted = list(names)
         lacking = [name for name in wanted if name not in self.components]
         if lacking:
@@ -120,11 +123,11 @@ class Pipeline:
         return replace(self, components={name: self.components[name] for name in wanted})
 
     def without(self, names: Container[str]) -> Pipeline:
-        """The pipeline as if it had not these components."""
+        """Return the pipeline without these components."""
         return self.only(name for name in self.components if name not in names)
 
     def canonical(self) -> Pipeline:
-        """The pipeline as it is published; `origin` says what its components are called here."""
+        """Return the pipeline with the component names that are published."""
         return replace(
             self,
             components={
@@ -133,14 +136,15 @@ class Pipeline:
         )
 
     def origin(self, component: str) -> str:
-        """The folder in the repo of a component of the published pipeline."""
+        """Return the folder in this repo that has the given component of the published pipeline."""
         return next((old for old, new in self._renamed.items() if new == component), component)
 
     @property
     def _renamed(self) -> Mapping[str, str]:
-        """SDXL's second text encoder alone, as the refiner has it, must be named the second one.
+        """Components that get another name when they are published, and these names.
 
-        Under the first one's name diffusers opens it, and then fails for want of another.
+        The SDXL refiner has only the second text encoder. If it has the first one's name, diffusers
+        opens it, but fails later because it misses the second one.
         """
         encoders = {name for name in self.components if name.startswith("text_encoder")}
         kind = self.components.get("text_encoder")
@@ -149,7 +153,7 @@ class Pipeline:
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
-    """A JSON object from the repo; refused where it asks for code of the repo to be run."""
+    """Parse a JSON object of the repo. Refuse one that asks to run code of the repo."""
     try:
         value = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
@@ -164,10 +168,10 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    """A number that may be written as JSON again, which has no Infinity and no NaN."""
+    """Parse a number. Refuse Infinity and NaN, which are not valid JSON."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no JSON")
+        raise ValueError(f"{text} is not valid JSON")
     return number
 
 
@@ -184,7 +188,7 @@ def _depth(value: object) -> int:
 
 
 def parse_pipeline(content: bytes) -> Pipeline:
-    """Check a model_index.json against the lists; raises UnsafeModel or UnsupportedFormat."""
+    """Check a model_index.json against the lists. Raise UnsafeModel or UnsupportedFormat."""
     index = parse_json(content, INDEX_NAME)
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
@@ -219,7 +223,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
 
 
 def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
-    """Check the config of a repo that is one component."""
+    """Check the config of a component against the model type, and return it."""
     config = parse_json(content, CONFIG_NAME)
     expected = SINGLE[model_type][1]
     class_name = config.get("_class_name")
@@ -229,7 +233,7 @@ def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
         if class_name == its_class:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
-                f"the repo is of class {its_class}: it needs spec.modelType: {other.value}",
+                f"the repo is a {its_class}: it needs spec.modelType: {other.value}",
             )
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
@@ -249,8 +253,8 @@ def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
     if library not in _LIBRARIES:
         raise LoaderError(
             Reason.UNSAFE_MODEL,
-            f"{INDEX_NAME}: {_shown(name)} is of {_shown(library)}, which is code of the repo's"
-            " own or of an unknown library",
+            f"{INDEX_NAME}: {_shown(name)} comes from {_shown(library)}, which is code of the"
+            " repo's own or of an unknown library",
         )
     return library, class_
 

@@ -1,4 +1,4 @@
-"""One HTTP exchange: redirects followed by hand, and what an answer says of ranges and versions."""
+"""One HTTP exchange: follows redirects, and reads ranges and versions from response headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sd_loader.errors import LoaderError
 
 @dataclass(frozen=True)
 class Resource:
-    """A url, the client that asks for it, and the token that its origin, and no other, is sent."""
+    """A url, the client for it, and the token. The token is sent only to the url's own origin."""
 
     client: httpx2.Client
     url: str
@@ -27,7 +27,7 @@ class Resource:
 
     @contextlib.contextmanager
     def get(self, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-        """Ask for the file; the answer's body is not read yet."""
+        """Send a GET request and follow redirects. The response's body is not read yet."""
         sent = dict(headers)
         if self.token is not None:
             sent["Authorization"] = f"Bearer {self.token}"
@@ -53,9 +53,10 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def validator(response: httpx2.Response) -> str | None:
-    """What If-Range can be asked with: a strong ETag or a date, else nothing to resume by.
+    """Return a value for If-Range: a strong ETag or a date. None if the response has neither.
 
-    A date tells versions apart only once its second is over (RFC 9110, section 8.8.2.2).
+    A date from the same second as the response is not used, because the file may change again
+    within this second (RFC 9110, section 8.8.2.2).
     """
     etag: str = response.headers.get("ETag", "")
     if etag.startswith('"'):
@@ -63,13 +64,13 @@ def validator(response: httpx2.Response) -> str | None:
     modified: str = response.headers.get("Last-Modified", "")
     try:
         age = parsedate_to_datetime(response.headers["Date"]) - parsedate_to_datetime(modified)
-    except (KeyError, ValueError, TypeError):  # no dates, or one of them without a zone
+    except (KeyError, ValueError, TypeError):  # A date is missing, invalid or has no time zone.
         return None
     return modified if age >= timedelta(seconds=1) else None
 
 
 def total_bytes(response: httpx2.Response) -> int | None:
-    """Length of the whole file, as far as the answer tells."""
+    """Return the length of the whole file. None if the headers do not state it."""
     header, pattern = (
         ("Content-Length", r"(\d{1,18})")
         if response.status_code == 200
@@ -80,15 +81,15 @@ def total_bytes(response: httpx2.Response) -> int | None:
 
 
 def first_byte(response: httpx2.Response) -> int | None:
-    """Where the range begins that the answer has."""
+    """Return the position where the response's range begins. None if it has no range."""
     match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""), re.ASCII)
     return int(match[1]) if match else None
 
 
 def refuse_encoded(response: httpx2.Response) -> None:
-    """Bytes are counted, resumed and digested as they are in the file."""
+    """Refuse a compressed response: its bytes could not be counted and digested as in the file."""
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise LoaderError(
             Reason.SOURCE_UNREACHABLE,
-            f"{redact_url(str(response.url))} answers compressed, which was not asked for",
+            f"{redact_url(str(response.url))} sent a compressed response, which was not requested",
         )

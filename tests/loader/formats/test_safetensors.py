@@ -88,7 +88,7 @@ def test_a_padded_header_is_read(tmp_path):
             "a safetensors header of", id="huge header",
         ),
         pytest.param(file_of(b"{]"), Reason.NOT_A_MODEL, "damaged", id="no JSON"),
-        pytest.param(file_of(b'{"a":NaN}'), Reason.NOT_A_MODEL, "NaN is no JSON", id="NaN"),
+        pytest.param(file_of(b'{"a":NaN}'), Reason.NOT_A_MODEL, "NaN is not valid JSON", id="NaN"),
         pytest.param(file_of(b'{"a":"\xff"}'), Reason.NOT_A_MODEL, "damaged", id="no UTF-8"),
         pytest.param(file_of(b"{" * 50), Reason.NOT_A_MODEL, "damaged", id="braces"),
         pytest.param(
@@ -99,11 +99,11 @@ def test_a_padded_header_is_read(tmp_path):
         ),
         pytest.param(
             file_of(b'{"a":%b,"a":%b}' % (json.dumps(A).encode(), json.dumps(B).encode())),
-            Reason.NOT_A_MODEL, "a name stands twice", id="name twice",
+            Reason.NOT_A_MODEL, "a name occurs twice", id="name twice",
         ),
         pytest.param(
             file_of(b'{"a":{"dtype":"F16","dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
-            Reason.NOT_A_MODEL, "a name stands twice", id="field twice",
+            Reason.NOT_A_MODEL, "a name occurs twice", id="field twice",
         ),
         pytest.param(file_of({}, b""), Reason.NOT_A_MODEL, "without tensors", id="nothing"),
         pytest.param(
@@ -144,11 +144,11 @@ def test_a_padded_header_is_read(tmp_path):
         ),
         pytest.param(
             file_of({"a": A | {"data_offsets": [4, 0]}, "b": B}), Reason.NOT_A_MODEL,
-            "no range", id="backward range",
+            "not a range", id="backward range",
         ),
         pytest.param(
             file_of({"a": A | {"data_offsets": [0]}, "b": B}), Reason.NOT_A_MODEL,
-            "no range", id="half a range",
+            "not a range", id="half a range",
         ),
         pytest.param(
             file_of({"a": A, "b": A}), Reason.NOT_A_MODEL, "a hole or an overlap", id="overlap"

@@ -100,7 +100,9 @@ def test_a_pages_title_cannot_break_the_message():
     ("make", "reason", "what"),
     [
         pytest.param(lambda _: None, Reason.SOURCE_NOT_FOUND, "No such file", id="missing"),
-        pytest.param(lambda path: path.mkdir(), Reason.NOT_A_MODEL, "no regular file", id="folder"),
+        pytest.param(
+            lambda path: path.mkdir(), Reason.NOT_A_MODEL, "not a regular file", id="folder"
+        ),
     ],
 )
 def test_what_is_no_file_is_refused(tmp_path, make, reason, what):
@@ -115,7 +117,7 @@ def test_what_is_no_file_is_refused(tmp_path, make, reason, what):
 def test_a_pipe_does_not_hang_the_loader(tmp_path):
     """A named pipe without a writer would block an ordinary open for ever."""
     os.mkfifo(tmp_path / "model.ckpt")
-    with pytest.raises(LoaderError, match="no regular file"):
+    with pytest.raises(LoaderError, match="not a regular file"):
         open_tensor_file(tmp_path / "model.ckpt")
 
 

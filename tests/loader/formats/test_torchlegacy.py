@@ -163,11 +163,11 @@ def of(weight: bytes, *, keys: Any = ("0",), storages: Any = None) -> Legacy:
         ),
         pytest.param(Legacy(machine={}), Reason.UNSUPPORTED_FORMAT, "little-endian", id="unsaid"),
         pytest.param(Legacy(machine=[]), DAMAGED, "what machine", id="no machine"),
-        pytest.param(Legacy(keys=("0",)), DAMAGED, "not that of", id="a key is missing"),
-        pytest.param(Legacy(keys=("0", "1", "2")), DAMAGED, "not that of", id="unknown key"),
-        pytest.param(Legacy(keys=("0", "1", "1")), DAMAGED, "not that of", id="a key twice"),
-        pytest.param(Legacy(keys=(0, 1)), DAMAGED, "no list of keys", id="keys are numbers"),
-        pytest.param(Legacy(keys={"0": 1}), DAMAGED, "no list of keys", id="keys are no list"),
+        pytest.param(Legacy(keys=("0",)), DAMAGED, "differs from", id="a key is missing"),
+        pytest.param(Legacy(keys=("0", "1", "2")), DAMAGED, "differs from", id="unknown key"),
+        pytest.param(Legacy(keys=("0", "1", "1")), DAMAGED, "differs from", id="a key twice"),
+        pytest.param(Legacy(keys=(0, 1)), DAMAGED, "not a list of keys", id="keys are numbers"),
+        pytest.param(Legacy(keys={"0": 1}), DAMAGED, "not a list of keys", id="keys are no list"),
         pytest.param(
             Legacy(keys=("1", "0")), DAMAGED, "storage 1 has 3 elements, not 2", id="order"
         ),

@@ -90,7 +90,11 @@ def test_a_revision_may_have_slashes(hub, settings, into, revision):
         ),
         pytest.param(link("", revision="v9"), {}, Reason.SOURCE_NOT_FOUND, "v9", id="no revision"),
         pytest.param(
-            "/org/none/resolve/main/x", {}, Reason.SOURCE_NOT_FOUND, "no such repo", id="no repo"
+            "/org/none/resolve/main/x",
+            {},
+            Reason.SOURCE_NOT_FOUND,
+            "does not exist or is private",
+            id="no repo",
         ),
         pytest.param(
             link(""), {"git_revision": "v2"}, Reason.INVALID_SPEC, "links to main", id="two"

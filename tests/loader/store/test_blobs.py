@@ -18,7 +18,7 @@ from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 from tests.support.loader.volumes import (
     DAY,
@@ -175,7 +175,7 @@ def adopted(volume: Volume, uid: str) -> Receipt:
     """The same load for a namesake, which takes the files over."""
     owner = NAMESAKE.model_copy(update={"uid": uid})
     record = take_ownership(volume, owner, MODEL_ID, HASH)
-    with claim(volume, uid, "pod", HASH) as staging:
+    with begin(volume, uid, "pod", HASH) as staging:
         receipt = adopt(volume, record, HASH, staging, lambda _: None)
         assert receipt is not None
         receipt = publish(volume, owner, MODEL_ID, staging, receipt)
@@ -306,7 +306,7 @@ def test_a_planted_folder_leads_nowhere(
     remove_two(volume)
     assert list(outside.iterdir()) == []
     assert not (tmp_path / ".store").exists()
-    assert "is, or leads over, a link or file" in caplog.text
+    assert "must be a folder, but a link or file is in its path" in caplog.text
 
 
 def test_another_users_file_is_not_shared(
@@ -390,7 +390,7 @@ def test_two_pods_of_one_load_publish_it_once(volume: Volume, tmp_path: Path) ->
     """The later one's files go, and what it had linked to stays."""
     load_two(volume)
     first = load_one(volume)
-    with claim(volume, OWNER.uid, "late-pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "late-pod", HASH) as staging:
         late = write_out(staging.fresh_out(), OWNER, HASH, ONE)
         assert publish(volume, OWNER, MODEL_ID, staging, late) == first
         staging.discard()

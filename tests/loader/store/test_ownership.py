@@ -17,7 +17,7 @@ from sd_loader.store.adopt import adopt
 from sd_loader.store.ownership import give_up, read_owner, take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 from tests.support.loader.volumes import (
     DAY,
@@ -51,7 +51,7 @@ def test_another_models_id_is_a_conflict_that_names_its_owner(
 def test_whoever_publishes_first_owns_the_id(volume: Volume, tmp_path: Path) -> None:
     """Two models that started at once cannot both win, and the loser leaves no version behind."""
     take_ownership(volume, STRANGER, MODEL_ID, HASH)
-    with claim(volume, STRANGER.uid, "pod", HASH) as staging:
+    with begin(volume, STRANGER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), STRANGER, HASH)
         load(volume)
         before = tree(tmp_path / MODEL_ID)
@@ -78,7 +78,9 @@ def test_what_a_user_put_there_is_a_conflict_and_stays(
     """The loader replaces only links of its own making."""
     plant(tmp_path / MODEL_ID)
     before = tree(tmp_path)
-    with refused(Reason.MODEL_ID_CONFLICT, f"m on the volume is {what} that no load has made"):
+    with refused(
+        Reason.MODEL_ID_CONFLICT, f"m on the volume is {what} that the loader did not create"
+    ):
         take_ownership(volume, OWNER, MODEL_ID, HASH)
     removal.remove(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == before
@@ -161,7 +163,7 @@ def test_a_chain_of_namesakes_leaves_only_the_last(volume: Volume, tmp_path: Pat
 def adopted(volume: Volume, owner: Owner = NAMESAKE, load_hash: str = HASH) -> Receipt | None:
     """What the first steps of a namesake's load bring over."""
     record = take_ownership(volume, owner, MODEL_ID, load_hash)
-    with claim(volume, owner.uid, "pod", load_hash) as staging:
+    with begin(volume, owner.uid, "pod", load_hash) as staging:
         receipt = adopt(volume, record, load_hash, staging, lambda _: None)
         if receipt is not None:
             publish(volume, owner, MODEL_ID, staging, receipt)

@@ -22,7 +22,7 @@ from sd_loader.store.receipt import (
     find_published,
     folder_digest,
 )
-from sd_loader.store.staging import claim, remove_abandoned
+from sd_loader.store.staging import begin, remove_abandoned
 from sd_loader.store.volume import Volume
 from tests.support.loader.volumes import (
     DAY,
@@ -126,7 +126,7 @@ def test_a_second_pod_finds_the_work_done(volume: Volume, tmp_path: Path) -> Non
     """Two Pods of one load publish once; the later one answers with the earlier one's receipt."""
     first = load(volume)
     inode = (tmp_path / MODEL_ID).stat().st_ino
-    with claim(volume, OWNER.uid, "late-pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "late-pod", HASH) as staging:
         late = write_out(staging.fresh_out(), OWNER, HASH).model_copy(update={"message": "late"})
         assert publish(volume, OWNER, MODEL_ID, staging, late) == first
     assert (tmp_path / MODEL_ID).stat().st_ino == inode
@@ -149,7 +149,7 @@ def test_a_reload_keeps_the_previous_version_for_a_while(volume: Volume, tmp_pat
 def test_what_was_removed_meanwhile_is_not_published(volume: Volume, tmp_path: Path) -> None:
     """A Pod that outlives its model leaves nothing on the volume."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         removal.remove(volume, OWNER, MODEL_ID)
         with refused(Reason.LOADER_CRASHED, "removed from the volume while"):
@@ -171,7 +171,7 @@ def test_a_removal_in_the_middle_of_publishing_wins(
         original(*args, **fds)
 
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         monkeypatch.setattr(os, operation, removed_before)
         with pytest.raises((LoaderError, FileNotFoundError)):
@@ -183,7 +183,7 @@ def test_a_removal_in_the_middle_of_publishing_wins(
 def test_a_superseded_load_does_not_publish(volume: Volume, tmp_path: Path) -> None:
     """A Pod of the former spec, alive on a lost node, cannot turn the clock back."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "old-pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "old-pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         load(volume, load_hash=NEW_HASH)
         with refused(Reason.LOADER_CRASHED, "a newer load"):
@@ -207,7 +207,7 @@ def test_a_planted_link_or_file_leads_nowhere(
         planted.symlink_to(outside)
     else:
         planted.write_text("")
-    with refused(Reason.VOLUME_NOT_WRITABLE, "is, or leads over, a link or file"):
+    with refused(Reason.VOLUME_NOT_WRITABLE, "must be a folder, but a link or file is in its path"):
         load(volume)
     assert tree(outside) == before
 
@@ -230,7 +230,7 @@ def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -
 def test_a_link_among_the_converted_files_is_not_published(volume: Volume, tmp_path: Path) -> None:
     """Only regular files are published."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         with staging.fresh_out() as out:
             out.make_link("model_index.json", "/etc/passwd")
@@ -308,7 +308,7 @@ def test_a_volume_that_may_not_be_written_to_is_named(
 def test_a_missing_volume_is_named(tmp_path: Path) -> None:
     """A mount that is not there is no crash."""
     with (
-        refused(Reason.VOLUME_NOT_WRITABLE, "no volume at .*missing"),
+        refused(Reason.VOLUME_NOT_WRITABLE, "cannot open the volume at .*missing"),
         Volume.open(tmp_path / "missing"),
     ):
         pytest.fail("opened")

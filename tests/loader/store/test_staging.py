@@ -13,7 +13,7 @@ import pytest
 from sd_api.reasons import Reason
 from sd_loader.store import removal
 from sd_loader.store.ownership import read_owner, take_ownership
-from sd_loader.store.staging import claim, resume
+from sd_loader.store.staging import begin, resume
 from sd_loader.store.volume import Volume
 from tests.support.loader.volumes import (
     HASH,
@@ -32,7 +32,7 @@ from tests.support.loader.volumes import (
 def test_a_partial_download_is_claimed_by_the_next_pod(volume: Volume, tmp_path: Path) -> None:
     """What was downloaded is not downloaded again."""
     download(volume, "pod-1")
-    with claim(volume, OWNER.uid, "pod-2", HASH) as staging, staging.source() as source:
+    with begin(volume, OWNER.uid, "pod-2", HASH) as staging, staging.source() as source:
         assert source.read("file", 100) == b"part"
     assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == ["pod-2"]
 
@@ -41,16 +41,16 @@ def test_a_download_for_another_spec_is_removed(volume: Volume, tmp_path: Path) 
     """Parts of two sources never meet in one folder, whether the Pod is the same or another."""
     for pod in ("pod-1", "pod-2"):
         download(volume, "pod-1")
-        with claim(volume, OWNER.uid, pod, NEW_HASH) as staging, staging.source() as source:
+        with begin(volume, OWNER.uid, pod, NEW_HASH) as staging, staging.source() as source:
             assert source.names() == []
         assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == [pod]
 
 
 def test_a_living_pods_download_is_left_alone(volume: Volume) -> None:
     """With a node lost, two Pods may be alive: the second starts afresh."""
-    with claim(volume, OWNER.uid, "pod-1", HASH) as first, first.source() as source:
+    with begin(volume, OWNER.uid, "pod-1", HASH) as first, first.source() as source:
         source.write("file", b"part")
-        with claim(volume, OWNER.uid, "pod-2", HASH) as second, second.source() as other:
+        with begin(volume, OWNER.uid, "pod-2", HASH) as second, second.source() as other:
             assert other.names() == []
         first.confirm()
         assert source.read("file", 100) == b"part"
@@ -65,8 +65,8 @@ def test_without_locks_the_pod_that_lost_its_folder_notices(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with claim(volume, OWNER.uid, "pod-1", HASH) as first:
-        with claim(volume, OWNER.uid, "pod-2", HASH) as second:
+    with begin(volume, OWNER.uid, "pod-1", HASH) as first:
+        with begin(volume, OWNER.uid, "pod-2", HASH) as second:
             second.confirm()
         with refused(Reason.LOADER_CRASHED, "pod-1 is gone: another Pod"):
             first.confirm()
@@ -75,9 +75,9 @@ def test_without_locks_the_pod_that_lost_its_folder_notices(
 def test_two_processes_of_one_pod_do_not_share_its_folder(volume: Volume) -> None:
     """The second is refused, and may try again."""
     with (
-        claim(volume, OWNER.uid, "pod", HASH),
-        refused(Reason.LOADER_CRASHED, "another process works in the staging folder of pod"),
-        claim(volume, OWNER.uid, "pod", HASH),
+        begin(volume, OWNER.uid, "pod", HASH),
+        refused(Reason.LOADER_CRASHED, "another process uses the staging folder of pod"),
+        begin(volume, OWNER.uid, "pod", HASH),
     ):
         pytest.fail("claimed twice")
 
@@ -127,7 +127,7 @@ def test_what_was_planted_in_a_download_goes(
         place.write_text("")
     else:
         place.mkdir()
-    with claim(volume, OWNER.uid, "pod-2", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod-2", HASH) as staging:
         assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
         assert staging.load_hash() == HASH
         with staging.source() as source, staging.out() as out:
@@ -142,7 +142,7 @@ def test_a_pods_name_is_one_path_component(volume: Volume, pod: str) -> None:
     """A name from the environment leads nowhere else."""
     with (
         refused(Reason.LOADER_CRASHED, "SD_LOADER_POD is not the name of a Pod"),
-        claim(volume, OWNER.uid, pod, HASH),
+        begin(volume, OWNER.uid, pod, HASH),
     ):
         pytest.fail("claimed")
 

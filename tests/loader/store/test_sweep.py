@@ -109,7 +109,7 @@ ORPHANED = [
     (superseded_unrecorded, {VERSION: "superseded since", ".staging/uid-1": "empty"}),
     (taken_over, {".store/uid-1": "no link leads here", ".staging/uid-2": "empty"}),
     (no_receipt, {f".store/uid-1/{'f' * 16}": "no readable receipt"}),
-    (dangling, {MODEL_ID: "leads nowhere"}),
+    (dangling, {MODEL_ID: "target does not exist"}),
     (
         leftovers,
         {
@@ -209,8 +209,8 @@ def test_unused_blobs_go(volume: Volume, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / ".store")
     blob = next((tmp_path / ".blobs").rglob("*/*/*"))
     assert found(tmp_path, later=timedelta(0)) == {
-        str(blob.relative_to(tmp_path)): "no model holds this file",
-        MODEL_ID: "the link leads nowhere",
+        str(blob.relative_to(tmp_path)): "no model uses this file",
+        MODEL_ID: "the link's target does not exist",
     }
     swept(tmp_path, delete=True)
     assert tree(tmp_path) == {}

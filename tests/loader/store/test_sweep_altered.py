@@ -93,8 +93,8 @@ def test_digests_find_altered_bytes_wherever_they_are_shared(
         file.write(b"x")
     assert swept(tmp_path).findings == ()
     assert found(tmp_path, Kind.ALTERED, digests=True) == {
-        f"{VERSION}/vae/weights": "its bytes are not those that were published",
-        f".store/uid-3/{HASH}/vae/weights": "its bytes are not those that were published",
+        f"{VERSION}/vae/weights": "its content changed after it was published",
+        f".store/uid-3/{HASH}/vae/weights": "its content changed after it was published",
     }
 
 
@@ -151,7 +151,7 @@ def test_an_orphan_that_cannot_be_removed_is_told(
     result = swept(tmp_path, delete=True)
     assert result.exit_code is ExitCode.TRY_AGAIN
     assert "cannot be removed: Device or resource busy" in result.to_text()
-    assert "could not be removed: mend the cause" in result.to_text()
+    assert "could not be removed: fix the cause" in result.to_text()
 
 
 # --- the command
@@ -174,8 +174,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert listed.code == ExitCode.DONE, listed.stderr
     assert listed.stdout.splitlines() == [
         "orphan      5.0 MB  .store/.trash-uid-7: an interrupted run left it",
-        "foreign             no?[31mtes: no load has made it; it is left alone",
-        "1 orphan, 5.0 MB: sweep with --delete to remove them.",
+        "foreign             no?[31mtes: the loader did not create it; it is kept",
+        "Found 1 orphan, 5.0 MB in total. Run sweep with --delete to free this space.",
     ]
 
     told = containers.run(*command, "--json", "--older-than", "0")
@@ -196,7 +196,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
     removed = containers.run(*command, "--delete", "--older-than", "0")
     assert removed.code == ExitCode.DONE, removed.stderr
-    assert removed.stdout.splitlines()[-1] == "Removed 2 orphans: 5.0 MB are free again."
+    assert removed.stdout.splitlines()[-1] == "Removed 2 orphans and freed 5.0 MB."
     assert not (containers.store / ".staging").exists()
     assert containers.run(*command, "--delete").stdout.splitlines()[-1] == "Nothing to do."
 
@@ -212,7 +212,7 @@ def test_a_volume_that_is_not_there_is_named(tmp_path: Path) -> None:
     failed(
         containers.run("sweep", "--store", containers.store),
         Reason.VOLUME_NOT_WRITABLE,
-        "no volume at",
+        "cannot open the volume at",
     )
 
 

@@ -19,7 +19,7 @@ from sd_loader.store import removal
 from sd_loader.store.orphans import Orphan, remove
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import link
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import Kind, sweep
 from tests.support.loader.sweeping import (
@@ -47,7 +47,7 @@ from tests.support.loader.volumes import (
 def test_a_living_pods_folder_is_left_alone(volume: Volume, tmp_path: Path) -> None:
     """However long ago it wrote something, while it holds its lock."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         before = tree(tmp_path)
         assert swept(tmp_path, delete=True).findings == ()
         staging.confirm()
@@ -65,7 +65,7 @@ def test_without_locks_time_decides(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH):
+    with begin(volume, OWNER.uid, "pod", HASH):
         assert found(tmp_path, later=DAY / 2) == {}
         assert found(tmp_path).keys() == {".staging/uid-1/pod", ".store/uid-1"}
 
@@ -81,7 +81,7 @@ def test_what_became_somebodys_between_two_looks_stays(
         def claimed_first(fd: int, how: int) -> None:
             if how == fcntl.LOCK_EX | fcntl.LOCK_NB:
                 monkeypatch.undo()
-                stack.enter_context(claim(volume, OWNER.uid, "pod", HASH))
+                stack.enter_context(begin(volume, OWNER.uid, "pod", HASH))
             original(fd, how)
 
         monkeypatch.setattr(fcntl, "flock", claimed_first)
@@ -129,7 +129,9 @@ def test_a_load_does_not_publish_what_a_sweep_has_just_taken(
         original(*args, **fds)
 
     monkeypatch.setattr(os, operation, taken_first)
-    with refused(Reason.LOADER_CRASHED, "m was removed from the volume while it was published"):
+    with refused(
+        Reason.LOADER_CRASHED, "m was removed from the volume while it was being published"
+    ):
         link(volume, OWNER, MODEL_ID, HASH)
     assert volume.root.link_target(MODEL_ID) == before
     assert before is None or FILES.items() <= tree(tmp_path / MODEL_ID).items()
