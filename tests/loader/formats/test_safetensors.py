@@ -1,4 +1,4 @@
-"""The safetensors reader takes what the safetensors library writes, and nothing else."""
+"""The safetensors reader accepts exactly the files that the safetensors library accepts."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ B = {"dtype": "F16", "shape": [2], "data_offsets": [4, 8]}
 
 
 def file_of(header: object, data: bytes = bytes(8)) -> bytes:
-    """A safetensors file of any header (JSON value or raw text) and data."""
+    """Return a safetensors file with any header (JSON value or raw text) and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
 
 def test_tensors_are_found_where_the_library_put_them(tmp_path):
-    """Names, types, shapes, bytes and metadata are those that were written."""
+    """Names, types, shapes, bytes and metadata are those that the library wrote."""
     path = tmp_path / "model.bin"
     save_file(TENSORS, path, {"modelspec.title": "a model"})
     with open_tensor_file(path) as opened:
@@ -61,7 +61,7 @@ def test_tensors_are_found_where_the_library_put_them(tmp_path):
 
 
 def test_a_padded_header_is_read(tmp_path):
-    """Writers fill the header up with spaces to align the data."""
+    """Writers pad the header with spaces to align the data."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(file_of(json.dumps({"a": A, "b": B}).encode() + b"    "))
     with open_tensor_file(path) as opened:
@@ -165,8 +165,8 @@ def test_a_padded_header_is_read(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_what_is_not_exactly_the_format_is_refused(tmp_path, content, reason, what):
-    """Each rule of the format, broken alone; the message says which."""
+def test_a_file_that_deviates_from_the_format_is_refused(tmp_path, content, reason, what):
+    """Each case breaks one rule of the format, which the message names."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(LoaderError, match=what) as caught:
@@ -179,8 +179,8 @@ VALID = save({name: TENSORS[name] for name in ("float", "half", "long", "empty")
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_damaged_file_is_refused_or_means_what_the_library_says(tmp_path_factory, data):
-    """With any bytes changed: a LoaderError, or the same tensors as the library reads."""
+def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(tmp_path_factory, data):
+    """After any change, the result is a LoaderError, or the tensors that the library reads."""
     content = bytearray(VALID)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content) - 1))
