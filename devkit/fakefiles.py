@@ -1,87 +1,86 @@
 """A server of files on loopback, with the faults that a test asks for.
 
-It serves plain links; `fakehub` builds the Hub on it. What was asked, and how much was served, is
-recorded. Standard library only: the demo uses it too.
+For example:
+
+    with FileServer() as server:
+        link = server.serve_file("/model", path, cut_at=1000)
+        assert urlopen(link).read(1000)
+        assert server.requests[0].path == "/model"
+        assert server.bytes_served == 1000
+
+`fakehub` builds the Hub on it. Standard library only: the demo uses it too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import socket
-import struct
+import re
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+
+from devkit.loopback import Answer, HangUpError, Loopback, Request, ResetError
 
 CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong with a file's requests.
-
-    fails: how many requests get `status`, None for all. cuts: how many answers end after `cut_at`
-    bytes of the body. length: Content-Length, whatever the body's is. rate: bytes a second.
-    range_limit: the most bytes of a range that one answer has. flips: how many answers have one
-    bit of their first byte flipped. body: served instead of the file,
-    whose length and digest the Hub still tells.
-    """
+    """What goes wrong with the requests for a file."""
 
     status: int = 200
+    """Answered in place of the file."""
     fails: int | None = None
+    """How many requests get `status`; None for all."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    """Served in place of the file; the Hub still states the file's length and digest."""
     redirect: str | None = None
     token: str | None = None
+    """The bearer token that a request must carry."""
     cut_at: int | None = None
+    """How many bytes of the body are sent before the connection ends."""
     cuts: int = 1
+    """How many answers are cut."""
     reset: bool = False
+    """Cut by a TCP reset."""
     ignore_range: bool = False
     range_limit: int | None = None
+    """The most bytes of a range that one answer has."""
     flips: int = 0
+    """How many answers have one bit of their first byte flipped."""
     etag: str | None = None
     validators: bool = True
+    """Whether answers have an ETag."""
     length: int | None = None
+    """Content-Length, whatever the length of the body is."""
     chunked: bool = False
     endless: bool = False
     rate: int | None = None
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A request as it came in. header names are lower case."""
-
-    method: str
-    path: str
-    query: str
-    port: int
-    headers: Mapping[str, str]
+    """Bytes a second."""
 
 
 class FileServer:
-    """Serves files under links until it is left.
+    """Serves files under links until it is left."""
 
-    requests, served: everything so far, served as bytes of bodies by link.
-    """
-
-    def __init__(self, *, port: int = 0, handler: type[Handler] | None = None) -> None:
+    def __init__(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.links: dict[str, tuple[Path | bytes, Faults]] = {}
-        self.requests: list[Recorded] = []
+        self.requests: list[Request] = []
         self.served: Counter[str] = Counter()
+        """Bytes of bodies, by link."""
         self._used: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._handler = handler or Handler
-        self._servers = [_Server(port, self._handler, self)]
-        self.host = f"127.0.0.1:{self._servers[0].server_port}"
-        self.url = f"http://{self.host}"
+        self._running = False
+        self._origins = [Loopback(self._respond, port=port, tls=tls)]
+        self.port = self._origins[0].port
+        self.host = self._origins[0].host
+        self.url = self._origins[0].url
 
     @property
     def bytes_served(self) -> int:
@@ -90,8 +89,11 @@ class FileServer:
 
     def add_origin(self) -> str:
         """Serve the same on another port too; returns its host."""
-        self._servers.append(_Server(0, self._handler, self))
-        return f"127.0.0.1:{self._servers[-1].server_port}"
+        origin = Loopback(self._respond)
+        self._origins.append(origin)
+        if self._running:
+            origin.start()
+        return origin.host
 
     def serve_file(self, path: str, content: Path | bytes, **faults: Any) -> str:
         """Serve a file under a link; returns the link. Serving it again replaces it."""
@@ -103,191 +105,124 @@ class FileServer:
         self.requests.clear()
         self.served.clear()
 
-    def use(self, key: str) -> int:
-        """How often this was used before."""
+    def __enter__(self) -> Self:
+        self._running = True
+        for origin in self._origins:
+            origin.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for origin in self._origins:
+            origin.stop()
+
+    def _respond(self, request: Request) -> Answer:
+        self.requests.append(request)
+        if request.path in self.links:
+            return self._link(request)
+        return self.other(request)
+
+    def other(self, request: Request) -> Answer:  # noqa: ARG002 - for subclasses
+        """Answer a request whose path is not a link."""
+        return json_answer(404, {"error": "Not found"})
+
+    def _link(self, request: Request) -> Answer:
+        content, faults = self.links[request.path]
+        failed = self.failure(request, request.path, faults)
+        if failed is not None:
+            return failed
+        body = content if isinstance(content, bytes) else content.read_bytes()
+        etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        return self.file_answer(request, request.path, body, faults, etag=etag)
+
+    def failure(self, request: Request, key: str, faults: Faults) -> Answer | None:
+        """Return the error that is due, if one is."""
+        if faults.token and request.headers.get("authorization") != f"Bearer {faults.token}":
+            return json_answer(401, {"error": "Unauthorized"})
+        if faults.redirect is not None:
+            return Answer(302, headers={"Location": faults.redirect})
+        if faults.status != 200 and (
+            faults.fails is None or self._use(f"status {key}") < faults.fails
+        ):
+            return Answer(faults.status, faults.body or b"", faults.headers)
+        return None
+
+    def file_answer(
+        self, request: Request, key: str, body: bytes, faults: Faults, *, etag: str
+    ) -> Answer:
+        """Answer with a file, or the range of it that was asked for, with its faults."""
+        etag = faults.etag or f'"{etag}"'
+        good = honest(_ranged(request, faults), body, {"ETag": etag})
+        if not faults.validators:
+            good = good.but(ETag="")
+        headers = {"Accept-Ranges": "bytes", **faults.headers, **good.headers}
+        if good.status == 416:
+            return Answer(416, headers=headers)
+        body = good.body
+        if faults.chunked or faults.endless:
+            del headers["Content-Length"]
+            headers["Transfer-Encoding"] = "chunked"
+        elif faults.length is not None:
+            headers["Content-Length"] = str(faults.length)
+        if faults.flips and self._use(f"flip {key}") < faults.flips:
+            body = bytes([body[0] ^ 1]) + body[1:]
+        return Answer(good.status, self._stream(key, body, faults), headers)
+
+    def _stream(self, key: str, body: bytes, faults: Faults) -> Iterator[bytes]:
+        chunked = faults.chunked or faults.endless
+        cut = faults.cut_at is not None and self._use(f"cut {key}") < faults.cuts
+        left = faults.cut_at if cut else None
+        for chunk in _chunks(body, faults):
+            piece = chunk if left is None else chunk[:left]
+            yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+            self.served[key] += len(piece)
+            if left is not None:
+                left -= len(piece)
+                if left == 0:
+                    raise ResetError if faults.reset else HangUpError
+            if faults.rate:
+                time.sleep(len(piece) / faults.rate)
+        if chunked:
+            yield b"0\r\n\r\n"
+
+    def _use(self, key: str) -> int:
+        """Count, and return how often this was used before."""
         with self._lock:
             self._used[key] += 1
             return self._used[key] - 1
 
-    def __enter__(self) -> Self:
-        for server in self._servers:
-            server.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        for server in self._servers:
-            server.stop()
+def json_answer(status: int, value: Any, **headers: str) -> Answer:
+    """Answer with a JSON document."""
+    given = {name.replace("_", "-"): text for name, text in headers.items()}
+    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **given})
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, port: int, handler: type[Handler], files: FileServer) -> None:
-        super().__init__(("127.0.0.1", port), handler)
-        self.files = files
-        self.stopping = threading.Event()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
-        self._sockets: set[socket.socket] = set()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-        for connection in list(self._sockets):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._sockets.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._sockets.discard(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may leave at any time."""
+def honest(request: Request, content: bytes, version: Mapping[str, str]) -> Answer:
+    """Answer as a good server of a file does; version: the header that states its version."""
+    condition = request.headers.get("if-range")
+    found = re.match(r"bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
+    if found is None or (condition is not None and condition not in version.values()):
+        return Answer(200, content, {**version, "Content-Length": str(len(content))})
+    start, size = int(found[1]), len(content)
+    if start >= size:
+        headers = {"Content-Range": f"bytes */{size}", "Content-Length": "0"}
+        return Answer(416, b"", {**version, **headers})
+    body = content[start : int(found[2]) + 1 if found[2] else None]
+    place = f"bytes {start}-{start + len(body) - 1}/{size}"
+    headers = {"Content-Range": place, "Content-Length": str(len(body))}
+    return Answer(206, body, {**version, **headers})
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Serves links; `other` is asked for everything else."""
-
-    protocol_version = "HTTP/1.1"
-    timeout = 60
-    server: _Server
-
-    def do_GET(self) -> None:
-        """Record the request and answer it."""
-        parts = urlsplit(self.path)
-        path = unquote(parts.path)
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.files.requests.append(
-            Recorded(self.command, path, parts.query, self.server.server_port, headers)
-        )
-        if path in self.server.files.links:
-            self._link(path)
-        else:
-            self.other(path, parts.query)
-
-    do_HEAD = do_GET  # noqa: N815 - named by the base class
-
-    def other(self, path: str, query: str) -> None:  # noqa: ARG002 - for subclasses
-        """Answer what is no link."""
-        self.send_json(404, {"error": "Not found"})
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-        """Stay silent."""
-
-    def _link(self, path: str) -> None:
-        content, faults = self.server.files.links[path]
-        if self.faulty(path, faults):
-            return
-        body = content if isinstance(content, bytes) else content.read_bytes()
-        self.send_file(path, body, faults, etag=hashlib.md5(body).hexdigest())
-
-    def faulty(self, key: str, faults: Faults) -> bool:
-        """Answer with the error that is due, if one is."""
-        if faults.token and self.headers.get("Authorization") != f"Bearer {faults.token}":
-            self.send_json(401, {"error": "Unauthorized"})
-        elif faults.redirect is not None:
-            self._send(302, {"Location": faults.redirect, "Content-Length": "0"})
-        elif faults.status != 200 and (
-            faults.fails is None or self.server.files.use(f"status {key}") < faults.fails
-        ):
-            self.send_body(faults.status, faults.headers, faults.body or b"")
-        else:
-            return False
-        return True
-
-    def send_json(self, status: int, value: Any) -> None:
-        """Answer with a JSON document."""
-        headers = {"Content-Type": "application/json"}
-        self.send_body(status, headers, json.dumps(value).encode())
-
-    def _send(self, status: int, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def send_body(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Answer with a body as it is."""
-        self._send(status, {**headers, "Content-Length": str(len(body))})
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def send_file(
-        self, key: str, body: bytes, faults: Faults, *, etag: str, commit: str | None = None
-    ) -> None:
-        """Answer with a file, or the range of it that was asked for, with its faults."""
-        headers = {"Accept-Ranges": "bytes", **faults.headers}
-        etag = faults.etag or f'"{etag}"'
-        if faults.validators:
-            headers["ETag"] = etag
-        if commit is not None:
-            headers["X-Repo-Commit"] = commit
-        start, status = 0, 200
-        wanted = self.headers.get("Range")
-        if (
-            wanted
-            and not faults.ignore_range
-            and self.headers.get("If-Range", etag) == etag
-            and wanted.startswith("bytes=")
-        ):
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, status = int(first), 206
-            if start >= len(body):
-                self.send_body(416, {**headers, "Content-Range": f"bytes */{len(body)}"}, b"")
-                return
-            total = len(body)
-            body = body[: int(last) + 1 if last else total]
-            body = body[: total if faults.range_limit is None else start + faults.range_limit]
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{total}"
-        if faults.chunked or faults.endless:
-            headers["Transfer-Encoding"] = "chunked"
-        else:
-            length = len(body) - start if faults.length is None else faults.length
-            headers["Content-Length"] = str(length)
-        if faults.flips and self.server.files.use(f"flip {key}") < faults.flips:
-            body = body[:start] + bytes([body[start] ^ 1]) + body[start + 1 :]
-        self._send(status, headers)
-        if self.command != "HEAD":
-            self._stream(key, body[start:], faults)
-
-    def _stream(self, key: str, body: bytes, faults: Faults) -> None:
-        chunked = faults.chunked or faults.endless
-        cut = faults.cut_at is not None and self.server.files.use(f"cut {key}") < faults.cuts
-        left = faults.cut_at if cut else None
-        for chunk in _chunks(body, faults):
-            if self.server.stopping.is_set():
-                self.close_connection = True
-                return
-            piece = chunk if left is None else chunk[:left]
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-            self.server.files.served[key] += len(piece)
-            if left is not None:
-                left -= len(piece)
-                if left == 0:
-                    self._hang_up(reset=faults.reset)
-                    return
-            if faults.rate:
-                time.sleep(len(piece) / faults.rate)
-        if chunked:
-            self.wfile.write(b"0\r\n\r\n")
-        if faults.length is not None:
-            self.close_connection = True
-
-    def _hang_up(self, *, reset: bool) -> None:
-        self.wfile.flush()
-        self.close_connection = True
-        if reset:
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.close()
+def _ranged(request: Request, faults: Faults) -> Request:
+    """Return the request as a server with these faults understands its range."""
+    headers = dict(request.headers)
+    first, _, last = headers.get("range", "").removeprefix("bytes=").partition("-")
+    if faults.ignore_range:
+        headers.pop("range", None)
+    elif faults.range_limit is not None and first:
+        most = int(first) + faults.range_limit - 1
+        headers["range"] = f"bytes={first}-{min(int(last), most) if last else most}"
+    return replace(request, headers=headers)
 
 
 def _chunks(body: bytes, faults: Faults) -> Iterator[bytes]:

@@ -1,8 +1,14 @@
 """A Hugging Face Hub on loopback, which also serves plain links (see `fakefiles`).
 
+For example:
+
+    with FakeHub() as hub:
+        hub.add_repo("org/name", folder, gated=True, token="hf_token")
+        HfApi(endpoint=hub.url).model_info("org/name", token="hf_token")
+
 It speaks the Hub's own HTTP API (model info, tree, resolve, LFS redirects, gated and private repos)
 to the real client, from folders. Standard library only: the demo uses it too.
-As a program: `python fakehub.py --repos DIR --files DIR [--port N]`.
+As a program: `python -m devkit.fakehub --repos DIR --files DIR [--port N]`.
 """
 
 from __future__ import annotations
@@ -10,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,17 +24,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
 
-from devkit.fakefiles import Faults, FileServer, Handler
+from devkit.fakefiles import Faults, FileServer, json_answer
+from devkit.loopback import Answer, Request
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx", ".pt")
 
 
 @dataclass(frozen=True)
 class Repo:
-    """A folder served as a repo; gated and private ones ask for the token.
-
-    former: what the repo's earlier commits held.
-    """
+    """A folder served as a repo."""
 
     repo_id: str
     folder: Path
@@ -37,14 +40,20 @@ class Repo:
     gated: bool = False
     private: bool = False
     token: str | None = None
+    """What gated and private repos ask for."""
     branches: tuple[str, ...] = ("main",)
     extra_names: tuple[str, ...] = ()
     former: Mapping[str, Path] = field(default_factory=dict)
+    """The folders of previous commits."""
 
     def at(self, revision: str) -> Repo:
         """The repo as it was at this commit, or as it is now."""
         folder = self.former.get(revision)
         return self if folder is None else replace(self, folder=folder)
+
+    def has(self, revision: str) -> bool:
+        """Whether the repo has this branch or commit."""
+        return revision in (*self.branches, *self.former, self.commit())
 
     def files(self) -> dict[str, Path]:
         """The files by their paths in the repo."""
@@ -63,139 +72,133 @@ class Repo:
 
 
 class FakeHub(FileServer):
-    """Serves until it is left.
-
-    separate_cdn: LFS files come from another origin, as the real Hub's do. renamed: the present
-    names of repos by their former ones. faults: of single files by `repo_id/path`. api_faults: of
-    everything below /api.
-    """
+    """Serves repos and links until it is left."""
 
     def __init__(self, *, port: int = 0, separate_cdn: bool = False) -> None:
-        super().__init__(port=port, handler=_HubHandler)
+        super().__init__(port=port)
         self.repos: dict[str, Repo] = {}
         self.renamed: dict[str, str] = {}
+        """The present names of repos, by their previous ones."""
         self.faults: dict[str, Faults] = {}
+        """Faults of single files, by `repo_id/path`."""
         self.api_faults = Faults()
+        """Faults of everything below /api."""
         self.cdn_host = self.add_origin() if separate_cdn else self.host
+        """Where LFS files come from; another origin if separate, as on the real Hub."""
 
     def add_repo(self, repo_id: str, folder: Path, **options: Any) -> None:
         """Serve a folder as a repo; options are Repo's and, for every file, Faults'."""
         own = {name: options.pop(name) for name in list(options) if name in Repo.__annotations__}
         self.repos[repo_id] = Repo(repo_id, folder, Faults(**options), **own)
 
-
-class _HubHandler(Handler):
-    def other(self, path: str, query: str) -> None:
-        for former, present in self._hub.renamed.items():
+    def other(self, request: Request) -> Answer:
+        """Answer as the Hub does."""
+        path = request.path
+        for former, present in self.renamed.items():
             if f"/{former}/" in path:
                 to = quote(path.replace(f"/{former}/", f"/{present}/", 1))
-                self._send(307, {"Location": f"{to}?{query}", "Content-Length": "0"})
-                return
+                return Answer(307, headers={"Location": f"{to}?{request.query}"})
         if path.startswith("/api/models/"):
-            self._api(path.removeprefix("/api/models/"), parse_qs(query))
-        elif path.startswith("/cdn/"):
+            return self._api(request)
+        if path.startswith("/cdn/"):
             at, _, name = path.removeprefix("/cdn/").partition("//")
             repo_id, _, revision = at.partition("@")
-            self._repo_file(self._hub.repos[repo_id].at(revision), name)
-        elif "/resolve/" in path:
-            self._resolve(path)
-        else:
-            super().other(path, query)
+            return self._repo_file(request, self.repos[repo_id].at(revision), name)
+        if "/resolve/" in path:
+            return self._resolve(request)
+        return super().other(request)
 
-    @property
-    def _hub(self) -> FakeHub:
-        assert isinstance(self.server.files, FakeHub)
-        return self.server.files
-
-    def _api(self, path: str, query: Mapping[str, list[str]]) -> None:
-        if self.faulty("api", self._hub.api_faults):
-            return
+    def _api(self, request: Request) -> Answer:
+        failed = self.failure(request, "api", self.api_faults)
+        if failed is not None:
+            return failed
+        path = request.path.removeprefix("/api/models/")
         repo_id, kind, rest = path, "", ""
         for kind in ("revision", "tree"):
             repo_id, found, rest = path.partition(f"/{kind}/")
             if found:
                 break
-        repo = self._repo(repo_id, metadata_only=True)
-        if repo is None or not self._has_revision(repo, rest or "main"):
-            return
+        repo = self._allowed(request, repo_id, metadata_only=True)
+        if isinstance(repo, Answer):
+            return repo
+        revision = rest or "main"
+        if not repo.has(revision):
+            return _no_revision(revision)
         if kind == "tree":
-            self.send_json(
-                200, [self._tree_entry(name, file) for name, file in repo.files().items()]
+            return json_answer(
+                200, [_tree_entry(name, file) for name, file in repo.files().items()]
             )
-            return
-        blobs = "blobs" in query
+        blobs = "blobs" in parse_qs(request.query)
         siblings = [_sibling(name, file, blobs=blobs) for name, file in repo.files().items()]
         siblings += [{"rfilename": name, "size": 1} for name in repo.extra_names]
         info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": repo.commit()}
         gated = "auto" if repo.gated else False
-        self.send_json(
+        return json_answer(
             200, {**info, "private": repo.private, "gated": gated, "tags": [], "siblings": siblings}
         )
 
-    @staticmethod
-    def _tree_entry(name: str, file: Path) -> dict[str, Any]:
-        sibling = _sibling(name, file, blobs=True)
-        entry = {"type": "file", "path": name, "size": sibling["size"], "oid": sibling["blobId"]}
-        if "lfs" in sibling:
-            entry["lfs"] = {**sibling["lfs"], "oid": sibling["lfs"]["sha256"]}
-        return entry
-
-    def _repo(self, repo_id: str, *, metadata_only: bool) -> Repo | None:
-        """The repo, if the caller may see it; answers as the Hub does if not."""
-        repo = self._hub.repos.get(repo_id)
-        authorization = self.headers.get("Authorization")
-        known = {f"Bearer {repo.token}" for repo in self._hub.repos.values() if repo.token}
+    def _allowed(self, request: Request, repo_id: str, *, metadata_only: bool) -> Repo | Answer:
+        """Return the repo if the caller may see it, else the Hub's refusal."""
+        repo = self.repos.get(repo_id)
+        authorization = request.headers.get("authorization")
+        known = {f"Bearer {repo.token}" for repo in self.repos.values() if repo.token}
         if authorization is not None and authorization not in known:
-            self._error(401, None, "Invalid credentials in Authorization header")
-        elif repo is None or (repo.private and authorization != f"Bearer {repo.token}"):
+            return _error(401, None, "Invalid credentials in Authorization header")
+        if repo is None or (repo.private and authorization != f"Bearer {repo.token}"):
             if authorization is None:
-                self._error(401, None, "Invalid username or password.")
-            else:
-                self._error(404, "RepoNotFound", "Repository not found")
-        elif repo.gated and not metadata_only and authorization is None:
-            self._error(401, "GatedRepo", "Access to this model is restricted")
-        elif repo.gated and not metadata_only and authorization != f"Bearer {repo.token}":
-            self._error(403, "GatedRepo", "You are not in the authorized list")
-        else:
+                return _error(401, None, "Invalid username or password.")
+            return _error(404, "RepoNotFound", "Repository not found")
+        if repo.gated and not metadata_only and authorization is None:
+            return _error(401, "GatedRepo", "Access to this model is restricted")
+        if repo.gated and not metadata_only and authorization != f"Bearer {repo.token}":
+            return _error(403, "GatedRepo", "You are not in the authorized list")
+        return repo
+
+    def _resolve(self, request: Request) -> Answer:
+        repo_id, _, rest = request.path.removeprefix("/").partition("/resolve/")
+        repo = self._allowed(request, repo_id, metadata_only=False)
+        if isinstance(repo, Answer):
             return repo
-        return None
-
-    def _has_revision(self, repo: Repo, revision: str) -> bool:
-        if revision in (*repo.branches, *repo.former, repo.commit()):
-            return True
-        self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return False
-
-    def _resolve(self, path: str) -> None:
-        repo_id, _, rest = path.removeprefix("/").partition("/resolve/")
-        repo = self._repo(repo_id, metadata_only=False)
         revision, _, name = rest.partition("/")
-        if repo is None or not self._has_revision(repo, revision):
-            return
+        if not repo.has(revision):
+            return _no_revision(revision)
         repo = repo.at(revision)
         file = repo.files().get(name)
         if file is None:
-            self._error(404, "EntryNotFound", "Entry not found")
-        elif name.endswith(LFS_SUFFIXES):
+            return _error(404, "EntryNotFound", "Entry not found")
+        if name.endswith(LFS_SUFFIXES):
             at = f"{repo_id}@{revision}"
-            cdn = f"http://{self._hub.cdn_host}/cdn/{at}//{name}?signature=secret"
+            cdn = f"http://{self.cdn_host}/cdn/{at}//{name}?signature=secret"
             linked = {"X-Linked-Etag": f'"{sha256(file)}"', "X-Linked-Size": str(size_of(file))}
-            commit = {"X-Repo-Commit": repo.commit(), "Location": cdn, "Content-Length": "0"}
-            self._send(302, {**linked, **commit})
-        else:
-            self._repo_file(repo, name)
+            return Answer(302, headers={**linked, "X-Repo-Commit": repo.commit(), "Location": cdn})
+        return self._repo_file(request, repo, name)
 
-    def _repo_file(self, repo: Repo, name: str) -> None:
+    def _repo_file(self, request: Request, repo: Repo, name: str) -> Answer:
         key = f"{repo.repo_id}/{name}"
-        faults = self._hub.faults.get(key, repo.faults)
-        if self.faulty(key, faults):
-            return
+        faults = self.faults.get(key, repo.faults)
+        failed = self.failure(request, key, faults)
+        if failed is not None:
+            return failed
         body = repo.files()[name].read_bytes() if faults.body is None else faults.body
-        self.send_file(key, body, faults, etag=blob_id(body), commit=repo.commit())
+        answer = self.file_answer(request, key, body, faults, etag=blob_id(body))
+        return answer.but(X_Repo_Commit=repo.commit())
 
-    def _error(self, status: int, code: str | None, message: str) -> None:
-        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        self.send_body(status, headers, json.dumps({"error": message}).encode())
+
+def _error(status: int, code: str | None, message: str) -> Answer:
+    headers = {"X_Error_Message": message} | ({"X_Error_Code": code} if code else {})
+    return json_answer(status, {"error": message}, **headers)
+
+
+def _no_revision(revision: str) -> Answer:
+    return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+
+def _tree_entry(name: str, file: Path) -> dict[str, Any]:
+    sibling = _sibling(name, file, blobs=True)
+    entry = {"type": "file", "path": name, "size": sibling["size"], "oid": sibling["blobId"]}
+    if "lfs" in sibling:
+        entry["lfs"] = {**sibling["lfs"], "oid": sibling["lfs"]["sha256"]}
+    return entry
 
 
 def _sibling(name: str, file: Path, *, blobs: bool) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-"""A webhook's receiving end: a loopback server that verifies Standard Webhooks signatures.
+"""A webhook's receiving end: a server on loopback that verifies Standard Webhooks signatures.
+
+For example:
+
+    with WebhookReceiver(key=KEY) as receiver:
+        deliver(receiver.url)
+        assert receiver.calls[0].verified
 
 Written from the specification (https://www.standardwebhooks.com), not from the operator's code.
 """
@@ -10,91 +16,73 @@ import hashlib
 import hmac
 import json
 import ssl
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+from devkit.loopback import Answer, Loopback, Request
 
 
 @dataclass(frozen=True)
 class Call:
-    """One received call. verified: None where it was not signed."""
+    """One received call."""
 
     id: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: dict[str, Any]
     verified: bool | None
+    """Whether the signature is right; None if the call was not signed."""
 
 
 @dataclass
 class WebhookReceiver:
-    """Receives calls until it is left.
-
-    status, headers, seconds: what it answers, and after how long; may be changed at any time.
-    tls: what it speaks https with.
-    """
+    """Receives calls until it is left. The fields may be changed at any time."""
 
     key: str | None = None
     status: int = 204
+    """The status of answers."""
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    """How long an answer takes."""
     tls: ssl.SSLContext | None = None
     calls: list[Call] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.calls.append(receiver._read(dict(self.headers), body))
-                time.sleep(receiver.seconds)
-                self.send_response(receiver.status)
-                for name, value in receiver.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-                """Stay silent."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if self.tls is not None:
-            self._server.socket = self.tls.wrap_socket(
-                self._server.socket, server_side=True, do_handshake_on_connect=False
-            )
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), daemon=True
-        )
-        self._thread.start()
+        self._server = Loopback(self._answer, tls=self.tls)
+        self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.stop()
 
     @property
     def host(self) -> str:
         """Host and port."""
-        return f"127.0.0.1:{self._server.server_port}"
+        return self._server.host
 
     @property
     def url(self) -> str:
         """The address to call."""
-        return f"{'https' if self.tls else 'http'}://{self.host}/hooks"
+        return f"{self._server.url}/hooks"
 
     def events(self, model_id: str) -> list[str]:
         """The events received for one model, in order."""
         return [call.body["event"] for call in self.calls if call.body["model_id"] == model_id]
 
-    def _read(self, headers: dict[str, str], body: bytes) -> Call:
-        lower = {name.lower(): value for name, value in headers.items()}
-        return Call(lower["webhook-id"], lower, json.loads(body), self._verify(lower, body))
+    def _answer(self, request: Request) -> Answer:
+        self.calls.append(
+            Call(
+                request.headers["webhook-id"],
+                request.headers,
+                json.loads(request.body),
+                self._verify(request.headers, request.body),
+            )
+        )
+        time.sleep(self.seconds)
+        return Answer(self.status, headers=self.headers)
 
-    def _verify(self, headers: dict[str, str], body: bytes) -> bool | None:
+    def _verify(self, headers: Mapping[str, str], body: bytes) -> bool | None:
         signatures = headers.get("webhook-signature")
         if signatures is None:
             return None

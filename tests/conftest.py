@@ -1,42 +1,86 @@
-"""Fixtures that tests share."""
+"""What tests of several folders share: the cluster, an operator at work, and the counts."""
 
 from __future__ import annotations
 
-from tests.support.gateway.browser import browser
-from tests.support.gateway.gallerysite import gallery, site, stranger
-from tests.support.gateway.gatewayrun import gateway
-from tests.support.kube.backends import (
-    backend,
-    cluster,
-    shared_cluster,
-    shared_stub_cluster,
-    stub_backend,
-    stub_cluster,
-)
-from tests.support.kube.operated import checkpoints, operated
-from tests.support.kube.operators import behind
-from tests.support.loader.loadercli import slim
-from tests.support.loader.volumes import tmpfs, volume
-from tests.support.tally import pytest_terminal_summary, tally
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-__all__ = [
-    "backend",
-    "behind",
-    "browser",
-    "checkpoints",
-    "cluster",
-    "gallery",
-    "gateway",
-    "operated",
-    "pytest_terminal_summary",
-    "shared_cluster",
-    "shared_stub_cluster",
-    "site",
-    "slim",
-    "stranger",
-    "stub_backend",
-    "stub_cluster",
-    "tally",
-    "tmpfs",
-    "volume",
-]
+import pytest
+
+from devkit.fakehub import FakeHub
+from devkit.tiny import write_checkpoint
+from devkit.webhook_receiver import WebhookReceiver
+from tests.support import tally as tallies
+from tests.support.kube.backends import backend_of
+from tests.support.kube.cluster import Backend, Cluster, namespace_of
+from tests.support.operator.operated import KEY, Operated
+from tests.support.tally import Tally
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the tests have counted."""
+    tallies.print_sums(terminalreporter)
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Tally:
+    """Count what the test has shown, once it has shown it."""
+    return tallies.tally(record_property)
+
+
+@pytest.fixture(scope="session")
+def backend() -> Iterator[Backend]:
+    """The API server of this run; with pytest-xdist each worker has its own."""
+    with backend_of(os.environ) as found:
+        yield found
+
+
+@pytest.fixture
+def cluster(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
+    """A namespace of its own, with a PVC."""
+    with namespace_of(backend, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A namespace that the tests of a module share: they use different names."""
+    with namespace_of(backend, tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture
+def stub_cluster(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
+    """As `cluster`, with stubloader.py in place of the loader."""
+    with namespace_of(backend, tmp_path, stub=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_stub_cluster(
+    backend: Backend, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """As `shared_cluster`, with stubloader.py in place of the loader."""
+    with namespace_of(backend, tmp_path_factory.mktemp("cluster"), stub=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two tiny checkpoints that differ."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    made = [folder / f"{seed}.safetensors" for seed in range(2)]
+    for seed, path in enumerate(made):
+        write_checkpoint(path, seed=seed)
+    return made
+
+
+@pytest.fixture
+def operated(cluster: Cluster, checkpoints: list[Path], tmp_path: Path) -> Iterator[Operated]:
+    """An operator that the test starts itself, before or after it creates models."""
+    key_file = tmp_path / "webhook-key"
+    key_file.write_text(KEY)
+    with FakeHub() as hub, WebhookReceiver(key=KEY) as receiver:
+        yield Operated(cluster, hub, receiver, checkpoints, key_file)

@@ -42,7 +42,7 @@ def invalid_request(error: ValidationError) -> LoaderError:
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether another Pod with the same request would fail in the same way."""
+    """Whether another Pod with the same request would fail for the same reason."""
     return explain(error).reason.exit_code is ExitCode.PERMANENT
 
 

@@ -146,7 +146,7 @@ def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
         if request.retain:
             removal.release(volume, request.owner)
         else:
-            removal.remove(volume, request.owner, request.model_id)
+            removal.remove_model(volume, request.owner, request.model_id)
     return LoadResult(outcome="removed")
 
 

@@ -18,14 +18,14 @@ from sd_api.reasons import ExitCode
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.store import blobs, orphans
-from sd_loader.store.altered import Altered, Digests, altered, foreign
+from sd_loader.store.altered import Altered, Digests, altered, foreign_paths
 from sd_loader.store.orphans import Orphan, Times
 from sd_loader.store.volume import Volume
 
 _PATH_WIDTH = 200
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What is wrong with a path."""
 
     ORPHAN = "orphan"
@@ -37,7 +37,7 @@ class Kind(StrEnum):
 class Finding:
     """One path: what is wrong with it, and whether it was removed."""
 
-    kind: Kind
+    kind: FindingKind
     path: str
     why: str
 
@@ -59,7 +59,7 @@ class Swept:
     @property
     def exit_code(self) -> ExitCode:
         """PERMANENT if a file was altered, TRY_AGAIN if a removal failed, DONE otherwise."""
-        if any(finding.kind is Kind.ALTERED for finding in self.findings):
+        if any(finding.kind is FindingKind.ALTERED for finding in self.findings):
             return ExitCode.PERMANENT
         if any(finding.error for finding in self.findings):
             return ExitCode.TRY_AGAIN
@@ -81,10 +81,10 @@ class Swept:
         return "\n".join([*lines, *self._advice()])
 
     def _advice(self) -> list[str]:
-        orphaned = [finding for finding in self.findings if finding.kind is Kind.ORPHAN]
+        orphaned = [finding for finding in self.findings if finding.kind is FindingKind.ORPHAN]
         removed = [finding for finding in orphaned if finding.removed]
         failed = [finding for finding in orphaned if finding.error]
-        damaged = [finding for finding in self.findings if finding.kind is Kind.ALTERED]
+        damaged = [finding for finding in self.findings if finding.kind is FindingKind.ALTERED]
         advice = []
         if removed:
             advice.append(f"Removed {_orphans(removed)} and freed {_total(removed)}.")
@@ -132,15 +132,15 @@ def sweep(
             for file in altered(volume, Digests() if digests else None)
             if not any(file.path.startswith(f"{path}/") for path in paths)
         ]
-        return Swept((*orphaned, *map(_altered, damaged), *map(_foreign, foreign(volume))))
+        return Swept((*orphaned, *map(_altered, damaged), *map(_foreign, foreign_paths(volume))))
 
 
 def _altered(file: Altered) -> Finding:
-    return Finding(Kind.ALTERED, file.path, file.why)
+    return Finding(FindingKind.ALTERED, file.path, file.why)
 
 
 def _foreign(path: str) -> Finding:
-    return Finding(Kind.FOREIGN, path, "the loader did not create it; it is kept")
+    return Finding(FindingKind.FOREIGN, path, "the loader did not create it; it is kept")
 
 
 def _measured(volume: Volume, orphaned: Iterable[Orphan]) -> list[Finding]:
@@ -159,7 +159,7 @@ def _measured(volume: Volume, orphaned: Iterable[Orphan]) -> list[Finding]:
             going[inode] += 1
             if going[inode] == max(1, status.st_nlink - (inode in held_by_blobs)):
                 freed += status.st_size
-        measured.append(Finding(Kind.ORPHAN, orphan.path, orphan.why, freed))
+        measured.append(Finding(FindingKind.ORPHAN, orphan.path, orphan.why, freed))
     return measured
 
 
@@ -199,7 +199,7 @@ def _removed(volume: Volume, times: Times, findings: list[Finding]) -> list[Find
 
 def _try_to_remove(volume: Volume, orphan: Orphan, finding: Finding) -> Finding:
     try:
-        return replace(finding, removed=orphans.remove(volume, orphan))
+        return replace(finding, removed=orphans.remove_orphan(volume, orphan))
     except OSError as error:
         return replace(finding, error=os.strerror(error.errno or 0))
     except LoaderError as error:
@@ -209,7 +209,7 @@ def _try_to_remove(volume: Volume, orphan: Orphan, finding: Finding) -> Finding:
 def _line(finding: Finding) -> str:
     state = "removed" if finding.removed else finding.kind.value
     error = f" (cannot be removed: {snippet(finding.error)})" if finding.error else ""
-    freed = size(finding.size) if finding.kind is Kind.ORPHAN else ""
+    freed = size(finding.size) if finding.kind is FindingKind.ORPHAN else ""
     return f"{state:<8} {freed:>9}  {snippet(finding.path, _PATH_WIDTH)}: {finding.why}{error}"
 
 

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.charts.helmcharts import OPERATOR, env_of, one, pod_of, render
-from tests.support.kube.cluster import CLAIM, Cluster, credentials
+from tests.support.kube.cluster import CLAIM, Cluster
+from tests.support.kube.kubeconfig import credentials
 
 pytestmark = pytest.mark.cluster
 

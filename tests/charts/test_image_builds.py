@@ -24,7 +24,7 @@ from sd_operator.rules import manifests
 from tests.support.charts import imagerun
 from tests.support.charts.imagerun import Image
 from tests.support.gateway.gatewayrun import call, write_keys
-from tests.support.kube.operated import Operated
+from tests.support.operator.operated import Operated
 from tests.support.paths import ROOT
 from tests.support.processes import free_ports
 from tests.support.rules.observed import model

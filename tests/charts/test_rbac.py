@@ -23,7 +23,7 @@ from tests.support.charts.helmcharts import (
     one,
     render,
 )
-from tests.support.kube import rbacproxy
+from tests.support.kube import rights
 
 Right = tuple[str, str]
 """A verb and a resource, with its subresource."""
@@ -94,7 +94,7 @@ def test_the_gateway_has_the_rights_that_it_uses() -> None:
 
 def test_the_cluster_tests_run_under_the_charts_rights() -> None:
     """What they find missing or unused is then the chart's."""
-    assert granted(rbacproxy.RULES) == granted(RULES) | granted(LEADER_RULES)
+    assert granted(rights.RULES) == granted(RULES) | granted(LEADER_RULES)
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])

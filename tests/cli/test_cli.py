@@ -16,7 +16,7 @@ from sd_operator.base import times
 from sd_operator.cli import doctor, views
 from sd_operator.cli.__main__ import options_first
 from sd_operator.cli.doctor import ClusterView, Level, NamespaceView
-from tests.support.kube.rbacproxy import RULES
+from tests.support.kube.rights import RULES
 from tests.support.rules.observed import CLAIM_UID, NOW, WANTED, body
 
 PROGRESS = {"stage": "Downloading", "percent": 42, "text": "42% of 2.1 GB, 120 MB/s, 10 s left"}

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.support.kube.apifaults import (
+from tests.support.operator.lives import Trial, World, attacks_at
+from tests.support.operator.operators import Behind
+from tests.support.proxies.apifaults import (
     KILLS,
     REQUEST_FAULTS,
     SILENCE,
     WATCH_FAILURES,
     WATCH_FAULTS,
 )
-from tests.support.kube.faultproxy import Attack, Fault
-from tests.support.kube.lives import Trial, World, attacks_at
-from tests.support.kube.operators import Behind
+from tests.support.proxies.faultproxy import Attack, Fault
 from tests.support.tally import Tally
 
 pytestmark = pytest.mark.cluster

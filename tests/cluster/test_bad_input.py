@@ -18,7 +18,7 @@ import pytest
 from devkit.fakehub import FakeHub
 from devkit.webhook_receiver import WebhookReceiver
 from sd_api.reasons import Reason
-from tests.support.hostile.hostilepickles import (
+from tests.support.hostile.pickles import (
     EMPTY_DICT,
     SAMPLES,
     SETITEM,
@@ -29,7 +29,7 @@ from tests.support.hostile.hostilepickles import (
     text,
 )
 from tests.support.kube.cluster import Backend, model_manifest, namespace_of
-from tests.support.kube.operated import Operated, condition
+from tests.support.operator.operated import Operated, condition
 
 pytestmark = pytest.mark.cluster
 

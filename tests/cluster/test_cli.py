@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sd_api import names
-from tests.support.kube.operated import Operated
+from tests.support.operator.operated import Operated
 from tools.kubectl import kubectl_path
 
 pytestmark = pytest.mark.cluster

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from tests.cluster.test_faults import loaded_once, told_once
-from tests.support.kube.operated import SLOW, Operated
-from tests.support.kube.probing import probe
+from tests.support.operator.operated import SLOW, Operated, loaded_once, told_once
+from tests.support.operator.operators import probe
 
 pytestmark = pytest.mark.cluster
 

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 
 import pytest
 
 from sd_api import names
 from sd_operator.resources.model import Model
 from tests.support.kube.cluster import model_manifest
-from tests.support.kube.operated import SLOW, Operated, condition
+from tests.support.operator.operated import (
+    SLOW,
+    Operated,
+    condition,
+    loaded_once,
+    told_once,
+)
 
 pytestmark = pytest.mark.cluster
-
-
-def loaded_once(operated: Operated) -> None:
-    """One Job, one download, every webhook told."""
-    (job,) = operated.jobs("load")
-    assert job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "0"
-    assert operated.hub.bytes_served <= 1.1 * operated.checkpoints[0].stat().st_size
-    operated.eventually(
-        lambda: {"model.load_started", "model.loaded"} <= set(operated.receiver.events("sketch"))
-    )
-
-
-def told_once(operated: Operated) -> None:
-    """However often a webhook was called for an event, it was under one id."""
-    ids = defaultdict(set)
-    for call in operated.receiver.calls:
-        ids[call.body["event"], call.body["model_id"]].add(call.id)
-    assert ids
-    assert all(len(found) == 1 for found in ids.values()), ids
 
 
 @pytest.mark.slow

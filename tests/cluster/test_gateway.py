@@ -17,9 +17,11 @@ from sd_operator.gateway.models import Models
 from sd_operator.gateway.settings import Settings
 from tests.support.charts.helmcharts import GATEWAY_RULES
 from tests.support.gateway.gatewayrun import Gateway, write_keys
-from tests.support.kube.cluster import CLAIM, credentials
-from tests.support.kube.operated import Operated, condition
-from tests.support.kube.rbacproxy import RbacProxy, rights
+from tests.support.kube.cluster import CLAIM
+from tests.support.kube.kubeconfig import credentials
+from tests.support.kube.rights import rights
+from tests.support.operator.operated import Operated, condition
+from tests.support.proxies.rbacproxy import RbacProxy
 
 pytestmark = pytest.mark.cluster
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sd_api.controlnets import CONTROLNET_REPOS
-from tests.loader.convert.test_controlnet import save_repo as save_controlnet
-from tests.loader.convert.test_vae import tiny as tiny_vae
 from tests.support.kube.cluster import Cluster, claim_manifest, model_manifest
-from tests.support.kube.operated import SLOW, Operated, condition
 from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.controlnets import save_repo as save_controlnet
+from tests.support.models.vaes import tiny as tiny_vae
+from tests.support.operator.operated import SLOW, Operated, condition
 
 pytestmark = pytest.mark.cluster
 
@@ -79,7 +79,7 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
 def test_a_load_costs_few_requests(operated: Operated) -> None:
     """Finalizer, Job and at most four status patches; nothing is read but the log."""
     operated.kill()
-    operated.start(SD_OPERATOR_POLL_SECONDS="60")
+    operated.start(SD_OPERATOR_POLL_SECONDS="60", SD_OPERATOR_RESYNC_SECONDS="600")
     item = operated.load(url=operated.link())
     requests = {
         key[1:]: count

@@ -12,9 +12,9 @@ import pytest
 
 from sd_api import names
 from tests.support.kube.cluster import claim_manifest
-from tests.support.kube.operated import condition
-from tests.support.kube.operators import Behind
-from tests.support.kube.rbacproxy import Right
+from tests.support.kube.rights import Right
+from tests.support.operator.operated import condition
+from tests.support.operator.operators import Behind
 
 pytestmark = pytest.mark.cluster
 

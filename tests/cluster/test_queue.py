@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support.kube.operated import SLOW, Operated, condition
+from tests.support.operator.operated import SLOW, Operated, condition
 
 pytestmark = pytest.mark.cluster
 

@@ -12,9 +12,10 @@ import pytest
 from sd_api import names
 from sd_operator.reconciler.job_warnings import MIN_AGE_SECONDS
 from sd_operator.resources.model import Model
-from tests.support.kube.cluster import credentials
-from tests.support.kube.operated import SLOW, Operated, condition
-from tests.support.kube.rbacproxy import RbacProxy, Right, asked
+from tests.support.kube.kubeconfig import credentials
+from tests.support.kube.rights import Right, needed
+from tests.support.operator.operated import SLOW, Operated, condition
+from tests.support.proxies.rbacproxy import RbacProxy
 
 MODELS = f"/apis/{names.API_VERSION}/namespaces/art/{names.PLURAL}"
 
@@ -38,7 +39,7 @@ def test_requests_are_read_as_rbac_reads_them(
     method: str, target: str, expected: str | None
 ) -> None:
     """Verb, resource with subresource, group and namespace."""
-    found = asked(method, target)
+    found = needed(method, target)
     assert (f"{found[0]} in {found[1]}" if found else None) == expected
 
 

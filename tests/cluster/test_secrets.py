@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.loader.test_secrets import (
+from devkit.loopback import Request
+from tests.support.operator.operated import KEY, Operated, condition
+from tests.support.servers.quoting import (
     HTML,
     PASSWORD,
     QUERY,
@@ -25,8 +27,6 @@ from tests.loader.test_secrets import (
     says,
     serves,
 )
-from tests.support.kube.operated import KEY, Operated, condition
-from tests.support.servers.wire import Asked
 
 pytestmark = pytest.mark.cluster
 
@@ -113,7 +113,7 @@ WEBHOOKS = {
 def test_failed_loads_tell_no_secret(operated: Operated, kinds: list[str]) -> None:
     """Of a token, of a url, of a webhook's url and of the key that signs its calls."""
 
-    def respond(servers: Servers, asked: Asked, quoted: str) -> bytes:
+    def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         kind = asked.path.partition("?")[0].strip("/")
         return KINDS[kind][0](servers, asked, quoted)
 

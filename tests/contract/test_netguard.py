@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_api.netguard import AddressRefusedError, Guard, resolve
-from tests.support.servers.addresses import PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
+from tests.support.hostile.addresses import PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
 
 
 def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 import pytest
 
 from devkit.fakefiles import FileServer
+from devkit.loopback import Answer, Loopback
 from sd_api import netguard
 from sd_api.netguard import Address, Guard
 from sd_api.reasons import Reason
@@ -31,10 +30,10 @@ from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Outcome
 from sd_operator.rules.decision import WebhookCall
-from tests.operator.reconciler.test_delivery import entry, no_secret
+from tests.support.hostile.addresses import LATER_DIGITS, PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
+from tests.support.rules.deliveries import entry, no_secret
 from tests.support.rules.observed import model, published
-from tests.support.servers.addresses import LATER_DIGITS, PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
-from tests.support.servers.tlsname import NAME, make_certificate, speak_tls
+from tests.support.servers.tlsname import NAME, make_certificate, speaking_as
 from tests.support.tally import Tally
 
 HERE, ELSEWHERE = "127.0.0.2", "127.0.0.1"
@@ -242,43 +241,14 @@ def test_no_redirect_leads_to_them(call: Caller, connections: Any, tally: Tally)
     tally("addresses refused", len(urls))
 
 
-class _Quiet(BaseHTTPRequestHandler):
-    """Answers everything with 204, at once."""
+class Server(Loopback):
+    """Answers every request with 204; with a certificate it speaks TLS as NAME."""
 
-    def do_GET(self) -> None:
-        self.send_response(204)
-        self.end_headers()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.do_GET()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-        """Stay silent."""
-
-
-@dataclass
-class Server:
-    """A server at an address of loopback; with a certificate it speaks TLS as NAME."""
-
-    address: str = ELSEWHERE
-    port: int = 0
-    certificate: Path | None = None
-    names: list[str | None] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        self._server = ThreadingHTTPServer((self.address, self.port), _Quiet)
-        self.port = self._server.server_port
-        if self.certificate is not None:
-            self.names = speak_tls(self._server, self.certificate)
-        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def __init__(
+        self, address: str = ELSEWHERE, port: int = 0, certificate: Path | None = None
+    ) -> None:
+        tls, self.names = speaking_as(certificate) if certificate else (None, [])
+        super().__init__(lambda _: Answer(204), address=address, port=port, tls=tls)
 
 
 @pytest.fixture(scope="module")

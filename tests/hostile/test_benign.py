@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sd_loader.formats import open_tensor_file
-from tests.support.hostile.hostile_benign import FILES, TENSORS
-from tests.support.models.torchfiles import torch_tensor
+from tests.support.formats.torchfiles import torch_tensor
+from tests.support.hostile.benign import FILES, TENSORS
 
 
 @pytest.mark.parametrize("name", FILES)

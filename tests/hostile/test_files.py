@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.hostile import naive
-from tests.support.hostile.hostile_files import KINDS
-from tests.support.hostile.hostile_sample import Sample, Samples
-from tests.support.hostile.hostilepickles import CANARY_MODULE
+from tests.support.hostile.kinds import KINDS
+from tests.support.hostile.pickles import CANARY_MODULE
+from tests.support.hostile.samples import Sample, Samples
 from tests.support.loader.loaderbatch import CPU_SECONDS, Line, Ran, run_lines
 
 MEMORY = 300 << 20

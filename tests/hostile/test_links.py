@@ -15,13 +15,13 @@ import torch
 
 from devkit.fakefiles import FileServer
 from sd_loader.streaming import LEAST_BYTES
-from tests.support.hostile.hostile_sample import DAMAGED, UNSAFE
-from tests.support.hostile.hostile_zips import local_only
-from tests.support.hostile.hostilepickles import TOUCH
+from tests.support.formats.legacyfiles import content, storage, tensor
+from tests.support.formats.torchfiles import Call
+from tests.support.formats.zipfiles import Part, extra_field, zip_bytes
+from tests.support.hostile.pickles import TOUCH
+from tests.support.hostile.samples import DAMAGED, UNSAFE
+from tests.support.hostile.zips import local_only
 from tests.support.loader.loaderbatch import Line, Ran, run_lines
-from tests.support.models.legacyfiles import content, storage, tensor
-from tests.support.models.torchfiles import Call
-from tests.support.models.zipfiles import Part, extra_field, zip_bytes
 
 SIZE = LEAST_BYTES + (1 << 20)
 LARGE = torch.zeros(SIZE // 4)

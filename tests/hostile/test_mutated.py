@@ -21,8 +21,8 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.tensors import TensorFile
-from tests.support.hostile.hostile_benign import TENSORS, saved
-from tests.support.models.torchfiles import torch_tensor
+from tests.support.formats.torchfiles import torch_tensor
+from tests.support.hostile.benign import TENSORS, saved
 
 Tensors = dict[str, torch.Tensor]
 REASONS = {

@@ -17,7 +17,8 @@ from sd_loader.diffusers_repo.component_files import check_names
 from sd_loader.diffusers_repo.index import parse_pipeline
 from sd_loader.errors import LoaderError
 from tests.support.loader.loadercli import load_request
-from tests.support.loader.pods import (
+from tests.support.models.modelindex import INDEX
+from tests.support.store.pods import (
     ADOPTION,
     FIRST,
     NEIGHBOURS,
@@ -29,14 +30,10 @@ from tests.support.loader.pods import (
     answer,
     copy,
     prepared,
-    tagged_parts,
 )
-from tests.support.loader.steps import end, start
-from tests.support.loader.volumes import MODEL_ID, tree
-from tests.support.models.modelindex import INDEX
+from tests.support.store.steps import end, start
+from tests.support.store.volumes import MODEL_ID, tree
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 OUT = [
     "",

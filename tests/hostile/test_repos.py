@@ -13,13 +13,13 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.reasons import Reason
-from tests.support.hostile.hostile_archives import FILES, INDEX
-from tests.support.hostile.hostile_opcodes import EVIL
-from tests.support.hostile.hostile_sample import DAMAGED, UNKNOWN, UNSAFE
-from tests.support.hostile.hostilepickles import CODE
+from tests.support.formats.legacyfiles import Legacy
+from tests.support.formats.torchfiles import archive
+from tests.support.hostile.archives import FILES, INDEX
+from tests.support.hostile.opcodes import EVIL
+from tests.support.hostile.pickles import CODE
+from tests.support.hostile.samples import DAMAGED, UNKNOWN, UNSAFE
 from tests.support.loader.loaderbatch import Line, run_lines
-from tests.support.models.legacyfiles import Legacy
-from tests.support.models.torchfiles import archive
 
 MEMORY = 300 << 20
 DEEP = b"[" * 900 + b"]" * 900 + b","

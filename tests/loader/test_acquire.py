@@ -14,11 +14,9 @@ from sd_loader import acquire
 from sd_loader.convert.plan.needs import Needs
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from tests.support.loader.fetches import fetch, into, secret
+from tests.support.loader.fetches import fetch, secret
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
-
-__all__ = ["into"]
 
 CONFIGS = {"model_index.json": "{}", "vae/config.json": "{}", "tokenizer/spiece.model": "words"}
 

@@ -16,16 +16,11 @@ from tests.support.loader.loadercli import (
     STRANGER,
     Containers,
     artifact_of,
-    checkpoint,
-    containers,
     failed,
-    hub,
     link_to,
     load_request,
     remove_request,
 )
-
-__all__ = ["checkpoint", "containers", "hub"]
 
 
 def served(containers: Containers) -> Path:

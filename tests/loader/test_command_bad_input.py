@@ -17,19 +17,15 @@ import pytest
 from devkit.fakefiles import Faults
 from devkit.fakehub import FakeHub
 from sd_api.reasons import ExitCode, Reason
+from tests.support.formats.zipfiles import Part, deflated, zip_bytes
 from tests.support.loader.loadercli import (
     OTHER,
     Containers,
-    containers,
     failed,
-    hub,
     load_request,
     safetensors_bytes,
 )
 from tests.support.models.modelindex import INDEX
-from tests.support.models.zipfiles import Part, deflated, zip_bytes
-
-__all__ = ["containers", "hub"]
 
 
 def pickled(payload: object, folder: Path) -> Path:

@@ -13,14 +13,10 @@ from sd_loader.settings import Settings
 from tests.support.loader.loadercli import (
     OTHER,
     Containers,
-    containers,
     failed,
-    hub,
     load_request,
     remove_request,
 )
-
-__all__ = ["containers", "hub"]
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,9 @@ from sd_loader.progress import CLEAR_LINE
 from tests.support.loader.loadercli import (
     Containers,
     artifact_of,
-    checkpoint,
-    containers,
     failed,
-    hub,
     load_request,
 )
-
-__all__ = ["checkpoint", "containers", "hub"]
 
 
 def test_load_by_hand_takes_a_local_file(containers: Containers, checkpoint: Path) -> None:
@@ -106,7 +101,7 @@ def test_load_has_an_option_for_each_load_affecting_field(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        pytest.param("no/such/file.ckpt", "is no file", id="missing"),
+        pytest.param("no/such/file.ckpt", "is not a file", id="missing"),
         pytest.param("/proc/self/mem", "cannot be read", id="unreadable"),
         pytest.param("a" * 300, "cannot be read: File name too long", id="no file's name"),
     ],

@@ -13,15 +13,10 @@ from tests.support.loader.loadercli import (
     Containers,
     Ended,
     artifact_of,
-    checkpoint,
-    containers,
     failed,
-    hub,
     link_to,
     load_request,
 )
-
-__all__ = ["checkpoint", "containers", "hub"]
 
 MANY_STEPS = 8
 """Of writing: more bytes than a file's header, which each Pod reads."""

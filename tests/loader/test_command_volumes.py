@@ -10,9 +10,7 @@ import pytest
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
 from sd_api.reasons import ExitCode, Reason
-from tests.support.loader.loadercli import OTHER, Containers, containers, failed, hub, load_request
-
-__all__ = ["containers", "hub"]
+from tests.support.loader.loadercli import OTHER, Containers, failed, load_request
 
 
 def test_a_read_only_volume_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -26,13 +27,12 @@ from sd_api.wire import Progress, Stage
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted
 from sd_loader.render import Rendered, render
-from tests.support.loader.loadercli import Containers, failed, hub
+from tests.support.loader.loadercli import Containers, failed
 from tests.support.loader.loadercli import load_request as job_request
 from tests.support.models import tinyrepo
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import conversion, convert_file
-
-__all__ = ["hub"]
+from tests.support.models.images import same_png
 
 QUICK = {"render": True, "steps": 1}
 DECODER = "first_stage_model.decoder"
@@ -204,12 +204,13 @@ def test_a_folder_that_does_not_open_fails_verification(
 def test_the_same_load_renders_the_same_image(sd1: tuple[Path, Converted], tmp_path: Path) -> None:
     """The seed is fixed; prompt and steps are the spec's."""
     folder = small(shutil.copytree(sd1[0], tmp_path / "folder"), sd1[1])[0]
-    images = [
+    first, again, *others = (
         rendered(folder, sd1[1], **verify).preview
         for verify in ({}, {}, {"prompt": "a cat"}, {"steps": 2})
-    ]
-    assert images[0] == images[1]
-    assert len(set(images)) == 3
+    )
+    assert same_png(first, again)
+    for one, other in itertools.combinations([first, *others], 2):
+        assert not same_png(one, other)
 
 
 @pytest.mark.parametrize(

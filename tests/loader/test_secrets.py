@@ -5,9 +5,6 @@ Every secret holds MARK, and everything that a container leaves behind is search
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,102 +14,25 @@ import pytest
 
 from sd_api.reasons import Reason
 from tests.support.loader.loadercli import Containers, Ended, load_request, safetensors_bytes
-from tests.support.servers.wire import Asked, Wire
+from tests.support.servers.quoting import (
+    HTML,
+    PASSWORD,
+    QUERY,
+    TOKEN,
+    USER,
+    Respond,
+    Servers,
+    leads,
+    leaks,
+    listing,
+    page,
+    raw,
+    says,
+    serves,
+)
 from tests.support.tally import Tally
 
-MARK = "MARKED"
-TOKEN = f"hf_{MARK}token0123456789"
-QUERY = f"{MARK}query0123456789"
-USER, PASSWORD = f"{MARK}user0123", f"{MARK}password0123"
-BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 LORA = safetensors_bytes({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 8)})
-
-Respond = Callable[["Servers", Asked, str], bytes]
-
-
-def leaks(text: str) -> list[str]:
-    """Where a secret is told, with what is around it; also in part, in lower case or as sent."""
-    found = re.finditer(f"{MARK}|{re.escape(BASIC[:12])}", text, re.IGNORECASE)
-    return [text[max(0, match.start() - 60) : match.end() + 60] for match in found]
-
-
-@dataclass
-class Servers:
-    """A server that quotes what it is sent, and another origin that it may lead to."""
-
-    respond: Respond
-    seen: list[Asked] = field(default_factory=list)
-
-    def __enter__(self) -> Servers:
-        self.source = Wire(lambda asked: self.respond(self, asked, echo(asked)))
-        self.other = Wire(self._elsewhere)
-        self.source.__enter__()
-        self.other.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.source.__exit__()
-        self.other.__exit__()
-
-    def _elsewhere(self, _: Asked) -> bytes:
-        return page(404, "nothing here")
-
-
-def echo(asked: Asked) -> str:
-    """All secrets of a request, as it has them."""
-    sent = re.findall(r"[?&]token=([^&]+)", asked.path)
-    return " ".join((asked.headers.get("authorization", ""), *sent))
-
-
-def page(status: int, body: str, *headers: str, phrase: str = "X") -> bytes:
-    """An answer in full."""
-    length = f"Content-Length: {len(body.encode())}"
-    lines = (f"HTTP/1.1 {status} {phrase}", length, *headers, "Connection: close", "", "")
-    return "\r\n".join(lines).encode() + body.encode()
-
-
-def says(status: int, *headers: str) -> Respond:
-    """A refusal that quotes in its body, its phrase and its headers."""
-
-    def respond(_servers: Servers, _asked: Asked, quoted: str) -> bytes:
-        body = json.dumps({"error": quoted, "message": quoted})
-        own = [header.replace("ECHO", quoted) for header in headers]
-        return page(status, body, f"X-Error-Message: {quoted}", *own, phrase=quoted)
-
-    return respond
-
-
-def serves(body: str) -> Respond:
-    """A file that quotes."""
-    return lambda _servers, _asked, quoted: page(200, body.replace("ECHO", quoted))
-
-
-def leads(to: str) -> Respond:
-    """A redirect whose target quotes."""
-
-    def respond(servers: Servers, asked: Asked, quoted: str) -> bytes:
-        word = quoted.split()[-1]
-        where = to.replace("ECHO", word).replace("OTHER", servers.other.host)
-        if where.startswith("/") and asked.path == where:
-            return page(404, quoted)
-        return page(302, quoted, f"Location: {where}")
-
-    return respond
-
-
-def listing(name: str) -> Respond:
-    """A repo whose one file's name quotes."""
-
-    def respond(_servers: Servers, _asked: Asked, quoted: str) -> bytes:
-        files = [{"rfilename": name.replace("ECHO", quoted.split()[-1]), "size": 9}]
-        return page(200, json.dumps({"id": "org/model", "sha": "c" * 40, "siblings": files}))
-
-    return respond
-
-
-def raw(text: str) -> Respond:
-    """No HTTP, or half of it."""
-    return lambda _servers, _asked, quoted: text.replace("ECHO", quoted).encode()
 
 
 @dataclass(frozen=True)
@@ -133,7 +53,6 @@ class Kind:
         return self.name
 
 
-HTML = "<!DOCTYPE html><html><head><title>ECHO</title></head><body>ECHO</body></html>"
 LONG = f"<html><head><title>{'x' * 60} ECHO</title></head></html>"
 ADDRESS = Reason.ADDRESS_REFUSED
 KINDS = [

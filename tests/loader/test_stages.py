@@ -14,7 +14,8 @@ from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted
 from sd_loader.settings import Settings
 from sd_loader.stages import load
-from tests.support.loader.volumes import (
+from tests.support.store.madeup import Parts, converted, fetched, loaded, removed, request
+from tests.support.store.volumes import (
     FILES,
     HASH,
     MODEL_ID,
@@ -24,7 +25,6 @@ from tests.support.loader.volumes import (
     refused,
     tree,
 )
-from tests.support.models.madeup import Parts, converted, fetched, loaded, removed, request
 
 
 @pytest.fixture

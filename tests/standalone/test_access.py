@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tests.support.kube.cluster import credentials, model_manifest
-from tests.support.kube.rawapi import RawApi
-from tests.support.kube.rawmodels import LINK
+from tests.support.kube.cluster import model_manifest
+from tests.support.kube.kubeconfig import credentials
+from tests.support.kube.rawapi import LINK, RawApi
 
 pytestmark = pytest.mark.cluster
 

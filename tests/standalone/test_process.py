@@ -20,15 +20,10 @@ pytestmark = pytest.mark.cluster
 def test_standalone_leaves_nothing_running(tmp_path):
     """SIGTERM ends all processes, even children of Pods' processes, and removes the kubeconfig."""
     kubeconfig, store = tmp_path / "kubeconfig", tmp_path / "store"
-    scripts = ROOT / "tests/support/kube"
-    command = [sys.executable, str(scripts / "clusterstub.py"), "--store", str(store)]
-    command += [
-        "--kubeconfig",
-        str(kubeconfig),
-        "--loader",
-        sys.executable,
-        str(scripts / "stubloader.py"),
-    ]
+    here = ROOT / "tests/support/kube"
+    command = [sys.executable, str(here / "localcluster.py"), "serve"]
+    command += ["--store", str(store), "--kubeconfig", str(kubeconfig)]
+    command += ["--loader", sys.executable, str(here / "stubloader.py")]
     with running(command, tmp_path / "log", kubeconfig.exists):
         assert kubeconfig.stat().st_mode & 0o777 == 0o600
         manifest = json.dumps(job("j", "convert.child=60 convert.sleep=60"))

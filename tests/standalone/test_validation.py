@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.kube.cluster import model_manifest
-from tests.support.kube.rawmodels import LINK, scratch
+from tests.support.kube.rawapi import LINK, scratch
 
 pytestmark = pytest.mark.cluster
 

@@ -10,29 +10,26 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 Tally = Callable[..., None]
 
-PROPERTY = "tally"
+_PROPERTY = "tally"
 
 
-@pytest.fixture
 def tally(record_property: Callable[[str, object], None]) -> Tally:
-    """Count what the test has shown, once it has shown it."""
+    """Return the function with which a test counts."""
 
     def add(what: str, count: int = 1) -> None:
-        record_property(PROPERTY, [what, count])
+        record_property(_PROPERTY, [what, count])
 
     return add
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def print_sums(terminalreporter: Any) -> None:
     """Print the sums of the tests that passed."""
     sums: Counter[str] = Counter()
     for report in terminalreporter.stats.get("passed", []):
         for name, value in report.user_properties:
-            if name == PROPERTY and report.when == "call":
+            if name == _PROPERTY and report.when == "call":
                 what, count = value
                 sums[what] += count
     if sums:

@@ -213,7 +213,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
     if class_name in SD_PIPELINES and any(name.endswith("_2") for name in components):
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{class_name} has one text encoder, not two")
     missing = [name for name in _REQUIRED if name not in components]
-    # The SDXL refiner has one text encoder, in most repos under the second one's name.
+    # The SDXL refiner has one text encoder, which most repos call the second one.
     encoders = [name for name in components if name.startswith("text_encoder")]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders or _FIRST]
     missing += [name for name in (*(encoders or _FIRST), *tokenizers) if name not in components]

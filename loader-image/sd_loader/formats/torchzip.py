@@ -11,7 +11,7 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import pickle, state_dict
 from sd_loader.formats.fileio import read_at
-from sd_loader.formats.zipdir import Directory, Record, locate, read_directory
+from sd_loader.formats.zipdir import Directory, Record, locate_members, read_directory
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
@@ -71,7 +71,7 @@ def _records(
     After `torch.serialization.set_crc32_options(False)`, torch writes 0 as every checksum. In this
     case, the records have no checksum.
     """
-    located = locate(fd, directory, lambda member: foreseen.get(member.name))
+    located = locate_members(fd, directory, lambda member: foreseen.get(member.name))
     records = {name.removeprefix(root): record for name, record in located.items()}
     if any(record.crc for record in records.values()):
         return records

@@ -114,7 +114,7 @@ def directory_start(fd: int, size: int) -> int:
     return _end_of(fd, size)[2]
 
 
-def locate(
+def locate_members(
     fd: int,
     directory: Directory,
     foreseen: Callable[[Member], Record | None] = lambda _: None,

@@ -31,6 +31,7 @@ class Wanted:
     """A file to download."""
 
     url: str
+
     path: Path
 
     size: int | None = None

@@ -19,11 +19,14 @@ from sd_loader.errors import LoaderError
 
 @dataclass(frozen=True)
 class Resource:
-    """A url, the client for it, and the token. The token is sent only to the url's own origin."""
+    """A url, the client for it, and the token."""
 
     client: httpx2.Client
+
     url: str
+
     token: str | None = field(default=None, repr=False)
+    """Sent to the url's own origin. A redirect to another origin drops it."""
 
     @contextlib.contextmanager
     def get(self, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:

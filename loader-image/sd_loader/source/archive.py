@@ -22,7 +22,7 @@ from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pip
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.sniff import ZIP_MAGIC
-from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate, read_directory
+from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate_members, read_directory
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
 from sd_loader.snippet import snippet
@@ -96,7 +96,7 @@ class _Archive:
             _refuse(f"it has {len(names)} files; at most {_MAX_FILES} are read")
         for member in directory.members:
             _check(member)
-        records = locate(fd, directory, packed=True)
+        records = locate_members(fd, directory, packed=True)
         files = {member.name: member for member in members if not member.name.endswith("/")}
         return cls(
             fd,

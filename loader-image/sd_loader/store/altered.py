@@ -110,7 +110,7 @@ def _is_folder(pattern: re.Pattern[str], folder: Folder, name: str) -> bool:
     return pattern.fullmatch(name) is not None and folder.kind(name) == stat.S_IFDIR
 
 
-def foreign(volume: Volume) -> list[str]:
+def foreign_paths(volume: Volume) -> list[str]:
     """Find files and folders on the volume that the loader did not create."""
     paths = [
         name for name in volume.root.names() if name not in _OURS and _is_foreign(volume, name)
@@ -124,7 +124,7 @@ def foreign(volume: Volume) -> list[str]:
                 if not name.startswith(".trash-")
                 and not (UID.fullmatch(name) and store.kind(name) in {None, stat.S_IFDIR})
             ]
-    return paths + blobs.foreign(volume)
+    return paths + blobs.foreign_entries(volume)
 
 
 def _is_foreign(volume: Volume, name: str) -> bool:

@@ -88,7 +88,7 @@ def every(volume: Volume) -> Iterator[tuple[str, os.stat_result]]:
     return ((path, status) for path, status in _entries(volume) if _is_blob(path, status))
 
 
-def foreign(volume: Volume) -> list[str]:
+def foreign_entries(volume: Volume) -> list[str]:
     """Return the paths of files in the blobs folder that are not blobs."""
     return [path for path, status in _entries(volume) if not _is_blob(path, status)]
 

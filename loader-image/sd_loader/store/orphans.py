@@ -66,7 +66,7 @@ def orphans(volume: Volume, times: Times) -> Iterator[Orphan]:
         yield Orphan(path, "no model uses this file")
 
 
-def remove(volume: Volume, orphan: Orphan) -> bool:
+def remove_orphan(volume: Volume, orphan: Orphan) -> bool:
     """Remove an orphan that was just found. Return whether it is gone."""
     *folders, name = orphan.path.split("/")
     folder = volume.find(*folders)

@@ -21,7 +21,7 @@ def release(volume: Volume, owner: Owner) -> None:
     volume.remove_if_empty(owner.uid)
 
 
-def remove(volume: Volume, owner: Owner, model_id: str) -> None:
+def remove_model(volume: Volume, owner: Owner, model_id: str) -> None:
     """Remove a model's files. Remove its link first, so that no reader sees a part of them.
 
     Missing files are not an error. A link that leads to another model stays.

@@ -67,7 +67,10 @@ Webhook = Annotated[
 
 
 class Call(BaseModel):
-    """The fields of every request. Null and "" count as absent, because clients send them so."""
+    """The fields of every request.
+
+    Null and "" count as absent: the vendor's clients send them for fields that they do not set.
+    """
 
     model_config = ConfigDict(
         extra="ignore", coerce_numbers_to_str=True, str_strip_whitespace=True, frozen=True

@@ -18,7 +18,10 @@ _Field = tuple[str, Callable[[bytes], Any]]
 
 
 def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and content of each length-delimited field; others do not occur."""
+    """Yield the number and content of each length-delimited field.
+
+    Skip integer fields; raise ValueError for other wire types.
+    """
     offset = 0
 
     def varint() -> int:

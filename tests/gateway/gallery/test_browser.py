@@ -17,7 +17,7 @@ from tests.support.gateway.browser import PHONE, Tab, tab
 from tests.support.gateway.gallerymodels import loading, ready
 from tests.support.gateway.gallerysite import Site, serve
 from tests.support.kube.cluster import Cluster
-from tests.support.kube.operated import Operated
+from tests.support.operator.operated import Operated
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 

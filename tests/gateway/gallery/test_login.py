@@ -13,7 +13,7 @@ from sd_operator.gateway.settings import Settings
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerysite import Page, Site, serve
 from tests.support.gateway.gatewayrun import Gateway, write_keys
-from tests.support.kube.cluster import credentials
+from tests.support.kube.kubeconfig import credentials
 
 pytestmark = pytest.mark.cluster
 

@@ -10,10 +10,10 @@ import pytest
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_operator.gateway.gallery.snippets import snippet
 from sd_operator.resources.model import Model
-from tests.loader.convert.test_controlnet import save_repo as save_controlnet
-from tests.loader.convert.test_vae import tiny as tiny_vae
-from tests.support.kube.operated import Operated
 from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.controlnets import save_repo as save_controlnet
+from tests.support.models.vaes import tiny as tiny_vae
+from tests.support.operator.operated import Operated
 
 
 # Older versions of diffusers, which must open the folders too, do not know the new name `dtype`.

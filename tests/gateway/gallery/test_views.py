@@ -64,7 +64,7 @@ STALLED_BUT_SERVED = {
     ],
 )
 def test_card_shows_the_state_of_a_model(status, expected):
-    """A card has the phase, its tone, the reason if the phase lacks it, and the progress."""
+    """A card has phase, tone, progress, and the reason if the phase does not imply it."""
     card = views.card(body(status))
     assert (card.phase, card.tone, card.note, card.bar) == expected
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from devkit.controlnet_layouts import SD1, SD2, TINY, config, controlnet_shapes
+from devkit.controlnet_layouts import SD1, SD2, TINY, controlnet_shapes
 from sd_api.reasons import Reason
 from sd_api.wire import Source
 from sd_loader.convert.run import convert
@@ -22,12 +22,12 @@ from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
-    Checkpoint,
     random_tensors,
     save_ckpt,
     save_safetensors,
     tiny_sd15,
 )
+from tests.support.models.controlnets import configured, family_of, save_repo, theirs, tiny
 from tests.support.models.conversions import conversion, convert_file, identical
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -60,31 +60,6 @@ PRECISIONS = (
     ("fp32", "bf16"),
     ("fp16", "fp32"),
 )
-# The two that have fewer transformers, by the configs of their repositories.
-_SDXL_SIZES = {
-    "SDXL mid": {"transformer_layers_per_block": [0, 0, 1]},
-    "SDXL small": {
-        "down_block_types": ["DownBlock2D"] * 3,
-        "mid_block_type": "UNetMidBlock2D",
-    },
-}
-
-
-def family_of(architecture: str) -> str:
-    """The word of spec.baseModel."""
-    return architecture.replace("SD ", "sd").removesuffix(".x").split()[0].lower()
-
-
-def configured(architecture: str) -> dict[str, Any]:
-    """The tiny model's config."""
-    return config(TINY[family_of(architecture)], **_SDXL_SIZES.get(architecture, {}))
-
-
-def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Random tensors of the tiny model in diffusers' layout."""
-    with torch.device("meta"):
-        model = ControlNetModel.from_config(configured(architecture))
-    return random_tensors({key: value.shape for key, value in model.state_dict().items()}, dtype)
 
 
 def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
@@ -99,16 +74,6 @@ def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
     if ".safetensors" in row.container:
         return save_safetensors(folder / "net.safetensors", tensors)
     return save_ckpt(folder / f"net{row.container.split()[1]}", tensors, nested="ckpt" in str(row))
-
-
-def theirs(path: Path, architecture: str, dtype: torch.dtype) -> ControlNetModel:
-    """What diffusers makes of the file."""
-    configs = path.parent / "configs"
-    configs.mkdir(exist_ok=True)
-    (configs / "config.json").write_text(json.dumps(configured(architecture)))
-    return ControlNetModel.from_single_file(
-        str(path), config=str(configs), local_files_only=True, dtype=dtype
-    )
 
 
 def compare(ours: Path, model: ControlNetModel) -> None:
@@ -193,15 +158,6 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     asked = conversion(**{"model_type": "controlnet", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
     return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
-
-
-def save_repo(folder: Path, architecture: str, *, safe: bool = True) -> Path:
-    """A repo as diffusers saves it."""
-    path = folder / "source.safetensors"
-    save_safetensors(path, tiny(architecture))
-    repo = folder / "repo"
-    theirs(path, architecture, torch.float32).save_pretrained(repo, safe_serialization=safe)
-    return repo
 
 
 @pytest.mark.parametrize("row", REPOS, ids=str)

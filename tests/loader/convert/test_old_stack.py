@@ -1,4 +1,4 @@
-"""What is published opens with older libraries too, and gives the very same image."""
+"""Published folders also open with older libraries and render the same image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from sd_api.wire import Source
 from sd_loader.convert.run import convert
 from sd_loader.handover import Fetched
-from tests.support.loader import oldstack
-from tests.support.models import tinyrepo
+from tests.support.models import oldstack, tinyrepo
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import conversion, convert_file
+from tests.support.models.images import assert_same_image
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,8 +33,6 @@ ROWS = (
     Row("huggingface", "SD 1.x", "diffusers repo", REPO, OPENS_WITH),
     Row("huggingface", "SDXL base", "diffusers repo", REPO, OPENS_WITH),
 )
-TOLERANCE = 1e-4
-"""Of the range of an image, 0 to 1: a fortieth of what a PNG can tell. Here it is 0, seen."""
 
 
 def checkpoint(make: Callable[[], dict[str, torch.Tensor]], root: Path) -> None:
@@ -69,7 +67,7 @@ def old_python() -> Path:
 
 def image(python: Path | str, folder: Path, out: Path) -> np.ndarray:
     """What this environment renders; it must not complain about the weights."""
-    script = ROOT / "tests/support/loader/openfolder.py"
+    script = ROOT / "tests/support/models/openfolder.py"
     env = {"PATH": os.environ["PATH"], "HOME": str(out.parent), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [python, script, folder, out], env=env, capture_output=True, text=True, check=False
@@ -90,4 +88,4 @@ def test_old_and_new_libraries_render_the_same_image(
     new = image(sys.executable, tmp_path / "out", tmp_path / "new.npy")
     old = image(old_python, tmp_path / "out", tmp_path / "old.npy")
     assert new.std() > 0.01
-    assert np.abs(new - old).max() <= TOLERANCE
+    assert_same_image(new, old)

@@ -18,12 +18,8 @@ from tests.support.models.repoconversions import (
     change_json,
     change_weights,
     convert_repo,
-    repo,
-    sd15,
 )
 from tests.support.models.tinyrepo import replace
-
-__all__ = ["repo", "sd15"]
 
 
 def refusal(repo: Path, **fields: Any) -> LoaderError:

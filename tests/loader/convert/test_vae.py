@@ -13,7 +13,6 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel
 from safetensors.torch import load_file
 
-from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_api.reasons import Reason
 from sd_api.wire import Source
 from sd_loader.convert.run import convert
@@ -22,15 +21,14 @@ from sd_loader.handover import Converted, Fetched
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     Checkpoint,
-    random_tensors,
     save_ckpt,
     save_safetensors,
-    tiny_configs,
     tiny_sd15,
     tiny_sdxl,
 )
 from tests.support.models.conversions import conversion, convert_file, identical
 from tests.support.models.tinyrepo import save_repo
+from tests.support.models.vaes import configs, tiny, tiny_diffusers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -63,27 +61,6 @@ PRECISIONS = (
 )
 BASES = {"SD 1.x": "sd1", "SD 2.x": "sd2", "SDXL": "sdxl"}
 FACTORS = {"SD 1.x": 0.18215, "SD 2.x": 0.18215, "SDXL": 0.13025}
-
-
-def tiny(dtype: torch.dtype = torch.float32, prefix: str = "", *, seed: int = 3) -> Checkpoint:
-    """A tiny VAE in the original layout, whose names are the same in all families."""
-    shapes = {prefix + name: shape for name, shape in vae_shapes(TINY_SD15).items()}
-    return random_tensors(shapes, dtype, seed)
-
-
-def configs(folder: Path, architecture: str) -> Path:
-    """The config of the family's tiny VAE, in a folder."""
-    name = "sdxl" if architecture == "SDXL" else "sd15"
-    where = folder / f"configs {name}"
-    return (where if where.exists() else tiny_configs(where, name)) / "vae"
-
-
-def tiny_diffusers(folder: Path, dtype: torch.dtype, architecture: str = "SD 1.x") -> Checkpoint:
-    """The same in diffusers' layout."""
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(AutoencoderKL.load_config(configs(folder, architecture)))
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    return random_tensors(shapes, dtype)
 
 
 def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:

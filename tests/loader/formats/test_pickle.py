@@ -24,9 +24,9 @@ from sd_loader.formats import open_tensor_file
 from sd_loader.formats.pickle import load
 from sd_loader.formats.pickle_objects import OPAQUE, View
 from sd_loader.formats.state_dict import split
-from tests.support.hostile import hostilepickles as hostile
-from tests.support.hostile.hostilepickles import SAMPLES
-from tests.support.models.torchfiles import archive
+from tests.support.formats.torchfiles import archive
+from tests.support.hostile import pickles as hostile
+from tests.support.hostile.pickles import SAMPLES
 
 WEIGHT = torch.arange(4, dtype=torch.float32)
 

@@ -19,11 +19,19 @@ from hypothesis import strategies as st
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import CKPT, open_tensor_file
-from tests.support.hostile import hostilepickles as hostile
+from tests.support.formats.legacyfiles import (
+    MACHINE,
+    Legacy,
+    content,
+    part,
+    storage,
+    stored,
+    tensor,
+)
+from tests.support.formats.torchfiles import torch_tensor
+from tests.support.hostile import pickles as hostile
 from tests.support.models.checkpoints import LIGHTNING_EXTRAS, save_ckpt
 from tests.support.models.conversions import identical
-from tests.support.models.legacyfiles import MACHINE, Legacy, content, part, storage, stored, tensor
-from tests.support.models.torchfiles import torch_tensor
 
 DAMAGED = Reason.NOT_A_MODEL
 MATRIX = torch.arange(24, dtype=torch.float32).reshape(4, 6)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
+from tests.support.formats.torchfiles import archive, torch_tensor
+from tests.support.formats.zipfiles import Part, zip_bytes
 from tests.support.models.checkpoints import save_ckpt
-from tests.support.models.torchfiles import archive, torch_tensor
-from tests.support.models.zipfiles import Part, zip_bytes
 
 BASE = torch.randn(6, 4)
 TENSORS = {

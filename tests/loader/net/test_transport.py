@@ -2,22 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import httpcore2
 import httpx2
 import pytest
 
 from devkit.fakefiles import FileServer
+from devkit.loopback import Answer, Loopback
 from sd_api.netguard import Guard, Resolver, bypasses_proxy
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
 from sd_loader.net.exchange import Resource
 from sd_loader.settings import Settings
-from tests.support.servers.tlsname import NAME, make_certificate, speak_tls
+from tests.support.servers.tlsname import NAME, make_certificate, speaking_as
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tls_server(certificate: Path) -> Iterator[FileServer]:
     """A server of files that speaks TLS as NAME."""
-    server = FileServer()
-    speak_tls(server._servers[0], certificate)
-    with server:
+    with FileServer(tls=speaking_as(certificate)[0]) as server:
         yield server
 
 
@@ -57,7 +54,7 @@ def named(certificate: Path) -> NamedSettings:
 
 def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
     """Only the address is ours: no resolver but the guard's knows NAME."""
-    port = tls_server._servers[0].server_port
+    port = tls_server.port
     tls_server.serve_file("/x", b"content")
     with HttpClient(named(certificate)).session() as client:
         assert client.get(f"https://{NAME}:{port}/x").content == b"content"
@@ -68,7 +65,7 @@ def test_the_name_stays_in_sni_host_and_certificate(tls_server, certificate):
 
 def test_https_never_leads_to_http(tls_server, certificate):
     """Not even to an allowed host."""
-    port = tls_server._servers[0].server_port
+    port = tls_server.port
     tls_server.serve_file("/x", b"", redirect=f"http://127.0.0.1:{port}/y")
     with (
         HttpClient(named(certificate)).session() as client,
@@ -126,38 +123,21 @@ def test_redirects_are_checked_one_by_one():
             client.get(url)
 
 
-class Proxy:
-    """A forwarding proxy that answers everything itself and remembers what it was asked."""
+class Proxy(Loopback):
+    """A forward proxy that answers plain requests itself and refuses tunnels."""
 
-    def __enter__(self) -> "Proxy":
-        asked: list[str] = []
+    def __init__(self) -> None:
+        super().__init__(
+            lambda request: Answer(403) if request.method == "CONNECT" else Answer(200, b"proxy")
+        )
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked.append(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", "5")
-                self.end_headers()
-                self.wfile.write(b"proxy")
-
-            def do_CONNECT(self) -> None:
-                asked.append(f"CONNECT {self.path}")
-                self.send_error(403)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-                """Stay silent."""
-
-        self.asked = asked
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    @property
+    def asked(self) -> list[str]:
+        """What it was asked for, in order."""
+        return [
+            f"CONNECT {one.target}" if one.method == "CONNECT" else one.target
+            for one in self.requests
+        ]
 
 
 def no_lookup(_host: str, _port: int) -> list[str]:
@@ -255,7 +235,6 @@ def test_a_token_stays_with_its_origin(place, has_token, by_hand):
     """And is not sent again when a redirect leads back there from elsewhere."""
     with FileServer() as server:
         other = server.add_origin()
-        server._servers[-1].start()
         port = server.host.rpartition(":")[2]
         target = place.format(port=port, other=other.rpartition(":")[2])
         server.serve_file("/here", b"", redirect=target)

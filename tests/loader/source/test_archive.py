@@ -26,10 +26,10 @@ from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
 from sd_loader.source.archive import unpack_pipeline
 from sd_loader.source.ref import Checks, SourceRef
+from tests.support.formats.zipfiles import Part, deflated, zip_bytes
 from tests.support.loader.fetches import fetch
 from tests.support.models.conversions import load_request
 from tests.support.models.modelindex import INDEX
-from tests.support.models.zipfiles import Part, deflated, zip_bytes
 
 ENCODED = json.dumps(INDEX).encode()
 WEIGHTS = os.urandom(3 << 20)

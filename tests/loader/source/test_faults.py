@@ -58,7 +58,6 @@ from tests.support.servers.sourcefaults import (
     total,
     zipped,
 )
-from tests.support.servers.wire import DAY
 from tests.support.tally import Tally
 
 MAX_REQUESTS = 14
@@ -121,6 +120,7 @@ def pod(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     assert sum(waited) <= MAX_WAITED
 
 
+DAY = 24 * 3600
 CUTS = (0, 1, 8, 9, 15, 17, 40, 80, 120, 160, 200)
 """Within the status line and the headers."""
 LATE = {"Last-Modified": formatdate(0, usegmt=True)}
@@ -255,7 +255,7 @@ def test_a_fault_is_survived_or_refused(
         else:
             error = pod.refusal(server)
             assert (error.reason, row.words in error.message) == (reason, True), error.message
-        assert len(server.wire.asked) <= MAX_REQUESTS
+        assert len(server.wire.requests) <= MAX_REQUESTS
         if reason is not None and not is_permanent(error):
             server.fault = once(partial(cut, 0), times=0)
             result = pod.load(server)
@@ -283,7 +283,7 @@ def test_a_slow_server_is_given_up(
     with Server(files, resumed(fault), files.content) as server:
         error = pod.refusal(server)
         assert (error.reason, words in error.message) == (Reason.SOURCE_UNREACHABLE, True), error
-        assert len(server.wire.asked) <= MAX_REQUESTS
+        assert len(server.wire.requests) <= MAX_REQUESTS
     tally("source faults survived")
 
 
@@ -319,6 +319,6 @@ def test_a_date_resumes_a_download_only_once_it_is_old(pod: Pod, files: Files) -
     for name, version in (("late", LATE), ("now", NOW)):
         with Server(files, once(partial(cut_body, 50_000)), files.content, version) as server:
             pod.load(server, reload=name)
-            asked[name] = {request.headers.get("if-range") for request in server.wire.asked}
+            asked[name] = {request.headers.get("if-range") for request in server.wire.requests}
     assert asked["late"] >= {LATE["Last-Modified"]}
     assert asked["now"] == {None}

@@ -14,16 +14,14 @@ from safetensors.torch import load_file
 from devkit.fakehub import FakeHub
 from sd_api.reasons import Reason
 from sd_api.spec import VaeSource
-from tests.loader.convert.test_vae import tiny, tiny_diffusers
-from tests.support.loader.loadercli import Containers, containers, failed, hub, load_request
+from tests.support.loader.loadercli import Containers, failed, load_request
 from tests.support.loader.loadercli import artifact_of as loaded
 from tests.support.loader.partloads import WEIGHTS, load_with_vae, served, without
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import identical
 from tests.support.models.tinyrepo import save_repo
-
-__all__ = ["containers", "hub"]
+from tests.support.models.vaes import tiny, tiny_diffusers
 
 PEER, OPENS = "AutoencoderKL.from_single_file", "DiffusionPipeline"
 ROWS: tuple[Row, ...] = tuple(

@@ -11,15 +11,13 @@ from diffusers import AutoencoderKL, ControlNetModel
 from devkit.fakehub import FakeHub
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.reasons import Reason
-from tests.loader.convert.test_controlnet import save_repo as save_controlnet
-from tests.loader.convert.test_vae import tiny
-from tests.support.loader.loadercli import Containers, containers, failed, hub, load_request
+from tests.support.loader.loadercli import Containers, failed, load_request
 from tests.support.loader.loadercli import artifact_of as loaded
 from tests.support.loader.partloads import WEIGHTS
 from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.controlnets import save_repo as save_controlnet
 from tests.support.models.tinyrepo import save_repo
-
-__all__ = ["containers", "hub"]
+from tests.support.models.vaes import tiny
 
 
 def test_a_controlnet_of_the_table_loads_by_its_id_alone(

@@ -9,14 +9,12 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.spec import VaeSource
-from tests.loader.convert.test_vae import tiny
-from tests.support.loader.loadercli import Containers, hub, load_request
+from tests.support.loader.loadercli import Containers, load_request
 from tests.support.loader.loadercli import artifact_of as loaded
 from tests.support.loader.partloads import load_with_vae, served, without
 from tests.support.models.checkpoints import tiny_sd15
 from tests.support.models.tinyrepo import save_repo
-
-__all__ = ["hub"]
+from tests.support.models.vaes import tiny
 
 TOKEN = "hf_secret"
 

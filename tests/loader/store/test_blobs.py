@@ -20,7 +20,7 @@ from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     HASH,
     MODEL_ID,
@@ -65,12 +65,12 @@ def load_two(volume: Volume, content: Mapping[str, bytes] = TWO) -> Receipt:
 
 def remove_one(volume: Volume) -> None:
     """Remove the first model."""
-    removal.remove(volume, OWNER, MODEL_ID)
+    removal.remove_model(volume, OWNER, MODEL_ID)
 
 
 def remove_two(volume: Volume) -> None:
     """Remove the second model."""
-    removal.remove(volume, OTHER_OWNER, OTHER)
+    removal.remove_model(volume, OTHER_OWNER, OTHER)
 
 
 def vae(root: Path, model_id: str = MODEL_ID) -> os.stat_result:
@@ -378,7 +378,7 @@ def test_concurrent_loads_and_removals_do_not_damage_models(tmp_path: Path) -> N
                     load(volume, owner, model_id=model_id, files=ONE)
                     assert serves(tmp_path, model_id, ONE)
                     assert find_published(volume, owner.uid, HASH) is not None
-                    removal.remove(volume, owner, model_id)
+                    removal.remove_model(volume, owner, model_id)
         except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
             failures.append(error)
 
@@ -389,7 +389,7 @@ def test_concurrent_loads_and_removals_do_not_damage_models(tmp_path: Path) -> N
         thread.join()
     assert failures == []
     with Volume.open(tmp_path) as volume:
-        removal.remove(volume, OWNER, MODEL_ID)
+        removal.remove_model(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}
 
 

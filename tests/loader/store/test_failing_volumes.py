@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.reasons import Reason
-from tests.support.loader.pods import (
+from tests.support.store.pods import (
     RUNS,
     Pod,
     Setup,
@@ -23,12 +23,9 @@ from tests.support.loader.pods import (
     prepared,
     sampled,
     served,
-    tagged_parts,
 )
-from tests.support.loader.steps import refused_from, refused_once, steps_of
+from tests.support.store.steps import refused_from, refused_once, steps_of
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 FULL = frozenset({Reason.INSUFFICIENT_STORAGE})
 NOT_WRITABLE = frozenset({Reason.VOLUME_NOT_WRITABLE})

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from devkit.fakefiles import FileServer
-from tests.loader.convert.test_vae import tiny as tiny_vae
 from tests.support.loader.loadercli import load_request
-from tests.support.loader.pods import (
+from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.vaes import tiny as tiny_vae
+from tests.support.store.pods import (
     RUNS,
     Pod,
     Setup,
@@ -24,14 +25,10 @@ from tests.support.loader.pods import (
     prepared,
     sampled,
     served,
-    tagged_parts,
 )
-from tests.support.loader.steps import KILLED, killed_at, steps_of
-from tests.support.loader.volumes import tree
-from tests.support.models.checkpoints import save_safetensors
+from tests.support.store.steps import KILLED, killed_at, steps_of
+from tests.support.store.volumes import tree
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 
 # The child of the fork only runs the loader, whatever threads other tests have left.

@@ -19,7 +19,7 @@ from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,
@@ -82,7 +82,7 @@ def test_a_users_file_under_the_model_id_is_a_conflict_and_stays(
         Reason.MODEL_ID_CONFLICT, f"m on the volume is {what} that the loader did not create"
     ):
         take_ownership(volume, OWNER, MODEL_ID, HASH)
-    removal.remove(volume, OWNER, MODEL_ID)
+    removal.remove_model(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == before
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.reasons import Reason
-from tests.support.loader.pods import (
+from tests.support.store.pods import (
     ADOPTION,
     FIRST,
     NEIGHBOURS,
@@ -21,13 +21,10 @@ from tests.support.loader.pods import (
     answer,
     copy,
     prepared,
-    tagged_parts,
     whole,
 )
-from tests.support.loader.volumes import MODEL_ID, tree
+from tests.support.store.volumes import MODEL_ID, tree
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 ACTS = [FIRST, RELOAD, ADOPTION, REMOVAL, SWEEP]
 EXPLAINED = {Reason.VOLUME_NOT_WRITABLE, Reason.MODEL_ID_CONFLICT}

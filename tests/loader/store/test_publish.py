@@ -24,7 +24,7 @@ from sd_loader.store.receipt import (
 )
 from sd_loader.store.staging import begin, remove_abandoned
 from sd_loader.store.volume import Volume
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,
@@ -153,7 +153,7 @@ def test_a_model_that_was_removed_during_its_load_is_not_published(
     take_ownership(volume, OWNER, MODEL_ID, HASH)
     with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
-        removal.remove(volume, OWNER, MODEL_ID)
+        removal.remove_model(volume, OWNER, MODEL_ID)
         with refused(Reason.LOADER_CRASHED, "removed from the volume while"):
             publish(volume, OWNER, MODEL_ID, staging, receipt)
     assert tree(tmp_path) == {}
@@ -169,7 +169,7 @@ def test_a_removal_in_the_middle_of_publishing_wins(
     def removed_before(*args: str, **fds: int) -> None:
         if args[-1] in {HASH, MODEL_ID}:
             monkeypatch.undo()
-            removal.remove(volume, OWNER, MODEL_ID)
+            removal.remove_model(volume, OWNER, MODEL_ID)
         original(*args, **fds)
 
     take_ownership(volume, OWNER, MODEL_ID, HASH)
@@ -224,7 +224,7 @@ def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -
     (tmp_path / ".store/uid-1/planted").symlink_to(outside)
     (tmp_path / ".staging/uid-1").mkdir(parents=True)
     (tmp_path / ".staging/uid-1/pod").symlink_to(outside)
-    removal.remove(volume, OWNER, MODEL_ID)
+    removal.remove_model(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == {}
     assert (outside / "keep").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.reasons import ExitCode, Reason
-from tests.support.loader.pods import (
+from tests.support.store.pods import (
     ADOPTION,
     FIRST,
     LATE_REMOVAL,
@@ -33,13 +33,10 @@ from tests.support.loader.pods import (
     prepared,
     sampled,
     served,
-    tagged_parts,
     without_sharing,
 )
-from tests.support.loader.steps import end, held_at, steps_of
+from tests.support.store.steps import end, held_at, steps_of
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 RACES: list[tuple[Setup, Pod, Pod, tuple[Pod, ...]]] = [
     ([], FIRST, FIRST, (FIRST,)),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sd_api.reasons import ExitCode, Reason
-from tests.support.loader.pods import (
+from tests.support.store.pods import (
     ADOPTION,
     FIRST,
     NEIGHBOURS,
@@ -25,14 +25,11 @@ from tests.support.loader.pods import (
     end_state,
     prepared,
     served,
-    tagged_parts,
     whole,
 )
-from tests.support.loader.steps import OnStep
-from tests.support.loader.volumes import HASH, MODEL_ID, NEW_HASH, tree
+from tests.support.store.steps import OnStep
+from tests.support.store.volumes import HASH, MODEL_ID, NEW_HASH, tree
 from tests.support.tally import Tally
-
-__all__ = ["tagged_parts"]
 
 PAGE = 4096
 MISSED = 77

@@ -15,7 +15,7 @@ from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.publish import tidy
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import sweep
-from tests.support.loader.sweeping import (
+from tests.support.store.sweeping import (
     OTHER_OWNER,
     VERSION,
     WEIGHTS,
@@ -24,7 +24,7 @@ from tests.support.loader.sweeping import (
     superseded_unrecorded,
     swept,
 )
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,

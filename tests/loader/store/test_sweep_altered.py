@@ -14,10 +14,10 @@ import pytest
 from sd_api.reasons import ExitCode, Reason
 from sd_loader.store.receipt import RECEIPT_FILE
 from sd_loader.store.volume import Volume
-from sd_loader.sweep import Kind
+from sd_loader.sweep import FindingKind
 from tests.support.loader.loadercli import Containers, failed
-from tests.support.loader.sweeping import OTHER_OWNER, VERSION, WEIGHTS, found, swept
-from tests.support.loader.volumes import HASH, MODEL_ID, NEW_HASH, download, load, tree
+from tests.support.store.sweeping import OTHER_OWNER, VERSION, WEIGHTS, found, swept
+from tests.support.store.volumes import HASH, MODEL_ID, NEW_HASH, download, load, tree
 
 # --- altered and foreign files
 
@@ -77,7 +77,7 @@ def test_altered_files_are_reported_and_never_removed(
     path = os.path.normpath(f"{VERSION}/{alter(tmp_path / VERSION)}")
     before = tree(tmp_path)
     result = swept(tmp_path, delete=True)
-    assert [(one.kind, one.path) for one in result.findings] == [(Kind.ALTERED, path)]
+    assert [(one.kind, one.path) for one in result.findings] == [(FindingKind.ALTERED, path)]
     assert result.exit_code is ExitCode.PERMANENT
     assert "1 file was altered, and stay" in result.to_text()
     assert tree(tmp_path) == before
@@ -92,7 +92,7 @@ def test_digests_find_altered_bytes_in_all_models_that_share_them(
     with (tmp_path / MODEL_ID / "vae/weights").open("r+b") as file:
         file.write(b"x")
     assert swept(tmp_path).findings == ()
-    assert found(tmp_path, Kind.ALTERED, digests=True) == {
+    assert found(tmp_path, FindingKind.ALTERED, digests=True) == {
         f"{VERSION}/vae/weights": "its content changed after it was published",
         f".store/uid-3/{HASH}/vae/weights": "its content changed after it was published",
     }
@@ -111,7 +111,7 @@ def test_foreign_files_are_listed_and_kept(volume: Volume, tmp_path: Path) -> No
     (tmp_path / ".blobs/sha256/notes").write_text("mine")
     before = tree(tmp_path)
     result = swept(tmp_path, delete=True)
-    assert {one.path for one in result.findings if one.kind is Kind.FOREIGN} == {
+    assert {one.path for one in result.findings if one.kind is FindingKind.FOREIGN} == {
         "current",
         "lost+found",
         "notes.txt",

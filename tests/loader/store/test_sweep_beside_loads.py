@@ -16,13 +16,13 @@ import pytest
 
 from sd_api.reasons import ExitCode, Reason
 from sd_loader.store import removal
-from sd_loader.store.orphans import Orphan, remove
+from sd_loader.store.orphans import Orphan, remove_orphan
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import link
 from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
-from sd_loader.sweep import Kind, sweep
-from tests.support.loader.sweeping import (
+from sd_loader.sweep import FindingKind, sweep
+from tests.support.store.sweeping import (
     VERSION,
     WEIGHTS,
     found,
@@ -30,7 +30,7 @@ from tests.support.loader.sweeping import (
     superseded_unrecorded,
     swept,
 )
-from tests.support.loader.volumes import (
+from tests.support.store.volumes import (
     DAY,
     FILES,
     HASH,
@@ -125,7 +125,7 @@ def test_a_load_does_not_publish_a_version_that_a_sweep_removed(
     def taken_first(*args: str, **fds: int) -> None:
         if args[-1] == MODEL_ID:
             monkeypatch.undo()
-            assert remove(volume, Orphan(VERSION, "judged a moment ago", MODEL_ID))
+            assert remove_orphan(volume, Orphan(VERSION, "judged a moment ago", MODEL_ID))
         original(*args, **fds)
 
     monkeypatch.setattr(os, operation, taken_first)
@@ -209,8 +209,8 @@ def test_a_sweep_does_not_damage_concurrent_loads_and_removals(tmp_path: Path) -
                     load(volume, load_hash=f"{number % 3:016x}", files=WEIGHTS)
                     assert WEIGHTS.items() <= tree(tmp_path / MODEL_ID).items()
                     if number % 4 == 3:
-                        removal.remove(volume, OWNER, MODEL_ID)
-                removal.remove(volume, OWNER, MODEL_ID)
+                        removal.remove_model(volume, OWNER, MODEL_ID)
+                removal.remove_model(volume, OWNER, MODEL_ID)
         except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
             failures.append(error)
         finally:
@@ -221,7 +221,7 @@ def test_a_sweep_does_not_damage_concurrent_loads_and_removals(tmp_path: Path) -
     while not done.is_set():
         result = sweep(tmp_path, delete=True, digests=True, older_than=DAY, retain=timedelta(0))
         assert result.exit_code is ExitCode.DONE, result.to_text()
-        assert {one.kind for one in result.findings} <= {Kind.ORPHAN}, result.to_text()
+        assert {one.kind for one in result.findings} <= {FindingKind.ORPHAN}, result.to_text()
     thread.join()
     if failures:  # raised again, for its traceback
         raise failures[0]

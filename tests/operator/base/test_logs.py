@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sd_operator.base import logs
-from tests.support.kube.operated import Operated
+from tests.support.operator.operated import Operated
 
 log = logging.getLogger("sd_operator.test")
 

@@ -23,7 +23,8 @@ from sd_operator.base.errors import (
 )
 from sd_operator.clients import kube
 from sd_operator.clients.kube import JOBS, MODELS, PODS, Api, Listing
-from tests.support.kube.scriptedserver import Server, ask, serving, status, write_kubeconfig
+from tests.support.kube.kubeconfig import write_kubeconfig
+from tests.support.kube.scriptedserver import Server, ask, serving, status
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from devkit.webhook_receiver import WebhookReceiver
 from sd_api.netguard import Guard
 from sd_api.status import OUTBOX_MAX, OutboxEntry, Status, WebhookEvent
 from sd_operator.base import times
-from sd_operator.base.errors import ForbiddenError, NotFoundError, SigningKeyError
+from sd_operator.base.errors import ForbiddenError, SigningKeyError
 from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
 from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.reconciler import delivery
@@ -25,25 +25,10 @@ from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.resources.observed import Delivery, Outcome
 from sd_operator.rules import outbox
 from sd_operator.rules.decision import WebhookCall
+from tests.support.rules.deliveries import entry, no_secret
 from tests.support.rules.observed import NOW, UID, WANTED, model, published
 
 KEY = "whsec_" + base64.b64encode(b"a key of twenty-six bytes.").decode()
-
-
-def entry(event: WebhookEvent = WebhookEvent.LOADED, **fields: Any) -> OutboxEntry:
-    """A call that is owed."""
-    return OutboxEntry(
-        id=outbox.webhook_id(UID, WANTED, event),
-        event=event,
-        load_hash=WANTED,
-        created_time=times.stamp(NOW),
-        **fields,
-    )
-
-
-async def no_secret(namespace: str, name: str) -> dict[str, Any]:
-    """There is none."""
-    raise NotFoundError(f'secrets "{name}" not found in {namespace}', 404)
 
 
 def deliver(

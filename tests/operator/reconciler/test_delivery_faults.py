@@ -17,7 +17,7 @@ from sd_operator.base.errors import ForbiddenError, UnavailableError
 from sd_operator.base.settings import WEBHOOK_RETRY_SECONDS, Settings
 from sd_operator.reconciler import delivery
 from sd_operator.standalone import pki
-from tests.support.kube.webhookstage import Stage, allowing, endless, nobody, play
+from tests.support.operator.webhookstage import Stage, allowing, endless, nobody, play
 from tests.support.rules.observed import NOW
 from tests.support.tally import Tally
 

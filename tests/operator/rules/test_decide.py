@@ -154,6 +154,24 @@ def test_the_clean_up_job_keeps_what_is_to_be_retained() -> None:
     assert gone.job.request.model_dump()["retain"] is False
 
 
+@pytest.mark.parametrize(
+    ("resource", "seen", "expected"),
+    [
+        pytest.param(model(), observed(admitted=False), True, id="waits in the queue"),
+        pytest.param(model(finalizer=False), observed(), True, id="about to start"),
+        pytest.param(model(), observed(), True, id="starts a load"),
+        pytest.param(model(published()), observed(), False, id="published"),
+        pytest.param(model(loading()), observed(job()), False, id="its Job counts instead"),
+        pytest.param(model(published(), deleted_ago=1), observed(), False, id="clean-up"),
+    ],
+)
+def test_only_a_model_that_is_to_load_stays_in_the_queue(
+    resource: Model, seen: Observed, expected: bool
+) -> None:
+    """Every other model leaves it, so that the next one is admitted."""
+    assert decided(resource, seen).uses_admission is expected
+
+
 STATUSES = st.sampled_from(
     [
         {},

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import yaml
 
 from sd_operator.clients.lease import Lease
 from sd_operator.runtime import election
 from tests.support.kube.cluster import Cluster
+from tests.support.kube.kubeconfig import write_kubeconfig
 
 
 class Scripted(Lease):
@@ -204,13 +204,7 @@ def test_without_its_namespace_the_lease_says_what_is_missing(candidates: Candid
 
 def test_an_api_server_that_is_away_raises_nothing(tmp_path: Path) -> None:
     """The answer is no, and why."""
-    config = {
-        "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": "http://127.0.0.1:1"}}],
-        "users": [{"name": "test", "user": {"token": "t"}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1")
 
     async def scenario(one: Lease, _: Lease) -> None:
         assert not await one.hold()

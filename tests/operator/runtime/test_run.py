@@ -11,19 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import pytest
-import yaml
 
+from devkit.fakefiles import json_answer
+from devkit.loopback import Answer, HangUpError, Loopback, Request
 from sd_api import names
 from sd_operator.base.settings import Settings
 from sd_operator.clients import kube
 from sd_operator.runtime import run
-from tests.support.kube.probing import probe
+from tests.support.kube.kubeconfig import write_kubeconfig
+from tests.support.operator.operators import probe
+from tests.support.processes import START_SECONDS
 
 KINDS = {
     "/api/v1": [
@@ -49,6 +51,24 @@ class Server:
     away: bool = False
     watches: list[dict[str, list[str]]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
+
+    def respond(self, request: Request) -> Answer:
+        """Answer a request, or cut its connection."""
+        if self.away:
+            raise HangUpError
+        query = parse_qs(request.query)
+        if "watch" in query:
+            self.watches.append({"path": [request.path], **query})
+            return Answer(200, self.watch())
+        answer = self.reply(request.path)
+        return json_answer(404 if answer is None else 200, {} if answer is None else answer)
+
+    def watch(self) -> Iterator[bytes]:
+        """Wait for the error that ends a watch."""
+        while not self.away and not self.stopped.wait(0.05):
+            if self.error is not None:
+                yield json.dumps({"type": "ERROR", "object": self.error}).encode() + b"\n"
+                return
 
     def reply(self, path: str) -> Any:
         """The answer to a GET that is no watch; None is 404."""
@@ -85,56 +105,10 @@ def _resource(kind: str, plural: str) -> dict[str, Any]:
 def server(tmp_path: Path) -> Iterator[Server]:
     """The server, named by tmp_path/kubeconfig."""
     state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if state.away:
-                return
-            parts = urlsplit(self.path)
-            query = parse_qs(parts.query)
-            if "watch" in query:
-                self.watch(parts.path, query)
-                return
-            answer = state.reply(parts.path)
-            data = json.dumps({} if answer is None else answer).encode()
-            self.send_response(404 if answer is None else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def watch(self, path: str, query: dict[str, list[str]]) -> None:
-            state.watches.append({"path": [path], **query})
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.flush()
-            while not state.away and not state.stopped.wait(0.05):
-                if state.error is not None:
-                    line = json.dumps({"type": "ERROR", "object": state.error})
-                    self.wfile.write(line.encode() + b"\n")
-                    return
-
-        def log_message(self, *_: object) -> None:
-            """Stay silent."""
-
-    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http_server.daemon_threads = True
-    thread = threading.Thread(target=http_server.serve_forever, args=(0.02,))
-    thread.start()
-    config = {
-        "current-context": "test",
-        "clusters": [
-            {"name": "test", "cluster": {"server": f"http://127.0.0.1:{http_server.server_port}"}}
-        ],
-        "users": [{"name": "test", "user": {"token": "t"}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    yield state
-    state.stopped.set()
-    http_server.shutdown()
-    http_server.server_close()
-    thread.join()
+    with Loopback(state.respond) as http:
+        write_kubeconfig(tmp_path / "kubeconfig", http.url)
+        yield state
+        state.stopped.set()
 
 
 @dataclass
@@ -146,7 +120,7 @@ class Operator:
 
     def wait_for(self, holds: Callable[[str], object]) -> str:
         """Wait until the log is as wanted."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START_SECONDS
         while not holds(text := self.log.read_text()):
             assert time.monotonic() < deadline, text
             time.sleep(0.05)

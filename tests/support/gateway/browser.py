@@ -1,4 +1,11 @@
-"""A headless Chromium for tests of pages."""
+"""A headless Chromium, and a tab that notes every complaint of its console.
+
+For example:
+
+    with running_chromium(chromium_path(), folder) as address, connected(address) as browser:
+        with tab(browser, site.url) as visitor:
+            visitor.login(site.key)
+"""
 
 from __future__ import annotations
 
@@ -7,9 +14,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.processes import running
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = (
@@ -20,6 +30,9 @@ ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--headless",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
 )
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1280, "height": 800}
@@ -30,17 +43,23 @@ def chromium_path() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A browser for one module: while it runs, no other event loop can run in this thread."""
+@contextmanager
+def running_chromium(path: str, folder: Path) -> Iterator[str]:
+    """Run Chromium with a new profile; yields the address of its DevTools."""
+    found = folder / "DevToolsActivePort"
+    command = [path, *ARGUMENTS, f"--user-data-dir={folder}", "about:blank"]
+    with running(command, folder / "log", lambda: found.exists() and bool(found.read_text())):
+        yield f"http://127.0.0.1:{found.read_text().split()[0]}"
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Connect to a running Chromium; yields Playwright's Browser."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = chromium_path()
-    if path is None:
-        pytest.skip("Chromium is not installed: install it, or set CHROMIUM to its path")
-    with playwright.sync_playwright() as api:
-        chromium = api.chromium.launch(executable_path=path, args=list(ARGUMENTS))
-        yield chromium
-        chromium.close()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.connect_over_cdp(address)
+        yield browser
+        browser.close()
 
 
 @dataclass

@@ -10,8 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-import pytest
-
 from sd_operator.gateway import keys
 from sd_operator.gateway.settings import Settings
 from tests.support.gateway.gatewayrun import Gateway
@@ -143,24 +141,3 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
     options = {"public_url": "http://127.0.0.1", **settings}
     with Gateway(Settings(keys_file, cluster.kubeconfig, **options)) as gateway:
         yield Site(gateway.url, keys_file, key)
-
-
-@pytest.fixture(scope="module")
-def gallery(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The gallery of shared_cluster, served once for all tests of a module."""
-    folder = tmp_path_factory.mktemp("gallery")
-    with serve(shared_cluster, folder, store=shared_cluster.store) as site:
-        yield site
-
-
-@pytest.fixture
-def stranger(gallery: Site) -> Site:
-    """A browser that is not logged in to the gallery."""
-    return Site(gallery.url, gallery.keys_file, gallery.key)
-
-
-@pytest.fixture
-def site(stranger: Site) -> Site:
-    """A browser that is logged in to the gallery."""
-    assert stranger.login().code == 303
-    return stranger

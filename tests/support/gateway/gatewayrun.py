@@ -9,13 +9,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-import pytest
 
 from sd_operator.clients.kube import Api
 from sd_operator.gateway import keys
@@ -24,7 +21,6 @@ from sd_operator.gateway.metrics import Metrics
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.server import server
 from sd_operator.gateway.settings import Settings
-from tests.support.kube.cluster import CLAIM, Cluster
 
 Json = dict[str, Any]
 START_SECONDS = 30.0
@@ -126,15 +122,3 @@ class Gateway:
         """Call an endpoint with the key and these fields."""
         body = json.dumps({"key": self.key, **fields}).encode()
         return self.post(endpoint, body, Content_Type="application/json")
-
-
-@pytest.fixture(scope="module")
-def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway without limits, with one key for the namespace of shared_cluster."""
-    keys_file = tmp_path_factory.mktemp("gateway") / "keys"
-    (key,) = write_keys(keys_file, shared_cluster.namespace)
-    settings = Settings(
-        keys_file, shared_cluster.kubeconfig, CLAIM, calls_per_minute=0, failures_per_minute=0
-    )
-    with Gateway(settings, key) as gateway:
-        yield gateway

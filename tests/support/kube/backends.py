@@ -1,6 +1,6 @@
-"""A cluster for tests, the same for all of them: `cluster` gives each test a namespace of its own.
+"""The cluster of a test run: one API server, in which each test gets a namespace of its own.
 
-What it is made of depends on the environment, and tests do not notice:
+What the cluster is made of depends on the environment; tests do not notice the difference:
 
 - by default, `sd-operator standalone` without its operator, in a process of its own;
 - KUBEBUILDER_ASSETS names a folder with etcd and kube-apiserver (controller-runtime's convention):
@@ -17,12 +17,11 @@ Tests start and kill operators themselves.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -31,57 +30,50 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sd_api.crd import custom_resource_definition
 from sd_operator.standalone import pki
-from tests.support.kube.cluster import CLAIM, Backend, Cluster, namespace_of
-from tests.support.kube.rbacproxy import RULES
+from tests.support.kube.cluster import CLAIM, Backend, Cluster
+from tests.support.kube.rights import RULES
 from tests.support.processes import START_SECONDS, free_ports, listens, running
 
 SYSTEM_NAMESPACE = "sd-operator-system"
 
 
 @contextlib.contextmanager
-def backend_of(env: Mapping[str, str], loader: Sequence[str] = ()) -> Iterator[Backend]:
-    """The cluster that the environment asks for; Pods of standalone's node may run a stand-in."""
+def backend_of(env: Mapping[str, str]) -> Iterator[Backend]:
+    """Start the cluster that the environment asks for."""
     with (
         tempfile.TemporaryDirectory(prefix="sd-cluster-") as folder,
         contextlib.ExitStack() as stack,
     ):
         work = Path(folder)
         if env.get("KUBEBUILDER_ASSETS"):
-            yield stack.enter_context(
-                _kube_apiserver(Path(env["KUBEBUILDER_ASSETS"]), work, loader)
-            )
+            yield stack.enter_context(_kube_apiserver(Path(env["KUBEBUILDER_ASSETS"]), work))
         elif env.get("KUBECONFIG"):
-            yield stack.enter_context(_existing(Path(env["KUBECONFIG"]), env, work, loader))
+            yield stack.enter_context(_existing(Path(env["KUBECONFIG"]), env, work))
         else:
-            yield stack.enter_context(_standalone(work, loader))
+            yield stack.enter_context(_standalone(work))
 
 
 @contextlib.contextmanager
-def _standalone(work: Path, loader: Sequence[str]) -> Iterator[Backend]:
+def _standalone(work: Path) -> Iterator[Backend]:
     kubeconfig, store = work / "kubeconfig", work / "store"
-    command = [sys.executable, "-m", "sd_operator", "standalone", "--no-operator"]
-    if loader:
-        script = str(Path(__file__).with_name("clusterstub.py"))
-        command = [sys.executable, script, "--loader", *loader]
-    command += ["--store", str(store), "--kubeconfig", str(kubeconfig)]
-    with running(command, work / "standalone.log", lambda: kubeconfig.exists()):
+    with running(
+        _local_cluster("serve", kubeconfig, store),
+        work / "standalone.log",
+        lambda: kubeconfig.exists(),
+    ):
         yield Backend(
             "standalone", kubeconfig, kubeconfig, f"{store}/.claims/{{namespace}}/{CLAIM}"
         )
 
 
 @contextlib.contextmanager
-def _existing(
-    kubeconfig: Path, env: Mapping[str, str], work: Path, loader: Sequence[str]
-) -> Iterator[Backend]:
+def _existing(kubeconfig: Path, env: Mapping[str, str], work: Path) -> Iterator[Backend]:
     admin = Cluster(Backend("cluster", kubeconfig, kubeconfig, None), "default", work)
     _define(admin)
     if not [node for node in admin.list("nodes") if node["metadata"]["name"] != "standalone"]:
-        with _node(kubeconfig, work, loader) as store:
+        with _node(kubeconfig, work) as store:
             yield Backend("nodeless cluster", kubeconfig, kubeconfig, store)
         return
-    if loader:
-        pytest.skip("KUBECONFIG names a cluster with nodes, which run no stand-in for the loader")
     for name in ("SD_TEST_LOADER_IMAGE", "SD_TEST_SOURCE_HOST"):
         if not env.get(name):
             pytest.skip(f"KUBECONFIG names a cluster with nodes, and {name} is not set")
@@ -93,23 +85,31 @@ def _existing(
         env["SD_TEST_LOADER_IMAGE"],
         env["SD_TEST_SOURCE_HOST"],
         controllers=False,
+        local_pods=False,
     )
 
 
 @contextlib.contextmanager
-def _node(kubeconfig: Path, work: Path, loader: Sequence[str], *options: str) -> Iterator[str]:
+def _node(kubeconfig: Path, work: Path, *options: str) -> Iterator[str]:
     store = work / "store"
     store.mkdir(exist_ok=True)
-    script = str(Path(__file__).with_name("clusternode.py"))
-    command = [sys.executable, script, "--kubeconfig", str(kubeconfig), "--store", str(store)]
-    command += ["--loader", *loader] if loader else []
+    command = _local_cluster("join", kubeconfig, store, *options)
     log = work / "node.log"
-    with running([*command, *options], log, lambda: "ready" in log.read_text()):
+    with running(command, log, lambda: "ready" in log.read_text()):
         yield f"{store}/.claims/{{namespace}}/{CLAIM}"
 
 
+def _local_cluster(command: str, kubeconfig: Path, store: Path, *options: str) -> list[str]:
+    here = Path(__file__).parent
+    return [
+        *(sys.executable, str(here / "localcluster.py"), command),
+        *("--kubeconfig", str(kubeconfig), "--store", str(store), *options),
+        *("--loader", sys.executable, "-IS", str(here / "podloader.py")),
+    ]
+
+
 @contextlib.contextmanager
-def _kube_apiserver(assets: Path, work: Path, loader: Sequence[str]) -> Iterator[Backend]:
+def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
     """Start etcd and kube-apiserver as controller-runtime's envtest does, with RBAC."""
     for program in ("etcd", "kube-apiserver"):
         if not (assets / program).exists():
@@ -183,7 +183,7 @@ def _kube_apiserver(assets: Path, work: Path, loader: Sequence[str]) -> Iterator
         if real:
             stack.enter_context(running(manager, work / "manager.log", lambda: True))
         options = ("--controllers", "claim") if real else ()
-        store = stack.enter_context(_node(kubeconfig, work, loader, *options))
+        store = stack.enter_context(_node(kubeconfig, work, *options))
         yield Backend("kube-apiserver", kubeconfig, operator, store, controllers=not real)
 
 
@@ -222,48 +222,3 @@ def _operator_token(admin: Cluster) -> str:
     ):
         admin.apply(item)
     return admin.kubectl("create", "token", "sd-operator", "--duration=4h").strip()
-
-
-@pytest.fixture(scope="session")
-def backend() -> Iterator[Backend]:
-    """The cluster of this test run."""
-    with backend_of(os.environ) as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
-def stub_backend() -> Iterator[Backend]:
-    """A cluster whose Pods run stubloader.py in place of the loader."""
-    stub = Path(__file__).with_name("stubloader.py")
-    with backend_of(os.environ, [sys.executable, str(stub)]) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def shared_cluster(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A namespace that the tests of a module share: they use different names."""
-    with namespace_of(backend, tmp_path_factory.mktemp("cluster")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared_stub_cluster(
-    stub_backend: Backend, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
-    """As `shared_cluster`, with stubloader.py in place of the loader."""
-    with namespace_of(stub_backend, tmp_path_factory.mktemp("cluster")) as made:
-        yield made
-
-
-@pytest.fixture
-def stub_cluster(stub_backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
-    """As `cluster`, with stubloader.py in place of the loader."""
-    with namespace_of(stub_backend, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def cluster(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
-    """A namespace of its own, with a claim."""
-    with namespace_of(backend, tmp_path) as made:
-        yield made

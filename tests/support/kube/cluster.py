@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -44,6 +43,8 @@ class Backend:
     source_host: str = "127.0.0.1"
     controllers: bool = True
     """Whether standalone's controllers run, whose first backoff is 1 s."""
+    local_pods: bool = True
+    """Whether Pods are processes on this machine, which may run stubloader.py for the loader."""
 
 
 @dataclass
@@ -195,8 +196,15 @@ def claim_manifest(name: str = CLAIM) -> Json:
 
 
 @contextlib.contextmanager
-def namespace_of(backend: Backend, work: Path, claim: bool = True) -> Iterator[Cluster]:
-    """A namespace with a claim, deleted afterwards, and its operators ended."""
+def namespace_of(
+    backend: Backend, work: Path, *, claim: bool = True, stub: bool = False
+) -> Iterator[Cluster]:
+    """A namespace with a PVC; at the end its operators are stopped and it is deleted.
+
+    stub: its Pods run stubloader.py in place of the loader.
+    """
+    if stub and not backend.local_pods:
+        pytest.skip("the nodes of KUBECONFIG's cluster cannot run a stand-in for the loader")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
     made = [namespace, *([claim_manifest()] if claim else [])]
@@ -204,6 +212,8 @@ def namespace_of(backend: Backend, work: Path, claim: bool = True) -> Iterator[C
     try:
         if claim and backend.store is not None:
             cluster.store.mkdir(parents=True, exist_ok=True)
+        if stub:
+            (cluster.store.parent / "stub").touch()  # podloader.py looks for it
         yield cluster
     finally:
         cluster.stop_operators()
@@ -219,11 +229,3 @@ def _release(cluster: Cluster) -> None:
         if model["metadata"].get("finalizers"):
             release = '{"metadata":{"finalizers":null}}'
             cluster.run("patch", "sdm", model["metadata"]["name"], "--type=merge", "-p", release)
-
-
-def credentials(kubeconfig: Path) -> tuple[str, str, str]:
-    """Server, token and CA certificate (PEM) of a kubeconfig of ours, for raw requests."""
-    config = yaml.safe_load(kubeconfig.read_text())
-    cluster = config["clusters"][0]["cluster"]
-    ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
-    return cluster["server"], config["users"][0]["user"]["token"], ca

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.support.kube.cluster import credentials
+import pytest
+
+from tests.support.kube.cluster import Backend, model_manifest
+from tests.support.kube.kubeconfig import credentials
 
 TIMEOUT_SECONDS = 10
+LINK = "https://example.com/model.safetensors"
 PATCHES = {
     "json": "application/json-patch+json",
     "merge": "application/merge-patch+json",
@@ -72,3 +78,37 @@ class RawApi:
     def patch(self, path: str, body: object, kind: str = "merge") -> Answer:
         """Patch an object."""
         return self.ask("PATCH", path, body, Content_Type=PATCHES[kind])
+
+
+class Models:
+    """The models of a namespace."""
+
+    def __init__(self, api: RawApi, namespace: str) -> None:
+        self.api = api
+        self.path = f"/apis/sd-operator.dev/v1alpha1/namespaces/{namespace}/stablediffusionmodels"
+
+    def create(self, name: str, **spec: object) -> dict:
+        """Make one."""
+        answer = self.api.ask("POST", self.path, model_manifest(name, url=LINK, **spec))
+        assert answer.code == 201, answer.text
+        return answer.body
+
+    def watch(self, **query: object) -> list[tuple[str, str]]:
+        """Types and names of the events of one second."""
+        given = {"watch": "1", "timeoutSeconds": 1, **query}
+        text = "&".join(f"{key}={value}" for key, value in given.items())
+        events = self.api.ask("GET", f"{self.path}?{text}").events
+        return [(event["type"], event["object"]["metadata"].get("name", "")) for event in events]
+
+
+@contextmanager
+def scratch(backend: Backend) -> Iterator[Models]:
+    """The models of a namespace that is there for one test."""
+    try:
+        api = RawApi(backend.kubeconfig)
+    except KeyError:
+        pytest.skip("the kubeconfig has no token for raw requests")
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": "test-"}}
+    name = api.ask("POST", "/api/v1/namespaces", namespace).body["metadata"]["name"]
+    yield Models(api, name)
+    api.ask("DELETE", f"/api/v1/namespaces/{name}")

@@ -1,4 +1,13 @@
-"""An API server in memory with one model, whose answers come when and as a test wants them."""
+"""An API in memory that holds one model, and fails as a test asks.
+
+For example:
+
+    api = Script(body())
+    api.refuses = InvalidError("limits: must be at least the request", 422)
+    controller = Controller(api, settings, Metrics(), lambda: NOW)
+    controller.see(api.model)
+    await api.until(lambda conditions: "Stalled" in conditions)
+"""
 
 from __future__ import annotations
 
@@ -17,11 +26,7 @@ Json = dict[str, Any]
 
 
 class Script(Api):
-    """One model, no claim any more, and answers that a real server rarely gives.
-
-    refuses: what creating a Job raises. away: what a patch raises. lost: what it raises once it is
-    done.
-    """
+    """One model, its Jobs and Events; the PVC is gone."""
 
     def __init__(self, model: Json) -> None:
         super().__init__(None)
@@ -30,8 +35,11 @@ class Script(Api):
         self.jobs: list[Json] = []
         self.events: list[tuple[str, str]] = []
         self.refuses: Exception | None = None
+        """Raised by the creation of a Job."""
         self.away: Exception | None = None
+        """Raised by a patch, before it."""
         self.lost: Exception | None = None
+        """Raised by a patch, after it."""
         self._patched = asyncio.Event()
 
     async def until(self, holds: Callable[[dict[str, str]], bool]) -> None:
@@ -51,7 +59,7 @@ class Script(Api):
         return Counter(reason for reason, _ in self.events)
 
     def change(self, patch: Json) -> Json:
-        """Change the model, as an API server does it."""
+        """Change the model as an API server does."""
         metadata = self.model["metadata"]
         version = str(int(metadata["resourceVersion"]) + 1)
         generation = metadata["generation"] + ("spec" in patch)
@@ -61,7 +69,7 @@ class Script(Api):
 
     @override
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
-        """Nothing but the model is there."""
+        """Return the model; nothing else exists."""
         self.asked.append(f"get {resource.plural}")
         if resource is not MODELS:
             raise NotFoundError(f"{resource.plural} {name} not found", 404)
@@ -71,12 +79,12 @@ class Script(Api):
     async def list(
         self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
     ) -> Listing:
-        """The Jobs are there, and nothing else."""
+        """List the Jobs; nothing else exists."""
         return Listing(list(self.jobs) if resource is JOBS else [], "9")
 
     @override
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Refuse Jobs as told; take everything else."""
+        """Refuse Jobs if the test asks for it; accept everything else."""
         self.asked.append(f"create {resource.plural}")
         if resource is JOBS and self.refuses is not None:
             raise self.refuses
@@ -98,7 +106,7 @@ class Script(Api):
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
     ) -> Json:
-        """Apply it to the model's status."""
+        """Apply a patch to the model's status."""
         self.asked.append(f"patch {resource.plural}")
         if self.away is not None:
             raise self.away

@@ -1,4 +1,13 @@
-"""An API server on loopback that answers as a script says, and the real client's questions."""
+"""An API server on loopback that gives scripted answers to the operator's real client.
+
+For example:
+
+    with serving(tmp_path) as server:
+        server.answer(409, status(409, "Conflict"))
+        server.answer(200, {"metadata": {"name": "a"}})
+        ask(server, lambda api: api.get(MODELS, "art", "a"))
+        assert server.requests[0].path.endswith("/a")
+"""
 
 from __future__ import annotations
 
@@ -9,20 +18,20 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
-import yaml
-
+from devkit.loopback import Answer, Loopback
+from devkit.loopback import Request as HttpRequest
 from sd_operator.clients import kube
 from sd_operator.clients.kube import Api
+from tests.support.kube.kubeconfig import write_kubeconfig
 
 
 @dataclass
 class Request:
-    """What the server was asked."""
+    """A request, with its query and its body parsed."""
 
     method: str
     path: str
@@ -33,90 +42,44 @@ class Request:
 
 @dataclass
 class Server:
-    """Gives the scripted answers in order, the last one for ever; refuses an expired token."""
+    """Gives the scripted answers in order and repeats the last one."""
 
+    kubeconfig: Path
     answers: list[tuple[int, Any, dict[str, str]]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
-    kubeconfig: Path = Path()
     expired: str = ""
+    """A token that gets 401."""
     delay: float = 0.0
     """Seconds that each answer takes, one after the other."""
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, code: int, body: Any = None, **headers: str) -> None:
         """Script one more answer."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         self.answers.append((code, {} if body is None else body, given))
 
-
-def write_kubeconfig(path: Path, server: str, token: str) -> None:
-    """A kubeconfig of one cluster and one user."""
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "current-context": "test",
-                "clusters": [{"name": "test", "cluster": {"server": server}}],
-                "users": [{"name": "test", "user": {"token": token}}],
-                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            }
-        )
-    )
+    def respond(self, request: HttpRequest) -> Answer:
+        """Record a request, and give the answer that is due."""
+        headers = dict(request.headers)
+        body = json.loads(request.body) if request.body else None
+        query = parse_qs(request.query)
+        self.requests.append(Request(request.method, request.path, query, headers, body))
+        if self.delay:
+            with self._turn:
+                time.sleep(self.delay)
+        if self.expired and headers.get("authorization") == f"Bearer {self.expired}":
+            return Answer(401, json.dumps(status(401, "Unauthorized")).encode())
+        code, value, more = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return Answer(code, value if isinstance(value, bytes) else json.dumps(value).encode(), more)
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
-    """A server on loopback."""
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length)
-            parts = urlsplit(self.path)
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            state.requests.append(
-                Request(
-                    self.command,
-                    parts.path,
-                    parse_qs(parts.query),
-                    headers,
-                    json.loads(body) if body else None,
-                )
-            )
-            if state.delay:
-                with state.turn:
-                    time.sleep(state.delay)
-            code, answer, more = (
-                (401, status(401, "Unauthorized"), {})
-                if state.expired and headers.get("authorization") == f"Bearer {state.expired}"
-                else state.answers.pop(0)
-                if len(state.answers) > 1
-                else state.answers[0]
-            )
-            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(code)
-            for name, value in more.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            """Stay silent."""
-
-    for method in ("GET", "POST", "PATCH", "DELETE"):
-        setattr(Handler, f"do_{method}", Handler.answer)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.02,))
-    thread.start()
-    state.kubeconfig = folder / "kubeconfig"
-    write_kubeconfig(state.kubeconfig, f"http://127.0.0.1:{http.server_port}", "first")
-    try:
-        yield state
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    """Serve on loopback; writes a kubeconfig with the token `first` into the folder."""
+    server = Server(folder / "kubeconfig")
+    with Loopback(server.respond) as http:
+        write_kubeconfig(server.kubeconfig, http.url, "first")
+        yield server
 
 
 def ask(
@@ -132,7 +95,7 @@ def ask(
 
 
 def status(code: int, reason: str, **details: Any) -> dict[str, Any]:
-    """A Status object, as Kubernetes refuses."""
+    """Return a Status object, as Kubernetes sends it with an error."""
     return {
         "kind": "Status",
         "code": code,

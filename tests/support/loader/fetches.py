@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from sd_api.load import LoadRequest
 from sd_loader.acquire import acquire
 from sd_loader.handover import Fetched
@@ -16,14 +14,6 @@ from sd_loader.settings import Settings
 
 QUICK = Retries(delays=(0, 0), longest_wait=0.5, sleep=lambda _seconds: None)
 TOKEN = "hf_s3cret"
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    """An empty source folder."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
 
 
 def fetch(

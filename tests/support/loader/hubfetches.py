@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from devkit.fakehub import FakeHub
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
@@ -55,37 +53,14 @@ UNNEEDED = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A repo with everything that real ones have, some of it needed."""
-    folder = tmp_path / "repo"
-    for name, content in NEEDED.items():
+def write_repo(folder: Path) -> Path:
+    """Write a repo with everything that real ones have, some of it needed."""
+    contents = NEEDED | dict.fromkeys(UNNEEDED, "not needed")
+    for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    for name in UNNEEDED:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("not needed")
     return folder
-
-
-@pytest.fixture
-def hub(folder: Path) -> Iterator[FakeHub]:
-    """A Hub with that repo, whose LFS files come from another origin."""
-    with FakeHub(separate_cdn=True) as hub:
-        hub.add_repo(REPO, folder)
-        yield hub
-
-
-@pytest.fixture
-def settings(hub: FakeHub, tmp_path: Path) -> Settings:
-    """Settings with the fake Hub as endpoint; its CDN is an allowed host."""
-    return Settings(
-        hub_endpoint=hub.url,
-        allowed_hosts=frozenset({hub.cdn_host}),
-        credentials_dir=tmp_path / "secret",
-    )
 
 
 def load(settings: Settings, into: Path, **fields: object) -> Fetched:

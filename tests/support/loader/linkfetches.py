@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from devkit.fakefiles import FileServer
 from sd_api.load import LoadRequest
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
@@ -31,23 +29,6 @@ def safetensors(size: int = 300_000) -> bytes:
 
 BODY = safetensors()
 SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    """A server of files on loopback."""
-    with FileServer() as server:
-        yield server
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Settings that allow loopback, and no other private address."""
-    return Settings(
-        allowed_hosts=frozenset({"127.0.0.1"}),
-        hub_endpoint="https://hub.invalid",
-        credentials_dir=tmp_path / "secret",
-    )
 
 
 def request(url: str, **fields: object) -> LoadRequest:

@@ -6,15 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from devkit.fakehub import FakeHub
-from devkit.tiny import write_checkpoint
 from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
@@ -175,41 +171,6 @@ OTHER = safetensors_bytes({"layer.weight": (4, 4)})
 """A file of tensors that are no Stable Diffusion's."""
 
 
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    """A Hub and file server on loopback."""
-    with FakeHub() as server:
-        yield server
-
-
-@pytest.fixture
-def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that may reach the Hub, with an empty volume."""
-    return Containers.reaching(hub, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 1.5 checkpoint in the original layout."""
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    write_checkpoint(path)
-    return path
-
-
 def link_to(hub: FakeHub, checkpoint: Path) -> str:
     """A link to the checkpoint."""
     return hub.serve_file("/tiny.safetensors", checkpoint)
-
-
-@pytest.fixture
-def slim(tmp_path: Path) -> dict[str, str]:
-    """Environment of a loader in the slim image: this Python, without the packages that run it."""
-    folder = tmp_path / "slim"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
-        "from importlib.machinery import PathFinder\n"
-        "find = PathFinder.find_spec\n"
-        "PathFinder.find_spec = lambda name, *rest: "
-        "None if name in ('torch', 'diffusers', 'transformers') else find(name, *rest)\n"
-    )
-    return {"PYTHONPATH": str(folder)}

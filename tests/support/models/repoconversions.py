@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -15,23 +14,11 @@ from sd_api.wire import Source
 from sd_loader.convert.run import convert
 from sd_loader.handover import Converted, Fetched
 from tests.support.models.conversions import conversion
-from tests.support.models.tinyrepo import copy_repo, replace, save_repo
+from tests.support.models.tinyrepo import replace
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 1.5 repo in fp32."""
-    return save_repo(tmp_path_factory.mktemp("sd15") / "repo")
-
-
-@pytest.fixture
-def repo(sd15: Path, tmp_path: Path) -> Path:
-    """The same, whose files may be replaced."""
-    return copy_repo(sd15, tmp_path / "repo")
 
 
 def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from email.utils import formatdate
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from devkit.fakefiles import honest
+from devkit.loopback import Answer, Loopback, Request, ResetError
 from sd_loader import stages
 from sd_loader.settings import Settings
 from tests.support.loader.loadercli import load_request
 from tests.support.models.checkpoints import save_safetensors
-from tests.support.servers.wire import Answer, Asked, TornError, Wire, honest
 
 BLOCK = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body></body></html>"
 
-Fault = Callable[["Server", Asked, Answer], bytes | Iterable[bytes]]
+Fault = Callable[["Server", Request, Answer], bytes | Iterable[bytes]]
 
 
 def lora(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -75,25 +77,32 @@ class Server:
     version: dict[str, str] | None = None
 
     def __enter__(self) -> Server:
-        self.wire = Wire(self._respond)
-        self.wire.__enter__()
+        self.wire = Loopback(self._respond)
+        self.wire.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wire.__exit__()
+        self.wire.stop()
 
-    def _respond(self, asked: Asked) -> bytes | Iterable[bytes]:
+    def _respond(self, asked: Request) -> bytes | Iterable[bytes]:
         return self.fault(self, asked, self.good(asked))
 
-    def good(self, asked: Asked, content: bytes | None = None) -> Answer:
-        """What a good server answers."""
-        return honest(asked, self.content if content is None else content, self.version)
+    def good(self, asked: Request, content: bytes | None = None) -> Answer:
+        """Return the answer of a good server, which closes the connection."""
+        version = {"ETag": '"1"'} if self.version is None else self.version
+        good = honest(asked, self.content if content is None else content, version)
+        return good.but(Date=formatdate(usegmt=True), Connection="close")
+
+
+def _start(asked: Request) -> int:
+    """Return the first byte that a request asks for."""
+    return int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
 
 
 def once(fault: Fault, *, after: int = 1, times: int = 1) -> Fault:
     """Wrong from the request of this number on, so many times."""
 
-    def respond(server: Server, asked: Asked, good: Answer) -> bytes | Iterable[bytes]:
+    def respond(server: Server, asked: Request, good: Answer) -> bytes | Iterable[bytes]:
         wrong = after <= asked.number < after + times
         return fault(server, asked, good) if wrong else good.whole()
 
@@ -110,23 +119,23 @@ def from_the_first(fault: Fault) -> Fault:
     return once(fault, after=0, times=1000)
 
 
-def cut(at: int, _server: Server, _asked: Asked, good: Answer) -> bytes:
+def cut(at: int, _server: Server, _asked: Request, good: Answer) -> bytes:
     """The connection ends after so many bytes of the answer; negative: before its end."""
     return good.whole()[:at]
 
 
-def cut_body(at: int, _server: Server, _asked: Asked, good: Answer) -> bytes:
+def cut_body(at: int, _server: Server, _asked: Request, good: Answer) -> bytes:
     """It ends after so many bytes of the body."""
     return good.head() + good.body[:at]
 
 
-def reset(at: int, _server: Server, _asked: Asked, good: Answer) -> Iterable[bytes]:
-    """It is torn."""
+def reset(at: int, _server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
+    """The connection is reset after so many bytes of the answer."""
     yield good.whole()[:at]
-    raise TornError
+    raise ResetError
 
 
-def answer(change: Callable[[Asked, Answer], Answer]) -> Fault:
+def answer(change: Callable[[Request, Answer], Answer]) -> Fault:
     """Another answer than the good one."""
     return lambda _server, asked, good: change(asked, good).whole()
 
@@ -134,9 +143,9 @@ def answer(change: Callable[[Asked, Answer], Answer]) -> Fault:
 def begins(by: int) -> Fault:
     """Content-Range begins elsewhere, and so does the body."""
 
-    def respond(server: Server, asked: Asked, _good: Answer) -> bytes:
-        start = max(0, (asked.start or 0) + by)
-        moved = Asked(asked.number, asked.path, {"range": f"bytes={start}-"})
+    def respond(server: Server, asked: Request, _good: Answer) -> bytes:
+        start = max(0, _start(asked) + by)
+        moved = replace(asked, headers={"range": f"bytes={start}-"})
         return server.good(moved).whole()
 
     return respond
@@ -145,27 +154,27 @@ def begins(by: int) -> Fault:
 def other_version(headers: dict[str, str]) -> Fault:
     """If-Range is ignored: the range is that of another version."""
 
-    def respond(server: Server, asked: Asked, _good: Answer) -> bytes:
+    def respond(server: Server, asked: Request, _good: Answer) -> bytes:
         unconditional = {"range": asked.headers["range"]} if "range" in asked.headers else {}
-        request = Asked(asked.number, asked.path, unconditional)
+        request = replace(asked, headers=unconditional)
         return server.good(request, server.files.other).but(**headers).whole()
 
     return respond
 
 
-def replaced(server: Server, asked: Asked, _good: Answer) -> bytes:
+def replaced(server: Server, asked: Request, _good: Answer) -> bytes:
     """Another version from here on, and ranges of the old one are not had any more."""
     server.content, server.version = server.files.other, {"ETag": '"2"'}
     return server.good(asked).whole()
 
 
-def new_tag(server: Server, asked: Asked, _good: Answer) -> bytes:
+def new_tag(server: Server, asked: Request, _good: Answer) -> bytes:
     """Every answer has another ETag, as from servers that each make their own."""
     server.version = {"ETag": f'"{asked.number}"'}
     return server.good(asked).whole()
 
 
-def drip(head: bool, server: Server, _asked: Asked, good: Answer) -> Iterable[bytes]:
+def drip(head: bool, server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
     """A byte now and then, of the head or of the body."""
     content = good.whole()
     begin = 12 if head else len(good.head()) + 100
@@ -175,13 +184,13 @@ def drip(head: bool, server: Server, _asked: Asked, good: Answer) -> Iterable[by
         server.wire.pause(0.1)
 
 
-def silence(server: Server, _asked: Asked, good: Answer) -> Iterable[bytes]:
+def silence(server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
     """Nothing more comes, and the connection stays."""
     yield good.head()
     server.wire.pause(30)
 
 
-def endless(_server: Server, _asked: Asked, good: Answer) -> Iterable[bytes]:
+def endless(_server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
     """A body in chunks that never ends, whatever the headers state."""
     yield good.but(Content_Length="", Transfer_Encoding="chunked").head()
     body = good.body or b"x"
@@ -189,13 +198,13 @@ def endless(_server: Server, _asked: Asked, good: Answer) -> Iterable[bytes]:
         yield b"%x\r\n%b\r\n" % (len(body), body)
 
 
-def interim(_server: Server, _asked: Asked, _good: Answer) -> Iterable[bytes]:
+def interim(_server: Server, _asked: Request, _good: Answer) -> Iterable[bytes]:
     """One interim answer after another."""
     while True:
         yield b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 1000
 
 
-def many_headers(_server: Server, _asked: Asked, _good: Answer) -> Iterable[bytes]:
+def many_headers(_server: Server, _asked: Request, _good: Answer) -> Iterable[bytes]:
     """A head that never ends."""
     yield b"HTTP/1.1 200 OK\r\n"
     while True:
@@ -205,7 +214,7 @@ def many_headers(_server: Server, _asked: Asked, _good: Answer) -> Iterable[byte
 def chain(length: int) -> Fault:
     """So many redirects, and then the file."""
 
-    def respond(_server: Server, asked: Asked, good: Answer) -> bytes:
+    def respond(_server: Server, asked: Request, good: Answer) -> bytes:
         step = int(asked.path.rpartition("-")[2]) if "-" in asked.path else 0
         if step == length:
             return good.whole()
@@ -225,16 +234,16 @@ def closed_by(status: str, **headers: str) -> Fault:
     return answer(lambda _, good: good.but(b"", status, Content_Length="0", **headers))
 
 
-def close_delimited(at: int | None, server: Server, asked: Asked, _good: Answer) -> bytes:
+def close_delimited(at: int | None, server: Server, asked: Request, _good: Answer) -> bytes:
     """The whole file without its length, which ends where the connection does."""
-    whole = server.good(Asked(asked.number, asked.path, {}))
+    whole = server.good(replace(asked, headers={}))
     return whole.but(whole.body[:at], Content_Length="").whole()
 
 
 def resumed(fault: Fault, *, times: int = 1000) -> Fault:
     """The download is cut off; the answers to what is asked for then are wrong."""
 
-    def respond(server: Server, asked: Asked, good: Answer) -> bytes | Iterable[bytes]:
+    def respond(server: Server, asked: Request, good: Answer) -> bytes | Iterable[bytes]:
         first = once(partial(cut_body, 50_000)) if asked.number < 2 else None
         return (first or once(fault, after=2, times=times))(server, asked, good)
 
@@ -244,7 +253,7 @@ def resumed(fault: Fault, *, times: int = 1000) -> Fault:
 def total(by: int) -> Fault:
     """Content-Range states another size of the file."""
 
-    def change(_: Asked, good: Answer) -> Answer:
+    def change(_: Request, good: Answer) -> Answer:
         place, _, size = good.headers.get("Content-Range", "bytes 0-0/0").partition("/")
         return good.but(Content_Range=f"{place}/{int(size) + by}")
 
@@ -259,14 +268,14 @@ def length(by: float) -> Fault:
 def zipped(header: str) -> Fault:
     """What nobody asked for: the body compressed."""
 
-    def change(_: Asked, good: Answer) -> Answer:
+    def change(_: Request, good: Answer) -> Answer:
         body = gzip.compress(good.body)
         return good.but(body, Content_Length=str(len(body)), **{header: "gzip"})
 
     return answer(change)
 
 
-def page(_: Server, _asked: Asked, good: Answer) -> bytes:
+def page(_: Server, _asked: Request, good: Answer) -> bytes:
     """A login page in place of the file."""
     headers = {"Content-Range": "", "ETag": "", "Content-Length": str(len(PAGE))}
     return good.but(PAGE, "200 OK").but(**headers).whole()
@@ -277,9 +286,9 @@ ten_bytes = answer(lambda _, good: good.but(good.body[:10], Content_Length="10")
 no_range = answer(lambda _, good: good.but(Content_Range=""))
 
 
-def flip(at: int, _server: Server, asked: Asked, good: Answer) -> bytes:
+def flip(at: int, _server: Server, asked: Request, good: Answer) -> bytes:
     """One bit of the file is another, in every answer that has it."""
-    start = asked.start or 0
+    start = _start(asked)
     body = bytearray(good.body)
     if 0 <= at - start < len(body):
         body[at - start] ^= 1

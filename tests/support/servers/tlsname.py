@@ -1,10 +1,17 @@
-"""Servers on loopback that speak TLS as a name of the public internet."""
+"""TLS for servers on loopback that answer as a name of the public internet.
+
+For example:
+
+    context, names = speaking_as(make_certificate(tmp_path / "certificate.pem"))
+    with FileServer(tls=context) as server:
+        ...
+        assert names == [NAME]
+"""
 
 from __future__ import annotations
 
 import datetime
 import ssl
-from http.server import HTTPServer
 from pathlib import Path
 
 from cryptography import x509
@@ -42,11 +49,13 @@ def make_certificate(path: Path) -> Path:
     return path
 
 
-def speak_tls(server: HTTPServer, certificate: Path) -> list[str | None]:
-    """Let a server speak TLS; returns the names that clients ask for by SNI, as they come."""
+def speaking_as(certificate: Path) -> tuple[ssl.SSLContext, list[str | None]]:
+    """Return the context of a server with this certificate, and a list.
+
+    The list gets the names that clients ask for by SNI, as they come.
+    """
     asked: list[str | None] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     context.sni_callback = lambda _socket, name, _context: asked.append(name)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    return asked
+    return context, asked

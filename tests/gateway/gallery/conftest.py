@@ -1,0 +1,54 @@
+"""The gallery's site and its visitors, and a browser to look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import browser as browsers
+from tests.support.gateway.gallerysite import Site, serve
+from tests.support.kube.cluster import Cluster
+
+
+@pytest.fixture(scope="module")
+def gallery(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One gateway for all tests of a module, over shared_cluster."""
+    folder = tmp_path_factory.mktemp("gallery")
+    with serve(shared_cluster, folder, store=shared_cluster.store) as site:
+        yield site
+
+
+@pytest.fixture
+def stranger(gallery: Site) -> Site:
+    """A visitor who has not logged in."""
+    return Site(gallery.url, gallery.keys_file, gallery.key)
+
+
+@pytest.fixture
+def site(stranger: Site) -> Site:
+    """A visitor who has logged in."""
+    assert stranger.login().code == 303
+    return stranger
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One Chromium process for the run; returns the address of its DevTools."""
+    path = browsers.chromium_path()
+    if path is None:
+        pytest.skip("there is no Chromium: apt-get install chromium, or set CHROMIUM to its path")
+    with browsers.running_chromium(path, tmp_path_factory.mktemp("chromium")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    """A connection to Chromium.
+
+    It does not outlive the module: Playwright's event loop runs in this thread, where asyncio.run
+    of other tests would fail.
+    """
+    with browsers.connected(chromium) as connection:
+        yield connection

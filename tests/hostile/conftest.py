@@ -1,0 +1,14 @@
+"""Pods that work on a volume with hostile names."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.store.madeup import Parts
+from tests.support.store.pods import install_tagged_parts
+
+
+@pytest.fixture
+def tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """Pods load made-up files that say which load they are of."""
+    return install_tagged_parts(monkeypatch)

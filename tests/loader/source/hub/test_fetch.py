@@ -1,0 +1,121 @@
+"""Hub repos: which files are downloaded, and from what commit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from devkit.fakefiles import Faults
+from sd_api.reasons import Reason
+from sd_api.wire import Progress
+from sd_loader.errors import LoaderError
+from sd_loader.net.http_errors import Retries
+from sd_loader.settings import Settings
+from tests.support.loader.fetches import fetch
+from tests.support.loader.hubfetches import (
+    NEEDED,
+    REPO,
+    UNET,
+    downloaded,
+    load,
+    refusal,
+)
+from tests.support.models.conversions import load_request
+
+
+def test_what_is_needed_is_downloaded_and_nothing_else(hub, settings, into):
+    """One set of weights, the configs and the tokenizer; pinned to the commit."""
+    seen: list[Progress] = []
+    request = load_request(model_type="huggingface", url=REPO)
+    fetched = fetch(request, settings, into, seen.append)
+    assert downloaded(into) == NEEDED
+    size = sum(len(content) for content in NEEDED.values())
+    assert (fetched.kind, fetched.path) == ("repo", "repo")
+    assert fetched.source.commit == hub.repos[REPO].commit()
+    assert fetched.source.size_bytes == size
+    assert (seen[-1].bytes_done, seen[-1].bytes_total) == (size, size)
+    assert [one.bytes_done for one in seen] == sorted(one.bytes_done for one in seen)
+    assert hub.bytes_served == size
+    asked = [item.path for item in hub.requests if "/resolve/" in item.path]
+    assert all(f"/resolve/{fetched.source.commit}/" in path for path in asked)
+    assert {item.path.split("/")[1] for item in hub.requests} == {"api", "org", "cdn"}
+    assert all(item.headers["user-agent"].startswith("sd-loader/") for item in hub.requests)
+
+
+def test_a_second_attempt_downloads_what_is_missing(hub, settings, into):
+    """Also in the middle of a file; and a finished repo costs one question."""
+    hub.faults[f"{REPO}/{UNET}"] = Faults(cut_at=150_000, cuts=99)
+    give_up = Retries(delays=())
+    request = load_request(model_type="huggingface", url=REPO)
+    with pytest.raises(LoaderError):
+        fetch(request, settings, into, retries=give_up)
+    hub.faults.clear()
+    load(settings, into)
+    assert hub.bytes_served == sum(len(content) for content in NEEDED.values())
+    hub.forget()
+    load(settings, into)
+    assert [item.path for item in hub.requests] == [f"/api/models/{REPO}/revision/main"]
+
+
+def test_a_moved_branch_is_downloaded_anew(hub, settings, into, folder):
+    """Files of two commits are never mixed, not even those that the second lacks."""
+    load(settings, into)
+    (folder / UNET).rename(folder / UNET.replace(".safetensors", ".fp16.safetensors"))
+    (folder / "vae/config.json").write_text("[]")
+    fetched = load(settings, into)
+    assert fetched.source.commit == hub.repos[REPO].commit()
+    files = downloaded(into)
+    assert files["vae/config.json"] == "[]"
+    assert UNET not in files
+    assert len(files) == len(NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        pytest.param({}, {"unet": "diffusion_pytorch_model.safetensors"}, id="as it is"),
+        pytest.param(
+            {"revision": "fp16"},
+            {"unet": "diffusion_pytorch_model.fp16.safetensors", "vae": "diffusion_pytorch_model"},
+            id="the fp16 variant",
+        ),
+        pytest.param({"revision": "fp32"}, {"unet": "diffusion_pytorch_model.safe"}, id="plain"),
+    ],
+)
+def test_the_variant_follows_the_precision(settings, into, fields, names):
+    """Per component: the variant where there is one, else the plain file."""
+    load(settings, into, **fields)
+    for component, start in names.items():
+        weights = [name for name in downloaded(into) if name.startswith(f"{component}/diffusion")]
+        assert len(weights) == 1
+        assert weights[0].startswith(f"{component}/{start}")
+
+
+def test_a_git_revision_is_resolved_once(hub, settings, into):
+    """A branch with a slash too; an unknown one is named."""
+    hub.repos[REPO] = replace(hub.repos[REPO], branches=("main", "refs/pr/1"))
+    assert load(settings, into, git_revision="refs/pr/1").source.commit
+    error = refusal(settings, into, git_revision="nowhere")
+    assert error.reason is Reason.SOURCE_NOT_FOUND
+    assert "nowhere" in error.message
+
+
+def test_the_fake_hub_satisfies_the_real_client(hub, tmp_path):
+    """So that what is tested against it means something."""
+    from huggingface_hub import set_client_factory, snapshot_download
+
+    from sd_loader.net.client import HttpClient
+
+    allowed = frozenset({hub.host, hub.cdn_host})
+    set_client_factory(HttpClient(Settings(allowed_hosts=allowed)).session)
+    folder = snapshot_download(
+        REPO,
+        endpoint=hub.url,
+        local_dir=tmp_path / "snapshot",
+        cache_dir=tmp_path / "cache",
+        token=False,
+        allow_patterns=["unet/*"],
+    )
+    assert (Path(folder) / UNET).read_text() == NEEDED[UNET]

@@ -1,0 +1,293 @@
+"""One file of a Hub repo: which one a repo id means, and how it is fetched and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from devkit.fakefiles import Faults
+from sd_api.reasons import Reason
+from sd_api.spec import ModelType, Revision
+from sd_loader.diffusers_repo.component_files import RepoFile, choose_file
+from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
+from sd_loader.settings import Settings
+from tests.support.loader.fetches import TOKEN, fetch
+from tests.support.loader.hubfetches import REPO
+from tests.support.loader.loadercli import safetensors_bytes
+from tests.support.models.conversions import load_request
+
+BODY = safetensors_bytes({"layer.weight": (64, 64)})
+DIGEST = hashlib.sha256(BODY).hexdigest()
+NAME = "v1/model.safetensors"
+TYPES = ("custom_ckpt", "huggingface", "lora", "embeddings", "controlnet", "vae", "api_trained")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A repo of two models."""
+    folder = tmp_path / "repo"
+    (folder / "v1").mkdir(parents=True)
+    (folder / NAME).write_bytes(BODY)
+    (folder / "other.txt").write_text("words")
+    return folder
+
+
+def load(settings: Settings, into: Path, url: str, **fields: object) -> Fetched:
+    """Fetch."""
+    request = load_request(**{"model_type": "custom_ckpt", "url": url, **fields})
+    return fetch(request, settings, into, lambda _progress: None)
+
+
+def refusal(settings: Settings, into: Path, url: str, **fields: object) -> LoaderError:
+    """The error of a fetch that must fail, and leaves no finished file."""
+    with pytest.raises(LoaderError) as caught:
+        load(settings, into, url, **fields)
+    assert not (into / "download").exists()
+    return caught.value
+
+
+def link(base: str, word: str = "resolve", revision: str = "main", name: str = NAME) -> str:
+    """A link to a file of the repo."""
+    return f"{base}/{REPO}/{word}/{revision}/{name}"
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("word", ["resolve", "blob"])
+@pytest.mark.parametrize("base", ["https://huggingface.co", "mirror"])
+def test_a_link_to_a_file_is_that_file(hub, settings, into, base, word, model_type):
+    """Pinned to its commit and checked; a link to the Hub itself is fetched from its mirror."""
+    base = hub.url if base == "mirror" else base
+    fetched = load(settings, into, f"{link(base, word)}?download=true", model_type=model_type)
+    assert (into / fetched.path).read_bytes() == BODY
+    assert fetched.kind == "file"
+    assert fetched.source.commit == hub.repos[REPO].commit()
+    assert (fetched.source.sha256, fetched.source.size_bytes) == (DIGEST, len(BODY))
+    assert fetched.source.format == "safetensors"
+    [asked] = [item.path for item in hub.requests if "/resolve/" in item.path]
+    assert asked == f"/{REPO}/resolve/{fetched.source.commit}/{NAME}"
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/1", "refs%2Fpr%2F1", "my%2Fbranch"])
+def test_a_revision_may_have_slashes(hub, settings, into, revision):
+    """As the Hub's own links have them."""
+    hub.repos[REPO] = replace(hub.repos[REPO], branches=("main", "refs/pr/1", "my/branch"))
+    assert load(settings, into, link(hub.url, revision=revision)).source.sha256 == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "reason", "words"),
+    [
+        pytest.param(link("", name="x.ckpt"), {}, Reason.SOURCE_NOT_FOUND, NAME, id="no file"),
+        pytest.param(
+            link("", name="../x.ckpt"), {}, Reason.SOURCE_NOT_FOUND, "no file ../x", id="traversal"
+        ),
+        pytest.param(link("", revision="v9"), {}, Reason.SOURCE_NOT_FOUND, "v9", id="no revision"),
+        pytest.param(
+            "/org/none/resolve/main/x",
+            {},
+            Reason.SOURCE_NOT_FOUND,
+            "does not exist or is private",
+            id="no repo",
+        ),
+        pytest.param(
+            link(""), {"git_revision": "v2"}, Reason.INVALID_SPEC, "links to main", id="two"
+        ),
+        pytest.param(
+            link(""), {"sha256": "0" * 64}, Reason.DIGEST_MISMATCH, DIGEST, id="another digest"
+        ),
+        pytest.param(
+            link("", name="other.txt"), {}, Reason.NOT_A_MODEL, "plain text", id="no model"
+        ),
+        pytest.param(
+            link("", name="other.txt"), {"sha256": "0" * 64}, Reason.NOT_A_MODEL, "", id="no LFS"
+        ),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_named(hub, settings, into, url, fields, reason, words):
+    """What is wrong, and what there is instead."""
+    error = refusal(settings, into, hub.url + url, **fields)
+    assert (error.reason, words in error.message) == (reason, True), error.message
+
+
+def test_the_revision_may_be_said_twice(hub, settings, into):
+    """And the digest, where it is the file's."""
+    fetched = load(settings, into, link(hub.url), git_revision="main", sha256=DIGEST)
+    assert fetched.source.sha256 == DIGEST
+
+
+def test_the_token_needs_no_host(hub, settings, into, folder):
+    """The Hub's is the default, as for repos; and the CDN never sees it."""
+    hub.add_repo(REPO, folder, token=TOKEN, private=True)
+    assert refusal(settings, into, link(hub.url)).reason is Reason.SOURCE_NOT_FOUND
+    settings.credentials_dir.mkdir()
+    (settings.credentials_dir / "token").write_text(TOKEN)
+    hub.forget()
+    load(settings, into, link(hub.url), credentials=True)
+    own = int(hub.host.rpartition(":")[2])
+    for item in hub.requests:
+        assert item.headers.get("authorization") == (
+            f"Bearer {TOKEN}" if item.port == own else None
+        )
+
+
+@pytest.mark.parametrize("account", [None, "other"])
+def test_a_gated_file_asks_for_access(hub, settings, into, folder, account):
+    """Its page says how to get it."""
+    hub.add_repo(REPO, folder, token=TOKEN, gated=True)
+    hub.add_repo("other/repo", folder, token="other")
+    if account:
+        settings.credentials_dir.mkdir()
+        (settings.credentials_dir / "token").write_text(account)
+    error = refusal(settings, into, link(hub.url), credentials=account is not None)
+    assert (error.reason, "gated" in error.message) == (Reason.ACCESS_DENIED, True)
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        pytest.param(Faults(flips=1), None, id="a bit flipped once"),
+        pytest.param(Faults(flips=2), Reason.DIGEST_MISMATCH, id="flipped again"),
+        pytest.param(Faults(cut_at=5000), None, id="cut"),
+        pytest.param(Faults(body=BODY[:-1]), Reason.DIGEST_MISMATCH, id="too short"),
+        pytest.param(Faults(cut_at=5000, flips=1), None, id="flipped and cut"),
+        pytest.param(Faults(body=b"<html>" * 9), Reason.DIGEST_MISMATCH, id="a page"),
+        pytest.param(
+            Faults(status=429, headers={"Retry-After": "99"}), Reason.RATE_LIMITED, id="429"
+        ),
+    ],
+)
+def test_a_files_failures_have_their_reasons(hub, settings, into, faults, reason):
+    """A bit that flips on the way costs one more try; what is wrong twice stays wrong."""
+    hub.faults[f"{REPO}/{NAME}"] = faults
+    if reason is None:
+        load(settings, into, link(hub.url))
+        assert (into / "download").read_bytes() == BODY
+    else:
+        assert refusal(settings, into, link(hub.url)).reason is reason
+    assert sum(hub.served.values()) <= 2 * len(BODY) + 5000
+
+
+@pytest.mark.parametrize("flips", [1, 2])
+def test_a_small_file_gets_a_fresh_try_too(hub, settings, into, folder, flips):
+    """Whose only digest is its git blob id."""
+    (folder / "embedding.dat").write_bytes(BODY)
+    hub.faults[f"{REPO}/embedding.dat"] = Faults(flips=flips)
+    url = link(hub.url, name="embedding.dat")
+    if flips == 1:
+        assert load(settings, into, url).source.sha256 == DIGEST
+    else:
+        assert refusal(settings, into, url).reason in (Reason.DIGEST_MISMATCH, Reason.NOT_A_MODEL)
+
+
+@pytest.mark.parametrize("url", [REPO, "link"])
+def test_a_renamed_repo_is_found_under_its_new_name(hub, settings, into, folder, url):
+    """The Hub leads there; a person is told, for the old name may one day be another's."""
+    (folder / "model.safetensors").write_bytes(BODY)
+    hub.renamed["old/name"] = REPO
+    url = "old/name" if url == REPO else f"{hub.url}/old/name/resolve/main/model.safetensors"
+    fetched = load(settings, into, url)
+    assert fetched.source.sha256 == DIGEST
+    assert fetched.warnings == ("the repo old/name is now called org/model",)
+    [asked] = [item.path for item in hub.requests if "/resolve/" in item.path]
+    assert asked.startswith(f"/{REPO}/")
+
+
+def test_a_renamed_repos_token_goes_along(hub, settings, into, folder):
+    """To the same host."""
+    hub.add_repo(REPO, folder, token=TOKEN, private=True)
+    hub.renamed["old/name"] = REPO
+    settings.credentials_dir.mkdir()
+    (settings.credentials_dir / "token").write_text(TOKEN)
+    url = f"{hub.url}/old/name/resolve/main/{NAME}"
+    assert load(settings, into, url, credentials=True).source.sha256 == DIGEST
+
+
+def test_a_name_that_leads_elsewhere_is_followed_within_the_guard(hub, settings, into):
+    """Not to a private address."""
+    hub.api_faults = Faults(redirect="https://10.0.0.1/api/models/org/model")
+    error = refusal(settings, into, link(hub.url))
+    assert error.reason is Reason.ADDRESS_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names", "revision", "chosen"),
+    [
+        ("huggingface", ["a.safetensors", "README.md"], None, "a.safetensors"),
+        ("huggingface", ["a.ckpt"], None, "a.ckpt"),
+        ("huggingface", ["a.ckpt", "b.safetensors"], None, "b.safetensors"),
+        ("huggingface", ["a.safetensors", "a-fp16.safetensors"], None, "a.safetensors"),
+        ("huggingface", ["a.safetensors", "a-fp16.safetensors"], "fp16", "a-fp16.safetensors"),
+        ("huggingface", ["a.safetensors", "a-fp16.safetensors"], "bf16", "a.safetensors"),
+        ("huggingface", ["a_fp32.safetensors", "a_fp16.safetensors"], "fp32", "a_fp32.safetensors"),
+        ("huggingface", ["a_fp32.safetensors", "a_fp16.safetensors"], None, Reason.INVALID_SPEC),
+        ("huggingface", ["a.safetensors", "a-fp16.ckpt"], "fp16", "a.safetensors"),
+        ("huggingface", ["a.safetensors", "a-inpainting.safetensors"], None, Reason.INVALID_SPEC),
+        ("huggingface", ["v1-pruned.ckpt", "v1-pruned-emaonly.ckpt"], None, Reason.INVALID_SPEC),
+        ("huggingface", ["unet/a.safetensors"], None, Reason.UNSUPPORTED_FORMAT),
+        ("huggingface", ["config.json", "model.safetensors"], None, Reason.UNSUPPORTED_FORMAT),
+        ("huggingface", ["model.safetensors"], None, "model.safetensors"),
+        ("huggingface", ["a.pt"], None, Reason.UNSUPPORTED_FORMAT),
+        ("custom_ckpt", ["model_index.json"], None, Reason.UNSUPPORTED_FORMAT),
+        ("custom_ckpt", ["model_index.json", "a.ckpt"], None, "a.ckpt"),
+        ("lora", ["pytorch_lora_weights.safetensors", "x.safetensors"], None, 0),
+        ("lora", ["x.safetensors", "pytorch_lora_weights.bin"], None, "x.safetensors"),
+        ("lora", ["pytorch_lora_weights.bin"], None, "pytorch_lora_weights.bin"),
+        ("lora", ["x.safetensors", "y.safetensors"], None, Reason.INVALID_SPEC),
+        ("lora", ["x.pt"], None, "x.pt"),
+        ("lora", ["checkpoint-500/pytorch_lora_weights.safetensors"], None, None),
+        ("embeddings", ["learned_embeds.safetensors", "x.safetensors"], None, 0),
+        ("embeddings", ["learned_embeds.bin", "learned_embeds-steps-500.bin"], None, 0),
+        ("embeddings", ["learned_embeds.bin", "learned_embeds_2.bin"], None, None),
+        ("embeddings", ["style.pt"], None, "style.pt"),
+        ("embeddings", ["a.pt", "b.pt"], None, Reason.INVALID_SPEC),
+        ("vae", ["v.ckpt", "v.safetensors"], None, "v.safetensors"),
+        ("vae", ["v.vae.pt"], None, "v.vae.pt"),
+        ("controlnet", ["c.pth", "c.yaml"], None, "c.pth"),
+        ("controlnet", ["a.pth", "b.pth"], None, Reason.INVALID_SPEC),
+    ],
+)
+def test_a_repo_id_means_one_file_or_is_refused(model_type, names, revision, chosen):
+    """By rules that a person can foresee; nothing is guessed among variants of other kinds."""
+    files = {name: RepoFile(name, 1) for name in names}
+    wanted = Revision(revision) if revision else None
+    if isinstance(chosen, int):
+        chosen = names[chosen]
+    if isinstance(chosen, str) and not isinstance(chosen, Reason):
+        assert choose_file(files, ModelType(model_type), wanted).path == chosen
+        return
+    with pytest.raises(LoaderError) as caught:
+        choose_file(files, ModelType(model_type), wanted)
+    assert caught.value.reason is (chosen or Reason.UNSUPPORTED_FORMAT)
+    if chosen is Reason.INVALID_SPEC:
+        assert all(name in caught.value.message for name in names)
+        assert "link to one" in caught.value.message
+
+
+@pytest.mark.parametrize("model_type", ["huggingface", "lora", "embeddings"])
+def test_from_safetensors_refuses_a_repo_of_a_pickle(model_type):
+    """Before it is downloaded."""
+    name = "a.ckpt" if model_type == "huggingface" else "learned_embeds.bin"
+    with pytest.raises(LoaderError, match="fromSafetensors") as caught:
+        choose_file({name: RepoFile(name, 1)}, ModelType(model_type), None, safetensors_only=True)
+    assert caught.value.reason is Reason.UNSAFE_MODEL
+
+
+def test_a_wrong_type_for_a_pipeline_is_named(settings, into, folder):
+    """With the type that is right."""
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "X"}))
+    error = refusal(settings, into, REPO)
+    assert error.reason is Reason.UNSUPPORTED_FORMAT
+    assert "spec.modelType huggingface loads it" in error.message
+
+
+def test_the_digest_of_a_repos_one_file_is_checked(settings, into, folder):
+    """For the types that are single files by nature."""
+    (folder / "a.safetensors").write_bytes(BODY)
+    error = refusal(settings, into, REPO, sha256="0" * 64, model_type="lora")
+    assert error.reason is Reason.DIGEST_MISMATCH
+    assert load(settings, into, REPO, sha256=DIGEST).source.sha256 == DIGEST

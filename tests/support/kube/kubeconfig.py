@@ -1,0 +1,27 @@
+"""Kubeconfigs: those that tests write, and what those of our own API servers hold."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import yaml
+
+
+def write_kubeconfig(path: Path, server: str, token: str = "token") -> None:
+    """Write a kubeconfig of one cluster and one user."""
+    config = {
+        "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": server}}],
+        "users": [{"name": "test", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    }
+    path.write_text(yaml.safe_dump(config))
+
+
+def credentials(kubeconfig: Path) -> tuple[str, str, str]:
+    """Return server, token and CA certificate (PEM) of a kubeconfig that our server wrote."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    cluster = config["clusters"][0]["cluster"]
+    ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    return cluster["server"], config["users"][0]["user"]["token"], ca

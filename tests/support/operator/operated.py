@@ -1,0 +1,167 @@
+"""A cluster with the operator at work, sources to load from and a webhook to call."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from devkit.fakehub import FakeHub
+from devkit.webhook_receiver import WebhookReceiver
+from sd_api import names
+from tests.support.kube.cluster import Cluster, ClusterError
+
+KEY = "whsec_YSBrZXkgb2Ygc2V2ZW50ZWVuIGIu"
+SLOW = 9_000_000
+"""Bytes a second at which a tiny checkpoint takes four seconds."""
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Operated:
+    """One test's namespace, its operator and all that it talks to."""
+
+    cluster: Cluster
+    hub: FakeHub
+    receiver: WebhookReceiver
+    checkpoints: list[Path]
+    key_file: Path
+    operator: subprocess.Popen[bytes] | None = None
+
+    def start(self, **settings: str) -> None:
+        """Start the operator."""
+        usual = {
+            "SD_OPERATOR_ALLOWED_HOSTS": f"{self.hub.host},{self.receiver.host}",
+            "SD_OPERATOR_HF_ENDPOINT": self.hub.url,
+            "SD_OPERATOR_WEBHOOK_KEY_FILE": str(self.key_file),
+            "SD_OPERATOR_WEBHOOK_RETRY_SECONDS": "0.3,0.3,0.3,1,1,1,1,1,1",
+            "SD_OPERATOR_RETRY_FIRST_SECONDS": "0.5",
+            "SD_OPERATOR_RETRY_MAX_SECONDS": "1",
+            "SD_OPERATOR_RESYNC_SECONDS": "5",
+        }
+        self.operator = self.cluster.start_operator(**(usual | settings))
+
+    def kill(self) -> None:
+        """Kill the operator as the kernel does."""
+        assert self.operator is not None
+        self.operator.kill()
+        self.operator.wait()
+
+    def link(self, which: int = 0, name: str = "model", **faults: Any) -> str:
+        """Serve a checkpoint; returns its link."""
+        path = f"/{name}-{which}.safetensors"
+        return self.hub.serve_file(path, self.checkpoints[which], **faults)
+
+    def load(self, name: str = "sketch", **spec: Any) -> Json:
+        """Apply a model and wait until it is Ready."""
+        self.cluster.model(name, **spec)
+        return self.ready(name)
+
+    def ready(self, name: str = "sketch") -> Json:
+        """Wait until a model is Ready, of what it now asks for."""
+        return self.wait(name, lambda item: _is_ready(item))
+
+    def stalled(self, name: str, reason: str) -> Json:
+        """Wait until a model is stalled for this reason."""
+        return self.wait(name, lambda item: condition(item, "Stalled").get("reason") == reason)
+
+    def in_phase(self, name: str, phase: str) -> Json:
+        """Wait until a model is in this phase."""
+        return self.wait(name, lambda item: item["status"].get("phase") == phase)
+
+    def wait(self, name: str, reached: Callable[[Json], object]) -> Json:
+        """Wait until a model is as wanted; an error ends with the operator's log."""
+        try:
+            return self.cluster.wait_for(
+                "sdm", name, lambda item: "status" in item and reached(item)
+            )
+        except ClusterError as error:
+            raise ClusterError(f"{error}\n{self.cluster.operator_log()[-3000:]}") from None
+
+    def delete(self, name: str = "sketch") -> None:
+        """Ask for the deletion, without waiting for it."""
+        self.cluster.kubectl("delete", "sdm", name, "--wait=false")
+
+    def gone(self, name: str = "sketch") -> None:
+        """Wait until a model is gone; an error ends with the operator's log."""
+        try:
+            self.cluster.wait_gone("sdm", name)
+        except ClusterError as error:
+            raise ClusterError(f"{error}\n{self.cluster.operator_log()[-3000:]}") from None
+
+    def jobs(self, role: str) -> list[Json]:
+        """The Jobs of one role."""
+        return self.cluster.list("jobs", f"-l={names.LABEL_ROLE}={role}")
+
+    def reasons(self, name: str = "sketch") -> list[str]:
+        """The reasons of the Events about a model."""
+        return [reason for reason, _ in self.cluster.events(name)]
+
+    def left(self) -> list[str]:
+        """What lies on the volume: files and links, with what the latter lead to."""
+        return sorted(
+            path.relative_to(self.cluster.store).as_posix()
+            for path in self.cluster.store.rglob("*")
+            if path.is_symlink() or path.is_file()
+        )
+
+    def eventually(self, holds: Callable[[], object], timeout: float = 20.0) -> None:
+        """Wait for something outside the cluster."""
+        deadline = time.monotonic() + timeout
+        while not holds():
+            assert time.monotonic() < deadline, self.cluster.operator_log()[-3000:]
+            time.sleep(0.05)
+
+    def metrics(self, which: int = -1) -> dict[tuple[str, ...], float]:
+        """An operator's, the newest's by default: names with the values of their labels."""
+        log = sorted(self.cluster.work.glob("operator-*.log"))[which].read_text()
+        port = re.search(r"metrics on port (\d+)", log)
+        if port is None:
+            return {}
+        with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=5) as response:
+            text = response.read().decode()
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+def condition(item: Json, kind: str) -> Json:
+    """A condition of a model, empty where it is absent."""
+    found = [one for one in item.get("status", {}).get("conditions", []) if one["type"] == kind]
+    return found[0] if found else {}
+
+
+def _is_ready(item: Json) -> bool:
+    ready = condition(item, "Ready")
+    current = ready.get("observedGeneration", 0) >= item["metadata"]["generation"]
+    return current and ready.get("status") == "True"
+
+
+def loaded_once(operated: Operated) -> None:
+    """Check that one Job made one download, and that every webhook call was delivered."""
+    (job,) = operated.jobs("load")
+    assert job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "0"
+    assert operated.hub.bytes_served <= 1.1 * operated.checkpoints[0].stat().st_size
+    operated.eventually(
+        lambda: {"model.load_started", "model.loaded"} <= set(operated.receiver.events("sketch"))
+    )
+
+
+def told_once(operated: Operated) -> None:
+    """Check that all calls of a webhook for one event carried the same id."""
+    ids = defaultdict(set)
+    for call in operated.receiver.calls:
+        ids[call.body["event"], call.body["model_id"]].add(call.id)
+    assert ids
+    assert all(len(found) == 1 for found in ids.values()), ids

@@ -1,0 +1,113 @@
+"""A server that quotes the secrets that it is sent, for tests that no secret is reported.
+
+For example:
+
+    with Servers(says(401)) as servers:
+        load(f"{servers.source.url}/model?token={QUERY}")
+        assert not leaks(log)
+
+Every secret holds MARK, and `leaks` finds it also in part, in lower case or as it is sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from devkit.loopback import Loopback, Request
+
+MARK = "MARKED"
+TOKEN = f"hf_{MARK}token0123456789"
+QUERY = f"{MARK}query0123456789"
+USER, PASSWORD = f"{MARK}user0123", f"{MARK}password0123"
+BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+HTML = "<!DOCTYPE html><html><head><title>ECHO</title></head><body>ECHO</body></html>"
+
+Respond = Callable[["Servers", Request, str], bytes]
+
+
+def leaks(text: str) -> list[str]:
+    """Return each place of a text that holds a secret, with the text around it."""
+    found = re.finditer(f"{MARK}|{re.escape(BASIC[:12])}", text, re.IGNORECASE)
+    return [text[max(0, match.start() - 60) : match.end() + 60] for match in found]
+
+
+@dataclass
+class Servers:
+    """A server that quotes the secrets of a request, and another origin to redirect to."""
+
+    respond: Respond
+
+    def __enter__(self) -> Servers:
+        self.source = Loopback(lambda asked: self.respond(self, asked, echo(asked)))
+        self.other = Loopback(self._elsewhere)
+        self.source.start()
+        self.other.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.stop()
+        self.other.stop()
+
+    def _elsewhere(self, _: Request) -> bytes:
+        return page(404, "nothing here")
+
+
+def echo(asked: Request) -> str:
+    """Return all secrets of a request, as they were sent."""
+    sent = re.findall(r"[?&]token=([^&]+)", asked.target)
+    return " ".join((asked.headers.get("authorization", ""), *sent))
+
+
+def page(status: int, body: str, *headers: str, phrase: str = "X") -> bytes:
+    """Return a whole HTTP response."""
+    length = f"Content-Length: {len(body.encode())}"
+    lines = (f"HTTP/1.1 {status} {phrase}", length, *headers, "Connection: close", "", "")
+    return "\r\n".join(lines).encode() + body.encode()
+
+
+def says(status: int, *headers: str) -> Respond:
+    """Refuse, and quote in the body, the reason phrase and the headers."""
+
+    def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
+        body = json.dumps({"error": quoted, "message": quoted})
+        own = [header.replace("ECHO", quoted) for header in headers]
+        return page(status, body, f"X-Error-Message: {quoted}", *own, phrase=quoted)
+
+    return respond
+
+
+def serves(body: str) -> Respond:
+    """Serve this text, with the secrets in place of ECHO."""
+    return lambda _servers, _asked, quoted: page(200, body.replace("ECHO", quoted))
+
+
+def leads(to: str) -> Respond:
+    """Redirect to a target that quotes."""
+
+    def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
+        word = quoted.split()[-1]
+        where = to.replace("ECHO", word).replace("OTHER", servers.other.host)
+        if where.startswith("/") and asked.target == where:
+            return page(404, quoted)
+        return page(302, quoted, f"Location: {where}")
+
+    return respond
+
+
+def listing(name: str) -> Respond:
+    """List a repo of one file, whose name quotes."""
+
+    def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
+        files = [{"rfilename": name.replace("ECHO", quoted.split()[-1]), "size": 9}]
+        return page(200, json.dumps({"id": "org/model", "sha": "c" * 40, "siblings": files}))
+
+    return respond
+
+
+def raw(text: str) -> Respond:
+    """Send these bytes as they are: not HTTP, or a part of it."""
+    return lambda _servers, _asked, quoted: text.replace("ECHO", quoted).encode()

@@ -1,0 +1,96 @@
+"""Loads of made-up parts through the real stages."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from sd_api.load import LoadRequest, Owner, RemoveRequest
+from sd_api.wire import LoadResult, Source
+from sd_loader import acquire
+from sd_loader.convert import run
+from sd_loader.handover import Converted, Fetched, FileDigest
+from sd_loader.settings import Settings
+from sd_loader.stages import convert_stage, fetch_stage, remove_stage
+from tests.support.store.volumes import FILES, HASH, MODEL_ID, OWNER
+
+
+class Parts:
+    """A source and a conversion of made-up files, which can be told to fail."""
+
+    def __init__(self) -> None:
+        self.downloads = 0
+        self.content = b"partial no more"
+        self.files = FILES
+        self.fetch_error: Exception | None = None
+        self.convert_error: Exception | None = None
+
+    @classmethod
+    def installed(cls, monkeypatch: pytest.MonkeyPatch) -> Parts:
+        """Parts that the stages work with until the test ends."""
+        parts = cls()
+        monkeypatch.setattr(acquire, "acquire", parts.fetch)
+        monkeypatch.setattr(run, "convert", parts.convert)
+        return parts
+
+    def fetch(
+        self, _request: LoadRequest, _client: object, into: Path, _report: object, **_: object
+    ) -> Fetched:
+        """Download one file, in two parts."""
+        file = into / "file"
+        if not file.exists():
+            self.downloads += 1
+            file.write_bytes(b"part")
+        if self.fetch_error is not None:
+            raise self.fetch_error
+        file.write_bytes(self.content)
+        return Fetched(kind="file", path="file", source=Source(size_bytes=15, format="ckpt"))
+
+    def convert(
+        self, fetched: Fetched, source_dir: Path, _request: LoadRequest, out: Path, _report: object
+    ) -> Converted:
+        """Write the made-up files."""
+        assert (source_dir / fetched.path).read_bytes() == self.content
+        digests = {}
+        for path, content in self.files.items():
+            file = out / path
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+            digests[path] = FileDigest(hashlib.sha256(content).hexdigest(), len(content))
+            if self.convert_error is not None:
+                raise self.convert_error
+        return Converted(files=digests, base_model="sd1", warnings=("one", "two"))
+
+
+def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:
+    """A load of the made-up source."""
+    return LoadRequest(
+        owner=owner,
+        model_id=MODEL_ID,
+        model_type="custom_ckpt",
+        url="https://example.com/m.ckpt",
+        load_hash=load_hash,
+    )
+
+
+def fetched(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
+    """The fetch container's run."""
+    return fetch_stage(asked or request(), root, Settings(pod=pod), lambda _: None)
+
+
+def converted(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
+    """The convert container's run."""
+    return convert_stage(asked or request(), root, Settings(pod=pod), lambda _: None)
+
+
+def loaded(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
+    """A Pod's run."""
+    fetched(root, asked, pod)
+    return converted(root, asked, pod)
+
+
+def removed(root: Path, owner: Owner = OWNER, *, retain: bool = False) -> LoadResult:
+    """The clean-up Job's run."""
+    return remove_stage(RemoveRequest(owner=owner, model_id=MODEL_ID, retain=retain), root)

@@ -1,0 +1,280 @@
+"""Pods at work on a volume: the loader's command line, in processes that can be disturbed.
+
+Each of them is a fork, so that it starts at once and works with the test's made-up parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_api.load import LoadRequest, Owner, RemoveRequest
+from sd_api.wire import LoadResult
+from sd_loader.__main__ import main
+from sd_loader.handover import Converted
+from sd_loader.store import blobs
+from tests.support.store.madeup import Parts, request
+from tests.support.store.steps import OnStep, end, start, watch
+from tests.support.store.volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, OWNER, STRANGER, tree
+
+WEIGHTS = b"w" * 100
+NEIGHBOUR = "neighbour"
+NOWHERE = "nowhere"
+NEIGHBOURS_OWNER = STRANGER.model_copy(update={"uid": "uid-9"})
+GIVEN_UP = STRANGER.model_copy(update={"uid": "uid-8", "name": "given-up"})
+
+
+class TaggedParts(Parts):
+    """Parts that say which load they are of, so that no two can be mixed unseen."""
+
+    def convert(self, fetched: Any, source_dir: Path, asked: LoadRequest, *rest: Any) -> Converted:
+        """Write files of this load, one that models share, and one of its own kind."""
+        self.files = files_of(asked.load_hash)
+        return super().convert(fetched, source_dir, asked, *rest)
+
+
+def files_of(load_hash: str) -> dict[str, bytes]:
+    """What a load publishes."""
+    return {**FILES, "unet/weights": load_hash.encode() * 7, "vae/weights": WEIGHTS}
+
+
+def install_tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """Let Pods work with made-up parts, one of which models can share, until the test ends."""
+    # Reading and copying megabytes at every step would be slow.
+    monkeypatch.setattr(blobs, "SHARED_FROM", len(WEIGHTS))
+    # A killed process loses nothing that a disk would have to keep; waiting for it is slow.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    return TaggedParts.installed(monkeypatch)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What one Pod runs: the commands of its containers, one after the other.
+
+    answers: whether it leaves a termination message. keeps: whether what was served is to stay.
+    """
+
+    commands: tuple[tuple[str, ...], ...]
+    name: str
+    answers: bool = True
+    keeps: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+    def main(self, root: Path, name: str) -> int:
+        """Run it in this process, which ends with it."""
+        os.environ |= {
+            "SD_LOADER_POD": name,
+            "SD_LOADER_RETAIN_PREVIOUS_SECONDS": "0" if self.name == "sweep" else "86400",
+            "SD_LOADER_TERMINATION_LOG": str(message_of(root, name)),
+        }
+        for command in self.commands:
+            code = main([*command, "--store", str(root)])
+            if code:
+                return code
+        return 0
+
+    def start(
+        self,
+        root: Path,
+        name: str = "pod",
+        on_step: OnStep | None = None,
+        *,
+        reads: bool = False,
+    ) -> int:
+        """Start it in a process of its own; returns the process's id."""
+
+        def process() -> int:
+            if on_step is not None:
+                watch(root, on_step, reads=reads)
+            return self.main(root, name)
+
+        return start(process)
+
+    def run(self, root: Path, name: str = "pod", on_step: OnStep | None = None) -> int:
+        """The exit code of a run in a process of its own; negative for a signal."""
+        return end(self.start(root, name, on_step))
+
+
+def message_of(root: Path, name: str) -> Path:
+    """Where a Pod's answer goes."""
+    return root.with_name(f"{root.name}-{name}-message")
+
+
+def answer(root: Path, name: str = "pod") -> LoadResult:
+    """A Pod's answer."""
+    found = LoadResult.decode(message_of(root, name).read_text())
+    assert found is not None
+    return found
+
+
+def _load(name: str, owner: Owner = OWNER, model_id: str = MODEL_ID, **fields: str) -> Pod:
+    asked = request(owner, **fields).model_copy(update={"model_id": model_id})
+    text = asked.to_argument()
+    return Pod((("fetch", "--request", text), ("convert", "--request", text)), name)
+
+
+def _remove(name: str, owner: Owner = OWNER, model_id: str = MODEL_ID, **fields: bool) -> Pod:
+    asked = RemoveRequest(owner=owner, model_id=model_id, **fields)
+    return Pod((("remove", "--request", asked.to_argument()),), name)
+
+
+FIRST = _load("load")
+RELOAD = _load("reload", load_hash=NEW_HASH)
+ADOPTION = _load("adoption", NAMESAKE)
+TAKEOVER = _load("takeover", NAMESAKE, load_hash=NEW_HASH)
+NEIGHBOURS = _load("neighbour's load", NEIGHBOURS_OWNER, NEIGHBOUR)
+STRANGERS = _load("stranger's load of the same id", STRANGER)
+REMOVAL = replace(_remove("removal"), keeps=False)
+RELEASE = _remove("release", retain=True)
+LATE_REMOVAL = _remove("removal of the former self")
+NEIGHBOURS_REMOVAL = replace(
+    _remove("neighbour's removal", NEIGHBOURS_OWNER, NEIGHBOUR), keeps=False
+)
+SWEEP = Pod((("sweep", "--delete", "--older-than", "0"),), "sweep", answers=False)
+INTERRUPTED = Pod(_load("", GIVEN_UP, "given-up").commands[:1], "fetch")
+
+Setup = Sequence[Pod | Callable[[Path], None]]
+
+
+def litter(root: Path) -> None:
+    """Everything that a sweep removes: staging, trash, blobs, versions, models, links."""
+    assert NEIGHBOURS.run(root) == 0
+    (root / NEIGHBOUR).unlink()
+    assert INTERRUPTED.run(root) == 0
+    (root / ".store/.trash-uid-7/unet").mkdir(parents=True)
+    (root / ".store/.trash-uid-7/unet/config.json").write_text("{}")
+    digest = hashlib.sha256(b"nobody's").hexdigest()
+    unused = root / f".blobs/sha256/{digest[:2]}/{digest}"
+    unused.parent.mkdir(parents=True)
+    unused.write_bytes(b"nobody's")
+    (root / NOWHERE).symlink_to(f".store/uid-6/{NEW_HASH}")
+
+
+RUNS: list[tuple[Setup, Pod]] = [
+    ([], FIRST),
+    ([FIRST], RELOAD),
+    ([FIRST, RELEASE], ADOPTION),
+    ([FIRST], TAKEOVER),
+    ([FIRST, RELOAD], REMOVAL),
+    ([FIRST], RELEASE),
+    ([NEIGHBOURS], FIRST),
+    ([NEIGHBOURS, FIRST, RELEASE], ADOPTION),
+    ([NEIGHBOURS, FIRST, RELOAD], REMOVAL),
+    ([FIRST, RELOAD, litter], SWEEP),
+]
+"""What is done on a volume, and the run after it that is disturbed."""
+
+
+def name_of(before: Setup, pod: Pod) -> str:
+    """A run in words."""
+    done = [str(act) if isinstance(act, Pod) else act.__name__ for act in before]
+    return f"{pod} after {' and '.join(done) or 'nothing'}"
+
+
+Row = tuple[Any, ...]
+
+
+def sampled(
+    rows: Sequence[Row], name: Callable[..., str], few: int, many: int, quick: Container[int]
+) -> list[Any]:
+    """Parameters: each row, and how far apart the steps are that are tried of it.
+
+    Of all rows many steps in `make test-all`, and of the quick ones few in `make test`.
+    """
+    return [
+        *(
+            pytest.param(*row, few, id=f"{name(*row)}, some steps")
+            for number, row in enumerate(rows)
+            if number in quick
+        ),
+        *(
+            pytest.param(*row, many, id=f"{name(*row)}, step by step", marks=pytest.mark.slow)
+            for row in rows
+        ),
+    ]
+
+
+def points(names: Sequence[str], apart: int) -> range:
+    """The numbers of the steps that are tried."""
+    return range(min(apart, len(names)) // 2, len(names), apart)
+
+
+def prepared(root: Path, before: Setup) -> Path:
+    """A volume on which all this was done."""
+    root.mkdir()
+    for act in before:
+        if isinstance(act, Pod):
+            assert act.run(root, "pod-0") == 0
+        else:
+            act(root)
+    return root
+
+
+def copy(volume: Path, to: Path) -> Path:
+    """A copy of the volume on which files that are the same are the same."""
+    subprocess.run(["cp", "-a", volume, to], check=True)
+    return to
+
+
+def end_state(root: Path) -> dict[str, str | bytes]:
+    """Everything on the volume but the time of day, and how many names each file has."""
+    return {
+        path: b"%d %s" % (os.lstat(root / path).st_nlink, _timeless(content))
+        if isinstance(content, bytes)
+        else content
+        for path, content in tree(root).items()
+    }
+
+
+def _timeless(content: bytes) -> bytes:
+    return re.sub(rb"\d{4}-\d\d-\d\dT[\d:.]+Z", b"TIME", content)
+
+
+def without_sharing(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
+    """A state but for how much was shared when it came about, which is a matter of time."""
+    return {
+        path: re.sub(rb'"sharedBytes": \d+', b"", content)
+        if isinstance(content, bytes)
+        else content
+        for path, content in state.items()
+    }
+
+
+def contents(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
+    """A state but for which files are the same one."""
+    return {
+        path: content.partition(b" ")[2] if isinstance(content, bytes) else content
+        for path, content in without_sharing(state).items()
+    }
+
+
+def whole(folder: Path) -> str:
+    """The load that a folder is of; anything but all the files of one load is an error."""
+    found = tree(folder)
+    load_hash = folder.resolve().name
+    assert files_of(load_hash).items() <= found.items(), folder
+    return load_hash
+
+
+def served(root: Path) -> dict[str, str]:
+    """Which load readers get under each model id, with all its files."""
+    names = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+    return {name: whole(root / name) for name in names if (root / name).exists()}
+
+
+def check_versions(root: Path) -> None:
+    """No version is there in part, and no link of a load leads nowhere."""
+    for link in root.iterdir():
+        assert link.exists() or link.name == NOWHERE, link
+    for version in root.glob(".store/[!.]*/????????????????"):
+        whole(version)

@@ -1,0 +1,50 @@
+"""Sweeps of a volume some time after what a test has done there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sd_loader.store.blobs import SHARED_FROM
+from sd_loader.store.volume import Volume
+from sd_loader.sweep import FindingKind, Swept, sweep
+from tests.support.store.volumes import (
+    DAY,
+    FILES,
+    HASH,
+    MODEL_ID,
+    NEW_HASH,
+    OWNER,
+    STRANGER,
+    load,
+    load_untidily,
+)
+
+WEIGHTS = {**FILES, "vae/weights": b"w" * SHARED_FROM}
+OTHER_OWNER = STRANGER.model_copy(update={"name": "other"})
+VERSION = f".store/uid-1/{HASH}"
+
+
+def swept(root: Path, later: timedelta = 2 * DAY, **options: Any) -> Swept:
+    """A sweep some time after what the test has done; what is older than a day is nobody's."""
+    now = datetime.now(UTC) + later
+    return sweep(root, older_than=DAY, retain=DAY, now=now, **options)
+
+
+def found(root: Path, kind: FindingKind = FindingKind.ORPHAN, **options: Any) -> dict[str, str]:
+    """The paths of a kind, and why they were found."""
+    return {one.path: one.why for one in swept(root, **options).findings if one.kind is kind}
+
+
+def nobodys_files(volume: Volume) -> None:
+    """A model whose link was removed, and one whose owner was never written down."""
+    load(volume)
+    volume.root.unlink(MODEL_ID)
+    volume.make(".store", "uid-7").close()
+
+
+def superseded_unrecorded(volume: Volume) -> None:
+    """A version whose successor's Pod died before it was written down."""
+    load(volume)
+    load_untidily(volume, OWNER, NEW_HASH, MODEL_ID)
