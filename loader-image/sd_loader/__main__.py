@@ -303,8 +303,8 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         " loader did not create. Loads may run at the same time."
     )
     parser.epilog = (
-        "Exit codes: 0 if there is no problem (orphans are none); 1 if an orphan could not be"
-        " removed; 3 if a published file was altered, which a person must look into."
+        "Exit codes: 0 on success, even if there are orphans; 1 if an orphan could not be removed;"
+        " 3 if a published file was altered, which a person must look into."
     )
     add = parser.add_argument
     add("--store", required=True, type=Path, metavar="DIR", help="root folder of the volume")

@@ -19,8 +19,8 @@ from sd_api.reasons import Reason
 class LoaderError(Exception):
     """A failed load. The command line turns it into an exit code and a result.
 
-    The message states what is wrong and where. The remedy belongs to the reason. A message contains
-    no secrets, and only short, printable snippets of untrusted text.
+    The message names the problem and its place. The remedy belongs to the reason. It contains no
+    secrets, and only short, printable snippets of untrusted text.
     """
 
     def __init__(self, reason: Reason, message: str, *, field: str | None = None) -> None:

@@ -55,7 +55,7 @@ class Inspection(Contract):
 def inspect(path: Path) -> Inspection:
     """Inspect a file. Raise the LoaderError that a load of this file would raise."""
     with open_tensor_file(path) as file:
-        # A file of unknown type is planned as a checkpoint, so that the error says why it is none.
+        # A file of unknown type is planned as a checkpoint, which most users load.
         model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
         plan = plan_file(file, Conversion(model_type, model_id="inspected"))
         title = file.metadata.get(_TITLE)

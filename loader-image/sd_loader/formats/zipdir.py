@@ -244,7 +244,7 @@ def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the extra fields of a member. Bytes at the end that are no field are padding."""
+    """Yield the extra fields of a member. Too few bytes for a field at the end are padding."""
     position = 0
     while len(extra) - position >= _EXTRA.size:
         kind, length = _EXTRA.unpack_from(extra, position)

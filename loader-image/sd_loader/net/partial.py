@@ -54,7 +54,7 @@ class PartialDownload:
 
     @staticmethod
     def finished(path: Path, url: str) -> tuple[str, int] | None:
-        """Return the digest and size of a file that an earlier attempt finished. None if none."""
+        """Return the digest and size of the file if an earlier attempt finished it."""
         note = _read_note(path, url)
         sha256, size = note.get("sha256"), note.get("size")
         if not isinstance(sha256, str) or not isinstance(size, int):

@@ -105,7 +105,7 @@ class _Archive:
         )
 
     def chosen(self, ref: SourceRef, checks: Checks, max_bytes: int) -> list[RepoFile]:
-        """Choose the files to unpack, as for a repo. Refuse too large files before unpacking."""
+        """Choose the files to unpack, as for a repo. Refuse a folder that would be too large."""
         files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
         index = files[INDEX_NAME]
         _check_small(index)

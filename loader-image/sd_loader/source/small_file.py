@@ -38,7 +38,7 @@ def fetch_small_file(
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    """Read one byte more than the limit at most, so that a too large file is noticed."""
+    """Read at most one byte more than the limit, which shows that the file is too large."""
     try:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)

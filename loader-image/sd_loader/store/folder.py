@@ -121,7 +121,7 @@ class Folder:
             return None
 
     def file_size(self, path: str) -> int | None:
-        """Return the size of a regular file below this folder. None if it is not one."""
+        """Return the size of a regular file below this folder. None if there is no such file."""
         *folders, name = path.split("/")
         try:
             with self.open_folder(*folders) as parent:

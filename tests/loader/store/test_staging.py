@@ -144,7 +144,7 @@ def test_planted_files_in_a_download_are_removed(
 def test_a_pods_name_is_one_path_component(volume: Volume, pod: str) -> None:
     """A Pod name with a path is refused."""
     with (
-        refused(Reason.LOADER_CRASHED, "SD_LOADER_POD is not the name of a Pod"),
+        refused(Reason.LOADER_CRASHED, "SD_LOADER_POD is not a valid Pod name"),
         begin(volume, OWNER.uid, pod, HASH),
     ):
         pytest.fail("claimed")

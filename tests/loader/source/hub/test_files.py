@@ -282,7 +282,7 @@ def test_a_wrong_type_for_a_pipeline_is_named(settings, into, folder):
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "X"}))
     error = refusal(settings, into, REPO)
     assert error.reason is Reason.UNSUPPORTED_FORMAT
-    assert "spec.modelType huggingface loads it" in error.message
+    assert "set spec.modelType: huggingface to load the pipeline" in error.message
 
 
 def test_the_digest_of_a_repos_one_file_is_checked(settings, into, folder):
