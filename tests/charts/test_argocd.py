@@ -1,4 +1,4 @@
-"""docs/argocd-health.lua, as Argo CD runs it: with the object as `obj`."""
+"""docs/argocd-health.lua, run as Argo CD runs it: with the object as `obj`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAILED = {"type": "Ready", "status": "False", "reason": "NotAModel", "message": 
 
 
 def health(obj: Json) -> tuple[str, str]:
-    """What the script answers."""
+    """Return the health that the script computes."""
     lupa = pytest.importorskip("lupa", reason="lupa is not installed: pip install -e .[dev]")
     lua = lupa.LuaRuntime()
     lua.globals().obj = lua.table_from(obj, recursive=True)
@@ -29,7 +29,7 @@ def health(obj: Json) -> tuple[str, str]:
 
 
 def model(*conditions: Json, observed: int | None = 2, **parts: Any) -> Json:
-    """A model of generation 2 with these conditions."""
+    """Return a model of generation 2 with these conditions."""
     status: Json = {"conditions": list(conditions)}
     if observed is not None:
         status["observedGeneration"] = observed
@@ -85,6 +85,8 @@ def model(*conditions: Json, observed: int | None = 2, **parts: Any) -> Json:
         ),
     ],
 )
-def test_argo_cd_sees_what_the_conditions_say(obj: Json, status: str, message: str) -> None:
-    """A failed reload is no health, although the former version is served."""
+def test_argo_cd_shows_the_health_that_the_conditions_mean(
+    obj: Json, status: str, message: str
+) -> None:
+    """After a failed reload the model is not healthy, although its previous version is served."""
     assert health(obj) == (status, message)

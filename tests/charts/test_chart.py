@@ -1,4 +1,4 @@
-"""The chart sd-operator: its values, its schema, and the objects that it renders."""
+"""The chart sd-operator: its values, its schema and the objects that it renders."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ NO_KUBERNETES_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Stable
 @pytest.mark.parametrize("chart", [OPERATOR, CATALOG], ids=lambda path: path.name)
 @pytest.mark.parametrize("full", [False, True], ids=["by default", "full"])
 def test_helm_finds_nothing_wrong(program: str, chart: Path, full: bool) -> None:
-    """Nor anything to warn of."""
+    """Helm reports neither errors nor warnings."""
     values = FULL if full and chart == OPERATOR else {}
     done = helm("lint", "--strict", chart, values=values, program=program)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_without_values_everything_is_there_that_is_needed() -> None:
-    """And nothing that needs another operator."""
+def test_without_values_every_needed_object_is_rendered() -> None:
+    """No object needs another operator's kinds."""
     assert {(item["kind"], item["metadata"]["name"]) for item in render()} == BY_DEFAULT
 
 
 @pytest.mark.parametrize("values", [{}, FULL], ids=["by default", "full"])
 def test_both_helms_render_the_same(values: Json) -> None:
-    """The newest, and the oldest that the chart works with."""
+    """They are the newest Helm and the oldest one that the chart supports."""
     by_both = [
         sorted(render(values, program=program), key=lambda item: repr(item["metadata"]))
         for program in PROGRAMS
@@ -80,7 +80,7 @@ def test_both_helms_render_the_same(values: Json) -> None:
 
 
 def test_every_value_is_explained() -> None:
-    """Each line of values.yaml that names one stands beneath a comment."""
+    """Each line of values.yaml that names a value has a comment above it."""
     lines = (OPERATOR / "values.yaml").read_text().splitlines()
     unexplained = [
         line
@@ -94,7 +94,7 @@ def test_every_value_is_explained() -> None:
 
 
 def value_paths() -> list[tuple[str, ...]]:
-    """The paths of all values; resources, and labels by default, are one value each."""
+    """Return the paths of all values; resources, and labels by default, count as one value each."""
     found = []
     for path in leaves(VALUES):
         end = next((n for n, key in enumerate(path, 1) if key in ("resources", "labels")), None)
@@ -106,7 +106,7 @@ PATHS = value_paths()
 
 
 def test_the_full_values_are_all_values_and_differ_from_the_defaults() -> None:
-    """Else a value could be forgotten here."""
+    """A value cannot be forgotten here."""
     same = {path for path in PATHS if at(FULL, path) == at(VALUES, path)}
     switches = {path for path in same if isinstance(at(VALUES, path), bool)}
     assert same == switches
@@ -114,7 +114,7 @@ def test_the_full_values_are_all_values_and_differ_from_the_defaults() -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=".".join)
 def test_every_value_has_an_effect(path: tuple[str, ...]) -> None:
-    """A release with all of them is another when one goes back, or is switched."""
+    """Setting a value back, or switching it, changes the rendered release."""
     value = at(VALUES, path)
     base = FULL if path[0] == "crd" else with_value(FULL, ("crd", "install"), False)
     if path[-1] == "tag":
@@ -198,7 +198,7 @@ REFUSED = [
 def test_a_wrong_value_is_refused(
     program: str, values: Json, where: str, why: tuple[str, ...]
 ) -> None:
-    """The message says which, and what it must be."""
+    """The message names the value and what is allowed."""
     done = helm("template", "x", OPERATOR, values=values, program=program)
     assert done.returncode != 0
     assert where in done.stderr
@@ -206,7 +206,7 @@ def test_a_wrong_value_is_refused(
 
 
 def test_the_notes_say_what_comes_next() -> None:
-    """And what differs from the default."""
+    """They also mention what differs from the defaults."""
     values = {"loader": {"gpu": {"count": 0}}, "proxy": {"https": "http://proxy:3128"}}
     by_default, other = (
         helm(
@@ -226,7 +226,7 @@ def test_the_notes_say_what_comes_next() -> None:
 
 
 def test_the_crd_is_that_of_the_repository() -> None:
-    """It outlives the release unless told otherwise."""
+    """It survives the release unless the values say otherwise."""
     committed = (ROOT / "crds" / "stablediffusionmodels.yaml").read_text()
     assert (OPERATOR / "files" / "stablediffusionmodels.yaml").read_text() == committed
     rendered = one(render(), "CustomResourceDefinition")
@@ -241,7 +241,7 @@ def test_the_crd_is_that_of_the_repository() -> None:
 
 
 def test_chart_and_distribution_have_one_version() -> None:
-    """As have the images."""
+    """The images have the same version."""
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     for chart in (OPERATOR, CATALOG):
         about = yaml.safe_load((chart / "Chart.yaml").read_text())
@@ -250,7 +250,7 @@ def test_chart_and_distribution_have_one_version() -> None:
 
 
 def versions() -> list[Any]:
-    """Kubernetes' versions from 1.28 on; the oldest and the newest in every run of the tests."""
+    """Return Kubernetes versions from 1.28 on; each test run uses the oldest and the newest."""
     try:
         from kubernetes_validate.utils import all_versions, major_minor
     except ImportError:
@@ -267,7 +267,7 @@ def versions() -> list[Any]:
 
 @pytest.mark.parametrize("version", versions())
 def test_kubernetes_knows_every_field(version: str) -> None:
-    """Strictly: an unknown one is an error."""
+    """Validation is strict, so an unknown field is an error."""
     import kubernetes_validate
 
     cluster_wide = with_value(FULL, ("models", "clusterWide"), True)
@@ -278,7 +278,7 @@ def test_kubernetes_knows_every_field(version: str) -> None:
 
 
 def test_the_operator_runs_as_a_platform_team_wants_it() -> None:
-    """Twice, spread, probed, with the least that it needs."""
+    """It has two replicas on two nodes, probes, and the least rights that it needs."""
     objects = render()
     deployment = one(objects, "Deployment")
     (container,) = pod_of(deployment)["containers"]
@@ -294,7 +294,7 @@ def test_the_operator_runs_as_a_platform_team_wants_it() -> None:
 
 
 def test_selectors_find_the_operator_and_nothing_else() -> None:
-    """Its Service, budget and monitor, by labels that an upgrade does not change."""
+    """Service, budget and monitor select labels that an upgrade does not change."""
     objects = render({"metrics": {"podMonitor": {"enabled": True}}})
     selector = one(objects, "Deployment")["spec"]["selector"]["matchLabels"]
 
@@ -307,7 +307,7 @@ def test_selectors_find_the_operator_and_nothing_else() -> None:
 
 
 def test_each_namespace_has_a_claim_that_stays() -> None:
-    """By default that of the release."""
+    """By default that is the release's namespace."""
     (claim,) = of_kind(render(), "PersistentVolumeClaim")
     assert claim["metadata"]["namespace"] == NAMESPACE
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
@@ -339,8 +339,8 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("address", "reached"), ADDRESSES)
-def test_loads_reach_the_internet_and_no_inside(address: str, reached: bool) -> None:
-    """Neither the cluster, nor links, nor metadata servers."""
+def test_loads_reach_the_internet_but_no_private_network(address: str, reached: bool) -> None:
+    """The cluster, link-local addresses and metadata servers are excluded."""
     policy = one(render(), "NetworkPolicy", "sd-operator-loader-egress")
     _, rule = policy["spec"]["egress"]
     found = ipaddress.ip_address(address)
@@ -356,8 +356,8 @@ def test_loads_reach_the_internet_and_no_inside(address: str, reached: bool) -> 
     assert allowed is reached
 
 
-def test_only_loads_have_egress_and_names_are_resolved_by_dns_alone() -> None:
-    """A clean-up and a sweep need the volume only, and nothing calls a loader."""
+def test_only_loads_have_egress_besides_dns() -> None:
+    """Clean-ups and sweeps need the volume only, and nothing may connect to a loader."""
     objects = render({"loader": {"extraEgress": [{"ports": [{"port": 3128}]}]}})
     shut = one(objects, "NetworkPolicy", "sd-operator-loader")["spec"]
     (expression,) = shut["podSelector"]["matchExpressions"]
@@ -383,8 +383,8 @@ def test_only_loads_have_egress_and_names_are_resolved_by_dns_alone() -> None:
     assert extra == {"ports": [{"port": 3128}]}
 
 
-def test_the_sweep_is_the_loaders_command_and_not_the_operators_job() -> None:
-    """The operator watches Jobs by label, and would take it for a load."""
+def test_the_sweep_runs_the_loader_without_the_operators_labels() -> None:
+    """The operator watches Jobs by label and would take it for a load."""
     cron = one(render({"sweep": {"enabled": True}}), "CronJob")
     template = cron["spec"]["jobTemplate"]["spec"]["template"]
     (container,) = template["spec"]["containers"]
@@ -397,7 +397,7 @@ def test_the_sweep_is_the_loaders_command_and_not_the_operators_job() -> None:
 
 
 def test_the_sweeps_command_runs(tmp_path: Path) -> None:
-    """Here as there, on a volume without models."""
+    """It runs here as in a Pod, on a volume without models."""
     cron = one(render({"sweep": {"enabled": True}}), "CronJob")
     (container,) = pod_of(cron)["containers"]
     arguments = [str(tmp_path) if word == "/models" else word for word in container["args"]]
@@ -409,7 +409,7 @@ def test_the_sweeps_command_runs(tmp_path: Path) -> None:
 
 
 def test_make_chart_packages_both(tmp_path: Path) -> None:
-    """What is packaged renders as the folder does."""
+    """A packaged chart renders as its folder does."""
     for chart in (OPERATOR, CATALOG):
         done = helm("package", chart, "--destination", tmp_path)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The script that `helm test` runs, against a real operator and API server."""
+"""The script of `helm test`, against a real operator and API server."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check(
 
 
 def probes_port(cluster: Cluster) -> int:
-    """Where the operator's probes are; it says so in its log."""
+    """Return the port of the operator's probes, which its log names."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         found = re.search(r"probes on port (\d+)", cluster.operator_log())
@@ -57,8 +57,8 @@ def probes_port(cluster: Cluster) -> int:
     raise AssertionError(cluster.operator_log())
 
 
-def test_it_is_content_with_an_operator_at_work(cluster: Cluster, tmp_path: Path) -> None:
-    """One with the chart's environment: ready, the kind served, the claim there."""
+def test_it_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path) -> None:
+    """The operator is ready, the kind is served, and the claim exists."""
     env = env_of(render({"models": {"namespaces": [cluster.namespace]}}))
     in_a_pod = {"KUBERNETES_SERVICE_HOST", "HOME"}
     cluster.start_operator(**{key: env[key] for key in env.keys() - in_a_pod})
@@ -80,7 +80,7 @@ def test_it_is_content_with_an_operator_at_work(cluster: Cluster, tmp_path: Path
 
 
 def test_it_fails_without_an_operator(cluster: Cluster, tmp_path: Path) -> None:
-    """After some patience: an upgrade may be under way."""
+    """It waits for a while first, since an upgrade may be under way."""
     done = check(cluster, 9, tmp_path, PATIENCE_SECONDS="0")
 
     assert done.returncode == 1
@@ -88,7 +88,7 @@ def test_it_fails_without_an_operator(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_the_pod_runs_this_script_with_the_operators_account() -> None:
-    """In the operator's image, which has a Python."""
+    """It runs in the operator's image, which has Python."""
     objects = render()
     pod = pod_of(one(objects, "Pod"))
     (container,) = pod["containers"]

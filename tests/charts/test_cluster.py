@@ -1,7 +1,8 @@
 """The chart in a real cluster: installed, upgraded, rolled back, tested and removed, with RBAC.
 
-`make test-cluster KUBECONFIG=…` runs them. Standalone has neither Deployments nor RBAC.
-SD_TEST_OPERATOR_IMAGE names an image of the operator that the nodes can pull, for `helm test`.
+`make test-cluster KUBECONFIG=…` runs these tests, since standalone has neither Deployments nor
+RBAC. SD_TEST_OPERATOR_IMAGE names an image of the operator that the nodes can pull, for `helm
+test`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ ACCOUNT = "sd-operator"
 
 
 def values(**more: object) -> Json:
-    """Values for tests; the kind is defined by the tests' cluster."""
+    """Return values for tests; the tests' cluster has the kind already."""
     return {"crd": {"install": False}, "fullnameOverride": ACCOUNT, **more}
 
 
 def may(release: Release, verb: str, resource: str, namespace: str) -> bool:
-    """Whether the operator may, as the API server itself says. resource: KIND[/NAME][:SUB]."""
+    """Return whether the API server grants the operator a right on KIND[/NAME][:SUB]."""
     account = f"system:serviceaccount:{release.cluster.namespace}:{ACCOUNT}"
     kind, _, sub = resource.partition(":")
     options = [f"--as={account}", f"--namespace={namespace}"]
@@ -46,14 +47,14 @@ def may(release: Release, verb: str, resource: str, namespace: str) -> bool:
 
 @pytest.fixture(params=sorted(HELMS))
 def release(request: pytest.FixtureRequest, backend: Backend, tmp_path: Path) -> Iterator[Release]:
-    """A namespace for a release; skips the test where there is no real API server."""
+    """A namespace for a release; skips the test without a real API server."""
     with released(backend, request.param, tmp_path) as made:
         yield made
 
 
 @contextlib.contextmanager
 def released(backend: Backend, program: str, work: Path) -> Iterator[Release]:
-    """The same, for one of the Helms."""
+    """A namespace for a release by one of the two Helms."""
     if backend.name == "standalone":
         pytest.skip("standalone has no Deployments and no RBAC: KUBECONFIG or KUBEBUILDER_ASSETS")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
@@ -67,7 +68,7 @@ def released(backend: Backend, program: str, work: Path) -> Iterator[Release]:
 
 
 def test_install_upgrade_rollback_uninstall(release: Release) -> None:
-    """The claim and what is on it outlive the release; a second one takes the claim over."""
+    """The claim and its files survive the release, and a second release takes the claim over."""
     cluster = release.cluster
     release.helm("install", "sd", str(OPERATOR), values=values())
     claim = cluster.get("pvc", "models")["metadata"]["uid"]
@@ -90,7 +91,7 @@ def test_install_upgrade_rollback_uninstall(release: Release) -> None:
     "given", [{}, {"models": {"clusterWide": True}}, FULL], ids=["defaults", "cluster-wide", "full"]
 )
 def test_the_api_server_takes_every_object(backend: Backend, tmp_path: Path, given: Json) -> None:
-    """As a dry run, with no unknown field and nothing to warn of."""
+    """A dry run finds no unknown field and no warning."""
     with released(backend, "helm", tmp_path) as release:
         cluster = release.cluster
         models = {**given.get("models", {})}
@@ -113,12 +114,12 @@ def test_the_api_server_takes_every_object(backend: Backend, tmp_path: Path, giv
 
 
 def apply(cluster: Cluster, manifest: Json) -> subprocess.CompletedProcess[str]:
-    """Apply an object, whatever comes of it."""
+    """Apply an object and ignore the outcome."""
     return cluster.run("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
 
 
 def take_over(release: Release) -> list[str]:
-    """Let a release have the kind, which was applied by hand before; options for its install."""
+    """Return the install options by which a release takes over a kind applied by hand."""
     if release.program == "helm":
         # Helm 4 applies server-side, where another's fields are a conflict.
         return ["--take-ownership", "--force-conflicts"]
@@ -133,7 +134,7 @@ def take_over(release: Release) -> list[str]:
 
 
 def eventually(holds: Callable[[], bool], timeout: float = 30.0) -> None:
-    """Wait until something holds: a changed kind is served a moment later."""
+    """Wait until something holds; a changed kind is served a moment later."""
     deadline = time.monotonic() + timeout
     while not holds():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -142,7 +143,7 @@ def eventually(holds: Callable[[], bool], timeout: float = 30.0) -> None:
 
 @pytest.mark.parametrize("program", sorted(HELMS))
 def test_an_upgrade_brings_the_newer_kind(backend: Backend, tmp_path: Path, program: str) -> None:
-    """Fields of it are served then, models stay, and so does the kind after the release."""
+    """Its new fields are served, models stay, and the kind survives the release."""
     if backend.name != "kube-apiserver":
         pytest.skip("the kind belongs to all of a cluster; this needs KUBEBUILDER_ASSETS")
     older = tmp_path / "older"
@@ -193,7 +194,7 @@ MAY_NOT = [
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
 def test_the_api_server_grants_what_the_chart_says(release: Release, cluster_wide: bool) -> None:
-    """In the release's namespace; in others only where rights are cluster-wide."""
+    """Rights in other namespaces exist only if they are cluster-wide."""
     given = values(models={"clusterWide": cluster_wide})
     release.helm("install", "sd", str(OPERATOR), values=given)
 
@@ -205,8 +206,8 @@ def test_the_api_server_grants_what_the_chart_says(release: Release, cluster_wid
     assert not may(release, "create", "leases.coordination.k8s.io", "default")
 
 
-def test_helm_test_is_content(release: Release) -> None:
-    """Needs nodes, and the operator's image on them."""
+def test_helm_test_succeeds(release: Release) -> None:
+    """The cluster needs nodes that can pull the operator's image."""
     image = os.environ.get("SD_TEST_OPERATOR_IMAGE")
     if not image or release.cluster.backend.name != "cluster":
         pytest.skip("helm test needs a cluster with nodes, and SD_TEST_OPERATOR_IMAGE")

@@ -1,4 +1,4 @@
-"""The gateway as the chart renders it: off by default, and held to its settings and rights."""
+"""The gateway in the chart: off by default, and in step with its settings and rights."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ NOT_VALUES = {
 
 
 def settings(values: Any) -> Settings:
-    """The gateway's settings in a release."""
+    """Return the gateway's settings in a release."""
     return Settings.from_env(env_of(render(values), "gateway"))
 
 
-def test_by_default_there_is_none() -> None:
-    """Nor anything that belongs to it."""
+def test_the_gateway_is_disabled_by_default() -> None:
+    """No gateway Deployment, Service, Role or NetworkPolicy is rendered."""
     assert not [item for item in render() if "gateway" in item["metadata"]["name"]]
 
 
 def test_without_values_it_has_its_own_defaults() -> None:
-    """But for what the chart gives all loader Pods."""
+    """Only what the chart gives to all loader Pods differs."""
     toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
     keys_file = Path("/etc/sd-gateway/keys/keys")
     placement = JobOverrides(tolerations=[toleration])
@@ -55,7 +55,7 @@ def test_without_values_it_has_its_own_defaults() -> None:
 
 
 def test_every_value_arrives() -> None:
-    """Those that it shares with the operator too."""
+    """Values that it shares with the operator arrive as well."""
     found = settings(FULL)
     assert found.claim_name == "weights"
     assert found.loader.slim_image.startswith("registry.example.com/sd/slim@sha256:")
@@ -78,7 +78,7 @@ def test_every_value_arrives() -> None:
 
 
 def test_it_reads_every_variable_and_has_a_value_for_each_setting() -> None:
-    """Or a reason not to have one."""
+    """A setting without a value has a reason."""
     env = Recorder(env_of(render(FULL), "gateway"))
     Settings.from_env(env)
     given = {name for name in env.env if name.startswith(PREFIX)}
@@ -88,14 +88,14 @@ def test_it_reads_every_variable_and_has_a_value_for_each_setting() -> None:
 
 
 def test_the_ingress_host_is_the_public_url() -> None:
-    """With https, unless another is given."""
+    """The url uses https unless another one is given."""
     ingress = {"host": "models.example.com"}
     found = settings({"gateway": {"enabled": True, "ingress": ingress}})
     assert (found.public_url, found.cookie_secure) == ("https://models.example.com", True)
 
 
 def test_what_is_mounted_lies_where_it_looks() -> None:
-    """The whole Secret, for a file by subPath would never change; the volume read-only."""
+    """The Secret is mounted whole, since a file by subPath never changes."""
     objects = render(FULL)
     found = settings(FULL)
     pod = pod_of(deployment(objects, "gateway"))
@@ -118,7 +118,7 @@ def test_what_is_mounted_lies_where_it_looks() -> None:
 
 
 def test_its_selectors_find_it_alone() -> None:
-    """And the operator's do not find it."""
+    """The operator's selectors do not match it."""
     objects = render(with_value(FULL, ("crd", "install"), False))
     selector = deployment(objects, "gateway")["spec"]["selector"]["matchLabels"]
     name = "models-operator-gateway"
@@ -133,7 +133,7 @@ def test_its_selectors_find_it_alone() -> None:
 
 
 def test_it_is_probed_and_called_on_its_ports() -> None:
-    """From the Ingress to the container by the ports' names."""
+    """Ingress, Service and container agree on the names of the ports."""
     objects = render(FULL)
     (container,) = pod_of(deployment(objects, "gateway"))["containers"]
     default = Settings(Path("keys"))
@@ -163,7 +163,7 @@ def test_it_is_probed_and_called_on_its_ports() -> None:
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
 def test_its_account_has_its_rights_and_the_operators_has_not(cluster_wide: bool) -> None:
-    """In the namespaces that are served."""
+    """The rights are limited to the served namespaces."""
     models = {"namespaces": ["art", "ads"], "clusterWide": cluster_wide}
     objects = render({**ON, "models": models})
     role, binding = (
@@ -190,13 +190,13 @@ def test_its_account_has_its_rights_and_the_operators_has_not(cluster_wide: bool
 
 
 def test_without_a_host_there_is_no_ingress() -> None:
-    """The Service is there for whatever else leads to it."""
+    """The Service remains for any other way to it."""
     assert not of_kind(render(ON), "Ingress")
     assert one(render(ON), "Service", NAME)
 
 
 def test_the_notes_say_how_to_make_a_key() -> None:
-    """By the gateway's own Pod, which starts without keys."""
+    """The gateway's own Pod, which starts without keys, makes it."""
     done = helm("install", "sd", OPERATOR, "--dry-run=client", "-n", NAMESPACE, values=ON)
     notes = done.stdout.partition("NOTES:")[2]
     assert "deploy/sd-sd-operator-gateway -- sd-gateway new-key sd-system" in notes

@@ -1,8 +1,8 @@
-"""The images, built by buildah and run as a kubelet would.
+"""The images, built by buildah and run as a kubelet would run them.
 
 SD_TEST_BASE_IMAGE and SD_TEST_BUILD_IMAGE name local images for the build arguments of these names
-(docs/images.md says how to make them with debootstrap), SD_TEST_IMAGE_ARGS further arguments of
-`buildah build`: a pip.conf as secret, volumes with packages.
+(docs/images.md says how to make them with debootstrap). SD_TEST_IMAGE_ARGS has further arguments of
+`buildah build`: a pip.conf as a secret, volumes with packages.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ pytestmark = [
 
 
 def built(dockerfile: str, tag: str, *options: str) -> Iterator[Image]:
-    """An image built from the working tree, mounted; removed afterwards."""
+    """Build an image from the working tree and mount it; remove it afterwards."""
     arguments = [f"--build-arg=BASE_IMAGE={BASE}", f"--build-arg=BUILD_IMAGE={BUILD}", *ARGUMENTS]
     imagerun.buildah("build", "--file", ROOT / dockerfile, "--tag", tag, *arguments, *options, ROOT)
     try:
@@ -55,19 +55,19 @@ def built(dockerfile: str, tag: str, *options: str) -> Iterator[Image]:
 
 @pytest.fixture(scope="module")
 def slim() -> Iterator[Image]:
-    """The loader without torch."""
+    """The loader image without torch."""
     yield from built("loader-image/Dockerfile", "localhost/sd-test-slim:1", "--target=slim")
 
 
 @pytest.fixture(scope="module")
 def operator() -> Iterator[Image]:
-    """The operator."""
+    """The operator's image."""
     yield from built("operator/Dockerfile", "localhost/sd-test-operator:1")
 
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
-    """A volume as fsGroup leaves it."""
+    """A volume with the ownership that fsGroup gives it."""
     folder = tmp_path / "volume"
     folder.mkdir()
     os.chown(folder, 0, manifests.USER_ID)
@@ -76,7 +76,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 def job(url: str, hub: FakeHub, **spec: Any) -> dict[str, Any]:
-    """The Pod of the Job that loads this, as the operator makes it."""
+    """Return the Pod of the Job that the operator makes for a load."""
     settings = Settings(
         loader=LoaderSettings(gpu_count=0),
         allowed_hosts=frozenset({hub.host}),
@@ -88,7 +88,7 @@ def job(url: str, hub: FakeHub, **spec: Any) -> dict[str, Any]:
 
 
 def test_the_loader_publishes_a_model(slim: Image, volume: Path, tmp_path: Path) -> None:
-    """As the Job's containers run it: another uid, no capabilities, nothing but mounts writable."""
+    """It runs as in a Job: another uid, no capabilities, and only mounts are writable."""
     checkpoint = tmp_path / "tiny.safetensors"
     write_checkpoint(checkpoint)
     with FakeHub() as hub:
@@ -108,7 +108,7 @@ def test_the_loader_publishes_a_model(slim: Image, volume: Path, tmp_path: Path)
 
 
 def test_nothing_but_the_mounts_can_be_written(slim: Image, tmp_path: Path) -> None:
-    """And the process has no capability and gets none."""
+    """The process has no capability and cannot get any."""
     script = (
         "touch /opt/sd/x /usr/x /x /etc/x; touch /tmp/x && grep -E 'Cap|NoNew' /proc/self/status"
     )
@@ -121,7 +121,7 @@ def test_nothing_but_the_mounts_can_be_written(slim: Image, tmp_path: Path) -> N
 
 
 def test_the_loader_starts_under_any_uid(slim: Image, tmp_path: Path) -> None:
-    """OpenShift gives each namespace its own, without a name."""
+    """OpenShift gives each namespace its own uid without a name."""
     other = Image(slim.root, {**slim.config, "User": "1000650000"})
     done = other.run(["sd-loader", "--version"], {"/tmp": imagerun.TMPFS}, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_the_loader_starts_under_any_uid(slim: Image, tmp_path: Path) -> None:
     [pytest.param("slim", 120, id="loader-slim"), pytest.param("operator", 150, id="operator")],
 )
 def test_it_is_small(request: pytest.FixtureRequest, which: str, megabytes: int) -> None:
-    """Over its base, as files."""
+    """Its files over the base image are counted."""
     image: Image = request.getfixturevalue(which)
     files = [path for path in image.root.joinpath("opt/sd").rglob("*") if not path.is_symlink()]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= megabytes * MB
@@ -140,7 +140,7 @@ def test_it_is_small(request: pytest.FixtureRequest, which: str, megabytes: int)
 
 @pytest.mark.parametrize("which", ["slim", "operator"])
 def test_it_has_only_what_it_runs(request: pytest.FixtureRequest, which: str) -> None:
-    """No pip, no compiler, no other image's package; bytecode that nobody can replace."""
+    """There is no pip, no compiler, no other image's package, and no replaceable bytecode."""
     image: Image = request.getfixturevalue(which)
     environment = image.root / "opt" / "sd"
     (packages,) = environment.glob("lib/python3*/site-packages")
@@ -170,7 +170,7 @@ def _loose(path: Path) -> bool:
 def test_all_that_it_imports_is_compiled(
     request: pytest.FixtureRequest, tmp_path: Path, which: str, module: str
 ) -> None:
-    """Compiling at each start would cost a second, since nothing can be written back."""
+    """Compiling at each start would take a second, since the image is read-only."""
     script = (
         f"import sys, {module}, os\n"
         "print([one.__file__ for one in list(sys.modules.values())"
@@ -183,14 +183,14 @@ def test_all_that_it_imports_is_compiled(
 
 
 def test_the_operator_says_what_it_misses(operator: Image, tmp_path: Path) -> None:
-    """Outside of a cluster, by its default command."""
+    """Its default command is run outside of a cluster."""
     done = operator.run(operator.command, {"/tmp": imagerun.TMPFS}, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("sd-operator: KUBECONFIG must name a file")
 
 
 def for_the_image(file: Path, copy: Path) -> Path:
-    """A copy that the image's user alone can read, as a Secret's volume has it."""
+    """Return a copy that only the image's user can read, as in a Secret volume."""
     copy.write_bytes(file.read_bytes())
     os.chown(copy, manifests.USER_ID, manifests.USER_ID)
     copy.chmod(0o400)
@@ -200,7 +200,7 @@ def for_the_image(file: Path, copy: Path) -> Path:
 def test_the_operators_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
-    """On a cluster, as the same uid without rights."""
+    """It runs on a cluster with the same uid and no capabilities."""
     kubeconfig = for_the_image(
         operated.cluster.backend.operator_kubeconfig, tmp_path / "kubeconfig"
     )
@@ -225,7 +225,7 @@ def test_the_operators_image_loads_a_model(
 def test_the_gateways_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
-    """`sd-gateway` lies beside the operator, which does the loading."""
+    """The image has `sd-gateway` as well, and the operator does the load."""
     operated.start()
     (key,) = write_keys(tmp_path / "lines", operated.cluster.namespace)
     (port,) = free_ports(1)

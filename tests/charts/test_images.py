@@ -1,4 +1,4 @@
-"""The images' files keep the project's rules; nothing is built here (see test_image_builds)."""
+"""The images' files follow the project's rules; test_image_builds builds the images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ locks = pytest.mark.parametrize(
 
 
 @both
-def test_only_two_images_are_begun_with_and_both_can_be_chosen(dockerfile: Dockerfile) -> None:
+def test_every_stage_begins_with_one_of_two_chosen_images(dockerfile: Dockerfile) -> None:
     """A stage begins with BUILD_IMAGE, BASE_IMAGE or another stage."""
     names = {stage.name for stage in dockerfile.stages} - {""}
     for stage in dockerfile.stages:
@@ -52,28 +52,28 @@ def test_only_two_images_are_begun_with_and_both_can_be_chosen(dockerfile: Docke
 
 
 @both
-def test_no_image_is_whatever_is_latest(dockerfile: Dockerfile) -> None:
-    """The defaults are tagged, and have the Python that the locks are for."""
+def test_no_default_image_is_untagged(dockerfile: Dockerfile) -> None:
+    """The defaults have tags and the Python that the locks are for."""
     for name in ("BUILD_IMAGE", "BASE_IMAGE"):
         tag = dockerfile.arguments[name].rpartition("/")[2].partition(":")[2]
         assert tag.startswith(f"{lock_images.PYTHON}-"), dockerfile.arguments[name]
 
 
-def test_all_images_begin_with_the_same() -> None:
-    """A node that has pulled one has most of the other."""
+def test_all_images_share_a_base() -> None:
+    """A node that has pulled one has most of the others."""
     assert OPERATOR.arguments == LOADER.arguments
 
 
 @images
 def test_it_runs_as_the_jobs_user(dockerfile: Dockerfile, target: str) -> None:
-    """By number: only that tells the kubelet that it is not root."""
+    """The user is a number, from which the kubelet knows that it is not root."""
     users = [one.text for one in dockerfile.built(target) if one.word == "USER"]
     assert users == [f"{manifests.USER_ID}:{manifests.USER_ID}"]
 
 
 @images
 def test_the_image_says_what_it_is(dockerfile: Dockerfile, target: str) -> None:
-    """By the labels that registries show."""
+    """It has the labels that registries show."""
     found = dockerfiles.labels(dockerfile.built(target))
     words = ("title", "description", "licenses", "version", "revision")
     assert set(found) == {f"org.opencontainers.image.{word}" for word in words}
@@ -84,7 +84,7 @@ def test_the_image_says_what_it_is(dockerfile: Dockerfile, target: str) -> None:
 
 @images
 def test_nothing_is_installed_in_the_image_itself(dockerfile: Dockerfile, target: str) -> None:
-    """It takes the finished environment, and runs it once, so that a wrong base is noticed."""
+    """It copies the finished environment and runs it once, so that a wrong base fails the build."""
     commands = [one for one in dockerfile.built(target) if one.word == "RUN"]
     assert [one.words[0] for one in commands] in (["sd-operator"], ["python3"])
     taken = [
@@ -95,7 +95,7 @@ def test_nothing_is_installed_in_the_image_itself(dockerfile: Dockerfile, target
 
 @images
 def test_the_entry_point_is_one_of_the_project(dockerfile: Dockerfile, target: str) -> None:
-    """And is on the image's PATH, for Jobs name it by its bare name."""
+    """It is on the image's PATH, since Jobs name it without a path."""
     (entry,) = [one.words for one in dockerfile.built(target) if one.word == "ENTRYPOINT"]
     assert entry[0] in PROJECT["project"]["scripts"]
     env = " ".join(one.text for one in dockerfile.built(target) if one.word == "ENV")
@@ -112,14 +112,14 @@ def test_jobs_run_the_loaders_entry_point() -> None:
 
 
 def test_the_operators_image_serves_a_cluster_by_default() -> None:
-    """`docker run` without arguments is what the Deployment runs."""
+    """`docker run` without arguments does what the Deployment does."""
     (command,) = [one.words for one in OPERATOR.built("") if one.word == "CMD"]
     assert command == ["run"]
 
 
 @both
 def test_every_package_is_locked(dockerfile: Dockerfile) -> None:
-    """By the digests of its wheels, or built here; torch, the builder's choice, by version."""
+    """Wheels are locked by digest; torch, the builder's choice, by version."""
     installs = [
         command
         for one in dockerfile.everything()
@@ -137,7 +137,7 @@ def test_every_package_is_locked(dockerfile: Dockerfile) -> None:
 
 @both
 def test_no_host_and_no_secret_is_named(dockerfile: Dockerfile) -> None:
-    """Mirrors and credentials come with the builder's pip.conf, which no layer keeps."""
+    """Mirrors and credentials come from the builder's pip.conf, which no layer keeps."""
     assert "://" not in dockerfile.path.read_text()
     for one in dockerfile.everything():
         if one.word in ("ARG", "ENV"):
@@ -149,7 +149,7 @@ def test_no_host_and_no_secret_is_named(dockerfile: Dockerfile) -> None:
 
 @both
 def test_what_is_copied_is_there_and_in_the_context(dockerfile: Dockerfile) -> None:
-    """.dockerignore lets it through."""
+    """.dockerignore does not exclude it."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines, "what is not named stays out"
     allowed = [line[1:] for line in lines if line.startswith("!")]
@@ -165,22 +165,22 @@ def test_what_is_copied_is_there_and_in_the_context(dockerfile: Dockerfile) -> N
         assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
 
 
-def test_the_context_holds_nothing_that_is_not_there() -> None:
-    """.dockerignore names paths of the repository."""
+def test_dockerignore_names_existing_paths_only() -> None:
+    """Each path of .dockerignore is in the repository."""
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line.startswith("!"):
             assert (ROOT / line[1:]).exists(), line
 
 
 def test_torch_is_the_tested_one_by_default() -> None:
-    """TORCH_SPEC's default is the version that tests run with."""
+    """TORCH_SPEC's default is the version that the tests use."""
     (argument,) = [one.text for one in LOADER.everything() if one.text.startswith("TORCH_SPEC=")]
     assert argument.removeprefix("TORCH_SPEC=") == f"torch=={_constraints()['torch']}"
 
 
 @locks
 def test_locks_have_the_tested_versions(lock: lock_images.Lock) -> None:
-    """What the images carry is what constraints.txt pins; `make lock` writes them anew."""
+    """The images have the versions of constraints.txt; `make lock` writes the locks."""
     constraints = _constraints()
     for name, version in _pins(lock).items():
         assert constraints[name] == version, f"{name}: run `make lock`"
@@ -188,7 +188,7 @@ def test_locks_have_the_tested_versions(lock: lock_images.Lock) -> None:
 
 @locks
 def test_locks_name_wheels_by_digest(lock: lock_images.Lock) -> None:
-    """Each package has one at least, and nothing else is in the file."""
+    """Each package has at least one wheel, and the file has nothing else."""
     text = (lock_images.FOLDER / f"{lock.name}.txt").read_text()
     entry = r"[A-Za-z0-9_.-]+==[^\s\\]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
     assert re.fullmatch(f"{re.escape(lock_images.HEADER)}({entry})+", text)
@@ -198,12 +198,12 @@ def test_locks_name_wheels_by_digest(lock: lock_images.Lock) -> None:
     "lock", [pytest.param(one, id=one.name) for one in lock_images.LOCKS if one.extra]
 )
 def test_locks_are_complete(lock: lock_images.Lock) -> None:
-    """They have what the installed packages ask for, no more; torch stays out with what is its."""
+    """They have exactly what the packages require, without torch and its own requirements."""
     assert set(_pins(lock)) == _closure(lock), "run `make lock`"
 
 
 def test_the_operator_imports_little_of_what_is_not_compiled_for_it() -> None:
-    """Its image has no bytecode of the Kubernetes client's generated classes but of these."""
+    """Only these generated classes of the Kubernetes client have bytecode in its image."""
     (command,) = [one.text for one in OPERATOR.everything() if "compileall" in one.text]
     (left_out,) = re.findall(r"compileall .*-x '([^']+)'", command)
     imported = "import sd_operator.runtime.run, sd_operator.gateway.app"
@@ -221,7 +221,7 @@ def test_the_operator_imports_little_of_what_is_not_compiled_for_it() -> None:
 
 @both
 def test_hadolint_finds_nothing(dockerfile: Dockerfile) -> None:
-    """With no rule switched off."""
+    """No rule is switched off."""
     program = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([program, dockerfile.path], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
@@ -235,7 +235,7 @@ def test_hadolint_finds_nothing(dockerfile: Dockerfile) -> None:
     ],
 )
 def test_make_images_tags_what_the_operator_asks_for(image: str, name: str) -> None:
-    """The settings' defaults are what is built."""
+    """The settings' defaults are the names of the built images."""
     makefile = (ROOT / "Makefile").read_text()
     (registry,) = re.findall(r"^IMAGE_REGISTRY \?= (\S+)$", makefile, re.MULTILINE)
     assert image == f"{registry}/{name}:{PROJECT['project']['version']}"
@@ -249,10 +249,10 @@ def test_make_images_tags_what_the_operator_asks_for(image: str, name: str) -> N
         pytest.param(("buildah",), "buildah", id="buildah alone"),
     ],
 )
-def test_make_images_builds_with_what_is_there(
+def test_make_images_builds_with_the_installed_builder(
     tmp_path: Path, there: tuple[str, ...], used: str
 ) -> None:
-    """Three builds, with the version and the revision."""
+    """It builds three images with the version and the revision."""
     for name in there:
         _program(tmp_path, name, 'echo "$0 $*"')
     done = _make_images(tmp_path)
@@ -265,7 +265,7 @@ def test_make_images_builds_with_what_is_there(
 
 
 def test_make_images_says_what_to_install(tmp_path: Path) -> None:
-    """Where neither is there."""
+    """The message appears if neither builder is installed."""
     done = _make_images(tmp_path)
     assert done.returncode != 0
     assert "make images needs docker or buildah" in done.stderr
@@ -305,7 +305,7 @@ def _pins(lock: lock_images.Lock) -> dict[str, str]:
 
 
 def _closure(lock: lock_images.Lock) -> set[str]:
-    """All that an extra needs, by the installed packages' own words."""
+    """Return all packages that an extra requires, by the metadata of the installed packages."""
     assert lock.extra is not None
     own = canonicalize_name(PROJECT["project"]["name"])
     extras: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]

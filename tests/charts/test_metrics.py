@@ -1,4 +1,4 @@
-"""Alerts and dashboard: over metrics that exist, and right about what they say."""
+"""Alerts and dashboard use existing metrics and fire when they should."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule
 
 
 def promtool(*arguments: object) -> str:
-    """What promtool prints; it must succeed. Without one the test is skipped."""
+    """Return what promtool prints; it must succeed. Skip the test if it is not installed."""
     path = shutil.which("promtool")
     if path is None:
         pytest.skip("promtool is not on PATH: apt install prometheus")
@@ -34,14 +34,14 @@ def promtool(*arguments: object) -> str:
 
 
 def queries() -> Iterator[str]:
-    """All queries of the dashboard."""
+    """Return all queries of the dashboard."""
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel["targets"]:
             yield target["expr"]
 
 
 def series() -> dict[str, set[str]]:
-    """The names of all series of an operator, with the names of their labels."""
+    """Return the names and labels of all series of an operator."""
     metrics = Metrics()
     metrics.show("uid", ModelState("art", "sketch", "Ready", ""))
     found: dict[str, set[str]] = {}
@@ -68,7 +68,7 @@ EXPRESSIONS = [
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_every_metric_and_label_exists(expression: str) -> None:
-    """A query of a renamed metric would be silent for ever."""
+    """A query of a renamed metric would never return anything."""
     known = series()
     metrics = set(re.findall(r"\bsdmodel_\w+", expression))
     matched = set(re.findall(r"(\w+)\s*[=!]~?\s*\"", expression))
@@ -85,7 +85,7 @@ def test_every_metric_and_label_exists(expression: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_every_alert_is_tried_both_ways(rule: dict[str, Any]) -> None:
-    """There is a row in which it fires, and one in which it must not."""
+    """Each alert has a row in which it fires and one in which it does not."""
     rows = [
         row
         for case in yaml.safe_load(UNIT_TESTS.read_text())["tests"]
@@ -99,13 +99,13 @@ def test_every_alert_is_tried_both_ways(rule: dict[str, Any]) -> None:
 
 
 def test_the_alerts_fire_when_they_should() -> None:
-    """As Prometheus' own tool sees them."""
+    """Prometheus' own tool evaluates them."""
     promtool("check", "rules", ALERTS)
     promtool("test", "rules", UNIT_TESTS)
 
 
 def test_the_dashboards_queries_parse(tmp_path: Path) -> None:
-    """Each as the expression of a rule."""
+    """Each is tried as the expression of a rule."""
     rules = [{"record": f"query:{n}", "expr": query} for n, query in enumerate(queries())]
     path = tmp_path / "queries.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
@@ -114,7 +114,7 @@ def test_the_dashboards_queries_parse(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_no_alert_passes_over_a_reason(rule: dict[str, Any]) -> None:
-    """What is left out are words of an ordinary life, and what another alert tells."""
+    """The omitted reasons are normal, or another alert covers them."""
     left_out = set()
     for operator, words in re.findall(r'reason(!~|!=)"([^"]*)"', rule["expr"]):
         left_out |= set(words.split("|") if operator == "!~" else [words])
@@ -122,7 +122,7 @@ def test_no_alert_passes_over_a_reason(rule: dict[str, Any]) -> None:
 
 
 def test_the_chart_carries_both_unchanged() -> None:
-    """Braces of Prometheus and Grafana are none of Helm's."""
+    """Helm does not interpret the braces of Prometheus and Grafana."""
     objects = render(
         {"metrics": {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}}
     )

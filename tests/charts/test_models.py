@@ -1,4 +1,4 @@
-"""The chart sd-models, a catalog, and the ControlNets that come with it."""
+"""The chart sd-models (a catalog) and the ControlNets that come with it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LINK = "https://example.com/model.safetensors"
 
 
 def specs(values: Json) -> dict[str, Any]:
-    """The specs of the models that a catalog renders, by name."""
+    """Return the specs that a catalog renders, by the model's name."""
     return {item["metadata"]["name"]: item["spec"] for item in render(values, CATALOG)}
 
 
 def test_the_schema_is_made_from_the_contract() -> None:
-    """`make crd` was run after the last change of it."""
+    """`make crd` was run after the contract's last change."""
     assert (CATALOG / "values.schema.json").read_text() == catalog_schema()
 
 
 def test_the_example_is_the_vendors_eleven() -> None:
-    """By id alone, in the chart and in examples/."""
+    """The chart and examples/ name them by id alone."""
     wanted = {key: {"modelType": "controlnet", "revision": "fp16"} for key in CONTROLNET_REPOS}
     examples = yaml.safe_load_all((ROOT / "examples" / "controlnets.yaml").read_text())
 
@@ -37,8 +37,8 @@ def test_the_example_is_the_vendors_eleven() -> None:
     assert {item["metadata"]["name"]: item["spec"] for item in examples} == wanted
 
 
-def test_a_model_takes_from_the_defaults_what_it_does_not_say() -> None:
-    """False is something said, and a field is taken whole."""
+def test_a_model_takes_missing_fields_from_the_defaults() -> None:
+    """A field is taken whole, and False counts as given."""
     values = {
         "defaults": {"suspend": True, "verify": {"weights": True}, "priority": 3},
         "models": {
@@ -52,8 +52,8 @@ def test_a_model_takes_from_the_defaults_what_it_does_not_say() -> None:
     }
 
 
-def test_an_empty_catalog_is_one() -> None:
-    """By default there is no model, and labels and annotations are the user's."""
+def test_an_empty_catalog_is_valid() -> None:
+    """By default there are no models, and labels and annotations are the user's."""
     assert render({}, CATALOG) == []
     (model,) = render(
         {"models": {"a": {"url": LINK}}, "labels": {"team": "x"}, "annotations": {"note": "z"}},
@@ -74,7 +74,7 @@ def test_an_empty_catalog_is_one() -> None:
     ],
 )
 def test_a_wrong_model_is_refused_before_the_cluster(program: str, model: Json, where: str) -> None:
-    """By the contract's own types."""
+    """The schema comes from the contract's types."""
     done = helm("template", "x", CATALOG, values={"models": {"a": model}}, program=program)
     assert done.returncode != 0
     assert where in done.stderr
@@ -85,7 +85,7 @@ def test_a_wrong_model_is_refused_before_the_cluster(program: str, model: Json, 
 def test_a_catalog_is_installed_changed_rolled_back_and_removed(
     cluster: Cluster, program: str, tmp_path: Path
 ) -> None:
-    """By Helm itself, against the API server of the tests: what is taken out is deleted."""
+    """Helm does it against the tests' API server; a model that leaves the catalog is deleted."""
     release = Release(cluster, program, tmp_path)
 
     def models() -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_a_catalog_is_installed_changed_rolled_back_and_removed(
 
 
 def test_every_example_of_a_folder_is_yaml() -> None:
-    """Helm's values beside it, too."""
+    """Helm's values are among them."""
     for path in [*Path(ROOT / "examples").glob("*.yaml"), *CATALOG.glob("*.yaml")]:
         assert list(yaml.safe_load_all(path.read_text()))
     assert of_kind(render(CONTROLNETS, CATALOG), "StableDiffusionModel")

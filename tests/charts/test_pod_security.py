@@ -1,4 +1,4 @@
-"""Every Pod of ours passes the Pod Security Standard `restricted`."""
+"""Every Pod of the project passes the Pod Security Standard `restricted`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.support.charts.pod_security import BASELINE, RESTRICTED, violations
 
 @pytest.mark.parametrize("pod", [*JOB_PODS, *chart_pods()])
 def test_the_pod_is_admitted(pod: Json) -> None:
-    """By every control."""
+    """Every control admits it."""
     assert violations(pod) == []
 
 
 @pytest.mark.parametrize("pod", JOB_PODS)
 def test_a_loader_has_no_token_and_a_read_only_root(pod: Json) -> None:
-    """More than the standard asks for; a security context of the user's own may differ."""
+    """The standard asks for less; a user's own security context may differ."""
     assert pod["automountServiceAccountToken"] is False
     containers = pod["containers"] + pod.get("initContainers", [])
     if VALUES["loader"]["securityContext"] == {} and "fsGroup" in pod["securityContext"]:
@@ -28,7 +28,7 @@ def test_a_loader_has_no_token_and_a_read_only_root(pod: Json) -> None:
 
 @pytest.mark.parametrize(("control", "path", "value"), SPOILED)
 def test_a_spoiled_pod_is_refused(control: str, path: str, value: Any) -> None:
-    """By the control that is meant to see it."""
+    """The control for that field refuses it."""
     found = violations(spoiled(path, value))
 
     assert control in {one.partition(": ")[0] for one in found} | {
@@ -37,5 +37,5 @@ def test_a_spoiled_pod_is_refused(control: str, path: str, value: Any) -> None:
 
 
 def test_every_control_is_tried() -> None:
-    """A control that never refuses would be none."""
+    """Each control refuses at least one Pod."""
     assert {control for control, _, _ in SPOILED} == {one.name for one in BASELINE + RESTRICTED}

@@ -1,4 +1,4 @@
-"""The operator's rights: exactly what its code asks for, where it is asked for."""
+"""The operator has exactly the rights that its code uses, in the namespaces that it serves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GIVEN_BY_USERS = {("get", "secrets")}
 
 
 def granted(rules: list[Json]) -> set[Right]:
-    """What rules grant."""
+    """Return the rights that rules grant."""
     return {(verb, name) for rule in rules for verb in rule["verbs"] for name in rule["resources"]}
 
 
@@ -69,7 +69,7 @@ def requests(*rooms: str) -> set[Right]:
 
 
 def watched() -> set[Right]:
-    """What kopf lists and watches for it."""
+    """Return what kopf lists and watches."""
     registry: Any = register(None, Settings())  # type: ignore[arg-type]
     kinds = {
         selector.plural or selector.any_name for selector in registry._watching.get_all_selectors()
@@ -78,7 +78,7 @@ def watched() -> set[Right]:
 
 
 def test_every_right_is_used_and_every_request_is_granted() -> None:
-    """None is missing, none is left over."""
+    """No right is missing, and none is unused."""
     asked = requests(*OPERATOR) | watched()
     leases = {right for right in asked if right[1] == "leases"}
 
@@ -88,18 +88,18 @@ def test_every_right_is_used_and_every_request_is_granted() -> None:
 
 
 def test_the_gateway_has_the_rights_that_it_uses() -> None:
-    """No more and no less; all its modules are looked at."""
+    """All of its modules are read."""
     assert requests("gateway") == granted(GATEWAY_RULES)
 
 
 def test_the_cluster_tests_run_under_the_charts_rights() -> None:
-    """What they find missing or unused is then the chart's."""
+    """A missing or unused right that they find is one of the chart."""
     assert granted(rights.RULES) == granted(RULES) | granted(LEADER_RULES)
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
 def test_no_secret_is_read_and_no_pod_entered(cluster_wide: bool) -> None:
-    """Nor is any verb or resource a wildcard, in any role of the chart."""
+    """No role of the chart has a wildcard verb or resource."""
     objects = render({"models": {"clusterWide": cluster_wide}, "gateway": {"enabled": True}})
     for role in of_kind(objects, "Role") + of_kind(objects, "ClusterRole"):
         for rule in role["rules"]:
@@ -111,7 +111,7 @@ SUBJECTS = [{"kind": "ServiceAccount", "name": "sd-operator", "namespace": NAMES
 
 
 def test_per_namespace_there_is_a_role_in_each_and_none_beyond() -> None:
-    """The Lease's is in the release's namespace."""
+    """The Lease's role is in the release's namespace."""
     objects = render({"models": {"namespaces": ["art", "ads"]}, "rbac": {"aggregate": False}})
     roles = {
         (item["metadata"]["namespace"], item["metadata"]["name"]): item["rules"]
@@ -133,7 +133,7 @@ def test_per_namespace_there_is_a_role_in_each_and_none_beyond() -> None:
 
 
 def test_cluster_wide_there_is_one_role_for_all() -> None:
-    """Its name holds the release's namespace, so that two releases do not share it."""
+    """Its name contains the release's namespace, so that two releases do not share it."""
     objects = render({"models": {"clusterWide": True}, "rbac": {"aggregate": False}})
     binding = one(objects, "ClusterRoleBinding")
 
@@ -143,8 +143,8 @@ def test_cluster_wide_there_is_one_role_for_all() -> None:
     assert [item["metadata"]["name"] for item in of_kind(objects, "Role")] == ["sd-operator-leader"]
 
 
-def test_an_administrator_may_bring_his_own_roles_and_account() -> None:
-    """Nothing of RBAC is then made, and the account's name is his."""
+def test_an_administrator_may_bring_roles_and_an_account() -> None:
+    """The chart then creates no RBAC objects and uses the given account."""
     objects = render(
         {"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "mine"}}
     )
@@ -160,8 +160,8 @@ def test_an_administrator_may_bring_his_own_roles_and_account() -> None:
     assert one(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
 
 
-def test_whoever_may_edit_a_namespace_may_edit_its_models() -> None:
-    """The status is the operator's alone."""
+def test_editors_of_a_namespace_may_edit_its_models() -> None:
+    """Only the operator may write the status."""
     objects = render()
     view = one(objects, "ClusterRole", "sd-system-sd-operator-view")
     edit = one(objects, "ClusterRole", "sd-system-sd-operator-edit")

@@ -1,4 +1,4 @@
-"""The chart's values and the operator's settings cannot drift apart."""
+"""The chart's values and the operator's settings agree."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ NOT_VALUES = {
 
 
 def settings_of(variables: Mapping[str, str]) -> set[str]:
-    """Names of settings among names of variables."""
+    """Return the names of settings among the names of variables."""
     return {name.removeprefix(PREFIX) for name in variables if name.startswith(PREFIX)}
 
 
 def test_a_release_without_values_has_the_operators_own_defaults() -> None:
-    """But for its namespace, and what its Pods tolerate."""
+    """Only its namespace and its Pods' tolerations differ."""
     settings = Settings.from_env(env_of(render()))
 
     toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
@@ -61,7 +61,7 @@ def test_a_release_without_values_has_the_operators_own_defaults() -> None:
 
 
 def test_every_value_arrives_as_the_setting_that_it_is_meant_to_be() -> None:
-    """Numbers above a million too, which Helm reads as floats."""
+    """Helm reads numbers above a million as floats, and they arrive as well."""
     settings = Settings.from_env(env_of(render(FULL)))
 
     registry = "registry.example.com/sd"
@@ -100,7 +100,7 @@ def test_every_value_arrives_as_the_setting_that_it_is_meant_to_be() -> None:
 
 
 def test_the_webhooks_key_and_authorities_lie_where_the_operator_looks() -> None:
-    """Mounted from the Secret and the ConfigMap that the values name."""
+    """They are mounted from the Secret and the ConfigMap of the values."""
     objects = render(FULL)
     settings = Settings.from_env(env_of(objects))
     pod = pod_of(deployment(objects))
@@ -116,7 +116,7 @@ def test_the_webhooks_key_and_authorities_lie_where_the_operator_looks() -> None
 
 
 def test_the_operator_reads_every_variable_of_the_chart() -> None:
-    """A renamed setting would else be passed over in silence."""
+    """A renamed setting would otherwise be ignored."""
     env = Recorder(env_of(render(FULL)))
     Settings.from_env(env)
 
@@ -133,14 +133,14 @@ def test_every_setting_is_a_value_or_has_a_reason_not_to_be() -> None:
 
 
 def test_cluster_wide_means_all_namespaces() -> None:
-    """Although claims are made in some only."""
+    """Claims are still created in the listed namespaces only."""
     values = with_value(FULL, ("models", "clusterWide"), True)
     assert Settings.from_env(env_of(render(values))).namespaces == ()
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
 def test_the_chart_secures_its_pods_as_the_operator_does(kind: str) -> None:
-    """One restricted context, written in two places."""
+    """One restricted context is written in two places."""
     pod = pod_of(one(render({"sweep": {"enabled": True}}), kind))
 
     assert pod["securityContext"] == _POD_SECURITY
@@ -148,7 +148,7 @@ def test_the_chart_secures_its_pods_as_the_operator_does(kind: str) -> None:
 
 
 def test_the_sweep_mounts_what_loads_mount() -> None:
-    """The same claim, image and retention."""
+    """Claim, image and retention are the same."""
     objects = render(FULL)
     settings = Settings.from_env(env_of(objects))
     pod = pod_of(of_kind(objects, "CronJob")[0])
@@ -164,7 +164,7 @@ def test_the_sweep_mounts_what_loads_mount() -> None:
 
 @pytest.mark.parametrize("values", [{"sweep": {"enabled": True}}, FULL], ids=["default", "full"])
 def test_the_gateways_sweep_is_that_of_the_chart(values: dict[str, Any]) -> None:
-    """The same Pod, but for requests and limits where they were set; each finds the other's Job."""
+    """The Pod differs only in its resources, and each recognises the other's Job."""
     objects = render(values)
     settings = Settings.from_env(env_of(objects))
     template = of_kind(objects, "CronJob")[0]["spec"]["jobTemplate"]
