@@ -268,7 +268,7 @@ def test_truncated_source_is_an_error(tmp_path, source, target):
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-def test_a_full_volume_is_named(tmp_path, source):
+def test_full_volume_is_named(tmp_path, source):
     """A file size limit stands in for the full disk."""
     tensor = source.put(torch.ones(1000, 1000), Dtype.F32)
     file = weights_file("unet/model.safetensors", [Item("x", tensor, Dtype.F32)])
