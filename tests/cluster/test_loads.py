@@ -79,7 +79,7 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
 def test_a_load_costs_few_requests(operated: Operated) -> None:
     """Finalizer, Job and at most four status patches; nothing is read but the log."""
     operated.kill()
-    operated.start(SD_OPERATOR_POLL_SECONDS="60")
+    operated.start(SD_OPERATOR_POLL_SECONDS="60", SD_OPERATOR_RESYNC_SECONDS="600")
     item = operated.load(url=operated.link())
     requests = {
         key[1:]: count

@@ -1,6 +1,22 @@
 """The repository's layout."""
 
+import ast
+
 from tests.support.paths import ROOT
+
+MODULES = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def imported(path, *, anywhere=True):
+    """Return the modules that a file imports, at its top level or anywhere."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if anywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
 
 
 def test_no_package_shadows_the_standard_library():
@@ -11,3 +27,31 @@ def test_no_package_shadows_the_standard_library():
 def test_tests_are_no_package():
     """Tests are imported one by one (importlib mode)."""
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_tests_import_support_and_not_each_other():
+    """Helpers stand in tests/support, and fixtures come from the folder's conftest."""
+    others = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in MODULES
+        for module in imported(path)
+        if module.startswith("tests") and not module.startswith("tests.support")
+    }
+    assert others == set()
+
+
+def test_fixtures_stand_with_tests():
+    """A helper that pytest does not collect cannot define one; no `__all__` carries any."""
+    support = [path for path in MODULES if "support" in path.parts]
+    assert support
+    assert [path for path in support if "pytest.fixture" in path.read_text()] == []
+    carried = [path for path in MODULES if "\n__all__" in path.read_text()]
+    assert carried == []
+
+
+def test_devkit_needs_neither_tests_nor_torch():
+    """The demo uses it in an environment without them."""
+    for path in (ROOT / "devkit").glob("*.py"):
+        roots = {module.partition(".")[0] for module in imported(path, anywhere=False)}
+        assert roots.isdisjoint({"tests", "torch", "diffusers", "safetensors"}), path
+        assert "tests" not in {module.partition(".")[0] for module in imported(path)}, path
