@@ -163,10 +163,10 @@ def same_configs(ours, published):
     for path in published.rglob("*.json"):
         if path.parent.name.startswith("tokenizer"):
             continue
-        said = json.loads((ours / path.relative_to(published)).read_text())
+        config = json.loads((ours / path.relative_to(published)).read_text())
         for key, value in json.loads(path.read_text()).items():
-            assert said.get(key) == value, f"{path.parent.name}: {key}"
-            assert key in said or path.parent.name != "unet", key
+            assert config.get(key) == value, f"{path.parent.name}: {key}"
+            assert key in config or path.parent.name != "unet", key
 
 
 def renders(folder, model):

@@ -149,7 +149,7 @@ def test_weights_equal_those_of_diffusers(tmp_path: Path, case: Case) -> None:
     assert converted.precision == published
     assert sorted(converted.files) == ["config.json", WEIGHTS]
     whole = "whole" in case.row.container
-    assert ["do not belong to the ControlNet" in one for one in converted.warnings] == [
+    assert ["do not belong to the ControlNet" in warning for warning in converted.warnings] == [
         True
     ] * whole
 
@@ -158,9 +158,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it. `fields` are those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    asked = conversion(**{"model_type": "controlnet", **fields})
+    options = conversion(**{"model_type": "controlnet", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, options, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", REPOS, ids=str)

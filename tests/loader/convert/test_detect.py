@@ -40,7 +40,7 @@ def tensors(shapes):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "found"),
+    ("shapes", "family"),
     [
         pytest.param(SD1, BaseModelName.SD1, id="SD 1"),
         pytest.param(SD2, BaseModelName.SD2, id="SD 2"),
@@ -48,10 +48,10 @@ def tensors(shapes):
         pytest.param(REFINER, BaseModelName.SDXL_REFINER, id="refiner"),
     ],
 )
-def test_supported_checkpoints_are_recognised(shapes, found):
+def test_supported_checkpoints_are_recognised(shapes, family):
     """The keys and shapes decide. The same spec.baseModel does not change the result."""
-    assert family_of(tensors(shapes)) is found
-    assert family_of(tensors(shapes), found) is found
+    assert family_of(tensors(shapes)) is family
+    assert family_of(tensors(shapes), family) is family
 
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL], ids=["SD 1", "SD 2", "SDXL"])

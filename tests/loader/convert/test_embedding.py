@@ -321,10 +321,10 @@ def test_wrong_base_model_is_refused(tmp_path):
 def test_any_file_is_converted_or_refused(tmp_path_factory, shapes):
     """An error message is short and printable."""
     folder = tmp_path_factory.mktemp("hostile")
-    said = None
+    message = None
     try:
         loaded(folder, {name: torch.ones(shape) for name, shape in shapes.items()})
     except LoaderError as error:
-        said = error.message
-    assert said is None or (said.isprintable() and len(said) < 512)
-    assert said is not None or (folder / "out" / TOKEN_FILE).exists()
+        message = error.message
+    assert message is None or (message.isprintable() and len(message) < 512)
+    assert message is not None or (folder / "out" / TOKEN_FILE).exists()

@@ -87,8 +87,8 @@ def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
     path = save(tmp_path / "origin", tensors, case.container)
 
     # The attention of SD 1 and SD 2 is alike, and these tiny widths fit neither.
-    said = FAMILIES[case.family][1] if case.style == "old diffusers" else None
-    converted = convert_file(path, tmp_path / "out", model_type="lora", base_model=said)
+    base_model = FAMILIES[case.family][1] if case.style == "old diffusers" else None
+    converted = convert_file(path, tmp_path / "out", model_type="lora", base_model=base_model)
 
     assert converted.files.keys() == {f"{NAME}.safetensors"}
     assert converted.base_model == FAMILIES[case.family][1]
@@ -175,9 +175,13 @@ def test_metadata_of_a_unet_alone_gets_the_prefix(tmp_path):
 def test_metadata_is_kept_up_to_a_limit(tmp_path):
     """Kohya stores its training options there. A warning names an entry that is too long."""
     tensors = lora("sd15", "kohya", text=False)
-    said = {"ss_network_dim": "4", "modelspec.title": "Fish", "ss_tag_frequency": "x" * (7 << 19)}
-    converted, out = loaded(tmp_path, tensors, said)
-    kept = {key: text for key, text in said.items() if key != "ss_tag_frequency"}
+    metadata = {
+        "ss_network_dim": "4",
+        "modelspec.title": "Fish",
+        "ss_tag_frequency": "x" * (7 << 19),
+    }
+    converted, out = loaded(tmp_path, tensors, metadata)
+    kept = {key: text for key, text in metadata.items() if key != "ss_tag_frequency"}
     assert metadata_of(out) == {"format": "pt", **kept}
     assert converted.warnings == ("metadata too long to publish: ss_tag_frequency",)
 

@@ -185,16 +185,16 @@ def test_base_model_is_detected_from_layers_and_widths(tensors, metadata, found)
     assert any("spec.baseModel says which" in warning for warning in plan.warnings) == (not found)
 
 
-@pytest.mark.parametrize("said", [SD1, SD2, SDXL])
-def test_spec_may_choose_among_the_fitting_base_models(said):
+@pytest.mark.parametrize("base_model", [SD1, SD2, SDXL])
+def test_spec_may_choose_among_the_fitting_base_models(base_model):
     """The warning disappears."""
-    asked = conversion(model_type="lora", base_model=said)
-    plan = plan_lora(file_of(SELF_ATTENTION), asked)
-    assert (plan.base_model, plan.warnings) == (said, ())
+    options = conversion(model_type="lora", base_model=base_model)
+    plan = plan_lora(file_of(SELF_ATTENTION), options)
+    assert (plan.base_model, plan.warnings) == (base_model, ())
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said", "reason", "message"),
+    ("tensors", "base_model", "reason", "message"),
     [
         (cross(768), SDXL, Reason.INVALID_SPEC, "is sdxl, but the file is a LoRA of sd1"),
         (SELF_ATTENTION, BaseModelName.SDXL_REFINER, Reason.INVALID_SPEC, "sd1 or sd2 or sdxl"),
@@ -221,10 +221,10 @@ def test_spec_may_choose_among_the_fitting_base_models(said):
     ],
     ids=["another", "refiner", "width", "styles", "two widths", "out of line", "layer"],
 )
-def test_contradictions_are_refused(tensors, said, reason, message):
+def test_contradictions_are_refused(tensors, base_model, reason, message):
     """The spec contradicts the file, or the layers contradict each other or the base model."""
     with pytest.raises(LoaderError) as caught:
-        plan_lora(file_of(tensors), conversion(model_type="lora", base_model=said))
+        plan_lora(file_of(tensors), conversion(model_type="lora", base_model=base_model))
     assert caught.value.reason is reason
     assert message in caught.value.message
 
@@ -257,9 +257,9 @@ def test_any_file_is_planned_or_refused(tensors, with_a_lora, metadata):
     """An error message is short and printable."""
     if with_a_lora:
         tensors = {**cross(768), **tensors}
-    said = None
+    message = None
     try:
         plan_lora(file_of(tensors, metadata), conversion(model_type="lora"))
     except LoaderError as error:
-        said = error.message
-    assert said is None or (said.isprintable() and len(said) < 512)
+        message = error.message
+    assert message is None or (message.isprintable() and len(message) < 512)

@@ -47,8 +47,8 @@ def repo(architecture: str, root: Path) -> None:
     (root / "out").mkdir()
     tinyrepo.save_repo(root / "source" / "repo", architecture)
     fetched = Fetched(kind="repo", path="repo", source=Source())
-    asked = conversion(model_type="huggingface")
-    convert(fetched, root / "source", asked, root / "out", lambda _: None)
+    options = conversion(model_type="huggingface")
+    convert(fetched, root / "source", options, root / "out", lambda _: None)
 
 
 MAKERS: dict[Row, Callable[[Path], None]] = {

@@ -82,9 +82,9 @@ def test_old_names_of_the_text_encoder_are_understood(tmp_path):
         name.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): v
         for name, v in tensors.items()
     }
-    one = convert_file(save_safetensors(tmp_path / "new.safetensors", tensors), tmp_path / "new")
+    new = convert_file(save_safetensors(tmp_path / "new.safetensors", tensors), tmp_path / "new")
     old = convert_file(save_safetensors(tmp_path / "old.safetensors", renamed), tmp_path / "old")
-    assert one.files == old.files
+    assert new.files == old.files
 
 
 SCHEDULERS = [
@@ -265,5 +265,5 @@ def test_lightning_checkpoint_is_converted(tmp_path):
     tensors = tiny_sd15()
     plain = save_safetensors(tmp_path / "plain.safetensors", tensors)
     lightning = save_ckpt(tmp_path / "lightning.ckpt", tensors, lightning=True)
-    one = convert_file(plain, tmp_path / "one")
-    assert convert_file(lightning, tmp_path / "other").files == one.files
+    expected = convert_file(plain, tmp_path / "expected")
+    assert convert_file(lightning, tmp_path / "other").files == expected.files

@@ -293,7 +293,7 @@ def test_config_lists_blocks_only_if_they_differ():
 
 def test_original_config_supplies_what_tensors_do_not_show():
     """These are size, heads and noise schedule. Its prediction type selects the kind of SD 2."""
-    said = OriginalConfig(
+    original = OriginalConfig(
         prediction_type=PredictionType.EPSILON,
         image_size=80,
         head_channels=32,
@@ -304,7 +304,7 @@ def test_original_config_supplies_what_tensors_do_not_show():
         model_channels=32,
         context_dim=64,
     )
-    planned = plan(SD2, original=said)
+    planned = plan(SD2, original=original)
     unet = config(planned, "unet/config.json")
     found = scheduler(planned)
     assert unet["sample_size"] == 80
@@ -313,12 +313,12 @@ def test_original_config_supplies_what_tensors_do_not_show():
     assert found["num_train_timesteps"] == 500
     assert found["_class_name"] == "PNDMScheduler"
     assert planned.warnings == ()
-    one = plan(SD1, original=OriginalConfig(heads=4))
-    assert config(one, "unet/config.json")["attention_head_dim"] == 4
+    other = plan(SD1, original=OriginalConfig(heads=4))
+    assert config(other, "unet/config.json")["attention_head_dim"] == 4
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("original", "message"),
     [
         pytest.param(
             OriginalConfig(in_channels=9),
@@ -338,10 +338,10 @@ def test_original_config_supplies_what_tensors_do_not_show():
         pytest.param(OriginalConfig(heads=5), "does not divide into 5 parts", id="heads"),
     ],
 )
-def test_original_config_of_another_model_is_refused(said, message):
+def test_original_config_of_another_model_is_refused(original, message):
     """Its values contradict the checkpoint's tensors."""
     with pytest.raises(LoaderError, match=message) as caught:
-        plan(SD1, original=said)
+        plan(SD1, original=original)
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 

@@ -84,36 +84,38 @@ SD2 = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "names", "metadata", "original", "expected", "said"), SD2)
+@pytest.mark.parametrize(("fields", "names", "metadata", "original", "expected", "warning"), SD2)
 def test_stable_diffusion_2_uses_the_first_source_that_gives_a_type(
-    fields, names, metadata, original, expected, said
+    fields, names, metadata, original, expected, warning
 ):
     """The rows are in order of precedence. Without a source, a warning explains the guess."""
-    found = decide_prediction(BaseModelName.SD2, names, metadata, conversion(**fields), original)
-    assert found.type is expected
-    assert (found.warning is None) is (said is None)
-    assert said is None or said in found.warning
+    prediction = decide_prediction(
+        BaseModelName.SD2, names, metadata, conversion(**fields), original
+    )
+    assert prediction.type is expected
+    assert (prediction.warning is None) is (warning is None)
+    assert warning is None or warning in prediction.warning
 
 
 @pytest.mark.parametrize("family", [f for f in BaseModelName if f is not BaseModelName.SD2])
 @pytest.mark.parametrize("fields", [{}, {"upcast_attention": True}])
 def test_other_models_predict_noise_without_a_marker(family, fields):
     """All published v-models of these families have a marker."""
-    asked = conversion(**fields)
-    assert decide_prediction(family, set(), {}, asked, NO_ORIGINAL) == Prediction(EPSILON)
-    assert decide_prediction(family, MARK, {}, asked, NO_ORIGINAL) == Prediction(V)
+    options = conversion(**fields)
+    assert decide_prediction(family, set(), {}, options, NO_ORIGINAL) == Prediction(EPSILON)
+    assert decide_prediction(family, MARK, {}, options, NO_ORIGINAL) == Prediction(V)
 
 
 def test_inpainting_of_stable_diffusion_2_predicts_noise():
     """The published inpainting model does."""
-    found = decide_prediction(
+    prediction = decide_prediction(
         BaseModelName.SD2, set(), {}, conversion(), NO_ORIGINAL, text_to_image=False
     )
-    assert found == Prediction(EPSILON)
+    assert prediction == Prediction(EPSILON)
 
 
 def test_zero_terminal_snr_marker_is_always_read():
     """The marker concerns only the schedule, so the spec's prediction type does not hide it."""
-    asked = conversion(prediction_type="v_prediction")
-    found = decide_prediction(BaseModelName.SDXL, {"ztsnr"}, {}, asked, NO_ORIGINAL)
-    assert found == Prediction(V, zero_terminal_snr=True)
+    options = conversion(prediction_type="v_prediction")
+    prediction = decide_prediction(BaseModelName.SDXL, {"ztsnr"}, {}, options, NO_ORIGINAL)
+    assert prediction == Prediction(V, zero_terminal_snr=True)

@@ -127,14 +127,14 @@ def test_any_json_config_is_data_or_refused(value):
     known = Pipeline(
         "StableDiffusionPipeline", {"unet": "UNet2DConditionModel", "scheduler": "X"}, {}
     )
-    asked = conversion(model_type="huggingface")
+    options = conversion(model_type="huggingface")
     with pytest.raises(LoaderError):
         parse_pipeline(content)
     try:
         parsed = parse_json(content, "config.json")
         configs = [
-            component_config(parsed, "unet", known, asked),
-            scheduler_config(parsed, known, asked),
+            component_config(parsed, "unet", known, options),
+            scheduler_config(parsed, known, options),
         ]
     except LoaderError:
         return

@@ -160,9 +160,9 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it. `fields` are those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    asked = conversion(**{"model_type": "vae", **fields})
+    options = conversion(**{"model_type": "vae", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, options, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", some(REPOS), ids=str)
@@ -241,8 +241,8 @@ def test_scaling_factor_is_that_of_the_base_model(
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["scaling_factor"] == (0.13025 if base == "sdxl" else 0.18215)
     assert converted.base_model == base
-    said = "taken for sd1's (scaling_factor 0.18215); for another set spec.baseModel"
-    assert [said in warning for warning in converted.warnings] == [True] * warned
+    guess = "taken for sd1's (scaling_factor 0.18215); for another set spec.baseModel"
+    assert [guess in warning for warning in converted.warnings] == [True] * warned
 
 
 def test_training_losses_are_left_out_with_a_warning(tmp_path: Path) -> None:

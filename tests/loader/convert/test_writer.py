@@ -355,7 +355,7 @@ def test_tensor_that_delays_a_digest_is_requested_first(source):
         for n, name in enumerate(names)
     }
     file = weights_file(
-        "model.safetensors", [Item(name, one, Dtype.F32) for name, one in tensors.items()]
+        "model.safetensors", [Item(name, tensor, Dtype.F32) for name, tensor in tensors.items()]
     )
     wants = wants_of([file], source.fd)
     assert wants.ordered[0].start == tensors["b"].offset
