@@ -35,32 +35,32 @@ from sd_loader.snippet import snippet
 
 _UMASK = 0o022
 _OLDER_THAN_HOURS = 24.0
-"""Longer than a loader Job may run (6 h), so that older files belong to no running Pod, even on a
-file system without locks."""
+"""Longer than a loader Job may run (6 h), so that an older file cannot belong to a running Pod even
+on a file system without locks."""
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, and return the exit code."""
+    """Run one command. Return its exit code."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.umask(_UMASK)
     code = _run(args)
-    _let_go_of_output()
+    _flush_output()
     return code
 
 
 def _run(args: argparse.Namespace) -> int:
-    settings = Settings.for_answers()
+    settings = Settings.for_results()
     try:
         settings = Settings.from_env()
-        _answer_when_stopped(settings)
+        _report_when_stopped(settings)
         result = args.run(args, settings)
     except Exception as error:  # noqa: BLE001 - the edge: any failure becomes result and exit code
         return _fail(error, settings, _secrets(args, settings))
     if isinstance(result, LoadResult):
-        _answer(result, settings)
+        _write_result(result, settings)
     return result if isinstance(result, ExitCode) else ExitCode.DONE
 
 
@@ -81,32 +81,34 @@ def _remove(args: argparse.Namespace, _: Settings) -> LoadResult:
 def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     try:
         verify = {"weights": args.verify_weights, "render": args.verify_render}
-        given = {name: value for name, value in vars(args).items() if name in Spec.model_fields}
-        spec = Spec.model_validate({**given, "verify": verify})
+        fields = {name: value for name, value in vars(args).items() if name in Spec.model_fields}
+        spec = Spec.model_validate({**fields, "verify": verify})
     except ValidationError as error:
         raise invalid_request(error) from None
     credentials = (settings.credentials_dir / "token").exists()
     request = manual.request_of(spec, args.model_id, credentials=credentials)
     args.store.mkdir(parents=True, exist_ok=True)
-    # Two loads by hand on one machine count as two Pods.
+    # Two loads on one machine must not share a staging folder.
     settings = replace(settings, pod=f"{settings.pod}-{os.getpid()}")
     result = stages.load(request, args.store, settings, for_people())
     if result.message:
-        _tell(f"warning: {result.message}")
+        _print_error(f"warning: {result.message}")
     if result.artifact is not None:
         shared = result.artifact.shared_bytes
         saved = f", {size(shared)} of it shared with other models" if shared else ""
-        _tell(f"loaded {result.artifact.files} files, {size(result.artifact.size_bytes)}{saved}")
+        _print_error(
+            f"loaded {result.artifact.files} files, {size(result.artifact.size_bytes)}{saved}"
+        )
     print(args.store / args.model_id)
     return result
 
 
 def _inspect(args: argparse.Namespace, _: Settings) -> None:
-    # Imported here: the other commands do without conversions, and start faster.
+    # Imported here: some commands do not need the conversion modules and start faster without them.
     from sd_loader.inspect import inspect
 
-    found = inspect(args.file)
-    print(found.to_json() if args.json else found.to_text())
+    inspection = inspect(args.file)
+    print(inspection.to_json() if args.json else inspection.to_text())
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
@@ -130,50 +132,54 @@ def _parse(kind: type[AnyRequest], text: str) -> AnyRequest:
     try:
         return kind.from_argument(text)
     except ValidationError as error:
-        # Without its cause, which quotes the request.
+        # The cause is dropped because it quotes the request.
         raise invalid_request(error) from None
 
 
-def _answer(result: LoadResult, settings: Settings) -> None:
-    """Write the result to the file that the operator reads."""
+def _write_result(result: LoadResult, settings: Settings) -> None:
+    """Write the result to the Pod's termination message, which the operator reads."""
     if settings.termination_log is None:
         return
     try:
         settings.termination_log.write_text(result.encode(), encoding="utf-8")
     except OSError as error:
-        _tell(f"warning: cannot write the termination message: {error.strerror}")
+        _print_error(f"warning: cannot write the termination message: {error.strerror}")
 
 
 def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
-    """Secrets that may have been sent to a server, which may quote them."""
-    given, token = vars(args), None
-    if "request" in given:
+    """Return the secrets of this command. A server that received one may quote it in an error."""
+    arguments, token = vars(args), None
+    if "request" in arguments:
         with suppress(ValueError, RecursionError):
-            given = {"request": json.loads(args.request)}
+            arguments = {"request": json.loads(args.request)}
     with suppress(LoaderError):
         token = read_credentials(settings.credentials_dir).token
-    return secrets_of(given, token)
+    return secrets_of(arguments, token)
 
 
 def _fail(error: BaseException, settings: Settings, secrets: frozenset[str] = frozenset()) -> int:
-    known = explain(error)
-    if known.reason is Reason.LOADER_CRASHED and known is not error:
-        _tell(hide(trace(error), secrets))
-    message = snippet(hide(known.message, secrets), MESSAGE_MAX_LENGTH - 1)
-    _answer(LoadResult(outcome="failed", reason=known.reason, message=message), settings)
-    _tell(f"error: {known.reason.value}: {message}")
-    _tell(f"  what to do: {known.reason.remedy}")
-    return known.reason.exit_code
+    explained = explain(error)
+    reason = explained.reason
+    if reason is Reason.LOADER_CRASHED and explained is not error:
+        _print_error(hide(trace(error), secrets))
+    message = snippet(hide(explained.message, secrets), MESSAGE_MAX_LENGTH - 1)
+    _write_result(LoadResult(outcome="failed", reason=reason, message=message), settings)
+    _print_error(f"error: {reason.value}: {message}")
+    _print_error(f"  what to do: {reason.remedy}")
+    return reason.exit_code
 
 
-def _tell(line: str) -> None:
+def _print_error(line: str) -> None:
     start = CLEAR_LINE if sys.stderr.isatty() else ""
     with suppress(OSError):
         print(f"{start}{line}", file=sys.stderr, flush=True)
 
 
-def _let_go_of_output() -> None:
-    """Discard output to a closed pipe. Otherwise Python would change the exit code."""
+def _flush_output() -> None:
+    """Flush the output, or discard it if its reader is gone.
+
+    Python flushes at exit, too, and would replace the exit code if that failed.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -181,15 +187,15 @@ def _let_go_of_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _answer_when_stopped(settings: Settings) -> None:
-    """Exit at once on SIGTERM and SIGINT. The next attempt continues from what is on the volume."""
+def _report_when_stopped(settings: Settings) -> None:
+    """On SIGTERM and SIGINT, write the result and exit. The next attempt uses the staged files."""
 
     def stop(signum: int, _: FrameType | None) -> None:
-        message = f"stopped by {signal.Signals(signum).name}; the next attempt goes on here"
+        message = f"stopped by {signal.Signals(signum).name}; the next attempt continues from here"
         try:
             _fail(LoaderError(Reason.LOADER_CRASHED, message), settings)
         finally:
-            # Does not wait for threads that download.
+            # sys.exit would wait for the threads that download.
             os._exit(Reason.LOADER_CRASHED.exit_code)
 
     for stopping in (signal.SIGTERM, signal.SIGINT):
@@ -204,20 +210,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("sd-operator"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, summary in (
-        ("fetch", _fetch, "download a request's source onto the volume"),
-        ("convert", _convert, "convert what was fetched, and publish it"),
-        ("remove", _remove, "remove a deleted model's files"),
+        ("fetch", _fetch, "download a model's source to the volume"),
+        ("convert", _convert, "convert the downloaded model and publish it"),
+        ("remove", _remove, "remove the files of a deleted model"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("--request", required=True, metavar="JSON", help="the request")
-        command.add_argument("--store", required=True, type=Path, metavar="DIR", help="the volume")
+        command.add_argument(
+            "--request", required=True, metavar="JSON", help="the operator's request"
+        )
+        command.add_argument(
+            "--store", required=True, type=Path, metavar="DIR", help="root folder of the volume"
+        )
         command.set_defaults(run=run)
-    _add_load(commands.add_parser("load", help="fetch and convert by hand"))
-    inspect = commands.add_parser("inspect", help="say what a file is, or why it is refused")
-    inspect.add_argument("file", type=Path, metavar="FILE")
-    inspect.add_argument("--json", action="store_true", help="as JSON")
+    _add_load(commands.add_parser("load", help="download, convert and publish a model by hand"))
+    inspect = commands.add_parser(
+        "inspect", help="show what a model file is, or why it cannot be loaded"
+    )
+    inspect.add_argument("file", type=Path, metavar="FILE", help="model file")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.set_defaults(run=_inspect)
-    _add_sweep(commands.add_parser("sweep", help="list, or remove, what is nobody's any more"))
+    _add_sweep(commands.add_parser("sweep", help="list or remove orphaned files on a volume"))
     return parser
 
 
@@ -225,57 +237,88 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--url",
-        help="Hugging Face repo (ORG/NAME), http(s) link, or local file; may be left out for the"
+        help="Hugging Face repo (ORG/NAME), http(s) link, or local file; optional for the"
         " ControlNets that load by model id",
     )
-    add("--model-id", required=True, help="the folder's name in the store")
-    add("--store", required=True, type=Path, metavar="DIR", help="where models are published")
-    add("--model-type", choices=[kind.value for kind in ModelType], help="default: from the url")
-    add("--revision", choices=[word.value for word in Revision], help="precision to publish")
+    add("--model-id", required=True, help="name of the model's folder in the store")
+    add("--store", required=True, type=Path, metavar="DIR", help="folder to publish models in")
+    add(
+        "--model-type",
+        choices=[kind.value for kind in ModelType],
+        help="default: derived from the url",
+    )
+    add(
+        "--revision",
+        choices=[word.value for word in Revision],
+        help="precision of the published weights; default: the source's",
+    )
     add("--git-revision", help="branch, tag or commit of a Hub repo")
-    add("--sha256", help="expected digest of a single file")
-    add("--weights", choices=[word.value for word in Weights], default=Weights.STANDARD.value)
-    add("--base-model", choices=[name.value for name in BaseModelName], help="default: detected")
+    add("--sha256", help="expected SHA-256 of a single file")
+    add(
+        "--weights",
+        choices=[word.value for word in Weights],
+        default=Weights.STANDARD.value,
+        help="which weights to publish if a checkpoint has both sets; default: standard",
+    )
+    add(
+        "--base-model",
+        choices=[name.value for name in BaseModelName],
+        help="architecture of the model; default: detected",
+    )
     add(
         "--prediction-type",
         choices=[word.value for word in PredictionType],
         help="what the UNet predicts; default: detected",
     )
-    add("--original-config", help="link or file of the checkpoint's original YAML config")
+    add(
+        "--original-config",
+        help="the checkpoint's original YAML config: http(s) link, or local file",
+    )
     add(
         "--vae",
         type=lambda url: {"url": url},
         metavar="URL",
-        help="a VAE that replaces the model's own: repo, link, or local file",
+        help="VAE that replaces the model's own: repo, link, or local file",
     )
-    add("--from-safetensors", action="store_true", default=None, help="refuse anything else")
-    add("--upcast-attention", action="store_true", default=None)
+    add(
+        "--from-safetensors",
+        action="store_true",
+        default=None,
+        help="fail if the source is not in safetensors format",
+    )
+    add(
+        "--upcast-attention",
+        action="store_true",
+        default=None,
+        help="set the UNet's upcast_attention; default: detected",
+    )
     add("--verify-weights", action="store_true", help="scan every weight for NaN and Inf")
-    add("--verify-render", action="store_true", help="render an image; needs torch")
+    add("--verify-render", action="store_true", help="render a test image; needs torch")
     parser.set_defaults(run=_load)
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Lists what is on a volume and nobody's any more, published files that were altered, and"
-        " what no load has made. Loads may run meanwhile."
+        "Lists orphaned files on a volume, published files that were altered, and files that the"
+        " loader did not create. Loads may run at the same time."
     )
     parser.epilog = (
-        "Ends with 0, also where there are orphans; with 1 where one could not be removed; with 3"
-        " where published files were altered, which only a person can judge."
+        "Exit codes: 0 on success, even if there are orphans; 1 if an orphan could not be removed;"
+        " 3 if a published file was altered, which a person must look into."
     )
     add = parser.add_argument
-    add("--store", required=True, type=Path, metavar="DIR", help="the volume")
-    add("--delete", action="store_true", help="remove the orphans; nothing else is ever removed")
-    add("--digests", action="store_true", help="compare every byte of what is published, too")
+    add("--store", required=True, type=Path, metavar="DIR", help="root folder of the volume")
+    add("--delete", action="store_true", help="remove the orphans; all other files stay")
+    add("--digests", action="store_true", help="also compare the content of all published files")
     add(
         "--older-than",
         type=_hours,
         default=_OLDER_THAN_HOURS,
         metavar="HOURS",
-        help="what changed since may be a living Pod's, and is let be (default: 24)",
+        help="keep files that changed in the last HOURS, as a running Pod may use them"
+        " (default: 24)",
     )
-    add("--json", action="store_true", help="as JSON, an object a line")
+    add("--json", action="store_true", help="print one JSON object per line")
     parser.set_defaults(run=_sweep)
 
 

@@ -1,6 +1,6 @@
-"""The order of a fetch: locate the source, stream or download it, then fetch what it lacks.
+"""The order of a fetch: locate the source, stream or download it, then fetch missing components.
 
-`source` knows where bytes come from, and `convert` what a file needs; only this module knows both.
+`source` knows where bytes come from. `convert` knows what a file needs. Only this module uses both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _VAE_FIELD = "spec.vae.url"
 _DEFAULTS_FOLDER = "defaults"
 _ORIGINAL_CONFIG = "config"
 _ATTEMPTS = 3
-"""At a file that changes while its outline is read."""
+"""How often streaming is tried if the file changes while it is read."""
 
 
 def acquire(
@@ -50,11 +50,11 @@ def acquire(
     out: Path | None = None,
     allow_local: bool = False,
 ) -> Fetched:
-    """Download everything that a load needs into a folder, resuming what lies there.
+    """Download everything that a load needs into a folder. Resume an earlier download there.
 
-    out: where the source may be converted while it downloads. allow_local: a url without a scheme
-    may be a path on this machine. Only a person at the command line may allow it: a request of the
-    operator reads no files of the node.
+    out: folder for the result if the source can be converted while it is downloaded. allow_local: a
+    url without a scheme may be a path on this machine. Only the command line sets it, so that a
+    request of the operator cannot read files of the node.
     """
     conversion = conversion_of(request)
     ref = SourceRef(
@@ -69,7 +69,7 @@ def acquire(
     checks = Checks(request.sha256, safetensors_only=conversion.safetensors_only)
     place = locate(ref, client.settings, allow_local=allow_local)
     supplies = _Supplies(conversion, client, into, report)
-    # Before the large download, since these may be refused.
+    # These may be refused, so they come before the large download.
     if request.original_config is not None:
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
     if request.vae is not None:
@@ -91,15 +91,15 @@ def acquire(
 
 
 def _may_stream(ref: SourceRef, checks: Checks) -> bool:
-    """Whether a link's file may be converted without ever being here as a whole."""
-    # A trained model may be a zip of a folder, which must be whole to be unpacked.
+    """Whether a link's file may be converted while it is downloaded."""
+    # A digest covers the whole file. A trained model may be a zip, which is unpacked as a whole.
     return checks.sha256 is None and ref.model_type is not ModelType.API_TRAINED
 
 
 def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
-    """Convert the link's file while it downloads; None if it must be downloaded first."""
+    """Convert the link's file while it is downloaded. None if it must be downloaded first."""
     if link.is_begun(supplies.into):
-        return None  # a download that was begun is finished as one
+        return None  # An earlier attempt began a plain download, which is resumed.
     fetched = None
     for _ in range(_ATTEMPTS):
         with suppress(SourceChangedError):
@@ -111,7 +111,7 @@ def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
 
 
 def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
-    """Convert the version of the file that the link leads to now."""
+    """Convert the version of the file that the server has now. None if it must be downloaded."""
     remote = link.open_ranges()
     if remote is None:
         return None
@@ -135,9 +135,10 @@ def _convert(incoming: IncomingFile, supplies: _Supplies, out: Path) -> Fetched:
 
 @dataclass
 class _Supplies:
-    """What is fetched besides the source; what a file lacks is known only once its header is here.
+    """Fetches the files that a load needs besides its source.
 
-    The token goes along only to its own host: another host is asked without it.
+    Some of them are known only once the header of the source has been read. Requests to hosts other
+    than the token's are sent without the token.
     """
 
     conversion: Conversion
@@ -149,7 +150,7 @@ class _Supplies:
     warnings: list[str] = field(default_factory=list)
 
     def fetch_original_config(self, url: str, *, allow_local: bool) -> None:
-        """Download the checkpoint's original config, and read it to refuse it early."""
+        """Download the checkpoint's original config. Refuse it now if it is not valid."""
         path = self.into / _ORIGINAL_CONFIG
         fetch_small_file(
             url,
@@ -172,16 +173,16 @@ class _Supplies:
         self._add((_VAE,), _VAE, fetched)
 
     def complete(self, path: Path) -> None:
-        """Download what a file that is here lacks."""
+        """Download the configs and components that a downloaded file lacks."""
         try:
             file = open_tensor_file(path)
         except LoaderError:
-            return  # the conversion says why
+            return  # The conversion reports this error.
         with file:
             self.fetch_needed(file)
 
     def fetch_needed(self, file: TensorFile) -> Needs:
-        """Download what the file lacks, as far as it is known where that is."""
+        """Download the configs and components that the file lacks, if their repo is known."""
         needed = needs(file, self.conversion)
         if needed.config_repo is not None:
             self._fetch_configs(needed.config_repo)
@@ -198,10 +199,10 @@ class _Supplies:
     def _fetch_defaults(self, base: BaseModelName, needed: tuple[str, ...]) -> None:
         """Download missing components from the administrator's repo for the base model.
 
-        Without such a repo, the conversion says what is missing.
+        Without such a repo, the conversion reports what is missing.
         """
-        here = {component for extra in self.extras for component in extra.components}
-        missing = [component for component in needed if component not in here]
+        present = {component for extra in self.extras for component in extra.components}
+        missing = [component for component in needed if component not in present]
         repo_id = self.client.settings.default_parts.get(base.value)
         if repo_id is None or not missing:
             return

@@ -1,10 +1,11 @@
 """The loader's errors.
 
-    LoaderError               the load cannot go on; its reason is one of the contract's
+    LoaderError               the load failed; it has one of the contract's reasons
       TransientError          the same, but another try within seconds may succeed
-    SourceChangedError        the source was replaced while it was read; the reader starts again
+    SourceChangedError        the source changed while it was read; the reader starts again
 
-`failures` turns any other exception into a LoaderError, and `storage_errors` those of the volume.
+`failures` turns any other exception into a LoaderError; `storage_errors` does so for system errors
+of the volume.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from sd_api.reasons import Reason
 
 
 class LoaderError(Exception):
-    """A load that cannot go on; the command line turns it into exit code and result.
+    """A failed load. The command line turns it into an exit code and a result.
 
-    The message says what is wrong and where; the remedy belongs to the reason. It holds no secrets
-    and only short, printable pieces of what came from outside.
+    The message names the problem and its place. The remedy belongs to the reason. It contains no
+    secrets, and only short, printable snippets of untrusted text.
     """
 
     def __init__(self, reason: Reason, message: str, *, field: str | None = None) -> None:
@@ -31,7 +32,7 @@ class LoaderError(Exception):
 
 
 class TransientError(LoaderError):
-    """A failure that may pass within seconds."""
+    """A failure that may go away within seconds."""
 
     def __init__(self, reason: Reason, message: str, after: float = 0) -> None:
         super().__init__(reason, message)
@@ -40,12 +41,12 @@ class TransientError(LoaderError):
 
 
 class SourceChangedError(Exception):
-    """A link leads to another version of its file than a moment ago."""
+    """The server replaced the file behind a link while it was read."""
 
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Begin the messages of errors with a field of the spec, unless they begin with one."""
+    """Put a field of the spec at the beginning of error messages that do not name one yet."""
     try:
         yield
     except LoaderError as error:

@@ -1,4 +1,4 @@
-"""Maps any exception to a reason and a message for the user."""
+"""Maps any exception to a LoaderError with a reason."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sd_loader.storage_errors import VOLUME_ONLY, storage_error
 
 
 def explain(error: BaseException) -> LoaderError:
-    """The LoaderError for any exception. An unexpected one is LoaderCrashed.
+    """Map an error to a LoaderError. An unexpected error becomes LoaderCrashed.
 
-    The text of an unexpected exception may quote anything. So the message has only its type and
-    place, and the system's text for its error number.
+    The message of an unexpected error may contain secrets, so only its type, its place in the code
+    and the text of its errno are reported.
     """
     match error:
         case LoaderError():
@@ -28,12 +28,12 @@ def explain(error: BaseException) -> LoaderError:
         case MemoryError():
             return LoaderError(Reason.OUT_OF_MEMORY, "the loader ran out of memory")
         case _:
-            what = f"{type(error).__name__}{_system_error(error)}"
-            return LoaderError(Reason.LOADER_CRASHED, f"{what}{_place(error)}")
+            kind = f"{type(error).__name__}{_system_error(error)}"
+            return LoaderError(Reason.LOADER_CRASHED, f"{kind}{_place(error)}")
 
 
 def invalid_request(error: ValidationError) -> LoaderError:
-    """The error for a request that is not valid. It names the fields but not their values."""
+    """Return the error for an invalid request. Its message names the fields, not their values."""
     problems = "; ".join(
         f"{'.'.join(map(str, problem['loc'])) or 'request'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
@@ -58,5 +58,5 @@ def _place(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """Return the error's traceback, redacted."""
+    """Return the error's traceback without secrets."""
     return redact_text("".join(traceback.format_exception(error)))

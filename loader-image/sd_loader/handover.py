@@ -1,4 +1,4 @@
-"""What the steps of a load hand on: what was fetched, and what it was converted into."""
+"""The results that the stages of a load pass on: the fetched source and the converted folder."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ class FileDigest:
 class Converted:
     """A diffusers folder that is written completely.
 
-    The words of base_model, pipeline_class, precision and prediction_type are those of
+    base_model, pipeline_class, precision and prediction_type have the values of the same fields of
     status.artifact.
     """
 
     files: Mapping[str, FileDigest]
-    """Every file by its path in the folder."""
+    """All files, by their paths in the folder."""
     base_model: str | None = None
     pipeline_class: str | None = None
     precision: str | None = None
     """fp32, fp16, bf16 or mixed."""
     prediction_type: str | None = None
     warnings: tuple[str, ...] = ()
-    """What the user should know although the load succeeded."""
+    """Warnings for the user about a load that succeeded."""
 
 
 _Name = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z]+$")]
 
 
 class ExtraComponent(Contract):
-    """One or more components of a pipeline that come from elsewhere than its source."""
+    """One or more components of a pipeline that do not come from its source."""
 
     components: tuple[Literal["vae", "text_encoder", "text_encoder_2"], ...]
     """The names of their folders in a pipeline."""
@@ -56,16 +56,16 @@ class ExtraComponent(Contract):
 
 
 class Fetched(Contract):
-    """What lies in the source folder once everything is there."""
+    """The content of the source folder after a complete download."""
 
     kind: Literal["file", "repo"]
     path: _Name
     """The file, or the folder of a diffusers repo, relative to the source folder."""
     source: Source
     converted: Converted | None = None
-    """The result of a conversion during the download; then no source file is kept."""
+    """The result of a conversion during the download. None if the source is not converted yet."""
     warnings: tuple[ShortText, ...] = ()
-    """What the user should know of the source."""
+    """Warnings for the user about the source."""
     original_config: _Name | None = None
     """The file of spec.originalConfig, relative to the source folder."""
     extras: tuple[ExtraComponent, ...] = ()

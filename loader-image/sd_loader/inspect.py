@@ -1,4 +1,4 @@
-"""`sd-loader inspect`: finds out what a model file is by planning its conversion."""
+"""`sd-loader inspect`: shows what a model file is. It plans a load but does not run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TITLE = "modelspec.title"
 
 
 class Inspection(Contract):
-    """What a file is, in the words of status.artifact."""
+    """What a file is. Fields of the same name as in status.artifact have the same values."""
 
     model_type: ModelType
     format: str
@@ -26,17 +26,18 @@ class Inspection(Contract):
     prediction_type: str | None
     precision: str
     tensors: int
+    """Number of tensors."""
     size_bytes: int
-    """Bytes of the tensors."""
+    """Size of all tensors."""
     title: str | None
     warnings: tuple[str, ...]
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """Return one JSON object."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
     def to_text(self) -> str:
-        """One line for each known property."""
+        """Return one line for each field that has a value."""
         lines = {
             "model type": self.model_type,
             "format": self.format,
@@ -52,9 +53,9 @@ class Inspection(Contract):
 
 
 def inspect(path: Path) -> Inspection:
-    """Find out what a file is. Raises LoaderError if `load` would refuse it."""
+    """Inspect a file. Raise the LoaderError that a load of this file would raise."""
     with open_tensor_file(path) as file:
-        # An unknown file is refused as the type that most users bring.
+        # A file of unknown type is planned as a checkpoint, which most users load.
         model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
         plan = plan_file(file, Conversion(model_type, model_id="inspected"))
         title = file.metadata.get(_TITLE)

@@ -1,4 +1,4 @@
-"""Makes the load request of `sd-loader load` from its arguments."""
+"""`sd-loader load`: makes the load request from the command line's arguments."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ NAMESPACE = "local"
 
 
 def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadRequest:
-    """The load of this spec, owned by nobody but its model id; a path is a local file."""
+    """Make the request for a spec. A url that is the path of a file means this local file.
+
+    No custom resource owns the model: its owner is derived from the model id.
+    """
     url = spec.effective_url(model_id)
     if url is None:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            "url: a repo id, a link or a file is required (but for model type controlnet with one"
-            f" of the model ids {', '.join(CONTROLNET_REPOS)})",
+            "url: a repo id, a link or a file is required (except for model type controlnet with"
+            f" one of the model ids {', '.join(CONTROLNET_REPOS)})",
         )
     url, state = _local(url)
     spec = spec.model_copy(update={"url": url, "model_id": model_id})
@@ -41,15 +44,15 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
         spec = spec.model_copy(update={"original_config": config})
         states.append(state)
     owner = owner_of(model_id)
-    # A file that is changed in place is another source.
+    # The state is part of the hash, so that a file that was changed in place is loaded again.
     digest = load_hash(spec, owner.name, reload=" ".join(filter(None, states)) or None)
     return LoadRequest.from_spec(spec, owner, digest, credentials=credentials)
 
 
 def _local(url: str) -> tuple[str, str | None]:
-    """The absolute path and the state of a local file. Any other url stays as it is."""
+    """Return the absolute path and state of a local file. Any other url is returned unchanged."""
     origin = Path(url)
-    # Unlike Path.is_file, this accepts any text.
+    # Path.is_file would raise an error for a url that cannot be a file name.
     if "://" in url or not os.path.isfile(origin):  # noqa: PTH113
         return url, None
     status = origin.stat()
@@ -57,7 +60,7 @@ def _local(url: str) -> tuple[str, str | None]:
 
 
 def owner_of(model_id: str) -> Owner:
-    """The owner of a model that is loaded by hand. The same model id has the same owner."""
+    """Return the owner of a model that is loaded by hand. One model id has always one owner."""
     name = re.sub(r"[^a-z0-9.-]", "-", model_id.lower())[:NAME_MAX_LENGTH]
     uid = str(uuid5(NAMESPACE_URL, f"sd-loader:{model_id}"))
     return Owner(uid=uid, namespace=NAMESPACE, name=name)

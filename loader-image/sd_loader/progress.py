@@ -1,4 +1,4 @@
-"""Reports a load's progress: JSON lines for the operator, a bar or a few lines for people."""
+"""Progress output of a load: JSON lines for the operator, a bar or text lines for people."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _LINES_INTERVAL = 10.0
 _BAR_INTERVAL = 0.1
 _BAR_WIDTH = 24
 CLEAR_LINE = "\r\x1b[K"
-"""Written before whatever replaces the bar on a terminal."""
+"""Removes the bar from a terminal before other text is written."""
 
 
 class Reporter:
-    """Adds percent, speed and time left to progress, and writes it.
+    """Adds percent, speed and remaining time to progress, and writes it.
 
-    A new stage is written at once, the same stage at most every `interval` seconds.
+    A new stage is written at once. Further progress of it is written every `interval` seconds at
+    most.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Reporter:
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Report progress. Any thread may call this at any rate."""
+        """Report progress. Any thread may call this, as often as it likes."""
         with self._lock:
             now = self._clock()
             if progress.stage is not self._stage:
@@ -60,7 +61,11 @@ class Reporter:
 
 
 def complete(progress: Progress, seconds: float, bytes_before: int) -> Progress:
-    """Add percent, speed and time left. The first bytes of a resumed download do not count."""
+    """Fill in percent, speed and remaining time.
+
+    seconds: time since the stage began. bytes_before: bytes that were done by then, which do not
+    count for the speed.
+    """
     done, total = progress.bytes_done, progress.bytes_total
     if done is None:
         return progress
@@ -77,7 +82,7 @@ def complete(progress: Progress, seconds: float, bytes_before: int) -> Progress:
 
 
 def json_lines(stream: TextIO | None = None) -> Reporter:
-    """One JSON object a line, for the operator."""
+    """Return a reporter that writes one JSON object per line, for the operator."""
     out = stream or sys.stdout
 
     def write(progress: Progress) -> None:
@@ -87,7 +92,7 @@ def json_lines(stream: TextIO | None = None) -> Reporter:
 
 
 def for_people(stream: TextIO | None = None) -> Reporter:
-    """A bar if the stream is a terminal, else a line every few seconds."""
+    """Return a reporter that draws a bar on a terminal, and otherwise writes lines of text."""
     out = stream or sys.stderr
 
     def write_line(progress: Progress) -> None:
@@ -102,11 +107,11 @@ def for_people(stream: TextIO | None = None) -> Reporter:
 
 
 def bar(percent: int | None) -> str:
-    """A bar of fixed width; empty if the percentage is not known."""
+    """Return a bar of fixed width. It is empty if the percentage is unknown."""
     filled = _BAR_WIDTH * (percent or 0) // 100
     return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
 
 
 def text(progress: Progress) -> str:
-    """Progress with its stage: `Downloading 45% of 4.3 GB, 85 MB/s, 28 s left`."""
+    """Format progress with its stage: `Downloading 45% of 4.3 GB, 85 MB/s, 28 s left`."""
     return f"{progress.stage} {describe(progress)}".rstrip()

@@ -1,4 +1,4 @@
-"""Renders an image with a converted folder before it is published: the only check that runs it.
+"""Renders an image with a converted folder before it is published. No other check runs the model.
 
 This module imports torch and diffusers inside the functions that need them: importing them takes
 seconds, and the slim image does not have them.
@@ -41,14 +41,14 @@ MAX_SIDE = 512
 
 _DARK = 1 / 255
 _UNIFORM = 0.5 / 255
-"""Standard deviation of an image that looks like one colour."""
+"""Largest standard deviation of an image that looks like one colour."""
 _FP16_MAX = 65504.0
 _DETAIL = 200
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What rendering made."""
+    """The result of rendering."""
 
     preview: bytes | None = None
     """A PNG. None if the model is not rendered."""
@@ -58,10 +58,10 @@ class Rendered:
 
 
 def render(folder: Path, converted: Converted, conversion: Conversion, report: Report) -> Rendered:
-    """Make an image with the pipeline in the folder. Raises VerificationFailed if it is empty.
+    """Render an image with the pipeline in the folder. Raise VerificationFailed if it is unusable.
 
-    A LoRA, embedding, ControlNet or VAE makes no image of its own: with a GPU it is tried on a
-    random base of its family.
+    A LoRA, embedding, ControlNet or VAE cannot render an image alone. With a GPU it is tried on a
+    base of its family with random weights.
     """
     import torch
 
@@ -131,7 +131,7 @@ def explaining() -> Iterator[None]:
 
 
 def _dtype(device: str, precision: str | None) -> torch.dtype:
-    """The published precision. On a CPU always single precision, as others are slow there."""
+    """Return the published precision on a GPU, and single precision on a CPU, where it is fast."""
     import torch
 
     published = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision or "")
@@ -139,12 +139,12 @@ def _dtype(device: str, precision: str | None) -> torch.dtype:
 
 
 def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list[str]]:
-    """The pipeline's arguments, and the names of required ones that are not known."""
+    """Return the pipeline's arguments, and the names of required arguments without a value."""
     import torch
     from PIL import Image
 
     side = _side(pipeline)
-    # Pipelines that change an image start from this one, and replace all of it.
+    # Pipelines that change an image start from this one. At strength 1.0 they replace all of it.
     gradient = Image.linear_gradient("L").resize((side, side)).convert("RGB")
     offered = {
         "prompt": verify.prompt or PROMPT,
@@ -154,7 +154,7 @@ def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list
         "height": side,
         "width": side,
         "num_inference_steps": verify.steps or defaults.RENDER_STEPS,
-        # Made on the CPU: its random numbers are the same on every machine.
+        # The CPU's random numbers are the same on every machine.
         "generator": torch.Generator("cpu").manual_seed(SEED),
     }
     known = inspect.signature(type(pipeline).__call__).parameters
@@ -171,7 +171,7 @@ def _arguments(pipeline: Pipeline, verify: Verify) -> tuple[dict[str, Any], list
 
 
 def _side(pipeline: Pipeline) -> int:
-    """Width and height of the image: as the model was trained, but at most MAX_SIDE."""
+    """Return the image's width and height: the size used in training, but at most MAX_SIDE."""
     unet = getattr(pipeline, "unet", None)
     trained = getattr(pipeline, "default_sample_size", None)
     if trained is None and unet is not None:
@@ -183,10 +183,13 @@ def _side(pipeline: Pipeline) -> int:
 
 @dataclass
 class _Watch:
-    """Follows a run: reports progress, and keeps what shows where it goes wrong."""
+    """Reports the progress of a run, and keeps the values that explain a bad image."""
 
     report: Report
+
     latents: torch.Tensor | None = None
+    """The latents of the last step."""
+
     largest: float = 0.0
     """Largest number in the VAE, if it is watched."""
 
@@ -197,14 +200,14 @@ class _Watch:
         _time: object,
         tensors: dict[str, Any],
     ) -> dict[str, Any]:
-        """Take note of a step. The pipeline calls this."""
+        """Record a step. The pipeline calls this."""
         total = max(1, len(pipeline.scheduler.timesteps))
         self.latents = tensors.get("latents")
         self.report(Progress(stage=Stage.VERIFYING, percent=min(100, 100 * (number + 1) // total)))
         return {}
 
     def attach(self, pipeline: Pipeline, *, halves: bool) -> None:
-        """Watch the numbers in a VAE that is published in half precision and runs in single."""
+        """Watch the numbers in a VAE that is published in fp16 but runs in fp32 here."""
         vae = getattr(pipeline, "vae", None)
         if not halves or vae is None or _is_upcast(pipeline):
             return
@@ -219,7 +222,7 @@ class _Watch:
 
 
 def _is_upcast(pipeline: Pipeline) -> bool:
-    """Whether diffusers decodes in single precision even if the VAE is published in half."""
+    """Whether diffusers decodes in fp32 even if the VAE is published in fp16."""
     return hasattr(pipeline, "upcast_vae") and bool(pipeline.vae.config.get("force_upcast"))
 
 
@@ -245,11 +248,11 @@ def _check(
             " bf16 or fp32"
         )
     if not decoded:
-        _fail("the VAE makes NaN of finite latents")
+        _fail("the VAE computes NaN from finite latents")
     if float(image.max()) < _DARK:
         _fail("the image is black")
     if float(image.std()) < _UNIFORM:
-        _fail("the image is of one colour")
+        _fail("the image has only one colour")
 
 
 def _fail(message: str) -> None:

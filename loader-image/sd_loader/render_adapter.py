@@ -1,7 +1,7 @@
 """Tries a LoRA, embedding, ControlNet or VAE on a base of its family with random weights.
 
-The image means nothing. The test is that the model fits the base in every layer, and that the
-numbers that come out are finite.
+The image is not used. The check passes if the model fits every layer of the base and the result is
+finite.
 
 This module imports torch and diffusers inside the functions that need them: importing them takes
 seconds, and the slim image does not have them.
@@ -27,7 +27,7 @@ Pipeline = Any
 """diffusers has no types."""
 
 LATENTS = 4
-"""Channels that the UNet of a text-to-image model reads."""
+"""Number of input channels of a text-to-image UNet."""
 _SIDE = 256
 _WORD = "<tried>"
 
@@ -39,7 +39,7 @@ def try_adapter(
     sizes: Mapping[str, int],
     device: str,
 ) -> None:
-    """Apply the model to a random base and make one step. Raises diffusers' own errors.
+    """Apply the model to a random base and run one step. Errors of diffusers are not mapped.
 
     base_model: a family whose configs are bundled. sizes: the dimensions of the random base.
     """
@@ -77,7 +77,7 @@ def try_adapter(
 
 
 def random_pipeline(base_model: str, sizes: Mapping[str, int], device: str) -> Pipeline:
-    """A text-to-image pipeline of a family with random weights, from the bundled configs."""
+    """Build a text-to-image pipeline of a family with random weights from the bundled configs."""
     import diffusers
     import torch
     import transformers
@@ -124,7 +124,7 @@ def _random_model(folder: Path, library: str, class_name: str) -> Any:  # noqa: 
 
 
 def _load_embedding(pipeline: Pipeline, folder: Path) -> None:
-    """Load each file of vectors into its own text encoder: SDXL has two."""
+    """Load each file of vectors into its text encoder. SDXL has two files and two encoders."""
     from safetensors.torch import load_file
 
     for path in sorted(folder.glob("*.safetensors")):

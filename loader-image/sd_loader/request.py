@@ -1,4 +1,4 @@
-"""Reads a LoadRequest for those who need only a part of it."""
+"""Takes the options of a conversion out of a LoadRequest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sd_loader.convert.conversion import Conversion
 
 
 def conversion_of(request: LoadRequest) -> Conversion:
-    """The options of the conversion that the request asks for."""
+    """Return the options of the conversion that the request asks for."""
     return Conversion(
         model_type=request.model_type,
         model_id=request.model_id,

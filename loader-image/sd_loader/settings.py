@@ -17,7 +17,7 @@ from sd_loader.errors import LoaderError
 
 @dataclass(frozen=True)
 class Settings:
-    """The variables of LoaderEnv, which describes them; defaults replace those that are not set."""
+    """The values of the variables that LoaderEnv describes, or their defaults."""
 
     hub_endpoint: str = defaults.HUB_ENDPOINT
     trained_url_template: str | None = None
@@ -30,41 +30,41 @@ class Settings:
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
     termination_log: Path | None = None
-    """None: no result is written."""
+    """File for the result. None if no result is written."""
     pod: str = "local"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
         """Read the environment; raise LoaderError."""
         try:
-            given = LoaderEnv.from_env(env)
+            values = LoaderEnv.from_env(env)
         except LoaderEnvError as error:
             raise LoaderError(Reason.INVALID_SPEC, f"the loader's setting {error}") from None
         default = cls()
         return cls(
-            hub_endpoint=(given.hub_endpoint or default.hub_endpoint).rstrip("/"),
-            trained_url_template=given.trained_url_template,
-            allowed_hosts=given.allowed_hosts or default.allowed_hosts,
-            proxy=given.https_proxy,
-            no_proxy=given.no_proxy or default.no_proxy,
-            ca_file=_path(given.ca_file),
-            default_parts=given.default_parts or default.default_parts,
-            max_bytes=_or_default(given.max_bytes, default.max_bytes),
+            hub_endpoint=(values.hub_endpoint or default.hub_endpoint).rstrip("/"),
+            trained_url_template=values.trained_url_template,
+            allowed_hosts=values.allowed_hosts or default.allowed_hosts,
+            proxy=values.https_proxy,
+            no_proxy=values.no_proxy or default.no_proxy,
+            ca_file=_path(values.ca_file),
+            default_parts=values.default_parts or default.default_parts,
+            max_bytes=_or_default(values.max_bytes, default.max_bytes),
             retain_previous_seconds=_or_default(
-                given.retain_previous_seconds, default.retain_previous_seconds
+                values.retain_previous_seconds, default.retain_previous_seconds
             ),
-            credentials_dir=_path(given.credentials_dir) or default.credentials_dir,
-            termination_log=_path(given.termination_log),
-            pod=given.pod or socket.gethostname(),
+            credentials_dir=_path(values.credentials_dir) or default.credentials_dir,
+            termination_log=_path(values.termination_log),
+            pod=values.pod or socket.gethostname(),
         )
 
     @classmethod
-    def for_answers(cls, env: Mapping[str, str] = os.environ) -> Settings:
-        """Only where the result goes, so that a wrong value of another variable is reported."""
+    def for_results(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read only where to write the result, which works even if another variable is invalid."""
         return cls(termination_log=_path(env.get(LoaderEnv.name_of("termination_log"))))
 
     def guard(self) -> Guard:
-        """Which addresses may be called: what the administrator set may be, wherever it is."""
+        """Return the guard of all requests. Hosts that the administrator configured are allowed."""
         return Guard(self.allowed_hosts).with_hosts([self.hub_endpoint, self.trained_url_template])
 
 

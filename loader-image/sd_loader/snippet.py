@@ -1,4 +1,4 @@
-"""Short, printable pieces of untrusted input, fit for messages."""
+"""Makes short, printable snippets of untrusted text for messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ MAX_CHARS = 80
 
 
 def snippet(text: str, limit: int = MAX_CHARS) -> str:
-    """The text's beginning on one line, everything unprintable replaced."""
+    """Return the beginning of the text on one line. Replace unprintable characters by `?`."""
     head = text[: limit + 1]
     line = "".join(char if char.isprintable() else "?" for char in " ".join(head.split()))
     return line if len(text) <= limit else line[:limit] + "…"

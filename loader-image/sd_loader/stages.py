@@ -1,6 +1,6 @@
-"""The steps of the loader's commands: fetch, convert, remove, and load, which fetches and converts.
+"""The loader's stages: fetch, convert, remove, and load (fetch and convert in one process).
 
-Each may run again at any time, and continues from what it finds on the volume.
+Each stage can be run again at any time. It continues from what it finds on the volume.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
 from sd_loader.store.receipt import RECEIPT_FILE, find_published, folder_digest
-from sd_loader.store.staging import Staging, claim, resume
+from sd_loader.store.staging import Staging, begin, resume
 from sd_loader.store.volume import Volume
 
 log = logging.getLogger(__name__)
 
 _ADDED = (PREVIEW_FILE, RECEIPT_FILE)
-"""Files that are added to the converted ones. A failed attempt may have left them."""
+"""Files that this module adds to the converted ones. A failed attempt may leave them behind."""
 
 
 def fetch_stage(
@@ -58,8 +58,8 @@ def fetch_stage(
     *,
     allow_local: bool = False,
 ) -> LoadResult:
-    """Download the source, unless this load is already on the volume."""
-    # Imported here: a removal does without HTTP and formats, and starts faster.
+    """Download the source, unless this load is already published on the volume."""
+    # Imported here: a removal does not need HTTP and file formats and starts faster without them.
     from sd_loader.acquire import acquire
     from sd_loader.net.client import HttpClient
 
@@ -72,17 +72,17 @@ def fetch_stage(
         if published is not None:
             return _fetched(published.source)
         with (
-            claim(volume, request.owner.uid, settings.pod, request.load_hash) as claimed,
-            _freeing(claimed, keep_out=True) as staging,
+            begin(volume, request.owner.uid, settings.pod, request.load_hash) as begun,
+            _freeing(begun, keep_out=True) as staging,
         ):
             adopted = adopt(volume, record, request.load_hash, staging, report)
             if adopted is not None:
                 _publish(volume, request, staging, adopted, settings, report)
                 return _fetched(adopted.source)
-            found = _recorded(staging)
-            if found is None:
+            fetched = _recorded(staging)
+            if fetched is None:
                 with staging.source() as into, staging.out() as out:
-                    found = acquire(
+                    fetched = acquire(
                         request,
                         HttpClient(settings, has_token=request.credentials),
                         into.path,
@@ -91,15 +91,15 @@ def fetch_stage(
                         allow_local=allow_local,
                     )
                 staging.confirm()
-                staging.set_fetched(found.model_dump_json(by_alias=True))
-            return _fetched(found.source)
+                staging.set_fetched(fetched.model_dump_json(by_alias=True))
+            return _fetched(fetched.source)
 
 
 def convert_stage(
     request: LoadRequest, store: Path, settings: Settings, report: Report
 ) -> LoadResult:
-    """Convert and publish what this Pod fetched, unless this load is already published."""
-    # Imported here, as in fetch_stage.
+    """Convert and publish the source that this Pod fetched, unless it is already published."""
+    # Imported here for the same reason as in fetch_stage.
     from sd_loader.convert import run
 
     with _leaving_nothing(request, store) as volume:
@@ -135,13 +135,13 @@ def convert_stage(
 
 
 def load(request: LoadRequest, store: Path, settings: Settings, report: Report) -> LoadResult:
-    """Fetch and convert in one process for a person, whose own files may be read."""
+    """Fetch and convert for a person at the command line, who may load local files."""
     fetch_stage(request, store, settings, report, allow_local=True)
     return convert_stage(request, store, settings, report)
 
 
 def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
-    """Remove a deleted model's files, or keep them for the next model of its name."""
+    """Remove a deleted model's files, or keep them for a later model of the same name."""
     with Volume.open(store) as volume:
         if request.retain:
             removal.release(volume, request.owner)
@@ -152,7 +152,7 @@ def remove_stage(request: RemoveRequest, store: Path) -> LoadResult:
 
 @contextmanager
 def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
-    """Open the volume. A load that fails permanently leaves no folders of its own."""
+    """Open the volume. If the load fails permanently, remove the folders that it created."""
     with Volume.open(store) as volume:
         try:
             yield volume
@@ -165,12 +165,12 @@ def _leaving_nothing(request: LoadRequest, store: Path) -> Iterator[Volume]:
 
 @contextmanager
 def _freeing(staging: Staging, *, keep_out: bool) -> Iterator[Staging]:
-    """On failure free the space that no later attempt can use.
+    """On failure, free the space that the next attempt cannot use.
 
-    keep_out: whether the next attempt can use the converted files, as it can if they were converted
-    during the download. A permanent failure frees everything. That includes a full volume: a
-    finished download would spare the next attempt some time, but two loads that only fit one after
-    the other would block each other for ever.
+    After a permanent failure, remove the whole staging folder. After any other failure, remove only
+    the converted files, because the next attempt converts them again. keep_out: keep them as well,
+    because the source was converted while it was downloaded. A full volume is a permanent failure:
+    two loads that each keep their download could otherwise block each other for ever.
     """
     try:
         yield staging
@@ -203,7 +203,7 @@ def _publish(
 
 @contextmanager
 def _published_anyway() -> Iterator[None]:
-    """Log a failure and leave its work to the next load."""
+    """Log a failed clean-up instead of failing the load. The next load cleans up."""
     try:
         yield
     except (OSError, LoaderError) as error:
@@ -216,21 +216,21 @@ def _tidy(volume: Volume, request: LoadRequest, settings: Settings) -> None:
 
 
 def _recorded(staging: Staging) -> Fetched | None:
-    """The record of the finished download. None if files are missing.
+    """Return the record of the finished download. None if there is no usable one.
 
-    A record of another version of the loader is ignored.
+    A record from another version of the loader, or one whose files are missing, is not usable.
     """
     try:
-        found = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
+        fetched = Fetched.model_validate_json(staging.fetched() or "", extra="forbid")
     except ValidationError:
         return None
-    if found.converted is not None:
-        expected = {path: file.size for path, file in found.converted.files.items()}
+    if fetched.converted is not None:
+        expected = {path: file.size for path, file in fetched.converted.files.items()}
         with staging.out() as out:
             present = {path: out.file_size(path) for path in out.files() if path not in _ADDED}
         if present != expected:
             return None
-    return found
+    return fetched
 
 
 def _is_converted(staging: Staging) -> bool:
@@ -245,10 +245,10 @@ def _fetched(source: Source) -> LoadResult:
 def _rendered(
     request: LoadRequest, out: Folder, converted: Converted, report: Report
 ) -> tuple[Converted, dict[str, PublishedFile]]:
-    """Render an image with the folder if the request says so. Add it to the folder as a file."""
+    """Render an image with the folder if the request asks for it, and add the preview to it."""
     if not request.verify.render:
         return converted, {}
-    # Imported here: it imports torch, which needs gigabytes of memory.
+    # Imported here: it imports torch, which needs much memory.
     from sd_loader.render import render
 
     rendered = render(out.path, converted, conversion_of(request), report)
@@ -267,7 +267,7 @@ def _receipt(
     converted: Converted,
     preview: Mapping[str, PublishedFile],
 ) -> Receipt:
-    # Without the preview, so that the same weights have the same digest, rendered or not.
+    # The preview is not part of the digest: the same weights have the same digest without it.
     files = converted.files
     return Receipt(
         uid=request.owner.uid,
@@ -285,15 +285,16 @@ def _receipt(
         message="; ".join((*fetched.warnings, *converted.warnings))[:MESSAGE_MAX_LENGTH],
         files={
             **{
-                path: PublishedFile(sha256=one.sha256, size=one.size) for path, one in files.items()
+                path: PublishedFile(sha256=file.sha256, size=file.size)
+                for path, file in files.items()
             },
             **preview,
         },
     )
 
 
-def _check_inventory(found: list[str], converted: Converted) -> None:
-    """Refuse to publish files that the conversion does not list, or that are missing."""
-    unexpected = set(found) ^ set(converted.files)
+def _check_inventory(present: list[str], converted: Converted) -> None:
+    """Fail if the folder has files that the conversion did not report, or lacks some of them."""
+    unexpected = set(present) ^ set(converted.files)
     if unexpected:
         raise RuntimeError(f"the conversion did not account for {sorted(unexpected)}")

@@ -1,4 +1,4 @@
-"""The reason behind a system error of the volume: the only place that maps these numbers."""
+"""Maps system errors of the volume to LoaderErrors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sd_loader.errors import LoaderError
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 VOLUME_ONLY = _FULL | {errno.EROFS}
-"""Error numbers that only a volume gives; EACCES and EPERM may come from any system call."""
+"""Error numbers that come only from a volume. EACCES and EPERM may have other causes."""
 
 
 def storage_error(error: OSError, path: str = "") -> LoaderError:
-    """The loader's error for a system call that failed because of the volume."""
+    """Return the LoaderError for a system call that failed because of the volume."""
     text = os.strerror(error.errno or 0)
     detail = f"{path}: {text}" if path else text
     if error.errno in _FULL:
@@ -27,9 +27,9 @@ def storage_error(error: OSError, path: str = "") -> LoaderError:
 
 @contextmanager
 def storage_errors(path: str) -> Iterator[None]:
-    """Raise the loader's error if the volume is full, read-only, or does not allow the access.
+    """Raise a LoaderError if the volume is full, is read-only, or denies access.
 
-    Any other system error passes unchanged.
+    Other system errors pass unchanged. path: what the message names.
     """
     try:
         yield

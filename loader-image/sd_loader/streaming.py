@@ -1,8 +1,9 @@
-"""Converts a link's file during its download, and downloads only the bytes that are needed.
+"""Converts a link's file while it is downloaded.
 
-The file's outline comes first, and the conversion is planned from it. Then come the ranges that the
-plan needs. A later process continues from what is durable. If the server does not serve ranges
-of one known version, the file is downloaded first instead.
+The outline (the description of the tensors) is downloaded first, and the conversion is planned from
+it. Then only the ranges that the plan needs are downloaded and written to their places. A later
+process continues from the durable bytes. If the server cannot serve ranges of one version of the
+file, the file is downloaded first instead.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from sd_loader.progress import Report
 from sd_loader.tensors import TensorFile
 
 LEAST_BYTES = 16 << 20
-"""A smaller file is downloaded in less time than it takes to ask for its parts."""
+"""A smaller file is downloaded as a whole: requests for its ranges would take longer."""
 _OUTLINE = "download"
-"""Named like a finished download, since messages begin with the name."""
+"""Same name as a finished download, because messages begin with it."""
 _RECORD = ".streamed.json"
-"""In the folder of the files that it is about, so that it is removed with them."""
+"""Lies in the folder that it describes, so that it is removed together with it."""
 
 
 @dataclass(frozen=True)
 class IncomingFile:
-    """A remote file whose outline is here: the tensors are known, their bytes still missing."""
+    """A remote file whose outline is downloaded: its tensors are known, but not their bytes."""
 
     remote: RemoteFile
 
@@ -50,11 +51,11 @@ class IncomingFile:
     _outline: Outline
     _fd: int
     _is_new: bool
-    """Whether no earlier process began this file."""
+    """Whether this is the first process that streams this file."""
 
     @property
     def source(self) -> Source:
-        """What the file is, in the words of status.source."""
+        """The file's size and format, as status.source has them."""
         return Source(size_bytes=self.remote.size, format=self.file.format)
 
     def convert(
@@ -65,10 +66,10 @@ class IncomingFile:
         out: Path,
         report: Report,
     ) -> Converted:
-        """Download what the plan needs of the file, and write the converted files to `out`.
+        """Download the ranges that the plan needs and write the converted folder to `out`.
 
-        others: open files that the plan also takes tensors from. `out` may hold what an earlier
-        process wrote.
+        others: open files that the plan also takes tensors from. `out` may contain files of an
+        earlier process, which are completed.
         """
         wants, headers = _wants(plan, self.file, self._outline)
         record = _Record(out / _RECORD, _key(self.remote, plan, wants))
@@ -106,13 +107,16 @@ def open_incoming(remote: RemoteFile, into: Path) -> Iterator[IncomingFile | Non
 
 
 def forget(into: Path, out: Path) -> None:
-    """Remove everything, before the file is downloaded instead of streamed."""
+    """Remove all streamed files, because the file is downloaded as a whole instead."""
     (into / _OUTLINE).unlink(missing_ok=True)
     _clear(out)
 
 
 def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants, Sequence[str]]:
-    """The ranges that the plan needs, and the local headers of the storages they are in."""
+    """Return the ranges to download, and the names of the storages whose local headers they hold.
+
+    The header of a storage is downloaded if any byte of the storage is needed.
+    """
     weights = wants_of(plan.files, file.fd)
     by_position = sorted(weights.ordered, key=lambda want: want.start)
     ends = [want.end for want in by_position]
@@ -146,17 +150,19 @@ class _Record:
     """How many wants are done, for one version of a source and one plan."""
 
     path: Path
+
     key: str
+    """Identifies the version and the plan."""
 
     def done(self) -> int:
-        """The recorded number; 0 if the record is about something else."""
+        """Return the recorded number. 0 if there is no record for this key."""
         try:
             record = json.loads(self.path.read_bytes())
         except (FileNotFoundError, ValueError):
             return 0
         if not isinstance(record, dict) or record.get("key") != self.key:
             return 0
-        # Written bytes are in this machine's memory as long as it is up.
+        # Until the machine restarts, written bytes are readable even if they are not durable.
         boot = _boot()
         is_up = boot is not None and record.get("boot") == boot
         done = record.get("written" if is_up else "durable")
@@ -171,7 +177,7 @@ class _Record:
 
 
 def _boot() -> str | None:
-    """The id of this machine's boot. None if it is not known."""
+    """Return an id that changes when this machine restarts. None if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -179,7 +185,7 @@ def _boot() -> str | None:
 
 
 def _key(remote: RemoteFile, plan: FolderPlan, wants: Wants) -> str:
-    """A digest of the source and the plan: only the same one may be continued."""
+    """Return a digest of everything that must be equal to continue an earlier attempt."""
     digest = hashlib.sha256()
     for part in (remote.resource.url, remote.version, remote.size):
         digest.update(f"{part}\n".encode())

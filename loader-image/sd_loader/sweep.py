@@ -1,4 +1,4 @@
-"""`sd-loader sweep`: what lies on a volume that should not, told and, if asked for, removed."""
+"""`sd-loader sweep`: lists orphaned, altered and foreign files; removes orphans on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATH_WIDTH = 200
 
 
 class FindingKind(StrEnum):
-    """What can be wrong with a path."""
+    """What is wrong with a path."""
 
     ORPHAN = "orphan"
     ALTERED = "altered"
@@ -35,29 +35,30 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One path: what is wrong with it, and what became of it.
-
-    size: bytes that are freed with it; what other models share is not. removed: whether it is
-    gone. error: why it could not be removed.
-    """
+    """One path: what is wrong with it, and whether it was removed."""
 
     kind: FindingKind
     path: str
     why: str
+
     size: int = 0
+    """Bytes that its removal frees. Bytes that other models share do not count."""
+
     removed: bool = False
+
     error: str = ""
+    """Why it could not be removed."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """All that was found."""
+    """The result of a sweep."""
 
     findings: tuple[Finding, ...]
 
     @property
     def exit_code(self) -> ExitCode:
-        """An altered file needs a person, a failed removal another try; orphans are no fault."""
+        """PERMANENT if a file was altered, TRY_AGAIN if a removal failed, DONE otherwise."""
         if any(finding.kind is FindingKind.ALTERED for finding in self.findings):
             return ExitCode.PERMANENT
         if any(finding.error for finding in self.findings):
@@ -65,41 +66,42 @@ class Swept:
         return ExitCode.DONE
 
     def to_json(self) -> str:
-        """A JSON object a line."""
+        """Return one JSON object per line."""
         lines = []
         for finding in self.findings:
             fields = asdict(finding)
             fields["sizeBytes"] = fields.pop("size")
-            # Names on a volume are any bytes; escapes keep them apart from each other.
+            # A file name can be any bytes. Escapes keep different names different.
             lines.append(json.dumps(fields, ensure_ascii=True))
         return "\n".join(lines)
 
     def to_text(self) -> str:
-        """A line for each finding, and last what to do."""
+        """Return one line for each finding, and advice at the end."""
         lines = [_line(finding) for finding in self.findings]
         return "\n".join([*lines, *self._advice()])
 
     def _advice(self) -> list[str]:
-        found = [finding for finding in self.findings if finding.kind is FindingKind.ORPHAN]
-        removed = [finding for finding in found if finding.removed]
-        failed = [finding for finding in found if finding.error]
+        orphaned = [finding for finding in self.findings if finding.kind is FindingKind.ORPHAN]
+        removed = [finding for finding in orphaned if finding.removed]
+        failed = [finding for finding in orphaned if finding.error]
         damaged = [finding for finding in self.findings if finding.kind is FindingKind.ALTERED]
         advice = []
         if removed:
-            advice.append(f"Removed {_orphans(removed)}: {_total(removed)} are free again.")
+            advice.append(f"Removed {_orphans(removed)} and freed {_total(removed)}.")
         if failed:
             advice.append(
-                f"{_orphans(failed)} could not be removed: mend the cause and sweep again."
+                f"{_orphans(failed)} could not be removed: fix the cause and sweep again."
             )
-        elif found and not removed:
+        elif orphaned and not removed:
             advice.append(
-                f"{_orphans(found)}, {_total(found)}: sweep with --delete to remove them."
+                f"Found {_orphans(orphaned)}, {_total(orphaned)} in total. Run sweep with --delete"
+                " to free this space."
             )
         if damaged:
             count = "1 file was" if len(damaged) == 1 else f"{len(damaged)} files were"
             advice.append(
-                f"{count} altered, and stay: load their models anew (a new value of the annotation"
-                f" {ANNOTATION_RELOAD}); the altered version goes once it is superseded."
+                f"{count} altered. To repair a model, load it again (set its annotation"
+                f" {ANNOTATION_RELOAD} to a new value). The altered version is removed after that."
             )
         return advice or ["Nothing to do."]
 
@@ -113,38 +115,44 @@ def sweep(
     retain: timedelta,
     now: datetime | None = None,
 ) -> Swept:
-    """Look through a volume, remove its orphans if asked to, and then compare what is left."""
+    """Find orphans, altered files and foreign files on a volume.
+
+    delete: remove the orphans. digests: compare the content of published files, not only their
+    sizes. older_than: age from which an unfinished load counts as abandoned. retain: how long
+    superseded versions are kept.
+    """
     times = Times.of(now or datetime.now(UTC), older_than, retain)
     with Volume.open(store) as volume:
-        found = _measured(volume, orphans.orphans(volume, times))
+        orphaned = _measured(volume, orphans.orphans(volume, times))
         if delete:
-            found = _removed(volume, times, found)
-        gone = [finding.path for finding in found]
+            orphaned = _removed(volume, times, orphaned)
+        paths = [finding.path for finding in orphaned]
         damaged = [
-            one
-            for one in altered(volume, Digests() if digests else None)
-            if not any(one.path.startswith(f"{path}/") for path in gone)
+            file
+            for file in altered(volume, Digests() if digests else None)
+            if not any(file.path.startswith(f"{path}/") for path in paths)
         ]
-        return Swept((*found, *map(_altered, damaged), *map(_foreign, foreign_paths(volume))))
+        return Swept((*orphaned, *map(_altered, damaged), *map(_foreign, foreign_paths(volume))))
 
 
-def _altered(found: Altered) -> Finding:
-    return Finding(FindingKind.ALTERED, found.path, found.why)
+def _altered(file: Altered) -> Finding:
+    return Finding(FindingKind.ALTERED, file.path, file.why)
 
 
 def _foreign(path: str) -> Finding:
-    return Finding(FindingKind.FOREIGN, path, "no load has made it; it is left alone")
+    return Finding(FindingKind.FOREIGN, path, "the loader did not create it; it is kept")
 
 
-def _measured(volume: Volume, found: Iterable[Orphan]) -> list[Finding]:
-    """Findings with the bytes that go with each: those of files that nothing else holds.
+def _measured(volume: Volume, orphaned: Iterable[Orphan]) -> list[Finding]:
+    """Make a finding for each orphan, with the bytes that its removal frees.
 
-    A blob holds nothing: it goes with the last of its holders.
+    The bytes of a file count for the last orphan that has a hard link to it, and only if all hard
+    links are orphans. The blob's own link is ignored, because an unused blob is removed as well.
     """
     held_by_blobs = {_inode(status) for _, status in blobs.every(volume)}
     going: Counter[tuple[int, int]] = Counter()
     measured = []
-    for orphan in found:
+    for orphan in orphaned:
         freed = 0
         for status in _files(volume, orphan.path):
             inode = _inode(status)
@@ -175,9 +183,9 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _removed(volume: Volume, times: Times, found: list[Finding]) -> list[Finding]:
-    """Remove what was found, as far as it is still nobody's; what is new is left to the next."""
-    by_path = {finding.path: finding for finding in found}
+def _removed(volume: Volume, times: Times, findings: list[Finding]) -> list[Finding]:
+    """Remove the orphans that are still orphans. New ones are left to the next sweep."""
+    by_path = {finding.path: finding for finding in findings}
     outcome = []
     for orphan in orphans.orphans(volume, times):
         finding = by_path.get(orphan.path)
@@ -199,15 +207,15 @@ def _try_to_remove(volume: Volume, orphan: Orphan, finding: Finding) -> Finding:
 
 
 def _line(finding: Finding) -> str:
-    what = "removed" if finding.removed else finding.kind.value
+    state = "removed" if finding.removed else finding.kind.value
     error = f" (cannot be removed: {snippet(finding.error)})" if finding.error else ""
     freed = size(finding.size) if finding.kind is FindingKind.ORPHAN else ""
-    return f"{what:<8} {freed:>9}  {snippet(finding.path, _PATH_WIDTH)}: {finding.why}{error}"
+    return f"{state:<8} {freed:>9}  {snippet(finding.path, _PATH_WIDTH)}: {finding.why}{error}"
 
 
-def _orphans(found: list[Finding]) -> str:
-    return "1 orphan" if len(found) == 1 else f"{len(found)} orphans"
+def _orphans(findings: list[Finding]) -> str:
+    return "1 orphan" if len(findings) == 1 else f"{len(findings)} orphans"
 
 
-def _total(found: list[Finding]) -> str:
-    return size(sum(finding.size for finding in found))
+def _total(findings: list[Finding]) -> str:
+    return size(sum(finding.size for finding in findings))

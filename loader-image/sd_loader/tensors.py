@@ -1,4 +1,4 @@
-"""Tensors as they lie in files: position, type and shape, and views of them. Reads no bytes."""
+"""Tensors in files: their position, type and shape, and views of them. Does not read the bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 PIECE = 256 * 1024
-"""Elements that are in memory at a time: few enough for the processor's cache."""
+"""Number of elements that are processed at a time. They fit into the processor's cache."""
 
 
 class Dtype(Enum):

@@ -11,7 +11,7 @@ _STACK = ("torch", "diffusers", "transformers")
 
 
 def has_torch() -> bool:
-    """Whether the libraries that run a model are installed. Imports none: that takes seconds."""
+    """Whether the libraries that run a model are installed. Does not import them (slow)."""
     return all(find_spec(name) is not None for name in _STACK)
 
 

@@ -1,4 +1,4 @@
-"""Operators behind a proxy that disturbs their requests."""
+"""Fixtures: operators behind a proxy that disturbs their requests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from tests.support.operator.operators import Behind, behind_proxy
 
 @pytest.fixture
 def behind(stub_cluster: Cluster, tmp_path: Path) -> Iterator[Behind]:
-    """Operators that the test starts itself; Pods run stubloader.py in place of the loader."""
+    """Operators that the test starts; stubloader.py replaces the loader in their Pods."""
     with behind_proxy(stub_cluster, tmp_path) as made:
         yield made

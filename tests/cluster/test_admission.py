@@ -1,4 +1,4 @@
-"""The Pod Security Standard `restricted`, enforced by a real API server, and our reading of it."""
+"""The Pod Security Standard `restricted`, enforced by a real API server and by our own table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def restricted(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def manifest(pod: Json) -> str:
-    """A Pod of this spec, but for what it names in the cluster."""
+    """Return a Pod with this spec, without its references to objects in the cluster."""
     named = ("priorityClassName", "runtimeClassName", "serviceAccountName", "imagePullSecrets")
     spec = {key: value for key, value in pod.items() if key not in named}
     item = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ours"}, "spec": spec}
@@ -38,15 +38,15 @@ def manifest(pod: Json) -> str:
 
 @pytest.mark.parametrize("pod", [*JOB_PODS, *chart_pods()])
 def test_our_pods_are_admitted(restricted: Cluster, pod: Json) -> None:
-    """Those of Jobs, and those of the chart."""
+    """The Pods of Jobs and of the chart are tried."""
     restricted.kubectl("create", "--dry-run=server", "-f", "-", stdin=manifest(pod))
 
 
 @pytest.mark.parametrize(("control", "path", "value"), SPOILED)
-def test_what_our_table_refuses_is_refused(
+def test_what_our_table_rejects_is_rejected(
     restricted: Cluster, control: str, path: str, value: Any
 ) -> None:
-    """The table that other tests go by says what the API server says."""
+    """The table that other tests use agrees with the API server."""
     item = manifest(spoiled(path, value))
 
     complaint = restricted.refused("create", "--dry-run=server", "-f", "-", stdin=item)

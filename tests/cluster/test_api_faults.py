@@ -1,7 +1,7 @@
-"""A model's life with every fault of the API server at every request: its end is always the same.
+"""A model's life with every fault of the API server at every request: it always ends the same.
 
-The requests are those of recorded lives without faults. Lives are led side by side, each with
-faults of its own; the operator is started again when it ends, as its Deployment does.
+The requests are those of recorded lives without faults. Lives run side by side, each with faults of
+its own; the operator is restarted when it ends, as its Deployment does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Begin = Callable[..., Trial]
 
 @pytest.fixture
 def begin(behind: Behind) -> Begin:
-    """Begins a trial with so many operators at once."""
+    """Return a function that starts a trial with some operators."""
 
     def make(operators: int = 1) -> Trial:
         behind.operators.count = operators
@@ -42,7 +42,7 @@ def begin(behind: Behind) -> Begin:
 
 
 def test_a_request_may_fail(begin: Begin, tally: Tally) -> None:
-    """Each request of a life once, by every fault that does not end the operator, in turn."""
+    """Every request of a life fails once, by each fault in turn that does not end the operator."""
     trial = begin()
     faults = itertools.cycle(REQUEST_FAULTS + WATCH_FAULTS)
     attacks = [
@@ -66,7 +66,7 @@ def test_a_request_may_fail(begin: Begin, tally: Tally) -> None:
     ],
 )
 def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tally: Tally) -> None:
-    """The whole matrix; the last two end the operator each time."""
+    """The whole matrix, in which the last two faults end the operator each time."""
     trial = begin()
     attacks = attacks_at(trial.points, faults)
     tally("fault points survived", trial.survive(attacks))
@@ -75,7 +75,7 @@ def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tal
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_operators_at_once_lose_and_repeat_nothing(begin: Begin, tally: Tally) -> None:
-    """Without an election: one Job, one id for each event, also when replies are late or lost."""
+    """Without an election there is one Job and one id per event, even if replies are lost."""
     trial = begin(operators=2)
     late = [fault for fault in REQUEST_FAULTS if fault.name in ("answered late", "reply lost")]
     attacks = attacks_at(trial.points, late)

@@ -1,7 +1,7 @@
-"""Bad input gets a clear answer on the resource: reason, remedy, Event; and leaves nothing behind.
+"""Bad input is reported on the resource with reason, remedy and Event, and leaves no files.
 
-All models are applied at once and judged one by one. Every kind of bad file has its own test at the
-loader; here is one of each way in which the loader's answer becomes the user's.
+All models are applied at once and judged one by one. The loader's tests have every kind of bad
+file; here is one of each way in which the loader's result reaches the user.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOGIN_PAGE = b"<!DOCTYPE html><html><head><title>Log in</title></head></html>"
 
 
 def torch_archive(content: bytes) -> bytes:
-    """A zip .ckpt around a pickle, with one storage of four bytes."""
+    """Return a zip .ckpt around a pickle, with one storage of four bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", content)
@@ -50,7 +50,7 @@ def torch_archive(content: bytes) -> bytes:
 
 
 def state_dict() -> bytes:
-    """The pickle of a checkpoint with one number, as torch writes it."""
+    """Return the pickle of a checkpoint with one number, as torch writes it."""
     zero, one, false, persistent = b"K\0", b"K\1", b"\x89", b"Q"
     storage = arguments(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), one)
     tensor = call(
@@ -66,7 +66,7 @@ def state_dict() -> bytes:
 
 
 def lora() -> bytes:
-    """A kohya LoRA of one layer."""
+    """Return a kohya LoRA of one layer."""
     header = (
         b'{"lora_unet_down_blocks_0.lora_down.weight":'
         b'{"dtype":"F16","shape":[4,8],"data_offsets":[0,64]}}'
@@ -75,7 +75,7 @@ def lora() -> bytes:
 
 
 def cases(hub: FakeHub, refused: FakeHub, work: Path, checkpoint: Path) -> dict[str, Any]:
-    """Specs by name, each with what is wrong about it."""
+    """Return specs by name, each with its fault."""
     whole = checkpoint.read_bytes()
     plain = torch_archive(state_dict())
     hostile = torch_archive(next(iter(SAMPLES.values())))
@@ -144,7 +144,7 @@ def bad(
 
 @pytest.mark.parametrize("case", EXPECTED)
 def test_bad_input_is_named_with_its_remedy(bad: Operated, case: str) -> None:
-    """In the conditions, in an Event and in the webhook; nothing is published."""
+    """Conditions, an Event and the webhook report it, and nothing is published."""
     reason, detail = EXPECTED[case]
     item = bad.stalled(case, reason.value)
     ready = condition(item, "Ready")
@@ -167,7 +167,7 @@ def test_bad_input_is_named_with_its_remedy(bad: Operated, case: str) -> None:
 
 
 def test_nothing_is_left_of_bad_input(bad: Operated) -> None:
-    """Once the resources are deleted; and nothing of it was executed."""
+    """After the deletion of the resources the volume is empty, and no file's code ran."""
     for case in EXPECTED:
         bad.delete(case)
     for case in EXPECTED:

@@ -1,4 +1,4 @@
-"""`kubectl sdm`, called by a real kubectl, on a cluster with an operator at work."""
+"""`kubectl sdm`, run by a real kubectl on a cluster with an operator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Plugin:
         )
 
     def says(self, *arguments: str) -> str:
-        """What a command prints; it must succeed."""
+        """Return the output of a command that must succeed."""
         done = self.run(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -60,7 +60,7 @@ def plugin(operated: Operated, tmp_path: Path) -> Plugin:
 
 @pytest.mark.slow
 def test_a_load_is_followed_to_its_end(plugin: Plugin, operated: Operated) -> None:
-    """Status waits for it; then list, logs and reload have something to say."""
+    """`status` waits for the end; list, logs and reload then show the model."""
     operated.cluster.model("sketch", url=operated.link())
     shown = plugin.says("status", "sketch", "--watch")
     assert f"sketch in {operated.cluster.namespace}: Ready" in shown
@@ -81,8 +81,8 @@ def test_a_load_is_followed_to_its_end(plugin: Plugin, operated: Operated) -> No
 
 
 @pytest.mark.slow
-def test_a_stalled_load_is_said_with_the_remedy(plugin: Plugin, operated: Operated) -> None:
-    """And by the exit code, for scripts."""
+def test_a_stalled_load_is_shown_with_its_remedy(plugin: Plugin, operated: Operated) -> None:
+    """The exit code tells scripts as well."""
     operated.cluster.model("sketch", url=f"{operated.hub.url}/none.safetensors")
     done = plugin.run("status", "sketch", "--watch")
     assert done.returncode == 1
@@ -91,7 +91,7 @@ def test_a_stalled_load_is_said_with_the_remedy(plugin: Plugin, operated: Operat
 
 
 def test_errors_are_kubectls_own(plugin: Plugin) -> None:
-    """Without a trace."""
+    """The output has kubectl's message and no traceback."""
     done = plugin.run("status", "none")
     assert done.returncode == 1
     assert 'stablediffusionmodels.sd-operator.dev "none" not found' in done.stderr
@@ -100,7 +100,7 @@ def test_errors_are_kubectls_own(plugin: Plugin) -> None:
 
 @pytest.mark.slow
 def test_logs_of_a_model_without_a_job(plugin: Plugin, operated: Operated) -> None:
-    """Say where to look."""
+    """The message says where to look instead."""
     operated.cluster.model("sketch", url=operated.link(), suspend=True)
     done = plugin.run("logs", "sketch")
     assert done.returncode == 1
@@ -109,7 +109,7 @@ def test_logs_of_a_model_without_a_job(plugin: Plugin, operated: Operated) -> No
 
 @pytest.mark.slow
 def test_the_doctor_finds_what_is_missing(plugin: Plugin, operated: Operated) -> None:
-    """The CRD and the claim are in order; the Secret is not there, and then is, with a key."""
+    """It reports a missing Secret, and none once the Secret exists with a key."""
     spec = {"url": operated.link(), "suspend": True, "credentialsSecretRef": {"name": "hub"}}
     operated.cluster.model("sketch", **spec)
     space = operated.cluster.namespace

@@ -1,4 +1,4 @@
-"""Two operators of one cluster: one works, the other takes over, and nothing is done twice."""
+"""Two operators of one cluster: one leads, the other takes over, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pair:
         operated.eventually(lambda: "standing by" in self.log(1))
 
     def start(self) -> subprocess.Popen[bytes]:
-        """One more operator that wants to lead."""
+        """Start one more operator that wants to lead."""
         self.operated.start(
             SD_OPERATOR_LEADER_ELECTION="true",
             SD_OPERATOR_LEASE_NAMESPACE=self.operated.cluster.namespace,
@@ -34,15 +34,15 @@ class Pair:
         return self.operated.operator
 
     def log(self, which: int) -> str:
-        """What one of them has logged."""
+        """Return the log of an operator."""
         return (self.operated.cluster.work / f"operator-{which}.log").read_text()
 
     def probe(self, which: int, path: str) -> int:
-        """The status of a probe of one of them."""
+        """Return the status of an operator's probe."""
         return probe(self.log(which), path)
 
     def leads(self, which: int) -> bool:
-        """Whether one of them says so, by its metric."""
+        """Return whether an operator's metric says that it leads."""
         return self.operated.metrics(which).get(("sdmodel_leader",)) == 1
 
     def took_over(self, within: float) -> None:
@@ -54,12 +54,12 @@ class Pair:
 
 @pytest.fixture
 def pair(operated: Operated) -> Pair:
-    """A leader and a standby of a test's namespace."""
+    """A leader and a standby in the test's namespace."""
     return Pair(operated)
 
 
 def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, operated: Operated) -> None:
-    """Within 15 s; the load that ended meanwhile is not begun again."""
+    """It leads within 15 s and does not repeat the load that ended meanwhile."""
     assert (pair.leads(0), pair.leads(1)) == (True, False)
     assert (pair.probe(1, "/readyz"), pair.probe(1, "/healthz")) == (200, 200)
     operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
@@ -76,7 +76,7 @@ def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, operated: Operate
 def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
     pair: Pair, operated: Operated
 ) -> None:
-    """SIGTERM gives the Lease back; the load goes on."""
+    """SIGTERM releases the Lease, and the load continues."""
     operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
     operated.in_phase("sketch", "Downloading")
     pair.leader.terminate()
@@ -90,7 +90,7 @@ def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
 
 @pytest.mark.slow
 def test_a_leader_whose_lease_is_taken_ends(pair: Pair, operated: Operated) -> None:
-    """With an error, so that it is started again; and it takes nothing from the other."""
+    """It exits with an error, so that it is restarted, and leaves the Lease to the other."""
     taken = json.dumps({"spec": {"holderIdentity": "somebody"}})
     operated.cluster.kubectl("patch", "lease", "sd-operator", "--type=merge", "-p", taken)
     assert pair.leader.wait(10) == 1
@@ -99,8 +99,8 @@ def test_a_leader_whose_lease_is_taken_ends(pair: Pair, operated: Operated) -> N
 
 
 @pytest.mark.slow
-def test_a_standby_ends_when_it_is_told_to(pair: Pair) -> None:
-    """The leader does not notice."""
+def test_a_standby_ends_on_sigterm(pair: Pair) -> None:
+    """The leader is not affected."""
     pair.standby.terminate()
     assert pair.standby.wait(10) == 0
     assert pair.leads(0)

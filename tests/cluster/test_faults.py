@@ -1,4 +1,4 @@
-"""The operator killed at every stage: the end is that of a run without the fault."""
+"""The operator is killed at every stage; the end equals that of a run without the fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.mark.slow
 def test_killed_before_the_job(operated: Operated) -> None:
-    """Between the finalizer, the Job and the status anything may be missing."""
+    """Finalizer, Job or status may be missing when it starts again."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(), webhook=operated.receiver.url)
     operated.cluster.wait_for("sdm", "sketch", lambda one: one["metadata"].get("finalizers"))
@@ -33,7 +33,7 @@ def test_killed_before_the_job(operated: Operated) -> None:
 
 
 def test_killed_during_the_load(operated: Operated) -> None:
-    """The Job ends while nobody looks; its Pod's answer is still there."""
+    """The Job ends while no operator runs; its Pod still has the result."""
     operated.start()
     link = operated.link(rate=2 * SLOW)
     operated.cluster.model("sketch", url=link, webhook=operated.receiver.url)
@@ -50,7 +50,7 @@ def test_killed_during_the_load(operated: Operated) -> None:
 
 @pytest.mark.slow
 def test_killed_and_the_job_gone_meanwhile(operated: Operated) -> None:
-    """The answer is lost with the Job; the receipt on the volume gives it again."""
+    """The result is lost with the Job; the receipt on the volume gives it again."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(rate=2 * SLOW))
     operated.in_phase("sketch", "Downloading")
@@ -67,7 +67,7 @@ def test_killed_and_the_job_gone_meanwhile(operated: Operated) -> None:
 
 
 def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None:
-    """Not even the time."""
+    """No status changes, not even a time."""
     operated.start()
     before = operated.load(url=operated.link())
     operated.kill()
@@ -81,7 +81,7 @@ def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None
 
 @pytest.mark.slow
 def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) -> None:
-    """The loader is stopped first, then everything is removed."""
+    """The loader is stopped first, then every file is removed."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(rate=SLOW))
     operated.wait("sketch", lambda one: one["status"].get("progress", {}).get("percent", 0) > 5)
@@ -96,7 +96,7 @@ def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) 
 @pytest.mark.parametrize("propagation", ["background", "foreground"])
 @pytest.mark.slow
 def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> None:
-    """Foreground deletion, Argo CD's way, deletes every owned Job; the clean-up's is not owned."""
+    """Foreground deletion deletes every owned Job, and the clean-up Job has no owner."""
     operated.start()
     operated.load(url=operated.link())
     operated.kill()
@@ -112,7 +112,7 @@ def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> Non
 
 @pytest.mark.slow
 def test_a_namesake_is_another_model(operated: Operated) -> None:
-    """Its uid is another: nothing of the former one is taken for its own but the files."""
+    """It has another uid: it takes over the files of the previous model and nothing else."""
     operated.start()
     first = operated.load(url=operated.link())
     operated.kill()
@@ -135,7 +135,7 @@ def test_a_namesake_is_another_model(operated: Operated) -> None:
 
 @pytest.mark.slow
 def test_a_job_that_runs_into_its_deadline_says_so(operated: Operated) -> None:
-    """The Job's own end is told where the loader could not answer any more."""
+    """The Job's condition is reported if the loader could not write a result."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(rate=SLOW))
     operated.in_phase("sketch", "Downloading")
@@ -146,8 +146,8 @@ def test_a_job_that_runs_into_its_deadline_says_so(operated: Operated) -> None:
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
-def test_a_job_of_somebody_else_is_not_taken_for_ours(operated: Operated) -> None:
-    """Its name is ours by chance or malice: the status says so, and its removal helps."""
+def test_a_foreign_job_with_our_name_is_not_taken_for_ours(operated: Operated) -> None:
+    """The status reports it, and the load starts once that Job is deleted."""
     operated.start()
     item = operated.cluster.model("sketch", url=operated.link(), suspend=True)
     name = names.job_name("sketch", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
@@ -167,7 +167,7 @@ def test_a_job_of_somebody_else_is_not_taken_for_ours(operated: Operated) -> Non
 
 
 def test_two_operators_do_no_harm(operated: Operated) -> None:
-    """Before there is a leader, and while a former one still thinks it is."""
+    """Two may run before there is a leader, or while a previous leader still runs."""
     operated.start()
     operated.start()
     operated.load(url=operated.link(), webhook=operated.receiver.url)
@@ -178,8 +178,8 @@ def test_two_operators_do_no_harm(operated: Operated) -> None:
     assert operated.left() == []
 
 
-def test_it_ends_when_it_is_told_to(operated: Operated) -> None:
-    """SIGTERM is a clean end."""
+def test_the_operator_ends_on_sigterm(operated: Operated) -> None:
+    """The exit code is 0."""
     operated.start()
     operated.load(url=operated.link())
     assert operated.operator is not None

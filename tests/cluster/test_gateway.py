@@ -1,4 +1,4 @@
-"""A load by the vendor's API, with the operator and the loader at work."""
+"""A load by the vendor's API, with a running operator and loader."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
-    """Between the gateway and the API server, with the rights of the chart's gateway."""
+    """A proxy between gateway and API server that grants the rights of the chart's gateway."""
     server, token, ca = credentials(operated.cluster.kubeconfig)
     allowed = rights(GATEWAY_RULES)
     with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig", allowed) as made:
@@ -38,9 +38,9 @@ def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
 def test_a_vendors_user_loads_verifies_and_deletes(
     operated: Operated, proxy: RbacProxy, tmp_path: Path
 ) -> None:
-    """The webhook is called; what moves at the source is loaded anew; the cache is swept.
+    """The webhook is called, a changed source is reloaded, and the cache is swept.
 
-    All with the rights of the chart's gateway, of which none is left over.
+    The gateway needs each right of the chart and no other.
     """
     operated.start()
     (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)
@@ -112,7 +112,7 @@ def test_a_vendors_user_loads_verifies_and_deletes(
 
 
 async def look(kubeconfig: Path, namespace: str) -> list[str]:
-    """Look at the first model of a namespace as a browser does; the reasons of its Events."""
+    """Open the first model of a namespace as a browser does; return its Events' reasons."""
     async with Api(kubeconfig) as api:
         models = Models(api)
         async with contextlib.aclosing(models.watch(namespace)) as changes:
@@ -122,7 +122,7 @@ async def look(kubeconfig: Path, namespace: str) -> list[str]:
 
 
 def longer(raw: bytes) -> bytes:
-    """The same safetensors file with a longer header."""
+    """Return the same safetensors file with a longer header."""
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
     header["__metadata__"] = {**header.get("__metadata__", {}), "note": "n" * 1000}

@@ -1,4 +1,4 @@
-"""A model's life on a cluster: the operator and the loader as processes, kubectl as the user."""
+"""A model's life on a cluster, with operator and loader as processes and kubectl as the user."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def operated(operated: Operated) -> Operated:
-    """With the operator at work."""
+    """A namespace with a running operator."""
     operated.start()
     return operated
 
 
 def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
-    """From `kubectl apply` to a whole folder, a Ready status and verified webhooks, and back."""
+    """`kubectl apply` leads to a whole folder, a Ready status and verified webhooks."""
     item = operated.load(
         url=operated.link() + "?token=secret", modelId="Big.Model", webhook=operated.receiver.url
     )
@@ -60,7 +60,7 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
 
 @pytest.mark.slow
 def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_path: Path) -> None:
-    """The one by its id alone, from the Hub; the other from a link."""
+    """The ControlNet comes from the Hub by its id alone, the VAE from a link."""
     operated.hub.add_repo(CONTROLNET_REPOS["canny"], save_controlnet(tmp_path, "SD 1"))
     vae = save_safetensors(tmp_path / "vae.safetensors", tiny_vae())
     link = operated.hub.serve_file("/vae.safetensors", vae)
@@ -98,8 +98,8 @@ PLURAL = "stablediffusionmodels"
 
 
 @pytest.mark.slow
-def test_what_two_models_share_is_told_in_status_and_metrics(operated: Operated) -> None:
-    """Equal files lie on the volume once, and stay as long as one of the two does."""
+def test_shared_bytes_are_shown_in_status_and_metrics(operated: Operated) -> None:
+    """Equal files lie on the volume once and stay while one of the two models exists."""
     first = operated.load("sketch", url=operated.link())["status"]["artifact"]
     second = operated.load("copy", url=operated.link(name="copy"))["status"]["artifact"]
     assert first["sharedBytes"] == 0
@@ -122,7 +122,7 @@ def test_what_two_models_share_is_told_in_status_and_metrics(operated: Operated)
 
 
 def test_edits_that_load_nothing_load_nothing(operated: Operated) -> None:
-    """A changed webhook advances the generation that is Ready, and that is all."""
+    """A changed webhook only advances the generation of Ready."""
     first = operated.load(url=operated.link())
     second = operated.load(url=operated.link(), webhook=operated.receiver.url, priority=5)
     assert second["metadata"]["generation"] > first["metadata"]["generation"]
@@ -132,7 +132,7 @@ def test_edits_that_load_nothing_load_nothing(operated: Operated) -> None:
 
 
 def test_a_changed_source_is_served_when_it_is_whole(operated: Operated) -> None:
-    """Until then the old version is, under the same path."""
+    """Until then the old version is served under the same path."""
     first = operated.load(url=operated.link())
     link = operated.cluster.store / "sketch"
     before = link.readlink()
@@ -149,7 +149,7 @@ def test_a_changed_source_is_served_when_it_is_whole(operated: Operated) -> None
 
 
 def test_a_changed_source_in_mid_load_stops_the_old_load(operated: Operated) -> None:
-    """Only what is asked for now is ever published."""
+    """Only the newest spec is ever published."""
     operated.cluster.model("sketch", url=operated.link(0, rate=SLOW // 10))
     old = operated.in_phase("sketch", "Downloading")["status"]["loadHash"]
     operated.cluster.model("sketch", url=operated.link(1))
@@ -160,7 +160,7 @@ def test_a_changed_source_in_mid_load_stops_the_old_load(operated: Operated) -> 
 
 
 def test_a_failed_reload_leaves_the_old_version_served(operated: Operated) -> None:
-    """Ready and Stalled; a corrected spec ends the latter."""
+    """The model is Ready and Stalled; a corrected spec ends Stalled."""
     operated.load(url=operated.link())
     before = (operated.cluster.store / "sketch").readlink()
     operated.cluster.model("sketch", url=operated.link(1), sha256="0" * 64)
@@ -176,7 +176,7 @@ def test_a_failed_reload_leaves_the_old_version_served(operated: Operated) -> No
 
 @pytest.mark.slow
 def test_the_reload_annotation_loads_again(operated: Operated) -> None:
-    """The same spec, the same content, another load."""
+    """The spec and the content stay the same."""
     first = operated.load(url=operated.link())
     operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/reload=1")
     second = operated.wait(
@@ -187,7 +187,7 @@ def test_the_reload_annotation_loads_again(operated: Operated) -> None:
 
 
 def test_retained_files_are_taken_over_without_a_download(operated: Operated) -> None:
-    """The resource goes, the folder stays, and a resource of that name finds it."""
+    """The folder outlives the resource, and a new resource of that name takes it over."""
     first = operated.load(url=operated.link(), deletionPolicy="Retain")
     operated.delete()
     operated.gone()
@@ -204,7 +204,7 @@ def test_retained_files_are_taken_over_without_a_download(operated: Operated) ->
 
 @pytest.mark.slow
 def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) -> None:
-    """Resuming goes on where it stopped."""
+    """A resumed load continues where it stopped."""
     size = operated.checkpoints[0].stat().st_size
     link = operated.link(rate=SLOW)
     operated.cluster.model("sketch", url=link)
@@ -219,7 +219,7 @@ def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) ->
 
 @pytest.mark.slow
 def test_a_claim_made_later_is_found(operated: Operated) -> None:
-    """Until then the status names it; no Job is made in vain."""
+    """Until then the status names the claim, and no Job is created."""
     operated.cluster.model("sketch", url=operated.link(), storage={"claimName": "later"})
     item = operated.stalled("sketch", "ClaimNotFound")
     assert "PersistentVolumeClaim later does not exist" in condition(item, "Ready")["message"]
@@ -230,7 +230,7 @@ def test_a_claim_made_later_is_found(operated: Operated) -> None:
 
 
 def test_a_secret_made_later_is_found(operated: Operated) -> None:
-    """The status names the remedy; the load is tried again by itself."""
+    """The status names the remedy, and the load is retried without an edit."""
     token = "hf_not-to-be-shown"
     operated.hub.serve_file("/private.safetensors", operated.checkpoints[0], token=token)
     operated.cluster.model(
@@ -249,7 +249,7 @@ def test_a_secret_made_later_is_found(operated: Operated) -> None:
 
 
 def test_a_model_id_has_one_owner(operated: Operated) -> None:
-    """The second comer is told whose it is; the first is not touched."""
+    """The second model's status names the owner; the first model is not affected."""
     first = operated.load("first", url=operated.link(), modelId="shared")
     operated.cluster.model("second", url=operated.link(1), modelId="shared")
     item = operated.stalled("second", "ModelIdConflict")
@@ -263,7 +263,7 @@ def test_a_model_id_has_one_owner(operated: Operated) -> None:
 
 @pytest.mark.slow
 def test_an_unreachable_webhook_holds_nothing_up(operated: Operated) -> None:
-    """Ready comes all the same; the calls are made once the receiver is there."""
+    """The model becomes Ready, and the calls are made once the receiver is reachable."""
     operated.receiver.status = 503
     operated.cluster.model("sketch", url=operated.link(), webhook=operated.receiver.url)
     item = operated.wait(
@@ -285,7 +285,7 @@ def test_an_unreachable_webhook_holds_nothing_up(operated: Operated) -> None:
 
 
 def test_a_missing_webhook_secret_is_named(operated: Operated) -> None:
-    """The call waits; it never goes out unsigned."""
+    """The call waits and is never sent unsigned."""
     operated.cluster.model(
         "sketch",
         url=operated.link(),
@@ -302,7 +302,7 @@ def test_a_missing_webhook_secret_is_named(operated: Operated) -> None:
 
 
 def test_giving_the_files_up_releases_the_resource(operated: Operated) -> None:
-    """The annotation is for volumes that will never answer."""
+    """The annotation is for volumes that are gone."""
     operated.load(url=operated.link())
     operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/skip-cleanup=true")
     operated.delete()
@@ -311,8 +311,8 @@ def test_giving_the_files_up_releases_the_resource(operated: Operated) -> None:
     assert (operated.cluster.store / "sketch").is_symlink()
 
 
-def test_a_deleted_namespace_is_let_go(operated: Operated) -> None:
-    """No Job can be made there any more."""
+def test_a_model_in_a_deleted_namespace_is_released(operated: Operated) -> None:
+    """No Job can be created in a terminating namespace."""
     operated.load(url=operated.link())
     name = operated.cluster.namespace
     operated.cluster.kubectl("delete", "namespace", name, "--timeout=30s", timeout=40)

@@ -1,4 +1,4 @@
-"""What goes away while a model lives, and comes back: API server, rights, Jobs, Pods, claims."""
+"""What disappears during a model's life and returns: API server, rights, Jobs, Pods, claims."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 class Outage:
-    """A model with an operator that is started again whenever it ends."""
+    """A model with an operator that is restarted whenever it ends."""
 
     def __init__(self, behind: Behind) -> None:
         self.cluster = behind.cluster
@@ -34,7 +34,7 @@ class Outage:
         self._keeper.start()
 
     def close(self) -> None:
-        """Start no operator any more."""
+        """Stop restarting the operator."""
         self._over.set()
         self._keeper.join()
 
@@ -43,16 +43,16 @@ class Outage:
             self.operators.keep()
 
     def load(self, seconds: float = 0.0, name: str = "sketch") -> None:
-        """Ask for a model whose load takes so long."""
+        """Create a model whose load takes some seconds."""
         url = f"https://models.example.com/{name}?seconds={seconds}"
         self.cluster.model(name, url=url, webhook=self.receiver.url)
 
     def until(self, reached: Callable[[Json], object]) -> Json:
-        """Wait until the model is as wanted."""
+        """Wait until a condition on the model holds."""
         return self.cluster.wait_for("sdm", "sketch", reached)
 
     def ready(self) -> Json:
-        """Wait until the model is Ready, with nothing under way."""
+        """Wait until the model is Ready and no load is under way."""
         return self.until(
             lambda one: (
                 condition(one, "Ready").get("status") == "True"
@@ -65,11 +65,11 @@ class Outage:
         return self.until(lambda one: condition(one, "Stalled").get("reason") == reason)
 
     def jobs(self) -> list[Json]:
-        """The loader Jobs."""
+        """Return the loader Jobs."""
         return self.cluster.list("jobs", f"-l={names.LABEL_ROLE}=load")
 
     def pod(self) -> str:
-        """The name of the loader's Pod, once its main container runs."""
+        """Return the name of the loader's Pod once its main container runs."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             for pod in self.cluster.list("pods"):
@@ -80,7 +80,7 @@ class Outage:
         raise AssertionError(self.cluster.list("pods"))
 
     def ended(self) -> str:
-        """The name of the Job, once it has ended well."""
+        """Return the name of the Job once it has succeeded."""
         (job,) = self.jobs()
         name = str(job["metadata"]["name"])
         self.cluster.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=30s")
@@ -88,21 +88,21 @@ class Outage:
 
     @property
     def work_done(self) -> int:
-        """How many loads did any work."""
+        """Return how many loads did any work."""
         marks = (self.cluster.store / "loads").glob("sketch-*")
         return sum(len(mark.read_text()) for mark in marks)
 
 
 @pytest.fixture
 def outage(behind: Behind) -> Iterator[Outage]:
-    """An operator at work."""
+    """A model with a running operator."""
     made = Outage(behind)
     yield made
     made.close()
 
 
-def test_the_api_server_is_away_while_a_job_ends(outage: Outage) -> None:
-    """Its end is found later, and nothing is loaded twice."""
+def test_a_job_that_ends_during_an_outage_is_found(outage: Outage) -> None:
+    """The end is found later, and nothing is loaded twice."""
     outage.load(seconds=1)
     outage.pod()
     outage.proxy.leave()
@@ -115,7 +115,7 @@ def test_the_api_server_is_away_while_a_job_ends(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_job_goes_unseen(outage: Outage) -> None:
-    """Its TTL was over before the API server came back; the receipt answers for it."""
+    """Its TTL ended during the outage; the receipt on the volume gives the result."""
     outage.load(seconds=1)
     outage.pod()
     outage.proxy.leave()
@@ -126,8 +126,8 @@ def test_a_job_goes_unseen(outage: Outage) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_made_anew_while_the_operator_is_down_is_another(outage: Outage) -> None:
-    """Its namesake's Job, still at work, is not taken for its own."""
+def test_a_model_recreated_while_the_operator_is_down_is_another(outage: Outage) -> None:
+    """The running Job of the previous model is not taken for its own."""
     outage.load(seconds=60)
     outage.pod()
     outage.proxy.leave()
@@ -145,7 +145,7 @@ def test_a_model_made_anew_while_the_operator_is_down_is_another(outage: Outage)
 
 @pytest.mark.slow
 def test_rights_are_taken_away_and_given_back(outage: Outage) -> None:
-    """The operator asks again and again, says so in its log, and goes on once it may."""
+    """The operator retries, logs the cause, and continues once it has the rights."""
     outage.load(seconds=1)
     outage.pod()
     outage.proxy.forbid(lambda _: True)
@@ -161,8 +161,8 @@ def test_rights_are_taken_away_and_given_back(outage: Outage) -> None:
 
 
 @pytest.mark.slow
-def test_a_missing_right_is_told_until_it_is_given(outage: Outage) -> None:
-    """What the API server says is in the status; nobody has to touch the model afterwards."""
+def test_a_missing_right_is_shown_until_it_is_granted(outage: Outage) -> None:
+    """The status has the API server's message, and nobody must edit the model afterwards."""
     outage.proxy.forbid(lambda right: right == Right("batch", "jobs", "create"))
     outage.load()
     outage.until(lambda one: "cannot create jobs" in condition(one, "Ready").get("message", ""))
@@ -171,8 +171,8 @@ def test_a_missing_right_is_told_until_it_is_given(outage: Outage) -> None:
 
 
 @pytest.mark.slow
-def test_a_claim_is_deleted_and_made_anew(outage: Outage) -> None:
-    """The model is not served while it is away, and loaded again onto the new one."""
+def test_a_deleted_and_recreated_claim_is_loaded_again(outage: Outage) -> None:
+    """The model is not Ready while the claim is missing."""
     outage.load()
     first = outage.ready()["status"]["artifact"]["claimUID"]
     outage.cluster.kubectl("delete", "pvc", "models", "--wait=false")
@@ -184,7 +184,7 @@ def test_a_claim_is_deleted_and_made_anew(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_an_evicted_pod_is_followed_by_another(outage: Outage) -> None:
-    """Of the same Job: the load goes on, and no attempt is counted."""
+    """The same Job continues the load, and no attempt is counted."""
     outage.load(seconds=3)
     outage.cluster.kubectl("delete", "pod", outage.pod(), "--wait=false")
     item = outage.ready()
@@ -194,7 +194,7 @@ def test_an_evicted_pod_is_followed_by_another(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_namespace_is_deleted_in_mid_load(outage: Outage) -> None:
-    """The load is stopped, and the namespace is not held up."""
+    """The load is stopped, and the namespace's deletion completes."""
     outage.load(seconds=60)
     outage.pod()
     name = outage.cluster.namespace
@@ -203,7 +203,7 @@ def test_a_namespace_is_deleted_in_mid_load(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_model_is_deleted_in_mid_load(outage: Outage) -> None:
-    """Nothing is left of it."""
+    """No files of it are left."""
     outage.load(seconds=60)
     outage.pod()
     outage.cluster.kubectl("delete", "sdm", "sketch", "--wait=false")

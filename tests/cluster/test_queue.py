@@ -1,4 +1,4 @@
-"""Loads that wait for their turn, by the operator's own queue and by Kueue."""
+"""Loads that wait in the operator's own queue or in Kueue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABEL = "kueue.x-k8s.io/queue-name"
 
 
 def place(operated: Operated, name: str, text: str) -> None:
-    """Wait until a model waits at this place."""
+    """Wait until a model has this position."""
     operated.wait(
         name,
         lambda one: (
@@ -25,7 +25,7 @@ def place(operated: Operated, name: str, text: str) -> None:
 
 
 def test_loads_wait_for_their_turn(operated: Operated) -> None:
-    """By priority; whatever ends a load lets the next one begin, and a restart forgets none."""
+    """Priority decides; any end of a load admits the next, and a restart forgets none."""
     operated.start(SD_OPERATOR_MAX_LOADS="1")
     operated.cluster.model("first", url=operated.link(name="first", rate=SLOW // 4))
     operated.in_phase("first", "Downloading")
@@ -55,12 +55,13 @@ def test_loads_wait_for_their_turn(operated: Operated) -> None:
 
 
 def test_with_kueue_jobs_wait_suspended(operated: Operated) -> None:
-    """Kueue lets them run; the operator's own limits are off, and it disturbs nothing meanwhile."""
+    """Kueue admits the Jobs; the operator's own limits are off, and it leaves the Jobs alone."""
     operated.start(SD_OPERATOR_KUEUE_QUEUE="gpus", SD_OPERATOR_MAX_LOADS="1")
     for name in ("sketch", "other"):
         operated.cluster.model(name, url=operated.link(name=name), webhook=operated.receiver.url)
         item = operated.in_phase(name, "Queued")
-        assert "waits for Kueue to admit it into queue gpus" in condition(item, "Ready")["message"]
+        message = condition(item, "Ready")["message"]
+        assert "is waiting for Kueue to admit it into queue gpus" in message
     jobs = operated.jobs("load")
     assert [(job["metadata"]["labels"][LABEL], job["spec"]["suspend"]) for job in jobs] == [
         ("gpus", True)

@@ -1,4 +1,4 @@
-"""The operator's rights are those that it needs: a missing one fails, and so does an unused one."""
+"""The operator has exactly the rights that it needs: missing and unused rights fail."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ MODELS = f"/apis/{names.API_VERSION}/namespaces/art/{names.PLURAL}"
 def test_requests_are_read_as_rbac_reads_them(
     method: str, target: str, expected: str | None
 ) -> None:
-    """Verb, resource with subresource, group and namespace."""
+    """A right has a verb, a resource with subresource, a group and a namespace."""
     found = needed(method, target)
     assert (f"{found[0]} in {found[1]}" if found else None) == expected
 
 
 @pytest.fixture
 def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
-    """Between the operators of a test and the API server, which may know no RBAC."""
+    """A proxy between the test's operators and the API server, which may not enforce RBAC."""
     server, token, ca = credentials(operated.cluster.kubeconfig)
     with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig") as made:
         yield made
@@ -55,7 +55,7 @@ def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
 def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     operated: Operated, proxy: RbacProxy
 ) -> None:
-    """Load, late Pods, reload, a changed mind, a handover, a foreign Job, deletion."""
+    """The run has loads, late Pods, a reload, an edit, a handover and a deletion."""
     env = {
         "KUBECONFIG": str(proxy.kubeconfig),
         "SD_OPERATOR_LEADER_ELECTION": "true",
@@ -113,8 +113,8 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
 
 
 @pytest.mark.cluster
-def test_a_missing_right_is_told_and_noticed(operated: Operated, proxy: RbacProxy) -> None:
-    """The proxy proves something: without a verb there is no Job."""
+def test_a_missing_right_is_reported(operated: Operated, proxy: RbacProxy) -> None:
+    """Without the verb there is no Job, so the proxy enforces rights."""
     proxy.allowed -= {Right("batch", "jobs", "create")}
     operated.start(KUBECONFIG=str(proxy.kubeconfig))
     operated.cluster.model("sketch", url=operated.link())
@@ -125,7 +125,7 @@ def test_a_missing_right_is_told_and_noticed(operated: Operated, proxy: RbacProx
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_leader_that_cannot_renew_its_lease_ends(operated: Operated, proxy: RbacProxy) -> None:
-    """Before the others may begin: its Lease holds nine seconds from the last renewal."""
+    """It ends before its Lease expires, nine seconds after the last renewal."""
     operated.start(
         KUBECONFIG=str(proxy.kubeconfig),
         SD_OPERATOR_LEADER_ELECTION="true",

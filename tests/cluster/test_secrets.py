@@ -1,7 +1,7 @@
-"""That no secret of a load is told on a cluster, whatever a server quotes to the loader.
+"""No secret of a load appears on a cluster, whatever a server quotes to the loader.
 
-A url's own secrets are where the user wrote them, in the spec, and in the request that the Job
-hands to the loader; the Secrets' contents are nowhere but in them.
+A url's own secrets stay where the user wrote them: in the spec, and in the request of the Job. The
+contents of Secrets are nowhere else.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ HOOK_KEY = "whsec_" + "TUFSS0VE" * 4
 
 
 def secret(name: str, **data: str) -> Json:
-    """A Secret."""
+    """Return a Secret."""
     metadata = {"name": name}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
 
 
 def without_urls(model: Json) -> Json:
-    """A model without what the user wrote into it."""
+    """Return a model without what the user wrote into it."""
     metadata = {k: v for k, v in model["metadata"].items() if k != "managedFields"}
     applied = "kubectl.kubernetes.io/last-applied-configuration"
     annotations = {k: v for k, v in metadata.get("annotations", {}).items() if k != applied}
@@ -51,7 +51,7 @@ def without_urls(model: Json) -> Json:
 
 
 def without_requests(pod: Json, url: str) -> Json:
-    """A Pod's spec, or a Job's template, without the requests; they hold the url as it is."""
+    """Return a Pod's spec or a Job's template without the requests, which contain the url."""
     copy: Json = json.loads(json.dumps(pod))
     for container in (*copy["initContainers"], *copy["containers"]):
         position = container["args"].index("--request") + 1
@@ -61,7 +61,7 @@ def without_requests(pod: Json, url: str) -> Json:
 
 
 def told(operated: Operated, urls: dict[str, str]) -> dict[str, str]:
-    """Everything that others may read, by where it is."""
+    """Return everything that others may read, by its place."""
     cluster = operated.cluster
     models = cluster.list("sdm")
     jobs, pods = operated.jobs("load"), cluster.list("pods")
@@ -110,8 +110,8 @@ WEBHOOKS = {
         pytest.param(["user", "denied", "inside"], id="others", marks=pytest.mark.slow),
     ],
 )
-def test_failed_loads_tell_no_secret(operated: Operated, kinds: list[str]) -> None:
-    """Of a token, of a url, of a webhook's url and of the key that signs its calls."""
+def test_failed_loads_show_no_secret(operated: Operated, kinds: list[str]) -> None:
+    """The secrets are a token, those of a url and a webhook's url, and the signing key."""
 
     def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         kind = asked.path.partition("?")[0].strip("/")

@@ -11,7 +11,7 @@ LINK = "https://civitai.com/api/download/models/94640"
 
 
 def digest(reload=None, name="m", **spec):
-    """The loadHash of a spec with these fields."""
+    """Return the loadHash of a spec with these fields."""
     return load_hash(Spec.model_validate({"url": LINK, **spec}), name, reload)
 
 
@@ -55,7 +55,7 @@ def test_what_decides_the_weights_changes_the_load_hash(change):
     ids=lambda change: next(iter(change)),
 )
 def test_what_does_not_decide_the_weights_keeps_the_load_hash(change):
-    """Such an edit, a default written out among them, loads nothing."""
+    """Such an edit loads nothing; spelling out a default is one of them."""
     assert digest(**change) == digest()
 
 
@@ -80,7 +80,7 @@ def test_the_model_type_follows_from_the_url(url, model_type):
 
 
 def test_a_controlnet_of_the_vendors_table_has_a_url():
-    """The effective model id finds it."""
+    """The effective model id selects it."""
     spec = Spec(model_type=ModelType.CONTROLNET)
     assert spec.effective_url("canny") == "lllyasviel/control_v11p_sd15_canny"
     assert spec.effective_url("other") is None
@@ -88,7 +88,7 @@ def test_a_controlnet_of_the_vendors_table_has_a_url():
 
 @pytest.mark.parametrize("name", ["a", "a" * 63, "a.b-c", "a" * 39 + ".b"])
 def test_a_job_name_is_a_dns_label(name):
-    """Jobs put their names on Pods as a label, and Pods' host names are labels."""
+    """Pods carry the Job's name as a label, and their host names are labels."""
     job = names.job_name(name, "uid", "0" * 16, 0)
     assert len(job) <= 52
     assert "." not in job
@@ -96,7 +96,7 @@ def test_a_job_name_is_a_dns_label(name):
 
 
 def test_a_job_name_depends_on_uid_load_and_attempt():
-    """A namesake's Job, or another attempt's, has another name."""
+    """Another model of the same name, or another attempt, gets another name."""
     assert (
         len(
             {
@@ -112,7 +112,7 @@ def test_a_job_name_depends_on_uid_load_and_attempt():
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_has_a_remedy(reason):
-    """The value is a condition reason, and the remedy a sentence."""
+    """The value is a valid condition reason, and the remedy is a sentence."""
     assert reason.value.isalnum()
     assert reason.remedy.endswith(".")
     assert reason.exit_code in {ExitCode.TRY_AGAIN, ExitCode.PERMANENT}

@@ -1,4 +1,4 @@
-"""The CRD: in step with the types, structural, bounded, and its rules friendly."""
+"""The CRD matches the types, is structural and bounded, and has friendly rules."""
 
 import celpy
 import pytest
@@ -38,7 +38,7 @@ ALLOWED_KEYS = {
 
 
 def nodes(schema, path="$"):
-    """Every node of a schema with its path."""
+    """Yield every node of a schema with its path."""
     yield path, schema
     for key, child in schema.get("properties", {}).items():
         yield from nodes(child, f"{path}.{key}")
@@ -55,7 +55,7 @@ def test_the_committed_file_is_the_rendered_one():
 
 
 def test_the_schema_is_structural():
-    """Every node is typed and uses only what a structural schema may say."""
+    """Every node has a type and uses only what a structural schema allows."""
     for path, node in nodes(SCHEMA):
         assert set(node) <= ALLOWED_KEYS, path
         assert "type" in node or node.get("x-kubernetes-int-or-string"), path
@@ -101,7 +101,7 @@ def test_columns_read_the_status_only():
 
 
 def violations(spec, old=None, name="a-model"):
-    """The messages of the rules that this object breaks."""
+    """Return the messages of the rules that an object breaks."""
     environment = celpy.Environment()
 
     def cel(spec):
@@ -142,7 +142,7 @@ def test_what_users_write_is_accepted(spec):
 
 @pytest.mark.parametrize("model_id", sorted(CONTROLNET_REPOS))
 def test_the_vendors_controlnets_need_no_url(model_id):
-    """Also when the name is the id."""
+    """The name of the resource may also be the id."""
     assert violations({"modelType": "controlnet"}, name=model_id) == []
 
 
@@ -177,12 +177,12 @@ def test_what_cannot_work_is_refused_with_a_remedy(spec, old, says):
     assert says in "\n".join(violations(spec, old))
 
 
-def test_a_name_that_no_label_could_hold_is_refused():
-    """metadata.name ends up in a folder's name and in labels."""
+def test_a_name_that_does_not_fit_a_label_is_refused():
+    """metadata.name becomes a folder name and a label value."""
     assert violations({"url": LINK}, name="x" * 63) == []
     assert "63" in violations({"url": LINK}, name="x" * 64)[0]
 
 
-def test_writing_the_default_model_id_out_changes_nothing():
-    """The effective id is what is immutable."""
+def test_spelling_out_the_default_model_id_changes_nothing():
+    """Only the effective id is immutable."""
     assert violations({"url": LINK, "modelId": "a-model"}, {"url": LINK}) == []

@@ -29,7 +29,7 @@ from sd_api.wire import Progress, Stage
     ],
 )
 def test_sizes_for_people(count: int, text: str) -> None:
-    """Decimal units, as disks and downloads count."""
+    """Sizes have decimal units, as disks and downloads do."""
     assert size(count) == text
 
 
@@ -46,7 +46,7 @@ def test_sizes_for_people(count: int, text: str) -> None:
     ],
 )
 def test_durations_for_people(seconds: int, text: str) -> None:
-    """The two coarsest units that matter."""
+    """A duration shows its two largest units."""
     assert duration(seconds) == text
 
 
@@ -83,12 +83,12 @@ def test_durations_for_people(seconds: int, text: str) -> None:
     ],
 )
 def test_progress_for_people(progress: Progress, text: str) -> None:
-    """What is not known is left out."""
+    """Unknown values are left out."""
     assert describe(progress) == text
 
 
-def test_progress_of_which_nothing_is_known_is_shown_by_its_stage() -> None:
-    """The status has a text at all times."""
+def test_progress_without_numbers_shows_its_stage() -> None:
+    """The status always has a text."""
     assert StatusProgress.of(Progress(stage=Stage.VERIFYING)).text == "verifying"
     downloading = Progress(stage=Stage.DOWNLOADING, percent=42)
     assert StatusProgress.of(downloading).model_dump(exclude_defaults=True) == {
@@ -113,5 +113,5 @@ COUNTS = st.none() | st.integers(0, COUNT_MAX)
     )
 )
 def test_any_progress_fits_into_the_status(progress: Progress) -> None:
-    """The loader's numbers are untrusted: the text is never refused by the CRD."""
+    """The loader's numbers are untrusted, and the CRD accepts the text of any of them."""
     assert 0 < len(StatusProgress.of(progress).text) <= 64

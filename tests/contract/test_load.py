@@ -33,7 +33,7 @@ EVERY = {
 
 
 def request(**spec: Any) -> LoadRequest:
-    """The request for a spec."""
+    """Return the request for a spec."""
     return LoadRequest.from_spec(Spec.model_validate(spec), OWNER, HASH)
 
 
@@ -44,7 +44,7 @@ def test_a_request_carries_each_load_affecting_field_of_the_spec() -> None:
 
 
 def test_a_request_carries_only_fields_that_are_set() -> None:
-    """An older loader accepts the request as long as it knows all that is asked."""
+    """An older loader accepts the request if it knows all of these fields."""
     assert json.loads(request(url=LINK).to_argument()) == {
         "url": LINK,
         "modelType": "custom_ckpt",
@@ -65,7 +65,7 @@ def test_a_request_has_the_effective_values() -> None:
 
 
 def test_a_spec_without_a_source_has_no_request() -> None:
-    """The url is required here."""
+    """A request requires the url."""
     with pytest.raises(ValidationError, match="url"):
         request(modelType="controlnet")
 
@@ -78,8 +78,8 @@ def test_a_spec_without_a_source_has_no_request() -> None:
         pytest.param(RemoveRequest(owner=OWNER, model_id="m", retain=True), id="remove"),
     ],
 )
-def test_a_request_survives_the_way_through_the_argument(asked: Request) -> None:
-    """What the operator wrote is what the loader reads."""
+def test_a_request_is_read_as_it_was_written(asked: Request) -> None:
+    """The loader parses the operator's argument into an equal request."""
     assert type(asked).from_argument(asked.to_argument()) == asked
 
 
@@ -98,7 +98,7 @@ def test_a_request_survives_the_way_through_the_argument(asked: Request) -> None
     ],
 )
 def test_a_request_is_strict_and_closed_at_every_level(path: str, value: object) -> None:
-    """A loader refuses what it does not know, rather than load something else."""
+    """A loader rejects unknown fields rather than load something else."""
     raw = json.loads(request(**EVERY).to_argument())
     *parents, name = path.split(".")
     node = raw

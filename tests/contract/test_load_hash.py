@@ -23,19 +23,19 @@ URL_ONLY = CASES["url-only"]
 
 
 def hash_of(case: dict[str, Any]) -> str:
-    """The hash of a case: a spec, the resource's name and the reload annotation."""
+    """Return the hash of a case: a spec, the resource's name and the reload annotation."""
     spec = Spec.model_validate(case["spec"])
     return load_hash(spec, case.get("name", "m"), case.get("reload"))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_load_hash_is_stable(case: dict[str, Any]) -> None:
-    """The hash is the one of the golden file."""
+    """The hash equals the one in the golden file."""
     assert hash_of(case) == case["hash"]
 
 
 def leaves(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested objects, by dotted path."""
+    """Return the values of nested objects by dotted path."""
     for key, child in value.items():
         if isinstance(child, dict):
             yield from leaves(child, f"{path}{key}.")
@@ -44,7 +44,7 @@ def leaves(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def fields_set_alone() -> Iterator[str]:
-    """The fields that a case adds to a spec that has only a url, and that change its hash."""
+    """Return the fields that a case adds to a spec with only a url and that change its hash."""
     for case in CASES.values():
         added = [path for path, _ in set(leaves(case["spec"])) - set(leaves(URL_ONLY["spec"]))]
         if len(added) == 1 and case["hash"] != URL_ONLY["hash"]:
@@ -52,7 +52,7 @@ def fields_set_alone() -> Iterator[str]:
 
 
 def properties(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """The fields of an object's schema that hold no object, by dotted path."""
+    """Return the dotted paths of a schema's fields that are not objects."""
     for key, child in schema["properties"].items():
         if "properties" in child:
             yield from properties(child, f"{path}{key}.")
@@ -61,12 +61,12 @@ def properties(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 def aliases(model: type[BaseModel]) -> set[str]:
-    """The names of a model's fields in JSON."""
+    """Return the JSON names of a model's fields."""
     return {str(field.alias) for field in model.model_fields.values()}
 
 
 def test_each_load_affecting_field_has_a_case_of_its_own() -> None:
-    """A field that is added comes with its hash."""
+    """A new field needs a hash in the golden file."""
     schema = structural(Spec.model_json_schema(by_alias=True))
     expected = {
         path for path in properties(schema) if path.partition(".")[0] in aliases(LoadFields)
@@ -84,12 +84,12 @@ def test_each_load_affecting_field_has_a_case_of_its_own() -> None:
     ],
 )
 def test_spelling_out_a_default_keeps_the_hash(case: str, same_as: str) -> None:
-    """The effective url and model type count, and no field at its default does."""
+    """The hash covers the effective url and model type, and no field at its default."""
     assert CASES[case]["hash"] == CASES[same_as]["hash"]
 
 
 def test_all_other_hashes_differ() -> None:
-    """No two loads that differ share a folder on the volume."""
+    """Two different loads never share a folder on the volume."""
     same = {"defaults-spelled-out", "hub-repo-spelled-out"}
     same |= {"controlnet-by-model-id", "controlnet-spelled-out"}
     hashes = [case["hash"] for name, case in CASES.items() if name not in same]
@@ -111,7 +111,7 @@ OPERATED = {
 
 
 def test_each_field_of_the_spec_is_load_affecting_or_known_not_to_be() -> None:
-    """A field that is added stands in LoadFields, or is added here."""
+    """A new field belongs to LoadFields or to the list of this test."""
     assert aliases(Spec) - aliases(LoadFields) == OPERATED.keys()
 
 
@@ -124,7 +124,7 @@ def test_other_fields_do_not_change_the_hash(field: str) -> None:
 
 @pytest.mark.parametrize("name", LoadFields.model_fields)
 def test_a_load_affecting_field_at_its_default_is_absent_from_the_hash(name: str) -> None:
-    """So a field that a later version adds does not load every model again."""
+    """A field that a later version adds therefore reloads no model."""
     field = LoadFields.model_fields[name]
     assert not field.is_required()
     default = field.get_default(call_default_factory=True)

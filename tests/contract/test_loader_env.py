@@ -43,13 +43,13 @@ EVERY: dict[str, tuple[Any, str, str]] = {
 
 
 def test_each_variable_has_a_case() -> None:
-    """A variable that is added is added here."""
+    """A new variable needs a row here."""
     assert EVERY.keys() == {field.name for field in fields(LoaderEnv)}
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_variable_is_read_as_it_was_written(name: str) -> None:
-    """The text is fixed: charts and people write it, too."""
+    """Charts and people write the text as well, so it is fixed."""
     value, variable, text = EVERY[name]
     written = LoaderEnv(**{name: value})
     assert LoaderEnv.name_of(name) == variable
@@ -70,20 +70,20 @@ def test_an_empty_variable_is_not_set(name: str) -> None:
 
 
 def test_what_is_not_set_is_not_written() -> None:
-    """Empty values are not set either."""
+    """A variable with an empty value counts as not set."""
     assert LoaderEnv().to_env() == {}
     assert LoaderEnv(allowed_hosts=frozenset(), no_proxy="", default_parts={}).to_env() == {}
 
 
 def test_hosts_are_read_in_lower_case() -> None:
-    """With blanks around them, as people write lists."""
+    """Blanks around them are ignored, as people write lists with blanks."""
     env = {"SD_LOADER_ALLOWED_HOSTS": " Mirror.Example.com , 10.0.0.1:8080,"}
     assert LoaderEnv.from_env(env).allowed_hosts == {"mirror.example.com", "10.0.0.1:8080"}
 
 
 @pytest.mark.parametrize("name", ["https_proxy", "no_proxy"])
 def test_the_proxy_may_be_spelled_in_lower_case(name: str) -> None:
-    """As many programs read it; the upper-case spelling wins."""
+    """Many programs read that spelling; the upper-case one takes precedence."""
     env = {name: "lower"}
     assert getattr(LoaderEnv.from_env(env), name) == "lower"
     assert getattr(LoaderEnv.from_env({**env, name.upper(): "upper"}), name) == "upper"

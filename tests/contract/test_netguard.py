@@ -1,4 +1,4 @@
-"""Which addresses may be called. What is wrong here is an open door into somebody's network."""
+"""Which addresses may be called: a mistake here opens a private network to users."""
 
 import contextlib
 import socket
@@ -12,13 +12,13 @@ from tests.support.hostile.addresses import PRIVATE_LITERALS, PRIVATE_NAMES, PUB
 
 
 def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:
-    """A guard whose resolver always gives these answers."""
+    """Return a guard whose resolver always gives these addresses."""
     return Guard(frozenset(allowed), lambda _host, _port: list(answers))
 
 
 @pytest.mark.parametrize("literal", PRIVATE_LITERALS)
 def test_private_literals_are_refused_in_every_spelling(literal):
-    """By the url alone, so that it holds behind a proxy too; and as a resolver's answer."""
+    """The guard refuses them in a url, so also behind a proxy, and as a resolved address."""
     host = f"[{literal}]" if ":" in literal else literal
     with pytest.raises(AddressRefusedError, match="may not be called"):
         guard().check_url(f"https://{host}/x")
@@ -28,7 +28,7 @@ def test_private_literals_are_refused_in_every_spelling(literal):
 
 @pytest.mark.parametrize("literal", ["127.0.0.1", "10.0.0.1", "::1", "fe80::1%2", "fd00::1"])
 def test_one_private_answer_refuses_the_name(literal):
-    """A name that has a public and a private address is refused, in either order."""
+    """A name with a public and a private address is refused, in either order."""
     for answers in ((PUBLIC, literal), (literal, PUBLIC)):
         with pytest.raises(AddressRefusedError, match=r"example\.com"):
             guard(*answers).addresses("example.com", 443)
@@ -36,7 +36,7 @@ def test_one_private_answer_refuses_the_name(literal):
 
 @pytest.mark.parametrize("host", PRIVATE_NAMES)
 def test_private_names_are_refused_without_asking_a_resolver(host):
-    """Behind a proxy nobody here would see what they resolve to."""
+    """Behind a proxy nobody on this side sees the resolved address."""
     with pytest.raises(AddressRefusedError):
         guard().check_url(f"https://{host}/x")
 
@@ -58,7 +58,7 @@ def test_private_names_are_refused_without_asking_a_resolver(host):
     ],
 )
 def test_public_links_pass(url):
-    """Whatever else they hold."""
+    """Paths and queries do not matter."""
     assert guard().check_url(url).scheme == "https"
 
 
@@ -81,8 +81,8 @@ def test_public_links_pass(url):
         ("", "http"),
     ],
 )
-def test_other_urls_are_refused_and_told_why(url, words):
-    """Never an unhandled ValueError."""
+def test_other_urls_are_refused_with_a_cause(url, words):
+    """The guard never raises a plain ValueError."""
     with pytest.raises(AddressRefusedError, match=words):
         guard().check_url(url)
 
@@ -105,7 +105,7 @@ def test_other_urls_are_refused_and_told_why(url, words):
     ],
 )
 def test_allowed_hosts_are_exempt_and_only_they(allowed, url, passes):
-    """They may be private and plain http."""
+    """They may have private addresses and be called over plain http."""
     it = guard("10.1.2.3", allowed=(allowed,))
     if not passes:
         with pytest.raises(AddressRefusedError):
@@ -117,7 +117,7 @@ def test_allowed_hosts_are_exempt_and_only_they(allowed, url, passes):
 
 
 def test_hosts_of_settings_are_exempt_with_their_port():
-    """The Hub's endpoint is the administrator's own choice."""
+    """The administrator chose the Hub's endpoint."""
     it = guard("10.1.2.3").with_hosts(["http://mirror.ns.svc:8080", None])
     it.check_url("http://mirror.ns.svc:8080/x")
     with pytest.raises(AddressRefusedError):
@@ -125,7 +125,7 @@ def test_hosts_of_settings_are_exempt_with_their_port():
 
 
 def test_a_name_is_resolved_once_and_the_checked_answers_are_returned():
-    """The transport connects to these; a second answer could be another (DNS rebinding)."""
+    """The transport connects to these addresses; a second look-up could differ (DNS rebinding)."""
     answers = iter([[PUBLIC, "2606:4700::1111"], ["127.0.0.1"]])
     it = Guard(resolver=lambda _host, _port: next(answers))
     assert it.addresses("example.com", 443) == [PUBLIC, "2606:4700::1111"]
@@ -135,7 +135,7 @@ def test_a_name_is_resolved_once_and_the_checked_answers_are_returned():
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70 + ".example", "a..b", "\0"])
 def test_a_name_without_an_answer_is_an_os_error(host):
-    """Also where the resolver would rather complain about the name's spelling."""
+    """A resolver that raises for an odd spelling makes no difference."""
     with pytest.raises(OSError) as caught:
         resolve(host, 443)
     assert not isinstance(caught.value, AddressRefusedError)
@@ -143,8 +143,8 @@ def test_a_name_without_an_answer_is_an_os_error(host):
         guard().addresses("example.com", 443)
 
 
-def test_answers_that_are_no_addresses_are_refused():
-    """A resolver is not trusted either."""
+def test_answers_that_are_not_addresses_are_refused():
+    """The resolver is not trusted either."""
     with pytest.raises(AddressRefusedError):
         guard("nonsense").addresses("example.com", 443)
 
@@ -152,7 +152,7 @@ def test_answers_that_are_no_addresses_are_refused():
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_an_ipv4_address_has_one_spelling(number):
-    """Whatever it is: to a proxy 010.0.0.1 may be another address than it is to us."""
+    """A proxy may read 010.0.0.1 as another address than we do."""
     dotted = socket.inet_ntoa(number.to_bytes(4, "big"))
     first, rest = number >> 24, number & 0xFFFFFF
     others = [
@@ -175,7 +175,7 @@ def test_an_ipv4_address_has_one_spelling(number):
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_either_a_checked_url_or_refused(text):
-    """No input makes the guard raise anything else."""
+    """No input makes the guard raise any other error."""
     for url in (text, f"https://{text}", f"https://{text}/x", f"https://h:{text}/"):
         with contextlib.suppress(AddressRefusedError):
             guard(PUBLIC).check_url(url)

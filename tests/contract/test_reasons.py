@@ -1,4 +1,4 @@
-"""The reasons of conditions and Events stand in sd_api.reasons, and nowhere else."""
+"""The reasons of conditions and Events are defined in sd_api.reasons only."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SOURCES = [
 
 
 def literals(source: str) -> set[str]:
-    """All string literals of a module."""
+    """Return all string literals of a module."""
     constants = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
     return {node.value for node in constants if isinstance(node.value, str)}
 
 
 @pytest.mark.parametrize("folder", ["operator", "loader-image", "tools", "devkit"])
 def test_no_reason_is_a_literal_elsewhere(folder: str) -> None:
-    """Code names the member, so that a renamed or misspelt reason is found by mypy."""
+    """Code names the enum member, so mypy finds a renamed or misspelt reason."""
     reasons = {member.value for enum in ENUMS for member in enum} - WORDS_OF_KUBERNETES
     written = {
         str(path.relative_to(ROOT)): literals(path.read_text()) & reasons
@@ -43,7 +43,7 @@ def test_no_reason_is_a_literal_elsewhere(folder: str) -> None:
 
 
 def test_a_literal_would_be_found() -> None:
-    """Also inside an f-string or a call."""
+    """Literals inside f-strings and calls count too."""
     assert "Loaded" in literals("f'{x}'; put(reason='Loaded')")
     assert "Loaded" not in literals("ReadyReason.LOADED  # Loaded")
 
@@ -56,13 +56,13 @@ def test_a_running_load_has_its_phase_as_reason(phase: Phase) -> None:
 
 
 def test_a_reason_is_read_from_a_condition() -> None:
-    """Other reasons, such as those of a later version, are not known."""
+    """A reason of a later version is read as unknown."""
     assert Reason.parse("TooLarge") is Reason.TOO_LARGE
     assert Reason.parse("Loaded") is None
 
 
 def test_a_remedy_names_the_job() -> None:
-    """In the command that shows its log."""
+    """The command that shows the log contains the Job's name."""
     remedy = Reason.LOADER_CRASHED.remedy_for("sketch-0123456789")
     assert "kubectl logs job/sketch-0123456789 --all-containers" in remedy
     assert "<" not in remedy
@@ -70,5 +70,5 @@ def test_a_remedy_names_the_job() -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_remedy_leaves_room_for_the_cause(reason: Reason) -> None:
-    """A condition's message has 1024 characters: cause, remedy and the time of the next attempt."""
+    """A condition's message of 1024 characters also holds the cause and the next attempt."""
     assert len(reason.remedy_for("j" * 52)) <= 250

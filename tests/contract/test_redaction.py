@@ -1,4 +1,4 @@
-"""Secrets in urls and texts, hidden by their form and by their value."""
+"""How secrets in urls and texts are hidden: by their form and by their value."""
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +26,7 @@ SECRET = "c2VjcmV0czNjcmV0"
     ],
 )
 def test_urls_are_shown_without_secrets(url, shown):
-    """Userinfo, query and fragment stay out of messages."""
+    """Userinfo, query and fragment are left out of messages."""
     assert redact_url(url) == shown
 
 
@@ -57,7 +57,7 @@ def test_any_text_can_be_redacted(text):
     ],
 )
 def test_secrets_in_a_text_are_redacted(text, shown):
-    """Links lose theirs in any spelling; tokens and signing keys are known by their form."""
+    """Links are recognised in any spelling, tokens and signing keys by their form."""
     assert redact_text(text.replace("SECRET", SECRET)) == shown
 
 
@@ -74,7 +74,7 @@ def test_secrets_in_a_text_are_redacted(text, shown):
     ],
 )
 def test_known_secrets_are_hidden(text, shown):
-    """However much of them is quoted."""
+    """A part of a secret is hidden as well."""
     request = {
         "url": "https://h/x?size=pruned&t=0123456789",
         "vae": [{"url": "h?k=a%2Bb%2Fc%3Dd0e"}],
@@ -96,5 +96,5 @@ def test_known_secrets_are_hidden(text, shown):
     ],
 )
 def test_urls_that_carry_secrets_are_noticed(url, secret):
-    """By userinfo, or by the name of a parameter."""
+    """A url carries a secret in its userinfo or in a parameter with such a name."""
     assert carries_secret(url) is secret

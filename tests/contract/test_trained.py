@@ -27,7 +27,7 @@ from tests.support.paths import ROOT
     ],
 )
 def test_a_template_has_the_id_after_the_host(template: str) -> None:
-    """In the path or in the query."""
+    """The id stands in the path or in the query."""
     assert check_template(template) == template
 
 
@@ -55,14 +55,14 @@ def test_a_template_has_the_id_after_the_host(template: str) -> None:
     ],
 )
 def test_any_other_template_is_refused(template: str) -> None:
-    """The message is the rule."""
+    """The message states the rule."""
     with pytest.raises(ValueError, match=r"with \{id\} where the trained model's id goes, after"):
         check_template(template)
 
 
 @given(st.text(min_size=1))
 def test_no_id_chooses_the_host(model: str) -> None:
-    """It is quoted, whatever it is."""
+    """Every id is quoted."""
     parts = urlsplit(trained_link("https://trainer.example.com/models/{id}.zip", model))
     assert parts.netloc == "trainer.example.com"
     assert (parts.query, parts.fragment) == ("", "")
@@ -85,12 +85,12 @@ def test_no_id_chooses_the_host(model: str) -> None:
 def test_only_a_bare_id_needs_the_template(
     url: str, model_type: ModelType | None, expected: bool
 ) -> None:
-    """Only with modelType api_trained."""
+    """Bare ids exist only with modelType api_trained."""
     assert is_trained_id(url, model_type) is expected
 
 
 def test_the_chart_has_the_same_rule() -> None:
-    """Helm refuses what the operator would refuse when it starts."""
+    """Helm rejects what the operator would reject at its start."""
     assert (
         f"regexMatch `{TEMPLATE_PATTERN}`"
         in (ROOT / "charts/sd-operator/templates/_helpers.tpl").read_text()

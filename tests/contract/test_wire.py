@@ -68,8 +68,8 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_a_message_survives_its_codec(message: Message) -> None:
-    """What the loader wrote is what is read, as text or as bytes."""
+def test_a_message_is_read_as_it_was_written(message: Message) -> None:
+    """A message is read from text or from bytes."""
     text = message.encode()
     assert type(message).decode(text) == message
     assert type(message).decode(text.encode()) == message
@@ -200,14 +200,14 @@ def test_a_message_above_its_size_limit_is_not_read(message: Message) -> None:
 
 
 def test_a_receipt_that_could_not_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the version would be published and not found again."""
+    """Otherwise the version would be published and never found again."""
     monkeypatch.setattr(Receipt, "max_bytes", len(RECEIPT.encode().encode()) - 1)
     with pytest.raises(ValueError, match="the receipt of 2 files is too long"):
         RECEIPT.encode()
 
 
 def test_the_receipt_proves_a_result() -> None:
-    """A load that finds its model published reports what that load reported."""
+    """A load that finds its model published reports the original result."""
     assert RECEIPT.result() == LOADED.model_copy(update={"message": RECEIPT.message})
     assert RECEIPT.sharing(5).result().artifact == ARTIFACT.model_copy(update={"shared_bytes": 5})
 
@@ -267,7 +267,7 @@ LONGEST = LoadResult(
 def test_the_strategies_cover_each_field(
     model: type[BaseModel], strategies: dict[str, object]
 ) -> None:
-    """A field that is added is proven to fit, too."""
+    """A new field is generated as well, so it is proven to fit."""
     assert strategies.keys() == model.model_fields.keys()
     assert LONGEST.model_fields_set == LoadResult.model_fields.keys()
 
@@ -293,6 +293,6 @@ def test_every_result_fits(result: LoadResult) -> None:
 
 @given(st.text() | st.binary())
 def test_no_text_breaks_a_reader(text: str | bytes) -> None:
-    """Reading never raises."""
+    """Decoding any text never raises."""
     for message in (Progress, LoadResult, Receipt):
         message.decode(text)

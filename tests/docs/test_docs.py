@@ -1,4 +1,4 @@
-"""The documentation says what the code says."""
+"""The documentation agrees with the code."""
 
 import re
 
@@ -21,7 +21,7 @@ def test_the_generated_parts_of_a_page_are_those_of_the_code(page):
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_is_documented(reason):
-    """With its meaning, its retry rule and its remedy, word for word."""
+    """The page has its meaning, retry rule and remedy word for word."""
     remedy = reason.remedy.replace("<", r"\<")
     meaning = attribute_docs(Reason)[reason.name]
     assert meaning.endswith(".")
@@ -31,13 +31,13 @@ def test_every_reason_is_documented(reason):
 
 @pytest.mark.parametrize("enum", [ConditionType, ReadyReason, WebhookReason, EventReason])
 def test_every_condition_and_every_other_reason_is_documented(enum):
-    """With its meaning."""
+    """The page has their meanings."""
     for member in enum:
         assert re.search(rf"^\| {member.value} \| [A-Za-z].+\. \|$", API, re.MULTILINE)
 
 
 def test_the_docstring_below_an_attribute_is_its_meaning():
-    """Lines are joined; an attribute without one has no meaning."""
+    """Its lines are joined; an attribute without a docstring has no meaning."""
 
     class Example:
         """Something."""
@@ -54,7 +54,7 @@ def test_the_docstring_below_an_attribute_is_its_meaning():
 
 @pytest.mark.parametrize("field", [field.alias for field in Spec.model_fields.values()])
 def test_every_spec_field_is_documented(field):
-    """In the table of docs/api.md."""
+    """Each field is in the table of docs/api.md."""
     assert re.search(rf"^\| {field}[ ,|]", API, re.MULTILINE) or f", {field} |" in API
 
 
@@ -66,8 +66,8 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", ["faults.md", "security.md"])
-def test_the_tests_that_a_page_names_are_there(page):
-    """Each fault and threat has one; a renamed test must be renamed there, too."""
+def test_the_tests_that_a_page_names_exist(page):
+    """Each fault and threat has a test; a renamed test must be renamed on the page."""
     code = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text()))
     assert named

@@ -10,5 +10,5 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 @pytest.mark.cluster
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_api_server_takes_every_example(shared_cluster, example):
-    """As kubectl sends it, strictly validated."""
+    """They are sent as kubectl sends them, with strict validation."""
     assert "created" in shared_cluster.apply(example.read_text())

@@ -20,17 +20,17 @@ def imported(path, *, anywhere=True):
 
 
 def test_no_package_shadows_the_standard_library():
-    """`operator/` on the path must not become a package: `import collections` would die."""
+    """A package `operator` on the path would break `import collections`."""
     assert not (ROOT / "operator" / "__init__.py").exists()
 
 
-def test_tests_are_no_package():
+def test_tests_are_not_a_package():
     """Tests are imported one by one (importlib mode)."""
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
 def test_tests_import_support_and_not_each_other():
-    """Helpers stand in tests/support, and fixtures come from the folder's conftest."""
+    """Helpers belong to tests/support, and fixtures to the folder's conftest."""
     others = {
         f"{path.relative_to(ROOT)}: {module}"
         for path in MODULES
@@ -41,7 +41,7 @@ def test_tests_import_support_and_not_each_other():
 
 
 def test_fixtures_stand_with_tests():
-    """A helper that pytest does not collect cannot define one; no `__all__` carries any."""
+    """Fixtures are defined where pytest collects them, so no `__all__` carries any."""
     support = [path for path in MODULES if "support" in path.parts]
     assert support
     assert [path for path in support if "pytest.fixture" in path.read_text()] == []

@@ -1,4 +1,4 @@
-"""docs/models.md says what the tests prove, no more and no less."""
+"""docs/models.md lists exactly what the tests prove."""
 
 from __future__ import annotations
 

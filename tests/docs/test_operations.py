@@ -1,4 +1,4 @@
-"""docs/operations.md and docs/troubleshooting.md: their commands run, their values are values."""
+"""The commands of docs/operations.md and docs/troubleshooting.md run, and their values exist."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ HELM = [line for line in COMMANDS if re.match(r"helm (install|upgrade) ", line)]
 
 
 @pytest.mark.parametrize("text", VALUES, ids=lambda text: text.partition("\n")[0])
-def test_every_block_of_values_is_one(text: str) -> None:
-    """The schema knows it, and what it renders passes the restricted standard."""
+def test_every_block_of_values_is_valid(text: str) -> None:
+    """The schema accepts it, and the rendered objects pass the restricted standard."""
     values = yaml.safe_load(text)
     objects = render(values)
     assert objects != render()
@@ -48,7 +48,7 @@ OF_THE_CLUSTER = {"--create-namespace", "--reset-then-reuse-values"}
 
 @pytest.mark.parametrize("command", HELM)
 def test_every_helm_command_runs(command: str) -> None:
-    """As far as rendering, from the repository's root."""
+    """Each runs as far as rendering, from the repository's root."""
     arguments = [
         str(ROOT / word) if word.startswith("charts/") else word
         for word in shlex.split(command)[2:]
@@ -62,7 +62,7 @@ def test_every_helm_command_runs(command: str) -> None:
 @pytest.mark.cluster
 @pytest.mark.parametrize("command", KUBECTL)
 def test_every_kubectl_command_about_models_runs(shared_cluster: Cluster, command: str) -> None:
-    """In a namespace with a model called NAME, which stands for `sd-system`."""
+    """The model is called NAME, in a namespace that stands for `sd-system`."""
     shared_cluster.model("name", url="org/name")
     here = command.replace("NAME", "name").replace("sd-system", shared_cluster.namespace)
     given = f"--kubeconfig={shared_cluster.kubeconfig} --namespace={shared_cluster.namespace}"
@@ -73,7 +73,7 @@ def test_every_kubectl_command_about_models_runs(shared_cluster: Cluster, comman
 
 
 def test_the_list_of_images_is_complete() -> None:
-    """As the page's command prints it."""
+    """The page's command prints this list."""
     (command,) = [line for line in COMMANDS if line.startswith("helm template")]
     path = f"{helm_path().parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     done = subprocess.run(
@@ -86,14 +86,14 @@ def test_the_list_of_images_is_complete() -> None:
 
 
 def test_every_alert_is_on_the_page() -> None:
-    """And no other."""
+    """The page has no other alert."""
     groups = yaml.safe_load((OPERATOR / "files" / "alerts.yaml").read_text())["groups"]
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
     assert set(re.findall(r"^\| (Sd\w+) \|", TEXT, re.MULTILINE)) == alerts
 
 
-def test_the_values_that_the_pages_name_are_there() -> None:
-    """Each `a.b.c` in backticks that begins like one."""
+def test_the_values_that_the_pages_name_exist() -> None:
+    """These are the words in backticks that look like the path of a value."""
     values = yaml.safe_load((OPERATOR / "values.yaml").read_text())
     for text in (TEXT, MENDING):
         for name in re.findall(r"`((?:\w+\.)+\w+)(?:: [^`]*)?`", text):

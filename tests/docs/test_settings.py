@@ -35,7 +35,7 @@ class Program:
 
     @property
     def section(self) -> str:
-        """Its section of the page."""
+        """Return the program's section of the page."""
         return PAGE.partition(f"\n## {self.title}\n")[2].partition("\n## ")[0]
 
 
@@ -58,7 +58,7 @@ def kubeconfig(tmp_path: Path) -> dict[str, str]:
 def test_the_page_has_every_variable_that_is_read(
     program: Program, kubeconfig: dict[str, str]
 ) -> None:
-    """And no other."""
+    """It has no other variable."""
     env = Recorder({**kubeconfig, **program.required})
     program.from_env(env)
     documented = set(re.findall(r"`([A-Z_]{6,}|[a-z]+_proxy)`", program.section))
@@ -67,7 +67,7 @@ def test_the_page_has_every_variable_that_is_read(
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_the_page_has_the_defaults(program: Program, kubeconfig: dict[str, str]) -> None:
-    """Those of variables that are named like their field, and are a word or a number."""
+    """Defaults are compared if the variable is named like its field and is a word or a number."""
     settings = program.from_env({**kubeconfig, **program.required})
     rows = re.findall(
         rf"^\| `{program.prefix}([A-Z_]+)` \| (\S+) \|", program.section, re.MULTILINE
@@ -83,7 +83,7 @@ def test_the_page_has_the_defaults(program: Program, kubeconfig: dict[str, str])
 
 
 def test_the_page_has_the_defaults_of_the_loader() -> None:
-    """The operator passes its own values on; these hold for loads by hand."""
+    """The operator passes its own values on; these defaults are for loads by hand."""
     rows = dict(re.findall(r"^\| `([A-Z_]+)`.*? \| (\S*) ?\|", LOADER.section, re.MULTILINE))
     settings = loader.Settings()
     assert rows["SD_LOADER_MAX_BYTES"] == str(settings.max_bytes)

@@ -1,4 +1,4 @@
-"""Pods that work on a volume with hostile names."""
+"""Fixtures: Pods that work on a volume with hostile names."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from tests.support.store.pods import install_tagged_parts
 
 @pytest.fixture
 def tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
-    """Pods load made-up files that say which load they are of."""
+    """Replace downloads and conversions by made-up files that name their load."""
     return install_tagged_parts(monkeypatch)

@@ -1,7 +1,8 @@
-"""All who call addresses, before one table of those that may not be called.
+"""Every caller of addresses, against one table of addresses that may not be called.
 
-The callers are the loader's client, for links and for the Hub's own, and the operator's for
-webhooks; each directly and behind a proxy. What they connect to is seen at the socket.
+The callers are the loader's client (for links, and inside the Hub's own client) and the operator's
+client for webhooks, each directly and behind a proxy. The test observes at the socket what they
+connect to.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ HERE, ELSEWHERE = "127.0.0.2", "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ends:
-    """What a caller may use besides public addresses."""
+    """The hosts and proxies that a caller may use besides public addresses."""
 
     resolver: netguard.Resolver
     allowed: frozenset[str] = frozenset()
@@ -51,7 +52,7 @@ class Ends:
     ca_file: Path | None = None
 
     def guard(self) -> Guard:
-        """The guard of these ends."""
+        """The guard for these hosts."""
         return Guard(self.allowed, self.resolver)
 
 
@@ -91,7 +92,7 @@ def _why(call: Callable[[], object]) -> str | None:
 
 
 def call_links(ends: Ends, urls: Sequence[str]) -> list[str | None]:
-    """As the loader downloads."""
+    """Call a url as the loader's download does."""
 
     def get(url: str) -> None:
         with Resource(client, url).get({}) as response:
@@ -103,13 +104,13 @@ def call_links(ends: Ends, urls: Sequence[str]) -> list[str | None]:
 
 
 def call_hub(ends: Ends, urls: Sequence[str]) -> list[str | None]:
-    """As `huggingface_hub` asks: the client follows redirects by itself."""
+    """Call a url as `huggingface_hub` does: that client follows redirects by itself."""
     with _loader(ends) as client:
         return [_why(lambda url=url: client.get(url)) for url in urls]  # type: ignore[misc]
 
 
 def call_webhooks(ends: Ends, urls: Sequence[str]) -> list[str | None]:
-    """As the operator delivers."""
+    """Call a url as the operator's delivery does."""
 
     async def deliver() -> list[str | None]:
         settings = OperatorSettings(
@@ -146,7 +147,7 @@ CALLERS = [
 
 @pytest.fixture
 def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What sockets connect to from here on; only loopback is let through."""
+    """Record what sockets connect to, and let only loopback through."""
     connected: list[tuple[str, int]] = []
     real = socket.socket.connect
 
@@ -161,12 +162,12 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def no_lookup(host: str, _port: int) -> list[str]:
-    """A resolver that must not be asked."""
+    """A resolver that must not be called."""
     pytest.fail(f"{host} was looked up")
 
 
 def urls_of(hosts: Sequence[str]) -> list[str]:
-    """Links to hosts, on the usual port and on another."""
+    """Return links to hosts, on the usual port and on another."""
     bracketed = [f"[{host}]" if ":" in host else host for host in hosts]
     return [
         f"https://{user}{host}{port}/x"
@@ -176,7 +177,7 @@ def urls_of(hosts: Sequence[str]) -> list[str]:
 
 
 def all_refused(urls: Sequence[str], whys: Sequence[str | None]) -> bool:
-    """Whether every url was refused; shows those that were not."""
+    """Return whether every url was refused, and print those that were not."""
     let_through = [url for url, why in zip(urls, whys, strict=True) if why is None]
     assert let_through == []
     return True
@@ -185,7 +186,7 @@ def all_refused(urls: Sequence[str], whys: Sequence[str | None]) -> bool:
 @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "behind a proxy"])
 @pytest.mark.parametrize("call", CALLERS)
 def test_no_caller_calls_them(call: Caller, proxied: bool, connections: Any, tally: Tally) -> None:
-    """Whatever they are called; no resolver is asked, and no proxy either."""
+    """A forbidden address is refused in any spelling, without a resolver or a proxy."""
     urls = urls_of([*PRIVATE_LITERALS, *PRIVATE_NAMES])
     ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
     assert all_refused(urls, call(ends, urls))
@@ -198,7 +199,7 @@ def test_no_caller_calls_them(call: Caller, proxied: bool, connections: Any, tal
 def test_what_is_checked_is_what_the_library_calls(
     call: Caller, proxied: bool, connections: Any
 ) -> None:
-    """A library that knows more digits than the guard would call 127.0.0.1 for a public name."""
+    """A library with other rules for digits would call 127.0.0.1 for a public name."""
     ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
     [why] = call(ends, [f"https://{LATER_DIGITS}/x"])
     assert why is not None
@@ -209,7 +210,7 @@ def test_what_is_checked_is_what_the_library_calls(
 def test_a_name_that_has_one_of_them_is_not_called(
     call: Caller, connections: Any, tally: Tally
 ) -> None:
-    """Alone, or among public answers in any order."""
+    """The forbidden address may be the only one or stand among public ones in any order."""
     usual = [literal for literal in PRIVATE_LITERALS if netguard._literal(literal) is not None]
     answers = [*([one] for one in usual), *([PUBLIC, one] for one in usual)]
     answers += [[one, "2606:4700::1111"] for one in usual]
@@ -225,7 +226,7 @@ def test_a_name_that_has_one_of_them_is_not_called(
 
 @pytest.mark.parametrize("call", CALLERS[:2])
 def test_no_redirect_leads_to_them(call: Caller, connections: Any, tally: Tally) -> None:
-    """The server that redirects is allowed, and is all that is connected to."""
+    """Only the redirecting server, which is allowed, is connected to."""
     targets = urls_of([*PRIVATE_LITERALS, *PRIVATE_NAMES])
     with FileServer() as server:
         urls = [
@@ -253,13 +254,13 @@ class Server(Loopback):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for NAME, with its key, that is its own CA."""
+    """A certificate for NAME with its key, which is its own CA."""
     return make_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 @pytest.fixture
 def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Server]]:
-    """The same name at HERE and ELSEWHERE, on one port; HERE counts as public."""
+    """The same name at HERE and ELSEWHERE on one port; HERE counts as public."""
     real = netguard.refusal
 
     def refusal(address: Address) -> str | None:
@@ -274,7 +275,7 @@ def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
 def test_a_name_that_moves_inside_is_not_followed(
     call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
 ) -> None:
-    """DNS rebinding: an answer serves for one connection, and is never asked for again."""
+    """DNS rebinding fails: a resolved address serves one connection and is not looked up again."""
     public, private = servers
     answers = iter([[HERE], [ELSEWHERE], [HERE, ELSEWHERE]])
     ends = Ends(lambda _host, _port: next(answers), ca_file=certificate)
@@ -293,7 +294,7 @@ def test_a_name_that_moves_inside_is_not_followed(
 def test_the_certificate_is_that_of_the_name(
     call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
 ) -> None:
-    """Another name at the same address is told by SNI, and fails at the certificate."""
+    """Another name at the same address gets another SNI and fails at the certificate."""
     public, _ = servers
     heard: list[str] = []
     ends = Ends(lambda host, _port: [heard.append(host), HERE][1:], ca_file=certificate)
@@ -305,7 +306,7 @@ def test_the_certificate_is_that_of_the_name(
 
 @pytest.mark.parametrize("call", CALLERS)
 def test_no_proxy_is_read_alike(call: Caller, connections: Any) -> None:
-    """Names, addresses, networks and ports: the rest goes to the proxy, as these do not."""
+    """NO_PROXY lists names, addresses, networks and ports; all other hosts go to the proxy."""
     with FileServer() as server, Server() as proxy:
         at = f"http://{ELSEWHERE}:{proxy.port}"
         port = int(server.host.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""Hostile model files: none is read, none runs, none costs much, whatever the trick."""
+"""Hostile model files: none is read, none runs code, and none costs much."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CANARY_SOURCE = "open('canary', 'w').close()\n\nclass Thing:\n    pass\n\nanythi
 
 @dataclass(frozen=True)
 class Laid:
-    """A hostile file in a folder of its own, in which its code would leave a canary."""
+    """A hostile file in a folder of its own, where its code would leave a canary."""
 
     name: str
     sample: Sample
@@ -39,22 +39,22 @@ class Laid:
 
     @property
     def is_seen_by_inspect(self) -> bool:
-        """Whether it is a file of a kind that `inspect` tells, and thus what it says of it."""
+        """Whether `inspect` recognises the kind of file."""
         return self.sample.model_type is None
 
     def inspect(self, *, anew: bool = False) -> Line:
-        """The command line that says what it is."""
+        """Return the command line that inspects it."""
         return Line(self.folder, ["inspect", naive.FILE], anew)
 
     def load(self, *, anew: bool = False) -> Line:
-        """The command line that loads it."""
+        """Return the command line that loads it."""
         kind = self.sample.model_type
         arguments = ["load", "--url", naive.FILE, "--model-id", "m", "--store", "store"]
         return Line(self.folder, [*arguments, *(["--model-type", kind] if kind else [])], anew)
 
 
 def lay(root: Path, samples: Samples) -> list[Laid]:
-    """Write them."""
+    """Write the samples to files."""
     laid = [
         Laid(name, sample, root / str(number))
         for number, (name, sample) in enumerate(samples.items())
@@ -67,12 +67,12 @@ def lay(root: Path, samples: Samples) -> list[Laid]:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What the loader is given of ours."""
+    """Return the environment of the loader."""
     return {"PATH": os.environ["PATH"], "HOME": str(root)}
 
 
 def refused(one: Laid, ended: Ran) -> list[str]:
-    """What is wrong with a refusal."""
+    """Return what is wrong with a refusal."""
     wrong = []
     said = re.search(rf"^error: {one.sample.reason.value}: (.*)$", ended.output, re.MULTILINE)
     if ended.code != one.sample.reason.exit_code or said is None:
@@ -91,7 +91,7 @@ def refused(one: Laid, ended: Ran) -> list[str]:
 
 
 def check(lines: Sequence[tuple[Laid, Line]], root: Path) -> None:
-    """Run them; every one must be a refusal as it should be."""
+    """Run the command lines; every one must refuse its file for the right reason."""
     ended = run_lines([line for _, line in lines], environment(root))
     wrong = [what for (one, _), ran in zip(lines, ended, strict=True) for what in refused(one, ran)]
     assert not wrong, "\n".join(wrong)
@@ -103,7 +103,7 @@ SHARE, SHARE_OF_COSTLY, LOADED = 3, 16, 8
 
 
 def test_hostile_files_are_refused_and_do_nothing(tmp_path, tally):
-    """By `inspect`, and a few of them by `load`: for their reasons, at no cost, leaving nothing."""
+    """`inspect` and some `load` runs refuse them for their reasons, cheaply, and leave no files."""
     laid = lay(
         tmp_path,
         {
@@ -124,7 +124,7 @@ def test_hostile_files_are_refused_and_do_nothing(tmp_path, tally):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_hostile_file_is_refused_on_the_command_line(tmp_path, tally, kind):
-    """By both commands, of which one is run as a user runs it."""
+    """Both commands refuse it, and one of them is run as a user runs it."""
     laid = lay(tmp_path, KINDS[kind])
     lines = []
     for number, one in enumerate(laid):
@@ -151,8 +151,8 @@ MALICIOUS = {
         pytest.param(MALICIOUS, id="all", marks=pytest.mark.slow),
     ],
 )
-def test_what_is_called_malicious_is(tmp_path, tally, samples):
-    """Read naively, in a process to throw away, each of them runs its code: the canary is there."""
+def test_each_malicious_file_runs_code_in_a_careless_reader(tmp_path, tally, samples):
+    """A throw-away process reads it naively, and its canary appears."""
     laid = lay(tmp_path, samples)
     jobs = "\n".join(json.dumps([str(one.folder), one.sample.control]) for one in laid)
     subprocess.run(
@@ -163,7 +163,7 @@ def test_what_is_called_malicious_is(tmp_path, tally, samples):
 
 
 def test_there_are_enough_of_them():
-    """No two are the same file, and half of them would run code."""
+    """No two files are the same, and half of them would run code."""
     contents = {
         hashlib.sha256(sample.bytes()).digest()
         for kind, samples in KINDS.items()

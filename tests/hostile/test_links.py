@@ -1,4 +1,4 @@
-"""Hostile files behind links: refused by what is read of them first, before their weights come."""
+"""Hostile files behind links are refused by their first bytes, before their weights come."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ Make = Callable[[], bytes]
 
 
 def archive(**more: object) -> bytes:
-    """A torch archive that is large enough to be converted while it comes."""
+    """Return a torch archive that is large enough to be converted during its download."""
     buffer = io.BytesIO()
     torch.save({"weight": LARGE, **more}, buffer)
     return buffer.getvalue()
 
 
 def with_end(at: int, layout: str, *values: object) -> Make:
-    """An archive with other values at its end."""
+    """Return an archive with other values at its end."""
 
     def make() -> bytes:
         content = bytearray(archive())
@@ -49,7 +49,7 @@ def with_end(at: int, layout: str, *values: object) -> Make:
 
 
 def renamed(old: bytes, new: bytes) -> Make:
-    """An archive whose directory (and nothing else) gives a member another name."""
+    """Return an archive in whose directory one member has another name."""
 
     def make() -> bytes:
         content = archive()
@@ -60,7 +60,7 @@ def renamed(old: bytes, new: bytes) -> Make:
 
 
 def safetensors(header: object, data: int = SIZE, length: int | None = None) -> Make:
-    """A safetensors file of this header and zeros."""
+    """Return a safetensors file with this header and zeros."""
 
     def make() -> bytes:
         text = json.dumps(header).encode()
@@ -84,16 +84,16 @@ FILES = {
     "a comment": (lambda: archive()[:-2] + b"\4\0evil", DAMAGED, "added to"),
     "bytes at the end": (lambda: archive() + b"more", DAMAGED, "added to"),
     "the end cut off": (lambda: archive()[:-9], DAMAGED, "truncated"),
-    "a name that ends early": (renamed(b"byteorder", b"version\0\0"), DAMAGED, "no plain path"),
+    "a name that ends early": (renamed(b"byteorder", b"version\0\0"), DAMAGED, "not a plain path"),
     "a name in capitals": (renamed(b"byteorder", b"DATA.PKL."), DAMAGED, "another name|hidden"),
-    "a name that climbs out": (renamed(b"byteorder", b"../../xyz"), DAMAGED, "no plain path"),
+    "a name that climbs out": (renamed(b"byteorder", b"../../xyz"), DAMAGED, "not a plain path"),
     "a second root": (renamed(b"archive/byteorder", b"brchive/byteorder"), DAMAGED, "torch's"),
     "a hole in a header": (
         safetensors({"a": WHOLE | {"data_offsets": [1, SIZE + 1]}}, SIZE + 1), DAMAGED, "a hole",
     ),
     "an overlap": (safetensors({"a": WHOLE, "b": WHOLE}), DAMAGED, "overlap"),
     "a shape of 2**64 and more": (
-        safetensors({"a": WHOLE | {"shape": [1 << 40, 1 << 40]}}), DAMAGED, "do not make",
+        safetensors({"a": WHOLE | {"shape": [1 << 40, 1 << 40]}}), DAMAGED, "dtype and shape need",
     ),
     "bytes behind the data": (safetensors({"a": WHOLE}, SIZE + 1), DAMAGED, "follow the last"),
     "data cut off": (safetensors({"a": WHOLE}, SIZE - 1), DAMAGED, "truncated"),
@@ -117,7 +117,7 @@ def server():
 
 
 def load(folder: Path, server: FileServer, content: bytes) -> Ran:
-    """Load it from its link."""
+    """Load a file from its link."""
     folder.mkdir()
     url = server.serve_file("/model", content)
     line = Line(folder, ["load", "--url", url, "--model-id", "m", "--store", "store"])
@@ -130,7 +130,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(FILES)[3:]]
 
 @pytest.mark.parametrize("name", [*list(FILES)[:3], *SLOW])
 def test_a_hostile_file_behind_a_link_is_refused(tmp_path, server, tally, name):
-    """For its reason, and nothing of it is run, left or even downloaded that is no outline."""
+    """Nothing of it runs or stays, and only its outline is downloaded."""
     make, reason, says = FILES[name]
     ran = load(tmp_path / "x", server, make())
     said = re.search(rf"^error: {reason.value}: (.*)$", ran.output, re.MULTILINE)
@@ -145,8 +145,8 @@ def test_a_hostile_file_behind_a_link_is_refused(tmp_path, server, tally, name):
 
 
 @pytest.mark.slow
-def test_a_large_member_that_is_no_storage_takes_no_memory(tmp_path, server):
-    """It is downloaded to the volume, not read at once with the outline."""
+def test_a_large_member_that_is_not_a_storage_takes_no_memory(tmp_path, server):
+    """It goes to the volume rather than into memory with the outline."""
     large = Part("archive/large", bytes(320 * MEGABYTE))
     pickled = content({"weight": tensor(storage("0", 4).replace(b"NtQ", b"tQ"), [4])})
     first, name = Part("archive/data.pkl", pickled), "archive/data/0"

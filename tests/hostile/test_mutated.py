@@ -1,4 +1,4 @@
-"""Good files with anything changed: refused for a reason, or read as independent readers do."""
+"""Changed copies of good files are refused, or read as independent readers read them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUMBERS = (0, 1, 2, 7, 8, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1
 
 @st.composite
 def mutated(draw, seed: bytes) -> bytes:
-    """The file with up to three changes: bits, cuts, insertions, pieces moved, numbers replaced."""
+    """Return the file with up to three changes: bits, cuts, insertions, moves, numbers."""
     content = bytearray(seed)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(0, len(content) - 1)))
@@ -67,7 +67,7 @@ def mutated(draw, seed: bytes) -> bytes:
 
 
 def ours(path: Path) -> Tensors | None:
-    """The tensors that our reader finds, their checksums compared; None for a refusal."""
+    """Return the tensors that our reader finds, with checksums compared; None for a refusal."""
     opened: TensorFile | LoaderError
     tracemalloc.start()
     try:
@@ -89,7 +89,7 @@ def ours(path: Path) -> Tensors | None:
 
 
 def by_safetensors(content: bytes) -> Tensors | None:
-    """What the library reads."""
+    """Return the tensors that the safetensors library reads."""
     try:
         return dict(load(content))
     except (SafetensorError, ValueError, KeyError):
@@ -97,7 +97,7 @@ def by_safetensors(content: bytes) -> Tensors | None:
 
 
 def by_torch(content: bytes) -> Tensors | None:
-    """What torch reads without running code."""
+    """Return the tensors that torch reads without running code."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of an unusual protocol
             found = torch.load(io.BytesIO(content), weights_only=True)
@@ -110,7 +110,7 @@ def by_torch(content: bytes) -> Tensors | None:
 
 
 def same(found: Tensors, expected: Tensors | None) -> bool:
-    """Whether they are the same tensors, to the bit."""
+    """Return whether two sets of tensors are equal bit for bit."""
     return expected is not None and (
         found.keys() == expected.keys()
         and all(
@@ -131,7 +131,7 @@ SEEDS: dict[str, tuple[bytes, Callable[[bytes], Tensors | None]]] = {
 
 
 def run(tmp_path: Path, container: str, examples: int) -> int:
-    """Try so many changed files; says how many were read all the same."""
+    """Try many changed files and return how many were still read."""
     seed, read = SEEDS[container]
     path = tmp_path / "model"
     counted = 0
@@ -157,7 +157,7 @@ def run(tmp_path: Path, container: str, examples: int) -> int:
 
 @pytest.mark.parametrize("container", SEEDS)
 def test_a_changed_file_is_refused_or_read_as_others_do(tmp_path, tally, container):
-    """Never another error, never other tensors than an independent reader finds."""
+    """There is no other error, and no tensor that an independent reader does not find."""
     run(tmp_path, container, examples=60)
     tally("mutated files tried", 60)
 
@@ -166,14 +166,14 @@ def test_a_changed_file_is_refused_or_read_as_others_do(tmp_path, tally, contain
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("container", SEEDS)
 def test_many_changed_files_are_refused_or_read_as_others_do(tmp_path, tally, container):
-    """The same with many more; some are read, so that this means something."""
+    """Some of many changed files are read, so the comparison is meaningful."""
     assert run(tmp_path, container, examples=3000)
     tally("mutated files tried", 3000)
 
 
 @pytest.mark.parametrize("container", SEEDS)
 def test_an_unchanged_file_is_read(tmp_path, container):
-    """By both readers, to the same tensors."""
+    """Both readers find the same tensors."""
     seed, read = SEEDS[container]
     (tmp_path / "model").write_bytes(seed)
     found = ours(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Names that would lead out of their folder, at every place where a name enters the loader."""
+"""Names that would lead out of their folder, wherever a name enters the loader."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 
 def with_field(request: dict[str, Any], field: str, value: str) -> str:
-    """A request with another value in a field, which may be one of its owner's."""
+    """Return a request with another value in a field, which may belong to its owner."""
     changed = json.loads(json.dumps(request))
     *outer, name = field.split(".")
     (changed[outer[0]] if outer else changed)[name] = value
@@ -89,7 +89,7 @@ def with_field(request: dict[str, Any], field: str, value: str) -> str:
 def test_a_request_with_a_hostile_name_is_refused(
     tmp_path: Path, tally: Tally, command: str, field: str
 ) -> None:
-    """Every name that becomes a folder's is of a known shape."""
+    """Every name that becomes a folder must match a pattern."""
     asked = load_request("https://example.com/m.ckpt")
     given = RemoveRequest(owner=asked.owner, model_id="m") if command == "remove" else asked
     request = given.model_dump(mode="json", by_alias=True)
@@ -108,7 +108,7 @@ def test_a_request_with_a_hostile_name_is_refused(
 
 
 def test_a_load_by_hand_under_a_hostile_name_is_refused(tmp_path: Path, tally: Tally) -> None:
-    """Nothing is made for it."""
+    """Nothing is written for it."""
     names = [name for name in OUT + ODD if "\0" not in name]  # which no argument can hold
 
     def refused() -> int:
@@ -126,7 +126,7 @@ Forge = Callable[[Path, str], None]
 
 
 def rename_in_receipt(root: Path, name: str) -> None:
-    """A receipt that names a file of its version differently."""
+    """Give one file another name in a receipt."""
     receipt = root / MODEL_ID / ".sd-receipt.json"
     content = json.loads(receipt.read_text())
     content["files"][name] = content["files"].pop("model_index.json")
@@ -134,7 +134,7 @@ def rename_in_receipt(root: Path, name: str) -> None:
 
 
 def take_from(root: Path, name: str) -> None:
-    """An owner's record that names another folder as its former self's."""
+    """Make an owner's record name another folder as its previous version."""
     owner = root / ".store/uid-1/owner.json"
     content = json.loads(owner.read_text())
     owner.write_text(json.dumps(content | {"takenFrom": [name]}))
@@ -162,7 +162,7 @@ def take_from(root: Path, name: str) -> None:
 def test_a_forged_record_leads_nowhere(
     tmp_path: Path, tally: Tally, forge: Forge, pod: Pod, names: list[str]
 ) -> None:
-    """Whatever a record on the volume names, the run ends as it should and no other model's."""
+    """The run ends as usual, whatever a record names, and other models' files stay."""
     volume = prepared(tmp_path / "start", [NEIGHBOURS, FIRST])
     neighbours = [volume / ".store/uid-9", volume / "neighbour"]
     before = [tree(path) for path in neighbours]
@@ -180,7 +180,7 @@ def test_a_forged_record_leads_nowhere(
 
 @pytest.mark.parametrize("name", [*OUT[1:], "unet/../../x"])
 def test_a_repo_that_lists_a_hostile_name_is_refused(tally: Tally, name: str) -> None:
-    """Wherever it would lead; no file of the repo is downloaded."""
+    """No file of the repo is downloaded."""
     with pytest.raises(LoaderError, match="unsafe name") as caught:
         check_names(["model_index.json", f"unet/{name}"])
     assert caught.value.reason is Reason.UNSAFE_MODEL
@@ -189,7 +189,7 @@ def test_a_repo_that_lists_a_hostile_name_is_refused(tally: Tally, name: str) ->
 
 @pytest.mark.parametrize("name", OUT + ODD)
 def test_a_component_with_a_hostile_name_is_refused(tally: Tally, name: str) -> None:
-    """The names in model_index.json become folders; only known ones get through."""
+    """Names in model_index.json become folders, so only known ones are accepted."""
     assert parse_pipeline(json.dumps(INDEX).encode()).class_name == "StableDiffusionPipeline"
     with pytest.raises(LoaderError) as caught:
         parse_pipeline(json.dumps(INDEX | {name: INDEX["unet"]}).encode())

@@ -1,4 +1,4 @@
-"""Hub repos that bring code, lie about their files or would cost too much: refused, unpublished."""
+"""Hub repos with code, false listings or high costs are refused and never published."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Repo:
     listed: tuple[str, ...] = ()
 
     def lay(self, folder: Path) -> Path:
-        """Write its files."""
+        """Write the repo's files."""
         for name, content in {**FILES, **self.changed}.items():
             if content is not None:
                 path = folder / name
@@ -48,7 +48,7 @@ class Repo:
 
 
 def index(**changed: object) -> dict[str, bytes | None]:
-    """The index with other entries, and the code that they name."""
+    """Return an index with other entries, and the code that they name."""
     return {
         "model_index.json": json.dumps({**INDEX, **changed}).encode(),
         "payload.py": CODE.encode(),
@@ -57,7 +57,7 @@ def index(**changed: object) -> dict[str, bytes | None]:
 
 
 def pickled(content: bytes) -> dict[str, bytes | None]:
-    """The text encoder's weights as this pickle."""
+    """Return the text encoder's weights as this pickle."""
     return {
         "text_encoder/model.safetensors": None,
         "text_encoder/pytorch_model.bin": content,
@@ -65,7 +65,7 @@ def pickled(content: bytes) -> dict[str, bytes | None]:
 
 
 def config(**fields: object) -> dict[str, bytes | None]:
-    """The text encoder's config with these fields."""
+    """Return the text encoder's config with these fields."""
     return {"text_encoder/config.json": json.dumps(fields).encode()}
 
 
@@ -138,7 +138,7 @@ def hub():
     ],
 )
 def test_a_hostile_repo_is_refused(tmp_path, hub, tally, repos):
-    """For its reason, at no cost; nothing of it runs or stays on the volume."""
+    """It is refused for its reason and cheaply; nothing of it runs or stays on the volume."""
     lines = []
     for number, repo in enumerate(repos.values()):
         hub.add_repo(f"org/{number}", repo.lay(tmp_path / f"repo{number}"), extra_names=repo.listed)

@@ -157,8 +157,8 @@ def test_render_is_refused_in_an_image_without_torch(
     ("weight", "bias", "why"),
     [
         pytest.param(0, -10, "the image is black", id="black"),
-        pytest.param(0, 0.25, "the image is of one colour", id="uniform"),
-        pytest.param(0, float("nan"), "the VAE makes NaN of finite latents", id="NaN"),
+        pytest.param(0, 0.25, "the image has only one colour", id="uniform"),
+        pytest.param(0, float("nan"), "the VAE computes NaN from finite latents", id="NaN"),
     ],
 )
 def test_empty_image_is_refused(tmp_path: Path, weight: float, bias: float, why: str) -> None:

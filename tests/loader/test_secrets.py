@@ -180,7 +180,7 @@ def test_failure_leaks_no_secret(start: Callable[[Kind], Load], kind: Kind, tall
     assert ended.result is not None, ended.stderr
     assert ended.result.reason is kind.reason, ended.stderr
     assert leaks(load.output(ended)) == []
-    for received in load.servers.other.asked:
+    for received in load.servers.other.requests:
         assert "authorization" not in received.headers
     tally("failures without a leak")
 

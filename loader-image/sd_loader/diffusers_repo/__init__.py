@@ -1,1 +1,1 @@
-"""What a diffusers repo is: its index, its components and their files."""
+"""Diffusers repos: their index, their components and the files of these."""

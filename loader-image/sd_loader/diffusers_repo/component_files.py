@@ -1,7 +1,7 @@
-"""Chooses the files that are needed of a repo.
+"""Chooses the files of a Hub repo that are needed.
 
-A pipeline needs one set of weights per component, and its configs. Any other repo needs only the
-file that is the model.
+From a pipeline's repo, these are the configs and one set of weights per component. From any other
+repo, it is the one file that is the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
-"""Of configs, vocabularies, and T5's sentencepiece model."""
+"""Suffixes of configs, vocabularies, and T5's sentencepiece model."""
 _SAFE = (".safetensors",)
 _PICKLED: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.LORA: (".bin", ".pt"),
@@ -38,7 +38,7 @@ _USUAL: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.LORA: ("pytorch_lora_weights.safetensors",),
     ModelType.EMBEDDINGS: ("learned_embeds.safetensors", "learned_embeds.bin"),
 }
-"""The names that diffusers' training scripts give the one file."""
+"""File names that diffusers' training scripts use."""
 _SECOND_EMBEDDING = ("learned_embeds_2.safetensors", "learned_embeds_2.bin")
 _PRECISIONS = ("fp16", "bf16", "fp32")
 _OF_FOLDERS = re.compile(r"((pytorch_|diffusion_pytorch_)?model|open_clip_.*)[-.].*")
@@ -52,14 +52,14 @@ class RepoFile:
     size: int
 
     sha256: str | None = None
-    """Its digest, if the file is in LFS."""
+    """Stated for files in LFS."""
 
     blob_id: str | None = None
-    """The id of its git blob, if the Hub gives it."""
+    """The git blob id, for files that are not in LFS."""
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse a repo with file names that lead out of its folder. The listing is not trusted."""
+    """Refuse a repo with file names that lead out of its folder. The list is not trusted."""
     for name in names:
         parts = name.split("/")
         if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
@@ -69,7 +69,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def require_pipeline(names: Sequence[str]) -> None:
-    """Refuse a repo without model_index.json, and list what it holds instead."""
+    """Refuse a repo without model_index.json. The message lists the files that it has."""
     if INDEX_NAME in names:
         return
     raise LoaderError(
@@ -85,10 +85,10 @@ def choose_files(
     *,
     safetensors_only: bool = False,
 ) -> list[RepoFile]:
-    """The files of a pipeline, model_index.json first.
+    """Return the files to download, model_index.json first.
 
-    Each component's weights are safetensors rather than .bin, and the variant of the requested
-    precision rather than the plain one.
+    For each component, prefer safetensors to .bin, then the variant of the requested precision to
+    the weights without a variant.
     """
     chosen = [files[INDEX_NAME]]
     for component in sorted(pipeline.components):
@@ -112,21 +112,21 @@ def choose_files(
 
 
 def choose_configs(files: Mapping[str, RepoFile]) -> list[RepoFile]:
-    """The configs and tokenizers of a pipeline, and none of its weights."""
+    """Return the configs and tokenizers of a pipeline, but not its weights."""
     return [file for path, file in sorted(files.items()) if _is_config(path)]
 
 
 def _is_config(path: str) -> bool:
     name = PurePosixPath(path)
-    # An index of shards is about weights.
+    # An index of shards belongs to the weights.
     is_small = name.suffix in CONFIG_SUFFIXES and ".index." not in name.name
     return path == INDEX_NAME or (len(name.parts) == 2 and is_small)
 
 
 def component_folder(names: Container[str], component: str) -> PurePosixPath | None:
-    """The folder of a component: the root of its own repo, or its folder in a pipeline's repo.
+    """Return the folder of a component: the root of its own repo, or its folder in a pipeline.
 
-    None if the repo has neither.
+    Return None if the repo does not have the component.
     """
     if CONFIG_NAME in names:
         return PurePosixPath()
@@ -142,7 +142,7 @@ def choose_component(
     *,
     safetensors_only: bool = False,
 ) -> list[RepoFile]:
-    """The files of a component: its config first, then one set of weights."""
+    """Return the files of a component: its config first, then one set of weights."""
     return [
         _needed(files, str(folder / CONFIG_NAME)),
         *_weights(files, folder, WEIGHTS["unet"], revision, safetensors_only=safetensors_only),
@@ -156,10 +156,10 @@ def choose_file(
     *,
     safetensors_only: bool = False,
 ) -> RepoFile:
-    """The file at the repo's root that is the model. Refuse a repo in which several may be.
+    """Return the one file at the repo's root that is the model. Refuse a repo with several.
 
-    The name that training scripts give it comes first, then safetensors, then pickles. If there are
-    several, the requested precision in the name decides. Nothing else in a name is interpreted.
+    Prefer a name that training scripts use, then safetensors to pickles, then a name with the
+    requested precision. Nothing else in a name is interpreted.
     """
     pickled = () if safetensors_only else _PICKLED.get(model_type, _CHECKPOINTS)
     if model_type is ModelType.EMBEDDINGS and any(name in files for name in _SECOND_EMBEDDING):
@@ -180,8 +180,8 @@ def choose_file(
     if candidates:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"the repo has {len(candidates)} files that may be meant; give the link to one of them"
-            f" (https://huggingface.co/ORG/NAME/resolve/main/FILE): {_listed(candidates)}",
+            f"the repo has {len(candidates)} files that could be the model; use the link to one of"
+            f" them (https://huggingface.co/ORG/NAME/resolve/main/FILE): {_listed(candidates)}",
         )
     if safetensors_only and any(
         _is_candidate(name, _PICKLED.get(model_type, _CHECKPOINTS), files) for name in files
@@ -193,13 +193,13 @@ def choose_file(
 
 
 def _is_candidate(name: str, suffixes: tuple[str, ...], files: Mapping[str, RepoFile]) -> bool:
-    # Next to a config.json, such files belong to a component or another library's model.
+    # Beside a config.json, a library has written such names. Then the repo is not a single file.
     of_folder = "config.json" in files and _OF_FOLDERS.fullmatch(name) is not None
     return "/" not in name and name.endswith(suffixes) and not of_folder
 
 
 def _of_precision(names: Sequence[str], revision: Revision | None) -> Sequence[str]:
-    """The files that name the requested precision, or else those that name none."""
+    """Keep the names with the requested precision. If there are none, those without precision."""
     by_word: dict[str | None, list[str]] = {}
     for name in names:
         words = re.split(r"[^a-z0-9]+", name.lower())
@@ -211,8 +211,8 @@ def _of_precision(names: Sequence[str], revision: Revision | None) -> Sequence[s
 def _lacks(files: Mapping[str, RepoFile], model_type: ModelType) -> str:
     if INDEX_NAME in files:
         return (
-            f"the repo holds a diffusers pipeline and no single file of type {model_type.value};"
-            f" spec.modelType {ModelType.HUGGINGFACE.value} loads it"
+            f"the repo is a diffusers pipeline and has no single file of type {model_type.value};"
+            f" set spec.modelType: {ModelType.HUGGINGFACE.value} to load the pipeline"
         )
     if model_type is ModelType.HUGGINGFACE:
         return (
@@ -241,7 +241,7 @@ def _weights(
 ) -> list[RepoFile]:
     torch = "pytorch_model" if safe == "model" else safe
     wanted = [revision.value] if revision in (Revision.FP16, Revision.BF16) else []
-    # Many repos have only one variant; it can be cast.
+    # Many repos have only one variant, which is better cast than not loaded.
     variants = [*wanted, "", "fp16", "bf16"]
     for stem, suffix in ((safe, "safetensors"), (torch, "bin")):
         for variant in variants:
@@ -249,15 +249,15 @@ def _weights(
             if found and suffix == "bin" and safetensors_only:
                 raise LoaderError(
                     Reason.UNSAFE_MODEL,
-                    f"{folder.name or 'the repo'} has no safetensors weights, and fromSafetensors"
-                    " is true",
+                    f"{folder.name or 'the repo'} has no safetensors weights, and"
+                    " spec.fromSafetensors is true",
                 )
             if found:
                 return found
     names = [name for name in files if PurePosixPath(name).is_relative_to(folder)]
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
-        f"the repo has no {folder.name and f'{folder} '}weights that the loader reads;"
+        f"the repo has no {folder.name and f'{folder} '}weights that the loader can read;"
         f" {holds(names)}",
     )
 
@@ -265,12 +265,12 @@ def _weights(
 def _weight_set(
     files: Mapping[str, RepoFile], stem: str, variant: str, suffix: str
 ) -> list[RepoFile]:
-    """One file, or all shards of a set. Empty if there is none, or if shards are missing."""
+    """Return one file, or all shards of a set. Empty if there is no complete set."""
     dotted = f".{variant}" if variant else ""
     single = files.get(f"{stem}{dotted}.{suffix}")
     if single is not None:
         return [single]
-    # `name.fp16-00001-of-00002`, and `name-00001-of-00002.fp16` as older diffusers wrote it.
+    # `name.fp16-00001-of-00002`, or `name-00001-of-00002.fp16` from older versions of diffusers.
     shard = r"-(\d{5})-of-(\d{5})"
     for middle in (re.escape(dotted) + shard, shard + re.escape(dotted)):
         pattern = re.compile(f"{re.escape(stem)}{middle}{re.escape(f'.{suffix}')}", re.ASCII)
@@ -285,7 +285,7 @@ def _weight_set(
 
 
 def holds(names: Sequence[str]) -> str:
-    """A text for messages with the names of a repo's first few files."""
+    """Describe a repo's files for a message: the first few names, and the number of the others."""
     return f"it holds {_listed(names)}" if names else "it holds no files"
 
 

@@ -1,6 +1,7 @@
-"""Checks a diffusers repo's index against lists of known pipelines, components and classes.
+"""Checks a diffusers repo against lists of supported pipelines, components and classes.
 
-diffusers imports the classes that `model_index.json` names, so only names on these lists pass.
+diffusers imports the classes that `model_index.json` names. Therefore names that are not on these
+lists are refused.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from sd_loader.snippet import snippet
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 MAX_JSON_BYTES = 4 << 20
-"""Limit of a JSON file. CLIP's tokenizer.json, the largest in these repos, has 2 to 3 MB. Parsing
-4 MB takes up to 200 MB of memory."""
+"""CLIP's tokenizer.json, the largest JSON file of these repos, has 2 to 3 MB. Parsing 4 MB takes up
+to 200 MB of memory."""
 _MAX_DEPTH = 32
-"""Limit of nesting: the configs are written again, and json reads deeper ones than it writes."""
+"""Deepest nesting of a config. `json` can read deeper documents than it can write."""
 
 SD_PIPELINES = frozenset(
     {
@@ -81,15 +82,15 @@ WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-"""The components that have weights, with the usual stem of their files."""
+"""The components that have weights, and the standard stem of their files."""
 SINGLE = {
     ModelType.CONTROLNET: ("controlnet", "ControlNetModel"),
     ModelType.VAE: ("vae", "AutoencoderKL"),
 }
-"""Model types that are one component, with its name in pipelines and its class."""
+"""Model types that are a single component: its name in pipelines, and its class."""
 DROPPED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components that are published as null: they are not part of the model, and the first two block
-images."""
+"""Components that are published as null. They are not part of the model; two of them block images.
+"""
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _REQUIRED = ("scheduler", "unet", "vae")
 _FIRST = ["text_encoder"]
@@ -98,7 +99,7 @@ _SECOND = {"text_encoder": "text_encoder_2", "tokenizer": "tokenizer_2"}
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A checked model_index.json."""
+    """The content of a model_index.json that was checked."""
 
     class_name: str
 
@@ -110,11 +111,11 @@ class Pipeline:
 
     @property
     def is_sdxl(self) -> bool:
-        """Whether it is of the SDXL family."""
+        """Whether the pipeline belongs to the SDXL family."""
         return self.class_name in SDXL_PIPELINES
 
     def only(self, names: Iterable[str]) -> Pipeline:
-        """The pipeline with these components only."""
+        """Return the pipeline with these components only."""
         wanted = list(names)
         lacking = [name for name in wanted if name not in self.components]
         if lacking:
@@ -122,11 +123,11 @@ class Pipeline:
         return replace(self, components={name: self.components[name] for name in wanted})
 
     def without(self, names: Container[str]) -> Pipeline:
-        """The pipeline without these components."""
+        """Return the pipeline without these components."""
         return self.only(name for name in self.components if name not in names)
 
     def canonical(self) -> Pipeline:
-        """The pipeline as it is published. `origin` gives the components' names in the repo."""
+        """Return the pipeline with the component names that are published."""
         return replace(
             self,
             components={
@@ -135,14 +136,15 @@ class Pipeline:
         )
 
     def origin(self, component: str) -> str:
-        """The folder in the repo for a component of the published pipeline."""
+        """Return the folder in this repo that has the given component of the published pipeline."""
         return next((old for old, new in self._renamed.items() if new == component), component)
 
     @property
     def _renamed(self) -> Mapping[str, str]:
-        """New names of components. A refiner has only SDXL's second text encoder.
+        """Components that get another name when they are published, and these names.
 
-        Under the name of the first one, diffusers would open it and then fail, since it needs both.
+        The SDXL refiner has only the second text encoder. If it has the first one's name, diffusers
+        opens it, but fails later because it misses the second one.
         """
         encoders = {name for name in self.components if name.startswith("text_encoder")}
         kind = self.components.get("text_encoder")
@@ -151,7 +153,7 @@ class Pipeline:
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
-    """Parse a JSON object of the repo. Refuse it if it asks to run the repo's code."""
+    """Parse a JSON object of the repo. Refuse one that asks to run code of the repo."""
     try:
         value = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
@@ -166,10 +168,10 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    """A number that can be written as JSON, which has no Infinity and no NaN."""
+    """Parse a number. Refuse Infinity and NaN, which are not valid JSON."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not JSON")
+        raise ValueError(f"{text} is not valid JSON")
     return number
 
 
@@ -186,7 +188,7 @@ def _depth(value: object) -> int:
 
 
 def parse_pipeline(content: bytes) -> Pipeline:
-    """Check a model_index.json against the lists; raises UnsafeModel or UnsupportedFormat."""
+    """Check a model_index.json against the lists. Raise UnsafeModel or UnsupportedFormat."""
     index = parse_json(content, INDEX_NAME)
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
@@ -221,7 +223,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
 
 
 def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
-    """Check the config of a repo that is one component."""
+    """Check the config of a component against the model type, and return it."""
     config = parse_json(content, CONFIG_NAME)
     expected = SINGLE[model_type][1]
     class_name = config.get("_class_name")
@@ -231,7 +233,7 @@ def parse_component(content: bytes, model_type: ModelType) -> dict[str, Any]:
         if class_name == its_class:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
-                f"the repo is of class {its_class}: it needs spec.modelType: {other.value}",
+                f"the repo is a {its_class}: it needs spec.modelType: {other.value}",
             )
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
@@ -251,8 +253,8 @@ def _pair(name: str, value: list[Any]) -> tuple[str | None, str]:
     if library not in _LIBRARIES:
         raise LoaderError(
             Reason.UNSAFE_MODEL,
-            f"{INDEX_NAME}: {_shown(name)} is of {_shown(library)}, which is code of the repo's"
-            " own or of an unknown library",
+            f"{INDEX_NAME}: {_shown(name)} comes from {_shown(library)}, which is code of the"
+            " repo's own or of an unknown library",
         )
     return library, class_
 

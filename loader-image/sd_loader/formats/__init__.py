@@ -1,4 +1,4 @@
-"""Files of tensors: identifies a file and finds its tensors. Reads no weights."""
+"""Files of tensors: identifies a file and finds its tensors. Does not read the weights."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _NOTHING: Mapping[str, Record] = {}
 
 
 def open_tensor_file(path: Path, foreseen: Mapping[str, Record] = _NOTHING) -> TensorFile:
-    """Open a model file, whatever its name. Refuse any other file, and one that could run code.
+    """Open a model file, whatever its name. Refuse any other file, and a file that could run code.
 
-    foreseen: members of a torch archive whose local headers have not arrived yet (`outline`).
+    foreseen: members of a torch archive whose local headers are not downloaded yet (`outline`).
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{path.name}: {error.strerror}") from error
     try:
@@ -47,7 +48,7 @@ def open_tensor_file(path: Path, foreseen: Mapping[str, Record] = _NOTHING) -> T
 def _read(path: Path, fd: int, foreseen: Mapping[str, Record]) -> TensorFile:
     state = os.fstat(fd)
     if not stat.S_ISREG(state.st_mode):
-        raise LoaderError(Reason.NOT_A_MODEL, "no regular file")
+        raise LoaderError(Reason.NOT_A_MODEL, "not a regular file")
     size = state.st_size
     container = identify(read_at(fd, 0, min(HEAD_BYTES, size)), size)
     if container is Container.SAFETENSORS:

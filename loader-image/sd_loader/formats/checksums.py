@@ -1,7 +1,7 @@
-"""Detects records of a zip checkpoint that were damaged since it was written.
+"""Detects records of a zip checkpoint that were damaged after it was written.
 
-Readers of a record add its bytes in any order. In the end the CRC-32 of the pieces are combined and
-compared. A record that was not read completely is read again.
+Readers of a record add its bytes in any order. At the end, the CRC-32s of the pieces are combined
+and compared with that in the file. A record that was not read completely can be read again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sd_loader.snippet import snippet
 from sd_loader.tensors import TensorFile
 
 Extent = tuple[int, int]
-"""A range of a file: the first byte and the number of bytes."""
+"""A range of a file: its offset and its number of bytes."""
 
 _CHUNK = 1 << 20
 
 
 class Checksums:
-    """The CRC-32 of the bytes that were read of a file. Threads may share it."""
+    """The CRC-32s of the bytes that were read from a file. Threads may share it."""
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
@@ -35,25 +35,25 @@ class Checksums:
         self._read[offset] = content.nbytes, isal_zlib.crc32(content)
 
     def compare(self, *, read_missing: bool) -> int:
-        """Refuse a record with another CRC than the file states. Return how many were compared.
+        """Refuse a record with another CRC than the file states. Return the number of comparisons.
 
-        A record of which nothing was read is skipped. read_missing: whether a record that was read
-        in part is read again, completely; otherwise it is skipped, too.
+        A record that was not read at all is skipped. read_missing: whether a partly read record is
+        read again; otherwise it is skipped, too.
         """
         compared = 0
         begun = _begun(self._file.checksums, self._read)
         for extent in begun:
-            found = self._combined(extent)
-            if found is None and read_missing:
-                found = _read(self._file.fd, extent)
-            if found is not None:
+            checksum = self._combined(extent)
+            if checksum is None and read_missing:
+                checksum = _read(self._file.fd, extent)
+            if checksum is not None:
                 compared += 1
-                if found != self._file.checksums[extent]:
+                if checksum != self._file.checksums[extent]:
                     raise _damaged(self._file, extent)
         return compared
 
     def _combined(self, extent: Extent) -> int | None:
-        """The CRC of a record, combined from its pieces. None if a piece is missing."""
+        """Combine the CRC of a record from its pieces. None if a piece is missing."""
         position, end = extent[0], sum(extent)
         checksum = 0
         while position < end:
@@ -66,7 +66,7 @@ class Checksums:
 
 
 def _begun(checksums: Mapping[Extent, int], read: Mapping[int, object]) -> list[Extent]:
-    """The records that were read at least in part."""
+    """Return the records that were read at least partly."""
     begun = []
     positions = iter(sorted(read))
     position = next(positions, None)
@@ -97,7 +97,7 @@ def _damaged(file: TensorFile, extent: Extent) -> LoaderError:
     )
     return LoaderError(
         Reason.DIGEST_MISMATCH,
-        f"{file.path.name}: tensor {snippet(next(names, '(not used)'))}: its data of {size} bytes"
-        f" at byte {offset} have another CRC-32 than the file states: it was damaged since it was"
-        " written",
+        f"{file.path.name}: tensor {snippet(next(names, '(not used)'))}: the CRC-32 of its {size}"
+        f" bytes at byte {offset} differs from the one in the file: the file was damaged after it"
+        " was written",
     )

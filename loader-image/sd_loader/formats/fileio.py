@@ -1,4 +1,4 @@
-"""Reads and writes an open file by position, completely or with an error."""
+"""Reads and writes an open file by position. A partial read or write is continued or an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sd_loader.errors import LoaderError
 
 
 def read_at(fd: int, offset: int, count: int) -> bytes:
-    """Read exactly `count` bytes from `offset`. Raise NotAModel if the file ends before."""
+    """Read exactly `count` bytes from `offset`. Raise NotAModel if the file ends earlier."""
     pieces = []
     while count:
         piece = os.pread(fd, count, offset)

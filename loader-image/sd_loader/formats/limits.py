@@ -1,4 +1,4 @@
-"""Limits for the content of a file, far above the needs of every real model."""
+"""Limits for the content of a file. Real models are far below them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_NAME = 512
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is not fit for a log line or a header."""
+    """Refuse a tensor name that is unsafe in a log line or a header."""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise LoaderError(
             Reason.NOT_A_MODEL,

@@ -1,8 +1,8 @@
-"""Downloads the parts of a model file that describe its tensors, before the tensors themselves.
+"""Downloads the outline of a model file: the bytes that describe its tensors, without the tensors.
 
-They are written into a sparse file of the whole size, which is then read like the complete file. In
-a torch archive, the local headers lie between the storages: where they will end is computed by
-torch's own rule, and confirmed once they have arrived.
+They are written into a sparse file of the full size, which can be read like the complete file. In a
+torch archive, the local headers lie between the storages. Their ends are computed by torch's own
+rule, and confirmed after the headers have been downloaded.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from sd_loader.formats.zipdir import (
 )
 
 TAIL_BYTES = 256 << 10
-"""Read in one request: an archive's directory, and the small members that torch writes last."""
+"""Size of the last read. It has an archive's directory and the small members before it."""
 _MOST_SLACK = 1 << 16
 _MOST_SMALL = 32 << 20
-"""Size of all members that are not storages: twice the longest pickle that is read."""
+"""Largest size of all members that are not storages: twice the limit of a pickle."""
 _GAP = 1 << 16
 
 Read = Callable[[int, int], bytes]
@@ -39,16 +39,16 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Outline:
-    """A downloaded outline, and what must be confirmed when more of the file has arrived."""
+    """A downloaded outline, with computed positions that must be confirmed later."""
 
     members: Mapping[str, Member] = field(default_factory=dict)
-    """Storages whose local headers have not arrived, by name."""
+    """Storages whose local headers are not downloaded, by name."""
 
     foreseen: Mapping[str, Record] = field(default_factory=dict)
-    """Where these storages will lie."""
+    """The computed positions of these storages."""
 
     def headers(self, needed: Callable[[Range], bool]) -> dict[str, Range]:
-        """Ranges of the local headers of those storages that are needed at least in part."""
+        """Return the local headers' ranges of all storages that are needed at least partly."""
         return {
             name: (self.members[name].header, record.offset)
             for name, record in self.foreseen.items()
@@ -56,7 +56,7 @@ class Outline:
         }
 
     def confirm(self, fd: int, name: str) -> None:
-        """Check a storage's local header, which has arrived. Refuse it if it is not as foreseen."""
+        """Check a downloaded local header. Refuse it if the computed position was wrong."""
         confirm(fd, self.members[name], self.foreseen[name])
 
 
@@ -109,7 +109,7 @@ def _archive(fd: int, head: int, size: int, read: Read) -> Outline | None:
 
 
 def _with_following(directory: Directory) -> Iterator[tuple[Member, int]]:
-    """Each member, and the position where the next one or the directory begins."""
+    """Yield each member and the position where the next member or the directory begins."""
     ordered = sorted(directory.members, key=lambda member: member.header)
     for member, following in pairwise(ordered):
         yield member, following.header

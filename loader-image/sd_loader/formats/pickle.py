@@ -1,9 +1,9 @@
-"""A symbolic reader of pickles: it follows the instructions, but imports and calls nothing.
+"""A symbolic reader of pickles: it follows the instructions but does not import or call anything.
 
-The result has numbers, strings, tuples and lists; dictionaries, with only those entries whose key
-is a string; a `View` for each tensor; and `OPAQUE` for every other object. Names outside
-`pickle_names.PERMITTED`, and instructions that torch.save never writes, are refused as unsafe:
-nothing of the file would run here, but such a file cannot be trusted.
+The result has numbers, strings, tuples and lists; dictionaries, but only their entries with string
+keys; a `View` for each tensor; and `OPAQUE` for every other object. Names outside
+`pickle_names.PERMITTED`, and instructions that torch.save never writes, are refused as unsafe. They
+could not run code here, but they could in another reader.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from sd_loader.snippet import snippet
 
 HIGHEST_PROTOCOL = 5
 MAX_BYTES = 16 << 20
-"""SDXL's pickle has 0.4 MB. A character beyond 16 bits makes its text four times as large."""
+"""SDXL's pickle has 0.4 MB. In memory, text with an uncommon character is four times as large."""
 MAX_INSTRUCTIONS = 1_000_000
-"""SDXL's pickle has 80,000, about 32 a tensor. A million take a second and up to 120 MB."""
+"""SDXL's pickle has 80,000, about 32 per tensor. A million take a second and up to 120 MB."""
 MAX_DEPTH = 10_000
 MAX_STACK = 200_000
 
 Handler = Callable[["_Machine", Any], None]
 Resolve = Callable[[object], Storage]
-"""Returns the storage that a persistent id stands for."""
+"""Returns the storage that a persistent id means."""
 
 
 class Stream(Protocol):
-    """The source of a pickle. A read returns at most the bytes that are left."""
+    """The source of a pickle."""
 
     def read(self, size: int, /) -> bytes:
-        """Read the next bytes. Fewer at the end."""
+        """Read the next bytes, or fewer at the end."""
 
     def readline(self) -> bytes:
         """Read up to and including the next newline."""
 
 
 def load(data: bytes) -> tuple[object, int]:
-    """Read the pickle at the beginning of `data`. Return its content and where it ends."""
+    """Read the pickle at the beginning of `data`. Return its content and its length."""
     stream = io.BytesIO(data)
     return read(stream), stream.tell()
 
@@ -69,7 +69,7 @@ def read(stream: Stream, resolve: Resolve = storage) -> object:
                 refuse_damaged(f"more than {MAX_INSTRUCTIONS} instructions")
             argument, handle = _INSTRUCTIONS[code]
             handle(machine, argument(stream) if argument else None)
-    except ValueError as error:  # from the readers of arguments: cut off, or no text
+    except ValueError as error:  # An argument is cut off or is not valid text.
         refuse_damaged(snippet(str(error)))
     return machine.result()
 
@@ -78,7 +78,7 @@ def _refuse_instruction(code: bytes) -> NoReturn:
     if not code:
         refuse_damaged("it is cut off")
     if code not in _CODES:
-        refuse_damaged(f"0x{code.hex()} is no instruction")
+        refuse_damaged(f"0x{code.hex()} is not an instruction")
     refuse_unsafe(f"it holds {_CODES[code].name}, which torch never writes")
 
 
@@ -93,7 +93,7 @@ class _Machine:
 
     def result(self) -> object:
         if len(self.stack) != 1 or self.below_marks:
-            refuse_damaged("it ends with other than one object")
+            refuse_damaged("it does not end with exactly one object")
         return self.stack[0]
 
     def push(self, value: object) -> None:
@@ -101,14 +101,14 @@ class _Machine:
             refuse_damaged(f"more than {MAX_STACK} objects at a time")
         self.stack.append(value)
 
-    def top(self) -> Any:  # noqa: ANN401 - whatever the pickle put there
+    def top(self) -> Any:  # noqa: ANN401 - any object of the pickle
         if not self.stack:
-            refuse_damaged("it uses an object where there is none")
+            refuse_damaged("it uses an object that does not exist")
         return self.stack[-1]
 
     def take(self, count: int) -> tuple[Any, ...]:
         if len(self.stack) < count:
-            refuse_damaged("it uses an object where there is none")
+            refuse_damaged("it uses an object that does not exist")
         values = tuple(self.stack[-count:])
         del self.stack[-count:]
         return values
@@ -121,7 +121,7 @@ class _Machine:
 
     def since_mark(self) -> list[Any]:
         if not self.below_marks:
-            refuse_damaged("it goes back to a mark where there is none")
+            refuse_damaged("it refers to a mark that does not exist")
         values, self.stack = self.stack, self.below_marks.pop()
         return values
 
@@ -130,7 +130,7 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            refuse_damaged("it recalls an object that it never had")
+            refuse_damaged("it recalls an object that it did not store")
         self.push(self.memo[index])
 
 
@@ -155,7 +155,7 @@ def _extend(machine: _Machine, values: Sequence[object]) -> None:
     if isinstance(target, list):
         target.extend(values)
     elif target is not OPAQUE:
-        refuse_damaged("it appends to what is no list")
+        refuse_damaged("it appends to an object that is not a list")
 
 
 def _set_items(machine: _Machine, values: Sequence[object]) -> None:
@@ -163,7 +163,7 @@ def _set_items(machine: _Machine, values: Sequence[object]) -> None:
     if isinstance(target, dict):
         target.update(_entries(values))
     elif target is not OPAQUE:
-        refuse_damaged("it sets items of what is no dictionary")
+        refuse_damaged("it sets items of an object that is not a dictionary")
 
 
 def _entries(values: Sequence[object]) -> dict[str, object]:
@@ -174,16 +174,16 @@ def _entries(values: Sequence[object]) -> dict[str, object]:
 
 
 def _set_state(machine: _Machine) -> None:
-    """Drop an object's attributes, but refuse to set those of a class or function.
+    """Ignore an object's attributes, but refuse to set those of a class or function.
 
-    Only a ParameterDict keeps its weights in its attributes.
+    Only a ParameterDict has its weights in its attributes.
     """
     (state,) = machine.take(1)
     target = machine.top()
     if isinstance(target, Parameters):
         target.set_state(state)
     elif not (target is OPAQUE or isinstance(target, dict | View)):
-        refuse_unsafe("it sets attributes of what is no object of its own")
+        refuse_unsafe("it sets attributes of a class, a function or a plain value")
 
 
 def _global(machine: _Machine, argument: tuple[str, str]) -> None:
@@ -193,19 +193,19 @@ def _global(machine: _Machine, argument: tuple[str, str]) -> None:
 def _stack_global(machine: _Machine) -> None:
     module, name = machine.take(2)
     if not (isinstance(module, str) and isinstance(name, str)):
-        refuse_unsafe("it computes the name of what it refers to")
+        refuse_unsafe("it computes the name of a class or function")
     machine.push(permitted(module, name))
 
 
 def _instance(_machine: _Machine, argument: tuple[str, str]) -> None:
-    """Refuse INST, which names and calls at once. Only the oldest pickles have it."""
+    """Refuse INST, which names and calls a class at once. Only the oldest pickles have it."""
     refuse_unsafe(f"it would call {snippet(str(Name(*argument)))}")
 
 
 def _call(machine: _Machine) -> None:
     function, arguments = machine.take(2)
     if not isinstance(function, Name) or not isinstance(arguments, tuple):
-        refuse_unsafe("it would call what is no function")
+        refuse_unsafe("it would call an object that is not a function")
     machine.push(outcome(function, arguments))
 
 
@@ -223,13 +223,13 @@ def _plain(handler: Callable[[_Machine], None]) -> Handler:
 
 
 def _check_protocol(_machine: _Machine, protocol: int) -> None:
-    """Refuse a protocol that no version of Python reads."""
+    """Refuse a protocol that does not exist."""
     if protocol > HIGHEST_PROTOCOL:
         refuse_damaged(f"protocol {protocol} is unknown")
 
 
 def _ignore(_machine: _Machine, _argument: object) -> None:
-    """Skip an instruction that only helps readers of streams."""
+    """Skip an instruction without effect on the result."""
 
 
 _LITERALS = (
@@ -303,4 +303,4 @@ _INSTRUCTIONS = {
     for code, known in _CODES.items()
     if known.name in _HANDLERS
 }
-"""By code: how to read the argument that follows, and the handler."""
+"""The reader of the argument and the handler of each instruction."""

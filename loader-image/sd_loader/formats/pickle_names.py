@@ -1,7 +1,7 @@
 """The names that a model's pickle may refer to. Every other name is refused.
 
-A pickle names a class or function as (module, name). None of them is ever imported. Our reader
-understands some of the names; the others stand for objects that it ignores.
+A pickle names a class or function as (module, name). The reader never imports them. It interprets
+some of the names; objects of the others are ignored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DICTIONARIES = frozenset(
     }
 )
 
-# Early programs kept the vectors of textual inversion in it.
+# Early programs stored the vectors of textual inversion in it.
 PARAMETER_DICTIONARY = Name("torch.nn.modules.container", "ParameterDict")
 
 STORAGES = {
@@ -98,7 +98,7 @@ UNSUPPORTED = frozenset(
         ),
     }
 )
-"""Kinds of tensors that no Stable Diffusion model has: harmless, but not read."""
+"""Kinds of tensors that Stable Diffusion models do not have. Harmless, but not supported."""
 
 _CALLBACKS = (
     "model_checkpoint ModelCheckpoint",
@@ -160,7 +160,7 @@ INERT = frozenset(
         ),
     }
 )
-"""Classes whose objects training programs leave beside the weights."""
+"""Classes of objects that training programs store beside the weights. These are ignored."""
 
 PERMITTED = {
     (name.module, name.name): name

@@ -1,4 +1,4 @@
-"""Interprets the calls and references in a model's pickle, without calling anything."""
+"""Interprets the calls and references in a model's pickle. It does not call anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LARGEST = 1 << 62
 
 
 class Opaque:
-    """An object that is not a weight. Nothing else is kept of it."""
+    """An object that is not a weight. Its content is dropped."""
 
     __slots__ = ()
 
@@ -75,7 +75,7 @@ class View:
 
 
 class Parameters(dict[str, object]):
-    """A ParameterDict: a dictionary that is pickled like a module, with entries in its state."""
+    """A ParameterDict: a dictionary that is pickled as a module, with its entries in the state."""
 
     def set_state(self, state: object) -> None:
         """Take the entries from the state, and ignore everything else in it."""
@@ -85,16 +85,16 @@ class Parameters(dict[str, object]):
 
 
 def permitted(module: str, name: str) -> Name:
-    """The name of this module and name. Refuse one that a model's pickle must not refer to."""
-    # One object for each name, however often the pickle has it, to save memory.
-    found = PERMITTED.get((module, name))
-    if found is None:
+    """Return the `Name` for a module and name. Refuse a name that is not permitted."""
+    # The same object is returned every time, to save memory.
+    permitted_name = PERMITTED.get((module, name))
+    if permitted_name is None:
         refuse_unsafe(f"it refers to {snippet(str(Name(module, name)))}, which no model needs")
-    return found
+    return permitted_name
 
 
 def outcome(function: Name, arguments: tuple[Any, ...]) -> object:
-    """What a call would return: a dictionary, a tensor, a size, or OPAQUE."""
+    """Return the result that a call would have: a dictionary, a tensor, a size, or OPAQUE."""
     if function in DICTIONARIES:
         if arguments and function != DEFAULT_DICTIONARY:
             refuse_damaged("a dictionary made from other objects")
@@ -115,7 +115,7 @@ def outcome(function: Name, arguments: tuple[Any, ...]) -> object:
 
 
 def storage(identity: object) -> Storage:
-    """The storage that a persistent id stands for."""
+    """Return the storage that a persistent id means."""
     if not isinstance(identity, tuple) or len(identity) != 5 or identity[0] != "storage":
         refuse_damaged("an unknown reference to data outside the pickle")
     _, kind, key, location, count = identity
@@ -148,7 +148,7 @@ def _view(function: Name, arguments: tuple[Any, ...]) -> View:
         dtype = _dtype(arguments[6])
         count = source.nbytes // dtype.itemsize
     if not (is_count(offset) and _are_sizes(shape) and _are_sizes(strides)):
-        refuse_damaged("a tensor's offset, shape or strides are no sizes")
+        refuse_damaged("a tensor's offset, shape or strides are not sizes")
     if len(shape) != len(strides):
         refuse_damaged("a tensor's shape and strides differ in length")
     elements = math.prod(shape)
@@ -166,7 +166,7 @@ def _dtype(name: object) -> Dtype:
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number in the range of counts."""
+    """Whether a value is a whole number in the range of counts."""
     return type(value) is int and 0 <= value < _LARGEST
 
 
@@ -174,16 +174,16 @@ def _are_sizes(value: object) -> bool:
     return isinstance(value, tuple) and len(value) <= MAX_RANK and all(map(is_count, value))
 
 
-def refuse_unsafe(what: str) -> NoReturn:
+def refuse_unsafe(problem: str) -> NoReturn:
     """Refuse a pickle that could run code in another reader."""
-    raise LoaderError(Reason.UNSAFE_MODEL, f"the pickle is refused: {what}")
+    raise LoaderError(Reason.UNSAFE_MODEL, f"the pickle is refused: {problem}")
 
 
-def refuse_damaged(what: str) -> NoReturn:
-    """Refuse a pickle that contradicts itself."""
-    raise LoaderError(Reason.NOT_A_MODEL, f"a damaged pickle: {what}")
+def refuse_damaged(problem: str) -> NoReturn:
+    """Refuse a damaged pickle."""
+    raise LoaderError(Reason.NOT_A_MODEL, f"a damaged pickle: {problem}")
 
 
 def _refuse_unsupported(kind: object) -> NoReturn:
     name = str(kind) if isinstance(kind, Name) else "an unknown kind"
-    raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"tensors stored as {name} are not read")
+    raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"tensors stored as {name} are not supported")

@@ -1,4 +1,4 @@
-"""Reads safetensors headers strictly: a file that deviates from the format is refused."""
+"""Reads safetensors headers strictly. A file that deviates from the format is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sd_loader.tensors import Dtype, Tensor
 
 LENGTH_BYTES = 8
 MAX_HEADER = 4 << 20
-"""13 times SDXL's 0.3 MB. Parsing takes up to 48 times as much memory: 200 MB for 4 MB."""
+"""SDXL's header has 0.3 MB. Parsing takes up to 48 times as much memory: 200 MB for 4 MB."""
 
 _DTYPES = {dtype.label: dtype for dtype in Dtype}
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -24,7 +24,7 @@ _LARGEST = 1 << 64
 
 
 def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of an open safetensors file of `size` bytes."""
+    """Return the tensors and the metadata of an open safetensors file of `size` bytes."""
     length = int.from_bytes(read_at(fd, 0, LENGTH_BYTES), "little")
     if length > MAX_HEADER:
         _refuse(f"a safetensors header of {length} bytes; at most {MAX_HEADER} are read")
@@ -55,25 +55,25 @@ def _parse(text: bytes) -> dict[str, object]:
             Reason.NOT_A_MODEL, f"a damaged safetensors header: {snippet(str(error))}"
         ) from None
     if not isinstance(header, dict):
-        _refuse("a safetensors header that is no JSON object")
+        _refuse("a safetensors header that is not a JSON object")
     return header
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return table
 
 
 def _whole(text: str) -> int:
-    if text.startswith("-"):  # -0 as well, which the safetensors library also refuses
+    if text.startswith("-"):  # Includes -0, which the safetensors library refuses, too.
         raise ValueError(f"sizes are whole numbers, not {text}")
     return int(text)
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _metadata(value: object) -> dict[str, str]:
@@ -81,7 +81,7 @@ def _metadata(value: object) -> dict[str, str]:
         _refuse("safetensors metadata other than strings")
     try:
         "".join((*value, *value.values())).encode()
-    except UnicodeEncodeError:  # JSON can escape half of a surrogate pair
+    except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
         _refuse("safetensors metadata other than strings")
     return value
 
@@ -89,17 +89,20 @@ def _metadata(value: object) -> dict[str, str]:
 def _tensor(fd: int, name: str, entry: object, data_start: int) -> Tensor:
     check_name(name)
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        _refuse(f"tensor {name}: not exactly dtype, shape and data_offsets")
+        _refuse(f"tensor {name}: its fields are not exactly dtype, shape and data_offsets")
     dtype = _dtype(name, entry["dtype"])
     shape = _sizes(name, entry["shape"])
     offsets = _sizes(name, entry["data_offsets"])
     if len(shape) > MAX_RANK:
         _refuse(f"tensor {name}: {len(shape)} dimensions; at most {MAX_RANK} are read")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        _refuse(f"tensor {name}: data_offsets are no range")
+        _refuse(f"tensor {name}: data_offsets are not a range")
     tensor = Tensor(fd, dtype, shape, data_start + offsets[0])
     if tensor.nbytes != offsets[1] - offsets[0]:
-        _refuse(f"tensor {name}: dtype and shape do not make the {offsets[1] - offsets[0]} bytes")
+        _refuse(
+            f"tensor {name}: dtype and shape need {tensor.nbytes} bytes, but data_offsets have"
+            f" {offsets[1] - offsets[0]}"
+        )
     return tensor
 
 
@@ -135,5 +138,5 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return tensor.offset, tensor.nbytes
 
 
-def _refuse(what: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, what)
+def _refuse(problem: str) -> NoReturn:
+    raise LoaderError(Reason.NOT_A_MODEL, problem)

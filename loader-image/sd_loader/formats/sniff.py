@@ -11,7 +11,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
 HEAD_BYTES = 4096
-"""How many of a file's first bytes `identify` needs."""
+"""Number of first bytes of a file that `identify` needs."""
 
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 ZIP_MAGIC = b"PK\x03\x04"
@@ -54,14 +54,14 @@ _MARKUP = re.compile(r"<(!doctype html|html|head|body)\b", re.IGNORECASE)
 
 
 def identify(head: bytes, size: int) -> Container:
-    """The kind of a file with this head and size. Refuse by name a file that holds no model."""
+    """Return the kind of a file with this head and size. Refuse a file that is not a model."""
     if not size:
         raise LoaderError(Reason.NOT_A_MODEL, "the file is empty")
     if head.startswith(ZIP_MAGIC):
         return Container.ZIP
     if head.startswith(LEGACY_TORCH_MAGIC):
         return Container.LEGACY_TORCH
-    if head[8:9] == b"{" and head[5:8] == bytes(3):  # a header of less than a terabyte
+    if head[8:9] == b"{" and head[5:8] == bytes(3):  # A header of less than a terabyte.
         return Container.SAFETENSORS
     for magic, what in _OTHER_MODELS:
         if head.startswith(magic):
@@ -79,7 +79,7 @@ def _name(head: bytes, size: int) -> str:
             return what
     text = _text(head)
     if text is None:
-        return f"none that the loader knows (it begins with the bytes {head[:8].hex(' ')})"
+        return f"of an unknown kind (it begins with the bytes {head[:8].hex(' ')})"
     if _MARKUP.search(text):
         title = _TITLE.search(text)
         return "an HTML page" + (f" titled “{snippet(title[1])}”" if title else "")
@@ -91,7 +91,7 @@ def _name(head: bytes, size: int) -> str:
 
 
 def _text(head: bytes) -> str | None:
-    """The head as text. None if it is binary. A character that is cut at its end is ignored."""
+    """Decode the head as text. None if it is binary. A cut-off last character is ignored."""
     text = head.decode("utf-8-sig", errors="ignore")
     if "\0" in text or len(text.encode()) < len(head) - 6:
         return None
@@ -99,7 +99,7 @@ def _text(head: bytes) -> str | None:
 
 
 def _quoted_error(document: str) -> str:
-    """The error that a JSON document reports, if it is complete and has a usual form."""
+    """Return the error message in a JSON document of a usual form. Empty if it has none."""
     try:
         content = json.loads(document)
     except (ValueError, RecursionError):

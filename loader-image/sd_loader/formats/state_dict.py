@@ -1,4 +1,4 @@
-"""Finds the tensors of a checkpoint, from the description in its pickle."""
+"""Finds the tensors of a checkpoint from the content of its pickle."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MAX_NESTING = 8
 _LARGEST_NUMBER = 1 << 63
 _MOST_SCALARS = 1000
 _MOST_SHARING = 8
-"""How many tensors may share a byte of their file, on average. Tied weights are two."""
+"""How many tensors may share a byte of their file, on average. Tied weights share it twice."""
 
 
 def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
-    """Split a checkpoint's content into its weights, and the numbers and strings beside them.
+    """Split a checkpoint's content into its weights, and its other numbers and strings.
 
-    Training programs keep the weights under `state_dict`, next to their own state. Textual
-    inversion keeps its vectors under `string_to_param`: here their names begin with it.
+    Training programs put the weights under `state_dict`, next to their own state. Textual inversion
+    puts its vectors under `string_to_param`; this prefix becomes a part of their names.
     """
     metadata: dict[str, str] = {}
     for _ in range(_MAX_NESTING):
@@ -48,8 +48,8 @@ def place(fd: int, views: Mapping[str, View], records: Mapping[str, Record]) -> 
     if nbytes > _MOST_SHARING * size:
         raise LoaderError(
             Reason.UNSAFE_MODEL,
-            f"its tensors would take {nbytes} bytes, far more than the file's {size}: they are the"
-            " same numbers many times over",
+            f"its tensors would take {nbytes} bytes, far more than the file's {size}: they repeat"
+            " the same numbers many times",
         )
     return tensors
 
@@ -77,25 +77,25 @@ def _checked(views: dict[str, View]) -> dict[str, View]:
 
 
 def _scalars(content: Mapping[str, object]) -> dict[str, str]:
-    """The first scalars. Training programs leave about a dozen."""
-    found = (
+    """Return the first scalars. Training programs write about a dozen."""
+    scalars = (
         (snippet(name), snippet(str(value)))
         for name, value in content.items()
         if isinstance(value, str | float | bool)
         or (isinstance(value, int) and abs(value) < _LARGEST_NUMBER)
     )
-    return dict(islice(found, _MOST_SCALARS))
+    return dict(islice(scalars, _MOST_SCALARS))
 
 
 def _tensor(fd: int, name: str, view: View, records: Mapping[str, Record]) -> Tensor:
     storage = view.storage
     record = records.get(storage.key)
     if record is None or record.size != storage.nbytes:
-        found = "missing" if record is None else f"{record.size} bytes long"
+        state = "missing" if record is None else f"{record.size} bytes long"
         raise LoaderError(
             Reason.NOT_A_MODEL,
             f"tensor {name}: its data {snippet(storage.key, 20)} should be"
-            f" {storage.nbytes} bytes, but is {found}",
+            f" {storage.nbytes} bytes, but is {state}",
         )
     offset = record.offset + view.offset * view.dtype.itemsize
     strides = None if _is_contiguous(view) else view.strides

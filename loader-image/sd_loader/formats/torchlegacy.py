@@ -1,8 +1,9 @@
-"""Reads checkpoints of torch.save before 1.6: several pickles, then the storages they name.
+"""Reads checkpoints that torch.save wrote before 1.6: several pickles, then their storages.
 
-The file has a magic number, a version and a description of the writer's machine, each a pickle of
-its own; the pickle of the content; a pickle with the keys of the storages; and the storages in the
-order of these keys, each after its number of elements. Anything else in the file is refused.
+The file begins with three pickles: a magic number, a version and a description of the writer's
+machine. Then come the pickle of the content, and a pickle with the keys of the storages. The
+storages follow in the order of these keys, each after its number of elements. Anything else in the
+file is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BUFFER = 1 << 16
 
 
 def read_legacy(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and metadata of an open file of `size` bytes that has the magic number."""
+    """Return the tensors and metadata of an open file of `size` bytes that has the magic number."""
     stream = _Stream(fd, len(LEGACY_TORCH_MAGIC), size)
     _check_kind(pickle.read(stream), pickle.read(stream))
     storages = _Storages()
@@ -38,7 +39,7 @@ def read_legacy(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class _Stream:
-    """The file's bytes from a position on. It ends after as many bytes as a pickle may have."""
+    """The file's bytes from a position on, but at most as many as a pickle may have."""
 
     def __init__(self, fd: int, start: int, size: int) -> None:
         self._fd = fd
@@ -53,7 +54,7 @@ class _Stream:
         return self._next - len(self._buffer) + self._used
 
     def read(self, size: int, /) -> bytes:
-        """Read the next bytes. Fewer at the end. The memory for them is bounded."""
+        """Read the next bytes, or fewer at the end. The size of one read is limited."""
         if size > pickle.MAX_BYTES:
             refuse_damaged(f"a text of {size} bytes")
         piece = self._take(size)
@@ -66,9 +67,9 @@ class _Stream:
         """Read up to and including the next newline."""
         pieces = []
         while True:
-            found = self._buffer.find(b"\n", self._used)
-            pieces.append(self._take((found + 1 or len(self._buffer)) - self._used))
-            if found >= 0 or self._next == self._end:
+            newline = self._buffer.find(b"\n", self._used)
+            pieces.append(self._take((newline + 1 or len(self._buffer)) - self._used))
+            if newline >= 0 or self._next == self._end:
                 return b"".join(pieces)
             self._fill(_BUFFER)
 
@@ -78,7 +79,7 @@ class _Stream:
         return piece
 
     def _fill(self, size: int) -> None:
-        """Read more into the buffer, which is used up."""
+        """Read the next bytes into the buffer. The old content must be used up."""
         size = min(size, self._end - self._next)
         self._buffer = read_at(self._fd, self._next, size)
         self._used = 0
@@ -86,14 +87,14 @@ class _Stream:
 
 
 class _Storages:
-    """The storages that a pickle refers to. Some are parts of others."""
+    """The storages that a pickle refers to. A storage may be a part of another one."""
 
     def __init__(self) -> None:
         self._whole: dict[str, Storage] = {}
         self._parts: dict[str, tuple[Storage, Storage, int]] = {}
 
     def resolve(self, identity: object) -> Storage:
-        """The storage that a persistent id stands for. Its last element may name a part of one."""
+        """Return the storage that a persistent id means. Its last element may name a part of it."""
         if not isinstance(identity, tuple) or len(identity) != 6:
             refuse_damaged("an unknown reference to data outside the pickle")
         whole = storage(identity[:5])
@@ -109,18 +110,20 @@ class _Storages:
     def locate(self, fd: int, keys: list[str], position: int, size: int) -> dict[str, Record]:
         """Locate the storages, from `position` to the end of a file of `size` bytes."""
         if set(keys) != self._whole.keys() or len(set(keys)) != len(keys):
-            _refuse("its list of storages is not that of the storages in use")
+            _refuse("its list of storages differs from the storages in use")
         if not self._parts.keys().isdisjoint(keys):
             _refuse("a storage is a part of itself")
         records: dict[str, Record] = {}
         for key in keys:
-            found = self._whole[key]
-            stated = int.from_bytes(read_at(fd, position, _COUNT_BYTES), "little")
-            if stated != found.count:
-                _refuse(f"storage {snippet(key, 20)} has {stated} elements, not {found.count}")
+            storage_in_use = self._whole[key]
+            count = int.from_bytes(read_at(fd, position, _COUNT_BYTES), "little")
+            if count != storage_in_use.count:
+                _refuse(
+                    f"storage {snippet(key, 20)} has {count} elements, not {storage_in_use.count}"
+                )
             position += _COUNT_BYTES
-            records[key] = Record(position, found.nbytes, None)
-            position += found.nbytes
+            records[key] = Record(position, storage_in_use.nbytes, None)
+            position += storage_in_use.nbytes
             if position > size:
                 _refuse(f"truncated: it ends after {size} of at least {position} bytes")
         if position != size:
@@ -146,7 +149,7 @@ def _check_kind(version: object, machine: object) -> None:
     if version != _VERSION:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, "an unknown version of torch's old format")
     if not isinstance(machine, dict):
-        _refuse("a damaged torch file: it does not say what machine wrote it")
+        _refuse("a damaged torch file: it does not state what machine wrote it")
     if machine.get("little_endian") is not True:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT, "its numbers are not stored in little-endian order"
@@ -155,11 +158,11 @@ def _check_kind(version: object, machine: object) -> None:
 
 def _keys(value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
-        _refuse("its list of storages is no list of keys")
+        _refuse("its list of storages is not a list of keys")
     if len(value) > MAX_TENSORS:
         _refuse(f"{len(value)} storages; at most {MAX_TENSORS} are read")
     return value
 
 
-def _refuse(what: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, what)
+def _refuse(problem: str) -> NoReturn:
+    raise LoaderError(Reason.NOT_A_MODEL, problem)

@@ -1,4 +1,4 @@
-"""Reads checkpoints of torch.save since 1.6: a zip of a pickle and the storages that it names."""
+"""Reads checkpoints that torch.save writes since 1.6: a zip of a pickle and of its storages."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _NOTHING: Mapping[str, Record] = {}
 def read_archive(
     fd: int, size: int, foreseen: Mapping[str, Record] = _NOTHING
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[tuple[int, int], int]]:
-    """The tensors, the metadata, and the CRC-32 by (offset, bytes) of an open torch archive.
+    """Return the tensors, the metadata, and the CRC-32s by (offset, bytes) of a torch archive.
 
-    foreseen: members whose local headers have not arrived yet.
+    foreseen: members whose local headers are not downloaded yet.
     """
     directory = read_directory(fd, size)
     root = _root(directory)
@@ -48,13 +48,13 @@ def read_archive(
 
 
 def storages_of(directory: Directory) -> set[str]:
-    """The names of the members that are storages."""
+    """Return the names of the members that are storages."""
     root = _root(directory)
     return {member.name for member in directory.members if member.name.startswith(root + _STORAGES)}
 
 
 def _root(directory: Directory) -> str:
-    """The folder that holds all members of a torch archive, with its slash."""
+    """Return the folder that contains all members of a torch archive, with a slash at its end."""
     names = [member.name for member in directory.members]
     root = names[0].partition("/")[0] + "/" if names else ""
     if root + _PICKLE not in names or not all(name.startswith(root) for name in names):
@@ -66,10 +66,10 @@ def _root(directory: Directory) -> str:
 def _records(
     fd: int, directory: Directory, root: str, foreseen: Mapping[str, Record]
 ) -> dict[str, Record]:
-    """The members by their names under the root.
+    """Return the members by their names below the root.
 
-    After `torch.serialization.set_crc32_options(False)` torch writes 0 as every checksum: then no
-    record has one.
+    After `torch.serialization.set_crc32_options(False)`, torch writes 0 as every checksum. In this
+    case, the records have no checksum.
     """
     located = locate_members(fd, directory, lambda member: foreseen.get(member.name))
     records = {name.removeprefix(root): record for name, record in located.items()}
@@ -81,7 +81,7 @@ def _records(
 def _check_kind(fd: int, records: Mapping[str, Record]) -> None:
     if "constants.pkl" in records or any(name.startswith("code/") for name in records):
         raise LoaderError(
-            Reason.UNSAFE_MODEL, "the file is a TorchScript archive: a program, with its weights"
+            Reason.UNSAFE_MODEL, "the file is a TorchScript archive: it contains a program"
         )
     byteorder = _small(fd, records, "byteorder", default=b"little")
     if byteorder != b"little":
@@ -121,5 +121,5 @@ def _verified(fd: int, name: str, record: Record) -> bytes:
     return data
 
 
-def _refuse(what: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, what)
+def _refuse(problem: str) -> NoReturn:
+    raise LoaderError(Reason.NOT_A_MODEL, problem)

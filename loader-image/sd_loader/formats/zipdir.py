@@ -1,8 +1,8 @@
-"""Reads the directories of zip archives strictly: an ambiguous archive is refused.
+"""Reads the directories of zip archives strictly. An ambiguous archive is refused.
 
-Two zip readers can disagree about a crafted archive: it may have data before or after it, a local
+Two zip readers can read a crafted archive differently: it may have data before or after it, a local
 header that contradicts the directory, names that differ only in case, or overlapping members. All
-of these are refused, so that there is no doubt where a member lies. Members are not read here.
+of these are refused, so that the position of a member is unambiguous. Members are not read here.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a member's bytes lie in the file: for a packed member, its packed bytes."""
+    """The position of a member's bytes in the file. A packed member's bytes are packed."""
 
     offset: int
     size: int
@@ -96,7 +96,7 @@ def read_directory(fd: int, size: int, *, folders: bool = False) -> Directory:
     """
     count, length, start = _end_of(fd, size)
     if count > MAX_MEMBERS or length > MAX_DIRECTORY:
-        _refuse(f"{count} members in {length} bytes of directory: too many to read")
+        _refuse(f"its directory has {count} members in {length} bytes, which is too many")
     data = read_at(fd, start, length)
     members, position = [], 0
     for _ in range(count):
@@ -110,7 +110,7 @@ def read_directory(fd: int, size: int, *, folders: bool = False) -> Directory:
 
 
 def directory_start(fd: int, size: int) -> int:
-    """The position of the directory of the archive in an open file of `size` bytes."""
+    """Return the position of the directory of the archive in an open file of `size` bytes."""
     return _end_of(fd, size)[2]
 
 
@@ -123,8 +123,8 @@ def locate_members(
 ) -> dict[str, Record]:
     """Locate each member's bytes. Refuse hidden bytes and members that overlap.
 
-    foreseen: the record of a member whose local header has not arrived yet, to be checked by
-    `confirm` later. packed: whether members may be deflated.
+    foreseen: returns the computed record of a member whose local header is not downloaded yet. It
+    must be checked by `confirm` later. packed: whether members may be deflated.
     """
     records: dict[str, Record] = {}
     position, slack = 0, 0
@@ -143,7 +143,7 @@ def locate_members(
 
 
 def foresee(member: Member, following: int) -> Record | None:
-    """Where a member's bytes must lie if torch wrote it. None if torch did not.
+    """Compute where a member's bytes lie if torch wrote the archive. None if that is impossible.
 
     torch pads the local header so that the bytes begin at a multiple of 64. following: the position
     of the next local header, or of the directory.
@@ -159,22 +159,25 @@ def foresee(member: Member, following: int) -> Record | None:
 
 
 def confirm(fd: int, member: Member, foreseen: Record) -> None:
-    """Refuse a member that does not lie where it was foreseen."""
+    """Refuse a member that does not lie at the position that `foresee` computed."""
     if _record(fd, member) != foreseen:
         _refuse(f"the header of {snippet(member.name)} is not where its bytes end")
 
 
 def _end_of(fd: int, size: int) -> tuple[int, int, int]:
-    """The directory's number of entries, length and position, from the end of the file."""
+    """Read the directory's number of entries, length and position from the end of the file."""
     end_at = size - _END.size
     if end_at < 0:
         _refuse("no directory at the file's end: truncated")
     end = _END.unpack(read_at(fd, end_at, _END.size))
     signature, disk, first_disk, here, count, length, start, comment = end
     if signature != b"PK\x05\x06" or comment:
-        _refuse(f"no directory at the file's end: truncated after {size} bytes, or added to")
+        _refuse(
+            f"no directory at the file's end: truncated after {size} bytes, or bytes were added to"
+            " it"
+        )
     if (disk, first_disk) != (0, 0) or here != count:
-        _refuse("one part of several")
+        _refuse("it is one part of several")
     locator_at = end_at - _LOCATOR.size
     locator = read_at(fd, locator_at, _LOCATOR.size) if locator_at >= 0 else b""
     if not locator.startswith(b"PK\x06\x07"):
@@ -220,15 +223,15 @@ def _name(raw: bytes, *, folders: bool) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse("a member's name is no text")
+        _refuse("a member's name is not valid UTF-8")
     parts = (name.removesuffix("/") if folders else name).split("/")
     if not name.isprintable() or "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
-        _refuse(f"a member's name is no plain path: {snippet(name)}")
+        _refuse(f"a member's name is not a plain path: {snippet(name)}")
     return name
 
 
 def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
-    """The three values. Those that are too large for their field come from the zip64 extra."""
+    """Return the three values. Take those that do not fit into their field from the zip64 extra."""
     fields = [content for kind, content in _extra_fields(extra) if kind == _ZIP64]
     if len(fields) > 1:
         _refuse("a damaged zip64 field")
@@ -236,12 +239,12 @@ def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
     missing = values.count(_IN_ZIP64)
     if len(wide) < missing * _QUAD.size:
         _refuse("a zip64 field is missing")
-    found = iter(_QUAD.unpack_from(wide, index * _QUAD.size)[0] for index in range(missing))
-    return tuple(next(found) if value == _IN_ZIP64 else value for value in values)
+    quads = iter(_QUAD.unpack_from(wide, index * _QUAD.size)[0] for index in range(missing))
+    return tuple(next(quads) if value == _IN_ZIP64 else value for value in values)
 
 
 def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
-    """The extra fields of a member. A rest that is too short for a field is padding."""
+    """Yield the extra fields of a member. Too few bytes for a field at the end are padding."""
     position = 0
     while len(extra) - position >= _EXTRA.size:
         kind, length = _EXTRA.unpack_from(extra, position)
@@ -253,43 +256,43 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_method(member: Member, *, packed: bool) -> None:
-    """Refuse a member that is stored in a way that this loader does not read."""
-    what = snippet(member.name)
+    """Refuse a member that is stored in a way that the loader does not support."""
+    name = snippet(member.name)
     if member.flags & _ENCRYPTED or member.method not in (
         (STORED, DEFLATED) if packed else (STORED,)
     ):
-        known = "only deflate is read" if packed else "torch stores files as they are"
+        expected = "only deflate is supported" if packed else "torch stores files uncompressed"
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{what} in the zip archive is compressed or encrypted; {known}",
+            f"{name} in the zip archive is compressed or encrypted; {expected}",
         )
     known_flags = _HAS_DESCRIPTOR | _UTF8 | (_DEFLATE_LEVEL if member.method == DEFLATED else 0)
     is_whole = member.method == DEFLATED or member.size == member.stored_size
     if member.flags & ~known_flags or not is_whole:
-        _refuse(f"{what} is stored in an unknown way")
+        _refuse(f"{name} is stored in an unknown way")
 
 
 def _record(fd: int, member: Member, *, packed: bool = False) -> Record:
     """Check a member's local header against the directory, and locate the bytes after it."""
-    what = snippet(member.name)
+    shown = snippet(member.name)
     _check_method(member, packed=packed)
     name = member.name.encode()
     header = read_at(fd, member.header, _LOCAL.size + len(name))
     fields = _LOCAL.unpack_from(header)
     signature, _, flags, method, _, _, crc, stored_size, size, name_length, extra_length = fields
     if signature != b"PK\x03\x04" or (flags, method) != (member.flags, member.method):
-        _refuse(f"the header of {what} contradicts the directory")
+        _refuse(f"the header of {shown} contradicts the directory")
     if name_length != len(name) or header[_LOCAL.size :] != name:
-        _refuse(f"the header of {what} gives another name")
+        _refuse(f"the header of {shown} gives another name")
     offset = member.header + len(header) + extra_length
     described_later = bool(flags & _HAS_DESCRIPTOR) and (crc, stored_size, size) == (0, 0, 0)
     if not described_later:
         extra = read_at(fd, offset - extra_length, extra_length)
         sizes = _wide_values(extra, (size, stored_size, 0))
         if crc != member.crc or sizes[:2] != (member.size, member.stored_size):
-            _refuse(f"the header of {what} gives another size or checksum")
+            _refuse(f"the header of {shown} gives another size or checksum")
     return Record(offset, member.stored_size, member.crc)
 
 
-def _refuse(what: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, f"a damaged zip archive: {what}")
+def _refuse(problem: str) -> NoReturn:
+    raise LoaderError(Reason.NOT_A_MODEL, f"a damaged zip archive: {problem}")

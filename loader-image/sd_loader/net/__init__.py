@@ -1,1 +1,1 @@
-"""HTTP: one guarded client, and downloads that resume."""
+"""HTTP: a client that checks every address, and downloads that can be resumed."""

@@ -1,4 +1,4 @@
-"""How sources are called: which addresses, how patiently, and with whose token."""
+"""The HTTP client of a load: allowed addresses, retries, minimum speed and token."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from sd_loader.settings import Settings
 
 @dataclass(frozen=True)
 class HttpClient:
-    """The way to all sources of one load."""
+    """Opens connections to the sources of one load."""
 
     settings: Settings
 
     has_token: bool = False
-    """Whether a token is expected in the credentials folder."""
+    """Whether the credentials folder must have a token."""
 
     retries: Retries = RETRIES
-    """How often a transient failure is tried again."""
+    """How transient failures are retried."""
 
     pace: Pace = PACE
-    """The slowest that a server may be."""
+    """The minimum speed of a server."""
 
-    def session(self, *, max_answer: int | None = None) -> httpx2.Client:
-        """Connections that call only allowed addresses and never wait without limit.
+    def session(self, *, max_bytes: int | None = None) -> httpx2.Client:
+        """Open a client that calls only allowed addresses and has a timeout for every wait.
 
-        max_answer: of bytes, for callers that read whole responses into memory.
+        max_bytes: largest response body, for callers that read whole responses into memory.
         """
         return httpx2.Client(
-            transport=GuardedTransport(self.settings, self.pace, max_answer),
-            # Without compression the bytes counted, resumed and digested are the file's own.
+            transport=GuardedTransport(self.settings, self.pace, max_bytes),
+            # Compression is not accepted, so that bytes are counted and digested as in the file.
             headers={"User-Agent": f"sd-loader/{LOADER_VERSION}", "Accept-Encoding": "identity"},
             timeout=TIMEOUT,
             follow_redirects=True,
@@ -47,7 +47,7 @@ class HttpClient:
         )
 
     def check_url(self, url: str, field: str) -> None:
-        """Refuse a url that is not a link, or must not be called, before anything else happens."""
+        """Refuse a url that is not a valid link, or that must not be called."""
         if "://" not in url:
             raise LoaderError(
                 Reason.INVALID_SPEC, f"{redact_url(url)} is not an http(s) link", field=field
@@ -56,7 +56,7 @@ class HttpClient:
             httpx2.URL(url)
             self.settings.guard().check_url(url)
         except httpx2.InvalidURL:
-            # Without its cause, which quotes the url: a password with a slash is taken for a port.
+            # The cause is dropped because it quotes the url, which may contain a password.
             raise LoaderError(
                 Reason.INVALID_SPEC, "the link is not well-formed", field=field
             ) from None
@@ -66,11 +66,11 @@ class HttpClient:
     def token(
         self, url: str, field: str, *, required: bool, is_default_host: bool = False
     ) -> str | None:
-        """The token for a url, or None if the load has none.
+        """Return the token for a url. None if the load has no token.
 
-        The token goes only to the host that the Secret names. For another host the result is None,
-        or CredentialsHostMismatch if the token is `required`. is_default_host: a Secret that names
-        no host is for this url's host.
+        The token is only for the host that the Secret names. For another host, return None, or
+        raise CredentialsHostMismatch if the token is `required`. is_default_host: whether a token
+        without a host may be sent to this url's host.
         """
         if not self.has_token:
             return None

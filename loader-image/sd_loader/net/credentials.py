@@ -1,4 +1,4 @@
-"""Reads the token from the Secret's files, and says which host it may be sent to."""
+"""The token for a source: reads it from the Secret's files, and limits it to one host."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ _MAX_BYTES = 16 * 1024
 
 @dataclass(frozen=True)
 class Credentials:
-    """The content of a credentials Secret."""
+    """A token, and the host that it may be sent to."""
 
     token: str = field(repr=False)
 
     host: str | None
-    """The only host (`host` or `host:port`) that the token is sent to. None if the Secret has none.
-    """
+    """`host` or `host:port`. None if the Secret names no host."""
 
 
 def read_credentials(folder: Path) -> Credentials:
-    """Read the mounted Secret's keys `token` and `host`."""
+    """Read the keys `token` and `host` of the mounted Secret."""
     token = _read(folder / "token")
     if not token:
         raise LoaderError(
             Reason.SECRET_NOT_FOUND, "the credentials Secret, or its key `token`, is missing"
         )
     if not re.fullmatch(r"[!-~]+", token):
-        # Checked here, since an HTTP library would quote the whole header in its error.
+        # Checked here because the error of an HTTP library would quote the whole header.
         raise LoaderError(
             Reason.SECRET_NOT_FOUND,
             "the credentials Secret's key `token` is not one word of printable ASCII",
@@ -44,10 +43,10 @@ def read_credentials(folder: Path) -> Credentials:
 def refusal(
     url: str, field: str, credentials: Credentials, guard: Guard, *, is_default_host: bool
 ) -> str | None:
-    """Why the token must not be sent to this url; None if it may.
+    """Return why the token must not be sent to this url. None if it may be sent.
 
-    field: what the message calls the url. is_default_host: a Secret that names no host is for this
-    url's host.
+    field: name of the url in the message. is_default_host: whether a token without a host may be
+    sent to this url's host.
     """
     parts = urlsplit(url)
     port = effective_port(parts)
@@ -56,11 +55,11 @@ def refusal(
     shown = host if port == (443 if parts.scheme == "https" else 80) else f"{host}:{port}"
     allowed = credentials.host or (shown if is_default_host else None)
     if allowed is None:
-        return f"the credentials Secret has no key `host`; {field}'s host is {shown}"
+        return f"the credentials Secret has no key `host`; the host of {field} is {shown}"
     if allowed not in {shown, f"{host}:{port}"}:
-        # The Secret's own host is not shown: people put tokens into the wrong key.
-        return f"the credentials Secret is for another host than {field}'s, {shown}"
-    # Plain http is only for hosts that the administrator allows, such as a mirror in the cluster.
+        # The Secret's host is not shown, because users may put the token into the wrong key.
+        return f"the credentials Secret is for another host than that of {field}, {shown}"
+    # Plain http is allowed only for a host that the administrator allowed, such as a mirror.
     if parts.scheme != "https" and not guard.allows(name, port):
         return f"tokens are not sent to {shown} over plain http"
     return None

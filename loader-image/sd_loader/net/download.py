@@ -1,7 +1,7 @@
-"""Downloads one file over HTTP: resumes it, computes its digest, and limits its size.
+"""Downloads one file over HTTP: resumes it, computes its digest, and enforces its size limit.
 
-`<name>.part` beside the file holds the bytes of an incomplete download. `<name>.note` tells a later
-attempt which url and which version of the file the bytes are from.
+An incomplete file lies in `<name>.part`. `<name>.note` records its url and version, so that a later
+attempt can resume it. The note stays after the download is finished.
 """
 
 from __future__ import annotations
@@ -33,24 +33,23 @@ class Wanted:
     url: str
 
     path: Path
-    """Where the finished file is put."""
 
     size: int | None = None
-    """The size that the file must have. None if it is not known."""
+    """Required size in bytes. None if it is not known."""
 
     sha256: str | None = None
-    """The digest that the file must have. None if it is not known."""
+    """Required SHA-256. None if it is not known."""
 
     inspect: Inspect = lambda _head, _size: None
-    """Takes the file's first bytes and its size. Raises LoaderError if the file cannot be used."""
+    """Raises LoaderError if a file with these first bytes and this size cannot be the right one."""
 
     own_digest: bool = False
-    """Whether the source itself gives the digest. Then wrong bytes are downloaded once more."""
+    """Whether the source itself states the digest. Then a mismatch is retried once."""
 
 
 @dataclass(frozen=True)
 class Got:
-    """A file that was downloaded in full."""
+    """A complete download."""
 
     sha256: str
     size: int
@@ -58,18 +57,22 @@ class Got:
 
 @dataclass(frozen=True)
 class Downloader:
-    """Downloads files over one set of connections."""
+    """Downloads files."""
 
     client: httpx2.Client
+
     max_bytes: int
+    """Largest size of a file."""
+
     token: str | None = field(default=None, repr=False)
-    """Sent to the origin of each file's url, and not to others."""
+    """Sent only to the origin of each file's url."""
+
     retries: Retries = RETRIES
 
     def get(self, wanted: Wanted, on_bytes: OnBytes) -> Got:
-        """Download a file, or finish its download.
+        """Download a file, or resume its download.
 
-        on_bytes is called with the bytes that are here and the total, if it is known.
+        on_bytes: called with the number of bytes so far, and the total if it is known.
         """
         done = PartialDownload.finished(wanted.path, wanted.url)
         if done is not None and wanted.sha256 in (None, done[0]):
@@ -80,16 +83,16 @@ class Downloader:
             except LoaderError as error:
                 if not wanted.own_digest or error.reason is not Reason.DIGEST_MISMATCH:
                     raise
-                # Bits may flip on the way; if the bytes are wrong twice, the source is wrong.
+                # The bytes may have been damaged in transit. A second mismatch is the source's.
                 partial.restart(None)
                 got = self._whole(wanted, partial, on_bytes)
             partial.finish()
             return got
 
     def _whole(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> Got:
-        """Receive the missing bytes, and compare the file with what is known of it."""
+        """Download the missing bytes, and check the complete file."""
         self.retries.run(lambda: self._attempt(wanted, partial, on_bytes), lambda: partial.size)
-        # Again, since the first chunk may have been too short.
+        # The first chunk may have been too short to inspect.
         wanted.inspect(partial.head(), partial.size)
         if wanted.sha256 not in (None, partial.sha256):
             raise LoaderError(
@@ -102,7 +105,7 @@ class Downloader:
         try:
             with self._answer(wanted, partial) as response:
                 if response.status_code == 416 and total_bytes(response) == partial.size:
-                    return  # the cut came after the last byte
+                    return  # All bytes are here: the connection broke after the last one.
                 self._start(response, wanted, partial)
                 self._receive(response, wanted, partial, on_bytes)
         except httpx2.RequestError as error:
@@ -111,28 +114,28 @@ class Downloader:
     def _answer(
         self, wanted: Wanted, partial: PartialDownload
     ) -> AbstractContextManager[httpx2.Response]:
-        """Ask for the missing bytes."""
+        """Request the missing bytes."""
         headers = {}
         if partial.size and partial.validator:
             headers = {"Range": f"bytes={partial.size}-", "If-Range": partial.validator}
         return Resource(self.client, wanted.url, self.token).get(headers)
 
     def _start(self, response: httpx2.Response, wanted: Wanted, partial: PartialDownload) -> None:
-        """Move to the position at which the body begins, and refuse a body that cannot fit."""
+        """Check the response's range, version and size. Restart the partial file if needed."""
         shown = redact_url(str(response.url))
         match response.status_code:
             case 206 if partial.size and validator(response) not in (None, partial.validator):
-                # If-Range was ignored: these would be halves of two versions.
+                # The server ignored If-Range. The file would be mixed from two versions.
                 partial.restart(None)
                 raise TransientError(
-                    Reason.SOURCE_UNREACHABLE, f"{shown} changed while it was downloaded"
+                    Reason.SOURCE_UNREACHABLE, f"{shown} changed while it was being downloaded"
                 )
             case 206 if first_byte(response) == partial.size:
                 pass
             case 206 | 416:
                 partial.restart(None)
                 raise TransientError(
-                    Reason.SOURCE_UNREACHABLE, f"{shown} answered with another range"
+                    Reason.SOURCE_UNREACHABLE, f"{shown} sent another range than requested"
                 )
             case 200:
                 partial.restart(validator(response))
@@ -158,19 +161,19 @@ class Downloader:
                 wanted.inspect(chunk, total or len(chunk))
             after = partial.size + len(chunk)
             if wanted.size is not None and after > wanted.size:
-                raise _wrong_size(wanted, f"goes on after {wanted.size} bytes")
+                raise _wrong_size(wanted, f"has more than {wanted.size} bytes")
             if stated is not None and after > stated:
                 partial.restart(None)
                 raise TransientError(
                     Reason.SOURCE_UNREACHABLE,
-                    f"{redact_url(wanted.url)} goes on after the {stated} bytes that it states",
+                    f"{redact_url(wanted.url)} sent more than the {stated} bytes that it stated",
                 )
             if after > self.max_bytes:
-                raise too_large(wanted.url, "goes on", self.max_bytes)
+                raise too_large(wanted.url, "is too large", self.max_bytes)
             partial.append(chunk)
             on_bytes(partial.size, total)
         if stated is not None and partial.size != stated:
-            # A server may send less than the range that was requested.
+            # A server may send less than the requested range.
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
                 f"{redact_url(wanted.url)} sent {partial.size} of {stated} bytes",
@@ -179,12 +182,13 @@ class Downloader:
             raise _wrong_size(wanted, f"ends after {partial.size} bytes")
 
 
-def too_large(url: str, what: str, limit: int) -> LoaderError:
-    """The error for a file that exceeds the limit."""
-    return LoaderError(Reason.TOO_LARGE, f"{redact_url(url)} {what}; the limit is {limit} bytes")
+def too_large(url: str, finding: str, limit: int) -> LoaderError:
+    """Return the error for a file above the limit. finding: the predicate of the message."""
+    return LoaderError(Reason.TOO_LARGE, f"{redact_url(url)} {finding}; the limit is {limit} bytes")
 
 
-def _wrong_size(wanted: Wanted, what: str) -> LoaderError:
+def _wrong_size(wanted: Wanted, finding: str) -> LoaderError:
     return LoaderError(
-        Reason.DIGEST_MISMATCH, f"{redact_url(wanted.url)} {what}; the source states {wanted.size}"
+        Reason.DIGEST_MISMATCH,
+        f"{redact_url(wanted.url)} {finding}; the source states {wanted.size}",
     )

@@ -1,4 +1,4 @@
-"""One HTTP exchange: follows redirects itself, and reads ranges and versions from a response."""
+"""One HTTP exchange: follows redirects, and reads ranges and versions from response headers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from sd_loader.errors import LoaderError
 
 @dataclass(frozen=True)
 class Resource:
-    """A url that is requested, with the token for it."""
+    """A url, the client for it, and the token."""
 
     client: httpx2.Client
+
     url: str
+
     token: str | None = field(default=None, repr=False)
     """Sent to the url's own origin. A redirect to another origin drops it."""
 
     @contextlib.contextmanager
     def get(self, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-        """Request the file. The response's body is not read yet."""
+        """Send a GET request and follow redirects. The response's body is not read yet."""
         sent = dict(headers)
         if self.token is not None:
             sent["Authorization"] = f"Bearer {self.token}"
@@ -54,9 +56,10 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 def validator(response: httpx2.Response) -> str | None:
-    """The value for If-Range: a strong ETag or a date. None if the response has neither.
+    """Return a value for If-Range: a strong ETag or a date. None if the response has neither.
 
-    A date identifies a version only after its second is over (RFC 9110, section 8.8.2.2).
+    A date from the same second as the response is not used, because the file may change again
+    within this second (RFC 9110, section 8.8.2.2).
     """
     etag: str = response.headers.get("ETag", "")
     if etag.startswith('"'):
@@ -64,13 +67,13 @@ def validator(response: httpx2.Response) -> str | None:
     modified: str = response.headers.get("Last-Modified", "")
     try:
         age = parsedate_to_datetime(response.headers["Date"]) - parsedate_to_datetime(modified)
-    except (KeyError, ValueError, TypeError):  # no dates, or one of them without a zone
+    except (KeyError, ValueError, TypeError):  # A date is missing, invalid or has no time zone.
         return None
     return modified if age >= timedelta(seconds=1) else None
 
 
 def total_bytes(response: httpx2.Response) -> int | None:
-    """Length of the whole file. None if the response does not state it."""
+    """Return the length of the whole file. None if the headers do not state it."""
     header, pattern = (
         ("Content-Length", r"(\d{1,18})")
         if response.status_code == 200
@@ -81,15 +84,15 @@ def total_bytes(response: httpx2.Response) -> int | None:
 
 
 def first_byte(response: httpx2.Response) -> int | None:
-    """Position at which the response's range begins. None if it has no range."""
+    """Return the position where the response's range begins. None if it has no range."""
     match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""), re.ASCII)
     return int(match[1]) if match else None
 
 
 def refuse_encoded(response: httpx2.Response) -> None:
-    """Refuse a compressed body: bytes are counted, resumed and digested as in the file."""
+    """Refuse a compressed response: its bytes could not be counted and digested as in the file."""
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise LoaderError(
             Reason.SOURCE_UNREACHABLE,
-            f"{redact_url(str(response.url))} answers compressed, which was not asked for",
+            f"{redact_url(str(response.url))} sent a compressed response, which was not requested",
         )

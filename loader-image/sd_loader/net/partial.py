@@ -1,4 +1,4 @@
-"""A partial download on the volume, and whether the rest fits."""
+"""Partial downloads: the bytes received so far, and a check that the rest fits on the volume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _USELESS = {
     Reason.UNSAFE_MODEL,
     Reason.UNSUPPORTED_FORMAT,
 }
-"""Errors after which the bytes that are here are of no use."""
+"""Errors after which the partial download is deleted, because it cannot be used."""
 _PART = ".part"
 _NOTE = ".note"
 _CHUNK = 1 << 20
@@ -28,7 +28,10 @@ _HEAD = 1024
 
 
 class PartialDownload:
-    """`<name>.part` with its running digest, and `<name>.note` with its url and version."""
+    """The bytes in `<name>.part`, their digest, and the record in `<name>.note`.
+
+    The note has a digest of the url and the file's version, so that no other file is resumed.
+    """
 
     def __init__(self, path: Path, url: str) -> None:
         self._path = path
@@ -36,7 +39,7 @@ class PartialDownload:
         self._hash = hashlib.sha256()
         self.size = 0
         self.validator: str | None = None
-        """The server's name for this version of the file. None if it gives none."""
+        """The ETag or date of the file's version. None if the server states none."""
         note = _read_note(path, url)
         with storage_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +54,7 @@ class PartialDownload:
 
     @staticmethod
     def finished(path: Path, url: str) -> tuple[str, int] | None:
-        """Digest and size of the file if an earlier attempt finished it, else None."""
+        """Return the digest and size of the file if an earlier attempt finished it."""
         note = _read_note(path, url)
         sha256, size = note.get("sha256"), note.get("size")
         if not isinstance(sha256, str) or not isinstance(size, int):
@@ -63,16 +66,16 @@ class PartialDownload:
 
     @staticmethod
     def is_begun(path: Path, url: str) -> bool:
-        """Whether an earlier attempt left anything of this file."""
+        """Whether an earlier attempt has begun to download this file from this url."""
         return bool(_read_note(path, url))
 
     @property
     def sha256(self) -> str:
-        """Digest of the bytes so far."""
+        """SHA-256 of the bytes so far."""
         return self._hash.hexdigest()
 
     def head(self) -> bytes:
-        """The first bytes."""
+        """Return the first bytes of the file."""
         with storage_errors(self._path.name):
             self._file.flush()
         return os.pread(self._file.fileno(), _HEAD, 0)
@@ -85,7 +88,7 @@ class PartialDownload:
         self.size += len(chunk)
 
     def restart(self, validator: str | None) -> None:
-        """Begin again, with the version that the server serves now."""
+        """Drop all bytes, and begin with the version that the server has now."""
         with storage_errors(self._path.name):
             self._file.seek(0)
             self._file.truncate()
@@ -95,15 +98,15 @@ class PartialDownload:
         self.validator = validator
 
     def finish(self) -> None:
-        """Put the file in place."""
+        """Record that the file is finished, and move it to its final name."""
         with storage_errors(self._path.name):
             self._file.flush()
-            # With the validator, so that a crash before the next line costs nothing.
+            # The note keeps the validator: after a crash before the next line, the file is resumed.
             self._note({"validator": self.validator, "sha256": self.sha256, "size": self.size})
             _part(self._path).replace(self._path)
 
     def _discard(self) -> None:
-        """Free the space."""
+        """Delete the partial download and its note."""
         _part(self._path).unlink(missing_ok=True)
         _note(self._path).unlink(missing_ok=True)
 
@@ -132,18 +135,18 @@ class PartialDownload:
 
 
 def ensure_space(folder: Path, needed: int) -> None:
-    """Refuse a download that does not fit, before its first byte."""
+    """Raise InsufficientStorage if the volume has too little free space."""
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
     if needed > free:
         raise LoaderError(
             Reason.INSUFFICIENT_STORAGE,
-            f"the download needs {needed} more bytes and the volume has {free} free",
+            f"the download needs {needed} more bytes, but the volume has only {free} free",
         )
 
 
 def file_of(name: str) -> str:
-    """The file that a `.part` or `.note` belongs to."""
+    """Return the name of the file that a `.part` or `.note` belongs to."""
     return name.removesuffix(_PART).removesuffix(_NOTE)
 
 
@@ -156,12 +159,12 @@ def _note(path: Path) -> Path:
 
 
 def _digest_of(url: str) -> str:
-    """A digest of the url, which itself may hold a token and is not stored."""
+    """Return a digest that identifies the url. The url itself may contain a token."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _read_note(path: Path, url: str) -> dict[str, Any]:
-    """The note, if it is about this url. A note that a crash cut short is ignored."""
+    """Read the note. Return an empty one if it is for another url, missing or incomplete."""
     try:
         note = json.loads(_note(path).read_bytes())
     except (FileNotFoundError, ValueError):

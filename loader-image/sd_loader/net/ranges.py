@@ -1,4 +1,4 @@
-"""Reads ranges of one version of a remote file, and resumes them if a connection ends."""
+"""Reads ranges of a file behind a link. All ranges are of one version, also after a retry."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_b
 from sd_loader.net.http_errors import Retries, refused, unreachable
 
 HEAD_BYTES = 1 << 20
-"""Bytes of the first request: more than SDXL's safetensors header or a checkpoint's pickle."""
+"""Size of the first read. SDXL's safetensors header and a checkpoint's pickle are smaller."""
 
 Take = Callable[[int, memoryview], None]
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One version of a remote file."""
+    """One version of a file."""
 
     resource: Resource
     retries: Retries
+
     size: int
+    """In bytes."""
+
     version: str
+    """The ETag or date that identifies this version."""
+
     head: bytes
-    """The file's first bytes."""
+    """The first bytes."""
 
     @classmethod
     def open(cls, resource: Resource, retries: Retries) -> RemoteFile | None:
-        """Open a file. None if the server does not serve ranges of one known version."""
+        """Read the head of a file. None if the server cannot serve ranges of one version of it."""
         return retries.run(lambda: cls._open(resource, retries))
 
     @classmethod
@@ -59,7 +64,7 @@ class RemoteFile:
         return cls(resource, retries, size, version, head) if head else None
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes of a small range."""
+        """Read a small range."""
         content = bytearray()
 
         def take(_position: int, chunk: memoryview) -> None:
@@ -69,7 +74,7 @@ class RemoteFile:
         return bytes(content)
 
     def stream(self, start: int, end: int, take: Take) -> None:
-        """Pass on the bytes of a range in order, each once, and resume if a connection ends."""
+        """Pass the bytes of a range to `take`, in order and each once, also after a retry."""
         position = start
         if start < len(self.head):
             at_hand = memoryview(self.head)[start:end]
@@ -89,7 +94,7 @@ class RemoteFile:
                 raise unreachable(self.resource.url, error) from error
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
-                f"{redact_url(self.resource.url)} sent the bytes up to {position}, not to {end}",
+                f"{redact_url(self.resource.url)} stopped at byte {position}, before byte {end}",
             )
 
         if position < end:
@@ -113,5 +118,5 @@ class RemoteFile:
         if first_byte(response) != start:
             raise TransientError(
                 Reason.SOURCE_UNREACHABLE,
-                f"{redact_url(self.resource.url)} answered with another range",
+                f"{redact_url(self.resource.url)} sent another range than requested",
             )

@@ -1,8 +1,9 @@
-"""The guarded transport below all HTTP: it checks each url and connects only to checked addresses.
+"""The loader's HTTP transport: checks every request, and connects only to checked addresses.
 
-Redirects and `huggingface_hub` pass it too. The url of each request is checked before it is sent.
-The connection goes to an address that was checked, while SNI and Host keep the name. Behind a proxy
-only names are checked, since the proxy resolves them; the administrator chooses its address.
+All HTTP requests pass through it, also redirects and those of `huggingface_hub`. It checks the url
+before it sends a request, and connects to an address that was checked; SNI and Host keep the name.
+If there is a proxy, it checks only the names, because the proxy resolves them. The address of the
+proxy itself is not checked, because the administrator chose it.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 TIMEOUT = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 READ_BYTES = 256 << 10
-"""Bytes of one read, if they are there: httpcore's 64 KiB cost as much time as the digests."""
+"""Largest size of one read. With httpcore's 64 KiB, reads take as much time as the digests."""
 HEAD_MAX_BYTES = 1 << 20
-"""Limit of a response's head, since interim responses (1xx) may never end."""
+"""Limit for a response's headers, including interim (1xx) responses, which could be endless."""
 MAX_ADDRESSES = 4
-"""Addresses tried per host; each may take CONNECT_SECONDS to fail."""
+"""How many addresses of a host are tried. Each may take CONNECT_SECONDS to fail."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The lowest speed that is accepted, averaged over a window of waiting for the server."""
+    """The minimum speed of a server, averaged over a window of time spent waiting for it."""
 
     bytes_per_second: int = 1024
     window_seconds: float = 60.0
@@ -52,10 +53,13 @@ PACE = Pace()
 
 
 class GuardedTransport(httpx2.BaseTransport):
-    """Sends a request if the guard allows it, else raises LoaderError(AddressRefused)."""
+    """Sends a request if the guard allows it. Otherwise raises LoaderError (AddressRefused).
 
-    def __init__(self, settings: Settings, pace: Pace, max_answer: int | None = None) -> None:
-        self._max_answer = max_answer
+    max_bytes: largest response body. None if it is not limited.
+    """
+
+    def __init__(self, settings: Settings, pace: Pace, max_bytes: int | None = None) -> None:
+        self._max_bytes = max_bytes
         self._guard = settings.guard()
         self._no_proxy = settings.no_proxy
         tls = _tls_context(settings)
@@ -65,7 +69,7 @@ class GuardedTransport(httpx2.BaseTransport):
         self._proxied = _proxy_pool(settings.proxy, tls, pace) if settings.proxy else None
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Check and send a request, and refuse a redirect from https to http."""
+        """Check and send a request. Refuse a redirect from https to http."""
         with _refusals():
             parts = self._guard.check_url(str(request.url))
         pool = self._direct
@@ -75,7 +79,7 @@ class GuardedTransport(httpx2.BaseTransport):
             pool = self._proxied
         url = request.url
         with _httpx_errors():
-            answer = pool.handle_request(
+            received = pool.handle_request(
                 httpcore2.Request(
                     method=request.method,
                     url=httpcore2.URL(
@@ -83,26 +87,27 @@ class GuardedTransport(httpx2.BaseTransport):
                     ),
                     headers=request.headers.raw,
                     content=request.stream,
-                    # Set here, since callers (huggingface_hub) may turn timeouts off.
+                    # Set here because callers (huggingface_hub) may turn timeouts off.
                     extensions={**request.extensions, "timeout": TIMEOUT.as_dict()},
                 )
             )
-        stream = answer.extensions.get("network_stream")
+        stream = received.extensions.get("network_stream")
         if isinstance(stream, _PacedStream):
             stream.head_is_over()
         response = httpx2.Response(
-            answer.status,
-            headers=answer.headers,
-            stream=_Body(answer, url.host, self._max_answer),
-            extensions=answer.extensions,
+            received.status,
+            headers=received.headers,
+            stream=_Body(received, url.host, self._max_bytes),
+            extensions=received.extensions,
             request=request,
         )
-        if self._max_answer is not None:
-            refuse_encoded(response)  # a few bytes would become many
+        if self._max_bytes is not None:
+            refuse_encoded(response)  # A small compressed body can become a large one.
         if url.scheme == "https" and _target_scheme(url, response) == "http":
             response.close()
             raise LoaderError(
-                Reason.ADDRESS_REFUSED, f"{url.host} redirects from https to http, which is refused"
+                Reason.ADDRESS_REFUSED,
+                f"{url.host} redirects from https to http, which is not allowed",
             )
         return response
 
@@ -143,11 +148,11 @@ def _target_scheme(url: httpx2.URL, response: httpx2.Response) -> str | None:
     try:
         return url.join(response.headers["Location"]).scheme
     except httpx2.InvalidURL:
-        return None  # the client itself refuses to follow it
+        return None  # The client refuses to follow an invalid url.
 
 
 class _Backend(httpcore2.NetworkBackend):
-    """Connects to the addresses of a host in turn."""
+    """Connects to a host: tries the addresses that `addresses` returns for it in turn."""
 
     def __init__(self, addresses: Callable[[str, int], Sequence[str]], pace: Pace) -> None:
         self._addresses = addresses
@@ -181,11 +186,11 @@ class _Backend(httpcore2.NetworkBackend):
 
 
 class _PacedStream(httpcore2.NetworkStream):
-    """A connection on which the server must send each response at a minimum pace.
+    """A connection to a server that must send at a minimum speed.
 
-    A read timeout alone would let a server send one byte at a time for ever. Only the time spent
-    waiting counts: a slow disk on our side is not the server's fault. The size of a response's head
-    is limited too.
+    With a read timeout alone, a server could send one byte at a time for ever. Only the time spent
+    waiting for the server counts, not the time that this side needs to write to disk. The size of
+    the response's headers is limited, too.
     """
 
     def __init__(self, stream: httpcore2.NetworkStream, pace: Pace) -> None:
@@ -199,7 +204,7 @@ class _PacedStream(httpcore2.NetworkStream):
         self._received = 0
 
     def head_is_over(self) -> None:
-        """Stop counting the head: until the next request the body comes, which may be long."""
+        """Stop counting header bytes: the body follows, which may be long."""
         self._head_bytes = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -212,7 +217,7 @@ class _PacedStream(httpcore2.NetworkStream):
             if self._head_bytes > HEAD_MAX_BYTES:
                 raise LoaderError(
                     Reason.SOURCE_UNREACHABLE,
-                    f"the source sent {self._head_bytes} bytes and no answer yet",
+                    f"the source sent {self._head_bytes} bytes of headers and no end of them",
                 )
         if self._waited >= self._pace.window_seconds:
             if self._received < self._pace.bytes_per_second * self._waited:
@@ -246,25 +251,25 @@ class _PacedStream(httpcore2.NetworkStream):
 
 
 class _Body(httpx2.SyncByteStream):
-    def __init__(self, answer: httpcore2.Response, host: str, max_bytes: int | None) -> None:
-        self._answer = answer
+    def __init__(self, response: httpcore2.Response, host: str, max_bytes: int | None) -> None:
+        self._response = response
         self._host = host
         self._max_bytes = max_bytes
 
     def __iter__(self) -> Iterator[bytes]:
         received = 0
         with _httpx_errors():
-            for chunk in self._answer.iter_stream():
+            for chunk in self._response.iter_stream():
                 received += len(chunk)
                 if self._max_bytes is not None and received > self._max_bytes:
                     raise LoaderError(
                         Reason.SOURCE_UNREACHABLE,
-                        f"{self._host} answers with more than {self._max_bytes} bytes",
+                        f"{self._host} sent a response of more than {self._max_bytes} bytes",
                     )
                 yield chunk
 
     def close(self) -> None:
-        self._answer.close()
+        self._response.close()
 
 
 @contextlib.contextmanager
@@ -286,7 +291,7 @@ _CORE_ERRORS = (
 
 @contextlib.contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """Raise httpcore2's errors as those of the same name in httpx2."""
+    """Raise errors of httpcore2 as the errors of httpx2 that have the same names."""
     try:
         yield
     except _CORE_ERRORS as error:

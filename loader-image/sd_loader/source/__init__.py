@@ -1,7 +1,7 @@
-"""Where a model's bytes come from: finds a source and downloads it into a folder, resumably.
+"""Sources of models: finds the source that a url means, and downloads it or resumes its download.
 
-`locate` says which source a url means; `fetch` downloads it. Below them is one module for each
-kind of source: `link`, `hub` (with `hub_api`), `local`, and `archive` for a zip of a folder.
+`locate` finds the source, `fetch` downloads it. There is one module for each kind of source:
+`link`, `hub` (with `hub_api`), `local`, and `archive` for a zip of a folder.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sd_loader.source.ref import Checks, SourceRef
 def fetch(
     place: Located, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
 ) -> Fetched:
-    """Download a source into a folder, or finish its download.
+    """Download a source into a folder, or resume its download.
 
-    place: where `locate` found it.
+    place: the result of `locate`.
     """
     max_bytes = client.settings.max_bytes
     match place:

@@ -1,7 +1,7 @@
-"""Unpacks a trained model that comes as a zip of a diffusers folder.
+"""Unpacks a trained model that was downloaded as a zip of a diffusers folder.
 
-Nothing is written before the directory, every name and every size are checked. Only the files that
-would be downloaded from a Hub repo are unpacked, each up to its stated size.
+The directory, all names and all sizes are checked before anything is written. Only the files that
+would be downloaded from a Hub repo are unpacked. None may be larger than its stated size.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _TORCH_PICKLE = "data.pkl"
 _MAC_FOLDER = "__MACOSX/"
 _MAX_FILES = 1000
 _MAX_RATIO = 200
-"""Unpacked bytes per packed byte. JSON reaches 20; only runs of one byte reach deflate's 1000."""
+"""Largest ratio of unpacked to packed bytes. JSON reaches 20, and runs of one byte reach 1000."""
 _SMALL = 1 << 20
-"""Bytes up to which a member may have any ratio."""
+"""Files that unpack to at most this size may have any ratio."""
 _SMALL_FILES = (".json", ".txt")
 _CHUNK = 1 << 20
 
@@ -43,7 +43,7 @@ _CHUNK = 1 << 20
 def unpack_pipeline(
     fetched: Fetched, ref: SourceRef, checks: Checks, max_bytes: int, into: Path
 ) -> Fetched:
-    """Unpack a download that is a zip of a folder. Any other file stays as it is."""
+    """Unpack a download that is a zip of a folder. Return any other download unchanged."""
     path = into / fetched.path
     if fetched.kind != "file" or not _is_zip(path):
         return fetched
@@ -69,7 +69,7 @@ def unpack_pipeline(
 
 @dataclass(frozen=True)
 class _Archive:
-    """The archive's files by their names in the folder, and the positions of their bytes."""
+    """An archive's files by their names in the folder, and the positions of their bytes."""
 
     fd: int
     members: Mapping[str, Member]
@@ -77,7 +77,7 @@ class _Archive:
 
     @classmethod
     def read(cls, fd: int) -> _Archive | None:
-        """Check the directory. None for a checkpoint, which torch also writes as a zip."""
+        """Read and check the directory. None if the zip is a checkpoint of torch."""
         directory = read_directory(fd, os.fstat(fd).st_size, folders=True)
         members = [
             member for member in directory.members if not member.name.startswith(_MAC_FOLDER)
@@ -93,7 +93,7 @@ class _Archive:
                 f" {INDEX_NAME}; {holds(names)}",
             )
         if len(names) > _MAX_FILES:
-            _refuse(f"it holds {len(names)} files; at most {_MAX_FILES} are read")
+            _refuse(f"it has {len(names)} files; at most {_MAX_FILES} are read")
         for member in directory.members:
             _check(member)
         records = locate_members(fd, directory, packed=True)
@@ -105,7 +105,7 @@ class _Archive:
         )
 
     def chosen(self, ref: SourceRef, checks: Checks, max_bytes: int) -> list[RepoFile]:
-        """Choose the files to unpack. A refusal comes before anything is written."""
+        """Choose the files to unpack, as for a repo. Refuse a folder that would be too large."""
         files = {name: RepoFile(name, member.size) for name, member in self.members.items()}
         index = files[INDEX_NAME]
         _check_small(index)
@@ -140,7 +140,7 @@ class _Archive:
                     out.write(piece)
 
     def _content(self, name: str) -> Iterator[bytes]:
-        """A file's bytes. Raises LoaderError if their number or checksum is not the stated one."""
+        """Yield a file's bytes. Raise LoaderError if its size or checksum is not as stated."""
         member, record = self.members[name], self.records[name]
         checksum, size = 0, 0
         for piece in _unpacked(self.fd, member, record):
@@ -152,8 +152,8 @@ class _Archive:
         if (size, checksum) != (member.size, member.crc):
             raise LoaderError(
                 Reason.NOT_A_MODEL,
-                f"the zip archive is damaged: {snippet(name)} has another size or checksum than"
-                " stated",
+                f"the zip archive is damaged: {snippet(name)} does not have the stated size and"
+                " checksum",
             )
 
 
@@ -163,9 +163,9 @@ def _is_zip(path: Path) -> bool:
 
 
 def _root(names: list[str]) -> str | None:
-    """The folder with the pipeline: a name and a slash, or "" for the root. None if there is none.
+    """Return the folder of the pipeline in the archive. None if there is no pipeline.
 
-    All files of the archive must be in it.
+    The result is empty, or one folder with a slash at its end that contains all files.
     """
     if INDEX_NAME in names:
         return ""
@@ -175,15 +175,15 @@ def _root(names: list[str]) -> str | None:
 
 
 def _check(member: Member) -> None:
-    """Refuse a member that is not a plain file or folder, or that unpacks to far more bytes."""
+    """Refuse a member that is not a regular file or folder, or that could be a zip bomb."""
     kind = stat.S_IFMT(member.mode)
     expected = stat.S_IFDIR if member.name.endswith("/") else stat.S_IFREG
     if kind not in (0, expected) or (expected == stat.S_IFDIR and member.size):
         _refuse(f"{snippet(member.name)} in it is a link, a device or another special file")
     if member.size > _SMALL and member.size > _MAX_RATIO * member.stored_size:
         _refuse(
-            f"{snippet(member.name)} in it would grow from {member.stored_size} to {member.size}"
-            " bytes, as in a zip bomb"
+            f"{snippet(member.name)} in it would unpack from {member.stored_size} to"
+            f" {member.size} bytes, as in a zip bomb"
         )
 
 
@@ -193,7 +193,7 @@ def _check_small(file: RepoFile) -> None:
 
 
 def _unpacked(fd: int, member: Member, record: Record) -> Iterator[bytes]:
-    """The member's bytes, in pieces of limited size."""
+    """Yield the member's unpacked bytes in pieces of limited size."""
     if member.method != DEFLATED:
         yield from _pieces(fd, record)
         return
@@ -220,7 +220,7 @@ def _pieces(fd: int, record: Record) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
-    """Remove the folder of an earlier attempt, and that of this one if it fails."""
+    """Remove the folder before the attempt, and again if the attempt fails."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield
@@ -229,5 +229,5 @@ def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
         raise
 
 
-def _refuse(what: str) -> NoReturn:
-    raise LoaderError(Reason.UNSAFE_MODEL, f"the zip archive is refused: {what}")
+def _refuse(problem: str) -> NoReturn:
+    raise LoaderError(Reason.UNSAFE_MODEL, f"the zip archive is refused: {problem}")

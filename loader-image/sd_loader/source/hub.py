@@ -1,8 +1,8 @@
-"""A repo of the Hugging Face Hub or a mirror of it, or one file of it, pinned to a commit.
+"""Downloads a repo of the Hugging Face Hub or a mirror, or one file of a repo, at one commit.
 
-`hub_api` resolves the repo and gives its files' urls. The bytes come through the same session by
-our own download: that of `huggingface_hub` keeps no partial file for the next Pod, sleeps as long
-as a server's Retry-After says, and does not stop at the file's stated size.
+`hub_api` finds the commit and the urls of its files. The files are downloaded by `net.download`,
+because the download of `huggingface_hub` keeps no partial file for the next Pod, waits as long as a
+server's Retry-After demands, and does not stop at the stated size of a file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _ENDPOINT = "the loader's setting HF_ENDPOINT"
 def fetch_repo(
     repo: HubRepo, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
 ) -> Fetched:
-    """Download what is needed of the repo, or finish its download."""
+    """Download the needed files of the repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     whole = ref.model_type is ModelType.HUGGINGFACE
     if whole:
@@ -88,7 +88,7 @@ def fetch_components(
     into: Path,
     report: Report,
 ) -> Fetched:
-    """Download some components of a pipeline's repo, or finish their download."""
+    """Download some components of a pipeline's repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
         require_pipeline(list(found.files))
@@ -97,7 +97,7 @@ def fetch_components(
 
 
 def fetch_configs(ref: SourceRef, client: HttpClient, folder: Path, report: Report) -> None:
-    """Download the configs and tokenizers of a pipeline's repo, and none of its weights."""
+    """Download the configs and tokenizers of a pipeline's repo, but not its weights."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     folder.mkdir(exist_ok=True)
     with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
@@ -109,13 +109,13 @@ def fetch_configs(ref: SourceRef, client: HttpClient, folder: Path, report: Repo
 def fetch_file(
     file: HubFile, ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
 ) -> Fetched:
-    """Download one file of a repo, or finish its download."""
+    """Download one file of a repo, or resume its download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     if ref.git_revision not in (None, file.revision):
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"spec.gitRevision is {snippet(ref.git_revision or '')}, but {ref.field} links to"
-            f" {snippet(file.revision)}: leave one of them out",
+            f" {snippet(file.revision)}; remove one of them",
         )
     with _open_repo(file.repo_id, file.revision, ref, client) as (repo, downloader):
         found = repo.files.get(file.path)
@@ -132,7 +132,8 @@ def fetch_file(
 def _refuse_digest(checks: Checks) -> None:
     if checks.sha256 is not None:
         raise LoaderError(
-            Reason.INVALID_SPEC, "spec.sha256 is for single files; a repo is pinned by gitRevision"
+            Reason.INVALID_SPEC,
+            "spec.sha256 is only for single files; use spec.gitRevision to pin a repo",
         )
 
 
@@ -140,8 +141,8 @@ def _refuse_digest(checks: Checks) -> None:
 def _open_repo(
     repo_id: str, revision: str, ref: SourceRef, client: HttpClient
 ) -> Iterator[tuple[Repo, Downloader]]:
-    """Resolve the repo to a commit, and open the means to download its files."""
-    # Imported here: huggingface_hub takes 0.3 s to import, and links do without it.
+    """Find the commit, and open a downloader for its files."""
+    # Imported here: huggingface_hub takes 0.3 s to import, and links do not need it.
     from sd_loader.source.hub_api import hub_session, resolve
 
     endpoint = client.settings.hub_endpoint
@@ -153,7 +154,7 @@ def _open_repo(
 
 @dataclass(frozen=True)
 class _Copy:
-    """A local copy of a repo's files, and the means to complete it."""
+    """The local copy of a repo's files, which may be incomplete."""
 
     repo: Repo
     path: Path
@@ -161,7 +162,7 @@ class _Copy:
     report: Report
 
     def fetch_one(self, file: RepoFile, ref: SourceRef, checks: Checks, path: Path) -> Fetched:
-        """Download the only file that is needed of the repo."""
+        """Download the one file of the repo that is needed."""
         if file.sha256 and checks.sha256 not in (None, file.sha256):
             raise LoaderError(
                 Reason.DIGEST_MISMATCH,
@@ -187,9 +188,9 @@ class _Copy:
         )
 
     def fetch_pipeline(self, ref: SourceRef, checks: Checks, only: Sequence[str] = ()) -> Fetched:
-        """Download what is needed of a diffusers pipeline.
+        """Download the needed files of a diffusers pipeline.
 
-        only: the components to download; empty for all that are not replaced.
+        only: the components to download. Empty for all that are not replaced.
         """
         self._fetch_small(self.repo.files[INDEX_NAME])
         pipeline = parse_pipeline((self.path / INDEX_NAME).read_bytes())
@@ -204,7 +205,7 @@ class _Copy:
         return self._fetched(chosen)
 
     def fetch_component(self, folder: PurePosixPath, ref: SourceRef, checks: Checks) -> Fetched:
-        """Download the one component that the model type is."""
+        """Download the repo's component that belongs to the model type."""
         _refuse_digest(checks)
         name = str(folder / CONFIG_NAME)
         self._fetch_small(self.repo.files[name])
@@ -229,7 +230,7 @@ class _Copy:
         )
 
     def fetch_all(self, files: list[RepoFile]) -> int:
-        """Download the files that are missing and remove all others. Returns the bytes of all."""
+        """Download the missing files, and remove all other files. Return the size of `files`."""
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)
         limit = self.downloader.max_bytes
@@ -264,11 +265,11 @@ class _Copy:
         if file.sha256 is None and file.blob_id is not None:
             if _blob_id(path) != file.blob_id:
                 path.unlink()
-                got = self._get(wanted, before, total)  # once more, as for a wrong SHA-256
-            if (found := _blob_id(path)) != file.blob_id:
+                got = self._get(wanted, before, total)  # Retry once, as after a wrong digest.
+            if (blob_id := _blob_id(path)) != file.blob_id:
                 path.unlink()
                 raise LoaderError(
-                    Reason.DIGEST_MISMATCH, f"{file.path} has blob id {found}, not {file.blob_id}"
+                    Reason.DIGEST_MISMATCH, f"{file.path} has blob id {blob_id}, not {file.blob_id}"
                 )
         return got.sha256
 
@@ -276,19 +277,19 @@ class _Copy:
         return self.downloader.get(wanted, lambda done, _total: self._report(before + done, total))
 
     def _prune(self, names: set[str]) -> None:
-        """Remove files that an earlier attempt downloaded from another commit."""
+        """Remove all other files, such as those of another commit."""
         for path in [path for path in self.path.rglob("*") if path.is_file()]:
             name = path.relative_to(self.path).as_posix()
             if name not in names and file_of(name) not in names:
                 path.unlink()
 
     def _report(self, done: int, total: int | None) -> None:
-        if total is not None:  # not known while model_index.json is downloaded
+        if total is not None:  # It is not known before model_index.json has been downloaded.
             self.report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
 
 def _blob_id(path: Path) -> str:
-    """A file's git blob id, the only digest that the Hub gives for small files."""
+    """Compute a file's git blob id, the only digest that the Hub states for a small file."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,6 +1,6 @@
-"""Asks the Hub, or a mirror of it, for a repo's commit and files.
+"""Asks the API of the Hub, or of a mirror, for a repo's commit and files.
 
-`huggingface_hub` asks through our client, which the guard checks.
+`huggingface_hub` sends the requests through the loader's own client, which checks every address.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from sd_loader.net.http_errors import Retries, refused, unreachable
 from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
 from sd_loader.snippet import snippet
 
-_MAX_ANSWER = 32 << 20
-"""Bytes of a response of the API. A repo of 10,000 files takes a tenth of it."""
+_MAX_RESPONSE = 32 << 20
+"""Largest response of the API. That of a repo of 10,000 files takes a tenth of it."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -53,7 +53,7 @@ class Repo:
     """The repo's present name."""
 
     asked_as: str
-    """The name in the request, which may be a previous one."""
+    """The name in the request. It differs if the repo was renamed."""
 
     commit: str
 
@@ -61,11 +61,11 @@ class Repo:
     """The files by their paths."""
 
     def url(self, file: RepoFile) -> str:
-        """The url of the file's bytes."""
+        """Return the link to a file of this commit."""
         return hf_hub_url(self.repo_id, file.path, revision=self.commit, endpoint=self.endpoint)
 
     def warnings(self) -> tuple[str, ...]:
-        """A warning if the repo was renamed: a repo of another owner may get the old name."""
+        """Return a warning if the repo was renamed: a new repo may get its old name."""
         if self.repo_id.lower() == self.asked_as.lower():
             return ()
         return (f"the repo {self.asked_as[:100]} is now called {self.repo_id[:100]}",)
@@ -73,12 +73,12 @@ class Repo:
 
 @contextlib.contextmanager
 def hub_session(client: HttpClient) -> Iterator[httpx2.Client]:
-    """Connections for files. Meanwhile `huggingface_hub` uses our client as well."""
-    # Otherwise it asks the endpoint which programs to report about.
+    """Yield a client for files. Until it is closed, `huggingface_hub` uses such a client, too."""
+    # With telemetry, it would send further requests to the endpoint.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    # A server must not write into our log (X-HF-Warning).
+    # A server can write into the log with the header X-HF-Warning.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    huggingface_hub.set_client_factory(lambda: client.session(max_answer=_MAX_ANSWER))
+    huggingface_hub.set_client_factory(lambda: client.session(max_bytes=_MAX_RESPONSE))
     try:
         with client.session() as session:
             yield session
@@ -89,10 +89,10 @@ def hub_session(client: HttpClient) -> Iterator[httpx2.Client]:
 def resolve(
     repo_id: str, revision: str, endpoint: str, token: str | None, retries: Retries
 ) -> Repo:
-    """Look up the commit that a revision names now, and its files."""
+    """Find the commit that a revision names now, and its files."""
     api = HfApi(
         endpoint,
-        # False, not None: None would use a token from the home folder.
+        # With None, huggingface_hub would use a token that it finds in the home folder.
         token=token or False,
         library_name="sd-loader",
         library_version=LOADER_VERSION,
@@ -114,18 +114,18 @@ def resolve(
             ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LoaderError(
-                Reason.SOURCE_UNREACHABLE, f"{shown}: the answer is not the Hub's"
+                Reason.SOURCE_UNREACHABLE, f"{shown}: the response is not in the Hub's format"
             ) from error
 
     info = retries.run(ask)
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise LoaderError(Reason.SOURCE_UNREACHABLE, f"{shown}: the answer names no commit")
+        raise LoaderError(Reason.SOURCE_UNREACHABLE, f"{shown}: the response has no commit")
     siblings = info.siblings or []
     try:
         listed = [_file(sibling) for sibling in siblings]
     except (ValidationError, AttributeError) as error:
         raise LoaderError(
-            Reason.SOURCE_UNREACHABLE, f"{shown}: the answer's list of files is not the Hub's"
+            Reason.SOURCE_UNREACHABLE, f"{shown}: the list of files is not in the Hub's format"
         ) from error
     check_names(file.path for file in listed)
     files = {file.path: file for file in listed}
@@ -133,7 +133,7 @@ def resolve(
 
 
 def _file(sibling: RepoSibling) -> RepoFile:
-    """Check a listed file; `huggingface_hub` passes on any value of the response."""
+    """Check a file of the response. `huggingface_hub` does not check the types of its fields."""
     listed = _Listed.model_validate(
         {
             "path": sibling.rfilename,
@@ -145,16 +145,17 @@ def _file(sibling: RepoSibling) -> RepoFile:
     return RepoFile(listed.path, listed.size, listed.sha256, listed.blob_id)
 
 
-def _name_now(told: object, asked: str) -> str:
-    """The repo's present name: the Hub redirects from a previous one."""
-    return told if isinstance(told, str) and re.match(HUB_REPO_PATTERN, told) else asked
+def _name_now(received: object, asked: str) -> str:
+    """Return the repo's present name. The Hub redirects from the old name of a renamed repo."""
+    is_name = isinstance(received, str) and re.match(HUB_REPO_PATTERN, received)
+    return str(received) if is_name else asked
 
 
 def _refused(error: HfHubHTTPError, shown: str, *, token_sent: bool) -> LoaderError:
     status = error.response.status_code
     if status == 401 and not token_sent and "X-Error-Code" not in error.response.headers:
-        # Without a token the Hub responds so for private and for missing repos.
+        # The Hub sends this response without a token, for private and for missing repos.
         return LoaderError(
-            Reason.SOURCE_NOT_FOUND, f"{shown}: there is no such repo, or it is private"
+            Reason.SOURCE_NOT_FOUND, f"{shown}: the repo does not exist or is private"
         )
     return refused(error.response, shown, token_sent=token_sent)

@@ -1,4 +1,4 @@
-"""A single file from an http(s) link."""
+"""Downloads a single file from an http(s) link."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILE_NAME = "download"
 
 @dataclass(frozen=True)
 class OpenLink:
-    """A link that may be called, and the connections to it."""
+    """A checked link, and a session for it."""
 
     ref: SourceRef
     checks: Checks
@@ -36,13 +36,13 @@ class OpenLink:
     token: str | None = field(repr=False)
 
     def is_begun(self, into: Path) -> bool:
-        """Whether an earlier attempt began to download the file into this folder."""
+        """Whether an earlier attempt has begun to download the file into this folder."""
         return PartialDownload.is_begun(into / FILE_NAME, self.ref.url)
 
     def open_ranges(self) -> RemoteFile | None:
-        """Open the file to read ranges of it; None if the server cannot serve one version's.
+        """Open the file for reading ranges. None if the server cannot serve ranges of one version.
 
-        Raises LoaderError if its first bytes or its size show that it cannot be loaded.
+        Raise LoaderError if the file's first bytes or size show that it cannot be loaded.
         """
         resource = Resource(self.session, self.ref.url, self.token)
         remote = RemoteFile.open(resource, self.client.retries)
@@ -54,7 +54,7 @@ class OpenLink:
         return remote
 
     def download(self, into: Path, report: Report) -> Fetched:
-        """Download the file, or finish its download."""
+        """Download the file, or resume its download."""
         path = into / FILE_NAME
         wanted = Wanted(
             url=self.ref.url,
@@ -80,12 +80,12 @@ class OpenLink:
 
 @contextlib.contextmanager
 def open_link(ref: SourceRef, checks: Checks, client: HttpClient) -> Iterator[OpenLink]:
-    """Check a link and its token before anything is asked, and open connections for it."""
+    """Check a link and its token before the first request, and open a session for it."""
     client.check_url(ref.url, ref.field)
     if ref.git_revision is not None:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            "spec.gitRevision is for Hub repos; a link is pinned by spec.sha256",
+            "spec.gitRevision is only for Hub repos; use spec.sha256 to pin a link",
         )
     token = client.token(ref.url, ref.field, required=ref.needs_token)
     with client.session() as session:
@@ -95,13 +95,13 @@ def open_link(ref: SourceRef, checks: Checks, client: HttpClient) -> Iterator[Op
 def fetch_link(
     ref: SourceRef, checks: Checks, client: HttpClient, into: Path, report: Report
 ) -> Fetched:
-    """Download the link's file into a folder, or finish its download."""
+    """Download the link's file into a folder, or resume its download."""
     with open_link(ref, checks, client) as link:
         return link.download(into, report)
 
 
 def file_format(path: Path) -> str:
-    """A model file's format, in the words of status.source."""
+    """Return a model file's format as status.source.format has it."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     container = identify(head, path.stat().st_size)

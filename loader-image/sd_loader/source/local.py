@@ -1,4 +1,4 @@
-"""A single file that already lies on this machine; for `sd-loader load` only."""
+"""Takes a single file from this machine. Only `sd-loader load` allows this."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sd_loader.source.ref import Checks
 
 
 def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> Fetched:
-    """Put a local file into the source folder: as a hard link, or as a copy across volumes."""
+    """Put a local file into the source folder, as a hard link if possible, otherwise as a copy."""
     origin = Path(local.path)
     try:
         source = _source(origin, checks, max_bytes)
@@ -37,7 +37,7 @@ def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> F
 
 
 def _source(origin: Path, checks: Checks, max_bytes: int) -> Source:
-    """What the file is; its digest only if one is expected of it."""
+    """Check a file's size and digest. The digest is computed only if the spec gives one."""
     if not origin.is_file():
         raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{origin} is not a file")
     size = origin.stat().st_size

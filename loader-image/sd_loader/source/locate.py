@@ -1,7 +1,7 @@
-"""Which source a url means, by the url, the model type and the settings alone.
+"""Finds the source that a url means, from the url, the model type and the settings alone.
 
-A link to one file of a Hub repo is that file, whatever the model type; it is fetched through the
-Hub's API, which knows its commit, size and digest.
+A link to one file of a Hub repo means this file for every model type. The file is fetched through
+the Hub's API, which states its commit, size and digest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MODEL_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".zip")
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A repo of the Hub or of its mirror."""
+    """A repo of the Hub or of a mirror."""
 
     repo_id: str
 
@@ -60,10 +60,10 @@ Located = HubRepo | HubFile | Link | LocalFile
 
 
 def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> Located:
-    """The source that is meant; raises InvalidSpec if there cannot be one.
+    """Find the source that a reference means. Raise InvalidSpec if it cannot mean any.
 
-    allow_local: a url that is not a link may be a path on this machine. Only a person at the
-    command line may allow it: a request of the operator reads no files of the node.
+    allow_local: a url that is not a link may be a path on this machine. Only the command line sets
+    it, so that a request of the operator cannot read files of the node.
     """
     url, model_type = ref.url, ref.model_type
     if "://" in url:
@@ -77,18 +77,18 @@ def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> 
         return LocalFile(url)
     if is_repo and model_type is not ModelType.API_TRAINED:
         return HubRepo(url)
-    meant = (
+    expected = (
         "a trained model's id" if model_type is ModelType.API_TRAINED else "a repo id (ORG/NAME)"
     )
     raise LoaderError(
         Reason.INVALID_SPEC,
-        f"{redact_url(url)} is neither {meant} nor an http(s) link",
+        f"{redact_url(url)} is neither {expected} nor an http(s) link",
         field=ref.field,
     )
 
 
 def _repo_id(ref: SourceRef, endpoint: str) -> str:
-    """`ORG/NAME` of a repo id, of a page of the Hub, or of a page of the configured mirror."""
+    """Return `ORG/NAME` from a repo id, or from a repo's page on the Hub or the mirror."""
     path = ref.url.rstrip("/").removeprefix(endpoint.rstrip("/") + "/")
     if re.match(HUB_PAGE_PATTERN, ref.url):
         path = "/".join(path.rsplit("/", 2)[1:])
@@ -97,7 +97,7 @@ def _repo_id(ref: SourceRef, endpoint: str) -> str:
     raise LoaderError(
         Reason.INVALID_SPEC,
         f"{redact_url(ref.url)} is neither a Hugging Face repo id (ORG/NAME) nor a repo's page nor"
-        " a link to one of its files (a branch or commit belongs into spec.gitRevision)",
+        " a link to one of its files (set a branch or commit in spec.gitRevision)",
         field=ref.field,
     )
 
@@ -105,23 +105,24 @@ def _repo_id(ref: SourceRef, endpoint: str) -> str:
 def _behind_link(ref: SourceRef, settings: Settings) -> Located:
     endpoint = settings.hub_endpoint
     place = ref.url.partition("#")[0].partition("?")[0]
-    found = re.fullmatch(f"(?:{_HUB}|{re.escape(endpoint)}){_FILE}", place)
-    if found is not None:
-        repo_id, revision, path = found.groups()
+    match = re.fullmatch(f"(?:{_HUB}|{re.escape(endpoint)}){_FILE}", place)
+    if match is not None:
+        repo_id, revision, path = match.groups()
         return HubFile(repo_id, unquote(revision), unquote(path))
-    # On a mirror any two words could be a file's place, too; on the Hub itself they are a repo.
+    # A path of two words is a repo on the Hub, but may be a file on another host.
     if ref.model_type is ModelType.HUGGINGFACE or re.match(HUB_PAGE_PATTERN, ref.url):
         return HubRepo(_repo_id(ref, endpoint))
     return Link(ref.url)
 
 
 def _trained_link(ref: SourceRef, settings: Settings) -> str:
-    """The link of a trained model that is given by its bare id."""
+    """Build the link of a trained model from its id and the link template."""
     if settings.trained_url_template is None:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            f"{ref.url} is a trained model's bare id, and there is no link template for those"
-            f" ({LoaderEnv.name_of('trained_url_template')}); give its link instead",
+            f"{ref.url} is the id of a trained model, but the administrator has set no link"
+            f" template for such ids ({LoaderEnv.name_of('trained_url_template')}); give the"
+            " model's link instead",
             field=ref.field,
         )
     return trained_link(settings.trained_url_template, ref.url)

@@ -1,4 +1,4 @@
-"""What a source is asked for: where it is, what is expected there, and what its bytes must be."""
+"""A reference to a source, and the checks of its bytes."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 
 @dataclass(frozen=True)
 class SourceRef:
-    """A source as the spec or a setting names it."""
+    """A source, as the spec or a setting refers to it."""
 
     url: str
     """A repo id, a link, a trained model's id, or a path on this machine."""
 
     field: str
-    """What messages call the source: the field of the spec that names it, such as `spec.url`."""
+    """How messages refer to the source: by the field of the spec, such as `spec.url`."""
 
     model_type: ModelType
-    """What is expected there. It decides what a url without a scheme means."""
+    """The expected type. It decides what a url without a scheme means."""
 
     git_revision: str | None = None
-    """The branch, tag or commit of a Hub repo. None is its main branch."""
+    """The branch, tag or commit of a Hub repo. None for its main branch."""
 
     precision: Revision | None = None
-    """The precision to prefer where a repo has several. None takes the usual files."""
+    """The precision to prefer if a repo has several. None for the files without a variant."""
 
     replaced: frozenset[str] = frozenset()
-    """Components of a pipeline that come from elsewhere and are not downloaded."""
+    """Components of a pipeline that are not downloaded, because others replace them."""
 
     needs_token: bool = False
-    """Whether the token is meant for this source: if it is for another host, the load fails.
+    """Whether the load fails if the token is for another host than the source's.
 
-    Any other source on another host is asked without the token.
+    If not, the source is requested without the token in this case.
     """
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What the bytes of a source must be."""
+    """Requirements for the bytes of a source."""
 
     sha256: str | None = None
-    """Digest of the single file; None if the spec gives none."""
+    """SHA-256 of the single file. None if the spec gives none."""
 
     safetensors_only: bool = False
     """Refuse pickles (spec.fromSafetensors)."""
 
 
 def inspector(ref: SourceRef, checks: Checks) -> Callable[[bytes, int], None]:
-    """A function that refuses, by its first bytes, a file that cannot be loaded.
+    """Return a function that refuses a file that cannot be loaded, before all of it is downloaded.
 
-    So that the rest of it is not downloaded in vain. It takes these bytes and the file's size.
+    The function takes the file's first bytes and its size.
     """
     shown = redact_url(ref.url)
 
@@ -64,7 +64,7 @@ def inspector(ref: SourceRef, checks: Checks) -> Callable[[bytes, int], None]:
             container = identify(head[:HEAD_BYTES], size)
         except LoaderError as error:
             raise LoaderError(error.reason, f"{shown}: {error.message}") from error
-        # A trained model's zip may be of a folder; its directory, at its end, tells.
+        # A trained model's zip may contain a folder. Only the end of the file shows that.
         may_be_folder = container is Container.ZIP and ref.model_type is ModelType.API_TRAINED
         is_pickle = container is not Container.SAFETENSORS and not may_be_folder
         if checks.safetensors_only and is_pickle:

@@ -1,4 +1,4 @@
-"""A small file beside a model, such as the original config of a checkpoint."""
+"""Fetches a small file that belongs to a model, such as a checkpoint's original config."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def fetch_small_file(
     *,
     allow_local: bool = False,
 ) -> None:
-    """Put the file at `path`. field: the field of the spec that names it.
+    """Download the file to `path`.
 
-    allow_local: a url without a scheme may be a path on this machine.
+    field: the field of the spec that has the url. allow_local: a url without a scheme may be a path
+    on this machine.
     """
     with naming(field):
         if allow_local and "://" not in url:
@@ -37,7 +38,7 @@ def fetch_small_file(
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    """The file's content; of a larger file one byte more, so that the reader sees its size."""
+    """Read at most one byte more than the limit, which shows that the file is too large."""
     try:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)

@@ -1,4 +1,4 @@
-"""Adoption: a former self's version becomes this model's, without a download."""
+"""Adopts a version of the model's previous owner, so that it is not downloaded again."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ _CHUNK = 1 << 20
 def adopt(
     volume: Volume, record: OwnerRecord, load_hash: str, staging: Staging, report: Report
 ) -> Receipt | None:
-    """Put a former self's version of the same load into `out`; None where none is intact."""
-    for former in record.taken_from:
-        receipt = find_published(volume, former, load_hash)
+    """Put a previous owner's version of the same load into `out`, and return its receipt.
+
+    Return None if no previous owner has an intact version.
+    """
+    for previous in record.taken_from:
+        receipt = find_published(volume, previous, load_hash)
         if receipt is not None and _bring_over(volume, receipt, staging, report):
             return receipt.model_copy(update={"uid": record.owner.uid})
     return None
@@ -51,7 +54,7 @@ def _bring_over(volume: Volume, receipt: Receipt, staging: Staging, report: Repo
 
 
 def link_or_copy(old: Folder, name: str, new: Folder) -> None:
-    """Have the same file in another folder, by a hard link where the file system has them."""
+    """Put a file into another folder: as a hard link, or as a copy if the volume has no links."""
     try:
         old.link(name, new, name)
     except OSError as error:

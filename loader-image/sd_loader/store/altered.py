@@ -1,7 +1,7 @@
-"""Altered versions: published files that are no longer what their receipt says.
+"""Finds altered files: published files that differ from their receipt.
 
-They are told and never removed: readers may have them open, and what is wrong with them is for a
-person to find out. Loading the model anew publishes whole files beside them.
+They are reported but never removed: readers may have them open, and a person must find the cause.
+Loading the model again publishes intact files beside them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OURS = frozenset({STAGING_DIR, STORE_DIR, BLOBS_DIR})
 
 @dataclass(frozen=True)
 class Altered:
-    """A path that is not as it was published, and what is wrong with it."""
+    """The path of an altered file, and what is wrong with it."""
 
     path: str
     why: str
@@ -33,26 +33,26 @@ class Altered:
 
 @dataclass
 class Digests:
-    """Digests of files, each read once however many models hold it."""
+    """Computes digests of files. A file that several models share is read once."""
 
-    _known: dict[tuple[int, int], str] = field(default_factory=dict)
+    _by_inode: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def of(self, folder: Folder, name: str) -> str | None:
-        """sha256 of a file; None where it cannot be read."""
+        """Return the SHA-256 of a file. None if it cannot be read."""
         try:
             status = folder.status(name)
             inode = (status.st_dev, status.st_ino) if status else (0, 0)
-            if inode not in self._known:
-                self._known[inode] = file_digest(folder, name)
-            return self._known[inode]
+            if inode not in self._by_inode:
+                self._by_inode[inode] = file_digest(folder, name)
+            return self._by_inode[inode]
         except OSError:
             return None
 
 
 def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]:
-    """Every altered file of every version, by size, and by its bytes where digests are asked for.
+    """Find the altered files of all versions, by their sizes and, if `digests` is set, content.
 
-    A version that is removed meanwhile is none.
+    A version that is removed in the meantime is skipped.
     """
     served = {(version.uid, version.load_hash) for version in links(volume).values()}
     for uid in _uids(volume):
@@ -67,20 +67,21 @@ def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]
 def _lacks_its_owner(volume: Volume, uid: str) -> bool:
     """Whether a published model's folder has no readable record.
 
-    A removal takes the link away first and then the folder as a whole.
+    A removal deletes the link first and then the folder. Such a folder does not count.
     """
     folder = volume.find(STORE_DIR, uid)
     if folder is None:
         return False
     with folder:
-        if owner_in(folder) is not None or uid not in {one.uid for one in links(volume).values()}:
+        linked = {version.uid for version in links(volume).values()}
+        if owner_in(folder) is not None or uid not in linked:
             return False
-        # Again: a load may have written it before it made the link.
+        # Read again: a load may have written the record and then the link since the first read.
         return owner_in(folder) is None and _is_still(volume, folder, STORE_DIR, uid)
 
 
 def _is_still(volume: Volume, folder: Folder, *names: str) -> bool:
-    """Whether an open folder has been neither removed nor replaced."""
+    """Whether the open folder still exists under this path."""
     *parents, name = names
     parent = volume.find(*parents)
     if parent is None:
@@ -110,24 +111,24 @@ def _is_folder(pattern: re.Pattern[str], folder: Folder, name: str) -> bool:
 
 
 def foreign_paths(volume: Volume) -> list[str]:
-    """Paths where only the loader has business and which are none of its."""
-    found = [
-        name for name in volume.root.names() if name not in _OURS and _is_no_link(volume, name)
+    """Find files and folders on the volume that the loader did not create."""
+    paths = [
+        name for name in volume.root.names() if name not in _OURS and _is_foreign(volume, name)
     ]
     store = volume.find(STORE_DIR)
     if store is not None:
         with store:
-            found += [
+            paths += [
                 f"{STORE_DIR}/{name}"
                 for name in store.names()
                 if not name.startswith(".trash-")
                 and not (UID.fullmatch(name) and store.kind(name) in {None, stat.S_IFDIR})
             ]
-    return found + blobs.foreign_entries(volume)
+    return paths + blobs.foreign_entries(volume)
 
 
-def _is_no_link(volume: Volume, name: str) -> bool:
-    """Whether an entry of the volume is there and no link that a load has made."""
+def _is_foreign(volume: Volume, name: str) -> bool:
+    """Whether an entry of the volume exists and is not a link that the loader created."""
     kind = volume.root.kind(name)
     if kind != stat.S_IFLNK:
         return kind is not None
@@ -145,21 +146,21 @@ def _of_version(
         try:
             receipt = read_receipt(version)
         except (OSError, ValueError):
-            # One that nobody is led to is an orphan.
-            found = [(RECEIPT_FILE, "it cannot be read")] if is_served else []
+            # A version without receipt and link is an orphan, which the sweep reports as such.
+            problems = [(RECEIPT_FILE, "it cannot be read")] if is_served else []
         else:
-            found = _compared(version, receipt, digests)
-        return found if _is_still(volume, version, STORE_DIR, uid, name) else []
+            problems = _compared(version, receipt, digests)
+        return problems if _is_still(volume, version, STORE_DIR, uid, name) else []
 
 
 def _compared(version: Folder, receipt: Receipt, digests: Digests | None) -> list[tuple[str, str]]:
-    found = []
+    problems = []
     for path, file in receipt.files.items():
         why = _wrong_with(version, path, file, digests)
         if why:
-            found.append((path, why))
-    more = {path for path, _ in version.entries()} - {RECEIPT_FILE, *receipt.files}
-    return found + [(path, "its receipt does not name it") for path in sorted(more)]
+            problems.append((path, why))
+    added = {path for path, _ in version.entries()} - {RECEIPT_FILE, *receipt.files}
+    return problems + [(path, "it is not in the receipt") for path in sorted(added)]
 
 
 def _wrong_with(
@@ -167,9 +168,9 @@ def _wrong_with(
 ) -> str | None:
     size = version.file_size(path)
     if size is None:
-        return "it is missing, or no file"
+        return "it is missing or is not a regular file"
     if size != file.size:
-        return f"it has {size} bytes, and had {file.size} when it was published"
+        return f"it has {size} bytes, but had {file.size} when it was published"
     if digests is None:
         return None
     *folders, name = path.split("/")
@@ -180,4 +181,4 @@ def _wrong_with(
         digest = None
     if digest is None:
         return "it cannot be read"
-    return None if digest == file.sha256 else "its bytes are not those that were published"
+    return None if digest == file.sha256 else "its content changed after it was published"

@@ -1,10 +1,10 @@
-"""Shared files: equal weights of several models lie on the volume once, as hard links.
+"""Shares equal files of several models: the volume stores them once, with several hard links.
 
-A blob is one more name of a published file, after its digest. It is made once a version that
-holds the file is published, and goes when no version holds it any more, so whatever becomes of a
-load, a blob is never the only thing it leaves; a killed run's are found by the next one.
+A blob is another hard link to a published file, named after its digest. It is created after a
+version with this file was published, and removed when no version has the file any more. If a run is
+killed in between, the next run removes the unused blobs.
 
-Sharing is best effort: a volume that refuses it costs space, and never a load.
+Sharing is best effort: on a volume without hard links, models take more space but still load.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from sd_loader.store.volume import Volume
 log = logging.getLogger(__name__)
 
 SHARED_FROM = 1 << 20
-"""Smaller files have a copy of their own: a config that somebody edits in place, against all
-advice, must not change another model, and a thousand of them would save less than one VAE."""
+"""Smaller files are not shared: if a user edits a config in place, other models must not change,
+and a thousand shared configs would save less space than one VAE."""
 
 _ALGORITHM = "sha256"
 _BLOB = re.compile(rf"{re.escape(BLOBS_DIR)}/{_ALGORITHM}/[0-9a-f]{{2}}/[0-9a-f]{{64}}")
 _LINKS_OF_AN_ADOPTED_FILE = 3
-"""Ours, the blob's, and the former self's, which is about to go."""
+"""Links of this model, of the blob, and of the previous version, which is removed soon."""
 
 
 def share(volume: Volume, out: Folder, files: Mapping[str, PublishedFile]) -> int:
-    """Replace files about to be published by links to equal ones; returns how many bytes are."""
+    """Replace files in `out` by hard links to equal published files. Return the shared bytes."""
     shared = 0
     for path, file in files.items():
         if file.size < SHARED_FROM:
@@ -55,7 +55,7 @@ def share(volume: Volume, out: Folder, files: Mapping[str, PublishedFile]) -> in
 
 
 def register(volume: Volume, uid: str, load_hash: str) -> None:
-    """Make a blob of each file of a published version that later ones may share."""
+    """Create blobs of the files of a published version, so that later versions can share them."""
     receipt = find_published(volume, uid, load_hash)
     version = volume.find(STORE_DIR, uid, load_hash)
     if receipt is None or version is None:
@@ -68,10 +68,10 @@ def register(volume: Volume, uid: str, load_hash: str) -> None:
 
 
 def drop_unused(volume: Volume) -> None:
-    """Remove the blobs whose files no version holds."""
+    """Remove the blobs that no version uses."""
     try:
         for path in unused(volume):
-            # A Pod that links to it right now keeps its file, and makes the blob anew.
+            # A Pod that links to it at this moment keeps its file and creates the blob again.
             volume.unlink(path)
         remove_empty_folders(volume)
     except (OSError, LoaderError) as error:
@@ -79,17 +79,17 @@ def drop_unused(volume: Volume) -> None:
 
 
 def unused(volume: Volume) -> list[str]:
-    """Paths of the blobs whose files no version holds."""
+    """Return the paths of the blobs that no version uses."""
     return [path for path, status in every(volume) if status.st_nlink == 1]
 
 
 def every(volume: Volume) -> Iterator[tuple[str, os.stat_result]]:
-    """Path and status of every blob; what else lies among them is none."""
+    """Yield the path and status of every blob. Other files in the folder are skipped."""
     return ((path, status) for path, status in _entries(volume) if _is_blob(path, status))
 
 
 def foreign_entries(volume: Volume) -> list[str]:
-    """Paths of what lies among the blobs and is none."""
+    """Return the paths of files in the blobs folder that are not blobs."""
     return [path for path, status in _entries(volume) if not _is_blob(path, status)]
 
 
@@ -106,7 +106,7 @@ def _is_blob(path: str, status: os.stat_result) -> bool:
 
 
 def remove_empty_folders(volume: Volume) -> None:
-    """Leave no empty folders where there are no blobs."""
+    """Remove the empty folders in the blobs folder, and the blobs folder itself if it is empty."""
     blobs = volume.find(BLOBS_DIR)
     if blobs is None:
         return
@@ -122,7 +122,7 @@ def remove_empty_folders(volume: Volume) -> None:
 
 @contextmanager
 def _at_best(path: str) -> Iterator[None]:
-    """What fails in here leaves a file with a copy of its own."""
+    """Log an error instead of failing the load: then the file is not shared."""
     try:
         yield
     except OSError as error:
@@ -133,7 +133,7 @@ def _at_best(path: str) -> Iterator[None]:
 
 
 def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -> bool:
-    """Whether others hold this file too, after linking to theirs where they do."""
+    """Replace the file by the blob's hard link if possible. Return whether the file is shared."""
     folder = volume.find(*_folder_of(file.sha256))
     if folder is None:
         return False
@@ -146,7 +146,7 @@ def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -
         if blob.st_nlink == 1:
             return False
         if blob.st_uid != own.st_uid:
-            # Whoever owns it may change it, and our model with it.
+            # The owner of the blob's file could change this model's file with it.
             return False
         if _link_if_equal(folder, parent, name, file):
             return True
@@ -156,7 +156,7 @@ def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -
 
 
 def _link_if_equal(blobs: Folder, parent: Folder, name: str, file: PublishedFile) -> bool:
-    """Replace a file by its blob, once the very file that was linked is known to be equal."""
+    """Replace a file by a hard link to its blob. Compare the content after linking, not before."""
     temporary = temporary_name("shared")
     with ExitStack() as undo:
         undo.callback(parent.unlink, temporary)
@@ -181,7 +181,7 @@ def _register(volume: Volume, version: Folder, path: str, digest: str) -> None:
     *folders, name = path.split("/")
     with version.open_folder(*folders) as parent:
         if parent.file_size(name) is None:
-            return  # removed meanwhile, or no file
+            return  # It was removed in the meantime, or is not a regular file.
 
         def put() -> None:
             with volume.make(*_folder_of(digest)) as blobs:
@@ -191,7 +191,7 @@ def _register(volume: Volume, version: Folder, path: str, digest: str) -> None:
                 with suppress(FileExistsError):
                     parent.link(name, blobs, digest)
 
-        # Another Pod may remove an empty folder on the way.
+        # Another Pod may remove an empty parent folder in between.
         insist(put)
 
 

@@ -1,8 +1,7 @@
-"""An open folder: every operation is relative to its descriptor and follows no links.
+"""An open folder. Every operation is relative to its descriptor and does not follow links.
 
-Whoever can write to the volume can plant links on it. A name is therefore one path component,
-opened beneath a folder that is already open; a path that was checked once cannot change its
-meaning later.
+Anyone who can write to the volume can plant links on it. Therefore a name is one path component
+that is opened relative to an open folder, so that a checked path cannot change its meaning later.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
-"""How `link` fails where the volume, or this one file, has no more hard links to give."""
+"""Errors of `link` if the volume does not support hard links, or this file cannot have more."""
 
 _HERE = PurePosixPath()
 _NEW = "new"
@@ -37,7 +36,7 @@ T = TypeVar("T")
 
 
 def insist(action: Callable[[], T]) -> T:
-    """Do it anew where another Pod has just removed what it was done to."""
+    """Run an action. Repeat it a few times if a file or folder that it uses was just removed."""
     for _ in range(_ATTEMPTS - 1):
         with contextlib.suppress(FileNotFoundError):
             return action()
@@ -45,19 +44,19 @@ def insist(action: Callable[[], T]) -> T:
 
 
 def temporary_name(kind: str) -> str:
-    """A fresh hidden name; Pods' names never start with a dot."""
+    """Return a new hidden name. It cannot equal a Pod's name, which never starts with a dot."""
     return f".{kind}-{uuid4().hex[:12]}"
 
 
 class Folder:
-    """A folder held open. Use it in a `with` statement."""
+    """An open folder. Use it in a `with` statement."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     @classmethod
     def open_root(cls, path: Path) -> Folder:
-        """Open the volume itself; the one path that is followed as the caller wrote it."""
+        """Open the root of the volume. Only this path may contain links."""
         return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def __enter__(self) -> Folder:
@@ -77,11 +76,11 @@ class Folder:
 
     @property
     def path(self) -> Path:
-        """A path for code that works with paths; it leads here even when this folder is moved."""
+        """A path to this folder for code that needs one. It stays valid if the folder is moved."""
         return Path(f"/proc/self/fd/{self.fd}")
 
     def open_folder(self, *names: str) -> Folder:
-        """Open a folder beneath this one; a link or file on the way is an error."""
+        """Open a folder below this one. A link or file in its path is an error."""
         fd = os.dup(self.fd)
         for name in names:
             try:
@@ -92,13 +91,13 @@ class Folder:
         return Folder(fd)
 
     def make_folder(self, name: str) -> Folder:
-        """Open a folder, made when missing."""
+        """Open a folder. Create it if it does not exist."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(_component(name), DIRECTORY_MODE, dir_fd=self.fd)
         return self.open_folder(name)
 
     def make_folders(self, *names: str) -> Folder:
-        """Open a folder beneath this one, made with its parents when missing."""
+        """Open a folder below this one. Create it and its parents if they do not exist."""
         folder = self.open_folder()
         for name in names:
             with folder as parent:
@@ -106,23 +105,23 @@ class Folder:
         return folder
 
     def names(self) -> list[str]:
-        """The names in this folder, sorted."""
+        """Return the names in this folder, sorted."""
         return sorted(os.listdir(self.fd))  # noqa: PTH208 - pathlib takes no descriptor
 
     def kind(self, name: str) -> int | None:
-        """The file type of an entry as in `stat.S_IFMT`; None where there is none."""
+        """Return the file type of an entry as `stat.S_IFMT` does. None if it does not exist."""
         status = self.status(name)
         return None if status is None else stat.S_IFMT(status.st_mode)
 
     def status(self, name: str) -> os.stat_result | None:
-        """The status of an entry itself; None where there is none."""
+        """Return the status of an entry without following links. None if it does not exist."""
         try:
             return os.stat(_component(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def file_size(self, path: str) -> int | None:
-        """Size of a regular file beneath; None where there is none."""
+        """Return the size of a regular file below this folder. None if there is no such file."""
         *folders, name = path.split("/")
         try:
             with self.open_folder(*folders) as parent:
@@ -134,12 +133,12 @@ class Folder:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def is_same(self, name: str, other: Folder) -> bool:
-        """Whether the entry is that open folder."""
+        """Whether the entry is the given open folder."""
         status = self.status(name)
         return status is not None and os.path.samestat(status, os.fstat(other.fd))
 
     def open_file(self, name: str) -> int:
-        """Open a regular file for reading; anything else is an error."""
+        """Open a regular file for reading. Raise FileNotFoundError for anything else."""
         try:
             fd = os.open(_component(name), _OPEN_FILE, dir_fd=self.fd)
         except OSError as error:
@@ -148,11 +147,11 @@ class Folder:
             raise
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise FileNotFoundError(f"{name} is no regular file")
+            raise FileNotFoundError(f"{name} is not a regular file")
         return fd
 
     def read(self, name: str, limit: int) -> bytes:
-        """Content of a small file; one above the limit is an error."""
+        """Read a small file. Raise ValueError if it is larger than the limit."""
         with os.fdopen(self.open_file(name), "rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:
@@ -160,12 +159,12 @@ class Folder:
         return content
 
     def create(self, name: str) -> BinaryIO:
-        """Open a new file for writing; one that exists is an error."""
+        """Open a new file for writing. Raise FileExistsError if it exists."""
         return os.fdopen(os.open(_component(name), _NEW_FILE, FILE_MODE, dir_fd=self.fd), "wb")
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file as a whole, durably."""
-        # Another Pod may take the new file for what an interrupted call has left.
+        """Replace a file atomically and durably."""
+        # Another Pod may take the temporary file for an orphan and remove it.
         insist(lambda: self._replace(name, content))
         self.sync()
 
@@ -178,17 +177,17 @@ class Folder:
         self.move(temporary, self, name)
 
     def remove_unfinished(self) -> None:
-        """Remove what interrupted calls of `write` have left."""
+        """Remove the temporary files of interrupted calls of `write`."""
         for name in self.names():
             if name.startswith(f".{_NEW}-"):
                 self.unlink(name)
 
     def move(self, name: str, target: Folder, new_name: str) -> None:
-        """Rename an entry into another folder of the volume; atomic."""
+        """Move an entry to another folder of the volume, atomically."""
         os.rename(_component(name), _component(new_name), src_dir_fd=self.fd, dst_dir_fd=target.fd)
 
     def link(self, name: str, target: Folder, new_name: str) -> None:
-        """Give an entry one more name by a hard link; a link is linked to, not followed."""
+        """Create a hard link to an entry. A symbolic link is not followed."""
         os.link(
             _component(name),
             _component(new_name),
@@ -198,7 +197,7 @@ class Folder:
         )
 
     def link_target(self, name: str) -> str | None:
-        """Where a symbolic link points; None where the entry is missing or no link."""
+        """Return the target of a symbolic link. None if the entry is missing or is not a link."""
         try:
             return os.readlink(_component(name), dir_fd=self.fd)
         except OSError as error:
@@ -207,16 +206,16 @@ class Folder:
             raise
 
     def make_link(self, name: str, target: str) -> None:
-        """Make a symbolic link; one that exists is an error."""
+        """Create a symbolic link. Raise FileExistsError if the name exists."""
         os.symlink(target, _component(name), dir_fd=self.fd)
 
     def unlink(self, name: str) -> None:
-        """Remove a file or link; a missing one is fine."""
+        """Remove a file or link. A missing one is not an error."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_component(name), dir_fd=self.fd)
 
     def remove(self, name: str) -> None:
-        """Remove an entry with all that is in it; a link is removed, not followed."""
+        """Remove an entry with its content. A link is removed, not followed."""
         for attempt in range(_ATTEMPTS):
             if self.kind(name) != stat.S_IFDIR:
                 self.unlink(name)
@@ -224,7 +223,7 @@ class Folder:
             try:
                 shutil.rmtree(_component(name), dir_fd=self.fd)
             except FileNotFoundError:
-                continue  # someone else removes it too
+                continue  # Another process removes it, too.
             except OSError:
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -232,9 +231,9 @@ class Folder:
                 return
 
     def discard(self, name: str) -> None:
-        """Take an entry out of sight in one step, then remove it.
+        """Hide an entry by an atomic rename, then remove it.
 
-        Also removes what an interrupted call has left; needs no space on a full volume.
+        Also removes the leftovers of an interrupted call. Needs no space on a full volume.
         """
         trash = f".trash-{_component(name)}"
         self.remove(trash)
@@ -243,7 +242,7 @@ class Folder:
             self.remove(trash)
 
     def remove_if_empty(self, name: str) -> None:
-        """Remove a folder with nothing in it; leave any other."""
+        """Remove a folder if it is empty."""
         with contextlib.suppress(OSError):
             os.rmdir(_component(name), dir_fd=self.fd)
 
@@ -252,11 +251,11 @@ class Folder:
         os.fsync(self.fd)
 
     def files(self) -> list[str]:
-        """Paths of everything beneath that is no folder, sorted."""
+        """Return the paths of all entries below this folder that are not folders, sorted."""
         return sorted(str(path / name) for path, _, names in self._walk() for name in names)
 
     def entries(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Path and status of everything beneath that is no folder."""
+        """Yield the path and status of all entries below this folder that are not folders."""
         for path, folder, names in self._walk():
             for name in names:
                 status = folder.status(name)
@@ -264,9 +263,9 @@ class Folder:
                     yield str(path / name), status
 
     def sync_tree(self, *, public: bool = False) -> None:
-        """Make all beneath durable, and readable by all if `public`.
+        """Make all files below this folder durable.
 
-        Links and devices are an error.
+        public: also make them readable by all users. A link or device is an error.
         """
         for _, folder, names in self._walk():
             for name in names:
@@ -280,9 +279,9 @@ class Folder:
     def _walk(
         self, path: PurePosixPath = _HERE
     ) -> Iterator[tuple[PurePosixPath, Folder, list[str]]]:
-        """The folders beneath and then this one, each with the names in it that are no folders.
+        """Yield the folders below this one, then this one, each with the names of its files.
 
-        Not by os.fwalk, which opens what a link leads to before it looks at it.
+        os.fwalk is not used because it follows a link before it checks the type.
         """
         others = []
         for name in self.names():
@@ -294,14 +293,14 @@ class Folder:
             except OSError as error:
                 if error.errno not in _MISSING | {errno.EACCES}:
                     raise
-                continue  # removed or replaced meanwhile, or not for us to see
+                continue  # It was removed or replaced in the meantime, or is not readable.
             with child:
                 yield from child._walk(path / name)
         yield path, self, others
 
 
 def file_digest(folder: Folder, name: str) -> str:
-    """sha256 of a regular file."""
+    """Return the SHA-256 of a regular file."""
     with os.fdopen(folder.open_file(name), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,8 +1,8 @@
-"""Orphans: what is on the volume and nobody's any more.
+"""Finds orphans: files on the volume that no model uses any more.
 
-Each is judged right before it is handed out, so that whoever removes it at once removes nothing
-that a load has begun to use meanwhile. Whatever changed of late may be a living Pod's, also where
-the file system has no locks to say so, and is no orphan.
+Each orphan is checked right before it is yielded. If the caller removes it at once, it does not
+remove files that a load has begun to use in the meantime. An entry that changed recently is not an
+orphan, because a running Pod may use it, and some file systems have no locks that would show this.
 """
 
 from __future__ import annotations
@@ -31,41 +31,43 @@ _INTERRUPTED = "an interrupted run left it"
 
 @dataclass(frozen=True)
 class Times:
-    """When things are old enough to go.
-
-    idle_since: whoever changed nothing after this is no living Pod. expired: versions superseded
-    before this have been kept for their readers long enough.
-    """
+    """The points in time before which an entry may be an orphan."""
 
     idle_since: datetime
+    """A load that has changed nothing since then is not running any more."""
+
     expired: datetime
+    """A version that was superseded before is no longer kept for its readers."""
 
     @classmethod
     def of(cls, now: datetime, older_than: timedelta, retain: timedelta) -> Times:
-        """As of now."""
+        """Compute the times from the current time and the two periods."""
         return cls(idle_since=now - older_than, expired=now - retain)
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A path that can go, and why; model_id is the link that must not lead there."""
+    """A path that can be removed, and the reason."""
 
     path: str
+
     why: str
+
     model_id: str | None = None
+    """The link that must not lead to this path when it is removed."""
 
 
 def orphans(volume: Volume, times: Times) -> Iterator[Orphan]:
-    """Everything that is nobody's; blobs come last, as their holders may be among the others."""
+    """Find all orphans. Blobs come last, because versions that use them may be orphans, too."""
     yield from _staging(volume, times)
     yield from _models(volume, times)
     yield from _links(volume)
     for path in blobs.unused(volume):
-        yield Orphan(path, "no model holds this file")
+        yield Orphan(path, "no model uses this file")
 
 
 def remove_orphan(volume: Volume, orphan: Orphan) -> bool:
-    """Remove an orphan that was handed out just now; whether it is gone."""
+    """Remove an orphan that was just found. Return whether it is gone."""
     *folders, name = orphan.path.split("/")
     folder = volume.find(*folders)
     if folder is None:
@@ -79,22 +81,22 @@ def remove_orphan(volume: Volume, orphan: Orphan) -> bool:
             remove_if_abandoned(folder, name)
         else:
             _discard_unless_published(volume, folder, name, orphan)
-        gone = folder.kind(name) is None
+        is_gone = folder.kind(name) is None
     if len(folders) > 1:
         volume.remove_if_empty(folders[1])
-    return gone
+    return is_gone
 
 
 def _discard_unless_published(volume: Volume, folder: Folder, name: str, orphan: Orphan) -> None:
-    """Take it out of sight, and put it back if a load has published it at this very moment.
+    """Rename a folder, then remove it. Rename it back if a load has published it in between.
 
-    A load that publishes it a moment later finds it gone, and is run again.
+    A load that publishes it after the rename fails and is tried again.
     """
     trash = temporary_name("trash")
     try:
         folder.move(name, folder, trash)
     except FileNotFoundError:
-        return  # its model was removed meanwhile
+        return  # Its model was removed in the meantime.
     target = f"{volume.root.link_target(orphan.model_id) if orphan.model_id else None}/"
     if target.startswith(f"{orphan.path}/"):
         folder.move(trash, folder, name)
@@ -103,19 +105,19 @@ def _discard_unless_published(volume: Volume, folder: Folder, name: str, orphan:
 
 
 def links(volume: Volume) -> dict[str, Version]:
-    """The published models: which version each link leads to."""
+    """Return the links of the published models, and the version that each leads to."""
     return _read(volume, volume.root.names())
 
 
 def _read(volume: Volume, names: Iterable[str]) -> dict[str, Version]:
-    found = {name: Version.parse(volume.root.link_target(name)) for name in names}
-    return {name: version for name, version in found.items() if version is not None}
+    versions = {name: Version.parse(volume.root.link_target(name)) for name in names}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def last_change(status: os.stat_result | None) -> datetime:
-    """When an entry was last written, renamed or linked."""
+    """Return when an entry was last written, renamed or linked."""
     if status is None:
-        return datetime.max.replace(tzinfo=UTC)  # gone, so somebody is at work
+        return datetime.max.replace(tzinfo=UTC)  # It was just removed: another process is active.
     return datetime.fromtimestamp(max(status.st_mtime, status.st_ctime), UTC)
 
 
@@ -180,7 +182,7 @@ def _model(
         return
     with folder:
         for name in folder.names():
-            # Read anew for each: to remove the one before took its time.
+            # Read again for each entry, because the caller may have removed the previous one.
             record, published = _published(volume, uid, names)
             if not published:
                 break
@@ -191,22 +193,25 @@ def _model(
         record, published = _published(volume, uid, names)
         kept = published or (record is not None and record.released)
         if not kept and _is_idle(volume, store, folder, uid, times):
-            without = "link leads here" if record else f"readable {OWNER_FILE}, and no link"
+            why = "no link leads here" if record else f"no readable {OWNER_FILE} and no link"
             model_id = record.model_id if record else None
-            yield Orphan(f"{STORE_DIR}/{uid}", f"no {without}", model_id)
+            yield Orphan(f"{STORE_DIR}/{uid}", why, model_id)
 
 
 def _published(
     volume: Volume, uid: str, names: set[str]
 ) -> tuple[OwnerRecord | None, dict[str, Version]]:
-    """Whose it is, and its links: those known, and the one that a load may just have set."""
+    """Return the record of a uid, and the links that lead to its versions.
+
+    Reads the links in `names`, and the link of the record, which a load may just have created.
+    """
     record = read_owner(volume, uid)
-    found = _read(volume, names | ({record.model_id} if record else set()))
-    return record, {name: version for name, version in found.items() if version.uid == uid}
+    versions = _read(volume, names | ({record.model_id} if record else set()))
+    return record, {name: version for name, version in versions.items() if version.uid == uid}
 
 
 def _is_idle(volume: Volume, store: Folder, folder: Folder, uid: str, times: Times) -> bool:
-    """Whether no load of this model is under way."""
+    """Whether no load of this model is running."""
     newest = max(
         last_change(store.status(uid)),
         *(last_change(folder.status(name)) for name in folder.names()),
@@ -229,7 +234,7 @@ def _leftover(
     published: dict[str, Version],
     times: Times,
 ) -> str | None:
-    """Why an entry of a published model's folder can go; None where it is to stay."""
+    """Return why an entry of a published model's folder can be removed. None if it must stay."""
     if name == OWNER_FILE:
         return None
     if name.startswith(_TRASH):
@@ -242,7 +247,7 @@ def _leftover(
     begun_last = record is not None and record.load_hash == name
     recently = last_change(folder.status(OWNER_FILE)) >= times.idle_since
     if model_ids or (begun_last and recently):
-        return None  # readers get it, or a load is about to give it to them
+        return None  # It is published, or a load is about to publish it.
     try:
         with folder.open_folder(name) as version:
             read_receipt(version)
@@ -250,7 +255,7 @@ def _leftover(
         return "it has no readable receipt, and no link leads here" if idle else None
     since = record.superseded.get(name) if record else None
     if since is None:
-        # No load has lived to record it: another version is published since the link was made.
+        # The load was killed before it recorded the time. The link's own time is used instead.
         made = (last_change(volume.root.status(link)) for link in published)
         since = max(changed, *made)
         if since >= times.idle_since:
@@ -264,7 +269,7 @@ def _links(volume: Volume) -> Iterator[Orphan]:
         if folder is not None:
             folder.close()
         elif volume.root.link_target(name) == immutable_path(version.uid, version.load_hash):
-            yield Orphan(name, "the link leads nowhere")
+            yield Orphan(name, "the link's target does not exist")
 
 
 def _stamp(time: datetime) -> str:

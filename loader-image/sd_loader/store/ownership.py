@@ -1,8 +1,8 @@
-"""Whose a model id is on this volume.
+"""Decides which model owns a model id on this volume.
 
-The link `<modelId>` says which model is published under it, and that model's `owner.json` says
-whose it is. A model of the same namespace and name takes it over: its former uid is gone, or was
-released. Anybody else's is a conflict.
+The link `<modelId>` leads to the folder of a model, whose `owner.json` names its owner. An owner of
+the same namespace and name is a previous version of this model: its uid was deleted or released,
+and its files are taken over. Any other owner is a conflict.
 """
 
 from __future__ import annotations
@@ -29,38 +29,40 @@ _VERSION = re.compile(rf"{re.escape(STORE_DIR)}/([A-Za-z0-9-]{{1,64}})/([0-9a-f]
 
 
 class OwnerRecord(Contract):
-    """`owner.json`; a newer loader's fields are ignored."""
+    """The content of `owner.json`. Unknown fields, as of a newer loader, are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
     owner: Owner
     model_id: ModelId
-    load_hash: LoadHash = Field(description="The load that was begun last; no other may publish.")
-    released: bool = Field(default=False, description="Its resource is gone, its files are kept.")
+    load_hash: LoadHash = Field(description="The load that began last. Only it may publish.")
+    released: bool = Field(
+        default=False, description="The custom resource was deleted, but its files are kept."
+    )
     taken_from: tuple[Uid, ...] = Field(
-        default=(), description="Former uids of this model whose files are still to be removed."
+        default=(), description="Previous uids of this model. Their files are yet to be removed."
     )
     superseded: dict[LoadHash, AwareDatetime] = Field(
-        default_factory=dict, description="Since when a version is no longer the published one."
+        default_factory=dict, description="When each previous version was superseded."
     )
 
 
 @dataclass(frozen=True)
 class Version:
-    """One published version, as a link names it."""
+    """A published version, as the target of a link names it."""
 
     uid: str
     load_hash: str
 
     @classmethod
     def parse(cls, target: str | None) -> Version | None:
-        """Read a link's target; None for a link that no load made."""
+        """Parse a link's target. None if the loader did not create this link."""
         match = _VERSION.fullmatch(target or "")
         return cls(*match.groups()) if match else None
 
 
 def read_owner(volume: Volume, uid: str) -> OwnerRecord | None:
-    """The record of a model's folder; None where there is none that can be read."""
+    """Read the record in the folder of this uid. None if it does not exist or is unreadable."""
     folder = volume.find(STORE_DIR, uid)
     if folder is None:
         return None
@@ -69,7 +71,7 @@ def read_owner(volume: Volume, uid: str) -> OwnerRecord | None:
 
 
 def owner_in(folder: Folder) -> OwnerRecord | None:
-    """The record in a model's open folder; None where there is none that can be read."""
+    """Read the record in a model's open folder. None if it does not exist or is unreadable."""
     try:
         return OwnerRecord.model_validate_json(folder.read(OWNER_FILE, _RECORD_LIMIT))
     except (FileNotFoundError, ValueError):
@@ -77,13 +79,13 @@ def owner_in(folder: Folder) -> OwnerRecord | None:
 
 
 def write_owner(folder: Folder, record: OwnerRecord) -> None:
-    """Replace the record of a model's folder."""
+    """Replace the record in a model's open folder."""
     folder.remove_unfinished()
     folder.write(OWNER_FILE, record.model_dump_json(by_alias=True, indent=2).encode())
 
 
 def put_owner(volume: Volume, record: OwnerRecord) -> None:
-    """Replace the record of a model's folder, which is made when missing."""
+    """Replace the record in a model's folder. Create the folder if it does not exist."""
 
     def put() -> None:
         with volume.make(STORE_DIR, record.owner.uid) as folder:
@@ -94,17 +96,21 @@ def put_owner(volume: Volume, record: OwnerRecord) -> None:
 
 
 def predecessor(volume: Volume, owner: Owner, model_id: str) -> OwnerRecord | None:
-    """The former self that is published under this id, if one is; anybody else is a conflict."""
+    """Return the record of the previous owner that is published under this model id, if any.
+
+    Raise ModelIdConflict if another model or a foreign file has this id.
+    """
     kind = volume.root.kind(model_id)
     if kind is None:
         return None
     version = Version.parse(volume.root.link_target(model_id))
     if version is None:
-        what = (
+        entry = (
             "a link" if kind == stat.S_IFLNK else "a folder" if kind == stat.S_IFDIR else "a file"
         )
         raise LoaderError(
-            Reason.MODEL_ID_CONFLICT, f"{model_id} on the volume is {what} that no load has made"
+            Reason.MODEL_ID_CONFLICT,
+            f"{model_id} on the volume is {entry} that the loader did not create",
         )
     if version.uid == owner.uid:
         return None
@@ -126,7 +132,7 @@ def predecessor(volume: Volume, owner: Owner, model_id: str) -> OwnerRecord | No
 
 
 def give_up(volume: Volume, uid: str, load_hash: str) -> None:
-    """Leave no folder behind for a model never published, unless a newer load has begun."""
+    """Remove the folders of a model that was never published, unless a newer load has begun."""
     record = read_owner(volume, uid)
     store = volume.find(STORE_DIR)
     if store is None:
@@ -141,14 +147,14 @@ def give_up(volume: Volume, uid: str, load_hash: str) -> None:
 
 
 def is_same_model(one: Owner, other: Owner) -> bool:
-    """Whether these are the same model over time, whatever their uids."""
+    """Whether two owners have the same namespace and name. Their uids may differ."""
     return (one.namespace, one.name) == (other.namespace, other.name)
 
 
 def take_ownership(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> OwnerRecord:
-    """Begin a load: make this model's folder, and remember which former self it replaces."""
-    former = predecessor(volume, owner, model_id)
-    taken = () if former is None else (former.owner.uid, *former.taken_from)
+    """Begin a load: create the model's folder, and record the previous owners that it replaces."""
+    previous = predecessor(volume, owner, model_id)
+    taken = () if previous is None else (previous.owner.uid, *previous.taken_from)
     record = read_owner(volume, owner.uid)
     earlier = () if record is None else record.taken_from
     wanted = OwnerRecord(
@@ -164,14 +170,18 @@ def take_ownership(volume: Volume, owner: Owner, model_id: str, load_hash: str) 
 
 
 def confirm_ownership(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
-    """Refuse to publish what was removed or superseded meanwhile, or belongs to another."""
+    """Check that this load may still publish.
+
+    Raise LoaderError if the model was removed, a newer load began, or another model has the id.
+    """
     predecessor(volume, owner, model_id)
     record = read_owner(volume, owner.uid)
     if record is None or record.released:
         raise LoaderError(
-            Reason.LOADER_CRASHED, f"{model_id} was removed from the volume while it was loaded"
+            Reason.LOADER_CRASHED,
+            f"{model_id} was removed from the volume while it was being loaded",
         )
     if record.load_hash != load_hash:
         raise LoaderError(
-            Reason.LOADER_CRASHED, f"a newer load of {model_id} has begun; this one is given up"
+            Reason.LOADER_CRASHED, f"a newer load of {model_id} has begun; this load stops"
         )

@@ -1,4 +1,4 @@
-"""Publishing: one rename makes a version complete, one more makes it the published one."""
+"""Publishes a version: one rename puts it in place, a second one points the link to it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _HASH = re.compile(r"[0-9a-f]{16}")
 def publish(
     volume: Volume, owner: Owner, model_id: str, staging: Staging, receipt: Receipt
 ) -> Receipt:
-    """Make the converted folder the published version; returns the receipt that then lies there.
+    """Publish the converted folder. Return the receipt of the published version.
 
-    A version that another Pod has published meanwhile stays, and ours is dropped.
+    If another Pod has published the same version in the meantime, that one stays.
     """
     confirm_ownership(volume, owner, model_id, receipt.load_hash)
     with staging.folder.open_folder(OUT) as out:
@@ -75,7 +75,7 @@ def _place(
 
 
 def _withdraw(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
-    """Take back a version that lost its race or its space, unless it is the one readers get."""
+    """Remove a version that could not be linked, unless the link leads to it."""
     versions = volume.find(names.STORE_DIR, uid)
     if versions is None:
         return
@@ -86,9 +86,9 @@ def _withdraw(volume: Volume, uid: str, model_id: str, load_hash: str) -> None:
 
 
 def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
-    """Point `<modelId>` at this version, in one step."""
+    """Point the link `<modelId>` to this version, atomically."""
     target = names.immutable_path(owner.uid, load_hash)
-    former = None
+    previous = None
     for _ in range(_LINK_ATTEMPTS):
         try:
             confirm_ownership(volume, owner, model_id, load_hash)
@@ -97,42 +97,45 @@ def link(volume: Volume, owner: Owner, model_id: str, load_hash: str) -> None:
             raise
         current = volume.root.link_target(model_id)
         if current == target:
-            _insist_it_is_there(volume, owner.uid, model_id, target, former)
+            _require_target(volume, owner.uid, model_id, target, previous)
             return
-        former = current
+        previous = current
         _set_link(volume, owner.uid, model_id, target)
         volume.root.sync()
     raise LoaderError(
-        Reason.LOADER_CRASHED, f"others keep changing {model_id} on the volume; it is not published"
+        Reason.LOADER_CRASHED,
+        f"other processes keep changing the link {model_id} on the volume; this load is not"
+        " published",
     )
 
 
-def _insist_it_is_there(
-    volume: Volume, uid: str, model_id: str, target: str, former: str | None
+def _require_target(
+    volume: Volume, uid: str, model_id: str, target: str, previous: str | None
 ) -> None:
-    """A sweep may take a version for an orphan that is just being published.
+    """Fail if the linked version does not exist: a sweep may have taken it for an orphan.
 
-    Then readers get again what they got before.
+    In this case, point the link to the previous version again, or remove it.
     """
-    if _is_there(volume, target):
+    if _exists(volume, target):
         return
-    if former is not None and _is_there(volume, former):
-        _set_link(volume, uid, model_id, former)
+    if previous is not None and _exists(volume, previous):
+        _set_link(volume, uid, model_id, previous)
     else:
         _remove_dangling(volume, model_id, target)
     raise LoaderError(
-        Reason.LOADER_CRASHED, f"{model_id} was removed from the volume while it was published"
+        Reason.LOADER_CRASHED,
+        f"{model_id} was removed from the volume while it was being published",
     )
 
 
 def _remove_dangling(volume: Volume, model_id: str, target: str) -> None:
-    """Do not leave behind a link of ours to what was removed while we set it."""
-    if volume.root.link_target(model_id) == target and not _is_there(volume, target):
+    """Remove the link if it has this target and the target does not exist."""
+    if volume.root.link_target(model_id) == target and not _exists(volume, target):
         volume.root.unlink(model_id)
 
 
-def _is_there(volume: Volume, target: str) -> bool:
-    """Whether a link with this target leads to a version."""
+def _exists(volume: Volume, target: str) -> bool:
+    """Whether the version that is the target of a link exists."""
     version = Version.parse(target)
     if version is None:
         return False
@@ -145,11 +148,11 @@ def _is_there(volume: Volume, target: str) -> bool:
 
 def _set_link(volume: Volume, uid: str, name: str, target: str) -> None:
     if volume.root.kind(name) is None:
-        # Not by rename, which would replace what another model publishes at this very moment.
+        # A rename would replace a link that another model creates at this moment.
         with contextlib.suppress(FileExistsError):
             volume.root.make_link(name, target)
         return
-    # A sweep may remove an empty folder, or take the new link for what a killed load has left.
+    # A sweep may remove the empty folder, or take the new link for an orphan.
     insist(lambda: _replace_link(volume, uid, name, target))
 
 
@@ -161,16 +164,17 @@ def _replace_link(volume: Volume, uid: str, name: str, target: str) -> None:
 
 
 def tidy(volume: Volume, owner: Owner, load_hash: str, retain: timedelta, now: datetime) -> None:
-    """Remove what this version replaces: former selves at once, former versions when due.
+    """Clean up after a version was published, and create its blobs.
 
-    What is left is offered to later loads for sharing.
+    Remove the files of previous owners at once, and previous versions that were superseded more
+    than `retain` ago.
     """
     record = read_owner(volume, owner.uid)
     if record is None:
         return
     blobs.register(volume, owner.uid, load_hash)
     for uid in record.taken_from:
-        remove_former(volume, owner, uid)
+        remove_previous(volume, owner, uid)
     with volume.make(names.STORE_DIR, owner.uid) as versions:
         superseded = _tidy_versions(volume, versions, record, load_hash, now - retain, now)
         updated = record.model_copy(update={"taken_from": (), "superseded": superseded})
@@ -181,8 +185,8 @@ def tidy(volume: Volume, owner: Owner, load_hash: str, retain: timedelta, now: d
     blobs.drop_unused(volume)
 
 
-def remove_former(volume: Volume, owner: Owner, uid: str) -> None:
-    """Remove the files of a former self of this model."""
+def remove_previous(volume: Volume, owner: Owner, uid: str) -> None:
+    """Remove the files of a previous owner of this model."""
     record = read_owner(volume, uid)
     if record is not None and not is_same_model(record.owner, owner):
         return
@@ -202,7 +206,7 @@ def _tidy_versions(
     expired: datetime,
     now: datetime,
 ) -> dict[str, datetime]:
-    """Remove versions superseded before `expired`; returns since when the others are."""
+    """Remove versions that were superseded before `expired`. Return the times of the others."""
     superseded: dict[str, datetime] = {}
     for name in versions.names():
         if name in {current, OWNER_FILE}:

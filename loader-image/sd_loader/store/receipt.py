@@ -1,4 +1,4 @@
-"""The receipt inside a published version: where it lies, and whether it still holds."""
+"""The receipt in a published version: reads it, and checks that the version is complete."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ RECEIPT_FILE = ".sd-receipt.json"
 
 
 def folder_digest(files: Mapping[str, str]) -> str:
-    """Digest of a folder: of one line `<sha256>  <path>` per file, sorted by path."""
+    """Return the SHA-256 of one line `<sha256>  <path>` per file, sorted by path."""
     lines = (f"{sha256}  {path}\n" for path, sha256 in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def find_published(volume: Volume, uid: str, load_hash: str) -> Receipt | None:
-    """The receipt of a version that lies on the volume, whole; None where there is none."""
+    """Return the receipt of a version. None unless all its files exist with the right sizes."""
     folder = volume.find(STORE_DIR, uid, load_hash)
     if folder is None:
         return None
@@ -35,7 +35,7 @@ def find_published(volume: Volume, uid: str, load_hash: str) -> Receipt | None:
 
 
 def read_receipt(version: Folder) -> Receipt:
-    """The receipt in a version's folder; raise OSError or ValueError if it cannot be read."""
+    """Read the receipt in a version's folder. Raise OSError or ValueError if it is unreadable."""
     receipt = Receipt.decode(version.read(RECEIPT_FILE, Receipt.max_bytes))
     if receipt is None:
         raise ValueError(f"{RECEIPT_FILE} is not a receipt")

@@ -1,4 +1,4 @@
-"""Removal: a deleted model's files go, and nobody else's."""
+"""Removes or releases the files of a deleted model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sd_api.load import Owner
 from sd_api.names import STAGING_DIR, STORE_DIR
 from sd_loader.store import blobs
 from sd_loader.store.ownership import Version, put_owner, read_owner
-from sd_loader.store.publish import remove_former
+from sd_loader.store.publish import remove_previous
 from sd_loader.store.volume import Volume
 
 
 def release(volume: Volume, owner: Owner) -> None:
-    """Keep what is published for a later model of the same namespace and name."""
+    """Keep the published files for a later model of the same namespace and name."""
     record = read_owner(volume, owner.uid)
     if record is not None and not record.released:
         put_owner(volume, record.model_copy(update={"released": True}))
@@ -22,18 +22,18 @@ def release(volume: Volume, owner: Owner) -> None:
 
 
 def remove_model(volume: Volume, owner: Owner, model_id: str) -> None:
-    """Remove a model: its link first, so that nobody is led to what is half gone.
+    """Remove a model's files. Remove its link first, so that no reader sees a part of them.
 
-    What is missing already is fine, and so is a link that now leads to another model.
+    Missing files are not an error. A link that leads to another model stays.
     """
     record = read_owner(volume, owner.uid)
     uids = {owner.uid, *(record.taken_from if record else ())}
     _unlink(volume, model_id, uids)
-    for former in uids - {owner.uid}:
-        remove_former(volume, owner, former)
+    for previous in uids - {owner.uid}:
+        remove_previous(volume, owner, previous)
     for place in (STORE_DIR, STAGING_DIR):
         _discard(volume, place, owner.uid)
-    # A load that was still at work may have published what is now gone.
+    # A load that was still running may have linked the version that is now removed.
     _unlink(volume, model_id, uids)
     volume.remove_if_empty(owner.uid)
     blobs.drop_unused(volume)

@@ -1,8 +1,8 @@
-"""The staging of one model: a folder per Pod, locked while that Pod works in it.
+"""The staging folders of one model: one per Pod, locked while that Pod uses it.
 
-Where a node is lost, two Pods of one model may be alive. A Pod takes over a folder by renaming it,
-and only one that nobody holds a lock on; on a file system without locks the rename alone decides,
-and the Pod that lost its folder fails on the next thing it does there.
+If a node is lost, two Pods of one model may run at once. A Pod takes over the folder of another Pod
+by renaming it, if the folder is not locked. On a file system without locks, only the rename
+protects: the Pod that lost its folder fails at its next operation there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCK = "lock"
 _HASH = "load-hash"
 _FETCHED = "source.json"
 _LIMIT = 16 << 20
-_CLAIM_ATTEMPTS = 5
+_LOCK_ATTEMPTS = 5
 _POD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 _OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,31 +42,31 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 
 @dataclass(frozen=True)
 class Staging:
-    """A Pod's own folder, while it holds the lock."""
+    """A Pod's staging folder. The Pod holds its lock."""
 
     pods: Folder
     name: str
     folder: Folder
 
     def source(self) -> Folder:
-        """Where the source is downloaded to; may hold a part of it."""
+        """Open the folder for the download. It may contain a partial download."""
         return self.folder.make_folder(SOURCE)
 
     def out(self) -> Folder:
-        """The folder for what is converted, with what an earlier attempt left in it."""
+        """Open the folder for converted files. It may contain files of an earlier attempt."""
         return self.folder.make_folder(OUT)
 
     def fresh_out(self) -> Folder:
-        """An empty folder for what is converted."""
+        """Open the folder for converted files, emptied."""
         self.drop_out()
         return self.out()
 
     def drop_out(self) -> None:
-        """Remove what was converted."""
+        """Remove the converted files."""
         self.folder.remove(OUT)
 
     def discard(self) -> None:
-        """Remove all of it."""
+        """Remove the staging folder."""
         self.pods.discard(self.name)
 
     def confirm(self) -> None:
@@ -85,9 +85,9 @@ class Staging:
                 self.folder.remove(name)
 
     def is_ours(self) -> bool:
-        """Whether all in it is of a loader's making: folders where it keeps some, and no links.
+        """Whether the folder contains only regular files and the loader's own folders.
 
-        Whoever downloads and converts works with paths beneath, and would follow a planted link.
+        The code that downloads and converts uses paths and would follow a planted link.
         """
         folders = {self.folder.kind(name) for name in (SOURCE, OUT)}
         return folders <= {None, stat.S_IFDIR} and all(
@@ -95,15 +95,15 @@ class Staging:
         )
 
     def load_hash(self) -> str | None:
-        """Which load this was downloaded for."""
+        """Return the hash of the load that this download belongs to."""
         return self._read(_HASH)
 
     def fetched(self) -> str | None:
-        """What the finished download was recorded as; None while it is not finished."""
+        """Return the record of the finished download. None if the download is not finished."""
         return self._read(_FETCHED)
 
     def set_fetched(self, text: str) -> None:
-        """Record that the download is finished, once it is durable."""
+        """Make the download durable, then record that it is finished."""
         with self.source() as source, self.out() as out:
             source.sync_tree()
             out.sync_tree()
@@ -117,18 +117,18 @@ class Staging:
 
 
 @contextmanager
-def claim(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Staging]:
-    """The Pod's folder, with whatever an earlier Pod downloaded for the same load.
+def begin(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Staging]:
+    """Lock the Pod's staging folder. Take over an earlier Pod's download of the same load.
 
-    Everything else that no living Pod holds is removed.
+    Remove all other staging folders of this model that no running Pod has locked.
     """
-    for _ in range(_CLAIM_ATTEMPTS):
+    for _ in range(_LOCK_ATTEMPTS):
         with volume.make(STAGING_DIR, uid) as pods:
-            _claim_abandoned(pods, _valid(pod), load_hash)
+            _take_over_abandoned(pods, _valid(pod), load_hash)
             try:
                 pods.make_folder(pod).close()
             except FileNotFoundError:
-                continue  # a sweep has removed what was still empty
+                continue  # A sweep removed the folder, which was still empty.
             with _locked(pods, pod) as staging:
                 if staging is None:
                     continue
@@ -138,14 +138,12 @@ def claim(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Stagin
                 remove_abandoned(volume, uid, keep=pod)
                 yield staging
                 return
-    raise LoaderError(
-        Reason.LOADER_CRASHED, f"another process works in the staging folder of {pod}"
-    )
+    raise LoaderError(Reason.LOADER_CRASHED, f"another process uses the staging folder of {pod}")
 
 
 @contextmanager
 def resume(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Staging]:
-    """The Pod's folder as its fetch left it."""
+    """Lock the Pod's staging folder with the download that `fetch` left there."""
     pods = volume.find(STAGING_DIR, uid)
     if pods is not None:
         with pods, _locked(pods, _valid(pod)) as staging:
@@ -154,13 +152,13 @@ def resume(volume: Volume, uid: str, pod: str, load_hash: str) -> Iterator[Stagi
                 return
     raise LoaderError(
         Reason.LOADER_CRASHED,
-        f"nothing is downloaded in the staging folder of {pod}; run fetch first (another Pod of"
-        " this load may have taken it over)",
+        f"the staging folder of {pod} has no download of this load; run fetch first (another Pod"
+        " may have taken the folder over)",
     )
 
 
 def remove_abandoned(volume: Volume, uid: str, keep: str | None = None) -> None:
-    """Remove what no living Pod holds, and keep this one."""
+    """Remove a model's staging folders that no running Pod has locked, except the one to keep."""
     pods = volume.find(STAGING_DIR, uid)
     if pods is None:
         return
@@ -175,14 +173,14 @@ def remove_abandoned(volume: Volume, uid: str, keep: str | None = None) -> None:
 
 
 def remove_if_abandoned(pods: Folder, name: str) -> None:
-    """Remove a Pod's folder, unless a living Pod holds it."""
+    """Remove a Pod's staging folder, unless a running Pod has locked it."""
     with _locked(pods, name) as staging:
         if staging is not None:
             pods.discard(name)
 
 
 def is_held(pods: Folder, name: str) -> bool:
-    """Whether a living Pod holds this folder; changes nothing, not even its time."""
+    """Whether a running Pod has locked this folder. Does not change its modification time."""
     try:
         with pods.open_folder(name) as folder:
             lock = folder.open_file(_LOCK)
@@ -202,8 +200,8 @@ def is_held(pods: Folder, name: str) -> bool:
     return False
 
 
-def _claim_abandoned(pods: Folder, pod: str, load_hash: str) -> None:
-    """Make one abandoned download of this load our own; ours goes first."""
+def _take_over_abandoned(pods: Folder, pod: str, load_hash: str) -> None:
+    """Take over one abandoned download of this load. Prefer this Pod's own folder."""
     candidates = [name for name in pods.names() if _POD.fullmatch(name)]
     for name in sorted(candidates, key=lambda name: name != pod):
         with _locked(pods, name) as staging:
@@ -219,7 +217,7 @@ def _claim_abandoned(pods: Folder, pod: str, load_hash: str) -> None:
 
 @contextmanager
 def _locked(pods: Folder, name: str) -> Iterator[Staging | None]:
-    """A Pod's folder with its lock held; None where it is gone or another process holds it."""
+    """Lock a Pod's folder. Yield None if it does not exist or another process has locked it."""
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(pods.open_folder(name))
@@ -247,7 +245,7 @@ def _open_lock(folder: Folder) -> int:
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise
-    folder.remove(_LOCK)  # no Pod can hold what is no file
+    folder.remove(_LOCK)  # It is not a file, so no Pod can have locked it.
     return os.open(_LOCK, _OPEN_LOCK, FILE_MODE, dir_fd=folder.fd)
 
 
@@ -255,6 +253,6 @@ def _valid(pod: str) -> str:
     if not _POD.fullmatch(pod):
         variable = LoaderEnv.name_of("pod")
         raise LoaderError(
-            Reason.LOADER_CRASHED, f"{variable} is not the name of a Pod: {pod[:80]!r}"
+            Reason.LOADER_CRASHED, f"{variable} is not a valid Pod name: {pod[:80]!r}"
         )
     return pod

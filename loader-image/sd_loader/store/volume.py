@@ -1,4 +1,4 @@
-"""The volume as a whole: what it must be able to do, and its folders per model."""
+"""The volume: opens its folders, and checks that it supports what publishing needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sd_loader.store.folder import Folder, insist, temporary_name
 
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.ELOOP})
 _ON_ANY_KIND = VOLUME_ONLY | {errno.EACCES, errno.EIO, errno.ESTALE}
-"""Failures that say nothing of what a volume of this kind can do."""
+"""Errors that may occur on a supported volume, too."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,19 @@ class Volume:
     @classmethod
     @contextmanager
     def open(cls, path: Path) -> Iterator[Volume]:
-        """Open the volume that is mounted there."""
+        """Open the volume that is mounted at this path."""
         try:
             root = Folder.open_root(path)
         except OSError as error:
             raise LoaderError(
-                Reason.VOLUME_NOT_WRITABLE, f"no volume at {path}: {os.strerror(error.errno or 0)}"
+                Reason.VOLUME_NOT_WRITABLE,
+                f"cannot open the volume at {path}: {os.strerror(error.errno or 0)}",
             ) from error
         with root:
             yield cls(root)
 
     def find(self, *names: str) -> Folder | None:
-        """Open a folder of the volume; None where there is none."""
+        """Open a folder of the volume. None if it does not exist."""
         try:
             return self.root.open_folder(*names)
         except FileNotFoundError:
@@ -49,15 +50,15 @@ class Volume:
             raise _refused(error, names) from error
 
     def make(self, *names: str) -> Folder:
-        """Open a folder of the volume, made when missing."""
+        """Open a folder of the volume. Create it if it does not exist."""
         try:
-            # Another Job may remove an empty folder on the way.
+            # Another Job may remove an empty parent folder in between.
             return insist(lambda: self.root.make_folders(*names))
         except OSError as error:
             raise _refused(error, names) from error
 
     def unlink(self, path: str) -> None:
-        """Remove a file or link; a missing one is fine."""
+        """Remove a file or link. A missing one is not an error."""
         *folders, name = path.split("/")
         folder = self.find(*folders)
         if folder is not None:
@@ -65,7 +66,7 @@ class Volume:
                 folder.unlink(name)
 
     def remove_if_empty(self, uid: str) -> None:
-        """Leave no empty folders of a model behind."""
+        """Remove a model's staging and store folders if they are empty."""
         for parent in (STAGING_DIR, STORE_DIR):
             folder = self.find(parent)
             if folder is not None:
@@ -74,9 +75,9 @@ class Volume:
                 self.root.remove_if_empty(parent)
 
     def probe(self, uid: str) -> None:
-        """Refuse a volume that cannot be written to, or not published on."""
+        """Refuse a volume that is not writable or does not support publishing."""
         try:
-            # Another Pod of this model may remove the probe, as nobody's.
+            # Another Pod of this model may take the probe for an orphan and remove it.
             insist(lambda: self._probe(uid))
         except OSError as error:
             raise storage_error(error) from error
@@ -109,17 +110,17 @@ def _try_links_and_renames(probe: Folder) -> None:
             raise
         raise LoaderError(
             Reason.UNSUPPORTED_VOLUME,
-            "the volume lacks symbolic links or the renaming of links and folders:"
+            "the volume does not support symbolic links, or cannot rename links or folders:"
             f" {os.strerror(error.errno or 0)}",
         ) from error
 
 
 def _refused(error: OSError, names: tuple[str, ...]) -> OSError | LoaderError:
-    """A link or file where a folder belongs, or a folder of somebody else's, is not used."""
+    """Map the errors for a link or file in place of a folder, and for a folder without access."""
     path = "/".join(names)
     if error.errno in _NO_FOLDER:
-        what = "is, or leads over, a link or file where the loader keeps folders; remove it"
-        return LoaderError(Reason.VOLUME_NOT_WRITABLE, f"{path} on the volume {what}")
+        problem = "must be a folder, but a link or file is in its path; remove it"
+        return LoaderError(Reason.VOLUME_NOT_WRITABLE, f"{path} on the volume {problem}")
     if error.errno in NOT_ALLOWED:
         return storage_error(error, path)
     return error

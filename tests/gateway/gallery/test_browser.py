@@ -68,6 +68,8 @@ def test_model_is_loaded_watched_and_deleted(
 
         visit.open("/load")
         fill(page, "wrong", page_link)
+        # To leave the page while the preview loads is an error in htmx's eyes.
+        page.get_by_text("The API server would accept this resource.").wait_for()
         page.get_by_role("button", name="Load", exact=True).click()
         page.locator(".badge", has_text="Failed").wait_for()
         assert Reason.NOT_A_MODEL.remedy in page.locator(".remedy").first.inner_text()

@@ -1,4 +1,4 @@
-"""The checksums of a zip checkpoint's records are compared, whoever reads them."""
+"""The checksums of a zip checkpoint's records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TENSORS = {"a": torch.arange(700_000.0), "b": torch.ones(3), "c": torch.zeros(0)
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A zip checkpoint of three tensors."""
+    """Write a zip checkpoint with three tensors."""
     return save_ckpt(tmp_path / "model.ckpt", TENSORS)
 
 
@@ -38,7 +38,7 @@ def damage(path: Path, name: str, at: int = 0) -> None:
 
 
 def read(file: TensorFile, *ranges: tuple[int, int]) -> Checksums:
-    """The checksums of these bytes of the file; without any, of all tensors."""
+    """Return the checksums of these bytes of the file, or of all tensors if there are none."""
     checksums = Checksums(file)
     whole = [(one.offset, one.offset + one.nbytes) for one in file.tensors.values()]
     for start, end in ranges or whole:
@@ -47,15 +47,15 @@ def read(file: TensorFile, *ranges: tuple[int, int]) -> Checksums:
     return checksums
 
 
-def test_a_whole_file_passes(checkpoint):
-    """All records that hold anything are compared."""
+def test_an_undamaged_file_passes(checkpoint):
+    """All records that are not empty are compared."""
     with open_tensor_file(checkpoint) as file:
         assert read(file).compare(read_missing=False) == 2
 
 
 @pytest.mark.parametrize("at", [0, (1 << 20) - 1, 1 << 20, 4 * 700_000 - 1])
 def test_a_flipped_bit_is_found(checkpoint, at):
-    """Wherever it is; the message names the tensor."""
+    """The bit may be in any tensor. The message names the tensor."""
     damage(checkpoint, "a", at)
     with (
         open_tensor_file(checkpoint) as file,
@@ -65,16 +65,16 @@ def test_a_flipped_bit_is_found(checkpoint, at):
     assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
-def test_what_is_not_published_is_not_compared(checkpoint):
-    """A set of averages that nobody asked for costs nothing."""
+def test_records_that_are_not_read_are_not_compared(checkpoint):
+    """Unused EMA weights cost no time."""
     damage(checkpoint, "a")
     with open_tensor_file(checkpoint) as file:
         small = file.tensors["b"]
         assert read(file, (small.offset, small.offset + 12)).compare(read_missing=True) == 1
 
 
-def test_a_record_of_which_a_part_was_read_is_read_as_a_whole(checkpoint):
-    """Where it is at hand; where it is not, nothing can be said of it."""
+def test_a_partly_read_record_is_read_again(checkpoint):
+    """If the file is not complete on disk, the record is skipped."""
     damage(checkpoint, "a", 4000)
     with open_tensor_file(checkpoint) as file:
         start = file.tensors["a"].offset
@@ -85,7 +85,7 @@ def test_a_record_of_which_a_part_was_read_is_read_as_a_whole(checkpoint):
 
 
 def test_a_file_without_checksums_passes(tmp_path):
-    """A torch file of before 1.6 has none."""
+    """A torch file from before 1.6 has no checksums."""
     path = save_ckpt(tmp_path / "model.ckpt", TENSORS, legacy=True)
     with open_tensor_file(path) as file:
         assert read(file).compare(read_missing=True) == 0
@@ -93,8 +93,8 @@ def test_a_file_without_checksums_passes(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 3995), max_size=30), st.booleans(), st.randoms())
-def test_pieces_of_any_size_come_in_any_order(tmp_path_factory, cuts, damaged, shuffler):
-    """As threads read them."""
+def test_pieces_may_have_any_size_and_order(tmp_path_factory, cuts, damaged, shuffler):
+    """Threads read them in this way."""
     path = save_ckpt(tmp_path_factory.mktemp("pieces") / "model.ckpt", {"a": torch.arange(999.0)})
     if damaged:
         damage(path, "a", 8)
@@ -113,7 +113,7 @@ def test_pieces_of_any_size_come_in_any_order(tmp_path_factory, cuts, damaged, s
 
 @pytest.mark.parametrize("revision", [None, "fp16"], ids=["copied", "cast"])
 def test_a_damaged_checkpoint_is_not_converted(tmp_path, revision):
-    """Whether its numbers are copied or cast."""
+    """Copying and casting its numbers both detect the damage."""
     path = save_ckpt(tmp_path / "model.ckpt", tiny_sd15(torch.float32))
     assert convert_file(path, tmp_path / "whole", revision=revision).files
     damage(path, "model.diffusion_model.out.2.weight", 100)

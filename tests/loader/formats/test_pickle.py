@@ -1,4 +1,4 @@
-"""The symbolic pickle reader: weights come out, nothing runs, nothing hangs."""
+"""The symbolic pickle reader: it finds the weights, runs no code, and always ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEIGHT = torch.arange(4, dtype=torch.float32)
 
 
 def pickle_of(content):
-    """The pickle that torch.save puts into its archive."""
+    """Return the pickle that torch.save puts into its archive."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return zipfile.ZipFile(buffer).read("archive/data.pkl")
@@ -43,7 +43,7 @@ GOOD = pickle_of({"state_dict": {"weight": WEIGHT}, "global_step": 3})
 
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
-    """The current folder, with the module whose import leaves a canary."""
+    """Change to a folder with a module that creates a canary file when it is imported."""
     source = "open('canary', 'w').close()\n\nclass Thing:\n    pass\n\nanything = Thing()\n"
     (tmp_path / f"{hostile.CANARY_MODULE}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,10 @@ def trap(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 def test_a_hostile_pickle_runs_in_python_but_is_refused_here(trap, sample):
-    """Python's own pickle, in a process of its own, lays the canary; ours refuses, and does not."""
+    """Python's pickle, in its own process, creates the canary.
+
+    The loader's reader refuses the pickle.
+    """
     script = "import pickle, sys; sys.path.insert(0, ''); pickle.load(sys.stdin.buffer)"
     subprocess.run(
         [sys.executable, "-c", script], input=sample, capture_output=True, timeout=30, check=False
@@ -77,7 +80,7 @@ def test_a_hostile_pickle_runs_in_python_but_is_refused_here(trap, sample):
     ],
 )
 def test_code_hidden_in_a_good_checkpoint_is_found(trap, place):
-    """The weights being right does not help."""
+    """Correct weights do not help the attacker."""
     content = archive(place(GOOD), {"0": WEIGHT.numpy().tobytes()})
     (trap / "model.ckpt").write_bytes(content)
     with pytest.raises(LoaderError, match=r"model\.ckpt: the pickle is refused: .*posix\.system"):
@@ -85,8 +88,8 @@ def test_code_hidden_in_a_good_checkpoint_is_found(trap, place):
     assert not (trap / "canary").exists()
 
 
-def test_the_answer_names_what_the_pickle_would_call():
-    """The name comes from the file: it is shown short and printable."""
+def test_the_error_names_the_function_that_the_pickle_would_call():
+    """The name comes from the file, so it is shown short and printable."""
     with pytest.raises(LoaderError) as caught:
         load(hostile.name("evil\x1b[31m" + "x" * 500, "y") + b".")
     assert "evil?[31mxxx" in caught.value.message
@@ -94,15 +97,15 @@ def test_the_answer_names_what_the_pickle_would_call():
     assert len(caught.value.message) < 200
 
 
-def test_instructions_of_old_pickles_are_not_even_read():
-    """Their arguments are texts with escapes, which torch has no use for."""
+def test_instructions_of_old_pickles_are_refused_unread():
+    """Their arguments are texts with escapes, which torch never writes."""
     with pytest.raises(LoaderError, match="it holds STRING, which torch never writes") as caught:
         load(b"S'\\ \\N{x}'\n.")
     assert caught.value.reason is Reason.UNSAFE_MODEL
 
 
-def test_a_name_is_what_stands_in_the_file():
-    """Python's pickle knows no escapes in names, so neither do we: this is no `torch.Size`."""
+def test_escapes_in_names_are_not_interpreted():
+    """Python's pickle does not interpret escapes in names either, so this is not `torch.Size`."""
     with pytest.raises(LoaderError, match="refers to") as caught:
         load(rb"c\x74orch" + b"\nSize\n.")
     assert caught.value.reason is Reason.UNSAFE_MODEL
@@ -119,8 +122,8 @@ def test_extension_codes_are_refused(extension):
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
-def test_what_training_programs_leave_beside_the_weights_is_let_pass(protocol):
-    """Objects of known, harmless classes are forgotten, whatever they hold."""
+def test_harmless_objects_beside_the_weights_are_ignored(protocol):
+    """Objects of the known harmless classes of training programs are dropped with their content."""
     numbers = defaultdict(list, {"a": [1]})
     content = {
         "args": Namespace(lr=0.1, path=PosixPath("/data"), tags={"a"}, frozen=frozenset({1})),
@@ -152,20 +155,20 @@ def test_what_training_programs_leave_beside_the_weights_is_let_pass(protocol):
 
 
 def test_a_call_that_would_fill_the_memory_is_not_made():
-    """`bytearray(10**13)` is harmless only because nobody calls it."""
+    """`bytearray(10**13)` is harmless only because the reader does not call it."""
     size = struct.pack("<q", 10**13)
     content = hostile.call(hostile.name("builtins", "bytearray"), b"\x8a\x08" + size)
     assert load(hostile.pickled(content))[0] is OPAQUE
 
 
 def storage(kind=b"ctorch\nFloatStorage\n", key="0", count=b"K\x04", *, more=b""):
-    """A reference to a storage, as torch writes it."""
+    """Return a reference to a storage, as torch writes it."""
     parts = hostile.text("storage"), kind, hostile.text(key), hostile.text("cpu"), count, more
     return hostile.arguments(*parts) + b"Q"
 
 
 def tensor(*, offset=b"K\0", shape=b"(K\x04t", strides=b"(K\x01t", source=None):
-    """A dictionary of one tensor, as torch writes it."""
+    """Return a dictionary with one tensor, as torch writes it."""
     hooks = hostile.call(hostile.name("collections", "OrderedDict"))
     rebuild = hostile.name("torch._utils", "_rebuild_tensor_v2")
     source = storage() if source is None else source
@@ -173,8 +176,8 @@ def tensor(*, offset=b"K\0", shape=b"(K\x04t", strides=b"(K\x01t", source=None):
     return b"\x80\x02}" + hostile.text("weight") + view + b"s."
 
 
-def test_a_tensor_of_these_tests_is_good_without_its_fault():
-    """What the table below breaks is read when it is whole."""
+def test_the_tensor_of_the_fault_table_is_valid_without_a_fault():
+    """The pickle that the following table breaks can be read if it is intact."""
     content, _ = load(tensor())
     assert isinstance(content["weight"], View)
     assert (content["weight"].shape, content["weight"].storage.nbytes) == ((4,), 16)
@@ -188,21 +191,21 @@ LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
     [
         pytest.param(tensor(offset=b"K\x01"), Reason.NOT_A_MODEL, "beyond its", id="offset"),
         pytest.param(
-            tensor(offset=b"J\xff\xff\xff\xff"), Reason.NOT_A_MODEL, "no sizes", id="before it"
+            tensor(offset=b"J\xff\xff\xff\xff"), Reason.NOT_A_MODEL, "not sizes", id="before it"
         ),
         pytest.param(tensor(shape=b"(K\x05t"), Reason.NOT_A_MODEL, "beyond its", id="shape"),
         pytest.param(tensor(strides=b"(K\x02t"), Reason.NOT_A_MODEL, "beyond its", id="strides"),
         pytest.param(
-            tensor(strides=b"(J\xff\xff\xff\xfft"), Reason.NOT_A_MODEL, "no sizes", id="backward"
+            tensor(strides=b"(J\xff\xff\xff\xfft"), Reason.NOT_A_MODEL, "not sizes", id="backward"
         ),
         pytest.param(
             tensor(shape=b"(K\x63K\x63t", strides=b"(K\0K\0t"), Reason.NOT_A_MODEL, "beyond its",
             id="one number repeated",
         ),
-        pytest.param(tensor(shape=b"(" + LONG + b"t"), Reason.NOT_A_MODEL, "no sizes", id="2**64"),
-        pytest.param(tensor(shape=b"(\x88t"), Reason.NOT_A_MODEL, "no sizes", id="True"),
+        pytest.param(tensor(shape=b"(" + LONG + b"t"), Reason.NOT_A_MODEL, "not sizes", id="2**64"),
+        pytest.param(tensor(shape=b"(\x88t"), Reason.NOT_A_MODEL, "not sizes", id="True"),
         pytest.param(
-            tensor(shape=b"(" + b"K\x01" * 9 + b"t"), Reason.NOT_A_MODEL, "no sizes", id="rank 9"
+            tensor(shape=b"(" + b"K\x01" * 9 + b"t"), Reason.NOT_A_MODEL, "not sizes", id="rank 9"
         ),
         pytest.param(tensor(shape=b")"), Reason.NOT_A_MODEL, "differ in length", id="ranks"),
         pytest.param(tensor(source=b"N"), Reason.NOT_A_MODEL, "incomplete", id="no storage"),
@@ -223,20 +226,22 @@ LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
         ),
         pytest.param(b"\x80\x02}", Reason.NOT_A_MODEL, "it is cut off", id="cut off"),
         pytest.param(b"\x80\x02X\xff\xff", Reason.NOT_A_MODEL, "not enough data", id="cut inside"),
-        pytest.param(b"\xfe.", Reason.NOT_A_MODEL, "0xfe is no instruction", id="instruction"),
-        pytest.param(b".", Reason.NOT_A_MODEL, "other than one object", id="nothing"),
-        pytest.param(b"}}.", Reason.NOT_A_MODEL, "other than one object", id="two objects"),
-        pytest.param(b"(}.", Reason.NOT_A_MODEL, "other than one object", id="open mark"),
+        pytest.param(b"\xfe.", Reason.NOT_A_MODEL, "0xfe is not an instruction", id="instruction"),
+        pytest.param(b".", Reason.NOT_A_MODEL, "exactly one object", id="nothing"),
+        pytest.param(b"}}.", Reason.NOT_A_MODEL, "exactly one object", id="two objects"),
+        pytest.param(b"(}.", Reason.NOT_A_MODEL, "exactly one object", id="open mark"),
         pytest.param(b"t.", Reason.NOT_A_MODEL, "no mark|where there is none", id="no mark"),
-        pytest.param(b"0.", Reason.NOT_A_MODEL, "where there is none", id="nothing to pop"),
-        pytest.param(b"q\0.", Reason.NOT_A_MODEL, "where there is none", id="nothing to keep"),
-        pytest.param(b"h\x07.", Reason.NOT_A_MODEL, "never had", id="never kept"),
-        pytest.param(b"NNa.", Reason.NOT_A_MODEL, "no list", id="append to None"),
+        pytest.param(b"0.", Reason.NOT_A_MODEL, "that does not exist", id="nothing to pop"),
+        pytest.param(b"q\0.", Reason.NOT_A_MODEL, "that does not exist", id="nothing to keep"),
+        pytest.param(b"h\x07.", Reason.NOT_A_MODEL, "did not store", id="never kept"),
+        pytest.param(b"NNa.", Reason.NOT_A_MODEL, "not a list", id="append to None"),
         pytest.param(b"NNNs.", Reason.NOT_A_MODEL, "no dictionary", id="item of None"),
         pytest.param(b"}(Nu.", Reason.NOT_A_MODEL, "key without a value", id="odd items"),
         pytest.param(b"NNb.", Reason.UNSAFE_MODEL, "sets attributes", id="state of None"),
-        pytest.param(b"N)R.", Reason.UNSAFE_MODEL, "no function", id="call of None"),
-        pytest.param(b"ctorch\nSize\nNR.", Reason.UNSAFE_MODEL, "no function", id="no arguments"),
+        pytest.param(b"N)R.", Reason.UNSAFE_MODEL, "not a function", id="call of None"),
+        pytest.param(
+            b"ctorch\nSize\nNR.", Reason.UNSAFE_MODEL, "not a function", id="no arguments"
+        ),
         pytest.param(b"ctorch\nSize\n)R.", Reason.NOT_A_MODEL, "lacks", id="too few arguments"),
         pytest.param(b"\x80\x04NN\x93.", Reason.UNSAFE_MODEL, "computes the name", id="no name"),
         pytest.param(
@@ -246,7 +251,7 @@ LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
     ],
 )  # fmt: skip
 def test_a_pickle_that_contradicts_itself_is_refused(content, reason, what):
-    """Each fault alone; the message says which."""
+    """Each case has one fault, which the message names."""
     with pytest.raises(LoaderError, match=what) as caught:
         load(content)
     assert caught.value.reason is reason
@@ -261,27 +266,27 @@ def test_a_pickle_that_contradicts_itself_is_refused(content, reason, what):
     ],
 )
 def test_a_pickle_that_would_cost_too_much_is_refused(content, what):
-    """Each limit, exceeded alone."""
+    """Each case exceeds one limit."""
     with pytest.raises(LoaderError, match=what):
         load(content)
 
 
-def test_a_structure_that_doubles_with_every_instruction_costs_nothing():
-    """A tuple of the same tuple twice, a thousand times over, would have 2**1000 leaves."""
+def test_a_structure_that_doubles_with_every_instruction_takes_little_memory():
+    """Each tuple contains the previous one twice. Expanded, it would have 2**1000 leaves."""
     content, _ = load(b"\x80\x02N" + b"2\x86" * 1000 + b".")
     with pytest.raises(LoaderError, match="no dictionary of tensors"):
         split(content)
 
 
 def test_a_dictionary_that_contains_itself_is_refused():
-    """Following `state_dict` would never end."""
+    """A reader that follows `state_dict` without limit would never end."""
     content, _ = load(b"\x80\x02}q\0" + hostile.text("state_dict") + b"h\0s.")
     with pytest.raises(LoaderError, match="no dictionary of tensors"):
         split(content)
 
 
-def test_values_beside_the_weights_are_shown_short():
-    """Metadata comes from the file: bounded, printable, no endless numbers."""
+def test_values_beside_the_weights_are_bounded():
+    """Metadata comes from the file, so values are short and printable and numbers are not huge."""
     content = {"state_dict": {"w": WEIGHT}, "note": "line\nbreak" + "!" * 900, "n": 10**5000}
     views, metadata = split(load(pickle_of(content))[0])
     assert views.keys() == {"w"}
@@ -295,8 +300,8 @@ SEEDS = [GOOD, tensor(), pickle_of({"p": torch.nn.Parameter(WEIGHT), "t": WEIGHT
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from([*SEEDS, *SAMPLES.values()]), st.data())
-def test_a_damaged_pickle_gets_an_answer(seed, data):
-    """With any bytes changed: a LoaderError, or views that stay within their storages."""
+def test_a_damaged_pickle_is_refused_or_stays_within_its_storages(seed, data):
+    """After any change, the result is a LoaderError, or views within their storages."""
     content = bytearray(seed)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
@@ -314,8 +319,8 @@ def test_a_damaged_pickle_gets_an_answer(seed, data):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([bytes([code]) for code in range(256)]), max_size=60).map(b"".join))
-def test_random_instructions_get_an_answer(content):
-    """No sequence of bytes makes the reader fail in a way of its own."""
+def test_random_instructions_raise_only_loader_errors(content):
+    """No sequence of bytes makes the reader raise any other error."""
     try:
         load(content + b".")
     except LoaderError as error:
@@ -326,7 +331,7 @@ def test_random_instructions_get_an_answer(content):
 
 
 def test_a_refused_file_is_closed(tmp_path):
-    """Nothing stays open behind the error."""
+    """No descriptor stays open after the error."""
     (tmp_path / "model.ckpt").write_bytes(archive(SAMPLES["eval"]))
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(LoaderError):

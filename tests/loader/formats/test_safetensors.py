@@ -1,4 +1,4 @@
-"""The safetensors reader takes what the safetensors library writes, and nothing else."""
+"""The safetensors reader accepts exactly the files that the safetensors library accepts."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ B = {"dtype": "F16", "shape": [2], "data_offsets": [4, 8]}
 
 
 def file_of(header: object, data: bytes = bytes(8)) -> bytes:
-    """A safetensors file of any header (JSON value or raw text) and data."""
+    """Return a safetensors file with any header (JSON value or raw text) and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
 
 def test_tensors_are_found_where_the_library_put_them(tmp_path):
-    """Names, types, shapes, bytes and metadata are those that were written."""
+    """Names, types, shapes, bytes and metadata are those that the library wrote."""
     path = tmp_path / "model.bin"
     save_file(TENSORS, path, {"modelspec.title": "a model"})
     with open_tensor_file(path) as opened:
@@ -61,7 +61,7 @@ def test_tensors_are_found_where_the_library_put_them(tmp_path):
 
 
 def test_a_padded_header_is_read(tmp_path):
-    """Writers fill the header up with spaces to align the data."""
+    """Writers pad the header with spaces to align the data."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(file_of(json.dumps({"a": A, "b": B}).encode() + b"    "))
     with open_tensor_file(path) as opened:
@@ -88,7 +88,7 @@ def test_a_padded_header_is_read(tmp_path):
             "a safetensors header of", id="huge header",
         ),
         pytest.param(file_of(b"{]"), Reason.NOT_A_MODEL, "damaged", id="no JSON"),
-        pytest.param(file_of(b'{"a":NaN}'), Reason.NOT_A_MODEL, "NaN is no JSON", id="NaN"),
+        pytest.param(file_of(b'{"a":NaN}'), Reason.NOT_A_MODEL, "NaN is not valid JSON", id="NaN"),
         pytest.param(file_of(b'{"a":"\xff"}'), Reason.NOT_A_MODEL, "damaged", id="no UTF-8"),
         pytest.param(file_of(b"{" * 50), Reason.NOT_A_MODEL, "damaged", id="braces"),
         pytest.param(
@@ -99,11 +99,11 @@ def test_a_padded_header_is_read(tmp_path):
         ),
         pytest.param(
             file_of(b'{"a":%b,"a":%b}' % (json.dumps(A).encode(), json.dumps(B).encode())),
-            Reason.NOT_A_MODEL, "a name stands twice", id="name twice",
+            Reason.NOT_A_MODEL, "a name occurs twice", id="name twice",
         ),
         pytest.param(
             file_of(b'{"a":{"dtype":"F16","dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
-            Reason.NOT_A_MODEL, "a name stands twice", id="field twice",
+            Reason.NOT_A_MODEL, "a name occurs twice", id="field twice",
         ),
         pytest.param(file_of({}, b""), Reason.NOT_A_MODEL, "without tensors", id="nothing"),
         pytest.param(
@@ -144,11 +144,11 @@ def test_a_padded_header_is_read(tmp_path):
         ),
         pytest.param(
             file_of({"a": A | {"data_offsets": [4, 0]}, "b": B}), Reason.NOT_A_MODEL,
-            "no range", id="backward range",
+            "not a range", id="backward range",
         ),
         pytest.param(
             file_of({"a": A | {"data_offsets": [0]}, "b": B}), Reason.NOT_A_MODEL,
-            "no range", id="half a range",
+            "not a range", id="half a range",
         ),
         pytest.param(
             file_of({"a": A, "b": A}), Reason.NOT_A_MODEL, "a hole or an overlap", id="overlap"
@@ -165,8 +165,8 @@ def test_a_padded_header_is_read(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_what_is_not_exactly_the_format_is_refused(tmp_path, content, reason, what):
-    """Each rule of the format, broken alone; the message says which."""
+def test_a_file_that_deviates_from_the_format_is_refused(tmp_path, content, reason, what):
+    """Each case breaks one rule of the format, which the message names."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(LoaderError, match=what) as caught:
@@ -179,8 +179,8 @@ VALID = save({name: TENSORS[name] for name in ("float", "half", "long", "empty")
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_damaged_file_is_refused_or_means_what_the_library_says(tmp_path_factory, data):
-    """With any bytes changed: a LoaderError, or the same tensors as the library reads."""
+def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(tmp_path_factory, data):
+    """After any change, the result is a LoaderError, or the tensors that the library reads."""
     content = bytearray(VALID)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content) - 1))

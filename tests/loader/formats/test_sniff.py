@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes alone."""
+"""Identification of a file by its first bytes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SIGN_UP = b'{"error":"Unauthorized","message":"The creator requires you to be lo
         ),
     ],
 )
-def test_a_model_file_is_known_by_its_magic_bytes(head, container):
-    """Each container has its own beginning."""
+def test_a_model_file_is_identified_by_its_magic_bytes(head, container):
+    """Each container begins with different bytes."""
     assert identify(head, len(head)) is container
 
 
@@ -76,8 +76,8 @@ def test_a_model_file_is_known_by_its_magic_bytes(head, container):
         pytest.param(pickle.dumps([1]), Reason.UNSAFE_MODEL, "a bare Python pickle", id="pickle"),
     ],
 )
-def test_what_is_no_model_is_refused_by_its_name(tmp_path, head, reason, what):
-    """The answer says what the file is, in a file as well as in the head of a download."""
+def test_a_file_that_is_not_a_model_is_refused_with_its_kind(tmp_path, head, reason, what):
+    """The message names the kind of file, both for a file and for the head of a download."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(head)
     with pytest.raises(LoaderError, match=what) as from_file:
@@ -88,7 +88,7 @@ def test_what_is_no_model_is_refused_by_its_name(tmp_path, head, reason, what):
 
 
 def test_a_pages_title_cannot_break_the_message():
-    """What a server wrote is shown on one line, short and printable."""
+    """The title comes from a server, so it is shown on one line, short and printable."""
     page = b"<html><title>\x1b[31mred\nalert\x00" + b"!" * 500 + b"</title>"
     with pytest.raises(LoaderError) as caught:
         identify(page.replace(b"\x00", b""), len(page))
@@ -100,11 +100,13 @@ def test_a_pages_title_cannot_break_the_message():
     ("make", "reason", "what"),
     [
         pytest.param(lambda _: None, Reason.SOURCE_NOT_FOUND, "No such file", id="missing"),
-        pytest.param(lambda path: path.mkdir(), Reason.NOT_A_MODEL, "no regular file", id="folder"),
+        pytest.param(
+            lambda path: path.mkdir(), Reason.NOT_A_MODEL, "not a regular file", id="folder"
+        ),
     ],
 )
-def test_what_is_no_file_is_refused(tmp_path, make, reason, what):
-    """A path that leads to no file is said to."""
+def test_a_path_that_is_not_a_file_is_refused(tmp_path, make, reason, what):
+    """The message tells that the path is not a regular file."""
     path = tmp_path / "model.ckpt"
     make(path)
     with pytest.raises(LoaderError, match=f"model.ckpt: {what}") as caught:
@@ -113,16 +115,16 @@ def test_what_is_no_file_is_refused(tmp_path, make, reason, what):
 
 
 def test_a_pipe_does_not_hang_the_loader(tmp_path):
-    """A named pipe without a writer would block an ordinary open for ever."""
+    """An ordinary open would wait for ever for a writer of the pipe."""
     os.mkfifo(tmp_path / "model.ckpt")
-    with pytest.raises(LoaderError, match="no regular file"):
+    with pytest.raises(LoaderError, match="not a regular file"):
         open_tensor_file(tmp_path / "model.ckpt")
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes_get_an_answer(head):
-    """Whatever comes, it is one of the containers or a refusal that can be printed."""
+def test_any_bytes_are_identified_or_refused(head):
+    """Any bytes are identified as a container, or refused with a printable message."""
     try:
         answer = identify(head, len(head)).value
     except LoaderError as error:

@@ -1,4 +1,4 @@
-"""torch's files of before 1.6: the tensors torch itself finds in them, or a refusal."""
+"""Files of torch before 1.6: the tensors are those that torch finds, or the file is refused."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ LIMIT = 300 << 20
 
 
 def saved(value: Any) -> bytes:
-    """What torch.save wrote before 1.6."""
+    """Return the bytes that torch.save wrote before 1.6."""
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
 
 
 def read(path: Path, data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors that our reader finds, as torch's."""
+    """Return the tensors that the loader's reader finds, as torch tensors."""
     path.write_bytes(data)
     with open_tensor_file(path) as file:
         assert file.format == CKPT
@@ -82,7 +82,7 @@ def read(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     ],
 )
 def test_the_tensors_are_those_that_torch_loads(tmp_path, tensors):
-    """Bit for bit, in whatever storage they lie."""
+    """They are equal bit for bit, for every kind of storage."""
     data = saved(tensors)
     expected = torch.load(io.BytesIO(data), weights_only=True)
     found = read(tmp_path / "model.ckpt", data)
@@ -92,7 +92,7 @@ def test_the_tensors_are_those_that_torch_loads(tmp_path, tensors):
 
 @pytest.mark.parametrize("options", [{"nested": False}, {}, {"lightning": True}], ids=str)
 def test_training_programs_files_are_read(tmp_path, options):
-    """Plain, nested under state_dict, and with the state of a callback, as from a zip."""
+    """The weights may be plain, nested under state_dict, or beside the state of a callback."""
     tensors = {"a": MATRIX, "model_ema.a": MATRIX + 1}
     path = save_ckpt(tmp_path / "model.ckpt", tensors, legacy=True, **options)
     with open_tensor_file(path) as file:
@@ -104,8 +104,8 @@ def test_training_programs_files_are_read(tmp_path, options):
         assert metadata["global_step"] == str(LIGHTNING_EXTRAS["global_step"])
 
 
-def test_a_config_of_omegaconf_is_passed_over(tmp_path):
-    """As training programs leave it beside the weights; its classes are not imported."""
+def test_a_config_of_omegaconf_is_ignored(tmp_path):
+    """Training programs store it beside the weights. Its classes are not imported."""
     config = hostile.new(hostile.name("omegaconf.dictconfig", "DictConfig")) + b"}b"
     whole = content({"config": config, "weight": tensor(storage("0", 3), [3])})
     found = read(
@@ -117,7 +117,7 @@ def test_a_config_of_omegaconf_is_passed_over(tmp_path):
 
 
 def test_the_file_made_by_hand_is_one_that_torch_loads(tmp_path):
-    """So that what is broken in it means something."""
+    """The tests with broken variants of the file rely on this."""
     expected = torch.load(io.BytesIO(bytes(Legacy())), weights_only=True)
     found = read(tmp_path / "model.ckpt", bytes(Legacy()))
     assert {name: value.tolist() for name, value in found.items()} == {
@@ -126,7 +126,7 @@ def test_the_file_made_by_hand_is_one_that_torch_loads(tmp_path):
 
 
 def test_a_part_of_a_storage_is_read(tmp_path):
-    """As torch wrote views before 0.4."""
+    """Versions of torch before 0.4 wrote views in this way."""
     view = storage("0", 3, part=part("7", 1, 2))
     whole = content({"a": tensor(storage("0", 3), [3]), "b": tensor(view, [2])})
     data = bytes(Legacy(content=whole, keys=("0",), storages=Legacy().storages[:1]))
@@ -136,7 +136,7 @@ def test_a_part_of_a_storage_is_read(tmp_path):
 
 
 def test_strings_of_python_2_are_read(tmp_path):
-    """Which had no other strings for names and keys."""
+    """Python 2 used them for names and keys."""
     whole = Legacy().content
     for word in ("weight", "bias", "storage", "cpu", "0", "1"):
         whole = whole.replace(hostile.text(word), b"U" + bytes([len(word)]) + word.encode())
@@ -149,7 +149,7 @@ def test_strings_of_python_2_are_read(tmp_path):
 
 
 def of(weight: bytes, *, keys: Any = ("0",), storages: Any = None) -> Legacy:
-    """A file with the one tensor `weight`."""
+    """Return a file with the one tensor `weight`."""
     storages = Legacy().storages[:1] if storages is None else storages
     return Legacy(content=content({"weight": weight}), keys=keys, storages=storages)
 
@@ -171,11 +171,11 @@ def of(weight: bytes, *, keys: Any = ("0",), storages: Any = None) -> Legacy:
         ),
         pytest.param(Legacy(machine={}), Reason.UNSUPPORTED_FORMAT, "little-endian", id="unsaid"),
         pytest.param(Legacy(machine=[]), DAMAGED, "what machine", id="no machine"),
-        pytest.param(Legacy(keys=("0",)), DAMAGED, "not that of", id="a key is missing"),
-        pytest.param(Legacy(keys=("0", "1", "2")), DAMAGED, "not that of", id="unknown key"),
-        pytest.param(Legacy(keys=("0", "1", "1")), DAMAGED, "not that of", id="a key twice"),
-        pytest.param(Legacy(keys=(0, 1)), DAMAGED, "no list of keys", id="keys are numbers"),
-        pytest.param(Legacy(keys={"0": 1}), DAMAGED, "no list of keys", id="keys are no list"),
+        pytest.param(Legacy(keys=("0",)), DAMAGED, "differs from", id="a key is missing"),
+        pytest.param(Legacy(keys=("0", "1", "2")), DAMAGED, "differs from", id="unknown key"),
+        pytest.param(Legacy(keys=("0", "1", "1")), DAMAGED, "differs from", id="a key twice"),
+        pytest.param(Legacy(keys=(0, 1)), DAMAGED, "not a list of keys", id="keys are numbers"),
+        pytest.param(Legacy(keys={"0": 1}), DAMAGED, "not a list of keys", id="keys are no list"),
         pytest.param(
             Legacy(keys=("1", "0")), DAMAGED, "storage 1 has 3 elements, not 2", id="order"
         ),
@@ -263,7 +263,7 @@ def of(weight: bytes, *, keys: Any = ("0",), storages: Any = None) -> Legacy:
     ],
 )  # fmt: skip
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, file, reason, what):
-    """Each rule broken alone; the message says which."""
+    """Each case breaks one rule, which the message names."""
     with pytest.raises(LoaderError, match=what) as caught:
         read(tmp_path / "model.ckpt", bytes(file))
     assert caught.value.reason is reason
@@ -271,7 +271,7 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, file, reason, what)
 
 
 def test_every_truncation_is_refused(tmp_path):
-    """At each byte, thus in every section."""
+    """The file is cut at every byte, and thereby in every section."""
     data = bytes(Legacy())
     magic, *ends = accumulate(map(len, Legacy().sections()))
     assert ends[-1] == len(data)
@@ -281,8 +281,8 @@ def test_every_truncation_is_refused(tmp_path):
         assert caught.value.reason is DAMAGED, length
 
 
-def test_many_storages_are_too_many(tmp_path):
-    """A list of keys has a limit, whatever refers to them."""
+def test_too_many_storages_are_refused(tmp_path):
+    """The list of keys has a limit, even if all keys are used."""
     file = Legacy(keys=tuple(map(str, range(100_001))))
     with pytest.raises(LoaderError, match="at most"):
         read(tmp_path / "model.ckpt", bytes(file))
@@ -297,8 +297,11 @@ SEEDS = [
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(SEEDS), st.data())
-def test_a_damaged_file_is_refused_or_stays_within_itself(tmp_path_factory, seed, data):
-    """With any bytes changed: a LoaderError, or tensors within the file; in little memory."""
+def test_a_damaged_file_is_refused_or_its_tensors_stay_within_it(tmp_path_factory, seed, data):
+    """After any change, the result is a LoaderError, or tensors within the file.
+
+    Reading takes little memory.
+    """
     damaged = bytearray(seed)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(damaged) - 1))
@@ -320,8 +323,8 @@ def test_a_damaged_file_is_refused_or_stays_within_itself(tmp_path_factory, seed
     assert peak < 8 << 20
 
 
-def test_the_costliest_text_takes_little_memory(tmp_path):
-    """A pickle of nothing but text that takes four bytes a character in memory."""
+def test_the_most_expensive_text_takes_little_memory(tmp_path):
+    """The pickle has only text that takes four bytes per character in memory."""
     text = ("x" * ((15 << 20) - 4) + "\U0001f600").encode()
     push = b"X" + struct.pack("<I", len(text)) + text
     path = tmp_path / "model.ckpt"

@@ -1,4 +1,4 @@
-"""Zip checkpoints: what torch.save writes is found in place, what contradicts itself is refused."""
+"""Zip checkpoints: the files of torch.save are read, and inconsistent files are refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TENSORS = {
 
 
 def opened_tensors(path):
-    """All tensors of a file, as torch's own."""
+    """Return all tensors of a file as torch tensors."""
     with open_tensor_file(path) as opened:
         assert opened.format == "ckpt"
         return {name: torch_tensor(tensor) for name, tensor in opened.tensors.items()}
@@ -55,7 +55,7 @@ def opened_tensors(path):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_tensors_are_found_where_torch_put_them(tmp_path, protocol):
-    """Every type and kind of view, in every pickle protocol that torch can write."""
+    """Every type and kind of view is covered, in every pickle protocol that torch can write."""
     torch.save(TENSORS, tmp_path / "model.ckpt", pickle_protocol=protocol)
     found = opened_tensors(tmp_path / "model.ckpt")
     assert found.keys() == TENSORS.keys()
@@ -73,7 +73,7 @@ def test_tensors_are_found_where_torch_put_them(tmp_path, protocol):
     ],
 )
 def test_a_checkpoint_is_read_in_every_form_that_training_programs_write(tmp_path, options, step):
-    """Progress, optimizer and callbacks around the weights do not matter; scalars are metadata."""
+    """Progress, optimizer and callbacks beside the weights are ignored. Scalars become metadata."""
     path = save_ckpt(tmp_path / "model.ckpt", {"weight": BASE}, **options)
     assert torch.equal(opened_tensors(path)["weight"], BASE)
     with open_tensor_file(path) as opened:
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_read_in_every_form_that_training_programs_write(tmp_pat
 
 
 def test_a_module_s_own_state_dict_is_read(tmp_path):
-    """An OrderedDict with attributes, as torch.nn.Module.state_dict returns it."""
+    """It is an OrderedDict with attributes, as torch.nn.Module.state_dict returns it."""
     state = torch.nn.Linear(2, 3).state_dict()
     assert isinstance(state, OrderedDict)
     torch.save(state, tmp_path / "model.pt")
@@ -90,7 +90,7 @@ def test_a_module_s_own_state_dict_is_read(tmp_path):
 
 
 def test_the_vectors_of_textual_inversion_are_read(tmp_path):
-    """They lie one level deeper, in a dictionary or in a module; what the file says lies beside."""
+    """They lie one level deeper, in a dictionary or a module, with metadata beside them."""
     vectors = torch.randn(2, 8)
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
     for held in ({"*": vectors}, parameters):
@@ -103,8 +103,8 @@ def test_the_vectors_of_textual_inversion_are_read(tmp_path):
             assert opened.metadata["name"] == "fish"
 
 
-def test_a_checkpoint_has_no_other_level(tmp_path):
-    """Tensors in any other dictionary, or in a module within it, are no weights."""
+def test_tensors_at_any_other_level_are_ignored(tmp_path):
+    """Tensors in any other dictionary, or in a module within it, are not weights."""
     parameters = torch.nn.ParameterDict({"x": torch.nn.Parameter(torch.ones(2))})
     content = {"weight": torch.ones(2), "optimizer": {"state": torch.ones(2)}, "ema": parameters}
     torch.save(content, tmp_path / "x.ckpt")
@@ -112,7 +112,7 @@ def test_a_checkpoint_has_no_other_level(tmp_path):
 
 
 def test_a_tensor_with_attributes_is_read(tmp_path):
-    """Attributes that a program hung on a tensor are dropped."""
+    """Attributes that a program added to a tensor are dropped."""
     weight = torch.randn(2)
     weight.note = "kept by me"
     torch.save({"weight": weight}, tmp_path / "model.pt")
@@ -120,7 +120,7 @@ def test_a_tensor_with_attributes_is_read(tmp_path):
 
 
 def test_checksums_are_those_of_the_stored_numbers(tmp_path):
-    """Whoever reads a storage whole can tell whether its bytes are still those that were saved."""
+    """With them, the reader of a complete storage can detect damage."""
     torch.save(TENSORS, tmp_path / "model.ckpt")
     with open_tensor_file(tmp_path / "model.ckpt") as opened:
         tensor = opened.tensors["float"]
@@ -129,7 +129,7 @@ def test_checksums_are_those_of_the_stored_numbers(tmp_path):
 
 
 def test_an_archive_without_checksums_is_read(tmp_path):
-    """Programs can tell torch not to compute them; then there are none to compare."""
+    """Programs can disable checksums in torch. Then there are none to compare."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"weight": BASE}, tmp_path / "model.ckpt")
@@ -141,18 +141,18 @@ def test_an_archive_without_checksums_is_read(tmp_path):
 
 
 class SparseFile(io.RawIOBase):
-    """A new file in which long runs of bytes are skipped, not written: they read as zeros."""
+    """A new file in which long pieces are skipped instead of written. They read as zeros."""
 
     def __init__(self, path):
         self.fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         self.position = 0
 
     def writable(self):
-        """Say yes."""
+        """Return True."""
         return True
 
     def write(self, data):
-        """Write short pieces, skip long ones."""
+        """Write short pieces and skip long ones."""
         length = memoryview(data).nbytes
         if length < 1 << 20:
             os.pwrite(self.fd, data, self.position)
@@ -160,14 +160,14 @@ class SparseFile(io.RawIOBase):
         return length
 
     def close(self):
-        """Close the file once."""
+        """Close the file if it is still open."""
         if not self.closed:
             os.close(self.fd)
         super().close()
 
 
 def test_an_archive_beyond_4_gigabytes_is_read(tmp_path):
-    """Sizes and places in zip's 64-bit fields, as torch writes them."""
+    """Its sizes and positions are in zip's 64-bit fields, as torch writes them."""
     path = tmp_path / "model.ckpt"
     large = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage(2**32 + 16))
     with SparseFile(path) as file:
@@ -179,7 +179,7 @@ def test_an_archive_beyond_4_gigabytes_is_read(tmp_path):
 
 
 def saved(tensors):
-    """The bytes of a file that torch.save writes."""
+    """Return the bytes of a file that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     return buffer.getvalue()
@@ -193,13 +193,13 @@ DAMAGED = Reason.NOT_A_MODEL
 
 
 def made_of(*parts, **options):
-    """An archive of a good pickle and these parts."""
+    """Return an archive of a valid pickle and these parts."""
     return zip_bytes([Part("archive/data.pkl", PICKLE), *parts], **options)
 
 
 @pytest.mark.parametrize("zip64", [False, True])
-def test_the_archives_of_these_tests_are_good_without_their_faults(tmp_path, zip64):
-    """What the table below breaks is read when it is whole."""
+def test_the_archives_of_the_fault_table_are_valid_without_a_fault(tmp_path, zip64):
+    """The archives that the following table breaks can be read if they are intact."""
     path = tmp_path / "model.ckpt"
     path.write_bytes(made_of(Part("archive/data/0", DATA), zip64=zip64))
     assert torch.equal(opened_tensors(path)["weight"], WEIGHT)
@@ -233,10 +233,11 @@ def test_the_archives_of_these_tests_are_good_without_their_faults(tmp_path, zip
             "two members have one name", id="names that differ in case",
         ),
         pytest.param(
-            made_of(Part("archive/../data/0", DATA)), DAMAGED, "no plain path", id="dots in a name"
+            made_of(Part("archive/../data/0", DATA)), DAMAGED, "not a plain path",
+            id="dots in a name",
         ),
         pytest.param(
-            made_of(Part("archive/data\\0", DATA)), DAMAGED, "no plain path", id="backslash"
+            made_of(Part("archive/data\\0", DATA)), DAMAGED, "not a plain path", id="backslash"
         ),
         pytest.param(
             made_of(Part("archive/data/0", DATA, method=8)), Reason.UNSUPPORTED_FORMAT,
@@ -321,8 +322,10 @@ def test_the_archives_of_these_tests_are_good_without_their_faults(tmp_path, zip
         ),
     ],
 )  # fmt: skip
-def test_an_archive_that_is_not_torch_s_or_not_whole_is_refused(tmp_path, content, reason, what):
-    """Each rule broken alone; the message says which."""
+def test_an_archive_that_torch_did_not_write_or_that_is_damaged_is_refused(
+    tmp_path, content, reason, what
+):
+    """Each case breaks one rule, which the message names."""
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
     with pytest.raises(LoaderError, match=what) as caught:
@@ -332,8 +335,8 @@ def test_an_archive_that_is_not_torch_s_or_not_whole_is_refused(tmp_path, conten
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_damaged_archive_is_refused_or_stays_within_the_file(tmp_path_factory, data):
-    """With any bytes changed: a LoaderError, or tensors whose bytes are all there."""
+def test_a_damaged_archive_is_refused_or_its_tensors_stay_within_it(tmp_path_factory, data):
+    """After any change, the result is a LoaderError, or tensors within the file."""
     content = bytearray(GOOD)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content) - 1))

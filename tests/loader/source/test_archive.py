@@ -200,7 +200,7 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
     ("members", "reason", "words"),
     [
         *(
-            pytest.param([*parts(), Part(name, b"x")], DAMAGED, "no plain path", id=name)
+            pytest.param([*parts(), Part(name, b"x")], DAMAGED, "not a plain path", id=name)
             for name in (
                 "../x", "..", "./x", "/etc/x", "C:\\x", "unet/..", "unet/../../x", "unet\\x",
                 "a//b", "x\0y", "x\ny",

@@ -232,7 +232,7 @@ FAULTS = [
         )
         for value in HARMLESS
     ),
-    refused("interim answers without end", from_the_first(interim), "no answer yet", usual=True),
+    refused("interim answers without end", from_the_first(interim), "no end of them", usual=True),
     refused("headers without end", from_the_first(many_headers)),
     refused("no HTTP", from_the_first(lambda *_: b"\0\xff" * 100)),
     refused("a login page later", resumed(page), "Sign in", Reason.NOT_A_MODEL),

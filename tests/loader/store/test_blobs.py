@@ -1,4 +1,4 @@
-"""Equal weights of several models lie on the volume once."""
+"""Models share equal files on the volume as hard links."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sd_loader.store.blobs import SHARED_FROM
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 from tests.support.store.volumes import (
     DAY,
@@ -41,7 +41,7 @@ OTHER = "other"
 
 
 def files(unet: bytes) -> dict[str, bytes]:
-    """A model with the common VAE and a UNet of its own."""
+    """Return the files of a model with the common VAE and its own UNet."""
     return {
         "model_index.json": CONFIG,
         "unet/weights": unet * SHARED_FROM,
@@ -54,43 +54,43 @@ TWO = files(b"2")
 
 
 def load_one(volume: Volume, content: Mapping[str, bytes] = ONE) -> Receipt:
-    """A load of the first model."""
+    """Load the first model."""
     return load(volume, files=content)
 
 
 def load_two(volume: Volume, content: Mapping[str, bytes] = TWO) -> Receipt:
-    """A load of the second model, which another namespace owns."""
+    """Load the second model, which belongs to another namespace."""
     return load(volume, OTHER_OWNER, model_id=OTHER, files=content)
 
 
 def remove_one(volume: Volume) -> None:
-    """The clean-up of the first model."""
+    """Remove the first model."""
     removal.remove_model(volume, OWNER, MODEL_ID)
 
 
 def remove_two(volume: Volume) -> None:
-    """The clean-up of the second model."""
+    """Remove the second model."""
     removal.remove_model(volume, OTHER_OWNER, OTHER)
 
 
 def vae(root: Path, model_id: str = MODEL_ID) -> os.stat_result:
-    """The VAE that readers of a model get."""
+    """Return the status of a published model's VAE."""
     return (root / model_id / "vae/weights").stat()
 
 
 def occupied(root: Path) -> int:
-    """Bytes that the disk holds for all files of the volume, as `du` counts."""
+    """Return the bytes that all files of the volume occupy on disk, as `du` counts them."""
     statuses = {path.lstat().st_ino: path.lstat() for path in root.rglob("*") if path.is_file()}
     return sum(status.st_blocks * 512 for status in statuses.values())
 
 
 def blobs(root: Path) -> list[Path]:
-    """The files that can be shared."""
+    """Return the paths of all blobs."""
     return sorted((root / ".blobs").rglob("*/*/*"))
 
 
 def no_link(code: int) -> Callable[..., None]:
-    """A volume that refuses hard links."""
+    """Return a replacement of `os.link` that fails with this error."""
 
     def link(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -99,12 +99,15 @@ def no_link(code: int) -> Callable[..., None]:
 
 
 def serves(root: Path, model_id: str, content: Mapping[str, bytes]) -> bool:
-    """Whether readers of this model get exactly these files."""
+    """Whether the published model has exactly these files."""
     return all((root / model_id / path).read_bytes() == data for path, data in content.items())
 
 
-def test_two_models_with_the_same_vae_hold_it_once(volume: Volume, tmp_path: Path) -> None:
-    """Also those of two namespaces; what was saved is told, and the disk has it."""
+def test_two_models_store_the_same_vae_once(volume: Volume, tmp_path: Path) -> None:
+    """Models of two namespaces share the file.
+
+    The receipt reports the saved bytes, and the disk confirms them.
+    """
     first = load_one(volume)
     alone = occupied(tmp_path)
     second = load_two(volume)
@@ -119,10 +122,8 @@ def test_two_models_with_the_same_vae_hold_it_once(volume: Volume, tmp_path: Pat
     assert find_published(volume, OTHER_OWNER.uid, HASH) == second
 
 
-def test_removing_one_leaves_the_other_whole_and_removing_both_leaves_nothing(
-    volume: Volume, tmp_path: Path
-) -> None:
-    """A file stays as long as a model holds it."""
+def test_a_shared_file_stays_until_both_models_are_removed(volume: Volume, tmp_path: Path) -> None:
+    """The other model stays intact. After both removals the volume is empty."""
     load_one(volume)
     load_two(volume)
     remove_one(volume)
@@ -134,7 +135,7 @@ def test_removing_one_leaves_the_other_whole_and_removing_both_leaves_nothing(
 
 
 def test_a_reload_shares_with_the_previous_version(volume: Volume, tmp_path: Path) -> None:
-    """Only what changed takes space; the rest outlives the previous version."""
+    """Only changed files take new space. Shared files stay when the previous version is removed."""
     load_one(volume)
     receipt = load(volume, load_hash=NEW_HASH, files=TWO)
     previous = tmp_path / f".store/uid-1/{HASH}"
@@ -149,16 +150,16 @@ def test_a_reload_shares_with_the_previous_version(volume: Volume, tmp_path: Pat
 
 
 def test_small_files_are_never_shared(volume: Volume, tmp_path: Path) -> None:
-    """A config that somebody edits in place changes no other model."""
+    """If a user edits a config in place, no other model changes."""
     load_one(volume)
     load_two(volume)
     assert (tmp_path / MODEL_ID / "model_index.json").stat().st_nlink == 1
 
 
-def test_an_adopted_model_shares_with_others_but_not_with_its_former_self(
+def test_an_adopted_model_shares_with_others_but_not_with_its_previous_owner(
     volume: Volume, tmp_path: Path
 ) -> None:
-    """What the former self held is given back at once, so nothing of it is saved."""
+    """The previous owner's files are removed at once, so they do not count as shared."""
     load_one(volume)
     alone = adopted(volume, NAMESAKE.uid)
     assert alone.artifact.shared_bytes == 0
@@ -172,10 +173,10 @@ def test_an_adopted_model_shares_with_others_but_not_with_its_former_self(
 
 
 def adopted(volume: Volume, uid: str) -> Receipt:
-    """The same load for a namesake, which takes the files over."""
+    """Adopt the version of another uid of the same model, and publish it."""
     owner = NAMESAKE.model_copy(update={"uid": uid})
     record = take_ownership(volume, owner, MODEL_ID, HASH)
-    with claim(volume, uid, "pod", HASH) as staging:
+    with begin(volume, uid, "pod", HASH) as staging:
         receipt = adopt(volume, record, HASH, staging, lambda _: None)
         assert receipt is not None
         receipt = publish(volume, owner, MODEL_ID, staging, receipt)
@@ -198,7 +199,7 @@ def adopted(volume: Volume, uid: str) -> Receipt:
     ],
     ids=errno.errorcode.get,
 )
-def test_where_links_fail_each_model_has_its_own_copy(
+def test_each_model_has_its_own_copy_if_links_fail(
     volume: Volume,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -206,7 +207,10 @@ def test_where_links_fail_each_model_has_its_own_copy(
     code: int,
     told: bool,
 ) -> None:
-    """A volume without hard links costs space, not the load; what is odd is told."""
+    """A volume without hard links needs more space, but the load succeeds.
+
+    Only an unusual error is logged.
+    """
     load_one(volume)
     monkeypatch.setattr(os, "link", no_link(code))
     receipt = load_two(volume)
@@ -217,10 +221,10 @@ def test_where_links_fail_each_model_has_its_own_copy(
     assert not [path for path in tree(tmp_path) if ".shared-" in path]
 
 
-def test_where_blobs_are_another_file_system_each_model_has_its_own_copy(
+def test_each_model_has_its_own_copy_if_blobs_are_on_another_file_system(
     volume: Volume, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """A real EXDEV, from a real mount."""
+    """A real mount causes a real EXDEV."""
     mounted = tmp_path / ".blobs"
     mounted.mkdir()
     ended = subprocess.run(
@@ -236,18 +240,18 @@ def test_where_blobs_are_another_file_system_each_model_has_its_own_copy(
 
 
 def alter(blob: Path) -> None:
-    """Change one byte in place, and the model that holds it with it."""
+    """Change one byte of the blob in place, and thereby of the model's file."""
     with blob.open("r+b") as file:
         file.write(b"x" if VAE[:1] != b"x" else b"y")
 
 
 def cut(blob: Path) -> None:
-    """Cut the file, and the model's."""
+    """Truncate the blob, and thereby the model's file."""
     os.truncate(blob, SHARED_FROM - 1)
 
 
 def plant_link(blob: Path) -> None:
-    """A symbolic link to the right bytes, with a second name so that it seems to be in use."""
+    """Replace the blob by a symbolic link to its content, hard-linked twice to seem used."""
     target = blob.parent / "target"
     target.write_bytes(VAE)
     blob.unlink()
@@ -256,14 +260,14 @@ def plant_link(blob: Path) -> None:
 
 
 def plant_file(blob: Path) -> None:
-    """Another file of the same size."""
+    """Replace the blob by another file of the same size."""
     blob.unlink()
     blob.write_bytes(b"z" * SHARED_FROM)
     os.link(blob, blob.parent / "again")
 
 
 def plant_pipe(blob: Path) -> None:
-    """A pipe that nobody writes to."""
+    """Replace the blob by a pipe without a writer."""
     blob.unlink()
     os.mkfifo(blob)
     os.link(blob, blob.parent / "again")
@@ -273,7 +277,7 @@ def plant_pipe(blob: Path) -> None:
 def test_an_altered_or_planted_blob_is_not_used(
     volume: Volume, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    """Nothing that is not exactly the digest's gets into a model; the next one shares again."""
+    """A file with another digest is never linked into a model. The next load shares again."""
     load_one(volume)
     (blob,) = (path for path in blobs(tmp_path) if path.stat().st_ino == vae(tmp_path).st_ino)
     damage(blob)
@@ -287,10 +291,13 @@ def test_an_altered_or_planted_blob_is_not_used(
 
 @pytest.mark.parametrize("place", [".blobs", ".blobs/sha256"])
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_a_planted_folder_leads_nowhere(
+def test_a_link_in_place_of_the_blobs_folder_is_not_followed(
     volume: Volume, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, kind: str
 ) -> None:
-    """Nothing outside is touched; the models are published and removed without sharing."""
+    """Files outside the volume stay unchanged.
+
+    The models are published and removed without sharing.
+    """
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
     planted = tmp_path / place
@@ -306,13 +313,13 @@ def test_a_planted_folder_leads_nowhere(
     remove_two(volume)
     assert list(outside.iterdir()) == []
     assert not (tmp_path / ".store").exists()
-    assert "is, or leads over, a link or file" in caplog.text
+    assert "must be a folder, but a link or file is in its path" in caplog.text
 
 
 def test_another_users_file_is_not_shared(
     volume: Volume, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its owner could change it later, and our model with it."""
+    """The file's owner could change it later, and thereby the model."""
     if os.geteuid():
         pytest.skip("only root can give files away")
     load_one(volume)
@@ -322,10 +329,10 @@ def test_another_users_file_is_not_shared(
     assert caplog.text == ""
 
 
-def test_a_blob_that_nobody_holds_is_made_anew_unread(
+def test_an_unused_blob_is_replaced_without_being_read(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a killed removal has left saves nothing, and is not trusted."""
+    """An unused blob, as a killed removal leaves it, saves no space and is not trusted."""
     load_one(volume)
     monkeypatch.setattr("sd_loader.store.blobs.drop_unused", lambda _: None)
     remove_one(volume)
@@ -337,13 +344,13 @@ def test_a_blob_that_nobody_holds_is_made_anew_unread(
     assert {path.stat().st_nlink for path in blobs(tmp_path)} == {2}
 
 
-def test_a_blob_that_cannot_be_removed_fails_no_clean_up(
+def test_a_blob_that_cannot_be_removed_does_not_fail_the_removal(
     volume: Volume,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The model is gone; the rest is left to the next run."""
+    """The model is removed. The next run tries to remove the blob again."""
 
     def denied(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -358,8 +365,8 @@ def test_a_blob_that_cannot_be_removed_fails_no_clean_up(
     assert tree(tmp_path) == {}
 
 
-def test_models_that_come_and_go_at_once_do_no_harm(tmp_path: Path) -> None:
-    """Whatever meets whatever, each published model is whole, and nothing stays behind."""
+def test_concurrent_loads_and_removals_do_not_damage_models(tmp_path: Path) -> None:
+    """Every published model is complete, and nothing is left at the end."""
     failures: list[BaseException] = []
 
     def come_and_go(number: int) -> None:
@@ -387,10 +394,10 @@ def test_models_that_come_and_go_at_once_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_two_pods_of_one_load_publish_it_once(volume: Volume, tmp_path: Path) -> None:
-    """The later one's files go, and what it had linked to stays."""
+    """The second Pod's files are removed, and the file that they were linked to stays."""
     load_two(volume)
     first = load_one(volume)
-    with claim(volume, OWNER.uid, "late-pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "late-pod", HASH) as staging:
         late = write_out(staging.fresh_out(), OWNER, HASH, ONE)
         assert publish(volume, OWNER, MODEL_ID, staging, late) == first
         staging.discard()

@@ -1,4 +1,4 @@
-"""Runs of the loader on a volume that fails at any step."""
+"""Runs of the loader on a volume where one step fails."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ FAULTS = {
 @pytest.mark.usefixtures("tagged_parts")
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("before", "pod", "apart"), sampled(RUNS, name_of, 58, 3, quick={1, 4}))
-def test_a_volume_that_fails_at_any_step_is_named_and_loses_nothing(
+def test_a_volume_that_fails_at_any_step_is_reported_and_loses_no_data(
     tmp_path: Path, tally: Tally, before: Setup, pod: Pod, apart: int, fault: str
 ) -> None:
-    """The run answers with the volume's reason, or has done its work; the next one makes it good.
+    """The run reports the volume's reason or succeeds, and the next run completes the work.
 
-    In between no version is there in part, and what was served before is served.
+    In between, no version is incomplete, and the published models stay published.
     """
     failing, code, reasons, words = FAULTS[fault]
     start = prepared(tmp_path / "prepared", before)

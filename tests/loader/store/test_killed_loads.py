@@ -37,12 +37,12 @@ from tests.support.tally import Tally
 @pytest.mark.parametrize(
     ("before", "pod", "apart"), sampled(RUNS, name_of, 24, 1, quick={0, 1, 7, 8, 9})
 )
-def test_a_run_killed_at_any_step_is_made_good_by_the_next(
+def test_a_run_killed_at_any_step_is_completed_by_the_next_run(
     tmp_path: Path, tally: Tally, before: Setup, pod: Pod, apart: int
 ) -> None:
-    """After SIGKILL and another Pod's run the volume is as after an undisturbed run.
+    """After SIGKILL and another Pod's run, the volume is as after an undisturbed run.
 
-    In between no version is there in part, and what was served before is served.
+    In between, no version is incomplete, and the published models stay published.
     """
     start = prepared(tmp_path / "prepared", before)
     undisturbed = copy(start, tmp_path / "undisturbed")
@@ -65,10 +65,10 @@ def test_a_run_killed_at_any_step_is_made_good_by_the_next(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("ranges", [True, False], ids=["while it downloads", "once it is there"])
-def test_a_real_conversion_killed_at_any_step_is_made_good_by_the_next(
+def test_a_real_conversion_killed_at_any_step_is_completed_by_the_next_run(
     tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
-    """The writer's own steps too, whether the link is converted while it downloads or after."""
+    """The writer's steps are included, with and without conversion during the download."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     file = save_safetensors(tmp_path / "vae.safetensors", tiny_vae(torch.float16))
     with FileServer() as server:

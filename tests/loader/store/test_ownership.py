@@ -1,4 +1,4 @@
-"""Whose a model id is on the volume, and what a namesake takes over."""
+"""Which model owns a model id, and what a later model of the same name takes over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sd_loader.store.adopt import adopt
 from sd_loader.store.ownership import give_up, read_owner, take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import find_published
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 from tests.support.store.volumes import (
     DAY,
@@ -40,7 +40,7 @@ from tests.support.store.volumes import (
 def test_another_models_id_is_a_conflict_that_names_its_owner(
     volume: Volume, tmp_path: Path
 ) -> None:
-    """Nothing of the owner's is touched."""
+    """The error names the owner. The owner's files stay unchanged."""
     load(volume)
     before = tree(tmp_path)
     with refused(Reason.MODEL_ID_CONFLICT, "m belongs to ns/m"):
@@ -48,10 +48,10 @@ def test_another_models_id_is_a_conflict_that_names_its_owner(
     assert tree(tmp_path) == before
 
 
-def test_whoever_publishes_first_owns_the_id(volume: Volume, tmp_path: Path) -> None:
-    """Two models that started at once cannot both win, and the loser leaves no version behind."""
+def test_the_first_model_to_publish_owns_the_id(volume: Volume, tmp_path: Path) -> None:
+    """If two models start at once, only one can publish, and the other leaves no version behind."""
     take_ownership(volume, STRANGER, MODEL_ID, HASH)
-    with claim(volume, STRANGER.uid, "pod", HASH) as staging:
+    with begin(volume, STRANGER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), STRANGER, HASH)
         load(volume)
         before = tree(tmp_path / MODEL_ID)
@@ -72,28 +72,30 @@ def test_whoever_publishes_first_owns_the_id(volume: Volume, tmp_path: Path) -> 
         ),
     ],
 )
-def test_what_a_user_put_there_is_a_conflict_and_stays(
+def test_a_users_file_under_the_model_id_is_a_conflict_and_stays(
     volume: Volume, tmp_path: Path, plant, what: str
 ) -> None:
-    """The loader replaces only links of its own making."""
+    """The loader replaces only links that it created."""
     plant(tmp_path / MODEL_ID)
     before = tree(tmp_path)
-    with refused(Reason.MODEL_ID_CONFLICT, f"m on the volume is {what} that no load has made"):
+    with refused(
+        Reason.MODEL_ID_CONFLICT, f"m on the volume is {what} that the loader did not create"
+    ):
         take_ownership(volume, OWNER, MODEL_ID, HASH)
     removal.remove_model(volume, OWNER, MODEL_ID)
     assert tree(tmp_path) == before
 
 
 def test_an_unreadable_owner_record_is_a_conflict(volume: Volume, tmp_path: Path) -> None:
-    """Without a record nobody can say whose files these are, so they stay."""
+    """Without a readable record the owner of the files is unknown, so they stay."""
     load(volume)
     (tmp_path / ".store/uid-1/owner.json").write_text("{}")
     with refused(Reason.MODEL_ID_CONFLICT, r"owner\.json cannot be read"):
         take_ownership(volume, NAMESAKE, MODEL_ID, HASH)
 
 
-def test_a_dangling_link_belongs_to_nobody(volume: Volume, tmp_path: Path) -> None:
-    """A link to a model whose files are gone is taken."""
+def test_a_dangling_link_is_replaced(volume: Volume, tmp_path: Path) -> None:
+    """A link to a model whose files were removed does not reserve the id."""
     (tmp_path / MODEL_ID).symlink_to(f".store/uid-9/{HASH}")
     load(volume)
     assert (tmp_path / MODEL_ID / "model_index.json").exists()
@@ -102,7 +104,7 @@ def test_a_dangling_link_belongs_to_nobody(volume: Volume, tmp_path: Path) -> No
 def test_two_pods_may_record_the_owner_at_the_same_time(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One may take the other's new record for what a killed Pod has left."""
+    """One Pod may remove the other's temporary file as an orphan."""
     original, calls = os.rename, 0
 
     def tidied(*args: Any, **kwargs: Any) -> None:
@@ -118,10 +120,8 @@ def test_two_pods_may_record_the_owner_at_the_same_time(
     assert calls == 2
 
 
-def test_a_load_that_is_given_up_leaves_the_record_of_a_newer_one(
-    volume: Volume, tmp_path: Path
-) -> None:
-    """A late Pod's failure does not end the load that replaced it."""
+def test_a_failed_load_keeps_the_record_of_a_newer_load(volume: Volume, tmp_path: Path) -> None:
+    """The failure of an old Pod does not stop the load that replaced it."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
     newer = take_ownership(volume, OWNER, MODEL_ID, NEW_HASH)
     give_up(volume, OWNER.uid, HASH)
@@ -131,10 +131,10 @@ def test_a_load_that_is_given_up_leaves_the_record_of_a_newer_one(
 
 
 @pytest.mark.parametrize("retain", [False, True], ids=["uid gone", "released"])
-def test_a_namesake_takes_the_id_over_and_the_old_files_go_once_its_own_are_published(
+def test_a_new_owner_takes_the_id_over_and_replaces_the_old_files(
     volume: Volume, tmp_path: Path, retain: bool
 ) -> None:
-    """The old version is served until the new one is."""
+    """The old version stays published until the new one is published."""
     load(volume)
     if retain:
         removal.release(volume, OWNER)
@@ -148,8 +148,10 @@ def test_a_namesake_takes_the_id_over_and_the_old_files_go_once_its_own_are_publ
     assert record.taken_from == ()
 
 
-def test_a_chain_of_namesakes_leaves_only_the_last(volume: Volume, tmp_path: Path) -> None:
-    """A takeover that was killed before it removed its predecessor hands that duty on."""
+def test_a_chain_of_owners_leaves_only_the_files_of_the_last(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """If a takeover is killed, the next owner removes the files of all previous owners."""
     load(volume)
     load_untidily(volume, NAMESAKE, HASH, MODEL_ID)
     assert (tmp_path / ".store/uid-1").exists()
@@ -159,9 +161,9 @@ def test_a_chain_of_namesakes_leaves_only_the_last(volume: Volume, tmp_path: Pat
 
 
 def adopted(volume: Volume, owner: Owner = NAMESAKE, load_hash: str = HASH) -> Receipt | None:
-    """What the first steps of a namesake's load bring over."""
+    """Run the first steps of a new owner's load, and return the adopted receipt."""
     record = take_ownership(volume, owner, MODEL_ID, load_hash)
-    with claim(volume, owner.uid, "pod", load_hash) as staging:
+    with begin(volume, owner.uid, "pod", load_hash) as staging:
         receipt = adopt(volume, record, load_hash, staging, lambda _: None)
         if receipt is not None:
             publish(volume, owner, MODEL_ID, staging, receipt)
@@ -170,8 +172,10 @@ def adopted(volume: Volume, owner: Owner = NAMESAKE, load_hash: str = HASH) -> R
     return receipt
 
 
-def test_a_namesakes_equal_load_is_adopted_without_copying(volume: Volume, tmp_path: Path) -> None:
-    """The very same files are published under the new uid, with a receipt of its own."""
+def test_a_previous_owners_equal_load_is_adopted_without_copying(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """The same files are published under the new uid, with a new receipt."""
     first = load(volume)
     inode = (tmp_path / MODEL_ID / "model_index.json").stat().st_ino
     receipt = adopted(volume)
@@ -182,10 +186,10 @@ def test_a_namesakes_equal_load_is_adopted_without_copying(volume: Volume, tmp_p
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP])
-def test_where_hard_links_fail_adoption_copies(
+def test_adoption_copies_if_hard_links_fail(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """File systems without hard links cost disk writes, not a download."""
+    """On a file system without hard links, the files are copied and not downloaded again."""
 
     def no_link(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -197,14 +201,14 @@ def test_where_hard_links_fail_adoption_copies(
 
 
 def test_altered_files_are_not_adopted(volume: Volume, tmp_path: Path) -> None:
-    """A flipped bit means a download, not a published error."""
+    """If one bit has changed, the model is downloaded again."""
     load(volume)
     (tmp_path / MODEL_ID / "unet/config.json").write_bytes(b'{"a": 2}')
     assert adopted(volume) is None
 
 
 def test_planted_links_are_not_adopted(volume: Volume, tmp_path: Path) -> None:
-    """A version whose folder was replaced by a link is not followed."""
+    """A link in place of a version's folder is not followed."""
     load(volume)
     unet = tmp_path / f".store/uid-1/{HASH}/unet"
     unet.rename(tmp_path / "outside")
@@ -213,6 +217,6 @@ def test_planted_links_are_not_adopted(volume: Volume, tmp_path: Path) -> None:
 
 
 def test_another_load_is_not_adopted(volume: Volume) -> None:
-    """Another loadHash is another model."""
+    """A version with another load hash is not adopted."""
     load(volume)
     assert adopted(volume, load_hash=NEW_HASH) is None

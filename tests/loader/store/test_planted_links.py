@@ -1,4 +1,4 @@
-"""Links that somebody planted on the volume, at every path that the loader opens."""
+"""Links that an attacker planted on the volume, at every path that the loader opens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ALL_EVENTS = 0xFFF
 
 
 class Outside:
-    """Files outside the volume; inotify tells whatever is done to them."""
+    """Files outside the volume. inotify reports every access to them."""
 
     def __init__(self, path: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +41,7 @@ class Outside:
             assert libc.inotify_add_watch(self.fd, os.fsencode(each), _ALL_EVENTS) > 0
 
     def was_touched(self) -> bool:
-        """Whether anybody has opened, read, changed, linked or removed one of them."""
+        """Whether any of the files was opened, read, changed, linked or removed."""
         try:
             return bool(os.read(self.fd, 1 << 16))
         except BlockingIOError:
@@ -53,7 +53,7 @@ class Outside:
 
 
 def in_use(root: Path) -> Path:
-    """A volume with a model, its neighbour, and a load of the next version that was killed."""
+    """A volume with a model, another model, and a killed load of the next version."""
     prepared(root, [NEIGHBOURS, FIRST])
     assert Pod(RELOAD.commands[:1], "fetch").run(root, "pod-0") == 0
     # As a load leaves it that is converted while it comes.
@@ -64,14 +64,14 @@ def in_use(root: Path) -> Path:
 
 
 def plant(place: Path, outside: Path) -> None:
-    """Replace what lies there by a link to the very same outside."""
+    """Replace an entry by a link to its copy outside the volume."""
     copy(place.resolve(), outside)
     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
     place.symlink_to(outside)
 
 
-def test_whatever_is_done_outside_is_seen(tmp_path: Path) -> None:
-    """Reading, writing, listing and linking each count as touching; looking at a name does not."""
+def test_every_access_outside_is_noticed(tmp_path: Path) -> None:
+    """Reading, writing, listing and linking are accesses. Checking whether a name exists is not."""
     (tmp_path / "folder").mkdir()
     file = tmp_path / "folder/file"
     file.write_text("x")
@@ -100,10 +100,10 @@ def test_whatever_is_done_outside_is_seen(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("pod", ACTS, ids=str)
-def test_a_planted_link_leads_nowhere(tmp_path: Path, tally: Tally, pod: Pod, share: int) -> None:
-    """Nothing outside is opened or changed, and none of it is published.
+def test_a_planted_link_is_not_followed(tmp_path: Path, tally: Tally, pod: Pod, share: int) -> None:
+    """Files outside the volume are not opened, changed or published.
 
-    The run does its work or says what is wrong, and the next does once all is as it was.
+    The run succeeds or reports the problem. After the link is removed, the next run succeeds.
     """
     start = in_use(tmp_path / "start")
     places = [*tree(start)][ACTS.index(pod) :: share]

@@ -1,4 +1,4 @@
-"""The shared volume: what is published when, and which volumes will do."""
+"""Publishing on the shared volume, and the volumes that support it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sd_loader.store.receipt import (
     find_published,
     folder_digest,
 )
-from sd_loader.store.staging import claim, remove_abandoned
+from sd_loader.store.staging import begin, remove_abandoned
 from sd_loader.store.volume import Volume
 from tests.support.store.volumes import (
     DAY,
@@ -42,7 +42,7 @@ from tests.support.store.volumes import (
 def test_a_published_model_is_a_relative_link_to_a_version_with_its_receipt(
     volume: Volume, tmp_path: Path
 ) -> None:
-    """Readers find the files under the model id, wherever the volume is mounted."""
+    """Readers find the files under the model id, at any mount path of the volume."""
     load(volume)
     assert (tmp_path / MODEL_ID).readlink() == Path(f".store/uid-1/{HASH}")
     assert {path: (tmp_path / MODEL_ID / path).read_bytes() for path in FILES} == FILES
@@ -51,7 +51,7 @@ def test_a_published_model_is_a_relative_link_to_a_version_with_its_receipt(
 
 
 def test_published_files_are_readable_by_everybody(volume: Volume, tmp_path: Path) -> None:
-    """Directories 0755, files 0644, whatever the umask of the loader."""
+    """Directories have mode 0755 and files 0644, for any umask of the loader."""
     before = os.umask(0o077)
     try:
         load(volume)
@@ -66,7 +66,7 @@ def test_published_files_are_readable_by_everybody(volume: Volume, tmp_path: Pat
 def test_everything_is_durable_before_it_becomes_visible(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a power cut a version is there whole or not at all, and the link leads to a version."""
+    """After a power failure, a version is complete or missing, and the link leads to a version."""
     steps: list[str] = []
     fsync, rename, symlink = os.fsync, os.rename, os.symlink
 
@@ -96,7 +96,7 @@ def test_everything_is_durable_before_it_becomes_visible(
 
 
 def test_the_digest_is_that_of_the_sorted_list_of_files() -> None:
-    """The digest can be made again with sha256sum."""
+    """A user can compute the digest with sha256sum."""
     lines = f"{'1' * 64}  a\n{'2' * 64}  b/c\n"
     sha256 = subprocess.run(["sha256sum"], input=lines, capture_output=True, text=True, check=True)
     assert folder_digest({"b/c": "2" * 64, "a": "1" * 64}) == sha256.stdout.split()[0]
@@ -114,7 +114,7 @@ def test_the_digest_is_that_of_the_sorted_list_of_files() -> None:
 def test_a_damaged_version_does_not_count_as_published_and_is_replaced(
     volume: Volume, tmp_path: Path, damage
 ) -> None:
-    """A load that finds half a version under its own name publishes a whole one."""
+    """A load that finds an incomplete version of itself publishes a complete one."""
     load(volume)
     damage(tmp_path / f".store/uid-1/{HASH}")
     assert find_published(volume, OWNER.uid, HASH) is None
@@ -122,18 +122,18 @@ def test_a_damaged_version_does_not_count_as_published_and_is_replaced(
     assert find_published(volume, OWNER.uid, HASH) is not None
 
 
-def test_a_second_pod_finds_the_work_done(volume: Volume, tmp_path: Path) -> None:
-    """Two Pods of one load publish once; the later one answers with the earlier one's receipt."""
+def test_a_second_pod_returns_the_receipt_of_the_first(volume: Volume, tmp_path: Path) -> None:
+    """Two Pods of one load publish once. The second returns the receipt of the first."""
     first = load(volume)
     inode = (tmp_path / MODEL_ID).stat().st_ino
-    with claim(volume, OWNER.uid, "late-pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "late-pod", HASH) as staging:
         late = write_out(staging.fresh_out(), OWNER, HASH).model_copy(update={"message": "late"})
         assert publish(volume, OWNER, MODEL_ID, staging, late) == first
     assert (tmp_path / MODEL_ID).stat().st_ino == inode
 
 
 def test_a_reload_keeps_the_previous_version_for_a_while(volume: Volume, tmp_path: Path) -> None:
-    """Readers who resolved the link before a reload can finish."""
+    """Readers that resolved the link before the reload can finish."""
     load(volume)
     load(volume, load_hash=NEW_HASH)
     versions = tmp_path / ".store/uid-1"
@@ -146,10 +146,12 @@ def test_a_reload_keeps_the_previous_version_for_a_while(volume: Volume, tmp_pat
     assert sorted(path.name for path in versions.iterdir()) == [NEW_HASH, "owner.json"]
 
 
-def test_what_was_removed_meanwhile_is_not_published(volume: Volume, tmp_path: Path) -> None:
-    """A Pod that outlives its model leaves nothing on the volume."""
+def test_a_model_that_was_removed_during_its_load_is_not_published(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """A Pod that runs longer than its model exists leaves nothing on the volume."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         removal.remove_model(volume, OWNER, MODEL_ID)
         with refused(Reason.LOADER_CRASHED, "removed from the volume while"):
@@ -161,7 +163,7 @@ def test_what_was_removed_meanwhile_is_not_published(volume: Volume, tmp_path: P
 def test_a_removal_in_the_middle_of_publishing_wins(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """Neither a version nor a dangling link stays, wherever the removal comes in between."""
+    """At whatever step the removal happens, no version and no dangling link stay."""
     original = getattr(os, operation)
 
     def removed_before(*args: str, **fds: int) -> None:
@@ -171,7 +173,7 @@ def test_a_removal_in_the_middle_of_publishing_wins(
         original(*args, **fds)
 
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         monkeypatch.setattr(os, operation, removed_before)
         with pytest.raises((LoaderError, FileNotFoundError)):
@@ -181,9 +183,9 @@ def test_a_removal_in_the_middle_of_publishing_wins(
 
 
 def test_a_superseded_load_does_not_publish(volume: Volume, tmp_path: Path) -> None:
-    """A Pod of the former spec, alive on a lost node, cannot turn the clock back."""
+    """A Pod of the previous spec that still runs on a lost node cannot replace the new version."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "old-pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "old-pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         load(volume, load_hash=NEW_HASH)
         with refused(Reason.LOADER_CRASHED, "a newer load"):
@@ -193,10 +195,10 @@ def test_a_superseded_load_does_not_publish(volume: Volume, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("place", [".staging", ".staging/uid-1", ".store", ".store/uid-1"])
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_a_planted_link_or_file_leads_nowhere(
+def test_a_planted_link_or_file_is_refused(
     volume: Volume, tmp_path: Path, place: str, kind: str
 ) -> None:
-    """A link where the loader keeps folders is refused by name; nothing outside is touched."""
+    """The error names the link in place of a folder. Files outside the volume stay unchanged."""
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     (outside / "uid-1").mkdir(parents=True)
     (outside / "uid-1" / "keep").write_text("keep")
@@ -207,13 +209,13 @@ def test_a_planted_link_or_file_leads_nowhere(
         planted.symlink_to(outside)
     else:
         planted.write_text("")
-    with refused(Reason.VOLUME_NOT_WRITABLE, "is, or leads over, a link or file"):
+    with refused(Reason.VOLUME_NOT_WRITABLE, "must be a folder, but a link or file is in its path"):
         load(volume)
     assert tree(outside) == before
 
 
 def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -> None:
-    """Links inside the owner's folders are removed, not followed."""
+    """Links in the owner's folders are removed and not followed."""
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
     (outside / "keep").write_text("keep")
@@ -230,7 +232,7 @@ def test_removal_does_not_follow_planted_links(volume: Volume, tmp_path: Path) -
 def test_a_link_among_the_converted_files_is_not_published(volume: Volume, tmp_path: Path) -> None:
     """Only regular files are published."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         receipt = write_out(staging.fresh_out(), OWNER, HASH)
         with staging.fresh_out() as out:
             out.make_link("model_index.json", "/etc/passwd")
@@ -240,24 +242,24 @@ def test_a_link_among_the_converted_files_is_not_published(volume: Volume, tmp_p
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a\0b"])
-def test_a_name_with_a_path_in_it_is_no_name(volume: Volume, name: str) -> None:
-    """Every operation takes exactly one component."""
+def test_a_path_is_refused_as_a_name(volume: Volume, name: str) -> None:
+    """Every operation accepts only a single path component."""
     for operate in (volume.root.open_folder, volume.root.discard, volume.root.open_file):
         with pytest.raises(ValueError, match="not a file name"):
             operate(name)
 
 
-def test_the_probe_leaves_nothing(volume: Volume, tmp_path: Path) -> None:
-    """A good volume passes."""
+def test_the_probe_leaves_no_files(volume: Volume, tmp_path: Path) -> None:
+    """A supported volume passes the probe."""
     volume.probe(OWNER.uid)
     volume.remove_if_empty(OWNER.uid)
     assert tree(tmp_path) == {}
 
 
-def test_a_probe_that_another_pod_tidies_away_is_made_again(
+def test_a_probe_that_another_pod_removes_is_repeated(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two Pods of one model may begin at the same time."""
+    """Two Pods of one model may start at the same time."""
     original, calls = os.symlink, 0
 
     def tidied(*args: Any, **kwargs: Any) -> None:
@@ -276,7 +278,7 @@ def test_a_probe_that_another_pod_tidies_away_is_made_again(
 def test_a_volume_without_links_or_renames_is_unsupported(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """Object store mounts are refused before anything is downloaded."""
+    """Mounts of object stores are refused before the download."""
     original = getattr(os, operation)
 
     def fail(*args: object, **kwargs: object) -> None:
@@ -292,10 +294,10 @@ def test_a_volume_without_links_or_renames_is_unsupported(
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_a_volume_that_may_not_be_written_to_is_named(
+def test_a_volume_that_is_not_writable_is_reported(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Whoever runs the loader learns what the volume answered."""
+    """The message has the text of the volume's error."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -305,10 +307,10 @@ def test_a_volume_that_may_not_be_written_to_is_named(
         volume.probe(OWNER.uid)
 
 
-def test_a_missing_volume_is_named(tmp_path: Path) -> None:
-    """A mount that is not there is no crash."""
+def test_a_missing_volume_is_reported(tmp_path: Path) -> None:
+    """A missing mount is not reported as a crash."""
     with (
-        refused(Reason.VOLUME_NOT_WRITABLE, "no volume at .*missing"),
+        refused(Reason.VOLUME_NOT_WRITABLE, "cannot open the volume at .*missing"),
         Volume.open(tmp_path / "missing"),
     ):
         pytest.fail("opened")

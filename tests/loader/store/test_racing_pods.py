@@ -1,4 +1,4 @@
-"""Two Pods at work on one volume, one of which is held up at any step."""
+"""Two Pods that use one volume. One of them is paused at any step."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ NAMESPACES = [(FIRST, STRANGERS), (STRANGERS, FIRST)]
 
 
 def name_of_race(before: Setup, held: Pod, other: Pod, _: object) -> str:
-    """A race in words."""
+    """Return the test id of a race."""
     return f"{other} during {name_of(before, held)}"
 
 
 def race(root: Path, held: Pod, step: int, other: Pod) -> tuple[int, int]:
-    """The exit codes of a Pod held up before a step, and of one that runs in the meantime.
+    """Return the exit codes of a paused Pod, and of a Pod that runs in between.
 
-    What was published is whole before, and after, the first goes on.
+    Published versions are complete before and after the first Pod continues.
     """
     at_step, reached = os.pipe()
     going_on, go_on = os.pipe()
@@ -105,7 +105,10 @@ def test_two_pods_at_once_never_leave_a_mixture(
     last: tuple[Pod, ...],
     apart: int,
 ) -> None:
-    """Each does its work or is to be tried again; in the end the volume is as if none had met."""
+    """Each Pod succeeds or can be tried again.
+
+    At the end, the volume is as if they had run one by one.
+    """
     start = prepared(tmp_path / "prepared", before)
     undisturbed = copy(start, tmp_path / "undisturbed")
     for pod in last:
@@ -135,10 +138,10 @@ def test_two_pods_at_once_never_leave_a_mixture(
     ("held", "other", "apart"),
     sampled(NAMESPACES, lambda held, other: f"{other} during {held}", 31, 2, quick={0}),
 )
-def test_of_two_namespaces_loading_one_id_at_once_one_gets_it(
+def test_only_one_of_two_namespaces_gets_an_id_that_both_load(
     tmp_path: Path, tally: Tally, held: Pod, other: Pod, apart: int
 ) -> None:
-    """The other is told whose it is, and leaves nothing."""
+    """The error of the other names the owner, and it leaves no files."""
     start = prepared(tmp_path / "prepared", [])
     alone = copy(start, tmp_path / "alone")
     names = steps_of(lambda: held.main(alone, "pod-1"), alone)

@@ -1,4 +1,4 @@
-"""Volumes that are really full, out of inodes, or mounted read-only; and those who read them."""
+"""Volumes that are really full, out of inodes or read-only, and their readers."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ pytestmark = [
 
 
 def remount(root: Path, options: str) -> None:
-    """Change a mounted volume."""
+    """Change the options of a mounted volume."""
     subprocess.run(["mount", "-o", f"remount,{options}", root], check=True)
 
 
 def resize(root: Path, what: str, free: int) -> None:
-    """Leave so many pages or inodes free."""
+    """Leave this number of pages or inodes free."""
     volume = os.statvfs(root)
     if what == "pages":
         used = (volume.f_blocks - volume.f_bfree) * volume.f_frsize // PAGE
@@ -57,7 +57,7 @@ def resize(root: Path, what: str, free: int) -> None:
 
 
 def used(root: Path) -> tuple[int, int]:
-    """What the volume holds: blocks and inodes."""
+    """Return the used blocks and inodes of the volume."""
     volume = os.statvfs(root)
     return volume.f_blocks - volume.f_bfree, volume.f_files - volume.f_ffree
 
@@ -66,7 +66,10 @@ def used(root: Path) -> tuple[int, int]:
 def test_a_reload_that_does_not_fit_leaves_the_model_as_it_was(
     tmpfs: Callable[..., Path], tally: Tally, what: str
 ) -> None:
-    """With one page, or inode, more each time: named, freed, and served, until one day it fits."""
+    """With too few pages or inodes, the reload reports that and frees its space.
+
+    The previous version stays published until the reload fits.
+    """
     root = tmpfs("size=4m")
     assert FIRST.run(root) == 0
     before, free = used(root), 0
@@ -83,8 +86,8 @@ def test_a_reload_that_does_not_fit_leaves_the_model_as_it_was(
     tally("failing volumes survived", free)
 
 
-def test_a_full_volume_is_cleaned_up_all_the_same(tmpfs: Callable[..., Path]) -> None:
-    """Removal and sweep need no space."""
+def test_a_full_volume_can_be_cleaned_up(tmpfs: Callable[..., Path]) -> None:
+    """Removal and sweep do not need free space."""
     root = tmpfs("size=1m")
     for pod in (NEIGHBOURS, FIRST, RELOAD):
         assert pod.run(root) == 0
@@ -99,8 +102,10 @@ def test_a_full_volume_is_cleaned_up_all_the_same(tmpfs: Callable[..., Path]) ->
     assert tree(root).keys() == {"foreign"}
 
 
-def test_a_volume_that_turns_read_only_is_named_and_serves_on(tmpfs: Callable[..., Path]) -> None:
-    """What is loaded already is answered for, and nothing else is done."""
+def test_a_volume_that_becomes_read_only_is_reported_and_stays_readable(
+    tmpfs: Callable[..., Path],
+) -> None:
+    """A loaded model is still reported as loaded. Everything else fails with a clear error."""
     root = tmpfs("size=1m")
     assert FIRST.run(root) == 0
     assert Pod(RELOAD.commands[:1], "fetch").run(root) == 0
@@ -121,9 +126,9 @@ def test_a_volume_that_turns_read_only_is_named_and_serves_on(tmpfs: Callable[..
 
 
 def reading(root: Path) -> OnStep:
-    """A reader that has opened a version, and one that knows its path, who read it all each time.
+    """Read the whole version each time: through an open folder and through a resolved path.
 
-    A third follows the link anew.
+    A third reader follows the link each time.
     """
     real = (root / MODEL_ID).resolve()
     fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY)
@@ -141,8 +146,8 @@ def reading(root: Path) -> OnStep:
 
 
 @pytest.mark.parametrize("pod", [RELOAD, NEIGHBOURS, NEIGHBOURS_REMOVAL, RELEASE], ids=str)
-def test_readers_bound_to_a_version_have_it_whole_throughout(tmp_path: Path, pod: Pod) -> None:
-    """Before every step, by an open folder and by a resolved path; and after the last."""
+def test_readers_of_a_resolved_version_can_always_read_it(tmp_path: Path, pod: Pod) -> None:
+    """They read it before every step by an open folder and by a resolved path."""
     root = prepared(tmp_path / "volume", [FIRST, NEIGHBOURS])
     bound = reading(root)
     assert pod.run(root, on_step=bound) == 0
@@ -150,6 +155,6 @@ def test_readers_bound_to_a_version_have_it_whole_throughout(tmp_path: Path, pod
 
 
 def test_a_reader_sees_a_removal(tmp_path: Path) -> None:
-    """The readers above would notice."""
+    """The readers of the other test would notice a removal."""
     root = prepared(tmp_path / "volume", [FIRST])
     assert REMOVAL.run(root, on_step=reading(root)) == MISSED

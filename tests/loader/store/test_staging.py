@@ -1,4 +1,4 @@
-"""What Pods download and convert, and what is left when they or their model go."""
+"""Staging folders: downloads of Pods, and their clean-up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from sd_api.reasons import Reason
 from sd_loader.store import removal
 from sd_loader.store.ownership import read_owner, take_ownership
-from sd_loader.store.staging import claim, resume
+from sd_loader.store.staging import begin, resume
 from sd_loader.store.volume import Volume
 from tests.support.store.volumes import (
     HASH,
@@ -29,61 +29,61 @@ from tests.support.store.volumes import (
 )
 
 
-def test_a_partial_download_is_claimed_by_the_next_pod(volume: Volume, tmp_path: Path) -> None:
-    """What was downloaded is not downloaded again."""
+def test_the_next_pod_takes_over_a_partial_download(volume: Volume, tmp_path: Path) -> None:
+    """The bytes are not downloaded again."""
     download(volume, "pod-1")
-    with claim(volume, OWNER.uid, "pod-2", HASH) as staging, staging.source() as source:
+    with begin(volume, OWNER.uid, "pod-2", HASH) as staging, staging.source() as source:
         assert source.read("file", 100) == b"part"
     assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == ["pod-2"]
 
 
 def test_a_download_for_another_spec_is_removed(volume: Volume, tmp_path: Path) -> None:
-    """Parts of two sources never meet in one folder, whether the Pod is the same or another."""
+    """Downloads of two sources are never mixed in one folder, for the same Pod and for another."""
     for pod in ("pod-1", "pod-2"):
         download(volume, "pod-1")
-        with claim(volume, OWNER.uid, pod, NEW_HASH) as staging, staging.source() as source:
+        with begin(volume, OWNER.uid, pod, NEW_HASH) as staging, staging.source() as source:
             assert source.names() == []
         assert [path.name for path in (tmp_path / ".staging/uid-1").iterdir()] == [pod]
 
 
-def test_a_living_pods_download_is_left_alone(volume: Volume) -> None:
-    """With a node lost, two Pods may be alive: the second starts afresh."""
-    with claim(volume, OWNER.uid, "pod-1", HASH) as first, first.source() as source:
+def test_a_running_pods_download_is_not_taken_over(volume: Volume) -> None:
+    """If a node is lost, two Pods may run. The second one starts a new download."""
+    with begin(volume, OWNER.uid, "pod-1", HASH) as first, first.source() as source:
         source.write("file", b"part")
-        with claim(volume, OWNER.uid, "pod-2", HASH) as second, second.source() as other:
+        with begin(volume, OWNER.uid, "pod-2", HASH) as second, second.source() as other:
             assert other.names() == []
         first.confirm()
         assert source.read("file", 100) == b"part"
 
 
-def test_without_locks_the_pod_that_lost_its_folder_notices(
+def test_without_locks_a_pod_that_lost_its_folder_does_not_publish(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a file system without locks a rename decides, and the loser publishes nothing."""
+    """On a file system without locks, the rename decides which Pod owns the folder."""
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with claim(volume, OWNER.uid, "pod-1", HASH) as first:
-        with claim(volume, OWNER.uid, "pod-2", HASH) as second:
+    with begin(volume, OWNER.uid, "pod-1", HASH) as first:
+        with begin(volume, OWNER.uid, "pod-2", HASH) as second:
             second.confirm()
         with refused(Reason.LOADER_CRASHED, "pod-1 is gone: another Pod"):
             first.confirm()
 
 
 def test_two_processes_of_one_pod_do_not_share_its_folder(volume: Volume) -> None:
-    """The second is refused, and may try again."""
+    """The second process is refused with an error that allows another try."""
     with (
-        claim(volume, OWNER.uid, "pod", HASH),
-        refused(Reason.LOADER_CRASHED, "another process works in the staging folder of pod"),
-        claim(volume, OWNER.uid, "pod", HASH),
+        begin(volume, OWNER.uid, "pod", HASH),
+        refused(Reason.LOADER_CRASHED, "another process uses the staging folder of pod"),
+        begin(volume, OWNER.uid, "pod", HASH),
     ):
         pytest.fail("claimed twice")
 
 
-def test_convert_without_a_fetch_says_so(volume: Volume) -> None:
-    """Nothing is converted that another Pod, or another load, has downloaded."""
+def test_convert_without_a_fetch_is_refused(volume: Volume) -> None:
+    """A download of another Pod or of another load is not converted."""
     download(volume, "pod-1")
     for pod, load_hash in (("pod-2", HASH), ("pod-1", NEW_HASH)):
         with (
@@ -103,10 +103,13 @@ def test_convert_without_a_fetch_says_so(volume: Volume) -> None:
         ("out", "file"),
     ],
 )
-def test_what_was_planted_in_a_download_goes(
+def test_planted_files_in_a_download_are_removed(
     volume: Volume, tmp_path: Path, name: str, kind: str
 ) -> None:
-    """The next Pod begins afresh, and convert does not begin; a link is never followed."""
+    """The next Pod starts a new download, and convert refuses to start.
+
+    A link is never followed.
+    """
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.write_text("keep")
     download(volume, "pod-1")
@@ -127,7 +130,7 @@ def test_what_was_planted_in_a_download_goes(
         place.write_text("")
     else:
         place.mkdir()
-    with claim(volume, OWNER.uid, "pod-2", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod-2", HASH) as staging:
         assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
         assert staging.load_hash() == HASH
         with staging.source() as source, staging.out() as out:
@@ -139,16 +142,16 @@ def test_what_was_planted_in_a_download_goes(
 
 @pytest.mark.parametrize("pod", ["../x", "a/b", "", ".hidden", "a" * 300])
 def test_a_pods_name_is_one_path_component(volume: Volume, pod: str) -> None:
-    """A name from the environment leads nowhere else."""
+    """A Pod name with a path is refused."""
     with (
-        refused(Reason.LOADER_CRASHED, "SD_LOADER_POD is not the name of a Pod"),
-        claim(volume, OWNER.uid, pod, HASH),
+        refused(Reason.LOADER_CRASHED, "SD_LOADER_POD is not a valid Pod name"),
+        begin(volume, OWNER.uid, pod, HASH),
     ):
         pytest.fail("claimed")
 
 
-def test_removal_leaves_nothing(volume: Volume, tmp_path: Path) -> None:
-    """Published versions, previous versions and staging all go."""
+def test_removal_leaves_no_files(volume: Volume, tmp_path: Path) -> None:
+    """Published versions, previous versions and staging folders are removed."""
     load(volume)
     load(volume, load_hash=NEW_HASH)
     download(volume, "pod", load_hash="2" * 16)
@@ -157,7 +160,7 @@ def test_removal_leaves_nothing(volume: Volume, tmp_path: Path) -> None:
 
 
 def test_removal_can_be_repeated(volume: Volume, tmp_path: Path) -> None:
-    """Removing what is gone, or never was, succeeds."""
+    """Removing a model that does not exist succeeds."""
     removal.remove_model(volume, OWNER, MODEL_ID)
     load(volume)
     removal.remove_model(volume, OWNER, MODEL_ID)
@@ -166,7 +169,7 @@ def test_removal_can_be_repeated(volume: Volume, tmp_path: Path) -> None:
 
 
 def test_removal_leaves_other_models_alone(volume: Volume, tmp_path: Path) -> None:
-    """Only the owner's own files go, and an id that another owns now stays."""
+    """Only the owner's files are removed. A link that now belongs to another owner stays."""
     load(volume, STRANGER)
     before = tree(tmp_path)
     load(volume, OWNER, model_id="mine")
@@ -175,8 +178,8 @@ def test_removal_leaves_other_models_alone(volume: Volume, tmp_path: Path) -> No
     assert tree(tmp_path) == before
 
 
-def test_a_late_removal_leaves_the_namesake_that_took_over(volume: Volume, tmp_path: Path) -> None:
-    """A clean-up that runs after its model was made again removes only the old uid."""
+def test_a_late_removal_keeps_the_new_owners_files(volume: Volume, tmp_path: Path) -> None:
+    """If the model was created again meanwhile, only files of the old uid are removed."""
     load(volume)
     load(volume, NAMESAKE)
     before = tree(tmp_path)
@@ -184,18 +187,18 @@ def test_a_late_removal_leaves_the_namesake_that_took_over(volume: Volume, tmp_p
     assert tree(tmp_path) == before
 
 
-def test_removal_before_the_first_publication_removes_what_was_taken_over(
+def test_removal_before_the_first_publication_removes_the_previous_owners_files(
     volume: Volume, tmp_path: Path
 ) -> None:
-    """Whoever took a model over answers for its files."""
+    """A model that took over an id also removes the files of the previous owner."""
     load(volume)
     take_ownership(volume, NAMESAKE, MODEL_ID, NEW_HASH)
     removal.remove_model(volume, NAMESAKE, MODEL_ID)
     assert tree(tmp_path) == {}
 
 
-def test_a_retained_model_stays_and_its_staging_goes(volume: Volume, tmp_path: Path) -> None:
-    """Retain keeps what is served and nothing else."""
+def test_a_retained_model_stays_and_its_staging_is_removed(volume: Volume, tmp_path: Path) -> None:
+    """Retain keeps the published files and nothing else."""
     load(volume)
     served = tree(tmp_path / MODEL_ID)
     download(volume, "pod", load_hash=NEW_HASH)

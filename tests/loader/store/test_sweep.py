@@ -1,4 +1,4 @@
-"""What a sweep finds on a volume, what it removes, and what it lets be."""
+"""Orphans that a sweep finds and removes, and files that it keeps."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from tests.support.store.volumes import (
 
 
 def interrupted_download(volume: Volume) -> None:
-    """A Pod that died, of a load that nobody goes on with."""
+    """A staging folder of a Pod that died, and whose load does not run again."""
     load(volume)
     download(volume, "pod", NEW_HASH)
 
 
 def interrupted_removal(volume: Volume) -> None:
-    """Trash, in both places."""
+    """Trash of an interrupted removal, in both folders that may have some."""
     load(volume)
     with volume.make(".store", ".trash-uid-7") as folder:
         folder.write("owner.json", b"{}")
@@ -57,31 +57,31 @@ def interrupted_removal(volume: Volume) -> None:
 
 
 def superseded(volume: Volume) -> None:
-    """A version that its readers had a day to leave."""
+    """A version that was superseded a day ago."""
     load(volume)
     load(volume, load_hash=NEW_HASH)
 
 
 def taken_over(volume: Volume) -> None:
-    """A former self whose namesake died before it removed it."""
+    """Files of a previous owner. The new owner's load died before it removed them."""
     load(volume)
     load_untidily(volume, NAMESAKE, HASH, MODEL_ID)
 
 
 def no_receipt(volume: Volume) -> None:
-    """Half a version that no load has made."""
+    """A version without a receipt."""
     load(volume)
     volume.make(".store", "uid-1", "f" * 16).close()
 
 
 def dangling(volume: Volume) -> None:
-    """A link whose version somebody removed by hand."""
+    """A link whose version a user removed by hand."""
     load(volume, OTHER_OWNER, model_id="other")
     volume.root.make_link(MODEL_ID, VERSION)
 
 
 def leftovers(volume: Volume) -> None:
-    """Names that writes, links and probes leave when they are killed."""
+    """Temporary names of interrupted writes, links and probes."""
     load(volume)
     with volume.make(".store", "uid-1") as folder, folder.create(".new-abc"):
         pass
@@ -109,7 +109,7 @@ ORPHANED = [
     (superseded_unrecorded, {VERSION: "superseded since", ".staging/uid-1": "empty"}),
     (taken_over, {".store/uid-1": "no link leads here", ".staging/uid-2": "empty"}),
     (no_receipt, {f".store/uid-1/{'f' * 16}": "no readable receipt"}),
-    (dangling, {MODEL_ID: "leads nowhere"}),
+    (dangling, {MODEL_ID: "target does not exist"}),
     (
         leftovers,
         {
@@ -128,7 +128,7 @@ ORPHANED = [
 def test_orphans_are_listed_and_with_delete_removed(
     volume: Volume, tmp_path: Path, make: Callable[[Volume], None], expected: dict[str, str]
 ) -> None:
-    """Listing changes nothing; what is published stays; a second sweep finds nothing."""
+    """Listing changes nothing. Published files stay. A second sweep finds nothing."""
     make(volume)
     before = tree(tmp_path)
     listed = found(tmp_path)
@@ -148,18 +148,18 @@ def test_orphans_are_listed_and_with_delete_removed(
 
 
 @pytest.mark.parametrize("make", [make for make, _ in ORPHANED])
-def test_what_is_recent_may_be_a_living_pods(
+def test_recent_files_are_not_orphans(
     volume: Volume, tmp_path: Path, make: Callable[[Volume], None]
 ) -> None:
-    """Only trash, links to nothing, and what was recorded as superseded need no day to pass."""
+    """Only trash, dangling links and superseded versions can be orphans within a day."""
     make(volume)
     at_once = ("/.trash-", MODEL_ID, VERSION) if make in {superseded, dangling} else ("/.trash-",)
     for path in found(tmp_path, later=timedelta(0)):
         assert any(word in path for word in at_once), path
 
 
-def test_a_volume_in_order_needs_nothing(volume: Volume, tmp_path: Path) -> None:
-    """Published, previous and released (Retain) versions, and shared files, are no orphans."""
+def test_a_volume_without_orphans_has_no_findings(volume: Volume, tmp_path: Path) -> None:
+    """Published, previous and released (Retain) versions and shared files are not orphans."""
     load(volume, files=WEIGHTS)
     load(volume, load_hash=NEW_HASH, files=WEIGHTS)
     tidy(volume, OWNER, NEW_HASH, DAY, datetime.now(UTC) + 2 * DAY)
@@ -173,7 +173,7 @@ def test_a_volume_in_order_needs_nothing(volume: Volume, tmp_path: Path) -> None
 
 
 def test_a_released_version_is_kept_even_without_its_link(volume: Volume, tmp_path: Path) -> None:
-    """Somebody asked for it to be retained."""
+    """A user asked to retain it."""
     load(volume)
     removal.release(volume, OWNER)
     volume.root.unlink(MODEL_ID)
@@ -181,10 +181,10 @@ def test_a_released_version_is_kept_even_without_its_link(volume: Volume, tmp_pa
 
 
 @pytest.mark.parametrize("make", [superseded, superseded_unrecorded])
-def test_a_previous_version_is_kept_as_long_as_its_readers_were_promised(
+def test_a_previous_version_is_kept_for_the_retention_period(
     volume: Volume, tmp_path: Path, make: Callable[[Volume], None]
 ) -> None:
-    """Whether or not anybody has written down since when it is one."""
+    """Its age is known even if no record states when it was superseded."""
     make(volume)
     sweep(
         tmp_path,
@@ -196,8 +196,8 @@ def test_a_previous_version_is_kept_as_long_as_its_readers_were_promised(
     assert FILES.items() <= tree(tmp_path / VERSION).items()
 
 
-def test_unused_blobs_go(volume: Volume, tmp_path: Path) -> None:
-    """Those that were left, and those of the versions that the sweep removes."""
+def test_unused_blobs_are_removed(volume: Volume, tmp_path: Path) -> None:
+    """Blobs that become unused because the sweep removes their versions are removed, too."""
     load(volume, files=WEIGHTS)
     load(volume, load_hash=NEW_HASH, files={**FILES, "unet/weights": b"u" * SHARED_FROM})
     assert len(list((tmp_path / ".blobs").rglob("*/*/*"))) == 2
@@ -209,15 +209,15 @@ def test_unused_blobs_go(volume: Volume, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / ".store")
     blob = next((tmp_path / ".blobs").rglob("*/*/*"))
     assert found(tmp_path, later=timedelta(0)) == {
-        str(blob.relative_to(tmp_path)): "no model holds this file",
-        MODEL_ID: "the link leads nowhere",
+        str(blob.relative_to(tmp_path)): "no model uses this file",
+        MODEL_ID: "the link's target does not exist",
     }
     swept(tmp_path, delete=True)
     assert tree(tmp_path) == {}
 
 
-def test_sizes_are_what_the_disk_gets_back(volume: Volume, tmp_path: Path) -> None:
-    """What another model shares is not freed with an orphan, and so is not counted."""
+def test_sizes_are_the_bytes_that_a_removal_frees(volume: Volume, tmp_path: Path) -> None:
+    """Bytes that another model shares do not count."""
     load(volume, files={**WEIGHTS, "unet/weights": b"u" * SHARED_FROM})
     load(volume, OTHER_OWNER, model_id="other", files=WEIGHTS)
     volume.root.unlink(MODEL_ID)
@@ -230,6 +230,6 @@ def test_sizes_are_what_the_disk_gets_back(volume: Volume, tmp_path: Path) -> No
 
 
 def on_disk(root: Path) -> int:
-    """Bytes of all files of the volume, as `du` counts them."""
+    """Return the bytes that all files of the volume occupy on disk, as `du` counts them."""
     files = {path.stat().st_ino: path.stat() for path in root.rglob("*") if path.is_file()}
     return sum(status.st_blocks * 512 for status in files.values())

@@ -23,26 +23,26 @@ from tests.support.store.volumes import HASH, MODEL_ID, NEW_HASH, download, load
 
 
 def shortened(version: Path) -> str:
-    """A file that was cut."""
+    """A truncated file."""
     os.truncate(version / "vae/weights", 5)
     return "vae/weights"
 
 
 def missing(version: Path) -> str:
-    """A file that is gone."""
+    """A missing file."""
     (version / "unet/config.json").unlink()
     return "unet/config.json"
 
 
 def made_a_link(version: Path) -> str:
-    """A link in a file's place."""
+    """A link in place of a file."""
     (version / "unet/config.json").unlink()
     (version / "unet/config.json").symlink_to("/etc/passwd")
     return "unet/config.json"
 
 
 def added(version: Path) -> str:
-    """A file more."""
+    """An additional file."""
     (version / "more.py").write_text("print()")
     return "more.py"
 
@@ -54,13 +54,13 @@ def added_link(version: Path) -> str:
 
 
 def without_receipt(version: Path) -> str:
-    """A published folder whose receipt is gone."""
+    """A published folder without a receipt."""
     (version / RECEIPT_FILE).unlink()
     return RECEIPT_FILE
 
 
 def without_owner(version: Path) -> str:
-    """A published folder whose owner cannot be read."""
+    """A published folder whose owner record cannot be read."""
     (version.parent / "owner.json").write_text("{")
     return "../owner.json"
 
@@ -69,10 +69,10 @@ def without_owner(version: Path) -> str:
     "alter",
     [shortened, missing, made_a_link, added, added_link, without_receipt, without_owner],
 )
-def test_altered_files_are_told_and_never_removed(
+def test_altered_files_are_reported_and_never_removed(
     volume: Volume, tmp_path: Path, alter: Callable[[Path], str]
 ) -> None:
-    """A person must judge them; the exit code says so."""
+    """The exit code tells that a person must look into them."""
     load(volume, files=WEIGHTS)
     path = os.path.normpath(f"{VERSION}/{alter(tmp_path / VERSION)}")
     before = tree(tmp_path)
@@ -83,23 +83,23 @@ def test_altered_files_are_told_and_never_removed(
     assert tree(tmp_path) == before
 
 
-def test_digests_find_altered_bytes_wherever_they_are_shared(
+def test_digests_find_altered_bytes_in_all_models_that_share_them(
     volume: Volume, tmp_path: Path
 ) -> None:
-    """Each model that holds the altered file is named; without --digests sizes decide."""
+    """Every model with the altered file is reported. Without --digests only sizes are compared."""
     load(volume, files=WEIGHTS)
     load(volume, OTHER_OWNER, model_id="other", files=WEIGHTS)
     with (tmp_path / MODEL_ID / "vae/weights").open("r+b") as file:
         file.write(b"x")
     assert swept(tmp_path).findings == ()
     assert found(tmp_path, FindingKind.ALTERED, digests=True) == {
-        f"{VERSION}/vae/weights": "its bytes are not those that were published",
-        f".store/uid-3/{HASH}/vae/weights": "its bytes are not those that were published",
+        f"{VERSION}/vae/weights": "its content changed after it was published",
+        f".store/uid-3/{HASH}/vae/weights": "its content changed after it was published",
     }
 
 
-def test_foreign_files_are_named_and_left_alone(volume: Volume, tmp_path: Path) -> None:
-    """Whatever else is on the volume is its owner's business, and no fault."""
+def test_foreign_files_are_listed_and_kept(volume: Volume, tmp_path: Path) -> None:
+    """Foreign files belong to a user and do not change the exit code."""
     load(volume, files=WEIGHTS)
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
@@ -124,7 +124,7 @@ def test_foreign_files_are_named_and_left_alone(volume: Volume, tmp_path: Path) 
 
 
 def test_planted_links_are_not_followed(volume: Volume, tmp_path: Path) -> None:
-    """Nothing outside is touched, whatever is removed."""
+    """Files outside the volume stay unchanged when links are removed."""
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
     (outside / "keep").write_text("keep")
@@ -137,10 +137,10 @@ def test_planted_links_are_not_followed(volume: Volume, tmp_path: Path) -> None:
     assert (outside / "keep").exists()
 
 
-def test_an_orphan_that_cannot_be_removed_is_told(
+def test_an_orphan_that_cannot_be_removed_is_reported(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others go; the exit code asks for another try."""
+    """The other orphans are removed, and the exit code asks for another try."""
     load(volume)
     volume.make(".store", ".trash-uid-7").close()
 
@@ -151,14 +151,14 @@ def test_an_orphan_that_cannot_be_removed_is_told(
     result = swept(tmp_path, delete=True)
     assert result.exit_code is ExitCode.TRY_AGAIN
     assert "cannot be removed: Device or resource busy" in result.to_text()
-    assert "could not be removed: mend the cause" in result.to_text()
+    assert "could not be removed: fix the cause" in result.to_text()
 
 
 # --- the command
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    """For people a line each and what to do; for programs JSON; the exit code for both."""
+    """Text output has a line per finding and advice. JSON output has an object per line."""
     containers = Containers(tmp_path / "store", tmp_path / "container")
     containers.store.mkdir()
     with Volume.open(containers.store) as volume:
@@ -174,8 +174,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert listed.code == ExitCode.DONE, listed.stderr
     assert listed.stdout.splitlines() == [
         "orphan      5.0 MB  .store/.trash-uid-7: an interrupted run left it",
-        "foreign             no?[31mtes: no load has made it; it is left alone",
-        "1 orphan, 5.0 MB: sweep with --delete to remove them.",
+        "foreign             no?[31mtes: the loader did not create it; it is kept",
+        "Found 1 orphan, 5.0 MB in total. Run sweep with --delete to free this space.",
     ]
 
     told = containers.run(*command, "--json", "--older-than", "0")
@@ -196,7 +196,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
     removed = containers.run(*command, "--delete", "--older-than", "0")
     assert removed.code == ExitCode.DONE, removed.stderr
-    assert removed.stdout.splitlines()[-1] == "Removed 2 orphans: 5.0 MB are free again."
+    assert removed.stdout.splitlines()[-1] == "Removed 2 orphans and freed 5.0 MB."
     assert not (containers.store / ".staging").exists()
     assert containers.run(*command, "--delete").stdout.splitlines()[-1] == "Nothing to do."
 
@@ -206,19 +206,19 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "sd-operator.dev/reload" in altered.stdout.splitlines()[-1]
 
 
-def test_a_volume_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """As every other command does."""
+def test_a_missing_volume_is_reported(tmp_path: Path) -> None:
+    """The sweep reports it as the other commands do."""
     containers = Containers(tmp_path / "none", tmp_path / "container")
     failed(
         containers.run("sweep", "--store", containers.store),
         Reason.VOLUME_NOT_WRITABLE,
-        "no volume at",
+        "cannot open the volume at",
     )
 
 
 @pytest.mark.parametrize("hours", ["x", "-1", "nan", "1e9"])
-def test_a_time_that_is_none_is_refused(tmp_path: Path, hours: str) -> None:
-    """Before anything is looked at."""
+def test_an_invalid_age_is_refused(tmp_path: Path, hours: str) -> None:
+    """The command fails before it reads the volume."""
     containers = Containers(tmp_path, tmp_path / "container")
     ended = containers.run("sweep", "--store", tmp_path, f"--older-than={hours}")
     assert ended.code == 2

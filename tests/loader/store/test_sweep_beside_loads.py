@@ -1,4 +1,4 @@
-"""A sweep of a volume on which loads and removals are at work."""
+"""A sweep while loads and removals run on the same volume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sd_loader.store import removal
 from sd_loader.store.orphans import Orphan, remove_orphan
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import link
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 from sd_loader.sweep import FindingKind, sweep
 from tests.support.store.sweeping import (
@@ -44,10 +44,10 @@ from tests.support.store.volumes import (
 )
 
 
-def test_a_living_pods_folder_is_left_alone(volume: Volume, tmp_path: Path) -> None:
-    """However long ago it wrote something, while it holds its lock."""
+def test_a_running_pods_folder_is_kept(volume: Volume, tmp_path: Path) -> None:
+    """A locked folder stays, even if nothing was written to it for a long time."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH) as staging:
+    with begin(volume, OWNER.uid, "pod", HASH) as staging:
         before = tree(tmp_path)
         assert swept(tmp_path, delete=True).findings == ()
         staging.confirm()
@@ -55,25 +55,25 @@ def test_a_living_pods_folder_is_left_alone(volume: Volume, tmp_path: Path) -> N
     assert found(tmp_path).keys() == {".staging/uid-1/pod", ".store/uid-1"}
 
 
-def test_without_locks_time_decides(
+def test_without_locks_the_age_decides(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No Pod of ours lives for a day without writing a byte."""
+    """A running Pod always writes something within a day."""
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     take_ownership(volume, OWNER, MODEL_ID, HASH)
-    with claim(volume, OWNER.uid, "pod", HASH):
+    with begin(volume, OWNER.uid, "pod", HASH):
         assert found(tmp_path, later=DAY / 2) == {}
         assert found(tmp_path).keys() == {".staging/uid-1/pod", ".store/uid-1"}
 
 
-def test_what_became_somebodys_between_two_looks_stays(
+def test_an_orphan_that_a_load_begins_to_use_is_kept(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A load that begins in the middle of a sweep goes on where the last Pod stopped."""
+    """A load that starts during a sweep continues the download of the last Pod."""
     download(volume, "pod")
     with ExitStack() as stack:
         original = fcntl.flock
@@ -81,7 +81,7 @@ def test_what_became_somebodys_between_two_looks_stays(
         def claimed_first(fd: int, how: int) -> None:
             if how == fcntl.LOCK_EX | fcntl.LOCK_NB:
                 monkeypatch.undo()
-                stack.enter_context(claim(volume, OWNER.uid, "pod", HASH))
+                stack.enter_context(begin(volume, OWNER.uid, "pod", HASH))
             original(fd, how)
 
         monkeypatch.setattr(fcntl, "flock", claimed_first)
@@ -91,10 +91,10 @@ def test_what_became_somebodys_between_two_looks_stays(
 
 
 @pytest.mark.parametrize("make", [nobodys_files, superseded_unrecorded])
-def test_what_is_published_again_at_the_very_moment_is_put_back(
+def test_a_version_that_is_published_during_its_removal_is_restored(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Volume], None]
 ) -> None:
-    """The link wins, however late it is set."""
+    """The link wins, even if it is created at the last moment."""
     make(volume)
     original = os.rename
 
@@ -112,10 +112,10 @@ def test_what_is_published_again_at_the_very_moment_is_put_back(
 
 
 @pytest.mark.parametrize("make", [nobodys_files, superseded_unrecorded])
-def test_a_load_does_not_publish_what_a_sweep_has_just_taken(
+def test_a_load_does_not_publish_a_version_that_a_sweep_removed(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Volume], None]
 ) -> None:
-    """It fails, is run again, and readers get meanwhile what they got before."""
+    """The load fails and is tried again. Until then, readers get the previous version."""
     make(volume)
     before = volume.root.link_target(MODEL_ID)
     take_ownership(volume, OWNER, MODEL_ID, HASH)
@@ -129,23 +129,26 @@ def test_a_load_does_not_publish_what_a_sweep_has_just_taken(
         original(*args, **fds)
 
     monkeypatch.setattr(os, operation, taken_first)
-    with refused(Reason.LOADER_CRASHED, "m was removed from the volume while it was published"):
+    with refused(
+        Reason.LOADER_CRASHED, "m was removed from the volume while it was being published"
+    ):
         link(volume, OWNER, MODEL_ID, HASH)
     assert volume.root.link_target(MODEL_ID) == before
     assert before is None or FILES.items() <= tree(tmp_path / MODEL_ID).items()
 
 
 def has_folder(volume: Volume, place: str) -> bool:
-    """Whether the model has a folder there."""
+    """Whether the model has this folder."""
     return (volume.root.path / place / OWNER.uid).is_dir()
 
 
 def emptied_before(
     monkeypatch: pytest.MonkeyPatch, volume: Volume, operation: str, name: str
 ) -> list[str]:
-    """Have the model's empty folders removed at the call that puts such a name into one.
+    """Remove the model's empty folders at the call that creates such a name in one of them.
 
-    As by a sweep that has just removed the last that lay there. Returns what is then gone.
+    This simulates a sweep that has just removed the last entry. Return the list of removed
+    folders.
     """
     original = getattr(os, operation)
     gone: list[str] = []
@@ -165,7 +168,7 @@ def emptied_before(
 @pytest.mark.parametrize(
     ("operation", "name", "place"), [("open", ".new-", ".store"), ("mkdir", "pod", ".staging")]
 )
-def test_a_load_goes_on_whose_empty_folder_is_removed(
+def test_a_load_continues_if_its_empty_folder_is_removed(
     volume: Volume,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,17 +176,17 @@ def test_a_load_goes_on_whose_empty_folder_is_removed(
     name: str,
     place: str,
 ) -> None:
-    """It is made anew."""
+    """The folder is created again."""
     gone = emptied_before(monkeypatch, volume, operation, name)
     load(volume)
     assert gone == [place]
     assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
 
 
-def test_a_link_is_replaced_though_its_empty_folder_is_removed(
+def test_a_link_is_replaced_even_if_the_empty_staging_folder_is_removed(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A version that is there already becomes the published one again."""
+    """A version that exists already is published again."""
     load(volume)
     load(volume, load_hash=NEW_HASH)
     take_ownership(volume, OWNER, MODEL_ID, HASH)
@@ -194,8 +197,8 @@ def test_a_link_is_replaced_though_its_empty_folder_is_removed(
     assert FILES.items() <= tree(tmp_path / MODEL_ID).items()
 
 
-def test_a_sweep_beside_loads_and_removals_harms_none(tmp_path: Path) -> None:
-    """With no time to be old in, only order and locks protect what is at work."""
+def test_a_sweep_does_not_damage_concurrent_loads_and_removals(tmp_path: Path) -> None:
+    """With a minimum age of zero, only the order of steps and the locks protect running loads."""
     failures: list[BaseException] = []
     done = threading.Event()
 

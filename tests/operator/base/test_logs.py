@@ -1,4 +1,4 @@
-"""What a line of the log looks like, and what is never in one."""
+"""The format of log lines, and the secrets that they never contain."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ log = logging.getLogger("sd_operator.test")
 
 
 class Terminal(io.StringIO):
-    """A stream that people read."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """It is one."""
+        """Say that this stream is a terminal."""
         return True
 
 
 @pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
-    """Leave logging as it was."""
+    """Restore the logging configuration after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers = []
@@ -36,7 +36,7 @@ def _logging() -> Iterator[None]:
 
 
 def lines(say: Callable[[], object], style: str = "json", level: str = "INFO") -> list[str]:
-    """What is written when something is said."""
+    """Log one message in a format and return the lines that are written."""
     stream = io.StringIO()
     logs.set_up(level, style, stream)
     say()
@@ -44,14 +44,14 @@ def lines(say: Callable[[], object], style: str = "json", level: str = "INFO") -
 
 
 def entry(say: Callable[[], object]) -> dict[str, Any]:
-    """The one entry that is written."""
+    """Return the only entry that is written."""
     (line,) = lines(say)
     found: dict[str, Any] = json.loads(line)
     return found
 
 
 def test_machines_read_json() -> None:
-    """Time, level, logger and message."""
+    """An entry has the time, the level, the logger and the message."""
     found = entry(lambda: log.warning("no Event %s", "ModelLoaded"))
     assert found.pop("time").endswith("+00:00")
     expected = {"level": "WARNING", "logger": "sd_operator.test", "message": "no Event ModelLoaded"}
@@ -59,7 +59,7 @@ def test_machines_read_json() -> None:
 
 
 def test_people_read_lines() -> None:
-    """The model goes before the message, where the message does not name it itself."""
+    """The model precedes the message unless the message names it."""
 
     def say() -> None:
         log.info("serving all namespaces")
@@ -77,7 +77,7 @@ def test_people_read_lines() -> None:
 
 
 def test_a_terminal_is_for_people() -> None:
-    """Anything else is for machines, if the settings do not say otherwise."""
+    """Other streams get JSON unless the settings say otherwise."""
     for stream, style, is_json in (
         (Terminal(), "auto", False),
         (io.StringIO(), "auto", True),
@@ -89,8 +89,8 @@ def test_a_terminal_is_for_people() -> None:
         assert stream.getvalue().startswith("{") == is_json
 
 
-def test_model_and_load_are_told_of_each_task() -> None:
-    """Tasks do not speak for one another; those that one begins speak of its model."""
+def test_entries_name_the_model_and_load_of_their_task() -> None:
+    """A task's entries name its own model, and so do those of the tasks that it starts."""
 
     async def child() -> None:
         log.info("child")
@@ -131,7 +131,7 @@ def test_model_and_load_are_told_of_each_task() -> None:
 )
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_secrets_are_redacted(text: str, shown: str, style: str) -> None:
-    """In messages, in their arguments and in tracebacks."""
+    """Messages, their arguments and tracebacks contain no secret."""
     secret = "c2VjcmV0czNjcmV0"
     text, shown = text.replace("SECRET", secret), shown.replace("SECRET", secret)
 
@@ -152,7 +152,7 @@ def test_secrets_are_redacted(text: str, shown: str, style: str) -> None:
 
 
 def test_an_error_carries_its_traceback() -> None:
-    """On the same line of JSON."""
+    """The traceback is in the same line of JSON as the message."""
 
     def say() -> None:
         try:
@@ -168,7 +168,7 @@ def test_an_error_carries_its_traceback() -> None:
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_models_life_takes_few_lines(operated: Operated) -> None:
-    """A line where something happens to a model, none for what is merely seen."""
+    """The operator logs what happens to a model, but not each observation of it."""
     operated.start()
     item = operated.load(url=operated.link() + "?token=c2VjcmV0", webhook=operated.receiver.url)
     operated.delete()

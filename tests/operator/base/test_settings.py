@@ -13,25 +13,25 @@ from sd_operator.base.settings import LoaderSettings, Settings
 
 @pytest.fixture
 def kubeconfig(tmp_path: Path) -> str:
-    """A file that is there; what is in it does not matter here."""
+    """An existing file; its content does not matter to these tests."""
     path = tmp_path / "kubeconfig"
     path.write_text("{}")
     return str(path)
 
 
 def read(kubeconfig: str, **variables: str) -> Settings:
-    """Settings of an environment."""
+    """Read the settings of an environment."""
     prefixed = {f"SD_OPERATOR_{name}": value for name, value in variables.items()}
     return Settings.from_env({"KUBECONFIG": kubeconfig, **prefixed})
 
 
 def test_an_empty_environment_gives_the_defaults(kubeconfig: str) -> None:
-    """Only the cluster must be named."""
+    """Only the cluster must be configured."""
     assert read(kubeconfig) == Settings(kubeconfig=Path(kubeconfig))
 
 
 def test_every_variable_is_read(kubeconfig: str) -> None:
-    """Words are split at commas, hosts are lower-cased."""
+    """Lists are split at commas, and hosts are lower-cased."""
     settings = read(
         kubeconfig,
         NAMESPACES="art, ops",
@@ -169,7 +169,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
     ],
 )
 def test_a_wrong_value_names_its_variable(kubeconfig: str, name: str, value: str, why: str) -> None:
-    """The message says which variable, what it must be and what it is."""
+    """The message names the variable, its value and what is allowed."""
     with pytest.raises(SettingsError) as error:
         read(kubeconfig, **{name: value})
     assert str(error.value).startswith(f"SD_OPERATOR_{name} {why}")
@@ -177,7 +177,7 @@ def test_a_wrong_value_names_its_variable(kubeconfig: str, name: str, value: str
 
 
 def test_in_a_pod_the_pods_own_account_is_used() -> None:
-    """KUBECONFIG goes before it."""
+    """KUBECONFIG takes precedence over the Pod's account."""
     assert Settings.from_env({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).kubeconfig is None
 
 
@@ -192,7 +192,7 @@ def pod_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("pod_namespace")
 def test_in_a_pod_there_is_an_election(kubeconfig: str) -> None:
-    """In the Pod's namespace, if not told otherwise; elsewhere only where it is asked for."""
+    """A Pod elects in its own namespace by default; other processes only if asked to."""
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     off, other = {"SD_OPERATOR_LEADER_ELECTION": "false"}, {"SD_OPERATOR_LEASE_NAMESPACE": "x"}
     assert Settings.from_env(pod).lease_namespace == "ops"
@@ -203,25 +203,25 @@ def test_in_a_pod_there_is_an_election(kubeconfig: str) -> None:
 
 
 def test_an_election_needs_a_namespace(kubeconfig: str) -> None:
-    """Outside a Pod nothing says which."""
+    """Outside a Pod the namespace must be configured."""
     with pytest.raises(SettingsError, match="SD_OPERATOR_LEASE_NAMESPACE must be set"):
         read(kubeconfig, LEADER_ELECTION="true")
 
 
-def test_a_kubeconfig_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    """Before anything starts."""
+def test_a_missing_kubeconfig_is_an_error(tmp_path: Path) -> None:
+    """The error is raised before anything starts."""
     with pytest.raises(SettingsError, match="KUBECONFIG must name a file"):
         Settings.from_env({"KUBECONFIG": str(tmp_path / "nothing")})
 
 
 def test_the_hub_of_the_environment_is_the_default(kubeconfig: str) -> None:
-    """HF_ENDPOINT is what the Hub's own tools read."""
+    """HF_ENDPOINT is the variable that the Hub's own tools read."""
     env = {"KUBECONFIG": kubeconfig, "HF_ENDPOINT": "https://mirror.example.com"}
     assert Settings.from_env(env).hub_endpoint == "https://mirror.example.com"
 
 
 def test_the_trainers_host_is_allowed_to_the_loader_only() -> None:
-    """The administrator chose it for models, not for webhooks."""
+    """The administrator allowed the host for models, not for webhooks."""
     settings = Settings(trained_url_template="http://trainer.svc/models/{id}")
     assert settings.loader_allowed_hosts() == {"trainer.svc:80"}
     assert settings.guard().allowed_hosts == frozenset()

@@ -1,4 +1,4 @@
-"""The API client against a local server that answers as a script says."""
+"""The API client against a local server whose responses the test scripts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tests.support.kube.scriptedserver import Server, ask, serving, status
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server on loopback; retries come quickly."""
+    """A server on loopback; the client retries without waiting."""
     monkeypatch.setattr(kube, "RETRY_SECONDS", 0.01)
     with serving(tmp_path) as state:
         yield state
 
 
 def test_objects_are_read_by_path_and_token(server: Server) -> None:
-    """The answer is the object as it is."""
+    """A GET returns the object as the server sent it."""
     server.answer(200, {"metadata": {"name": "a"}, "unknown": 1})
     assert ask(server, lambda api: api.get(MODELS, "art", "a"))["unknown"] == 1
     (request,) = server.requests
@@ -45,7 +45,7 @@ def test_objects_are_read_by_path_and_token(server: Server) -> None:
 
 
 def test_lists_are_read_to_their_end(server: Server) -> None:
-    """Page by page, with the same selection."""
+    """Every page is requested with the same selector."""
     server.answer(200, {"items": [1, 2], "metadata": {"continue": "next"}})
     server.answer(200, {"items": [3], "metadata": {}})
     assert ask(server, lambda api: api.list(JOBS, labels="a=b")).items == [1, 2, 3]
@@ -55,7 +55,7 @@ def test_lists_are_read_to_their_end(server: Server) -> None:
 
 
 def test_a_kind_is_checked_by_one_object(server: Server) -> None:
-    """However many there are."""
+    """The check lists at most one object."""
     server.answer(200, {"items": [1], "metadata": {"continue": "next"}})
     ask(server, lambda api: api.check(MODELS, "art"))
     (request,) = server.requests
@@ -63,7 +63,7 @@ def test_a_kind_is_checked_by_one_object(server: Server) -> None:
 
 
 def test_changes_are_merge_patches_by_our_field_manager(server: Server) -> None:
-    """Of the subresource where it is named."""
+    """A patch goes to the subresource if one is named."""
     server.answer(200)
     body = {"metadata": {"uid": "u"}, "status": {"phase": "Ready"}}
     ask(server, lambda api: api.patch(MODELS, "art", "a", body, sub="status"))
@@ -75,7 +75,7 @@ def test_changes_are_merge_patches_by_our_field_manager(server: Server) -> None:
 
 
 def test_only_the_object_that_was_meant_is_deleted(server: Server) -> None:
-    """By its uid; its Pods follow in the background."""
+    """A deletion names the uid, and the Pods follow in the background."""
     server.answer(200)
     ask(server, lambda api: api.delete(JOBS, "art", "a", "u"))
     assert server.requests[0].body["preconditions"] == {"uid": "u"}
@@ -83,7 +83,7 @@ def test_only_the_object_that_was_meant_is_deleted(server: Server) -> None:
 
 
 def test_one_log_line_is_asked_for(server: Server) -> None:
-    """Bounded, whatever the container prints."""
+    """The request bounds the size of the line."""
     server.answer(200, b"\xff{}\n")
     assert ask(server, lambda api: api.last_log_line("art", "p", "fetch")) == "\ufffd{}\n"
     query = server.requests[0].query
@@ -105,7 +105,7 @@ def test_one_log_line_is_asked_for(server: Server) -> None:
 def test_refusals_are_typed_and_asked_once(
     server: Server, code: int, answer: Any, kind: type[ApiError], message: str
 ) -> None:
-    """The message is the server's own."""
+    """A rejected request is not retried, and the error has the server's message."""
     server.answer(code, answer)
     with pytest.raises(kind, match=message) as error:
         ask(server, lambda api: api.create(JOBS, "art", {}))
@@ -113,8 +113,8 @@ def test_refusals_are_typed_and_asked_once(
     assert len(server.requests) == 1
 
 
-def test_a_refusal_that_quotes_a_job_tells_no_secret_of_its_link(server: Server) -> None:
-    """As admission webhooks do; the message goes into the status."""
+def test_a_rejection_that_quotes_a_job_shows_no_secret_of_its_link(server: Server) -> None:
+    """Admission webhooks may quote the Job, and their message goes into the status."""
     request = (
         r"[\"--request\", \"{\\\"url\\\":\\\"https://u:hunter2@example.com/x?token=hunter2\\\"}\"]"
     )
@@ -124,8 +124,8 @@ def test_a_refusal_that_quotes_a_job_tells_no_secret_of_its_link(server: Server)
     assert "hunter2" not in str(error.value)
 
 
-def test_a_terminating_namespace_is_told_from_other_refusals(server: Server) -> None:
-    """No permission mends that."""
+def test_a_terminating_namespace_is_an_error_of_its_own(server: Server) -> None:
+    """No permission would help, so the error differs from a missing right."""
     causes = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}
     server.answer(403, status(403, "Forbidden", **causes))
     with pytest.raises(ForbiddenError) as error:
@@ -140,8 +140,10 @@ def test_a_terminating_namespace_is_told_from_other_refusals(server: Server) -> 
         ('jobs.batch is forbidden: User "x" cannot create resource "jobs"', False),
     ],
 )
-def test_a_quota_is_known_by_the_message(server: Server, message: str, quota: bool) -> None:
-    """The API server gives no code for it; rules, client and gateway ask the error."""
+def test_an_exceeded_quota_is_recognised_by_its_message(
+    server: Server, message: str, quota: bool
+) -> None:
+    """The API server sends no code for it; one property of the error reads the message."""
     server.answer(403, {"kind": "Status", "code": 403, "reason": "Forbidden", "message": message})
     with pytest.raises(ForbiddenError) as error:
         ask(server, lambda api: api.get(MODELS, "art", "sketch"))
@@ -150,7 +152,7 @@ def test_a_quota_is_known_by_the_message(server: Server, message: str, quota: bo
 
 @pytest.mark.parametrize("code", [429, 500, 503])
 def test_a_server_in_trouble_is_asked_again(server: Server, code: int) -> None:
-    """Three times in all."""
+    """A request is sent at most three times."""
     server.answer(code, status(code, "Trouble"), Retry_After="0")
     server.answer(200, {"ok": True})
     assert ask(server, lambda api: api.get(PODS, "art", "p")) == {"ok": True}
@@ -161,15 +163,15 @@ def test_a_server_in_trouble_is_asked_again(server: Server, code: int) -> None:
     assert len(server.requests) == 3
 
 
-def test_a_server_that_is_away_is_an_error_of_the_same_kind(server: Server) -> None:
-    """With what was asked, and why there is no answer."""
+def test_an_unreachable_server_raises_unavailable(server: Server) -> None:
+    """The message names the request and the cause."""
     write_kubeconfig(server.kubeconfig, "http://127.0.0.1:1", "first")
     with pytest.raises(UnavailableError, match="get /api/v1/namespaces/art/pods/p: "):
         ask(server, lambda api: api.get(PODS, "art", "p"))
 
 
 def test_a_renewed_token_is_read_when_the_old_one_is_refused(server: Server) -> None:
-    """Tokens of service accounts are replaced on disk."""
+    """Kubernetes replaces service account tokens on disk."""
     server.answer(401, status(401, "Unauthorized"))
     server.answer(200, {"ok": True})
 
@@ -184,7 +186,7 @@ def test_a_renewed_token_is_read_when_the_old_one_is_refused(server: Server) -> 
 
 
 def test_a_renewed_token_is_read_under_many_requests(server: Server) -> None:
-    """All are refused at once; none loses its connection to another's reading anew."""
+    """All requests are rejected at once, and reading the token again breaks none of them."""
     server.expired = "first"
     server.answer(200, {"ok": True})
 
@@ -199,14 +201,14 @@ def test_a_renewed_token_is_read_under_many_requests(server: Server) -> None:
 
 
 def test_refused_credentials_are_an_error(server: Server) -> None:
-    """After they have been read anew."""
+    """The error is raised after the credentials were read again."""
     server.answer(401, status(401, "Unauthorized"))
     with pytest.raises(UnavailableError, match="it is Unauthorized"):
         ask(server, lambda api: api.get(PODS, "art", "p"))
 
 
 def test_every_request_is_counted(server: Server) -> None:
-    """By verb, resource and code."""
+    """The counter has labels for verb, resource and status code."""
     counted: list[tuple[str, str, str]] = []
     server.answer(503)
     server.answer(201)
@@ -215,13 +217,13 @@ def test_every_request_is_counted(server: Server) -> None:
 
 
 def test_names_cannot_leave_their_place_in_the_path() -> None:
-    """They come from other people's objects."""
+    """Names come from other people's objects, so they are quoted."""
     assert JOBS.path("a/b", "../c?d") == "/apis/batch/v1/namespaces/a%2Fb/jobs/..%2Fc%3Fd"
 
 
 @pytest.mark.parametrize("name", [".", ".."])
 def test_no_name_leads_to_another_path(server, name):
-    """Clients take dots out of paths: a deletion of `.` would be one of the collection."""
+    """HTTP clients normalise dots: deleting `.` would delete the whole collection."""
     server.answer(200)
     for question in (
         lambda api: api.get(MODELS, "art", name),
@@ -235,7 +237,7 @@ def test_no_name_leads_to_another_path(server, name):
 
 
 def test_a_dry_run_is_asked_for(server):
-    """In the query, where the API server looks for it."""
+    """The query has dryRun, where the API server reads it."""
     server.answer(201, {})
     ask(server, lambda api: api.create(MODELS, "art", {}, dry_run=True))
     ask(server, lambda api: api.create(MODELS, "art", {}))
@@ -243,7 +245,7 @@ def test_a_dry_run_is_asked_for(server):
 
 
 def watch(server: Server) -> list[tuple[str, Any]]:
-    """All events of a watch, until it ends."""
+    """Return all events of a watch until it ends."""
 
     async def question(api: Api) -> list[tuple[str, Any]]:
         return [event async for event in api.watch(MODELS, "art", "7")]
@@ -253,12 +255,12 @@ def watch(server: Server) -> list[tuple[str, Any]]:
 
 
 def lines(*events: Any) -> bytes:
-    """A watch's answer."""
+    """The body of a watch response."""
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 def test_a_watch_goes_on_from_a_version_until_the_server_ends_it(server: Server) -> None:
-    """A list tells from which."""
+    """The version comes from a list."""
     server.answer(200, {"items": [1], "metadata": {"resourceVersion": "7"}})
     server.answer(200, lines({"type": "ADDED", "object": 1}, {"type": "DELETED", "object": 2}))
     assert ask(server, lambda api: api.list(MODELS, "art")) == Listing([1], "7")
@@ -285,14 +287,14 @@ def test_a_watch_goes_on_from_a_version_until_the_server_ends_it(server: Server)
 def test_a_watch_that_cannot_go_on_says_why(
     server: Server, code: int, answer: Any, kind: type[ApiError]
 ) -> None:
-    """By the errors of all other requests."""
+    """A watch raises the same errors as other requests."""
     server.answer(code, answer)
     with pytest.raises(kind):
         watch(server)
 
 
 def test_a_watch_with_an_expired_token_is_good_the_next_time(server: Server) -> None:
-    """The credentials are read anew."""
+    """The client reads the credentials again for the next watch."""
     server.expired = "first"
     server.answer(200, lines({"type": "ADDED", "object": 1}))
 
@@ -308,8 +310,8 @@ def test_a_watch_with_an_expired_token_is_good_the_next_time(server: Server) -> 
     assert ask(server, question) == [("ADDED", 1)]
 
 
-def test_what_a_refusal_says_of_fields_is_kept(server: Server) -> None:
-    """For those who tell users in words of their own."""
+def test_the_field_causes_of_a_rejection_are_kept(server: Server) -> None:
+    """Callers word their own messages from the causes."""
     causes = [{"field": "spec.url", "message": "is wrong", "reason": "FieldValueInvalid"}]
     server.answer(422, status(422, "Invalid", details={"causes": causes}))
     with pytest.raises(InvalidError) as error:
@@ -317,8 +319,8 @@ def test_what_a_refusal_says_of_fields_is_kept(server: Server) -> None:
     assert error.value.causes == (("spec.url", "is wrong"),)
 
 
-def test_who_asks_can_be_told(server: Server) -> None:
-    """By the user agent, and by the field manager of changes."""
+def test_requests_name_their_client(server: Server) -> None:
+    """Requests have a user agent, and changes have a field manager."""
     server.answer(200)
 
     async def run() -> None:
@@ -331,8 +333,10 @@ def test_who_asks_can_be_told(server: Server) -> None:
     assert request.query["fieldManager"] == ["sd-gateway"]
 
 
-def test_who_waits_for_a_turn_is_not_timed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many ask at once of a slow server, all are answered, and once."""
+def test_waiting_for_a_connection_does_not_count_as_a_timeout(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow server answers each of many simultaneous requests exactly once."""
     monkeypatch.setattr(kube, "REQUESTS_AT_ONCE", 4)
     monkeypatch.setattr(kube, "REQUEST_TIMEOUT_SECONDS", 2.0)
     server.answer(200, {"kind": "Job"})

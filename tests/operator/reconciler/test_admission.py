@@ -1,4 +1,4 @@
-"""The queue at work: who asks, who is let in, who is woken."""
+"""The queue at work: which models ask, which are admitted and which are woken."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ADMITTED = Admission(admitted=True)
 
 
 def of(uid: str, **fields: object) -> JobView:
-    """The loader Job of a model."""
+    """Return the loader Job of a model."""
     return job(uid=f"job-{uid}", model_uid=uid, **fields)
 
 
 class Line:
-    """A queue, the cache that it reads, and whom it woke."""
+    """A queue with its cache, and the models that it woke."""
 
     def __init__(self, limit: int = 1) -> None:
         self.cache = ObjectCache()
@@ -31,13 +31,13 @@ class Line:
         self.queue = AdmissionQueue(Limits(limit), self.cache, self.woken.extend)
 
     def ask(self, uid: str, priority: int = 0) -> Awaitable[Admission]:
-        """Ask for a model's admission; models are as old as their names say."""
+        """Ask for a model's admission; a model is as old as its name says."""
         created = NOW + timedelta(seconds=ord(uid))
         return asyncio.ensure_future(self.queue.ask(Waiting(uid, "art", priority, created)))
 
 
 def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
-    """Run a scenario, which must end soon."""
+    """Run a scenario with a time limit."""
 
     async def bounded() -> None:
         line = Line(limit)
@@ -49,7 +49,7 @@ def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
 
 
 def test_those_who_ask_together_are_judged_together() -> None:
-    """Priority counts although the others were a moment earlier; nobody is woken to be told."""
+    """Priority decides between models that ask in the same moment; no model is woken for it."""
 
     async def scenario(line: Line) -> None:
         asked = [line.ask("a"), line.ask("b"), line.ask("c", priority=1)]
@@ -62,7 +62,7 @@ def test_those_who_ask_together_are_judged_together() -> None:
 
 
 def test_the_next_starts_when_a_load_ends() -> None:
-    """Whoever was let in holds its place until its Job is seen; then the Job does."""
+    """An admitted model keeps its position until its Job is observed; then the Job counts."""
 
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
@@ -84,7 +84,7 @@ def test_the_next_starts_when_a_load_ends() -> None:
 
 
 def test_a_running_load_counts_from_the_start() -> None:
-    """A restarted operator finds its Jobs, before any model has had a pass."""
+    """A restarted operator counts existing Jobs before the first pass over any model."""
 
     async def scenario(line: Line) -> None:
         line.cache.put_job(of("z"))
@@ -97,8 +97,8 @@ def test_a_running_load_counts_from_the_start() -> None:
     run(scenario)
 
 
-def test_what_does_not_load_takes_no_place() -> None:
-    """Clean-up Jobs, Jobs that have ended, and models that gave their turn back."""
+def test_only_loads_count_towards_the_limit() -> None:
+    """Clean-up Jobs, ended Jobs and models that left the queue do not count."""
 
     async def scenario(line: Line) -> None:
         line.cache.put_job(replace(of("x"), role=names.ROLE_REMOVE))
@@ -111,7 +111,7 @@ def test_what_does_not_load_takes_no_place() -> None:
 
 
 def test_a_model_that_leaves_lets_the_others_move_up() -> None:
-    """Suspended or deleted while it waits."""
+    """A model leaves the queue when it is suspended or deleted."""
 
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
@@ -123,8 +123,8 @@ def test_a_model_that_leaves_lets_the_others_move_up() -> None:
     run(scenario)
 
 
-def test_a_changed_priority_is_a_new_question() -> None:
-    """It counts at once."""
+def test_a_changed_priority_counts_at_once() -> None:
+    """The order is decided again with the new priority."""
 
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
@@ -134,8 +134,8 @@ def test_a_changed_priority_is_a_new_question() -> None:
     run(scenario)
 
 
-def test_without_limits_nobody_waits() -> None:
-    """Not even for a moment."""
+def test_without_limits_every_model_is_admitted_at_once() -> None:
+    """The queue does not delay a model at all."""
 
     async def scenario(_: Line) -> None:
         turns = AdmissionQueue(Limits(), ObjectCache(), lambda _: None)
@@ -146,7 +146,7 @@ def test_without_limits_nobody_waits() -> None:
 
 
 def test_a_busy_queue_is_judged_all_the_same() -> None:
-    """Changes without end delay a turn by a second at most."""
+    """A continuous stream of changes delays an admission by at most a second."""
 
     async def scenario(line: Line) -> None:
         turn = line.ask("a")

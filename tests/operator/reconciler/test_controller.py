@@ -1,4 +1,4 @@
-"""Passes over models, with an API server whose answers come when the test wants them."""
+"""Passes over models, with an API server whose responses the test times."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def keep(
 
 
 def test_a_claim_that_went_unseen_is_missed_at_the_resync() -> None:
-    """A gap in the watch hides its deletion, also from models that are Ready."""
+    """A gap in the watch hides the claim's deletion, even from models that are Ready."""
     api = Script(body(published()))
 
     async def scenario(_: Controller) -> None:
@@ -74,7 +74,7 @@ def test_a_claim_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_mended_spec_is_tried_at_once() -> None:
-    """What was refused was the Job of the former spec."""
+    """The rejected Job belonged to the previous spec."""
     api = Script(body())
     api.refuses = InvalidError("limits: must be at least the request", 422)
 
@@ -90,8 +90,8 @@ def test_a_mended_spec_is_tried_at_once() -> None:
     assert api.asked.count("create jobs") == 2
 
 
-def test_a_job_that_goes_while_it_is_looked_at_is_tried_again() -> None:
-    """Not found is the Job then, not the model: it must not be forgotten."""
+def test_a_job_that_is_deleted_during_a_pass_is_retried() -> None:
+    """A missing Job does not mean that the model is gone."""
     api = Script(body())
     api.refuses = AlreadyExistsError("it exists", 409)
     model, settings = Model.from_body(api.model), Settings()
@@ -105,7 +105,7 @@ def test_a_job_that_goes_while_it_is_looked_at_is_tried_again() -> None:
 
 
 def test_a_status_that_cannot_be_read_is_replaced() -> None:
-    """Left as it is, it would stay unreadable, and the model would be loaded for ever."""
+    """An unreadable status would stay and load the model again for ever."""
     api = Script(body({"phase": "Dreaming", "startTime": "2026-01-01T00:00:00Z"}))
     sent: list[Json] = []
 
@@ -120,7 +120,7 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
 
 
 def test_a_model_that_is_gone_has_been_released() -> None:
-    """The reply to its release was lost; only that is taken so."""
+    """A 404 counts as released only if the reply to the release was lost."""
 
     class Gone(Script):
         @override
@@ -138,7 +138,7 @@ def test_a_model_that_is_gone_has_been_released() -> None:
 
 
 def test_the_job_of_a_newer_spec_is_left_alone() -> None:
-    """Another operator has seen the spec and begun the load; to end it would lose its work."""
+    """Another operator has seen the new spec and started the load; its work must not be lost."""
     api = Script(body(published()))
 
     async def scenario(controller: Controller) -> None:
@@ -151,7 +151,7 @@ def test_the_job_of_a_newer_spec_is_left_alone() -> None:
 
 
 def test_a_deleted_model_is_not_seen_again() -> None:
-    """A watch that begins at an old version tells of its life again; a load would leave files."""
+    """A watch from an old version replays the model's events; a load would leave files."""
     api = Script(body())
 
     async def scenario(controller: Controller) -> None:
@@ -167,7 +167,7 @@ def test_a_deleted_model_is_not_seen_again() -> None:
 
 
 def test_a_decision_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    """Rule and details, once: not in every pass that decides the same."""
+    """A pass that decides the same again logs nothing."""
     api, name = Script(body()), names.job_name("sketch", UID, WANTED, 0)
     caplog.set_level("INFO", "sd_operator.reconciler.controller")
 
@@ -190,7 +190,7 @@ def test_a_decision_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) 
 
 
 class Released(Script):
-    """An API server whose answer to a release has the version of before, as etcd's has."""
+    """An API server whose reply to a release has the previous version, as etcd's has."""
 
     @override
     async def patch(
@@ -209,8 +209,8 @@ class Released(Script):
         pytest.param(NotFoundError("not found", 404), id="gone before"),
     ],
 )
-def test_a_deletion_that_goes_unseen_is_told_once(away: Exception | None) -> None:
-    """What an old list shows of the model afterwards changes nothing more."""
+def test_an_unseen_deletion_is_reported_once(away: Exception | None) -> None:
+    """An old list that still contains the model changes nothing more."""
     api = Released(body(deleted_ago=1, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}))
     api.away = away
 
@@ -225,7 +225,7 @@ def test_a_deletion_that_goes_unseen_is_told_once(away: Exception | None) -> Non
 
 
 def test_an_old_answer_does_not_undo_what_is_known() -> None:
-    """A look that shows the former spec would stop the load of the new one."""
+    """A stale read that shows the previous spec would stop the new load."""
     api = Script(body())
 
     async def scenario(controller: Controller) -> None:

@@ -39,7 +39,7 @@ def deliver(
     secret: tuple[str | None, str | None] = (None, None),
     guard: Guard | None = None,
 ) -> Delivery:
-    """Call a webhook for real."""
+    """Call a webhook over real HTTP."""
 
     async def run() -> Delivery:
         webhooks = Webhooks(settings, guard or settings.guard(), read_secret, SYSTEM_CLOCK)
@@ -55,12 +55,12 @@ def deliver(
 
 
 def allowing(receiver: WebhookReceiver, **settings: Any) -> Settings:
-    """Settings that let loopback be called."""
+    """Return settings that allow calls to loopback."""
     return Settings(allowed_hosts=frozenset({receiver.host}), **settings)
 
 
 def test_a_call_is_signed_as_standard_webhooks_says(tmp_path: Path) -> None:
-    """The receiver verifies by the specification, with the operator's default key."""
+    """The receiver verifies the operator's default key by the specification."""
     key_file = tmp_path / "key"
     key_file.write_text(KEY + "\n")
     with WebhookReceiver(key=KEY) as receiver:
@@ -76,7 +76,7 @@ def test_a_call_is_signed_as_standard_webhooks_says(tmp_path: Path) -> None:
 
 
 def test_without_a_key_calls_go_unsigned() -> None:
-    """The other two headers are there."""
+    """The id and timestamp headers are still sent."""
     with WebhookReceiver() as receiver:
         assert deliver(receiver.url, allowing(receiver)).outcome is Outcome.DELIVERED
     headers = receiver.calls[0].headers
@@ -85,14 +85,14 @@ def test_without_a_key_calls_go_unsigned() -> None:
 
 
 def test_the_signature_is_that_of_the_specification() -> None:
-    """HMAC-SHA256 over id, timestamp and body, in base64, versioned."""
+    """It is HMAC-SHA256 over id, timestamp and body, in base64, with a version."""
     expected = hmac.new(b"key", b'msg_1.1700000000.{"a":1}', hashlib.sha256).digest()
     signed = delivery.signature(b"key", "msg_1", 1_700_000_000, b'{"a":1}')
     assert signed == "v1," + base64.b64encode(expected).decode()
 
 
 def secret_of(data: dict[str, str]) -> delivery.ReadSecret:
-    """A Secret with these keys."""
+    """Return a Secret with these keys."""
 
     async def read(namespace: str, name: str) -> dict[str, Any]:
         assert (namespace, name) == ("art", "hook")
@@ -104,7 +104,7 @@ def secret_of(data: dict[str, str]) -> delivery.ReadSecret:
 
 
 def test_a_models_own_key_signs() -> None:
-    """It goes before the default."""
+    """The model's key takes precedence over the default."""
     with WebhookReceiver(key=KEY) as receiver:
         settings = allowing(receiver, webhook_key_file=Path("/nowhere"))
         done = deliver(receiver.url, settings, secret_of({"k": KEY}), secret=("hook", "k"))
@@ -113,7 +113,7 @@ def test_a_models_own_key_signs() -> None:
 
 
 async def forbidden(namespace: str, name: str) -> dict[str, Any]:
-    """RBAC says no."""
+    """Reject the request as RBAC does."""
     raise ForbiddenError(f'secrets "{name}" is forbidden in {namespace}', 403)
 
 
@@ -129,7 +129,7 @@ async def forbidden(namespace: str, name: str) -> dict[str, Any]:
     ],
 )
 def test_an_unreadable_key_sends_nothing(read: delivery.ReadSecret, why: str) -> None:
-    """A call that should be signed never goes out unsigned; the key itself is never told."""
+    """A call that should be signed is never sent unsigned, and no message shows the key."""
     with WebhookReceiver() as receiver:
         done = deliver(receiver.url, allowing(receiver), read, secret=("hook", "k"))
     assert receiver.calls == []
@@ -140,7 +140,7 @@ def test_an_unreadable_key_sends_nothing(read: delivery.ReadSecret, why: str) ->
 
 
 def test_an_unreadable_default_key_sends_nothing(tmp_path: Path) -> None:
-    """The message names the file's setting."""
+    """The message names the setting of the key file."""
     with WebhookReceiver() as receiver:
         done = deliver(receiver.url, allowing(receiver, webhook_key_file=tmp_path / "nothing"))
     assert receiver.calls == []
@@ -158,8 +158,8 @@ def test_an_unreadable_default_key_sends_nothing(tmp_path: Path) -> None:
         (302, Outcome.FAILED, "redirects are not followed"),
     ],
 )
-def test_only_the_answers_status_counts(status: int, outcome: Outcome, error: str) -> None:
-    """2xx is delivered, 410 is final, redirects are failures."""
+def test_the_status_code_decides_the_outcome(status: int, outcome: Outcome, error: str) -> None:
+    """2xx is delivered, 410 is final, and redirects are failures."""
     with WebhookReceiver(status=status, headers={"Location": "http://example.com/"}) as receiver:
         done = deliver(receiver.url, allowing(receiver))
     assert done.outcome is outcome
@@ -179,7 +179,7 @@ def test_only_the_answers_status_counts(status: int, outcome: Outcome, error: st
     ],
 )
 def test_private_addresses_are_not_called(url: str, why: str) -> None:
-    """Literal addresses are checked before aiohttp, which asks no resolver for them."""
+    """The operator checks literal addresses itself, since aiohttp does not resolve them."""
     done = deliver(url, Settings())
     assert done.outcome is Outcome.FAILED
     assert why in done.error
@@ -193,7 +193,7 @@ def test_private_addresses_are_not_called(url: str, why: str) -> None:
     ],
 )
 def test_names_of_private_addresses_are_not_called(answers: list[str]) -> None:
-    """Every answer is checked, and only the checked ones are connected to."""
+    """Every resolved address is checked, and only checked addresses are connected to."""
     with WebhookReceiver() as receiver:
         port = receiver.host.rpartition(":")[2]
         guard = Guard(resolver=lambda *_: answers)
@@ -204,7 +204,7 @@ def test_names_of_private_addresses_are_not_called(answers: list[str]) -> None:
 
 
 def test_the_checked_address_is_connected_to() -> None:
-    """No second look-up: the name exists only in the guard's resolver."""
+    """The name exists only in the guard's resolver, so there is no second look-up."""
     with WebhookReceiver() as receiver:
         port = receiver.host.rpartition(":")[2]
         host = f"hooks.example.invalid:{port}"
@@ -215,7 +215,7 @@ def test_the_checked_address_is_connected_to() -> None:
 
 
 def test_behind_a_proxy_the_proxy_is_called() -> None:
-    """It resolves the name; private names are refused all the same."""
+    """The proxy resolves the name; private names are still refused."""
     with WebhookReceiver() as proxy:
         settings = Settings(
             https_proxy=f"http://{proxy.host}", allowed_hosts=frozenset({"h.example"})
@@ -228,8 +228,8 @@ def test_behind_a_proxy_the_proxy_is_called() -> None:
     assert len(proxy.calls) == 1
 
 
-def test_a_receiver_that_is_away_is_a_failure() -> None:
-    """The message tells the cause and nothing of the url's query."""
+def test_an_unreachable_receiver_is_a_failure() -> None:
+    """The message shows the cause and nothing of the url's query."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -240,8 +240,8 @@ def test_a_receiver_that_is_away_is_a_failure() -> None:
     assert "secret" not in done.error
 
 
-def test_a_silent_receiver_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing hangs."""
+def test_a_silent_receiver_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call never hangs."""
     monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -252,8 +252,8 @@ def test_a_silent_receiver_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no answer within" in done.error
 
 
-def test_what_is_published_is_told_only_of_its_own_load() -> None:
-    """A late call must not pass a newer artifact off as the event's."""
+def test_a_call_describes_only_the_artifact_of_its_own_load() -> None:
+    """A late call must not present a newer artifact as the event's."""
     resource = model(published("0" * 16), url="https://u:p@example.com/m.ckpt?token=t")
     body = delivery.payload(resource, resource.status, entry())
     assert body["model"]["artifact"] is None
@@ -263,7 +263,7 @@ def test_what_is_published_is_told_only_of_its_own_load() -> None:
 
 
 def test_keys_are_parsed_strictly() -> None:
-    """Only whsec_<base64>, with white space around it."""
+    """A key is whsec_<base64>, with optional white space around it."""
     assert delivery.parse_key(f" {KEY}\n") == b"a key of twenty-six bytes."
     with pytest.raises(SigningKeyError):
         delivery.parse_key(KEY.removeprefix("whsec_"))
@@ -273,12 +273,12 @@ def test_keys_are_parsed_strictly() -> None:
 
 
 def news(*entries: OutboxEntry) -> outbox.OutboxChange:
-    """An outbox with these entries."""
+    """Return an outbox with these entries."""
     return outbox.OutboxChange(entries)
 
 
 def test_ids_are_stable_and_differ_by_load_and_event() -> None:
-    """Receivers tell repeated calls by them."""
+    """Receivers recognise repeated calls by their id."""
     make: Callable[..., str] = outbox.webhook_id
     ids = {make(UID, load, event) for load in ("a", "b") for event in WebhookEvent}
     assert len(ids) == 2 * len(WebhookEvent)
@@ -286,21 +286,21 @@ def test_ids_are_stable_and_differ_by_load_and_event() -> None:
 
 
 def test_an_event_is_owed_once() -> None:
-    """The same load's event does not get in twice."""
+    """An event of the same load is not added twice."""
     once = outbox.add(news(), entry())
     assert once.reason == "DeliveryPending"
     assert outbox.add(once, entry()) == once
 
 
 def test_the_outbox_is_bounded() -> None:
-    """The oldest call is given up for the newest."""
+    """The newest call replaces the oldest one."""
     box = news()
     for number in range(OUTBOX_MAX + 2):
         box = outbox.add(box, entry().model_copy(update={"id": str(number)}))
     assert [one.id for one in box.entries] == [str(n) for n in range(2, OUTBOX_MAX + 2)]
 
 
-def test_due_is_what_has_waited_and_does_not_run() -> None:
+def test_a_call_is_due_when_its_time_has_come_and_it_is_not_running() -> None:
     """Each entry has its own time."""
     soon = entry(next_attempt_time=times.stamp(NOW + timedelta(seconds=30)))
     new = entry(WebhookEvent.LOAD_STARTED)
@@ -312,13 +312,13 @@ def test_due_is_what_has_waited_and_does_not_run() -> None:
 
 
 def noted(before: OutboxEntry, outcome: Outcome) -> outbox.OutboxChange:
-    """The outbox after a call."""
+    """Return the outbox after a call."""
     done = Delivery(before.id, outcome, "it answered 500", NOW)
     return outbox.record([before], [done], WEBHOOK_RETRY_SECONDS)
 
 
 def test_a_delivered_call_is_no_longer_owed() -> None:
-    """Condition and Event say so."""
+    """Condition and Event report the delivery."""
     after = noted(entry(), Outcome.DELIVERED)
     assert after.entries == ()
     assert after.reason == "Delivered"
@@ -326,7 +326,7 @@ def test_a_delivered_call_is_no_longer_owed() -> None:
 
 
 def test_a_failed_call_is_tried_again_later() -> None:
-    """An Event at the first failure only; the message has the time and the remedy."""
+    """Only the first failure makes an Event; its message has the time and the remedy."""
     after = noted(entry(), Outcome.FAILED)
     (again,) = after.entries
     assert (again.attempts, again.next_attempt_time) == (1, "2026-01-02T03:04:10Z")
@@ -351,7 +351,7 @@ def test_a_long_error_does_not_push_the_remedy_out_of_the_message() -> None:
 
 
 def test_a_call_is_tried_for_three_days() -> None:
-    """Then it is given up, with an Event."""
+    """After that it is dropped, with an Event."""
     assert timedelta(days=2.9) < timedelta(seconds=sum(WEBHOOK_RETRY_SECONDS)) < timedelta(days=3)
     last = entry(attempts=len(WEBHOOK_RETRY_SECONDS))
     after = noted(last, Outcome.FAILED)
@@ -361,19 +361,19 @@ def test_a_call_is_tried_for_three_days() -> None:
 
 
 def test_gone_is_final() -> None:
-    """410 is the receiver's own wish."""
+    """With 410 the receiver asks for no more calls."""
     after = noted(entry(), Outcome.GONE)
     assert (after.entries, after.reason) == ((), "DeliveryFailed")
 
 
 def test_an_unreadable_key_is_a_condition_of_its_own() -> None:
-    """And is tried again: the Secret may be made later."""
+    """The call is retried, since the Secret may be created later."""
     after = noted(entry(), Outcome.UNSIGNED)
     assert after.reason == "SecretNotReadable"
     assert len(after.entries) == 1
 
 
 def test_the_outcome_of_a_forgotten_call_changes_nothing() -> None:
-    """The entry may have been given up in the meantime."""
+    """The outbox may have dropped the entry in the meantime."""
     done = Delivery("msg_other", Outcome.FAILED, "", NOW)
     assert outbox.record([entry()], [done], WEBHOOK_RETRY_SECONDS) == news(entry())

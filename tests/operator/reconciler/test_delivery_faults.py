@@ -1,4 +1,4 @@
-"""What befalls webhooks: each event arrives at least once, under one id, and Ready never waits."""
+"""Webhooks under faults: each event arrives at least once, under one id, and Ready never waits."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KEYS = ("whsec_YSBrZXkgb2Ygc2V2ZW50ZWVuIGIu", "whsec_YW5vdGhlciBrZXkgb2YgMjYgYnl
 FAULTS = "webhook faults survived"
 
 
-def test_a_receiver_that_is_down_for_days_is_given_up(tally: Tally) -> None:
-    """After three days, with an Event; the model was Ready all the time."""
+def test_a_call_is_dropped_after_three_days_of_failures(tally: Tally) -> None:
+    """An Event reports it; the model was Ready all the time."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -47,8 +47,8 @@ def test_a_receiver_that_is_down_for_days_is_given_up(tally: Tally) -> None:
 
 
 @pytest.mark.parametrize("status", [302, 404, 429, 500, 503])
-def test_a_receiver_that_refuses_for_days_is_told_in_the_end(status: int, tally: Tally) -> None:
-    """Every refusal but 410 is tried again, each time under the same id."""
+def test_a_receiver_that_fails_for_days_gets_the_call_in_the_end(status: int, tally: Tally) -> None:
+    """Every failure but 410 is retried under the same id."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -70,7 +70,7 @@ def test_a_receiver_that_refuses_for_days_is_told_in_the_end(status: int, tally:
 
 
 def test_gone_is_the_end_of_one_event(tally: Tally) -> None:
-    """410 is called once for each event, however much time passes."""
+    """After 410 the event is not sent again, however much time passes."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -95,7 +95,7 @@ def test_gone_is_the_end_of_one_event(tally: Tally) -> None:
     ],
 )
 def test_a_receiver_may_ask_for_a_pause(asked: str, waited: float, tally: Tally) -> None:
-    """Retry-After is kept where it is longer than the schedule; a day at most."""
+    """A Retry-After that is longer than the schedule is honoured, up to a day."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -114,7 +114,7 @@ def test_a_receiver_may_ask_for_a_pause(asked: str, waited: float, tally: Tally)
 
 
 def test_a_slow_receiver_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
-    """It got the call, though its answer came too late: it is called again, under the same id."""
+    """Its reply comes too late, so it is called again under the same id."""
     monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 0.2)
 
     async def scenario(stage: Stage) -> None:
@@ -133,7 +133,7 @@ def test_a_slow_receiver_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, tally
 
 
 def test_ready_comes_while_a_call_hangs(tally: Tally) -> None:
-    """And the operator ends at once in the middle of it."""
+    """The operator also stops at once in the middle of the call."""
 
     async def scenario(stage: Stage) -> None:
         await stage.until(lambda: len(receiver.calls) == 1)
@@ -146,7 +146,7 @@ def test_ready_comes_while_a_call_hangs(tally: Tally) -> None:
 
 
 def test_an_endless_body_is_not_read(tally: Tally) -> None:
-    """The status code says all."""
+    """Only the status code is read."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -158,7 +158,7 @@ def test_an_endless_body_is_not_read(tally: Tally) -> None:
 
 
 def test_endless_headers_are_a_failure(tally: Tally) -> None:
-    """They are read no further than a bound."""
+    """They are read up to a limit only."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -174,7 +174,7 @@ def test_endless_headers_are_a_failure(tally: Tally) -> None:
 def test_a_receiver_with_wrong_tls_is_a_failure(
     speaks_tls: bool, tmp_path: Path, tally: Tally
 ) -> None:
-    """Nothing is sent to it; once the webhook is mended, it is told all."""
+    """Nothing is sent to it; once the webhook is corrected, it gets every call."""
     _, certificate = pki.make_certificates()
     context = certificate.server_context(tmp_path) if speaks_tls else None
 
@@ -197,7 +197,7 @@ def test_a_receiver_with_wrong_tls_is_a_failure(
 def test_a_host_that_becomes_private_is_called_no_more(
     monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    """Its name is looked up for every call; the owed calls go to a mended webhook."""
+    """The name is resolved for every call; a corrected webhook gets the owed calls."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -219,7 +219,7 @@ def test_a_host_that_becomes_private_is_called_no_more(
 
 
 def test_an_edited_webhook_gets_what_is_owed(tally: Tally) -> None:
-    """Under the ids that the former one has seen."""
+    """The calls keep the ids that the previous webhook has seen."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -236,7 +236,7 @@ def test_an_edited_webhook_gets_what_is_owed(tally: Tally) -> None:
 
 
 def test_without_its_webhook_a_model_owes_nothing(tally: Tally) -> None:
-    """Also where a call is under way: its outcome is nobody's."""
+    """The outcome of a call that is under way is ignored."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -279,8 +279,8 @@ def test_a_rotated_key_signs_what_is_owed(tmp_path: Path, tally: Tally) -> None:
     tally(FAULTS)
 
 
-def test_a_full_outbox_gives_the_oldest_up(tally: Tally) -> None:
-    """And says so; the others all arrive."""
+def test_a_full_outbox_drops_the_oldest_call(tally: Tally) -> None:
+    """A message reports it, and all other calls arrive."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -309,7 +309,7 @@ AWAY = UnavailableError("the API server is away")
 
 
 async def owed(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The call is written down, and not made yet."""
+    """The call is recorded and not made yet."""
     stage.api.lost = AWAY
     await stage.until(lambda: stage.outbox)
     assert receiver.calls == []
@@ -317,7 +317,7 @@ async def owed(stage: Stage, receiver: WebhookReceiver) -> None:
 
 
 async def on_its_way(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The receiver has the call, and answers once the operator is gone."""
+    """The receiver has the call and replies once the operator is gone."""
     receiver.seconds = 0.3
     await stage.until(lambda: receiver.calls)
     receiver.seconds = 0
@@ -331,7 +331,7 @@ async def failed(stage: Stage, receiver: WebhookReceiver) -> None:
 
 
 async def delivered(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The call was made, but that cannot be written down."""
+    """The call was made, but its outcome cannot be recorded."""
     receiver.seconds = 0.1
     await stage.until(lambda: receiver.calls)
     stage.api.away = AWAY
@@ -345,7 +345,7 @@ async def delivered(stage: Stage, receiver: WebhookReceiver) -> None:
 def test_a_restart_loses_and_renames_no_call(
     state: Callable[[Stage, WebhookReceiver], Coroutine[Any, Any, None]], calls: int, tally: Tally
 ) -> None:
-    """Whatever has become of a call when the operator ends."""
+    """The operator may end at any step of a call."""
 
     async def scenario(stage: Stage) -> None:
         await state(stage, receiver)
@@ -365,8 +365,8 @@ def test_a_restart_loses_and_renames_no_call(
     tally(FAULTS)
 
 
-def test_the_outcome_of_a_call_outlives_a_refused_job(tally: Tally) -> None:
-    """Nothing was written in that pass; forgotten, the outcome would cost the receiver a call."""
+def test_the_outcome_of_a_call_survives_a_rejected_job(tally: Tally) -> None:
+    """That pass wrote nothing; a lost outcome would repeat the call."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()

@@ -1,4 +1,4 @@
-"""Writes to the API server: as small as the change, and never into a namesake."""
+"""Writes to the API server are as small as the change and never reach a namesake."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OBJECTS = st.recursive(
 
 
 def apply(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a server makes of a merge patch: RFC 7386, section 2, to the letter."""
+    """Apply a merge patch as a server does (RFC 7386, section 2)."""
     result = dict(target)
     for name, value in patch.items():
         if value is None:
@@ -44,7 +44,7 @@ def apply(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
 
 @given(OBJECTS, OBJECTS)
 def test_the_patch_leads_from_one_to_the_other(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Whatever the two are; and it is empty only where they are equal."""
+    """Any two values give a patch, which is empty only if they are equal."""
     patch = merge_patch_between(old, new)
     assert apply(old, patch) == new
     assert bool(patch) == (old != new)
@@ -63,13 +63,13 @@ def test_the_patch_leads_from_one_to_the_other(old: dict[str, Any], new: dict[st
 def test_only_what_differs_is_sent(
     old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]
 ) -> None:
-    """A status write is as small as its change."""
+    """A status patch contains only the changed fields."""
     assert merge_patch_between(old, new) == patch
 
 
 @pytest.mark.cluster
 def test_the_status_of_a_namesake_is_never_written(shared_cluster: Cluster) -> None:
-    """A model deleted and made again between a look and a write keeps its own status."""
+    """A model that was deleted and created again between read and write keeps its own status."""
     manifest = {
         "apiVersion": "sd-operator.dev/v1alpha1",
         "kind": "StableDiffusionModel",

@@ -1,4 +1,4 @@
-"""Why Jobs have no Pods: one LIST of Events a namespace and minute, however many Jobs wait."""
+"""Why Jobs have no Pods: one LIST of Events per namespace and minute, however many Jobs wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.rules.observed import NOW, job
 
 
 class Events(Script):
-    """An API server with some Events, which counts what it is asked for. fails: it is away."""
+    """An API server with some Events that counts its requests; with `fails` it is unavailable."""
 
     def __init__(self, *events: tuple[str, str, str]) -> None:
         super().__init__({})
@@ -32,7 +32,7 @@ class Events(Script):
     async def list(
         self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
     ) -> Listing:
-        """All of the namespace, a moment later: as a page of it, more come to ask."""
+        """Return the namespace's Events after a moment, in which more callers ask."""
         self.asked.append(f"{resource.plural} of {namespace}: {fields}")
         await asyncio.sleep(0)
         if self.fails:
@@ -41,7 +41,7 @@ class Events(Script):
 
 
 class Hands:
-    """The hands of a clock that a test turns."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -49,12 +49,12 @@ class Hands:
 
 
 def aged(seconds: float, uid: str = "a", namespace: str = "art") -> JobView:
-    """A Job that was made so long ago."""
+    """Return a Job of this age."""
     return job(uid=uid, namespace=namespace, created=NOW - timedelta(seconds=seconds))
 
 
 def ask(warnings: JobWarnings, *jobs: JobView) -> list[str]:
-    """What is said of several Jobs that are looked at at once."""
+    """Return the warnings of several Jobs that are read at once."""
 
     async def all_of_them() -> list[str]:
         return await asyncio.gather(*map(warnings.newest, jobs))
@@ -63,7 +63,7 @@ def ask(warnings: JobWarnings, *jobs: JobView) -> list[str]:
 
 
 def test_many_jobs_share_one_list() -> None:
-    """A thousand Jobs without Pods cost what one costs."""
+    """A thousand Jobs without Pods cost as many requests as one."""
     api = Events(("u7", "2026-01-01T00:00:00Z", "exceeded quota: gpu"))
     said = ask(JobWarnings(api, Hands().clock), *(aged(30, f"u{number}") for number in range(1000)))
     assert said[7] == "exceeded quota: gpu"
@@ -72,14 +72,14 @@ def test_many_jobs_share_one_list() -> None:
 
 
 def test_each_namespace_is_listed_by_itself() -> None:
-    """The operator may have rights in its models' namespaces alone."""
+    """The operator may have rights in its models' namespaces only."""
     api = Events()
     ask(JobWarnings(api, Hands().clock), aged(30, namespace="art"), aged(30, namespace="lab"))
     assert [one.partition(":")[0] for one in api.asked] == ["events of art", "events of lab"]
 
 
-def test_the_newest_of_a_jobs_warnings_is_said() -> None:
-    """The order of a LIST is by name."""
+def test_the_newest_warning_of_a_job_is_reported() -> None:
+    """A LIST is ordered by name, not by time."""
     api = Events(
         ("a", "2026-01-01T00:00:09Z", "exceeded quota: gpu"),
         ("a", "2026-01-01T00:00:01Z", "denied by a policy"),
@@ -87,8 +87,8 @@ def test_the_newest_of_a_jobs_warnings_is_said() -> None:
     assert ask(JobWarnings(api, Hands().clock), aged(30)) == ["exceeded quota: gpu"]
 
 
-def test_a_job_just_made_is_not_asked_for() -> None:
-    """Its controller has said nothing yet; most have their Pods at the next look."""
+def test_a_new_job_causes_no_request() -> None:
+    """Most new Jobs have their Pods by the next pass."""
     api = Events()
     assert ask(JobWarnings(api, Hands().clock), aged(1)) == [""]
     assert api.asked == []
@@ -104,10 +104,10 @@ def test_a_job_just_made_is_not_asked_for() -> None:
         pytest.param(11, 8, 1, id="a Job that was old enough then"),
     ],
 )
-def test_a_look_serves_until_it_is_old_or_came_too_early(
+def test_a_list_is_reused_until_it_is_too_old_or_predates_a_warning(
     age: float, waited: float, lists: int
 ) -> None:
-    """age: the Job's at the second look, which comes so many seconds after the first."""
+    """`age` is the Job's age at the second read, some seconds after the first."""
     api, hands = Events(), Hands()
     warnings = JobWarnings(api, hands.clock)
     ask(warnings, aged(30, "another"))
@@ -116,8 +116,8 @@ def test_a_look_serves_until_it_is_old_or_came_too_early(
     assert len(api.asked) == lists
 
 
-def test_what_was_known_stays_while_the_server_is_away() -> None:
-    """A look that failed is not repeated for each Job, either."""
+def test_known_warnings_stay_while_the_server_is_unavailable() -> None:
+    """A failed LIST is not repeated for each Job."""
     api, hands = Events(("a", "2026-01-01T00:00:00Z", "exceeded quota: gpu")), Hands()
     warnings = JobWarnings(api, hands.clock)
     ask(warnings, aged(30))

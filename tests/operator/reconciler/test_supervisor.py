@@ -13,7 +13,7 @@ FOREVER = 3600.0
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    """Run a scenario, which must end soon."""
+    """Run a scenario with a time limit."""
 
     async def bounded() -> None:
         async with asyncio.timeout(5):
@@ -23,7 +23,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 def test_a_started_model_gets_a_pass_and_then_rests() -> None:
-    """Until it is woken, or its time has come."""
+    """The next pass starts when the model is woken or its time has come."""
 
     async def scenario() -> None:
         passes: list[str] = []
@@ -45,7 +45,7 @@ def test_a_started_model_gets_a_pass_and_then_rests() -> None:
 
 
 def test_a_pass_follows_after_the_time_it_asks_for() -> None:
-    """Without any wake-up."""
+    """No wake-up is needed for it."""
 
     async def scenario() -> None:
         passed = asyncio.Event()
@@ -67,7 +67,7 @@ def test_a_pass_follows_after_the_time_it_asks_for() -> None:
 
 
 def test_wake_ups_during_a_pass_make_one_more() -> None:
-    """They coalesce, none is lost, and passes of a model never overlap."""
+    """Wake-ups coalesce, none is lost, and passes over one model never overlap."""
 
     async def scenario() -> None:
         running = passes = 0
@@ -98,7 +98,7 @@ def test_wake_ups_during_a_pass_make_one_more() -> None:
 def test_errors_are_logged_and_back_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The task lives on, and other models do not notice."""
+    """The task continues, and other models are not affected."""
     monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
     caplog.set_level(logging.ERROR)
 
@@ -127,7 +127,7 @@ def test_errors_are_logged_and_back_off(
 
 
 def test_a_dropped_model_finishes_its_pass_and_is_gone() -> None:
-    """The pass that releases a model still has its Event to emit."""
+    """The pass that releases a model still emits its Event."""
 
     async def scenario() -> None:
         steps: list[str] = []
@@ -154,7 +154,7 @@ def test_a_dropped_model_finishes_its_pass_and_is_gone() -> None:
 
 
 def test_a_resting_model_is_dropped_at_once() -> None:
-    """Its task ends without a pass."""
+    """Its task ends without another pass."""
 
     async def scenario() -> None:
         passes = 0
@@ -177,7 +177,7 @@ def test_a_resting_model_is_dropped_at_once() -> None:
 
 
 def test_closing_ends_every_task_in_mid_pass() -> None:
-    """Nothing hangs at the end of the process."""
+    """The process does not hang at its end."""
 
     async def scenario() -> None:
         async def reconcile(_: str) -> float:

@@ -1,4 +1,4 @@
-"""Reading Jobs, Pods and claims, what they mean, and what is kept of them."""
+"""How Jobs, Pods and claims are read, and what the cache keeps of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPLETE, FAILED = JobState.COMPLETE, JobState.FAILED
 
 
 def job_body(*conditions: dict[str, str], **status: Any) -> dict[str, Any]:
-    """A Job as the API server has it."""
+    """A Job as the API server returns it."""
     return {
         "metadata": {
             "name": "sketch-1",
@@ -70,12 +70,12 @@ def job_condition(kind: str, status: str = "True") -> dict[str, str]:
     ],
 )
 def test_a_job_has_ended_when_it_says_so(conditions: list[Any], state: JobState) -> None:
-    """Complete and Failed are final; `failed > 0` is not, Kubernetes still retries."""
+    """Complete and Failed are final; with `failed > 0` Kubernetes still retries."""
     assert JobView.from_body(job_body(*conditions, failed=2)).state is state
 
 
 def test_a_job_is_read() -> None:
-    """Labels and annotations say what it works for."""
+    """Labels and annotations name the model that it works for."""
     view = JobView.from_body(job_body(job_condition("Failed"), ready=1))
     assert (view.model_uid, view.role, view.load_hash) == (UID, "load", "ab" * 8)
     assert (view.attempt, view.ready, view.failure, view.detail) == (2, 1, "Why", "words")
@@ -83,22 +83,22 @@ def test_a_job_is_read() -> None:
 
 
 def test_a_job_of_somebody_else_is_read_too() -> None:
-    """Without labels and status it belongs to no model."""
+    """A Job without labels and status belongs to no model."""
     bare = {"metadata": {"name": "x", "namespace": "art", "uid": "j2"}}
     view = JobView.from_body(bare)
     assert (view.model_uid, view.attempt, view.state) == ("", 0, JobState.RUNNING)
 
 
 @pytest.mark.parametrize("attempt", ["9" * 5000, "-1", "two", ""])
-def test_an_attempt_that_is_none_does_not_stop_the_operator(attempt: str) -> None:
-    """Annotations are other people's to write; Python refuses to read endless numbers."""
+def test_an_unreadable_attempt_does_not_stop_the_operator(attempt: str) -> None:
+    """Other people may write annotations, and Python refuses to parse very long numbers."""
     body = job_body()
     body["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = attempt
     assert JobView.from_body(body).attempt == 0
 
 
 def test_a_pod_is_read() -> None:
-    """Init containers first, each with its state."""
+    """Init containers come first, each with its state."""
     view = PodView.from_body(
         {
             "metadata": {
@@ -128,7 +128,7 @@ def test_a_pod_is_read() -> None:
 
 
 def test_the_running_container_of_a_pod_is_known() -> None:
-    """Its log has the progress."""
+    """The progress is in its log."""
     assert pod(job(), answered("fetch", LOADED), running("convert")).running == running("convert")
     assert pod(job(), answered("fetch", LOADED)).running is None
 
@@ -146,7 +146,7 @@ def test_the_running_container_of_a_pod_is_known() -> None:
 def test_a_termination_message_is_parsed_where_the_pod_is_read(
     message: str, result: LoadResult | None
 ) -> None:
-    """The rest of the operator sees results only; the text is untrusted."""
+    """The text is untrusted, and the rest of the operator sees results only."""
     container = ended("convert", message)
     assert container.result == result
     assert container.message == ""
@@ -198,21 +198,21 @@ UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
 def test_why_a_job_failed(
     job_end: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
 ) -> None:
-    """The best that is known: the loader's word, then the container's end, then the Job's."""
+    """The loader's result comes first, then the container's state, then the Job's condition."""
     failed_job = job(FAILED, **job_end)
     pods = [pod(failed_job, *containers, phase="Failed")] if containers else []
     assert diagnose.job_failure(failed_job, pods, before).reason is reason
 
 
 def test_the_newest_pod_speaks_first() -> None:
-    """An earlier Pod's failure was retried, and says nothing about the end."""
+    """Kubernetes retried the failure of an earlier Pod, so it does not explain the end."""
     failed_job = job(FAILED)
     old, new = pod(failed_job, OOM, age=90), pod(failed_job, UNREACHABLE, age=10)
     assert diagnose.job_failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
 
 
 def test_only_a_complete_answer_counts_as_loaded() -> None:
-    """Well-formed, outcome `loaded`, with an artifact."""
+    """The result is well-formed, with outcome `loaded` and an artifact."""
     done = job(JobState.COMPLETE)
     assert diagnose.load_result([pod(done, answered("convert", LOADED))]) == LOADED
     bare = answered("convert", LoadResult(outcome="loaded"))
@@ -221,8 +221,8 @@ def test_only_a_complete_answer_counts_as_loaded() -> None:
     assert diagnose.load_result([pod(done, fetched)]) is None
 
 
-def test_a_retried_pod_is_told_of() -> None:
-    """While Kubernetes waits before the next Pod."""
+def test_a_failed_pod_is_reported_while_kubernetes_retries() -> None:
+    """The status shows the last failure until the next Pod starts."""
     work = job()
     wait = diagnose.start_delay(work, [pod(work, UNREACHABLE, phase="Failed")], "")
     assert "failed (SourceUnreachable: what and where)" in wait.message
@@ -230,8 +230,8 @@ def test_a_retried_pod_is_told_of() -> None:
     assert wait.reason is None
 
 
-def test_no_other_pod_is_promised_after_a_final_answer() -> None:
-    """The Job's podFailurePolicy ends it."""
+def test_no_retry_is_announced_after_a_final_result() -> None:
+    """The Job's podFailurePolicy ends the Job."""
     work = job()
     missing = answered("fetch", failed(Reason.SOURCE_NOT_FOUND))
     wait = diagnose.start_delay(work, [pod(work, missing, phase="Failed")], "")
@@ -240,7 +240,7 @@ def test_no_other_pod_is_promised_after_a_final_answer() -> None:
 
 @given(st.text(max_size=3000))
 def test_text_from_outside_is_made_harmless(text: str) -> None:
-    """One bounded line without control characters."""
+    """It becomes one bounded line without control characters."""
     cleaned = diagnose.clean(text)
     assert cleaned.isprintable() or cleaned == ""
     assert len(cleaned) <= diagnose.CAUSE_MAX_LENGTH
@@ -251,36 +251,36 @@ def test_text_from_outside_is_made_harmless(text: str) -> None:
     [("10", "9", True), ("9", "10", False), ("9", "9", False), ("b", "a", True), ("", "1", True)],
 )
 def test_versions_are_compared_as_numbers(version: str, than: str, newer: bool) -> None:
-    """What cannot be compared counts as newer."""
+    """A version that cannot be compared counts as newer."""
     assert is_newer(version, than) is newer
 
 
 def test_a_late_event_does_not_undo_what_is_known() -> None:
-    """Our own write's answer may come before older events."""
+    """The reply to our own write may arrive before older events."""
     cache = ObjectCache()
     cache.put_job(job(JobState.COMPLETE, resource_version="5"))
     cache.put_job(job(resource_version="4"))
     assert [one.state for one in cache.jobs("art", UID)] == [JobState.COMPLETE]
 
 
-def test_labels_alone_make_no_job_of_another_namespace_ours() -> None:
-    """Whoever may create Jobs elsewhere may label them as they like."""
+def test_a_job_of_another_namespace_is_ignored_even_if_its_labels_match() -> None:
+    """Anyone who may create Jobs elsewhere may label them freely."""
     cache = ObjectCache()
     cache.put_job(job(namespace="elsewhere"))
     cache.put_pod(dataclasses.replace(pod(job()), namespace="elsewhere"))
     assert (cache.jobs("art", UID), cache.pods("art", UID)) == ((), ())
 
 
-def test_a_look_does_not_undo_what_an_event_has_told_since() -> None:
-    """The Job ended while the list was on its way; nothing more would be told of it."""
+def test_a_list_does_not_undo_a_newer_event() -> None:
+    """The Job ended while the list was under way, and no further event would come."""
     cache = ObjectCache()
     cache.put_job(job(COMPLETE, resource_version="5"))
     cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
     assert [one.state for one in cache.jobs("art", UID)] == [COMPLETE, JobState.RUNNING]
 
 
-def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
-    """A Pod made while the list was on its way, or a list from an old copy, must not hide it."""
+def test_a_list_does_not_hide_newer_objects() -> None:
+    """The Pod may be newer than the list, or the list may come from a stale replica."""
     cache = ObjectCache()
     cache.put_job(job(resource_version="5"))
     cache.put_pod(pod(job(), running("fetch")))
@@ -293,7 +293,7 @@ def test_a_look_tells_nothing_of_what_is_newer_than_itself() -> None:
 
 
 def test_deleted_objects_are_forgotten() -> None:
-    """And nothing is kept for a model without any."""
+    """The cache keeps nothing for a model without objects."""
     cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job(), running("fetch")))
@@ -303,8 +303,8 @@ def test_deleted_objects_are_forgotten() -> None:
     assert (cache.jobs("art", UID), cache.pods("art", UID), cache.active_jobs()) == ((), (), 0)
 
 
-def test_a_real_look_replaces_everything() -> None:
-    """A watch gap hides deletions."""
+def test_a_complete_list_replaces_everything() -> None:
+    """A gap in the watch hides deletions."""
     cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job()))
@@ -314,8 +314,8 @@ def test_a_real_look_replaces_everything() -> None:
     assert cache.pods("art", UID) == ()
 
 
-def test_a_claim_is_news_when_it_comes_goes_or_is_made_anew() -> None:
-    """Other changes of it wake nobody."""
+def test_a_claim_wakes_models_when_it_appears_disappears_or_is_replaced() -> None:
+    """Other changes of a claim wake no model."""
     cache = ObjectCache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))

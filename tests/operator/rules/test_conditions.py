@@ -7,20 +7,20 @@ from sd_operator.rules import conditions
 
 
 def condition(status: str = "True", at: str = "2026-01-01T00:00:00Z", **fields: str) -> Condition:
-    """A condition Ready."""
+    """Return a Ready condition."""
     return Condition.model_validate(
         {"type": "Ready", "status": status, "reason": "Word", "lastTransitionTime": at, **fields}
     )
 
 
 def test_a_new_condition_is_added() -> None:
-    """After those that are there."""
+    """It follows the existing conditions."""
     other = condition(type="Stalled")
     assert conditions.put([other], condition()) == [other, condition()]
 
 
 def test_the_transition_time_stays_while_the_status_stays() -> None:
-    """A new reason or message alone is no transition."""
+    """A new reason or message alone is not a transition."""
     new = condition(at="2026-02-02T00:00:00Z", message="news")
     (result,) = conditions.put([condition()], new)
     assert (result.message, result.last_transition_time) == ("news", "2026-01-01T00:00:00Z")
@@ -32,8 +32,8 @@ def test_the_transition_time_moves_with_the_status() -> None:
     assert conditions.put([condition()], new) == [new]
 
 
-def test_a_condition_is_dropped_where_it_is_present() -> None:
-    """And nothing happens where it is not."""
+def test_a_condition_is_dropped_if_it_is_present() -> None:
+    """Dropping a missing condition changes nothing."""
     assert conditions.drop([condition()], ConditionType.READY) == []
     assert conditions.drop([condition()], ConditionType.STALLED) == [condition()]
 
@@ -48,5 +48,5 @@ def test_a_condition_is_dropped_where_it_is_present() -> None:
     ],
 )
 def test_a_long_message_keeps_its_remedy(cause: str, remedy: str, message: str) -> None:
-    """Only the cause is cut: the remedy is what the reader needs."""
+    """Only the cause is cut, because the reader needs the remedy."""
     assert conditions.fit(cause, remedy, limit=18) == message

@@ -1,4 +1,4 @@
-"""What a decision makes of the status, and what holds for every decision."""
+"""The status that a decision makes, and the invariants of every decision."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tests.support.rules.observed import (
 
 
 def test_published_paths_are_computed() -> None:
-    """Of the loader's answer only numbers and words are taken; paths and claim are ours."""
+    """The loader's result gives numbers and words only; the operator computes paths and claim."""
     decision = act(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED)))
     artifact, source = decision.status.artifact, decision.status.source
     assert artifact is not None
@@ -60,7 +60,7 @@ def test_published_paths_are_computed() -> None:
 
 
 def test_loading_is_not_repeated_while_the_status_is_on_its_way() -> None:
-    """The new status, observed with the same Job, leads to nothing more."""
+    """The new status with the same Job leads to no further action."""
     seen = with_pod(job(COMPLETE), answered("convert", LOADED))
     first = act(model(loading()), seen)
     again = act(model(first.status.model_dump(mode="json", by_alias=True)), seen)
@@ -70,7 +70,7 @@ def test_loading_is_not_repeated_while_the_status_is_on_its_way() -> None:
 
 
 def test_a_waiting_model_says_what_it_waits_for() -> None:
-    """The scheduler's words are in the message, the remedy once it is stuck."""
+    """The message has the scheduler's words, and the remedy once the model is stuck."""
     seen = with_pod(job(), unscheduled="0/3 nodes are available:\n insufficient gpu", age=1000)
     ready = conditions.find(act(model(loading()), seen).status.conditions, ConditionType.READY)
     assert ready is not None
@@ -80,7 +80,7 @@ def test_a_waiting_model_says_what_it_waits_for() -> None:
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason.retry is Retry.RESYNC])
 def test_a_retried_failure_says_when(reason: Reason) -> None:
-    """Reason, what happened, what to do, and the time of the next attempt."""
+    """The message has the reason, the cause, the remedy and the time of the next attempt."""
     seen = with_pod(job(FAILED), answered("fetch", failed(reason, "the host example.com")))
     decision = act(model(loading()), seen)
     ready = conditions.find(decision.status.conditions, ConditionType.READY)
@@ -91,7 +91,7 @@ def test_a_retried_failure_says_when(reason: Reason) -> None:
 
 
 def test_edits_outside_the_load_hash_advance_ready_at_once() -> None:
-    """A changed webhook loads nothing, and `kubectl wait` is content."""
+    """A changed webhook does not reload the model, and `kubectl wait` returns."""
     ready = _ready(act(model(published(), generation=2, webhook=HOOK), observed()))
     assert ready.observed_generation == 2
 
@@ -105,7 +105,7 @@ def test_ready_keeps_the_published_generation_until_the_new_load_ends() -> None:
 
 
 def test_ready_flips_once_per_change() -> None:
-    """The time of transition is that of the change of status, not of the last write."""
+    """The transition time is that of the status change, not of the last write."""
     ready = _ready(act(model(loading()), with_pod(job(), running("fetch"))))
     assert ready.last_transition_time == "2026-01-01T00:00:00Z"
     loaded = _ready(act(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED))))
@@ -116,8 +116,8 @@ def _ready(decision: Act) -> Any:
     return conditions.find(decision.status.conditions, ConditionType.READY)
 
 
-def test_what_the_loader_noted_stays_said() -> None:
-    """How something was decided that the file did not say: until another load is published."""
+def test_notes_of_the_loader_stay_until_the_next_load() -> None:
+    """The message keeps what the loader assumed, until another load is published."""
     noted = LOADED.model_copy(update={"message": "taken for\n2.1; first a\x07b"})
     said = "sketch is published on claim models. taken for 2.1; first a b"
     first = act(model(loading()), with_pod(job(COMPLETE), answered("convert", noted)))
@@ -133,7 +133,7 @@ def test_what_the_loader_noted_stays_said() -> None:
     assert _ready(act(changed, done)).message == "sketch is published on claim models"
 
 
-def test_progress_is_shown_while_it_runs_and_only_then() -> None:
+def test_progress_is_shown_only_while_the_load_runs() -> None:
     """The loader's last line becomes status.progress with a text for people."""
     line = Progress(stage=Stage.DOWNLOADING, percent=42, bytes_total=2_100_000_000)
     decision = act(model(loading()), with_pod(job(), running("fetch"), progress=line))
@@ -223,7 +223,7 @@ def test_every_decision_holds_the_invariants(
     deleted: bool,
     finalizer: bool,
 ) -> None:
-    """Every state has a decision, and none endangers what is served or loads twice."""
+    """Every state has a decision, and none endangers a served model or loads twice."""
     resource = model(
         status, suspend=suspend, deleted_ago=9.0 if deleted else None, finalizer=finalizer
     )
@@ -252,7 +252,7 @@ def test_every_decision_holds_the_invariants(
 
 
 def test_a_body_without_status_or_annotations_is_read() -> None:
-    """What a user has just applied has neither."""
+    """A newly applied resource has neither."""
     bare = body()
     del bare["status"], bare["metadata"]["annotations"], bare["metadata"]["finalizers"]
     assert Model.from_body(bare).status.phase is None

@@ -1,4 +1,4 @@
-"""The Jobs' manifests, whole, beside golden files; with REGOLD=1 the files are written anew."""
+"""Whole manifests of Jobs beside golden files; REGOLD=1 writes the files."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ OVERRIDES = {
 
 
 def load(settings: Settings, **spec: Any) -> dict[str, Any]:
-    """The manifest of a loader Job."""
+    """Return the manifest of a loader Job."""
     return manifests.build(manifests.plan_load(model(**spec), settings, "models", 0), settings)
 
 
 def remove(settings: Settings, **spec: Any) -> dict[str, Any]:
-    """The manifest of a clean-up Job."""
+    """Return the manifest of a clean-up Job."""
     return manifests.build(manifests.plan_remove(model(**spec), settings, "models", 2), settings)
 
 
 def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The Pod's spec."""
+    """Return the Pod's spec."""
     spec: dict[str, Any] = manifest["spec"]["template"]["spec"]
     return spec
 
@@ -74,7 +74,7 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_the_manifest_is_the_golden_file(name: str, manifest: dict[str, Any]) -> None:
-    """Whole input, whole output."""
+    """A whole input gives the whole manifest."""
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("REGOLD"):
         path.parent.mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ def test_the_manifest_is_the_golden_file(name: str, manifest: dict[str, Any]) ->
 
 
 def test_clean_up_is_not_queued() -> None:
-    """Neither by Kueue nor by the operator."""
+    """Neither Kueue nor the operator queues it."""
     assert remove(KUEUE) == remove(CPU)
 
 
@@ -120,7 +120,7 @@ class _NoAliases(yaml.SafeDumper):
 def test_the_slim_image_is_used_iff_nothing_renders(
     settings: Settings, spec: dict[str, Any], image: str, gpus: object
 ) -> None:
-    """And only convert asks for the GPU; the request tells the loader, which cannot know."""
+    """Only convert requests the GPU; the request tells the loader whether to render."""
     pod = pod_of(load(settings, **spec))
     (fetch,), (convert,) = pod["initContainers"], pod["containers"]
     assert fetch["image"] == convert["image"] == getattr(settings.loader, image)
@@ -131,20 +131,20 @@ def test_the_slim_image_is_used_iff_nothing_renders(
 
 
 def test_overrides_may_be_forbidden() -> None:
-    """The Job is then that of a spec without them."""
+    """The Job then equals that of a spec without overrides."""
     settings = replace(CPU, loader=replace(CPU.loader, allow_overrides=False))
     assert load(settings, job=OVERRIDES) == load(settings)
 
 
 def test_a_default_never_contradicts_an_override() -> None:
-    """A limit below the default request, or a request above the default limit, makes a Pod."""
+    """The API server rejects a limit below the request, so the default gives way."""
     job = {"resources": {"requests": {"memory": "8Gi"}, "limits": {"cpu": "100m"}}}
     resources = pod_of(load(CPU, job=job))["containers"][0]["resources"]
     assert resources == {"requests": {"memory": "8Gi"}, "limits": {"cpu": "100m"}}
 
 
 def test_the_request_tells_the_loader_everything() -> None:
-    """It reads back as the contract's own type."""
+    """It parses as the contract's own type."""
     args = pod_of(load(CPU, gitRevision="v1", url="org/repo"))["containers"][0]["args"]
     assert args[0::2] == [
         "convert",
@@ -158,7 +158,7 @@ def test_the_request_tells_the_loader_everything() -> None:
 
 
 def test_kubernetes_expands_nothing_in_the_request() -> None:
-    """`$(HOME)` in a url stays what it is."""
+    """`$(HOME)` in a url stays as it is."""
     url = "https://example.com/$(HOME)/$$m.ckpt"
     args = pod_of(load(CPU, url=url))["containers"][0]["args"]
     assert "$" not in args[2]
@@ -166,7 +166,7 @@ def test_kubernetes_expands_nothing_in_the_request() -> None:
 
 
 def test_a_trained_models_id_becomes_a_link() -> None:
-    """By the administrator's template, whose host the loader may call."""
+    """The link follows the administrator's template, whose host the loader may call."""
     settings = replace(CPU, trained_url_template="https://trainer.example.com/models/{id}.zip")
     pod = pod_of(load(settings, url="abc-1", modelType="api_trained"))
     request = LoadRequest.from_argument(pod["containers"][0]["args"][2])
@@ -177,7 +177,7 @@ def test_a_trained_models_id_becomes_a_link() -> None:
 
 @pytest.mark.parametrize(("model_id", "repo"), CONTROLNET_REPOS.items(), ids=CONTROLNET_REPOS)
 def test_a_controlnet_of_the_vendors_table_needs_no_url(model_id: str, repo: str) -> None:
-    """The loader is told the repo."""
+    """The request has the repo of the table."""
     args = pod_of(load(CPU, url=None, modelType="controlnet", modelId=model_id))["containers"][0]
     request = LoadRequest.from_argument(args["args"][2])
     assert (request.model_type, request.url) == ("controlnet", repo)
@@ -185,7 +185,7 @@ def test_a_controlnet_of_the_vendors_table_needs_no_url(model_id: str, repo: str
 
 
 def test_default_parts_reach_fetch_only() -> None:
-    """It is fetch that looks for what is missing."""
+    """Only fetch downloads missing components."""
     loader = replace(CPU.loader, default_parts={"sdxl": "org/two", "sd1": "org/one"})
     pod = pod_of(load(replace(CPU, loader=loader)))
     found = [
@@ -196,7 +196,7 @@ def test_default_parts_reach_fetch_only() -> None:
 
 
 def test_the_token_reaches_fetch_only() -> None:
-    """As an optional volume: a missing Secret is the loader's to report."""
+    """It is an optional volume: the loader reports a missing Secret."""
     pod = pod_of(load(CPU, credentialsSecretRef={"name": "token"}))
     mounts = {
         one["name"]: {mount["name"] for mount in one["volumeMounts"]}
@@ -208,14 +208,14 @@ def test_the_token_reaches_fetch_only() -> None:
 
 
 def test_the_security_context_can_be_replaced_whole() -> None:
-    """OpenShift chooses users itself."""
+    """OpenShift chooses the user ids itself."""
     loader = replace(CPU.loader, security_context={"container": {"runAsNonRoot": True}})
     pod = pod_of(load(replace(CPU, loader=loader)))
     assert pod["securityContext"] == {}
     assert pod["containers"][0]["securityContext"] == {"runAsNonRoot": True}
 
 
-def test_the_clean_up_job_belongs_to_nobody() -> None:
+def test_the_clean_up_job_has_no_owner() -> None:
     """Foreground deletion would delete an owned Job before its work; it needs no GPU either."""
     manifest = remove(Settings(), deletionPolicy="Delete")
     assert "ownerReferences" not in manifest["metadata"]
@@ -225,7 +225,7 @@ def test_the_clean_up_job_belongs_to_nobody() -> None:
 
 
 def test_names_fit_whatever_the_models_name() -> None:
-    """At most 51 characters, no dots, another for every attempt."""
+    """They have at most 51 characters and no dots, and differ for each attempt."""
     names = {
         manifests.plan_load(model(name=name), CPU, "models", attempt).name
         for name in ("a" * 63, "with.dots.-" + "b" * 50, "c")
@@ -246,8 +246,8 @@ PLACED = Settings(
 )
 
 
-def test_what_a_model_says_of_its_place_replaces_the_administrators_word_field_by_field() -> None:
-    """A node selector of its own is not mixed with the default one."""
+def test_a_models_placement_replaces_the_default_field_by_field() -> None:
+    """A model's node selector is not merged with the default one."""
     pod = pod_of(load(PLACED, job={"nodeSelector": {"zone": "a"}}))
 
     assert pod["nodeSelector"] == {"zone": "a"}

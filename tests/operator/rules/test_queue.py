@@ -1,4 +1,4 @@
-"""Whose turn it is: one row per case. A model is `<namespace><number>`, priority in brackets."""
+"""Who may load: a model is `<namespace><number>`, with its priority in brackets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT = Limits(10, 4)
 
 
 def models(text: str) -> list[Waiting]:
-    """Models of the words of a text, the oldest first."""
+    """Return the models that a text lists, the oldest first."""
     found = []
     for age, word in enumerate(text.split()):
         match = re.fullmatch(r"([a-z])(\d+)(?:\[(-?\d+)\])?", word)
@@ -52,8 +52,10 @@ def models(text: str) -> list[Waiting]:
         pytest.param("aaaa", "a1 b1", Limits(None, 4), "b1 | a1", id="no limit per cluster"),
     ],
 )
-def test_whose_turn_it_is(loading: str, waiting: str, limits: Limits, expected: str) -> None:
-    """Who may load now | who waits on, in this order. loading: a letter per running load."""
+def test_the_queue_admits_in_order(
+    loading: str, waiting: str, limits: Limits, expected: str
+) -> None:
+    """A row is "admitted | waiting", in this order; `loading` has a letter per running load."""
     now, later = queue.admit(loading, models(waiting), limits)
     assert " | ".join(" ".join(one.uid for one in part) for part in (now, later)) == expected
 
@@ -70,7 +72,7 @@ LETTERS = st.text("abc", max_size=12)
 def test_no_room_is_wasted_and_no_limit_broken(
     loading: str, words: list[tuple[str, int]], cluster: int | None, namespace: int | None
 ) -> None:
-    """Whoever waits, waits for a reason; and nobody is lost."""
+    """A model waits only because of a limit, and no model is lost."""
     waiting = models(" ".join(f"{space}{at}[{rank}]" for at, (space, rank) in enumerate(words)))
     now, later = queue.admit(loading, waiting, Limits(cluster, namespace))
     assert sorted(one.uid for one in now + later) == sorted(one.uid for one in waiting)
@@ -98,7 +100,7 @@ def test_no_room_is_wasted_and_no_limit_broken(
     ],
 )
 def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
-    """So that a queue that moves on costs few writes."""
+    """A moving queue then costs few status writes."""
     assert queue.describe_position(queue.shown_position(position)) == text
 
 
@@ -113,5 +115,5 @@ def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
     ],
 )
 def test_how_many_loads_may_run(settings: Settings, limits: Limits) -> None:
-    """With a Kueue queue the operator's own limits are off."""
+    """A Kueue queue turns the operator's own limits off."""
     assert Limits.from_settings(settings) == limits

@@ -1,4 +1,4 @@
-"""The election's two loops, with a Lease that answers as the test wants; and the Lease itself."""
+"""The two loops of the election against a scripted Lease, and the Lease itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.kube.kubeconfig import write_kubeconfig
 
 
 class Scripted(Lease):
-    """A Lease whose answers are given: held, another's name, or why there was none."""
+    """A Lease with scripted results: held, held by another, or a problem."""
 
     identity = "us"
 
@@ -27,16 +27,16 @@ class Scripted(Lease):
 
     @property
     def holder(self) -> str:
-        """Who held it last."""
+        """The last holder."""
         return self._holder
 
     @property
     def problem(self) -> str:
-        """Why there was no answer."""
+        """Why the last request failed."""
         return self._problem
 
     async def hold(self) -> bool:
-        """The next answer."""
+        """Return the next scripted result."""
         self.asked += 1
         answer = next(self.answers)
         self._problem = ""
@@ -56,32 +56,32 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep(*answers: str) -> tuple[str, int]:
-    """Why a Lease that was ours is lost, and how often it was asked for."""
+    """Return why our Lease was lost, and how often it was requested."""
     lease = Scripted(answers)
     return asyncio.run(asyncio.wait_for(election.keep(lease), 5)), lease.asked
 
 
 def test_a_lease_that_cannot_be_renewed_is_lost() -> None:
-    """Before it has run out for the others; a single failure does no harm."""
+    """It is lost before it expires for the others; a single failure does no harm."""
     why, asked = keep("us", "problem", "us", *["problem"] * 100)
     assert why.endswith("could not be renewed for 0 s: get Lease: no answer")
     assert 4 < asked < 20
 
 
 def test_an_answer_that_does_not_come_loses_it_too() -> None:
-    """The deadline holds whatever the request waits for."""
+    """The deadline holds however long a request waits."""
     why, asked = keep("us", "hang")
     assert "could not be renewed" in why
     assert asked == 2
 
 
 def test_a_lease_that_another_holds_is_lost_at_once() -> None:
-    """As after this process was stopped for a while."""
+    """A process that was suspended for a while finds this."""
     assert keep("us", "them") == ("them leads now", 2)
 
 
 def acquire(*answers: str, stop_after: float = 5) -> tuple[bool, int, int]:
-    """Whether the Lease became ours, how often it was asked for, and how often it was readable."""
+    """Return whether the Lease became ours, and how often it was requested and readable."""
     lease = Scripted(answers)
     ready: list[None] = []
 
@@ -95,18 +95,18 @@ def acquire(*answers: str, stop_after: float = 5) -> tuple[bool, int, int]:
 
 
 def test_a_standby_waits_for_the_lease() -> None:
-    """It is ready as soon as it can read it, and not before."""
+    """It is ready once it can read the Lease."""
     assert acquire("problem", "them", "them", "us") == (True, 4, 2)
 
 
-def test_a_standby_ends_when_it_is_told_to() -> None:
-    """Without having led."""
+def test_a_standby_ends_on_request() -> None:
+    """It ends without having led."""
     held, _, _ = acquire(*["them"] * 1000, stop_after=0.1)
     assert not held
 
 
-def test_the_log_tells_of_changes_only(caplog: pytest.LogCaptureFixture) -> None:
-    """A standby is not heard for days."""
+def test_the_log_shows_changes_only(caplog: pytest.LogCaptureFixture) -> None:
+    """A standby logs nothing for days."""
     caplog.set_level("INFO")
     acquire("them", "them", "problem", "problem", "they", "they", "us")
     assert [record.getMessage() for record in caplog.records] == [
@@ -122,14 +122,14 @@ def test_the_log_tells_of_changes_only(caplog: pytest.LogCaptureFixture) -> None
 
 @dataclass
 class Candidates:
-    """Opens Leases of one namespace, all on one loop."""
+    """Opens Leases of one namespace on one event loop."""
 
     kubeconfig: Path
     namespace: str
     counted: list[tuple[str, str, str]] = field(default_factory=list)
 
     async def open(self) -> Lease:
-        """A candidate."""
+        """Open a candidate."""
         count = lambda *what: self.counted.append(what)  # noqa: E731 - it is given on
         return await Lease.open(self.kubeconfig, self.namespace, count)
 
@@ -153,7 +153,7 @@ def candidates(cluster: Cluster) -> Candidates:
 def test_one_holds_the_lease_until_it_gives_it_back(
     candidates: Candidates, cluster: Cluster
 ) -> None:
-    """Renewing keeps it; giving it back clears the holder, and the next look takes it."""
+    """Renewing keeps the Lease; releasing it clears the holder for the next candidate."""
 
     async def scenario(one: Lease, other: Lease) -> None:
         assert await one.hold()
@@ -180,7 +180,7 @@ def test_one_holds_the_lease_until_it_gives_it_back(
 
 @pytest.mark.cluster
 def test_of_two_that_begin_at_once_one_leads(candidates: Candidates) -> None:
-    """The other's request is refused, which is no problem worth a word."""
+    """The other's request is rejected, which is not logged as a problem."""
 
     async def scenario(one: Lease, other: Lease) -> None:
         held = await asyncio.gather(one.hold(), other.hold())
@@ -192,7 +192,7 @@ def test_of_two_that_begin_at_once_one_leads(candidates: Candidates) -> None:
 
 @pytest.mark.cluster
 def test_without_its_namespace_the_lease_says_what_is_missing(candidates: Candidates) -> None:
-    """In the server's words."""
+    """The problem has the server's words."""
     candidates.namespace = "nowhere"
 
     async def scenario(one: Lease, _: Lease) -> None:
@@ -202,8 +202,8 @@ def test_without_its_namespace_the_lease_says_what_is_missing(candidates: Candid
     candidates.run(scenario)
 
 
-def test_an_api_server_that_is_away_raises_nothing(tmp_path: Path) -> None:
-    """The answer is no, and why."""
+def test_an_unavailable_api_server_is_a_problem_and_not_an_exception(tmp_path: Path) -> None:
+    """The Lease is not held, and the problem says why."""
     write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1")
 
     async def scenario(one: Lease, _: Lease) -> None:

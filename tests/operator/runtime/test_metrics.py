@@ -13,7 +13,7 @@ from sd_operator.runtime.probes import SILENCE_MAX_SECONDS, Probes
 
 
 def get(port: int, path: str) -> tuple[int, str]:
-    """Status and text of a page on loopback."""
+    """Return status and text of a page on loopback."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -24,7 +24,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
-    """Every sample by its name and its labels' values, in the order of the labels' names."""
+    """Return every sample by its name and the values of its sorted labels."""
     port, stop = metrics.serve("127.0.0.1", 0)
     try:
         _, text = get(port, "/metrics")
@@ -43,7 +43,7 @@ def state(name: str, phase: str = "Ready", **fields: int) -> ModelState:
 
 
 def test_models_are_counted_and_named() -> None:
-    """By phase and reason; and one by one, so that an alert can name the model."""
+    """Models are counted by phase and reason, and each has a series that alerts can name."""
     metrics = Metrics()
     metrics.show("1", state("a", artifact_bytes=10, shared_bytes=1))
     metrics.show("2", state("b", artifact_bytes=20))
@@ -61,8 +61,8 @@ def test_models_are_counted_and_named() -> None:
     assert samples["sdmodel_artifact_shared_bytes",] == 1
 
 
-def test_requests_loads_and_build_are_told() -> None:
-    """Under the names that dashboards use."""
+def test_requests_loads_and_build_have_metrics() -> None:
+    """Dashboards use these names."""
     metrics = Metrics()
     metrics.count_request("get", "jobs", "200")
     metrics.loads.labels("custom_ckpt", "failed", "NotAModel").inc()
@@ -96,8 +96,8 @@ EXPECTED = {
 }
 
 
-def test_every_metric_is_there_and_explained() -> None:
-    """As Prometheus reads it: names, types, labels and help texts."""
+def test_every_metric_has_a_name_type_labels_and_help() -> None:
+    """The page is read as Prometheus reads it."""
     metrics = Metrics()
     metrics.show("1", state("a"))
     metrics.count_request("get", "jobs", "200")
@@ -121,19 +121,19 @@ def test_every_metric_is_there_and_explained() -> None:
 
 
 def test_two_operators_may_live_in_one_process() -> None:
-    """Each has a registry of its own."""
+    """Each operator has its own registry."""
     first, second = Metrics(), Metrics()
     first.reconciles.labels("ok").inc()
     assert ("sdmodel_reconcile_total", "ok") not in scrape(second)
 
 
 class Clock:
-    """A clock that stands."""
+    """A clock that stands still."""
 
     now = 0.0
 
     def __call__(self) -> float:
-        """What time it is."""
+        """Return the current time."""
         return self.now
 
 
@@ -145,27 +145,27 @@ def clock() -> Clock:
 
 @pytest.fixture
 def probes(clock: Clock) -> Probes:
-    """Probes by that clock."""
+    """Probes that use that clock."""
     return Probes(clock)
 
 
 @pytest.fixture
 def port(probes: Probes) -> Iterator[int]:
-    """Where they are served."""
+    """The port of the probes."""
     port, stop = probes.serve("127.0.0.1", 0)
     yield port
     stop()
 
 
 def test_ready_comes_with_the_end_of_the_start(probes: Probes, port: int) -> None:
-    """Healthy is it before."""
+    """The process is healthy before it is ready."""
     assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 503)
     probes.ready = True
     assert get(port, "/readyz")[0] == 200
 
 
 def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock) -> None:
-    """Until it beats again."""
+    """It is healthy again after the next heartbeat."""
     probes.ready = True
     clock.now += SILENCE_MAX_SECONDS
     assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (503, 503)
@@ -174,5 +174,5 @@ def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock
 
 
 def test_nothing_else_is_served(port: int) -> None:
-    """Only the two probes."""
+    """Any path but the two probes is 404."""
     assert get(port, "/")[0] == 404

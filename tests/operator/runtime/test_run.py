@@ -1,4 +1,4 @@
-"""The operator as a process, against an API server that answers as the test says."""
+"""The operator as a process against an API server that the test controls."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Server:
                 return
 
     def reply(self, path: str) -> Any:
-        """The answer to a GET that is no watch; None is 404."""
+        """Return the response to a GET that is not a watch; None means 404."""
         if path == "/api":
             return {"versions": ["v1"]}
         if path == "/apis":
@@ -119,7 +119,7 @@ class Operator:
     log: Path
 
     def wait_for(self, holds: Callable[[str], object]) -> str:
-        """Wait until the log is as wanted."""
+        """Wait until the log contains a text."""
         deadline = time.monotonic() + START_SECONDS
         while not holds(text := self.log.read_text()):
             assert time.monotonic() < deadline, text
@@ -127,13 +127,13 @@ class Operator:
         return text
 
     def probe(self, path: str) -> int:
-        """The status of a probe."""
+        """Return the status of a probe."""
         return probe(self.wait_for(lambda text: "probes on" in text), path)
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
-    """Starts the operator; it does not outlive the test."""
+    """Start the operator, which ends with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(**env: str) -> Operator:
@@ -165,7 +165,7 @@ Start = Callable[..., Operator]
 
 
 def test_it_watches_only_what_it_needs(server: Server, start: Start) -> None:
-    """Jobs and Pods of ours by label; with timeouts, so that no dead connection is trusted."""
+    """It watches our Jobs and Pods by label, with timeouts against dead connections."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
     by_path = {one["path"][0]: one for one in server.watches}
@@ -185,14 +185,14 @@ def test_it_watches_only_what_it_needs(server: Server, start: Start) -> None:
 
 
 def test_with_namespaces_it_stays_in_them(server: Server, start: Start) -> None:
-    """Nothing cluster-wide is asked for."""
+    """It makes no cluster-wide request."""
     start(SD_OPERATOR_NAMESPACES="art,ops").wait_for(lambda _: len(server.watches) == 8)
     assert all("/namespaces/" in one["path"][0] for one in server.watches)
 
 
 @pytest.mark.parametrize("code", [403, 500])
 def test_it_ends_when_a_watch_fails(server: Server, start: Start, code: int) -> None:
-    """A process that sees nothing must not look alive: it is started again."""
+    """A process that sees nothing must not look alive; the Deployment restarts it."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
     server.error = {"kind": "Status", "code": code, "message": "no"}
@@ -200,7 +200,7 @@ def test_it_ends_when_a_watch_fails(server: Server, start: Start, code: int) -> 
     assert "the operator has ended" in operator.log.read_text()
 
 
-def test_an_expired_watch_is_begun_anew(server: Server, start: Start) -> None:
+def test_an_expired_watch_is_started_again(server: Server, start: Start) -> None:
     """410 is normal after a quiet time."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
@@ -212,7 +212,7 @@ def test_an_expired_watch_is_begun_anew(server: Server, start: Start) -> None:
 
 
 def test_it_waits_for_the_kind(server: Server, start: Start) -> None:
-    """Alive but not ready; the log says what to apply."""
+    """It is alive but not ready, and the log says what to apply."""
     server.known = False
     operator = start()
     operator.wait_for(lambda text: "kubectl apply -f crds/stablediffusionmodels.yaml" in text)
@@ -223,7 +223,7 @@ def test_it_waits_for_the_kind(server: Server, start: Start) -> None:
 
 
 def test_it_waits_for_the_api_server(server: Server, start: Start, tmp_path: Path) -> None:
-    """And ends cleanly meanwhile."""
+    """It still ends cleanly while it waits."""
     config = (tmp_path / "kubeconfig").read_text()
     (tmp_path / "kubeconfig").write_text(re.sub(r"127.0.0.1:\d+", "127.0.0.1:1", config))
     operator = start()
@@ -236,7 +236,7 @@ def test_it_waits_for_the_api_server(server: Server, start: Start, tmp_path: Pat
 def test_it_ends_when_the_api_server_stays_away(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is blind behind a green probe would never be started again."""
+    """A blind process with a green probe would never be restarted."""
     monkeypatch.setattr(run, "CHECK_SECONDS", 0.1)
     monkeypatch.setattr(run, "AWAY_MAX_SECONDS", 0.3)
     monkeypatch.setattr(kube, "RETRY_SECONDS", 0.01)
@@ -254,7 +254,7 @@ def test_it_ends_when_the_api_server_stays_away(
 
 
 def test_a_wrong_setting_ends_it_with_one_line(start: Start, server: Server) -> None:
-    """No traceback."""
+    """The log has no traceback."""
     operator = start(SD_OPERATOR_GPU_COUNT="many")
     assert operator.process.wait(10) == 2
     (line,) = operator.log.read_text().splitlines()

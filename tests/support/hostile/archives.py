@@ -63,7 +63,7 @@ _CLIMBS = {
 _MALICIOUS: dict[str, tuple[bytes, str, Any, str]] = {
     **{
         f"a file that climbs out by {how}": (
-            packed(Part(name, b"x")), "no plain path", DAMAGED, "unzip",
+            packed(Part(name, b"x")), "not a plain path", DAMAGED, "unzip",
         )
         for how, name in _CLIMBS.items()
     },

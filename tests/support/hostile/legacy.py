@@ -100,8 +100,8 @@ _MALFORMED: Samples = {
     "a machine of both orders": Sample(
         bytes(replace(GOOD, machine={"little_endian": 1})), "little-endian", UNKNOWN
     ),
-    "keys in a tuple": Sample(bytes(replace(GOOD, keys={"0", "1"})), "no list of keys"),
-    "a key that is nothing": Sample(bytes(replace(GOOD, keys=["0", None])), "no list of keys"),
+    "keys in a tuple": Sample(bytes(replace(GOOD, keys={"0", "1"})), "not a list of keys"),
+    "a key that is nothing": Sample(bytes(replace(GOOD, keys=["0", None])), "not a list of keys"),
     "a storage without an end": Sample(bytes(GOOD)[:-4], "truncated"),
     "a count without its storage": Sample(
         bytes(replace(GOOD, storages=(*_FIRST, struct.pack("<Q", 2)))), "truncated"
@@ -128,14 +128,15 @@ _MALFORMED: Samples = {
     "a shape of 2**80 numbers": Sample(
         of(tensor(storage("0", 3), [1 << 40, 1 << 40])), "beyond its storage"
     ),
-    "a shape of nine dimensions": Sample(of(tensor(storage("0", 3), [1] * 9)), "no sizes"),
+    "a shape of nine dimensions": Sample(of(tensor(storage("0", 3), [1] * 9)), "not sizes"),
     "an offset beyond the file": Sample(
         of(tensor(storage("0", 3), [1], offset=1 << 61)), "beyond its storage"
     ),
     "a pickle without an end": Sample(
-        bytes(replace(GOOD, content=GOOD.content[:-1], keys=())), "damaged pickle|other than one"
+        bytes(replace(GOOD, content=GOOD.content[:-1], keys=())),
+        "damaged pickle|exactly one object",
     ),
-    "good weights after noise": Sample(b"\0" + bytes(GOOD), "none that the loader knows"),
+    "good weights after noise": Sample(b"\0" + bytes(GOOD), "of an unknown kind"),
 }  # fmt: skip
 
 SAMPLES: Samples = {

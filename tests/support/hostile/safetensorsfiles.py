@@ -172,8 +172,8 @@ _OTHERS: Samples = {
     "one byte of data more": Sample(GOOD + b"\0", "bytes follow the last tensor"),
     "itself a second time": Sample(GOOD * 2, "bytes follow the last tensor"),
     "its length alone": Sample(GOOD[:8], "none that the loader knows|plain text"),
-    "a byte order mark": Sample(b"\xef\xbb\xbf" + GOOD, "none that the loader knows"),
-    "a space before its header": Sample(file_of(b" " + _TEXT), "none that the loader knows"),
+    "a byte order mark": Sample(b"\xef\xbb\xbf" + GOOD, "of an unknown kind"),
+    "a space before its header": Sample(file_of(b" " + _TEXT), "of an unknown kind"),
 }
 
 
@@ -185,7 +185,7 @@ _UNREADABLE = "none that the loader knows|safetensors header|truncated|plain tex
 SAMPLES: Samples = {
     **_all("a header", _LENGTHS, _UNREADABLE),
     **_all("a header", _JSON, _UNREADABLE),
-    **_all("twice", _NAMES, "a name stands twice"),
+    **_all("twice", _NAMES, "a name occurs twice"),
     **_all("a shape", _SHAPES, "whole numbers|dimensions|do not make|header|hole"),
     **_all("a place", _PLACES, "no range|whole numbers|hole or an overlap|do not make|bytes"),
     **{

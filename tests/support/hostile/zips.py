@@ -66,16 +66,16 @@ _MALICIOUS: dict[str, tuple[bytes, str, str]] = {
     "a second root": (packed(Part("other/data.pkl", EVIL)), "not one of torch's", "extracted"),
     "a pickle beside the root": (packed(Part("data.pkl", EVIL)), "not one of torch's", "extracted"),
     "a pickle by way of dots": (
-        packed(Part("archive/x/../data.pkl", EVIL)), "no plain path", "extracted",
+        packed(Part("archive/x/../data.pkl", EVIL)), "not a plain path", "extracted",
     ),
     "a pickle by way of a dot": (
-        packed(Part("archive/./data.pkl", EVIL)), "no plain path", "extracted",
+        packed(Part("archive/./data.pkl", EVIL)), "not a plain path", "extracted",
     ),
     "a pickle by way of two slashes": (
-        packed(Part("archive//data.pkl", EVIL)), "no plain path", "extracted",
+        packed(Part("archive//data.pkl", EVIL)), "not a plain path", "extracted",
     ),
     "a pickle by way of a backslash": (
-        packed(Part("archive\\data.pkl", EVIL)), "no plain path", "extracted",
+        packed(Part("archive\\data.pkl", EVIL)), "not a plain path", "extracted",
     ),
     "a pickle by its Unicode path": (
         packed(
@@ -83,7 +83,7 @@ _MALICIOUS: dict[str, tuple[bytes, str, str]] = {
         ), "another name", "any member",
     ),
     "a name that ends early": (
-        packed(Part("archive/data.pkl\0.txt", EVIL)), "no plain path", "archive",
+        packed(Part("archive/data.pkl\0.txt", EVIL)), "not a plain path", "archive",
     ),
     "another pickle by its local name": (
         packed(Part("archive/data/1", EVIL, local_name="archive/data.pkl")), "another name",

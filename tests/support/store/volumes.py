@@ -18,7 +18,7 @@ from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
 from sd_loader.store.receipt import folder_digest
-from sd_loader.store.staging import claim
+from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 
 MODEL_ID = "m"
@@ -54,7 +54,7 @@ def load_untidily(
 ) -> Receipt:
     """A load that is killed once its model is published."""
     take_ownership(volume, owner, model_id, load_hash)
-    with claim(volume, owner.uid, "pod", load_hash) as staging:
+    with begin(volume, owner.uid, "pod", load_hash) as staging:
         receipt = write_out(staging.fresh_out(), owner, load_hash, files)
         receipt = publish(volume, owner, model_id, staging, receipt)
         staging.discard()
@@ -108,5 +108,5 @@ def refused(reason: Reason, message: str) -> Iterator[None]:
 
 def download(volume: Volume, pod: str, load_hash: str = HASH) -> None:
     """A Pod that dies in the middle of its download."""
-    with claim(volume, OWNER.uid, pod, load_hash) as staging, staging.source() as source:
+    with begin(volume, OWNER.uid, pod, load_hash) as staging, staging.source() as source:
         source.write("file", b"part")

@@ -99,10 +99,10 @@ WHOLE = json.dumps(info()).encode()
 @pytest.mark.parametrize(
     ("respond", "words"),
     [
-        pytest.param(endless, "answers with more than", id="endless"),
+        pytest.param(endless, "sent a response of more than", id="endless"),
         pytest.param(
             error_without_end,
-            "answers with more than",
+            "sent a response of more than",
             id="an endless error",
             marks=pytest.mark.slow,
         ),
@@ -112,18 +112,27 @@ WHOLE = json.dumps(info()).encode()
             id="a compression bomb",
         ),
         pytest.param(
-            lambda _: sized(b"[" * 100_000), "not the Hub's", id="nested deeper than is read"
+            lambda _: sized(b"[" * 100_000),
+            "not in the Hub's format",
+            id="nested deeper than is read",
         ),
         pytest.param(
             lambda _: sized(WHOLE[:-9]),
-            "not the Hub's",
+            "not in the Hub's format",
             id="half a document",
             marks=pytest.mark.slow,
         ),
-        pytest.param(lambda _: sized(b"[]"), "not the Hub's", id="a list", marks=pytest.mark.slow),
-        pytest.param(lambda _: sized(b"7"), "not the Hub's", id="a number", marks=pytest.mark.slow),
         pytest.param(
-            lambda _: sized(b"\xff\xfe"), "not the Hub's", id="not text", marks=pytest.mark.slow
+            lambda _: sized(b"[]"), "not in the Hub's format", id="a list", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            lambda _: sized(b"7"), "not in the Hub's format", id="a number", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            lambda _: sized(b"\xff\xfe"),
+            "not in the Hub's format",
+            id="not text",
+            marks=pytest.mark.slow,
         ),
         pytest.param(lambda _: sized(WHOLE)[:-9], "closed", id="cut", marks=pytest.mark.slow),
         pytest.param(lambda _: sized(WHOLE)[:20], "", id="cut in the head", marks=pytest.mark.slow),

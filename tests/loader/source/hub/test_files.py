@@ -91,7 +91,11 @@ def test_revision_in_a_link_may_contain_slashes(hub, settings, into, revision):
         ),
         pytest.param(link("", revision="v9"), {}, Reason.SOURCE_NOT_FOUND, "v9", id="no revision"),
         pytest.param(
-            "/org/none/resolve/main/x", {}, Reason.SOURCE_NOT_FOUND, "no such repo", id="no repo"
+            "/org/none/resolve/main/x",
+            {},
+            Reason.SOURCE_NOT_FOUND,
+            "does not exist or is private",
+            id="no repo",
         ),
         pytest.param(
             link(""), {"git_revision": "v2"}, Reason.INVALID_SPEC, "links to main", id="two"
@@ -283,7 +287,7 @@ def test_wrong_model_type_for_a_pipeline_is_refused(settings, into, folder):
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "X"}))
     error = refusal(settings, into, REPO)
     assert error.reason is Reason.UNSUPPORTED_FORMAT
-    assert "spec.modelType huggingface loads it" in error.message
+    assert "set spec.modelType: huggingface to load the pipeline" in error.message
 
 
 def test_digest_of_a_single_file_repo_is_checked(settings, into, folder):

@@ -14,7 +14,7 @@ from tests.support.loader.linkfetches import BODY, SHA256, load, refusal, reques
 @pytest.mark.parametrize(
     ("faults", "reason", "words"),
     [
-        pytest.param({"status": 401}, Reason.AUTHENTICATION_REQUIRED, "asks for a token", id="401"),
+        pytest.param({"status": 401}, Reason.AUTHENTICATION_REQUIRED, "requires a token", id="401"),
         pytest.param({"status": 403}, Reason.ACCESS_DENIED, "403", id="403"),
         pytest.param({"status": 404}, Reason.SOURCE_NOT_FOUND, "404", id="404"),
         pytest.param({"status": 410}, Reason.SOURCE_NOT_FOUND, "410", id="410"),
