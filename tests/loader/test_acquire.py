@@ -60,14 +60,14 @@ def test_configs_are_fetched_without_another_hosts_token(
     request = load_request(url=str(model), credentials=True)
     fetch(request, settings, into, allow_local=True)
     folder = into / "configs"
-    found = {
+    configs = {
         path.relative_to(folder).as_posix(): path.read_text()
         for path in folder.rglob("*")
         if path.is_file() and path.suffix != ".note"
     }
-    assert found == CONFIGS
+    assert configs == CONFIGS
     assert hub.requests
-    assert all("authorization" not in asked.headers for asked in hub.requests)
+    assert all("authorization" not in received.headers for received in hub.requests)
 
 
 def test_failed_config_fetch_names_the_repo(

@@ -29,9 +29,9 @@ from sd_loader.failures import explain, trace
 )
 def test_every_exception_has_a_reason(error: Exception, reason: Reason) -> None:
     """The message omits an unexpected exception's text because it may contain a secret."""
-    known = explain(error)
-    assert known.reason is reason
-    assert "secret" not in known.message
+    failure = explain(error)
+    assert failure.reason is reason
+    assert "secret" not in failure.message
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_weights_equal_those_of_diffusers(
     assert artifact.base_model == "sd35_large"
     # transformers keeps some T5 weights in single precision in a half-precision model.
     assert (artifact.pipeline_class, artifact.precision) == ("StableDiffusion3Pipeline", "mixed")
-    asked = {request.path for request in hub.requests if "/resolve/" in request.path}
-    assert not any(path.endswith(".safetensors") for path in asked)
+    requested = {request.path for request in hub.requests if "/resolve/" in request.path}
+    assert not any(path.endswith(".safetensors") for path in requested)
 
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     images = pipeline("a cat", num_inference_steps=1, height=64, width=64, output_type="np").images
@@ -124,7 +124,9 @@ def test_missing_component_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path, part: str
 ) -> None:
     """Most such files hold only the transformer. The loader does not make up missing components."""
-    tensors = {key: one for key, one in tinysd3.tiny_sd35().items() if not key.startswith(part)}
+    tensors = {
+        key: tensor for key, tensor in tinysd3.tiny_sd35().items() if not key.startswith(part)
+    }
     path = save_safetensors(tmp_path / "part.safetensors", tensors)
     ended = containers.load(load_request(hub.serve_file("/part", path)))
     failed(ended, Reason.UNSUPPORTED_FORMAT, "the file is a Stable Diffusion 3 model that lacks")

@@ -122,7 +122,9 @@ def test_preview_is_published_with_the_model(containers: Containers, hub: FakeHu
     receipt = json.loads((folder / ".sd-receipt.json").read_text())
     assert receipt["files"][PREVIEW_FILE]["size"] == (folder / PREVIEW_FILE).stat().st_size
     stages = [Progress.model_validate_json(line) for line in ended.stdout.splitlines()]
-    assert any(one.stage is Stage.VERIFYING and one.percent is not None for one in stages)
+    assert any(
+        progress.stage is Stage.VERIFYING and progress.percent is not None for progress in stages
+    )
     assert all(request.path == "/tiny.safetensors" for request in hub.requests)
     assert containers.load(request, pod="pod-2").result == ended.result
 

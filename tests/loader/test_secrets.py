@@ -137,7 +137,7 @@ class Load:
         fields = {"credentials": not kind.userinfo, "model_type": model_type, **kind.fields}
         return self.containers.fetch(load_request(url, **fields), **env)
 
-    def told(self, ended: Ended) -> str:
+    def output(self, ended: Ended) -> str:
         """Return everything that the container left except the Secret's own files."""
         left = [
             f"{path} {path.read_bytes().decode(errors='replace') if path.is_file() else ''}"
@@ -179,9 +179,9 @@ def test_failure_leaks_no_secret(start: Callable[[Kind], Load], kind: Kind, tall
     ended = load.run(kind)
     assert ended.result is not None, ended.stderr
     assert ended.result.reason is kind.reason, ended.stderr
-    assert leaks(load.told(ended)) == []
-    for asked in load.servers.other.requests:
-        assert "authorization" not in asked.headers
+    assert leaks(load.output(ended)) == []
+    for received in load.servers.other.requests:
+        assert "authorization" not in received.headers
     tally("failures without a leak")
 
 
@@ -198,4 +198,4 @@ def test_crash_leaks_no_secret(start: Callable[[Kind], Load], tmp_path: Path) ->
     assert ended.result is not None
     assert ended.result.reason is Reason.LOADER_CRASHED
     assert "RuntimeError: http://127.0.0.1" in ended.stderr
-    assert leaks(load.told(ended)) == []
+    assert leaks(load.output(ended)) == []

@@ -27,7 +27,7 @@ ROWS = tuple(
     Row("huggingface", model.title, "diffusers repo", "save_pretrained", model.pipeline)
     for model in MODELS
 )
-# Those that stand for the others in `make test`.
+# The models that `make test` runs. `make test-all` runs all.
 QUICK = (
     "SD 2.1 (768, v)",
     "SDXL refiner",
@@ -51,7 +51,7 @@ each_model = pytest.mark.parametrize(
 
 
 class Workshop:
-    """One architecture's checkpoint, our folders and diffusers' own, each made once."""
+    """One architecture's checkpoint, our folders and those of diffusers."""
 
     def __init__(self, root: Path, model: TinyModel) -> None:
         self.root = root
@@ -62,12 +62,12 @@ class Workshop:
         save_ckpt(root / "model.ckpt", tensors, lightning=True)
 
     def ours(self, container: str) -> tuple[Path, Converted]:
-        """What the loader makes of it."""
+        """Convert the checkpoint with the loader."""
         out = self.root / f"ours of {container}"
         return out, convert_file(self.root / f"model.{container}", out, **self.model.request)
 
     def theirs(self) -> Path:
-        """What diffusers makes of it, whatever container the tensors came in."""
+        """Convert the checkpoint with diffusers."""
         import diffusers
 
         out = self.root / "theirs"
@@ -83,7 +83,7 @@ class Workshop:
 
 @pytest.fixture
 def workshop(tmp_path):
-    """Makes a model's workshop; a hundred megabytes each, gone after the test."""
+    """A function that makes a model's workshop of about 100 MB, which is deleted after the test."""
 
     def open_workshop(model):
         return Workshop(tmp_path / "workshop", model)
@@ -92,11 +92,14 @@ def workshop(tmp_path):
     shutil.rmtree(tmp_path)
 
 
-# diffusers 0.42 has not caught up with numpy 2 and torch 2.13.
+# diffusers 0.42 uses deprecated functions of numpy 2 and torch 2.13.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 @each_model
-def test_the_folder_is_that_of_diffusers(workshop, model):
-    """The same bytes of weights, the configs of the model's repo, and it runs offline."""
+def test_folder_equals_that_of_diffusers(workshop, model):
+    """The weights equal those of diffusers.
+
+    The configs equal those of the model's repo, and the folder renders offline.
+    """
     shop = workshop(model)
     theirs = shop.theirs()
     folder, converted = shop.ours("safetensors")
@@ -115,7 +118,7 @@ def test_the_folder_is_that_of_diffusers(workshop, model):
 
 
 def same_of_the_repo(shop, folder, converted):
-    """What diffusers saved is a repo of the same model, and becomes the same weights."""
+    """Assert that the folder that diffusers saved converts to the same model."""
     out = shop.root / "ours of the repo"
     out.mkdir()
     found = convert(
@@ -134,13 +137,13 @@ def same_of_the_repo(shop, folder, converted):
 
 
 def index_of(folder):
-    """model_index.json without options that are null, which is to leave them out."""
+    """The content of model_index.json without null options, which mean the same as missing ones."""
     index = json.loads((folder / "model_index.json").read_text())
     return {key: value for key, value in index.items() if value is not None}
 
 
 def same_weights(ours, theirs, converted):
-    """Byte for byte; but transformers 5.6 leaves the prefix of CLIPTextModel out."""
+    """Assert that weights are equal except for the prefix that transformers 5.6 leaves out."""
     paths = {path.relative_to(theirs).as_posix() for path in theirs.rglob("*.safetensors")}
     assert paths == {path for path in converted.files if path.endswith(".safetensors")}
     for path in paths - {WITHOUT_PREFIX}:
@@ -153,18 +156,21 @@ def same_weights(ours, theirs, converted):
 
 
 def same_configs(ours, published):
-    """Ours says at least what the model's repo says; null means the default there."""
+    """Assert that our configs hold every value of the model's repo.
+
+    A null value there may be missing.
+    """
     for path in published.rglob("*.json"):
         if path.parent.name.startswith("tokenizer"):
             continue
-        said = json.loads((ours / path.relative_to(published)).read_text())
+        config = json.loads((ours / path.relative_to(published)).read_text())
         for key, value in json.loads(path.read_text()).items():
-            assert said.get(key) == value, f"{path.parent.name}: {key}"
-            assert key in said or path.parent.name != "unet", key
+            assert config.get(key) == value, f"{path.parent.name}: {key}"
+            assert key in config or path.parent.name != "unet", key
 
 
 def renders(folder, model):
-    """Two steps, offline."""
+    """Assert that the folder renders an image offline in two steps."""
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)

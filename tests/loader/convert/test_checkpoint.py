@@ -1,4 +1,4 @@
-"""Checkpoints become the folders that diffusers itself makes of them, tensor for tensor."""
+"""Checkpoints become the folders that diffusers makes of them, tensor for tensor."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.support.models.conversions import convert_file, identical
 
 MAKERS = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# transformers writes CLIPTextModel without its prefix from 5.6 on, which 4.57 reads as noise.
+# transformers 5.6 and later omits the prefix of CLIPTextModel, and 4.57 cannot read the result.
 WITHOUT_PREFIX = "text_encoder/model.safetensors"
 PREFIX = "text_model."
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is converted. revision: None publishes the source's own precision."""
+    """A conversion. If `revision` is None, the source's precision is kept."""
 
     architecture: str
     container: str
@@ -41,7 +41,7 @@ class Case:
 
     @property
     def published(self) -> str:
-        """Precision of the result."""
+        """The precision of the result."""
         return self.revision or self.precision
 
     def __str__(self) -> str:
@@ -70,14 +70,14 @@ CASES = [
 
 
 class Workshop:
-    """Checkpoints, our folders and diffusers' own, each made once."""
+    """Checkpoints, our folders and those of diffusers. Each is made once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._ours: dict[Case, Converted] = {}
 
     def file(self, case: Case) -> Path:
-        """The checkpoint."""
+        """Write the checkpoint."""
         folder = self.root / f"{case.architecture} {case.precision} {case.container}"
         path = folder / f"model.{case.container}"
         if not path.exists():
@@ -87,14 +87,14 @@ class Workshop:
         return path
 
     def ours(self, case: Case) -> tuple[Path, Converted]:
-        """What the loader makes of it."""
+        """Convert the checkpoint with the loader."""
         out = self.root / f"ours of {case}"
         if case not in self._ours:
             self._ours[case] = convert_file(self.file(case), out, revision=case.revision)
         return out, self._ours[case]
 
     def theirs(self, case: Case) -> Path:
-        """What diffusers makes of it."""
+        """Convert the checkpoint with diffusers."""
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
         out = self.root / f"theirs of {case}"
@@ -114,15 +114,18 @@ class Workshop:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    """One workshop for all tests: they only read what it holds."""
+    """One workshop for all tests, which only read it."""
     root = tmp_path_factory.mktemp("workshop")
     yield Workshop(root)
     shutil.rmtree(root)  # a gigabyte
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_weights_are_those_of_diffusers(workshop, case):
-    """Byte for byte the files that diffusers saves; the names in one of them differ, see PREFIX."""
+def test_weights_equal_those_of_diffusers(workshop, case):
+    """All files are equal except the text encoder's.
+
+    There, only tensor names differ (see PREFIX).
+    """
     ours, converted = workshop.ours(case)
     theirs = workshop.theirs(case)
 
@@ -137,12 +140,12 @@ def test_the_weights_are_those_of_diffusers(workshop, case):
         assert identical(mine[PREFIX + name.removeprefix(PREFIX)], tensor), name
 
 
-# diffusers 0.42 has not caught up with numpy 2 and torch 2.13.
+# diffusers 0.42 uses deprecated functions of numpy 2 and torch 2.13.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 @pytest.mark.parametrize("container", ["safetensors", "ckpt"])
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
-def test_diffusers_opens_the_folder_and_renders(workshop, architecture, container):
-    """Offline, without a warning about the weights, configured as the reference is."""
+def test_diffusers_opens_and_renders_the_folder(workshop, architecture, container):
+    """Diffusers opens it offline, and the configs agree with those of its own conversion."""
     from diffusers import DiffusionPipeline
 
     case = Case(architecture, container, "fp16")
@@ -160,13 +163,13 @@ def test_diffusers_opens_the_folder_and_renders(workshop, architecture, containe
         if hasattr(pipeline, name):
             (path,) = (reference / name).glob("*config.json")
             yours = public_config(json.loads(path.read_text()))
-            # Ours may say more: the published scheduler configs serve other schedulers, too.
+            # Our config may hold more keys, because scheduler configs also serve other schedulers.
             mine = public_config(getattr(pipeline, name).config)
             assert {key: mine.get(key) for key in yours} == yours, name
 
 
 def public_config(config):
-    """A component's config without what says where and when it was written."""
+    """A component's config without its bookkeeping keys and default values."""
     values = config if isinstance(config, dict) else config.to_dict()
     bookkeeping = ("_", "transformers_version", "dtype", "torch_dtype", "architectures")
     return {
@@ -176,8 +179,8 @@ def public_config(config):
     }
 
 
-def test_the_container_does_not_matter(workshop):
-    """The same weights give the same files and digests, whatever they came in."""
+def test_result_does_not_depend_on_the_container(workshop):
+    """The same weights give the same files and digests."""
     for architecture in MAKERS:
         _, one = workshop.ours(Case(architecture, "safetensors", "fp16"))
         _, other = workshop.ours(Case(architecture, "ckpt", "fp16"))
@@ -185,8 +188,8 @@ def test_the_container_does_not_matter(workshop):
 
 
 @pytest.mark.parametrize("case", CASES[:3] + CASES[6:7], ids=str)
-def test_the_result_describes_the_folder(workshop, case):
-    """Digests and sizes are those of the files, and no file is left out."""
+def test_result_describes_the_folder(workshop, case):
+    """It lists every file with its digest and size."""
     import hashlib
 
     folder, converted = workshop.ours(case)
@@ -204,8 +207,8 @@ def test_the_result_describes_the_folder(workshop, case):
     assert converted.warnings == ()
 
 
-def test_progress_is_reported_up_to_the_end(tmp_path):
-    """Converting counts the bytes of the output, then verifying begins."""
+def test_progress_reaches_the_end(tmp_path):
+    """Converting counts the bytes of the output. Verifying comes last."""
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
     progress = []
     converted = convert_file(path, tmp_path / "out", progress)

@@ -1,4 +1,4 @@
-"""The tiny checkpoints are real: diffusers converts them, every tensor finds its place."""
+"""The tiny checkpoints of the tests are realistic: diffusers converts them completely."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ LEFT_OVER = ("position_ids", "logit_scale")
         pytest.param(ema_shapes(SD15), ema_shapes(TINY_SD15), 688, id="SD 1.5's averages"),
     ],
 )
-def test_a_tiny_checkpoint_has_every_key_of_the_published_model(full, tiny, count):
-    """The published files hold that many tensors (SD 2, refiner: as their programs build them)."""
+def test_tiny_checkpoint_has_every_key_of_the_published_model(full, tiny, count):
+    """The counts are those of the published files.
+
+    For SD 2 and the refiner, they follow from the model's program.
+    """
     assert len(full) == count
     assert full.keys() == tiny.keys()
     assert all(len(full[name]) == len(shape) for name, shape in tiny.items())
@@ -50,8 +53,8 @@ def test_a_tiny_checkpoint_has_every_key_of_the_published_model(full, tiny, coun
 
 @pytest.mark.parametrize("container", ["safetensors", "ckpt"])
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
-def test_diffusers_converts_a_tiny_checkpoint_whole(tmp_path, architecture, container):
-    """No tensor of the pipeline is missing, none of the checkpoint is left over."""
+def test_diffusers_converts_a_tiny_checkpoint_completely(tmp_path, architecture, container):
+    """The pipeline misses no tensor, and the checkpoint has no unused one."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     make, pipeline_class = {

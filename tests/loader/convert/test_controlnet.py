@@ -1,4 +1,4 @@
-"""ControlNets become the folders that diffusers itself makes of them, tensor for tensor."""
+"""ControlNets become the folders that diffusers makes of them, tensor for tensor."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PRECISIONS = (
 
 
 def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
-    """The file that the row says."""
+    """Write the file that the row describes."""
     if row.container.startswith("diffusers"):
         return save_safetensors(folder / "net.safetensors", tiny(row.architecture, dtype))
     prefix = "" if "without prefix" in row.container else "control_model."
@@ -77,7 +77,7 @@ def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
 
 
 def compare(ours: Path, model: ControlNetModel) -> None:
-    """The folder holds the model bit for bit, is configured as it is, and opens."""
+    """Assert that the folder equals the model in weights and config, and opens."""
     mine, yours = load_file(ours / WEIGHTS), model.state_dict()
     assert mine.keys() == yours.keys()
     for name, tensor in yours.items():
@@ -91,7 +91,7 @@ def compare(ours: Path, model: ControlNetModel) -> None:
 
 
 def public(found: Any) -> dict[str, Any]:
-    """A config without what says where it came from, or is of transformers that are not there."""
+    """The config without its origin and without transformer settings that have no effect."""
     values = {key: value for key, value in found.items() if not key.startswith("_")}
     values["block_out_channels"] = list(values["block_out_channels"])
     kinds, depths = values["down_block_types"], values.pop("transformer_layers_per_block")
@@ -114,7 +114,10 @@ def public(found: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """A row in one precision, published in another. revision: None publishes the file's own."""
+    """A row in one precision, published in another.
+
+    If `revision` is None, the file's precision is kept.
+    """
 
     row: Row
     precision: str
@@ -133,8 +136,8 @@ CASES = [Case(row, "fp16", None) for row in FILES] + [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_weights_are_those_of_diffusers(tmp_path: Path, case: Case) -> None:
-    """Whatever the file, the folder is that of `from_single_file`, and diffusers opens it."""
+def test_weights_equal_those_of_diffusers(tmp_path: Path, case: Case) -> None:
+    """The folder equals the result of `from_single_file`, and diffusers opens it."""
     path = save(tmp_path, case.row, DTYPES[case.precision])
     out = tmp_path / "out"
     converted = convert_file(path, out, model_type="controlnet", revision=case.revision)
@@ -146,23 +149,23 @@ def test_the_weights_are_those_of_diffusers(tmp_path: Path, case: Case) -> None:
     assert converted.precision == published
     assert sorted(converted.files) == ["config.json", WEIGHTS]
     whole = "whole" in case.row.container
-    assert ["do not belong to the ControlNet" in one for one in converted.warnings] == [
+    assert ["do not belong to the ControlNet" in warning for warning in converted.warnings] == [
         True
     ] * whole
 
 
 def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
-    """Convert a repo into a new folder beside it; fields: those of the request."""
+    """Convert a repo into a new folder beside it. `fields` are those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    asked = conversion(**{"model_type": "controlnet", **fields})
+    options = conversion(**{"model_type": "controlnet", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, options, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", REPOS, ids=str)
-def test_a_repo_of_a_controlnet_is_taken_whole(tmp_path: Path, row: Row) -> None:
-    """The weights as they are, or in the precision asked for; old .bin weights, too."""
+def test_controlnet_repo_is_converted(tmp_path: Path, row: Row) -> None:
+    """Old .bin weights and another precision work, too."""
     repo = save_repo(tmp_path, row.architecture, safe=row.container.endswith("safetensors"))
     (repo / "README.md").write_text("a ControlNet")
 
@@ -174,8 +177,8 @@ def test_a_repo_of_a_controlnet_is_taken_whole(tmp_path: Path, row: Row) -> None
 
 
 @pytest.mark.parametrize("net", [SD1, SD2], ids=lambda net: net.family)
-def test_every_tensor_of_the_published_models_has_its_place(net: Any) -> None:
-    """Of the published sizes, each tensor is a row of the table."""
+def test_key_table_covers_every_tensor_of_the_published_models(net: Any) -> None:
+    """Each tensor at its published size matches a row of the table."""
     (component,) = load_architecture(f"controlnet-{net.family}").components
     shapes = controlnet_shapes(net)
     dimensions: Dimensions = {}
@@ -227,8 +230,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("names", "words"), OTHERS.values(), ids=OTHERS)
-def test_what_is_no_controlnet_is_named(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
-    """Diffusers would make a random model of it, or fail with a missing key."""
+def test_file_that_is_not_a_controlnet_is_refused(
+    tmp_path: Path, names: tuple[str, ...], words: str
+) -> None:
+    """Diffusers would make a random model of it or fail with a missing key."""
     tensors = {name: torch.zeros(2, 2) for name in names}
     path = save_safetensors(tmp_path / "net.safetensors", tensors)
     with pytest.raises(LoaderError) as caught:
@@ -238,7 +243,7 @@ def test_what_is_no_controlnet_is_named(tmp_path: Path, names: tuple[str, ...], 
 
 
 def without(*names: str) -> Any:
-    """Leaves tensors out."""
+    """A function that removes these tensors."""
     return lambda tensors: [tensors.pop(name) for name in names]
 
 
@@ -253,7 +258,7 @@ DAMAGES = {
         lambda tensors: tensors.update({"controlnet_mid_block.bias": torch.zeros(7)}),
         "controlnet_mid_block.bias has the shape [7]",
     ),
-    "a layer more": (
+    "an extra layer": (
         "SD 1.x",
         lambda tensors: tensors.update({"down_blocks.0.resnets.2.conv1.weight": TENSOR}),
         "has a tensor that its architecture does not have",
@@ -274,10 +279,10 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("architecture", "damage", "words"), DAMAGES.values(), ids=DAMAGES)
-def test_shapes_that_contradict_are_refused(
+def test_contradicting_tensors_are_refused(
     tmp_path: Path, architecture: str, damage: Any, words: str
 ) -> None:
-    """Nothing is made up for what is missing."""
+    """The loader does not make up missing tensors."""
     tensors = tiny(architecture)
     damage(tensors)
     path = save_safetensors(tmp_path / "net.safetensors", tensors)
@@ -287,8 +292,11 @@ def test_shapes_that_contradict_are_refused(
     assert words in caught.value.message
 
 
-def test_the_spec_decides_or_is_contradicted(tmp_path: Path) -> None:
-    """UpcastAttention goes into the config; another baseModel than the file's is refused."""
+def test_spec_options_apply_or_are_refused(tmp_path: Path) -> None:
+    """spec.upcastAttention goes into the config.
+
+    Another baseModel than the file's and `weights: ema` are refused.
+    """
     path = save_safetensors(tmp_path / "net.safetensors", tiny("SD 2.x"))
     convert_file(path, tmp_path / "out", model_type="controlnet", upcast_attention=True)
     assert json.loads((tmp_path / "out/config.json").read_text())["upcast_attention"] is True
@@ -309,8 +317,8 @@ CONFIG_CHANGES = {
     "another hint": ({"conditioning_channels": 4}, "conditioning_channels is"),
     "another middle": ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type is"),
     "other depths": ({"transformer_layers_per_block": 2}, "transformer_layers_per_block is"),
-    "no number": ({"cross_attention_dim": "64"}, "cross_attention_dim is"),
-    "one level more": (
+    "not a number": ({"cross_attention_dim": "64"}, "cross_attention_dim is"),
+    "an extra level": (
         {"transformer_layers_per_block": [1, 1, 1, 1, 1]},
         "transformer_layers_per_block is",
     ),
@@ -318,10 +326,10 @@ CONFIG_CHANGES = {
 
 
 @pytest.mark.parametrize(("changes", "words"), CONFIG_CHANGES.values(), ids=CONFIG_CHANGES)
-def test_a_repos_config_must_be_that_of_its_tensors(
+def test_repo_config_that_its_tensors_contradict_is_refused(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    """Else the folder would not open, or open as something else."""
+    """The folder would not open, or would open as another model."""
     repo = save_repo(tmp_path, "SD 1.x")
     found = json.loads((repo / "config.json").read_text())
     (repo / "config.json").write_text(json.dumps({**found, **changes}))
@@ -330,8 +338,8 @@ def test_a_repos_config_must_be_that_of_its_tensors(
     assert words in caught.value.message
 
 
-def test_an_unusual_structure_is_taken_by_its_config(tmp_path: Path) -> None:
-    """One resnet a level: no table knows it, diffusers does."""
+def test_unusual_structure_is_converted_by_its_config(tmp_path: Path) -> None:
+    """The model has one resnet per level. No key table knows it, but diffusers does."""
     found = {**configured("SD 1.x"), "layers_per_block": 1}
     model = ControlNetModel.from_config(found)
     model.save_pretrained(tmp_path / "repo")
@@ -340,22 +348,22 @@ def test_an_unusual_structure_is_taken_by_its_config(tmp_path: Path) -> None:
     assert converted.base_model is None
 
 
-def test_a_vae_repo_is_no_controlnet(tmp_path: Path) -> None:
-    """The right model type is named."""
+def test_vae_repo_is_refused_as_a_controlnet(tmp_path: Path) -> None:
+    """The message names the right model type."""
     AutoencoderKL(block_out_channels=(32,)).save_pretrained(tmp_path / "repo")
     with pytest.raises(LoaderError, match=r"it needs spec\.modelType: vae"):
         convert_repo(tmp_path / "repo")
 
 
 def test_unchanged_weights_are_linked(tmp_path: Path) -> None:
-    """No byte is copied that is right already."""
+    """The loader does not copy a file that is already right."""
     repo = save_repo(tmp_path, "SD 1.x")
     out, _converted = convert_repo(repo)
     assert (out / WEIGHTS).stat().st_ino == (repo / WEIGHTS).stat().st_ino
 
 
-def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
-    """Of two sets of weights, the repo's own names decide; strangers in the file are an error."""
+def test_unknown_tensor_in_a_repo_is_refused(tmp_path: Path) -> None:
+    """The architecture has no such tensor."""
     repo = save_repo(tmp_path, "SD 1.x")
     tensors = load_file(repo / WEIGHTS)
     (repo / WEIGHTS).unlink()

@@ -1,4 +1,4 @@
-"""What a file is, is told by its tensors; what cannot be converted is refused by name."""
+"""A file's tensors show what it is. A file that the loader cannot convert is refused by name."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PROJECTION = f"{UNET}input_blocks.1.1.proj_in.weight"
 
 
 def tensors(shapes):
-    """Tensors without bytes; a name alone has some shape."""
+    """Tensors without bytes. A name without a shape gets a default shape."""
     if not isinstance(shapes, dict):
         shapes = dict.fromkeys(shapes, (2, 2))
     return {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize(
-    ("shapes", "found"),
+    ("shapes", "family"),
     [
         pytest.param(SD1, BaseModelName.SD1, id="SD 1"),
         pytest.param(SD2, BaseModelName.SD2, id="SD 2"),
@@ -48,23 +48,23 @@ def tensors(shapes):
         pytest.param(REFINER, BaseModelName.SDXL_REFINER, id="refiner"),
     ],
 )
-def test_supported_checkpoints_are_recognised(shapes, found):
-    """By their keys and shapes; saying it as well does no harm."""
-    assert family_of(tensors(shapes)) is found
-    assert family_of(tensors(shapes), found) is found
+def test_supported_checkpoints_are_recognised(shapes, family):
+    """The keys and shapes decide. The same spec.baseModel does not change the result."""
+    assert family_of(tensors(shapes)) is family
+    assert family_of(tensors(shapes), family) is family
 
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL], ids=["SD 1", "SD 2", "SDXL"])
 @pytest.mark.parametrize(("channels", "task"), [(4, None), (9, INPAINTING), (8, INSTRUCT_PIX2PIX)])
-def test_input_channels_tell_the_task(shapes, channels, task):
-    """What an inpainting or an editing model is given beside the latents."""
+def test_input_channels_show_the_task(shapes, channels, task):
+    """Inpainting and editing models get more inputs than the latents."""
     found = tensors(shapes | {CONV_IN: (32, channels, 3, 3)})
     assert family_of(found) is family_of(tensors(shapes))
     assert task_of(found) == task
 
 
 def without(shapes, *prefixes):
-    """A checkpoint of which parts are missing."""
+    """The shapes without those whose names have these prefixes."""
     return {name: shape for name, shape in shapes.items() if not name.startswith(prefixes)}
 
 
@@ -77,8 +77,8 @@ def without(shapes, *prefixes):
         pytest.param(without(REFINER, "conditioner"), BaseModelName.SDXL_REFINER, id="refiner"),
     ],
 )
-def test_the_unet_alone_tells_the_architecture(shapes, found):
-    """So that what is missing can be named."""
+def test_unet_alone_shows_the_architecture(shapes, found):
+    """The loader can then name the missing components."""
     assert family_of(tensors(shapes)) is found
 
 
@@ -92,8 +92,8 @@ AMBIGUOUS = [
 
 
 @pytest.mark.parametrize("shapes", AMBIGUOUS)
-def test_an_ambiguous_file_needs_the_spec(shapes):
-    """spec.baseModel decides what the file does not."""
+def test_ambiguous_file_needs_the_spec(shapes):
+    """spec.baseModel decides between the candidates."""
     with pytest.raises(LoaderError, match=r"sd1 or sd2: set spec\.baseModel") as caught:
         family_of(tensors(shapes))
     assert caught.value.reason is Reason.INVALID_SPEC
@@ -118,8 +118,8 @@ KNOWN_TO_DIFFUSERS = [
 
 
 @pytest.mark.parametrize(("shapes", "what"), KNOWN_TO_DIFFUSERS)
-def test_what_diffusers_alone_converts_is_named(shapes, what):
-    """The torch image can fall back on diffusers for these, and for no others."""
+def test_model_that_only_diffusers_converts_is_named(shapes, what):
+    """The torch image converts these models with diffusers."""
     assert only_diffusers_converts(tensors(shapes)) == what
     with pytest.raises(LoaderError, match=what) as caught:
         family_of(tensors(shapes))
@@ -127,8 +127,8 @@ def test_what_diffusers_alone_converts_is_named(shapes, what):
 
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL, REFINER, {}, ["a"]])
-def test_nothing_else_is_left_to_diffusers(shapes):
-    """Neither what we convert nor what nobody knows."""
+def test_other_files_are_not_left_to_diffusers(shapes):
+    """These are models that the loader converts itself and unknown files."""
     assert only_diffusers_converts(tensors(shapes)) is None
 
 
@@ -191,16 +191,16 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("shapes", "message"), REFUSED)
-def test_anything_else_is_refused_by_name(shapes, message):
-    """Never taken for SD 1, as diffusers takes what it does not know."""
+def test_unsupported_file_is_refused_by_name(shapes, message):
+    """Diffusers would treat an unknown file as SD 1."""
     with pytest.raises(LoaderError) as caught:
         family_of(tensors(shapes))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
     assert message in caught.value.message
 
 
-def test_a_wrong_base_model_is_refused():
-    """spec.baseModel completes what the file says, and cannot contradict it."""
+def test_wrong_base_model_is_refused():
+    """spec.baseModel may complete the detection but not contradict it."""
     with pytest.raises(LoaderError, match=r"spec\.baseModel is sdxl.* of sd1") as caught:
         family_of(tensors(SD1), BaseModelName.SDXL)
     assert caught.value.reason is Reason.INVALID_SPEC
@@ -212,8 +212,8 @@ SHAPES = st.lists(st.integers(0, 9), max_size=5).map(tuple)
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(NAMES, SHAPES, max_size=6))
-def test_hostile_files_are_refused_readably(shapes):
-    """Whatever the names and shapes: one line, no control characters, bounded."""
+def test_any_unknown_file_is_refused_readably(shapes):
+    """The message is short and printable."""
     with pytest.raises(LoaderError) as caught:
         family_of(tensors(shapes))
     assert caught.value.message.isprintable()

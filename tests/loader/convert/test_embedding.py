@@ -1,4 +1,4 @@
-"""An embedding becomes a folder that diffusers opens as it opens the file, and that has a token."""
+"""An embedding becomes a folder that diffusers opens like the file, with a token."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ FAMILIES = {"sd1": ("SD 1.x", 768), "sd2": ("SD 2.x", 1024)}
 SECOND_WIDTH = 1280
 NAME = "charturner"
 LEGACY = "pt of before torch 1.6"
-BY_MODEL_ID = "<model>"  # what `convert_file` calls every model
+BY_MODEL_ID = "<model>"  # the model id that `convert_file` uses
 
 
 def vectors(width, count=2, dtype=torch.float32, seed=0):
-    """Random vectors of a token."""
+    """Random vectors for a token."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((count, width), generator=generator).to(dtype)
 
 
 def a1111(tensor):
-    """What A1111's training saves."""
+    """The content that A1111's training saves."""
     return {
         "string_to_token": {"*": 265},
         "string_to_param": {"*": tensor},
@@ -52,7 +52,7 @@ def a1111(tensor):
 
 
 def early(tensor):
-    """What the paper's own program saves, a module for the vectors."""
+    """The content that the paper's own program saves. The vectors are a torch module."""
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(tensor)})
     return {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}
 
@@ -68,7 +68,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Case:
-    """An embedding: of which family, saved by which program, in which container."""
+    """An embedding by family, style and container."""
 
     family: str
     style: str
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def row(self) -> Row:
-        """It as a line of the catalog."""
+        """The case as a row of the catalog."""
         title = "SDXL" if self.family == "sdxl" else FAMILIES[self.family][0]
         return Row(
             model_type="embeddings",
@@ -103,7 +103,7 @@ ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
 
 
 def save(path: Path, content, *, legacy: bool = False) -> Path:
-    """The file, by the library that its container belongs to."""
+    """Save the content in the container of the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         return save_safetensors(path, content)
@@ -112,14 +112,17 @@ def save(path: Path, content, *, legacy: bool = False) -> Path:
 
 
 def loaded(folder, content, name="x.safetensors", *, legacy=False, **fields):
-    """What the loader makes of this content, and the folder."""
+    """Convert the content. Return the result and the folder."""
     path = save(folder / "origin" / name, content, legacy=legacy)
     return convert_file(path, folder / "out", model_type="embeddings", **fields), folder / "out"
 
 
 @cache
 def tokenizer():
-    """Knows letters only; the real one's 49,408 rows would be copied for each test."""
+    """A tokenizer that knows only letters.
+
+    A copy of the real one's 49,408 rows for each test would be slow.
+    """
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +133,7 @@ def tokenizer():
 
 
 def opened(source, width, kind=CLIPTextModel, **options):
-    """The tokens that diffusers adds for an embedding, and their vectors."""
+    """The tokens that diffusers adds for an embedding, with their vectors."""
     config = CLIPTextConfig(
         hidden_size=width,
         intermediate_size=64,
@@ -150,15 +153,15 @@ def opened(source, width, kind=CLIPTextModel, **options):
 
 
 def assert_same(ours, theirs):
-    """The same tokens, bit for bit the same vectors."""
+    """Assert that tokens and vectors are equal."""
     assert theirs
     assert ours.keys() == theirs.keys()
     assert all(identical(ours[word], vector) for word, vector in theirs.items())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
-    """Without being told the token, which stands in the folder for people, too."""
+def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
+    """The folder needs no token argument, and a text file shows the token to people."""
     make, token = STYLES[case.style]
     width = FAMILIES[case.family][1]
     content = make(vectors(width))
@@ -170,15 +173,15 @@ def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
     assert converted.warnings == ()
     assert (out / TOKEN_FILE).read_text() == token
     origin = tmp_path / "origin" / name
-    # It refuses to unpickle the early kind, whose vectors are those of a plain file.
+    # diffusers refuses to unpickle the early format, so compare with the plain vectors.
     source = {token: vectors(width)} if case.style == "textual_inversion" else str(origin)
     theirs = opened(source, width, token=token)
     assert_same(opened(out, width, local_files_only=True), theirs)
 
 
 @pytest.mark.parametrize("case", SDXL_CASES, ids=str)
-def test_both_encoders_of_sdxl_have_their_file(tmp_path, case):
-    """Two calls as diffusers documents them, each on the folder."""
+def test_sdxl_embedding_has_a_file_for_each_encoder(tmp_path, case):
+    """Diffusers opens each file by a call that its documentation describes."""
     content = {"clip_l": vectors(768), "clip_g": vectors(SECOND_WIDTH, seed=1)}
     converted, out = loaded(tmp_path, content, f"x.{case.container}")
 
@@ -195,8 +198,8 @@ def test_both_encoders_of_sdxl_have_their_file(tmp_path, case):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_precision_may_be_asked_for(tmp_path, precision):
-    """Without spec.revision nothing changes."""
+def test_spec_revision_sets_the_precision(tmp_path, precision):
+    """Without spec.revision the precision stays."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     converted, out = loaded(tmp_path / "a", {"<x>": vectors(768)}, revision=precision)
     assert converted.precision == precision
@@ -214,8 +217,8 @@ def test_a_precision_may_be_asked_for(tmp_path, precision):
         ("x" * 65, "is no word for prompts"),
     ],
 )
-def test_a_name_that_is_no_token_gives_way_to_the_model_id(tmp_path, name, warning):
-    """Diffusers would refuse the folder, or no prompt could name it."""
+def test_model_id_replaces_an_unusable_token(tmp_path, name, warning):
+    """Diffusers would refuse the folder, or no prompt could contain the token."""
     converted, out = loaded(tmp_path, {**a1111(vectors(768)), "name": name}, "x.pt")
     assert (out / TOKEN_FILE).read_text() == BY_MODEL_ID
     assert warning in converted.warnings[0]
@@ -223,8 +226,8 @@ def test_a_name_that_is_no_token_gives_way_to_the_model_id(tmp_path, name, warni
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_broken_weights_are_always_found(tmp_path, value):
-    """Such files are small: nobody needs to ask for the scan."""
+def test_broken_weights_are_always_refused(tmp_path, value):
+    """Embeddings are small, so the loader always scans them."""
     tensor = vectors(768)
     tensor[1, 5] = value
     with pytest.raises(LoaderError, match="<x>") as caught:
@@ -287,8 +290,8 @@ def test_broken_weights_are_always_found(tmp_path, value):
         ),
     ],
 )
-def test_what_is_wrong_is_refused_by_name(tmp_path, content, reason, message):
-    """Before anything is written."""
+def test_faulty_embedding_is_refused(tmp_path, content, reason, message):
+    """Nothing is written."""
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, content)
     assert caught.value.reason is reason
@@ -296,8 +299,8 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, content, reason, message):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_wrong_base_model_is_refused(tmp_path):
-    """The width says which it is."""
+def test_wrong_base_model_is_refused(tmp_path):
+    """The width of the vectors shows the base model."""
     with pytest.raises(LoaderError, match=r"spec\.baseModel is sd2.* of sd1") as caught:
         loaded(tmp_path, {"<x>": vectors(768)}, base_model="sd2")
     assert caught.value.reason is Reason.INVALID_SPEC
@@ -315,13 +318,13 @@ def test_a_wrong_base_model_is_refused(tmp_path):
         max_size=3,
     )
 )
-def test_hostile_files_are_refused_readably(tmp_path_factory, shapes):
-    """Whatever the names and shapes: a folder, or one line that says what is wrong."""
+def test_any_file_is_converted_or_refused(tmp_path_factory, shapes):
+    """An error message is short and printable."""
     folder = tmp_path_factory.mktemp("hostile")
-    said = None
+    message = None
     try:
         loaded(folder, {name: torch.ones(shape) for name, shape in shapes.items()})
     except LoaderError as error:
-        said = error.message
-    assert said is None or (said.isprintable() and len(said) < 512)
-    assert said is not None or (folder / "out" / TOKEN_FILE).exists()
+        message = error.message
+    assert message is None or (message.isprintable() and len(message) < 512)
+    assert message is not None or (folder / "out" / TOKEN_FILE).exists()

@@ -1,4 +1,4 @@
-"""A LoRA becomes a folder that diffusers opens as it opens the file itself, number for number."""
+"""A LoRA becomes a folder that diffusers opens like the file, number for number."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONTAINERS = ("safetensors", "bin")
 
 @dataclass(frozen=True)
 class Case:
-    """A LoRA: for which family, named in which style, in which container."""
+    """A LoRA by family, naming style and container."""
 
     family: str
     style: str
@@ -41,7 +41,7 @@ class Case:
 
     @property
     def row(self) -> Row:
-        """It as a line of the catalog."""
+        """The case as a row of the catalog."""
         title, _ = FAMILIES[self.family]
         return Row(
             model_type="lora",
@@ -67,13 +67,13 @@ ROWS: tuple[Row, ...] = tuple(case.row for case in CASES)
 
 
 def metadata_of(folder):
-    """What the published file says of itself."""
+    """The metadata of the published file."""
     with safe_open(folder / f"{NAME}.safetensors", "pt") as file:
         return file.metadata()
 
 
 def assert_same(ours, theirs):
-    """The same adapter: layers, parameters and scales."""
+    """Assert that layers, parameters and scales are equal."""
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         same = identical(ours[name], value) if name[-5:] != "scale" else ours[name] == value
@@ -81,14 +81,14 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
-    """All layers of UNet and text encoders, bit for bit, at the same scale."""
+def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
+    """All layers of the UNet and the text encoders are equal and have the same scale."""
     tensors = lora(case.family, case.style)
     path = save(tmp_path / "origin", tensors, case.container)
 
-    # Attention alone is built alike in SD 1 and 2; of these widths neither has any.
-    said = FAMILIES[case.family][1] if case.style == "old diffusers" else None
-    converted = convert_file(path, tmp_path / "out", model_type="lora", base_model=said)
+    # The attention of SD 1 and SD 2 is alike, and these tiny widths fit neither.
+    base_model = FAMILIES[case.family][1] if case.style == "old diffusers" else None
+    converted = convert_file(path, tmp_path / "out", model_type="lora", base_model=base_model)
 
     assert converted.files.keys() == {f"{NAME}.safetensors"}
     assert converted.base_model == FAMILIES[case.family][1]
@@ -103,8 +103,8 @@ def test_diffusers_opens_the_folder_as_it_opens_the_file(tmp_path, case):
     assert len([name for name in ours if name.endswith("scale")]) == len(halves)
 
 
-def test_alphas_of_kohya_are_in_effect(tmp_path):
-    """The scale is alpha by rank, for matrices and for convolutions, in every component."""
+def test_kohya_alphas_set_the_scale(tmp_path):
+    """The scale is alpha divided by rank for matrices and convolutions in every component."""
     _, out = loaded(tmp_path, lora("sdxl", "kohya sgm"))
     found = opened("sdxl", out)
     scales = {name: scale for name, scale in found.items() if name.endswith("scale")}
@@ -116,8 +116,8 @@ def test_alphas_of_kohya_are_in_effect(tmp_path):
 
 
 @pytest.mark.parametrize("style", ["old diffusers", "diffusers", "peft"])
-def test_a_unet_alone_is_named_so_that_diffusers_finds_it(tmp_path, style):
-    """Of names without `unet.` load_lora_weights loads nothing, and only warns."""
+def test_layers_of_a_unet_alone_get_their_prefix(tmp_path, style):
+    """load_lora_weights ignores names without `unet.` and only warns."""
     tensors = {
         name.removeprefix("unet."): tensor
         for name, tensor in lora("sd15", style, text=False).items()
@@ -133,8 +133,11 @@ def test_a_unet_alone_is_named_so_that_diffusers_finds_it(tmp_path, style):
     assert_same(opened("sd15", out), theirs)
 
 
-def test_two_styles_as_diffusers_own_training_writes_them_are_read(tmp_path):
-    """Its export renames the attention layers only, and its import then goes by the first name."""
+def test_mixed_styles_of_diffusers_training_are_read(tmp_path):
+    """Its export renames only the attention layers.
+
+    Its import detects the style by the first name.
+    """
     peft, diffusers = lora("sd15", "peft", text=False), lora("sd15", "diffusers", text=False)
     mixed = {name: tensor for name, tensor in peft.items() if "attn" not in name}
     mixed |= {name: tensor for name, tensor in diffusers.items() if "attn" in name}
@@ -143,8 +146,8 @@ def test_two_styles_as_diffusers_own_training_writes_them_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])
-def test_the_scale_in_pefts_metadata_is_kept(tmp_path, options):
-    """Diffusers keeps it beside the tensors; without it the scale would be another."""
+def test_scale_in_peft_metadata_is_kept(tmp_path, options):
+    """Diffusers stores the scale in the metadata. Without it, the scale would change."""
     pipe, layers, config = trained(**options)
     pipe.save_lora_weights(
         tmp_path / "origin", unet_lora_layers=layers, unet_lora_adapter_metadata=config
@@ -157,31 +160,35 @@ def test_the_scale_in_pefts_metadata_is_kept(tmp_path, options):
     assert_same(opened("sd15", tmp_path / "out"), theirs)
 
 
-def test_the_metadata_of_a_unet_alone_is_named_like_its_layers(tmp_path):
-    """As `unet.save_lora_adapter` writes it: neither names nor metadata say whose they are."""
+def test_metadata_of_a_unet_alone_gets_the_prefix(tmp_path):
+    """`unet.save_lora_adapter` writes layers and metadata without a prefix."""
     _, layers, config = trained()
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps({key: value for key, value in config.items() if key != "peft_type"})
     converted, out = loaded(tmp_path, layers, {"lora_adapter_metadata": text})
     found = opened("sd15", out)
     assert {found[name] for name in found if name.endswith("scale")} == {2.0}
-    # Self attention and the cross attention's query: nothing here is as wide as a family's text.
+    # These layers do not depend on the width of a family's text encoder.
     assert converted.base_model is None or converted.base_model == "sd1"
 
 
-def test_metadata_is_kept_and_bounded(tmp_path):
-    """Kohya says there how it was trained; what would not fit a header is left out by name."""
+def test_metadata_is_kept_up_to_a_limit(tmp_path):
+    """Kohya stores its training options there. A warning names an entry that is too long."""
     tensors = lora("sd15", "kohya", text=False)
-    said = {"ss_network_dim": "4", "modelspec.title": "Fish", "ss_tag_frequency": "x" * (7 << 19)}
-    converted, out = loaded(tmp_path, tensors, said)
-    kept = {key: text for key, text in said.items() if key != "ss_tag_frequency"}
+    metadata = {
+        "ss_network_dim": "4",
+        "modelspec.title": "Fish",
+        "ss_tag_frequency": "x" * (7 << 19),
+    }
+    converted, out = loaded(tmp_path, tensors, metadata)
+    kept = {key: text for key, text in metadata.items() if key != "ss_tag_frequency"}
     assert metadata_of(out) == {"format": "pt", **kept}
     assert converted.warnings == ("metadata too long to publish: ss_tag_frequency",)
 
 
 @pytest.mark.parametrize(("revision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_a_precision_is_for_weights_not_for_scales(tmp_path, revision, dtype):
-    """Only spec.revision changes a type, and never that of an alpha."""
+def test_precision_applies_to_weights_but_not_to_alphas(tmp_path, revision, dtype):
+    """Only spec.revision changes the type of a weight."""
     tensors = lora("sd15", "kohya", text=False)
     converted, out = loaded(tmp_path, tensors, revision=revision)
     published = load_file(out / f"{NAME}.safetensors")
@@ -191,8 +198,8 @@ def test_a_precision_is_for_weights_not_for_scales(tmp_path, revision, dtype):
         assert identical(published[name], wanted), name
 
 
-def test_any_precision_passes_through(tmp_path):
-    """Even one that nothing computes in, since nobody asked for another."""
+def test_precision_is_kept_without_a_revision(tmp_path):
+    """Even double precision stays."""
     tensors = {
         name: tensor.to(torch.float64) for name, tensor in lora("sd15", "peft", text=False).items()
     }
@@ -202,8 +209,8 @@ def test_any_precision_passes_through(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_broken_weights_are_always_found(tmp_path, value):
-    """Such files are small: nobody needs to ask for the scan."""
+def test_broken_weights_are_always_refused(tmp_path, value):
+    """LoRAs are small, so the loader always scans them."""
     tensors = lora("sd15", "kohya", text=False)
     name = next(name for name in tensors if "attn2_to_k.lora_up" in name)
     tensors[name][0, 0] = value

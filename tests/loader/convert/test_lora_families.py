@@ -1,4 +1,7 @@
-"""Which family a LoRA is for, told by the layers of the real models, full-size, without weights."""
+"""The base model of a LoRA is detected from its layers.
+
+The reference is the real models at full size, without weights.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ TEXTS = {
 
 
 def real_layers(family):
-    """Shapes of all matrices and convolutions of the family's models, by component and name."""
+    """The shapes of all matrices and convolutions of the family's models, by component and name."""
     with torch.device("meta"):
         models = {"unet": UNet2DConditionModel(**UNETS[family])}
         for name, (width, depth, kind) in TEXTS[family].items():
@@ -80,8 +83,8 @@ def real_layers(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_layers_are_those_of_the_real_models(family):
-    """No more, no fewer, in these shapes."""
+def test_known_layers_equal_those_of_the_real_models(family):
+    """Names and shapes match, and no layer is missing."""
     real = real_layers(family)
     known = {(component, module.name): module for (component, _), module in modules(family).items()}
     assert known.keys() == real.keys()
@@ -94,8 +97,8 @@ def test_the_layers_are_those_of_the_real_models(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_names_of_kohya_are_those_that_diffusers_understands(family):
-    """Each name leads it to the very layer that we take it for."""
+def test_kohya_names_mean_the_same_layers_as_in_diffusers(family):
+    """Diffusers converts each name to the layer that the loader expects."""
     for (component, name), module in modules(family).items():
         if component != "unet" or "." in name:
             continue
@@ -111,12 +114,12 @@ def test_names_of_kohya_are_those_that_diffusers_understands(family):
 
 
 def file_of(tensors, metadata=None):
-    """A file of tensors without bytes."""
+    """A file of tensors that hold no bytes."""
     return TensorFile(Path("x"), -1, "safetensors", tensors, metadata or {})
 
 
 def halves(names, inputs, outputs, style="unet.{}.lora_{}.weight", words=("A", "B")):
-    """Two halves of layers of these widths; a convolution's where inputs is a tuple."""
+    """The two matrices of each layer. If `inputs` is a tuple, the layer is a convolution."""
     down = (4, *inputs) if isinstance(inputs, tuple) else (4, inputs)
     up = (outputs, 4, 1, 1) if isinstance(inputs, tuple) else (outputs, 4)
     return {
@@ -127,7 +130,7 @@ def halves(names, inputs, outputs, style="unet.{}.lora_{}.weight", words=("A", "
 
 
 def cross(width, block="down_blocks.1.attentions.0", outputs=640):
-    """A LoRA of one layer of cross attention."""
+    """A LoRA of one cross-attention layer."""
     return halves([f"{block}.transformer_blocks.0.attn2.to_k"], width, outputs)
 
 
@@ -137,7 +140,7 @@ KOHYA_TE = "lora_te{}_{{}}.lora_{{}}.weight"
 
 
 def text(number, width):
-    """A LoRA of kohya's for a text encoder."""
+    """A kohya LoRA of a text encoder."""
     return halves(TEXT, width, width, KOHYA_TE.format(number), ("down", "up"))
 
 
@@ -149,16 +152,19 @@ def text(number, width):
         pytest.param(cross(2048), {}, SDXL, id="cross attention of SDXL"),
         pytest.param(SELF_ATTENTION, {}, None, id="self attention"),
         pytest.param(
-            SELF_ATTENTION, {"ss_base_model_version": "sdxl_base_v1-0"}, SDXL, id="kohya says"
+            SELF_ATTENTION, {"ss_base_model_version": "sdxl_base_v1-0"}, SDXL, id="kohya's metadata"
         ),
         pytest.param(
             SELF_ATTENTION,
             {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"},
             SD2,
-            id="modelspec says",
+            id="modelspec metadata",
         ),
         pytest.param(
-            cross(768), {"ss_base_model_version": "sdxl_base_v1-0"}, SD1, id="says otherwise"
+            cross(768),
+            {"ss_base_model_version": "sdxl_base_v1-0"},
+            SD1,
+            id="layers before metadata",
         ),
         pytest.param(text("", 768), {}, SD1, id="text encoder of SD 1"),
         pytest.param(text("", 1024), {}, SD2, id="text encoder of SD 2"),
@@ -172,23 +178,23 @@ def text(number, width):
         ),
     ],
 )
-def test_the_family_is_told_by_layers_and_widths(tensors, metadata, found):
-    """What fits several is published as such, with a warning that says what to set."""
+def test_base_model_is_detected_from_layers_and_widths(tensors, metadata, found):
+    """A LoRA that fits several base models is published with a warning to set spec.baseModel."""
     plan = plan_lora(file_of(tensors, metadata), conversion(model_type="lora"))
     assert plan.base_model == found
     assert any("spec.baseModel says which" in warning for warning in plan.warnings) == (not found)
 
 
-@pytest.mark.parametrize("said", [SD1, SD2, SDXL])
-def test_the_user_may_say_what_the_file_does_not(said):
-    """Among the families that it fits."""
-    asked = conversion(model_type="lora", base_model=said)
-    plan = plan_lora(file_of(SELF_ATTENTION), asked)
-    assert (plan.base_model, plan.warnings) == (said, ())
+@pytest.mark.parametrize("base_model", [SD1, SD2, SDXL])
+def test_spec_may_choose_among_the_fitting_base_models(base_model):
+    """The warning disappears."""
+    options = conversion(model_type="lora", base_model=base_model)
+    plan = plan_lora(file_of(SELF_ATTENTION), options)
+    assert (plan.base_model, plan.warnings) == (base_model, ())
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said", "reason", "message"),
+    ("tensors", "base_model", "reason", "message"),
     [
         (cross(768), SDXL, Reason.INVALID_SPEC, "is sdxl, but the file is a LoRA of sd1"),
         (SELF_ATTENTION, BaseModelName.SDXL_REFINER, Reason.INVALID_SPEC, "sd1 or sd2 or sdxl"),
@@ -215,10 +221,10 @@ def test_the_user_may_say_what_the_file_does_not(said):
     ],
     ids=["another", "refiner", "width", "styles", "two widths", "out of line", "layer"],
 )
-def test_contradictions_are_refused(tensors, said, reason, message):
-    """By the spec, by the layers, and of one layer by another."""
+def test_contradictions_are_refused(tensors, base_model, reason, message):
+    """The spec contradicts the file, or the layers contradict each other or the base model."""
     with pytest.raises(LoaderError) as caught:
-        plan_lora(file_of(tensors), conversion(model_type="lora", base_model=said))
+        plan_lora(file_of(tensors), conversion(model_type="lora", base_model=base_model))
     assert caught.value.reason is reason
     assert message in caught.value.message
 
@@ -247,13 +253,13 @@ METADATA = st.dictionaries(
     st.booleans(),
     METADATA,
 )
-def test_hostile_files_are_refused_readably(tensors, with_a_lora, metadata):
-    """Whatever the names, shapes and types: a plan, or one line that says what is wrong."""
+def test_any_file_is_planned_or_refused(tensors, with_a_lora, metadata):
+    """An error message is short and printable."""
     if with_a_lora:
         tensors = {**cross(768), **tensors}
-    said = None
+    message = None
     try:
         plan_lora(file_of(tensors, metadata), conversion(model_type="lora"))
     except LoaderError as error:
-        said = error.message
-    assert said is None or (said.isprintable() and len(said) < 512)
+        message = error.message
+    assert message is None or (message.isprintable() and len(message) < 512)

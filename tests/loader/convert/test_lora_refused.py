@@ -1,4 +1,4 @@
-"""What is wrong with a LoRA is said by name, and nothing of it is written."""
+"""A faulty LoRA is refused by a message that names the fault, and nothing is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNSUPPORTED, CONTRADICTS = Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED
 
 
 def refusal(tmp_path, tensors, metadata=None, **fields) -> LoaderError:
-    """Why the loader refuses these tensors."""
+    """Return the error of a LoRA that must be refused."""
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, tensors, metadata, **fields)
     assert not list((tmp_path / "out").iterdir())
@@ -25,14 +25,14 @@ def refusal(tmp_path, tensors, metadata=None, **fields) -> LoaderError:
 
 
 def changed(tensors, ending, make):
-    """The tensors with one of that ending replaced, or left out, by a function."""
+    """The tensors, with the first whose name has this ending replaced by the result of `make`."""
     name = next(name for name in tensors if name.endswith(ending))
     rest = {key: tensor for key, tensor in tensors.items() if key != name}
     return rest | make(name, tensors[name])
 
 
 def kohya():
-    """A sound LoRA of one component."""
+    """A valid LoRA of one component."""
     return lora("sd15", "kohya", text=False)
 
 
@@ -41,13 +41,16 @@ ZERO = torch.zeros(4, 4)
 
 REFUSED = [
     pytest.param(
-        lambda: changed(kohya(), ATTENTION, lambda _n, _t: {}), CONTRADICTS, "lacks", id="no down"
+        lambda: changed(kohya(), ATTENTION, lambda _n, _t: {}),
+        CONTRADICTS,
+        "lacks",
+        id="no down matrix",
     ),
     pytest.param(
         lambda: changed(kohya(), "attn2_to_k.lora_up.weight", lambda _n, _t: {}),
         CONTRADICTS,
         "lacks its lora_B.weight (or lora_up)",
-        id="no up",
+        id="no up matrix",
     ),
     pytest.param(
         lambda: kohya() | {"lora_unet_mid_block_attentions_9_proj_in.alpha": torch.tensor(1.0)},
@@ -83,7 +86,7 @@ REFUSED = [
         lambda: kohya() | dict.fromkeys(["lora_unet_x.lora_down.weight"], ZERO),
         CONTRADICTS,
         "lacks",
-        id="half a layer of nothing",
+        id="half of an unknown layer",
     ),
     pytest.param(
         lambda: (
@@ -179,14 +182,14 @@ REFUSED = [
         },
         UNSUPPORTED,
         "does not read these layers of the text_encoder",
-        id="text layers that diffusers takes for none",
+        id="text layers that diffusers ignores",
     ),
 ]
 
 
 @pytest.mark.parametrize(("make", "reason", "message"), REFUSED)
-def test_what_is_wrong_is_refused_by_name(tmp_path, make, reason, message):
-    """Before anything is written, with the tensor's name."""
+def test_faulty_lora_is_refused(tmp_path, make, reason, message):
+    """The message names the tensor or the format, and nothing is written."""
     error = refusal(tmp_path, make())
     assert error.reason is reason
     assert message in error.message
@@ -204,8 +207,8 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, make, reason, message):
     ],
     ids=["a module to import", "files to read", "pattern", "patterns", "no number", "another rank"],
 )
-def test_metadata_must_be_harmless(tmp_path, change, reason, message):
-    """Whoever loads the LoRA makes PEFT's configuration of it."""
+def test_harmful_metadata_is_refused(tmp_path, change, reason, message):
+    """Whoever loads the LoRA turns its metadata into a PEFT configuration."""
     _, layers, config = trained()
     layers = {f"unet.{name}": tensor for name, tensor in layers.items()}
     config["target_modules"] = sorted(config["target_modules"])
@@ -218,14 +221,17 @@ def test_metadata_must_be_harmless(tmp_path, change, reason, message):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 100_000], ids=["cut", "[]", "x", "deep"])
-def test_metadata_that_is_no_object_is_refused(tmp_path, text):
-    """It would fail in the hands of whoever loads the LoRA."""
+def test_metadata_that_is_not_a_json_object_is_refused(tmp_path, text):
+    """Diffusers would fail when it loads the LoRA."""
     error = refusal(tmp_path, lora("sd15", "peft", text=False), {"lora_adapter_metadata": text})
     assert error.reason is CONTRADICTS
 
 
-def test_metadata_that_is_costly_to_read_is_refused(tmp_path):
-    """A config of PEFT has a few kilobytes; lists within lists take 44 times their length."""
+def test_too_long_metadata_is_refused(tmp_path):
+    """A PEFT configuration has a few kilobytes.
+
+    Nested lists need 44 times their length in memory.
+    """
     text = '{"x":[' + "[]," * 400_000 + "0]}"
     error = refusal(tmp_path, lora("sd15", "peft", text=False), {"lora_adapter_metadata": text})
     assert error.reason is Reason.UNSUPPORTED_FORMAT
@@ -241,13 +247,13 @@ TEXT_LAYERS = {
     "the last projection": ("text_projection",),
 }
 CASES = [(style, kept) for style in STYLES for kept in [*TEXT_LAYERS][:-1]]
-CASES.remove(("old diffusers", "the rest of the layer"))  # which it did not know
-CASES.append(("kohya", "the last projection"))  # which it alone trains
+CASES.remove(("old diffusers", "the rest of the layer"))  # old diffusers did not train these layers
+CASES.append(("kohya", "the last projection"))  # only kohya trains this layer
 
 
 @pytest.mark.parametrize(("style", "kept"), CASES)
-def test_text_layers_are_refused_exactly_where_diffusers_does_not_read_them(tmp_path, style, kept):
-    """It tells the style by a few names: without them it fails, or leaves layers out."""
+def test_text_layers_are_refused_if_and_only_if_diffusers_ignores_them(tmp_path, style, kept):
+    """Diffusers detects the style from a few names. Without them it fails or skips layers."""
     tensors = {
         name: tensor
         for name, tensor in lora("sdxl", style).items()

@@ -1,4 +1,4 @@
-"""What a file lacks is known from the names and shapes of its tensors, before anything is read."""
+"""The names and shapes of a file's tensors show what else the load needs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SD35_LARGE = {f"joint_blocks.{block}.x_block.mlp.fc1.weight": (9728, 2432) for b
 
 
 def file_of(shapes):
-    """A file with these tensors, none of which can be read."""
+    """A file of tensors that hold no bytes."""
     tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
     return TensorFile(Path("model"), -1, "safetensors", tensors)
 
 
 def without(shapes, *prefixes):
-    """A checkpoint that lacks components."""
+    """The shapes without those whose names have these prefixes."""
     return {name: shape for name, shape in shapes.items() if not name.startswith(prefixes)}
 
 
@@ -42,7 +42,7 @@ def without(shapes, *prefixes):
             without(SDXL, NO_VAE),
             {"vae": {"url": "org/vae"}},
             Needs(BaseModelName.SDXL),
-            id="with a replacement",
+            id="with spec.vae",
         ),
         pytest.param(
             without(SDXL, NO_VAE, "conditioner."),
@@ -59,24 +59,24 @@ def without(shapes, *prefixes):
         pytest.param(without(SD1, NO_VAE), {"model_type": "vae"}, Needs(), id="not a pipeline"),
         pytest.param(SD35_LARGE, {"model_type": "lora"}, Needs(), id="an adapter of another model"),
         pytest.param({"x": (1,)}, {}, Needs(), id="not a model"),
-        pytest.param(SD1, {"base_model": "sdxl"}, Needs(), id="contradicts the spec"),
+        pytest.param(SD1, {"base_model": "sdxl"}, Needs(), id="the spec contradicts the file"),
     ],
 )
-def test_a_file_needs_what_it_lacks(shapes, fields, expected):
-    """A file that cannot be converted at all needs nothing: its plan fails and says why."""
+def test_file_needs_its_missing_components(shapes, fields, expected):
+    """A file that cannot be converted needs nothing. Its plan fails later with the reason."""
     found = needs(file_of(shapes), conversion(**fields))
     assert found == expected
     assert not found.whole_file
 
 
-def test_a_pipeline_that_only_diffusers_converts_needs_its_configs():
-    """Diffusers says which repo has them, and reads the file as a whole."""
+def test_fallback_model_needs_its_configs():
+    """Diffusers names the repo of the configs and reads the file as a whole."""
     found = needs(file_of(SD35_LARGE), conversion())
     assert found == Needs(config_repo="stabilityai/stable-diffusion-3.5-large")
     assert found.whole_file
 
 
-def test_without_torch_such_a_pipeline_is_refused(monkeypatch):
+def test_fallback_model_is_refused_without_torch(monkeypatch):
     """The message names the image that can convert it."""
     monkeypatch.setattr("sd_loader.convert.plan.fallback.has_torch", lambda: False)
     with pytest.raises(LoaderError, match=r"only diffusers converts.*loader\.image") as caught:

@@ -1,4 +1,4 @@
-"""Published folders also open with older libraries and render the same image."""
+"""Published folders also open with older libraries and give the same image."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ ROWS = (
 
 
 def checkpoint(make: Callable[[], dict[str, torch.Tensor]], root: Path) -> None:
-    """Publish a checkpoint."""
+    """Convert a checkpoint."""
     path = save_safetensors(root / "model.safetensors", make())
     convert_file(path, root / "out")
 
 
 def repo(architecture: str, root: Path) -> None:
-    """Publish a repo as the newest diffusers saves it, which older ones do not read aright."""
+    """Convert a repo that the newest diffusers saved and older versions cannot read correctly."""
     (root / "source").mkdir()
     (root / "out").mkdir()
     tinyrepo.save_repo(root / "source" / "repo", architecture)
     fetched = Fetched(kind="repo", path="repo", source=Source())
-    asked = conversion(model_type="huggingface")
-    convert(fetched, root / "source", asked, root / "out", lambda _: None)
+    options = conversion(model_type="huggingface")
+    convert(fetched, root / "source", options, root / "out", lambda _: None)
 
 
 MAKERS: dict[Row, Callable[[Path], None]] = {
@@ -61,12 +61,12 @@ MAKERS: dict[Row, Callable[[Path], None]] = {
 
 @pytest.fixture(scope="module")
 def old_python() -> Path:
-    """The interpreter of the old environment."""
+    """The interpreter of the environment with older libraries."""
     return oldstack.python()
 
 
 def image(python: Path | str, folder: Path, out: Path) -> np.ndarray:
-    """What this environment renders; it must not complain about the weights."""
+    """Render the folder with this interpreter. It must not warn about the weights."""
     script = ROOT / "tests/support/models/openfolder.py"
     env = {"PATH": os.environ["PATH"], "HOME": str(out.parent), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
@@ -78,12 +78,12 @@ def image(python: Path | str, folder: Path, out: Path) -> np.ndarray:
     return np.load(out)
 
 
-@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its own saving
+@pytest.mark.filterwarnings("ignore")  # warnings from save_pretrained
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_old_and_new_libraries_render_the_same_image(
     row: Row, old_python: Path, tmp_path: Path
 ) -> None:
-    """With the same seed; in single precision on a CPU."""
+    """Both use the same seed in single precision on a CPU."""
     MAKERS[row](tmp_path)
     new = image(sys.executable, tmp_path / "out", tmp_path / "new.npy")
     old = image(old_python, tmp_path / "out", tmp_path / "old.npy")

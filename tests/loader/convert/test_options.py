@@ -1,4 +1,4 @@
-"""What the spec and the file itself say about a conversion, and how contradictions are named."""
+"""Options of a conversion from the spec and the file, and the messages for contradictions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.support.models.checkpoints import random_tensors, save_ckpt, save_saf
 from tests.support.models.conversions import convert_file, identical
 
 
-def test_a_mixed_checkpoint_stays_mixed(tmp_path):
-    """Without a revision each tensor keeps its own precision."""
+def test_mixed_precision_is_kept(tmp_path):
+    """Without spec.revision, each tensor keeps its precision."""
     tensors = tiny_sd15(torch.float16)
     for name in tensors:
         if name.startswith("first_stage_model."):
@@ -38,8 +38,8 @@ def test_a_mixed_checkpoint_stays_mixed(tmp_path):
         pytest.param(torch.float64, torch.float32, id="double precision"),
     ],
 )
-def test_what_no_pipeline_computes_in_is_widened_or_narrowed(tmp_path, dtype, published):
-    """8 bits fit into half precision without loss; nobody asks for double precision."""
+def test_unusable_precision_is_converted(tmp_path, dtype, published):
+    """8-bit floats fit into half precision without loss. Double precision becomes single."""
     tensors = tiny_sd15(dtype)
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     converted = convert_file(path, tmp_path / "out")
@@ -49,8 +49,8 @@ def test_what_no_pipeline_computes_in_is_widened_or_narrowed(tmp_path, dtype, pu
     assert identical(found["conv_in.weight"], expected)
 
 
-def test_the_averaged_weights_are_taken_when_asked_for(tmp_path):
-    """`weights: ema` replaces the UNet and nothing else; diffusers' own option does the same."""
+def test_ema_weights_replace_the_unet(tmp_path):
+    """`weights: ema` gives the same UNet as diffusers' option and changes no other file."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     tensors = tiny_sd15(ema=True)
@@ -66,8 +66,8 @@ def test_the_averaged_weights_are_taken_when_asked_for(tmp_path):
     assert all(identical(found[name], expected[name]) for name in found)
 
 
-def test_a_text_encoder_of_other_depth_is_recognised(tmp_path):
-    """Layers that are not there at all are no contradiction."""
+def test_text_encoder_of_another_depth_is_recognised(tmp_path):
+    """A missing last layer is not a contradiction."""
     tensors = {name: value for name, value in tiny_sd15().items() if ".layers.11." not in name}
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     convert_file(path, tmp_path / "out")
@@ -76,21 +76,21 @@ def test_a_text_encoder_of_other_depth_is_recognised(tmp_path):
 
 
 def test_old_names_of_the_text_encoder_are_understood(tmp_path):
-    """Early fine-tunes leave `text_model.` out."""
+    """Early fine-tunes omit `text_model.`."""
     tensors = tiny_sd15()
     renamed = {
         name.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): v
         for name, v in tensors.items()
     }
-    one = convert_file(save_safetensors(tmp_path / "new.safetensors", tensors), tmp_path / "new")
+    new = convert_file(save_safetensors(tmp_path / "new.safetensors", tensors), tmp_path / "new")
     old = convert_file(save_safetensors(tmp_path / "old.safetensors", renamed), tmp_path / "old")
-    assert one.files == old.files
+    assert new.files == old.files
 
 
 SCHEDULERS = [
-    pytest.param({}, {}, {"prediction_type": "epsilon"}, id="nothing said"),
+    pytest.param({}, {}, {"prediction_type": "epsilon"}, id="no marker"),
     pytest.param(
-        {"v_pred": torch.tensor([])}, {}, {"prediction_type": "v_prediction"}, id="marked"
+        {"v_pred": torch.tensor([])}, {}, {"prediction_type": "v_prediction"}, id="marker"
     ),
     pytest.param(
         {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])},
@@ -101,7 +101,7 @@ SCHEDULERS = [
             "timestep_spacing": "trailing",
             "_class_name": "DDIMScheduler",
         },
-        id="marked, zero terminal SNR",
+        id="marker, zero terminal SNR",
     ),
     pytest.param(
         {"v_pred": torch.tensor([])},
@@ -113,8 +113,8 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize(("marks", "fields", "expected"), SCHEDULERS)
-def test_the_scheduler_knows_what_the_unet_predicts(tmp_path, marks, fields, expected):
-    """Marker tensors count, spec.predictionType counts more; diffusers builds that scheduler."""
+def test_scheduler_gets_the_prediction_type(tmp_path, marks, fields, expected):
+    """spec.predictionType takes precedence over marker tensors. diffusers builds the scheduler."""
     from diffusers import DDIMScheduler, PNDMScheduler
 
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15() | marks)
@@ -130,8 +130,8 @@ def test_the_scheduler_knows_what_the_unet_predicts(tmp_path, marks, fields, exp
     assert loaded.config.prediction_type == config["prediction_type"]
 
 
-def test_upcast_attention_goes_into_the_unets_config(tmp_path):
-    """spec.upcastAttention; absent, the config does not speak of it."""
+def test_upcast_attention_goes_into_the_unet_config(tmp_path):
+    """Without spec.upcastAttention, the config does not contain the key."""
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
     convert_file(path, tmp_path / "as is")
     convert_file(path, tmp_path / "upcast", upcast_attention=True)
@@ -170,14 +170,14 @@ CONTRADICTIONS = [
         {f"{UNET}input_blocks.12.0.op.weight": torch.zeros(1)},
         {},
         f"does not have: {UNET}input_blocks.12.0.op.weight",
-        id="a level more than the architecture has",
+        id="an extra level",
     ),
     pytest.param(
         None,
         {f"{TEXT}encoder.layers.12.x": torch.zeros(1)},
         {},
         f"does not have: {TEXT}encoder.layers.12.x",
-        id="a text layer more",
+        id="an extra text layer",
     ),
     pytest.param(
         None,
@@ -187,14 +187,14 @@ CONTRADICTIONS = [
         id="a tensor under its old name and its new one",
     ),
     pytest.param(
-        EMA_BIAS, {}, {"weights": "ema"}, f"missing: {EMA_BIAS}", id="an average is missing"
+        EMA_BIAS, {}, {"weights": "ema"}, f"missing: {EMA_BIAS}", id="an EMA tensor is missing"
     ),
 ]
 
 
 @pytest.mark.parametrize(("without", "extra", "fields", "message"), CONTRADICTIONS)
-def test_a_contradiction_is_named(tmp_path, without, extra, fields, message):
-    """The first tensor that does not fit, and how; nothing is written."""
+def test_contradicting_tensor_is_named(tmp_path, without, extra, fields, message):
+    """The message names the first wrong tensor and the problem. Nothing is written."""
     tensors = {
         name: value
         for name, value in tiny_sd15(ema=True).items()
@@ -215,12 +215,16 @@ def test_a_contradiction_is_named(tmp_path, without, extra, fields, message):
             "cond_stage_model.", {}, Reason.UNSUPPORTED_FORMAT, "no text encoder", id="text encoder"
         ),
         pytest.param(
-            "model_ema.", {"weights": "ema"}, Reason.INVALID_SPEC, "no EMA weights", id="averages"
+            "model_ema.",
+            {"weights": "ema"},
+            Reason.INVALID_SPEC,
+            "no EMA weights",
+            id="EMA weights",
         ),
     ],
 )
-def test_a_part_that_is_not_there_is_named(tmp_path, without, fields, reason, message):
-    """Another file helps where the pipeline lacks a part; another spec, where averages are."""
+def test_missing_component_or_ema_weights_are_named(tmp_path, without, fields, reason, message):
+    """The reason tells whether the file or the spec must change."""
     tensors = {name: it for name, it in tiny_sd15(ema=True).items() if not name.startswith(without)}
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(LoaderError, match=message) as caught:
@@ -228,8 +232,8 @@ def test_a_part_that_is_not_there_is_named(tmp_path, without, fields, reason, me
     assert caught.value.reason is reason
 
 
-def test_what_has_no_place_is_left_out_and_said(tmp_path):
-    """A VAE's training loss is not part of the pipeline."""
+def test_unused_tensors_are_left_out_with_a_warning(tmp_path):
+    """A VAE's training loss is an example."""
     tensors = tiny_sd15() | {"first_stage_model.loss.discriminator.main.0.bias": torch.zeros(2)}
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
     (warning,) = convert_file(path, tmp_path / "out").warnings
@@ -237,8 +241,8 @@ def test_what_has_no_place_is_left_out_and_said(tmp_path):
     assert "first_stage_model.loss.discriminator.main.0.bias" in warning
 
 
-def test_an_impossible_width_is_refused(tmp_path):
-    """Groups of 32 must divide a width, which no shape says: the folder would not open."""
+def test_impossible_width_is_refused(tmp_path):
+    """Widths must be multiples of 32. Otherwise, the folder would not open."""
     widths = Widths("sd15", unet=40, vae=32, text=(64,), text_layers=(1,), vocabulary=300)
     tensors = random_tensors(sd15_shapes(widths), torch.float16)
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
@@ -247,8 +251,8 @@ def test_an_impossible_width_is_refused(tmp_path):
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-def test_a_pickle_is_refused_where_safetensors_are_asked_for(tmp_path):
-    """spec.fromSafetensors: true; false lets content decide."""
+def test_from_safetensors_refuses_a_pickle(tmp_path):
+    """spec.fromSafetensors: false accepts the pickle."""
     path = save_ckpt(tmp_path / "model.ckpt", tiny_sd15())
     with pytest.raises(LoaderError, match=r"spec\.fromSafetensors") as caught:
         convert_file(path, tmp_path / "refused", from_safetensors=True)
@@ -256,10 +260,10 @@ def test_a_pickle_is_refused_where_safetensors_are_asked_for(tmp_path):
     assert convert_file(path, tmp_path / "taken", from_safetensors=False).files
 
 
-def test_a_lightning_checkpoint_converts_too(tmp_path):
-    """Diffusers refuses the pickle of a training program; its weights are as good as others."""
+def test_lightning_checkpoint_is_converted(tmp_path):
+    """Diffusers refuses such a pickle, but its weights are usable."""
     tensors = tiny_sd15()
     plain = save_safetensors(tmp_path / "plain.safetensors", tensors)
     lightning = save_ckpt(tmp_path / "lightning.ckpt", tensors, lightning=True)
-    one = convert_file(plain, tmp_path / "one")
-    assert convert_file(lightning, tmp_path / "other").files == one.files
+    expected = convert_file(plain, tmp_path / "expected")
+    assert convert_file(lightning, tmp_path / "other").files == expected.files

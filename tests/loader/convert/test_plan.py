@@ -1,4 +1,4 @@
-"""Plans of checkpoints from their headers alone: variants, parts from elsewhere, contradictions."""
+"""Plans of checkpoints, made from their headers alone."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ def tensors(shapes):
 
 
 def plan(shapes, extras=NO_EXTRAS, original=NO_ORIGINAL, metadata=None, **fields):
-    """The plan of a checkpoint with these tensors."""
+    """Plan a checkpoint with tensors of these shapes."""
     file = TensorFile(Path("model"), -1, "safetensors", tensors(shapes), metadata or {})
     return plan_checkpoint(file, conversion(**fields), extras, original)
 
 
 def config(planned, path):
-    """One of its JSON files."""
+    """Parse a JSON file of the plan."""
     (file,) = [it for it in planned.files if it.path == path]
     return json.loads(file.content)
 
 
 def scheduler(planned):
-    """Its scheduler's config."""
+    """Parse the scheduler's config of the plan."""
     return config(planned, "scheduler/scheduler_config.json")
 
 
 def without(shapes, *prefixes):
-    """A checkpoint of which parts are missing."""
+    """The shapes without those whose names have these prefixes."""
     return {name: shape for name, shape in shapes.items() if not name.startswith(prefixes)}
 
 
@@ -83,17 +83,17 @@ def without(shapes, *prefixes):
         pytest.param(
             {"prediction_type": "epsilon", "upcast_attention": True},
             ("epsilon", "PNDMScheduler", 64, True),
-            id="and may be upcast, too",
+            id="epsilon with upcast attention",
         ),
         pytest.param(
             {"upcast_attention": False},
             ("v_prediction", "DDIMScheduler", 96, False),
-            id="2.0 was not upcast",
+            id="no upcast attention means 2.0",
         ),
     ],
 )
-def test_stable_diffusion_2_is_one_of_two_models(fields, expected):
-    """The 512 one that predicts noise, or the 768 one that predicts v."""
+def test_stable_diffusion_2_is_the_512_or_the_768_model(fields, expected):
+    """The 512 model predicts noise, and the 768 model predicts v."""
     planned = plan(SD2, **fields)
     unet = config(planned, "unet/config.json")
     found = scheduler(planned)
@@ -107,8 +107,8 @@ def test_stable_diffusion_2_is_one_of_two_models(fields, expected):
 
 
 @pytest.mark.parametrize("shapes", [SDXL, SSD], ids=["SDXL", "SSD-1B"])
-def test_the_schedule_of_a_v_model_of_sdxl_ends_in_noise(shapes):
-    """Both markers, as NoobAI and its like have them: Euler begins at the very last step."""
+def test_sdxl_v_model_gets_a_zero_terminal_snr_schedule(shapes):
+    """Checkpoints like NoobAI have both marker tensors. Euler then starts at the last timestep."""
     from diffusers import EulerDiscreteScheduler
 
     marked = plan(shapes | {"v_pred": (0,), "ztsnr": (0,)})
@@ -133,8 +133,8 @@ def test_the_schedule_of_a_v_model_of_sdxl_ends_in_noise(shapes):
         ),
     ],
 )
-def test_each_architecture_may_have_averages(shapes, widths, weights):
-    """Both sets of a checkpoint that has both make the same files."""
+def test_ema_weights_give_the_same_files(shapes, widths, weights):
+    """The plan lists the same paths and sizes for both sets of weights."""
     planned = plan(shapes | ema_shapes(widths), weights=weights)
     plain = plan(shapes)
     assert [(it.path, it.size) for it in planned.files] == [
@@ -145,7 +145,10 @@ def test_each_architecture_may_have_averages(shapes, widths, weights):
 MISSING = [
     pytest.param(without(SD1, "first_stage_model."), ("vae",), "no VAE", id="VAE"),
     pytest.param(
-        without(SD2, "cond_stage_model."), ("text_encoder",), "no text encoder", id="SD 2's text"
+        without(SD2, "cond_stage_model."),
+        ("text_encoder",),
+        "no text encoder",
+        id="SD 2's text encoder",
     ),
     pytest.param(
         without(SDXL, "conditioner.embedders.1."),
@@ -164,15 +167,15 @@ MISSING = [
 
 @pytest.mark.parametrize(("shapes", "parts", "message"), MISSING)
 def test_missing_components_are_named(shapes, parts, message):
-    """All at once, by a function and in the refusal."""
+    """`missing_components` and the refusal name all missing components at once."""
     assert missing_components(tensors(shapes)) == parts
     with pytest.raises(LoaderError, match=re.escape(message)) as caught:
         plan(shapes)
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
 
 
-def test_a_whole_checkpoint_misses_nothing():
-    """Of any family; old names of the text encoder count."""
+def test_complete_checkpoint_misses_no_component():
+    """Old names of the text encoder's tensors also count."""
     for shapes in (SD1, SD2, SDXL, REFINER):
         assert missing_components(tensors(shapes)) == ()
     old = {name.replace(".text_model.", "."): shape for name, shape in SD1.items()}
@@ -180,7 +183,7 @@ def test_a_whole_checkpoint_misses_nothing():
 
 
 def planned_component(component, dimensions=None):
-    """An extra component, planned from another file."""
+    """A component that was planned from another file."""
     weights = weights_file(
         f"{component}/weights.safetensors", [Item("w", Tensor(-1, Dtype.F16, (2,), 0), Dtype.F16)]
     )
@@ -189,8 +192,8 @@ def planned_component(component, dimensions=None):
 
 
 @pytest.mark.parametrize("shapes", [SD1, without(SD1, "first_stage_model.")], ids=["own", "none"])
-def test_a_part_may_come_from_elsewhere(shapes):
-    """Instead of the checkpoint's own, or where it has none; its files are taken as they are."""
+def test_component_may_come_from_another_file(shapes):
+    """It replaces the checkpoint's own VAE or a missing one. Its files are published unchanged."""
     planned = plan(shapes, PlannedExtras({"vae": planned_component("vae")}))
     files = {file.path for file in planned.files}
     assert {path for path in files if path.startswith("vae/")} == {
@@ -202,8 +205,8 @@ def test_a_part_may_come_from_elsewhere(shapes):
     assert plain - files == {"vae/diffusion_pytorch_model.safetensors"}
 
 
-def test_a_text_encoder_from_elsewhere_must_fit():
-    """What its shapes say is compared with the UNet's, as if it were the checkpoint's own."""
+def test_extra_text_encoder_must_fit_the_unet():
+    """Its width is compared with the UNet's, like that of the checkpoint's own text encoder."""
     shapes = without(SDXL, "conditioner.embedders.0.")
     part = planned_component("text_encoder", {"text_encoder": 64})
     planned = plan(shapes, PlannedExtras({"text_encoder": part}))
@@ -220,7 +223,7 @@ def test_a_text_encoder_from_elsewhere_must_fit():
 
 
 def block(name, number):
-    """The name of one tensor of a transformer block."""
+    """The name of a tensor of a transformer block."""
     return f"{UNET}{name}.transformer_blocks.{number}.norm1.weight"
 
 
@@ -253,13 +256,13 @@ CONTRADICTIONS = [
         SSD,
         {block("input_blocks.4.1", 2): (64,)},
         "does not have",
-        id="a block more than the family",
+        id="more blocks than the family",
     ),
     pytest.param(
         without(SDXL, f"{UNET}middle_block.1.transformer_blocks.9."),
         {},
         "the UNet's middle block has 9 transformer blocks, its last level 10",
-        id="what no config says",
+        id="no config describes it",
     ),
     pytest.param(
         without(SD1, f"{UNET}output_blocks.11."), {}, "missing", id="a block of the last level"
@@ -271,14 +274,14 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("shapes", "extra", "message"), CONTRADICTIONS)
-def test_a_unet_cut_at_random_is_no_smaller_one(shapes, extra, message):
-    """Only what a config of diffusers describes is taken for a distilled model."""
+def test_incomplete_unet_is_not_taken_for_a_distilled_one(shapes, extra, message):
+    """A distilled UNet must match a config that diffusers can describe."""
     with pytest.raises(LoaderError, match=re.escape(message)) as caught:
         plan(shapes | extra)
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-def test_only_what_differs_is_said_of_the_blocks():
+def test_config_lists_blocks_only_if_they_differ():
     """A model with all blocks of its family has its family's config."""
     for shapes in (SD1, SD2, SDXL, REFINER):
         unet = config(plan(shapes), "unet/config.json")
@@ -288,9 +291,9 @@ def test_only_what_differs_is_said_of_the_blocks():
     assert unet["reverse_transformer_layers_per_block"] == [[4, 4, 10], [2, 1, 1], 1]
 
 
-def test_the_original_config_is_believed_where_tensors_say_nothing():
-    """Size, heads and noise schedule; its prediction type tells which Stable Diffusion 2 it is."""
-    said = OriginalConfig(
+def test_original_config_supplies_what_tensors_do_not_show():
+    """These are size, heads and noise schedule. Its prediction type selects the kind of SD 2."""
+    original = OriginalConfig(
         prediction_type=PredictionType.EPSILON,
         image_size=80,
         head_channels=32,
@@ -301,7 +304,7 @@ def test_the_original_config_is_believed_where_tensors_say_nothing():
         model_channels=32,
         context_dim=64,
     )
-    planned = plan(SD2, original=said)
+    planned = plan(SD2, original=original)
     unet = config(planned, "unet/config.json")
     found = scheduler(planned)
     assert unet["sample_size"] == 80
@@ -310,12 +313,12 @@ def test_the_original_config_is_believed_where_tensors_say_nothing():
     assert found["num_train_timesteps"] == 500
     assert found["_class_name"] == "PNDMScheduler"
     assert planned.warnings == ()
-    one = plan(SD1, original=OriginalConfig(heads=4))
-    assert config(one, "unet/config.json")["attention_head_dim"] == 4
+    other = plan(SD1, original=OriginalConfig(heads=4))
+    assert config(other, "unet/config.json")["attention_head_dim"] == 4
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("original", "message"),
     [
         pytest.param(
             OriginalConfig(in_channels=9),
@@ -335,16 +338,16 @@ def test_the_original_config_is_believed_where_tensors_say_nothing():
         pytest.param(OriginalConfig(heads=5), "does not divide into 5 parts", id="heads"),
     ],
 )
-def test_an_original_config_of_another_model_is_refused(said, message):
-    """Where the tensors know better."""
+def test_original_config_of_another_model_is_refused(original, message):
+    """Its values contradict the checkpoint's tensors."""
     with pytest.raises(LoaderError, match=message) as caught:
-        plan(SD1, original=said)
+        plan(SD1, original=original)
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
-def test_inspect_names_each(tmp_path, model):
-    """From the header of a file whose weights are not read."""
+def test_inspect_recognises_each_model(tmp_path, model):
+    """Inspect reads only the header, so the test writes no weights."""
     path = tmp_path / "model.safetensors"
     header, position = {}, 0
     for name, shape in model.shapes(model.widths).items():
@@ -361,8 +364,8 @@ def test_inspect_names_each(tmp_path, model):
     assert len(found.warnings) == (model.base_model == "sd2" and "Inpaint" not in model.pipeline)
 
 
-def test_the_base_model_may_be_said():
-    """Where it agrees; what a file is not, it does not become."""
+def test_spec_may_confirm_the_base_model_but_not_change_it():
+    """Another base model than the file's is refused."""
     assert plan(SD2, base_model="sd2").base_model == BaseModelName.SD2
     with pytest.raises(LoaderError, match=r"spec\.baseModel is sd1, but") as caught:
         plan(SD2, base_model="sd1")

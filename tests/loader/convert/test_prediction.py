@@ -1,4 +1,4 @@
-"""What a UNet predicts is decided by the first that says it, and a guess is said to be one."""
+"""The sources of the prediction type, in their order, and the warning for a guess."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SD2 = [
         CONFIG_EPSILON,
         EPSILON,
         None,
-        id="nor does false",
+        id="upcastAttention: false says nothing",
     ),
     pytest.param({}, MARK, SAYS_V, CONFIG_EPSILON, EPSILON, None, id="then the original config"),
     pytest.param({}, MARK, SAYS_EPSILON, NO_ORIGINAL, V, None, id="then the marker"),
@@ -84,36 +84,38 @@ SD2 = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "names", "metadata", "original", "expected", "said"), SD2)
-def test_stable_diffusion_2_takes_the_first_that_says_it(
-    fields, names, metadata, original, expected, said
+@pytest.mark.parametrize(("fields", "names", "metadata", "original", "expected", "warning"), SD2)
+def test_stable_diffusion_2_uses_the_first_source_that_gives_a_type(
+    fields, names, metadata, original, expected, warning
 ):
-    """In this order; and where none says it, how it was decided is told."""
-    found = decide_prediction(BaseModelName.SD2, names, metadata, conversion(**fields), original)
-    assert found.type is expected
-    assert (found.warning is None) is (said is None)
-    assert said is None or said in found.warning
+    """The rows are in order of precedence. Without a source, a warning explains the guess."""
+    prediction = decide_prediction(
+        BaseModelName.SD2, names, metadata, conversion(**fields), original
+    )
+    assert prediction.type is expected
+    assert (prediction.warning is None) is (warning is None)
+    assert warning is None or warning in prediction.warning
 
 
 @pytest.mark.parametrize("family", [f for f in BaseModelName if f is not BaseModelName.SD2])
 @pytest.mark.parametrize("fields", [{}, {"upcast_attention": True}])
-def test_others_predict_noise_unless_they_say_so(family, fields):
-    """No v-model of these was published without a marker: nothing is guessed."""
-    asked = conversion(**fields)
-    assert decide_prediction(family, set(), {}, asked, NO_ORIGINAL) == Prediction(EPSILON)
-    assert decide_prediction(family, MARK, {}, asked, NO_ORIGINAL) == Prediction(V)
+def test_other_models_predict_noise_without_a_marker(family, fields):
+    """All published v-models of these families have a marker."""
+    options = conversion(**fields)
+    assert decide_prediction(family, set(), {}, options, NO_ORIGINAL) == Prediction(EPSILON)
+    assert decide_prediction(family, MARK, {}, options, NO_ORIGINAL) == Prediction(V)
 
 
-def test_inpainting_with_stable_diffusion_2_predicts_noise():
-    """The one that was published does."""
-    found = decide_prediction(
+def test_inpainting_of_stable_diffusion_2_predicts_noise():
+    """The published inpainting model does."""
+    prediction = decide_prediction(
         BaseModelName.SD2, set(), {}, conversion(), NO_ORIGINAL, text_to_image=False
     )
-    assert found == Prediction(EPSILON)
+    assert prediction == Prediction(EPSILON)
 
 
-def test_zero_terminal_snr_is_read_whoever_decides():
-    """The marker speaks of the schedule alone."""
-    asked = conversion(prediction_type="v_prediction")
-    found = decide_prediction(BaseModelName.SDXL, {"ztsnr"}, {}, asked, NO_ORIGINAL)
-    assert found == Prediction(V, zero_terminal_snr=True)
+def test_zero_terminal_snr_marker_is_always_read():
+    """The marker concerns only the schedule, so the spec's prediction type does not hide it."""
+    options = conversion(prediction_type="v_prediction")
+    prediction = decide_prediction(BaseModelName.SDXL, {"ztsnr"}, {}, options, NO_ORIGINAL)
+    assert prediction == Prediction(V, zero_terminal_snr=True)

@@ -1,4 +1,4 @@
-"""Diffusers repos become the canonical folder, whoever saved them, and nothing but data gets in."""
+"""Diffusers repos of any origin become the canonical folder, which holds only data."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ ROWS = (
         pytest.param(ROWS[1], "sdxl", tiny_sdxl, id=str(ROWS[1])),
     ],
 )
-def test_a_repo_and_its_checkpoint_become_the_same_weights(tmp_path, row, architecture, make):
-    """Byte for byte, prefix of the text encoder included; the whole is described alike."""
+def test_repo_and_checkpoint_of_one_model_give_the_same_weights(tmp_path, row, architecture, make):
+    """Weight files, description and model_index.json are equal."""
     repo = save_repo(tmp_path / "repo", architecture, torch.float16, variant="fp16")
     checkpoint = save_safetensors(tmp_path / "model.safetensors", make(torch.float16))
     out, converted = convert_repo(repo, revision="fp16")
@@ -58,8 +58,8 @@ def test_a_repo_and_its_checkpoint_become_the_same_weights(tmp_path, row, archit
     assert ours == {name: theirs[name] for name in theirs if name != "add_watermarker"}
 
 
-def test_files_that_need_no_change_are_linked(repo):
-    """Their bytes are not copied; the others are written anew."""
+def test_unchanged_files_are_linked(repo):
+    """The other files are written again."""
     out, converted = convert_repo(repo)
     for name in (UNET, VAE):
         assert (out / name).samefile(repo / name)
@@ -72,8 +72,8 @@ def test_files_that_need_no_change_are_linked(repo):
     )
 
 
-def test_where_links_are_refused_the_bytes_are_copied(repo, monkeypatch):
-    """Some volumes have none; the result is the same."""
+def test_files_are_copied_if_the_volume_refuses_links(repo, monkeypatch):
+    """The result is the same."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
@@ -84,8 +84,8 @@ def test_where_links_are_refused_the_bytes_are_copied(repo, monkeypatch):
     assert (out / UNET).read_bytes() == (repo / UNET).read_bytes()
 
 
-def test_pickled_weights_give_the_files_of_safetensors(repo, sd15, tmp_path):
-    """The same weights have the same digests, whatever they came in."""
+def test_pickled_weights_give_the_same_files_as_safetensors(repo, sd15, tmp_path):
+    """The digests do not depend on the container."""
     for path, name in ((UNET, "diffusion_pytorch_model.bin"), (TEXT, "pytorch_model.bin")):
         tensors = load_file(repo / path)
         (repo / path).unlink()
@@ -97,8 +97,8 @@ def test_pickled_weights_give_the_files_of_safetensors(repo, sd15, tmp_path):
 
 
 @pytest.mark.parametrize(("revision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_the_precision_asked_for_is_published(repo, revision, dtype):
-    """Each weight as torch casts it; the text encoder's config says so."""
+def test_requested_precision_is_published(repo, revision, dtype):
+    """Each weight is cast as torch casts it, and the text encoder's config names the precision."""
     out, converted = convert_repo(repo, revision=revision)
     assert converted.precision == revision
     for name in (UNET, VAE):
@@ -111,7 +111,7 @@ def test_the_precision_asked_for_is_published(repo, revision, dtype):
 
 
 def test_shards_are_joined(repo):
-    """The folder is sharded as diffusers would, not as the repo was."""
+    """The folder is sharded as diffusers shards it, whatever shards the repo has."""
     tensors = load_file(repo / UNET)
     names = sorted(tensors)
     (repo / UNET).unlink()
@@ -125,8 +125,8 @@ def test_shards_are_joined(repo):
     assert len(ours) == len(names)
 
 
-def test_the_folder_opens_and_renders_as_the_repo_does(repo):
-    """Diffusers, offline, two steps: the same weights exactly, and the same image."""
+def test_folder_opens_and_renders_like_the_repo(repo):
+    """Diffusers opens the folder offline with the same weights and renders the same image."""
     from diffusers import StableDiffusionPipeline
 
     out, _ = convert_repo(repo)
@@ -155,8 +155,11 @@ def test_the_folder_opens_and_renders_as_the_repo_does(repo):
     assert_same_image(*images)
 
 
-def test_old_names_become_the_current_ones(repo):
-    """The attention of old VAEs; position ids and projections that the class does not have."""
+def test_old_tensor_names_become_the_current_ones(repo):
+    """Old VAEs name their attention differently.
+
+    Tensors that the class does not have are dropped.
+    """
     new = load_file(repo / VAE)
 
     def rename(tensors: dict[str, torch.Tensor]) -> None:
@@ -183,8 +186,8 @@ def test_old_names_become_the_current_ones(repo):
     assert "text_model.embeddings.position_ids" not in text
 
 
-def test_a_clip_tokenizer_gets_its_vocabulary_back(repo):
-    """The very files that model repositories have, from transformers' single one."""
+def test_clip_tokenizer_gets_its_vocabulary_files_back(repo):
+    """The files are restored from the single file that transformers saves."""
     from transformers import CLIPTokenizer
 
     folder = repo / "tokenizer"
@@ -209,8 +212,8 @@ def test_a_clip_tokenizer_gets_its_vocabulary_back(repo):
     assert restored.model_max_length == 77
 
 
-def test_configs_hold_data_only(repo):
-    """What transformers would act upon, or what tells of somebody's disk, is left out."""
+def test_configs_hold_only_data(repo):
+    """Keys that make transformers run code and keys that hold local paths are left out."""
 
     def poison(config: dict[str, Any]) -> None:
         config["_name_or_path"] = "/home/somebody"
@@ -229,8 +232,8 @@ def test_configs_hold_data_only(repo):
     assert all(name.endswith((".json", ".txt", ".safetensors")) for name in converted.files)
 
 
-def test_the_spec_decides_over_the_config(repo):
-    """What the UNet predicts, and the precision of its attention."""
+def test_spec_overrides_the_config(repo):
+    """The fields are the prediction type and the precision of the attention."""
     out, converted = convert_repo(repo, prediction_type="v_prediction", upcast_attention=True)
     assert converted.prediction_type == "v_prediction"
     scheduler = json.loads((out / "scheduler/scheduler_config.json").read_text())

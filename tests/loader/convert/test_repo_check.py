@@ -1,4 +1,4 @@
-"""A repo's configs and tensors must agree; every shape that diffusers makes of a config does."""
+"""A repo's configs and tensors must agree, and every model that diffusers builds does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Change = Callable[[Configs], Any]
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Configs]:
-    """Reads the configs of the tiny pipelines, by component."""
+    """A function that reads the configs of a tiny pipeline, by component."""
     folder = tmp_path_factory.mktemp("configs")
     for name in PIPELINES:
         tiny_configs(folder / name, name)
@@ -50,7 +50,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Confi
 
 
 def shapes(component: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of the model that diffusers or transformers makes of a config."""
+    """The tensors of the model that diffusers or transformers builds from a config."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -121,7 +121,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_each_architecture_is_checked_tensor_by_tensor(model: TinyModel, tmp_path: Path) -> None:
-    """Distilled UNets, too: what their configs say they have is there."""
+    """Each tensor that the config implies must exist, in distilled UNets, too."""
     folder = model.write_configs(tmp_path / "repo")
     pipeline = parse_pipeline((folder / "model_index.json").read_bytes())
     configs = {
@@ -146,17 +146,17 @@ def test_each_architecture_is_checked_tensor_by_tensor(model: TinyModel, tmp_pat
 
 DEEPER = [
     pytest.param({"transformer_layers_per_block": [1, 2, 11]}, id="more blocks than the family"),
-    pytest.param({"transformer_layers_per_block": [1, [2], [4, 4]]}, id="of an attention too few"),
+    pytest.param({"transformer_layers_per_block": [1, [2], [4, 4]]}, id="too few attentions"),
     pytest.param({"transformer_layers_per_block": [1, [[2]], 4]}, id="nested too deep"),
     pytest.param({"reverse_transformer_layers_per_block": 1 << 20}, id="huge"),
 ]
 
 
 @pytest.mark.parametrize("change", DEEPER)
-def test_what_is_no_known_structure_is_left_to_diffusers(
+def test_unknown_structure_is_accepted_or_refused(
     published: Callable[[str], Configs], change: dict[str, Any]
 ) -> None:
-    """Its fields are of the right kind, or are refused; nothing crashes."""
+    """The loader does not crash on such a config."""
     configs = published("sdxl")
     tensors = {name: shapes(name, config) for name, config in configs.items()}
     configs["unet"].update(change)
@@ -169,10 +169,10 @@ def test_what_is_no_known_structure_is_left_to_diffusers(
 
 
 @pytest.mark.parametrize(("family", "change"), VARIANTS)
-def test_real_families_pass(
+def test_real_families_pass_the_check(
     published: Callable[[str], Configs], family: str, change: Change
 ) -> None:
-    """Whatever the library makes of a config agrees with it, and the config stays as it is."""
+    """The models that diffusers builds agree with their configs, which stay unchanged."""
     configs = published(family)
     change(configs)
     tensors = {name: shapes(name, config) for name, config in configs.items()}
@@ -181,8 +181,8 @@ def test_real_families_pass(
         assert config.items() <= found[component].items()
 
 
-def test_what_tensors_tell_completes_a_config(published: Callable[[str], Configs]) -> None:
-    """Old configs leave defaults out, which another version may have changed."""
+def test_tensors_complete_a_config(published: Callable[[str], Configs]) -> None:
+    """Old configs omit defaults, which another version may have changed."""
     configs = published("sd15")
     tensors = {name: shapes(name, config) for name, config in configs.items()}
     del configs["text_encoder"]["hidden_size"]
@@ -193,10 +193,10 @@ def test_what_tensors_tell_completes_a_config(published: Callable[[str], Configs
 
 
 CONTRADICTIONS = [
-    pytest.param("text_encoder", {"hidden_size": "x"}, "hidden_size is x", id="word"),
+    pytest.param("text_encoder", {"hidden_size": "x"}, "hidden_size is x", id="text"),
     pytest.param("text_encoder", {"hidden_size": None}, "hidden_size is None", id="null"),
     pytest.param("text_encoder", {"hidden_size": 128}, "it should be 64", id="other width"),
-    pytest.param("text_encoder", {"hidden_size": True}, "hidden_size is True", id="truth"),
+    pytest.param("text_encoder", {"hidden_size": True}, "hidden_size is True", id="boolean"),
     pytest.param("text_encoder", {"vocab_size": 7}, "vocab_size is 7", id="vocabulary"),
     pytest.param("text_encoder", {"num_hidden_layers": 10**9}, "from 1 to", id="huge"),
     pytest.param("text_encoder", {"num_hidden_layers": -1}, "from 1 to", id="negative"),
@@ -214,7 +214,7 @@ CONTRADICTIONS = [
     pytest.param("unet", {"down_block_types": ["x"]}, "down_block_types", id="unknown block"),
     pytest.param("unet", {"up_block_types": [{}] * 4}, "up_block_types", id="no block"),
     pytest.param("unet", {"down_block_types": ["DownBlock2D"]}, "one for each", id="one level"),
-    pytest.param("unet", {"cross_attention_dim": [1, 2]}, "cross_attention_dim", id="contexts"),
+    pytest.param("unet", {"cross_attention_dim": [1, 2]}, "cross_attention_dim", id="two contexts"),
     pytest.param("unet", {"cross_attention_dim": 128}, "it should be 64", id="other context"),
     pytest.param("unet", {"in_channels": 9}, "in_channels is 9", id="inputs"),
     pytest.param("unet", {"attention_head_dim": [[8]] * 4}, "attention_head_dim", id="nested"),
@@ -227,10 +227,10 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("component", "change", "message"), CONTRADICTIONS)
-def test_a_config_that_its_tensors_contradict_is_refused(
+def test_config_that_its_tensors_contradict_is_refused(
     published: Callable[[str], Configs], component: str, change: dict[str, Any], message: str
 ) -> None:
-    """Component and field are named, and what it should be."""
+    """The message names the component, the field and the expected value."""
     configs = published("sd15")
     tensors = {name: shapes(name, config) for name, config in configs.items()}
     configs[component].update(change)
@@ -251,10 +251,10 @@ def test_a_config_that_its_tensors_contradict_is_refused(
         ("vae", "decoder.conv_out.bias"),
     ],
 )
-def test_a_tensor_that_the_others_contradict_is_refused(
+def test_truncated_tensor_is_refused(
     published: Callable[[str], Configs], component: str, name: str
 ) -> None:
-    """A part of a tensor is no tensor: diffusers would not open the folder."""
+    """Diffusers would not open the folder."""
     configs = published("sdxl")
     tensors = {part: shapes(part, config) for part, config in configs.items()}
     whole = tensors[component][name]
@@ -264,8 +264,8 @@ def test_a_tensor_that_the_others_contradict_is_refused(
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-def test_an_sdxl_unet_needs_both_text_encoders(published: Callable[[str], Configs]) -> None:
-    """Where one is not there, its width is not known, which is no crash."""
+def test_sdxl_unet_needs_both_text_encoders(published: Callable[[str], Configs]) -> None:
+    """A missing text encoder gives an error and no crash."""
     configs = published("sdxl")
     del configs["text_encoder"]
     tensors = {name: shapes(name, config) for name, config in configs.items()}
@@ -274,8 +274,8 @@ def test_an_sdxl_unet_needs_both_text_encoders(published: Callable[[str], Config
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "Infinity", "NaN"])
-def test_numbers_that_no_json_has_are_refused(number: str) -> None:
-    """They would be written as words that other parsers refuse."""
+def test_non_finite_numbers_are_refused(number: str) -> None:
+    """Other JSON parsers refuse the words that Python writes for them."""
     with pytest.raises(LoaderError, match="not valid JSON"):
         parse_json(f'{{"sample_size": {number}}}'.encode(), "unet/config.json")
     with pytest.raises(ValueError, match="JSON"):

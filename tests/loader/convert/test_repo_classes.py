@@ -1,4 +1,4 @@
-"""Which pipelines, classes and configs of a repo are known; any other is refused, or only data."""
+"""Only known pipelines and classes of a repo are accepted, and its configs are treated as data."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def index(**changes: Any) -> bytes:
         ),
     ],
 )
-def test_only_known_classes_get_through(content, reason, words):
-    """What model_index.json names, diffusers imports."""
+def test_unknown_or_foreign_class_is_refused(content, reason, words):
+    """Diffusers imports the classes that model_index.json names."""
     with pytest.raises(LoaderError) as caught:
         parse_pipeline(content)
     assert (caught.value.reason, words in caught.value.message) == (reason, True), caught.value
 
 
-def test_known_pipelines_are_read():
-    """Dropped components are not loaded; options are kept."""
+def test_known_pipeline_is_read():
+    """The safety checker and the feature extractor are dropped, and options are kept."""
     pipeline = parse_pipeline(index())
     assert set(pipeline.components) == {"scheduler", "text_encoder", "tokenizer", "unet", "vae"}
     assert pipeline.options == {"requires_safety_checker": True}
@@ -87,8 +87,8 @@ def test_known_pipelines_are_read():
     assert parse_pipeline(refiner).canonical() == parse_pipeline(refiner)
 
 
-def test_a_second_text_encoder_alone_gets_its_name():
-    """Under the first one's diffusers opens the refiner, and fails at the first prompt."""
+def test_lone_second_text_encoder_is_renamed_to_text_encoder_2():
+    """Under the name text_encoder, diffusers opens the refiner and fails at the first prompt."""
     pipeline = parse_pipeline(
         index(
             _class_name="StableDiffusionXLImg2ImgPipeline",
@@ -121,20 +121,20 @@ NAMES = st.sampled_from(
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(NAMES | st.text(max_size=8), JSON, max_size=6))
-def test_any_json_is_taken_as_data_or_refused(value):
-    """Untrusted configs raise nothing but a LoaderError, and come out without private keys."""
+def test_any_json_config_is_data_or_refused(value):
+    """Untrusted configs raise nothing but a LoaderError and lose their private keys."""
     content = json.dumps(value).encode()
     known = Pipeline(
         "StableDiffusionPipeline", {"unet": "UNet2DConditionModel", "scheduler": "X"}, {}
     )
-    asked = conversion(model_type="huggingface")
+    options = conversion(model_type="huggingface")
     with pytest.raises(LoaderError):
         parse_pipeline(content)
     try:
         parsed = parse_json(content, "config.json")
         configs = [
-            component_config(parsed, "unet", known, asked),
-            scheduler_config(parsed, known, asked),
+            component_config(parsed, "unet", known, options),
+            scheduler_config(parsed, known, options),
         ]
     except LoaderError:
         return

@@ -1,4 +1,4 @@
-"""Repos that are damaged, hold code or cannot be what the spec asks for are refused."""
+"""Repos that are damaged, contain code or cannot satisfy the spec are refused."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.support.models.tinyrepo import replace
 
 
 def refusal(repo: Path, **fields: Any) -> LoaderError:
-    """The error of a conversion that must fail."""
+    """Return the error of a conversion that must fail."""
     with pytest.raises(LoaderError) as caught:
         convert_repo(repo, **fields)
     return caught.value
 
 
-def test_a_pickle_is_refused_where_safetensors_were_asked_for(repo):
-    """With fromSafetensors the content decides, not the name of the repo."""
+def test_from_safetensors_refuses_a_pickled_repo(repo):
+    """The files' content decides."""
     torch.save(load_file(repo / UNET), (repo / UNET).with_suffix(".bin"))
     (repo / UNET).unlink()
     error = refusal(repo, from_safetensors=True)
@@ -40,10 +40,12 @@ def test_a_pickle_is_refused_where_safetensors_were_asked_for(repo):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        pytest.param("{}", "neither vocab.json", id="nothing of a tokenizer"),
+        pytest.param("{}", "neither vocab.json", id="no tokenizer"),
         pytest.param('{"model": {"type": "Unigram"}}', "neither vocab.json", id="another kind"),
         pytest.param('{"model": {"type": "BPE"}}', "vocabulary", id="no vocabulary"),
-        pytest.param('{"model": {"type": "BPE", "vocab": {"a": "b"}}}', "vocabulary", id="words"),
+        pytest.param(
+            '{"model": {"type": "BPE", "vocab": {"a": "b"}}}', "vocabulary", id="ids as text"
+        ),
         pytest.param(
             '{"model": {"type": "BPE", "vocab": {"a": 1}, "merges": ["a b c"]}}',
             "two words",
@@ -58,8 +60,8 @@ def test_a_pickle_is_refused_where_safetensors_were_asked_for(repo):
         pytest.param('{"x":' + "[" * 40 + "]" * 40 + "}", "nested", id="nested too deep"),
     ],
 )
-def test_tokenizers_that_cannot_be_read_are_refused(repo, content, words):
-    """By name, and without a stack trace."""
+def test_unreadable_tokenizer_is_refused(repo, content, words):
+    """The message describes the problem."""
     replace(repo / "tokenizer/tokenizer.json", content)
     assert words in refusal(repo).message
 
@@ -72,60 +74,60 @@ def test_tokenizers_that_cannot_be_read_are_refused(repo, content, words):
         ({"base_model": "sdxl"}, Reason.CONVERSION_FAILED, "spec.baseModel"),
     ],
 )
-def test_wishes_that_a_repo_cannot_fulfil_are_refused(repo, fields, reason, words):
-    """Rather than ignored."""
+def test_field_that_a_repo_cannot_satisfy_is_refused(repo, fields, reason, words):
+    """The message names the field of the spec."""
     error = refusal(repo, **fields)
     assert (error.reason, words in error.message) == (reason, True), error.message
 
 
 def lose_a_tensor(repo: Path) -> None:
-    """A UNet without one of its weights."""
+    """Remove a tensor of the UNet."""
     change_weights(repo / UNET, lambda tensors: tensors.pop("conv_in.weight"))
 
 
 def lose_a_part(repo: Path) -> None:
-    """A UNet one of whose weights is but a part of it."""
+    """Cut off most of a tensor of the UNet."""
     name = "mid_block.resnets.0.conv1.weight"
     change_weights(repo / UNET, lambda it: it.update({name: it[name][:1].clone()}))
 
 
 def be_wider(repo: Path) -> None:
-    """A text encoder whose config says another width."""
+    """Make the text encoder's width a string."""
     change_json(repo / "text_encoder/config.json", lambda it: it.update(hidden_size="x"))
 
 
 def be_infinite(repo: Path) -> None:
-    """A number that is beyond all floats."""
+    """Write a number that no float can hold into the UNet's config."""
     path = repo / "unet/config.json"
     replace(path, path.read_text().replace('"sample_size": 64', '"sample_size": 1e400'))
 
 
 def quantize(repo: Path) -> None:
-    """A UNet of bytes."""
+    """Replace a tensor of the UNet by bytes."""
     change_weights(
         repo / UNET, lambda it: it.update({"conv_in.weight": torch.zeros(2, dtype=torch.uint8)})
     )
 
 
 def duplicate(repo: Path) -> None:
-    """A text encoder with the same tensor with and without its prefix."""
+    """Add a text encoder's tensor again, with its prefix."""
     name = "final_layer_norm.weight"
     change_weights(repo / TEXT, lambda it: it.update({f"text_model.{name}": it[name].clone()}))
 
 
 def empty_vae(repo: Path) -> None:
-    """A VAE of a structure that is not known, without tensors."""
+    """Give the VAE an unknown structure and no tensors."""
     change_json(repo / "vae/config.json", lambda config: config.update(layers_per_block=1))
     replace(repo / VAE, b"\x08\0\0\0\0\0\0\0{}      ")
 
 
 def cut_off(repo: Path) -> None:
-    """A file that ends too early."""
+    """Truncate the UNet's file."""
     replace(repo / UNET, (repo / UNET).read_bytes()[:-1000])
 
 
 def page(repo: Path) -> None:
-    """A page in a weights file's place."""
+    """Replace the UNet's file by an HTML page."""
     replace(repo / UNET, "<html><title>Sign in</title>" + " " * 100)
 
 
@@ -139,7 +141,7 @@ def page(repo: Path) -> None:
             "mid_block.resnets.0.conv1",
             id="part of a tensor",
         ),
-        pytest.param(be_wider, Reason.CONVERSION_FAILED, "hidden_size is x", id="other width"),
+        pytest.param(be_wider, Reason.CONVERSION_FAILED, "hidden_size is x", id="invalid width"),
         pytest.param(be_infinite, Reason.NOT_A_MODEL, "not valid JSON", id="infinite number"),
         pytest.param(quantize, Reason.UNSUPPORTED_FORMAT, "quantized", id="quantized weights"),
         pytest.param(duplicate, Reason.CONVERSION_FAILED, "two tensors", id="doubled tensor"),
@@ -149,7 +151,7 @@ def page(repo: Path) -> None:
     ],
 )
 def test_damaged_weights_are_refused(repo, damage, reason, words):
-    """Diffusers would fill gaps with random numbers, and say so in a warning."""
+    """Diffusers would fill gaps with random numbers and only warn."""
     damage(repo)
     error = refusal(repo)
     assert (error.reason, words in error.message) == (reason, True), error.message
@@ -168,7 +170,7 @@ def test_damaged_weights_are_refused(repo, damage, reason, words):
         ("model_index.json", {"_class_name": "FluxPipeline"}, Reason.UNSUPPORTED_FORMAT),
     ],
 )
-def test_configs_are_checked_again(repo, name, change, reason):
-    """The converter does not rely on what the download checked."""
+def test_configs_are_checked_again_in_the_conversion(repo, name, change, reason):
+    """The converter does not rely on the checks of the download."""
     change_json(repo / name, lambda value: value.update(change))
     assert refusal(repo).reason is reason

@@ -1,4 +1,4 @@
-"""The key tables are what diffusers' converters say today, and cover the published models."""
+"""The key tables match the installed diffusers and cover the published models."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ TABLES = sorted(path.parent.relative_to(DATA).as_posix() for path in DATA.rglob(
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_tables_are_those_that_diffusers_makes(name):
-    """The tools, run on the installed diffusers, write the very same file."""
+def test_tables_are_up_to_date(name):
+    """The tools that make the tables give the same files with the installed diffusers."""
     maker = make_controlnet_tables if name.startswith("controlnet-") else make_tables
     made = make_tables.render(maker.make_table(name))
     assert made == (DATA / name / "table.json").read_text()
 
 
 def published(name):
-    """The published model as tensors without bytes."""
+    """The published model's tensors without bytes."""
     return {key: Tensor(-1, Dtype.F16, shape, 0) for key, shape in PUBLISHED[name].items()}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_tensor_of_the_published_model_has_its_place(name):
-    """Every element is published once, but for those that no pipeline uses."""
+def test_key_table_covers_every_tensor_of_the_published_model(name):
+    """Every element is published once, except those that no pipeline uses."""
     tensors, dimensions = published(name), {}
     bound = [
         tensor
@@ -60,7 +60,7 @@ def test_every_tensor_of_the_published_model_has_its_place(name):
         for tensor in bind(component, tensors, dimensions).values()
     ]
     nowhere = ("position_ids", "logit_scale")
-    # SD 2 takes the last layer but one, and what it says before it is projected.
+    # SD 2 uses the output of the last layer but one, without the projection.
     not_in_sd2 = (f"{OPEN_CLIP}transformer.resblocks.23.", f"{OPEN_CLIP}text_projection")
     weights = [
         tensor
@@ -290,8 +290,8 @@ VARIANTS = [
     [pytest.param(*case.values[:1], None, case.values[1], id=case.id) for case in CONFIGS]
     + VARIANTS,
 )
-def test_the_published_shapes_give_the_published_configs(name, variant, expected):
-    """What the models' own repositories say, as far as it decides what is computed."""
+def test_published_shapes_give_the_published_configs(name, variant, expected):
+    """The compared values are those that affect the computation."""
     known, dimensions = load_architecture(name), {}
     if variant is not None:
         known = known.varied(variant)
@@ -315,12 +315,12 @@ def test_the_published_shapes_give_the_published_configs(name, variant, expected
         ("vocab.json", "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349"),
     ],
 )
-def test_the_bundled_vocabulary_is_clips_own(name, digest):
-    """Byte for byte what the repositories of Stable Diffusion ship."""
+def test_bundled_vocabulary_is_that_of_clip(name, digest):
+    """The files equal those in the repos of Stable Diffusion."""
     assert hashlib.sha256(vocabulary_file(name)).hexdigest() == digest
 
 
-def test_the_vocabulary_follows_from_its_merges():
+def test_vocabulary_is_made_from_its_merges():
     """tools/make_tokenizers.py makes both files from a list of merges, as open_clip ships it."""
     title, merges = vocabulary_file("merges.txt").decode().split("\n", 1)
     made = make_tokenizers.make(f"a title\n{merges}")
@@ -332,31 +332,31 @@ def test_the_vocabulary_follows_from_its_merges():
     ("expression", "value"),
     [("7", 7), ("a", 64), ("4*a", 256), ("a+b", 74), ("a+1536", 1600), ("a//64", 1), ("b//64", 1)],
 )
-def test_expressions_stand_for_numbers(expression, value):
-    """Sums of multiples; divisions never fall below one."""
+def test_expressions_are_evaluated(expression, value):
+    """An expression is a sum of multiples. A division gives at least one."""
     assert evaluate(expression, {"a": 64, "b": 10}) == value
 
 
 @pytest.mark.parametrize(
     ("pattern", "shape", "known", "learned"),
     [
-        pytest.param("a 4 3", (9, 4, 3), {}, {"a": 9}, id="a name takes its value"),
-        pytest.param("a a", (9, 9), {"a": 9}, {"a": 9}, id="and keeps it"),
+        pytest.param("a 4 3", (9, 4, 3), {}, {"a": 9}, id="a name gets its value"),
+        pytest.param("a a", (9, 9), {"a": 9}, {"a": 9}, id="a name keeps its value"),
         pytest.param("a", (8,), {"a": 9}, None, id="a contradiction"),
         pytest.param("4*a", (12,), {}, {"a": 3}, id="a multiple"),
-        pytest.param("4*a", (13,), {}, None, id="no multiple"),
-        pytest.param("a", (0,), {}, None, id="nothing is no width"),
+        pytest.param("4*a", (13,), {}, None, id="not a multiple"),
+        pytest.param("a", (0,), {}, None, id="zero"),
         pytest.param("a b", (1,), {}, None, id="too few dimensions"),
         pytest.param("a+b", (5,), {"a": 2, "b": 3}, {"a": 2, "b": 3}, id="a sum"),
     ],
 )
-def test_shapes_tell_dimensions(pattern, shape, known, learned):
-    """A shape either agrees with what is known, and adds to it, or is a contradiction."""
+def test_shape_defines_or_contradicts_dimensions(pattern, shape, known, learned):
+    """A matching shape adds its unknown dimensions to the known ones."""
     assert matches(pattern, shape, known) is (learned is not None)
     if learned is not None:
         assert known == learned
 
 
-def test_an_expected_shape_is_described_as_far_as_it_is_known():
-    """Names stand for numbers nobody knows yet."""
+def test_description_of_a_shape_keeps_unknown_names():
+    """A name stands for a number that is not yet known."""
     assert describe("a 4*b 3", {"a": 32}) == "32, 4*b, 3"

@@ -1,4 +1,4 @@
-"""VAEs become the folders that diffusers itself makes of them, tensor for tensor."""
+"""VAEs become the folders that diffusers makes of them, tensor for tensor."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ FACTORS = {"SD 1.x": 0.18215, "SD 2.x": 0.18215, "SDXL": 0.13025}
 
 
 def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
-    """The file that the row says."""
+    """Write the file that the row describes."""
     if row.container.startswith("diffusers"):
         tensors = tiny_diffusers(folder, dtype, row.architecture)
     elif row.container.startswith("within"):
@@ -77,7 +77,7 @@ def save(folder: Path, row: Row, dtype: torch.dtype) -> Path:
 
 
 def theirs(path: Path, architecture: str, dtype: torch.dtype) -> AutoencoderKL:
-    """What diffusers makes of the file."""
+    """Convert the file with diffusers."""
     config = configs(path.parent, architecture)
     return AutoencoderKL.from_single_file(
         str(path), config=str(config), local_files_only=True, dtype=dtype
@@ -85,7 +85,7 @@ def theirs(path: Path, architecture: str, dtype: torch.dtype) -> AutoencoderKL:
 
 
 def compare(ours: Path, model: AutoencoderKL) -> None:
-    """The folder holds the model bit for bit, is configured as it is, and opens."""
+    """Assert that the folder equals the model in weights and config, and opens."""
     mine, yours = load_file(ours / WEIGHTS), model.state_dict()
     assert mine.keys() == yours.keys()
     for name, tensor in yours.items():
@@ -99,7 +99,7 @@ def compare(ours: Path, model: AutoencoderKL) -> None:
 
 
 def public(config: Any) -> dict[str, Any]:
-    """A config without what says where it came from, or does not change an image."""
+    """The config without its origin and without keys that do not change an image."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in config.items()
@@ -109,7 +109,10 @@ def public(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """A row in one precision, published in another. revision: None publishes the file's own."""
+    """A row in one precision, published in another.
+
+    If `revision` is None, the file's precision is kept.
+    """
 
     row: Row
     precision: str
@@ -120,7 +123,7 @@ class Case:
 
 
 def some(rows: Sequence[Any]) -> list[Any]:
-    """Every third in `make test`, so that each kind of model and file is met; all in test-all."""
+    """Mark two of three rows as slow. The others still cover each kind of model and file."""
     return [
         row if number % 3 == 0 else pytest.param(row, marks=pytest.mark.slow)
         for number, row in enumerate(rows)
@@ -135,8 +138,8 @@ CASES = [Case(row, "fp16", None) for row in FILES] + [
 
 
 @pytest.mark.parametrize("case", some(CASES), ids=str)
-def test_the_weights_are_those_of_diffusers(tmp_path: Path, case: Case) -> None:
-    """Whatever the file, the folder is that of `from_single_file`, and diffusers opens it."""
+def test_weights_equal_those_of_diffusers(tmp_path: Path, case: Case) -> None:
+    """The folder equals the result of `from_single_file`, and diffusers opens it."""
     path = save(tmp_path, case.row, DTYPES[case.precision])
     out = tmp_path / "out"
     base = BASES[case.row.architecture]
@@ -154,17 +157,17 @@ def test_the_weights_are_those_of_diffusers(tmp_path: Path, case: Case) -> None:
 
 
 def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
-    """Convert a repo into a new folder beside it; fields: those of the request."""
+    """Convert a repo into a new folder beside it. `fields` are those of the request."""
     out = repo.parent / "out"
     out.mkdir()
-    asked = conversion(**{"model_type": "vae", **fields})
+    options = conversion(**{"model_type": "vae", **fields})
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
-    return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
+    return out, convert(fetched, repo.parent, options, out, lambda _progress: None)
 
 
 @pytest.mark.parametrize("row", some(REPOS), ids=str)
-def test_a_repo_of_a_vae_is_taken_whole(tmp_path: Path, row: Row) -> None:
-    """Alone, or as a pipeline's folder."""
+def test_vae_repo_is_converted(tmp_path: Path, row: Row) -> None:
+    """The repo holds a VAE or a pipeline."""
     repo = tmp_path / "repo"
     if "pipeline" in row.container:
         save_repo(repo, "sdxl" if row.architecture == "SDXL" else "sd15")
@@ -186,7 +189,7 @@ def test_a_repo_of_a_vae_is_taken_whole(tmp_path: Path, row: Row) -> None:
 
 
 def test_old_names_of_the_attention_become_the_current_ones(tmp_path: Path) -> None:
-    """Files that diffusers wrote before 0.15."""
+    """Diffusers used the old names before 0.15."""
     tensors = tiny_diffusers(tmp_path, torch.float32)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
@@ -225,25 +228,25 @@ BASE_MODELS: dict[str, tuple[dict[str, str] | None, dict[str, str], str, bool]] 
 @pytest.mark.parametrize(
     ("metadata", "fields", "base", "warned"), BASE_MODELS.values(), ids=BASE_MODELS
 )
-def test_the_scaling_factor_is_that_of_the_base_model(
+def test_scaling_factor_is_that_of_the_base_model(
     tmp_path: Path,
     metadata: dict[str, str] | None,
     fields: dict[str, str],
     base: str,
     warned: bool,
 ) -> None:
-    """Keys do not tell SDXL's VAE from SD 1's; what is assumed is said."""
+    """The VAEs of SD 1 and SDXL have the same keys, so a guess causes a warning."""
     path = save_safetensors(tmp_path / "vae.safetensors", tiny(), metadata)
     converted = convert_file(path, tmp_path / "out", model_type="vae", **fields)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["scaling_factor"] == (0.13025 if base == "sdxl" else 0.18215)
     assert converted.base_model == base
-    said = "taken for sd1's (scaling_factor 0.18215); for another set spec.baseModel"
-    assert [said in warning for warning in converted.warnings] == [True] * warned
+    guess = "taken for sd1's (scaling_factor 0.18215); for another set spec.baseModel"
+    assert [guess in warning for warning in converted.warnings] == [True] * warned
 
 
-def test_what_a_training_left_is_left_out(tmp_path: Path) -> None:
-    """Losses lie beside the VAE, and a warning says so."""
+def test_training_losses_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    """Losses are not part of the VAE."""
     loss = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(3)}
     path = save_ckpt(tmp_path / "vae.ckpt", tiny() | loss)
     converted = convert_file(path, tmp_path / "out", model_type="vae", base_model="sd1")
@@ -274,10 +277,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("shapes", "words"), OTHERS.values(), ids=OTHERS)
-def test_what_is_no_vae_is_named(
+def test_file_that_is_not_a_vae_is_refused(
     tmp_path: Path, shapes: dict[str, tuple[int, ...]], words: str
 ) -> None:
-    """Diffusers would fail with a missing key, or fill in random numbers."""
+    """Diffusers would fail with a missing key or fill in random numbers."""
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
     path = save_safetensors(tmp_path / "vae.safetensors", tensors)
     with pytest.raises(LoaderError) as caught:
@@ -287,17 +290,17 @@ def test_what_is_no_vae_is_named(
 
 
 def drop(tensors: Checkpoint) -> None:
-    """A tensor is missing."""
+    """Remove a tensor."""
     del tensors["decoder.mid.attn_1.q.weight"]
 
 
 def widen(tensors: Checkpoint) -> None:
-    """A tensor is wider than its neighbours."""
+    """Make a tensor wider than its neighbours."""
     tensors["decoder.conv_out.weight"] = torch.zeros(3, 40, 3, 3)
 
 
 def add_a_block(tensors: Checkpoint) -> None:
-    """A block more than the architecture has."""
+    """Add a block that the architecture does not have."""
     tensors["encoder.down.4.block.0.conv1.weight"] = torch.zeros(1)
 
 
@@ -309,10 +312,10 @@ def add_a_block(tensors: Checkpoint) -> None:
         (add_a_block, "has a tensor that its architecture does not have"),
     ],
 )
-def test_shapes_that_contradict_are_refused(
+def test_contradicting_tensors_are_refused(
     tmp_path: Path, damage: Callable[[Checkpoint], None], words: str
 ) -> None:
-    """Nothing is made up for what is missing."""
+    """The loader does not make up missing tensors."""
     tensors = tiny()
     damage(tensors)
     path = save_safetensors(tmp_path / "vae.safetensors", tensors)
@@ -322,8 +325,8 @@ def test_shapes_that_contradict_are_refused(
     assert words in caught.value.message
 
 
-def test_repos_of_other_classes_are_refused(tmp_path: Path) -> None:
-    """A tiny VAE is another class; a ControlNet has its own model type."""
+def test_repo_of_another_class_is_refused(tmp_path: Path) -> None:
+    """The classes are a tiny VAE and a ControlNet."""
     AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
     for number, (model, words) in enumerate(
         (
@@ -346,16 +349,19 @@ def test_repos_of_other_classes_are_refused(tmp_path: Path) -> None:
         assert words in caught.value.message
 
 
-def test_a_vae_that_was_not_downloaded_is_not_forgotten(tmp_path: Path) -> None:
-    """A record of another version of the loader may lack it: the own VAE is not published."""
+def test_conversion_fails_if_the_vae_of_the_spec_is_not_downloaded(tmp_path: Path) -> None:
+    """Another version of the loader may have written a record without the VAE.
+
+    The own VAE is not used.
+    """
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
     with pytest.raises(LoaderError, match=r"the VAE of spec\.vae is not downloaded") as caught:
         convert_file(path, tmp_path / "out", vae={"url": "org/vae"})
     assert caught.value.reason is Reason.LOADER_CRASHED
 
 
-def test_the_spec_does_not_contradict_a_repo(tmp_path: Path) -> None:
-    """A VAE of SDXL is none of SD 1: images would come out wrong."""
+def test_base_model_that_contradicts_a_repo_is_refused(tmp_path: Path) -> None:
+    """SD 1 with a VAE of SDXL would give wrong images."""
     path = save_safetensors(
         tmp_path / "source.safetensors", tiny_diffusers(tmp_path, torch.float32)
     )

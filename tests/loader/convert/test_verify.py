@@ -1,4 +1,4 @@
-"""A converted folder is looked at again before it is published."""
+"""A converted folder is verified before it is published."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ NAME = "model.diffusion_model.out.2.bias"
     ("value", "message"),
     [(math.nan, "1 NaN and 0 infinite"), (math.inf, "0 NaN and 1 infinite")],
 )
-def test_weights_are_scanned_when_asked_for(tmp_path, value, message):
-    """`verify.weights` costs a pass over the files; without it such a model is published."""
+def test_weights_are_scanned_on_request(tmp_path, value, message):
+    """`verify.weights` costs a pass over the files.
+
+    Without it, a model with NaN weights is published.
+    """
     tensors = tiny_sd15()
     tensors[NAME][2] = value
     path = save_safetensors(tmp_path / "model.safetensors", tensors)
@@ -36,8 +39,8 @@ def test_weights_are_scanned_when_asked_for(tmp_path, value, message):
     assert "conv_out.bias" in caught.value.message
 
 
-def test_sound_weights_pass(tmp_path):
-    """Progress is counted in bytes of the weights."""
+def test_valid_weights_pass(tmp_path):
+    """Progress counts the bytes of the weights."""
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15(torch.bfloat16))
     progress = []
     convert_file(path, tmp_path / "out", progress, verify={"weights": True})
@@ -54,8 +57,8 @@ def test_sound_weights_pass(tmp_path):
         pytest.param(lambda content: content.replace(b'"F32"', b'"I32"'), id="another type"),
     ],
 )
-def test_a_file_that_is_not_what_was_written_is_refused(tmp_path, damage):
-    """The header is read as any reader would read it, and compared with the plan."""
+def test_file_that_differs_from_the_plan_is_refused(tmp_path, damage):
+    """The verification compares the header on the volume with the plan."""
     file = weights_file("model.safetensors", [Item("x", Tensor(-1, Dtype.F32, (4,), 0), Dtype.F32)])
     plan = FolderPlan((file,))
     path = tmp_path / file.path

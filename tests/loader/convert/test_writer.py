@@ -1,4 +1,4 @@
-"""Files are written byte for byte as safetensors and diffusers write them, in bounded memory."""
+"""The writer's files equal those of safetensors and diffusers, and its memory is bounded."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def bits(tensor):
 
 
 class Source:
-    """A file of tensors, one after another."""
+    """A file of consecutive tensors."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
-        self._end = 3  # nothing is aligned
+        self._end = 3  # so that no tensor is aligned
 
     def put(self, tensor: torch.Tensor, dtype: Dtype) -> Tensor:
-        """Append a tensor; a view is stored with all of what it is a view of."""
+        """Append a tensor. A view is stored with its whole storage."""
         storage = tensor.untyped_storage()
         content = bytes(torch.tensor([], dtype=torch.uint8).set_(storage).numpy())
         start, self._end = self._end, self._end + len(content)
@@ -74,13 +74,13 @@ def source(tmp_path):
 
 
 def write(out, *files):
-    """Write files into a new folder, without progress."""
+    """Write files into a new folder, without progress reports."""
     out.mkdir()
     return write_folder(out, files, lambda _: None)
 
 
-def test_a_file_is_the_one_that_safetensors_writes(tmp_path, source):
-    """Order, header, padding and bytes, whatever the types; the digest is the file's."""
+def test_file_equals_the_one_that_safetensors_writes(tmp_path, source):
+    """Order, header, padding and data are equal for all types. The digest is that of the file."""
     tensors, items = {}, []
     for number, (dtype, kind) in enumerate(TORCH.items()):
         for name in (f"b.{number}", f"a.{number}", f'é"{number}'):
@@ -97,8 +97,8 @@ def test_a_file_is_the_one_that_safetensors_writes(tmp_path, source):
     assert digests["unet/model.safetensors"].size == len(content)
 
 
-def test_small_files_are_written_as_they_are(tmp_path):
-    """With folders for them, readable by all."""
+def test_small_files_are_written_unchanged(tmp_path):
+    """Their folders are created and readable by all."""
     digests = write(tmp_path / "out", SmallFile("a/b/c.json", b"{}"), SmallFile("empty", b""))
     assert (tmp_path / "out/a/b/c.json").read_bytes() == b"{}"
     assert (tmp_path / "out/a/b").stat().st_mode & 0o777 == 0o755
@@ -107,8 +107,8 @@ def test_small_files_are_written_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [(6, 6, 2, 6, 2, 2), (1, 12, 1), (11,), (10,), (5, 5, 1), (3,)])
-def test_a_large_component_is_sharded_as_diffusers_shards_it(tmp_path, source, sizes, monkeypatch):
-    """The same names, the same tensors in each, the same index; a limit of 10 stands for 10 GB."""
+def test_large_component_is_sharded_as_in_diffusers(tmp_path, source, sizes, monkeypatch):
+    """Shard names, contents and index are equal. A limit of 10 bytes stands for 10 GB."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     state = {f"t{n}": torch.full((size,), n, dtype=torch.uint8) for n, size in enumerate(sizes)}
@@ -132,7 +132,7 @@ def test_a_large_component_is_sharded_as_diffusers_shards_it(tmp_path, source, s
 
 
 def awkward(kind):
-    """Numbers at the edges of the floating-point types, and many in between."""
+    """Numbers at the limits of the floating-point types, and random numbers."""
     edges = [0.0, -0.0, 1.0, 65504.0, 65519.0, -65519.0, 6e-8, 5.9e-8, 2.9e-8, 1e-40, 448.0, 0.1]
     edges += [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, float("inf"), float("-inf")]
     numbers = torch.cat([torch.tensor(edges, dtype=torch.float64), torch.randn(5000).double()])
@@ -142,15 +142,15 @@ def awkward(kind):
 
 
 def cast_to(values, source, target):
-    """The elements in the other type, and how many became infinite."""
+    """Cast the values. Return the result and the number of overflows."""
     out = np.empty(values.shape, storage_dtype(target))
     return out, cast(values, source, target, out)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda dtype: f"to {dtype.label}")
 @pytest.mark.parametrize("dtype", list(TORCH)[:6], ids=lambda dtype: dtype.label)
-def test_casts_are_those_of_torch(source, dtype, target):
-    """Bit for bit, but for NaNs, which stay NaNs."""
+def test_casts_equal_those_of_torch(source, dtype, target):
+    """All bits are equal except those of a NaN, which stays a NaN."""
     tensor = awkward(TORCH[dtype])
     values, _ = cast_to(read_view(source.put(tensor, dtype)), dtype, target)
 
@@ -162,8 +162,8 @@ def test_casts_are_those_of_torch(source, dtype, target):
     assert np.array_equal(bits(found.view(TORCH[target])[~nan]), bits(expected[~nan]))
 
 
-def test_every_single_precision_nan_stays_one():
-    """Also those whose upper half alone would be an infinity."""
+def test_every_single_precision_nan_stays_a_nan():
+    """The upper half of some of these patterns is an infinity."""
     patterns = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFF8000, 0xFF800001], "<u4").view("<f4")
     for target in (Dtype.F16, Dtype.BF16):
         values, overflows = cast_to(patterns, Dtype.F32, target)
@@ -178,16 +178,16 @@ def test_every_single_precision_nan_stays_one():
         pytest.param(Dtype.BF16, 3.3895e38, 3.4e38, id="bf16"),
     ],
 )
-def test_a_cast_counts_what_becomes_infinite(target, largest, too_large):
-    """Only finite values count: an infinity was one before."""
+def test_cast_counts_overflows(target, largest, too_large):
+    """A value that was infinite before does not count."""
     fine = np.array([largest, -largest, np.inf, np.nan], "<f4")
     assert cast_to(fine, Dtype.F32, target)[1] == 0
     wrong = np.array([too_large, -too_large, np.inf, np.nan, 1.0], "<f4")
     assert cast_to(wrong, Dtype.F32, target)[1] == 2
 
 
-def test_an_overflow_fails_and_names_the_tensor(tmp_path, source):
-    """One infinite weight spoils every image."""
+def test_overflow_fails_and_names_the_tensor(tmp_path, source):
+    """A single infinite weight spoils every image."""
     items = [
         Item("fine", source.put(torch.ones(9), Dtype.F32), Dtype.F16),
         Item("large", source.put(torch.tensor([1.0, 1e6, 2e6]), Dtype.F32), Dtype.F16),
@@ -199,7 +199,7 @@ def test_an_overflow_fails_and_names_the_tensor(tmp_path, source):
 
 @st.composite
 def strided(draw):
-    """A view of a small tensor: axes exchanged, rows left out, dimensions repeated."""
+    """A view of a small tensor with permuted, narrowed or repeated dimensions."""
     shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     tensor = torch.arange(float(np.prod(shape))).reshape(shape)
     tensor = tensor.permute(draw(st.permutations(range(len(shape)))))
@@ -213,8 +213,8 @@ def strided(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(tensor=strided(), limit=st.integers(1, 30))
-def test_any_view_is_read_in_order(tmp_path_factory, tensor, limit):
-    """However the elements lie, and however small the pieces."""
+def test_any_view_is_read_in_element_order(tmp_path_factory, tensor, limit):
+    """The order does not depend on strides or on the size of the pieces."""
     source = Source(tmp_path_factory.mktemp("views") / "source")
     try:
         stored = source.put(tensor, Dtype.F32)
@@ -227,8 +227,8 @@ def test_any_view_is_read_in_order(tmp_path_factory, tensor, limit):
         os.close(source.fd)
 
 
-def test_rows_and_transposes_are_those_of_torch(tmp_path, source):
-    """The views that key tables ask for, unchanged and cast."""
+def test_rows_and_transposes_equal_those_of_torch(tmp_path, source):
+    """The key tables use these views, unchanged and cast."""
     matrix = torch.randn(6, 5)
     stored = source.put(matrix, Dtype.F32)
     items = [
@@ -245,8 +245,8 @@ def test_rows_and_transposes_are_those_of_torch(tmp_path, source):
     assert torch.equal(found["turned.rows"], matrix.T[1:3])
 
 
-def test_bytes_are_copied_between_file_systems(tmp_path):
-    """From memory to disk, where the kernel does not copy by itself."""
+def test_tensor_is_copied_between_file_systems(tmp_path):
+    """The kernel cannot copy from memory to disk by itself."""
     fd = os.memfd_create("source")
     try:
         content = os.urandom(3 * 2**20 + 5)
@@ -259,8 +259,8 @@ def test_bytes_are_copied_between_file_systems(tmp_path):
 
 
 @pytest.mark.parametrize("target", [Dtype.F32, Dtype.F16], ids=["copied", "cast"])
-def test_a_source_cut_short_is_an_error(tmp_path, source, target):
-    """Not a file padded with zeros."""
+def test_truncated_source_is_an_error(tmp_path, source, target):
+    """The writer does not fill the missing bytes with zeros."""
     tensor = source.put(torch.ones(100), Dtype.F32)
     os.ftruncate(source.fd, 200)
     with pytest.raises(LoaderError, match="ends at byte 200") as caught:
@@ -268,8 +268,8 @@ def test_a_source_cut_short_is_an_error(tmp_path, source, target):
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-def test_a_full_volume_is_named(tmp_path, source):
-    """A limit on the size of files stands for the end of the disk."""
+def test_full_volume_is_named(tmp_path, source):
+    """A file size limit stands in for the full disk."""
     tensor = source.put(torch.ones(1000, 1000), Dtype.F32)
     file = weights_file("unet/model.safetensors", [Item("x", tensor, Dtype.F32)])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -282,8 +282,8 @@ def test_a_full_volume_is_named(tmp_path, source):
     assert caught.value.reason is Reason.INSUFFICIENT_STORAGE
 
 
-def test_a_volume_too_small_is_named_before_anything_is_written(tmp_path, source):
-    """With the bytes that are needed."""
+def test_too_small_volume_is_refused_before_writing(tmp_path, source):
+    """The message gives the number of bytes that the files need."""
     giant = Tensor(source.fd, Dtype.F32, (2**60,), 0)
     file = weights_file("model.safetensors", [Item("x", giant, Dtype.F32)])
     with pytest.raises(LoaderError, match=f"needs {file.size} bytes") as caught:
@@ -292,8 +292,8 @@ def test_a_volume_too_small_is_named_before_anything_is_written(tmp_path, source
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_one_failure_ends_the_whole_run(tmp_path, source):
-    """The other files are given up, too; nobody waits for anybody."""
+def test_one_failure_stops_all_writers(tmp_path, source):
+    """The writers of the other files stop, too."""
     good = source.put(torch.ones(2**20), Dtype.F32)
     bad = Tensor(source.fd, Dtype.F32, (2**20,), 2**40)
     files = [
@@ -311,7 +311,7 @@ def test_one_failure_ends_the_whole_run(tmp_path, source):
 
 
 def test_two_tensors_of_one_name_are_refused(source):
-    """They would hide each other."""
+    """One would hide the other."""
     item = Item("x", source.put(torch.ones(1), Dtype.F32), Dtype.F32)
     with pytest.raises(LoaderError, match="two tensors of one name"):
         weights_file("model.safetensors", [item, item])
@@ -336,7 +336,7 @@ print(status.split("VmHWM:")[1].split()[0])
 
 
 def test_memory_is_bounded(tmp_path):
-    """Tensors of 105 MB, one of them transposed, are cast within 100 MB, Python included."""
+    """Casting tensors of 105 MB, one of them transposed, needs less than 100 MB in total."""
     source, out = tmp_path / "source", tmp_path / "out"
     with source.open("wb") as file:
         file.truncate(4 * 5120 * 5120)
@@ -346,8 +346,8 @@ def test_memory_is_bounded(tmp_path):
     assert int(peak.stdout) < 100 * 1000
 
 
-def test_what_holds_up_a_digest_is_asked_for_first(source):
-    """As a UNet's time embedding: last in its source, but before most of its file."""
+def test_tensor_that_delays_a_digest_is_requested_first(source):
+    """A UNet's time embedding is an example: last in the source, but early in its own file."""
     side = 4096
     names = ("c.0", "c.1", "b")  # in the order of the source
     tensors = {
@@ -355,7 +355,7 @@ def test_what_holds_up_a_digest_is_asked_for_first(source):
         for n, name in enumerate(names)
     }
     file = weights_file(
-        "model.safetensors", [Item(name, one, Dtype.F32) for name, one in tensors.items()]
+        "model.safetensors", [Item(name, tensor, Dtype.F32) for name, tensor in tensors.items()]
     )
     wants = wants_of([file], source.fd)
     assert wants.ordered[0].start == tensors["b"].offset

@@ -135,11 +135,11 @@ class Proxy(Loopback):
         )
 
     @property
-    def asked(self) -> list[str]:
+    def targets(self) -> list[str]:
         """The requests that the proxy received, in order."""
         return [
-            f"CONNECT {one.target}" if one.method == "CONNECT" else one.target
-            for one in self.requests
+            f"CONNECT {request.target}" if request.method == "CONNECT" else request.target
+            for request in self.requests
         ]
 
 
@@ -158,7 +158,7 @@ def test_proxy_resolves_names_and_may_have_a_private_address():
             assert client.get(f"http://{NAME}/x").content == b"proxy"
             with pytest.raises(httpx2.ProxyError):
                 client.get("https://public.example.com/x")
-        assert proxy.asked == [f"http://{NAME}/x", "CONNECT public.example.com:443"]
+        assert proxy.targets == [f"http://{NAME}/x", "CONNECT public.example.com:443"]
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "127.1", "[::1]", "metadata.google.internal"])
@@ -170,7 +170,7 @@ def test_private_hosts_are_refused_before_the_proxy_is_called(host):
             pytest.raises(LoaderError),
         ):
             client.get(f"https://{host}/x")
-        assert proxy.asked == []
+        assert proxy.targets == []
 
 
 def test_no_proxy_hosts_bypass_the_proxy():
@@ -182,7 +182,7 @@ def test_no_proxy_hosts_bypass_the_proxy():
         )
         with HttpClient(settings).session() as client:
             assert client.get(url).content == b"direct"
-        assert proxy.asked == []
+        assert proxy.targets == []
 
 
 @pytest.mark.parametrize(

@@ -321,10 +321,10 @@ def test_flipped_bits_are_found_by_checksums(
 
 def test_recent_modification_date_does_not_resume_a_download(pod: Pod, files: Files) -> None:
     """A file may change twice within one second and keep its date."""
-    asked = {}
+    conditions = {}
     for name, version in (("late", LATE), ("now", NOW)):
         with Server(files, once(partial(cut_body, 50_000)), files.content, version) as server:
             pod.load(server, reload=name)
-            asked[name] = {request.headers.get("if-range") for request in server.wire.requests}
-    assert asked["late"] >= {LATE["Last-Modified"]}
-    assert asked["now"] == {None}
+            conditions[name] = {request.headers.get("if-range") for request in server.wire.requests}
+    assert conditions["late"] >= {LATE["Last-Modified"]}
+    assert conditions["now"] == {None}

@@ -235,13 +235,13 @@ def fetching(tmp_path):
     """A function that fetches a config. Its extra arguments are fields of the settings."""
 
     def fetch_config(url, *, request=None, allow_local=False, **fields):
-        found = Settings(
+        loader_settings = Settings(
             allowed_hosts=frozenset({"127.0.0.1"}),
             credentials_dir=tmp_path / "secret",
             **fields,
         )
         client = HttpClient(
-            found,
+            loader_settings,
             has_token=request is not None and request.credentials,
             retries=Retries(delays=()),
         )
@@ -296,8 +296,8 @@ def test_token_is_sent_only_to_its_host(tmp_path, server, fetching, host, sent):
     (folder / "token").write_text("s3cret")
     (folder / "host").write_text(own if host == "own" else host)
     fetching(url, request=load_request(credentials=True))
-    (asked,) = [it for it in server.requests if it.path == "/x.yaml"]
-    assert ("authorization" in asked.headers) is sent
+    (received,) = [it for it in server.requests if it.path == "/x.yaml"]
+    assert ("authorization" in received.headers) is sent
 
 
 def test_conversion_uses_the_original_config(tmp_path, server):
@@ -310,9 +310,9 @@ def test_conversion_uses_the_original_config(tmp_path, server):
     into, out = tmp_path / "source", tmp_path / "out"
     into.mkdir()
     out.mkdir()
-    found = Settings(allowed_hosts=frozenset({"127.0.0.1"}))
+    loader_settings = Settings(allowed_hosts=frozenset({"127.0.0.1"}))
 
-    fetched = fetch(request, found, into, lambda _progress: None, allow_local=True)
+    fetched = fetch(request, loader_settings, into, lambda _progress: None, allow_local=True)
     converted = convert(fetched, into, conversion_of(request), out, lambda _progress: None)
 
     assert fetched.original_config == "config"

@@ -72,11 +72,11 @@ def test_vae_comes_from_another_source(
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     assert pipeline.vae.config.scaling_factor == theirs.config.scaling_factor
     assert ended.result is not None
-    said = "the checkpoint has no vae: taken from org/defaults"
-    assert (said in ended.result.message) == ("default" in row.container)
+    warning = "the checkpoint has no vae: taken from org/defaults"
+    assert (warning in ended.result.message) == ("default" in row.container)
     if "default" in row.container:
-        asked = [request.path for request in hub.requests]
-        assert not any("unet" in path or "text_encoder" in path for path in asked)
+        requested = [request.path for request in hub.requests]
+        assert not any("unet" in path or "text_encoder" in path for path in requested)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_replaced_vae_of_a_repo_is_not_downloaded(
         "diffusers",
         "AutoencoderKL",
     ]
-    asked = [request.path for request in hub.requests]
-    assert not any("org/model" in path and "/vae/" in path for path in asked)
+    requested = [request.path for request in hub.requests]
+    assert not any("org/model" in path and "/vae/" in path for path in requested)
 
     link = f"{hub.url}/org/vae/resolve/main/vae.pt"
     loaded(containers.load(load_request("org/model", vae=VaeSource(url=link), reload="1")))

@@ -37,8 +37,8 @@ def test_known_controlnet_loads_by_its_model_id(
     folder = containers.store / "canny"
     assert sorted(path.name for path in folder.glob("[!.]*")) == ["config.json", WEIGHTS]
     ControlNetModel.from_pretrained(folder.resolve(), local_files_only=True)
-    asked = {request.path.rpartition("/")[2] for request in hub.requests}
-    assert not {"README.md", "diffusion_pytorch_model.bin"} & asked
+    requested = {request.path.rpartition("/")[2] for request in hub.requests}
+    assert not {"README.md", "diffusion_pytorch_model.bin"} & requested
 
 
 def test_unknown_model_id_without_a_url_is_refused(containers: Containers) -> None:
@@ -65,17 +65,17 @@ def test_vae_loads_from_a_pipeline_a_repo_and_a_link(
     hub.add_repo("org/pipeline", pipeline)
     hub.add_repo("org/vae", pipeline / "vae")
     link = hub.serve_file("/vae.safetensors", pipeline / "vae" / WEIGHTS)
-    found = [
+    base_models = [
         loaded(
             containers.load(load_request(url, model_type="vae", model_id="vae", reload=url))
         ).base_model
         for url in ("org/pipeline", "org/vae", link)
     ]
-    assert found == ["sd1"] * 3
+    assert base_models == ["sd1"] * 3
     folder = (containers.store / "vae").resolve()
     AutoencoderKL.from_pretrained(folder, local_files_only=True)
-    asked = [request.path for request in hub.requests]
-    assert not any("unet" in path for path in asked)
+    requested = [request.path for request in hub.requests]
+    assert not any("unet" in path for path in requested)
 
 
 def test_inspect_recognises_a_controlnet_and_a_vae(containers: Containers, tmp_path: Path) -> None:

@@ -245,8 +245,8 @@ def test_invalid_file_list_is_refused(
 ) -> None:
     """The load fails with a reason and does not crash."""
 
-    def respond(asked: Request) -> bytes:
-        if asked.path.startswith("/api/"):
+    def respond(received: Request) -> bytes:
+        if received.path.startswith("/api/"):
             return sized(json.dumps(answer).encode())
         return b"HTTP/1.1 404 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 

@@ -36,10 +36,12 @@ def test_only_needed_files_are_downloaded(hub, settings, into):
     assert fetched.source.commit == hub.repos[REPO].commit()
     assert fetched.source.size_bytes == size
     assert (seen[-1].bytes_done, seen[-1].bytes_total) == (size, size)
-    assert [one.bytes_done for one in seen] == sorted(one.bytes_done for one in seen)
+    assert [progress.bytes_done for progress in seen] == sorted(
+        progress.bytes_done for progress in seen
+    )
     assert hub.bytes_served == size
-    asked = [item.path for item in hub.requests if "/resolve/" in item.path]
-    assert all(f"/resolve/{fetched.source.commit}/" in path for path in asked)
+    requested = [item.path for item in hub.requests if "/resolve/" in item.path]
+    assert all(f"/resolve/{fetched.source.commit}/" in path for path in requested)
     assert {item.path.split("/")[1] for item in hub.requests} == {"api", "org", "cdn"}
     assert all(item.headers["user-agent"].startswith("sd-loader/") for item in hub.requests)
 

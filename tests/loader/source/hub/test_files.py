@@ -71,8 +71,8 @@ def test_link_to_a_hub_file_fetches_that_file(hub, settings, into, base, word, m
     assert fetched.source.commit == hub.repos[REPO].commit()
     assert (fetched.source.sha256, fetched.source.size_bytes) == (DIGEST, len(BODY))
     assert fetched.source.format == "safetensors"
-    [asked] = [item.path for item in hub.requests if "/resolve/" in item.path]
-    assert asked == f"/{REPO}/resolve/{fetched.source.commit}/{NAME}"
+    [requested] = [item.path for item in hub.requests if "/resolve/" in item.path]
+    assert requested == f"/{REPO}/resolve/{fetched.source.commit}/{NAME}"
 
 
 @pytest.mark.parametrize("revision", ["refs/pr/1", "refs%2Fpr%2F1", "my%2Fbranch"])
@@ -198,8 +198,8 @@ def test_renamed_repo_is_found_under_its_new_name(hub, settings, into, folder, u
     fetched = load(settings, into, url)
     assert fetched.source.sha256 == DIGEST
     assert fetched.warnings == ("the repo old/name is now called org/model",)
-    [asked] = [item.path for item in hub.requests if "/resolve/" in item.path]
-    assert asked.startswith(f"/{REPO}/")
+    [requested] = [item.path for item in hub.requests if "/resolve/" in item.path]
+    assert requested.startswith(f"/{REPO}/")
 
 
 def test_token_follows_a_renamed_repo(hub, settings, into, folder):
