@@ -1,7 +1,8 @@
 """Names and shapes of the tensors in ControlNets of the original layout, as cldm.py builds them.
 
-`SD1`, `SD2` and `SDXL` are the published sizes, `TINY` the same structures with few numbers.
-`config` is diffusers' for the same model; SDXL's exist in its layout only.
+`SD1`, `SD2` and `SDXL` are the published sizes; `TINY` has the same structures with small widths.
+`config` returns diffusers' config of the same model. SDXL ControlNets exist only in diffusers'
+layout.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ _MULTIPLIERS = {"sd1": (1, 2, 4, 4), "sd2": (1, 2, 4, 4), "sdxl": (1, 2, 4)}
 
 @dataclass(frozen=True)
 class ControlNet:
-    """The dimensions in which two ControlNets of one family may differ.
-
-    context: width of what cross attention sees. added: of SDXL's pooled text and sizes.
-    """
+    """The dimensions that may differ between two ControlNets of one family."""
 
     family: str
     width: int
+    """The width of the first level."""
     context: int
+    """The width of the cross attention's input."""
     hints: tuple[int, ...] = HINTS
+    """The widths of the layers that embed the control image."""
     inputs: int = 3
+    """The number of channels of the control image."""
     added: int = 2816
+    """The width of SDXL's pooled text and size embeddings together."""
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Width of each level."""
+        """The width of each level."""
         return tuple(self.width * factor for factor in _MULTIPLIERS[self.family])
 
 
@@ -47,19 +50,19 @@ TINY = {
 
 
 def controlnet_shapes(net: ControlNet, prefix: str = "control_model.") -> Shapes:
-    """All tensors of an SD 1 or SD 2 ControlNet: the UNet's first half and what is added to it."""
+    """Return all tensors of an SD 1 or SD 2 ControlNet: half a UNet and the layers it adds."""
     widths = Widths("sd15", net.width, SD15.vae, (net.context,), (0,))
     shapes: Shapes = {}
     for name, shape in unet_shapes(widths).items():
         if name.startswith(("time_embed.", "input_blocks.", "middle_block.")):
-            # SD 2's transformers project by matrices.
+            # SD 2's transformers project with matrices instead of convolutions.
             is_matrix = net.family == "sd2" and name.endswith(("proj_in.weight", "proj_out.weight"))
             shapes[name] = shape[:2] if is_matrix else shape
-    ways = [(net.inputs, net.hints[0])]
+    layers = [(net.inputs, net.hints[0])]
     for narrow, wide in zip(net.hints, net.hints[1:], strict=False):
-        ways += [(narrow, narrow), (narrow, wide)]
-    ways.append((net.hints[-1], net.width))
-    for number, (width, out) in enumerate(ways):
+        layers += [(narrow, narrow), (narrow, wide)]
+    layers.append((net.hints[-1], net.width))
+    for number, (width, out) in enumerate(layers):
         shapes[f"input_hint_block.{2 * number}.weight"] = (out, width, 3, 3)
         shapes[f"input_hint_block.{2 * number}.bias"] = (out,)
     outputs = [net.width]
@@ -74,9 +77,9 @@ def controlnet_shapes(net: ControlNet, prefix: str = "control_model.") -> Shapes
 
 
 def config(net: ControlNet, **rest: Any) -> dict[str, Any]:
-    """The config that diffusers has for it."""
+    """Return diffusers' config of the ControlNet; `rest` overrides or adds fields."""
     crossing = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in _DEPTHS[net.family]]
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "_class_name": "ControlNetModel",
         "attention_head_dim": 8,
         "block_out_channels": net.levels,
@@ -87,13 +90,13 @@ def config(net: ControlNet, **rest: Any) -> dict[str, Any]:
         "layers_per_block": 2,
     }
     if net.family != "sd1":
-        found["attention_head_dim"] = [width // 64 for width in net.levels]
-        found["use_linear_projection"] = True
+        fields["attention_head_dim"] = [width // 64 for width in net.levels]
+        fields["use_linear_projection"] = True
     if net.family == "sdxl":
-        found |= {
+        fields |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": net.added,
             "transformer_layers_per_block": [1, 2, 10],
         }
-    return found | rest
+    return fields | rest

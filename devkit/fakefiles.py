@@ -1,4 +1,4 @@
-"""A server of files on loopback, with the faults that a test asks for.
+"""A file server on loopback, with faults that tests choose.
 
 For example:
 
@@ -8,7 +8,7 @@ For example:
         assert server.requests[0].path == "/model"
         assert server.bytes_served == 1000
 
-`fakehub` builds the Hub on it. Standard library only: the demo uses it too.
+`fakehub` extends it to a Hub. It needs only the standard library, because the demo uses it too.
 """
 
 from __future__ import annotations
@@ -32,48 +32,48 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong with the requests for a file."""
+    """The faults of the responses for one file."""
 
     status: int = 200
-    """Answered in place of the file."""
+    """The status that is returned instead of the file."""
     fails: int | None = None
-    """How many requests get `status`; None for all."""
+    """How many requests get `status`; None means all."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
-    """Served in place of the file; the Hub still states the file's length and digest."""
+    """The content to send instead of the file; the Hub still states the file's size and digest."""
     redirect: str | None = None
     token: str | None = None
     """The bearer token that a request must carry."""
     cut_at: int | None = None
-    """How many bytes of the body are sent before the connection ends."""
+    """How many bytes of the body are sent before the connection is closed."""
     cuts: int = 1
-    """How many answers are cut."""
+    """How many responses are cut."""
     reset: bool = False
-    """Cut by a TCP reset."""
+    """Whether the connection is cut with a TCP reset."""
     ignore_range: bool = False
     range_limit: int | None = None
-    """The most bytes of a range that one answer has."""
+    """The largest range, in bytes, that one response contains."""
     flips: int = 0
-    """How many answers have one bit of their first byte flipped."""
+    """How many responses have one bit of their first byte flipped."""
     etag: str | None = None
     validators: bool = True
-    """Whether answers have an ETag."""
+    """Whether responses have an ETag."""
     length: int | None = None
-    """Content-Length, whatever the length of the body is."""
+    """The Content-Length to state, which may differ from the body's length."""
     chunked: bool = False
     endless: bool = False
     rate: int | None = None
-    """Bytes a second."""
+    """The rate limit in bytes per second."""
 
 
 class FileServer:
-    """Serves files under links until it is left."""
+    """Serves files at links until its context ends."""
 
     def __init__(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.links: dict[str, tuple[Path | bytes, Faults]] = {}
         self.requests: list[Request] = []
         self.served: Counter[str] = Counter()
-        """Bytes of bodies, by link."""
+        """The bytes of bodies that were sent, by link."""
         self._used: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._running = False
@@ -84,11 +84,11 @@ class FileServer:
 
     @property
     def bytes_served(self) -> int:
-        """Bytes of file bodies sent so far."""
+        """The bytes of all file bodies that were sent."""
         return sum(self.served.values())
 
     def add_origin(self) -> str:
-        """Serve the same on another port too; returns its host."""
+        """Serve the same files on another port too; return its host and port."""
         origin = Loopback(self._respond)
         self._origins.append(origin)
         if self._running:
@@ -96,12 +96,12 @@ class FileServer:
         return origin.host
 
     def serve_file(self, path: str, content: Path | bytes, **faults: Any) -> str:
-        """Serve a file under a link; returns the link. Serving it again replaces it."""
+        """Serve a file at a path and return the link; a second call replaces the first."""
         self.links[path] = (content, Faults(**faults))
         return self.url + path
 
     def forget(self) -> None:
-        """Forget the requests so far."""
+        """Forget all requests and byte counts."""
         self.requests.clear()
         self.served.clear()
 
@@ -122,7 +122,7 @@ class FileServer:
         return self.other(request)
 
     def other(self, request: Request) -> Answer:  # noqa: ARG002 - for subclasses
-        """Answer a request whose path is not a link."""
+        """Answer a request for a path that has no file; subclasses override this."""
         return json_answer(404, {"error": "Not found"})
 
     def _link(self, request: Request) -> Answer:
@@ -135,7 +135,7 @@ class FileServer:
         return self.file_answer(request, request.path, body, faults, etag=etag)
 
     def failure(self, request: Request, key: str, faults: Faults) -> Answer | None:
-        """Return the error that is due, if one is."""
+        """Return the error response that the faults ask for; None if there is no error."""
         if faults.token and request.headers.get("authorization") != f"Bearer {faults.token}":
             return json_answer(401, {"error": "Unauthorized"})
         if faults.redirect is not None:
@@ -149,7 +149,7 @@ class FileServer:
     def file_answer(
         self, request: Request, key: str, body: bytes, faults: Faults, *, etag: str
     ) -> Answer:
-        """Answer with a file, or the range of it that was asked for, with its faults."""
+        """Answer with a file or the requested range of it, with the faults."""
         etag = faults.etag or f'"{etag}"'
         good = honest(_ranged(request, faults), body, {"ETag": etag})
         if not faults.validators:
@@ -185,36 +185,37 @@ class FileServer:
             yield b"0\r\n\r\n"
 
     def _use(self, key: str) -> int:
-        """Count, and return how often this was used before."""
+        """Count a use of a key; return how many uses came before."""
         with self._lock:
             self._used[key] += 1
             return self._used[key] - 1
 
 
 def json_answer(status: int, value: Any, **headers: str) -> Answer:
-    """Answer with a JSON document."""
-    given = {name.replace("_", "-"): text for name, text in headers.items()}
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **given})
+    """Answer with a JSON document; `_` in a header's name stands for `-`."""
+    renamed = {name.replace("_", "-"): text for name, text in headers.items()}
+    content_type = {"Content-Type": "application/json"}
+    return Answer(status, json.dumps(value).encode(), {**content_type, **renamed})
 
 
 def honest(request: Request, content: bytes, version: Mapping[str, str]) -> Answer:
-    """Answer as a good server of a file does; version: the header that states its version."""
+    """Answer as a correct file server does; `version` is the header with the file's version."""
     condition = request.headers.get("if-range")
-    found = re.match(r"bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
-    if found is None or (condition is not None and condition not in version.values()):
+    wanted = re.match(r"bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
+    if wanted is None or (condition is not None and condition not in version.values()):
         return Answer(200, content, {**version, "Content-Length": str(len(content))})
-    start, size = int(found[1]), len(content)
+    start, size = int(wanted[1]), len(content)
     if start >= size:
         headers = {"Content-Range": f"bytes */{size}", "Content-Length": "0"}
         return Answer(416, b"", {**version, **headers})
-    body = content[start : int(found[2]) + 1 if found[2] else None]
+    body = content[start : int(wanted[2]) + 1 if wanted[2] else None]
     place = f"bytes {start}-{start + len(body) - 1}/{size}"
     headers = {"Content-Range": place, "Content-Length": str(len(body))}
     return Answer(206, body, {**version, **headers})
 
 
 def _ranged(request: Request, faults: Faults) -> Request:
-    """Return the request as a server with these faults understands its range."""
+    """Return the request with the range that a server with these faults serves."""
     headers = dict(request.headers)
     first, _, last = headers.get("range", "").removeprefix("bytes=").partition("-")
     if faults.ignore_range:

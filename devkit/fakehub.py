@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, which also serves plain links (see `fakefiles`).
+"""A Hugging Face Hub on loopback; it also serves plain links, as `fakefiles` does.
 
 For example:
 
@@ -6,9 +6,11 @@ For example:
         hub.add_repo("org/name", folder, gated=True, token="hf_token")
         HfApi(endpoint=hub.url).model_info("org/name", token="hf_token")
 
-It speaks the Hub's own HTTP API (model info, tree, resolve, LFS redirects, gated and private repos)
-to the real client, from folders. Standard library only: the demo uses it too.
-As a program: `python -m devkit.fakehub --repos DIR --files DIR [--port N]`.
+It serves folders as repos through the Hub's own HTTP API (model info, tree, resolve, LFS redirects,
+gated and private repos), so tests use the real client. It needs only the standard library, because
+the demo uses it too. To run it as a program:
+
+    python -m devkit.fakehub --repos DIR --files DIR [--port N]
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx", ".pt")
 
 @dataclass(frozen=True)
 class Repo:
-    """A folder served as a repo."""
+    """A folder that is served as a repo."""
 
     repo_id: str
     folder: Path
@@ -40,23 +42,23 @@ class Repo:
     gated: bool = False
     private: bool = False
     token: str | None = None
-    """What gated and private repos ask for."""
+    """The token that a gated or private repo requires."""
     branches: tuple[str, ...] = ("main",)
     extra_names: tuple[str, ...] = ()
     former: Mapping[str, Path] = field(default_factory=dict)
-    """The folders of previous commits."""
+    """The folders of previous commits, by commit."""
 
     def at(self, revision: str) -> Repo:
-        """The repo as it was at this commit, or as it is now."""
+        """Return the repo as of a previous commit; any other revision is the present one."""
         folder = self.former.get(revision)
         return self if folder is None else replace(self, folder=folder)
 
     def has(self, revision: str) -> bool:
-        """Whether the repo has this branch or commit."""
+        """Return whether the repo has this branch or commit."""
         return revision in (*self.branches, *self.former, self.commit())
 
     def files(self) -> dict[str, Path]:
-        """The files by their paths in the repo."""
+        """Return the files by their paths in the repo."""
         return {
             path.relative_to(self.folder).as_posix(): path
             for path in sorted(self.folder.rglob("*"))
@@ -64,7 +66,7 @@ class Repo:
         }
 
     def commit(self) -> str:
-        """A commit's id: made of the content."""
+        """Return the present commit's id, which depends on the content only."""
         digest = hashlib.sha1(usedforsecurity=False)
         for name, path in self.files().items():
             digest.update(f"{name} {sha256(path)}\n".encode())
@@ -72,27 +74,27 @@ class Repo:
 
 
 class FakeHub(FileServer):
-    """Serves repos and links until it is left."""
+    """Serves repos and links until its context ends."""
 
     def __init__(self, *, port: int = 0, separate_cdn: bool = False) -> None:
         super().__init__(port=port)
         self.repos: dict[str, Repo] = {}
         self.renamed: dict[str, str] = {}
-        """The present names of repos, by their previous ones."""
+        """The present names of renamed repos, by their previous names."""
         self.faults: dict[str, Faults] = {}
-        """Faults of single files, by `repo_id/path`."""
+        """The faults of single files, by `repo_id/path`; they replace the repo's faults."""
         self.api_faults = Faults()
-        """Faults of everything below /api."""
+        """The faults of all paths below /api."""
         self.cdn_host = self.add_origin() if separate_cdn else self.host
-        """Where LFS files come from; another origin if separate, as on the real Hub."""
+        """The host and port that serves LFS files; another origin if `separate_cdn`, as on the real Hub."""
 
     def add_repo(self, repo_id: str, folder: Path, **options: Any) -> None:
-        """Serve a folder as a repo; options are Repo's and, for every file, Faults'."""
+        """Serve a folder as a repo; options are fields of Repo, or of Faults for all its files."""
         own = {name: options.pop(name) for name in list(options) if name in Repo.__annotations__}
         self.repos[repo_id] = Repo(repo_id, folder, Faults(**options), **own)
 
     def other(self, request: Request) -> Answer:
-        """Answer as the Hub does."""
+        """Answer a request for a repo or the API as the Hub does."""
         path = request.path
         for former, present in self.renamed.items():
             if f"/{former}/" in path:
@@ -138,7 +140,7 @@ class FakeHub(FileServer):
         )
 
     def _allowed(self, request: Request, repo_id: str, *, metadata_only: bool) -> Repo | Answer:
-        """Return the repo if the caller may see it, else the Hub's refusal."""
+        """Return the repo if the caller may read it, otherwise the Hub's error response."""
         repo = self.repos.get(repo_id)
         authorization = request.headers.get("authorization")
         known = {f"Bearer {repo.token}" for repo in self.repos.values() if repo.token}
@@ -215,12 +217,12 @@ def _sibling(name: str, file: Path, *, blobs: bool) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file."""
+    """Return the size of a file in bytes."""
     return path.stat().st_size
 
 
 def sha256(path: Path) -> str:
-    """A file's digest."""
+    """Return a file's SHA-256; it is computed once per version of the file."""
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns, state.st_ino)
 
@@ -231,16 +233,16 @@ def _sha256(path: Path, *_version: int) -> str:
 
 
 def blob_id(content: bytes) -> str:
-    """The id that git gives this content."""
+    """Return the id that git gives this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def main() -> None:
-    """Serve folders until interrupted."""
+    """Serve the folders of the command line until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repos", type=Path, help="folder of ORG/NAME folders")
-    parser.add_argument("--files", type=Path, help="folder served under /files/")
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--repos", type=Path, help="folder that contains the repos as ORG/NAME")
+    parser.add_argument("--files", type=Path, help="folder whose files are served below /files/")
+    parser.add_argument("--port", type=int, default=0, help="port; 0 chooses a free one")
     arguments = parser.parse_args()
     with FakeHub(port=arguments.port) as hub:
         for folder in sorted(arguments.repos.glob("*/*")) if arguments.repos else ():

@@ -1,11 +1,11 @@
 """Names and shapes of the tensors in checkpoints of the original (LDM, SGM) layout.
 
-Written down from the architecture's own rules, not from any converter, so that a test which
-converts such a checkpoint compares two independent things. Widths are parameters: `SD15`, `SD2`,
-`SDXL` and `REFINER` are the published models, `TINY_SD15` and its like the same structure (every
-key of the real ones) with as few numbers as the architecture's fixed parts allow: 32 groups per
-norm, 8 heads (SD 1) or heads of 64 (the others, text encoders). More of
-`STRUCTURES` are distilled ones.
+The rules come from the architectures, not from any converter, so a test that converts such a
+checkpoint compares two independent implementations. Widths are parameters: `SD15`, `SD2`, `SDXL`
+and `REFINER` have the published widths. `TINY_SD15`, `TINY_SD2`, `TINY_SDXL` and `TINY_REFINER`
+have the same structures, with every key of the real models, and the smallest widths that the
+architectures allow: norms have 32 groups, SD 1 has 8 heads, and the others and the text encoders
+have heads with 64 channels. The other entries of `STRUCTURES` are distilled UNets.
 """
 
 from __future__ import annotations
@@ -40,24 +40,27 @@ SCHEDULE_BUFFERS = (
 
 @dataclass(frozen=True)
 class Structure:
-    """How a UNet is built, in the words of openaimodel.py.
-
-    multipliers: width of each level. down, up: transformer blocks after each resnet, in the order
-    of input_blocks and output_blocks; 0 for no transformer at all. middle: those of the middle
-    block; 0 for its first resnet alone, None for no middle block. linear: transformers project by
-    matrices. time_ids: numbers that are embedded beside the pooled text (SDXL).
-    """
+    """The structure of a UNet, in the terms of openaimodel.py."""
 
     multipliers: tuple[int, ...]
+    """The width of each level, as a multiple of the base width."""
     down: tuple[int, ...]
+    """The depth of the transformer after each resnet of input_blocks; 0 if it has none."""
     up: tuple[int, ...]
+    """The depth of the transformer after each resnet of output_blocks; 0 if it has none."""
     middle: int | None
+    """The depth of the middle block's transformer.
+
+    With 0 the block is one resnet; with None there is no middle block.
+    """
     linear: bool = False
+    """Whether transformers project with matrices instead of convolutions."""
     time_ids: int = 0
+    """How many numbers SDXL embeds in addition to the pooled text."""
 
     @property
     def resnets(self) -> int:
-        """Resnets of each level on the way down; there is one more on the way up."""
+        """The number of resnets in each level of input_blocks; output_blocks have one more."""
         return len(self.down) // len(self.multipliers)
 
 
@@ -85,17 +88,17 @@ STRUCTURES = {
         linear=True,
         time_ids=5,
     ),
-    # The most that some distilled UNets are cut from.
+    # The largest form of some distilled UNets; the published ones lack some blocks of it.
     "three-levels": _THREE_LEVELS,
     "three-levels-v2": replace(_THREE_LEVELS, linear=True),
     "koala": _KOALA,
-    # Nota's and Segmind's distilled SD 1 (BK-SDM, small-sd, tiny-sd), and the same of SD 2.
+    # Distilled SD 1 from Nota and Segmind (BK-SDM, small-sd, tiny-sd), and their SD 2 versions.
     "bk-base": _BK_BASE,
     "bk-small": replace(_BK_BASE, middle=None),
     "bk-tiny": replace(_THREE_LEVELS, middle=None),
     "bk-v2-base": replace(_BK_BASE, linear=True),
     "bk-v2-tiny": replace(_THREE_LEVELS, linear=True, middle=None),
-    # Distilled SDXL: Segmind's, and KAIST's KOALA.
+    # Distilled SDXL: SSD-1B and Vega from Segmind, KOALA from ETRI.
     "ssd-1b": replace(_SDXL, down=(0, 0, 2, 2, 4, 4), up=(4, 4, 10, 2, 1, 1, 0, 0, 0), middle=0),
     "vega": replace(_SDXL, down=(0, 0, 1, 1, 2, 2), up=(2, 2, 2, 1, 1, 1, 0, 0, 0), middle=0),
     "koala-1b": replace(_KOALA, down=(0, 2, 6), up=(6, 6, 2, 2, 0, 0), middle=6),
@@ -105,38 +108,40 @@ STRUCTURES = {
 
 @dataclass(frozen=True)
 class Widths:
-    """The dimensions in which two models of one structure may differ.
-
-    architecture: name of its structure. text: hidden sizes of the text encoders. text_layers: their
-    depths. inputs: channels that the UNet takes; 9 for inpainting, 8 for instruct-pix2pix.
-    """
+    """The dimensions that may differ between two models of one structure."""
 
     architecture: str
+    """The name of the UNet's structure, a key of STRUCTURES."""
     unet: int
+    """The base width of the UNet."""
     vae: int
+    """The base width of the VAE."""
     text: tuple[int, ...]
+    """The hidden size of each text encoder."""
     text_layers: tuple[int, ...]
+    """The number of layers of each text encoder."""
     vocabulary: int = VOCABULARY
     inputs: int = 4
+    """The UNet's input channels: 4, 9 for inpainting or 8 for instruct-pix2pix."""
 
     @property
     def structure(self) -> Structure:
-        """How its UNet is built."""
+        """The structure of the UNet."""
         return STRUCTURES[self.architecture]
 
     @property
     def unet_levels(self) -> tuple[int, ...]:
-        """Width of each of the UNet's levels."""
+        """The width of each level of the UNet."""
         return tuple(self.unet * factor for factor in self.structure.multipliers)
 
     @property
     def vae_levels(self) -> tuple[int, ...]:
-        """Width of each of the autoencoder's levels."""
+        """The width of each level of the VAE."""
         return tuple(self.vae * factor for factor in VAE_MULTIPLIERS)
 
     @property
     def context(self) -> int:
-        """Width of what the UNet's cross attention sees: the text encoders, side by side."""
+        """The width of the cross attention's input: all text encoders together."""
         return sum(self.text)
 
 
@@ -151,7 +156,7 @@ TINY_REFINER = Widths("refiner", unet=32, vae=32, text=(64,), text_layers=(32,))
 
 
 def sd15_shapes(widths: Widths = SD15) -> Shapes:
-    """All tensors of a Stable Diffusion 1.x checkpoint, schedule buffers among them."""
+    """Return all tensors of a Stable Diffusion 1.x checkpoint, including schedule buffers."""
     return {
         **_first_generation(widths),
         **_under("cond_stage_model.transformer.text_model.", _clip(widths, 0)),
@@ -159,7 +164,7 @@ def sd15_shapes(widths: Widths = SD15) -> Shapes:
 
 
 def sd2_shapes(widths: Widths = SD2) -> Shapes:
-    """All tensors of a Stable Diffusion 2.x checkpoint, schedule buffers among them."""
+    """Return all tensors of a Stable Diffusion 2.x checkpoint, including schedule buffers."""
     return {
         **_first_generation(widths),
         **_under("cond_stage_model.model.", _open_clip(widths, 0)),
@@ -167,7 +172,7 @@ def sd2_shapes(widths: Widths = SD2) -> Shapes:
 
 
 def sdxl_shapes(widths: Widths = SDXL) -> Shapes:
-    """All tensors of a Stable Diffusion XL base checkpoint."""
+    """Return all tensors of a Stable Diffusion XL base checkpoint."""
     return {
         **_under("conditioner.embedders.0.transformer.text_model.", _clip(widths, 0)),
         **_under("conditioner.embedders.1.model.", _open_clip(widths, 1)),
@@ -177,7 +182,7 @@ def sdxl_shapes(widths: Widths = SDXL) -> Shapes:
 
 
 def refiner_shapes(widths: Widths = REFINER) -> Shapes:
-    """All tensors of a Stable Diffusion XL refiner checkpoint."""
+    """Return all tensors of a Stable Diffusion XL refiner checkpoint."""
     return {
         **_under("conditioner.embedders.0.model.", _open_clip(widths, 0)),
         **_under("first_stage_model.", vae_shapes(widths)),
@@ -194,7 +199,7 @@ def _first_generation(widths: Widths) -> Shapes:
 
 
 def ema_shapes(widths: Widths) -> Shapes:
-    """The averaged copy that training keeps of the UNet: dots left out of the names."""
+    """Return the EMA copy of the UNet that training keeps; its names have no dots."""
     return {
         "model_ema.decay": (),
         "model_ema.num_updates": (),
@@ -206,7 +211,7 @@ def ema_shapes(widths: Widths) -> Shapes:
 
 
 def unet_shapes(widths: Widths) -> Shapes:
-    """The UNet, as openaimodel.py builds it."""
+    """Return the tensors of the UNet, as openaimodel.py builds it."""
     base = widths.unet
     levels = widths.unet_levels
     structure = widths.structure
@@ -257,7 +262,7 @@ def unet_shapes(widths: Widths) -> Shapes:
 
 
 def vae_shapes(widths: Widths) -> Shapes:
-    """The autoencoder, as model.py of LDM builds it."""
+    """Return the tensors of the VAE, as LDM's model.py builds it."""
     levels = widths.vae_levels
     top = levels[-1]
     shapes: Shapes = {}

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that answers by a function: what every fake server is made of.
+"""An HTTP server on loopback that answers with a function; every fake server is built on it.
 
 For example:
 
@@ -9,8 +9,9 @@ For example:
         assert urlopen(server.url).read() == b"hello"
         assert [request.path for request in server.requests] == ["/"]
 
-The function may also return bytes, or an iterator of bytes: they are sent as they are, and then the
-connection ends. A server can break every rule of HTTP in this way. Standard library only.
+The function may also return bytes or an iterator of bytes. They are sent unchanged, and then the
+connection is closed; this way a server can break every rule of HTTP. The module needs only the
+standard library.
 """
 
 from __future__ import annotations
@@ -35,26 +36,26 @@ IDLE_SECONDS = 60.0
 
 
 class HangUpError(Exception):
-    """Raised by an answer: the connection ends without another byte."""
+    """Raised in an answer to close the connection without another byte."""
 
 
 class ResetError(Exception):
-    """Raised by an answer: the connection ends with a TCP reset."""
+    """Raised in an answer to end the connection with a TCP reset."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came in; the names of headers are lower case."""
+    """A received request; header names are in lower case."""
 
     number: int
-    """How many requests came before."""
+    """How many requests the server received before."""
     method: str
     target: str
-    """Path and query as they were sent."""
+    """The path and query, as they were sent."""
     headers: Mapping[str, str]
     body: bytes
     port: int
-    """The port at which the request came in."""
+    """The port that received the request."""
 
     @property
     def path(self) -> str:
@@ -69,10 +70,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response. An iterable body without Content-Length ends with the connection."""
+    """A response; an iterable body without Content-Length ends when the connection is closed."""
 
     status: int | str = 200
-    """The status code, or code and phrase."""
+    """The status code, or the code and the reason phrase."""
     body: bytes | Iterable[bytes] = b""
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,17 +86,17 @@ class Answer:
         return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
     def whole(self) -> bytes:
-        """Return all bytes, for an answer that is sent as it is."""
+        """Return head and body as bytes, to send them unchanged."""
         return self.head() + b"".join(self.pieces())
 
     def pieces(self) -> Iterable[bytes]:
-        """Return the body, piece by piece."""
+        """Return the body as pieces."""
         return (self.body,) if isinstance(self.body, bytes) else self.body
 
     def but(
         self, body: bytes | None = None, status: int | str | None = None, **headers: str
     ) -> Answer:
-        """Return a copy with other parts; `_` in a header's name stands for `-`, "" removes it."""
+        """Return a copy with changes; `_` in a header's name stands for `-`, "" removes a header."""
         changed = {**self.headers, **{k.replace("_", "-"): v for k, v in headers.items()}}
         return replace(
             self,
@@ -109,7 +110,7 @@ Respond = Callable[[Request], Answer | bytes | Iterable[bytes]]
 
 
 class Loopback:
-    """Listens from its creation on, and answers between start and stop."""
+    """Listens from its creation, and answers between start and stop."""
 
     def __init__(
         self,
@@ -136,11 +137,11 @@ class Loopback:
         self.url = f"{'https' if tls else 'http'}://{self.host}"
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering requests."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the server and every connection."""
+        """Stop the server and close every connection."""
         self._stopping.set()
         self._http.shutdown()
         self._thread.join()
@@ -156,11 +157,11 @@ class Loopback:
 
     @property
     def stopping(self) -> bool:
-        """Whether the server is about to end."""
+        """Whether the server is stopping."""
         return self._stopping.is_set()
 
     def pause(self, seconds: float) -> None:
-        """Let time pass in an answer, unless the server ends meanwhile."""
+        """Wait within an answer; return early if the server stops."""
         self._stopping.wait(seconds)
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Any:
@@ -194,7 +195,7 @@ class _HttpServer(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent: clients may leave at any time."""
+        """Log nothing, because clients may disconnect at any time."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -231,13 +232,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         sent = self._send_pieces(answer.pieces())
-        # After a body of another length the client does not know where the next answer begins.
+        # If the body has another length, the client cannot find the start of the next answer.
         self.close_connection |= headers.get("Content-Length", str(sent)) != str(sent)
 
     def _send_raw(self, pieces: Iterable[bytes]) -> None:
         self.close_connection = True
         self._send_pieces(pieces)
-        # To close now could reset the connection, and the client lose what it has not read yet.
+        # Closing now could reset the connection, and the client would lose unread bytes.
         self.connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < deadline and self.connection.recv(1 << 16):
@@ -253,6 +254,6 @@ class _Handler(BaseHTTPRequestHandler):
         return sent
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-        """Stay silent."""
+        """Log nothing."""
 
     do_CONNECT = do_DELETE = do_GET = do_HEAD = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815

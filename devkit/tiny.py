@@ -1,4 +1,4 @@
-"""A tiny checkpoint in the original layout, made with numpy alone (the demo has no torch)."""
+"""Writes a tiny checkpoint in the original layout with numpy, because the demo has no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from devkit.ldm_layouts import TINY_SD15, Shapes, sd15_shapes
 
 
 def write_checkpoint(path: Path, shapes: Shapes | None = None, seed: int = 0) -> None:
-    """Write random fp16 weights of these shapes (SD 1.5's, tiny) as a safetensors file."""
+    """Write random fp16 weights as a safetensors file; the default shapes are a tiny SD 1.5's."""
     shapes = sd15_shapes(TINY_SD15) if shapes is None else shapes
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0

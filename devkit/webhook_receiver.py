@@ -1,4 +1,4 @@
-"""A webhook's receiving end: a server on loopback that verifies Standard Webhooks signatures.
+"""A webhook receiver on loopback that verifies Standard Webhooks signatures.
 
 For example:
 
@@ -6,7 +6,8 @@ For example:
         deliver(receiver.url)
         assert receiver.calls[0].verified
 
-Written from the specification (https://www.standardwebhooks.com), not from the operator's code.
+The verification follows the specification (https://www.standardwebhooks.com) and shares no code
+with the operator.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from devkit.loopback import Answer, Loopback, Request
 
 @dataclass(frozen=True)
 class Call:
-    """One received call."""
+    """A webhook call that was received."""
 
     id: str
     headers: Mapping[str, str]
@@ -37,14 +38,14 @@ class Call:
 
 @dataclass
 class WebhookReceiver:
-    """Receives calls until it is left. The fields may be changed at any time."""
+    """Receives calls until its context ends; tests may change the fields at any time."""
 
     key: str | None = None
     status: int = 204
-    """The status of answers."""
+    """The status of the responses."""
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    """How long an answer takes."""
+    """How long a response takes."""
     tls: ssl.SSLContext | None = None
     calls: list[Call] = field(default_factory=list)
 
@@ -58,16 +59,16 @@ class WebhookReceiver:
 
     @property
     def host(self) -> str:
-        """Host and port."""
+        """The host and port of the receiver."""
         return self._server.host
 
     @property
     def url(self) -> str:
-        """The address to call."""
+        """The URL to call."""
         return f"{self._server.url}/hooks"
 
     def events(self, model_id: str) -> list[str]:
-        """The events received for one model, in order."""
+        """Return the events received for one model, in order."""
         return [call.body["event"] for call in self.calls if call.body["model_id"] == model_id]
 
     def _answer(self, request: Request) -> Answer:

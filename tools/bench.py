@@ -1,15 +1,17 @@
-"""Measure full-size loads beside `cp` or the plain download, and beside diffusers, in one run.
+"""Compare full-size loads with `cp` (or a plain download) and with diffusers.
 
     python -m tools.bench [--dir FOLDER] [--rounds N] [--only WORD]
 
-Each row makes a random model of a real one's size; then the three take turns on the same file
-system, with the source in the page cache, earlier writes on disk, and nobody calling fsync. Before
-each, free memory is touched: a virtual machine may have lent it to its host, and whoever comes
-first would pay for getting it back, seconds a gigabyte. Each is timed as a process, from start to
-exit. The table shows medians. It ends with status 1 when a target is missed.
+Each row makes a random model of a real model's size. Then the copy, the loader and diffusers take
+turns on the same file system: the source is in the page cache, earlier writes are on disk, and no
+run calls fsync. Before each run the script touches the free memory. A virtual machine may have
+lent that memory to its host, and getting it back takes seconds per gigabyte, which the first run
+would pay. Each run is a process, timed from start to exit. The table shows medians. The exit
+status is 1 if the loader misses a target.
 
-Beside them stands what one core takes for the SHA-256 of the largest file that ours publishes: it
-cannot be split, so nothing that publishes digests is faster (docs/adr/0019).
+The column `digest` shows how long one core needs for the SHA-256 of the largest file that the
+loader publishes. One digest cannot be split over cores, so no load that publishes digests is
+faster (docs/adr/0019).
 """
 
 from __future__ import annotations
@@ -31,27 +33,29 @@ from tools.range_server import RangeServer
 RUNS = "tools.bench_runs"
 MEMORY_TARGET = 100
 STREAMING_MEMORY_TARGET = 150
-"""MB; the second where the bytes come from the network."""
+"""In MB, for loads from a link. MEMORY_TARGET, in MB, is for loads from a file."""
 TIMEOUT = 600
 MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
 class Row:
-    """A source, and how ours should compare.
-
-    kind: what `bench_runs` makes. of_plain: at most so many times the plain copy or download takes;
-    None where it is only shown. faster: at least so many times as fast as diffusers. rate: the
-    server's limit in MB/s where the source is downloaded: 0 for none, None for a file at hand.
-    """
+    """A source to load, and the loader's targets for it."""
 
     name: str
     kind: str
+    """The kind of source, a key of SHAPES in `bench_runs` or `repo-bin`."""
     suffix: str
     of_plain: float | None
+    """The most time the load may take, as a multiple of the plain copy or download.
+
+    None if there is no target.
+    """
     faster: float | None
+    """How many times as fast as diffusers the load must be; None if there is no target."""
     revision: str | None = None
     rate: int | None = None
+    """The server's limit in MB/s; 0 for no limit; None if the source is a local file."""
 
 
 ROWS = (
@@ -71,29 +75,30 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of one of them.
-
-    peak: VmHWM in MB; 0 for what is no Python. largest: bytes of the largest file that it left.
-    """
+    """The measurements of one run."""
 
     seconds: float
     peak: float = 0
+    """The peak memory (VmHWM) in MB; 0 if the run is not a Python process."""
     largest: int = 0
+    """The size in bytes of the largest file that the run wrote."""
 
 
 def main() -> int:
-    """Measure the rows that are asked for and print their table."""
+    """Measure the selected rows and print the table; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to put 30 GB")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument(
+        "--dir", type=Path, default=Path.cwd(), help="folder for temporary files (about 30 GB)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs per row")
+    parser.add_argument("--only", default="", help="measure only rows whose name contains this")
     args = parser.parse_args()
     rows = [row for row in ROWS if args.only in row.name]
     if not rows:
-        parser.error(f"no row has {args.only!r} in its name")
+        parser.error(f"no row's name contains {args.only!r}")
     print(
-        f"{'':36}{'cp/curl':>9}{'digest':>8}{'ours':>8}{'diffusers':>11}"
-        f"{'of plain':>16}{'speed-up':>15}  peak"
+        f"{'':36}{'cp/curl':>9}{'digest':>8}{'loader':>8}{'diffusers':>11}"
+        f"{'vs cp/curl':>16}{'vs diffusers':>15}  peak memory"
     )
     met = []
     for row in rows:
@@ -103,7 +108,7 @@ def main() -> int:
 
 
 def measure(row: Row, folder: Path, rounds: int) -> bool:
-    """Measure one row and print its line; whether all targets are met."""
+    """Measure one row and print its line; return whether all targets are met."""
     source = folder / f"model{row.suffix}"
     child("make", row.kind, source)
     configs = folder / "configs"
@@ -127,7 +132,7 @@ Run = Callable[[Path], Measured]
 
 
 def at_hand(row: Row, source: Path, configs: Path) -> tuple[Run, Run, Run]:
-    """The three on a file, or a folder, that is there."""
+    """Return the three runs on a local file or folder."""
     return (
         lambda out: command("cp", "-r", source, out),
         lambda out: timed("ours", row.kind, source, out, row.revision or ""),
@@ -136,7 +141,7 @@ def at_hand(row: Row, source: Path, configs: Path) -> tuple[Run, Run, Run]:
 
 
 def downloaded(row: Row, url: str, configs: Path) -> tuple[Run, Run, Run]:
-    """The three on a link; diffusers converts what curl has downloaded."""
+    """Return the three runs on a link; diffusers converts the file that curl downloads."""
 
     def theirs(out: Path) -> Measured:
         copy = out / f"copy{row.suffix}"
@@ -152,7 +157,7 @@ def downloaded(row: Row, url: str, configs: Path) -> tuple[Run, Run, Run]:
 
 
 def show(row: Row, runs: dict[str, list[Measured]]) -> bool:
-    """Print the row's line; whether all targets are met."""
+    """Print the row's line; return whether all targets are met."""
     seconds = {
         name: statistics.median(run.seconds for run in found) for name, found in runs.items()
     }
@@ -179,7 +184,7 @@ def show(row: Row, runs: dict[str, list[Measured]]) -> bool:
 
 
 def alone(folder: Path, run: Run) -> Measured:
-    """Run with an empty output folder, all earlier writes on disk, and memory at hand."""
+    """Run with an empty output folder, earlier writes on disk and free memory touched."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -192,21 +197,21 @@ def alone(folder: Path, run: Run) -> Measured:
 
 
 def command(*arguments: object) -> Measured:
-    """A program that must be there: a missing peer is an error."""
+    """Time a program; raise if it is missing or fails."""
     start = time.perf_counter()
     subprocess.run(list(map(str, arguments)), check=True, timeout=TIMEOUT)
     return Measured(time.perf_counter() - start)
 
 
 def timed(*arguments: object) -> Measured:
-    """One of the runs of `bench_runs`."""
+    """Time a run of `bench_runs` and measure its peak memory."""
     start = time.perf_counter()
     peak = child(*arguments)
     return Measured(time.perf_counter() - start, peak)
 
 
 def child(*arguments: object) -> float:
-    """Run it in a process of its own; its peak memory in MB."""
+    """Run `bench_runs` in its own process; return its peak memory in MB."""
     line = [sys.executable, "-m", RUNS, *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""What `bench` measures: each of RUNS in a process of its own, which prints its peak memory in kB.
+"""The runs that `bench` measures. Each prints its peak memory in kB as its last line.
 
 python -m tools.bench_runs RUN ARGUMENT...
 """
@@ -18,7 +18,7 @@ MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet", "repo-bin": "huggingf
 
 
 def request(kind: str, url: str, revision: str) -> Any:  # noqa: ANN401 - imported where it is timed
-    """The load of one kind of source."""
+    """Return the request that loads one kind of source."""
     from sd_api.load import LoadRequest
 
     return LoadRequest.model_validate(
@@ -34,14 +34,14 @@ def request(kind: str, url: str, revision: str) -> Any:  # noqa: ANN401 - import
 
 
 def ours(kind: str, source: str, out: str, revision: str) -> None:
-    """Convert by the loader, as `sd-loader convert` does between staging and publishing."""
+    """Convert with the loader, as `sd-loader convert` does between staging and publishing."""
     from sd_api.wire import Source
     from sd_loader.convert.run import convert
     from sd_loader.handover import Fetched
     from sd_loader.request import conversion_of
 
     path = Path(source)
-    asked = request(kind, "https://models.example.com/model", revision)
+    load = request(kind, "https://models.example.com/model", revision)
     if path.is_dir():
         fetched = Fetched(kind="repo", path=path.name, source=Source())
     else:
@@ -49,11 +49,11 @@ def ours(kind: str, source: str, out: str, revision: str) -> None:
         link = path.with_name("model")
         link.unlink(missing_ok=True)
         link.hardlink_to(path)
-    convert(fetched, path.parent, conversion_of(asked), Path(out), lambda _: None)
+    convert(fetched, path.parent, conversion_of(load), Path(out), lambda _: None)
 
 
 def ours_link(url: str, out: str, revision: str) -> None:
-    """Download and convert by the loader, as `sd-loader fetch` does, whatever way it chooses."""
+    """Download and convert with the loader, as `sd-loader fetch` does."""
     from urllib.parse import urlsplit
 
     from sd_loader.acquire import acquire
@@ -66,14 +66,14 @@ def ours_link(url: str, out: str, revision: str) -> None:
     into.mkdir()
     folder.mkdir()
     client = HttpClient(Settings(allowed_hosts=frozenset({urlsplit(url).netloc})))
-    asked = request("link", url, revision)
-    fetched = acquire(asked, client, into, lambda _: None, out=folder)
+    load = request("link", url, revision)
+    fetched = acquire(load, client, into, lambda _: None, out=folder)
     if fetched.converted is None:
-        convert(fetched, into, conversion_of(asked), folder, lambda _: None)
+        convert(fetched, into, conversion_of(load), folder, lambda _: None)
 
 
 def make(kind: str, path: str) -> None:
-    """Write random numbers of a real model's names and shapes: each storage its own, all finite."""
+    """Write random finite tensors with a real model's names and shapes, each in its own storage."""
     import torch
     from safetensors.torch import save_file
 
@@ -96,7 +96,7 @@ def make(kind: str, path: str) -> None:
 
 
 def make_repo(folder: Path) -> None:
-    """SD 1.5 as a diffusers repo of fp32 .bin weights, made from the loader's own folder."""
+    """Write SD 1.5 as a diffusers repo with fp32 .bin weights; the loader makes the folder."""
     import torch
     from safetensors.torch import load_file
 
@@ -113,7 +113,7 @@ def make_repo(folder: Path) -> None:
 
 
 def touch() -> None:
-    """Have the free memory at hand, but for what the source in the page cache may need."""
+    """Touch the free memory, except what the source may need in the page cache."""
     available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
     cached = int(Path("/proc/meminfo").read_text().split("\nCached:")[1].split()[0]) * 1024
     count = max(0, min(10 << 30, available - cached - (1 << 30)))
@@ -123,7 +123,7 @@ def touch() -> None:
 
 
 def digest(count: str) -> None:
-    """The SHA-256 of so many bytes, as fast as one core can."""
+    """Compute the SHA-256 of this many bytes on one core."""
     block = bytes(1 << 20)
     whole, rest = divmod(int(count), len(block))
     sha256 = hashlib.sha256(block[:rest])
@@ -132,7 +132,7 @@ def digest(count: str) -> None:
 
 
 def configs(kind: str, source: str, out: str) -> None:
-    """Diffusers takes its configs and tokenizers from a folder: ours, without the weights."""
+    """Write the configs and tokenizers that diffusers reads: the loader's folder, no weights."""
     if kind in ("lora", "repo-bin"):
         return
     folder = Path(out)
@@ -143,7 +143,7 @@ def configs(kind: str, source: str, out: str) -> None:
 
 
 def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
-    """Do the same by diffusers, to the precision in which ours publishes."""
+    """Convert with diffusers, to the precision that the loader publishes."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
@@ -207,7 +207,7 @@ def _controlnet() -> dict[str, tuple[int, ...]]:
 
 
 def _lora(rank: int = 64) -> dict[str, tuple[int, ...]]:
-    """Of all attention layers of SDXL's UNet, as kohya names them."""
+    """Return the shapes of a LoRA for all attention layers of SDXL's UNet, with kohya's names."""
     import torch
     from diffusers import UNet2DConditionModel
 

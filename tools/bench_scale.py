@@ -1,11 +1,12 @@
-"""Measure the operator with many models: applying, loading, resting, restarting.
+"""Measure the operator with many models: creating, loading, idling and restarting.
 
     python -m tools.bench_scale [--models N] [--rest SECONDS] [--kubeconfig FILE]
 
-The API server is standalone's, without its controllers and node, in a process of its own; or a
-throw-away one that a kubeconfig names, such as a bare kube-apiserver with etcd. What a node would
-do, a stand-in does: it ends every Job well at once. Queue limits are off. What is measured is
-printed beside the targets of docs; the ratios hold on any machine, the seconds on none but this.
+By default the script starts standalone's API server, without controllers or a node, in its own
+process. --kubeconfig names a throw-away API server instead, such as a bare kube-apiserver with
+etcd. The script stands in for the node: it completes every Job immediately. The queue has no
+limits. The table shows each measurement beside its target. Ratios and counts compare between
+machines; seconds do not.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ RESULT = LoadResult(
 
 
 async def serve(kubeconfig: Path, folder: Path) -> None:
-    """Standalone's API server alone, until a signal comes."""
+    """Run standalone's API server alone until a signal stops it."""
     token = secrets.token_urlsafe(32)
     ca, certificate = pki.make_certificates()
     api = ApiServer(token, folder)
@@ -76,7 +77,7 @@ async def serve(kubeconfig: Path, folder: Path) -> None:
 
 
 async def prepare(client: Client) -> None:
-    """Make the kind, the namespace and the claim known."""
+    """Create the CRD, the namespace and the PVC."""
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -101,13 +102,13 @@ async def prepare(client: Client) -> None:
 
 @dataclass
 class Operator:
-    """A running operator, and what it has cost."""
+    """A running operator and what it has used."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     def metrics(self) -> Samples:
-        """Its metrics: names with the values of their labels; empty before it serves them."""
+        """Return its metrics by name and label values; empty until it serves them."""
         port = re.search(r"metrics on port (\d+)", self.log.read_text())
         if port is None:
             return {}
@@ -120,7 +121,7 @@ class Operator:
         }
 
     def requests(self) -> Counter[tuple[str, str]]:
-        """How often it has asked, by verb and resource."""
+        """Count its API requests by verb and resource."""
         counts: Counter[tuple[str, str]] = Counter()
         for (name, *labels), value in self.metrics().items():
             if name == "sdmodel_api_requests_total":
@@ -129,12 +130,12 @@ class Operator:
         return counts
 
     def cpu_seconds(self) -> float:
-        """CPU time it has used."""
+        """Return the CPU time it has used, in seconds."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICK
 
     def peak_megabytes(self) -> float:
-        """The most memory it has had."""
+        """Return its peak memory in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         match = re.search(r"VmHWM:\s+(\d+) kB", status)
         assert match is not None
@@ -143,7 +144,7 @@ class Operator:
 
 @contextmanager
 def operating(kubeconfig: Path, log: Path) -> Iterator[Operator]:
-    """An operator with default settings but for the queue, which is off."""
+    """Run an operator with default settings, except that the queue has no limits."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("SD_OPERATOR_")}
     env |= {
         "KUBECONFIG": str(kubeconfig),
@@ -164,12 +165,12 @@ def operating(kubeconfig: Path, log: Path) -> Iterator[Operator]:
         process.wait(60)
 
 
-# What a user and a node do.
+# The user and the node.
 
 
 @dataclass
 class Stage:
-    """The API server as this script sees it, and when each model's Job came."""
+    """Acts as the user and the node, and records when each model and its Job appear."""
 
     client: Client
     jobs: Cache = field(init=False)
@@ -184,11 +185,11 @@ class Stage:
         self.seen.setdefault(name, time.monotonic())
 
     async def apply(self, count: int) -> None:
-        """Create the models, several at a time."""
+        """Create the models, CONCURRENCY at a time."""
         path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}"
 
-        async def one(at: int) -> None:
-            name = f"model-{at:05}"
+        async def create(number: int) -> None:
+            name = f"model-{number:05}"
             body = {
                 "apiVersion": names.API_VERSION,
                 "kind": names.KIND,
@@ -198,10 +199,10 @@ class Stage:
             await self.client.request("POST", path, body)
             self.created[name] = time.monotonic()
 
-        await each(one, range(count))
+        await each(create, range(count))
 
     async def finish(self) -> None:
-        """End every Job as a node and the Job controller would: the Pods first, then the Jobs."""
+        """Complete every Pod and then every Job, as the node and the Job controller would."""
         jobs = list(self.jobs.objects.values())
         pods: list[Json] = []
 
@@ -230,7 +231,7 @@ class Stage:
 
 
 async def each(work: Callable[[Any], Coroutine[Any, Any, None]], items: Sequence[Any]) -> None:
-    """Work on all items, several at a time."""
+    """Call `work` with each item, CONCURRENCY at a time."""
     left = iter(items)
 
     async def worker() -> None:
@@ -241,11 +242,11 @@ async def each(work: Callable[[Any], Coroutine[Any, Any, None]], items: Sequence
 
 
 async def until(holds: Callable[[], object]) -> float:
-    """Wait until something holds; returns the moment."""
+    """Wait until the check holds; return the time of the monotonic clock."""
     deadline = time.monotonic() + TIMEOUT
     while not await asyncio.to_thread(holds):
         if time.monotonic() > deadline:
-            raise TimeoutError("it did not come to that")
+            raise TimeoutError(f"the operator did not reach the expected state in {TIMEOUT:g} s")
         await asyncio.sleep(0.1)
     return time.monotonic()
 
@@ -255,31 +256,31 @@ async def until(holds: Callable[[], object]) -> float:
 
 @dataclass
 class Report:
-    """Rows of the table, and whether a target was missed."""
+    """The rows of the table, and whether a target was missed."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     missed: bool = False
 
     def add(self, what: str, found: float, unit: str, most: float | None = None) -> None:
-        """One row; most: the target."""
+        """Add a row; `most` is the target."""
         over = most is not None and found > most
         self.missed |= over
         target = "" if most is None else f"at most {most:g} {unit}" + (" MISSED" if over else "")
         self.rows.append((what, f"{found:.4g} {unit}", target))
 
     def show(self) -> None:
-        """Print it."""
+        """Print the table."""
         for what, found, target in self.rows:
             print(f"{what:<44} {found:>16}   {target}")
 
 
 def scaled(count: int, thousand: float, five_thousand: float) -> float:
-    """A target that the design gives for 1,000 and 5,000 models, for any number of them."""
+    """Interpolate a target between its values for 1,000 and 5,000 models."""
     return thousand + (five_thousand - thousand) * max(0.0, (count - 1000) / 4000)
 
 
 async def measure(kubeconfig: Path, work: Path, count: int, rest: float) -> Report:
-    """All phases."""
+    """Run all phases and return the report."""
     report = Report()
     async with await Client.connect(str(kubeconfig)) as client:
         await prepare(client)
@@ -292,39 +293,43 @@ async def measure(kubeconfig: Path, work: Path, count: int, rest: float) -> Repo
             applied = time.monotonic() - begun
             all_jobs = await until(lambda: len(stage.seen) >= count) - begun
             report.add(f"creating {count} models", applied, "s")
-            report.add("all Jobs, beside that", all_jobs / applied, "times", 2)
+            report.add("creating all Jobs, relative to that", all_jobs / applied, "times", 2)
             delays = [stage.seen[name] - at for name, at in stage.created.items()]
             for percent in (50, 95, 99):
                 found = statistics.quantiles(delays, n=100)[percent - 1]
-                report.add(f"a model's Job after the model, {percent} %", found, "s")
+                report.add(f"delay from model to Job, percentile {percent}", found, "s")
             begun = time.monotonic()
             await stage.finish()
             ready = ("sdmodel_models", "Ready", "")
             done = await until(lambda: operator.metrics().get(ready) == count)
-            report.add("all Ready, after all Jobs", done - begun, "s")
-            report.add("operator: CPU until then", operator.cpu_seconds(), "s")
+            report.add("from all Jobs done to all models Ready", done - begun, "s")
+            report.add("operator CPU until then", operator.cpu_seconds(), "s")
             requests = operator.requests()
             for (verb, what), number in sorted(requests.items()):
-                report.add(f"requests a model: {verb} {what}", number / count, "")
+                report.add(f"requests per model: {verb} {what}", number / count, "")
             writes = sum(
                 number
                 for (verb, what), number in requests.items()
                 if verb in ("create", "patch", "delete") and what != "events"
             )
-            report.add("writes a model, Events apart", writes / count, "", 6)
+            report.add("writes per model, without Events", writes / count, "", 6)
             gets = sum(n for (verb, what), n in requests.items() if verb == "get")
-            report.add("GETs", gets, "", 0)
+            report.add("GET requests", gets, "", 0)
             before = operator.cpu_seconds()
             await asyncio.sleep(rest)
             used = (operator.cpu_seconds() - before) / rest * 100
-            report.add(f"CPU at rest, over {rest:g} s", used, "%")
+            report.add(f"operator CPU while idle, over {rest:g} s", used, "%")
             after = operator.requests()
-            report.add("requests at rest", sum(after.values()) - sum(requests.values()), "")
-            report.add("operator: memory", operator.peak_megabytes(), "MB", scaled(count, 250, 500))
+            report.add("requests while idle", sum(after.values()) - sum(requests.values()), "")
+            report.add(
+                "operator peak memory", operator.peak_megabytes(), "MB", scaled(count, 250, 500)
+            )
         with operating(kubeconfig, work / "operator-2.log") as operator:
             begun = time.monotonic()
             done = await until(lambda: operator.metrics().get(ready) == count)
-            report.add("restart: all known", done - begun, "s", scaled(count, 4, 15))
+            report.add(
+                "restart: time until all models are known", done - begun, "s", scaled(count, 4, 15)
+            )
             writes = sum(n for (verb, _), n in operator.requests().items() if verb not in READS)
             report.add("restart: writes", writes, "", 0)
             report.add("restart: CPU", operator.cpu_seconds(), "s")
@@ -334,11 +339,13 @@ async def measure(kubeconfig: Path, work: Path, count: int, rest: float) -> Repo
 
 
 def main() -> int:
-    """Measure, print, and tell by the exit status whether the targets are met."""
+    """Measure and print the table; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=int, default=1000)
-    parser.add_argument("--rest", type=float, default=30.0, help="seconds to watch it rest")
-    parser.add_argument("--kubeconfig", type=Path, help="a throw-away API server's")
+    parser.add_argument("--models", type=int, default=1000, help="number of models")
+    parser.add_argument(
+        "--rest", type=float, default=30.0, help="seconds to watch the idle operator"
+    )
+    parser.add_argument("--kubeconfig", type=Path, help="kubeconfig of a throw-away API server")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     resource.setrlimit(

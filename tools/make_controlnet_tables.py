@@ -1,6 +1,6 @@
-"""Make the loader's tables of ControlNets, as `make_tables` makes those of checkpoints.
+"""Make the loader's key tables for ControlNets; `make_tables` makes those for checkpoints.
 
-SDXL's have no original layout that diffusers reads: their table holds diffusers' own names.
+Diffusers reads no original layout of SDXL ControlNets, so their table holds diffusers' own names.
 
     python -m tools.make_controlnet_tables     writes …/convert/tables/data/controlnet-*/table.json
 """
@@ -30,8 +30,8 @@ NAMES = (
 
 
 def make_table(name: str) -> Table:
-    """The table of one family."""
-    dimensions = {one: 64 * prime for one, prime in zip(NAMES, PRIMES, strict=False)}
+    """Return the table of one family."""
+    dimensions = {name: 64 * prime for name, prime in zip(NAMES, PRIMES, strict=False)}
     config = fill_in(json.loads((DATA / name / "folder/config.json").read_text()), dimensions)
     with torch.device("meta"):
         model = ControlNetModel.from_config(config).state_dict()

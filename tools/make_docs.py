@@ -1,8 +1,8 @@
 """Write the parts of docs/ that come from the code: `make docs`.
 
-Each part stands between two comments of a page; the rest of the page is written by hand. Meanings
-are docstrings: that of an enum's member or a setting stands below it. The variable of a setting is
-the one that `from_env` reads for it.
+Each generated part lies between two comments of a page; people write the rest of the page. A
+meaning is the attribute docstring below the enum member or the setting. The environment variable of
+a setting is the one that `from_env` reads for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRIED_AGAIN = {
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """The docstrings below the attributes of a class, as one line each."""
+    """Return the attribute docstrings of a class by name, each as one line."""
     docs = {}
     for statement, following in pairwise(source_of(cls).body):
         match statement, following:
@@ -49,14 +49,14 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
 
 def source_of(item: type | Callable[..., object]) -> ast.ClassDef | ast.FunctionDef:
-    """The syntax tree of a class or function."""
+    """Return the syntax tree of a class or function."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(item))).body[0]
     assert isinstance(tree, ast.ClassDef | ast.FunctionDef)
     return tree
 
 
 def variables_of(cls: type, prefix: str) -> dict[tuple[type, str], list[str]]:
-    """The environment variables that `from_env` reads, by the class and name of their field."""
+    """Return the variables that `from_env` reads, by the class and name of the field."""
     module = sys.modules[cls.__module__]
     found: dict[tuple[type, str], list[str]] = {}
     for call in ast.walk(source_of(cls.from_env)):
@@ -71,7 +71,7 @@ def variables_of(cls: type, prefix: str) -> dict[tuple[type, str], list[str]]:
 
 
 def variables_in(tree: ast.AST, module: ModuleType, prefix: str) -> Iterator[str]:
-    """The variables that code reads by `read` or `env`, or in a function that it calls."""
+    """Yield the variables that the code reads with `read` or `env`, also in functions it calls."""
     for call in ast.walk(tree):
         match call:
             case ast.Call(ast.Attribute(ast.Name("read")), [ast.Constant(str(name)), *_]):
@@ -83,33 +83,33 @@ def variables_in(tree: ast.AST, module: ModuleType, prefix: str) -> Iterator[str
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; a placeholder like <name> is no HTML tag."""
+    """Return a Markdown table; escape `<`, so that placeholders like <name> are not HTML tags."""
     titles = tuple(titles)
     lines = [titles, ["---"] * len(titles), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines).replace("<", r"\<")
 
 
 def meanings(title: str, enum: type[StrEnum]) -> str:
-    """The members of an enum with their meaning."""
+    """Return a table of an enum's members and their meanings."""
     docs = attribute_docs(enum)
     return table((title, "Meaning"), ((member.value, docs[member.name]) for member in enum))
 
 
 def reasons() -> str:
-    """The reasons of failures, with all that is known about them."""
+    """Return a table of the failure reasons with meaning, retry and remedy."""
     docs = attribute_docs(Reason)
     rows = ((it.value, docs[it.name], it.retry.value, it.remedy) for it in Reason)
     return table(("Reason", "Meaning", "Retry", "Remedy"), rows)
 
 
 def remedies() -> str:
-    """The reasons of failures, for somebody who has one."""
+    """Return a table of what users do about each failure reason."""
     rows = ((it.value, it.remedy, TRIED_AGAIN[it.retry]) for it in Reason)
     return table(("Reason", "What to do", "Tried again"), rows)
 
 
 def settings(cls: type, prefix: str) -> str:
-    """The variables of a program with their defaults and meanings."""
+    """Return a table of a program's variables with their defaults and meanings."""
     rows = setting_rows(cls, variables_of(cls, prefix))
     return table(("Variable", "Default", "Meaning"), rows)
 
@@ -117,7 +117,7 @@ def settings(cls: type, prefix: str) -> str:
 def setting_rows(
     cls: type, variables: Mapping[tuple[type, str], list[str]]
 ) -> Iterator[tuple[str, str, str]]:
-    """A row for each field that is read, those of a nested class among them."""
+    """Yield a row for each field that a variable sets, including the fields of nested classes."""
     docs = attribute_docs(cls)
     for field in fields(cls):
         if is_dataclass(field.default_factory):
@@ -128,7 +128,7 @@ def setting_rows(
 
 
 def loader_settings() -> str:
-    """The variables of the loader; a meaning may state its default itself."""
+    """Return a table of the loader's variables; leave out defaults that the meaning states."""
     docs = attribute_docs(LoaderEnv)
     defaults = {field.name: default_of(field) for field in fields(loader.Settings)}
     rows = (
@@ -143,7 +143,7 @@ def loader_settings() -> str:
 
 
 def default_of(field: Field[Any]) -> str:
-    """A field's default as its variable would say it."""
+    """Return a field's default as one would write it in its variable."""
     if field.default is MISSING and field.default_factory is MISSING:
         return "(required)"
     value = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
@@ -182,7 +182,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def rendered(page: str) -> str:
-    """A page as it should be now."""
+    """Return a page with its generated parts up to date."""
     text = (DOCS / page).read_text()
     for name, part in PARTS[page].items():
         begin, end = f"<!-- {name}: made by `make docs` -->\n", f"<!-- end of {name} -->\n"
@@ -195,7 +195,7 @@ def rendered(page: str) -> str:
 
 
 def main() -> None:
-    """Write all pages."""
+    """Update all pages."""
     for page in PARTS:
         (DOCS / page).write_text(rendered(page))
 

@@ -1,4 +1,4 @@
-"""Write the table of docs/models.md from the rows that the tests run over.
+"""Write the table in docs/models.md from the rows (ROWS) of the tests.
 
 python -m tools.make_models_doc
 """
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- made by tools/make_models_doc.py -->\n", "<!-- end -->\n"
 
 
 def rows() -> list[Row]:
-    """The rows of all test modules that have some, by model type."""
+    """Return the rows of all test modules that have ROWS, sorted by model type."""
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in sorted(TESTS.rglob("test_*.py"))
@@ -36,7 +36,7 @@ def _family(row: Row) -> tuple[str, str, str]:
 
 
 def table() -> str:
-    """A line for each model type and architecture, with the containers that it comes in."""
+    """Return a table with a line per model type and architecture, and the containers of each."""
     lines = [
         "| modelType | model | comes as | compared with diffusers' | opened by |",
         "|---|---|---|---|---|",
@@ -53,12 +53,12 @@ def table() -> str:
 
 
 def _suffixed(container: str) -> str:
-    """A file's kind as the ending of its name; other words as they are."""
+    """Write a container as a file suffix (`ckpt` as `.ckpt`); leave other words unchanged."""
     return re.sub(r"^(safetensors|ckpt|pt|bin)\b", r".\1", container)
 
 
 def rendered(text: str) -> str:
-    """The document with its table made anew."""
+    """Return the document with its table up to date."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -1,9 +1,9 @@
 """Make the loader's key tables from diffusers' own converters.
 
-The converters run on symbols, objects that remember only which tensor of the checkpoint they come
-from and what was done to it; the models that the tables must fit are built without memory from the
-loader's own config templates, with dimensions that no two share, so that each number of a shape can
-be told by name. `tests/loader/convert/test_tables.py` makes the tables again and compares.
+The converters run on symbols: a symbol records only which tensor of the checkpoint it comes from
+and which operation was applied to it. The models are built on the meta device from the loader's
+config templates. All their dimensions differ, so a size in a shape identifies its dimension.
+`tests/loader/convert/test_tables.py` makes the tables again and compares them.
 
     python -m tools.make_tables      writes loader-image/sd_loader/convert/tables/data/**/table.json
 """
@@ -48,17 +48,17 @@ ROOT = Path(__file__).resolve().parent.parent
 Shape = tuple[int, ...]
 Table = dict[str, dict[str, Any]]
 
-# No two of them, nor their sums and small multiples, are equal (`expression` would say so), and
-# 64 divides each, as heads of 64 and groups of 32 need it.
+# The primes, their sums and their small multiples all differ; otherwise `expression` raises an
+# error. Dimensions are 64 times a prime, because heads have 64 channels and norms have 32 groups.
 PRIMES = (101, 233, 389, 557, 761, 997, 1201, 1523, 1801, 2111, 2503, 2909, 3301, 3709, 4111, 4517)
 LARGEST_CONSTANT = 16
 TIME_IDS = (6 * 256, 5 * 256)
-"""SDXL embeds six numbers beside the text, its refiner five."""
+"""SDXL embeds six numbers in addition to the text, its refiner five."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A tensor of the checkpoint, or part of it."""
+    """A tensor of the checkpoint, or a part of one."""
 
     key: str
     shape: Shape
@@ -66,28 +66,30 @@ class Symbol:
 
     @property
     def ndim(self) -> int:
-        """Number of dimensions."""
+        """The number of dimensions."""
         return len(self.shape)
 
     @property
     def T(self) -> Symbol:  # noqa: N802 - torch's name
-        """The matrix, transposed."""
+        """The transposed matrix."""
         return self._with("transpose", self.shape[::-1])
 
     def __getitem__(self, index: slice | tuple[slice | int, ...]) -> Symbol:
-        """Rows, as text encoders need them, or the one pixel of a convolution."""
+        """Return a third of the rows (for text encoders), or a 1x1 convolution as a matrix."""
         parts = index if isinstance(index, tuple) else (index,)
         whole = slice(None)
         if parts[:2] == (whole, whole) and parts[2:] and set(parts[2:]) == {0}:
             if self.shape[2:] != (1,) * len(parts[2:]):
-                raise ValueError(f"{self.key}: {self.shape} is no convolution of one pixel")
+                raise ValueError(f"{self.key}: {self.shape} is not a 1x1 convolution")
             return self._with("matrix", self.shape[:2])
         if isinstance(parts[0], slice) and all(part == whole for part in parts[1:]):
             start, stop, step = parts[0].indices(self.shape[0])
             third, rest = divmod(start, stop - start)
             if step == 1 and rest == 0 and (stop - start) * 3 == self.shape[0]:
                 return self._with(f"third {third}", (stop - start, *self.shape[1:]))
-        raise ValueError(f"{self.key}: the loader cannot take {index} of {self.shape}")
+        raise ValueError(
+            f"{self.key}: the loader has no operation for index {index} of shape {self.shape}"
+        )
 
     def contiguous(self) -> Symbol:
         """The same numbers."""
@@ -109,15 +111,16 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one architecture is made: the checkpoint's shapes and who converts which component.
-
-    parent: the architecture of which this is a variant, whose folder's configs it patches.
-    """
+    """The input for the table of one architecture."""
 
     shapes: Mapping[str, Shape]
+    """The checkpoint's tensors and their shapes."""
     prefixes: dict[str, str]
+    """The components and the prefixes of their tensors in the checkpoint."""
     layers: dict[str, int] = field(default_factory=dict)
+    """The number of layers of each text encoder, by its name in the config templates."""
     parent: str | None = None
+    """The architecture that this is a variant of; the variant patches its configs."""
 
 
 CLIP = {"text_encoder_layers": 12}
@@ -131,7 +134,7 @@ SDXL_PREFIXES = {
 
 
 def _distilled(parent: str, shapes: Mapping[str, Shape]) -> Recipe:
-    """A UNet with other blocks, between the text encoders and the VAE of its parent."""
+    """Return the recipe of a distilled UNet; text encoders and VAE are the parent's."""
     return Recipe(shapes, UNET, parent=parent)
 
 
@@ -144,7 +147,7 @@ RECIPES = {
     "sd2": Recipe(
         sd2_shapes(SD2),
         {"text_encoder": "cond_stage_model.model."} | REST,
-        # Of the checkpoint's 24; the last is not used.
+        # The checkpoint has 24, but the last one is not used.
         {"text_encoder_layers": 23},
     ),
     "sd2/variants/one-layer": _distilled(
@@ -164,7 +167,7 @@ RECIPES = {
 
 
 def make_table(name: str) -> Table:
-    """The table of one architecture: text encoders first, whose widths the UNet's refer to."""
+    """Return the table of one architecture."""
     recipe = RECIPES[name]
     parent = RECIPES[recipe.parent or name]
     dimensions = _dimensions(parent)
@@ -175,7 +178,7 @@ def make_table(name: str) -> Table:
         symbols = _convert(component, checkpoint, config, prefix)
         model = {key: tuple(tensor.shape) for key, tensor in _model(component, config).items()}
         if missing := model.keys() - symbols.keys():
-            raise ValueError(f"{name}: diffusers' converter makes no {min(missing)}")
+            raise ValueError(f"{name}: diffusers' converter does not make {min(missing)}")
         used = {symbols[key].key for key in model}
         table[component] = {
             "prefix": prefix,
@@ -206,9 +209,9 @@ def _template(name: str, recipe: Recipe, component: str) -> dict[str, Any]:
 
 
 def _dimensions(recipe: Recipe) -> dict[str, int]:
-    """A value of its own for each name that shapes are written with."""
-    # A level as wide as the one before has no shortcut: the structure of four levels has three
-    # widths.
+    """Assign a different size to each name of a dimension."""
+    # The fourth level is as wide as the third (a resnet between equal widths has no shortcut), so
+    # three names are enough.
     names = [f"{component}_{level}" for component in ("unet", "vae") for level in range(3)]
     names.append("unet_inputs")
     for encoder in (name for name in recipe.prefixes if name.startswith("text")):
@@ -221,7 +224,7 @@ def _dimensions(recipe: Recipe) -> dict[str, int]:
 def _convert(
     component: str, checkpoint: dict[str, Symbol], config: dict[str, Any], prefix: str
 ) -> dict[str, Symbol]:
-    # The converters may alter what they are given.
+    # The converters may change the dictionary.
     checkpoint = dict(checkpoint)
     match component:
         case "unet":
@@ -235,7 +238,7 @@ def _convert(
 
 
 def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict that a component must get, in its order and with the canonical names."""
+    """Return the state dict that a component needs, in order and with the canonical names."""
     with torch.device("meta"):
         match component:
             case "unet":
@@ -255,7 +258,7 @@ def _model(component: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def expression(size: int, dimensions: Mapping[str, int]) -> str:
-    """The one way to write a number of a shape by the names of dimensions."""
+    """Write a size in terms of the named dimensions; raise ValueError unless there is one way."""
     if size <= LARGEST_CONSTANT:
         return str(size)
     found = {
@@ -276,12 +279,14 @@ def expression(size: int, dimensions: Mapping[str, int]) -> str:
         if value + ids == size
     }
     if len(found) != 1:
-        raise ValueError(f"{size} may be written as {sorted(found)}: choose other primes")
+        raise ValueError(
+            f"{size} needs one expression but has {sorted(found)}: choose other primes"
+        )
     return found.pop()
 
 
 def render(table: Table) -> str:
-    """The table as JSON, a row a line."""
+    """Return the table as JSON with one row per line."""
     parts = []
     for component, content in table.items():
         rows = ",\n".join(f"  {json.dumps(row, separators=(',', ':'))}" for row in content["rows"])

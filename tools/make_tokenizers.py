@@ -2,9 +2,9 @@
 
     python -m tools.make_tokenizers bpe_simple_vocab_16e6.txt.gz
 
-The file is in the wheel of open_clip_torch, under open_clip/. What is made of it are the very bytes
-that the repositories of Stable Diffusion ship as tokenizer/vocab.json and merges.txt; the digests
-below are theirs.
+The wheel of open_clip_torch contains the file under open_clip/. The results equal the files
+tokenizer/vocab.json and tokenizer/merges.txt in the repositories of Stable Diffusion byte for byte;
+the digests below are the digests of those files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def make(vocabulary: str) -> dict[str, bytes]:
-    """merges.txt and vocab.json from open_clip's list of merges, whose first line is a title."""
+    """Make merges.txt and vocab.json from open_clip's list of merges, which starts with a title."""
     merges = vocabulary.split("\n")[1 : MERGES + 1]
     letters = [*byte_letters()]
     tokens = [
@@ -42,7 +42,7 @@ def make(vocabulary: str) -> dict[str, bytes]:
 
 
 def byte_letters() -> list[str]:
-    """A printable character for each byte: itself where it is one, else from 256 on."""
+    """Return a character for each byte: its own if printable, else one from code point 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
     others = [byte for byte in range(256) if byte not in printable]
@@ -50,13 +50,13 @@ def byte_letters() -> list[str]:
 
 
 def main() -> None:
-    """Write both files, compressed, unless their digests are wrong."""
+    """Write both files, compressed; exit with an error if a digest is wrong."""
     with gzip.open(sys.argv[1], "rt", encoding="utf-8") as file:
         made = make(file.read())
     for name, content in made.items():
         digest = hashlib.sha256(content).hexdigest()
         if digest != DIGESTS[name]:
-            sys.exit(f"{name}: sha256 {digest}, should be {DIGESTS[name]}")
+            sys.exit(f"{name} has sha256 {digest}, expected {DIGESTS[name]}")
         path = DATA / f"{name}.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(content, mtime=0))

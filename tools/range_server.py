@@ -1,8 +1,8 @@
-"""A quick server of one file on loopback, with ranges and a limit on its rate; for the benchmark.
+"""A fast loopback server of one file for the benchmark, with ranges and a rate limit.
 
     with RangeServer(path, bytes_per_second) as server: ... server.url
 
-It runs as a process of its own, so that it does not share the client's interpreter.
+The server runs in its own process, so that it does not share an interpreter with the client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEP = 1 << 20
 
 
 class RangeServer:
-    """The server's process, until it is left. bytes_per_second: 0 for no limit."""
+    """Runs the server until its context ends; with `bytes_per_second` 0 there is no limit."""
 
     def __init__(self, path: Path, bytes_per_second: int) -> None:
         self._command = [sys.executable, __file__, str(path), str(bytes_per_second)]
@@ -37,21 +37,21 @@ class RangeServer:
 
 
 def serve(path: Path, bytes_per_second: int) -> None:
-    """Serve until the process is ended; prints the url first."""
+    """Print the url and serve until the process is terminated."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             size = path.stat().st_size
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            start = int(asked[1]) if asked else 0
-            end = min(size, int(asked[2]) + 1) if asked and asked[2] else size
-            self.send_response(206 if asked else 200)
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            start = int(wanted[1]) if wanted else 0
+            end = min(size, int(wanted[2]) + 1) if wanted and wanted[2] else size
+            self.send_response(206 if wanted else 200)
             self.send_header("ETag", f'"{size}"')
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(end - start))
-            if asked:
+            if wanted:
                 self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
             self.end_headers()
             self._send(start, end)
@@ -68,7 +68,7 @@ def serve(path: Path, bytes_per_second: int) -> None:
                         time.sleep(max(0.0, due - time.perf_counter()))
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
-            """Stay silent."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(f"http://127.0.0.1:{server.server_port}/model{path.suffix}", flush=True)
