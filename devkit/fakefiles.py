@@ -193,9 +193,8 @@ class FileServer:
 
 def json_answer(status: int, value: Any, **headers: str) -> Answer:
     """Answer with a JSON document; `_` in a header's name stands for `-`."""
-    renamed = {name.replace("_", "-"): text for name, text in headers.items()}
-    content_type = {"Content-Type": "application/json"}
-    return Answer(status, json.dumps(value).encode(), {**content_type, **renamed})
+    extra = {name.replace("_", "-"): text for name, text in headers.items()}
+    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **extra})
 
 
 def honest(request: Request, content: bytes, version: Mapping[str, str]) -> Answer:

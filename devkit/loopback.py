@@ -96,7 +96,7 @@ class Answer:
     def but(
         self, body: bytes | None = None, status: int | str | None = None, **headers: str
     ) -> Answer:
-        """Return a copy with changes; `_` in a header's name stands for `-`, "" removes a header."""
+        """Return a changed copy; `_` in a header's name stands for `-`, "" removes the header."""
         changed = {**self.headers, **{k.replace("_", "-"): v for k, v in headers.items()}}
         return replace(
             self,

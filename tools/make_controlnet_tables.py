@@ -31,7 +31,7 @@ NAMES = (
 
 def make_table(name: str) -> Table:
     """Return the table of one family."""
-    dimensions = {name: 64 * prime for name, prime in zip(NAMES, PRIMES, strict=False)}
+    dimensions = {dimension: 64 * prime for dimension, prime in zip(NAMES, PRIMES, strict=False)}
     config = fill_in(json.loads((DATA / name / "folder/config.json").read_text()), dimensions)
     with torch.device("meta"):
         model = ControlNetModel.from_config(config).state_dict()
