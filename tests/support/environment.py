@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 
 class Recorder(Mapping[str, str]):
-    """Variables, and the names of all that were read: `asked`."""
+    """Environment variables; `asked` has the names of those that were read."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env

@@ -1,4 +1,4 @@
-"""Reads Dockerfiles: stages and their instructions, as far as the rules of the tests ask."""
+"""Reads the stages and instructions of Dockerfiles for the tests' rules."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction, its continued lines joined."""
+    """An instruction of a Dockerfile; its continued lines are joined."""
 
     word: str
     text: str
 
     @property
     def words(self) -> list[str]:
-        """The exec form's words; none for the shell form."""
+        """Return the words of the exec form; empty for the shell form."""
         found: list[str] = json.loads(self.text) if self.text.startswith("[") else []
         return found
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage and what it begins with: another stage's name, or an image."""
+    """A stage and its base, which is another stage's name or an image."""
 
     name: str
     base: str
@@ -34,25 +34,25 @@ class Stage:
 
 @dataclass(frozen=True)
 class Dockerfile:
-    """What comes before the first stage, and the stages."""
+    """The instructions before the first stage, and the stages."""
 
     path: Path
     arguments: dict[str, str]
     stages: tuple[Stage, ...]
 
     def stage(self, name: str) -> Stage:
-        """A stage by name; the last one has the name "" unless it is given one."""
+        """Return a stage by name; without a name, the last stage."""
         return next(stage for stage in self.stages if stage.name == name)
 
     def built(self, name: str) -> list[Instruction]:
-        """All that makes a target's image: its instructions after those of the stages under it."""
+        """Return all instructions that build a target's image, those of its base stages first."""
         stage = self.stage(name)
         under = {other.name for other in self.stages}
         below = self.built(stage.base) if stage.base in under else []
         return [*below, *stage.instructions]
 
     def everything(self) -> Iterator[Instruction]:
-        """The instructions of all stages."""
+        """Return the instructions of all stages."""
         for stage in self.stages:
             yield from stage.instructions
 
@@ -76,13 +76,13 @@ def read(path: Path) -> Dockerfile:
 
 
 def labels(instructions: list[Instruction]) -> dict[str, str]:
-    """The labels that these set."""
+    """Return the labels that these instructions set."""
     text = " ".join(one.text for one in instructions if one.word == "LABEL")
     return dict(re.findall(r'(\S+?)="([^"]*)"', text))
 
 
 def copied(instruction: Instruction) -> list[str]:
-    """What a COPY takes from the build's context."""
+    """Return the paths that a COPY takes from the build context."""
     words = instruction.text.split()
     return [] if words[0].startswith("--from=") else words[:-1]
 

@@ -1,4 +1,4 @@
-"""The charts as Helm renders them."""
+"""Renders the charts with Helm."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ FULL: Json = {
 def helm(
     *arguments: object, values: Mapping[str, Any] | None = None, program: str = "helm"
 ) -> subprocess.CompletedProcess[str]:
-    """Run a helm that finds no cluster, whatever comes of it."""
+    """Run helm without access to a cluster; the exit code is not checked."""
     with tempfile.TemporaryDirectory(prefix="sd-helm-") as folder:
         command = [str(HELMS[program]()), *map(str, arguments)]
         if values is not None:
@@ -174,7 +174,7 @@ def helm(
 def render(
     values: Mapping[str, Any] | None = None, chart: Path = OPERATOR, program: str = "helm"
 ) -> list[Json]:
-    """The objects of a release named `sd-operator`."""
+    """Return the objects of a release named `sd-operator`."""
     return json.loads(_rendered(json.dumps(values or {}), chart, program))
 
 
@@ -194,13 +194,13 @@ def _rendered(values: str, chart: Path, program: str) -> str:
 
 
 def one(objects: list[Json], kind: str, name: str | None = None) -> Json:
-    """The only object of a kind (and name)."""
+    """Return the only object of a kind, and of a name if given."""
     (found,) = of_kind(objects, kind, name)
     return found
 
 
 def of_kind(objects: list[Json], kind: str, name: str | None = None) -> list[Json]:
-    """The objects of a kind (and name)."""
+    """Return the objects of a kind, and of a name if given."""
     return [
         item
         for item in objects
@@ -209,7 +209,7 @@ def of_kind(objects: list[Json], kind: str, name: str | None = None) -> list[Jso
 
 
 def pod_of(item: Json) -> Json:
-    """The Pod's spec in a Pod, Deployment, Job or CronJob."""
+    """Return the Pod spec of a Pod, Deployment, Job or CronJob."""
     spec: Json = item["spec"]
     if item["kind"] == "CronJob":
         spec = spec["jobTemplate"]["spec"]
@@ -217,7 +217,7 @@ def pod_of(item: Json) -> Json:
 
 
 def deployment(objects: list[Json], component: str = "operator") -> Json:
-    """The Deployment of the operator, or of the gateway."""
+    """Return the Deployment of the operator or of the gateway."""
     (found,) = [
         item
         for item in of_kind(objects, "Deployment")
@@ -227,7 +227,7 @@ def deployment(objects: list[Json], component: str = "operator") -> Json:
 
 
 def env_of(objects: list[Json], component: str = "operator") -> dict[str, str]:
-    """The environment in a Pod of the operator, or of the gateway."""
+    """Return the environment variables of the operator's or the gateway's Pod."""
     (container,) = pod_of(deployment(objects, component))["containers"]
     fields = {"metadata.namespace": NAMESPACE}
     return {"KUBERNETES_SERVICE_HOST": "10.96.0.1"} | {
@@ -239,7 +239,7 @@ def env_of(objects: list[Json], component: str = "operator") -> dict[str, str]:
 
 
 def leaves(values: Any, *path: str) -> Iterator[tuple[str, ...]]:
-    """The paths of all values that are no mapping, or an empty one."""
+    """Return the paths of all values that are empty mappings or not mappings."""
     if isinstance(values, dict) and values:
         for key, value in values.items():
             yield from leaves(value, *path, key)
@@ -248,14 +248,14 @@ def leaves(values: Any, *path: str) -> Iterator[tuple[str, ...]]:
 
 
 def at(values: Any, path: tuple[str, ...]) -> Any:
-    """The value at a path."""
+    """Return the value at a path."""
     for key in path:
         values = values[key]
     return values
 
 
 def with_value(values: Json, path: tuple[str, ...], value: Any) -> Json:
-    """The same values, but for one."""
+    """Return the values with one of them replaced."""
     key, *rest = path
     changed = with_value(values[key], tuple(rest), value) if rest else value
     return {**values, key: changed}

@@ -1,7 +1,7 @@
-"""Runs containers from images that buildah has, as a kubelet would; needs root and util-linux.
+"""Runs containers from buildah's images as a kubelet would; needs root and util-linux.
 
-A container gets namespaces of its own for mounts and processes, a read-only root, the Pod's
-volumes, the uid of the Pod's security context, no capabilities and no new privileges.
+A container has its own mount and process namespaces, a read-only root, the Pod's volumes, the uid
+of the Pod's security context, no capabilities and no new privileges.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ exec chroot "$root" /usr/bin/env -C "$workdir" /usr/bin/setpriv \
 
 @dataclass(frozen=True)
 class Process:
-    """A container that runs."""
+    """A running container."""
 
     unshare: subprocess.Popen[str]
 
     def signal(self, number: int) -> None:
-        """Signal the container's first process: unshare's own would not be passed on."""
+        """Send a signal to the container's first process; `unshare` would not pass it on."""
         pid = self.unshare.pid
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             os.kill(int(child), number)
 
     def stop(self) -> tuple[int, str]:
-        """End it as the kubelet does; returns its exit code and what it has printed."""
+        """Stop the container as the kubelet does; return its exit code and output."""
         self.signal(signal.SIGTERM)
         output, _ = self.unshare.communicate(timeout=GRACE_SECONDS)
         return self.unshare.returncode, output
@@ -86,19 +86,19 @@ class Process:
 
 @dataclass(frozen=True)
 class Image:
-    """An image's root file system, mounted, and its configuration."""
+    """An image's mounted root file system and its configuration."""
 
     root: Path
     config: Json
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment that the image sets."""
+        """The environment variables that the image sets."""
         return dict(entry.split("=", 1) for entry in self.config["Env"])
 
     @property
     def command(self) -> list[str]:
-        """What runs by default."""
+        """The command that the image runs by default."""
         return [*self.config["Entrypoint"], *self.config.get("Cmd", ())]
 
     def run(
@@ -109,7 +109,7 @@ class Image:
         *,
         folder: Path,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command until it ends; mounts are what lies at a path, `folder` is scratch."""
+        """Run a command to its end; `mounts` maps paths to sources, `folder` is scratch space."""
         with self.started(command, mounts, env, folder=folder) as process:
             output, errors = process.unshare.communicate(timeout=TIMEOUT)
             return subprocess.CompletedProcess(command, process.unshare.returncode, output, errors)
@@ -123,7 +123,7 @@ class Image:
         *,
         folder: Path,
     ) -> Iterator[Process]:
-        """Start a command, which is killed when it is left."""
+        """Start a command and kill it when the context ends."""
         table = folder / "mounts"
         table.write_text("".join(f"{source}|{target}\n" for target, source in mounts.items()))
         user = self.config["User"].split(":")[0]
@@ -155,7 +155,7 @@ class Image:
 
 
 def missing() -> str | None:
-    """What is missing for building and running images here, if anything."""
+    """Return what is missing to build and run images on this machine; empty if nothing is."""
     for program, package in (("buildah", "buildah"), ("unshare", "util-linux")):
         if shutil.which(program) is None:
             return f"{program} is missing (Debian: {package})"
@@ -163,7 +163,7 @@ def missing() -> str | None:
 
 
 def buildah(*arguments: str | Path) -> str:
-    """What buildah prints; it must succeed."""
+    """Run buildah, which must succeed, and return its output."""
     done = subprocess.run(
         ["buildah", *map(str, arguments)],
         env={**os.environ, **BUILDAH_ENV},
@@ -176,7 +176,7 @@ def buildah(*arguments: str | Path) -> str:
 
 
 def size(image: str) -> int:
-    """Bytes of an image."""
+    """Return the size of an image in bytes."""
     (found,) = json.loads(buildah("images", "--json", "--no-trunc", image))
     amount, unit = found["size"].split()
     return round(float(amount) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[unit.upper()])
@@ -184,7 +184,7 @@ def size(image: str) -> int:
 
 @contextmanager
 def mounted(name: str) -> Iterator[Image]:
-    """An image, mounted until it is left."""
+    """Mount an image until the context ends."""
     container = buildah("from", "--pull-never", name)
     try:
         root = Path(buildah("mount", container))
@@ -201,7 +201,7 @@ def run_container(
     folder: Path,
     env: Mapping[str, str] = {},
 ) -> tuple[subprocess.CompletedProcess[str], str]:
-    """Run a container of a Pod's manifest; returns how it ended and its termination message."""
+    """Run a container of a Pod manifest; return its exit code and termination message."""
     message = folder / "termination-log"
     message.write_text("")
     message.chmod(0o666)

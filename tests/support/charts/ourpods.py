@@ -1,4 +1,4 @@
-"""The Pods that are ours, and Pods that the standard `restricted` does not admit."""
+"""The Pods that the project creates, and Pods that the standard `restricted` rejects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SWITCHED_ON = {"sweep": {"enabled": True}, "gateway": {"enabled": True}}
 
 
 def job_pod(settings: Settings, *, remove: bool = False, **spec: Any) -> Json:
-    """The Pod of a Job that the operator creates."""
+    """Return the Pod of a Job that the operator creates."""
     of = model(**spec)
     planned = (
         manifests.plan_remove(of, settings, "models", 0)
@@ -33,12 +33,12 @@ def job_pod(settings: Settings, *, remove: bool = False, **spec: Any) -> Json:
 
 
 def charts_settings(values: Json) -> Settings:
-    """The settings of an operator that the chart has installed."""
+    """Return the settings of an operator that the chart installs."""
     return Settings.from_env(env_of(render(values)))
 
 
 def chart_pods() -> list[Any]:
-    """The Pods that the chart itself makes, by default and with every value set."""
+    """Return the Pods that the chart creates, with default values and with every value set."""
     found = {
         f"{item['kind']} {item['metadata']['name']} {name}": pod_of(item)
         for name, values in (("by default", SWITCHED_ON), ("full", FULL))
@@ -67,7 +67,7 @@ JOB_PODS = [
 
 
 def spoiled(path: str, value: Any) -> Json:
-    """An admitted Pod in which one field is otherwise, or a list longer."""
+    """Return an admitted Pod with one field changed or one list extended."""
     pod = copy.deepcopy(job_pod(Settings()))
     *steps, last = path.split(".")
     node: Any = pod

@@ -1,8 +1,8 @@
-"""The Pod Security Standard `restricted`, which includes `baseline`, as a table of its controls.
+"""The Pod Security Standard `restricted`, which includes `baseline`, as a table of controls.
 
-A control looks at a Pod's spec, and says which fields break it. Names and fields are those of the
-standard's own page. Where Kubernetes' versions differ, the strictest counts; annotations of before
-1.30 are left out, as none are written here.
+A control takes a Pod spec and returns the fields that break it. Names and fields are those of the
+standard's documentation. Where Kubernetes versions differ, the strictest rule counts. The
+annotations of versions before 1.30 are left out, because the project sets none of them.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ PROFILES = {"RuntimeDefault", "Localhost"}
 
 @dataclass(frozen=True)
 class Control:
-    """One control: the fields that break it, where `violations` yields any."""
+    """A control; `violations` yields the fields that break it."""
 
     name: str
     violations: Callable[[Json], Iterator[str]]
 
 
 def containers(pod: Json) -> Iterator[tuple[str, Json]]:
-    """All containers with their paths, the init and ephemeral ones too."""
+    """Return all containers with their paths, including init and ephemeral ones."""
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in pod.get(kind) or ():
             yield f"{kind}[{container['name']}]", container
 
 
 def contexts(pod: Json) -> Iterator[tuple[str, Json]]:
-    """The security contexts of the Pod and of its containers with their paths."""
+    """Return the security contexts of the Pod and its containers with their paths."""
     yield "securityContext", pod.get("securityContext") or {}
     for path, container in containers(pod):
         yield f"{path}.securityContext", container.get("securityContext") or {}
@@ -128,7 +128,7 @@ def _names_host(container: Json) -> bool:
 
 
 def _inherits(field: str, good: Callable[[Any], bool]) -> Callable[[Json], Iterator[str]]:
-    """The Pod's value counts for each container that has none."""
+    """Return whether each container without a value of its own gets a good one from the Pod."""
 
     def violations(pod: Json) -> Iterator[str]:
         default = (pod.get("securityContext") or {}).get(field)
@@ -241,7 +241,7 @@ RESTRICTED = (
 
 
 def violations(pod: Json) -> list[str]:
-    """All that admission by `restricted` would refuse in a Pod's spec."""
+    """Return everything in a Pod spec for which `restricted` rejects the Pod."""
     return [
         f"{control.name}: {field}"
         for control in BASELINE + RESTRICTED

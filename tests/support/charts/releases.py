@@ -1,4 +1,4 @@
-"""Releases of the charts by a real Helm, in a namespace of a test's cluster."""
+"""Installs releases of the charts with a real Helm in a namespace of the test's cluster."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.support.kube.cluster import Cluster
 
 @dataclass
 class Release:
-    """A namespace for releases. program: which of the Helms."""
+    """A namespace for releases, and the Helm that installs them."""
 
     cluster: Cluster
     program: str
     work: Path
 
     def helm(self, *arguments: str, values: Json | None = None) -> str:
-        """What helm prints; it must succeed."""
+        """Run helm, which must succeed, and return its output."""
         done = self.run(*arguments, values=values)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
     def run(self, *arguments: str, values: Json | None = None) -> subprocess.CompletedProcess[str]:
-        """Run helm, whatever comes of it."""
+        """Run helm; the exit code is not checked."""
         command = [str(HELMS[self.program]()), *arguments]
         command += ["--namespace", self.cluster.namespace]
         if values is not None:

@@ -1,4 +1,4 @@
-"""Files in torch's format of before 1.6, made by hand, so that every part of them can be wrong."""
+"""Builds files in torch's format from before 1.6 by hand, so that each section can be wrong."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NONE = b"N"
 
 
 def number(value: int) -> bytes:
-    """Push a whole number (LONG1)."""
+    """Push an integer (LONG1)."""
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
 def storage(key: str, count: int, kind: str = "FloatStorage", part: bytes = NONE) -> bytes:
-    """Push the storage under this key; part: what its last element is."""
+    """Push the storage with this key; `part` is the last element of its reference."""
     return (
         hostile.arguments(
             hostile.text("storage"),
@@ -46,7 +46,7 @@ def part(key: str, start: int, count: int) -> bytes:
 
 
 def tensor(source: bytes, shape: Sequence[int], offset: int = 0) -> bytes:
-    """Push a contiguous tensor in this storage."""
+    """Push a contiguous tensor that uses this storage."""
     strides, step = [], 1
     for length in reversed(shape):
         strides.insert(0, step)
@@ -63,19 +63,19 @@ def tensor(source: bytes, shape: Sequence[int], offset: int = 0) -> bytes:
 
 
 def content(tensors: Mapping[str, bytes]) -> bytes:
-    """The pickle of a dictionary of tensors."""
+    """Return the pickle of a dictionary of tensors."""
     items = b"".join(hostile.text(name) + value for name, value in tensors.items())
     return hostile.pickled(b"}(", items, b"u")
 
 
 def stored(count: int, data: bytes) -> bytes:
-    """A storage as it lies in the file."""
+    """Return a storage as the file holds it."""
     return struct.pack("<Q", count) + data
 
 
 @dataclass(frozen=True)
 class Legacy:
-    """A file of two tensors, `weight` of 3 numbers and `bias` of 2, if nothing is replaced."""
+    """A file with the tensors `weight` (3 numbers) and `bias` (2 numbers) by default."""
 
     version: bytes = VERSION
     machine: Any = field(default_factory=lambda: MACHINE)
@@ -90,7 +90,7 @@ class Legacy:
     rest: bytes = b""
 
     def sections(self) -> list[bytes]:
-        """The file, part by part."""
+        """Return the sections of the file in order."""
         keys = list(self.keys) if isinstance(self.keys, tuple) else self.keys
         machine, listed = (pickle.dumps(it, protocol=2) for it in (self.machine, keys))
         return [MAGIC, self.version, machine, self.content, listed, *self.storages, self.rest]

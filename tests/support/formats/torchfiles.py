@@ -1,4 +1,4 @@
-"""torch archives made by hand around any pickle, and the tensors of an open file as torch's own."""
+"""Builds torch archives around any pickle, and reads tensors of an open file as torch tensors."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TORCH_DTYPES = {
 
 
 def archive(content: bytes, storages: Mapping[str, bytes] | None = None) -> bytes:
-    """A torch archive of this pickle and these storages."""
+    """Return a torch archive with this pickle and these storages."""
     data = [Part(f"archive/data/{key}", value) for key, value in (storages or {}).items()]
     version = Part("archive/version", b"3\n")
     return zip_bytes([Part("archive/data.pkl", content), *data, version])
 
 
 def torch_tensor(tensor: Tensor) -> torch.Tensor:
-    """The tensor, its bytes read as its description says."""
+    """Return the tensor, with its bytes read as its description states."""
     strides = tensor.strides
     if strides is None:
         data = os.pread(tensor.fd, tensor.nbytes, tensor.offset)
@@ -52,7 +52,7 @@ def torch_tensor(tensor: Tensor) -> torch.Tensor:
 
 
 class Call:
-    """An object that pickle writes down as the call function(*arguments)."""
+    """An object that pickle serializes as the call `function(*arguments)`."""
 
     def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
         self.function = function
@@ -64,14 +64,14 @@ class Call:
 
 
 class Numbers(pickle.Pickler):
-    """Writes `Numbers.Storage` as the reference to a storage that torch.save writes."""
+    """A pickler that writes `Numbers.Storage` as torch.save writes a reference to a storage."""
 
     class Storage:
-        """What a persistent id names."""
+        """The storage that a persistent id names."""
 
         def __init__(self, *identity: Any) -> None:
             self.identity = identity
 
     def persistent_id(self, value: Any) -> Any:
-        """The tuple that stands for a storage."""
+        """Return the tuple that stands for a storage."""
         return value.identity if isinstance(value, Numbers.Storage) else None

@@ -1,4 +1,4 @@
-"""Zip archives byte by byte, so that they can contradict themselves in every way."""
+"""Builds zip archives byte by byte, so that their records can contradict each other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """One member. What is None is what an honest writer would put there.
-
-    data: as it lies in the archive; size, of packed data: what it unpacks to. mode: of Unix.
-    extra, local_extra: the fields after its name in the directory and in its own header.
-    """
+    """A member of an archive; fields that are None get the correct value."""
 
     name: str
     data: bytes = b""
@@ -36,18 +32,18 @@ class Part:
 
 
 def extra_field(kind: int, content: bytes) -> bytes:
-    """A field that follows a name."""
+    """Return an extra field, which follows a member's name."""
     return struct.pack("<2H", kind, len(content)) + content
 
 
 def unicode_path(name: str, other: str) -> bytes:
-    """The field by which Info-ZIP gives a member of this name another one."""
+    """Return Info-ZIP's extra field that gives a member another name."""
     checksum = zlib.crc32(name.encode())
     return extra_field(0x7075, struct.pack("<BL", 1, checksum) + other.encode())
 
 
 def deflated(name: str, content: bytes, **fields: Any) -> Part:
-    """A member as zip programs pack it."""
+    """Return a member compressed as zip programs do it."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     packed = packer.compress(content) + packer.flush()
     honest = {"method": 8, "size": len(content), "crc": zlib.crc32(content)}
@@ -57,7 +53,7 @@ def deflated(name: str, content: bytes, **fields: Any) -> Part:
 def zip_bytes(
     parts: Iterable[Part], *, zip64: bool = False, comment: bytes = b"", prefix: bytes = b""
 ) -> bytes:
-    """The archive. gap: bytes between a member and the next. zip64: as torch ends its archives."""
+    """Return an archive of these members; `zip64` ends it as torch ends its archives."""
     body, directory, count = bytearray(prefix), bytearray(), 0
     for part in parts:
         header_at = len(body) if part.header_at is None else part.header_at

@@ -66,7 +66,7 @@ class Site:
 
     @property
     def host(self) -> str:
-        """Host and port."""
+        """The host and port of the gallery."""
         return urlsplit(self.url).netloc
 
     def request(

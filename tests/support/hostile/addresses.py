@@ -1,4 +1,4 @@
-"""The addresses that nothing of ours may call, in every spelling: one table for all who call."""
+"""Hosts that no client of the project may call, in every spelling, for all tests of clients."""
 
 PUBLIC = "93.184.216.34"
 

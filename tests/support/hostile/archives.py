@@ -1,7 +1,7 @@
-"""Zips of a diffusers folder, as a training service delivers them, that are more than that.
+"""Zips of a diffusers folder, as training services deliver them, with something hostile added.
 
-The malicious ones write outside of the folder that they are unpacked into, or bring code that a
-program runs which trusts the folder.
+The malicious ones write outside the folder that they are unpacked into, or contain code that runs
+in a program that trusts the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BOMB = bytes(8 << 20)
 
 
 def packed(*more: Part, without: str = "", **changed: bytes | Part) -> bytes:
-    """An archive of a good folder's files, some of them changed, and more."""
+    """Return a zip of a good folder with some files changed, added or left out."""
     contents: dict[str, bytes | Part] = {**FILES, **changed}
     parts = [
         value if isinstance(value, Part) else deflated(name, value)
@@ -46,7 +46,7 @@ def packed(*more: Part, without: str = "", **changed: bytes | Part) -> bytes:
 
 
 def index(**changed: Any) -> dict[str, bytes]:
-    """The folder's index with other entries."""
+    """Return the folder's index with changed entries."""
     return {"model_index.json": json.dumps({**INDEX, **changed}).encode()}
 
 

@@ -1,4 +1,4 @@
-"""Files that look odd and are good: whoever refuses these refuses people's models."""
+"""Files that look odd but are good; a loader that rejects them rejects real models."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ TENSORS: Tensors = {
 
 
 def saved(content: Any, **options: Any) -> bytes:
-    """What torch.save writes."""
+    """Return the bytes that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
     return buffer.getvalue()
 
 
 def beside(**more: Any) -> bytes:
-    """A checkpoint with this beside its weights."""
+    """Return a checkpoint that contains these values in addition to its weights."""
     return saved({"state_dict": TENSORS, **more})
 
 
@@ -46,7 +46,7 @@ def _by_checkpoints(folder: Path, **options: Any) -> bytes:
 
 
 def inert(*values: bytes) -> bytes:
-    """An archive of the first tensor, with values beside it that Python would choke on."""
+    """Return an archive with a tensor and with values that Python could not load."""
     weight = tensor(storage("0", 24), [4, 6])
     content = hostile.pickled(
         b"}(", hostile.text("model.weight"), weight,
@@ -61,7 +61,7 @@ def _made(module: str, name: str, *values: bytes) -> bytes:
 
 
 def _stated(module: str, name: str) -> bytes:
-    """An object of a class, with attributes."""
+    """Push an object of a class with this state."""
     made = hostile.new(hostile.name(module, name))
     return made + b"}" + hostile.text("_content") + b"}sb"
 

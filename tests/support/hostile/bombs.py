@@ -1,6 +1,6 @@
-"""Files that would cost their reader far more than they seem: memory, time, or the volume's space.
+"""Files that cost their reader far more memory, time or disk space than their size suggests.
 
-As far as they are built to be read at all, they stay just below the limits that refuse the rest.
+Samples that a reader accepts for a while stay just below the limits that reject the others.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ MEGABYTE = 1 << 20
 
 
 def repeated(instructions: bytes, each: int) -> bytes:
-    """As many of these instructions as are read, and all that they make kept: tuples in a tuple.
+    """Return a pickle that repeats these instructions up to the limit and keeps all results.
 
-    each: how many instructions they are.
+    `each` is the number of instructions in one repetition. The results are kept in tuples in a
+    tuple.
     """
     times = min(MOST // each, ROOM // len(instructions))
     marks = times // 150_000 + 1  # for what stands on the stack at a time is limited, too
@@ -38,7 +39,7 @@ def repeated(instructions: bytes, each: int) -> bytes:
 
 
 def longest_text(*, bytes_: int = ROOM) -> bytes:
-    """A text of one letter that makes all others take four bytes."""
+    """Push a text in which one emoji makes Python store four bytes per character."""
     value = SMILE + b"x" * (bytes_ - 100)
     return b"X" + struct.pack("<I", len(value)) + value
 
@@ -51,30 +52,30 @@ def storage(key: str, count: int) -> bytes:
 
 
 def entries(count: int, value: bytes) -> bytes:
-    """A dictionary of so many names, each with this value."""
+    """Push a dictionary of `count` names that all have this value."""
     names = (b"\x8c\x08%08x" % index for index in range(count))
     return b"}(" + b"".join(chain.from_iterable((key, value) for key in names)) + b"u"
 
 
 def views(count: int, length: int) -> bytes:
-    """So many tensors, each all of one storage of this many numbers."""
+    """Return a pickle of `count` tensors that all cover one storage of `length` numbers."""
     whole = tensor(storage("0", length), [length])
     return pickled(whole, b"q\xff0", entries(count, b"h\xff"), protocol=4)
 
 
 def filled(unit: bytes, before: bytes = b"", after: bytes = b"", room: int = MAX_HEADER) -> bytes:
-    """A header of this unit as often as it fits."""
+    """Return a header that repeats this unit as often as fits."""
     return before + unit * ((room - len(before) - len(after)) // len(unit)) + after
 
 
 def keys(limit: int) -> bytes:
-    """A JSON object of as many names as fit into this many bytes."""
+    """Return a JSON object with as many names as fit into `limit` bytes."""
     pairs: Iterable[bytes] = (b'"%x":0' % index for index in range(limit))
     return b"{" + b",".join(islice(pairs, limit // 11)) + b"}"
 
 
 def in_archive(make: Callable[[], bytes]) -> Callable[[], bytes]:
-    """A torch archive of a pickle that is made when it is needed."""
+    """Return a function that makes the pickle and puts it into a torch archive."""
     return lambda: archive(make(), NUMBERS)
 
 

@@ -1,7 +1,7 @@
-"""Pickles that call what runs code or writes files: the functions that attackers are known to use.
+"""Pickles that call functions which run code or write files, as known attacks do.
 
-Most scanners of pickles know a list of bad names, so each of these is one that some list lacks.
-`pickles.SAMPLES` has the usual ones.
+Most pickle scanners use a list of bad names; each of these names is missing from some list.
+`pickles.SAMPLES` has the usual names.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _method(value: bytes, attribute: str) -> bytes:
 
 
 def _after(path: str, *steps: str) -> bytes:
-    """A Path at which these methods were called."""
+    """Push the result of calling these methods on a Path, one after the other."""
     value = call(name("pathlib", "Path"), text(path))
     for step in steps:
         value = call(_method(value, step))

@@ -1,4 +1,4 @@
-"""All hostile files, by the kind of trick and its name."""
+"""All hostile files by kind and name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch files of before 1.6, whose five pickles can each hold code, and contradictory ones."""
+"""Hostile torch files from before 1.6: each of their five pickles can hold code or contradict."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _FIRST = GOOD.storages[:1]
 
 
 def of(weight: bytes, **changed: object) -> bytes:
-    """A file with the one tensor `weight`."""
+    """Return a file with the single tensor `weight`."""
     file = replace(GOOD, content=content({"weight": weight}), keys=("0",), storages=_FIRST)
     return bytes(replace(file, **changed))  # type: ignore[arg-type]
 
 
 def tarred(**members: bytes) -> bytes:
-    """The format of before 0.2, a tar."""
+    """Return a tar, the format of torch before 0.2."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         for name, data in members.items():

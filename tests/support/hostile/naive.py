@@ -1,7 +1,7 @@
-"""Opens files as careless programs do. Only for processes and folders to be thrown away.
+"""Opens files as careless programs do. Use it only in throw-away processes and folders.
 
-As a program it reads lines of JSON, [folder, reader], and lets each reader loose, in a process of
-its own, on the file `model.ckpt` of that folder. Whatever then happens there is what the file did.
+As a program it reads lines of JSON, [folder, reader]. It runs each reader in its own process on the
+file `model.ckpt` of the folder. Tests then look in the folder for what the file did.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ SECONDS = 20
 
 
 def _nothing(*_: Any) -> None:
-    """Stand for what torch would make."""
+    """Stand in for the objects that torch would create."""
 
 
 class _Pickle(pickle.Unpickler):
-    """Python's own, where torch is not installed: of what it would make there is nothing."""
+    """Python's unpickler; torch may be missing, so torch's objects are replaced by None."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Import it, but for torch's own."""
+        """Import the name, unless it belongs to torch."""
         return _nothing if module.startswith("torch") else super().find_class(module, name)
 
     persistent_load = staticmethod(_nothing)
 
 
 def _unpickled(stream: Any) -> None:
-    """Every pickle of the stream, as programs do that keep several in a row."""
+    """Load every pickle of the stream, as programs do that store several in a row."""
     unpickler = _Pickle(stream)
     with suppress(EOFError):
         while True:
@@ -63,7 +63,7 @@ def _archive() -> None:
 
 
 def _any_member() -> None:
-    """Whatever looks like the pickle, wherever it lies."""
+    """Load every member that is a pickle, under any name."""
     with zipfile.ZipFile(FILE) as file:
         for member in file.infolist():
             with suppress(Exception):
@@ -71,7 +71,7 @@ def _any_member() -> None:
 
 
 def _extracted() -> None:
-    """The pickles that lie on the disk after unpacking."""
+    """Unpack the archive and load every data.pkl in the folder."""
     _unzip()
     for path in sorted(Path("unpacked").rglob("*")):
         if path.name.lower() == "data.pkl":
@@ -80,7 +80,7 @@ def _extracted() -> None:
 
 
 def _local_headers() -> None:
-    """By the headers before each member, as readers of streams do; there is no directory yet."""
+    """Find members by their local headers, as stream readers do, which lack the directory."""
     content = Path(FILE).read_bytes()
     position = content.find(b"PK\x03\x04")
     while position >= 0:
@@ -95,7 +95,7 @@ def _local_headers() -> None:
 
 
 def _carved() -> None:
-    """Any pickle found in the bytes, as recovery tools look for them."""
+    """Load every pickle that is found in the bytes, as recovery tools do."""
     content = Path(FILE).read_bytes()
     position = content.find(b"\x80\x02")
     while position >= 0:
@@ -112,7 +112,7 @@ def _extension_registry() -> None:
 
 
 def _unzip() -> None:
-    """Every member where it says, links included."""
+    """Unpack every member to the path it states, including links."""
     Path("unpacked").mkdir()
     os.chdir("unpacked")
     with zipfile.ZipFile(f"../{FILE}") as file:
@@ -189,7 +189,7 @@ def _site() -> None:
 
 
 def _own_class() -> None:
-    """The classes that the index of an unpacked folder names, from that folder's modules."""
+    """Import the modules of the unpacked folder that its index names."""
     _unzip()
     index = json.loads(Path("unpacked/model_index.json").read_text())
     sys.path.insert(0, "unpacked")
@@ -200,7 +200,7 @@ def _own_class() -> None:
 
 
 def _auto_map() -> None:
-    """What a config's auto_map names, as transformers does with trust_remote_code."""
+    """Run the files that auto_map in a config names, as trust_remote_code does."""
     _unzip()
     for path in Path("unpacked").rglob("*.json"):
         for name in json.loads(path.read_text()).get("auto_map", {}).values():
@@ -235,7 +235,7 @@ HEAVY = {"torch": "torch", "torch.package": "torch.package", "numpy": "numpy", "
 
 
 def main(lines: Iterable[str]) -> None:
-    """Let readers loose, one after the other."""
+    """Run the readers one after the other."""
     jobs = [json.loads(line) for line in lines]
     for folder, reader in sorted(jobs, key=lambda job: job[1] in HEAVY):
         if reader in HEAVY:

@@ -1,7 +1,7 @@
-"""Pickles whose instructions hide a call: from scanners that read names, memo or frames otherwise.
+"""Pickles that hide a call from scanners which track names, memo or frames differently.
 
-And pickles that call through what a model may name, hide code in every place that a value can
-stand in, or hold another pickle.
+Others call through names that models may use, hide code in every place where a value can be, or
+contain another pickle.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def raw(value: bytes) -> bytes:
 
 
 def framed(length: int, *instructions: bytes) -> bytes:
-    """A pickle of protocol 4 whose frame says it has this length."""
+    """Return a pickle of protocol 4 whose frame states this length."""
     return pickled(b"\x95" + struct.pack("<Q", length), *instructions, protocol=4)
 
 
 def dotted(module: str, path: str, *values: bytes) -> bytes:
-    """A pickle that calls what lies behind dots."""
+    """Return a pickle that calls a dotted name."""
     return pickled(call(stack_name(text(module), text(path)), *values), protocol=4)
 
 

@@ -1,4 +1,4 @@
-"""Files of other kinds under a model's name: each runs code in the program that it is made for."""
+"""Files of other formats with a model's name; each runs code in the program for its format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _npz() -> bytes:
 
 
 def _tar(*members: tuple[str, bytes, str]) -> bytes:
-    """A tar of files, or of links where the third is a target."""
+    """Return a tar of files; a member with a target is a link."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         for name, content, target in members:
@@ -57,7 +57,7 @@ def _torch_package() -> bytes:
 
 
 def _safetensors_then_zip() -> bytes:
-    """A good safetensors file, whose end is an archive's."""
+    """Return a good safetensors file that ends with a zip archive."""
     archive = io.BytesIO()
     good = save({"weight": np.zeros(4, np.float32)})
     archive.write(good)

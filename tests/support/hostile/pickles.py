@@ -1,8 +1,8 @@
-"""Pickles that do something when Python's own pickle reads them: they create the file `canary`.
+"""Pickles that create the file `canary` when Python's own pickle loads them.
 
-`SAMPLES` act in the current folder; one each of the ways in which a checkpoint's pickle could run
-code. Some import `canary_module`, which creates the file when imported. Written instruction by
-instruction, for Python's pickler would not write most of them.
+`SAMPLES` act in the current folder, one for each way in which a checkpoint's pickle can run code.
+Some import `canary_module`, which creates the file when it is imported. The pickles are written
+instruction by instruction, because Python's pickler cannot write most of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEMOIZE = b"\x94"
 
 
 def pickled(*instructions: bytes, protocol: int = 2) -> bytes:
-    """A whole pickle of these instructions (PROTO … STOP)."""
+    """Return a complete pickle of these instructions (PROTO … STOP)."""
     return b"\x80" + bytes([protocol]) + b"".join(instructions) + b"."
 
 
@@ -31,12 +31,12 @@ def text(value: str) -> bytes:
 
 
 def name(module: str, attribute: str) -> bytes:
-    """Push what a module calls so (GLOBAL)."""
+    """Push an attribute of a module (GLOBAL)."""
     return f"c{module}\n{attribute}\n".encode()
 
 
 def stack_name(module: bytes, attribute: bytes) -> bytes:
-    """Push what a module calls so, its name taken from the stack (STACK_GLOBAL)."""
+    """Push an attribute of a module; both names come from the stack (STACK_GLOBAL)."""
     return module + attribute + b"\x93"
 
 
@@ -46,7 +46,7 @@ def arguments(*values: bytes) -> bytes:
 
 
 def call(function: bytes, *values: bytes) -> bytes:
-    """Push what the function returns (REDUCE)."""
+    """Push the result of calling the function (REDUCE)."""
     return function + arguments(*values) + b"R"
 
 

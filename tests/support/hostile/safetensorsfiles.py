@@ -1,4 +1,4 @@
-"""Safetensors files that break the format's rules, each in one way. There is no code to hide."""
+"""Safetensors files that each break one rule of the format. The format cannot contain code."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ LONGEST = "9" * 4300
 
 
 def file_of(header: object, data: bytes = bytes(8), length: int | None = None) -> bytes:
-    """A file of any header (JSON value or raw text) and data; length: what it says it has."""
+    """Return a file with this header (JSON value or raw text); `length` is its stated length."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
 def with_a(**fields: Any) -> bytes:
-    """A file of two tensors, one of which has other fields."""
+    """Return a file of two tensors in which the fields of `a` are changed."""
     return file_of({"a": A | fields, "b": B})
 
 
 def raw_a(**fields: str) -> bytes:
-    """A file of one tensor, of which some fields are any text."""
+    """Return a file of one tensor in which some fields are raw text."""
     usual = {"dtype": '"F16"', "shape": "[2]", "data_offsets": "[0,4]"} | fields
     entry = ",".join(f'"{key}":{value}' for key, value in usual.items())
     return file_of(f'{{"a":{{{entry}}}}}'.encode(), bytes(4))

@@ -1,4 +1,4 @@
-"""What a hostile file is to the tests: its bytes, why it is refused, and what proves it hostile."""
+"""Describes a hostile file: its bytes, the expected error and the reader that it attacks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ UNKNOWN = Reason.UNSUPPORTED_FORMAT
 
 @dataclass(frozen=True)
 class Sample:
-    """A file that must be refused. A malicious one has a control, a malformed one has none.
-
-    content: its bytes, or what makes them. reason, says: of the refusal. control: the reader of
-    `naive` that runs the file's code, which creates the file `canary` in the current folder.
-    model_type: what it is loaded as, where that is no checkpoint; `inspect` does not see such.
-    """
+    """A file that the loader must reject; malicious files have a control, malformed ones do not."""
 
     content: bytes | Callable[[], bytes]
     says: str
@@ -29,7 +24,7 @@ class Sample:
     model_type: str | None = None
 
     def bytes(self) -> bytes:
-        """The file."""
+        """Return the content of the file."""
         return self.content if isinstance(self.content, bytes) else self.content()
 
 
@@ -37,7 +32,7 @@ Samples = dict[str, Sample]
 
 
 def in_archives(pickles: dict[str, bytes], says: str = "the pickle is refused") -> Samples:
-    """Malicious pickles, each the content of a torch archive."""
+    """Return samples of torch archives with these malicious pickles."""
     return {
         name: Sample(archive(content), says, UNSAFE, "archive") for name, content in pickles.items()
     }

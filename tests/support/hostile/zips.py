@@ -1,6 +1,6 @@
-"""Torch archives over which two zip readers disagree, or that are not what torch writes.
+"""Torch archives that two zip readers read differently, or that torch would not write.
 
-The malicious ones hold good weights for one reader and code for another.
+The malicious ones contain good weights for one reader and code for the other.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ _ENTRY = 46
 
 
 def packed(*parts: Part, **options: object) -> bytes:
-    """An archive of good weights and these parts."""
+    """Return an archive of good weights and these members."""
     return zip_bytes([PICKLE, WEIGHT, *parts, VERSION], **options)  # type: ignore[arg-type]
 
 
 def edited(content: bytes, at: int, layout: str, *values: object) -> bytes:
-    """The file with other values at this place; from its end where that is negative."""
+    """Return the file with packed values at an offset; a negative offset counts from the end."""
     at = at % len(content)
     new = struct.pack(layout, *values)
     return content[:at] + new + content[at + len(new) :]
 
 
 def first_entry(content: bytes) -> int:
-    """Where the directory begins."""
+    """Return the offset of the archive's directory."""
     return int(struct.unpack("<L", content[-6:-2])[0])
 
 
 def local_only(part: Part) -> bytes:
-    """A member as it lies in the archive, without its entry in the directory."""
+    """Return a member without its entry in the directory."""
     whole = zip_bytes([part])
     return whole[: first_entry(whole)]
 
 
 def nested(part: Part) -> bytes:
-    """A whole archive of this member."""
+    """Return a complete archive of this member."""
     return zip_bytes([part, VERSION])
 
 
@@ -150,12 +150,12 @@ _END_FIELDS = {
 
 
 def _entry(at: int, layout: str, *values: object) -> bytes:
-    """Good weights, with another value in the directory's first entry."""
+    """Return a good archive with one value of the first directory entry changed."""
     return edited(GOOD_FILE, first_entry(GOOD_FILE) + at, layout, *values)
 
 
 def _local(at: int, layout: str, *values: object) -> bytes:
-    """Good weights, with another value in the header of the second member."""
+    """Return a good archive with one value in the second member's local header changed."""
     return edited(GOOD_FILE, len(local_only(PICKLE)) + at, layout, *values)
 
 
@@ -249,7 +249,7 @@ _CONTENT: Samples = {
 
 
 def _cuts() -> Samples:
-    """The file cut off where one of its records ends."""
+    """Return the archive cut off at the end of each of its records."""
     ends = {
         "its first header": 30,
         "its pickle": len(local_only(PICKLE)),

@@ -39,7 +39,7 @@ SYSTEM_NAMESPACE = "sd-operator-system"
 
 @contextlib.contextmanager
 def backend_of(env: Mapping[str, str]) -> Iterator[Backend]:
-    """Start the cluster that the environment asks for."""
+    """Start the cluster that the environment selects."""
     with (
         tempfile.TemporaryDirectory(prefix="sd-cluster-") as folder,
         contextlib.ExitStack() as stack,
@@ -110,7 +110,7 @@ def _local_cluster(command: str, kubeconfig: Path, store: Path, *options: str) -
 
 @contextlib.contextmanager
 def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
-    """Start etcd and kube-apiserver as controller-runtime's envtest does, with RBAC."""
+    """Start etcd and kube-apiserver with RBAC, as controller-runtime's envtest does."""
     for program in ("etcd", "kube-apiserver"):
         if not (assets / program).exists():
             pytest.skip(f"KUBEBUILDER_ASSETS has no {program}")
@@ -199,7 +199,7 @@ def _define(admin: Cluster) -> None:
 
 
 def _operator_token(admin: Cluster) -> str:
-    """A token of a service account with the operator's rights, and no others."""
+    """Return a token of a service account that has only the operator's rights."""
     meta = {"name": "sd-operator", "namespace": SYSTEM_NAMESPACE}
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "sd-operator"}
     rbac = "rbac.authorization.k8s.io/v1"

@@ -1,4 +1,4 @@
-"""A namespace of a test cluster, and what a test does there: kubectl, operators, waiting."""
+"""A namespace of a test cluster, with kubectl, operators and functions that wait."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CLAIM = "models"
 
 
 class ClusterError(Exception):
-    """Something in the cluster did not happen; the message says what was seen last."""
+    """The cluster did not reach an expected state; the message has its last state."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A running API server with something that runs Pods."""
+    """A running API server, with something that runs its Pods."""
 
     name: str
     kubeconfig: Path
@@ -49,7 +49,7 @@ class Backend:
 
 @dataclass
 class Cluster:
-    """One test's namespace."""
+    """The namespace of one test."""
 
     backend: Backend
     namespace: str
@@ -58,12 +58,12 @@ class Cluster:
 
     @property
     def kubeconfig(self) -> Path:
-        """An administrator's kubeconfig."""
+        """The kubeconfig of an administrator."""
         return self.backend.kubeconfig
 
     @property
     def store(self) -> Path:
-        """The files of the namespace's claim; skips the test where they are out of reach."""
+        """The folder of the namespace's volume; skips the test if this machine cannot see it."""
         if self.backend.store is None:
             pytest.skip("SD_TEST_STORE does not say where the claim's files can be seen")
         return Path(self.backend.store.format(namespace=self.namespace))
@@ -71,43 +71,43 @@ class Cluster:
     def run(
         self, *arguments: str, stdin: str | None = None, timeout: float = 30
     ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl in the namespace, whatever comes of it."""
+        """Run kubectl in the namespace; the exit code is not checked."""
         command = [str(kubectl_path()), f"--kubeconfig={self.kubeconfig}", f"-n={self.namespace}"]
         return subprocess.run(
             [*command, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout
         )
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 30) -> str:
-        """What kubectl prints; it must succeed."""
+        """Run kubectl, which must succeed, and return its output."""
         done = self.run(*arguments, stdin=stdin, timeout=timeout)
         if done.returncode:
             raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
     def refused(self, *arguments: str, stdin: str | None = None) -> str:
-        """What kubectl complains of; it must fail."""
+        """Run kubectl, which must fail, and return its error output."""
         done = self.run(*arguments, stdin=stdin)
         if not done.returncode:
             raise ClusterError(f"kubectl {' '.join(arguments)} succeeded: {done.stdout.strip()}")
         return done.stderr
 
     def apply(self, manifest: str | Json, *options: str) -> str:
-        """Apply YAML text or of an object."""
+        """Apply YAML text or an object."""
         text = manifest if isinstance(manifest, str) else yaml.safe_dump(manifest)
         return self.kubectl("apply", "-f", "-", *options, stdin=text)
 
     def get(self, kind: str, name: str) -> Json:
-        """One object."""
+        """Return an object."""
         item: Json = json.loads(self.kubectl("get", kind, name, "-o=json"))
         return item
 
     def list(self, kind: str, *selectors: str) -> list[Json]:
-        """The objects of a kind."""
+        """Return the objects of a kind."""
         items: list[Json] = json.loads(self.kubectl("get", kind, "-o=json", *selectors))["items"]
         return items
 
     def exists(self, kind: str, name: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether the object exists."""
         return bool(self.kubectl("get", kind, name, "--ignore-not-found", "-o=name"))
 
     def model(self, name: str, **spec: object) -> Json:
@@ -122,7 +122,7 @@ class Cluster:
         reached: Callable[[Json], object],
         timeout: float = 60.0,
     ) -> Json:
-        """Wait until an object is as wanted, and return it."""
+        """Wait until an object reaches a state, and return it."""
         deadline = time.monotonic() + timeout
         item: Json = {}
         while time.monotonic() < deadline:
@@ -132,19 +132,19 @@ class Cluster:
         raise ClusterError(f"{kind}/{name} did not get there in {timeout} s: {json.dumps(item)}")
 
     def wait_gone(self, kind: str, name: str, timeout: float = 60.0) -> None:
-        """Wait until an object is gone."""
+        """Wait until an object is deleted."""
         self.kubectl(
             "wait", "--for=delete", kind, name, f"--timeout={timeout}s", timeout=timeout + 5
         )
 
     def events(self, name: str) -> list[tuple[str, str]]:
-        """Reasons and messages of the Events about an object, oldest first."""
+        """Return the reasons and messages of the Events about an object, oldest first."""
         found = self.list("events", f"--field-selector=involvedObject.name={name}")
         found.sort(key=lambda item: (item["lastTimestamp"] or "", item["metadata"]["name"]))
         return [(item["reason"], item["message"]) for item in found]
 
     def start_operator(self, **env: str) -> subprocess.Popen[bytes]:
-        """`sd-operator run` for this namespace, as a process; its log is work/operator-N.log."""
+        """Start `sd-operator run` for this namespace; its log is work/operator-N.log."""
         settings = {
             "KUBECONFIG": str(self.backend.operator_kubeconfig),
             "SD_OPERATOR_NAMESPACES": self.namespace,
@@ -165,17 +165,17 @@ class Cluster:
         return process
 
     def operator_log(self) -> str:
-        """What this test's operators have logged."""
+        """Return the log of all operators of this test."""
         return "".join(path.read_text() for path in sorted(self.work.glob("operator-*.log")))
 
     def stop_operators(self) -> None:
-        """End the operators that still run."""
+        """Stop all operators that still run."""
         for process in self._operators:
             stop(process)
 
 
 def model_manifest(name: str, **spec: object) -> Json:
-    """A StableDiffusionModel; spec in the resource's own words."""
+    """Return the manifest of a StableDiffusionModel; keywords are fields of its spec."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
@@ -185,7 +185,7 @@ def model_manifest(name: str, **spec: object) -> Json:
 
 
 def claim_manifest(name: str = CLAIM) -> Json:
-    """A PersistentVolumeClaim."""
+    """Return the manifest of a PersistentVolumeClaim."""
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     return {
         "apiVersion": "v1",
@@ -199,9 +199,9 @@ def claim_manifest(name: str = CLAIM) -> Json:
 def namespace_of(
     backend: Backend, work: Path, *, claim: bool = True, stub: bool = False
 ) -> Iterator[Cluster]:
-    """A namespace with a PVC; at the end its operators are stopped and it is deleted.
+    """Create a namespace with a PVC; stop its operators and delete it when the context ends.
 
-    stub: its Pods run stubloader.py in place of the loader.
+    With `stub` its Pods run stubloader.py instead of the loader.
     """
     if stub and not backend.local_pods:
         pytest.skip("the nodes of KUBECONFIG's cluster cannot run a stand-in for the loader")
@@ -224,7 +224,7 @@ def namespace_of(
 
 
 def _release(cluster: Cluster) -> None:
-    """Free the models that no operator will ever clean up."""
+    """Remove the finalizers of models, because no operator is left to clean up."""
     for model in cluster.list("sdm"):
         if model["metadata"].get("finalizers"):
             release = '{"metadata":{"finalizers":null}}'

@@ -1,4 +1,4 @@
-"""Kubeconfigs: those that tests write, and what those of our own API servers hold."""
+"""Writes kubeconfigs, and reads those that the project's API server writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 
 def write_kubeconfig(path: Path, server: str, token: str = "token") -> None:
-    """Write a kubeconfig of one cluster and one user."""
+    """Write a kubeconfig with one cluster and one user."""
     config = {
         "current-context": "test",
         "clusters": [{"name": "test", "cluster": {"server": server}}],
@@ -20,7 +20,7 @@ def write_kubeconfig(path: Path, server: str, token: str = "token") -> None:
 
 
 def credentials(kubeconfig: Path) -> tuple[str, str, str]:
-    """Return server, token and CA certificate (PEM) of a kubeconfig that our server wrote."""
+    """Return the server, token and CA certificate (PEM) of a kubeconfig from standalone."""
     config = yaml.safe_load(kubeconfig.read_text())
     cluster = config["clusters"][0]["cluster"]
     ca = base64.b64decode(cluster["certificate-authority-data"]).decode()

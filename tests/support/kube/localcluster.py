@@ -58,7 +58,7 @@ async def serve_logs(kubelet: Kubelet, machine: Machine) -> web.AppRunner:
 async def join(
     kubeconfig: Path, store: Path, state: Path, controllers: list[str], loader: Sequence[str]
 ) -> None:
-    """Run controllers and a node until a signal comes; leave no process behind."""
+    """Run controllers and a node until a signal arrives; leave no process behind."""
     machine = Machine(store, state, state / "logs", loader=loader)
     async with await Client.connect(str(kubeconfig)) as client:
         kubelet = Kubelet(client, machine)
@@ -71,7 +71,7 @@ async def join(
 
 
 def main() -> None:
-    """Read the command line and run."""
+    """Read the command line and run `serve` or `join`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["serve", "join"])
     parser.add_argument("--kubeconfig", type=Path, required=True)

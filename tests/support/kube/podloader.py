@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Become the one program or the other."""
+    """Replace this process with the loader or with stubloader.py."""
     arguments = sys.argv[1:]
     store = Path(arguments[arguments.index("--store") + 1])
     stub = [str(Path(__file__).with_name("stubloader.py"))]

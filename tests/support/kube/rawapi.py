@@ -1,4 +1,4 @@
-"""Raw requests to an API server, for what kubectl hides."""
+"""Sends raw requests to an API server, for details that kubectl hides."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATCHES = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in full."""
+    """A complete response."""
 
     code: int
     headers: dict[str, str]
@@ -37,17 +37,17 @@ class Answer:
 
     @property
     def body(self) -> dict[str, Any]:
-        """Its JSON."""
+        """The response body, parsed as JSON."""
         return json.loads(self.text)
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The events of a watch."""
+        """The events of a watch response."""
         return [json.loads(line) for line in self.text.splitlines()]
 
 
 class RawApi:
-    """Asks as the administrator of a kubeconfig of ours, or as nobody."""
+    """Sends requests as the administrator of a kubeconfig from standalone, or without credentials."""
 
     def __init__(self, kubeconfig: Path) -> None:
         server, self.token, ca = credentials(kubeconfig)
@@ -57,7 +57,7 @@ class RawApi:
     def open(
         self, method: str, path: str, body: object = None, **headers: str
     ) -> tuple[HTTPSConnection, HTTPResponse]:
-        """Ask, without reading the answer."""
+        """Send a request and return the response unread."""
         connection = HTTPSConnection(
             self._url.netloc, context=self._context, timeout=TIMEOUT_SECONDS
         )
@@ -68,7 +68,7 @@ class RawApi:
         return connection, connection.getresponse()
 
     def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        """Ask and read the answer."""
+        """Send a request and read the response."""
         connection, response = self.open(method, path, body, **headers)
         try:
             return Answer(response.status, dict(response.headers), response.read().decode())
@@ -88,13 +88,13 @@ class Models:
         self.path = f"/apis/sd-operator.dev/v1alpha1/namespaces/{namespace}/stablediffusionmodels"
 
     def create(self, name: str, **spec: object) -> dict:
-        """Make one."""
+        """Create a model."""
         answer = self.api.ask("POST", self.path, model_manifest(name, url=LINK, **spec))
         assert answer.code == 201, answer.text
         return answer.body
 
     def watch(self, **query: object) -> list[tuple[str, str]]:
-        """Types and names of the events of one second."""
+        """Return the types and names of the events that arrive within one second."""
         given = {"watch": "1", "timeoutSeconds": 1, **query}
         text = "&".join(f"{key}={value}" for key, value in given.items())
         events = self.api.ask("GET", f"{self.path}?{text}").events
@@ -103,7 +103,7 @@ class Models:
 
 @contextmanager
 def scratch(backend: Backend) -> Iterator[Models]:
-    """The models of a namespace that is there for one test."""
+    """Create a namespace for one test and yield its models."""
     try:
         api = RawApi(backend.kubeconfig)
     except KeyError:

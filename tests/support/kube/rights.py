@@ -1,4 +1,4 @@
-"""The right that a request to the API server needs, and the rights that the chart's rules give."""
+"""The right that an API request needs, and the rights that the chart's rules grant."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BLOCK_OWNER = Right(names.GROUP, f"{names.PLURAL}/finalizers", "update")
 
 
 def rights(rules: Iterable[Mapping[str, Iterable[str]]]) -> frozenset[Right]:
-    """Expand rules to single rights."""
+    """Expand RBAC rules to single rights."""
     return frozenset(
         Right(group, resource, verb)
         for rule in rules
@@ -51,7 +51,7 @@ def rights(rules: Iterable[Mapping[str, Iterable[str]]]) -> frozenset[Right]:
 
 
 def needed(method: str, target: str) -> tuple[Right, str] | None:
-    """Return the right that a request needs, and its namespace; None if everybody may ask."""
+    """Return the right that a request needs and its namespace; None if it needs no right."""
     parts = urlsplit(target)
     words = parts.path.strip("/").split("/")
     depth = {"api": 2, "apis": 3}.get(words[0], 0)

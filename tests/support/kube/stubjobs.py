@@ -1,4 +1,4 @@
-"""Loader Jobs that do what a test wants, and what becomes of them."""
+"""Creates loader Jobs that do what a test needs, and waits for their results."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ VOLUMES = [
 
 
 def request(steps: str) -> str:
-    """A LoadRequest that tells stubloader.py what to do."""
+    """Return a LoadRequest whose url tells stubloader.py what to do."""
     owner = {"uid": "u", "namespace": "n", "name": "m"}
     fields = {"modelId": "m", "modelType": "custom_ckpt", "url": steps, "loadHash": "0" * 16}
     return json.dumps({"owner": owner, **fields})
 
 
 def container(name: str, steps: str = "x", **changes: object) -> Json:
-    """One of the loader's containers."""
+    """Return one of the loader's containers."""
     return {
         "name": name,
         "image": "sd-loader:test",
@@ -52,7 +52,7 @@ def container(name: str, steps: str = "x", **changes: object) -> Json:
 
 
 def pod_spec(steps: str = "x", **changes: object) -> Json:
-    """The loader's Pod."""
+    """Return the Pod spec of a loader Job."""
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 2,
@@ -64,7 +64,7 @@ def pod_spec(steps: str = "x", **changes: object) -> Json:
 
 
 def job(name: str, steps: str = "x", pod: Json | None = None, **changes: object) -> Json:
-    """A loader Job."""
+    """Return a loader Job."""
     template = {"metadata": {"labels": {"app": "x"}}, "spec": pod or pod_spec(steps)}
     return {
         "apiVersion": "batch/v1",
@@ -75,7 +75,7 @@ def job(name: str, steps: str = "x", pod: Json | None = None, **changes: object)
 
 
 def has_condition(kind: str, value: str = "True"):
-    """A test of an object for a condition."""
+    """Return a check that an object has a condition."""
 
     def test(item: Json) -> bool:
         found = item.get("status", {}).get("conditions", [])
@@ -85,17 +85,17 @@ def has_condition(kind: str, value: str = "True"):
 
 
 def condition(item: Json, kind: str) -> Json:
-    """One condition."""
+    """Return a condition of an object."""
     return next(entry for entry in item["status"]["conditions"] if entry["type"] == kind)
 
 
 def pods_of(cluster: Cluster, name: str) -> list[Json]:
-    """The Pods of a Job."""
+    """Return the Pods of a Job."""
     return cluster.list("pods", f"--selector=batch.kubernetes.io/job-name={name}")
 
 
 def wait_for_pod(cluster: Cluster, name: str, phase: str = "Running") -> Json:
-    """The Job's only Pod, once it is in a phase."""
+    """Wait until the Job's only Pod is in a phase, and return it."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         pods = pods_of(cluster, name)
@@ -106,7 +106,7 @@ def wait_for_pod(cluster: Cluster, name: str, phase: str = "Running") -> Json:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs (and is no zombie)."""
+    """Return whether a process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_dead(pid: int) -> None:
-    """Wait until a process is gone."""
+    """Wait until a process has ended."""
     deadline = time.monotonic() + 10
     while is_alive(pid):
         assert time.monotonic() < deadline, f"process {pid} still runs"
@@ -122,7 +122,7 @@ def wait_dead(pid: int) -> None:
 
 
 def child_of(cluster: Cluster) -> int:
-    """The process that a Pod's `child` step has started."""
+    """Return the id of the process that a Pod's `child` step started."""
     path = cluster.store / "child.pid"
     deadline = time.monotonic() + 30
     while not path.exists() or not path.read_text():

@@ -1,11 +1,11 @@
-"""A stand-in for the loader in tests of Jobs and of the operator: it does what its url says.
+"""Stands in for the loader in tests of Jobs and of the operator; its url says what to do.
 
-The url is a list of steps: `fetch.exit=3 convert.say=done convert.sleep=60`. Those of the other
-container are left out. The termination message is `say`, else JSON of what the process found.
-
-A link, `https://models.example.com/m?seconds=0.2`, is "loaded" in so many seconds: a folder, the
-link to it and an answer are made as the loader makes them, and `remove` takes all away. Each load
-that did any work leaves a mark in `loads/<model>-<loadHash>`.
+The url is a list of steps: `fetch.exit=3 convert.say=done convert.sleep=60`. A container ignores
+the steps of the other container. It writes `say` as its termination message, or else a JSON object
+that describes its environment.
+A link such as `https://models.example.com/m?seconds=0.2` is "loaded" in that time: the folder, the
+link to it and the result are created as the loader creates them, and `remove` deletes them. Each
+load that does work adds a mark to `loads/<model>-<loadHash>`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ARTIFACT = {
 
 
 def answer(text: str) -> None:
-    """Leave the termination message."""
+    """Write the termination message."""
     Path(os.environ["SD_LOADER_TERMINATION_LOG"]).write_text(text)
 
 
 def stand_in(command: str, request: dict[str, Any], store: Path) -> None:
-    """Fetch, convert or remove, as far as the operator can see it."""
+    """Fetch, convert or remove, with the effects that the operator can see."""
     home = store / ".store" / request["owner"]["uid"]
     link = store / request["modelId"]
     if command == "remove":
@@ -56,7 +56,7 @@ def stand_in(command: str, request: dict[str, Any], store: Path) -> None:
 
 
 def load(request: dict[str, Any], folder: Path, link: Path) -> None:
-    """Publish a folder."""
+    """Wait as long as the url says, then publish a folder."""
     seconds = parse_qs(urlsplit(request["url"]).query).get("seconds", ["0"])[0]
     time.sleep(float(seconds))
     marks = link.parent / "loads"
@@ -71,7 +71,7 @@ def load(request: dict[str, Any], folder: Path, link: Path) -> None:
 
 
 def follow(command: str, url: str, store: Path) -> int:
-    """Do the steps of this container; returns its exit code."""
+    """Do the steps of this container and return its exit code."""
     steps = [step.partition("=") for step in url.split()]
     mine = {
         name.partition(".")[2]: value for name, _, value in steps if name.startswith(f"{command}.")
@@ -102,7 +102,7 @@ def follow(command: str, url: str, store: Path) -> int:
 
 
 def main() -> int:
-    """Read the command line as the loader does."""
+    """Read the command line as the loader does, and run the command."""
     command, _, text, _, store = sys.argv[1:]
     request = json.loads(text)
     if command != "remove" and not request["url"].startswith("https://"):

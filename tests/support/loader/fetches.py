@@ -1,4 +1,4 @@
-"""What fetches of all kinds need: tries that do not wait, a folder, and a Secret."""
+"""Helpers for fetches of all kinds: retries that do not wait, a folder and a Secret."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def fetch(
     out: Path | None = None,
     allow_local: bool = False,
 ) -> Fetched:
-    """Fetch all that a load needs, as the fetch container does."""
+    """Fetch everything that a load needs, as the fetch container does."""
     client = HttpClient(settings, has_token=request.credentials, retries=retries)
     return acquire(request, client, into, report, out=out, allow_local=allow_local)
 
 
 def secret(settings: Settings, token: str = TOKEN, host: str | None = None) -> None:
-    """Mount a credentials Secret."""
+    """Mount a Secret with credentials."""
     settings.credentials_dir.mkdir()
     (settings.credentials_dir / "token").write_text(token)
     if host is not None:

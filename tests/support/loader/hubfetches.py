@@ -1,4 +1,4 @@
-"""Fetches of a repo that holds what real ones do, from a Hub on loopback."""
+"""Fetches a repo with the files of real repos from a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ UNNEEDED = (
 
 
 def write_repo(folder: Path) -> Path:
-    """Write a repo with everything that real ones have, some of it needed."""
+    """Write a repo with the files of real repos, of which the loader needs some."""
     contents = NEEDED | dict.fromkeys(UNNEEDED, "not needed")
     for name, content in contents.items():
         path = folder / name
@@ -64,20 +64,20 @@ def write_repo(folder: Path) -> Path:
 
 
 def load(settings: Settings, into: Path, **fields: object) -> Fetched:
-    """Fetch, with retries that do not wait."""
+    """Fetch with retries that do not wait."""
     request = load_request(model_type="huggingface", **{"url": REPO, **fields})
     return fetch(request, settings, into)
 
 
 def refusal(settings: Settings, into: Path, **fields: object) -> LoaderError:
-    """The error of a fetch that must fail."""
+    """Fetch, which must fail, and return the error."""
     with pytest.raises(LoaderError) as caught:
         load(settings, into, **fields)
     return caught.value
 
 
 def downloaded(into: Path) -> dict[str, str]:
-    """The downloaded files without the notes beside them."""
+    """Return the downloaded files without the fetcher's own notes."""
     return {
         path.relative_to(into / "repo").as_posix(): path.read_text()
         for path in sorted((into / "repo").rglob("*"))

@@ -1,4 +1,4 @@
-"""Fetches of a small safetensors file behind a link, from a server on loopback."""
+"""Fetches a small safetensors file at a link from a server on loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.loader.fetches import QUICK
 
 
 def safetensors(size: int = 300_000) -> bytes:
-    """The bytes of a small, well-formed safetensors file."""
+    """Return the bytes of a small, valid safetensors file."""
     header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
     header = header.encode() + b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + bytes(i % 251 for i in range(size))
@@ -32,7 +32,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 def request(url: str, **fields: object) -> LoadRequest:
-    """A request for a checkpoint."""
+    """Return the request to load a checkpoint."""
     return LoadRequest.model_validate(
         {
             "owner": {"uid": "u", "namespace": "ns", "name": "n"},
@@ -53,7 +53,7 @@ def load(
     pace: Pace = PACE,
     **fields: object,
 ) -> Fetched:
-    """Fetch, with retries that do not wait."""
+    """Fetch with retries that do not wait."""
     asked = request(url, **fields)
     ref = SourceRef(
         url, "spec.url", asked.model_type, git_revision=asked.git_revision, needs_token=True
@@ -64,7 +64,7 @@ def load(
 
 
 def refusal(url: str, settings: Settings, into: Path, **fields: object) -> LoaderError:
-    """The error of a fetch that must fail."""
+    """Fetch, which must fail, and return the error."""
     with pytest.raises(LoaderError) as caught:
         load(url, settings, into, **fields)
     return caught.value

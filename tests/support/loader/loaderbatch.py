@@ -1,7 +1,7 @@
-"""Runs many command lines of the loader, each in a process of its own, forked from one.
+"""Runs many loader command lines, each in a process that is forked from one parent.
 
-An interpreter that starts anew for each would take most of the time. What a line does is limited
-as a Pod would limit it, and measured.
+A new interpreter for each line would take most of the time. Each process has limits like a Pod's,
+and its memory and time are measured.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ ADDRESSES = 2 << 30
 
 @dataclass(frozen=True)
 class Line:
-    """A command line and the folder that it runs in, where its output goes.
-
-    anew: in a new interpreter, as a user runs it.
-    """
+    """A command line, and the folder that it runs in and writes its output to."""
 
     folder: Path
     arguments: Sequence[str]
@@ -40,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Ran:
-    """How it ended; memory: the most bytes of it that were in memory at a time."""
+    """The result of a command line."""
 
     code: int
     output: str
@@ -49,7 +46,7 @@ class Ran:
 
 
 def run_lines(lines: Sequence[Line], env: Mapping[str, str]) -> list[Ran]:
-    """Run them one after the other, as if each were a process of its own."""
+    """Run the lines one after the other, each in its own process."""
     jobs = "\n".join(
         json.dumps([str(line.folder), list(line.arguments), line.anew]) for line in lines
     )
@@ -65,7 +62,7 @@ def run_lines(lines: Sequence[Line], env: Mapping[str, str]) -> list[Ran]:
 
 
 def main(jobs: Sequence[str]) -> None:
-    """Fork for each job; say how each ended, in their order."""
+    """Fork a process per job; print the results in the order of the jobs."""
     parsed = [json.loads(job) for job in jobs]
     ended: dict[int, Any] = {}
     # What starts anew does so before this process has anything in memory that would be counted.

@@ -1,4 +1,4 @@
-"""Runs the loader's command line as a Job's containers do."""
+"""Runs the loader's command line as the containers of a Job do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT = 240
 
 @dataclass(frozen=True)
 class Ended:
-    """A container that ended, and its termination message."""
+    """The exit code and termination message of a container that has ended."""
 
     code: int
     stdout: str
@@ -35,7 +35,7 @@ class Ended:
 
 @dataclass
 class Containers:
-    """Containers with one volume mounted; `folder` holds what else they mount."""
+    """The loader's containers with one volume mounted; `folder` holds their other mounts."""
 
     store: Path
     folder: Path
@@ -43,7 +43,7 @@ class Containers:
 
     @classmethod
     def reaching(cls, hub: FakeHub, folder: Path) -> Containers:
-        """Containers with an empty volume that may call this Hub."""
+        """Return containers with an empty volume that may call this Hub."""
         store = folder / "store"
         store.mkdir()
         env = {
@@ -56,13 +56,13 @@ class Containers:
 
     @property
     def credentials(self) -> Path:
-        """The mounted Secret."""
+        """Return the folder of the mounted Secret."""
         return self.folder / "secret"
 
     def start(
         self, *args: str | Path, pod: str = "pod", stderr: int = subprocess.PIPE, **env: str
     ) -> subprocess.Popen[str]:
-        """Start a command, with nothing in its environment but what a Job gives it."""
+        """Start a command with only the environment variables that a Job sets."""
         self.folder.mkdir(exist_ok=True)
         given = {
             "PATH": os.environ["PATH"],
@@ -85,7 +85,7 @@ class Containers:
         return self.end(self.start(*args, pod=pod, **env), pod)
 
     def end(self, process: subprocess.Popen[str], pod: str = "pod") -> Ended:
-        """Wait for a command's end."""
+        """Wait until a command ends."""
         stdout, stderr = process.communicate(timeout=TIMEOUT)
         message = self.message(pod)
         text = message.read_text() if message.exists() else ""
@@ -93,7 +93,7 @@ class Containers:
         return Ended(process.returncode, stdout, stderr, LoadResult.decode(text))
 
     def message(self, pod: str) -> Path:
-        """Where a Pod's termination message goes."""
+        """Return the path of the Pod's termination message."""
         return self.folder / f"{pod}-message"
 
     def fetch(self, request: LoadRequest, **env: str) -> Ended:
@@ -105,7 +105,7 @@ class Containers:
         return self.run("convert", *self.arguments(request), **env)
 
     def load(self, request: LoadRequest, **env: str) -> Ended:
-        """Run a loader Pod: convert only where fetch ended well."""
+        """Run the containers of a loader Pod: convert runs only if fetch succeeds."""
         ended = self.fetch(request, **env)
         return ended if ended.code else self.convert(request, **env)
 
@@ -114,12 +114,12 @@ class Containers:
         return self.run("remove", *self.arguments(remove_request(owner, retain=retain)))
 
     def arguments(self, request: LoadRequest | RemoveRequest) -> tuple[str, str, str, str]:
-        """The arguments of a Job's container."""
+        """Return the arguments of a Job's container."""
         return "--request", request.to_argument(), "--store", str(self.store)
 
 
 def failed(ended: Ended, reason: Reason, message: str) -> None:
-    """Exit code, termination message and stderr all tell this failure."""
+    """Check that exit code, termination message and stderr all report this failure."""
     assert ended.result is not None, ended.stderr
     assert ended.result.outcome == "failed"
     assert (ended.result.reason, ended.code) == (reason, reason.exit_code), ended.stderr
@@ -129,7 +129,7 @@ def failed(ended: Ended, reason: Reason, message: str) -> None:
 
 
 def artifact_of(ended: Ended) -> Artifact:
-    """What the container says it has published."""
+    """Return the artifact that the container reports as published."""
     assert ended.code == ExitCode.DONE, ended.stderr
     assert ended.result is not None
     assert ended.result.outcome == "loaded"
@@ -140,7 +140,7 @@ def artifact_of(ended: Ended) -> Artifact:
 def load_request(
     url: str, owner: Owner = OWNER, *, reload: str | None = None, **fields: Any
 ) -> LoadRequest:
-    """The request that the operator makes of a spec with this url."""
+    """Return the request that the operator makes from a spec with this url."""
     credentials = fields.pop("credentials", False)
     spec = Spec(url=url, **{"model_id": "model", **fields})
     digest = load_hash(spec, owner.name, reload)
@@ -148,12 +148,12 @@ def load_request(
 
 
 def remove_request(owner: Owner = OWNER, *, retain: bool = False) -> RemoveRequest:
-    """The request that the operator makes of a deleted model."""
+    """Return the request that the operator makes for a deleted model."""
     return RemoveRequest(owner=owner, model_id="model", retain=retain)
 
 
 def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """A safetensors file of fp16 zeros."""
+    """Return a safetensors file of fp16 zeros."""
     header: dict[str, object] = {}
     offset = 0
     for name, shape in shapes.items():
@@ -172,5 +172,5 @@ OTHER = safetensors_bytes({"layer.weight": (4, 4)})
 
 
 def link_to(hub: FakeHub, checkpoint: Path) -> str:
-    """A link to the checkpoint."""
+    """Serve the checkpoint and return its link."""
     return hub.serve_file("/tiny.safetensors", checkpoint)

@@ -1,4 +1,4 @@
-"""Loads of checkpoints whose parts come from elsewhere."""
+"""Loads checkpoints with components that come from another source."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def without(tensors: Checkpoint, *prefixes: str) -> Checkpoint:
-    """A checkpoint that lacks parts."""
+    """Return a checkpoint that lacks components."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 
 def served(hub: FakeHub, folder: Path, name: str, tensors: Checkpoint) -> str:
-    """A link to a file of these tensors."""
+    """Serve these tensors as a file and return its link."""
     return hub.serve_file(f"/{name}", save_safetensors(folder / name, tensors))
 
 
 def load_with_vae(
     containers: Containers, hub: FakeHub, folder: Path, vae: str, **fields: Any
 ) -> Ended:
-    """Load a checkpoint with the VAE of a source; fields: those of the request."""
+    """Load a checkpoint with the VAE of another source; `fields` are fields of the request."""
     url = served(hub, folder, "model.safetensors", tiny_sd15())
     return containers.load(
         load_request(url, **{"model_type": "custom_ckpt", "vae": VaeSource(url=vae), **fields})
