@@ -86,7 +86,7 @@ class FakeHub(FileServer):
         self.api_faults = Faults()
         """The faults of all paths below /api."""
         self.cdn_host = self.add_origin() if separate_cdn else self.host
-        """The host and port of LFS files; with `separate_cdn` another origin, as on the real Hub."""
+        """The host and port of LFS files; with `separate_cdn` another origin, as on a real Hub."""
 
     def add_repo(self, repo_id: str, folder: Path, **options: Any) -> None:
         """Serve a folder as a repo; options are fields of Repo, or of Faults for all its files."""

@@ -1,4 +1,4 @@
-"""Processes that tests start, which end with them, and ports for them."""
+"""Starts processes that end with the tests, and finds ports for them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ START_SECONDS = 60.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Return free ports of loopback."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 def listens(port: int) -> bool:
-    """Whether a server listens on this port of loopback."""
+    """Return whether a server listens on this port of loopback."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -32,7 +32,7 @@ def listens(port: int) -> bool:
 def start(
     command: list[str], log: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """A process that does not outlive this one, with its output in a log."""
+    """Start a process that ends with this one and writes its output to a log."""
     with log.open("ab") as output:
         return subprocess.Popen(
             command, stdout=output, stderr=output, env=env, preexec_fn=die_with_parent
@@ -40,7 +40,7 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process, politely at first."""
+    """Stop a process with SIGTERM, and with SIGKILL if it does not end."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -52,7 +52,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def running(command: list[str], log: Path, is_ready: Callable[[], bool]) -> Iterator[None]:
-    """A process, from when it is ready until the context ends."""
+    """Start a process and wait until it is ready; stop it when the context ends."""
     process = start(command, log)
     try:
         deadline = time.monotonic() + START_SECONDS

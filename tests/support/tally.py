@@ -1,7 +1,7 @@
-"""Counts that tests report and a run adds up: how many hostile files it refused, and the like.
+"""Counts that tests report and a run adds up, such as the number of rejected hostile files.
 
-A test that has held calls `tally("hostile files refused")`, or with a count; the run's end prints
-the sums, over all of pytest-xdist's workers.
+At its end a test calls `tally("hostile files refused")`, with a count if it is not 1. The run
+prints the sums over all workers of pytest-xdist.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PROPERTY = "tally"
 
 
 def tally(record_property: Callable[[str, object], None]) -> Tally:
-    """Return the function with which a test counts."""
+    """Return a function that adds to a count of the test."""
 
     def add(what: str, count: int = 1) -> None:
         record_property(_PROPERTY, [what, count])
@@ -25,7 +25,7 @@ def tally(record_property: Callable[[str, object], None]) -> Tally:
 
 
 def print_sums(terminalreporter: Any) -> None:
-    """Print the sums of the tests that passed."""
+    """Print the sums of the counts of all passed tests."""
     sums: Counter[str] = Counter()
     for report in terminalreporter.stats.get("passed", []):
         for name, value in report.user_properties:

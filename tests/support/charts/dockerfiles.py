@@ -41,7 +41,7 @@ class Dockerfile:
     stages: tuple[Stage, ...]
 
     def stage(self, name: str) -> Stage:
-        """Return a stage by name; without a name, the last stage."""
+        """Return a stage by name; the last stage has the name "" if the file gives it none."""
         return next(stage for stage in self.stages if stage.name == name)
 
     def built(self, name: str) -> list[Instruction]:

@@ -30,7 +30,7 @@ GATEWAY_RULES: list[dict[str, Any]] = yaml.safe_load(
 )
 HELMS = {"helm": helm_path, "helm3": helm3_path}
 NAMESPACE = "sd-system"
-# The CRD is long, and the one in Python slow.
+# The CRD is long, and the YAML loader in pure Python is slow.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Json = dict[str, Any]
@@ -154,7 +154,7 @@ FULL: Json = {
     },
     "extraEnv": [{"name": "SD_OPERATOR_STUCK_SECONDS", "value": "60"}],
 }
-"""Every value, and each otherwise than by default."""
+"""Every value of the chart, each different from its default."""
 
 
 def helm(

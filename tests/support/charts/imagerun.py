@@ -24,10 +24,11 @@ GRACE_SECONDS = 30
 UNSHARE = shutil.which("unshare") or "unshare"
 BUILDAH_ENV = {"BUILDAH_ISOLATION": "chroot"}
 TMPFS = "tmpfs"
-"""A mount that is an emptyDir."""
+"""The source of a mount that is an emptyDir."""
 
-# Mount points are made before the root becomes read-only; /dev has what a runtime gives, no more.
-# Only util-linux of the image's base is used: what the image brings must not need anything else.
+# Mount points are made before the root becomes read-only. /dev has only the devices that a
+# container runtime adds. The script uses only util-linux of the base image, so that it needs
+# nothing that the image adds.
 _CONTAINER = """
 set -eu
 root=$1 workdir=$2 user=$3 mounts=$4
@@ -155,7 +156,7 @@ class Image:
 
 
 def missing() -> str | None:
-    """Return what is missing to build and run images on this machine; empty if nothing is."""
+    """Return what is missing to build and run images on this machine; None if nothing is."""
     for program, package in (("buildah", "buildah"), ("unshare", "util-linux")):
         if shutil.which(program) is None:
             return f"{program} is missing (Debian: {package})"
@@ -201,7 +202,7 @@ def run_container(
     folder: Path,
     env: Mapping[str, str] = {},
 ) -> tuple[subprocess.CompletedProcess[str], str]:
-    """Run a container of a Pod manifest; return its exit code and termination message."""
+    """Run a container of a Pod manifest; return the ended process and the termination message."""
     message = folder / "termination-log"
     message.write_text("")
     message.chmod(0o666)

@@ -128,7 +128,7 @@ def _names_host(container: Json) -> bool:
 
 
 def _inherits(field: str, good: Callable[[Any], bool]) -> Callable[[Json], Iterator[str]]:
-    """Return whether each container without a value of its own gets a good one from the Pod."""
+    """Return a check of a field that containers inherit from the Pod if they do not set it."""
 
     def violations(pod: Json) -> Iterator[str]:
         default = (pod.get("securityContext") or {}).get(field)

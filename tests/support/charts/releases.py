@@ -19,6 +19,7 @@ class Release:
 
     cluster: Cluster
     program: str
+    """The Helm to run, a key of HELMS."""
     work: Path
 
     def helm(self, *arguments: str, values: Json | None = None) -> str:

@@ -15,6 +15,7 @@ class Part:
 
     name: str
     data: bytes = b""
+    """The bytes in the archive, compressed if `method` says so."""
     method: int = 0
     flags: int = 0
     crc: int | None = None
@@ -24,11 +25,16 @@ class Part:
     local_method: int | None = None
     header_at: int | None = None
     gap: bytes = b""
+    """Bytes between this member and the next."""
     comment: bytes = b""
     size: int | None = None
+    """The size of the uncompressed data."""
     mode: int = 0
+    """The Unix mode."""
     extra: bytes = b""
+    """The extra fields in the directory."""
     local_extra: bytes = b""
+    """The extra fields in the member's own header."""
 
 
 def extra_field(kind: int, content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A headless Chromium, and a tab that notes every complaint of its console.
+"""A headless Chromium with tabs that record the errors of their consoles.
 
 For example:
 

@@ -1,4 +1,4 @@
-"""Serves the gallery on loopback, and calls it as a browser does."""
+"""Serves the gallery on loopback and calls it as a browser does."""
 
 from __future__ import annotations
 

@@ -91,9 +91,9 @@ PRIVATE_LITERALS = (
     "2606:4700::1111%1",
     "2606:4700::1111%25eth0",
 )
-"""Loopback, private, link-local, carriers', metadata, multicast, reserved and documentation
-addresses; those that carry an IPv4 address (mapped, compatible, 6to4, Teredo, NAT64, ISATAP); and
-spellings that only some would take for an address, or that name an interface."""
+"""Loopback, private, link-local, carrier-grade NAT, metadata, multicast, reserved and documentation
+addresses; IPv6 addresses that contain an IPv4 address (mapped, compatible, 6to4, Teredo, NAT64,
+ISATAP); and spellings that only some parsers accept as an address or that name an interface."""
 
 PRIVATE_NAMES = (
     "localhost",
@@ -126,7 +126,7 @@ PRIVATE_NAMES = (
     "127.0.0.1..",
     "a." * 300 + "localhost",
 )
-"""Names of what is inside, and what is no name; also in letters that a library makes ASCII."""
+"""Internal names and invalid names, also in letters that a library converts to ASCII."""
 
 LATER_DIGITS = "\U0001fbf1\U0001fbf2\U0001fbf7.0.0.1"
-"""127.0.0.1 to who knows the digits that Unicode got in 2020, a name to who does not."""
+"""127.0.0.1 for libraries that know the digits of Unicode 13 (2020), a name for older ones."""

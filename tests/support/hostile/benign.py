@@ -124,7 +124,7 @@ FILES: dict[str, tuple[Callable[[Path], bytes], set[str]]] = {
     "attributes of Lightning": (
         lambda _: inert(_stated("pytorch_lightning.utilities.parsing", "AttributeDict")), ONE,
     ),
-    # In Python these would take all memory there is; here they are never made.
+    # Python would fill all memory with these values; the loader never creates them.
     "a byte array of 10 TB": (
         lambda _: inert(_made("builtins", "bytearray", number(10**13))), ONE,
     ),

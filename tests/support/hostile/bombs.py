@@ -32,7 +32,7 @@ def repeated(instructions: bytes, each: int) -> bytes:
     tuple.
     """
     times = min(MOST // each, ROOM // len(instructions))
-    marks = times // 150_000 + 1  # for what stands on the stack at a time is limited, too
+    marks = times // 150_000 + 1  # the size of the stack is limited too
     return pickled(
         b"(" + (b"(" + instructions * (times // marks) + b"t") * marks + b"t", protocol=4
     )

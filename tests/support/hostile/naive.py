@@ -229,9 +229,9 @@ READERS: dict[str, Callable[[], None]] = {
     "own class": _own_class,
     "auto_map": _auto_map,
 }
-"""How careless programs open a file, by name."""
+"""The ways in which careless programs open a file, by name."""
 HEAVY = {"torch": "torch", "torch.package": "torch.package", "numpy": "numpy", "yaml": "yaml"}
-"""What is imported once, before the processes part."""
+"""The modules of slow readers, which are imported once before the forks."""
 
 
 def main(lines: Iterable[str]) -> None:
@@ -249,8 +249,8 @@ def main(lines: Iterable[str]) -> None:
                 READERS[reader]()
             finally:
                 if reader in HEAVY:
-                    os._exit(0)  # to leave torch in an orderly way takes half a second
-            return  # through the interpreter's own exit, for what is registered there
+                    os._exit(0)  # an orderly exit with torch takes half a second
+            return  # the interpreter exits normally, so that registered exit functions run
         os.waitpid(process, 0)
 
 

@@ -98,7 +98,7 @@ _SPELLINGS = {
     ),
 }  # fmt: skip
 _MEMO = {
-    # Each: a harmless name stands where a reader that counts otherwise looks.
+    # Each has a harmless name at the place where a reader that counts differently looks.
     "MEMOIZE writes over PUT": pickled(
         text("json"), b"q\x01", POP, text("posix"), MEMOIZE, POP, b"h\x01", text("system"),
         b"\x93", COMMAND, b"R", protocol=4,
@@ -255,7 +255,7 @@ SAMPLES: Samples = {
     },
     **{f"chained: {what}": sample for what, sample in _CHAINED.items()},
     **{f"registry: {what}": sample for what, sample in _EXTENSIONS.items()},
-    # What has code after good weights, or before them.
+    # Files with code after good weights or before them.
     "after the weights": Sample(
         archive(GOOD[:-1] + RUN + POP + b".", NUMBERS), "posix.system", UNSAFE, "archive"
     ),

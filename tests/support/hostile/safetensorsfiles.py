@@ -12,7 +12,7 @@ B = {"dtype": "F16", "shape": [2], "data_offsets": [4, 8]}
 BOTH = {"a": A, "b": B}
 GIGABYTE = 1 << 30
 LONGEST = "9" * 4300
-"""As many digits as Python reads."""
+"""The most digits that Python accepts in an integer."""
 
 
 def file_of(header: object, data: bytes = bytes(8), length: int | None = None) -> bytes:

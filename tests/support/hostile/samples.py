@@ -18,10 +18,15 @@ class Sample:
     """A file that the loader must reject; malicious files have a control, malformed ones do not."""
 
     content: bytes | Callable[[], bytes]
+    """The bytes of the file, or a function that makes them."""
     says: str
+    """A pattern that the error's message must match."""
     reason: Reason = DAMAGED
+    """The reason of the error."""
     control: str | None = None
+    """The reader in `naive` that runs the file's code, which creates `canary` in its folder."""
     model_type: str | None = None
+    """The modelType to load it as; None for a checkpoint. `inspect` skips files that set it."""
 
     def bytes(self) -> bytes:
         """Return the content of the file."""

@@ -1,15 +1,16 @@
-"""The cluster of a test run: one API server, in which each test gets a namespace of its own.
+"""The cluster of a test run: one API server, in which each test gets its own namespace.
 
-What the cluster is made of depends on the environment; tests do not notice the difference:
+The environment selects the backend; tests are the same for all of them:
 
-- by default, `sd-operator standalone` without its operator, in a process of its own;
-- KUBEBUILDER_ASSETS names a folder with etcd and kube-apiserver (controller-runtime's convention):
-  both are started, with RBAC; standalone's node runs the Pods, and its controllers too unless
-  kube-controller-manager lies there as well. The operator has the rights of the chart only;
-- KUBECONFIG names any cluster, which is taken as it is. Without Nodes, standalone's controllers
-  and node run there. With Nodes the Pods are real; then needed are SD_TEST_LOADER_IMAGE (an image
-  with sd-loader that the nodes can pull) and SD_TEST_SOURCE_HOST (the address at which Pods reach
-  this machine). SD_TEST_STORE may say where a claim's files lie here, with {namespace} in it.
+- By default the cluster is `sd-operator standalone` without its operator, in its own process.
+- KUBEBUILDER_ASSETS names a folder with etcd and kube-apiserver (controller-runtime's convention).
+  Both are started, with RBAC. Standalone's node runs the Pods. Standalone's controllers run too,
+  unless the folder has a kube-controller-manager. The operator has only the chart's rights.
+- KUBECONFIG names an existing cluster. If it has no Nodes, standalone's controllers and node are
+  added. If it has Nodes, the Pods are real and two variables are required: SD_TEST_LOADER_IMAGE
+  (an image with sd-loader that the nodes can pull) and SD_TEST_SOURCE_HOST (the address at which
+  Pods reach this machine). SD_TEST_STORE optionally names the folder on this machine that has a
+  PVC's files, with {namespace} in it.
 
 Tests start and kill operators themselves.
 """
@@ -192,7 +193,7 @@ def _define(admin: Cluster) -> None:
     admin.apply(definition)
     name = definition["metadata"]["name"]
     admin.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
-    # A real server has not served a new kind for a moment after that.
+    # A real API server needs a moment until it serves a new kind.
     deadline = time.monotonic() + START_SECONDS
     while admin.run("get", "sdm").returncode and time.monotonic() < deadline:
         time.sleep(0.1)

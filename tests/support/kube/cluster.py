@@ -38,13 +38,13 @@ class Backend:
     kubeconfig: Path
     operator_kubeconfig: Path
     store: str | None
-    """Where a claim's files lie on this machine, with {namespace} in it; None: out of reach."""
+    """The folder of a PVC's files, with {namespace} in it; None if this machine has no access."""
     loader_image: str = "sd-loader:test"
     source_host: str = "127.0.0.1"
     controllers: bool = True
-    """Whether standalone's controllers run, whose first backoff is 1 s."""
+    """Whether standalone's controllers run, which first retry after 1 s."""
     local_pods: bool = True
-    """Whether Pods are processes on this machine, which may run stubloader.py for the loader."""
+    """Whether Pods are processes on this machine and can run stubloader.py."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Cluster:
     def store(self) -> Path:
         """The folder of the namespace's volume; skips the test if this machine cannot see it."""
         if self.backend.store is None:
-            pytest.skip("SD_TEST_STORE does not say where the claim's files can be seen")
+            pytest.skip("SD_TEST_STORE is not set, so the PVC's files cannot be read")
         return Path(self.backend.store.format(namespace=self.namespace))
 
     def run(
@@ -129,7 +129,9 @@ class Cluster:
             if self.exists(kind, name) and reached(item := self.get(kind, name)):
                 return item
             time.sleep(0.1)
-        raise ClusterError(f"{kind}/{name} did not get there in {timeout} s: {json.dumps(item)}")
+        raise ClusterError(
+            f"{kind}/{name} is not as expected after {timeout} s: {json.dumps(item)}"
+        )
 
     def wait_gone(self, kind: str, name: str, timeout: float = 60.0) -> None:
         """Wait until an object is deleted."""

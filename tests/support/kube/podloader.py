@@ -1,9 +1,9 @@
-"""What the Pods of a test's cluster run: the loader, or stubloader.py where a test asks for it.
+"""The program in the Pods of a test's cluster: it runs the loader or stubloader.py.
 
     python -I -S podloader.py COMMAND --request JSON --store STORE
 
-A test asks by a file `stub` beside the volumes of its namespace. One API server serves both kinds
-of tests this way.
+It runs stubloader.py if the test has put a file `stub` beside the volumes of its namespace. This
+way one API server serves both kinds of tests.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Answer:
 
 
 class RawApi:
-    """Sends requests as the administrator of a kubeconfig from standalone, or without credentials."""
+    """Sends requests as the administrator of standalone's kubeconfig, or without credentials."""
 
     def __init__(self, kubeconfig: Path) -> None:
         server, self.token, ca = credentials(kubeconfig)

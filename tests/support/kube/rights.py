@@ -36,7 +36,7 @@ class Right:
 
 
 BLOCK_OWNER = Right(names.GROUP, f"{names.PLURAL}/finalizers", "update")
-"""Needed to set blockOwnerDeletion, by admission plugin OwnerReferencesPermissionEnforcement."""
+"""The admission plugin OwnerReferencesPermissionEnforcement requires it for blockOwnerDeletion."""
 
 
 def rights(rules: Iterable[Mapping[str, Iterable[str]]]) -> frozenset[Right]:
@@ -56,7 +56,7 @@ def needed(method: str, target: str) -> tuple[Right, str] | None:
     words = parts.path.strip("/").split("/")
     depth = {"api": 2, "apis": 3}.get(words[0], 0)
     if not depth or len(words) <= depth:
-        return None  # discovery, version, health
+        return None  # discovery, version and health need no right
     group, rest, namespace = (words[1] if depth == 3 else ""), words[depth:], ""
     if rest[0] == "namespaces" and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]

@@ -35,11 +35,11 @@ class Script(Api):
         self.jobs: list[Json] = []
         self.events: list[tuple[str, str]] = []
         self.refuses: Exception | None = None
-        """Raised by the creation of a Job."""
+        """The error that the creation of a Job raises."""
         self.away: Exception | None = None
-        """Raised by a patch, before it."""
+        """The error that a patch raises before it is applied."""
         self.lost: Exception | None = None
-        """Raised by a patch, after it."""
+        """The error that a patch raises after it is applied."""
         self._patched = asyncio.Event()
 
     async def until(self, holds: Callable[[dict[str, str]], bool]) -> None:

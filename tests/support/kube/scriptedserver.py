@@ -48,9 +48,9 @@ class Server:
     answers: list[tuple[int, Any, dict[str, str]]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     expired: str = ""
-    """A token that gets 401."""
+    """A token that gets status 401."""
     delay: float = 0.0
-    """Seconds that each answer takes, one after the other."""
+    """How many seconds each response takes; responses are sent one after the other."""
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, code: int, body: Any = None, **headers: str) -> None:

@@ -87,7 +87,7 @@ def follow(command: str, url: str, store: Path) -> int:
         "token": secret.read_text() if secret.exists() else None,
         "mode": oct(secret.stat().st_mode & 0o777) if secret.exists() else None,
     }
-    say = partial(print, flush=True)  # its output is what logs are tested with
+    say = partial(print, flush=True)  # tests of logs read this output
     say(f"{command} begins")
     if "touch" in mine:
         (store / mine["touch"]).touch()

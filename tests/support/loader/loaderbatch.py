@@ -23,7 +23,7 @@ from typing import Any
 CPU_SECONDS = 5
 SECONDS = 60
 ADDRESSES = 2 << 30
-"""Of address space: the machine must survive what the test refuses."""
+"""The limit of the address space in bytes; it protects the machine from hostile files."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Line:
     folder: Path
     arguments: Sequence[str]
     anew: bool = False
+    """Whether to start a new interpreter, as a user does, instead of a fork."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Ran:
     code: int
     output: str
     memory: int
+    """The peak of the resident memory, in bytes."""
     seconds: float
+    """The CPU time that the process used."""
 
 
 def run_lines(lines: Sequence[Line], env: Mapping[str, str]) -> list[Ran]:
@@ -65,7 +68,7 @@ def main(jobs: Sequence[str]) -> None:
     """Fork a process per job; print the results in the order of the jobs."""
     parsed = [json.loads(job) for job in jobs]
     ended: dict[int, Any] = {}
-    # What starts anew does so before this process has anything in memory that would be counted.
+    # New interpreters come first: a later child would count this process's memory as its own.
     for number, (folder, arguments, anew) in sorted(
         enumerate(parsed), key=lambda job: not job[1][2]
     ):
@@ -90,7 +93,7 @@ def _import_loader() -> None:
     import sd_loader
 
     for module in pkgutil.walk_packages(sd_loader.__path__, "sd_loader."):
-        if not module.name.startswith("sd_loader.render"):  # which brings torch
+        if not module.name.startswith("sd_loader.render"):  # it imports torch
             importlib.import_module(module.name)
 
 

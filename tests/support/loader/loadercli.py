@@ -168,7 +168,7 @@ def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:
 
 
 OTHER = safetensors_bytes({"layer.weight": (4, 4)})
-"""A file of tensors that are no Stable Diffusion's."""
+"""A file with tensors that do not belong to Stable Diffusion."""
 
 
 def link_to(hub: FakeHub, checkpoint: Path) -> str:

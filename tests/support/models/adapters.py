@@ -1,6 +1,6 @@
-"""LoRAs and embeddings as training programs write them: random numbers, real names.
+"""LoRAs and embeddings in the formats of training programs, with random numbers.
 
-Shapes are those of the layers of real (tiny) pipelines, which also open them.
+Names are the real ones. Shapes are those of layers in tiny pipelines, which can open the files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEGACY = "bin of before torch 1.6"
 RANK = 4
 STYLES = ("kohya", "kohya sgm", "old diffusers", "diffusers", "peft")
 
-# One layer of each kind that training programs touch.
+# One layer of each kind that training programs change.
 _ATTENTION = tuple(f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v"))
 _OUTPUTS = ("attn1.to_out.0", "attn2.to_out.0")
 _BLOCK = (*_ATTENTION, *_OUTPUTS, "ff.net.0.proj", "ff.net.2")
@@ -49,7 +49,7 @@ _RESNETS = (
     "conv_out",
     "time_embedding.linear_1",
 )
-# As kohya names them for SDXL, whose UNet it has in the original layout.
+# The names that kohya uses for SDXL, where its UNet has the original layout.
 _SGM = {
     "down_blocks.1.attentions.0": "input_blocks.4.1",
     "mid_block.attentions.0": "middle_block.1",
@@ -69,12 +69,13 @@ _SGM = {
 
 @cache
 def pipeline(family: str) -> DiffusionPipeline:
-    """A pipeline to open LoRAs with, whose tests take them off again."""
+    """Return a cached pipeline that opens LoRAs; tests must unload them again."""
     origin = tinyrepo.pipeline("sdxl" if family == "sdxl" else "sd15")
     parts = {name: copy.deepcopy(part) for name, part in origin.components.items()}
     if family == "sd2":
         config = {**parts["unet"].config, "use_linear_projection": True}
-        config.pop("_use_default_values")  # which takes what was not given for not meant
+        # from_config resets the fields in this list to their defaults.
+        config.pop("_use_default_values")
         parts["unet"] = UNet2DConditionModel.from_config(config)
         text = parts["text_encoder"].config
         text.num_hidden_layers = 23
@@ -85,7 +86,7 @@ def pipeline(family: str) -> DiffusionPipeline:
 
 
 def layer_shapes(family: str, *, text: bool = True) -> dict[str, tuple[int, ...]]:
-    """Weights' shapes by `component.layer`: some of the UNet's, and two text layers of each."""
+    """Return shapes of weights by `component.layer`: some layers of the UNet and text encoders."""
     pipe = pipeline(family)
     names = [f"unet.{name}" for name in _RESNETS]
     for place in _PLACES[family]:
@@ -116,7 +117,7 @@ def layer_shapes(family: str, *, text: bool = True) -> dict[str, tuple[int, ...]
 
 @dataclass(frozen=True)
 class Halves:
-    """A layer's change, and the scale it is trained with."""
+    """The change of a layer, and the scale it is trained with."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -126,9 +127,10 @@ class Halves:
 def random_halves(
     shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float16, seed: int = 0
 ) -> dict[str, Halves]:
-    """Random numbers for each layer; ranks differ among them, alphas as kohya lets them.
+    """Return random numbers for each layer; ranks differ between layers.
 
-    That is one for matrices and one for convolutions; diffusers 0.42 takes no notice of more.
+    As kohya does it, all matrices share one alpha and all convolutions share another. diffusers
+    0.42 ignores further alphas.
     """
     generator = torch.Generator().manual_seed(seed)
     found = {}
@@ -143,11 +145,11 @@ def random_halves(
 def lora(
     family: str, style: str, *, text: bool = True, dtype: torch.dtype = torch.float16, seed: int = 0
 ) -> Tensors:
-    """A LoRA's tensors in one of STYLES, as its program names them."""
+    """Return a LoRA's tensors with the names of one of STYLES."""
     shapes = layer_shapes(family, text=text)
-    if style == "kohya":  # diffusers does not understand it of this layer
+    if style == "kohya":  # diffusers does not support this layer in this style
         shapes.pop("unet.add_embedding.linear_1", None)
-    if style == "old diffusers":  # which knew attention alone
+    if style == "old diffusers":  # it supported attention layers only
         shapes = {name: shape for name, shape in shapes.items() if "attn" in name}
     if style != "kohya" and style != "kohya sgm":
         shapes.pop("text_encoder_2.text_projection", None)
@@ -182,7 +184,7 @@ def _names(style: str, component: str, layer: str, *, sdxl: bool) -> tuple[str, 
 
 
 def opened(family: str, source: Any, **options: Any) -> dict[str, Any]:
-    """What a LoRA changes in the pipeline once diffusers has loaded it, then taken off again."""
+    """Load a LoRA with diffusers; return what it changes in the pipeline, and unload it."""
     pipe = pipeline(family)
     try:
         pipe.load_lora_weights(source, adapter_name="x", **options)
@@ -192,7 +194,7 @@ def opened(family: str, source: Any, **options: Any) -> dict[str, Any]:
 
 
 def adapter_of(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """Parameters and scales of the adapter named x."""
+    """Return the parameters and scales of the adapter named x."""
     found: dict[str, Any] = {}
     for component in ("unet", "text_encoder", "text_encoder_2"):
         model = pipe.components.get(component)
@@ -211,7 +213,7 @@ def save(
     container: str = "safetensors",
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """The file under the name by which diffusers finds it in a folder."""
+    """Write the file under the name that diffusers expects in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if container == "safetensors":
         return save_safetensors(folder / f"{NAME}.safetensors", tensors, metadata)
@@ -223,14 +225,14 @@ def save(
 def loaded(
     folder: Path, tensors: Tensors, metadata: dict[str, str] | None = None, **fields: Any
 ) -> tuple[Converted, Path]:
-    """What the loader makes of these tensors, and the folder."""
+    """Load these tensors with the loader; return its result and the folder."""
     out = folder / "out"
     path = save(folder / "origin", tensors, metadata=metadata)
     return convert_file(path, out, model_type="lora", **fields), out
 
 
 def trained(**options: Any) -> tuple[DiffusionPipeline, Tensors, dict[str, Any]]:
-    """The UNet's LoRA as PEFT keeps it, with its configuration."""
+    """Make a LoRA of the UNet; return the pipeline, and the LoRA and its config from PEFT."""
     pipe = pipeline("sd15")
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], **options)
     try:

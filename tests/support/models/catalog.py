@@ -1,4 +1,4 @@
-"""What the loader loads, as rows: tests run over them, and docs/models.md is written from them."""
+"""Rows of what the loader loads; tests run over them, and docs/models.md is made from them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that loads, and how it is known to be right.
-
-    model_type: of spec. architecture and container: for people. peer: the function of diffusers
-    whose result is compared in the test. opens_with: what opens the folder in the test.
-    """
+    """A kind of model that the loader loads, and the test that compares its result."""
 
     model_type: str
+    """The spec's modelType."""
     architecture: str
+    """The architecture, as users know it."""
     container: str
+    """The file format, as users know it."""
     peer: str
+    """The function of diffusers whose result the test compares."""
     opens_with: str
+    """The class or function that opens the folder in the test."""
 
     def __str__(self) -> str:
         return f"{self.model_type}, {self.architecture}, {self.container}"

@@ -1,8 +1,8 @@
-"""Tiny checkpoints in the original layout: random weights, real structure and real files.
+"""Tiny checkpoints in the original layout: random weights with real structures and files.
 
-What `ldm_layouts` names is filled with numbers here and written as .safetensors or .ckpt.
-`tiny_configs` writes the folder that lets diffusers' `from_single_file(..., config=folder)` convert
-them offline.
+The module fills the shapes of `ldm_layouts` with numbers and writes them as .safetensors or .ckpt.
+`tiny_configs` writes the folder with which diffusers' `from_single_file(..., config=folder)`
+converts them offline.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ LIGHTNING_EXTRAS: Mapping[str, Any] = {
 def tiny_sd15(
     dtype: torch.dtype = torch.float16, *, ema: bool = False, seed: int = 0
 ) -> Checkpoint:
-    """A Stable Diffusion 1.x checkpoint of about 17 million numbers (25 with ema)."""
+    """Return a Stable Diffusion 1.x checkpoint of about 17 million numbers (25 with EMA)."""
     shapes = sd15_shapes(TINY_SD15) | (ema_shapes(TINY_SD15) if ema else {})
     return random_tensors(shapes, dtype, seed)
 
 
 def tiny_sdxl(dtype: torch.dtype = torch.float16, *, seed: int = 0) -> Checkpoint:
-    """A Stable Diffusion XL base checkpoint of about 48 million numbers."""
+    """Return a Stable Diffusion XL base checkpoint of about 48 million numbers."""
     return random_tensors(sdxl_shapes(TINY_SDXL), dtype, seed)
 
 
 def random_tensors(shapes: Shapes, dtype: torch.dtype, seed: int = 0) -> Checkpoint:
-    """Random numbers of such a size that a network of them neither dies out nor overflows."""
+    """Return random tensors scaled so that a network's values neither vanish nor overflow."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _random(name, shape, dtype, generator) for name, shape in shapes.items()}
 
@@ -80,7 +80,7 @@ def _random(
 def save_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> Path:
-    """Write a .safetensors file by the safetensors library."""
+    """Write a .safetensors file with the safetensors library."""
     from safetensors.torch import save_file
 
     save_file(dict(tensors), path, metadata)
@@ -96,11 +96,12 @@ def save_ckpt(
     lightning: bool = False,
     legacy: bool = False,
 ) -> Path:
-    """Write a .ckpt by torch.save, as training programs do.
+    """Write a .ckpt with torch.save, as training programs do.
 
-    nested: the tensors lie under `state_dict`, beside the extras. lightning: with the state of a
-    pytorch_lightning callback, whose class `torch.load(weights_only=True)` refuses. legacy: in the
-    format of before torch 1.6.
+    With `nested` the tensors are under `state_dict`, beside the extras. With `lightning` the
+    file has the state of a pytorch_lightning callback, whose class
+    `torch.load(weights_only=True)` rejects. With `legacy` the file has torch's format from
+    before 1.6.
     """
     zipped = not legacy
     if not nested:
@@ -122,7 +123,7 @@ def save_ckpt(
 
 @contextlib.contextmanager
 def _model_checkpoint_class() -> Iterator[type]:
-    """A stand-in for the callback's class, importable (thus picklable) for a moment."""
+    """Provide a stand-in for the callback's class that pickle can import in the context."""
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
     module.ModelCheckpoint = callback  # type: ignore[attr-defined]
@@ -141,7 +142,8 @@ def _model_checkpoint_class() -> Iterator[type]:
 def tiny_configs(folder: Path, architecture: str) -> Path:
     """Write the diffusers configs of `tiny_sd15` ("sd15") or `tiny_sdxl` ("sdxl").
 
-    The tokenizers know single bytes only: enough to open a pipeline, not to compare its images.
+    The tokenizers know single bytes only, so a pipeline opens, but its images cannot be
+    compared.
     """
     components = {"sd15": _sd15_configs, "sdxl": _sdxl_configs}[architecture]()
     for name, config in components.items():
@@ -272,7 +274,7 @@ def _text_config(widths: Widths, encoder: int, kind: str, activation: str) -> di
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A CLIP tokenizer that knows single bytes only."""
+    """Write a CLIP tokenizer that knows single bytes only."""
     folder.mkdir(parents=True)
     alphabet = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     words = [*alphabet, *(letter + "</w>" for letter in alphabet)]

@@ -1,4 +1,4 @@
-"""Runs the loader's conversion on a file, as the convert stage does."""
+"""Converts a file with the loader, as the convert stage does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sd_loader.request import conversion_of
 
 
 def load_request(**fields: Any) -> LoadRequest:
-    """A request for a checkpoint behind a link, with these fields besides."""
+    """Return a request for a checkpoint at a link; keywords set further fields."""
     return LoadRequest.model_validate(
         {
             "owner": {"uid": "0" * 8, "namespace": "default", "name": "model"},
@@ -30,14 +30,14 @@ def load_request(**fields: Any) -> LoadRequest:
 
 
 def conversion(**fields: Any) -> Conversion:
-    """The conversion of a request with these fields."""
+    """Return the conversion of a request with these fields."""
     return conversion_of(load_request(**fields))
 
 
 def convert_file(
     path: Path, out: Path, progress: list[Progress] | None = None, **fields: Any
 ) -> Converted:
-    """Convert one file into a new folder; fields: those of the request."""
+    """Convert a file into a new folder; `fields` are fields of the request."""
     out.mkdir(parents=True)
     fetched = Fetched(kind="file", path="file", source=Source())
     source = path.rename(path.with_name("file")) if path.name != "file" else path
@@ -49,7 +49,7 @@ def convert_file(
 
 
 def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal in type, shape and every bit."""
+    """Return whether two tensors are equal in type, shape and every bit."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
         one.contiguous().reshape(-1).view(torch.uint8),
         other.contiguous().reshape(-1).view(torch.uint8),

@@ -1,4 +1,4 @@
-"""What model_index.json of an SD 1 pipeline says, for files that are made up around it."""
+"""The model_index.json of an SD 1 pipeline, for tests that make up the other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A virtual environment with older libraries, kept under .cache for as long as its list is."""
+"""A virtual environment with older libraries, cached under .cache until its list changes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NO_REGISTRY = re.compile(
 
 
 def python() -> Path:
-    """Its interpreter; installs what LIST names where that is not done yet.
+    """Return its interpreter; install the packages of LIST first if they are missing.
 
-    A test that needs it is skipped only where there is no package registry at all.
+    A test that needs it is skipped only if no package registry is reachable.
     """
     folder = CACHE / hashlib.sha256(LIST.read_bytes()).hexdigest()[:16]
     done = folder / "installed"
@@ -45,7 +45,7 @@ def python() -> Path:
 def _install(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--requirement", LIST]
-    # The project's own constraints are of the newest libraries.
+    # The project's own constraints pin the newest libraries, so LIST replaces them.
     env = {**os.environ, "PIP_CONSTRAINT": str(LIST), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     ended = subprocess.run(pip, env=env, capture_output=True, text=True, check=False)
     if ended.returncode and _NO_REGISTRY.search(ended.stderr):

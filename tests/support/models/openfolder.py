@@ -1,6 +1,7 @@
-"""Renders with the folder named first and saves the image under the name given second.
+"""Renders with the model in the first argument's folder; saves the image to the second argument.
 
-Runs by itself, in any environment that has diffusers: without a word about the weights, offline.
+The script imports nothing of the project, so it runs in any environment that has diffusers. It is
+offline and gives diffusers no hints about the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 
 def main(folder: str, out: str) -> None:
-    """Open, render, save."""
+    """Open the folder, render an image and save it."""
     pipeline = DiffusionPipeline.from_pretrained(
         folder, local_files_only=True, torch_dtype=torch.float32
     )

@@ -1,4 +1,4 @@
-"""Conversions of a tiny diffusers repo, whose files a test may change before."""
+"""Converts a tiny diffusers repo; tests may change its files first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT = "text_encoder/model.safetensors"
 
 
 def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
-    """Convert a repo into a new folder beside it; fields: those of the request."""
+    """Convert a repo into a new folder beside it; `fields` are fields of the request."""
     out = repo.parent / "out"
     out.mkdir()
     asked = conversion(model_type="huggingface", **fields)
@@ -31,14 +31,14 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Replace a JSON file by a changed one."""
+    """Replace a JSON file with a changed version."""
     value = json.loads(path.read_text())
     change(value)
     replace(path, json.dumps(value))
 
 
 def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Replace a weights file by a changed one."""
+    """Replace a weights file with a changed version."""
     tensors = load_file(path)
     change(tensors)
     path.unlink()

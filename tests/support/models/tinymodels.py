@@ -1,7 +1,7 @@
-"""A tiny checkpoint of each architecture in the original layout, and diffusers' configs of it.
+"""A tiny checkpoint of each architecture in the original layout, and its diffusers configs.
 
-The configs are what the models' own repositories say, with the widths of the tiny ones; they are
-given to `from_single_file`, and what the loader writes is compared with them.
+The configs are those of the models' own repositories, with tiny widths. Tests give them to
+`from_single_file` and compare them with the configs that the loader writes.
 """
 
 from __future__ import annotations
@@ -40,29 +40,31 @@ _CROSS_UP, _PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
 @dataclass(frozen=True)
 class TinyModel:
-    """One architecture: its checkpoint, and diffusers' word for everything.
-
-    base_model, prediction_type, request: status and spec of its load. configs: name of the tiny
-    configs that it starts from; changes: what differs in them. warns: part of the one warning.
-    """
+    """An architecture: its tiny checkpoint, its configs and what diffusers makes of it."""
 
     title: str
     pipeline: str
     base_model: str
+    """The expected base model in the status."""
     shapes: Callable[[Widths], Shapes]
     widths: Widths
     configs: str = "sd15"
+    """The architecture of `tiny_configs` to start from."""
     changes: Changes = field(default_factory=dict)
+    """The changes to these configs, by file."""
     prediction_type: str = "epsilon"
+    """The expected prediction type in the status."""
     request: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the load's request."""
     warns: str | None = None
+    """A part of the only expected warning; None if no warning is expected."""
 
     def tensors(self, dtype: torch.dtype = torch.float16) -> Checkpoint:
-        """The checkpoint."""
+        """Return the checkpoint's tensors."""
         return random_tensors(self.shapes(self.widths), dtype)
 
     def write_configs(self, folder: Path) -> Path:
-        """The configs of a repo of this model."""
+        """Write the configs of a repo of this model."""
         tiny_configs(folder, self.configs)
         for path, changes in self.changes.items():
             values = json.loads((folder / path).read_text()) | changes

@@ -1,4 +1,4 @@
-"""Tiny diffusers repos, as diffusers' save_pretrained writes them: random weights, real classes."""
+"""Tiny diffusers repos with random weights, written by diffusers' save_pretrained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAKERS = {
 
 @cache
 def pipeline(architecture: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """The pipeline of `tiny_sd15` ("sd15") or `tiny_sdxl` ("sdxl")."""
+    """Return the pipeline of `tiny_sd15` ("sd15") or `tiny_sdxl` ("sdxl")."""
     make, kind = _MAKERS[architecture]
     with tempfile.TemporaryDirectory() as folder:
         configs = tiny_configs(Path(folder) / "configs", architecture)
@@ -35,13 +35,13 @@ def pipeline(architecture: str, dtype: torch.dtype = torch.float32) -> Diffusion
 def save_repo(
     folder: Path, architecture: str = "sd15", dtype: torch.dtype = torch.float32, **options: Any
 ) -> Path:
-    """Save it; options are those of save_pretrained (safe_serialization, variant …)."""
+    """Save the pipeline; options are those of save_pretrained (safe_serialization, variant …)."""
     pipeline(architecture, dtype).save_pretrained(folder, **options)
     return folder
 
 
 def copy_repo(origin: Path, folder: Path) -> Path:
-    """A copy of hard links, whose files are to be replaced and never changed in place."""
+    """Copy a repo as hard links; replace files of the copy, never change them in place."""
     shutil.copytree(origin, folder, copy_function=os.link)
     return folder
 

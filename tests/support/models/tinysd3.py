@@ -1,7 +1,7 @@
-"""A tiny Stable Diffusion 3.5 in the original layout, whole in one file, and its configs.
+"""A tiny Stable Diffusion 3.5 in the original layout as one file, and its configs.
 
-38 blocks make it the large one, whatever their width; text encoders and VAE are in the file under
-the prefixes that the published all-in-one files have.
+It has the 38 blocks that identify the large version, at a small width. The file includes text
+encoders and VAE under the prefixes of the published all-in-one files.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CHANNELS = 16
 
 
 def tiny_sd35(dtype: torch.dtype = torch.float16) -> Checkpoint:
-    """All tensors, of random numbers."""
+    """Return all tensors with random numbers."""
     return random_tensors(sd35_shapes(), dtype)
 
 
 def sd35_shapes() -> Shapes:
-    """The names and shapes of all tensors."""
+    """Return the names and shapes of all tensors."""
     vae = {key: shape for key, shape in vae_shapes(TINY_SD15).items() if "quant_conv" not in key}
     top = TINY_SD15.vae_levels[-1]
     vae["encoder.conv_out.weight"] = (2 * CHANNELS, top, 3, 3)
@@ -117,7 +117,7 @@ def _t5() -> Shapes:
 
 
 def write_configs(folder: Path) -> Path:
-    """The configs and tokenizers, as the repo of the published model has its own."""
+    """Write the configs and tokenizers as the published model's repo has them."""
     for name, config in _configs().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tiny VAEs: random weights in the original layout and in that of diffusers."""
+"""Tiny VAEs with random weights, in the original layout and in that of diffusers."""
 
 from __future__ import annotations
 

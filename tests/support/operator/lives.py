@@ -1,7 +1,8 @@
-"""Whole lives of models, many at once: created, loaded, loaded anew, deleted; and what is seen.
+"""Runs many models at once through their whole lives and records each stage.
 
-What a life leaves at each of its stages is made comparable: times, uids and generated names are
-replaced by what they stand for, so that a disturbed life can be held against an undisturbed one.
+In a life a model is created, loaded, reloaded and deleted. The records replace times, uids and
+generated names with placeholders, so that tests can compare a disturbed life with an undisturbed
+one.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ Json = dict[str, Any]
 
 LINKS = [f"https://models.example.com/{which}?seconds=0.1" for which in ("first", "second")]
 BEST_EFFORT = "model.deleted"
-"""The one webhook call that is tried once only."""
+"""The only webhook call that is not retried."""
 SURE = ("create jobs", f"patch {names.PLURAL}")
-"""What every life asks for equally often."""
+"""The requests that every life makes equally often."""
 STAGES = ("loaded", "loaded anew", "deleted")
 LIFE_SECONDS = 120.0
 SETTLE_SECONDS = 20.0
@@ -39,35 +40,40 @@ ATTACKS_PER_LIFE = 6
 LIVES_AT_ONCE = 24
 ROUNDS = 2
 MADE_AT_LEAST = 0.7
-"""The share of attacks that must find their request: how many status patches there are depends on
-what comes together."""
+"""The share of attacks that must happen.
+
+Some cannot, because the number of status patches depends on timing.
+"""
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z")
 _JOB = re.compile(r"MODEL-[0-9a-f]{10}")
 _LAST_CALL = re.compile(r"model\.[a-z_]+ was delivered")
-"""Calls that are owed at the same time end in any order."""
+"""The last delivered call in a message; calls that are due at the same time end in any order."""
 
 
 @dataclass
 class Life:
-    """One model, and what was seen of it at each stage. attacks: what is to disturb it."""
+    """A model, the faults that disturb it and what was seen at each of its stages."""
 
     name: str
     attacks: Sequence[Attack] = ()
+    """The faults that disturb the life."""
     uid: str = ""
     hashes: list[str] = field(default_factory=list)
+    """The hashes of its loads, in order."""
     seen: dict[str, Json] = field(default_factory=dict)
+    """The status, Jobs and files of the model at each stage."""
 
     @property
     def stage(self) -> str | None:
-        """What it lives towards; None once it is over."""
-        return next((one for one in STAGES if one not in self.seen), None)
+        """The stage that the model must reach next; None if its life is over."""
+        return next((stage for stage in STAGES if stage not in self.seen), None)
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(map(str, self.attacks)) or 'undisturbed'})"
 
     def comparable(self, found: object) -> Any:
-        """What was found, without what differs from life to life."""
+        """Return a record with placeholders for everything that differs between lives."""
         text = json.dumps(found).replace(self.uid, "UID").replace(self.name, "MODEL")
         for at, load_hash in enumerate(self.hashes):
             text = text.replace(load_hash, f"LOAD {at}")
@@ -77,7 +83,7 @@ class Life:
 
 
 class World:
-    """A namespace with operators behind a proxy, where lives are led."""
+    """A namespace with operators behind a proxy, in which models live."""
 
     def __init__(self, cluster: Cluster, proxy: FaultProxy, receiver: WebhookReceiver) -> None:
         self.cluster = cluster
@@ -88,7 +94,7 @@ class World:
         self._models = f"/apis/{names.API_VERSION}/{self._space}/{names.PLURAL}"
 
     def lead(self, lives: Sequence[Life], operators: Operators) -> None:
-        """Lead lives side by side to their ends; what each was at its stages is noted in it."""
+        """Run the lives side by side to their ends and record each of their stages."""
         for life in lives:
             self.proxy.attacks[life.name] = list(life.attacks)
             manifest = model_manifest(life.name, url=LINKS[0], webhook=self.receiver.url)
@@ -106,7 +112,7 @@ class World:
             self._go_on(left, models)
 
     def _go_on(self, lives: Iterable[Life], models: dict[str, Json]) -> None:
-        """Take those that have reached their stage to the next."""
+        """Record the lives that reached their stage and start the next one."""
         arrived = [life for life in lives if self._has_arrived(life, models.get(life.uid))]
         if not arrived:
             return
@@ -145,7 +151,7 @@ class World:
         )
 
     def story(self, life: Life) -> Json:
-        """All that is to be the same in every life."""
+        """Return everything that must be the same in every life."""
         loads = self.cluster.store / "loads"
         calls: defaultdict[str, set[str]] = defaultdict(set)
         for call in self.receiver.calls:
@@ -164,7 +170,7 @@ class World:
         )
 
     def events(self) -> defaultdict[str, Counter[str]]:
-        """The reasons of the Events about each model, counted."""
+        """Count the reasons of the Events about each model."""
         found: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for item in self._list(f"/api/v1/{self._space}/events"):
             if item["involvedObject"]["kind"] == names.KIND:
@@ -196,9 +202,9 @@ class World:
 
 
 def _jobs_of(life: Life, jobs: Iterable[Json]) -> dict[str, str]:
-    """The Jobs that work for a model, and how they ended.
+    """Return the Jobs that work for a model at its stage, and how they ended.
 
-    Those of a deleted model that are owned by it are the garbage collector's.
+    Load Jobs of a deleted model are left out, because the garbage collector deletes them.
     """
     roles = [names.ROLE_REMOVE] if life.stage == "deleted" else [names.ROLE_LOAD]
     found = {}
@@ -215,20 +221,20 @@ def _jobs_of(life: Life, jobs: Iterable[Json]) -> dict[str, str]:
 
 @dataclass
 class Trial:
-    """Lives are led with faults, and held against undisturbed ones, which come first.
-
-    points: what every undisturbed life asked for, in order. story, events: what was seen of them.
-    """
+    """Runs undisturbed lives first, then lives with faults, and compares them."""
 
     world: World
     operators: Operators
     points: list[Point] = field(default_factory=list)
+    """The requests that every undisturbed life makes, in order."""
     story: Json = field(default_factory=dict)
+    """The story of an undisturbed life."""
     events: Counter[str] = field(default_factory=Counter)
+    """The Events of an undisturbed life."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def rest(self) -> None:
-        """Lead lives without faults."""
+        """Run lives without faults."""
         first, *others = self._lead([()] * CALM_LIVES)
         world = self.world
         assert _eventually(lambda: BEST_EFFORT in str(world.story(first)["ids per event"]))
@@ -241,13 +247,14 @@ class Trial:
         self.points = [point for point in known if all(point in one for one in asked)]
 
     def survive(self, attacks: Sequence[Attack]) -> int:
-        """Lead lives with these attacks; all must end as the undisturbed ones.
+        """Run lives with these attacks; all must end like the undisturbed ones.
 
-        Returns how many attacks were made: all on what every life asks for equally often.
+        Returns how many attacks were made. Attacks on requests that every life makes
+        equally often must all be made.
         """
         left, lives = list(attacks), list[Life]()
         for _ in range(ROUNDS):
-            # Those of one life lie far apart: what one does is over before the next.
+            # The attacks of one life are far apart, so that one is over before the next begins.
             many = -(-len(left) // ATTACKS_PER_LIFE)
             shares = [left[at::many] for at in range(many)]
             led = [
@@ -261,7 +268,7 @@ class Trial:
                 break
         for life in lives:
             self._is_as_undisturbed(life)
-        if self.operators.count == 1:  # several share what there is to ask for
+        if self.operators.count == 1:  # several operators share the requests
             assert not [str(one) for one in left if one.point.what in SURE]
         made = len(attacks) - len(left)
         assert made >= MADE_AT_LEAST * len(attacks), [str(one) for one in left]
@@ -273,7 +280,7 @@ class Trial:
         return lives
 
     def _is_as_undisturbed(self, life: Life) -> None:
-        """What comes last may still be on its way."""
+        """Check that a life equals the undisturbed one; wait for calls that are still under way."""
         several = self.operators.count > 1
         deaf = several or self.operators.deaths > 0 or any(one.deaf for one in life.attacks)
         expected = _promised(self.story, deaf)
@@ -285,7 +292,7 @@ class Trial:
         assert seen() == expected, f"{life}\n{_difference(expected, seen())}"
         events = self.world.events()[life.name]
         if several:
-            return  # each tells what it does
+            return  # each operator writes Events of its own
         if deaf:
             assert events <= self.events, f"{life}: {events}"
         else:
@@ -294,7 +301,7 @@ class Trial:
 
 
 def _promised(story: Json, deaf: bool) -> Json:
-    """A story without what may be lost where the operator was deaf."""
+    """Return the parts of a story that must hold even if an operator missed events."""
     ids = story["ids per event"]
     kept = {
         event: count
@@ -310,7 +317,7 @@ def _difference(expected: Json, found: Json) -> str:
 
 
 def _eventually(holds: Callable[[], object]) -> bool:
-    """Wait until something holds; tells whether it does."""
+    """Wait until the check holds; return whether it does."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while not holds():
         if time.monotonic() > deadline:
@@ -320,6 +327,6 @@ def _eventually(holds: Callable[[], object]) -> bool:
 
 
 def attacks_at(points: Iterable[Point], faults: Iterable[Fault]) -> list[Attack]:
-    """Each of these faults at each request that it can befall."""
+    """Return an attack for each of these faults at each request that it applies to."""
     known = list(points)
     return [Attack(one, fault) for fault in faults for one in known if fault.on(one.what)]

@@ -1,4 +1,4 @@
-"""A cluster with the operator at work, sources to load from and a webhook to call."""
+"""A cluster with a running operator, sources to load from and a webhook receiver."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support.kube.cluster import Cluster, ClusterError
 
 KEY = "whsec_YSBrZXkgb2Ygc2V2ZW50ZWVuIGIu"
 SLOW = 9_000_000
-"""Bytes a second at which a tiny checkpoint takes four seconds."""
+"""A rate in bytes per second at which a tiny checkpoint takes four seconds."""
 
 Json = dict[str, Any]
 
 
 @dataclass
 class Operated:
-    """One test's namespace, its operator and all that it talks to."""
+    """One test's namespace, its operator and the servers that the operator talks to."""
 
     cluster: Cluster
     hub: FakeHub
@@ -51,13 +51,13 @@ class Operated:
         self.operator = self.cluster.start_operator(**(usual | settings))
 
     def kill(self) -> None:
-        """Kill the operator as the kernel does."""
+        """Kill the operator with SIGKILL."""
         assert self.operator is not None
         self.operator.kill()
         self.operator.wait()
 
     def link(self, which: int = 0, name: str = "model", **faults: Any) -> str:
-        """Serve a checkpoint; returns its link."""
+        """Serve a checkpoint and return its link."""
         path = f"/{name}-{which}.safetensors"
         return self.hub.serve_file(path, self.checkpoints[which], **faults)
 
@@ -67,7 +67,7 @@ class Operated:
         return self.ready(name)
 
     def ready(self, name: str = "sketch") -> Json:
-        """Wait until a model is Ready, of what it now asks for."""
+        """Wait until a model is Ready for its current spec."""
         return self.wait(name, lambda item: _is_ready(item))
 
     def stalled(self, name: str, reason: str) -> Json:
@@ -79,7 +79,7 @@ class Operated:
         return self.wait(name, lambda item: item["status"].get("phase") == phase)
 
     def wait(self, name: str, reached: Callable[[Json], object]) -> Json:
-        """Wait until a model is as wanted; an error ends with the operator's log."""
+        """Wait until a model reaches a state; an error includes the operator's log."""
         try:
             return self.cluster.wait_for(
                 "sdm", name, lambda item: "status" in item and reached(item)
@@ -88,26 +88,26 @@ class Operated:
             raise ClusterError(f"{error}\n{self.cluster.operator_log()[-3000:]}") from None
 
     def delete(self, name: str = "sketch") -> None:
-        """Ask for the deletion, without waiting for it."""
+        """Request the deletion of a model without waiting for it."""
         self.cluster.kubectl("delete", "sdm", name, "--wait=false")
 
     def gone(self, name: str = "sketch") -> None:
-        """Wait until a model is gone; an error ends with the operator's log."""
+        """Wait until a model is deleted; an error includes the operator's log."""
         try:
             self.cluster.wait_gone("sdm", name)
         except ClusterError as error:
             raise ClusterError(f"{error}\n{self.cluster.operator_log()[-3000:]}") from None
 
     def jobs(self, role: str) -> list[Json]:
-        """The Jobs of one role."""
+        """Return the Jobs with this role."""
         return self.cluster.list("jobs", f"-l={names.LABEL_ROLE}={role}")
 
     def reasons(self, name: str = "sketch") -> list[str]:
-        """The reasons of the Events about a model."""
+        """Return the reasons of the Events about a model."""
         return [reason for reason, _ in self.cluster.events(name)]
 
     def left(self) -> list[str]:
-        """What lies on the volume: files and links, with what the latter lead to."""
+        """Return the paths of all files and links on the volume."""
         return sorted(
             path.relative_to(self.cluster.store).as_posix()
             for path in self.cluster.store.rglob("*")
@@ -115,14 +115,14 @@ class Operated:
         )
 
     def eventually(self, holds: Callable[[], object], timeout: float = 20.0) -> None:
-        """Wait for something outside the cluster."""
+        """Wait until a check of something outside the cluster holds."""
         deadline = time.monotonic() + timeout
         while not holds():
             assert time.monotonic() < deadline, self.cluster.operator_log()[-3000:]
             time.sleep(0.05)
 
     def metrics(self, which: int = -1) -> dict[tuple[str, ...], float]:
-        """An operator's, the newest's by default: names with the values of their labels."""
+        """Return the metrics of an operator, by default the newest, by name and label values."""
         log = sorted(self.cluster.work.glob("operator-*.log"))[which].read_text()
         port = re.search(r"metrics on port (\d+)", log)
         if port is None:
@@ -137,7 +137,7 @@ class Operated:
 
 
 def condition(item: Json, kind: str) -> Json:
-    """A condition of a model, empty where it is absent."""
+    """Return a condition of a model; empty if the model lacks it."""
     found = [one for one in item.get("status", {}).get("conditions", []) if one["type"] == kind]
     return found[0] if found else {}
 
@@ -159,7 +159,7 @@ def loaded_once(operated: Operated) -> None:
 
 
 def told_once(operated: Operated) -> None:
-    """Check that all calls of a webhook for one event carried the same id."""
+    """Check that all webhook calls for one event of a model have the same id."""
     ids = defaultdict(set)
     for call in operated.receiver.calls:
         ids[call.body["event"], call.body["model_id"]].add(call.id)

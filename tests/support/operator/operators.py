@@ -1,4 +1,4 @@
-"""Operators behind a proxy that start again when they end, as in a Deployment; their probes."""
+"""Operators behind a proxy that are restarted when they end, as in a Deployment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.proxies.faultproxy import FaultProxy
 
 @dataclass
 class Operators:
-    """Several operators at once, all with the same settings."""
+    """Several operators that run at once with the same settings."""
 
     cluster: Cluster
     settings: dict[str, str]
@@ -30,7 +30,7 @@ class Operators:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self) -> None:
-        """Start operators in place of those that ended."""
+        """Start an operator for each one that has ended."""
         with self._lock:
             ended = [process for process in self._running if process.poll() is not None]
             self.deaths += len(ended)
@@ -39,7 +39,7 @@ class Operators:
                 self._running.append(self.cluster.start_operator(**self.settings))
 
     def kill(self) -> None:
-        """Kill all with SIGKILL; `keep` starts others."""
+        """Kill all operators with SIGKILL; `keep` starts new ones."""
         with self._lock:
             for process in self._running:
                 process.kill()
@@ -48,7 +48,7 @@ class Operators:
 
 @dataclass
 class Behind:
-    """A namespace, and operators for it behind a proxy."""
+    """A namespace, and its operators behind a proxy."""
 
     cluster: Cluster
     proxy: FaultProxy
@@ -58,7 +58,7 @@ class Behind:
 
 @contextmanager
 def behind_proxy(cluster: Cluster, work: Path) -> Iterator[Behind]:
-    """Prepare operators behind a proxy; the test starts them by `operators.keep`."""
+    """Prepare operators behind a proxy; tests start them with `operators.keep`."""
     server, token, ca = credentials(cluster.backend.operator_kubeconfig)
     key_file = work / "webhook-key"
     key_file.write_text(KEY)
@@ -79,7 +79,7 @@ def behind_proxy(cluster: Cluster, work: Path) -> Iterator[Behind]:
 
 
 def probe(log: str, path: str) -> int:
-    """Return the status of a probe; the log states its port."""
+    """Return the HTTP status of a probe; the port comes from the operator's log."""
     port = re.search(r"probes on port (\d+)", log)
     assert port is not None
     connection = http.client.HTTPConnection("127.0.0.1", int(port[1]), timeout=5)

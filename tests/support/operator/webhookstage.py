@@ -1,6 +1,6 @@
-"""A model with a webhook, an operator that can be ended at any moment, and days that pass at once.
+"""A model with a webhook, an operator that can stop at any time, and a clock to move forward.
 
-The controller, its calls and the receivers are real; the API server is in memory.
+The controller, its webhook calls and the receivers are real; the API server is in memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOON = 15.0
 
 @dataclass
 class Stage:
-    """One model, its operator and the time of day."""
+    """One model, its operator and the current time."""
 
     api: Script
     settings: Settings
@@ -41,7 +41,7 @@ class Stage:
     jobs: list[JobView] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start an operator, which learns what is there."""
+        """Start an operator that sees the present objects."""
         clock = Clock(lambda: self.moment, time.monotonic)
         self.controller = Controller(self.api, self.settings, Metrics(), clock)
         self.controller.cache.put_claim(claim())
@@ -52,12 +52,12 @@ class Stage:
         self.controller.see(self.api.model)
 
     async def restart(self) -> None:
-        """End the operator, whatever it is at, and start another."""
+        """Stop the operator, whatever it is doing, and start another."""
         await self.controller.close()
         self.start()
 
     async def load(self, reload: str = "") -> None:
-        """Let a load begin and end well; the model is Ready then, however its webhook fares."""
+        """Complete a load; the model is Ready afterwards, even if its webhook fails."""
         if reload:
             annotations = {names.ANNOTATION_RELOAD: reload}
             self.controller.see(self.api.change({"metadata": {"annotations": annotations}}))
@@ -74,47 +74,47 @@ class Stage:
         self.controller.see(self.api.change({"spec": spec}))
 
     def let_pass(self, seconds: float) -> None:
-        """Let time pass."""
+        """Move the clock forward and wake the operator."""
         self.moment += timedelta(seconds=seconds)
         self.controller.supervisor.wake([UID])
 
     async def until(self, holds: Callable[[], object]) -> None:
-        """Wait for something; soon in real time."""
+        """Wait until the check holds, for up to SOON seconds of real time."""
         async with asyncio.timeout(SOON):
             while not holds():  # noqa: ASYNC110 - threads and tasks make it so
                 await asyncio.sleep(0.01)
 
     async def tried(self, attempts: int) -> None:
-        """Wait until each owed call was made so often."""
+        """Wait until each call in the outbox has had this many attempts."""
         await self.until(lambda: {one.get("attempts", 0) for one in self.outbox} == {attempts})
 
     async def told(self) -> None:
-        """Wait until nothing is owed any more, because it was delivered."""
+        """Wait until the outbox is empty because all calls were delivered."""
         await self.until(lambda: not self.outbox)
         assert self.api.conditions["WebhookDelivered"] == "Delivered"
 
     @property
     def status(self) -> Json:
-        """The model's."""
+        """The model's status."""
         status: Json = self.api.model["status"]
         return status
 
     @property
     def ready(self) -> bool:
-        """Whether the model is Ready and nothing is under way."""
+        """Whether the model is Ready and not reconciling."""
         return self.api.conditions.get("Ready") == "Loaded" and (
             "Reconciling" not in self.api.conditions
         )
 
     @property
     def outbox(self) -> list[Json]:
-        """The calls that are owed."""
+        """The calls that are not delivered yet."""
         entries: list[Json] = self.status.get("webhook", {}).get("outbox", [])
         return entries
 
     @property
     def ids(self) -> set[str]:
-        """The ids of all that there is to tell of the loads so far."""
+        """The ids of all webhook calls for the loads so far."""
         events = (WebhookEvent.LOAD_STARTED, WebhookEvent.LOADED)
         loads = [job.load_hash for job in self.jobs]
         return {outbox.webhook_id(UID, load, event) for load in loads for event in events}
@@ -127,7 +127,7 @@ class Stage:
 def play(
     scenario: Callable[[Stage], Coroutine[Any, Any, None]], url: str, **settings: Any
 ) -> Stage:
-    """Play a scenario with one model that has a webhook."""
+    """Run a scenario with one model that has a webhook."""
     stage = Stage(Script(body(webhook=url)), Settings(**settings))
 
     async def run() -> None:
@@ -142,13 +142,13 @@ def play(
 
 
 def allowing(*hosts: str) -> frozenset[str]:
-    """Hosts on loopback that may be called."""
+    """Return the setting that allows these hosts on loopback."""
     return frozenset(hosts)
 
 
 @contextmanager
 def nobody() -> Iterator[str]:
-    """A host that refuses connections."""
+    """Yield a host that refuses connections."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{unused.getsockname()[1]}"
@@ -156,6 +156,6 @@ def nobody() -> Iterator[str]:
 
 @contextmanager
 def endless(head: bytes, more: bytes) -> Iterator[str]:
-    """A host that answers without end."""
+    """Yield a host whose response never ends."""
     with Loopback(lambda _: itertools.chain([head], itertools.repeat(more))) as server:
         yield server.host

@@ -1,4 +1,4 @@
-"""The faults of an API server and of the network before it, for requests and for watches."""
+"""Faults of an API server and of the network in front of it, for requests and watches."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _refused(code: int, reason: str, times: int, **headers: str) -> Fault:
 
 
 def _is_write(what: str) -> bool:
-    """Whether a request changes a model or a Job, which watches report."""
+    """Return whether a request changes a model or a Job, which watches report."""
     return not what.startswith(("get ", "list ")) and what != "create events"
 
 
 def _is_rare_write(what: str) -> bool:
-    """Whether a request changes more than a status: for faults that take their time."""
+    """Return whether a request changes more than a status, for faults that take long."""
     return _is_write(what) and _STATUS not in what
 
 
@@ -128,7 +128,7 @@ WATCH_FAULTS = [
     _watches("begin with old lists", FaultProxy.age),
 ]
 WATCH_FAILURES = [
-    # The operator takes some seconds to end each time, so not at each of the status patches.
+    # The operator takes some seconds to end, so status patches are left out.
     _watches(
         "fail",
         lambda proxy: proxy.cut(error_event(500, "InternalError")),

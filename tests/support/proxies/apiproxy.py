@@ -1,4 +1,4 @@
-"""A reverse proxy before an API server; subclasses change what happens to a request on its way.
+"""A reverse proxy in front of an API server; subclasses change what happens to a request on its way.
 
 For example:
 
@@ -36,10 +36,10 @@ class ApiProxy:
 
     server: str
     token: str
-    """Sent with every request, whoever asks."""
+    """The token that is sent with every request, whoever the client is."""
     ca: str
     kubeconfig: Path
-    """Written for clients: it leads to the proxy."""
+    """The kubeconfig with which clients reach the proxy."""
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -107,7 +107,7 @@ class ApiProxy:
     async def _end(self) -> None:
         await self._runner.cleanup()
         await self._session.close()
-        await asyncio.sleep(0.25)  # TLS connections take their time to close, as aiohttp says
+        await asyncio.sleep(0.25)  # aiohttp recommends to wait while TLS connections close
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         return await self.handle(request, await request.read())

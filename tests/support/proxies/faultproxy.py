@@ -11,10 +11,10 @@ For example:
     ...
     assert not proxy.attacks["sketch"]  # the request came, and was disturbed
 
-A request is named by its verb and resource, by how many Jobs the model had by then, and by how
-often it was made since. A run without faults records all requests in `asked`; later runs are
-disturbed at each. Watches belong to the operator, not to a model: a fault of theirs affects all
-models.
+A Point identifies a request: its verb and resource, how many Jobs the model had by then, and how
+often the request was made since. A run without faults records all requests in `asked`; later runs
+disturb each of them. Watches belong to the operator and not to a model, so a fault of a watch
+affects all models.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OF_JOB = re.compile(r"(?P<model>.+)-[0-9a-f]{10}(-[a-z0-9]{5})?")
 
 @dataclass(frozen=True)
 class Point:
-    """The nth request, from 1, that asks this for one model that has had so many Jobs."""
+    """A request of a model: the nth `what` (from 1) since the model had this many Jobs."""
 
     what: str
     jobs: int
@@ -86,9 +86,9 @@ class Fault:
 
     name: str
     play: Play
-    """What happens in place of forwarding the request."""
+    """The function that handles the request instead of the proxy."""
     times: int = 1
-    """How often in a row."""
+    """How many requests in a row it disturbs."""
     on: Callable[[str], bool] = lambda _: True
     """The requests that can be disturbed, by verb and resource."""
     again: bool = False
@@ -96,7 +96,7 @@ class Fault:
     deaf: bool = False
     """Whether the operator ends, or does not learn that its write succeeded.
 
-    It may then lose Events, and the call for a deleted model: these have one attempt.
+    It may then lose Events and the webhook call for a deleted model, which are not retried.
     """
 
 
@@ -112,20 +112,20 @@ class Attack:
 
     @property
     def deaf(self) -> bool:
-        """Whether Events may be lost. Each has one attempt, of three requests."""
+        """Whether Events may be lost: the operator sends three requests for each and then gives up."""
         return self.fault.deaf or (self.point.what == "create events" and self.fault.times > 2)
 
 
 @dataclass
 class FaultProxy(ApiProxy):
-    """Forwards requests, and makes the attacks that are due."""
+    """Forwards requests and disturbs those that have an attack."""
 
     kill: Callable[[], None] = lambda: None
     """Kills the operator with SIGKILL."""
     attacks: dict[str, list[Attack]] = field(default_factory=dict)
     """The attacks still to be made, by model."""
     asked: defaultdict[str, list[Point]] = field(default_factory=lambda: defaultdict(list))
-    """The requests about each model, in order, without those that were only repeated."""
+    """The requests about each model in order, without repetitions."""
     models: dict[str, str] = field(default_factory=dict)
     """The names of models, by uid."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -215,7 +215,7 @@ class FaultProxy(ApiProxy):
         found = _OF_JOB.fullmatch(words[words.index(right.resource.partition("/")[0]) + 1])
         return found["model"] if found else None
 
-    # Watches, and the lists that they begin with.
+    # Watches, and the lists before them.
 
     def cut(self, line: bytes | None) -> None:
         """End all watches: after these bytes, or by a cut connection."""

@@ -32,9 +32,9 @@ class RbacProxy(ApiProxy):
     used: set[Right] = field(default_factory=set)
     missing: set[Right] = field(default_factory=set)
     everywhere: set[Right] = field(default_factory=set)
-    """Rights that were needed in all namespaces at once."""
+    """The rights that a request across all namespaces needed."""
     hold_pods: bool = False
-    """Hold back the events of Pods from now on: on a real cluster they may come late."""
+    """Whether to hold back Pod events, which can be late on a real cluster."""
 
     @property
     def unused(self) -> set[Right]:

@@ -1,4 +1,4 @@
-"""Rows for tables of the operator's rules: what is observed, and what is decided.
+"""Rows for the tables of the operator's rules: an observation and the expected decision.
 
 CASES = [Case(id="new model", model=model(), observed=observed(), rule="load_is_due", …)]
 
@@ -42,36 +42,36 @@ COMPLETE, FAILED = JobState.COMPLETE, JobState.FAILED
 
 
 def observed(*jobs: JobView, **fields: Any) -> Observed:
-    """Return an observation of these Jobs, and of a claim."""
+    """Return an observation of these Jobs and of a PVC."""
     return Observed(**({"jobs": jobs, "claim": claim()} | fields))
 
 
 def with_pod(of: JobView, *containers: ContainerView, **fields: Any) -> Observed:
-    """Return an observation of a Job with one Pod of these containers."""
+    """Return an observation of a Job with one Pod that has these containers."""
     known = {key: fields.pop(key) for key in list(fields) if key in Observed.__annotations__}
     return observed(of, pods=(pod(of, *containers, **fields),), **known)
 
 
 def decided(resource: Model, seen: Observed, settings: Settings | None = None) -> Decided:
-    """Return what is decided, with the default settings."""
+    """Return the decision with the default settings."""
     return decide(Input(resource, seen, settings or Settings(), NOW))
 
 
 def act(resource: Model, seen: Observed, settings: Settings | None = None) -> Act:
-    """Return what is decided, which must be to act."""
+    """Return the decision, which must be to act."""
     decision = decided(resource, seen, settings).decision
     assert isinstance(decision, Act), decision
     return decision
 
 
 def with_remedy(cause: str, reason: Reason, note: str = "") -> str:
-    """Return the message of a failure."""
+    """Return the message of a failure, which ends with its remedy."""
     return f"{cause}. {reason.remedy_for('JOB')} {note}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One row: the facts, the rule that decides, and everything that users see of it."""
+    """A row: the facts, the rule that decides, and everything that users see of the decision."""
 
     id: str
     model: Model
@@ -92,7 +92,7 @@ class Case:
     """The message, with JOB for a Job's name and POD for a Pod's."""
 
     def check(self) -> None:
-        """Decide, and compare everything."""
+        """Decide and compare every field of the row."""
         result = decided(self.model, self.observed)
         decision = result.decision
         assert (result.rule, _does(decision)) == (self.rule, self.does)

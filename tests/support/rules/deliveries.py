@@ -1,4 +1,4 @@
-"""Webhook calls that are to be delivered."""
+"""Webhook calls that are still to be delivered."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def entry(event: WebhookEvent = WebhookEvent.LOADED, **fields: Any) -> OutboxEnt
 
 
 async def no_secret(namespace: str, name: str) -> dict[str, Any]:
-    """Read a Secret in a namespace that has none."""
+    """Stand in for reading a Secret in a namespace that has no Secrets."""
     raise NotFoundError(f'secrets "{name}" not found in {namespace}', 404)

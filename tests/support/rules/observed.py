@@ -1,4 +1,4 @@
-"""Models, Jobs, Pods and claims for tests of the operator's rules: as the API server has them."""
+"""Models, Jobs, Pods and PVCs for tests of the operator's rules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def body(
     generation: int = 1,
     **spec: Any,
 ) -> dict[str, Any]:
-    """A resource of namespace `art`; keywords are fields of its spec."""
+    """Return a resource in the namespace `art`; keywords are fields of its spec."""
     metadata: dict[str, Any] = {
         "namespace": "art",
         "name": name,
@@ -50,7 +50,7 @@ def body(
 
 
 def model(status: dict[str, Any] | None = None, **options: Any) -> Model:
-    """The same, read."""
+    """Return the resource of `body` as a Model."""
     return Model.from_body(body(status, **options))
 
 
@@ -66,7 +66,7 @@ def job(
     ended_ago: float = 1,
     **fields: Any,
 ) -> JobView:
-    """A Job of the model."""
+    """Return a Job of the model."""
     ended = None if state is JobState.RUNNING else NOW - timedelta(seconds=ended_ago)
     hashed = load_hash if role == names.ROLE_LOAD else names.ROLE_REMOVE
     defaults: dict[str, Any] = {
@@ -88,7 +88,7 @@ def job(
 
 
 def pod(of: JobView, *containers: ContainerView, age: float = 50, **fields: Any) -> PodView:
-    """A Pod of a Job."""
+    """Return a Pod of a Job."""
     return PodView(
         name=f"{of.name}-abcde",
         namespace="art",
@@ -103,7 +103,7 @@ def pod(of: JobView, *containers: ContainerView, age: float = 50, **fields: Any)
 
 
 def claim(**fields: Any) -> ClaimView:
-    """The volume `models`."""
+    """Return the PVC `models`."""
     defaults = {"name": "models", "namespace": "art", "uid": CLAIM_UID, "resource_version": "1"}
     return ClaimView(**(defaults | fields))
 
@@ -125,7 +125,7 @@ LOADED = LoadResult(
 
 
 def ended(name: str, message: str, *, reason: str = "", code: int = 0) -> ContainerView:
-    """A container that ended with this termination message, as the operator reads it."""
+    """Return a container that ended with this termination message, as the operator reads it."""
     state = {"terminated": {"exitCode": code, "reason": reason, "message": message}}
     body = {
         "metadata": {"name": "sketch-1-x", "namespace": "art", "uid": "p1"},
@@ -135,23 +135,23 @@ def ended(name: str, message: str, *, reason: str = "", code: int = 0) -> Contai
 
 
 def answered(name: str, answer: LoadResult) -> ContainerView:
-    """A container that ended with this result."""
+    """Return a container that ended with this result."""
     code = int(answer.reason.exit_code) if answer.reason else 0
     return ended(name, answer.encode(), code=code)
 
 
 def failed(reason: Reason, message: str = "what and where") -> LoadResult:
-    """The loader's answer of a failed load."""
+    """Return the loader's result of a failed load."""
     return LoadResult(outcome="failed", reason=reason, message=message)
 
 
 def running(name: str) -> ContainerView:
-    """A running container."""
+    """Return a running container."""
     return ContainerView(name, "running")
 
 
 def published(load_hash: str = WANTED, **artifact: Any) -> dict[str, Any]:
-    """The status of a model that is Ready."""
+    """Return the status of a model that is Ready."""
     return {
         "observedGeneration": 1,
         "loadHash": load_hash,
@@ -185,7 +185,7 @@ def published(load_hash: str = WANTED, **artifact: Any) -> dict[str, Any]:
 
 
 def loading(attempt: int = 0, load_hash: str = WANTED, started_ago: float = 60) -> dict[str, Any]:
-    """The status of a model whose Job was started."""
+    """Return the status of a model with a started Job."""
     return {
         "observedGeneration": 1,
         "loadHash": load_hash,
@@ -208,7 +208,7 @@ def loading(attempt: int = 0, load_hash: str = WANTED, started_ago: float = 60) 
 def stalled(
     reason: Reason, *, attempt: int = 0, ended_ago: float = 10, base: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The status of a model whose last load failed; base: what it was before."""
+    """Return the status of a model after a failed load; `base` is its status before the load."""
     status = base or loading(attempt)
     condition = {
         "type": "Stalled",

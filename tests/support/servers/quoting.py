@@ -1,4 +1,4 @@
-"""A server that quotes the secrets that it is sent, for tests that no secret is reported.
+"""A server that quotes the secrets it receives, to test that the loader reports no secret.
 
 For example:
 

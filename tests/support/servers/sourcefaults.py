@@ -1,7 +1,7 @@
-"""A server of a small model with one fault, and the faults that it may have.
+"""A server of a small model with one fault, and the faults to choose from.
 
-A fault is a function of the server, the request and the good answer; `once`, `resumed` and their
-like say which requests it befalls.
+A fault is a function of the server, the request and the correct response. Functions such as `once`
+and `resumed` limit a fault to some requests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Fault = Callable[["Server", Request, Answer], bytes | Iterable[bytes]]
 
 
 def lora(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A small LoRA that differs by its seed."""
+    """Return a small LoRA that depends on the seed."""
     generator = torch.Generator().manual_seed(seed)
     return {
         f"{BLOCK}.alpha": torch.tensor(2.0),
@@ -40,7 +40,7 @@ def lora(seed: int = 0) -> dict[str, torch.Tensor]:
 
 @dataclass
 class Files:
-    """The model in its two containers, another version of it, and what it becomes."""
+    """The model in two containers, another version of it, and the digests of their loads."""
 
     folder: Path
     content: bytes = b""
@@ -55,7 +55,7 @@ class Files:
         self.archive = (self.folder / "one.ckpt").read_bytes()
 
     def digest(self, content: bytes) -> str:
-        """Digest of the folder that this becomes."""
+        """Return the digest of the folder that the loader makes from this content."""
         if content not in self.digests:
             path, store = self.folder / "local.safetensors", self.folder / f"{len(self.digests)}"
             path.write_bytes(content)
@@ -69,7 +69,7 @@ class Files:
 
 @dataclass
 class Server:
-    """A server of one file, with one fault."""
+    """A server of one file with one fault."""
 
     files: Files
     fault: Fault
@@ -88,19 +88,19 @@ class Server:
         return self.fault(self, asked, self.good(asked))
 
     def good(self, asked: Request, content: bytes | None = None) -> Answer:
-        """Return the answer of a good server, which closes the connection."""
+        """Return a correct response that closes the connection."""
         version = {"ETag": '"1"'} if self.version is None else self.version
         good = honest(asked, self.content if content is None else content, version)
         return good.but(Date=formatdate(usegmt=True), Connection="close")
 
 
 def _start(asked: Request) -> int:
-    """Return the first byte that a request asks for."""
+    """Return the offset at which the requested range starts."""
     return int(asked.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
 
 
 def once(fault: Fault, *, after: int = 1, times: int = 1) -> Fault:
-    """Wrong from the request of this number on, so many times."""
+    """Return a fault that disturbs `times` requests, starting with the request number `after`."""
 
     def respond(server: Server, asked: Request, good: Answer) -> bytes | Iterable[bytes]:
         wrong = after <= asked.number < after + times
@@ -110,38 +110,38 @@ def once(fault: Fault, *, after: int = 1, times: int = 1) -> Fault:
 
 
 def always(fault: Fault) -> Fault:
-    """Wrong from the second request on: the first one tells what the file is."""
+    """Return a fault of all requests but the first, with which the loader identifies the file."""
     return once(fault, times=1000)
 
 
 def from_the_first(fault: Fault) -> Fault:
-    """Wrong whatever is asked."""
+    """Return a fault of all requests."""
     return once(fault, after=0, times=1000)
 
 
 def cut(at: int, _server: Server, _asked: Request, good: Answer) -> bytes:
-    """The connection ends after so many bytes of the answer; negative: before its end."""
+    """Close the connection after `at` bytes of the response, counted from its end if negative."""
     return good.whole()[:at]
 
 
 def cut_body(at: int, _server: Server, _asked: Request, good: Answer) -> bytes:
-    """It ends after so many bytes of the body."""
+    """Close the connection after `at` bytes of the body."""
     return good.head() + good.body[:at]
 
 
 def reset(at: int, _server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
-    """The connection is reset after so many bytes of the answer."""
+    """Reset the connection after `at` bytes of the response."""
     yield good.whole()[:at]
     raise ResetError
 
 
 def answer(change: Callable[[Request, Answer], Answer]) -> Fault:
-    """Another answer than the good one."""
+    """Return a fault that changes the correct response."""
     return lambda _server, asked, good: change(asked, good).whole()
 
 
 def begins(by: int) -> Fault:
-    """Content-Range begins elsewhere, and so does the body."""
+    """Return a fault that shifts the start of the range and of Content-Range."""
 
     def respond(server: Server, asked: Request, _good: Answer) -> bytes:
         start = max(0, _start(asked) + by)
@@ -152,7 +152,7 @@ def begins(by: int) -> Fault:
 
 
 def other_version(headers: dict[str, str]) -> Fault:
-    """If-Range is ignored: the range is that of another version."""
+    """Return a fault that ignores If-Range and serves the range of another version."""
 
     def respond(server: Server, asked: Request, _good: Answer) -> bytes:
         unconditional = {"range": asked.headers["range"]} if "range" in asked.headers else {}
@@ -163,19 +163,19 @@ def other_version(headers: dict[str, str]) -> Fault:
 
 
 def replaced(server: Server, asked: Request, _good: Answer) -> bytes:
-    """Another version from here on, and ranges of the old one are not had any more."""
+    """Serve another version from this request on, and ignore ranges of the old one."""
     server.content, server.version = server.files.other, {"ETag": '"2"'}
     return server.good(asked).whole()
 
 
 def new_tag(server: Server, asked: Request, _good: Answer) -> bytes:
-    """Every answer has another ETag, as from servers that each make their own."""
+    """Give each response another ETag, as unsynchronized servers do."""
     server.version = {"ETag": f'"{asked.number}"'}
     return server.good(asked).whole()
 
 
 def drip(head: bool, server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
-    """A byte now and then, of the head or of the body."""
+    """Send the rest of the head or of the body one byte at a time, with pauses."""
     content = good.whole()
     begin = 12 if head else len(good.head()) + 100
     yield content[:begin]
@@ -185,13 +185,13 @@ def drip(head: bool, server: Server, _asked: Request, good: Answer) -> Iterable[
 
 
 def silence(server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
-    """Nothing more comes, and the connection stays."""
+    """Send the head and then nothing, with the connection left open."""
     yield good.head()
     server.wire.pause(30)
 
 
 def endless(_server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
-    """A body in chunks that never ends, whatever the headers state."""
+    """Send a chunked body that never ends, whatever the headers state."""
     yield good.but(Content_Length="", Transfer_Encoding="chunked").head()
     body = good.body or b"x"
     while True:
@@ -199,20 +199,20 @@ def endless(_server: Server, _asked: Request, good: Answer) -> Iterable[bytes]:
 
 
 def interim(_server: Server, _asked: Request, _good: Answer) -> Iterable[bytes]:
-    """One interim answer after another."""
+    """Send interim responses without end."""
     while True:
         yield b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 1000
 
 
 def many_headers(_server: Server, _asked: Request, _good: Answer) -> Iterable[bytes]:
-    """A head that never ends."""
+    """Send a head that never ends."""
     yield b"HTTP/1.1 200 OK\r\n"
     while True:
         yield b"X-More: and more\r\n" * 1000
 
 
 def chain(length: int) -> Fault:
-    """So many redirects, and then the file."""
+    """Return a fault that redirects `length` times before it serves the file."""
 
     def respond(_server: Server, asked: Request, good: Answer) -> bytes:
         step = int(asked.path.rpartition("-")[2]) if "-" in asked.path else 0
@@ -224,24 +224,24 @@ def chain(length: int) -> Fault:
 
 
 def redirect(to: str) -> Answer:
-    """A redirect."""
+    """Return a redirect."""
     headers = {"Location": to, "Content-Length": "0", "Connection": "close"}
     return Answer("302 Found", headers, b"")
 
 
 def closed_by(status: str, **headers: str) -> Fault:
-    """Another status, with nothing in the body."""
+    """Return a fault that answers with another status and an empty body."""
     return answer(lambda _, good: good.but(b"", status, Content_Length="0", **headers))
 
 
 def close_delimited(at: int | None, server: Server, asked: Request, _good: Answer) -> bytes:
-    """The whole file without its length, which ends where the connection does."""
+    """Send the whole file without its length, so that the closed connection ends it."""
     whole = server.good(replace(asked, headers={}))
     return whole.but(whole.body[:at], Content_Length="").whole()
 
 
 def resumed(fault: Fault, *, times: int = 1000) -> Fault:
-    """The download is cut off; the answers to what is asked for then are wrong."""
+    """Return a fault of the requests that resume a download, which is cut off first."""
 
     def respond(server: Server, asked: Request, good: Answer) -> bytes | Iterable[bytes]:
         first = once(partial(cut_body, 50_000)) if asked.number < 2 else None
@@ -251,7 +251,7 @@ def resumed(fault: Fault, *, times: int = 1000) -> Fault:
 
 
 def total(by: int) -> Fault:
-    """Content-Range states another size of the file."""
+    """Return a fault that states another file size in Content-Range."""
 
     def change(_: Request, good: Answer) -> Answer:
         place, _, size = good.headers.get("Content-Range", "bytes 0-0/0").partition("/")
@@ -261,12 +261,12 @@ def total(by: int) -> Fault:
 
 
 def length(by: float) -> Fault:
-    """Content-Length is not that of the body."""
+    """Return a fault that states a Content-Length other than the body's length."""
     return answer(lambda _, good: good.but(Content_Length=str(int(len(good.body) * by))))
 
 
 def zipped(header: str) -> Fault:
-    """What nobody asked for: the body compressed."""
+    """Return a fault that compresses the body although the client did not ask for it."""
 
     def change(_: Request, good: Answer) -> Answer:
         body = gzip.compress(good.body)
@@ -276,7 +276,7 @@ def zipped(header: str) -> Fault:
 
 
 def page(_: Server, _asked: Request, good: Answer) -> bytes:
-    """A login page in place of the file."""
+    """Send a login page instead of the file."""
     headers = {"Content-Range": "", "ETag": "", "Content-Length": str(len(PAGE))}
     return good.but(PAGE, "200 OK").but(**headers).whole()
 
@@ -287,7 +287,7 @@ no_range = answer(lambda _, good: good.but(Content_Range=""))
 
 
 def flip(at: int, _server: Server, asked: Request, good: Answer) -> bytes:
-    """One bit of the file is another, in every answer that has it."""
+    """Flip one bit of the file in every response that contains it."""
     start = _start(asked)
     body = bytearray(good.body)
     if 0 <= at - start < len(body):

@@ -1,4 +1,4 @@
-"""Loads of made-up parts through the real stages."""
+"""Loads made-up files through the real stages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.store.volumes import FILES, HASH, MODEL_ID, OWNER
 
 
 class Parts:
-    """A source and a conversion of made-up files, which can be told to fail."""
+    """A made-up source and conversion; tests can make them fail."""
 
     def __init__(self) -> None:
         self.downloads = 0
@@ -29,7 +29,7 @@ class Parts:
 
     @classmethod
     def installed(cls, monkeypatch: pytest.MonkeyPatch) -> Parts:
-        """Parts that the stages work with until the test ends."""
+        """Replace the stages' source and conversion until the test ends."""
         parts = cls()
         monkeypatch.setattr(acquire, "acquire", parts.fetch)
         monkeypatch.setattr(run, "convert", parts.convert)
@@ -38,7 +38,7 @@ class Parts:
     def fetch(
         self, _request: LoadRequest, _client: object, into: Path, _report: object, **_: object
     ) -> Fetched:
-        """Download one file, in two parts."""
+        """Download a file in two steps."""
         file = into / "file"
         if not file.exists():
             self.downloads += 1
@@ -65,7 +65,7 @@ class Parts:
 
 
 def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:
-    """A load of the made-up source."""
+    """Return a request to load the made-up source."""
     return LoadRequest(
         owner=owner,
         model_id=MODEL_ID,
@@ -76,21 +76,21 @@ def request(owner: Owner = OWNER, load_hash: str = HASH) -> LoadRequest:
 
 
 def fetched(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
-    """The fetch container's run."""
+    """Run the fetch container."""
     return fetch_stage(asked or request(), root, Settings(pod=pod), lambda _: None)
 
 
 def converted(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
-    """The convert container's run."""
+    """Run the convert container."""
     return convert_stage(asked or request(), root, Settings(pod=pod), lambda _: None)
 
 
 def loaded(root: Path, asked: LoadRequest | None = None, pod: str = "pod") -> LoadResult:
-    """A Pod's run."""
+    """Run both containers of a load."""
     fetched(root, asked, pod)
     return converted(root, asked, pod)
 
 
 def removed(root: Path, owner: Owner = OWNER, *, retain: bool = False) -> LoadResult:
-    """The clean-up Job's run."""
+    """Run the clean-up Job."""
     return remove_stage(RemoveRequest(owner=owner, model_id=MODEL_ID, retain=retain), root)

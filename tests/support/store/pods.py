@@ -1,6 +1,6 @@
-"""Pods at work on a volume: the loader's command line, in processes that can be disturbed.
+"""Runs Pods of the loader's command line on a volume, in processes that tests can disturb.
 
-Each of them is a fork, so that it starts at once and works with the test's made-up parts.
+Each process is a fork, so that it starts fast and uses the test's made-up source and conversion.
 """
 
 from __future__ import annotations
@@ -33,45 +33,44 @@ GIVEN_UP = STRANGER.model_copy(update={"uid": "uid-8", "name": "given-up"})
 
 
 class TaggedParts(Parts):
-    """Parts that say which load they are of, so that no two can be mixed unseen."""
+    """A made-up source and conversion whose files name their load, so that mixing shows."""
 
     def convert(self, fetched: Any, source_dir: Path, asked: LoadRequest, *rest: Any) -> Converted:
-        """Write files of this load, one that models share, and one of its own kind."""
+        """Write the files of this load, one of which models share."""
         self.files = files_of(asked.load_hash)
         return super().convert(fetched, source_dir, asked, *rest)
 
 
 def files_of(load_hash: str) -> dict[str, bytes]:
-    """What a load publishes."""
+    """Return the files that a load publishes."""
     return {**FILES, "unet/weights": load_hash.encode() * 7, "vae/weights": WEIGHTS}
 
 
 def install_tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
-    """Let Pods work with made-up parts, one of which models can share, until the test ends."""
+    """Make the loader use TaggedParts until the test ends; models can share one file."""
     # Reading and copying megabytes at every step would be slow.
     monkeypatch.setattr(blobs, "SHARED_FROM", len(WEIGHTS))
-    # A killed process loses nothing that a disk would have to keep; waiting for it is slow.
+    # Killing a process does not lose data that the kernel has, so slow fsync calls are not needed.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     return TaggedParts.installed(monkeypatch)
 
 
 @dataclass(frozen=True)
 class Pod:
-    """What one Pod runs: the commands of its containers, one after the other.
-
-    answers: whether it leaves a termination message. keeps: whether what was served is to stay.
-    """
+    """A Pod, given as the commands that its containers run one after the other."""
 
     commands: tuple[tuple[str, ...], ...]
     name: str
     answers: bool = True
+    """Whether it writes a termination message."""
     keeps: bool = True
+    """Whether the models that were served before must still be served after it."""
 
     def __str__(self) -> str:
         return self.name
 
     def main(self, root: Path, name: str) -> int:
-        """Run it in this process, which ends with it."""
+        """Run the commands in this process until one fails; return the exit code."""
         os.environ |= {
             "SD_LOADER_POD": name,
             "SD_LOADER_RETAIN_PREVIOUS_SECONDS": "0" if self.name == "sweep" else "86400",
@@ -91,7 +90,7 @@ class Pod:
         *,
         reads: bool = False,
     ) -> int:
-        """Start it in a process of its own; returns the process's id."""
+        """Start the Pod in its own process and return the process id."""
 
         def process() -> int:
             if on_step is not None:
@@ -101,17 +100,17 @@ class Pod:
         return start(process)
 
     def run(self, root: Path, name: str = "pod", on_step: OnStep | None = None) -> int:
-        """The exit code of a run in a process of its own; negative for a signal."""
+        """Run the Pod in its own process; return the exit code, negative for a signal."""
         return end(self.start(root, name, on_step))
 
 
 def message_of(root: Path, name: str) -> Path:
-    """Where a Pod's answer goes."""
+    """Return the path of a Pod's termination message."""
     return root.with_name(f"{root.name}-{name}-message")
 
 
 def answer(root: Path, name: str = "pod") -> LoadResult:
-    """A Pod's answer."""
+    """Return the result that a Pod reports."""
     found = LoadResult.decode(message_of(root, name).read_text())
     assert found is not None
     return found
@@ -147,7 +146,7 @@ Setup = Sequence[Pod | Callable[[Path], None]]
 
 
 def litter(root: Path) -> None:
-    """Everything that a sweep removes: staging, trash, blobs, versions, models, links."""
+    """Add everything that a sweep removes: staging, trash, blobs, versions, models and links."""
     assert NEIGHBOURS.run(root) == 0
     (root / NEIGHBOUR).unlink()
     assert INTERRUPTED.run(root) == 0
@@ -172,11 +171,11 @@ RUNS: list[tuple[Setup, Pod]] = [
     ([NEIGHBOURS, FIRST, RELOAD], REMOVAL),
     ([FIRST, RELOAD, litter], SWEEP),
 ]
-"""What is done on a volume, and the run after it that is disturbed."""
+"""The actions on a volume, and the run after them that is disturbed."""
 
 
 def name_of(before: Setup, pod: Pod) -> str:
-    """A run in words."""
+    """Describe a run in words."""
     done = [str(act) if isinstance(act, Pod) else act.__name__ for act in before]
     return f"{pod} after {' and '.join(done) or 'nothing'}"
 
@@ -187,9 +186,10 @@ Row = tuple[Any, ...]
 def sampled(
     rows: Sequence[Row], name: Callable[..., str], few: int, many: int, quick: Container[int]
 ) -> list[Any]:
-    """Parameters: each row, and how far apart the steps are that are tried of it.
+    """Return parameters: each row with the distance between the steps to try.
 
-    Of all rows many steps in `make test-all`, and of the quick ones few in `make test`.
+    `make test-all` runs all rows with many steps; `make test` runs the quick rows with few
+    steps.
     """
     return [
         *(
@@ -205,12 +205,12 @@ def sampled(
 
 
 def points(names: Sequence[str], apart: int) -> range:
-    """The numbers of the steps that are tried."""
+    """Return the numbers of the steps to try."""
     return range(min(apart, len(names)) // 2, len(names), apart)
 
 
 def prepared(root: Path, before: Setup) -> Path:
-    """A volume on which all this was done."""
+    """Create a volume and do these actions on it."""
     root.mkdir()
     for act in before:
         if isinstance(act, Pod):
@@ -221,13 +221,13 @@ def prepared(root: Path, before: Setup) -> Path:
 
 
 def copy(volume: Path, to: Path) -> Path:
-    """A copy of the volume on which files that are the same are the same."""
+    """Copy a volume and keep its hard links."""
     subprocess.run(["cp", "-a", volume, to], check=True)
     return to
 
 
 def end_state(root: Path) -> dict[str, str | bytes]:
-    """Everything on the volume but the time of day, and how many names each file has."""
+    """Return the volume's content without times, with the number of hard links of each file."""
     return {
         path: b"%d %s" % (os.lstat(root / path).st_nlink, _timeless(content))
         if isinstance(content, bytes)
@@ -241,7 +241,7 @@ def _timeless(content: bytes) -> bytes:
 
 
 def without_sharing(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
-    """A state but for how much was shared when it came about, which is a matter of time."""
+    """Return a state without the sizes of shared files, which depend on timing."""
     return {
         path: re.sub(rb'"sharedBytes": \d+', b"", content)
         if isinstance(content, bytes)
@@ -251,7 +251,7 @@ def without_sharing(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
 
 
 def contents(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
-    """A state but for which files are the same one."""
+    """Return a state without the numbers of hard links and the sizes of shared files."""
     return {
         path: content.partition(b" ")[2] if isinstance(content, bytes) else content
         for path, content in without_sharing(state).items()
@@ -259,7 +259,7 @@ def contents(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
 
 
 def whole(folder: Path) -> str:
-    """The load that a folder is of; anything but all the files of one load is an error."""
+    """Return the load hash of a folder; the folder must have all files of that load."""
     found = tree(folder)
     load_hash = folder.resolve().name
     assert files_of(load_hash).items() <= found.items(), folder
@@ -267,13 +267,13 @@ def whole(folder: Path) -> str:
 
 
 def served(root: Path) -> dict[str, str]:
-    """Which load readers get under each model id, with all its files."""
+    """Return the load hash that readers get under each model id; all its files must be there."""
     names = [path.name for path in root.iterdir() if not path.name.startswith(".")]
     return {name: whole(root / name) for name in names if (root / name).exists()}
 
 
 def check_versions(root: Path) -> None:
-    """No version is there in part, and no link of a load leads nowhere."""
+    """Check that every version is complete and that no load's link is broken."""
     for link in root.iterdir():
         assert link.exists() or link.name == NOWHERE, link
     for version in root.glob(".store/[!.]*/????????????????"):

@@ -1,10 +1,10 @@
-"""The steps in which a process changes a volume: told, and disturbed, one by one.
+"""Observes and disturbs the steps in which a process changes a volume.
 
-A step is a call that changes something, as CPython audits it (PEP 578), so that nobody has to list
-the places it is called from; what CPython does not audit, the calls that write bytes and make them
-durable, is told by standing before them in `os`. What is neither is no step: bytes that go through
-Python's own buffers lie in a file of a temporary name until it is synced and renamed, which are
-steps. Whoever judges by what it reads can be disturbed before it opens something as well.
+A step is a call that changes the volume. Audit events of CPython (PEP 578) report most of them, so
+no list of call sites is needed. CPython does not audit the calls that write bytes or sync them, so
+`watch` wraps those functions of `os`. Writes through Python's own buffers are not steps: they go to
+a file with a temporary name until the file is synced and renamed, and those calls are steps. On
+request, opening a file for reading is a step too, for code that decides by what it reads.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ KILLED = -signal.SIGKILL
 
 
 def watch(root: Path, on_step: OnStep, *, reads: bool = False) -> None:
-    """Call back before each step of this process on the volume, for the rest of its life.
+    """Call `on_step` before each step of this process on the volume, until the process ends.
 
-    With the step's number and name; what the callback raises is what the call ends in. reads:
-    whether to open something for reading is a step too.
+    The callback gets the step's number and name. An error that it raises becomes the error of
+    the call. With `reads`, opening a file for reading is a step too.
     """
     numbers = itertools.count()
     busy = False
@@ -77,7 +77,7 @@ def watch(root: Path, on_step: OnStep, *, reads: bool = False) -> None:
         if (is_step and _is_on(root, args[0])) or _is_reservation(event, args):
             step(event)
 
-    def told(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             step(f"os.{name}")
@@ -86,25 +86,25 @@ def watch(root: Path, on_step: OnStep, *, reads: bool = False) -> None:
         return call
 
     for name in _UNAUDITED:
-        setattr(os, name, told(name, getattr(os, name)))
+        setattr(os, name, wrapped(name, getattr(os, name)))
     sys.addaudithook(audited)
 
 
 def _is_reservation(event: str, args: tuple[Any, ...]) -> bool:
-    """Whether the loader is about to call fallocate, which Python's `os` lacks."""
+    """Return whether the loader is about to call fallocate, which Python's `os` lacks."""
     return event == "ctypes.dlsym" and args[1] == "fallocate"
 
 
 def _is_on(root: Path, path: object) -> bool:
-    """Whether a path may be on the volume: beneath it, or relative to an open folder."""
+    """Return whether a path may be on the volume: below it, or relative to an open folder."""
     if isinstance(path, int):
-        return False  # open already, which was a step
+        return False  # a file descriptor; opening it was a step
     name = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
     return not name.startswith("/") or name.startswith((f"{root}/", "/proc/self/fd/"))
 
 
 def start(run: Callable[[], int]) -> int:
-    """Run a function in a child, where it may do as it likes; returns the child's id."""
+    """Run a function in a child process and return the child's id."""
     child = os.fork()
     if child == 0:
         code = 99
@@ -118,12 +118,12 @@ def start(run: Callable[[], int]) -> int:
 
 
 def end(child: int) -> int:
-    """A child's exit code; negative for a signal."""
+    """Return a child's exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def steps_of(run: Callable[[], int], root: Path, *, reads: bool = False) -> list[str]:
-    """The names of the steps of an undisturbed run."""
+    """Return the names of the steps of an undisturbed run."""
     record = root.with_name(f"{root.name}-steps")
     with record.open("wb", buffering=0) as file:
 
@@ -141,7 +141,7 @@ def steps_of(run: Callable[[], int], root: Path, *, reads: bool = False) -> list
 
 
 def killed_at(step: int) -> OnStep:
-    """SIGKILL before a step."""
+    """Kill the process with SIGKILL before a step."""
 
     def on_step(number: int, _: str) -> None:
         if number == step:
@@ -151,7 +151,7 @@ def killed_at(step: int) -> OnStep:
 
 
 def refused_once(step: int, code: int) -> OnStep:
-    """A step that fails."""
+    """Fail one step with an error."""
 
     def on_step(number: int, _: str) -> None:
         if number == step:
@@ -161,7 +161,7 @@ def refused_once(step: int, code: int) -> OnStep:
 
 
 def refused_from(step: int, code: int) -> OnStep:
-    """A volume that fails from a step on; a full one still gives space back."""
+    """Fail all steps from this one on; ENOSPC spares steps that need no space."""
 
     def on_step(number: int, name: str) -> None:
         if number >= step and not (code == errno.ENOSPC and name in _TAKE_NO_SPACE):
@@ -171,7 +171,7 @@ def refused_from(step: int, code: int) -> OnStep:
 
 
 def held_at(step: int, reached: int, go_on: int) -> OnStep:
-    """Wait before a step, after closing one pipe, for something to come out of another."""
+    """Close the pipe `reached` before a step, then wait for a byte from the pipe `go_on`."""
 
     def on_step(number: int, _: str) -> None:
         if number == step:

@@ -1,4 +1,4 @@
-"""Sweeps of a volume some time after what a test has done there."""
+"""Sweeps a volume as of some time after the test's actions."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ VERSION = f".store/uid-1/{HASH}"
 
 
 def swept(root: Path, later: timedelta = 2 * DAY, **options: Any) -> Swept:
-    """A sweep some time after what the test has done; what is older than a day is nobody's."""
+    """Sweep as of `later`; files without an owner that are older than a day count as orphans."""
     now = datetime.now(UTC) + later
     return sweep(root, older_than=DAY, retain=DAY, now=now, **options)
 
 
 def found(root: Path, kind: FindingKind = FindingKind.ORPHAN, **options: Any) -> dict[str, str]:
-    """The paths of a kind, and why they were found."""
+    """Return the paths of the findings of a kind, and the reason for each."""
     return {one.path: one.why for one in swept(root, **options).findings if one.kind is kind}
 
 
 def nobodys_files(volume: Volume) -> None:
-    """A model whose link was removed, and one whose owner was never written down."""
+    """Create a model whose link is removed, and a folder whose owner was never recorded."""
     load(volume)
     volume.root.unlink(MODEL_ID)
     volume.make(".store", "uid-7").close()
 
 
 def superseded_unrecorded(volume: Volume) -> None:
-    """A version whose successor's Pod died before it was written down."""
+    """Create a version that was replaced by a Pod which died before it recorded that."""
     load(volume)
     load_untidily(volume, OWNER, NEW_HASH, MODEL_ID)

@@ -1,4 +1,4 @@
-"""Loads of made-up files onto a volume, for tests of the store."""
+"""Loads made-up files onto a volume, for tests of the store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(
     model_id: str = MODEL_ID,
     files: Mapping[str, bytes] = FILES,
 ) -> Receipt:
-    """Go through a whole load with made-up files."""
+    """Do a whole load with made-up files."""
     receipt = load_untidily(volume, owner, load_hash, model_id, files)
     tidy(volume, owner, load_hash, DAY, NOW)
     return receipt
@@ -52,7 +52,7 @@ def load_untidily(
     model_id: str,
     files: Mapping[str, bytes] = FILES,
 ) -> Receipt:
-    """A load that is killed once its model is published."""
+    """Do a load that stops right after it publishes the model."""
     take_ownership(volume, owner, model_id, load_hash)
     with begin(volume, owner.uid, "pod", load_hash) as staging:
         receipt = write_out(staging.fresh_out(), owner, load_hash, files)
@@ -64,7 +64,7 @@ def load_untidily(
 def write_out(
     out: Folder, owner: Owner, load_hash: str, files: Mapping[str, bytes] = FILES
 ) -> Receipt:
-    """Write the made-up files as a conversion would, and vouch for them."""
+    """Write the made-up files as a conversion would, and return their receipt."""
     entries = {}
     with out:
         for path, content in files.items():
@@ -85,7 +85,7 @@ def write_out(
 
 
 def tree(root: Path) -> dict[str, str | bytes]:
-    """Everything on the volume: content of files, targets of links."""
+    """Return everything on the volume: contents of files and targets of links."""
     found: dict[str, str | bytes] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -100,13 +100,13 @@ def tree(root: Path) -> dict[str, str | bytes]:
 
 @contextmanager
 def refused(reason: Reason, message: str) -> Iterator[None]:
-    """The block ends in the loader's error with this reason and message."""
+    """Check that the block raises the loader's error with this reason and message."""
     with pytest.raises(LoaderError, match=message) as caught:
         yield
     assert caught.value.reason is reason
 
 
 def download(volume: Volume, pod: str, load_hash: str = HASH) -> None:
-    """A Pod that dies in the middle of its download."""
+    """Leave the partial download of a Pod that died."""
     with begin(volume, OWNER.uid, pod, load_hash) as staging, staging.source() as source:
         source.write("file", b"part")
