@@ -142,11 +142,11 @@ class World:
         status, generation = item.get("status", {}), item["metadata"]["generation"]
         if life.stage == "loaded anew" and generation == 1:
             return False
-        ready, told = condition(item, "Ready"), condition(item, "WebhookDelivered")
+        ready, delivered = condition(item, "Ready"), condition(item, "WebhookDelivered")
         return (
             (ready.get("status"), ready.get("observedGeneration")) == ("True", generation)
             and not condition(item, "Reconciling")
-            and told.get("status") == "True"
+            and delivered.get("status") == "True"
             and "webhook" not in status
         )
 
@@ -186,10 +186,10 @@ class World:
         )
 
     def _stuck(self, lives: Sequence[Life]) -> str:
-        told = [f"{life} is not {life.stage}" for life in lives]
+        late = [f"{life} is not {life.stage}" for life in lives]
         item = self._api.ask("GET", f"{self._models}/{lives[0].name}").text
         log = self.cluster.operator_log()[-3000:]
-        return "\n".join([*told, item, "\n".join(map(str, self.proxy.asked[lives[0].name])), log])
+        return "\n".join([*late, item, "\n".join(map(str, self.proxy.asked[lives[0].name])), log])
 
     def _list(self, path: str) -> list[Json]:
         items: list[Json] = self._ask("GET", path)["items"]

@@ -1,4 +1,4 @@
-"""A reverse proxy in front of an API server; subclasses change what happens to a request on its way.
+"""A reverse proxy in front of an API server; subclasses change how it handles requests.
 
 For example:
 

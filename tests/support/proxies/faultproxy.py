@@ -112,7 +112,7 @@ class Attack:
 
     @property
     def deaf(self) -> bool:
-        """Whether Events may be lost: the operator sends three requests for each and then gives up."""
+        """Whether Events may be lost: the operator gives up after three requests for an Event."""
         return self.fault.deaf or (self.point.what == "create events" and self.fault.times > 2)
 
 
