@@ -26,7 +26,7 @@ class Response:
 
     @property
     def location(self) -> str:
-        """Where the response redirects to; empty if it does not redirect."""
+        """The URL that the response redirects to; empty if it does not redirect."""
         return self.headers.get("Location", "")
 
 

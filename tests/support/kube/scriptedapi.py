@@ -1,4 +1,4 @@
-"""An API in memory that holds one model, and fails as a test asks.
+"""An API in memory that holds one model and raises the errors that a test sets.
 
 For example:
 
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 class Script(Api):
-    """One model, its Jobs and Events; the PVC is gone."""
+    """An API with one model, its Jobs and its Events; the PVC does not exist."""
 
     def __init__(self, model: Json) -> None:
         super().__init__(None)
@@ -43,19 +43,19 @@ class Script(Api):
         self._patched = asyncio.Event()
 
     async def until(self, holds: Callable[[dict[str, str]], bool]) -> None:
-        """Wait until the model's conditions, type to reason, are so."""
+        """Wait until the check of the conditions (a map from type to reason) holds."""
         while not holds(self.conditions):
             self._patched.clear()
             await self._patched.wait()
 
     @property
     def conditions(self) -> dict[str, str]:
-        """The model's conditions, type to reason."""
+        """The reasons of the model's conditions, by type."""
         return {one["type"]: one["reason"] for one in self.model["status"].get("conditions", [])}
 
     @property
     def reasons(self) -> Counter[str]:
-        """The Events' reasons, counted."""
+        """The number of Events for each reason."""
         return Counter(reason for reason, _ in self.events)
 
     def change(self, patch: Json) -> Json:

@@ -30,7 +30,7 @@ Respond = Callable[["Servers", Request, str], bytes]
 
 
 def leaks(text: str) -> list[str]:
-    """Return each place of a text that holds a secret, with the text around it."""
+    """Return every place in a text that contains a secret, with the text around it."""
     found = re.finditer(f"{MARK}|{re.escape(BASIC[:12])}", text, re.IGNORECASE)
     return [text[max(0, match.start() - 60) : match.end() + 60] for match in found]
 
@@ -70,7 +70,7 @@ def page(status: int, body: str, *headers: str, phrase: str = "X") -> bytes:
 
 
 def says(status: int, *headers: str) -> Respond:
-    """Refuse, and quote in the body, the reason phrase and the headers."""
+    """Answer with an error that quotes the secrets in body, reason phrase and headers."""
 
     def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
         body = json.dumps({"error": quoted, "message": quoted})
@@ -81,12 +81,12 @@ def says(status: int, *headers: str) -> Respond:
 
 
 def serves(body: str) -> Respond:
-    """Serve this text, with the secrets in place of ECHO."""
+    """Answer with this text, in which the secrets replace ECHO."""
     return lambda _servers, _asked, quoted: page(200, body.replace("ECHO", quoted))
 
 
 def leads(to: str) -> Respond:
-    """Redirect to a target that quotes."""
+    """Redirect to a URL in which a secret replaces ECHO."""
 
     def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         word = quoted.split()[-1]
@@ -99,7 +99,7 @@ def leads(to: str) -> Respond:
 
 
 def listing(name: str) -> Respond:
-    """List a repo of one file, whose name quotes."""
+    """Answer with the listing of a repo with one file; a secret replaces ECHO in its name."""
 
     def respond(_servers: Servers, _asked: Request, quoted: str) -> bytes:
         files = [{"rfilename": name.replace("ECHO", quoted.split()[-1]), "size": 9}]
@@ -109,5 +109,5 @@ def listing(name: str) -> Respond:
 
 
 def raw(text: str) -> Respond:
-    """Send these bytes as they are: not HTTP, or a part of it."""
+    """Send this text unchanged instead of an HTTP response; the secrets replace ECHO."""
     return lambda _servers, _asked, quoted: text.replace("ECHO", quoted).encode()

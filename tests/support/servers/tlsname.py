@@ -1,4 +1,4 @@
-"""TLS for servers on loopback that answer as a name of the public internet.
+"""TLS for servers on loopback that answer under a public name.
 
 For example:
 
@@ -50,9 +50,9 @@ def make_certificate(path: Path) -> Path:
 
 
 def speaking_as(certificate: Path) -> tuple[ssl.SSLContext, list[str | None]]:
-    """Return the context of a server with this certificate, and a list.
+    """Return a server's TLS context with this certificate, and a list of names.
 
-    The list gets the names that clients ask for by SNI, as they come.
+    Each name that a client requests by SNI is added to the list.
     """
     asked: list[str | None] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
