@@ -239,7 +239,7 @@ def blob_id(content: bytes) -> str:
 
 def main() -> None:
     """Serve the folders of the command line until interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repos", type=Path, help="folder that contains the repos as ORG/NAME")
     parser.add_argument("--files", type=Path, help="folder whose files are served below /files/")
     parser.add_argument("--port", type=int, default=0, help="port; 0 chooses a free one")

@@ -340,7 +340,7 @@ async def measure(kubeconfig: Path, work: Path, count: int, rest: float) -> Repo
 
 def main() -> int:
     """Measure and print the table; return 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", type=int, default=1000, help="number of models")
     parser.add_argument(
         "--rest", type=float, default=30.0, help="seconds to watch the idle operator"

@@ -118,9 +118,7 @@ def _entry(inp: Input, event: WebhookEvent, message: str) -> OutboxEntry:
         id=outbox.webhook_id(inp.model.uid, load_hash, event),
         event=event,
         load_hash=load_hash,
-        message="the load has started"
-        if event is WebhookEvent.LOAD_STARTED
-        else message[:TEXT_MAX_LENGTH],
+        message=message[:TEXT_MAX_LENGTH],
         created_time=times.stamp(inp.now),
     )
 

@@ -49,7 +49,7 @@ class Parts:
         return Fetched(kind="file", path="file", source=Source(size_bytes=15, format="ckpt"))
 
     def convert(
-        self, fetched: Fetched, source_dir: Path, _request: LoadRequest, out: Path, _report: object
+        self, fetched: Fetched, source_dir: Path, _conversion: object, out: Path, _report: object
     ) -> Converted:
         """Write the made-up files."""
         assert (source_dir / fetched.path).read_bytes() == self.content

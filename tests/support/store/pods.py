@@ -19,7 +19,7 @@ import pytest
 from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.wire import LoadResult
 from sd_loader.__main__ import main
-from sd_loader.handover import Converted
+from sd_loader.handover import Converted, Fetched
 from sd_loader.store import blobs
 from tests.support.store.madeup import Parts, request
 from tests.support.store.steps import OnStep, end, start, watch
@@ -35,10 +35,16 @@ GIVEN_UP = STRANGER.model_copy(update={"uid": "uid-8", "name": "given-up"})
 class TaggedParts(Parts):
     """A made-up source and conversion whose files name their load, so that mixing shows."""
 
-    def convert(self, fetched: Any, source_dir: Path, asked: LoadRequest, *rest: Any) -> Converted:
-        """Write the files of this load, one of which models share."""
-        self.files = files_of(asked.load_hash)
-        return super().convert(fetched, source_dir, asked, *rest)
+    def fetch(self, request: LoadRequest, *rest: Any, **options: Any) -> Fetched:
+        """Download a file that names the load."""
+        self.content = request.load_hash.encode()
+        return super().fetch(request, *rest, **options)
+
+    def convert(self, fetched: Fetched, source_dir: Path, *rest: Any) -> Converted:
+        """Write the files of the downloaded load, one of which models share."""
+        self.content = (source_dir / fetched.path).read_bytes()
+        self.files = files_of(self.content.decode())
+        return super().convert(fetched, source_dir, *rest)
 
 
 def files_of(load_hash: str) -> dict[str, bytes]:
