@@ -271,7 +271,7 @@ class Report:
     def show(self) -> None:
         """Print the table."""
         for what, found, target in self.rows:
-            print(f"{what:<44} {found:>16}   {target}")
+            print(f"{what:<48} {found:>12}   {target}")
 
 
 def scaled(count: int, thousand: float, five_thousand: float) -> float:
