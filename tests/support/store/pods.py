@@ -249,7 +249,7 @@ def _timeless(content: bytes) -> bytes:
 def without_sharing(state: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
     """Return a state without the sizes of shared files, which depend on timing."""
     return {
-        path: re.sub(rb'"sharedBytes": \d+', b"", content)
+        path: re.sub(rb'\n *"sharedBytes": \d+,', b"", content)
         if isinstance(content, bytes)
         else content
         for path, content in state.items()
