@@ -122,7 +122,7 @@ def test_strategic_patch_treats_finalizers_as_a_set():
 
 
 def test_prune_drops_nulls_and_unknown_fields():
-    """It returns the paths of the unknown fields, even of those in lists and maps."""
+    """The function returns the paths of the unknown fields, even of those in lists and maps."""
     schema = {
         "properties": {
             "known": {"type": "string"},
@@ -218,7 +218,7 @@ def test_any_selector_or_protobuf_is_parsed_or_rejected(labels, fields, body):
 
 
 def test_watch_that_is_too_far_behind_expires():
-    """The history is bounded, so that an old revision cannot be watched any more."""
+    """The history is bounded, so an old resourceVersion cannot be watched any more."""
     storage = Storage()
     start = storage.revision
     for _ in range(HISTORY + 2):
@@ -256,7 +256,7 @@ def at(seconds: float) -> str:
 
 
 def pod(phase: str, code: int | None = None, ended: float = 0, **status: object) -> dict:
-    """Return a Pod of a Job. If `code` is set, its container ended `ended` seconds after NOW."""
+    """Return a Pod of a Job. If `code` is set, its container ended at NOW plus `ended` seconds."""
     state = {"terminated": {"exitCode": code, "finishedAt": at(ended)}} if code is not None else {}
     return {
         "metadata": {"namespace": "n", "name": "p"},

@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
     """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """Say that this stream is a terminal."""
+        """Return True."""
         return True
 
 
@@ -59,7 +59,7 @@ def test_machines_read_json() -> None:
 
 
 def test_people_read_lines() -> None:
-    """The model precedes the message unless the message names it."""
+    """A line names the model before the message, unless the message already names it."""
 
     def say() -> None:
         log.info("serving all namespaces")
