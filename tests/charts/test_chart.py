@@ -105,7 +105,7 @@ def value_paths() -> list[tuple[str, ...]]:
 PATHS = value_paths()
 
 
-def test_the_full_values_are_all_values_and_differ_from_the_defaults() -> None:
+def test_full_values_differ_from_every_default() -> None:
     """A new value must be added to FULL with a value that is not its default."""
     same = {path for path in PATHS if at(FULL, path) == at(VALUES, path)}
     switches = {path for path in same if isinstance(at(VALUES, path), bool)}
@@ -205,7 +205,7 @@ def test_a_wrong_value_is_refused(
     assert any(text in done.stderr for text in why), done.stderr
 
 
-def test_the_notes_say_what_comes_next() -> None:
+def test_the_notes_show_the_next_steps() -> None:
     """The notes also mention values that differ from the defaults."""
     values = {"loader": {"gpu": {"count": 0}}, "proxy": {"https": "http://proxy:3128"}}
     by_default, other = (

@@ -195,7 +195,7 @@ def test_without_a_host_there_is_no_ingress() -> None:
     assert one(render(ON), "Service", NAME)
 
 
-def test_the_notes_say_how_to_make_a_key() -> None:
+def test_the_notes_show_how_to_make_a_key() -> None:
     """A command in the gateway's own Pod, which starts without keys, makes the key."""
     done = helm("install", "sd", OPERATOR, "--dry-run=client", "-n", NAMESPACE, values=ON)
     notes = done.stdout.partition("NOTES:")[2]

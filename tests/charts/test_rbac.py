@@ -110,8 +110,8 @@ def test_no_secret_is_read_and_no_pod_entered(cluster_wide: bool) -> None:
 SUBJECTS = [{"kind": "ServiceAccount", "name": "sd-operator", "namespace": NAMESPACE}]
 
 
-def test_per_namespace_there_is_a_role_in_each_and_none_beyond() -> None:
-    """The role for the Lease is in the release's namespace."""
+def test_each_served_namespace_has_a_role() -> None:
+    """Only the role for the Lease is in the release's namespace."""
     objects = render({"models": {"namespaces": ["art", "ads"]}, "rbac": {"aggregate": False}})
     roles = {
         (item["metadata"]["namespace"], item["metadata"]["name"]): item["rules"]

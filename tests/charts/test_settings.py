@@ -123,7 +123,7 @@ def test_the_operator_reads_every_variable_of_the_chart() -> None:
     assert settings_of(env.env) <= settings_of(dict.fromkeys(env.asked, ""))
 
 
-def test_every_setting_is_a_value_or_has_a_reason_not_to_be() -> None:
+def test_every_setting_without_a_value_has_a_reason() -> None:
     """A new setting needs either a value in the chart or an entry in NOT_VALUES."""
     env = Recorder(env_of(render(FULL)))
     Settings.from_env(env)

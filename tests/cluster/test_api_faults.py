@@ -74,7 +74,7 @@ def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tal
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_operators_at_once_lose_and_repeat_nothing(begin: Begin, tally: Tally) -> None:
+def test_two_operators_at_once_do_all_work_exactly_once(begin: Begin, tally: Tally) -> None:
     """Even without an election and with lost replies, there is one Job and one id per event."""
     trial = begin(operators=2)
     late = [fault for fault in REQUEST_FAULTS if fault.name in ("answered late", "reply lost")]

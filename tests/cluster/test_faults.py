@@ -49,7 +49,7 @@ def test_killed_during_the_load(operated: Operated) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_the_job_gone_meanwhile(operated: Operated) -> None:
+def test_killed_and_the_job_deleted_in_the_meantime(operated: Operated) -> None:
     """The result is lost with the Job; a new Job returns it from the receipt on the volume."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(rate=2 * SLOW))
@@ -146,8 +146,8 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
-def test_a_foreign_job_with_our_name_is_not_taken_for_ours(operated: Operated) -> None:
-    """The status reports the foreign Job, and the load starts when that Job is deleted."""
+def test_a_foreign_job_with_our_name_is_reported(operated: Operated) -> None:
+    """The load starts when the foreign Job is deleted."""
     operated.start()
     item = operated.cluster.model("sketch", url=operated.link(), suspend=True)
     name = names.job_name("sketch", item["metadata"]["uid"], Model.from_body(item).wanted, 0)

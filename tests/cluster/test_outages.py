@@ -171,8 +171,8 @@ def test_a_missing_right_is_shown_until_it_is_granted(outage: Outage) -> None:
 
 
 @pytest.mark.slow
-def test_a_deleted_and_recreated_claim_is_loaded_again(outage: Outage) -> None:
-    """The model is not Ready while the claim is missing."""
+def test_a_model_is_loaded_again_on_a_recreated_pvc(outage: Outage) -> None:
+    """The model is not Ready while the PVC is missing."""
     outage.load()
     first = outage.ready()["status"]["artifact"]["claimUID"]
     outage.cluster.kubectl("delete", "pvc", "models", "--wait=false")

@@ -35,10 +35,8 @@ MODELS = f"/apis/{names.API_VERSION}/namespaces/art/{names.PLURAL}"
         ("GET", "/api/v1/namespaces/art", "get namespaces in "),
     ],
 )
-def test_requests_are_read_as_rbac_reads_them(
-    method: str, target: str, expected: str | None
-) -> None:
-    """A request needs a verb, a resource with subresource, a group and a namespace."""
+def test_a_request_is_mapped_to_its_right(method: str, target: str, expected: str | None) -> None:
+    """A right has a verb, a resource with subresource, a group and a namespace."""
     found = needed(method, target)
     assert (f"{found[0]} in {found[1]}" if found else None) == expected
 

@@ -35,7 +35,7 @@ def digest(reload=None, name="m", **spec):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_decides_the_weights_changes_the_load_hash(change):
+def test_fields_that_affect_the_weights_change_the_load_hash(change):
     """A change of one of these fields reloads the model."""
     assert digest(**change) != digest()
 
@@ -54,7 +54,7 @@ def test_what_decides_the_weights_changes_the_load_hash(change):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_does_not_decide_the_weights_keeps_the_load_hash(change):
+def test_fields_that_do_not_affect_the_weights_keep_the_load_hash(change):
     """A change of these fields does not reload the model. One case spells out a default."""
     assert digest(**change) == digest()
 

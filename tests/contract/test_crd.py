@@ -134,7 +134,7 @@ LINK = "https://civitai.com/api/download/models/94640"
         pytest.param({"url": LINK, "webhook": "https://hooks.example.com/m"}, id="webhook"),
     ],
 )
-def test_what_users_write_is_accepted(spec):
+def test_documented_specs_are_accepted(spec):
     """The rules accept every documented way to name a model."""
     assert violations(spec) == []
     assert violations(spec, old=spec) == []
@@ -172,7 +172,7 @@ def test_the_vendors_controlnets_need_no_url(model_id):
         ),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_remedy(spec, old, says):
+def test_an_impossible_spec_is_rejected_with_a_remedy(spec, old, says):
     """The message names the field and what to write instead."""
     assert says in "\n".join(violations(spec, old))
 

@@ -83,8 +83,8 @@ def test_each_load_affecting_field_has_a_case_of_its_own() -> None:
         ("controlnet-spelled-out", "controlnet-by-name"),
     ],
 )
-def test_spelling_out_a_default_keeps_the_hash(case: str, same_as: str) -> None:
-    """The hash covers the effective url and model type, and no field at its default."""
+def test_spelling_out_a_default_keeps_the_load_hash(case: str, same_as: str) -> None:
+    """The hash uses the effective url and model type and omits fields at their defaults."""
     assert CASES[case]["hash"] == CASES[same_as]["hash"]
 
 

@@ -27,8 +27,8 @@ def test_private_literals_are_refused_in_every_spelling(literal):
 
 
 @pytest.mark.parametrize("literal", ["127.0.0.1", "10.0.0.1", "::1", "fe80::1%2", "fd00::1"])
-def test_one_private_answer_refuses_the_name(literal):
-    """A name with a public and a private address is refused, in either order."""
+def test_a_name_with_one_private_address_is_refused(literal):
+    """The private address may come first or last."""
     for answers in ((PUBLIC, literal), (literal, PUBLIC)):
         with pytest.raises(AddressRefusedError, match=r"example\.com"):
             guard(*answers).addresses("example.com", 443)
@@ -104,7 +104,7 @@ def test_other_urls_are_refused_with_a_cause(url, words):
         pytest.param("example.com", "https://10.0.0.1/x", False, id="nothing else"),
     ],
 )
-def test_allowed_hosts_are_exempt_and_only_they(allowed, url, passes):
+def test_only_allowed_hosts_are_exempt(allowed, url, passes):
     """Allowed hosts may have private addresses and use plain http."""
     it = guard("10.1.2.3", allowed=(allowed,))
     if not passes:
@@ -124,7 +124,7 @@ def test_hosts_of_settings_are_exempt_with_their_port():
         it.check_url("http://mirror.ns.svc:8081/x")
 
 
-def test_a_name_is_resolved_once_and_the_checked_answers_are_returned():
+def test_a_name_is_resolved_once_and_the_checked_addresses_are_returned():
     """The transport connects to these addresses; a second look-up could differ (DNS rebinding)."""
     answers = iter([[PUBLIC, "2606:4700::1111"], ["127.0.0.1"]])
     it = Guard(resolver=lambda _host, _port: next(answers))
@@ -143,8 +143,8 @@ def test_a_name_without_an_address_is_an_os_error(host):
         guard().addresses("example.com", 443)
 
 
-def test_answers_that_are_not_addresses_are_refused():
-    """The resolver is not trusted either."""
+def test_resolver_results_that_are_not_addresses_are_refused():
+    """The guard does not trust the resolver."""
     with pytest.raises(AddressRefusedError):
         guard("nonsense").addresses("example.com", 443)
 

@@ -197,7 +197,7 @@ def test_no_client_calls_a_forbidden_address(
 
 @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "behind a proxy"])
 @pytest.mark.parametrize("call", CALLERS)
-def test_what_is_checked_is_what_the_library_calls(
+def test_the_library_calls_the_checked_address(
     call: Caller, proxied: bool, connections: Any
 ) -> None:
     """If the library read digits differently, it could call 127.0.0.1 for a public name."""
@@ -308,8 +308,8 @@ def test_the_certificate_is_that_of_the_name(
 
 
 @pytest.mark.parametrize("call", CALLERS)
-def test_no_proxy_is_read_alike(call: Caller, connections: Any) -> None:
-    """Every client reads names, addresses, networks and ports in NO_PROXY in the same way."""
+def test_every_client_reads_no_proxy_in_the_same_way(call: Caller, connections: Any) -> None:
+    """NO_PROXY lists names, addresses, networks and ports."""
     with FileServer() as server, Server() as proxy:
         at = f"http://{ELSEWHERE}:{proxy.port}"
         port = int(server.host.rpartition(":")[2])

@@ -102,7 +102,7 @@ SHARE, SHARE_OF_COSTLY, LOADED = 3, 16, 8
 """The usual run takes one in this many files; the slow run takes all."""
 
 
-def test_hostile_files_are_refused_and_do_nothing(tmp_path, tally):
+def test_hostile_files_are_refused_without_effect(tmp_path, tally):
     """`inspect` and some `load` runs refuse them for the right reason and leave no files."""
     laid = lay(
         tmp_path,

@@ -159,10 +159,10 @@ def take_from(root: Path, name: str) -> None:
         pytest.param([*OUT, *ODD], id="all names", marks=pytest.mark.slow),
     ],
 )
-def test_a_forged_record_leads_nowhere(
+def test_a_forged_record_changes_no_other_folder(
     tmp_path: Path, tally: Tally, forge: Forge, pod: Pod, names: list[str]
 ) -> None:
-    """The run ends as usual, whatever a record contains, and other models' files stay."""
+    """The run ends as usual, and files of other models stay unchanged."""
     volume = prepared(tmp_path / "start", [NEIGHBOURS, FIRST])
     neighbours = [volume / ".store/uid-9", volume / "neighbour"]
     before = [tree(path) for path in neighbours]

@@ -125,7 +125,7 @@ def test_the_file_made_by_hand_is_one_that_torch_loads(tmp_path):
     }
 
 
-def test_a_part_of_a_storage_is_read(tmp_path):
+def test_a_view_of_a_storage_is_read(tmp_path):
     """Versions of torch before 0.4 wrote views in this way."""
     view = storage("0", 3, part=part("7", 1, 2))
     whole = content({"a": tensor(storage("0", 3), [3]), "b": tensor(view, [2])})

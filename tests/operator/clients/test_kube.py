@@ -124,8 +124,8 @@ def test_a_rejection_that_quotes_a_job_shows_no_secret_of_its_link(server: Serve
     assert "hunter2" not in str(error.value)
 
 
-def test_a_terminating_namespace_is_an_error_of_its_own(server: Server) -> None:
-    """The API server answers 403, but granting permissions would not help."""
+def test_a_terminating_namespace_is_distinguished_from_a_missing_right(server: Server) -> None:
+    """The API server answers 403 in both cases."""
     causes = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}
     server.answer(403, status(403, "Forbidden", **causes))
     with pytest.raises(ForbiddenError) as error:
@@ -293,8 +293,8 @@ def test_a_failed_watch_raises_the_error_of_its_cause(
         watch(server)
 
 
-def test_a_watch_with_an_expired_token_succeeds_when_it_is_repeated(server: Server) -> None:
-    """The client reads the credentials again for the next watch."""
+def test_a_repeated_watch_uses_a_renewed_token(server: Server) -> None:
+    """After a rejected watch, the client reads the credentials again."""
     server.expired = "first"
     server.answer(200, lines({"type": "ADDED", "object": 1}))
 

@@ -57,8 +57,8 @@ def test_a_pvc_deletion_that_the_watch_missed_is_found_at_the_resync() -> None:
     assert api.asked[:2] == ["get stablediffusionmodels", "get persistentvolumeclaims"]
 
 
-def test_a_claim_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A namespace may have thousands of models on other claims."""
+def test_a_pvc_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace may have thousands of models on other PVCs."""
     api, woken = Script(body()), list[str]()
 
     async def scenario(controller: Controller) -> None:
@@ -122,8 +122,8 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
     assert "startTime" not in sent[0]
 
 
-def test_a_model_that_is_gone_has_been_released() -> None:
-    """A 404 means success if the finalizer was to be removed, and is an error otherwise."""
+def test_removing_the_finalizer_of_a_deleted_model_succeeds() -> None:
+    """A 404 is an error in every other write."""
 
     class Gone(Script):
         @override

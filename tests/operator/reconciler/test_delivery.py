@@ -253,7 +253,7 @@ def test_a_silent_receiver_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_call_describes_only_the_artifact_of_its_own_load() -> None:
-    """A late call must not present a newer artifact as the event's."""
+    """If another load has ended since, a late call does not contain that load's artifact."""
     resource = model(published("0" * 16), url="https://u:p@example.com/m.ckpt?token=t")
     body = delivery.payload(resource, resource.status, entry())
     assert body["model"]["artifact"] is None
@@ -360,14 +360,14 @@ def test_a_call_is_tried_for_three_days() -> None:
     assert [one.reason for one in after.events] == ["WebhookDeliveryFailed"]
 
 
-def test_gone_is_final() -> None:
-    """The status 410 asks for no more calls."""
+def test_status_410_is_final() -> None:
+    """With 410 the receiver asks for no more calls."""
     after = noted(entry(), Outcome.GONE)
     assert (after.entries, after.reason) == ((), "DeliveryFailed")
 
 
-def test_an_unreadable_key_is_a_condition_of_its_own() -> None:
-    """The call is retried, since the Secret may be created later."""
+def test_an_unreadable_key_is_reported_as_a_condition() -> None:
+    """The call is retried, because the Secret may be created later."""
     after = noted(entry(), Outcome.UNSIGNED)
     assert after.reason == "SecretNotReadable"
     assert len(after.entries) == 1

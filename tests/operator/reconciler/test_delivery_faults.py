@@ -69,8 +69,8 @@ def test_a_receiver_that_fails_for_days_gets_the_call_in_the_end(status: int, ta
     tally(FAULTS)
 
 
-def test_gone_is_the_end_of_one_event(tally: Tally) -> None:
-    """After 410 the event is not sent again, however much time passes."""
+def test_a_call_with_status_410_is_not_repeated(tally: Tally) -> None:
+    """However much time passes, the event is not sent again."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()

@@ -239,8 +239,8 @@ def test_no_retry_is_announced_after_a_final_result() -> None:
 
 
 @given(st.text(max_size=3000))
-def test_text_from_outside_is_made_harmless(text: str) -> None:
-    """Untrusted text becomes one line of bounded length without control characters."""
+def test_untrusted_text_is_made_harmless(text: str) -> None:
+    """The result is one line of bounded length without control characters."""
     cleaned = diagnose.clean(text)
     assert cleaned.isprintable() or cleaned == ""
     assert len(cleaned) <= diagnose.CAUSE_MAX_LENGTH
@@ -271,8 +271,8 @@ def test_a_job_of_another_namespace_is_ignored_even_if_its_labels_match() -> Non
     assert (cache.jobs("art", UID), cache.pods("art", UID)) == ((), ())
 
 
-def test_a_list_does_not_undo_a_newer_event() -> None:
-    """The Job ended while the list was under way, and no further event would come."""
+def test_a_list_does_not_replace_newer_objects() -> None:
+    """The Job ended while the list was running, and no further event would report the end."""
     cache = ObjectCache()
     cache.put_job(job(COMPLETE, resource_version="5"))
     cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
@@ -314,8 +314,8 @@ def test_a_complete_list_replaces_everything() -> None:
     assert cache.pods("art", UID) == ()
 
 
-def test_a_claim_wakes_models_when_it_appears_disappears_or_is_replaced() -> None:
-    """Other changes of a claim wake no model."""
+def test_a_new_deleted_or_replaced_pvc_wakes_its_models() -> None:
+    """Other changes of a PVC wake no model."""
     cache = ObjectCache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))

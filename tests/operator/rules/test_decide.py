@@ -59,8 +59,8 @@ def test_published_paths_are_computed() -> None:
     assert source.url == "https://example.com/model.safetensors"
 
 
-def test_loading_is_not_repeated_while_the_status_is_on_its_way() -> None:
-    """A second pass with the new status and the same Job leads to no further action."""
+def test_a_second_pass_does_not_repeat_a_decision() -> None:
+    """The second pass has the new status and the same Job."""
     seen = with_pod(job(COMPLETE), answered("convert", LOADED))
     first = act(model(loading()), seen)
     again = act(model(first.status.model_dump(mode="json", by_alias=True)), seen)

@@ -250,8 +250,8 @@ def test_the_outcome_of_a_load_is_reported(case: Case) -> None:
     case.check()
 
 
-def test_while_the_result_is_missing_nothing_changes_and_nothing_is_lost() -> None:
-    """The status stays as it is; the outcome of a webhook call is recorded with the result."""
+def test_the_operator_waits_for_the_result_of_an_ended_job() -> None:
+    """The outcome of a webhook call is recorded together with the result."""
     done = job(COMPLETE, ended_ago=4)
     delivery = Delivery("id", Outcome.DELIVERED, "", NOW)
     resource = model(loading(), webhook=HOOK)

@@ -117,7 +117,7 @@ class _NoAliases(yaml.SafeDumper):
         ),
     ],
 )
-def test_the_slim_image_is_used_iff_nothing_renders(
+def test_the_slim_image_is_used_unless_the_model_is_rendered(
     settings: Settings, spec: dict[str, Any], image: str, gpus: object
 ) -> None:
     """Only convert requests the GPU; the request tells the loader whether to render."""

@@ -69,7 +69,7 @@ LETTERS = st.text("abc", max_size=12)
     cluster=st.none() | st.integers(1, 12),
     namespace=st.none() | st.integers(1, 5),
 )
-def test_no_room_is_wasted_and_no_limit_broken(
+def test_the_queue_uses_its_limits_fully_and_never_exceeds_them(
     loading: str, words: list[tuple[str, int]], cluster: int | None, namespace: int | None
 ) -> None:
     """A model waits only if a limit requires it, and no model is lost."""

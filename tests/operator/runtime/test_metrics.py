@@ -173,6 +173,6 @@ def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock
     assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 200)
 
 
-def test_nothing_else_is_served(port: int) -> None:
-    """Any path but the two probes is 404."""
+def test_only_the_probes_are_served(port: int) -> None:
+    """Any other path gives 404."""
     assert get(port, "/")[0] == 404
