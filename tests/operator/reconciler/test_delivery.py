@@ -253,7 +253,7 @@ def test_a_silent_receiver_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_call_describes_only_the_artifact_of_its_own_load() -> None:
-    """If another load has ended since, a late call does not contain that load's artifact."""
+    """If the published artifact is that of another load, the call has no artifact."""
     resource = model(published("0" * 16), url="https://u:p@example.com/m.ckpt?token=t")
     body = delivery.payload(resource, resource.status, entry())
     assert body["model"]["artifact"] is None

@@ -145,7 +145,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def probes(clock: Clock) -> Probes:
-    """Probes that use that clock."""
+    """Probes with the clock of the test."""
     return Probes(clock)
 
 
