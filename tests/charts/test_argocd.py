@@ -1,4 +1,4 @@
-"""docs/argocd-health.lua, run as Argo CD runs it: with the object as `obj`."""
+"""Tests of docs/argocd-health.lua, which Argo CD runs with the object as `obj`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAILED = {"type": "Ready", "status": "False", "reason": "NotAModel", "message": 
 
 
 def health(obj: Json) -> tuple[str, str]:
-    """Return the health that the script computes."""
+    """Return the health that the script returns."""
     lupa = pytest.importorskip("lupa", reason="lupa is not installed: pip install -e .[dev]")
     lua = lupa.LuaRuntime()
     lua.globals().obj = lua.table_from(obj, recursive=True)
@@ -85,8 +85,6 @@ def model(*conditions: Json, observed: int | None = 2, **parts: Any) -> Json:
         ),
     ],
 )
-def test_argo_cd_shows_the_health_that_the_conditions_mean(
-    obj: Json, status: str, message: str
-) -> None:
+def test_argo_cd_health_follows_the_conditions(obj: Json, status: str, message: str) -> None:
     """After a failed reload the model is not healthy, although its previous version is served."""
     assert health(obj) == (status, message)

@@ -1,4 +1,4 @@
-"""The chart sd-operator: its values, its schema and the objects that it renders."""
+"""Tests of the chart sd-operator: its values, its schema and the objects that it renders."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ NO_KUBERNETES_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Stable
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("chart", [OPERATOR, CATALOG], ids=lambda path: path.name)
 @pytest.mark.parametrize("full", [False, True], ids=["by default", "full"])
-def test_helm_finds_nothing_wrong(program: str, chart: Path, full: bool) -> None:
+def test_helm_lint_passes(program: str, chart: Path, full: bool) -> None:
     """Helm reports neither errors nor warnings."""
     values = FULL if full and chart == OPERATOR else {}
     done = helm("lint", "--strict", chart, values=values, program=program)
@@ -65,13 +65,13 @@ def test_helm_finds_nothing_wrong(program: str, chart: Path, full: bool) -> None
 
 
 def test_without_values_every_needed_object_is_rendered() -> None:
-    """No object needs another operator's kinds."""
+    """The objects do not need the CRDs of another operator."""
     assert {(item["kind"], item["metadata"]["name"]) for item in render()} == BY_DEFAULT
 
 
 @pytest.mark.parametrize("values", [{}, FULL], ids=["by default", "full"])
 def test_both_helms_render_the_same(values: Json) -> None:
-    """They are the newest Helm and the oldest one that the chart supports."""
+    """The two versions are the newest Helm and the oldest one that the chart supports."""
     by_both = [
         sorted(render(values, program=program), key=lambda item: repr(item["metadata"]))
         for program in PROGRAMS
@@ -94,7 +94,7 @@ def test_every_value_is_explained() -> None:
 
 
 def value_paths() -> list[tuple[str, ...]]:
-    """Return the paths of all values; resources, and labels by default, count as one value each."""
+    """Return the paths of all values. Resources and labels count as one value each."""
     found = []
     for path in leaves(VALUES):
         end = next((n for n, key in enumerate(path, 1) if key in ("resources", "labels")), None)
@@ -105,8 +105,8 @@ def value_paths() -> list[tuple[str, ...]]:
 PATHS = value_paths()
 
 
-def test_the_full_values_are_all_values_and_differ_from_the_defaults() -> None:
-    """A value cannot be forgotten here."""
+def test_full_values_differ_from_every_default() -> None:
+    """A new value must be added to FULL with a value that is not its default."""
     same = {path for path in PATHS if at(FULL, path) == at(VALUES, path)}
     switches = {path for path in same if isinstance(at(VALUES, path), bool)}
     assert same == switches
@@ -114,7 +114,7 @@ def test_the_full_values_are_all_values_and_differ_from_the_defaults() -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=".".join)
 def test_every_value_has_an_effect(path: tuple[str, ...]) -> None:
-    """Setting a value back, or switching it, changes the rendered release."""
+    """If one value is reset to its default, or a switch is flipped, the rendered objects change."""
     value = at(VALUES, path)
     base = FULL if path[0] == "crd" else with_value(FULL, ("crd", "install"), False)
     if path[-1] == "tag":
@@ -205,8 +205,8 @@ def test_a_wrong_value_is_refused(
     assert any(text in done.stderr for text in why), done.stderr
 
 
-def test_the_notes_say_what_comes_next() -> None:
-    """They also mention what differs from the defaults."""
+def test_the_notes_show_the_next_steps() -> None:
+    """The notes also mention values that differ from the defaults."""
     values = {"loader": {"gpu": {"count": 0}}, "proxy": {"https": "http://proxy:3128"}}
     by_default, other = (
         helm(
@@ -226,7 +226,7 @@ def test_the_notes_say_what_comes_next() -> None:
 
 
 def test_the_crd_is_that_of_the_repository() -> None:
-    """It survives the release unless the values say otherwise."""
+    """Helm keeps the CRD when the release is removed, unless the values say otherwise."""
     committed = (ROOT / "crds" / "stablediffusionmodels.yaml").read_text()
     assert (OPERATOR / "files" / "stablediffusionmodels.yaml").read_text() == committed
     rendered = one(render(), "CustomResourceDefinition")
@@ -241,7 +241,7 @@ def test_the_crd_is_that_of_the_repository() -> None:
 
 
 def test_chart_and_distribution_have_one_version() -> None:
-    """The images have the same version."""
+    """Both charts have the version of pyproject.toml."""
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     for chart in (OPERATOR, CATALOG):
         about = yaml.safe_load((chart / "Chart.yaml").read_text())
@@ -267,7 +267,7 @@ def versions() -> list[Any]:
 
 @pytest.mark.parametrize("version", versions())
 def test_kubernetes_knows_every_field(version: str) -> None:
-    """Validation is strict, so an unknown field is an error."""
+    """Validation is strict, so an unknown field would be an error."""
     import kubernetes_validate
 
     cluster_wide = with_value(FULL, ("models", "clusterWide"), True)
@@ -277,8 +277,8 @@ def test_kubernetes_knows_every_field(version: str) -> None:
             kubernetes_validate.validate(item, version, strict=True)
 
 
-def test_the_operator_runs_as_a_platform_team_wants_it() -> None:
-    """It has two replicas on two nodes, probes, and the least rights that it needs."""
+def test_the_operator_is_redundant_probed_and_restricted() -> None:
+    """The operator has two replicas on two nodes, probes, and only the rights that it needs."""
     objects = render()
     deployment = one(objects, "Deployment")
     (container,) = pod_of(deployment)["containers"]
@@ -306,8 +306,8 @@ def test_selectors_find_the_operator_and_nothing_else() -> None:
     assert not selector.items() <= test.items()
 
 
-def test_each_namespace_has_a_claim_that_stays() -> None:
-    """By default that is the release's namespace."""
+def test_each_namespace_has_a_pvc_that_helm_keeps() -> None:
+    """By default only the release's namespace has a PVC."""
     (claim,) = of_kind(render(), "PersistentVolumeClaim")
     assert claim["metadata"]["namespace"] == NAMESPACE
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
@@ -340,7 +340,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize(("address", "reached"), ADDRESSES)
 def test_loads_reach_the_internet_but_no_private_network(address: str, reached: bool) -> None:
-    """The cluster, link-local addresses and metadata servers are excluded."""
+    """The policy excludes the cluster, link-local addresses and metadata servers."""
     policy = one(render(), "NetworkPolicy", "sd-operator-loader-egress")
     _, rule = policy["spec"]["egress"]
     found = ipaddress.ip_address(address)
@@ -357,7 +357,7 @@ def test_loads_reach_the_internet_but_no_private_network(address: str, reached: 
 
 
 def test_only_loads_have_egress_besides_dns() -> None:
-    """Clean-ups and sweeps need the volume only, and nothing may connect to a loader."""
+    """Clean-ups and sweeps need only the volume. No Pod may connect to a loader."""
     objects = render({"loader": {"extraEgress": [{"ports": [{"port": 3128}]}]}})
     shut = one(objects, "NetworkPolicy", "sd-operator-loader")["spec"]
     (expression,) = shut["podSelector"]["matchExpressions"]
@@ -384,7 +384,7 @@ def test_only_loads_have_egress_besides_dns() -> None:
 
 
 def test_the_sweep_runs_the_loader_without_the_operators_labels() -> None:
-    """The operator watches Jobs by label and would take it for a load."""
+    """The operator selects Jobs by label and would treat a labelled sweep as a load."""
     cron = one(render({"sweep": {"enabled": True}}), "CronJob")
     template = cron["spec"]["jobTemplate"]["spec"]["template"]
     (container,) = template["spec"]["containers"]
@@ -397,7 +397,7 @@ def test_the_sweep_runs_the_loader_without_the_operators_labels() -> None:
 
 
 def test_the_sweeps_command_runs(tmp_path: Path) -> None:
-    """It runs here as in a Pod, on a volume without models."""
+    """The test runs the command of the Pod on a volume without models."""
     cron = one(render({"sweep": {"enabled": True}}), "CronJob")
     (container,) = pod_of(cron)["containers"]
     arguments = [str(tmp_path) if word == "/models" else word for word in container["args"]]
@@ -409,7 +409,7 @@ def test_the_sweeps_command_runs(tmp_path: Path) -> None:
 
 
 def test_make_chart_packages_both(tmp_path: Path) -> None:
-    """A packaged chart renders as its folder does."""
+    """A packaged chart renders the same objects as its folder."""
     for chart in (OPERATOR, CATALOG):
         done = helm("package", chart, "--destination", tmp_path)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The script of `helm test`, against a real operator and API server."""
+"""Tests of the script of `helm test` with a real operator and API server."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def probes_port(cluster: Cluster) -> int:
     raise AssertionError(cluster.operator_log())
 
 
-def test_it_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path) -> None:
-    """The operator is ready, the kind is served, and the claim exists."""
+def test_check_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path) -> None:
+    """The operator is ready, the CRD is served, and the PVC exists."""
     env = env_of(render({"models": {"namespaces": [cluster.namespace]}}))
     in_a_pod = {"KUBERNETES_SERVICE_HOST", "HOME"}
     cluster.start_operator(**{key: env[key] for key in env.keys() - in_a_pod})
@@ -79,8 +79,8 @@ def test_it_succeeds_with_a_running_operator(cluster: Cluster, tmp_path: Path) -
     assert nobody.returncode == 1
 
 
-def test_it_fails_without_an_operator(cluster: Cluster, tmp_path: Path) -> None:
-    """It waits for a while first, since an upgrade may be under way."""
+def test_check_fails_without_an_operator(cluster: Cluster, tmp_path: Path) -> None:
+    """The script normally waits for a while first, because an upgrade may be running."""
     done = check(cluster, 9, tmp_path, PATIENCE_SECONDS="0")
 
     assert done.returncode == 1
@@ -88,7 +88,7 @@ def test_it_fails_without_an_operator(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_the_pod_runs_this_script_with_the_operators_account() -> None:
-    """It runs in the operator's image, which has Python."""
+    """The Pod uses the operator's image, because the script needs Python."""
     objects = render()
     pod = pod_of(one(objects, "Pod"))
     (container,) = pod["containers"]

@@ -1,4 +1,4 @@
-"""The chart in a real cluster: installed, upgraded, rolled back, tested and removed, with RBAC.
+"""The chart in a real cluster with RBAC: install, upgrade, roll back, test and remove.
 
 `make test-cluster KUBECONFIG=…` runs these tests, since standalone has neither Deployments nor
 RBAC. SD_TEST_OPERATOR_IMAGE names an image of the operator that the nodes can pull, for `helm
@@ -31,12 +31,12 @@ ACCOUNT = "sd-operator"
 
 
 def values(**more: object) -> Json:
-    """Return values for tests; the tests' cluster has the kind already."""
+    """Return values for a test release; the cluster already has the CRD."""
     return {"crd": {"install": False}, "fullnameOverride": ACCOUNT, **more}
 
 
 def may(release: Release, verb: str, resource: str, namespace: str) -> bool:
-    """Return whether the API server grants the operator a right on KIND[/NAME][:SUB]."""
+    """Return whether the API server allows the operator a verb on KIND[/NAME][:SUB]."""
     account = f"system:serviceaccount:{release.cluster.namespace}:{ACCOUNT}"
     kind, _, sub = resource.partition(":")
     options = [f"--as={account}", f"--namespace={namespace}"]
@@ -54,7 +54,7 @@ def release(request: pytest.FixtureRequest, backend: Backend, tmp_path: Path) ->
 
 @contextlib.contextmanager
 def released(backend: Backend, program: str, work: Path) -> Iterator[Release]:
-    """A namespace for a release by one of the two Helms."""
+    """A namespace for a release, and one of the two Helm versions."""
     if backend.name == "standalone":
         pytest.skip("standalone has no Deployments and no RBAC: KUBECONFIG or KUBEBUILDER_ASSETS")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
@@ -68,7 +68,7 @@ def released(backend: Backend, program: str, work: Path) -> Iterator[Release]:
 
 
 def test_install_upgrade_rollback_uninstall(release: Release) -> None:
-    """The claim and its files survive the release, and a second release takes the claim over."""
+    """The PVC and its files survive the release, and a second release takes over the PVC."""
     cluster = release.cluster
     release.helm("install", "sd", str(OPERATOR), values=values())
     claim = cluster.get("pvc", "models")["metadata"]["uid"]
@@ -90,8 +90,8 @@ def test_install_upgrade_rollback_uninstall(release: Release) -> None:
 @pytest.mark.parametrize(
     "given", [{}, {"models": {"clusterWide": True}}, FULL], ids=["defaults", "cluster-wide", "full"]
 )
-def test_the_api_server_takes_every_object(backend: Backend, tmp_path: Path, given: Json) -> None:
-    """A dry run finds no unknown field and no warning."""
+def test_the_api_server_accepts_every_object(backend: Backend, tmp_path: Path, given: Json) -> None:
+    """A dry run reports no unknown field and no warning."""
     with released(backend, "helm", tmp_path) as release:
         cluster = release.cluster
         models = {**given.get("models", {})}
@@ -119,7 +119,7 @@ def apply(cluster: Cluster, manifest: Json) -> subprocess.CompletedProcess[str]:
 
 
 def take_over(release: Release) -> list[str]:
-    """Return the install options by which a release takes over a kind applied by hand."""
+    """Return the install options with which a release takes over a CRD that was applied by hand."""
     if release.program == "helm":
         # Helm 4 applies server-side, where another's fields are a conflict.
         return ["--take-ownership", "--force-conflicts"]
@@ -134,7 +134,7 @@ def take_over(release: Release) -> list[str]:
 
 
 def eventually(holds: Callable[[], bool], timeout: float = 30.0) -> None:
-    """Wait until something holds; a changed kind is served a moment later."""
+    """Wait until the condition is true; the API server serves a changed CRD a moment later."""
     deadline = time.monotonic() + timeout
     while not holds():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -142,8 +142,8 @@ def eventually(holds: Callable[[], bool], timeout: float = 30.0) -> None:
 
 
 @pytest.mark.parametrize("program", sorted(HELMS))
-def test_an_upgrade_brings_the_newer_kind(backend: Backend, tmp_path: Path, program: str) -> None:
-    """Its new fields are served, models stay, and the kind survives the release."""
+def test_an_upgrade_installs_the_newer_crd(backend: Backend, tmp_path: Path, program: str) -> None:
+    """New fields are served, models stay, and the CRD survives the release."""
     if backend.name != "kube-apiserver":
         pytest.skip("the kind belongs to all of a cluster; this needs KUBEBUILDER_ASSETS")
     older = tmp_path / "older"
@@ -193,8 +193,10 @@ MAY_NOT = [
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
-def test_the_api_server_grants_what_the_chart_says(release: Release, cluster_wide: bool) -> None:
-    """Rights in other namespaces exist only if they are cluster-wide."""
+def test_the_api_server_grants_the_rights_of_the_chart(
+    release: Release, cluster_wide: bool
+) -> None:
+    """The operator has rights in other namespaces only if the release is cluster-wide."""
     given = values(models={"clusterWide": cluster_wide})
     release.helm("install", "sd", str(OPERATOR), values=given)
 

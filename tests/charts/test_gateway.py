@@ -1,4 +1,4 @@
-"""The gateway in the chart: off by default, and in step with its settings and rights."""
+"""Tests of the gateway in the chart: off by default, and its settings and rights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOT_VALUES = {
     "PORT": "the container's port",
     "METRICS_PORT": "the container's port",
 }
-"""Settings without a value, and why."""
+"""Settings without a value in the chart, and the reason."""
 
 
 def settings(values: Any) -> Settings:
@@ -46,16 +46,16 @@ def test_the_gateway_is_disabled_by_default() -> None:
     assert not [item for item in render() if "gateway" in item["metadata"]["name"]]
 
 
-def test_without_values_it_has_its_own_defaults() -> None:
-    """Only what the chart gives to all loader Pods differs."""
+def test_gateway_without_values_has_its_own_defaults() -> None:
+    """Only settings that the chart gives to all loader Pods differ."""
     toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
     keys_file = Path("/etc/sd-gateway/keys/keys")
     placement = JobOverrides(tolerations=[toleration])
     assert settings(ON) == Settings(keys_file, loader=LoaderSettings(placement=placement))
 
 
-def test_every_value_arrives() -> None:
-    """Values that it shares with the operator arrive as well."""
+def test_every_value_reaches_the_gateway() -> None:
+    """The test includes values that the gateway shares with the operator."""
     found = settings(FULL)
     assert found.claim_name == "weights"
     assert found.loader.slim_image.startswith("registry.example.com/sd/slim@sha256:")
@@ -77,8 +77,8 @@ def test_every_value_arrives() -> None:
     assert (found.log_level, found.log_format) == ("DEBUG", "json")
 
 
-def test_it_reads_every_variable_and_has_a_value_for_each_setting() -> None:
-    """A setting without a value has a reason."""
+def test_gateway_reads_every_variable_of_the_chart() -> None:
+    """A setting without a value in the chart has a documented reason."""
     env = Recorder(env_of(render(FULL), "gateway"))
     Settings.from_env(env)
     given = {name for name in env.env if name.startswith(PREFIX)}
@@ -88,14 +88,14 @@ def test_it_reads_every_variable_and_has_a_value_for_each_setting() -> None:
 
 
 def test_the_ingress_host_is_the_public_url() -> None:
-    """The url uses https unless another one is given."""
+    """The public url is https://HOST unless the values give another url."""
     ingress = {"host": "models.example.com"}
     found = settings({"gateway": {"enabled": True, "ingress": ingress}})
     assert (found.public_url, found.cookie_secure) == ("https://models.example.com", True)
 
 
-def test_what_is_mounted_lies_where_it_looks() -> None:
-    """The Secret is mounted whole, since a file by subPath never changes."""
+def test_keys_and_ca_are_mounted_where_the_gateway_reads_them() -> None:
+    """Both are mounted as folders, because a file mounted by subPath never changes."""
     objects = render(FULL)
     found = settings(FULL)
     pod = pod_of(deployment(objects, "gateway"))
@@ -117,8 +117,8 @@ def test_what_is_mounted_lies_where_it_looks() -> None:
     }
 
 
-def test_its_selectors_find_it_alone() -> None:
-    """The operator's selectors do not match it."""
+def test_gateway_selectors_match_only_the_gateway() -> None:
+    """The operator's selectors do not match the gateway."""
     objects = render(with_value(FULL, ("crd", "install"), False))
     selector = deployment(objects, "gateway")["spec"]["selector"]["matchLabels"]
     name = "models-operator-gateway"
@@ -132,8 +132,8 @@ def test_its_selectors_find_it_alone() -> None:
     assert not theirs.items() <= labels.items()
 
 
-def test_it_is_probed_and_called_on_its_ports() -> None:
-    """Ingress, Service and container agree on the names of the ports."""
+def test_gateway_probes_and_service_use_its_ports() -> None:
+    """Ingress, Service and container use the same port names."""
     objects = render(FULL)
     (container,) = pod_of(deployment(objects, "gateway"))["containers"]
     default = Settings(Path("keys"))
@@ -162,7 +162,7 @@ def test_it_is_probed_and_called_on_its_ports() -> None:
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
-def test_its_account_has_its_rights_and_the_operators_has_not(cluster_wide: bool) -> None:
+def test_only_the_gateways_account_has_the_gateways_rights(cluster_wide: bool) -> None:
     """The rights are limited to the served namespaces."""
     models = {"namespaces": ["art", "ads"], "clusterWide": cluster_wide}
     objects = render({**ON, "models": models})
@@ -190,13 +190,13 @@ def test_its_account_has_its_rights_and_the_operators_has_not(cluster_wide: bool
 
 
 def test_without_a_host_there_is_no_ingress() -> None:
-    """The Service remains for any other way to it."""
+    """The Service still exists, so users can expose the gateway in another way."""
     assert not of_kind(render(ON), "Ingress")
     assert one(render(ON), "Service", NAME)
 
 
-def test_the_notes_say_how_to_make_a_key() -> None:
-    """The gateway's own Pod, which starts without keys, makes it."""
+def test_the_notes_show_how_to_make_a_key() -> None:
+    """A command in the gateway's own Pod, which starts without keys, makes the key."""
     done = helm("install", "sd", OPERATOR, "--dry-run=client", "-n", NAMESPACE, values=ON)
     notes = done.stdout.partition("NOTES:")[2]
     assert "deploy/sd-sd-operator-gateway -- sd-gateway new-key sd-system" in notes

@@ -1,8 +1,9 @@
-"""The images, built by buildah and run as a kubelet would run them.
+"""Tests that build the images with buildah and run them as a kubelet would.
 
-SD_TEST_BASE_IMAGE and SD_TEST_BUILD_IMAGE name local images for the build arguments of these names
-(docs/images.md says how to make them with debootstrap). SD_TEST_IMAGE_ARGS has further arguments of
-`buildah build`: a pip.conf as a secret, volumes with packages.
+The environment variables SD_TEST_BASE_IMAGE and SD_TEST_BUILD_IMAGE name local images; they are
+passed as the build arguments BASE_IMAGE and BUILD_IMAGE (docs/images.md tells how to make the
+images with debootstrap). SD_TEST_IMAGE_ARGS holds further arguments of `buildah build`, such as a
+pip.conf as a secret, or volumes with packages.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def operator() -> Iterator[Image]:
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
-    """A volume with the ownership that fsGroup gives it."""
+    """A volume whose owner and mode are those that fsGroup sets."""
     folder = tmp_path / "volume"
     folder.mkdir()
     os.chown(folder, 0, manifests.USER_ID)
@@ -76,7 +77,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 def job(url: str, hub: FakeHub, **spec: Any) -> dict[str, Any]:
-    """Return the Pod of the Job that the operator makes for a load."""
+    """Return the Pod of the Job that the operator creates for a load."""
     settings = Settings(
         loader=LoaderSettings(gpu_count=0),
         allowed_hosts=frozenset({hub.host}),
@@ -88,7 +89,7 @@ def job(url: str, hub: FakeHub, **spec: Any) -> dict[str, Any]:
 
 
 def test_the_loader_publishes_a_model(slim: Image, volume: Path, tmp_path: Path) -> None:
-    """It runs as in a Job: another uid, no capabilities, and only mounts are writable."""
+    """As in a Job, the uid is arbitrary, no capability is left, and only mounts are writable."""
     checkpoint = tmp_path / "tiny.safetensors"
     write_checkpoint(checkpoint)
     with FakeHub() as hub:
@@ -107,7 +108,7 @@ def test_the_loader_publishes_a_model(slim: Image, volume: Path, tmp_path: Path)
     assert {path.stat().st_uid for path in published.rglob("*")} == {manifests.USER_ID}
 
 
-def test_nothing_but_the_mounts_can_be_written(slim: Image, tmp_path: Path) -> None:
+def test_only_the_mounts_can_be_written(slim: Image, tmp_path: Path) -> None:
     """The process has no capability and cannot get any."""
     script = (
         "touch /opt/sd/x /usr/x /x /etc/x; touch /tmp/x && grep -E 'Cap|NoNew' /proc/self/status"
@@ -121,7 +122,7 @@ def test_nothing_but_the_mounts_can_be_written(slim: Image, tmp_path: Path) -> N
 
 
 def test_the_loader_starts_under_any_uid(slim: Image, tmp_path: Path) -> None:
-    """OpenShift gives each namespace its own uid without a name."""
+    """OpenShift gives each namespace its own uid, which has no user name."""
     other = Image(slim.root, {**slim.config, "User": "1000650000"})
     done = other.run(["sd-loader", "--version"], {"/tmp": imagerun.TMPFS}, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -131,16 +132,16 @@ def test_the_loader_starts_under_any_uid(slim: Image, tmp_path: Path) -> None:
     ("which", "megabytes"),
     [pytest.param("slim", 120, id="loader-slim"), pytest.param("operator", 150, id="operator")],
 )
-def test_it_is_small(request: pytest.FixtureRequest, which: str, megabytes: int) -> None:
-    """Its files over the base image are counted."""
+def test_image_is_small(request: pytest.FixtureRequest, which: str, megabytes: int) -> None:
+    """The limit counts the files that the image adds to its base image."""
     image: Image = request.getfixturevalue(which)
     files = [path for path in image.root.joinpath("opt/sd").rglob("*") if not path.is_symlink()]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= megabytes * MB
 
 
 @pytest.mark.parametrize("which", ["slim", "operator"])
-def test_it_has_only_what_it_runs(request: pytest.FixtureRequest, which: str) -> None:
-    """There is no pip, no compiler, no other image's package, and no replaceable bytecode."""
+def test_image_has_only_what_it_runs(request: pytest.FixtureRequest, which: str) -> None:
+    """An image has no pip, compiler, package of another image, or replaceable bytecode."""
     image: Image = request.getfixturevalue(which)
     environment = image.root / "opt" / "sd"
     (packages,) = environment.glob("lib/python3*/site-packages")
@@ -167,10 +168,10 @@ def _loose(path: Path) -> bool:
         ("operator", "sd_operator.gateway.app"),
     ],
 )
-def test_all_that_it_imports_is_compiled(
+def test_every_imported_module_has_bytecode(
     request: pytest.FixtureRequest, tmp_path: Path, which: str, module: str
 ) -> None:
-    """Compiling at each start would take a second, since the image is read-only."""
+    """Otherwise each start would take a second longer, because the image is read-only."""
     script = (
         f"import sys, {module}, os\n"
         "print([one.__file__ for one in list(sys.modules.values())"
@@ -182,8 +183,10 @@ def test_all_that_it_imports_is_compiled(
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_the_operator_says_what_it_misses(operator: Image, tmp_path: Path) -> None:
-    """Its default command is run outside of a cluster."""
+def test_the_operators_default_command_names_a_missing_setting(
+    operator: Image, tmp_path: Path
+) -> None:
+    """The test runs the default command outside a cluster."""
     done = operator.run(operator.command, {"/tmp": imagerun.TMPFS}, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("sd-operator: KUBECONFIG must name a file")
@@ -200,7 +203,7 @@ def for_the_image(file: Path, copy: Path) -> Path:
 def test_the_operators_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
-    """It runs on a cluster with the same uid and no capabilities."""
+    """The operator's image runs on a cluster under the same uid and without capabilities."""
     kubeconfig = for_the_image(
         operated.cluster.backend.operator_kubeconfig, tmp_path / "kubeconfig"
     )
@@ -225,7 +228,7 @@ def test_the_operators_image_loads_a_model(
 def test_the_gateways_image_loads_a_model(
     operator: Image, operated: Operated, tmp_path: Path
 ) -> None:
-    """The image has `sd-gateway` as well, and the operator does the load."""
+    """The operator's image also has `sd-gateway`; the operator does the load."""
     operated.start()
     (key,) = write_keys(tmp_path / "lines", operated.cluster.namespace)
     (port,) = free_ports(1)

@@ -1,4 +1,4 @@
-"""The images' files follow the project's rules; test_image_builds builds the images."""
+"""Tests of the Containerfiles and locks; test_image_builds builds the images."""
 
 from __future__ import annotations
 
@@ -53,27 +53,27 @@ def test_every_stage_begins_with_one_of_two_chosen_images(dockerfile: Dockerfile
 
 @both
 def test_no_default_image_is_untagged(dockerfile: Dockerfile) -> None:
-    """The defaults have tags and the Python that the locks are for."""
+    """Each default has a tag and the Python version that the locks are for."""
     for name in ("BUILD_IMAGE", "BASE_IMAGE"):
         tag = dockerfile.arguments[name].rpartition("/")[2].partition(":")[2]
         assert tag.startswith(f"{lock_images.PYTHON}-"), dockerfile.arguments[name]
 
 
 def test_all_images_share_a_base() -> None:
-    """A node that has pulled one has most of the others."""
+    """A node that has pulled one image already has most layers of the others."""
     assert OPERATOR.arguments == LOADER.arguments
 
 
 @images
-def test_it_runs_as_the_jobs_user(dockerfile: Dockerfile, target: str) -> None:
-    """The user is a number, from which the kubelet knows that it is not root."""
+def test_image_runs_as_the_user_of_jobs(dockerfile: Dockerfile, target: str) -> None:
+    """The user is a number, so that the kubelet knows that it is not root."""
     users = [one.text for one in dockerfile.built(target) if one.word == "USER"]
     assert users == [f"{manifests.USER_ID}:{manifests.USER_ID}"]
 
 
 @images
-def test_the_image_says_what_it_is(dockerfile: Dockerfile, target: str) -> None:
-    """It has the labels that registries show."""
+def test_image_has_labels(dockerfile: Dockerfile, target: str) -> None:
+    """Registries show these labels."""
     found = dockerfiles.labels(dockerfile.built(target))
     words = ("title", "description", "licenses", "version", "revision")
     assert set(found) == {f"org.opencontainers.image.{word}" for word in words}
@@ -84,7 +84,7 @@ def test_the_image_says_what_it_is(dockerfile: Dockerfile, target: str) -> None:
 
 @images
 def test_nothing_is_installed_in_the_image_itself(dockerfile: Dockerfile, target: str) -> None:
-    """It copies the finished environment and runs it once, so that a wrong base fails the build."""
+    """The image copies a finished environment and runs it once, so a wrong base fails the build."""
     commands = [one for one in dockerfile.built(target) if one.word == "RUN"]
     assert [one.words[0] for one in commands] in (["sd-operator"], ["python3"])
     taken = [
@@ -95,7 +95,7 @@ def test_nothing_is_installed_in_the_image_itself(dockerfile: Dockerfile, target
 
 @images
 def test_the_entry_point_is_one_of_the_project(dockerfile: Dockerfile, target: str) -> None:
-    """It is on the image's PATH, since Jobs name it without a path."""
+    """The entry point is on the image's PATH, because Jobs name it without a path."""
     (entry,) = [one.words for one in dockerfile.built(target) if one.word == "ENTRYPOINT"]
     assert entry[0] in PROJECT["project"]["scripts"]
     env = " ".join(one.text for one in dockerfile.built(target) if one.word == "ENV")
@@ -105,21 +105,21 @@ def test_the_entry_point_is_one_of_the_project(dockerfile: Dockerfile, target: s
 
 
 def test_jobs_run_the_loaders_entry_point() -> None:
-    """The operator's manifests and the image agree."""
+    """The operator's manifests name the entry point of the image."""
     (entry,) = [one.words for one in LOADER.built("slim") if one.word == "ENTRYPOINT"]
     golden = (ROOT / "tests/operator/rules/golden" / "load-gpu.yaml").read_text()
     assert f"command:\n        - {entry[0]}\n" in golden
 
 
 def test_the_operators_image_serves_a_cluster_by_default() -> None:
-    """`docker run` without arguments does what the Deployment does."""
+    """`docker run` without arguments runs the command of the Deployment."""
     (command,) = [one.words for one in OPERATOR.built("") if one.word == "CMD"]
     assert command == ["run"]
 
 
 @both
 def test_every_package_is_locked(dockerfile: Dockerfile) -> None:
-    """Wheels are locked by digest; torch, the builder's choice, by version."""
+    """Wheels are locked by digest. The builder chooses torch, which is locked by version."""
     installs = [
         command
         for one in dockerfile.everything()
@@ -137,7 +137,7 @@ def test_every_package_is_locked(dockerfile: Dockerfile) -> None:
 
 @both
 def test_no_host_and_no_secret_is_named(dockerfile: Dockerfile) -> None:
-    """Mirrors and credentials come from the builder's pip.conf, which no layer keeps."""
+    """Mirrors and credentials come from the builder's pip.conf, which is not in any layer."""
     assert "://" not in dockerfile.path.read_text()
     for one in dockerfile.everything():
         if one.word in ("ARG", "ENV"):
@@ -148,8 +148,8 @@ def test_no_host_and_no_secret_is_named(dockerfile: Dockerfile) -> None:
 
 
 @both
-def test_what_is_copied_is_there_and_in_the_context(dockerfile: Dockerfile) -> None:
-    """.dockerignore does not exclude it."""
+def test_copied_paths_exist_in_the_build_context(dockerfile: Dockerfile) -> None:
+    """.dockerignore does not exclude them."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines, "what is not named stays out"
     allowed = [line[1:] for line in lines if line.startswith("!")]
@@ -172,15 +172,15 @@ def test_dockerignore_names_existing_paths_only() -> None:
             assert (ROOT / line[1:]).exists(), line
 
 
-def test_torch_is_the_tested_one_by_default() -> None:
-    """TORCH_SPEC's default is the version that the tests use."""
+def test_torch_has_the_tested_version_by_default() -> None:
+    """The default of TORCH_SPEC is the version that the tests use."""
     (argument,) = [one.text for one in LOADER.everything() if one.text.startswith("TORCH_SPEC=")]
     assert argument.removeprefix("TORCH_SPEC=") == f"torch=={_constraints()['torch']}"
 
 
 @locks
 def test_locks_have_the_tested_versions(lock: lock_images.Lock) -> None:
-    """The images have the versions of constraints.txt; `make lock` writes the locks."""
+    """The locks agree with constraints.txt; `make lock` writes them."""
     constraints = _constraints()
     for name, version in _pins(lock).items():
         assert constraints[name] == version, f"{name}: run `make lock`"
@@ -188,7 +188,7 @@ def test_locks_have_the_tested_versions(lock: lock_images.Lock) -> None:
 
 @locks
 def test_locks_name_wheels_by_digest(lock: lock_images.Lock) -> None:
-    """Each package has at least one wheel, and the file has nothing else."""
+    """Each package has at least one wheel, and a lock has no other entries."""
     text = (lock_images.FOLDER / f"{lock.name}.txt").read_text()
     entry = r"[A-Za-z0-9_.-]+==[^\s\\]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
     assert re.fullmatch(f"{re.escape(lock_images.HEADER)}({entry})+", text)
@@ -198,12 +198,12 @@ def test_locks_name_wheels_by_digest(lock: lock_images.Lock) -> None:
     "lock", [pytest.param(one, id=one.name) for one in lock_images.LOCKS if one.extra]
 )
 def test_locks_are_complete(lock: lock_images.Lock) -> None:
-    """They have exactly what the packages require, without torch and its own requirements."""
+    """The locks have exactly the required packages, without torch and what only torch requires."""
     assert set(_pins(lock)) == _closure(lock), "run `make lock`"
 
 
-def test_the_operator_imports_little_of_what_is_not_compiled_for_it() -> None:
-    """Only these generated classes of the Kubernetes client have bytecode in its image."""
+def test_the_operator_imports_few_generated_kubernetes_classes() -> None:
+    """The image has bytecode of such a class only if the operator imports the class."""
     (command,) = [one.text for one in OPERATOR.everything() if "compileall" in one.text]
     (left_out,) = re.findall(r"compileall .*-x '([^']+)'", command)
     imported = "import sd_operator.runtime.run, sd_operator.gateway.app"
@@ -220,7 +220,7 @@ def test_the_operator_imports_little_of_what_is_not_compiled_for_it() -> None:
 
 
 @both
-def test_hadolint_finds_nothing(dockerfile: Dockerfile) -> None:
+def test_hadolint_reports_no_problem(dockerfile: Dockerfile) -> None:
     """No rule is switched off."""
     program = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([program, dockerfile.path], capture_output=True, text=True, timeout=60)
@@ -234,7 +234,7 @@ def test_hadolint_finds_nothing(dockerfile: Dockerfile) -> None:
         pytest.param(LoaderSettings().slim_image, "loader-slim", id="loader-slim"),
     ],
 )
-def test_make_images_tags_what_the_operator_asks_for(image: str, name: str) -> None:
+def test_make_images_uses_the_tags_that_the_operator_expects(image: str, name: str) -> None:
     """The settings' defaults are the names of the built images."""
     makefile = (ROOT / "Makefile").read_text()
     (registry,) = re.findall(r"^IMAGE_REGISTRY \?= (\S+)$", makefile, re.MULTILINE)
@@ -252,7 +252,7 @@ def test_make_images_tags_what_the_operator_asks_for(image: str, name: str) -> N
 def test_make_images_builds_with_the_installed_builder(
     tmp_path: Path, there: tuple[str, ...], used: str
 ) -> None:
-    """It builds three images with the version and the revision."""
+    """`make images` builds three images with the version and the revision as build arguments."""
     for name in there:
         _program(tmp_path, name, 'echo "$0 $*"')
     done = _make_images(tmp_path)
@@ -265,7 +265,7 @@ def test_make_images_builds_with_the_installed_builder(
 
 
 def test_make_images_says_what_to_install(tmp_path: Path) -> None:
-    """The message appears if neither builder is installed."""
+    """The message appears if neither docker nor buildah is installed."""
     done = _make_images(tmp_path)
     assert done.returncode != 0
     assert "make images needs docker or buildah" in done.stderr

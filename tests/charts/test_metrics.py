@@ -1,4 +1,4 @@
-"""Alerts and dashboard use existing metrics and fire when they should."""
+"""Alerts and dashboard use existing metrics, and alerts fire when they should."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule
 
 
 def promtool(*arguments: object) -> str:
-    """Return what promtool prints; it must succeed. Skip the test if it is not installed."""
+    """Run promtool, which must succeed, and return its output. Skip if it is not installed."""
     path = shutil.which("promtool")
     if path is None:
         pytest.skip("promtool is not on PATH: apt install prometheus")
@@ -68,7 +68,7 @@ EXPRESSIONS = [
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_every_metric_and_label_exists(expression: str) -> None:
-    """A query of a renamed metric would never return anything."""
+    """A query of a metric that does not exist would silently return no data."""
     known = series()
     metrics = set(re.findall(r"\bsdmodel_\w+", expression))
     matched = set(re.findall(r"(\w+)\s*[=!]~?\s*\"", expression))
@@ -85,7 +85,7 @@ def test_every_metric_and_label_exists(expression: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_every_alert_is_tried_both_ways(rule: dict[str, Any]) -> None:
-    """Each alert has a row in which it fires and one in which it does not."""
+    """Each alert has a row in which it fires and one in which it does not fire."""
     rows = [
         row
         for case in yaml.safe_load(UNIT_TESTS.read_text())["tests"]
@@ -105,7 +105,7 @@ def test_the_alerts_fire_when_they_should() -> None:
 
 
 def test_the_dashboards_queries_parse(tmp_path: Path) -> None:
-    """Each is tried as the expression of a rule."""
+    """Promtool parses each query as the expression of a rule."""
     rules = [{"record": f"query:{n}", "expr": query} for n, query in enumerate(queries())]
     path = tmp_path / "queries.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
@@ -113,8 +113,8 @@ def test_the_dashboards_queries_parse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_no_alert_passes_over_a_reason(rule: dict[str, Any]) -> None:
-    """The omitted reasons are normal, or another alert covers them."""
+def test_alerts_exclude_only_known_reasons(rule: dict[str, Any]) -> None:
+    """Another alert covers the one reason that an alert may exclude."""
     left_out = set()
     for operator, words in re.findall(r'reason(!~|!=)"([^"]*)"', rule["expr"]):
         left_out |= set(words.split("|") if operator == "!~" else [words])

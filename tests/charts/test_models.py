@@ -1,4 +1,4 @@
-"""The chart sd-models (a catalog) and the ControlNets that come with it."""
+"""Tests of the chart sd-models (a catalog) and its example of ControlNets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_schema_is_made_from_the_contract() -> None:
     assert (CATALOG / "values.schema.json").read_text() == catalog_schema()
 
 
-def test_the_example_is_the_vendors_eleven() -> None:
+def test_the_example_has_the_vendors_eleven_controlnets() -> None:
     """The chart and examples/ name them by id alone."""
     wanted = {key: {"modelType": "controlnet", "revision": "fp16"} for key in CONTROLNET_REPOS}
     examples = yaml.safe_load_all((ROOT / "examples" / "controlnets.yaml").read_text())
@@ -38,7 +38,7 @@ def test_the_example_is_the_vendors_eleven() -> None:
 
 
 def test_a_model_takes_missing_fields_from_the_defaults() -> None:
-    """A field is taken whole, and False counts as given."""
+    """Fields are not merged, and an explicit false is kept."""
     values = {
         "defaults": {"suspend": True, "verify": {"weights": True}, "priority": 3},
         "models": {
@@ -73,8 +73,8 @@ def test_an_empty_catalog_is_valid() -> None:
         pytest.param({"job": {"resources": {"limit": {}}}}, "limit", id="deep"),
     ],
 )
-def test_a_wrong_model_is_refused_before_the_cluster(program: str, model: Json, where: str) -> None:
-    """The schema comes from the contract's types."""
+def test_helm_rejects_an_invalid_model(program: str, model: Json, where: str) -> None:
+    """The chart's schema is generated from the contract's types."""
     done = helm("template", "x", CATALOG, values={"models": {"a": model}}, program=program)
     assert done.returncode != 0
     assert where in done.stderr
@@ -85,7 +85,7 @@ def test_a_wrong_model_is_refused_before_the_cluster(program: str, model: Json, 
 def test_a_catalog_is_installed_changed_rolled_back_and_removed(
     cluster: Cluster, program: str, tmp_path: Path
 ) -> None:
-    """Helm does it against the tests' API server; a model that leaves the catalog is deleted."""
+    """Helm uses the tests' API server; a model that leaves the catalog is deleted."""
     release = Release(cluster, program, tmp_path)
 
     def models() -> dict[str, Any]:
@@ -107,8 +107,8 @@ def test_a_catalog_is_installed_changed_rolled_back_and_removed(
     assert models() == {}
 
 
-def test_every_example_of_a_folder_is_yaml() -> None:
-    """Helm's values are among them."""
+def test_every_example_is_yaml() -> None:
+    """The test also reads the example values for Helm."""
     for path in [*Path(ROOT / "examples").glob("*.yaml"), *CATALOG.glob("*.yaml")]:
         assert list(yaml.safe_load_all(path.read_text()))
     assert of_kind(render(CONTROLNETS, CATALOG), "StableDiffusionModel")

@@ -13,13 +13,13 @@ from tests.support.charts.pod_security import BASELINE, RESTRICTED, violations
 
 @pytest.mark.parametrize("pod", [*JOB_PODS, *chart_pods()])
 def test_the_pod_is_admitted(pod: Json) -> None:
-    """Every control admits it."""
+    """No control of the standard rejects the Pod."""
     assert violations(pod) == []
 
 
 @pytest.mark.parametrize("pod", JOB_PODS)
 def test_a_loader_has_no_token_and_a_read_only_root(pod: Json) -> None:
-    """The standard asks for less; a user's own security context may differ."""
+    """The standard does not require this, and a user's own security context may differ."""
     assert pod["automountServiceAccountToken"] is False
     containers = pod["containers"] + pod.get("initContainers", [])
     if VALUES["loader"]["securityContext"] == {} and "fsGroup" in pod["securityContext"]:
@@ -28,7 +28,7 @@ def test_a_loader_has_no_token_and_a_read_only_root(pod: Json) -> None:
 
 @pytest.mark.parametrize(("control", "path", "value"), SPOILED)
 def test_a_spoiled_pod_is_refused(control: str, path: str, value: Any) -> None:
-    """The control for that field refuses it."""
+    """One field is changed, and the control for that field rejects the Pod."""
     found = violations(spoiled(path, value))
 
     assert control in {one.partition(": ")[0] for one in found} | {
@@ -37,5 +37,5 @@ def test_a_spoiled_pod_is_refused(control: str, path: str, value: Any) -> None:
 
 
 def test_every_control_is_tried() -> None:
-    """Each control refuses at least one Pod."""
+    """Each control rejects at least one Pod of the table."""
     assert {control for control, _, _ in SPOILED} == {one.name for one in BASELINE + RESTRICTED}

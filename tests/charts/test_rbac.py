@@ -26,25 +26,25 @@ from tests.support.charts.helmcharts import (
 from tests.support.kube import rights
 
 Right = tuple[str, str]
-"""A verb and a resource, with its subresource."""
+"""A verb, and a resource with its subresource."""
 
 WITHOUT_REQUEST = {("update", "stablediffusionmodels/finalizers")}
-"""For admission's OwnerReferencesPermissionEnforcement alone: Jobs block their owner's deletion."""
+"""The admission plugin OwnerReferencesPermissionEnforcement requires it for blocking owners."""
 GIVEN_BY_USERS = {("get", "secrets")}
-"""For spec.webhookSecretRef; a Role in the model's namespace names the Secret."""
+"""Users grant it with a Role that names the Secret of spec.webhookSecretRef."""
 
 
 def granted(rules: list[Json]) -> set[Right]:
-    """Return the rights that rules grant."""
+    """Return the rights that these RBAC rules grant."""
     return {(verb, name) for rule in rules for verb in rule["verbs"] for name in rule["resources"]}
 
 
 OPERATOR = ("runtime", "reconciler", "rules", "resources", "clients", "base")
-"""The rooms of the operator's process; gateway, cli and standalone run elsewhere."""
+"""The packages of the operator's process; gateway, cli and standalone run in other processes."""
 
 
 def calls(*rooms: str) -> Iterator[ast.Call]:
-    """Yield the calls of methods in the modules of some rooms."""
+    """Yield the method calls in the modules of these packages."""
     for room in rooms:
         for path in Path(sd_operator.__path__[0], room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -53,7 +53,7 @@ def calls(*rooms: str) -> Iterator[ast.Call]:
 
 
 def requests(*rooms: str) -> set[Right]:
-    """Return the requests that some rooms make of the operator's own client."""
+    """Return the requests that these packages send through the operator's own client."""
     found = set()
     for call in calls(*rooms):
         assert isinstance(call.func, ast.Attribute)
@@ -69,7 +69,7 @@ def requests(*rooms: str) -> set[Right]:
 
 
 def watched() -> set[Right]:
-    """Return what kopf lists and watches."""
+    """Return the rights that kopf needs to list and watch."""
     registry: Any = register(None, Settings())  # type: ignore[arg-type]
     kinds = {
         selector.plural or selector.any_name for selector in registry._watching.get_all_selectors()
@@ -88,18 +88,18 @@ def test_every_right_is_used_and_every_request_is_granted() -> None:
 
 
 def test_the_gateway_has_the_rights_that_it_uses() -> None:
-    """All of its modules are read."""
+    """The test reads all modules of the gateway."""
     assert requests("gateway") == granted(GATEWAY_RULES)
 
 
 def test_the_cluster_tests_run_under_the_charts_rights() -> None:
-    """A missing or unused right that they find is one of the chart."""
+    """If those tests find a missing or unused right, the chart has the same fault."""
     assert granted(rights.RULES) == granted(RULES) | granted(LEADER_RULES)
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["per namespace", "cluster-wide"])
 def test_no_secret_is_read_and_no_pod_entered(cluster_wide: bool) -> None:
-    """No role of the chart has a wildcard verb or resource."""
+    """No role can read Secrets or exec into Pods, and none has a wildcard."""
     objects = render({"models": {"clusterWide": cluster_wide}, "gateway": {"enabled": True}})
     for role in of_kind(objects, "Role") + of_kind(objects, "ClusterRole"):
         for rule in role["rules"]:
@@ -110,8 +110,8 @@ def test_no_secret_is_read_and_no_pod_entered(cluster_wide: bool) -> None:
 SUBJECTS = [{"kind": "ServiceAccount", "name": "sd-operator", "namespace": NAMESPACE}]
 
 
-def test_per_namespace_there_is_a_role_in_each_and_none_beyond() -> None:
-    """The Lease's role is in the release's namespace."""
+def test_each_served_namespace_has_a_role() -> None:
+    """Only the role for the Lease is in the release's namespace."""
     objects = render({"models": {"namespaces": ["art", "ads"]}, "rbac": {"aggregate": False}})
     roles = {
         (item["metadata"]["namespace"], item["metadata"]["name"]): item["rules"]
@@ -133,7 +133,7 @@ def test_per_namespace_there_is_a_role_in_each_and_none_beyond() -> None:
 
 
 def test_cluster_wide_there_is_one_role_for_all() -> None:
-    """Its name contains the release's namespace, so that two releases do not share it."""
+    """The role's name contains the release's namespace, so that two releases do not share it."""
     objects = render({"models": {"clusterWide": True}, "rbac": {"aggregate": False}})
     binding = one(objects, "ClusterRoleBinding")
 
@@ -143,7 +143,7 @@ def test_cluster_wide_there_is_one_role_for_all() -> None:
     assert [item["metadata"]["name"] for item in of_kind(objects, "Role")] == ["sd-operator-leader"]
 
 
-def test_an_administrator_may_bring_roles_and_an_account() -> None:
+def test_an_administrator_may_supply_roles_and_an_account() -> None:
     """The chart then creates no RBAC objects and uses the given account."""
     objects = render(
         {"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "mine"}}

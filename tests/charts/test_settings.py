@@ -37,16 +37,16 @@ NOT_VALUES = {
     "STUCK_SECONDS": "for rare cases: extraEnv",
     "LEADER_ELECTION": "on in a Pod; off with more than one operator would do harm",
 }
-"""Settings without a value, and why."""
+"""Settings without a value in the chart, and the reason."""
 
 
 def settings_of(variables: Mapping[str, str]) -> set[str]:
-    """Return the names of settings among the names of variables."""
+    """Return the names of settings among these variables, without their prefix."""
     return {name.removeprefix(PREFIX) for name in variables if name.startswith(PREFIX)}
 
 
 def test_a_release_without_values_has_the_operators_own_defaults() -> None:
-    """Only its namespace and its Pods' tolerations differ."""
+    """The chart sets only the namespace and the tolerations of loader Pods."""
     settings = Settings.from_env(env_of(render()))
 
     toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
@@ -60,8 +60,8 @@ def test_a_release_without_values_has_the_operators_own_defaults() -> None:
         assert {"name": name, "containerPort": port} in container["ports"]
 
 
-def test_every_value_arrives_as_the_setting_that_it_is_meant_to_be() -> None:
-    """Helm reads numbers above a million as floats, and they arrive as well."""
+def test_every_value_sets_its_setting() -> None:
+    """Helm reads numbers above a million as floats, and these are converted correctly."""
     settings = Settings.from_env(env_of(render(FULL)))
 
     registry = "registry.example.com/sd"
@@ -99,8 +99,8 @@ def test_every_value_arrives_as_the_setting_that_it_is_meant_to_be() -> None:
     assert settings.lease_namespace == NAMESPACE
 
 
-def test_the_webhooks_key_and_authorities_lie_where_the_operator_looks() -> None:
-    """They are mounted from the Secret and the ConfigMap of the values."""
+def test_webhook_key_and_ca_are_mounted_where_the_operator_reads_them() -> None:
+    """The values name the Secret of the key and the ConfigMap of the certificate authorities."""
     objects = render(FULL)
     settings = Settings.from_env(env_of(objects))
     pod = pod_of(deployment(objects))
@@ -123,8 +123,8 @@ def test_the_operator_reads_every_variable_of_the_chart() -> None:
     assert settings_of(env.env) <= settings_of(dict.fromkeys(env.asked, ""))
 
 
-def test_every_setting_is_a_value_or_has_a_reason_not_to_be() -> None:
-    """A new setting needs one of the two."""
+def test_every_setting_without_a_value_has_a_reason() -> None:
+    """A new setting needs either a value in the chart or an entry in NOT_VALUES."""
     env = Recorder(env_of(render(FULL)))
     Settings.from_env(env)
 
@@ -133,22 +133,22 @@ def test_every_setting_is_a_value_or_has_a_reason_not_to_be() -> None:
 
 
 def test_cluster_wide_means_all_namespaces() -> None:
-    """Claims are still created in the listed namespaces only."""
+    """PVCs are still created only in the listed namespaces."""
     values = with_value(FULL, ("models", "clusterWide"), True)
     assert Settings.from_env(env_of(render(values))).namespaces == ()
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
 def test_the_chart_secures_its_pods_as_the_operator_does(kind: str) -> None:
-    """One restricted context is written in two places."""
+    """The same restricted security context is written in the chart and in the operator."""
     pod = pod_of(one(render({"sweep": {"enabled": True}}), kind))
 
     assert pod["securityContext"] == _POD_SECURITY
     assert pod["containers"][0]["securityContext"] == _CONTAINER_SECURITY
 
 
-def test_the_sweep_mounts_what_loads_mount() -> None:
-    """Claim, image and retention are the same."""
+def test_the_sweep_uses_the_volume_and_image_of_loads() -> None:
+    """PVC, image and retention are the same."""
     objects = render(FULL)
     settings = Settings.from_env(env_of(objects))
     pod = pod_of(of_kind(objects, "CronJob")[0])
@@ -164,7 +164,7 @@ def test_the_sweep_mounts_what_loads_mount() -> None:
 
 @pytest.mark.parametrize("values", [{"sweep": {"enabled": True}}, FULL], ids=["default", "full"])
 def test_the_gateways_sweep_is_that_of_the_chart(values: dict[str, Any]) -> None:
-    """The Pod differs only in its resources, and each recognises the other's Job."""
+    """The two Pods differ only in resources, and each side recognises the other's Job."""
     objects = render(values)
     settings = Settings.from_env(env_of(objects))
     template = of_kind(objects, "CronJob")[0]["spec"]["jobTemplate"]

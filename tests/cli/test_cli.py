@@ -255,7 +255,7 @@ def node(gpus: str | None) -> dict[str, Any]:
 def test_check_of_gpus_counts_the_operators_resource(
     nodes: Any, level: Level, message: str
 ) -> None:
-    """The check counts the GPU resource that the operator's environment names."""
+    """The name of the GPU resource comes from the environment of the operator's Pod."""
     finding = doctor.check_gpus(nodes, doctor.gpu_resource([pod()]))
     assert (finding.level, message in finding.message) == (level, True)
 

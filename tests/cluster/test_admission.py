@@ -1,4 +1,4 @@
-"""The Pod Security Standard `restricted`, enforced by a real API server and by our own table."""
+"""A real API server and our own table both enforce the Pod Security Standard `restricted`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.kube.cluster import Backend, Cluster, namespace_of
 pytestmark = pytest.mark.cluster
 
 NO_POD_AT_ALL = {"HostProcess", "Privileged Containers", "/proc Mount Type"}
-"""Controls of fields that no Pod can have together with ours: it is refused as invalid before."""
+"""Controls whose fields make our Pods invalid, so the API server rejects the Pods earlier."""
 
 
 @pytest.fixture(scope="module")
 def restricted(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A namespace that admits only what the standard allows."""
+    """A namespace that admits only Pods that satisfy the standard."""
     if backend.name == "standalone":
         pytest.skip("standalone admits every Pod: KUBECONFIG or KUBEBUILDER_ASSETS")
     with namespace_of(backend, tmp_path_factory.mktemp("restricted")) as cluster:
@@ -29,7 +29,7 @@ def restricted(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def manifest(pod: Json) -> str:
-    """Return a Pod with this spec, without its references to objects in the cluster."""
+    """Return a Pod with this spec, but without references to other objects in the cluster."""
     named = ("priorityClassName", "runtimeClassName", "serviceAccountName", "imagePullSecrets")
     spec = {key: value for key, value in pod.items() if key not in named}
     item = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ours"}, "spec": spec}
@@ -38,15 +38,15 @@ def manifest(pod: Json) -> str:
 
 @pytest.mark.parametrize("pod", [*JOB_PODS, *chart_pods()])
 def test_our_pods_are_admitted(restricted: Cluster, pod: Json) -> None:
-    """The Pods of Jobs and of the chart are tried."""
+    """The rows are the Pods of Jobs and of the chart."""
     restricted.kubectl("create", "--dry-run=server", "-f", "-", stdin=manifest(pod))
 
 
 @pytest.mark.parametrize(("control", "path", "value"), SPOILED)
-def test_what_our_table_rejects_is_rejected(
+def test_the_api_server_rejects_what_our_table_rejects(
     restricted: Cluster, control: str, path: str, value: Any
 ) -> None:
-    """The table that other tests use agrees with the API server."""
+    """Tests without a cluster rely on this table."""
     item = manifest(spoiled(path, value))
 
     complaint = restricted.refused("create", "--dry-run=server", "-f", "-", stdin=item)

@@ -1,7 +1,7 @@
-"""A model's life with every fault of the API server at every request: it always ends the same.
+"""A model's life ends the same with every fault of the API server at every request.
 
-The requests are those of recorded lives without faults. Lives run side by side, each with faults of
-its own; the operator is restarted when it ends, as its Deployment does.
+The requests are recorded from runs without faults. Many models run at once, each with its own
+faults. If the operator ends, the test restarts it, as the Deployment would.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def begin(behind: Behind) -> Begin:
 
 
 def test_a_request_may_fail(begin: Begin, tally: Tally) -> None:
-    """Every request of a life fails once, by each fault in turn that does not end the operator."""
+    """Each request fails once. The faults alternate and do not end the operator."""
     trial = begin()
     faults = itertools.cycle(REQUEST_FAULTS + WATCH_FAULTS)
     attacks = [
@@ -66,7 +66,7 @@ def test_a_request_may_fail(begin: Begin, tally: Tally) -> None:
     ],
 )
 def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tally: Tally) -> None:
-    """The whole matrix, in which the last two faults end the operator each time."""
+    """Every fault hits every request; the last two faults end the operator each time."""
     trial = begin()
     attacks = attacks_at(trial.points, faults)
     tally("fault points survived", trial.survive(attacks))
@@ -74,8 +74,8 @@ def test_every_fault_at_every_request(begin: Begin, faults: Sequence[Fault], tal
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_operators_at_once_lose_and_repeat_nothing(begin: Begin, tally: Tally) -> None:
-    """Without an election there is one Job and one id per event, even if replies are lost."""
+def test_two_operators_at_once_do_all_work_exactly_once(begin: Begin, tally: Tally) -> None:
+    """Even without an election and with lost replies, there is one Job and one id per event."""
     trial = begin(operators=2)
     late = [fault for fault in REQUEST_FAULTS if fault.name in ("answered late", "reply lost")]
     attacks = attacks_at(trial.points, late)

@@ -1,7 +1,7 @@
 """Bad input is reported on the resource with reason, remedy and Event, and leaves no files.
 
-All models are applied at once and judged one by one. The loader's tests have every kind of bad
-file; here is one of each way in which the loader's result reaches the user.
+All models are applied at once and checked one by one. The loader's tests cover every kind of bad
+file; this module has one file for each way in which the loader's result reaches the user.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def test_bad_input_is_named_with_its_remedy(bad: Operated, case: str) -> None:
 
 
 def test_nothing_is_left_of_bad_input(bad: Operated) -> None:
-    """After the deletion of the resources the volume is empty, and no file's code ran."""
+    """When the resources are deleted, the volume is empty, and no code of a file has run."""
     for case in EXPECTED:
         bad.delete(case)
     for case in EXPECTED:

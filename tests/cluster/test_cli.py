@@ -43,7 +43,7 @@ class Plugin:
         )
 
     def says(self, *arguments: str) -> str:
-        """Return the output of a command that must succeed."""
+        """Run a command that must succeed, and return its output."""
         done = self.run(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -82,7 +82,7 @@ def test_a_load_is_followed_to_its_end(plugin: Plugin, operated: Operated) -> No
 
 @pytest.mark.slow
 def test_a_stalled_load_is_shown_with_its_remedy(plugin: Plugin, operated: Operated) -> None:
-    """The exit code tells scripts as well."""
+    """The exit code also reports the failure, for scripts."""
     operated.cluster.model("sketch", url=f"{operated.hub.url}/none.safetensors")
     done = plugin.run("status", "sketch", "--watch")
     assert done.returncode == 1
@@ -91,7 +91,7 @@ def test_a_stalled_load_is_shown_with_its_remedy(plugin: Plugin, operated: Opera
 
 
 def test_errors_are_kubectls_own(plugin: Plugin) -> None:
-    """The output has kubectl's message and no traceback."""
+    """The plugin prints kubectl's message and no traceback."""
     done = plugin.run("status", "none")
     assert done.returncode == 1
     assert 'stablediffusionmodels.sd-operator.dev "none" not found' in done.stderr
@@ -109,7 +109,7 @@ def test_logs_of_a_model_without_a_job(plugin: Plugin, operated: Operated) -> No
 
 @pytest.mark.slow
 def test_the_doctor_finds_what_is_missing(plugin: Plugin, operated: Operated) -> None:
-    """It reports a missing Secret, and none once the Secret exists with a key."""
+    """The doctor reports a missing Secret until the Secret exists with the right key."""
     spec = {"url": operated.link(), "suspend": True, "credentialsSecretRef": {"name": "hub"}}
     operated.cluster.model("sketch", **spec)
     space = operated.cluster.namespace

@@ -1,4 +1,4 @@
-"""Two operators of one cluster: one leads, the other takes over, and nothing is done twice."""
+"""With two operators, one leads and the other takes over, and no work is done twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pair:
         operated.eventually(lambda: "standing by" in self.log(1))
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start one more operator that wants to lead."""
+        """Start another operator that takes part in the election."""
         self.operated.start(
             SD_OPERATOR_LEADER_ELECTION="true",
             SD_OPERATOR_LEASE_NAMESPACE=self.operated.cluster.namespace,
@@ -59,7 +59,7 @@ def pair(operated: Operated) -> Pair:
 
 
 def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, operated: Operated) -> None:
-    """It leads within 15 s and does not repeat the load that ended meanwhile."""
+    """The standby leads within 15 s and does not repeat a load that ended in the meantime."""
     assert (pair.leads(0), pair.leads(1)) == (True, False)
     assert (pair.probe(1, "/readyz"), pair.probe(1, "/healthz")) == (200, 200)
     operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
@@ -90,7 +90,7 @@ def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
 
 @pytest.mark.slow
 def test_a_leader_whose_lease_is_taken_ends(pair: Pair, operated: Operated) -> None:
-    """It exits with an error, so that it is restarted, and leaves the Lease to the other."""
+    """The leader exits with an error, so that it is restarted, and does not touch the Lease."""
     taken = json.dumps({"spec": {"holderIdentity": "somebody"}})
     operated.cluster.kubectl("patch", "lease", "sd-operator", "--type=merge", "-p", taken)
     assert pair.leader.wait(10) == 1

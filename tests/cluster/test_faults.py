@@ -1,4 +1,4 @@
-"""The operator is killed at every stage; the end equals that of a run without the fault."""
+"""The operator is killed at every stage; the model ends as in a run without the fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.mark.slow
 def test_killed_before_the_job(operated: Operated) -> None:
-    """Finalizer, Job or status may be missing when it starts again."""
+    """The operator may have written the finalizer, the Job or the status before it dies."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(), webhook=operated.receiver.url)
     operated.cluster.wait_for("sdm", "sketch", lambda one: one["metadata"].get("finalizers"))
@@ -49,8 +49,8 @@ def test_killed_during_the_load(operated: Operated) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_the_job_gone_meanwhile(operated: Operated) -> None:
-    """The result is lost with the Job; the receipt on the volume gives it again."""
+def test_killed_and_the_job_deleted_in_the_meantime(operated: Operated) -> None:
+    """The result is lost with the Job; a new Job returns it from the receipt on the volume."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(rate=2 * SLOW))
     operated.in_phase("sketch", "Downloading")
@@ -96,7 +96,7 @@ def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) 
 @pytest.mark.parametrize("propagation", ["background", "foreground"])
 @pytest.mark.slow
 def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> None:
-    """Foreground deletion deletes every owned Job, and the clean-up Job has no owner."""
+    """Foreground deletion deletes every owned Job, so the clean-up Job has no owner."""
     operated.start()
     operated.load(url=operated.link())
     operated.kill()
@@ -112,7 +112,7 @@ def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> Non
 
 @pytest.mark.slow
 def test_a_namesake_is_another_model(operated: Operated) -> None:
-    """It has another uid: it takes over the files of the previous model and nothing else."""
+    """The new model has another uid and takes over only the files of the previous model."""
     operated.start()
     first = operated.load(url=operated.link())
     operated.kill()
@@ -134,8 +134,8 @@ def test_a_namesake_is_another_model(operated: Operated) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_runs_into_its_deadline_says_so(operated: Operated) -> None:
-    """The Job's condition is reported if the loader could not write a result."""
+def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None:
+    """The status shows the Job's condition if the loader could not write a result."""
     operated.start()
     operated.cluster.model("sketch", url=operated.link(rate=SLOW))
     operated.in_phase("sketch", "Downloading")
@@ -146,8 +146,8 @@ def test_a_job_that_runs_into_its_deadline_says_so(operated: Operated) -> None:
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
-def test_a_foreign_job_with_our_name_is_not_taken_for_ours(operated: Operated) -> None:
-    """The status reports it, and the load starts once that Job is deleted."""
+def test_a_foreign_job_with_our_name_is_reported(operated: Operated) -> None:
+    """The load starts when the foreign Job is deleted."""
     operated.start()
     item = operated.cluster.model("sketch", url=operated.link(), suspend=True)
     name = names.job_name("sketch", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
@@ -167,7 +167,7 @@ def test_a_foreign_job_with_our_name_is_not_taken_for_ours(operated: Operated) -
 
 
 def test_two_operators_do_no_harm(operated: Operated) -> None:
-    """Two may run before there is a leader, or while a previous leader still runs."""
+    """Two operators may run before one is elected, or while a previous leader still runs."""
     operated.start()
     operated.start()
     operated.load(url=operated.link(), webhook=operated.receiver.url)

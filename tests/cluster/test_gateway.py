@@ -112,7 +112,7 @@ def test_a_vendors_user_loads_verifies_and_deletes(
 
 
 async def look(kubeconfig: Path, namespace: str) -> list[str]:
-    """Open the first model of a namespace as a browser does; return its Events' reasons."""
+    """Open a namespace's first model as a browser does, and return the reasons of its Events."""
     async with Api(kubeconfig) as api:
         models = Models(api)
         async with contextlib.aclosing(models.watch(namespace)) as changes:

@@ -1,4 +1,4 @@
-"""A model's life on a cluster, with operator and loader as processes and kubectl as the user."""
+"""A model's life on a cluster: operator and loader are processes, kubectl is the user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def operated(operated: Operated) -> Operated:
 
 
 def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
-    """`kubectl apply` leads to a whole folder, a Ready status and verified webhooks."""
+    """`kubectl apply` leads to a complete folder, a Ready status and signed webhook calls."""
     item = operated.load(
         url=operated.link() + "?token=secret", modelId="Big.Model", webhook=operated.receiver.url
     )
@@ -77,7 +77,7 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
 
 
 def test_a_load_costs_few_requests(operated: Operated) -> None:
-    """Finalizer, Job and at most four status patches; nothing is read but the log."""
+    """A load writes finalizer, Job and at most four status patches, and reads only the log."""
     operated.kill()
     operated.start(SD_OPERATOR_POLL_SECONDS="60", SD_OPERATOR_RESYNC_SECONDS="600")
     item = operated.load(url=operated.link())
@@ -121,7 +121,7 @@ def test_shared_bytes_are_shown_in_status_and_metrics(operated: Operated) -> Non
     assert operated.left() == []
 
 
-def test_edits_that_load_nothing_load_nothing(operated: Operated) -> None:
+def test_edits_of_other_fields_do_not_reload(operated: Operated) -> None:
     """A changed webhook only advances the generation of Ready."""
     first = operated.load(url=operated.link())
     second = operated.load(url=operated.link(), webhook=operated.receiver.url, priority=5)
@@ -131,8 +131,8 @@ def test_edits_that_load_nothing_load_nothing(operated: Operated) -> None:
     assert operated.receiver.calls == []
 
 
-def test_a_changed_source_is_served_when_it_is_whole(operated: Operated) -> None:
-    """Until then the old version is served under the same path."""
+def test_a_changed_source_is_served_when_it_is_complete(operated: Operated) -> None:
+    """Until then the previous version is served under the same path."""
     first = operated.load(url=operated.link())
     link = operated.cluster.store / "sketch"
     before = link.readlink()
@@ -176,7 +176,7 @@ def test_a_failed_reload_leaves_the_old_version_served(operated: Operated) -> No
 
 @pytest.mark.slow
 def test_the_reload_annotation_loads_again(operated: Operated) -> None:
-    """The spec and the content stay the same."""
+    """The spec and the content of the source stay the same."""
     first = operated.load(url=operated.link())
     operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/reload=1")
     second = operated.wait(
@@ -218,8 +218,8 @@ def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) ->
 
 
 @pytest.mark.slow
-def test_a_claim_made_later_is_found(operated: Operated) -> None:
-    """Until then the status names the claim, and no Job is created."""
+def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
+    """Until then the status names the PVC, and no Job is created."""
     operated.cluster.model("sketch", url=operated.link(), storage={"claimName": "later"})
     item = operated.stalled("sketch", "ClaimNotFound")
     assert "PersistentVolumeClaim later does not exist" in condition(item, "Ready")["message"]
@@ -229,7 +229,7 @@ def test_a_claim_made_later_is_found(operated: Operated) -> None:
     assert operated.ready()["status"]["artifact"]["claimName"] == "later"
 
 
-def test_a_secret_made_later_is_found(operated: Operated) -> None:
+def test_a_secret_that_is_created_later_is_found(operated: Operated) -> None:
     """The status names the remedy, and the load is retried without an edit."""
     token = "hf_not-to-be-shown"
     operated.hub.serve_file("/private.safetensors", operated.checkpoints[0], token=token)
@@ -262,8 +262,8 @@ def test_a_model_id_has_one_owner(operated: Operated) -> None:
 
 
 @pytest.mark.slow
-def test_an_unreachable_webhook_holds_nothing_up(operated: Operated) -> None:
-    """The model becomes Ready, and the calls are made once the receiver is reachable."""
+def test_an_unreachable_webhook_delays_nothing(operated: Operated) -> None:
+    """The model becomes Ready, and the calls are made when the receiver is reachable."""
     operated.receiver.status = 503
     operated.cluster.model("sketch", url=operated.link(), webhook=operated.receiver.url)
     item = operated.wait(
@@ -302,7 +302,7 @@ def test_a_missing_webhook_secret_is_named(operated: Operated) -> None:
 
 
 def test_giving_the_files_up_releases_the_resource(operated: Operated) -> None:
-    """The annotation is for volumes that are gone."""
+    """The annotation that skips the clean-up is for volumes that no longer exist."""
     operated.load(url=operated.link())
     operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/skip-cleanup=true")
     operated.delete()
@@ -319,7 +319,7 @@ def test_a_model_in_a_deleted_namespace_is_released(operated: Operated) -> None:
 
 
 def test_wrong_fields_are_refused_at_apply(cluster: Cluster) -> None:
-    """The message says what is allowed."""
+    """The message lists the allowed values."""
     wrong = model_manifest("sketch", url="org/repo", revision="fp17")
     path = Path(cluster.work) / "wrong.yaml"
     path.write_text(str(wrong).replace("'", '"'))

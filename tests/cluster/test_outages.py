@@ -1,4 +1,4 @@
-"""What disappears during a model's life and returns: API server, rights, Jobs, Pods, claims."""
+"""The API server, rights, Jobs, Pods or PVCs disappear during a model's life and return."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def outage(behind: Behind) -> Iterator[Outage]:
 
 
 def test_a_job_that_ends_during_an_outage_is_found(outage: Outage) -> None:
-    """The end is found later, and nothing is loaded twice."""
+    """The operator finds the ended Job after the outage and does not load the model again."""
     outage.load(seconds=1)
     outage.pod()
     outage.proxy.leave()
@@ -114,8 +114,8 @@ def test_a_job_that_ends_during_an_outage_is_found(outage: Outage) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_goes_unseen(outage: Outage) -> None:
-    """Its TTL ended during the outage; the receipt on the volume gives the result."""
+def test_a_job_that_is_deleted_during_an_outage_is_not_repeated(outage: Outage) -> None:
+    """The receipt on the volume gives the result of the lost Job, so no work is repeated."""
     outage.load(seconds=1)
     outage.pod()
     outage.proxy.leave()
@@ -127,7 +127,7 @@ def test_a_job_goes_unseen(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_model_recreated_while_the_operator_is_down_is_another(outage: Outage) -> None:
-    """The running Job of the previous model is not taken for its own."""
+    """The running Job of the previous model does not count as a Job of the new one."""
     outage.load(seconds=60)
     outage.pod()
     outage.proxy.leave()
@@ -162,7 +162,7 @@ def test_rights_are_taken_away_and_given_back(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_missing_right_is_shown_until_it_is_granted(outage: Outage) -> None:
-    """The status has the API server's message, and nobody must edit the model afterwards."""
+    """The status has the API server's message, and the load continues without an edit."""
     outage.proxy.forbid(lambda right: right == Right("batch", "jobs", "create"))
     outage.load()
     outage.until(lambda one: "cannot create jobs" in condition(one, "Ready").get("message", ""))
@@ -171,8 +171,8 @@ def test_a_missing_right_is_shown_until_it_is_granted(outage: Outage) -> None:
 
 
 @pytest.mark.slow
-def test_a_deleted_and_recreated_claim_is_loaded_again(outage: Outage) -> None:
-    """The model is not Ready while the claim is missing."""
+def test_a_model_is_loaded_again_on_a_recreated_pvc(outage: Outage) -> None:
+    """The model is not Ready while the PVC is missing."""
     outage.load()
     first = outage.ready()["status"]["artifact"]["claimUID"]
     outage.cluster.kubectl("delete", "pvc", "models", "--wait=false")
@@ -184,7 +184,7 @@ def test_a_deleted_and_recreated_claim_is_loaded_again(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_an_evicted_pod_is_followed_by_another(outage: Outage) -> None:
-    """The same Job continues the load, and no attempt is counted."""
+    """The same Job continues the load, and the eviction does not count as an attempt."""
     outage.load(seconds=3)
     outage.cluster.kubectl("delete", "pod", outage.pod(), "--wait=false")
     item = outage.ready()
@@ -203,7 +203,7 @@ def test_a_namespace_is_deleted_in_mid_load(outage: Outage) -> None:
 
 @pytest.mark.slow
 def test_a_model_is_deleted_in_mid_load(outage: Outage) -> None:
-    """No files of it are left."""
+    """No file of the model stays on the volume."""
     outage.load(seconds=60)
     outage.pod()
     outage.cluster.kubectl("delete", "sdm", "sketch", "--wait=false")

@@ -14,7 +14,7 @@ LABEL = "kueue.x-k8s.io/queue-name"
 
 
 def place(operated: Operated, name: str, text: str) -> None:
-    """Wait until a model has this position."""
+    """Wait until a model has this queue position."""
     operated.wait(
         name,
         lambda one: (
@@ -24,8 +24,8 @@ def place(operated: Operated, name: str, text: str) -> None:
     )
 
 
-def test_loads_wait_for_their_turn(operated: Operated) -> None:
-    """Priority decides; any end of a load admits the next, and a restart forgets none."""
+def test_loads_wait_in_the_queue(operated: Operated) -> None:
+    """Priority decides the order. Each load that ends admits the next, also after a restart."""
     operated.start(SD_OPERATOR_MAX_LOADS="1")
     operated.cluster.model("first", url=operated.link(name="first", rate=SLOW // 4))
     operated.in_phase("first", "Downloading")

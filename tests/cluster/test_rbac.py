@@ -1,4 +1,4 @@
-"""The operator has exactly the rights that it needs: missing and unused rights fail."""
+"""Tests that no right of the operator is missing and none is unused."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ MODELS = f"/apis/{names.API_VERSION}/namespaces/art/{names.PLURAL}"
         ("GET", "/api/v1/namespaces/art", "get namespaces in "),
     ],
 )
-def test_requests_are_read_as_rbac_reads_them(
-    method: str, target: str, expected: str | None
-) -> None:
+def test_a_request_is_mapped_to_its_right(method: str, target: str, expected: str | None) -> None:
     """A right has a verb, a resource with subresource, a group and a namespace."""
     found = needed(method, target)
     assert (f"{found[0]} in {found[1]}" if found else None) == expected
@@ -55,7 +53,7 @@ def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
 def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     operated: Operated, proxy: RbacProxy
 ) -> None:
-    """The run has loads, late Pods, a reload, an edit, a handover and a deletion."""
+    """The run covers loads, late Pods, a reload, an edit, a change of leader and a deletion."""
     env = {
         "KUBECONFIG": str(proxy.kubeconfig),
         "SD_OPERATOR_LEADER_ELECTION": "true",
@@ -114,7 +112,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
 
 @pytest.mark.cluster
 def test_a_missing_right_is_reported(operated: Operated, proxy: RbacProxy) -> None:
-    """Without the verb there is no Job, so the proxy enforces rights."""
+    """The proxy enforces rights: without the right to create Jobs there is no Job."""
     proxy.allowed -= {Right("batch", "jobs", "create")}
     operated.start(KUBECONFIG=str(proxy.kubeconfig))
     operated.cluster.model("sketch", url=operated.link())
@@ -125,7 +123,7 @@ def test_a_missing_right_is_reported(operated: Operated, proxy: RbacProxy) -> No
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_leader_that_cannot_renew_its_lease_ends(operated: Operated, proxy: RbacProxy) -> None:
-    """It ends before its Lease expires, nine seconds after the last renewal."""
+    """The leader ends nine seconds after its last renewal, before its Lease expires."""
     operated.start(
         KUBECONFIG=str(proxy.kubeconfig),
         SD_OPERATOR_LEADER_ELECTION="true",

@@ -1,7 +1,7 @@
-"""No secret of a load appears on a cluster, whatever a server quotes to the loader.
+"""No secret of a load appears on a cluster, whatever a server sends to the loader.
 
-A url's own secrets stay where the user wrote them: in the spec, and in the request of the Job. The
-contents of Secrets are nowhere else.
+Secrets in a url appear only where the user wrote them: in the spec, and in the request of the Job.
+The contents of Secrets appear nowhere else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.cluster
 Json = dict[str, Any]
 
 HOOK_KEY = "whsec_" + "TUFSS0VE" * 4
-"""Of the bytes MARKED, again and again."""
+"""A signing key: base64 of the bytes MARKED, repeated."""
 
 
 def secret(name: str, **data: str) -> Json:
@@ -43,7 +43,7 @@ def secret(name: str, **data: str) -> Json:
 
 
 def without_urls(model: Json) -> Json:
-    """Return a model without what the user wrote into it."""
+    """Return a model without the urls that the user wrote into it."""
     metadata = {k: v for k, v in model["metadata"].items() if k != "managedFields"}
     applied = "kubectl.kubernetes.io/last-applied-configuration"
     annotations = {k: v for k, v in metadata.get("annotations", {}).items() if k != applied}
@@ -61,7 +61,7 @@ def without_requests(pod: Json, url: str) -> Json:
 
 
 def told(operated: Operated, urls: dict[str, str]) -> dict[str, str]:
-    """Return everything that others may read, by its place."""
+    """Return everything that other people can read, by the place where they find it."""
     cluster = operated.cluster
     models = cluster.list("sdm")
     jobs, pods = operated.jobs("load"), cluster.list("pods")
@@ -111,7 +111,7 @@ WEBHOOKS = {
     ],
 )
 def test_failed_loads_show_no_secret(operated: Operated, kinds: list[str]) -> None:
-    """The secrets are a token, those of a url and a webhook's url, and the signing key."""
+    """The secrets are a token, the signing key, and those in a source url and a webhook url."""
 
     def respond(servers: Servers, asked: Request, quoted: str) -> bytes:
         kind = asked.path.partition("?")[0].strip("/")

@@ -1,4 +1,4 @@
-"""The contract's small rules: loadHash, names, reasons."""
+"""Tests of the small rules of the contract: loadHash, names, reasons."""
 
 import pytest
 
@@ -35,8 +35,8 @@ def digest(reload=None, name="m", **spec):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_decides_the_weights_changes_the_load_hash(change):
-    """Such an edit loads the model again."""
+def test_fields_that_affect_the_weights_change_the_load_hash(change):
+    """A change of one of these fields reloads the model."""
     assert digest(**change) != digest()
 
 
@@ -54,13 +54,13 @@ def test_what_decides_the_weights_changes_the_load_hash(change):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_does_not_decide_the_weights_keeps_the_load_hash(change):
-    """Such an edit loads nothing; spelling out a default is one of them."""
+def test_fields_that_do_not_affect_the_weights_keep_the_load_hash(change):
+    """A change of these fields does not reload the model. One case spells out a default."""
     assert digest(**change) == digest()
 
 
 def test_the_load_hash_is_stable():
-    """A release that changed it would load every model in the cluster again."""
+    """A release with other hashes would reload every model in the cluster."""
     assert digest() == "36d4c05502f9a1c1"
 
 
@@ -80,7 +80,7 @@ def test_the_model_type_follows_from_the_url(url, model_type):
 
 
 def test_a_controlnet_of_the_vendors_table_has_a_url():
-    """The effective model id selects it."""
+    """The effective model id selects the row of the table."""
     spec = Spec(model_type=ModelType.CONTROLNET)
     assert spec.effective_url("canny") == "lllyasviel/control_v11p_sd15_canny"
     assert spec.effective_url("other") is None

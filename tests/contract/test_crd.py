@@ -74,7 +74,7 @@ def test_every_user_given_value_is_bounded():
 
 
 def test_every_pattern_is_anchored():
-    """A real API server searches: an unanchored pattern would accept anything around it."""
+    """A real API server searches for a match, so other text around it would be accepted."""
     for path, node in nodes(SCHEMA):
         if "pattern" in node:
             assert node["pattern"].startswith("^"), path
@@ -95,7 +95,7 @@ def test_conditions_are_a_list_map():
 
 
 def test_columns_read_the_status_only():
-    """Printer columns cannot compute: what they show is in the status (or is the age)."""
+    """Printer columns cannot compute values, so they show status fields or the age."""
     for column in VERSION["additionalPrinterColumns"]:
         assert column["jsonPath"].startswith((".status.", ".metadata.creationTimestamp"))
 
@@ -134,15 +134,15 @@ LINK = "https://civitai.com/api/download/models/94640"
         pytest.param({"url": LINK, "webhook": "https://hooks.example.com/m"}, id="webhook"),
     ],
 )
-def test_what_users_write_is_accepted(spec):
-    """Every documented way to name a model passes the rules."""
+def test_documented_specs_are_accepted(spec):
+    """The rules accept every documented way to name a model."""
     assert violations(spec) == []
     assert violations(spec, old=spec) == []
 
 
 @pytest.mark.parametrize("model_id", sorted(CONTROLNET_REPOS))
 def test_the_vendors_controlnets_need_no_url(model_id):
-    """The name of the resource may also be the id."""
+    """The id may come from spec.modelId or from the name of the resource."""
     assert violations({"modelType": "controlnet"}, name=model_id) == []
 
 
@@ -172,7 +172,7 @@ def test_the_vendors_controlnets_need_no_url(model_id):
         ),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_remedy(spec, old, says):
+def test_an_impossible_spec_is_rejected_with_a_remedy(spec, old, says):
     """The message names the field and what to write instead."""
     assert says in "\n".join(violations(spec, old))
 

@@ -1,6 +1,6 @@
 """The load hash: a golden file of hashes that every release keeps.
 
-A hash that changes loads every such model in every cluster again.
+A changed hash would reload every such model in every cluster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ URL_ONLY = CASES["url-only"]
 
 
 def hash_of(case: dict[str, Any]) -> str:
-    """Return the hash of a case: a spec, the resource's name and the reload annotation."""
+    """Return the load hash of a case, which has a spec, a resource name and a reload annotation."""
     spec = Spec.model_validate(case["spec"])
     return load_hash(spec, case.get("name", "m"), case.get("reload"))
 
@@ -44,7 +44,7 @@ def leaves(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def fields_set_alone() -> Iterator[str]:
-    """Return the fields that a case adds to a spec with only a url and that change its hash."""
+    """Return the fields of a case that change the hash, if the case sets no field besides them."""
     for case in CASES.values():
         added = [path for path, _ in set(leaves(case["spec"])) - set(leaves(URL_ONLY["spec"]))]
         if len(added) == 1 and case["hash"] != URL_ONLY["hash"]:
@@ -83,8 +83,8 @@ def test_each_load_affecting_field_has_a_case_of_its_own() -> None:
         ("controlnet-spelled-out", "controlnet-by-name"),
     ],
 )
-def test_spelling_out_a_default_keeps_the_hash(case: str, same_as: str) -> None:
-    """The hash covers the effective url and model type, and no field at its default."""
+def test_spelling_out_a_default_keeps_the_load_hash(case: str, same_as: str) -> None:
+    """The hash uses the effective url and model type and omits fields at their defaults."""
     assert CASES[case]["hash"] == CASES[same_as]["hash"]
 
 
@@ -117,14 +117,14 @@ def test_each_field_of_the_spec_is_load_affecting_or_known_not_to_be() -> None:
 
 @pytest.mark.parametrize("field", OPERATED)
 def test_other_fields_do_not_change_the_hash(field: str) -> None:
-    """Such an edit loads nothing."""
+    """A change of these fields does not reload the model."""
     spec = {**URL_ONLY["spec"], field: OPERATED[field]}
     assert hash_of({"spec": spec}) == URL_ONLY["hash"]
 
 
 @pytest.mark.parametrize("name", LoadFields.model_fields)
 def test_a_load_affecting_field_at_its_default_is_absent_from_the_hash(name: str) -> None:
-    """A field that a later version adds therefore reloads no model."""
+    """A field that a later version adds therefore does not reload any model."""
     field = LoadFields.model_fields[name]
     assert not field.is_required()
     default = field.get_default(call_default_factory=True)

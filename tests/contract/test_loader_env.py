@@ -1,4 +1,4 @@
-"""The environment of the loader: what the operator writes is what the loader reads."""
+"""The loader reads exactly the environment variables that the operator writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EVERY: dict[str, tuple[Any, str, str]] = {
     ),
     "pod": ("sketch-0", "SD_LOADER_POD", "sketch-0"),
 }
-"""For each field a value, its variable and its text."""
+"""A value for each field, with the name and the text of its variable."""
 
 
 def test_each_variable_has_a_case() -> None:
@@ -58,7 +58,7 @@ def test_a_variable_is_read_as_it_was_written(name: str) -> None:
 
 
 def test_all_variables_survive_together() -> None:
-    """They do not depend on each other."""
+    """Reading one variable does not depend on another."""
     written = LoaderEnv(**{name: value for name, (value, _, _) in EVERY.items()})
     assert LoaderEnv.from_env(written.to_env()) == written
 
@@ -69,21 +69,21 @@ def test_an_empty_variable_is_not_set(name: str) -> None:
     assert LoaderEnv.from_env({EVERY[name][1]: ""}) == LoaderEnv()
 
 
-def test_what_is_not_set_is_not_written() -> None:
+def test_unset_fields_are_not_written() -> None:
     """A variable with an empty value counts as not set."""
     assert LoaderEnv().to_env() == {}
     assert LoaderEnv(allowed_hosts=frozenset(), no_proxy="", default_parts={}).to_env() == {}
 
 
 def test_hosts_are_read_in_lower_case() -> None:
-    """Blanks around them are ignored, as people write lists with blanks."""
+    """Blanks around a host are ignored, because people write lists with blanks."""
     env = {"SD_LOADER_ALLOWED_HOSTS": " Mirror.Example.com , 10.0.0.1:8080,"}
     assert LoaderEnv.from_env(env).allowed_hosts == {"mirror.example.com", "10.0.0.1:8080"}
 
 
 @pytest.mark.parametrize("name", ["https_proxy", "no_proxy"])
 def test_the_proxy_may_be_spelled_in_lower_case(name: str) -> None:
-    """Many programs read that spelling; the upper-case one takes precedence."""
+    """Many programs read the lower-case name; the upper-case name takes precedence."""
     env = {name: "lower"}
     assert getattr(LoaderEnv.from_env(env), name) == "lower"
     assert getattr(LoaderEnv.from_env({**env, name.upper(): "upper"}), name) == "upper"

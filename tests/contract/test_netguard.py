@@ -1,4 +1,4 @@
-"""Which addresses may be called: a mistake here opens a private network to users."""
+"""Tests of which addresses may be called; a mistake would expose a private network to users."""
 
 import contextlib
 import socket
@@ -18,7 +18,7 @@ def guard(*answers: str, allowed: tuple[str, ...] = ()) -> Guard:
 
 @pytest.mark.parametrize("literal", PRIVATE_LITERALS)
 def test_private_literals_are_refused_in_every_spelling(literal):
-    """The guard refuses them in a url, so also behind a proxy, and as a resolved address."""
+    """The guard refuses such an address in a url (also behind a proxy) and in a DNS response."""
     host = f"[{literal}]" if ":" in literal else literal
     with pytest.raises(AddressRefusedError, match="may not be called"):
         guard().check_url(f"https://{host}/x")
@@ -27,8 +27,8 @@ def test_private_literals_are_refused_in_every_spelling(literal):
 
 
 @pytest.mark.parametrize("literal", ["127.0.0.1", "10.0.0.1", "::1", "fe80::1%2", "fd00::1"])
-def test_one_private_answer_refuses_the_name(literal):
-    """A name with a public and a private address is refused, in either order."""
+def test_a_name_with_one_private_address_is_refused(literal):
+    """The private address may come first or last."""
     for answers in ((PUBLIC, literal), (literal, PUBLIC)):
         with pytest.raises(AddressRefusedError, match=r"example\.com"):
             guard(*answers).addresses("example.com", 443)
@@ -36,7 +36,7 @@ def test_one_private_answer_refuses_the_name(literal):
 
 @pytest.mark.parametrize("host", PRIVATE_NAMES)
 def test_private_names_are_refused_without_asking_a_resolver(host):
-    """Behind a proxy nobody on this side sees the resolved address."""
+    """Behind a proxy the guard cannot check the resolved address."""
     with pytest.raises(AddressRefusedError):
         guard().check_url(f"https://{host}/x")
 
@@ -58,7 +58,7 @@ def test_private_names_are_refused_without_asking_a_resolver(host):
     ],
 )
 def test_public_links_pass(url):
-    """Paths and queries do not matter."""
+    """Paths and queries make no difference."""
     assert guard().check_url(url).scheme == "https"
 
 
@@ -104,8 +104,8 @@ def test_other_urls_are_refused_with_a_cause(url, words):
         pytest.param("example.com", "https://10.0.0.1/x", False, id="nothing else"),
     ],
 )
-def test_allowed_hosts_are_exempt_and_only_they(allowed, url, passes):
-    """They may have private addresses and be called over plain http."""
+def test_only_allowed_hosts_are_exempt(allowed, url, passes):
+    """Allowed hosts may have private addresses and use plain http."""
     it = guard("10.1.2.3", allowed=(allowed,))
     if not passes:
         with pytest.raises(AddressRefusedError):
@@ -124,7 +124,7 @@ def test_hosts_of_settings_are_exempt_with_their_port():
         it.check_url("http://mirror.ns.svc:8081/x")
 
 
-def test_a_name_is_resolved_once_and_the_checked_answers_are_returned():
+def test_a_name_is_resolved_once_and_the_checked_addresses_are_returned():
     """The transport connects to these addresses; a second look-up could differ (DNS rebinding)."""
     answers = iter([[PUBLIC, "2606:4700::1111"], ["127.0.0.1"]])
     it = Guard(resolver=lambda _host, _port: next(answers))
@@ -134,8 +134,8 @@ def test_a_name_is_resolved_once_and_the_checked_answers_are_returned():
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70 + ".example", "a..b", "\0"])
-def test_a_name_without_an_answer_is_an_os_error(host):
-    """A resolver that raises for an odd spelling makes no difference."""
+def test_a_name_without_an_address_is_an_os_error(host):
+    """The error is the same if the resolver raises for an odd spelling."""
     with pytest.raises(OSError) as caught:
         resolve(host, 443)
     assert not isinstance(caught.value, AddressRefusedError)
@@ -143,8 +143,8 @@ def test_a_name_without_an_answer_is_an_os_error(host):
         guard().addresses("example.com", 443)
 
 
-def test_answers_that_are_not_addresses_are_refused():
-    """The resolver is not trusted either."""
+def test_resolver_results_that_are_not_addresses_are_refused():
+    """The guard does not trust the resolver."""
     with pytest.raises(AddressRefusedError):
         guard("nonsense").addresses("example.com", 443)
 
@@ -152,7 +152,7 @@ def test_answers_that_are_not_addresses_are_refused():
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_an_ipv4_address_has_one_spelling(number):
-    """A proxy may read 010.0.0.1 as another address than we do."""
+    """A proxy may read 010.0.0.1 as a different address than the guard does."""
     dotted = socket.inet_ntoa(number.to_bytes(4, "big"))
     first, rest = number >> 24, number & 0xFFFFFF
     others = [

@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 ENUMS = (ReadyReason, WebhookReason, EventReason, Reason, ConditionType)
 WORDS_OF_KUBERNETES = {"Ready", "Pending", "DeadlineExceeded", "BackoffLimitExceeded"}
-"""Pods and Jobs have phases, conditions and reasons of these names, too."""
+"""Phases, conditions and reasons of Pods and Jobs have these names too."""
 SOURCES = [
     path
     for folder in ("operator", "loader-image", "tools", "devkit")
@@ -43,7 +43,7 @@ def test_no_reason_is_a_literal_elsewhere(folder: str) -> None:
 
 
 def test_a_literal_would_be_found() -> None:
-    """Literals inside f-strings and calls count too."""
+    """The search of the previous test also covers f-strings and calls."""
     assert "Loaded" in literals("f'{x}'; put(reason='Loaded')")
     assert "Loaded" not in literals("ReadyReason.LOADED  # Loaded")
 

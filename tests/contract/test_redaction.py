@@ -1,4 +1,4 @@
-"""How secrets in urls and texts are hidden: by their form and by their value."""
+"""Secrets in urls and texts are hidden, whether known by their form or by their value."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The link of a trained model: one rule for its template, one way to put the id in."""
+"""A url template turns the id of a trained model into a link."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_any_other_template_is_refused(template: str) -> None:
 
 @given(st.text(min_size=1))
 def test_no_id_chooses_the_host(model: str) -> None:
-    """Every id is quoted."""
+    """Every id is quoted, so it cannot change the host of the link."""
     parts = urlsplit(trained_link("https://trainer.example.com/models/{id}.zip", model))
     assert parts.netloc == "trainer.example.com"
     assert (parts.query, parts.fragment) == ("", "")

@@ -1,4 +1,4 @@
-"""The messages of the loader: strict in types, bounds and size, but open to new fields."""
+"""Messages of the loader have strict types, bounds and sizes, but may have new fields."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_message_is_strict(message: Message, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_above_its_size_limit_is_not_read(message: Message) -> None:
-    """The limit is in bytes, and includes it."""
+    """The limit counts bytes, and a message of exactly that size is read."""
     text = message.encode()
     limit = type(message).max_bytes
     padding = limit - len(text.encode())
@@ -200,7 +200,7 @@ def test_a_message_above_its_size_limit_is_not_read(message: Message) -> None:
 
 
 def test_a_receipt_that_could_not_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the version would be published and never found again."""
+    """The version would be published, but no later load could find it."""
     monkeypatch.setattr(Receipt, "max_bytes", len(RECEIPT.encode().encode()) - 1)
     with pytest.raises(ValueError, match="the receipt of 2 files is too long"):
         RECEIPT.encode()
@@ -258,7 +258,7 @@ LONGEST = LoadResult(
     ),
     preview=True,
 )
-"""Every field at the length that its bounds allow."""
+"""A result in which every field has its maximal length."""
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ LONGEST = LoadResult(
 def test_the_strategies_cover_each_field(
     model: type[BaseModel], strategies: dict[str, object]
 ) -> None:
-    """A new field is generated as well, so it is proven to fit."""
+    """A new field needs a strategy, so that the tests below generate it."""
     assert strategies.keys() == model.model_fields.keys()
     assert LONGEST.model_fields_set == LoadResult.model_fields.keys()
 
@@ -276,7 +276,7 @@ def test_the_strategies_cover_each_field(
 @example(LONGEST)
 @example(LONGEST.model_copy(update={"message": "🦊" * MESSAGE_MAX_LENGTH}))
 def test_every_result_fits(result: LoadResult) -> None:
-    """Only the message is cut, and no more of it than necessary."""
+    """Only the message is cut, and only as far as necessary."""
     text = result.encode()
     assert len(text.encode()) <= LoadResult.max_bytes
     read = LoadResult.decode(text)

@@ -15,13 +15,13 @@ API = (DOCS / "api.md").read_text()
 
 @pytest.mark.parametrize("page", PARTS)
 def test_the_generated_parts_of_a_page_are_those_of_the_code(page):
-    """`make docs` was run after the last change."""
+    """The test fails if `make docs` was not run after the last change."""
     assert rendered(page) == (DOCS / page).read_text()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_is_documented(reason):
-    """The page has its meaning, retry rule and remedy word for word."""
+    """The page has the reason's meaning, retry rule and remedy word for word."""
     remedy = reason.remedy.replace("<", r"\<")
     meaning = attribute_docs(Reason)[reason.name]
     assert meaning.endswith(".")
@@ -31,16 +31,16 @@ def test_every_reason_is_documented(reason):
 
 @pytest.mark.parametrize("enum", [ConditionType, ReadyReason, WebhookReason, EventReason])
 def test_every_condition_and_every_other_reason_is_documented(enum):
-    """The page has their meanings."""
+    """The page has the meaning of each."""
     for member in enum:
         assert re.search(rf"^\| {member.value} \| [A-Za-z].+\. \|$", API, re.MULTILINE)
 
 
 def test_the_docstring_below_an_attribute_is_its_meaning():
-    """Its lines are joined; an attribute without a docstring has no meaning."""
+    """The lines of the docstring are joined. An attribute without a docstring has no meaning."""
 
     class Example:
-        """Something."""
+        """A class with attribute docstrings."""
 
         first = 1
         """The first,
@@ -59,8 +59,8 @@ def test_every_spec_field_is_documented(field):
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")))
-def test_links_lead_somewhere(page):
-    """Every relative link of a page is a file of the repository."""
+def test_links_lead_to_existing_files(page):
+    """Every relative link of a page leads to a file of the repository."""
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 

@@ -1,4 +1,4 @@
-"""The examples that users copy."""
+"""Tests of the examples that users copy."""
 
 import pytest
 
@@ -9,6 +9,6 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_the_api_server_takes_every_example(shared_cluster, example):
-    """They are sent as kubectl sends them, with strict validation."""
+def test_the_api_server_accepts_every_example(shared_cluster, example):
+    """The examples are sent as kubectl sends them, with strict validation."""
     assert "created" in shared_cluster.apply(example.read_text())

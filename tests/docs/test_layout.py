@@ -1,4 +1,4 @@
-"""The repository's layout."""
+"""Rules for the repository's layout."""
 
 import ast
 
@@ -8,7 +8,7 @@ MODULES = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def imported(path, *, anywhere=True):
-    """Return the modules that a file imports, at its top level or anywhere."""
+    """Return the modules that a file imports, in functions too if asked for."""
     tree = ast.parse(path.read_text())
     found = set()
     for node in ast.walk(tree) if anywhere else tree.body:
@@ -25,7 +25,7 @@ def test_no_package_shadows_the_standard_library():
 
 
 def test_tests_are_not_a_package():
-    """Tests are imported one by one (importlib mode)."""
+    """Pytest imports each test file by itself (importlib mode)."""
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
@@ -40,8 +40,8 @@ def test_tests_import_support_and_not_each_other():
     assert others == set()
 
 
-def test_fixtures_stand_with_tests():
-    """Fixtures are defined where pytest collects them, so no `__all__` carries any."""
+def test_fixtures_are_defined_beside_tests():
+    """Pytest collects fixtures there, so no module needs `__all__` to export them."""
     support = [path for path in MODULES if "support" in path.parts]
     assert support
     assert [path for path in support if "pytest.fixture" in path.read_text()] == []
@@ -50,7 +50,7 @@ def test_fixtures_stand_with_tests():
 
 
 def test_devkit_needs_neither_tests_nor_torch():
-    """The demo uses it in an environment without them."""
+    """The demo uses devkit in an environment without tests and torch."""
     for path in (ROOT / "devkit").glob("*.py"):
         roots = {module.partition(".")[0] for module in imported(path, anywhere=False)}
         assert roots.isdisjoint({"tests", "torch", "diffusers", "safetensors"}), path

@@ -33,7 +33,7 @@ HELM = [line for line in COMMANDS if re.match(r"helm (install|upgrade) ", line)]
 
 @pytest.mark.parametrize("text", VALUES, ids=lambda text: text.partition("\n")[0])
 def test_every_block_of_values_is_valid(text: str) -> None:
-    """The schema accepts it, and the rendered objects pass the restricted standard."""
+    """The chart's schema accepts the values, and the rendered Pods pass the restricted standard."""
     values = yaml.safe_load(text)
     objects = render(values)
     assert objects != render()
@@ -48,7 +48,7 @@ OF_THE_CLUSTER = {"--create-namespace", "--reset-then-reuse-values"}
 
 @pytest.mark.parametrize("command", HELM)
 def test_every_helm_command_runs(command: str) -> None:
-    """Each runs as far as rendering, from the repository's root."""
+    """Each command is run from the repository's root, but only renders the objects."""
     arguments = [
         str(ROOT / word) if word.startswith("charts/") else word
         for word in shlex.split(command)[2:]
@@ -62,7 +62,7 @@ def test_every_helm_command_runs(command: str) -> None:
 @pytest.mark.cluster
 @pytest.mark.parametrize("command", KUBECTL)
 def test_every_kubectl_command_about_models_runs(shared_cluster: Cluster, command: str) -> None:
-    """The model is called NAME, in a namespace that stands for `sd-system`."""
+    """A model called NAME exists, in a test namespace that replaces `sd-system`."""
     shared_cluster.model("name", url="org/name")
     here = command.replace("NAME", "name").replace("sd-system", shared_cluster.namespace)
     given = f"--kubeconfig={shared_cluster.kubeconfig} --namespace={shared_cluster.namespace}"
@@ -86,14 +86,14 @@ def test_the_list_of_images_is_complete() -> None:
 
 
 def test_every_alert_is_on_the_page() -> None:
-    """The page has no other alert."""
+    """The page lists no other alert."""
     groups = yaml.safe_load((OPERATOR / "files" / "alerts.yaml").read_text())["groups"]
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
     assert set(re.findall(r"^\| (Sd\w+) \|", TEXT, re.MULTILINE)) == alerts
 
 
 def test_the_values_that_the_pages_name_exist() -> None:
-    """These are the words in backticks that look like the path of a value."""
+    """A word in backticks counts as a value if it looks like the path of a value."""
     values = yaml.safe_load((OPERATOR / "values.yaml").read_text())
     for text in (TEXT, MENDING):
         for name in re.findall(r"`((?:\w+\.)+\w+)(?:: [^`]*)?`", text):

@@ -1,4 +1,4 @@
-"""docs/settings.md has every variable of operator, gateway and loader, with its default."""
+"""docs/settings.md lists every variable of operator, gateway and loader, with its default."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_KUBERNETES = {"KUBERNETES_SERVICE_HOST"}
 
 @dataclass(frozen=True)
 class Program:
-    """A program, how it reads its settings, and the variables that it cannot do without."""
+    """A program, the function that reads its settings, and its required variables."""
 
     title: str
     prefix: str
@@ -58,7 +58,7 @@ def kubeconfig(tmp_path: Path) -> dict[str, str]:
 def test_the_page_has_every_variable_that_is_read(
     program: Program, kubeconfig: dict[str, str]
 ) -> None:
-    """It has no other variable."""
+    """The page lists no other variable."""
     env = Recorder({**kubeconfig, **program.required})
     program.from_env(env)
     documented = set(re.findall(r"`([A-Z_]{6,}|[a-z]+_proxy)`", program.section))
@@ -83,7 +83,7 @@ def test_the_page_has_the_defaults(program: Program, kubeconfig: dict[str, str])
 
 
 def test_the_page_has_the_defaults_of_the_loader() -> None:
-    """The operator passes its own values on; these defaults are for loads by hand."""
+    """These defaults apply to loads by hand; in Jobs, the operator passes its own values."""
     rows = dict(re.findall(r"^\| `([A-Z_]+)`.*? \| (\S*) ?\|", LOADER.section, re.MULTILINE))
     settings = loader.Settings()
     assert rows["SD_LOADER_MAX_BYTES"] == str(settings.max_bytes)

@@ -1,4 +1,4 @@
-"""The gateway that the tests of a module share."""
+"""The gateway fixture, which the tests of a module share."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_ready_model_is_reported_until_it_is_deleted(
 
 
 def test_models_are_found_by_their_effective_id(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """A model with another name is found by spec.modelId; of two with one id, the Ready one is."""
+    """spec.modelId takes precedence over the name; among several models, the Ready one is found."""
     model_id = a_name()
     for name in ("first", "second"):
         shared_cluster.model(f"{model_id}-{name}", url=CIVITAI, modelId=model_id)
@@ -75,7 +75,7 @@ def test_models_are_found_by_their_effective_id(gateway: Gateway, shared_cluster
 def test_loading_again_changes_only_the_differences(
     gateway: Gateway, shared_cluster: Cluster
 ) -> None:
-    """A repeated request writes nothing; fields that no request can set keep their values."""
+    """A repeated request writes nothing. Fields that a request cannot set keep their values."""
     model_id = a_name()
     storage = {"claimName": "fast"}
     shared_cluster.model(
@@ -189,7 +189,7 @@ def test_too_large_body_is_rejected(gateway: Gateway) -> None:
 def test_incomplete_request_creates_nothing(
     gateway: Gateway, shared_cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is logged as an error, and the next call gets a response."""
+    """The client closes the connection within the body. No error is logged."""
     model_id = a_name()
     fields = {"key": gateway.key, **VENDOR_EXAMPLES["checkpoint"], "model_id": model_id}
     raw = json.dumps(fields).encode()
@@ -328,7 +328,7 @@ def test_calls_are_counted_by_route_and_code(gateway: Gateway) -> None:
 
 
 def test_every_response_has_security_headers(gateway: Gateway) -> None:
-    """Browsers must not run scripts from it, frame it, store it, or send its URL as a referrer."""
+    """The headers forbid scripts, frames, storing, and sending the URL as a referrer."""
     for path in ("/docs", "/healthz", "/nowhere", f"{PREFIX}/load_model"):
         _, headers, _ = gateway.request("GET", path)
         assert "default-src 'none'" in headers["Content-Security-Policy"]

@@ -36,7 +36,7 @@ HEADERS: dict[str, dict[str, str]] = {
 def test_examples_of_the_vendor_load_models(
     gateway: Gateway, shared_cluster: Cluster, fields: dict[str, str]
 ) -> None:
-    """They work unchanged, except that the empty key of the vendor's page is rejected."""
+    """The vendor's examples work unchanged, except that their empty key must be replaced."""
     assert gateway.call("load_model", **fields) == (200, STARTED)
     spec = shared_cluster.get("sdm", fields["model_id"])["spec"]
     assert (spec["url"], spec["modelType"]) == (fields["url"], fields["model_type"])
@@ -60,7 +60,7 @@ def test_headers_of_all_common_clients_work(gateway: Gateway, headers: dict[str,
 
 
 def test_real_curl_and_requests_work(gateway: Gateway) -> None:
-    """They send JSON as on the vendor's page, and requests also sends a real form."""
+    """Both send JSON as on the vendor's page, and requests also sends a real form."""
     fields = {"key": gateway.key, **VENDOR_EXAMPLES["repo"]}
     url = f"{gateway.url}{PREFIX}/load_model"
     headers = {"Content-Type": "application/json"}

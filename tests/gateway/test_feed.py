@@ -24,14 +24,14 @@ class CountingApi(Api):
     """An API connection that counts its watches."""
 
     opened = 0
-    """How many watches were opened."""
+    """The number of watches that were opened."""
     open_now = 0
-    """How many watches are open."""
+    """The number of open watches."""
 
     async def watch(
         self, resource: Resource, namespace: str, since: str
     ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-        """Watch and count."""
+        """Start a watch and count it."""
         self.opened += 1
         self.open_now += 1
         try:
@@ -99,7 +99,7 @@ async def create(api: Api, namespace: str, name: str) -> dict[str, Any]:
 
 
 def test_all_listeners_share_one_watch(shared_cluster: Cluster) -> None:
-    """A late listener first gets the existing models; the watch ends with the last listener."""
+    """A late listener first gets the existing models. The watch ends with the last listener."""
     first, second = a_name(), a_name()
 
     async def act(api: CountingApi, models: Models, namespace: str) -> None:
@@ -129,7 +129,7 @@ def test_all_listeners_share_one_watch(shared_cluster: Cluster) -> None:
 def test_watch_restarts_without_repeating_or_losing_changes(
     shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The API server ends every watch; a deletion between two watches is not lost either."""
+    """The API server ends every watch. A deletion between two watches is reported too."""
     monkeypatch.setattr(kube, "WATCH_SECONDS", 1)
     monkeypatch.setattr(feed, "RETRY_SECONDS", 0.1)
     first, second = a_name(), a_name()

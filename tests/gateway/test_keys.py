@@ -34,7 +34,7 @@ def test_key_is_found_with_its_namespace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "Secret", "secret ", DIGEST, f"one:{DIGEST}:art", "é" * 9999])
 def test_other_text_is_not_a_valid_key(tmp_path: Path, key: str) -> None:
-    """A key's digest or line is not a valid key; nor is "", even if its digest is in the file."""
+    """A digest or line is not a key. An empty text is not a key even if its digest is listed."""
     empty = f"two:{hashlib.sha256(b'').hexdigest()}:art"
     assert Keys(write(tmp_path / "keys", f"one:{DIGEST}:art", empty)).find(key) is None
 

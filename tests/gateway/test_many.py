@@ -36,7 +36,7 @@ async def fill(cluster: Cluster, count: int) -> None:
 def test_all_pages_of_a_long_list_are_returned(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """The API server lists the models in pages; the response has each once, sorted by id."""
+    """The API server lists in pages. The response has each model once, by id."""
     monkeypatch.setattr(kube, "PAGE_SIZE", count * 2 // 5)
     asyncio.run(fill(cluster, count))
     (key,) = write_keys(tmp_path / "keys", cluster.namespace)

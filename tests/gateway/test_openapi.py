@@ -95,7 +95,7 @@ class Page(HTMLParser):
 
 @pytest.mark.cluster
 def test_docs_page_works_offline(gateway: Gateway, document: dict[str, Any]) -> None:
-    """It has every endpoint, working links, and no scripts or external resources."""
+    """The page has every endpoint, working links, and no scripts or external resources."""
     status, headers, raw = gateway.request("GET", "/docs")
     page = Page(raw.decode())
     assert status == 200

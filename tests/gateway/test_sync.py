@@ -149,7 +149,7 @@ def test_link_has_changed_if_its_digest_or_size_differs(
     ],
 )
 def test_only_idle_models_are_checked(hub: FakeHub, status: Any) -> None:
-    """A model that is not Ready, or is being loaded, reads its source soon anyway."""
+    """A model that is not Ready, or is being loaded, will read its source soon anyway."""
     assert moved(hub, body("org/name", commit=OLD_COMMIT, status=status)) == []
     assert hub.requests == []
 

@@ -50,7 +50,7 @@ SPEC_OF_REQUEST = {
     ],
 )
 def test_spec_of_a_load_model_request(fields: dict[str, Any], spec: dict[str, Any]) -> None:
-    """A field that must be absent from the spec is None."""
+    """A row gives None for a field that must be absent from the spec."""
     assert LoadModel.model_validate(REQUEST | fields).spec() == SPEC_OF_REQUEST | spec
 
 
@@ -99,7 +99,7 @@ def test_spec_of_a_load_vae_request(file_format: str, safetensors: bool | None) 
 
 
 def test_load_model_accepts_every_model_type() -> None:
-    """It accepts the vendor's six model types, and vae."""
+    """These are the vendor's six model types and vae."""
     accepted = get_args(LoadModel.model_fields["model_type"].annotation)
     assert set(accepted) == {model_type.value for model_type in ModelType}
 
@@ -144,7 +144,7 @@ def test_complaint_names_the_invalid_field(fields: dict[str, Any], complaint: st
     ],
 )
 def test_resource_name_is_the_id_or_a_slug_of_it(model_id: str, name: str) -> None:
-    """The name is the id itself, or a slug of the id with its digest."""
+    """If the id is not a valid name, the name is a slug of the id with a digest."""
     digest = hashlib.sha256(model_id.encode()).hexdigest()[:8]
     assert resource_name(model_id) == (name if name == model_id else f"{name}-{digest}")
 
@@ -152,7 +152,7 @@ def test_resource_name_is_the_id_or_a_slug_of_it(model_id: str, name: str) -> No
 @QUICK
 @given(st.from_regex(MODEL_ID_PATTERN.replace("$", r"\Z")))
 def test_resource_name_of_any_id_is_a_short_dns_label(model_id: str) -> None:
-    """Every valid model id has a name, and a name is its own name."""
+    """Every valid id has a name. If a name is used as an id, the name stays the same."""
     name = resource_name(model_id)
     assert len(name) <= ID_AS_NAME_MAX_LENGTH
     assert resource_name(name) == name
@@ -185,7 +185,7 @@ def test_resource_name_of_any_id_is_a_short_dns_label(model_id: str) -> None:
 def test_body_is_parsed_as_json_or_as_a_form(
     raw: bytes, content_type: str, fields: dict[str, Any] | None
 ) -> None:
-    """A body that is neither (fields: None) is rejected with status 400."""
+    """Rows whose fields are None have a body in another format, which gives status 400."""
     if fields is None:
         with pytest.raises(RefusedError) as error:
             bodies.parse(raw, content_type)

@@ -1,4 +1,4 @@
-"""Fixtures: Pods that work on a volume with hostile names."""
+"""Fixture: Pods that publish fake files on a volume."""
 
 from __future__ import annotations
 

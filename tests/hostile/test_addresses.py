@@ -1,8 +1,7 @@
-"""Every caller of addresses, against one table of addresses that may not be called.
+"""Every HTTP client of the project refuses every address of one table.
 
-The callers are the loader's client (for links, and inside the Hub's own client) and the operator's
-client for webhooks, each directly and behind a proxy. The test observes at the socket what they
-connect to.
+The clients are the loader's (for links, and inside the Hub's own client) and the operator's for
+webhooks, each directly and behind a proxy. The test records at the socket where they connect.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ from tests.support.servers.tlsname import NAME, make_certificate, speaking_as
 from tests.support.tally import Tally
 
 HERE, ELSEWHERE = "127.0.0.2", "127.0.0.1"
-"""A loopback address that stands for a public one, and one that is what it is."""
+"""Two loopback addresses: the first stands for a public address, the second for a private one."""
 
 
 @dataclass(frozen=True)
 class Ends:
-    """The hosts and proxies that a caller may use besides public addresses."""
+    """The hosts and proxies that a client may use besides public addresses."""
 
     resolver: netguard.Resolver
     allowed: frozenset[str] = frozenset()
@@ -52,7 +51,7 @@ class Ends:
     ca_file: Path | None = None
 
     def guard(self) -> Guard:
-        """The guard for these hosts."""
+        """Return the guard for these hosts."""
         return Guard(self.allowed, self.resolver)
 
 
@@ -65,7 +64,7 @@ class _NamedSettings(LoaderSettings):
 
 
 Caller = Callable[[Ends, Sequence[str]], list[str | None]]
-"""Calls urls one after the other; answers why each was refused, None where it was not."""
+"""A function that calls each url and returns why it was refused, or None if it was not."""
 
 
 def _loader(ends: Ends) -> httpx2.Client:
@@ -147,7 +146,7 @@ CALLERS = [
 
 @pytest.fixture
 def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Record what sockets connect to, and let only loopback through."""
+    """Record where sockets connect to, and allow only loopback."""
     connected: list[tuple[str, int]] = []
     real = socket.socket.connect
 
@@ -177,7 +176,7 @@ def urls_of(hosts: Sequence[str]) -> list[str]:
 
 
 def all_refused(urls: Sequence[str], whys: Sequence[str | None]) -> bool:
-    """Return whether every url was refused, and print those that were not."""
+    """Return whether every url was refused, and print the urls that were not."""
     let_through = [url for url, why in zip(urls, whys, strict=True) if why is None]
     assert let_through == []
     return True
@@ -185,8 +184,10 @@ def all_refused(urls: Sequence[str], whys: Sequence[str | None]) -> bool:
 
 @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "behind a proxy"])
 @pytest.mark.parametrize("call", CALLERS)
-def test_no_caller_calls_them(call: Caller, proxied: bool, connections: Any, tally: Tally) -> None:
-    """A forbidden address is refused in any spelling, without a resolver or a proxy."""
+def test_no_client_calls_a_forbidden_address(
+    call: Caller, proxied: bool, connections: Any, tally: Tally
+) -> None:
+    """Every spelling of an address is refused before a resolver or a proxy is asked."""
     urls = urls_of([*PRIVATE_LITERALS, *PRIVATE_NAMES])
     ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
     assert all_refused(urls, call(ends, urls))
@@ -196,10 +197,10 @@ def test_no_caller_calls_them(call: Caller, proxied: bool, connections: Any, tal
 
 @pytest.mark.parametrize("proxied", [False, True], ids=["direct", "behind a proxy"])
 @pytest.mark.parametrize("call", CALLERS)
-def test_what_is_checked_is_what_the_library_calls(
+def test_the_library_calls_the_checked_address(
     call: Caller, proxied: bool, connections: Any
 ) -> None:
-    """A library with other rules for digits would call 127.0.0.1 for a public name."""
+    """If the library read digits differently, it could call 127.0.0.1 for a public name."""
     ends = Ends(no_lookup, proxy="http://127.0.0.1:9" if proxied else None)
     [why] = call(ends, [f"https://{LATER_DIGITS}/x"])
     assert why is not None
@@ -207,10 +208,10 @@ def test_what_is_checked_is_what_the_library_calls(
 
 
 @pytest.mark.parametrize("call", CALLERS)
-def test_a_name_that_has_one_of_them_is_not_called(
+def test_a_name_with_a_forbidden_address_is_not_called(
     call: Caller, connections: Any, tally: Tally
 ) -> None:
-    """The forbidden address may be the only one or stand among public ones in any order."""
+    """The forbidden address may be the only one, or stand before or after public ones."""
     usual = [literal for literal in PRIVATE_LITERALS if netguard._literal(literal) is not None]
     answers = [*([one] for one in usual), *([PUBLIC, one] for one in usual)]
     answers += [[one, "2606:4700::1111"] for one in usual]
@@ -225,8 +226,10 @@ def test_a_name_that_has_one_of_them_is_not_called(
 
 
 @pytest.mark.parametrize("call", CALLERS[:2])
-def test_no_redirect_leads_to_them(call: Caller, connections: Any, tally: Tally) -> None:
-    """Only the redirecting server, which is allowed, is connected to."""
+def test_no_redirect_leads_to_a_forbidden_address(
+    call: Caller, connections: Any, tally: Tally
+) -> None:
+    """The client connects only to the redirecting server, which is allowed."""
     targets = urls_of([*PRIVATE_LITERALS, *PRIVATE_NAMES])
     with FileServer() as server:
         urls = [
@@ -243,7 +246,7 @@ def test_no_redirect_leads_to_them(call: Caller, connections: Any, tally: Tally)
 
 
 class Server(Loopback):
-    """Answers every request with 204; with a certificate it speaks TLS as NAME."""
+    """A server that answers every request with 204; with a certificate it speaks TLS as NAME."""
 
     def __init__(
         self, address: str = ELSEWHERE, port: int = 0, certificate: Path | None = None
@@ -260,7 +263,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Server]]:
-    """The same name at HERE and ELSEWHERE on one port; HERE counts as public."""
+    """Two servers of one name and port, at HERE and ELSEWHERE; HERE counts as public."""
     real = netguard.refusal
 
     def refusal(address: Address) -> str | None:
@@ -294,7 +297,7 @@ def test_a_name_that_moves_inside_is_not_followed(
 def test_the_certificate_is_that_of_the_name(
     call: Caller, servers: tuple[Server, Server], certificate: Path, connections: Any
 ) -> None:
-    """Another name at the same address gets another SNI and fails at the certificate."""
+    """For another name at the same address, the SNI differs and the certificate does not match."""
     public, _ = servers
     heard: list[str] = []
     ends = Ends(lambda host, _port: [heard.append(host), HERE][1:], ca_file=certificate)
@@ -305,8 +308,8 @@ def test_the_certificate_is_that_of_the_name(
 
 
 @pytest.mark.parametrize("call", CALLERS)
-def test_no_proxy_is_read_alike(call: Caller, connections: Any) -> None:
-    """NO_PROXY lists names, addresses, networks and ports; all other hosts go to the proxy."""
+def test_every_client_reads_no_proxy_in_the_same_way(call: Caller, connections: Any) -> None:
+    """NO_PROXY lists names, addresses, networks and ports."""
     with FileServer() as server, Server() as proxy:
         at = f"http://{ELSEWHERE}:{proxy.port}"
         port = int(server.host.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""Files of training programs are read, whatever lies beside their weights."""
+"""Files of training programs can be read, whatever they hold besides weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.hostile.benign import FILES, TENSORS
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_good_file_is_read(tmp_path, tally, name):
-    """All of its weights are read bit for bit, and nothing else becomes a weight."""
+    """All weights are read bit for bit, and no other value is taken for a weight."""
     make, expected = FILES[name]
     path = tmp_path / "model.ckpt"
     path.write_bytes(make(tmp_path))

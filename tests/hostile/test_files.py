@@ -1,4 +1,4 @@
-"""Hostile model files: none is read, none runs code, and none costs much."""
+"""Hostile model files are refused, run no code and cost little."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CANARY_SOURCE = "open('canary', 'w').close()\n\nclass Thing:\n    pass\n\nanythi
 
 @dataclass(frozen=True)
 class Laid:
-    """A hostile file in a folder of its own, where its code would leave a canary."""
+    """A hostile file in its own folder. If its code runs, it creates a canary file there."""
 
     name: str
     sample: Sample
@@ -34,20 +34,20 @@ class Laid:
 
     @property
     def has_sung(self) -> bool:
-        """Whether its code ran."""
+        """Return whether the canary file exists, which means that the file's code ran."""
         return os.path.lexists(self.folder / "canary")
 
     @property
     def is_seen_by_inspect(self) -> bool:
-        """Whether `inspect` recognises the kind of file."""
+        """Return whether `inspect` recognises the kind of file."""
         return self.sample.model_type is None
 
     def inspect(self, *, anew: bool = False) -> Line:
-        """Return the command line that inspects it."""
+        """Return the command line that inspects the file."""
         return Line(self.folder, ["inspect", naive.FILE], anew)
 
     def load(self, *, anew: bool = False) -> Line:
-        """Return the command line that loads it."""
+        """Return the command line that loads the file."""
         kind = self.sample.model_type
         arguments = ["load", "--url", naive.FILE, "--model-id", "m", "--store", "store"]
         return Line(self.folder, [*arguments, *(["--model-type", kind] if kind else [])], anew)
@@ -72,7 +72,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def refused(one: Laid, ended: Ran) -> list[str]:
-    """Return what is wrong with a refusal."""
+    """Return the differences from the expected refusal."""
     wrong = []
     said = re.search(rf"^error: {one.sample.reason.value}: (.*)$", ended.output, re.MULTILINE)
     if ended.code != one.sample.reason.exit_code or said is None:
@@ -99,11 +99,11 @@ def check(lines: Sequence[tuple[Laid, Line]], root: Path) -> None:
 
 COSTLY = "bombs"
 SHARE, SHARE_OF_COSTLY, LOADED = 3, 16, 8
-"""One in so many; all are in the slow run."""
+"""The usual run takes one in this many files; the slow run takes all."""
 
 
-def test_hostile_files_are_refused_and_do_nothing(tmp_path, tally):
-    """`inspect` and some `load` runs refuse them for their reasons, cheaply, and leave no files."""
+def test_hostile_files_are_refused_without_effect(tmp_path, tally):
+    """`inspect` and some `load` runs refuse them for the right reason and leave no files."""
     laid = lay(
         tmp_path,
         {
@@ -124,7 +124,7 @@ def test_hostile_files_are_refused_and_do_nothing(tmp_path, tally):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_hostile_file_is_refused_on_the_command_line(tmp_path, tally, kind):
-    """Both commands refuse it, and one of them is run as a user runs it."""
+    """`load` and, where possible, `inspect` refuse the file; one of them runs in a new process."""
     laid = lay(tmp_path, KINDS[kind])
     lines = []
     for number, one in enumerate(laid):
@@ -152,7 +152,7 @@ MALICIOUS = {
     ],
 )
 def test_each_malicious_file_runs_code_in_a_careless_reader(tmp_path, tally, samples):
-    """A throw-away process reads it naively, and its canary appears."""
+    """A careless reader in a separate process creates the canary file."""
     laid = lay(tmp_path, samples)
     jobs = "\n".join(json.dumps([str(one.folder), one.sample.control]) for one in laid)
     subprocess.run(
@@ -162,8 +162,8 @@ def test_each_malicious_file_runs_code_in_a_careless_reader(tmp_path, tally, sam
     tally("hostile files that ran code elsewhere", len(laid))
 
 
-def test_there_are_enough_of_them():
-    """No two files are the same, and half of them would run code."""
+def test_there_are_enough_hostile_files():
+    """No two files are the same, and at least 150 of them would run code."""
     contents = {
         hashlib.sha256(sample.bytes()).digest()
         for kind, samples in KINDS.items()

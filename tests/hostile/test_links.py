@@ -1,4 +1,4 @@
-"""Hostile files behind links are refused by their first bytes, before their weights come."""
+"""Hostile files behind links are refused before their weights are downloaded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def archive(**more: object) -> bytes:
 
 
 def with_end(at: int, layout: str, *values: object) -> Make:
-    """Return an archive with other values at its end."""
+    """Return a function that makes an archive with these values near its end."""
 
     def make() -> bytes:
         content = bytearray(archive())
@@ -49,7 +49,7 @@ def with_end(at: int, layout: str, *values: object) -> Make:
 
 
 def renamed(old: bytes, new: bytes) -> Make:
-    """Return an archive in whose directory one member has another name."""
+    """Return an archive whose directory gives one member another name."""
 
     def make() -> bytes:
         content = archive()
@@ -130,7 +130,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(FILES)[3:]]
 
 @pytest.mark.parametrize("name", [*list(FILES)[:3], *SLOW])
 def test_a_hostile_file_behind_a_link_is_refused(tmp_path, server, tally, name):
-    """Nothing of it runs or stays, and only its outline is downloaded."""
+    """No code runs, no file stays, and only the file's outline is downloaded."""
     make, reason, says = FILES[name]
     ran = load(tmp_path / "x", server, make())
     said = re.search(rf"^error: {reason.value}: (.*)$", ran.output, re.MULTILINE)
@@ -146,7 +146,7 @@ def test_a_hostile_file_behind_a_link_is_refused(tmp_path, server, tally, name):
 
 @pytest.mark.slow
 def test_a_large_member_that_is_not_a_storage_takes_no_memory(tmp_path, server):
-    """It goes to the volume rather than into memory with the outline."""
+    """The member is written to the volume; it is not read into memory with the outline."""
     large = Part("archive/large", bytes(320 * MEGABYTE))
     pickled = content({"weight": tensor(storage("0", 4).replace(b"NtQ", b"tQ"), [4])})
     first, name = Part("archive/data.pkl", pickled), "archive/data/0"

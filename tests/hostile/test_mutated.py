@@ -1,4 +1,4 @@
-"""Changed copies of good files are refused, or read as independent readers read them."""
+"""Changed copies of good files are refused, or give the tensors that other readers find."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def mutated(draw, seed: bytes) -> bytes:
 
 
 def ours(path: Path) -> Tensors | None:
-    """Return the tensors that our reader finds, with checksums compared; None for a refusal."""
+    """Return the tensors that our reader finds after comparing checksums, or None if it refuses."""
     opened: TensorFile | LoaderError
     tracemalloc.start()
     try:
@@ -131,7 +131,7 @@ SEEDS: dict[str, tuple[bytes, Callable[[bytes], Tensors | None]]] = {
 
 
 def run(tmp_path: Path, container: str, examples: int) -> int:
-    """Try many changed files and return how many were still read."""
+    """Try many changed files and return how many could still be read."""
     seed, read = SEEDS[container]
     path = tmp_path / "model"
     counted = 0
@@ -156,8 +156,8 @@ def run(tmp_path: Path, container: str, examples: int) -> int:
 
 
 @pytest.mark.parametrize("container", SEEDS)
-def test_a_changed_file_is_refused_or_read_as_others_do(tmp_path, tally, container):
-    """There is no other error, and no tensor that an independent reader does not find."""
+def test_a_changed_file_is_refused_or_read_correctly(tmp_path, tally, container):
+    """The reader raises no other error and finds only tensors that an independent reader finds."""
     run(tmp_path, container, examples=60)
     tally("mutated files tried", 60)
 
@@ -165,15 +165,15 @@ def test_a_changed_file_is_refused_or_read_as_others_do(tmp_path, tally, contain
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("container", SEEDS)
-def test_many_changed_files_are_refused_or_read_as_others_do(tmp_path, tally, container):
-    """Some of many changed files are read, so the comparison is meaningful."""
+def test_many_changed_files_are_refused_or_read_correctly(tmp_path, tally, container):
+    """At least one file can still be read, so the comparison with other readers takes place."""
     assert run(tmp_path, container, examples=3000)
     tally("mutated files tried", 3000)
 
 
 @pytest.mark.parametrize("container", SEEDS)
 def test_an_unchanged_file_is_read(tmp_path, container):
-    """Both readers find the same tensors."""
+    """Our reader and the independent reader find the same tensors."""
     seed, read = SEEDS[container]
     (tmp_path / "model").write_bytes(seed)
     found = ours(tmp_path / "model")

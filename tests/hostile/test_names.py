@@ -1,4 +1,4 @@
-"""Names that would lead out of their folder, wherever a name enters the loader."""
+"""A name cannot lead out of its folder, wherever it enters the loader."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OUT = [
     "x\\..\\..\\y",
     "x\0y",
 ]
-"""Names that lead elsewhere, by one rule or another."""
+"""Names that would lead out of a folder."""
 ODD = [
     "a/b",
     ".store",
@@ -64,14 +64,14 @@ ODD = [
     "\uff0e\uff0e",
     "x" * 300,
 ]
-"""Names that are no model's."""
+"""Names that are not valid for a model."""
 
 # The child of the fork only runs the loader, whatever threads other tests have left.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 def with_field(request: dict[str, Any], field: str, value: str) -> str:
-    """Return a request with another value in a field, which may belong to its owner."""
+    """Return a request in which a field of it, or of its owner, has another value."""
     changed = json.loads(json.dumps(request))
     *outer, name = field.split(".")
     (changed[outer[0]] if outer else changed)[name] = value
@@ -108,7 +108,7 @@ def test_a_request_with_a_hostile_name_is_refused(
 
 
 def test_a_load_by_hand_under_a_hostile_name_is_refused(tmp_path: Path, tally: Tally) -> None:
-    """Nothing is written for it."""
+    """`sd-loader load` exits with code 3 and creates no file."""
     names = [name for name in OUT + ODD if "\0" not in name]  # which no argument can hold
 
     def refused() -> int:
@@ -126,7 +126,7 @@ Forge = Callable[[Path, str], None]
 
 
 def rename_in_receipt(root: Path, name: str) -> None:
-    """Give one file another name in a receipt."""
+    """Change the name of one file in a receipt."""
     receipt = root / MODEL_ID / ".sd-receipt.json"
     content = json.loads(receipt.read_text())
     content["files"][name] = content["files"].pop("model_index.json")
@@ -134,7 +134,7 @@ def rename_in_receipt(root: Path, name: str) -> None:
 
 
 def take_from(root: Path, name: str) -> None:
-    """Make an owner's record name another folder as its previous version."""
+    """Change an owner record so that its previous version is another folder."""
     owner = root / ".store/uid-1/owner.json"
     content = json.loads(owner.read_text())
     owner.write_text(json.dumps(content | {"takenFrom": [name]}))
@@ -159,10 +159,10 @@ def take_from(root: Path, name: str) -> None:
         pytest.param([*OUT, *ODD], id="all names", marks=pytest.mark.slow),
     ],
 )
-def test_a_forged_record_leads_nowhere(
+def test_a_forged_record_changes_no_other_folder(
     tmp_path: Path, tally: Tally, forge: Forge, pod: Pod, names: list[str]
 ) -> None:
-    """The run ends as usual, whatever a record names, and other models' files stay."""
+    """The run ends as usual, and files of other models stay unchanged."""
     volume = prepared(tmp_path / "start", [NEIGHBOURS, FIRST])
     neighbours = [volume / ".store/uid-9", volume / "neighbour"]
     before = [tree(path) for path in neighbours]

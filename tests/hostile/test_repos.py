@@ -1,4 +1,4 @@
-"""Hub repos with code, false listings or high costs are refused and never published."""
+"""Hub repos with code, false file lists or high costs are refused and never published."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ DEEP = b"[" * 900 + b"]" * 900 + b","
 
 @dataclass(frozen=True)
 class Repo:
-    """A good repo with some files changed, or left out where they are None.
+    """A good repo with changes.
 
-    listed: names that the Hub lists beside them.
+    changed: contents by file name; None removes the file. listed: further names in the Hub's
+    file list.
     """
 
     says: str
@@ -48,7 +49,7 @@ class Repo:
 
 
 def index(**changed: object) -> dict[str, bytes | None]:
-    """Return an index with other entries, and the code that they name."""
+    """Return a model_index.json with other entries, and the code that they name."""
     return {
         "model_index.json": json.dumps({**INDEX, **changed}).encode(),
         "payload.py": CODE.encode(),
@@ -57,7 +58,7 @@ def index(**changed: object) -> dict[str, bytes | None]:
 
 
 def pickled(content: bytes) -> dict[str, bytes | None]:
-    """Return the text encoder's weights as this pickle."""
+    """Return this pickle as the file of the text encoder's weights."""
     return {
         "text_encoder/model.safetensors": None,
         "text_encoder/pytorch_model.bin": content,
@@ -138,7 +139,7 @@ def hub():
     ],
 )
 def test_a_hostile_repo_is_refused(tmp_path, hub, tally, repos):
-    """It is refused for its reason and cheaply; nothing of it runs or stays on the volume."""
+    """The repo is refused for the right reason. No code runs, and no file stays on the volume."""
     lines = []
     for number, repo in enumerate(repos.values()):
         hub.add_repo(f"org/{number}", repo.lay(tmp_path / f"repo{number}"), extra_names=repo.listed)

@@ -1,4 +1,4 @@
-"""Fetching what a model needs besides its source, and the token of each request."""
+"""Tests of files that a model needs besides its source, and of the token of each request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def settings(hub: FakeHub, tmp_path: Path) -> Settings:
-    """Settings for that Hub."""
+    """Settings for the fake Hub."""
     return Settings(
         hub_endpoint=hub.url,
         allowed_hosts=frozenset({hub.host}),

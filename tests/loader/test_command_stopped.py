@@ -19,7 +19,7 @@ from tests.support.loader.loadercli import (
 )
 
 MANY_STEPS = 8
-"""Write steps: together more bytes than a file's header, which every Pod reads again."""
+"""Write steps that exceed a file's header in size, because every Pod reads the header again."""
 
 
 def interrupted(containers: Containers, hub: FakeHub, checkpoint: Path, signum: int) -> Ended:

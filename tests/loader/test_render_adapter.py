@@ -112,7 +112,7 @@ def test_lora_loads_into_its_base(tmp_path: Path) -> None:
 
 
 def test_adapter_without_a_known_base_is_not_tried(tmp_path: Path) -> None:
-    """Its keys and shapes were checked during the conversion."""
+    """The conversion has already checked its keys and shapes."""
     try_adapter(tmp_path, ModelType.VAE, None, "cpu")
 
 
@@ -121,7 +121,7 @@ def test_adapter_without_a_known_base_is_not_tried(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.filterwarnings("ignore")  # warnings from diffusers
 def test_full_size_controlnet_and_vae_run_on_a_gpu(tmp_path: Path, base: str) -> None:
-    """They run in half precision on a random base with the published dimensions."""
+    """The ControlNet and the VAE run in half precision on a random base of the published size."""
     pipeline = random_pipeline(base, PUBLISHED_SIZES[base], "cuda").to(dtype=torch.float16)
     ControlNetModel.from_unet(pipeline.unet).save_pretrained(tmp_path / "controlnet")
     pipeline.vae.save_pretrained(tmp_path / "vae")

@@ -219,7 +219,7 @@ def test_failed_cleanup_does_not_fail_a_published_load(
 
 @pytest.mark.usefixtures("parts")
 def test_load_fetches_and_converts_in_one_process(tmp_path: Path) -> None:
-    """Load also reports the stages."""
+    """The load reports its stages as the two containers do."""
     seen: list[Progress] = []
     assert load(request(), tmp_path, Settings(), seen.append).outcome == "loaded"
     assert [progress.stage for progress in seen] == [Stage.PUBLISHING]

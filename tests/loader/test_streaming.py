@@ -92,7 +92,7 @@ class Checkpoints:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """One set for all tests, which only read it."""
+    """One set of checkpoints for all tests, which only read it."""
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 

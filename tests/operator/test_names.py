@@ -1,4 +1,4 @@
-"""Names in the operator: one meaning each."""
+"""Every public name in the operator has one meaning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WINGS = ("runtime", "reconciler", "rules", "resources", "clients", "base")
 
 
 def test_no_two_modules_define_one_name() -> None:
-    """A public function or class means the same wherever its name is read."""
+    """No public function or class of one module shares its name with one of another module."""
     found = defaultdict(list)
     for wing in WINGS:
         for path in (ROOT / "operator/sd_operator" / wing).rglob("*.py"):

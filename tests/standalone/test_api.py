@@ -84,7 +84,7 @@ def test_patch_with_another_uid_is_rejected_except_for_a_status(models):
 
 
 def test_write_without_a_change_keeps_the_resource_version(models):
-    """Watches therefore get no event for it."""
+    """Watches therefore get no event for such a write."""
     old = models.create("a")
 
     same = models.api.patch(f"{models.path}/a", {"spec": {"priority": 0}}).body
@@ -135,7 +135,7 @@ def test_limit_and_continue_page_through_a_list(models):
 
 
 def test_watch_continues_from_a_resource_version(models):
-    """It yields every later change in order, deletions too."""
+    """The watch yields every later change in order, including deletions."""
     models.create("a")
     since = models.api.ask("GET", models.path).body["metadata"]["resourceVersion"]
     models.create("b")
@@ -192,7 +192,7 @@ def test_watch_from_an_expired_resource_version_fails(models):
 
 
 def test_server_side_apply_needs_a_field_manager(models):
-    """Without one, the message names the missing option."""
+    """If the option fieldManager is missing, the message names it."""
     path = f"{models.path}/a"
     body = json.dumps(model_manifest("a", url=LINK))
 

@@ -48,7 +48,7 @@ def running_gateway(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def test_gateway_accepts_the_printed_key(running_gateway: tuple[str, str, Path]) -> None:
-    """It listens on loopback. The key itself is not stored, and its line only privately."""
+    """The gateway listens on loopback. The key is not stored, and its line is private."""
     url, key, state = running_gateway
     fields = {"url": "a/b", "model_id": "sketch", "model_type": "lora"}
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)

@@ -213,7 +213,7 @@ def test_deleting_a_job_can_orphan_its_pod(stub_cluster):
 
 
 def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
-    """Controllers hold a Pod with a finalizer until they have counted its failure."""
+    """Controllers protect a Pod with a finalizer until they have counted its failure."""
     hold = {"metadata": {"finalizers": ["example.com/count"]}}
     release = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/count"]}}
     stub_cluster.apply(job("j", "convert.sleep=60"))
@@ -253,7 +253,7 @@ def test_deleting_a_model_deletes_its_job_and_pod(stub_cluster):
 
 
 def test_job_of_an_owner_that_does_not_exist_is_deleted(stub_cluster):
-    """An object with the owner's name but another uid is not the owner."""
+    """An object with the owner's name but with another uid does not count as the owner."""
     stub_cluster.apply(model_manifest("m", url="https://example.com/m.ckpt"))
     owned = job("j", suspend=True)
     owned["metadata"]["ownerReferences"] = [

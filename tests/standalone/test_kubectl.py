@@ -53,7 +53,7 @@ def test_server_side_apply_removes_only_the_managers_fields(cluster):
 
 
 def test_diff_and_dry_runs_change_nothing(cluster):
-    """They print what the real command would do, for client-side and server-side apply."""
+    """The commands print what they would change, for client-side and server-side apply."""
     manifest = model_manifest("a", url=LINK, priority=3)
     assert "created (server dry run)" in cluster.apply(manifest, "--dry-run=server")
     assert not cluster.exists("sdm", "a")
@@ -170,7 +170,7 @@ def test_invalid_spec_is_rejected_with_a_helpful_message(shared_cluster, spec, c
     ],
 )
 def test_immutable_field_cannot_be_changed(cluster, change, complaint):
-    """Such a field cannot be set later either, if it was left out at first."""
+    """If an object is created without the field, the field cannot be added later either."""
     cluster.model("a", url=LINK)
 
     changed = yaml.safe_dump(model_manifest("a", url=LINK, **change))
@@ -383,7 +383,7 @@ def test_secrets_are_stored_as_base64_and_shown_without_values(cluster):
 
 
 def test_ages_are_formatted_as_kubectl_does():
-    """Long ages are rounded."""
+    """For example, ages of many days have no hours."""
     from sd_operator.standalone.tables import human_duration
 
     ages = {0: "0s", 119: "119s", 120: "2m", 150: "2m30s", 601: "10m", 3 * 3600 + 60: "3h1m"}

@@ -122,7 +122,7 @@ def test_strategic_patch_treats_finalizers_as_a_set():
 
 
 def test_prune_drops_nulls_and_unknown_fields():
-    """It returns the paths of the unknown fields, even of those in lists and maps."""
+    """The function returns the paths of the unknown fields, even of those in lists and maps."""
     schema = {
         "properties": {
             "known": {"type": "string"},
@@ -163,7 +163,7 @@ def test_default_in_an_absent_object_is_not_set():
 @QUICK
 @given(body=JSON, spec=JSON, meta=JSON)
 def test_any_body_is_stored_or_rejected(body, spec, meta):
-    """No body raises anything except an ApiError."""
+    """Every error is an ApiError."""
     registry = REGISTRY
     kind = {"apiVersion": "sd-operator.dev/v1alpha1", "kind": "StableDiffusionModel"}
     named = meta if not isinstance(meta, dict) else {"generateName": "x-", **meta}
@@ -184,7 +184,7 @@ def test_any_body_is_stored_or_rejected(body, spec, meta):
 @QUICK
 @given(change=JSON)
 def test_any_patch_is_stored_or_rejected(change):
-    """No patch raises anything except an ApiError or changes the old object in place."""
+    """Every error is an ApiError, and the old object is never changed in place."""
     registry = REGISTRY
     body = {
         "apiVersion": "sd-operator.dev/v1alpha1",
@@ -208,7 +208,7 @@ REGISTRY = new_registry()
 @QUICK
 @given(labels=st.text(max_size=20), fields=st.text(max_size=20), body=st.binary(max_size=40))
 def test_any_selector_or_protobuf_is_parsed_or_rejected(labels, fields, body):
-    """No input raises anything except an ApiError."""
+    """Every error is an ApiError."""
     item = {"metadata": {"name": "a", "labels": {"x": "1"}}}
     with suppress(ApiError):
         selector(PODS, labels, fields)(item)
@@ -218,7 +218,7 @@ def test_any_selector_or_protobuf_is_parsed_or_rejected(labels, fields, body):
 
 
 def test_watch_that_is_too_far_behind_expires():
-    """The history is bounded, so that an old revision cannot be watched any more."""
+    """The history is bounded, so an old resourceVersion cannot be watched any more."""
     storage = Storage()
     start = storage.revision
     for _ in range(HISTORY + 2):
@@ -256,7 +256,7 @@ def at(seconds: float) -> str:
 
 
 def pod(phase: str, code: int | None = None, ended: float = 0, **status: object) -> dict:
-    """Return a Pod of a Job. If `code` is set, its container ended `ended` seconds after NOW."""
+    """Return a Pod of a Job. If `code` is set, its container ended at NOW plus `ended` seconds."""
     state = {"terminated": {"exitCode": code, "finishedAt": at(ended)}} if code is not None else {}
     return {
         "metadata": {"namespace": "n", "name": "p"},

@@ -45,10 +45,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
-    """A connection to Chromium.
+    """A connection to Chromium, which is closed at the end of the module.
 
-    It does not outlive the module: Playwright's event loop runs in this thread, where asyncio.run
-    of other tests would fail.
+    Playwright runs an event loop in this thread. While it runs, asyncio.run would fail in other
+    tests.
     """
     with browsers.connected(chromium) as connection:
         yield connection

@@ -94,7 +94,7 @@ def test_pages_are_accessible(
 
 
 def test_error_pages_are_accessible(browser: Any, backend: Any, tmp_path: Path) -> None:
-    """The pages are a rejected form, a missing page, a wrong key, and an empty gallery."""
+    """The test checks a rejected form, a missing page, a wrong key and an empty gallery."""
     with (
         namespace_of(backend, tmp_path) as empty,
         serve(empty, tmp_path) as site,

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
 LINK = "https://example.com/model.safetensors"
 STREAM_LOST = "[object Event]"
-"""What htmx's extension logs when a stream breaks off."""
+"""The text that the htmx extension logs when a stream breaks off."""
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster
 def test_page_catches_up_after_a_lost_connection(
     visitor: Tab, shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It shows models that were created, deleted or changed in the meantime."""
+    """The page shows models that were created, deleted or changed in the meantime."""
     page, cut, streams = visitor.page, threading.Event(), 0
     stream = live.stream
 

@@ -58,7 +58,7 @@ def test_every_form_field_is_a_field_of_the_spec(field):
 
 @given(st.dictionaries(st.sampled_from([field.path for field in FIELDS]), st.text(max_size=50)))
 def test_any_input_gives_a_model_in_the_keys_namespace(texts):
-    """No text can add other parts to the resource."""
+    """Text in a field cannot change other parts of the resource."""
     body = manifest(values(texts), "art")
     assert set(body) == {"apiVersion", "kind", "metadata", "spec"}
     assert body["metadata"]["namespace"] == "art"

@@ -42,7 +42,7 @@ def at(status: dict, version: int = 8, uid: str = UID, name: str = "sketch") -> 
     ],
 )
 def test_list_gets_events_for_its_cards(change, events, stale):
-    """The page becomes stale when models appear or disappear or change their phase."""
+    """The page becomes stale when a model appears, disappears or changes its phase."""
     updates = live.ListUpdates([body(loading(10))])
     assert [name for name, _ in updates.events(change)] == events
     assert updates.stale is stale
@@ -124,7 +124,7 @@ def test_model_page_gets_events_as_its_model_changes(shared_cluster, site):
 
 @pytest.mark.cluster
 def test_page_that_missed_a_change_is_refreshed(shared_cluster, site):
-    """A change between the page and its stream, or while the stream was closed, is not lost."""
+    """The change happens before the page opens its stream, or while the stream is closed."""
     missed = address(site)
     gallerymodels.make(shared_cluster, "meanwhile", url=LINK)
     with site.stream(missed) as events:
@@ -172,7 +172,7 @@ def test_quiet_stream_sends_heartbeats(site, monkeypatch):
 
 @pytest.mark.cluster
 def test_streams_of_a_key_are_limited(site, monkeypatch):
-    """One more stream is rejected until another one is closed."""
+    """Another stream is rejected until one of the open streams is closed."""
     monkeypatch.setattr(routes, "STREAMS_PER_KEY", 2)
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     path = address(site)

@@ -82,7 +82,7 @@ def test_keys_and_cookies_are_not_logged(stranger, caplog):
 
 
 def test_failed_logins_are_limited(shared_cluster, tmp_path):
-    """The limit is the gateway's own; a correct key is accepted nevertheless."""
+    """The limit on failures is that of the gateway; a correct key is still accepted."""
     with serve(shared_cluster, tmp_path, failures_per_minute=3) as limited:
         codes = [limited.login("wrong").code for _ in range(5)]
         assert codes == [401, 401, 401, 429, 429]

@@ -162,7 +162,7 @@ def test_other_files_are_not_read_as_previews(tmp_path, monkeypatch, kind):
     "path", ["../outside.png", "a/../../outside.png", "/etc/hostname", "..", ""]
 )
 def test_path_outside_the_volume_is_not_read(tmp_path, path):
-    """The check protects even if a status contains such a path."""
+    """Even if a status contains a path outside the volume, the gateway does not open the file."""
     store, _ = store_of(tmp_path)
     (tmp_path / "outside.png").write_bytes(PNG)
     assert previews.read(store, path) is None

@@ -175,7 +175,7 @@ def test_form_creates_a_model(shared_cluster, site):
 
 
 def test_preview_of_the_form_creates_nothing(shared_cluster, site):
-    """It shows the YAML, and whether the API server would accept it."""
+    """The preview shows the YAML, and whether the API server would accept it."""
     good = site.post("/gallery/load", {"metadata.name": "tried", "spec.url": LINK})
     assert good.code == 200
     assert f"url: {LINK}" in good.text

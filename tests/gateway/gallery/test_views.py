@@ -108,7 +108,7 @@ def test_query_of_a_filter_has_only_its_set_fields():
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_remedy_of_every_reason_is_shown_once(reason):
-    """Stalled comes first; Ready has the same message, which is not repeated."""
+    """The page shows the message of Stalled. Ready has the same message, which is left out."""
     first, second = views.detail(body(failed(reason, "It is so")), NOW).conditions
     assert (first.type, first.message, first.tone) == ("Stalled", "It is so.", "bad")
     assert first.remedy == reason.remedy.replace("<status.job.name>", JOB)
@@ -165,7 +165,7 @@ def test_only_new_phases_and_quarters_are_announced():
 
 
 def test_yaml_has_only_what_a_user_would_apply():
-    """It has no status, no defaults, and no metadata that the API server or the operator sets."""
+    """Status, defaults and metadata that the API server or the operator sets are left out."""
     model = body(
         ready(UID, "sketch"), modelType="lora", priority=0, weights="standard", suspend=True
     )

@@ -124,7 +124,7 @@ def workshop(tmp_path_factory):
 def test_weights_equal_those_of_diffusers(workshop, case):
     """All files are equal except the text encoder's.
 
-    There, only tensor names differ (see PREFIX).
+    In the text encoder's file, only tensor names differ (see PREFIX).
     """
     ours, converted = workshop.ours(case)
     theirs = workshop.theirs(case)
@@ -145,7 +145,7 @@ def test_weights_equal_those_of_diffusers(workshop, case):
 @pytest.mark.parametrize("container", ["safetensors", "ckpt"])
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
 def test_diffusers_opens_and_renders_the_folder(workshop, architecture, container):
-    """Diffusers opens it offline, and the configs agree with those of its own conversion."""
+    """Diffusers opens the folder offline. The configs agree with those that diffusers writes."""
     from diffusers import DiffusionPipeline
 
     case = Case(architecture, container, "fp16")
@@ -189,7 +189,7 @@ def test_result_does_not_depend_on_the_container(workshop):
 
 @pytest.mark.parametrize("case", CASES[:3] + CASES[6:7], ids=str)
 def test_result_describes_the_folder(workshop, case):
-    """It lists every file with its digest and size."""
+    """The result lists every file with its digest and size."""
     import hashlib
 
     folder, converted = workshop.ours(case)

@@ -42,9 +42,9 @@ LEFT_OVER = ("position_ids", "logit_scale")
     ],
 )
 def test_tiny_checkpoint_has_every_key_of_the_published_model(full, tiny, count):
-    """The counts are those of the published files.
+    """The expected counts come from the published files.
 
-    For SD 2 and the refiner, they follow from the model's program.
+    For SD 2 and the refiner, they come from the source code of the model.
     """
     assert len(full) == count
     assert full.keys() == tiny.keys()

@@ -114,7 +114,7 @@ def public(found: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """A row in one precision, published in another.
+    """A file in one precision that is published in another.
 
     If `revision` is None, the file's precision is kept.
     """
@@ -233,7 +233,7 @@ OTHERS = {
 def test_file_that_is_not_a_controlnet_is_refused(
     tmp_path: Path, names: tuple[str, ...], words: str
 ) -> None:
-    """Diffusers would make a random model of it or fail with a missing key."""
+    """Diffusers would build a random model from the file or fail with a missing key."""
     tensors = {name: torch.zeros(2, 2) for name in names}
     path = save_safetensors(tmp_path / "net.safetensors", tensors)
     with pytest.raises(LoaderError) as caught:
@@ -282,7 +282,7 @@ DAMAGES = {
 def test_contradicting_tensors_are_refused(
     tmp_path: Path, architecture: str, damage: Any, words: str
 ) -> None:
-    """The loader does not make up missing tensors."""
+    """If a tensor is missing or has another shape, the loader does not guess."""
     tensors = tiny(architecture)
     damage(tensors)
     path = save_safetensors(tmp_path / "net.safetensors", tensors)
@@ -295,7 +295,7 @@ def test_contradicting_tensors_are_refused(
 def test_spec_options_apply_or_are_refused(tmp_path: Path) -> None:
     """spec.upcastAttention goes into the config.
 
-    Another baseModel than the file's and `weights: ema` are refused.
+    A baseModel that differs from the file's, and `weights: ema`, are refused.
     """
     path = save_safetensors(tmp_path / "net.safetensors", tiny("SD 2.x"))
     convert_file(path, tmp_path / "out", model_type="controlnet", upcast_attention=True)
@@ -339,7 +339,7 @@ def test_repo_config_that_its_tensors_contradict_is_refused(
 
 
 def test_unusual_structure_is_converted_by_its_config(tmp_path: Path) -> None:
-    """The model has one resnet per level. No key table knows it, but diffusers does."""
+    """The model has one resnet per level. The key tables do not know it, but diffusers does."""
     found = {**configured("SD 1.x"), "layers_per_block": 1}
     model = ControlNetModel.from_config(found)
     model.save_pretrained(tmp_path / "repo")
@@ -356,7 +356,7 @@ def test_vae_repo_is_refused_as_a_controlnet(tmp_path: Path) -> None:
 
 
 def test_unchanged_weights_are_linked(tmp_path: Path) -> None:
-    """The loader does not copy a file that is already right."""
+    """A weight file that needs no change is linked, not copied."""
     repo = save_repo(tmp_path, "SD 1.x")
     out, _converted = convert_repo(repo)
     assert (out / WEIGHTS).stat().st_ino == (repo / WEIGHTS).stat().st_ino

@@ -64,7 +64,7 @@ def test_input_channels_show_the_task(shapes, channels, task):
 
 
 def without(shapes, *prefixes):
-    """The shapes without those whose names have these prefixes."""
+    """The shapes except those whose names have these prefixes."""
     return {name: shape for name, shape in shapes.items() if not name.startswith(prefixes)}
 
 
@@ -128,7 +128,7 @@ def test_model_that_only_diffusers_converts_is_named(shapes, what):
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL, REFINER, {}, ["a"]])
 def test_other_files_are_not_left_to_diffusers(shapes):
-    """These are models that the loader converts itself and unknown files."""
+    """The files are unknown, or hold models that the loader converts itself."""
     assert only_diffusers_converts(tensors(shapes)) is None
 
 

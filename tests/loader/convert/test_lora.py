@@ -134,7 +134,7 @@ def test_layers_of_a_unet_alone_get_their_prefix(tmp_path, style):
 
 
 def test_mixed_styles_of_diffusers_training_are_read(tmp_path):
-    """Its export renames only the attention layers.
+    """The export of diffusers renames only the attention layers.
 
     Its import detects the style by the first name.
     """
@@ -173,7 +173,7 @@ def test_metadata_of_a_unet_alone_gets_the_prefix(tmp_path):
 
 
 def test_metadata_is_kept_up_to_a_limit(tmp_path):
-    """Kohya stores its training options there. A warning names an entry that is too long."""
+    """Kohya stores its training options in the metadata. A warning names a too long entry."""
     tensors = lora("sd15", "kohya", text=False)
     metadata = {
         "ss_network_dim": "4",

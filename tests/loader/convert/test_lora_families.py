@@ -114,7 +114,7 @@ def test_kohya_names_mean_the_same_layers_as_in_diffusers(family):
 
 
 def file_of(tensors, metadata=None):
-    """A file of tensors that hold no bytes."""
+    """Return a file whose tensors have shapes but no data."""
     return TensorFile(Path("x"), -1, "safetensors", tensors, metadata or {})
 
 
@@ -187,7 +187,7 @@ def test_base_model_is_detected_from_layers_and_widths(tensors, metadata, found)
 
 @pytest.mark.parametrize("base_model", [SD1, SD2, SDXL])
 def test_spec_may_choose_among_the_fitting_base_models(base_model):
-    """The warning disappears."""
+    """If spec.baseModel is set, there is no warning."""
     options = conversion(model_type="lora", base_model=base_model)
     plan = plan_lora(file_of(SELF_ATTENTION), options)
     assert (plan.base_model, plan.warnings) == (base_model, ())

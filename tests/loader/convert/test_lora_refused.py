@@ -208,7 +208,7 @@ def test_faulty_lora_is_refused(tmp_path, make, reason, message):
     ids=["a module to import", "files to read", "pattern", "patterns", "no number", "another rank"],
 )
 def test_harmful_metadata_is_refused(tmp_path, change, reason, message):
-    """Whoever loads the LoRA turns its metadata into a PEFT configuration."""
+    """A program that loads the LoRA turns its metadata into a PEFT configuration."""
     _, layers, config = trained()
     layers = {f"unet.{name}": tensor for name, tensor in layers.items()}
     config["target_modules"] = sorted(config["target_modules"])

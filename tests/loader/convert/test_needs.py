@@ -20,7 +20,7 @@ SD35_LARGE = {f"joint_blocks.{block}.x_block.mlp.fc1.weight": (9728, 2432) for b
 
 
 def file_of(shapes):
-    """A file of tensors that hold no bytes."""
+    """Return a file whose tensors have shapes but no data."""
     tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
     return TensorFile(Path("model"), -1, "safetensors", tensors)
 
@@ -70,7 +70,7 @@ def test_file_needs_its_missing_components(shapes, fields, expected):
 
 
 def test_fallback_model_needs_its_configs():
-    """Diffusers names the repo of the configs and reads the file as a whole."""
+    """Diffusers tells which repo has the configs. It also needs the whole file."""
     found = needs(file_of(SD35_LARGE), conversion())
     assert found == Needs(config_repo="stabilityai/stable-diffusion-3.5-large")
     assert found.whole_file

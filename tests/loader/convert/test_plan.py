@@ -193,7 +193,10 @@ def planned_component(component, dimensions=None):
 
 @pytest.mark.parametrize("shapes", [SD1, without(SD1, "first_stage_model.")], ids=["own", "none"])
 def test_component_may_come_from_another_file(shapes):
-    """It replaces the checkpoint's own VAE or a missing one. Its files are published unchanged."""
+    """The component replaces the checkpoint's own VAE or a missing one.
+
+    Its files are published unchanged.
+    """
     planned = plan(shapes, PlannedExtras({"vae": planned_component("vae")}))
     files = {file.path for file in planned.files}
     assert {path for path in files if path.startswith("vae/")} == {
@@ -206,7 +209,7 @@ def test_component_may_come_from_another_file(shapes):
 
 
 def test_extra_text_encoder_must_fit_the_unet():
-    """Its width is compared with the UNet's, like that of the checkpoint's own text encoder."""
+    """The encoder's width is compared with the UNet's, as for the checkpoint's own text encoder."""
     shapes = without(SDXL, "conditioner.embedders.0.")
     part = planned_component("text_encoder", {"text_encoder": 64})
     planned = plan(shapes, PlannedExtras({"text_encoder": part}))
@@ -282,7 +285,7 @@ def test_incomplete_unet_is_not_taken_for_a_distilled_one(shapes, extra, message
 
 
 def test_config_lists_blocks_only_if_they_differ():
-    """A model with all blocks of its family has its family's config."""
+    """A model that has all blocks of its family gets the config of the family."""
     for shapes in (SD1, SD2, SDXL, REFINER):
         unet = config(plan(shapes), "unet/config.json")
         assert "reverse_transformer_layers_per_block" not in unet
@@ -292,7 +295,10 @@ def test_config_lists_blocks_only_if_they_differ():
 
 
 def test_original_config_supplies_what_tensors_do_not_show():
-    """These are size, heads and noise schedule. Its prediction type selects the kind of SD 2."""
+    """Tensors do not show the image size, the number of heads or the noise schedule.
+
+    The config's prediction type also tells which kind of SD 2 the model is.
+    """
     original = OriginalConfig(
         prediction_type=PredictionType.EPSILON,
         image_size=80,
@@ -339,7 +345,7 @@ def test_original_config_supplies_what_tensors_do_not_show():
     ],
 )
 def test_original_config_of_another_model_is_refused(original, message):
-    """Its values contradict the checkpoint's tensors."""
+    """The config's values contradict the checkpoint's tensors."""
     with pytest.raises(LoaderError, match=message) as caught:
         plan(SD1, original=original)
     assert caught.value.reason is Reason.CONVERSION_FAILED
@@ -365,7 +371,7 @@ def test_inspect_recognises_each_model(tmp_path, model):
 
 
 def test_spec_may_confirm_the_base_model_but_not_change_it():
-    """Another base model than the file's is refused."""
+    """A baseModel that differs from the file's is refused."""
     assert plan(SD2, base_model="sd2").base_model == BaseModelName.SD2
     with pytest.raises(LoaderError, match=r"spec\.baseModel is sd1, but") as caught:
         plan(SD2, base_model="sd1")

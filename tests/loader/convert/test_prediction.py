@@ -107,7 +107,7 @@ def test_other_models_predict_noise_without_a_marker(family, fields):
 
 
 def test_inpainting_of_stable_diffusion_2_predicts_noise():
-    """The published inpainting model does."""
+    """The published inpainting model predicts noise."""
     prediction = decide_prediction(
         BaseModelName.SD2, set(), {}, conversion(), NO_ORIGINAL, text_to_image=False
     )

@@ -59,7 +59,7 @@ def test_repo_and_checkpoint_of_one_model_give_the_same_weights(tmp_path, row, a
 
 
 def test_unchanged_files_are_linked(repo):
-    """The other files are written again."""
+    """Files that the conversion changes are written as new files."""
     out, converted = convert_repo(repo)
     for name in (UNET, VAE):
         assert (out / name).samefile(repo / name)
@@ -73,7 +73,7 @@ def test_unchanged_files_are_linked(repo):
 
 
 def test_files_are_copied_if_the_volume_refuses_links(repo, monkeypatch):
-    """The result is the same."""
+    """The published folder is the same as with links."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError

@@ -321,7 +321,7 @@ def test_bundled_vocabulary_is_that_of_clip(name, digest):
 
 
 def test_vocabulary_is_made_from_its_merges():
-    """tools/make_tokenizers.py makes both files from a list of merges, as open_clip ships it."""
+    """tools/make_tokenizers.py makes both files from the list of merges that open_clip ships."""
     title, merges = vocabulary_file("merges.txt").decode().split("\n", 1)
     made = make_tokenizers.make(f"a title\n{merges}")
     assert title == "#version: 0.2"
@@ -351,7 +351,7 @@ def test_expressions_are_evaluated(expression, value):
     ],
 )
 def test_shape_defines_or_contradicts_dimensions(pattern, shape, known, learned):
-    """A matching shape adds its unknown dimensions to the known ones."""
+    """If a shape matches its pattern, the dimensions that were unknown become known."""
     assert matches(pattern, shape, known) is (learned is not None)
     if learned is not None:
         assert known == learned

@@ -109,7 +109,7 @@ def public(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """A row in one precision, published in another.
+    """A file in one precision that is published in another.
 
     If `revision` is None, the file's precision is kept.
     """
@@ -315,7 +315,7 @@ def add_a_block(tensors: Checkpoint) -> None:
 def test_contradicting_tensors_are_refused(
     tmp_path: Path, damage: Callable[[Checkpoint], None], words: str
 ) -> None:
-    """The loader does not make up missing tensors."""
+    """If a tensor is missing, has another shape or is unknown, the loader does not guess."""
     tensors = tiny()
     damage(tensors)
     path = save_safetensors(tmp_path / "vae.safetensors", tensors)
@@ -350,9 +350,9 @@ def test_repo_of_another_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_conversion_fails_if_the_vae_of_the_spec_is_not_downloaded(tmp_path: Path) -> None:
-    """Another version of the loader may have written a record without the VAE.
+    """A different version of the loader may have written a download record without the VAE.
 
-    The own VAE is not used.
+    The checkpoint's own VAE is not used instead.
     """
     path = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
     with pytest.raises(LoaderError, match=r"the VAE of spec\.vae is not downloaded") as caught:

@@ -98,7 +98,7 @@ def test_file_equals_the_one_that_safetensors_writes(tmp_path, source):
 
 
 def test_small_files_are_written_unchanged(tmp_path):
-    """Their folders are created and readable by all."""
+    """Folders for the files are created, and everybody can read them."""
     digests = write(tmp_path / "out", SmallFile("a/b/c.json", b"{}"), SmallFile("empty", b""))
     assert (tmp_path / "out/a/b/c.json").read_bytes() == b"{}"
     assert (tmp_path / "out/a/b").stat().st_mode & 0o777 == 0o755
@@ -163,7 +163,7 @@ def test_casts_equal_those_of_torch(source, dtype, target):
 
 
 def test_every_single_precision_nan_stays_a_nan():
-    """The upper half of some of these patterns is an infinity."""
+    """If a cast only cut off the lower half of the bits, some NaNs would become infinities."""
     patterns = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFF8000, 0xFF800001], "<u4").view("<f4")
     for target in (Dtype.F16, Dtype.BF16):
         values, overflows = cast_to(patterns, Dtype.F32, target)
@@ -214,7 +214,7 @@ def strided(draw):
 @settings(max_examples=60, deadline=None)
 @given(tensor=strided(), limit=st.integers(1, 30))
 def test_any_view_is_read_in_element_order(tmp_path_factory, tensor, limit):
-    """The order does not depend on strides or on the size of the pieces."""
+    """The order does not depend on strides or on the size of the chunks."""
     source = Source(tmp_path_factory.mktemp("views") / "source")
     try:
         stored = source.put(tensor, Dtype.F32)
@@ -311,7 +311,7 @@ def test_one_failure_stops_all_writers(tmp_path, source):
 
 
 def test_two_tensors_of_one_name_are_refused(source):
-    """One would hide the other."""
+    """One tensor would hide the other."""
     item = Item("x", source.put(torch.ones(1), Dtype.F32), Dtype.F32)
     with pytest.raises(LoaderError, match="two tensors of one name"):
         weights_file("model.safetensors", [item, item])

@@ -38,7 +38,7 @@ def damage(path: Path, name: str, at: int = 0) -> None:
 
 
 def read(file: TensorFile, *ranges: tuple[int, int]) -> Checksums:
-    """Return the checksums of these bytes of the file, or of all tensors if there are none."""
+    """Return the checksums of these byte ranges, or of all tensors if no range is given."""
     checksums = Checksums(file)
     whole = [(one.offset, one.offset + one.nbytes) for one in file.tensors.values()]
     for start, end in ranges or whole:
@@ -66,7 +66,7 @@ def test_a_flipped_bit_is_found(checkpoint, at):
 
 
 def test_records_that_are_not_read_are_not_compared(checkpoint):
-    """Unused EMA weights cost no time."""
+    """For example, unused EMA weights are not read only to be compared."""
     damage(checkpoint, "a")
     with open_tensor_file(checkpoint) as file:
         small = file.tensors["b"]
@@ -94,7 +94,7 @@ def test_a_file_without_checksums_passes(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 3995), max_size=30), st.booleans(), st.randoms())
 def test_pieces_may_have_any_size_and_order(tmp_path_factory, cuts, damaged, shuffler):
-    """Threads read them in this way."""
+    """Threads read the pieces of a record in parallel."""
     path = save_ckpt(tmp_path_factory.mktemp("pieces") / "model.ckpt", {"a": torch.arange(999.0)})
     if damaged:
         damage(path, "a", 8)
@@ -113,7 +113,7 @@ def test_pieces_may_have_any_size_and_order(tmp_path_factory, cuts, damaged, shu
 
 @pytest.mark.parametrize("revision", [None, "fp16"], ids=["copied", "cast"])
 def test_a_damaged_checkpoint_is_not_converted(tmp_path, revision):
-    """Copying and casting its numbers both detect the damage."""
+    """Damage is detected both when numbers are copied and when they are cast."""
     path = save_ckpt(tmp_path / "model.ckpt", tiny_sd15(torch.float32))
     assert convert_file(path, tmp_path / "whole", revision=revision).files
     damage(path, "model.diffusion_model.out.2.weight", 100)

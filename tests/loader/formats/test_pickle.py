@@ -98,14 +98,14 @@ def test_the_error_names_the_function_that_the_pickle_would_call():
 
 
 def test_instructions_of_old_pickles_are_refused_unread():
-    """Their arguments are texts with escapes, which torch never writes."""
+    """The arguments of these instructions are texts with escapes, which torch never writes."""
     with pytest.raises(LoaderError, match="it holds STRING, which torch never writes") as caught:
         load(b"S'\\ \\N{x}'\n.")
     assert caught.value.reason is Reason.UNSAFE_MODEL
 
 
 def test_escapes_in_names_are_not_interpreted():
-    """Python's pickle does not interpret escapes in names either, so this is not `torch.Size`."""
+    """An escape in a name stays literal, as in Python's pickle, so the name is not `torch`."""
     with pytest.raises(LoaderError, match="refers to") as caught:
         load(rb"c\x74orch" + b"\nSize\n.")
     assert caught.value.reason is Reason.UNSAFE_MODEL
@@ -115,7 +115,7 @@ def test_escapes_in_names_are_not_interpreted():
     "extension", [b"\x82\x01", b"\x83\x01\0", b"\x84\x01\0\0\0"], ids=["EXT1", "EXT2", "EXT4"]
 )
 def test_extension_codes_are_refused(extension):
-    """They stand for names in a registry of the reading process."""
+    """Extension codes stand for names in a registry of the reading process."""
     with pytest.raises(LoaderError, match="EXT") as caught:
         load(hostile.pickled(extension))
     assert caught.value.reason is Reason.UNSAFE_MODEL

@@ -82,7 +82,7 @@ def read(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     ],
 )
 def test_the_tensors_are_those_that_torch_loads(tmp_path, tensors):
-    """They are equal bit for bit, for every kind of storage."""
+    """The tensors are equal bit for bit, for every kind of storage."""
     data = saved(tensors)
     expected = torch.load(io.BytesIO(data), weights_only=True)
     found = read(tmp_path / "model.ckpt", data)
@@ -105,7 +105,7 @@ def test_training_programs_files_are_read(tmp_path, options):
 
 
 def test_a_config_of_omegaconf_is_ignored(tmp_path):
-    """Training programs store it beside the weights. Its classes are not imported."""
+    """Training programs store such a config beside the weights. Its classes are not imported."""
     config = hostile.new(hostile.name("omegaconf.dictconfig", "DictConfig")) + b"}b"
     whole = content({"config": config, "weight": tensor(storage("0", 3), [3])})
     found = read(
@@ -117,7 +117,7 @@ def test_a_config_of_omegaconf_is_ignored(tmp_path):
 
 
 def test_the_file_made_by_hand_is_one_that_torch_loads(tmp_path):
-    """The tests with broken variants of the file rely on this."""
+    """Other tests break this file in one place, so the intact file must be valid."""
     expected = torch.load(io.BytesIO(bytes(Legacy())), weights_only=True)
     found = read(tmp_path / "model.ckpt", bytes(Legacy()))
     assert {name: value.tolist() for name, value in found.items()} == {
@@ -125,7 +125,7 @@ def test_the_file_made_by_hand_is_one_that_torch_loads(tmp_path):
     }
 
 
-def test_a_part_of_a_storage_is_read(tmp_path):
+def test_a_view_of_a_storage_is_read(tmp_path):
     """Versions of torch before 0.4 wrote views in this way."""
     view = storage("0", 3, part=part("7", 1, 2))
     whole = content({"a": tensor(storage("0", 3), [3]), "b": tensor(view, [2])})
@@ -136,7 +136,7 @@ def test_a_part_of_a_storage_is_read(tmp_path):
 
 
 def test_strings_of_python_2_are_read(tmp_path):
-    """Python 2 used them for names and keys."""
+    """Old checkpoints use Python 2 strings for names and keys."""
     whole = Legacy().content
     for word in ("weight", "bias", "storage", "cpu", "0", "1"):
         whole = whole.replace(hostile.text(word), b"U" + bytes([len(word)]) + word.encode())
@@ -149,7 +149,7 @@ def test_strings_of_python_2_are_read(tmp_path):
 
 
 def of(weight: bytes, *, keys: Any = ("0",), storages: Any = None) -> Legacy:
-    """Return a file with the one tensor `weight`."""
+    """Return a file whose only tensor is `weight`."""
     storages = Legacy().storages[:1] if storages is None else storages
     return Legacy(content=content({"weight": weight}), keys=keys, storages=storages)
 

@@ -82,7 +82,7 @@ def test_a_checkpoint_is_read_in_every_form_that_training_programs_write(tmp_pat
 
 
 def test_a_module_s_own_state_dict_is_read(tmp_path):
-    """It is an OrderedDict with attributes, as torch.nn.Module.state_dict returns it."""
+    """torch.nn.Module.state_dict returns an OrderedDict with attributes."""
     state = torch.nn.Linear(2, 3).state_dict()
     assert isinstance(state, OrderedDict)
     torch.save(state, tmp_path / "model.pt")
@@ -90,7 +90,7 @@ def test_a_module_s_own_state_dict_is_read(tmp_path):
 
 
 def test_the_vectors_of_textual_inversion_are_read(tmp_path):
-    """They lie one level deeper, in a dictionary or a module, with metadata beside them."""
+    """The vectors lie one level deeper, in a dictionary or a module, with metadata beside them."""
     vectors = torch.randn(2, 8)
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
     for held in ({"*": vectors}, parameters):
@@ -120,7 +120,7 @@ def test_a_tensor_with_attributes_is_read(tmp_path):
 
 
 def test_checksums_are_those_of_the_stored_numbers(tmp_path):
-    """With them, the reader of a complete storage can detect damage."""
+    """Checksums let the reader of a complete storage detect damage."""
     torch.save(TENSORS, tmp_path / "model.ckpt")
     with open_tensor_file(tmp_path / "model.ckpt") as opened:
         tensor = opened.tensors["float"]
@@ -129,7 +129,7 @@ def test_checksums_are_those_of_the_stored_numbers(tmp_path):
 
 
 def test_an_archive_without_checksums_is_read(tmp_path):
-    """Programs can disable checksums in torch. Then there are none to compare."""
+    """Programs can turn checksums off in torch. The loader then has nothing to compare."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"weight": BASE}, tmp_path / "model.ckpt")
@@ -167,7 +167,7 @@ class SparseFile(io.RawIOBase):
 
 
 def test_an_archive_beyond_4_gigabytes_is_read(tmp_path):
-    """Its sizes and positions are in zip's 64-bit fields, as torch writes them."""
+    """As torch does, the test writes sizes and positions into zip's 64-bit fields."""
     path = tmp_path / "model.ckpt"
     large = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage(2**32 + 16))
     with SparseFile(path) as file:
@@ -193,7 +193,7 @@ DAMAGED = Reason.NOT_A_MODEL
 
 
 def made_of(*parts, **options):
-    """Return an archive of a valid pickle and these parts."""
+    """Return an archive that consists of a valid pickle and these records."""
     return zip_bytes([Part("archive/data.pkl", PICKLE), *parts], **options)
 
 

@@ -61,10 +61,10 @@ from tests.support.servers.sourcefaults import (
 from tests.support.tally import Tally
 
 MAX_REQUESTS = 14
-"""Requests of one Pod."""
+"""The most requests that one Pod may send."""
 MAX_BYTES = 1 << 20
 MAX_WAITED = 60.0
-"""Seconds slept between requests of one Pod."""
+"""The most seconds that one Pod may wait between its requests, in total."""
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ class Pod:
 
 @pytest.fixture(params=["streamed", "downloaded"])
 def way(request: pytest.FixtureRequest) -> str:
-    """Whether the file is streamed or downloaded."""
+    """Return how the pod gets the file: streamed or downloaded."""
     return str(request.param)
 
 
@@ -122,7 +122,7 @@ def pod(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 DAY = 24 * 3600
 CUTS = (0, 1, 8, 9, 15, 17, 40, 80, 120, 160, 200)
-"""Bytes after which a response is cut, in its status line and headers."""
+"""Numbers of bytes after which a response is cut, in its status line or headers."""
 LATE = {"Last-Modified": formatdate(0, usegmt=True)}
 NOW = {"Last-Modified": formatdate(100 * 365 * DAY, usegmt=True)}
 ABSURD = ("86400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT")

@@ -1,4 +1,4 @@
-"""Which source a url means."""
+"""Tests of how a url is resolved to a source."""
 
 from __future__ import annotations
 

@@ -324,7 +324,7 @@ def test_conversion_uses_the_original_config(tmp_path, server):
 
 @pytest.mark.parametrize("model_type", ["huggingface"])
 def test_original_config_is_refused_for_a_repo(model_type):
-    """Other model types bring their own configs."""
+    """A repo has its own configs."""
     with pytest.raises(LoaderError, match=r"spec\.originalConfig is for checkpoints") as caught:
         refuse_impossible(conversion(model_type=model_type, original_config="https://x.y/z"))
     assert caught.value.reason is Reason.INVALID_SPEC

@@ -89,7 +89,7 @@ def test_vae_comes_from_another_source(
 def test_missing_text_encoders_come_from_the_default_repo(
     containers: Containers, hub: FakeHub, tmp_path: Path, family: str, components: list[str]
 ) -> None:
-    """Their widths fit the UNet, and the folder opens."""
+    """The encoders' widths fit the UNet, and the folder opens."""
     make, repo, base = MAKERS[family]
     hub.add_repo("org/defaults", save_repo(tmp_path / "repo", repo))
     containers.env["SD_LOADER_DEFAULT_PARTS"] = f"{base}=org/defaults"

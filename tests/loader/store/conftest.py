@@ -21,5 +21,5 @@ def volume(tmp_path: Path) -> Iterator[Volume]:
 
 @pytest.fixture
 def tagged_parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
-    """Pods load made-up files that say which load they are of."""
+    """Let Pods load fake files whose content names the load."""
     return install_tagged_parts(monkeypatch)

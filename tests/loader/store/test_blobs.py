@@ -99,7 +99,7 @@ def no_link(code: int) -> Callable[..., None]:
 
 
 def serves(root: Path, model_id: str, content: Mapping[str, bytes]) -> bool:
-    """Whether the published model has exactly these files."""
+    """Return whether the published model has exactly these files."""
     return all((root / model_id / path).read_bytes() == data for path, data in content.items())
 
 
@@ -224,7 +224,7 @@ def test_each_model_has_its_own_copy_if_links_fail(
 def test_each_model_has_its_own_copy_if_blobs_are_on_another_file_system(
     volume: Volume, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """A real mount causes a real EXDEV."""
+    """The test mounts a second file system, so the EXDEV error is real."""
     mounted = tmp_path / ".blobs"
     mounted.mkdir()
     ended = subprocess.run(
@@ -240,13 +240,13 @@ def test_each_model_has_its_own_copy_if_blobs_are_on_another_file_system(
 
 
 def alter(blob: Path) -> None:
-    """Change one byte of the blob in place, and thereby of the model's file."""
+    """Change one byte of the blob in place, and thus of the model's file too."""
     with blob.open("r+b") as file:
         file.write(b"x" if VAE[:1] != b"x" else b"y")
 
 
 def cut(blob: Path) -> None:
-    """Truncate the blob, and thereby the model's file."""
+    """Truncate the blob, and thus the model's file too."""
     os.truncate(blob, SHARED_FROM - 1)
 
 
@@ -296,7 +296,7 @@ def test_a_link_in_place_of_the_blobs_folder_is_not_followed(
 ) -> None:
     """Files outside the volume stay unchanged.
 
-    The models are published and removed without sharing.
+    Loads and removals still succeed, but models share no files.
     """
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
@@ -319,7 +319,7 @@ def test_a_link_in_place_of_the_blobs_folder_is_not_followed(
 def test_another_users_file_is_not_shared(
     volume: Volume, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The file's owner could change it later, and thereby the model."""
+    """The file's owner could change it later, and the model would change too."""
     if os.geteuid():
         pytest.skip("only root can give files away")
     load_one(volume)

@@ -35,7 +35,7 @@ FAULTS = {
     "read-only": (refused_from, errno.EROFS, NOT_WRITABLE, "ead-only"),
     "damaged": (refused_once, errno.EIO, NOT_WRITABLE | {Reason.LOADER_CRASHED}, "Input/output"),
 }
-"""How a volume fails: from a step on or once, with which error, and what the run answers."""
+"""How a volume fails (from a step on, or once), its error, and the run's reasons and message."""
 
 
 # The child of the fork only runs the loader, whatever threads other tests have left.

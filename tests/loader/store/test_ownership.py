@@ -1,4 +1,4 @@
-"""Which model owns a model id, and what a later model of the same name takes over."""
+"""Tests of which model owns a model id, and of what a later model with that id takes over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links that an attacker planted on the volume, at every path that the loader opens."""
+"""An attacker planted links on the volume, at every path that the loader opens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Outside:
             assert libc.inotify_add_watch(self.fd, os.fsencode(each), _ALL_EVENTS) > 0
 
     def was_touched(self) -> bool:
-        """Whether any of the files was opened, read, changed, linked or removed."""
+        """Return whether any of the files was opened, read, changed, linked or removed."""
         try:
             return bool(os.read(self.fd, 1 << 16))
         except BlockingIOError:

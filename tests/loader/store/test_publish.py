@@ -96,7 +96,7 @@ def test_everything_is_durable_before_it_becomes_visible(
 
 
 def test_the_digest_is_that_of_the_sorted_list_of_files() -> None:
-    """A user can compute the digest with sha256sum."""
+    """A user can compute the same digest with sha256sum."""
     lines = f"{'1' * 64}  a\n{'2' * 64}  b/c\n"
     sha256 = subprocess.run(["sha256sum"], input=lines, capture_output=True, text=True, check=True)
     assert folder_digest({"b/c": "2" * 64, "a": "1" * 64}) == sha256.stdout.split()[0]
@@ -198,7 +198,7 @@ def test_a_superseded_load_does_not_publish(volume: Volume, tmp_path: Path) -> N
 def test_a_planted_link_or_file_is_refused(
     volume: Volume, tmp_path: Path, place: str, kind: str
 ) -> None:
-    """The error names the link in place of a folder. Files outside the volume stay unchanged."""
+    """If a link replaces a folder, the error names it. Files outside the volume stay unchanged."""
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     (outside / "uid-1").mkdir(parents=True)
     (outside / "uid-1" / "keep").write_text("keep")
@@ -308,7 +308,7 @@ def test_a_volume_that_is_not_writable_is_reported(
 
 
 def test_a_missing_volume_is_reported(tmp_path: Path) -> None:
-    """A missing mount is not reported as a crash."""
+    """The error says that the volume is not mounted; the run does not crash."""
     with (
         refused(Reason.VOLUME_NOT_WRITABLE, "cannot open the volume at .*missing"),
         Volume.open(tmp_path / "missing"),

@@ -1,4 +1,4 @@
-"""Two Pods that use one volume. One of them is paused at any step."""
+"""Two Pods use one volume, and one of them is paused at any step."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ RACES: list[tuple[Setup, Pod, Pod, tuple[Pod, ...]]] = [
     ([FIRST, RELOAD, litter], SWEEP, REMOVAL, (REMOVAL, SWEEP)),
     ([FIRST, RELOAD, litter], REMOVAL, SWEEP, (REMOVAL, SWEEP)),
 ]
-"""What is done before, the Pod that is held up, the one that runs meanwhile, and what is run last,
-as the operator runs again what failed and is still wanted."""
+"""The preparation, the paused Pod, the Pod that runs meanwhile, and the final runs.
+
+The final runs repeat what failed, as the operator would."""
 NAMESPACES = [(FIRST, STRANGERS), (STRANGERS, FIRST)]
 
 
@@ -107,7 +108,7 @@ def test_two_pods_at_once_never_leave_a_mixture(
 ) -> None:
     """Each Pod succeeds or can be tried again.
 
-    At the end, the volume is as if they had run one by one.
+    At the end, the volume is as if the Pods had run one after the other.
     """
     start = prepared(tmp_path / "prepared", before)
     undisturbed = copy(start, tmp_path / "undisturbed")
@@ -141,7 +142,7 @@ def test_two_pods_at_once_never_leave_a_mixture(
 def test_only_one_of_two_namespaces_gets_an_id_that_both_load(
     tmp_path: Path, tally: Tally, held: Pod, other: Pod, apart: int
 ) -> None:
-    """The error of the other names the owner, and it leaves no files."""
+    """The other load fails with an error that names the owner, and leaves no files."""
     start = prepared(tmp_path / "prepared", [])
     alone = copy(start, tmp_path / "alone")
     names = steps_of(lambda: held.main(alone, "pod-1"), alone)

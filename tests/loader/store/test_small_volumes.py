@@ -66,9 +66,9 @@ def used(root: Path) -> tuple[int, int]:
 def test_a_reload_that_does_not_fit_leaves_the_model_as_it_was(
     tmpfs: Callable[..., Path], tally: Tally, what: str
 ) -> None:
-    """With too few pages or inodes, the reload reports that and frees its space.
+    """The volume has too few free pages or inodes. The reload fails and frees its space.
 
-    The previous version stays published until the reload fits.
+    The previous version stays published until a reload fits.
     """
     root = tmpfs("size=4m")
     assert FIRST.run(root) == 0
@@ -126,9 +126,9 @@ def test_a_volume_that_becomes_read_only_is_reported_and_stays_readable(
 
 
 def reading(root: Path) -> OnStep:
-    """Read the whole version each time: through an open folder and through a resolved path.
+    """Return a hook that reads the whole version before each step.
 
-    A third reader follows the link each time.
+    One reader uses an open folder, one a resolved path, and one follows the link each time.
     """
     real = (root / MODEL_ID).resolve()
     fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY)
@@ -147,7 +147,7 @@ def reading(root: Path) -> OnStep:
 
 @pytest.mark.parametrize("pod", [RELOAD, NEIGHBOURS, NEIGHBOURS_REMOVAL, RELEASE], ids=str)
 def test_readers_of_a_resolved_version_can_always_read_it(tmp_path: Path, pod: Pod) -> None:
-    """They read it before every step by an open folder and by a resolved path."""
+    """The readers read before every step, through an open folder and through a resolved path."""
     root = prepared(tmp_path / "volume", [FIRST, NEIGHBOURS])
     bound = reading(root)
     assert pod.run(root, on_step=bound) == 0
@@ -155,6 +155,6 @@ def test_readers_of_a_resolved_version_can_always_read_it(tmp_path: Path, pod: P
 
 
 def test_a_reader_sees_a_removal(tmp_path: Path) -> None:
-    """The readers of the other test would notice a removal."""
+    """The hook of the previous test reports a removed file, so that test is able to fail."""
     root = prepared(tmp_path / "volume", [FIRST])
     assert REMOVAL.run(root, on_step=reading(root)) == MISSED

@@ -30,7 +30,7 @@ from tests.support.store.volumes import (
 
 
 def test_the_next_pod_takes_over_a_partial_download(volume: Volume, tmp_path: Path) -> None:
-    """The bytes are not downloaded again."""
+    """The next Pod downloads only the missing bytes."""
     download(volume, "pod-1")
     with begin(volume, OWNER.uid, "pod-2", HASH) as staging, staging.source() as source:
         assert source.read("file", 100) == b"part"
@@ -198,7 +198,7 @@ def test_removal_before_the_first_publication_removes_the_previous_owners_files(
 
 
 def test_a_retained_model_stays_and_its_staging_is_removed(volume: Volume, tmp_path: Path) -> None:
-    """Retain keeps the published files and nothing else."""
+    """With deletionPolicy Retain, only the published files are kept."""
     load(volume)
     served = tree(tmp_path / MODEL_ID)
     download(volume, "pod", load_hash=NEW_HASH)

@@ -1,4 +1,4 @@
-"""Orphans that a sweep finds and removes, and files that it keeps."""
+"""A sweep finds and removes orphans and keeps all other files."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_volume_without_orphans_has_no_findings(volume: Volume, tmp_path: Path
 
 
 def test_a_released_version_is_kept_even_without_its_link(volume: Volume, tmp_path: Path) -> None:
-    """A user asked to retain it."""
+    """A version is released if the user chose deletionPolicy Retain."""
     load(volume)
     removal.release(volume, OWNER)
     volume.root.unlink(MODEL_ID)
@@ -184,7 +184,7 @@ def test_a_released_version_is_kept_even_without_its_link(volume: Volume, tmp_pa
 def test_a_previous_version_is_kept_for_the_retention_period(
     volume: Volume, tmp_path: Path, make: Callable[[Volume], None]
 ) -> None:
-    """Its age is known even if no record states when it was superseded."""
+    """The age is known even if no record states when the version was superseded."""
     make(volume)
     sweep(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Altered and foreign files that a sweep finds, and its command line."""
+"""A sweep finds altered and foreign files; its command line reports them."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_missing_volume_is_reported(tmp_path: Path) -> None:
-    """The sweep reports it as the other commands do."""
+    """The sweep reports a missing volume in the same way as the other commands."""
     containers = Containers(tmp_path / "none", tmp_path / "container")
     failed(
         containers.run("sweep", "--store", containers.store),

@@ -45,7 +45,7 @@ from tests.support.store.volumes import (
 
 
 def test_a_running_pods_folder_is_kept(volume: Volume, tmp_path: Path) -> None:
-    """A locked folder stays, even if nothing was written to it for a long time."""
+    """A locked folder stays, even if no Pod has written to it for a long time."""
     take_ownership(volume, OWNER, MODEL_ID, HASH)
     with begin(volume, OWNER.uid, "pod", HASH) as staging:
         before = tree(tmp_path)
@@ -94,7 +94,7 @@ def test_an_orphan_that_a_load_begins_to_use_is_kept(
 def test_a_version_that_is_published_during_its_removal_is_restored(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Volume], None]
 ) -> None:
-    """The link wins, even if it is created at the last moment."""
+    """A version with a link is never removed, even if the link is created at the last moment."""
     make(volume)
     original = os.rename
 
@@ -138,7 +138,7 @@ def test_a_load_does_not_publish_a_version_that_a_sweep_removed(
 
 
 def has_folder(volume: Volume, place: str) -> bool:
-    """Whether the model has this folder."""
+    """Return whether the model has this folder."""
     return (volume.root.path / place / OWNER.uid).is_dir()
 
 
@@ -186,7 +186,7 @@ def test_a_load_continues_if_its_empty_folder_is_removed(
 def test_a_link_is_replaced_even_if_the_empty_staging_folder_is_removed(
     volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A version that exists already is published again."""
+    """The load publishes a version that is already on the volume, so nothing is staged."""
     load(volume)
     load(volume, load_hash=NEW_HASH)
     take_ownership(volume, OWNER, MODEL_ID, HASH)

@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
     """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """Say that this stream is a terminal."""
+        """Return True."""
         return True
 
 
@@ -59,7 +59,7 @@ def test_machines_read_json() -> None:
 
 
 def test_people_read_lines() -> None:
-    """The model precedes the message unless the message names it."""
+    """A line names the model before the message, unless the message already names it."""
 
     def say() -> None:
         log.info("serving all namespaces")
@@ -167,8 +167,8 @@ def test_an_error_carries_its_traceback() -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_models_life_takes_few_lines(operated: Operated) -> None:
-    """The operator logs what happens to a model, but not each observation of it."""
+def test_log_has_few_lines_per_model(operated: Operated) -> None:
+    """The operator logs the events of a model's life, but not every observation of the model."""
     operated.start()
     item = operated.load(url=operated.link() + "?token=c2VjcmV0", webhook=operated.receiver.url)
     operated.delete()

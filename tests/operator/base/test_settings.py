@@ -191,8 +191,8 @@ def pod_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("pod_namespace")
-def test_in_a_pod_there_is_an_election(kubeconfig: str) -> None:
-    """A Pod elects in its own namespace by default; other processes only if asked to."""
+def test_a_pod_takes_part_in_an_election(kubeconfig: str) -> None:
+    """A Pod elects in its own namespace by default. Other processes need a setting."""
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     off, other = {"SD_OPERATOR_LEADER_ELECTION": "false"}, {"SD_OPERATOR_LEASE_NAMESPACE": "x"}
     assert Settings.from_env(pod).lease_namespace == "ops"

@@ -54,8 +54,8 @@ def test_lists_are_read_to_their_end(server: Server) -> None:
     assert (second.query["continue"], second.query["labelSelector"]) == (["next"], ["a=b"])
 
 
-def test_a_kind_is_checked_by_one_object(server: Server) -> None:
-    """The check lists at most one object."""
+def test_check_of_a_kind_lists_one_object(server: Server) -> None:
+    """The check only shows whether the API server serves the kind and permits the list."""
     server.answer(200, {"items": [1], "metadata": {"continue": "next"}})
     ask(server, lambda api: api.check(MODELS, "art"))
     (request,) = server.requests
@@ -75,15 +75,15 @@ def test_changes_are_merge_patches_by_our_field_manager(server: Server) -> None:
 
 
 def test_only_the_object_that_was_meant_is_deleted(server: Server) -> None:
-    """A deletion names the uid, and the Pods follow in the background."""
+    """The request has the uid as a precondition, and Pods are deleted in the background."""
     server.answer(200)
     ask(server, lambda api: api.delete(JOBS, "art", "a", "u"))
     assert server.requests[0].body["preconditions"] == {"uid": "u"}
     assert server.requests[0].body["propagationPolicy"] == "Background"
 
 
-def test_one_log_line_is_asked_for(server: Server) -> None:
-    """The request bounds the size of the line."""
+def test_log_request_asks_for_one_line_of_bounded_size(server: Server) -> None:
+    """The query has tailLines and limitBytes."""
     server.answer(200, b"\xff{}\n")
     assert ask(server, lambda api: api.last_log_line("art", "p", "fetch")) == "\ufffd{}\n"
     query = server.requests[0].query
@@ -102,10 +102,10 @@ def test_one_log_line_is_asked_for(server: Server) -> None:
         pytest.param(400, b"<html>", InvalidError, "HTTP 400", id="no Status object"),
     ],
 )
-def test_refusals_are_typed_and_asked_once(
+def test_rejections_raise_their_own_error_and_are_not_retried(
     server: Server, code: int, answer: Any, kind: type[ApiError], message: str
 ) -> None:
-    """A rejected request is not retried, and the error has the server's message."""
+    """Each kind of rejection has its own error class, and the error has the server's message."""
     server.answer(code, answer)
     with pytest.raises(kind, match=message) as error:
         ask(server, lambda api: api.create(JOBS, "art", {}))
@@ -124,8 +124,8 @@ def test_a_rejection_that_quotes_a_job_shows_no_secret_of_its_link(server: Serve
     assert "hunter2" not in str(error.value)
 
 
-def test_a_terminating_namespace_is_an_error_of_its_own(server: Server) -> None:
-    """No permission would help, so the error differs from a missing right."""
+def test_a_terminating_namespace_is_distinguished_from_a_missing_right(server: Server) -> None:
+    """The API server answers 403 in both cases."""
     causes = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}
     server.answer(403, status(403, "Forbidden", **causes))
     with pytest.raises(ForbiddenError) as error:
@@ -143,7 +143,7 @@ def test_a_terminating_namespace_is_an_error_of_its_own(server: Server) -> None:
 def test_an_exceeded_quota_is_recognised_by_its_message(
     server: Server, message: str, quota: bool
 ) -> None:
-    """The API server sends no code for it; one property of the error reads the message."""
+    """The API server has no reason code for an exceeded quota."""
     server.answer(403, {"kind": "Status", "code": 403, "reason": "Forbidden", "message": message})
     with pytest.raises(ForbiddenError) as error:
         ask(server, lambda api: api.get(MODELS, "art", "sketch"))
@@ -151,7 +151,7 @@ def test_an_exceeded_quota_is_recognised_by_its_message(
 
 
 @pytest.mark.parametrize("code", [429, 500, 503])
-def test_a_server_in_trouble_is_asked_again(server: Server, code: int) -> None:
+def test_requests_are_retried_after_server_errors(server: Server, code: int) -> None:
     """A request is sent at most three times."""
     server.answer(code, status(code, "Trouble"), Retry_After="0")
     server.answer(200, {"ok": True})
@@ -216,14 +216,14 @@ def test_every_request_is_counted(server: Server) -> None:
     assert counted == [("create", "jobs", "503"), ("create", "jobs", "201")]
 
 
-def test_names_cannot_leave_their_place_in_the_path() -> None:
-    """Names come from other people's objects, so they are quoted."""
+def test_names_are_quoted_in_the_path() -> None:
+    """Names come from other people's objects and may contain slashes."""
     assert JOBS.path("a/b", "../c?d") == "/apis/batch/v1/namespaces/a%2Fb/jobs/..%2Fc%3Fd"
 
 
 @pytest.mark.parametrize("name", [".", ".."])
 def test_no_name_leads_to_another_path(server, name):
-    """HTTP clients normalise dots: deleting `.` would delete the whole collection."""
+    """The names `.` and `..` are refused, because HTTP clients would shorten the path."""
     server.answer(200)
     for question in (
         lambda api: api.get(MODELS, "art", name),
@@ -236,8 +236,8 @@ def test_no_name_leads_to_another_path(server, name):
     assert server.requests == []
 
 
-def test_a_dry_run_is_asked_for(server):
-    """The query has dryRun, where the API server reads it."""
+def test_a_dry_run_is_requested_in_the_query(server):
+    """The API server reads dryRun from the query only."""
     server.answer(201, {})
     ask(server, lambda api: api.create(MODELS, "art", {}, dry_run=True))
     ask(server, lambda api: api.create(MODELS, "art", {}))
@@ -259,7 +259,7 @@ def lines(*events: Any) -> bytes:
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
-def test_a_watch_goes_on_from_a_version_until_the_server_ends_it(server: Server) -> None:
+def test_a_watch_continues_from_a_version_until_the_server_ends_it(server: Server) -> None:
     """The version comes from a list."""
     server.answer(200, {"items": [1], "metadata": {"resourceVersion": "7"}})
     server.answer(200, lines({"type": "ADDED", "object": 1}, {"type": "DELETED", "object": 2}))
@@ -284,7 +284,7 @@ def test_a_watch_goes_on_from_a_version_until_the_server_ends_it(server: Server)
         pytest.param(500, status(500, "InternalError"), UnavailableError, id="broken"),
     ],
 )
-def test_a_watch_that_cannot_go_on_says_why(
+def test_a_failed_watch_raises_the_error_of_its_cause(
     server: Server, code: int, answer: Any, kind: type[ApiError]
 ) -> None:
     """A watch raises the same errors as other requests."""
@@ -293,8 +293,8 @@ def test_a_watch_that_cannot_go_on_says_why(
         watch(server)
 
 
-def test_a_watch_with_an_expired_token_is_good_the_next_time(server: Server) -> None:
-    """The client reads the credentials again for the next watch."""
+def test_a_repeated_watch_uses_a_renewed_token(server: Server) -> None:
+    """After a rejected watch, the client reads the credentials again."""
     server.expired = "first"
     server.answer(200, lines({"type": "ADDED", "object": 1}))
 

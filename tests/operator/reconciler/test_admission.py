@@ -1,4 +1,4 @@
-"""The queue at work: which models ask, which are admitted and which are woken."""
+"""The queue while models request admission, wait, and are woken."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line:
         self.queue = AdmissionQueue(Limits(limit), self.cache, self.woken.extend)
 
     def ask(self, uid: str, priority: int = 0) -> Awaitable[Admission]:
-        """Ask for a model's admission; a model is as old as its name says."""
+        """Request admission for a model, whose name gives its age."""
         created = NOW + timedelta(seconds=ord(uid))
         return asyncio.ensure_future(self.queue.ask(Waiting(uid, "art", priority, created)))
 
@@ -48,7 +48,7 @@ def run(scenario: Callable[[Line], Awaitable[None]], limit: int = 1) -> None:
     asyncio.run(bounded())
 
 
-def test_those_who_ask_together_are_judged_together() -> None:
+def test_simultaneous_requests_are_decided_together() -> None:
     """Priority decides between models that ask in the same moment; no model is woken for it."""
 
     async def scenario(line: Line) -> None:
@@ -98,7 +98,7 @@ def test_a_running_load_counts_from_the_start() -> None:
 
 
 def test_only_loads_count_towards_the_limit() -> None:
-    """Clean-up Jobs, ended Jobs and models that left the queue do not count."""
+    """The limit ignores clean-up Jobs, ended Jobs and models that have left the queue."""
 
     async def scenario(line: Line) -> None:
         line.cache.put_job(replace(of("x"), role=names.ROLE_REMOVE))
@@ -145,7 +145,7 @@ def test_without_limits_every_model_is_admitted_at_once() -> None:
     run(scenario)
 
 
-def test_a_busy_queue_is_judged_all_the_same() -> None:
+def test_a_busy_queue_still_admits_models() -> None:
     """A continuous stream of changes delays an admission by at most a second."""
 
     async def scenario(line: Line) -> None:

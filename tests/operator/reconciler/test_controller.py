@@ -1,4 +1,4 @@
-"""Passes over models, with an API server whose responses the test times."""
+"""Passes over models, with an API server whose responses the test delays."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keep(
     scenario: Callable[[Controller], Coroutine[Any, Any, None]],
     **settings: Any,
 ) -> None:
-    """Run a controller that knows a claim and the model."""
+    """Run a controller whose cache already has a PVC and the model."""
 
     async def run() -> None:
         controller = Controller(api, Settings(**settings), Metrics(), SYSTEM_CLOCK)
@@ -46,8 +46,8 @@ def keep(
     asyncio.run(run())
 
 
-def test_a_claim_that_went_unseen_is_missed_at_the_resync() -> None:
-    """A gap in the watch hides the claim's deletion, even from models that are Ready."""
+def test_a_pvc_deletion_that_the_watch_missed_is_found_at_the_resync() -> None:
+    """A gap in the watch hides the PVC's deletion, even from models that are Ready."""
     api = Script(body(published()))
 
     async def scenario(_: Controller) -> None:
@@ -57,8 +57,8 @@ def test_a_claim_that_went_unseen_is_missed_at_the_resync() -> None:
     assert api.asked[:2] == ["get stablediffusionmodels", "get persistentvolumeclaims"]
 
 
-def test_a_claim_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A namespace may have thousands of models on other claims."""
+def test_a_pvc_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace may have thousands of models on other PVCs."""
     api, woken = Script(body()), list[str]()
 
     async def scenario(controller: Controller) -> None:
@@ -73,8 +73,8 @@ def test_a_claim_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> N
     keep(api, scenario)
 
 
-def test_a_mended_spec_is_tried_at_once() -> None:
-    """The rejected Job belonged to the previous spec."""
+def test_a_corrected_spec_is_tried_at_once() -> None:
+    """The API server rejected the Job of the previous spec, not of this one."""
     api = Script(body())
     api.refuses = InvalidError("limits: must be at least the request", 422)
 
@@ -91,7 +91,10 @@ def test_a_mended_spec_is_tried_at_once() -> None:
 
 
 def test_a_job_that_is_deleted_during_a_pass_is_retried() -> None:
-    """A missing Job does not mean that the model is gone."""
+    """If the Job exists at first and then does not, the error is a conflict.
+
+    The operator does not conclude that the model is deleted.
+    """
     api = Script(body())
     api.refuses = AlreadyExistsError("it exists", 409)
     model, settings = Model.from_body(api.model), Settings()
@@ -105,7 +108,7 @@ def test_a_job_that_is_deleted_during_a_pass_is_retried() -> None:
 
 
 def test_a_status_that_cannot_be_read_is_replaced() -> None:
-    """An unreadable status would stay and load the model again for ever."""
+    """If the status stayed unreadable, the model would be loaded again for ever."""
     api = Script(body({"phase": "Dreaming", "startTime": "2026-01-01T00:00:00Z"}))
     sent: list[Json] = []
 
@@ -119,15 +122,15 @@ def test_a_status_that_cannot_be_read_is_replaced() -> None:
     assert "startTime" not in sent[0]
 
 
-def test_a_model_that_is_gone_has_been_released() -> None:
-    """A 404 counts as released only if the reply to the release was lost."""
+def test_removing_the_finalizer_of_a_deleted_model_succeeds() -> None:
+    """A 404 is an error in every other write."""
 
     class Gone(Script):
         @override
         async def patch(
             self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
         ) -> Json:
-            """It is gone."""
+            """Raise the error of a deleted model."""
             raise NotFoundError("not found", 404)
 
     executor = Executor(Gone(body()), Settings(), ObjectCache(), SYSTEM_CLOCK)
@@ -138,7 +141,7 @@ def test_a_model_that_is_gone_has_been_released() -> None:
 
 
 def test_the_job_of_a_newer_spec_is_left_alone() -> None:
-    """Another operator has seen the new spec and started the load; its work must not be lost."""
+    """Another operator saw the new spec and started the load, which must continue."""
     api = Script(body(published()))
 
     async def scenario(controller: Controller) -> None:
@@ -151,7 +154,7 @@ def test_the_job_of_a_newer_spec_is_left_alone() -> None:
 
 
 def test_a_deleted_model_is_not_seen_again() -> None:
-    """A watch from an old version replays the model's events; a load would leave files."""
+    """A watch from an old version repeats the model's events; a load would leave files behind."""
     api = Script(body())
 
     async def scenario(controller: Controller) -> None:
@@ -190,13 +193,13 @@ def test_a_decision_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) 
 
 
 class Released(Script):
-    """An API server whose reply to a release has the previous version, as etcd's has."""
+    """An API server that replies to a release with the previous version, as etcd does."""
 
     @override
     async def patch(
         self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
     ) -> Json:
-        """It was there, or was gone before."""
+        """Release the model, or raise the error if the model is already gone."""
         if self.away is not None:
             raise self.away
         return merge_patch(self.model, {"metadata": {"finalizers": None}})
@@ -224,7 +227,7 @@ def test_an_unseen_deletion_is_reported_once(away: Exception | None) -> None:
     assert api.reasons == {"ModelDeleted": 1}
 
 
-def test_an_old_answer_does_not_undo_what_is_known() -> None:
+def test_a_stale_response_does_not_replace_a_newer_object() -> None:
     """A stale read that shows the previous spec would stop the new load."""
     api = Script(body())
 

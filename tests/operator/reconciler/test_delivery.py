@@ -75,7 +75,7 @@ def test_a_call_is_signed_as_standard_webhooks_says(tmp_path: Path) -> None:
     assert call.body["model"]["artifact"]["path"] == "sketch"
 
 
-def test_without_a_key_calls_go_unsigned() -> None:
+def test_without_a_key_calls_are_unsigned() -> None:
     """The id and timestamp headers are still sent."""
     with WebhookReceiver() as receiver:
         assert deliver(receiver.url, allowing(receiver)).outcome is Outcome.DELIVERED
@@ -85,7 +85,7 @@ def test_without_a_key_calls_go_unsigned() -> None:
 
 
 def test_the_signature_is_that_of_the_specification() -> None:
-    """It is HMAC-SHA256 over id, timestamp and body, in base64, with a version."""
+    """The signature is a versioned base64 HMAC-SHA256 of id, timestamp and body."""
     expected = hmac.new(b"key", b'msg_1.1700000000.{"a":1}', hashlib.sha256).digest()
     signed = delivery.signature(b"key", "msg_1", 1_700_000_000, b'{"a":1}')
     assert signed == "v1," + base64.b64encode(expected).decode()
@@ -193,7 +193,7 @@ def test_private_addresses_are_not_called(url: str, why: str) -> None:
     ],
 )
 def test_names_of_private_addresses_are_not_called(answers: list[str]) -> None:
-    """Every resolved address is checked, and only checked addresses are connected to."""
+    """Every resolved address is checked, and the operator connects only to checked addresses."""
     with WebhookReceiver() as receiver:
         port = receiver.host.rpartition(":")[2]
         guard = Guard(resolver=lambda *_: answers)
@@ -203,7 +203,7 @@ def test_names_of_private_addresses_are_not_called(answers: list[str]) -> None:
     assert "not a public address" in done.error
 
 
-def test_the_checked_address_is_connected_to() -> None:
+def test_delivery_connects_to_the_checked_address() -> None:
     """The name exists only in the guard's resolver, so there is no second look-up."""
     with WebhookReceiver() as receiver:
         port = receiver.host.rpartition(":")[2]
@@ -253,7 +253,7 @@ def test_a_silent_receiver_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_call_describes_only_the_artifact_of_its_own_load() -> None:
-    """A late call must not present a newer artifact as the event's."""
+    """If the published artifact is that of another load, the call has no artifact."""
     resource = model(published("0" * 16), url="https://u:p@example.com/m.ckpt?token=t")
     body = delivery.payload(resource, resource.status, entry())
     assert body["model"]["artifact"] is None
@@ -273,7 +273,7 @@ def test_keys_are_parsed_strictly() -> None:
 
 
 def news(*entries: OutboxEntry) -> outbox.OutboxChange:
-    """Return an outbox with these entries."""
+    """Return an outbox with these events."""
     return outbox.OutboxChange(entries)
 
 
@@ -286,7 +286,7 @@ def test_ids_are_stable_and_differ_by_load_and_event() -> None:
 
 
 def test_an_event_is_owed_once() -> None:
-    """An event of the same load is not added twice."""
+    """An event of a load is added to the outbox only once."""
     once = outbox.add(news(), entry())
     assert once.reason == "DeliveryPending"
     assert outbox.add(once, entry()) == once
@@ -300,8 +300,8 @@ def test_the_outbox_is_bounded() -> None:
     assert [one.id for one in box.entries] == [str(n) for n in range(2, OUTBOX_MAX + 2)]
 
 
-def test_a_call_is_due_when_its_time_has_come_and_it_is_not_running() -> None:
-    """Each entry has its own time."""
+def test_a_call_is_due_at_its_time_unless_it_is_running() -> None:
+    """Each entry of the outbox has its own time for the next attempt."""
     soon = entry(next_attempt_time=times.stamp(NOW + timedelta(seconds=30)))
     new = entry(WebhookEvent.LOAD_STARTED)
     assert outbox.due([soon, new], frozenset(), NOW) == (new,)
@@ -318,7 +318,7 @@ def noted(before: OutboxEntry, outcome: Outcome) -> outbox.OutboxChange:
 
 
 def test_a_delivered_call_is_no_longer_owed() -> None:
-    """Condition and Event report the delivery."""
+    """The call leaves the outbox; a condition and an Event report the delivery."""
     after = noted(entry(), Outcome.DELIVERED)
     assert after.entries == ()
     assert after.reason == "Delivered"
@@ -360,20 +360,20 @@ def test_a_call_is_tried_for_three_days() -> None:
     assert [one.reason for one in after.events] == ["WebhookDeliveryFailed"]
 
 
-def test_gone_is_final() -> None:
+def test_status_410_is_final() -> None:
     """With 410 the receiver asks for no more calls."""
     after = noted(entry(), Outcome.GONE)
     assert (after.entries, after.reason) == ((), "DeliveryFailed")
 
 
-def test_an_unreadable_key_is_a_condition_of_its_own() -> None:
-    """The call is retried, since the Secret may be created later."""
+def test_an_unreadable_key_is_reported_as_a_condition() -> None:
+    """The call is retried, because the Secret may be created later."""
     after = noted(entry(), Outcome.UNSIGNED)
     assert after.reason == "SecretNotReadable"
     assert len(after.entries) == 1
 
 
 def test_the_outcome_of_a_forgotten_call_changes_nothing() -> None:
-    """The outbox may have dropped the entry in the meantime."""
+    """The outbox may have dropped the entry while the call was running."""
     done = Delivery("msg_other", Outcome.FAILED, "", NOW)
     assert outbox.record([entry()], [done], WEBHOOK_RETRY_SECONDS) == news(entry())

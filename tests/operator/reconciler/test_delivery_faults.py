@@ -48,7 +48,7 @@ def test_a_call_is_dropped_after_three_days_of_failures(tally: Tally) -> None:
 
 @pytest.mark.parametrize("status", [302, 404, 429, 500, 503])
 def test_a_receiver_that_fails_for_days_gets_the_call_in_the_end(status: int, tally: Tally) -> None:
-    """Every failure but 410 is retried under the same id."""
+    """Every failure except 410 is retried under the same id."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -69,8 +69,8 @@ def test_a_receiver_that_fails_for_days_gets_the_call_in_the_end(status: int, ta
     tally(FAULTS)
 
 
-def test_gone_is_the_end_of_one_event(tally: Tally) -> None:
-    """After 410 the event is not sent again, however much time passes."""
+def test_a_call_with_status_410_is_not_repeated(tally: Tally) -> None:
+    """However much time passes, the event is not sent again."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -113,8 +113,8 @@ def test_a_receiver_may_ask_for_a_pause(asked: str, waited: float, tally: Tally)
     tally(FAULTS)
 
 
-def test_a_slow_receiver_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
-    """Its reply comes too late, so it is called again under the same id."""
+def test_a_slow_receiver_delays_nothing_else(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+    """If the reply comes too late, the operator calls the receiver again under the same id."""
     monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 0.2)
 
     async def scenario(stage: Stage) -> None:
@@ -133,7 +133,7 @@ def test_a_slow_receiver_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, tally
 
 
 def test_ready_comes_while_a_call_hangs(tally: Tally) -> None:
-    """The operator also stops at once in the middle of the call."""
+    """The operator publishes the model and can stop without waiting for the call."""
 
     async def scenario(stage: Stage) -> None:
         await stage.until(lambda: len(receiver.calls) == 1)
@@ -158,7 +158,7 @@ def test_an_endless_body_is_not_read(tally: Tally) -> None:
 
 
 def test_endless_headers_are_a_failure(tally: Tally) -> None:
-    """They are read up to a limit only."""
+    """The operator stops reading headers at a limit."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -174,7 +174,7 @@ def test_endless_headers_are_a_failure(tally: Tally) -> None:
 def test_a_receiver_with_wrong_tls_is_a_failure(
     speaks_tls: bool, tmp_path: Path, tally: Tally
 ) -> None:
-    """Nothing is sent to it; once the webhook is corrected, it gets every call."""
+    """Nothing is sent to the receiver. After the webhook is corrected, it gets every call."""
     _, certificate = pki.make_certificates()
     context = certificate.server_context(tmp_path) if speaks_tls else None
 
@@ -197,7 +197,7 @@ def test_a_receiver_with_wrong_tls_is_a_failure(
 def test_a_host_that_becomes_private_is_called_no_more(
     monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    """The name is resolved for every call; a corrected webhook gets the owed calls."""
+    """The name is resolved for every call. A corrected webhook gets the owed calls."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -218,8 +218,8 @@ def test_a_host_that_becomes_private_is_called_no_more(
     tally(FAULTS)
 
 
-def test_an_edited_webhook_gets_what_is_owed(tally: Tally) -> None:
-    """The calls keep the ids that the previous webhook has seen."""
+def test_an_edited_webhook_gets_the_owed_calls(tally: Tally) -> None:
+    """The calls keep the ids under which the previous webhook was called."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -235,8 +235,8 @@ def test_an_edited_webhook_gets_what_is_owed(tally: Tally) -> None:
     tally(FAULTS)
 
 
-def test_without_its_webhook_a_model_owes_nothing(tally: Tally) -> None:
-    """The outcome of a call that is under way is ignored."""
+def test_a_model_without_a_webhook_owes_no_calls(tally: Tally) -> None:
+    """The outcome of a call that is already running is ignored."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()
@@ -252,7 +252,7 @@ def test_without_its_webhook_a_model_owes_nothing(tally: Tally) -> None:
     tally(FAULTS)
 
 
-def test_a_rotated_key_signs_what_is_owed(tmp_path: Path, tally: Tally) -> None:
+def test_a_rotated_key_signs_the_owed_calls(tmp_path: Path, tally: Tally) -> None:
     """The key is read for every call."""
     key_file = tmp_path / "key"
     key_file.write_text(KEYS[0])
@@ -309,7 +309,7 @@ AWAY = UnavailableError("the API server is away")
 
 
 async def owed(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The call is recorded and not made yet."""
+    """The call is recorded but not made yet."""
     stage.api.lost = AWAY
     await stage.until(lambda: stage.outbox)
     assert receiver.calls == []
@@ -317,7 +317,7 @@ async def owed(stage: Stage, receiver: WebhookReceiver) -> None:
 
 
 async def on_its_way(stage: Stage, receiver: WebhookReceiver) -> None:
-    """The receiver has the call and replies once the operator is gone."""
+    """The receiver has the call and replies after the operator has ended."""
     receiver.seconds = 0.3
     await stage.until(lambda: receiver.calls)
     receiver.seconds = 0
@@ -342,7 +342,7 @@ async def delivered(stage: Stage, receiver: WebhookReceiver) -> None:
 @pytest.mark.parametrize(
     ("state", "calls"), [(owed, 1), (on_its_way, 2), (failed, 2), (delivered, 2)]
 )
-def test_a_restart_loses_and_renames_no_call(
+def test_a_restart_keeps_every_call_and_its_id(
     state: Callable[[Stage, WebhookReceiver], Coroutine[Any, Any, None]], calls: int, tally: Tally
 ) -> None:
     """The operator may end at any step of a call."""
@@ -366,7 +366,7 @@ def test_a_restart_loses_and_renames_no_call(
 
 
 def test_the_outcome_of_a_call_survives_a_rejected_job(tally: Tally) -> None:
-    """That pass wrote nothing; a lost outcome would repeat the call."""
+    """A pass in which the Job is rejected writes no outcome, so a later pass must write it."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()

@@ -43,8 +43,10 @@ def apply(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
 
 
 @given(OBJECTS, OBJECTS)
-def test_the_patch_leads_from_one_to_the_other(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Any two values give a patch, which is empty only if they are equal."""
+def test_the_patch_turns_the_old_object_into_the_new_one(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    """The patch is empty only if the two objects are equal."""
     patch = merge_patch_between(old, new)
     assert apply(old, patch) == new
     assert bool(patch) == (old != new)
@@ -60,10 +62,10 @@ def test_the_patch_leads_from_one_to_the_other(old: dict[str, Any], new: dict[st
         pytest.param({"a": 1}, {"a": {"b": 2}}, {"a": {"b": 2}}, id="an object for a number"),
     ],
 )
-def test_only_what_differs_is_sent(
+def test_a_status_patch_has_only_changed_fields(
     old: dict[str, Any], new: dict[str, Any], patch: dict[str, Any]
 ) -> None:
-    """A status patch contains only the changed fields."""
+    """Each row gives the old status, the new status and the patch."""
     assert merge_patch_between(old, new) == patch
 
 

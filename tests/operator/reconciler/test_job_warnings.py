@@ -1,4 +1,4 @@
-"""Why Jobs have no Pods: one LIST of Events per namespace and minute, however many Jobs wait."""
+"""Events that explain why Jobs have no Pods are listed once per namespace and minute."""
 
 from __future__ import annotations
 

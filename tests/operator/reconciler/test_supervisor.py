@@ -44,8 +44,8 @@ def test_a_started_model_gets_a_pass_and_then_rests() -> None:
     run(scenario)
 
 
-def test_a_pass_follows_after_the_time_it_asks_for() -> None:
-    """No wake-up is needed for it."""
+def test_the_next_pass_starts_after_the_requested_delay() -> None:
+    """The model is not woken in the meantime."""
 
     async def scenario() -> None:
         passed = asyncio.Event()
@@ -98,7 +98,7 @@ def test_wake_ups_during_a_pass_make_one_more() -> None:
 def test_errors_are_logged_and_back_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The task continues, and other models are not affected."""
+    """The task retries after a growing delay, and other models are not affected."""
     monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
     caplog.set_level(logging.ERROR)
 
@@ -154,7 +154,7 @@ def test_a_dropped_model_finishes_its_pass_and_is_gone() -> None:
 
 
 def test_a_resting_model_is_dropped_at_once() -> None:
-    """Its task ends without another pass."""
+    """The model's task ends without another pass."""
 
     async def scenario() -> None:
         passes = 0
@@ -177,7 +177,7 @@ def test_a_resting_model_is_dropped_at_once() -> None:
 
 
 def test_closing_ends_every_task_in_mid_pass() -> None:
-    """The process does not hang at its end."""
+    """The process does not hang when it ends."""
 
     async def scenario() -> None:
         async def reconcile(_: str) -> float:

@@ -1,4 +1,4 @@
-"""How Jobs, Pods and claims are read, and what the cache keeps of them."""
+"""Tests of how Jobs, Pods and PVCs are parsed and cached."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def job_condition(kind: str, status: str = "True") -> dict[str, str]:
         pytest.param([job_condition("Failed", "False")], JobState.RUNNING, id="not failed"),
     ],
 )
-def test_a_job_has_ended_when_it_says_so(conditions: list[Any], state: JobState) -> None:
+def test_a_job_has_ended_when_its_condition_is_true(conditions: list[Any], state: JobState) -> None:
     """Complete and Failed are final; with `failed > 0` Kubernetes still retries."""
     assert JobView.from_body(job_body(*conditions, failed=2)).state is state
 
@@ -82,8 +82,8 @@ def test_a_job_is_read() -> None:
     assert view.ended is not None
 
 
-def test_a_job_of_somebody_else_is_read_too() -> None:
-    """A Job without labels and status belongs to no model."""
+def test_a_foreign_job_is_parsed() -> None:
+    """A Job without labels and status is parsed, and belongs to no model."""
     bare = {"metadata": {"name": "x", "namespace": "art", "uid": "j2"}}
     view = JobView.from_body(bare)
     assert (view.model_uid, view.attempt, view.state) == ("", 0, JobState.RUNNING)
@@ -128,7 +128,7 @@ def test_a_pod_is_read() -> None:
 
 
 def test_the_running_container_of_a_pod_is_known() -> None:
-    """The progress is in its log."""
+    """The operator reads the progress from that container's log."""
     assert pod(job(), answered("fetch", LOADED), running("convert")).running == running("convert")
     assert pod(job(), answered("fetch", LOADED)).running is None
 
@@ -195,7 +195,7 @@ UNREACHABLE = answered("fetch", failed(Reason.SOURCE_UNREACHABLE))
         ),
     ],
 )
-def test_why_a_job_failed(
+def test_the_failure_of_a_job_is_explained(
     job_end: dict[str, str], containers: list[ContainerView], before: Reason | None, reason: Reason
 ) -> None:
     """The loader's result comes first, then the container's state, then the Job's condition."""
@@ -204,15 +204,15 @@ def test_why_a_job_failed(
     assert diagnose.job_failure(failed_job, pods, before).reason is reason
 
 
-def test_the_newest_pod_speaks_first() -> None:
-    """Kubernetes retried the failure of an earlier Pod, so it does not explain the end."""
+def test_the_failure_of_the_newest_pod_is_reported() -> None:
+    """Kubernetes retried after an earlier Pod failed, so that Pod does not explain the end."""
     failed_job = job(FAILED)
     old, new = pod(failed_job, OOM, age=90), pod(failed_job, UNREACHABLE, age=10)
     assert diagnose.job_failure(failed_job, [new, old], None).reason is Reason.SOURCE_UNREACHABLE
 
 
-def test_only_a_complete_answer_counts_as_loaded() -> None:
-    """The result is well-formed, with outcome `loaded` and an artifact."""
+def test_only_a_complete_result_counts_as_loaded() -> None:
+    """The result must be valid, with outcome `loaded` and an artifact."""
     done = job(JobState.COMPLETE)
     assert diagnose.load_result([pod(done, answered("convert", LOADED))]) == LOADED
     bare = answered("convert", LoadResult(outcome="loaded"))
@@ -239,8 +239,8 @@ def test_no_retry_is_announced_after_a_final_result() -> None:
 
 
 @given(st.text(max_size=3000))
-def test_text_from_outside_is_made_harmless(text: str) -> None:
-    """It becomes one bounded line without control characters."""
+def test_untrusted_text_is_made_harmless(text: str) -> None:
+    """The result is one line of bounded length without control characters."""
     cleaned = diagnose.clean(text)
     assert cleaned.isprintable() or cleaned == ""
     assert len(cleaned) <= diagnose.CAUSE_MAX_LENGTH
@@ -255,7 +255,7 @@ def test_versions_are_compared_as_numbers(version: str, than: str, newer: bool) 
     assert is_newer(version, than) is newer
 
 
-def test_a_late_event_does_not_undo_what_is_known() -> None:
+def test_a_late_event_does_not_replace_a_newer_object() -> None:
     """The reply to our own write may arrive before older events."""
     cache = ObjectCache()
     cache.put_job(job(JobState.COMPLETE, resource_version="5"))
@@ -271,8 +271,8 @@ def test_a_job_of_another_namespace_is_ignored_even_if_its_labels_match() -> Non
     assert (cache.jobs("art", UID), cache.pods("art", UID)) == ((), ())
 
 
-def test_a_list_does_not_undo_a_newer_event() -> None:
-    """The Job ended while the list was under way, and no further event would come."""
+def test_a_list_does_not_replace_newer_objects() -> None:
+    """The Job ended while the list was running, and no further event would report the end."""
     cache = ObjectCache()
     cache.put_job(job(COMPLETE, resource_version="5"))
     cache.replace_jobs(UID, [job(resource_version="4"), job(attempt=1)], "4")
@@ -314,8 +314,8 @@ def test_a_complete_list_replaces_everything() -> None:
     assert cache.pods("art", UID) == ()
 
 
-def test_a_claim_wakes_models_when_it_appears_disappears_or_is_replaced() -> None:
-    """Other changes of a claim wake no model."""
+def test_a_new_deleted_or_replaced_pvc_wakes_its_models() -> None:
+    """Other changes of a PVC wake no model."""
     cache = ObjectCache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))

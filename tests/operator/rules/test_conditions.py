@@ -14,7 +14,7 @@ def condition(status: str = "True", at: str = "2026-01-01T00:00:00Z", **fields: 
 
 
 def test_a_new_condition_is_added() -> None:
-    """It follows the existing conditions."""
+    """The new condition follows the existing conditions."""
     other = condition(type="Stalled")
     assert conditions.put([other], condition()) == [other, condition()]
 
@@ -27,7 +27,7 @@ def test_the_transition_time_stays_while_the_status_stays() -> None:
 
 
 def test_the_transition_time_moves_with_the_status() -> None:
-    """True to False is a transition."""
+    """The change from True to False is a transition."""
     new = condition("False", at="2026-02-02T00:00:00Z")
     assert conditions.put([condition()], new) == [new]
 

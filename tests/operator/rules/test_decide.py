@@ -1,4 +1,4 @@
-"""The status that a decision makes, and the invariants of every decision."""
+"""Tests of the status that a decision produces, and of the invariants of every decision."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tests.support.rules.observed import (
 
 
 def test_published_paths_are_computed() -> None:
-    """The loader's result gives numbers and words only; the operator computes paths and claim."""
+    """The loader's result has no paths; the operator computes the paths and the PVC name."""
     decision = act(model(loading()), with_pod(job(COMPLETE), answered("convert", LOADED)))
     artifact, source = decision.status.artifact, decision.status.source
     assert artifact is not None
@@ -59,8 +59,8 @@ def test_published_paths_are_computed() -> None:
     assert source.url == "https://example.com/model.safetensors"
 
 
-def test_loading_is_not_repeated_while_the_status_is_on_its_way() -> None:
-    """The new status with the same Job leads to no further action."""
+def test_a_second_pass_does_not_repeat_a_decision() -> None:
+    """The second pass has the new status and the same Job."""
     seen = with_pod(job(COMPLETE), answered("convert", LOADED))
     first = act(model(loading()), seen)
     again = act(model(first.status.model_dump(mode="json", by_alias=True)), seen)
@@ -70,7 +70,7 @@ def test_loading_is_not_repeated_while_the_status_is_on_its_way() -> None:
 
 
 def test_a_waiting_model_says_what_it_waits_for() -> None:
-    """The message has the scheduler's words, and the remedy once the model is stuck."""
+    """The message quotes the scheduler, and has the remedy once the model is stuck."""
     seen = with_pod(job(), unscheduled="0/3 nodes are available:\n insufficient gpu", age=1000)
     ready = conditions.find(act(model(loading()), seen).status.conditions, ConditionType.READY)
     assert ready is not None
@@ -79,7 +79,7 @@ def test_a_waiting_model_says_what_it_waits_for() -> None:
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason.retry is Retry.RESYNC])
-def test_a_retried_failure_says_when(reason: Reason) -> None:
+def test_a_retried_failure_shows_the_next_attempt(reason: Reason) -> None:
     """The message has the reason, the cause, the remedy and the time of the next attempt."""
     seen = with_pod(job(FAILED), answered("fetch", failed(reason, "the host example.com")))
     decision = act(model(loading()), seen)
@@ -91,7 +91,7 @@ def test_a_retried_failure_says_when(reason: Reason) -> None:
 
 
 def test_edits_outside_the_load_hash_advance_ready_at_once() -> None:
-    """A changed webhook does not reload the model, and `kubectl wait` returns."""
+    """A changed webhook does not reload the model, so `kubectl wait` returns at once."""
     ready = _ready(act(model(published(), generation=2, webhook=HOOK), observed()))
     assert ready.observed_generation == 2
 
@@ -145,7 +145,7 @@ def test_progress_is_shown_only_while_the_load_runs() -> None:
 
 
 def test_the_clean_up_job_keeps_what_is_to_be_retained() -> None:
-    """With deletionPolicy Retain the files are released instead of removed."""
+    """With deletionPolicy Retain the Job releases the files and does not remove them."""
     kept = act(model(published(), deleted_ago=1, deletionPolicy="Retain"), observed()).job
     gone = act(model(published(), deleted_ago=1), observed()).job
     assert isinstance(kept, CreateJob)
@@ -168,7 +168,7 @@ def test_the_clean_up_job_keeps_what_is_to_be_retained() -> None:
 def test_only_a_model_that_is_to_load_stays_in_the_queue(
     resource: Model, seen: Observed, expected: bool
 ) -> None:
-    """Every other model leaves it, so that the next one is admitted."""
+    """Every other model leaves the queue, so that the next model is admitted."""
     assert decided(resource, seen).uses_admission is expected
 
 
@@ -223,7 +223,7 @@ def test_every_decision_holds_the_invariants(
     deleted: bool,
     finalizer: bool,
 ) -> None:
-    """Every state has a decision, and none endangers a served model or loads twice."""
+    """Every state has a decision. No decision endangers a served model or loads it twice."""
     resource = model(
         status, suspend=suspend, deleted_ago=9.0 if deleted else None, finalizer=finalizer
     )
@@ -252,7 +252,7 @@ def test_every_decision_holds_the_invariants(
 
 
 def test_a_body_without_status_or_annotations_is_read() -> None:
-    """A newly applied resource has neither."""
+    """A newly created resource has no status and no annotations."""
     bare = body()
     del bare["status"], bare["metadata"]["annotations"], bare["metadata"]["finalizers"]
     assert Model.from_body(bare).status.phase is None

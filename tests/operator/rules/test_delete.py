@@ -231,5 +231,5 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_deleted_model_is_cleaned_up(case: Case) -> None:
-    """The finalizer goes when the files are gone, or nothing can be done about them."""
+    """The finalizer is removed when the files are gone or cannot be removed."""
     case.check()

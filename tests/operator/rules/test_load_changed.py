@@ -1,4 +1,4 @@
-"""When the spec or the claim of a model changes: reload, suspend, replaced claims."""
+"""Rules for a model whose spec or PVC changes: reload, suspend, replaced PVCs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before a load: which models get a Job, which must wait, and which cannot be loaded."""
+"""Rules before a load: which models get a Job, which must wait, which cannot be loaded."""
 
 from __future__ import annotations
 
@@ -314,6 +314,6 @@ def test_with_kueue_a_load_starts_when_kueue_admits_its_job() -> None:
 
 
 def test_the_position_in_the_queue_is_shown() -> None:
-    """In the message of Ready."""
+    """The message of Ready gives the position as a range."""
     (ready,) = act(model(), observed(admitted=False, position=5)).status.conditions
     assert ready.message == "among the next 5 in the queue"

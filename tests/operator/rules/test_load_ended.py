@@ -1,4 +1,4 @@
-"""Once a loader Job has ended: its result is published, or its failure is reported."""
+"""Rules for a loader Job that has ended: publish its result or report its failure."""
 
 from __future__ import annotations
 
@@ -246,11 +246,11 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_the_outcome_of_a_load_is_reported(case: Case) -> None:
-    """The outcome is judged once the result of the Pod was seen."""
+    """The outcome is decided after the Pod's result has been observed."""
     case.check()
 
 
-def test_while_the_result_is_missing_nothing_changes_and_nothing_is_lost() -> None:
+def test_the_operator_waits_for_the_result_of_an_ended_job() -> None:
     """The outcome of a webhook call is recorded together with the result."""
     done = job(COMPLETE, ended_ago=4)
     delivery = Delivery("id", Outcome.DELIVERED, "", NOW)
@@ -263,7 +263,7 @@ def test_while_the_result_is_missing_nothing_changes_and_nothing_is_lost() -> No
 
 @pytest.mark.parametrize("rendered", [True, False])
 def test_the_path_of_a_preview_is_the_operators_own(rendered: bool) -> None:
-    """The result only says whether there is one."""
+    """The result only says whether a preview exists; the operator computes its path."""
     result = LOADED.model_copy(update={"preview": rendered})
     seen = with_pod(job(COMPLETE), answered("convert", result))
     artifact = act(model(loading()), seen).status.artifact

@@ -1,4 +1,4 @@
-"""After a load that failed or whose Job was deleted: whether and when it is retried."""
+"""Rules after a load failed or its Job was deleted: whether and when to retry."""
 
 from __future__ import annotations
 
@@ -132,5 +132,5 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_load_is_retried(case: Case) -> None:
-    """By the reason of the failure, at growing intervals."""
+    """The failure's reason decides whether to retry; the intervals grow."""
     case.check()

@@ -1,4 +1,4 @@
-"""While a loader Job runs: its phase, and why its Pod does not start."""
+"""Rules while a loader Job runs: its phase, and why its Pod does not start."""
 
 from __future__ import annotations
 
@@ -204,5 +204,5 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_running_load_is_reported(case: Case) -> None:
-    """The Job, its newest Pod and its log say how far the load is."""
+    """The Job, its newest Pod and the Pod's log show the progress of the load."""
     case.check()

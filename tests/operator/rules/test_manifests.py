@@ -1,4 +1,4 @@
-"""Whole manifests of Jobs beside golden files; REGOLD=1 writes the files."""
+"""Golden files of whole Job manifests; REGOLD=1 rewrites the files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_the_manifest_is_the_golden_file(name: str, manifest: dict[str, Any]) -> None:
-    """A whole input gives the whole manifest."""
+    """The whole manifest is compared, not single fields."""
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("REGOLD"):
         path.parent.mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ def test_the_manifest_is_the_golden_file(name: str, manifest: dict[str, Any]) ->
 
 
 def test_clean_up_is_not_queued() -> None:
-    """Neither Kueue nor the operator queues it."""
+    """The clean-up Job waits neither for Kueue nor for the operator's queue."""
     assert remove(KUEUE) == remove(CPU)
 
 
@@ -117,7 +117,7 @@ class _NoAliases(yaml.SafeDumper):
         ),
     ],
 )
-def test_the_slim_image_is_used_iff_nothing_renders(
+def test_the_slim_image_is_used_unless_the_model_is_rendered(
     settings: Settings, spec: dict[str, Any], image: str, gpus: object
 ) -> None:
     """Only convert requests the GPU; the request tells the loader whether to render."""
@@ -144,7 +144,7 @@ def test_a_default_never_contradicts_an_override() -> None:
 
 
 def test_the_request_tells_the_loader_everything() -> None:
-    """It parses as the contract's own type."""
+    """The request can be parsed as a LoadRequest of the contract."""
     args = pod_of(load(CPU, gitRevision="v1", url="org/repo"))["containers"][0]["args"]
     assert args[0::2] == [
         "convert",
@@ -196,7 +196,7 @@ def test_default_parts_reach_fetch_only() -> None:
 
 
 def test_the_token_reaches_fetch_only() -> None:
-    """It is an optional volume: the loader reports a missing Secret."""
+    """The Secret is an optional volume, so the loader itself reports a missing Secret."""
     pod = pod_of(load(CPU, credentialsSecretRef={"name": "token"}))
     mounts = {
         one["name"]: {mount["name"] for mount in one["volumeMounts"]}
@@ -216,7 +216,7 @@ def test_the_security_context_can_be_replaced_whole() -> None:
 
 
 def test_the_clean_up_job_has_no_owner() -> None:
-    """Foreground deletion would delete an owned Job before its work; it needs no GPU either."""
+    """Foreground deletion would delete an owned Job before it could clean up."""
     manifest = remove(Settings(), deletionPolicy="Delete")
     assert "ownerReferences" not in manifest["metadata"]
     (container,) = pod_of(manifest)["containers"]
@@ -225,7 +225,7 @@ def test_the_clean_up_job_has_no_owner() -> None:
 
 
 def test_names_fit_whatever_the_models_name() -> None:
-    """They have at most 51 characters and no dots, and differ for each attempt."""
+    """Job names have at most 51 characters and no dots, and differ for each attempt."""
     names = {
         manifests.plan_load(model(name=name), CPU, "models", attempt).name
         for name in ("a" * 63, "with.dots.-" + "b" * 50, "c")
@@ -256,7 +256,7 @@ def test_a_models_placement_replaces_the_default_field_by_field() -> None:
 
 
 def test_a_clean_up_is_placed_too_but_needs_no_gpu_runtime() -> None:
-    """It may have to run on the only nodes that reach the volume."""
+    """Perhaps only some nodes reach the volume, so the Job needs the model's placement."""
     pod = pod_of(remove(PLACED))
 
     assert pod["nodeSelector"] == {"pool": "gpu"}

@@ -1,4 +1,4 @@
-"""Who may load: a model is `<namespace><number>`, with its priority in brackets."""
+"""Order and limits of the queue; a model is `<namespace><number>[<priority>]`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def models(text: str) -> list[Waiting]:
 def test_the_queue_admits_in_order(
     loading: str, waiting: str, limits: Limits, expected: str
 ) -> None:
-    """A row is "admitted | waiting", in this order; `loading` has a letter per running load."""
+    """A row gives `admitted | waiting` in order; `loading` has one letter for each running load."""
     now, later = queue.admit(loading, models(waiting), limits)
     assert " | ".join(" ".join(one.uid for one in part) for part in (now, later)) == expected
 
@@ -69,10 +69,10 @@ LETTERS = st.text("abc", max_size=12)
     cluster=st.none() | st.integers(1, 12),
     namespace=st.none() | st.integers(1, 5),
 )
-def test_no_room_is_wasted_and_no_limit_broken(
+def test_the_queue_uses_its_limits_fully_and_never_exceeds_them(
     loading: str, words: list[tuple[str, int]], cluster: int | None, namespace: int | None
 ) -> None:
-    """A model waits only because of a limit, and no model is lost."""
+    """A model waits only if a limit requires it, and no model is lost."""
     waiting = models(" ".join(f"{space}{at}[{rank}]" for at, (space, rank) in enumerate(words)))
     now, later = queue.admit(loading, waiting, Limits(cluster, namespace))
     assert sorted(one.uid for one in now + later) == sorted(one.uid for one in waiting)
@@ -100,7 +100,7 @@ def test_no_room_is_wasted_and_no_limit_broken(
     ],
 )
 def test_a_position_is_shown_in_steps(position: int, text: str) -> None:
-    """A moving queue then costs few status writes."""
+    """When the queue moves, the status is written less often."""
     assert queue.describe_position(queue.shown_position(position)) == text
 
 

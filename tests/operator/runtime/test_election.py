@@ -1,4 +1,4 @@
-"""The two loops of the election against a scripted Lease, and the Lease itself."""
+"""Tests of the election's two loops with a scripted Lease, and of the Lease itself."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ def keep(*answers: str) -> tuple[str, int]:
 
 
 def test_a_lease_that_cannot_be_renewed_is_lost() -> None:
-    """It is lost before it expires for the others; a single failure does no harm."""
+    """The leader gives up before others see the Lease expire. A single failure does no harm."""
     why, asked = keep("us", "problem", "us", *["problem"] * 100)
     assert why.endswith("could not be renewed for 0 s: get Lease: no answer")
     assert 4 < asked < 20
 
 
-def test_an_answer_that_does_not_come_loses_it_too() -> None:
-    """The deadline holds however long a request waits."""
+def test_a_renewal_that_hangs_loses_the_lease() -> None:
+    """The deadline applies even while a request is still waiting."""
     why, asked = keep("us", "hang")
     assert "could not be renewed" in why
     assert asked == 2
 
 
 def test_a_lease_that_another_holds_is_lost_at_once() -> None:
-    """A process that was suspended for a while finds this."""
+    """For example, another operator takes the Lease of a process that was suspended."""
     assert keep("us", "them") == ("them leads now", 2)
 
 
@@ -95,12 +95,12 @@ def acquire(*answers: str, stop_after: float = 5) -> tuple[bool, int, int]:
 
 
 def test_a_standby_waits_for_the_lease() -> None:
-    """It is ready once it can read the Lease."""
+    """The standby is ready when it can read the Lease."""
     assert acquire("problem", "them", "them", "us") == (True, 4, 2)
 
 
 def test_a_standby_ends_on_request() -> None:
-    """It ends without having led."""
+    """The standby ends without becoming the leader."""
     held, _, _ = acquire(*["them"] * 1000, stop_after=0.1)
     assert not held
 
@@ -129,7 +129,7 @@ class Candidates:
     counted: list[tuple[str, str, str]] = field(default_factory=list)
 
     async def open(self) -> Lease:
-        """Open a candidate."""
+        """Open the Lease of a candidate."""
         count = lambda *what: self.counted.append(what)  # noqa: E731 - it is given on
         return await Lease.open(self.kubeconfig, self.namespace, count)
 
@@ -150,7 +150,7 @@ def candidates(cluster: Cluster) -> Candidates:
 
 
 @pytest.mark.cluster
-def test_one_holds_the_lease_until_it_gives_it_back(
+def test_a_candidate_holds_the_lease_until_it_releases_it(
     candidates: Candidates, cluster: Cluster
 ) -> None:
     """Renewing keeps the Lease; releasing it clears the holder for the next candidate."""
@@ -179,8 +179,8 @@ def test_one_holds_the_lease_until_it_gives_it_back(
 
 
 @pytest.mark.cluster
-def test_of_two_that_begin_at_once_one_leads(candidates: Candidates) -> None:
-    """The other's request is rejected, which is not logged as a problem."""
+def test_one_of_two_simultaneous_candidates_leads(candidates: Candidates) -> None:
+    """The API server rejects the other's request, which is not logged as a problem."""
 
     async def scenario(one: Lease, other: Lease) -> None:
         held = await asyncio.gather(one.hold(), other.hold())
@@ -191,8 +191,8 @@ def test_of_two_that_begin_at_once_one_leads(candidates: Candidates) -> None:
 
 
 @pytest.mark.cluster
-def test_without_its_namespace_the_lease_says_what_is_missing(candidates: Candidates) -> None:
-    """The problem has the server's words."""
+def test_a_missing_namespace_is_the_problem_of_the_lease(candidates: Candidates) -> None:
+    """The problem quotes the server's message."""
     candidates.namespace = "nowhere"
 
     async def scenario(one: Lease, _: Lease) -> None:

@@ -1,4 +1,4 @@
-"""Metrics and probes, as Prometheus and the kubelet read them."""
+"""Tests of metrics and probes with the requests of Prometheus and the kubelet."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def probes(clock: Clock) -> Probes:
-    """Probes that use that clock."""
+    """Probes with the clock of the test."""
     return Probes(clock)
 
 
@@ -158,14 +158,14 @@ def port(probes: Probes) -> Iterator[int]:
 
 
 def test_ready_comes_with_the_end_of_the_start(probes: Probes, port: int) -> None:
-    """The process is healthy before it is ready."""
+    """During the start, the process is healthy but not ready."""
     assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 503)
     probes.ready = True
     assert get(port, "/readyz")[0] == 200
 
 
 def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock) -> None:
-    """It is healthy again after the next heartbeat."""
+    """The process is healthy again after the next heartbeat."""
     probes.ready = True
     clock.now += SILENCE_MAX_SECONDS
     assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (503, 503)
@@ -173,6 +173,6 @@ def test_a_stuck_event_loop_is_unhealthy(probes: Probes, port: int, clock: Clock
     assert (get(port, "/healthz")[0], get(port, "/readyz")[0]) == (200, 200)
 
 
-def test_nothing_else_is_served(port: int) -> None:
-    """Any path but the two probes is 404."""
+def test_only_the_probes_are_served(port: int) -> None:
+    """Any other path gives 404."""
     assert get(port, "/")[0] == 404

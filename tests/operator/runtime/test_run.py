@@ -1,4 +1,4 @@
-"""The operator as a process against an API server that the test controls."""
+"""Tests of the operator process against an API server that the test controls."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ KINDS = {
 
 @dataclass
 class Server:
-    """An empty cluster. known: whether it has our kind. error: what every watch then says.
+    """An empty cluster.
 
-    away: every connection is cut.
+    known: whether it has our CRD. error: the error event that ends every watch. away: whether
+    every connection is cut.
     """
 
     known: bool = True
@@ -164,8 +165,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
 Start = Callable[..., Operator]
 
 
-def test_it_watches_only_what_it_needs(server: Server, start: Start) -> None:
-    """It watches our Jobs and Pods by label, with timeouts against dead connections."""
+def test_operator_watches_only_what_it_needs(server: Server, start: Start) -> None:
+    """The operator selects our Jobs and Pods by label. Timeouts detect dead connections."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
     by_path = {one["path"][0]: one for one in server.watches}
@@ -184,15 +185,15 @@ def test_it_watches_only_what_it_needs(server: Server, start: Start) -> None:
     assert operator.process.wait(10) == 0
 
 
-def test_with_namespaces_it_stays_in_them(server: Server, start: Start) -> None:
-    """It makes no cluster-wide request."""
+def test_operator_with_namespaces_stays_in_them(server: Server, start: Start) -> None:
+    """The operator makes no cluster-wide request."""
     start(SD_OPERATOR_NAMESPACES="art,ops").wait_for(lambda _: len(server.watches) == 8)
     assert all("/namespaces/" in one["path"][0] for one in server.watches)
 
 
 @pytest.mark.parametrize("code", [403, 500])
-def test_it_ends_when_a_watch_fails(server: Server, start: Start, code: int) -> None:
-    """A process that sees nothing must not look alive; the Deployment restarts it."""
+def test_operator_ends_when_a_watch_fails(server: Server, start: Start, code: int) -> None:
+    """Without the watch, the operator sees no changes, so it exits and is restarted."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
     server.error = {"kind": "Status", "code": code, "message": "no"}
@@ -211,8 +212,8 @@ def test_an_expired_watch_is_started_again(server: Server, start: Start) -> None
     assert operator.probe("/healthz") == 200
 
 
-def test_it_waits_for_the_kind(server: Server, start: Start) -> None:
-    """It is alive but not ready, and the log says what to apply."""
+def test_operator_waits_for_the_crd(server: Server, start: Start) -> None:
+    """The process is alive but not ready, and the log says what to apply."""
     server.known = False
     operator = start()
     operator.wait_for(lambda text: "kubectl apply -f crds/stablediffusionmodels.yaml" in text)
@@ -222,8 +223,8 @@ def test_it_waits_for_the_kind(server: Server, start: Start) -> None:
     assert operator.probe("/readyz") == 200
 
 
-def test_it_waits_for_the_api_server(server: Server, start: Start, tmp_path: Path) -> None:
-    """It still ends cleanly while it waits."""
+def test_operator_waits_for_the_api_server(server: Server, start: Start, tmp_path: Path) -> None:
+    """SIGTERM still ends the process cleanly while it waits."""
     config = (tmp_path / "kubeconfig").read_text()
     (tmp_path / "kubeconfig").write_text(re.sub(r"127.0.0.1:\d+", "127.0.0.1:1", config))
     operator = start()
@@ -233,10 +234,10 @@ def test_it_waits_for_the_api_server(server: Server, start: Start, tmp_path: Pat
     assert server.watches == []
 
 
-def test_it_ends_when_the_api_server_stays_away(
+def test_operator_ends_when_the_api_server_stays_away(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A blind process with a green probe would never be restarted."""
+    """The liveness probe would not notice that the operator sees nothing, so the process exits."""
     monkeypatch.setattr(run, "CHECK_SECONDS", 0.1)
     monkeypatch.setattr(run, "AWAY_MAX_SECONDS", 0.3)
     monkeypatch.setattr(kube, "RETRY_SECONDS", 0.01)
@@ -253,7 +254,7 @@ def test_it_ends_when_the_api_server_stays_away(
         asyncio.run(asyncio.wait_for(run.operate(settings, asyncio.Event()), 20))
 
 
-def test_a_wrong_setting_ends_it_with_one_line(start: Start, server: Server) -> None:
+def test_an_invalid_setting_ends_the_operator_with_one_line(start: Start, server: Server) -> None:
     """The log has no traceback."""
     operator = start(SD_OPERATOR_GPU_COUNT="many")
     assert operator.process.wait(10) == 2

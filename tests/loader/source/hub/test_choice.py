@@ -1,4 +1,4 @@
-"""Which files of a Hub repo are chosen."""
+"""Tests of the choice of files in a Hub repo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a Hub repo are downloaded, and from which commit."""
+"""Tests of which files of a Hub repo are downloaded, and from which commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.models.conversions import load_request
 
 
 def test_only_needed_files_are_downloaded(hub, settings, into):
-    """These are one set of weights, the configs and the tokenizer, pinned to one commit."""
+    """The loader downloads one set of weights, the configs and the tokenizer from one commit."""
     seen: list[Progress] = []
     request = load_request(model_type="huggingface", url=REPO)
     fetched = fetch(request, settings, into, seen.append)
@@ -87,7 +87,7 @@ def test_moved_branch_is_downloaded_again(hub, settings, into, folder):
     ],
 )
 def test_variant_matches_the_requested_precision(settings, into, fields, names):
-    """A component without that variant gives its plain file."""
+    """For a component without that variant, the plain file is downloaded."""
     load(settings, into, **fields)
     for component, start in names.items():
         weights = [name for name in downloaded(into) if name.startswith(f"{component}/diffusion")]

@@ -203,7 +203,7 @@ def test_renamed_repo_is_found_under_its_new_name(hub, settings, into, folder, u
 
 
 def test_token_follows_a_renamed_repo(hub, settings, into, folder):
-    """The new name lies on the same host."""
+    """The repo's new name is on the same host."""
     hub.add_repo(REPO, folder, token=TOKEN, private=True)
     hub.renamed["old/name"] = REPO
     settings.credentials_dir.mkdir()
