@@ -64,7 +64,13 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         pytest.param(POINTER, {}, Reason.NOT_A_MODEL, "a Git LFS pointer", id="lfs pointer"),
         pytest.param(b"", {}, Reason.NOT_A_MODEL, "empty", id="empty"),
         pytest.param(OTHER[:-8], {}, Reason.NOT_A_MODEL, "", id="truncated"),
-        pytest.param(OTHER, {}, Reason.UNSUPPORTED_FORMAT, "no Stable Diffusion", id="other model"),
+        pytest.param(
+            OTHER,
+            {},
+            Reason.UNSUPPORTED_FORMAT,
+            "not a Stable Diffusion checkpoint",
+            id="other model",
+        ),
         pytest.param(LORA, {}, Reason.UNSUPPORTED_FORMAT, "a LoRA: it needs", id="lora"),
     ],
 )
@@ -99,7 +105,7 @@ OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode
         pytest.param(
             [Part("model_index.json", SD1_INDEX), Part("../../evil", b"x")],
             Reason.NOT_A_MODEL,
-            "no plain path: ../../evil",
+            "not a plain path: ../../evil",
             id="traversal",
         ),
         pytest.param(
@@ -200,7 +206,7 @@ def test_trained_model_id_is_resolved_by_the_url_template(
         *("--store", containers.store),
         SD_LOADER_TRAINED_URL_TEMPLATE=f"{hub.url}/trained/{{id}}",
     )
-    failed(ended, Reason.UNSUPPORTED_FORMAT, "no Stable Diffusion")
+    failed(ended, Reason.UNSUPPORTED_FORMAT, "not a Stable Diffusion checkpoint")
     assert [item.path for item in hub.requests] == ["/trained/abc-1"]
 
 

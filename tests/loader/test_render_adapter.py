@@ -10,9 +10,11 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from sd_api.spec import ModelType
+from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.tables.families import PUBLISHED_SIZES
 from sd_loader.errors import LoaderError
-from sd_loader.render import explaining
+from sd_loader.handover import Converted
+from sd_loader.render import Rendered, explaining, render
 from sd_loader.render_adapter import random_pipeline, try_adapter
 
 TINY_SIZES = {
@@ -111,9 +113,13 @@ def test_lora_loads_into_its_base(tmp_path: Path) -> None:
         attempt(tmp_path / "other", ModelType.LORA, "sd1")
 
 
-def test_adapter_without_a_known_base_is_not_tried(tmp_path: Path) -> None:
-    """The conversion has already checked its keys and shapes."""
-    try_adapter(tmp_path, ModelType.VAE, None, "cpu")
+def test_adapter_without_a_known_base_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conversion has already checked its keys and shapes; an attempt on no files would fail."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    conversion = Conversion(ModelType.VAE, "vae")
+    assert render(tmp_path, Converted(files={}), conversion, lambda _: None) == Rendered()
 
 
 @pytest.mark.gpu
@@ -128,4 +134,4 @@ def test_full_size_controlnet_and_vae_run_on_a_gpu(tmp_path: Path, base: str) ->
     del pipeline
     for kind in (ModelType.CONTROLNET, ModelType.VAE):
         with explaining():
-            try_adapter(tmp_path / kind.value, kind, base, "cuda")
+            try_adapter(tmp_path / kind.value, kind, base, PUBLISHED_SIZES[base], "cuda")

@@ -136,11 +136,11 @@ def test_a_padded_header_is_read(tmp_path):
         ),
         pytest.param(
             file_of({"a": A | {"shape": [3]}, "b": B}), Reason.NOT_A_MODEL,
-            "do not make the 4 bytes", id="shape against bytes",
+            "need 6 bytes, but data_offsets have 4", id="shape against bytes",
         ),
         pytest.param(
             file_of({"a": A | {"shape": [2**63, 2**63]}, "b": B}), Reason.NOT_A_MODEL,
-            "do not make the 4 bytes", id="shape that overflows 64 bits",
+            "bytes, but data_offsets have 4", id="shape that overflows 64 bits",
         ),
         pytest.param(
             file_of({"a": A | {"data_offsets": [4, 0]}, "b": B}), Reason.NOT_A_MODEL,

@@ -310,11 +310,11 @@ def test_the_archives_of_the_fault_table_are_valid_without_a_fault(tmp_path, zip
         ),
         pytest.param(
             saved({"weight": torch.zeros(2, dtype=torch.complex64)}), Reason.UNSUPPORTED_FORMAT,
-            "torch.ComplexFloatStorage are not read", id="complex numbers",
+            "torch.ComplexFloatStorage are not supported", id="complex numbers",
         ),
         pytest.param(
             saved({"weight": torch.zeros(2, 2).to_sparse()}), Reason.UNSUPPORTED_FORMAT,
-            "_rebuild_sparse_tensor are not read", id="sparse tensor",
+            "_rebuild_sparse_tensor are not supported", id="sparse tensor",
         ),
         pytest.param(
             saved({"weight": torch.zeros(1).expand(1000)}), DAMAGED, "beyond its storage",

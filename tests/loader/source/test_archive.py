@@ -233,7 +233,7 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
         ),
         pytest.param(
             parts(**{UNET: deflated(UNET, WEIGHTS, size=len(WEIGHTS) + 1)}), DAMAGED,
-            "another size", id="less than is stated",
+            "does not have the stated size", id="less than is stated",
         ),
         pytest.param(
             parts(**{UNET: deflated(UNET, WEIGHTS, crc=7)}), DAMAGED, "checksum", id="checksum"

@@ -289,7 +289,7 @@ def test_a_volume_without_links_or_renames_is_unsupported(
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(os, operation, fail)
-    with refused(Reason.UNSUPPORTED_VOLUME, "lacks symbolic links or the renaming"):
+    with refused(Reason.UNSUPPORTED_VOLUME, "does not support symbolic links, or cannot rename"):
         volume.probe(OWNER.uid)
 
 

@@ -87,7 +87,7 @@ def test_convert_without_a_fetch_is_refused(volume: Volume) -> None:
     download(volume, "pod-1")
     for pod, load_hash in (("pod-2", HASH), ("pod-1", NEW_HASH)):
         with (
-            refused(Reason.LOADER_CRASHED, "nothing is downloaded"),
+            refused(Reason.LOADER_CRASHED, "has no download of this load"),
             resume(volume, OWNER.uid, pod, load_hash),
         ):
             pytest.fail("resumed what is not there")
@@ -122,7 +122,7 @@ def test_planted_files_in_a_download_are_removed(
         place.symlink_to(outside)
         if name != "lock":  # which is mended on the way
             with (
-                refused(Reason.LOADER_CRASHED, "nothing is downloaded"),
+                refused(Reason.LOADER_CRASHED, "has no download of this load"),
                 resume(volume, OWNER.uid, "pod-1", HASH),
             ):
                 pytest.fail("resumed what was planted")

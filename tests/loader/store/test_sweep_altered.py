@@ -79,7 +79,7 @@ def test_altered_files_are_reported_and_never_removed(
     result = swept(tmp_path, delete=True)
     assert [(one.kind, one.path) for one in result.findings] == [(FindingKind.ALTERED, path)]
     assert result.exit_code is ExitCode.PERMANENT
-    assert "1 file was altered, and stay" in result.to_text()
+    assert "1 file was altered. To repair a model, load it again" in result.to_text()
     assert tree(tmp_path) == before
 
 

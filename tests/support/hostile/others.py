@@ -78,7 +78,7 @@ SAMPLES: Samples = {
         f"cposix\nsystem\n(S'{TOUCH}'\ntR.".encode(), "plain text", control="bare"
     ),
     "a bare pickle without protocol": Sample(
-        EVIL[2:], "none that the loader knows|plain text", control="bare"
+        EVIL[2:], "of an unknown kind|plain text", control="bare"
     ),
     "a gzipped pickle": Sample(gzip.compress(EVIL), "a gzip archive", control="gzip"),
     "a bzipped pickle": Sample(bz2.compress(EVIL), "a bzip2 archive", control="bzip2"),

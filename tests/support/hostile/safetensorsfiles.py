@@ -171,7 +171,7 @@ _OTHERS: Samples = {
     "no data": Sample(GOOD[:-8], "truncated"),
     "one byte of data more": Sample(GOOD + b"\0", "bytes follow the last tensor"),
     "itself a second time": Sample(GOOD * 2, "bytes follow the last tensor"),
-    "its length alone": Sample(GOOD[:8], "none that the loader knows|plain text"),
+    "its length alone": Sample(GOOD[:8], "of an unknown kind|plain text"),
     "a byte order mark": Sample(b"\xef\xbb\xbf" + GOOD, "of an unknown kind"),
     "a space before its header": Sample(file_of(b" " + _TEXT), "of an unknown kind"),
 }
@@ -181,13 +181,13 @@ def _all(what: str, table: dict[str, bytes], says: str) -> Samples:
     return {f"{what} {how}": Sample(content, says) for how, content in table.items()}
 
 
-_UNREADABLE = "none that the loader knows|safetensors header|truncated|plain text|without tensors"
+_UNREADABLE = "of an unknown kind|safetensors header|truncated|plain text|without tensors"
 SAMPLES: Samples = {
     **_all("a header", _LENGTHS, _UNREADABLE),
     **_all("a header", _JSON, _UNREADABLE),
     **_all("twice", _NAMES, "a name occurs twice"),
-    **_all("a shape", _SHAPES, "whole numbers|dimensions|do not make|header|hole"),
-    **_all("a place", _PLACES, "no range|whole numbers|hole or an overlap|do not make|bytes"),
+    **_all("a shape", _SHAPES, "whole numbers|dimensions|dtype and shape need|header|hole"),
+    **_all("a place", _PLACES, "not a range|whole numbers|hole or an overlap|bytes"),
     **{
         f"a type {what}": Sample(content, "is unknown", UNKNOWN)
         for what, content in _DTYPES.items()

@@ -118,7 +118,7 @@ _MALICIOUS: dict[str, tuple[bytes, str, str]] = {
     ),
     "a shell script before it": (
         zip_bytes([PICKLE, WEIGHT, VERSION], prefix=b"#!/bin/sh\ntouch canary\nexit 0\n"),
-        "plain text|none that the loader knows", "run",
+        "plain text|of an unknown kind", "run",
     ),
     "a Python program of its own": (
         packed(Part("__main__.py", b"open('canary', 'w').close()")), "not one of torch's",

@@ -158,7 +158,7 @@ def test_invalid_api_response_is_refused(
     tally: Tally,
 ) -> None:
     """The loader retries a few times and never holds a whole oversized response in memory."""
-    monkeypatch.setattr(hub_api, "_MAX_ANSWER", 1 << 20)
+    monkeypatch.setattr(hub_api, "_MAX_RESPONSE", 1 << 20)
     with Loopback(respond) as wire:
         error = refusal(wire.url, tmp_path / "source")
         assert len(wire.requests) <= 3
