@@ -1,6 +1,6 @@
 """The CustomResourceDefinition, rendered from the contract's types.
 
-`python -m sd_api.crd` prints it as YAML (JSON, which is YAML, where PyYAML is missing);
+`python -m sd_api.crd` prints it as YAML, or as JSON if PyYAML is not installed;
 `crds/stablediffusionmodels.yaml` is that text, and a test fails when they differ.
 
 Rules that cross fields are CEL at the root of the schema: a field's own rule sees neither

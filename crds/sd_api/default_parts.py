@@ -1,4 +1,4 @@
-"""The setting that names, for each base model, the Hub repo of what a checkpoint lacks.
+"""The setting that names, for each base model, the Hub repo of missing components.
 
 Operator and loader read the same text: `sd1=ORG/NAME,sdxl=ORG/NAME`.
 """
@@ -12,7 +12,7 @@ from sd_api.spec import HUB_REPO_PATTERN, BaseModelName
 
 
 def parse_default_parts(text: str) -> dict[str, str]:
-    """Read `sd1=ORG/NAME,sdxl=ORG/NAME`; raises ValueError that says what is wrong."""
+    """Read `sd1=ORG/NAME,sdxl=ORG/NAME`; raise ValueError with the cause."""
     found: dict[str, str] = {}
     for entry in (entry.strip() for entry in text.split(",") if entry.strip()):
         base, _, repo = (part.strip() for part in entry.partition("="))

@@ -17,7 +17,7 @@ class Contract(BaseModel):
 
 
 class Extensible(Contract):
-    """Base of what a newer version may have written: unknown fields are ignored."""
+    """Base of objects that a newer version may have written: unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 

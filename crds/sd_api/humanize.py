@@ -33,7 +33,7 @@ def duration(seconds: int) -> str:
 def describe(progress: Progress) -> str:
     """Progress without its stage, such as `42% of 2.1 GB, 120 MB/s, 10 s left`.
 
-    Leaves out what is not known; empty if nothing is.
+    Unknown values are left out. The text is empty if all are unknown.
     """
     parts = []
     total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""

@@ -11,7 +11,7 @@ from sd_api.spec import LoadFields, ModelId, ModelType, Spec
 
 
 class Owner(Contract):
-    """Whose model it is."""
+    """The resource that a model belongs to."""
 
     uid: Uid
     namespace: Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9-]+$")]
@@ -53,7 +53,7 @@ class LoadRequest(LoadFields, Request):
     def from_spec(
         cls, spec: Spec, owner: Owner, load_hash: str, *, credentials: bool = False
     ) -> LoadRequest:
-        """The load of a spec, with effective values in place of defaults that depend on others."""
+        """Make the request for a spec, with effective values in place of derived defaults."""
         fields = {name: getattr(spec, name) for name in LoadFields.model_fields}
         fields["url"] = spec.effective_url(owner.name)
         fields["model_type"] = spec.effective_model_type()
@@ -73,6 +73,6 @@ class RemoveRequest(Request):
     model_id: ModelId
     retain: bool = Field(
         default=False,
-        description="Keep what is published and mark it released, so that a model of the same"
-        " namespace and name can take it over.",
+        description="Keep the published files and mark them released, so that a model of the same"
+        " namespace and name can take them over.",
     )

@@ -89,7 +89,7 @@ class LoaderEnv:
     default_parts: Mapping[str, str] | None = _variable(
         "SD_LOADER_DEFAULT_PARTS", read=parse_default_parts, write=format_default_parts
     )
-    """For each base model, the Hub repo that gives what a checkpoint lacks:
+    """For each base model, the Hub repo of components that a checkpoint lacks:
     sd1=ORG/NAME,sdxl=ORG/NAME."""
     trained_url_template: str | None = _variable(
         "SD_LOADER_TRAINED_URL_TEMPLATE", read=check_template

@@ -22,7 +22,7 @@ ANNOTATION_SKIP_CLEANUP = f"{GROUP}/skip-cleanup"
 ANNOTATION_MODEL = f"{GROUP}/model"
 """On Jobs and Pods: <namespace>/<name> of the model they work for."""
 ANNOTATION_LOAD_HASH = f"{GROUP}/load-hash"
-"""On loader Jobs: what they load."""
+"""On loader Jobs: the loadHash of the version that they load."""
 ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 """On Jobs: counts the Jobs of the same model and loadHash, from 0."""
 
@@ -33,7 +33,7 @@ LABEL_MODEL_UID = f"{GROUP}/model-uid"
 LABEL_ROLE = f"{GROUP}/role"
 LOADER_NAME = "sd-loader"
 SWEEP_NAME = "sd-loader-sweep"
-"""Sweeps are nobody's loads: they have a name of their own."""
+"""Value of the name label of sweep Jobs, which do not load a model."""
 ROLE_LOAD = "load"
 ROLE_REMOVE = "remove"
 
@@ -49,7 +49,7 @@ STORE_DIR = ".store"
 STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
 PREVIEW_FILE = "preview.png"
-"""The rendered image, beside the model's own files; whoever reads a pipeline passes over it."""
+"""The rendered image in the model's folder. Programs that open the pipeline ignore it."""
 
 
 def job_name(model_name: str, uid: str, load_hash: str, attempt: int) -> str:

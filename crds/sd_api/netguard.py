@@ -1,8 +1,8 @@
-"""Which addresses may be called. Both sides' transports ask here before the first byte goes out.
+"""Decides which addresses operator, gateway and loader may call.
 
-`Guard.check_url` refuses what a url alone tells; `Guard.addresses` resolves the host once and
-checks every answer, and the transport must connect to exactly what it returns: a second look-up
-could answer differently (DNS rebinding).
+`Guard.check_url` checks a url without resolving its host. `Guard.addresses` resolves the host once
+and checks every address. The transport must connect only to these addresses, because a second
+lookup could return others (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class AddressRefusedError(ConnectionError):
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """Ask the system's resolver; raises OSError (socket.gaierror) where there is no answer."""
+    """Ask the system's resolver; raises OSError (socket.gaierror) if the lookup fails."""
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except ValueError as error:  # UnicodeError among them: no name that could be looked up
@@ -63,7 +63,7 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 def refusal(address: Address) -> str | None:
-    """Why this address may not be called, or None where it may."""
+    """Return why this address may not be called, or None if it may."""
     # `is_global` alone is not enough: multicast is "global", and so are some special ranges.
     if (
         not address.is_global
@@ -87,7 +87,7 @@ def _lookup_name(host: str) -> str:
 
 
 def _literal(name: str) -> Address | None:
-    """The address that a host is; a zone id, which only local addresses need, is no part of it."""
+    """Return the address if the host is one, else None. A zone id is ignored."""
     try:
         return ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
@@ -96,7 +96,7 @@ def _literal(name: str) -> Address | None:
 
 @dataclass(frozen=True)
 class Guard:
-    """The rule, with the administrator's exceptions.
+    """Decides which hosts and urls may be called, with the administrator's exceptions.
 
     allowed_hosts: hosts (`host` or `host:port`, lower case) that may have any address and may be
     called over plain http.
@@ -130,7 +130,7 @@ class Guard:
         return parts
 
     def check_literal(self, host: str) -> None:
-        """Refuse a host that is itself an address of the wrong kind, or a name for one."""
+        """Refuse an invalid host name, a private name, and an address that may not be called."""
         name = _lookup_name(host)
         address = _literal(name)
         if address is not None:
@@ -148,9 +148,9 @@ class Guard:
             raise AddressRefusedError(f"{host} may not be called: it is a private name")
 
     def addresses(self, host: str, port: int) -> list[str]:
-        """Resolve a host and check every answer; connect to these and to nothing else.
+        """Resolve a host and check every address. The caller must connect only to these addresses.
 
-        Raises AddressRefusedError where any answer is refused, OSError where there is none.
+        Raises AddressRefusedError if any address is refused, OSError if the lookup fails.
         """
         allowed = self.allows(host, port)
         if not allowed:
@@ -177,7 +177,7 @@ class Guard:
 
 
 def effective_port(parts: SplitResult) -> int:
-    """The port a url means; raises ValueError where it is not a number in range."""
+    """The port a url means; raises ValueError if it is not a number in range."""
     if parts.port is not None:
         return parts.port
     return 443 if parts.scheme == "https" else 80

@@ -13,7 +13,7 @@ from sd_api.names import ANNOTATION_RELOAD, ANNOTATION_SKIP_CLEANUP
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the loader; the Job's podFailurePolicy is written in their terms."""
+    """Exit codes of the loader; the Job's podFailurePolicy refers to them."""
 
     DONE = 0
     TRY_AGAIN = 1
@@ -182,7 +182,7 @@ class Reason(StrEnum):
         Retry.RESYNC,
         "Check the host in spec.url and the cluster's egress (proxy, NetworkPolicy, DNS).",
     )
-    """The source did not answer, or its answer was an error of its own."""
+    """The source did not respond, or it responded with a server error."""
     ADDRESS_REFUSED = (
         "AddressRefused",
         Retry.ON_CHANGE,

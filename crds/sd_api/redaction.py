@@ -28,7 +28,7 @@ _MIN_SECRET_LENGTH = 9
 def redact_url(url: str) -> str:
     """Return the url without userinfo, query and fragment.
 
-    A repo id or a local path has none of these, but loses the same parts.
+    A repo id or a local path is treated in the same way.
     """
     if "://" not in url:
         return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
@@ -75,7 +75,7 @@ def secrets_of(given: object, token: str | None) -> frozenset[str]:
 
 
 def hide(text: str, secrets: frozenset[str]) -> str:
-    """Return the text without these secrets, in upper or lower case, whole or cut short."""
+    """Return the text without these secrets, in upper or lower case, complete or truncated."""
     for secret in sorted(secrets, key=len, reverse=True):
         beginning = re.escape(secret[:_MIN_SECRET_LENGTH])
         for match in reversed([*re.finditer(beginning, text, re.IGNORECASE | re.ASCII)]):

@@ -27,7 +27,7 @@ Quantity = Annotated[
 
 
 class ModelType(StrEnum):
-    """What kind of model it is; the vendor's words."""
+    """The kind of model. The values are the vendor's."""
 
     HUGGINGFACE = "huggingface"
     API_TRAINED = "api_trained"
@@ -47,14 +47,14 @@ class Revision(StrEnum):
 
 
 class Weights(StrEnum):
-    """Which set of a checkpoint that has both."""
+    """Which weights to publish if a checkpoint has both sets."""
 
     STANDARD = "standard"
     EMA = "ema"
 
 
 class BaseModelName(StrEnum):
-    """The architecture family, where the file does not say it or says it wrongly."""
+    """The architecture family, if the file does not show it or shows a wrong one."""
 
     SD1 = "sd1"
     SD2 = "sd2"
@@ -63,7 +63,7 @@ class BaseModelName(StrEnum):
 
 
 class PredictionType(StrEnum):
-    """What the UNet predicts; diffusers' words."""
+    """What the UNet predicts. The values are those of diffusers."""
 
     EPSILON = "epsilon"
     V_PREDICTION = "v_prediction"
@@ -71,7 +71,7 @@ class PredictionType(StrEnum):
 
 
 class DeletionPolicy(StrEnum):
-    """What happens to the files with the resource."""
+    """What happens to the published files when the resource is deleted."""
 
     DELETE = "Delete"
     RETAIN = "Retain"
@@ -91,13 +91,13 @@ class SecretKeyRef(Extensible):
 
 
 class VaeSource(Extensible):
-    """Where a VAE comes from that replaces the checkpoint's own."""
+    """The source of a VAE that replaces the checkpoint's own."""
 
     url: Url = Field(description="Hugging Face repo id or http(s) link of the VAE.")
 
 
 class Verify(Extensible):
-    """How thoroughly the converted model is tried before it is published."""
+    """How thoroughly the converted model is checked before it is published."""
 
     weights: bool = Field(
         default=False, description="Scan every weight for NaN and Inf; costs a pass over the files."
@@ -145,7 +145,7 @@ class Resources(Extensible):
 
 
 class JobOverrides(Extensible):
-    """What this model's loader Job has otherwise than the operator's default."""
+    """Settings of this model's loader Job that replace the operator's defaults."""
 
     resources: Resources | None = Field(
         default=None, description="Requests and limits of the convert container."
@@ -170,11 +170,11 @@ class JobOverrides(Extensible):
 
 
 class LoadFields(Extensible):
-    """What is loaded, and how: each field is load-affecting.
+    """The fields that decide what is loaded and how.
 
-    The spec and the load request share these fields, and load_hash is a digest of them: a change
-    of any of them loads the model again. A field has a default, and is absent from the hash at its
-    default, so that a field that is added loads nothing again.
+    The spec and the load request share these fields. load_hash is a digest of them, so a change of
+    any of them loads the model again. A field with its default value is left out of the hash, so
+    that a new field does not load existing models again.
     """
 
     url: Url | None = Field(
@@ -214,7 +214,8 @@ class LoadFields(Extensible):
         default=None, description="Expected digest of a single-file download, lower-case hex."
     )
     weights: Weights = Field(
-        default=Weights.STANDARD, description="Which set of a checkpoint that has both."
+        default=Weights.STANDARD,
+        description="Which weights to publish if a checkpoint has both sets.",
     )
     base_model: BaseModelName | None = Field(
         default=None, description="The architecture, where the file does not say it."
@@ -255,7 +256,7 @@ class Spec(LoadFields):
     )
     suspend: bool = Field(
         default=False,
-        description="true stops a running load; what is published and what is downloaded stay.",
+        description="true stops a running load; published and downloaded files stay.",
     )
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = Field(
         default=0, description="Order in the queue, higher first."
@@ -268,7 +269,7 @@ class Spec(LoadFields):
     )
 
     def effective_model_type(self) -> ModelType:
-        """The model type, inferred from the url where the spec leaves it out."""
+        """The model type of the spec, or the one inferred from the url."""
         if self.model_type is not None:
             return self.model_type
         if self.url is not None and (
@@ -278,11 +279,11 @@ class Spec(LoadFields):
         return ModelType.CUSTOM_CKPT
 
     def effective_model_id(self, metadata_name: str) -> str:
-        """The id it is published under."""
+        """The id under which the model is published."""
         return self.model_id or metadata_name
 
     def effective_url(self, metadata_name: str) -> str | None:
-        """The source; None where the spec names none and the model id implies none."""
+        """The url of the spec, or the one that the model id implies. None if there is neither."""
         if self.url is None and self.model_type is ModelType.CONTROLNET:
             return CONTROLNET_REPOS.get(self.effective_model_id(metadata_name))
         return self.url

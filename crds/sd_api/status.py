@@ -14,7 +14,7 @@ from sd_api.wire import Artifact, Progress, Source
 
 
 class Phase(StrEnum):
-    """Where the model stands, in one word for people. It is derived; programs read conditions."""
+    """The model's state in one word, for people. Programs should read the conditions instead."""
 
     PENDING = "Pending"
     QUEUED = "Queued"
@@ -92,7 +92,7 @@ class StatusArtifact(Artifact):
 
     @property
     def load_hash(self) -> str:
-        """The loadHash of what is published, which may be older than the one asked for."""
+        """The loadHash of the published version, which may be older than the one of the spec."""
         return self.immutable_path.rsplit("/", 1)[-1]
 
 
@@ -116,7 +116,7 @@ class JobStatus(Extensible):
 
 
 class WebhookEvent(StrEnum):
-    """What a webhook is called for."""
+    """The event that a webhook call reports."""
 
     LOAD_STARTED = "model.load_started"
     LOADED = "model.loaded"
@@ -125,7 +125,7 @@ class WebhookEvent(StrEnum):
 
 
 class OutboxEntry(Extensible):
-    """One webhook call that is still owed."""
+    """A webhook call that still has to be made."""
 
     id: Annotated[str, Field(max_length=64)] = Field(
         description="The webhook-id: the same over retries and restarts."

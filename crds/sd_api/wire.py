@@ -72,7 +72,7 @@ class Progress(Message):
 
 
 class Source(Extensible):
-    """What was downloaded."""
+    """The downloaded source."""
 
     commit: (
         Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$", max_length=64)] | None
@@ -88,7 +88,7 @@ Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]
 
 
 class Artifact(Extensible):
-    """What was published."""
+    """The published folder."""
 
     digest: Sha256 = Field(description="Digest of the folder: of its sorted files and digests.")
     size_bytes: Count
@@ -127,7 +127,7 @@ class LoadResult(Message):
 
 
 def _cut(text: str, room: int) -> str:
-    """The longest start of a text that needs at most so many bytes in JSON."""
+    """Return the longest prefix of a text that takes at most this many bytes in JSON."""
     for index, character in enumerate(text):
         room -= len(json.dumps(character, ensure_ascii=False).encode()) - len('""')
         if room < 0:
@@ -189,6 +189,6 @@ class Receipt(Message):
         )
 
     def sharing(self, count: int) -> Receipt:
-        """The receipt of a version that shares so many bytes with others."""
+        """Return the receipt with the number of bytes that the version shares with others."""
         artifact = self.artifact.model_copy(update={"shared_bytes": count})
         return self.model_copy(update={"artifact": artifact})

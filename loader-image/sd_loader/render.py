@@ -207,7 +207,7 @@ class _Watch:
         return {}
 
     def attach(self, pipeline: Pipeline, *, halves: bool) -> None:
-        """Watch the numbers in a VAE that is published in fp16 but runs in fp32 here."""
+        """Watch the numbers in a VAE that is published in fp16 but runs in fp32 on this machine."""
         vae = getattr(pipeline, "vae", None)
         if not halves or vae is None or _is_upcast(pipeline):
             return

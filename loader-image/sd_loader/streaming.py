@@ -34,7 +34,7 @@ from sd_loader.tensors import TensorFile
 LEAST_BYTES = 16 << 20
 """A smaller file is downloaded as a whole: requests for its ranges would take longer."""
 _OUTLINE = "download"
-"""Same name as a finished download, because messages begin with it."""
+"""Has the same name as a finished download, because error messages begin with it."""
 _RECORD = ".streamed.json"
 """Lies in the folder that it describes, so that it is removed together with it."""
 
@@ -68,8 +68,8 @@ class IncomingFile:
     ) -> Converted:
         """Download the ranges that the plan needs and write the converted folder to `out`.
 
-        others: open files that the plan also takes tensors from. `out` may contain files of an
-        earlier process, which are completed.
+        others: open files that the plan also takes tensors from. `out` may contain unfinished files
+        of an earlier process, which this one completes.
         """
         wants, headers = _wants(plan, self.file, self._outline)
         record = _Record(out / _RECORD, _key(self.remote, plan, wants))

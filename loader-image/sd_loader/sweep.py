@@ -146,8 +146,8 @@ def _foreign(path: str) -> Finding:
 def _measured(volume: Volume, orphaned: Iterable[Orphan]) -> list[Finding]:
     """Make a finding for each orphan, with the bytes that its removal frees.
 
-    The bytes of a file count for the last orphan that has a hard link to it, and only if all hard
-    links are orphans. The blob's own link is ignored, because an unused blob is removed as well.
+    A file's bytes are freed only if all of its hard links are in orphans; they count for the last
+    of these orphans. The link of the blob is ignored, because an unused blob is removed as well.
     """
     held_by_blobs = {_inode(status) for _, status in blobs.every(volume)}
     going: Counter[tuple[int, int]] = Counter()

@@ -1,10 +1,10 @@
-"""Makes a diffusers folder from what was downloaded.
+"""Makes a diffusers folder from a downloaded model.
 
 run            converts a finished download
 conversion     the options of a conversion
-by_diffusers   has diffusers convert what has no key table here
-plan/          plans what is written, from headers alone
-detect/        finds out what a file is
-write/         writes what is planned
-tables/        what is known of each architecture
+by_diffusers   lets diffusers convert models that have no key table here
+plan/          plans the files to write, from headers alone
+detect/        detects the kind of model in a file
+write/         writes the planned files
+tables/        data of each architecture
 """

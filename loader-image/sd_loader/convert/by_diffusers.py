@@ -1,7 +1,8 @@
-"""Has diffusers convert what this loader has no key table for. Needs torch.
+"""Lets diffusers convert models for which this loader has no key table. Needs torch.
 
-The file is written again by our own reader first: no pickle gets near torch, and no second parser
-interprets a header. What diffusers saves is then written again like every published folder.
+First, the loader reads the file itself and writes it again as safetensors: torch reads no pickle,
+and no second parser interprets an untrusted header. The folder that diffusers saves is then written
+again like every published folder.
 
 This module imports torch, diffusers and transformers, each inside the function that needs it, since
 importing them takes seconds.
@@ -95,7 +96,7 @@ def _save(
     what: str,
     report: Report,
 ) -> None:
-    """Have diffusers convert the file, and save the pipeline."""
+    """Let diffusers convert the file, and save the pipeline."""
     import diffusers
     import torch
 
@@ -127,7 +128,7 @@ def _save(
 
 
 def _usual_dtype(tensors: Mapping[str, Tensor]) -> Dtype:
-    """The type of most weights. diffusers loads all in one type, as a pipeline computes in one."""
+    """Return the type of most weights, because diffusers loads all weights in one type."""
     sizes: Counter[Dtype] = Counter()
     for tensor in tensors.values():
         if tensor.dtype.is_float:

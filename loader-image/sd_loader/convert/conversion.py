@@ -25,15 +25,15 @@ PIPELINES = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT, ModelType.H
 """Model types that are whole pipelines. The others are one component, or an adapter."""
 
 _CHECKPOINTS = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
-"""Model types whose source may be a checkpoint with all that it was trained with."""
+"""Model types whose source may be a whole checkpoint."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to make of a downloaded model."""
+    """The options of a conversion."""
 
     model_type: ModelType
-    """What kind of model the source is, as the user says. It decides how it is converted."""
+    """The kind of model, as the user specifies it. It decides how it is converted."""
 
     model_id: str
     """The model's id. It names the token of an embedding whose file has no usable name."""
@@ -42,7 +42,7 @@ class Conversion:
     """Floating-point type of the published weights (spec.revision). None keeps the source's."""
 
     weights: Weights = Weights.STANDARD
-    """Which set of weights to publish of a checkpoint that has two."""
+    """Which weights to publish if a checkpoint has two sets."""
 
     base_model: BaseModelName | None = None
     """The architecture family that the user names. None if the file alone decides."""
@@ -72,7 +72,7 @@ class Conversion:
 
 
 def refuse_impossible(conversion: Conversion) -> None:
-    """Refuse options that contradict one another or this image, before anything is downloaded."""
+    """Refuse contradictory options, and those that need missing libraries, before the download."""
     model_type = conversion.model_type
     if conversion.weights is Weights.EMA and model_type not in _CHECKPOINTS:
         raise LoaderError(Reason.INVALID_SPEC, NO_EMA)

@@ -1,1 +1,1 @@
-"""Diffusers repos: their index, their components and the files of these."""
+"""Diffusers repos: their index, their components and the components' files."""

@@ -141,7 +141,7 @@ class Pipeline:
 
     @property
     def _renamed(self) -> Mapping[str, str]:
-        """Components that get another name when they are published, and these names.
+        """Components that are renamed when they are published, with their new names.
 
         The SDXL refiner has only the second text encoder. If it has the first one's name, diffusers
         opens it, but fails later because it misses the second one.

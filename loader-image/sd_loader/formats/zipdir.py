@@ -231,7 +231,7 @@ def _name(raw: bytes, *, folders: bool) -> str:
 
 
 def _wide_values(extra: bytes, values: tuple[int, int, int]) -> tuple[int, ...]:
-    """Return the three values. Take those that do not fit into their field from the zip64 extra."""
+    """Return size, stored size and header position; take overlong values from the zip64 extra."""
     fields = [content for kind, content in _extra_fields(extra) if kind == _ZIP64]
     if len(fields) > 1:
         _refuse("a damaged zip64 field")

@@ -30,7 +30,8 @@ _HEAD = 1024
 class PartialDownload:
     """The bytes in `<name>.part`, their digest, and the record in `<name>.note`.
 
-    The note has a digest of the url and the file's version, so that no other file is resumed.
+    The note has a digest of the url and the file's version, so that bytes of another file are never
+    continued.
     """
 
     def __init__(self, path: Path, url: str) -> None:

@@ -54,7 +54,7 @@ class Orphan:
     why: str
 
     model_id: str | None = None
-    """The link that must not lead to this path when it is removed."""
+    """The model id whose link must not lead to this path when the path is removed."""
 
 
 def orphans(volume: Volume, times: Times) -> Iterator[Orphan]:

@@ -49,7 +49,7 @@ class OwnerRecord(Contract):
 
 @dataclass(frozen=True)
 class Version:
-    """A published version, as the target of a link names it."""
+    """A published version, as it is named by the target of a link."""
 
     uid: str
     load_hash: str

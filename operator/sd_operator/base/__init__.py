@@ -1,1 +1,1 @@
-"""What every wing may use: settings, errors, logs, metrics, times and texts for people."""
+"""Shared by all packages: settings, errors, logs, metrics, times and texts for people."""

@@ -1,4 +1,4 @@
-"""Reads settings from environment variables: one kind of value each, errors name the variable."""
+"""Reads settings from environment variables. Errors name the variable."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassN
 
 
 def kubeconfig(env: Mapping[str, str]) -> Path | None:
-    """The file that KUBECONFIG names, else the user's own; None is the Pod's own account."""
+    """Return the file that KUBECONFIG names, or the user's own; None means the Pod's account."""
     first = env.get("KUBECONFIG", "").partition(os.pathsep)[0]
     if not first and "KUBERNETES_SERVICE_HOST" in env:
         return None
     path = Path(first) if first else Path.home() / ".kube" / "config"
     if not path.is_file():
-        raise SettingsError(f"KUBECONFIG must name a file; {path} is none")
+        raise SettingsError(f"KUBECONFIG must name a file; {path} is not a file")
     return path
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one kind of value each; an empty variable counts as absent."""
+    """Reads typed values. An empty variable counts as absent."""
 
     env: Mapping[str, str]
     prefix: str
@@ -119,7 +119,7 @@ class Reader:
             raise self.wrong(name, str(error)) from None
 
     def default_parts(self, name: str) -> Mapping[str, str]:
-        """Base models with the repos of their parts."""
+        """Base models with the repos of their components."""
         try:
             return parse_default_parts(self.text(name) or "")
         except ValueError as error:
@@ -153,5 +153,5 @@ class Reader:
         return value
 
     def wrong(self, name: str, why: str) -> SettingsError:
-        """The error that tells what is wrong with a value."""
+        """Return the error for an invalid value."""
         return SettingsError(f"{self.prefix}{name} {why}; it is {self.text(name)!r}")

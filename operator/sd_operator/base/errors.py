@@ -1,16 +1,11 @@
 """The errors of the operator, and of the gateway where it uses the operator's clients.
 
-OperatorError
-├── SettingsError            a setting is wrong; also a ValueError
-├── ApiError                 a request to the API server failed
-│   ├── NotFoundError        404
-│   ├── AlreadyExistsError   409 for a create
-│   ├── ConflictError        409 for a change
-│   ├── ForbiddenError       403: RBAC, quota or admission
-│   ├── InvalidError         the other 4xx: the object is wrong
-│   └── UnavailableError     401, 429, 5xx or no answer: the only one worth repeating unchanged
-├── SigningKeyError          the key that signs webhook calls cannot be read
-└── WatchEndedError          the process must end, to be started again
+OperatorError ├── SettingsError a setting is wrong; also a ValueError ├── ApiError a request to the
+API server failed │ ├── NotFoundError 404 │ ├── AlreadyExistsError 409 for a create │ ├──
+ConflictError 409 for a change │ ├── ForbiddenError 403: RBAC, quota or admission │ ├── InvalidError
+the other 4xx: the object is wrong │ └── UnavailableError 401, 429, 5xx or no answer: the only one
+worth repeating unchanged ├── SigningKeyError the key that signs webhook calls cannot be read └──
+WatchEndedError the process must be restarted
 
 An address that may not be called is sd_api.netguard.AddressRefusedError.
 """
@@ -83,7 +78,7 @@ class SigningKeyError(OperatorError):
 
 
 class WatchEndedError(OperatorError):
-    """The watches ended, or see nothing any more; the process must end, to be started again."""
+    """The watches ended or no longer receive events; the process must be restarted."""
 
 
 def is_quota_message(message: str) -> bool:

@@ -1,4 +1,4 @@
-"""How the operator and the gateway log: JSON, or lines for a terminal, always redacted."""
+"""Configures the logs of operator and gateway: JSON or lines for a terminal, always redacted."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def about(model: str, load_hash: str) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Reads the record once; subclasses write it down."""
+    """Collects the fields of a record; subclasses format them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line."""
         # JSON's escapes would hide the end of a link from the search: redacted before, not after.
         fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -39,23 +39,23 @@ class _Formatter(logging.Formatter):
         return self.write({key: value for key, value in fields.items() if value})
 
     def write(self, fields: dict[str, Any]) -> str:
-        """The line of these fields."""
+        """Return the fields as one line."""
         raise NotImplementedError
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object a line."""
+    """Writes one JSON object per line."""
 
     def write(self, fields: dict[str, Any]) -> str:
-        """The fields as they are."""
+        """Return the fields as a JSON object."""
         return json.dumps(fields, ensure_ascii=False)
 
 
 class TextFormatter(_Formatter):
-    """A line for people; a traceback follows on lines of its own."""
+    """Writes a line for people; a traceback follows on separate lines."""
 
     def write(self, fields: dict[str, Any]) -> str:
-        """Time, level, model and message."""
+        """Return time, level, model and message."""
         model, message = fields.get("model", ""), fields["message"]
         if model and model not in message:
             message = f"{model}: {message}"

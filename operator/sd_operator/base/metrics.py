@@ -15,7 +15,7 @@ _LOAD_BUCKETS = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21
 
 @dataclass(frozen=True)
 class ModelState:
-    """What the gauges show of one model."""
+    """The values of the gauges for one model."""
 
     namespace: str
     name: str
@@ -115,7 +115,7 @@ class Metrics:
         self._requests.labels(verb, resource, code).inc()
 
     def show(self, uid: str, state: ModelState) -> None:
-        """Set what the gauges show of a model."""
+        """Set the gauges of a model."""
         self._models.states[uid] = state
 
     def forget(self, uid: str) -> None:
@@ -131,7 +131,7 @@ def api_requests(registry: CollectorRegistry) -> Counter:
     """Return a counter of requests to the API server, for operator and gateway."""
     return Counter(
         "sdmodel_api_requests_total",
-        "Requests to the API server, those of watches left out; code error is no answer.",
+        "Requests to the API server except watches; the code error means no response.",
         ["verb", "resource", "code"],
         registry=registry,
     )

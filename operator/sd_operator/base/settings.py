@@ -52,7 +52,7 @@ class LoaderSettings:
     remove_ttl_seconds: int = 600
     """How long the Job of a finished clean-up is kept."""
     default_parts: Mapping[str, str] = field(default_factory=dict)
-    """For each base model, the Hub repo that gives what a checkpoint lacks:
+    """For each base model, the Hub repo of components that a checkpoint lacks:
     sd1=ORG/NAME,sdxl=ORG/NAME."""
     allow_overrides: bool = True
     """Whether spec.job has an effect: true or false."""
@@ -198,7 +198,7 @@ class Settings:
 
 
 def _lease_namespace(read: Reader) -> str | None:
-    """Where the Lease is. In a Pod there is one, if not told otherwise: in the Pod's namespace."""
+    """Return the namespace of the Lease, by default the Pod's; None if there is no election."""
     namespace = read.text("LEASE_NAMESPACE")
     in_pod = "KUBERNETES_SERVICE_HOST" in read.env and not read.env.get("KUBECONFIG")
     if namespace is None and in_pod and POD_NAMESPACE.is_file():

@@ -15,12 +15,12 @@ def now() -> datetime:
 
 @dataclass(frozen=True)
 class Clock:
-    """The time. It is handed in wherever it is needed, so that tests can let days pass."""
+    """The clock. Callers pass it in, so that tests can control the time."""
 
     now: Callable[[], datetime]
     """The date and time of day, to compare with the times in objects."""
     monotonic: Callable[[], float]
-    """Seconds that only grow, to measure how long something takes."""
+    """Seconds of a clock that never goes back, to measure durations."""
 
 
 SYSTEM_CLOCK = Clock(now, time.monotonic)

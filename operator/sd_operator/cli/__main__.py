@@ -42,7 +42,7 @@ app = typer.Typer(
 
 @dataclass(frozen=True)
 class Session:
-    """What every command uses."""
+    """The objects that every command uses."""
 
     kubectl: Kubectl
     console: Console

@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class NamespaceView:
-    """What one namespace with models holds. A field is None if it could not be read."""
+    """The state of one namespace with models. A field is None if it could not be read."""
 
     name: str
     models: Sequence[Json]
@@ -70,7 +70,7 @@ class NamespaceView:
 
 @dataclass(frozen=True)
 class ClusterView:
-    """What the checks judge. A field is None if it could not be read."""
+    """The input of the checks. A field is None if it could not be read."""
 
     crd: Json | None
     """The CRD; an empty mapping if it is not installed."""

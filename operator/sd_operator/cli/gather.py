@@ -1,4 +1,4 @@
-"""Reads from the cluster what `doctor` judges."""
+"""Reads the cluster state that `doctor` checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPERATORS = f"{names.LABEL_NAME}={names.FIELD_MANAGER},{names.LABEL_COMPONENT} n
 
 
 def view_cluster(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
-    """Read what `doctor` judges. Without namespaces, view every namespace that has models."""
+    """Read the state that `doctor` checks. By default, view all namespaces that have models."""
     crd = _readable(lambda: _crd(kubectl))
     operators = _readable(lambda: kubectl.list("pods", everywhere=True, labels=OPERATORS))
     nodes = _readable(lambda: kubectl.list("nodes"))

@@ -44,7 +44,7 @@ RETRY_AFTER_MAX_SECONDS = 5.0
 PAGE_SIZE = 500
 LOG_LINE_MAX_BYTES = 4096
 WATCH_SECONDS = 300
-"""After this time a server ends a watch; a little later we do."""
+"""After this time the server ends a watch; the client ends it a little later."""
 
 _MERGE_PATCH = "application/merge-patch+json"
 _METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST"}
@@ -63,7 +63,7 @@ class Resource:
         for part in (namespace, name):
             # HTTP clients take these out of a path, quoted or not: `models/.` is the collection.
             if part in (".", ".."):
-                raise NotFoundError(f"{part!r} is no object's name", 404)
+                raise NotFoundError(f"{part!r} is not a valid object name", 404)
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
         tail = f"/{quote(name, safe='')}" if name else ""
@@ -247,7 +247,7 @@ class Api:
         try:
             answer = json.loads(raw)
         except ValueError:
-            raise UnavailableError(f"{verb} {path}: the answer is no JSON") from None
+            raise UnavailableError(f"{verb} {path}: the response is not JSON") from None
         return answer if isinstance(answer, dict) else {}
 
     async def _request(

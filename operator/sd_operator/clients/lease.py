@@ -55,7 +55,7 @@ class Lease:
                 onstopped_leading=_nothing,
             )
         )
-        # It logs a traceback whenever another candidate was faster, which is no error.
+        # It logs a traceback whenever another candidate was faster, which is not an error.
         logging.getLogger("kubernetes.aio.leaderelection").setLevel(logging.CRITICAL)
 
     @classmethod
@@ -97,7 +97,7 @@ async def _nothing() -> None:
 
 
 class _Lock(LeaseLock):
-    """The client's lock, whose requests end soon, are counted, and raise nothing."""
+    """The client's lock, with short timeouts and counted requests. It returns errors."""
 
     def __init__(
         self, name: str, namespace: str, identity: str, client: ApiClient, count: Count

@@ -1,6 +1,7 @@
 """Parses request bodies as JSON or as a form, whatever the Content-Type.
 
-The vendor's examples send JSON with wrong types: curl calls it a form, fetch calls it text.
+The vendor's examples send JSON with a wrong Content-Type: that of a form from curl, that of text
+from fetch.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from sd_operator.rules import queue
 from sd_operator.rules.queue import Limits, Waiting
 
 SETTLE_SECONDS = 0.05
-"""The queue is evaluated once nothing has changed for that long,"""
+"""How long the queue waits for further changes before it is evaluated."""
 SETTLE_MAX_SECONDS = 1.0
-"""or this long after the first change."""
+"""Longest time from the first change to the evaluation of the queue."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Admission:
 
     admitted: bool
     position: int = 0
-    """Its position in the queue, as it is shown; 0 if it has none."""
+    """The rounded position in the queue that users see; 0 if the model has none."""
 
 
 class AdmissionQueue:

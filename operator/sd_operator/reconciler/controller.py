@@ -1,4 +1,4 @@
-"""One pass over one model: gather what is observed, decide, carry the decision out."""
+"""One pass over one model: observe, decide, and carry out the decision."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ from sd_operator.rules.queue import Limits, Waiting
 log = logging.getLogger(__name__)
 
 PASSES_MAX = 8
-"""More passes at once than any decision needs: the rules contradict each other."""
+"""Limit of consecutive passes. More would mean that the rules contradict each other."""
 GONE_MAX = 10_000
 """How many deleted models are remembered: 1 MB of uids."""
 
 
 @dataclass
 class _Memory:
-    """What is kept of a model between passes. Nothing here outlives the process."""
+    """The state of a model between passes. It is lost when the process ends."""
 
     body: dict[str, Any]
     """The newest known version, as the API server has it."""
     resync_at: float
     """When to read the model again even if no event comes, by the monotonic clock."""
     claim: tuple[str, str] | None = None
-    """Namespace and name of the claim that the last pass looked at; None before the first pass."""
+    """Namespace and name of the claim that the last pass used; None before the first pass."""
     decided: str = ""
     """The last decision that was logged."""
     progress: LastProgress = field(default_factory=LastProgress)
@@ -168,7 +168,7 @@ class Controller:
         return delay
 
     async def _until_settled(self, uid: str) -> float:
-        """Pass after pass while each leads to the next; return the seconds until another."""
+        """Run passes until no other is due at once; return the seconds until the next one."""
         for _ in range(PASSES_MAX):
             memory = self._memories.get(uid)
             if memory is None:
@@ -310,7 +310,7 @@ class Controller:
         return True
 
     async def _has_changed(self, model: Model, memory: _Memory) -> bool:
-        """Whether the model has changed: its Jobs may belong to a newer spec, which we missed."""
+        """Whether the model has changed, so that its Jobs may belong to a spec that we missed."""
         if model.deleted_at is not None:
             return False
         await self._read(memory)

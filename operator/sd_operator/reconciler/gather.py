@@ -1,4 +1,4 @@
-"""Gathers what is observed of a model: from the cache, and from the API server where needed."""
+"""Gathers the observed state of a model, from the cache or, if needed, from the API server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LastProgress:
-    """The progress that the log of a running container last had."""
+    """The progress that was last read from a running container's log."""
 
     progress: Progress | None = None
     container: tuple[str, str] = ("", "")
@@ -37,7 +37,7 @@ class LastProgress:
 
 
 class Gatherer:
-    """Makes an `Observed`; while nothing is under way, without a request to the API server."""
+    """Makes an `Observed`. It sends no request to the API server while nothing is under way."""
 
     def __init__(self, api: Api, settings: Settings, cache: ObjectCache, clock: Clock) -> None:
         self._clock = clock
@@ -80,7 +80,7 @@ class Gatherer:
             self._cache.put_claim(claim)
 
     async def observe(self, model: Model, last: LastProgress) -> Observed:
-        """Return what is known of a model; last: updated with the progress of a running load."""
+        """Return a model's observed state; last: updated with the progress of a running load."""
         observed = Observed(
             jobs=self._cache.jobs(model.namespace, model.uid),
             pods=self._cache.pods(model.namespace, model.uid),
@@ -100,7 +100,7 @@ class Gatherer:
         return replace(observed, progress=await self._progress(pods[0], last))
 
     async def _progress(self, pod: PodView, last: LastProgress) -> Progress | None:
-        """Return the running container's progress; its log is read once in `poll_seconds`."""
+        """Return the running container's progress; read its log once per `poll_seconds` at most."""
         container = pod.running
         if container is None:
             return None

@@ -34,7 +34,7 @@ class Supervisor:
         return uid in self._workers
 
     def start(self, uid: str) -> None:
-        """Keep a model from now on and run a pass soon; do nothing once closed."""
+        """Supervise a model from now on and run a pass soon; do nothing once closed."""
         if self._closed:
             return
         wanted = self._workers.get(uid)
@@ -47,7 +47,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def wake(self, uids: Iterable[str]) -> None:
-        """Run a pass soon for each of these models that is kept."""
+        """Run a pass soon for each of these models that was started."""
         for uid in uids:
             if uid in self._workers:
                 self.start(uid)

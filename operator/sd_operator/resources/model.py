@@ -78,7 +78,7 @@ class Model:
 
     @property
     def owner(self) -> Owner:
-        """The owner of the files, as the loader needs it."""
+        """The owner of the files, in the form of the loader's requests."""
         return Owner(uid=self.uid, namespace=self.namespace, name=self.name)
 
     @cached_property
@@ -104,7 +104,7 @@ class Model:
 
     @property
     def has_finalizer(self) -> bool:
-        """Whether a deletion waits for us; there may be files on the volume then."""
+        """Whether the operator's finalizer is set; without it there are no files on the volume."""
         return names.FINALIZER in self.finalizers
 
 

@@ -113,7 +113,7 @@ class ContainerView:
     message: str = ""
     """The kubelet's explanation of why the container waits."""
     result: LoadResult | None = None
-    """What the loader reported when it ended; None if its termination message is no result."""
+    """The loader's result; None if the termination message is not a valid result."""
     seconds: float | None = None
     """How long the container ran, if it has ended."""
 
@@ -251,7 +251,7 @@ class ClaimView:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A Job that the API server did not let us create."""
+    """A Job that the API server rejected."""
 
     message: str
     """The API server's own."""
@@ -292,7 +292,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Observed:
-    """All that is known of a model's surroundings."""
+    """Everything that is observed about a model, besides its own resource."""
 
     jobs: tuple[JobView, ...] = ()
     pods: tuple[PodView, ...] = ()
@@ -313,7 +313,7 @@ class Observed:
     admitted: bool = True
     """Whether the queue admits a load of the model now."""
     position: int = 0
-    """The model's position in the queue, as it is shown; 0 if it has none."""
+    """The rounded position in the queue that users see; 0 if the model has none."""
 
     def of_role(self, role: str) -> tuple[JobView, ...]:
         """Return the Jobs of one role, the newest attempt last."""

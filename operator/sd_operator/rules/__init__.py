@@ -1,1 +1,1 @@
-"""Decides what to do about a model: pure functions of its resource, what is observed, and time."""
+"""Decides what to do about a model: pure functions of resource, observed state and time."""

@@ -82,7 +82,7 @@ def _release(inp: Input, why: str) -> Release:
 
 
 def _recorded(inp: Input) -> OutboxChange:
-    """Return the outbox after the calls that have finished since the last pass."""
+    """Return the outbox with the outcomes of the calls that finished since the last pass."""
     if inp.webhook is None:
         return OutboxChange(())
     entries = inp.status.webhook.outbox if inp.status.webhook else ()

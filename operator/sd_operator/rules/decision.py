@@ -45,9 +45,9 @@ class JobPlan:
     attempt: int
     """Counts the Jobs of the same model and loadHash, from 0."""
     request: LoadRequest | RemoveRequest
-    """What the Job's container does."""
+    """The request to the loader in the Job's container."""
     overrides: JobOverrides | None = None
-    """What spec.job changes, if the administrator allows it."""
+    """The settings of spec.job, if the administrator allows them."""
     credentials_secret: str | None = None
     """The Secret with the token of the source."""
 
@@ -102,7 +102,7 @@ JobAction: TypeAlias = CreateJob | DeleteJobs | Enqueue
 class Refresh:
     """Read the model's Jobs, Pods and claim from the API server, then decide again.
 
-    It is decided where acting on a stale cache would do harm, so never on fresh views.
+    A rule decides this if a stale cache could do harm, so never if the views are fresh.
     """
 
     why: str
@@ -126,7 +126,7 @@ class AddFinalizer:
 
 @dataclass(frozen=True)
 class Release:
-    """Remove our finalizer. The resource is about to be gone, so its status is not written."""
+    """Remove our finalizer. The resource is about to be deleted, so its status is not written."""
 
     why: str
     events: tuple[EventPlan, ...] = ()

@@ -19,7 +19,7 @@ _REJECTION_RETRY_SECONDS = 30.0
 
 
 def deleted_model_has_no_finalizer(inp: Input) -> Step | None:
-    """The deletion does not wait for us."""
+    """The deletion does not wait for the operator."""
     return None if inp.model.has_finalizer else Wait("the deletion does not wait for the operator")
 
 
@@ -129,7 +129,7 @@ def cleanup_is_due(inp: Input) -> Step:
 RULES: tuple[Rule, ...] = (
     # Nothing is on the volume, and nothing that we do would be waited for.
     deleted_model_has_no_finalizer,
-    # First of all, also where the files stay: nobody wants the load any more.
+    # First, even if the files stay: the load is no longer wanted.
     load_job_is_not_stopped,
     # The user's word counts whatever state the clean-up is in.
     cleanup_is_skipped,

@@ -83,7 +83,7 @@ def load_result(pods: Sequence[PodView]) -> LoadResult | None:
 
 
 def job_failure(job: JobView, pods: Sequence[PodView], before: Reason | None) -> Failure:
-    """Return why a Job failed; before: the reason why it was stuck, if it was."""
+    """Return why a Job failed; before: its reason if it was stuck earlier."""
     if job.failure == "DeadlineExceeded":
         if before in (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.QUOTA_EXCEEDED):
             return Failure(before, f"Job {job.name} did not start before its deadline")

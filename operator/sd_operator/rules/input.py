@@ -1,4 +1,4 @@
-"""All that a rule may look at."""
+"""The input of the rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Input:
     observed: Observed
     """Its Jobs, Pods and claim, and what the operator knows about its calls and its queue."""
     settings: Settings
-    """What the administrator set."""
+    """The operator's settings."""
     now: datetime
     """The time of this pass."""
 
@@ -85,7 +85,7 @@ class Input:
 
     @property
     def stuck_after(self) -> timedelta:
-        """How long something may wait before that is a failure."""
+        """How long something may wait before it counts as stuck."""
         return timedelta(seconds=self.settings.stuck_seconds)
 
     def retry_delay(self, attempt: int) -> timedelta:

@@ -127,7 +127,7 @@ def job_result_is_missing(inp: Input) -> Step | None:
 
 
 def _result(inp: Input, job: JobView) -> LoadResult | None:
-    """Return the loader's result of a Job that has ended, if it fits the Job's end."""
+    """Return the loader's result of a Job that has ended; ignore one that contradicts the Job."""
     pods = inp.observed.pods_of(job)
     succeeded = job.state is JobState.COMPLETE
     return diagnose.load_result(pods) if succeeded else diagnose.newest_result(pods, "failed")
@@ -167,7 +167,7 @@ def model_is_suspended(inp: Input) -> Step | None:
 
 
 def load_job_is_suspended(inp: Input) -> Step | None:
-    """Kueue, or whoever else suspends Jobs in this cluster, has not admitted the Job."""
+    """Kueue, or another controller that suspends Jobs, has not admitted the Job."""
     job = _current(inp)
     if job is None or job.state is not JobState.RUNNING or not job.suspended:
         return None
@@ -233,7 +233,7 @@ def last_load_failed(inp: Input) -> Step | None:
 
 
 def load_job_was_deleted(inp: Input) -> Step | None:
-    """A Job disappeared before its end was seen; after several, the next one comes later."""
+    """A Job disappeared before its end was observed; after several, the next Job is delayed."""
     status = inp.status
     if not inp.same_load or status.job is None or status.completion_time is not None:
         return None
@@ -277,7 +277,7 @@ def model_is_not_admitted(inp: Input) -> Step | None:
 
 
 def finalizer_is_missing(inp: Input) -> Step | None:
-    """A deletion would not wait for us."""
+    """A deletion would not wait for the clean-up."""
     return None if inp.model.has_finalizer else AddFinalizer("the load is about to start")
 
 
@@ -389,7 +389,7 @@ def _failed(inp: Input, job: JobView, failure: Failure) -> Step:
 
 
 def _on_this_claim(inp: Input, job: JobView) -> bool:
-    """Whether the Job ran on this claim, and not on an earlier one of the same name."""
+    """Whether the Job used this PVC, and not an earlier one of the same name."""
     claim = inp.observed.claim
     return claim is not None and claim.created <= job.created
 

@@ -1,4 +1,4 @@
-"""The manifests of the loader's and the clean-up's Jobs: plain dicts from pure functions."""
+"""Builds the manifests of loader, clean-up and sweep Jobs as plain dicts. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 Manifest = dict[str, Any]
 
-# Enough for streaming whatever a model's size; rendering loads the whole pipeline.
+# Enough to stream a model of any size; rendering loads the whole pipeline.
 _FETCH = {
     "requests": {"cpu": "250m", "memory": "256Mi"},
     "limits": {"memory": "1Gi"},
@@ -65,7 +65,7 @@ _CONTAINER_SECURITY = {
 
 
 def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
-    """The Job that loads a model; its spec must be readable."""
+    """Return the plan of the Job that loads a model; its spec must be readable."""
     spec = model.spec
     if spec is None:
         raise ValueError(f"the spec of {model.namespace}/{model.name} cannot be read")
@@ -90,7 +90,7 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
 
 
 def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
-    """The Job that removes, or releases, a deleted model's files."""
+    """Return the plan of the Job that removes or releases a deleted model's files."""
     overrides = model.spec.job if model.spec and settings.loader.allow_overrides else None
     return JobPlan(
         namespace=model.namespace,
@@ -105,7 +105,7 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
 
 
 def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
-    """The spec with what only the operator knows: a trained model's link, and the GPU."""
+    """Return the spec with the link of a trained model and with verify.render filled in."""
     url, template = spec.url, settings.trained_url_template
     if url is not None and template is not None and is_trained_id(url, spec.model_type):
         url = trained_link(template, url)
@@ -117,7 +117,7 @@ def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
-    """The manifest of a planned Job."""
+    """Return the manifest of a planned Job."""
     if isinstance(plan.request, LoadRequest):
         return _build_load(plan, plan.request, settings)
     return _build_remove(plan, settings)
@@ -137,14 +137,14 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
     pod = _pod([convert], plan, settings)
     pod["initContainers"] = [fetch]
     if plan.credentials_secret is not None:
-        # Optional: the loader starts without it and says SecretNotFound itself.
+        # Optional, so that the loader starts without it and reports SecretNotFound.
         secret = {"secretName": plan.credentials_secret, "optional": True, "defaultMode": 0o440}
         pod["volumes"].append({"name": "credentials", "secret": secret})
     pod |= _placement(overrides, loader, "runtime_class_name")
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
     if loader.kueue_queue is not None:
-        # On the Job alone: the Pods are the Job's, and not queued once more.
+        # Only on the Job: Kueue must not queue its Pods again.
         job["metadata"]["labels"] = job["metadata"]["labels"] | {KUEUE_LABEL: loader.kueue_queue}
         job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
@@ -162,7 +162,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
 
 
 def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
-    # Without an ownerReference: foreground deletion of the model would delete it before its work.
+    # No ownerReference: foreground deletion of the model would delete the Job before it ran.
     loader = settings.loader
     remove = _container(names.CONTAINER_REMOVE, loader.slim_image, _REMOVE, plan, settings)
     pod = _pod([remove], plan, settings) | _placement(plan.overrides or JobOverrides(), loader)
@@ -171,7 +171,7 @@ def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
 
 
 def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettings) -> Manifest:
-    """The Job that removes what no model needs from a claim; the chart's CronJob makes the same."""
+    """Return a Job that sweeps a PVC of files that no model uses, as the chart's CronJob does."""
     labels = {names.LABEL_NAME: names.SWEEP_NAME}
     arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
     variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
@@ -184,7 +184,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
         "kind": "Job",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
         "spec": {
-            # It ends with 3 where published files were altered: another attempt finds the same.
+            # Exit code 3 means that published files were altered: a retry would find the same.
             "backoffLimit": 0,
             "activeDeadlineSeconds": defaults.ACTIVE_DEADLINE_SECONDS,
             "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
@@ -200,20 +200,20 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
 def _convert_resources(
     overrides: JobOverrides, loader: LoaderSettings, *, renders: bool
 ) -> Manifest:
-    given = overrides.resources.model_dump(exclude_none=True) if overrides.resources else {}
-    wanted = {
-        "requests": dict(given.get("requests") or {}),
+    requested = overrides.resources.model_dump(exclude_none=True) if overrides.resources else {}
+    resources = {
+        "requests": dict(requested.get("requests") or {}),
         "limits": _limits(overrides, loader),
     }
     # A default beside an override of the same resource could contradict it.
-    spoken_for = wanted["requests"].keys() | wanted["limits"].keys()
+    overridden = resources["requests"].keys() | resources["limits"].keys()
     for kind, amounts in (_RENDER if renders else _CONVERT).items():
-        wanted[kind] |= {key: amount for key, amount in amounts.items() if key not in spoken_for}
-    return wanted
+        resources[kind] |= {key: amount for key, amount in amounts.items() if key not in overridden}
+    return resources
 
 
 def _limits(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
-    """The convert container's limits, GPUs among them, before any default."""
+    """Return the convert container's limits, including GPUs, before defaults are added."""
     limits = dict(overrides.resources.limits or {}) if overrides.resources else {}
     if loader.gpu_count > 0:
         limits.setdefault(loader.gpu_resource, loader.gpu_count)
@@ -221,12 +221,12 @@ def _limits(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
 
 
 def _placement(overrides: JobOverrides, loader: LoaderSettings, *more: str) -> Manifest:
-    """What a model says, each field whole; for the rest, what the administrator says."""
+    """Return the placement of the Pod: each field from spec.job, or the administrator's default."""
     included = {"node_selector", "tolerations", "priority_class_name", *more}
-    found: Manifest = {}
-    for one in (loader.placement, overrides):
-        found |= one.model_dump(by_alias=True, exclude_none=True, include=included)
-    return found
+    placement: Manifest = {}
+    for source in (loader.placement, overrides):
+        placement |= source.model_dump(by_alias=True, exclude_none=True, include=included)
+    return placement
 
 
 def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Manifest:
@@ -256,7 +256,7 @@ def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Ma
                         "action": "Ignore",
                         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                     },
-                    # Without a container's name it holds for all, the init container too.
+                    # Without a container name, the rule also applies to init containers.
                     {
                         "action": "FailJob",
                         "onExitCodes": {"operator": "In", "values": [int(ExitCode.PERMANENT)]},
@@ -283,7 +283,7 @@ def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manif
 def _restricted_pod(
     containers: list[Manifest], claim_name: str, loader: LoaderSettings
 ) -> Manifest:
-    """What all Pods on a volume have."""
+    """Return the Pod spec that all Pods with a volume share."""
     security = loader.security_context
     pod: Manifest = {
         "restartPolicy": "Never",
@@ -320,7 +320,7 @@ def _container(
 
 
 def _command(name: str, image: str, arguments: list[str], loader: LoaderSettings) -> Manifest:
-    """A container that runs sd-loader on the volume."""
+    """Return a container that runs sd-loader with the volume mounted."""
     security = loader.security_context
     return {
         "name": name,
@@ -354,7 +354,7 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
         fetching = LoaderEnv(credentials_dir=CREDENTIALS_DIR, default_parts=loader.default_parts)
         plain |= fetching.to_env()
     if container == names.CONTAINER_CONVERT:
-        # Else torch's threads spin while they wait, and what is left of the CPUs is lost to that.
+        # By default, torch's waiting threads spin and use up the remaining CPU time.
         plain["OMP_WAIT_POLICY"] = "passive"
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [*_listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]

@@ -1,4 +1,4 @@
-"""The webhook's outbox: which calls are owed, when each is due, what their outcomes mean. Pure."""
+"""The webhook's outbox: which calls are pending, when each is due, what outcomes mean. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OutboxChange:
     """The outbox after a pass, and what users see of the change."""
 
     entries: tuple[OutboxEntry, ...]
-    """The calls that are still owed, the oldest first."""
+    """The pending calls, the oldest first."""
     reason: WebhookReason | None = None
     """The reason of the condition WebhookDelivered; None leaves the condition as it is."""
     message: str = ""
@@ -45,7 +45,7 @@ def webhook_id(uid: str, load_hash: str, event: WebhookEvent) -> str:
 
 
 def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
-    """Owe one more call; if that is over the limit, give the oldest up."""
+    """Add a pending call; if that exceeds the limit, give up the oldest one."""
     if any(owed.id == entry.id for owed in change.entries):
         return change
     entries = (*change.entries, entry)

@@ -52,7 +52,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
 
 
 def _kept_artifact(inp: Input) -> StatusArtifact | None:
-    """Keep the published artifact while its claim is missing, but not once it was replaced."""
+    """Keep the published artifact, unless its PVC was replaced by another one."""
     return inp.status.artifact if inp.observed.claim is None else inp.published
 
 

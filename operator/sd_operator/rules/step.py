@@ -89,7 +89,7 @@ class Proceed:
 
 @dataclass(frozen=True)
 class Finish:
-    """Let the deleted resource go: we have nothing left to do for it."""
+    """Release the deleted resource: the clean-up is complete or not needed."""
 
     why: str
 

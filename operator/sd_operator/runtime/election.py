@@ -18,20 +18,20 @@ log = logging.getLogger(__name__)
 
 async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], None]) -> bool:
     """Wait until the Lease is ours or `stop` is set; standing_by is called if another holds it."""
-    told = ""
+    last_message = ""
     while not stop.is_set():
         held = await lease.hold()
         if held:
             log.info("leading, as %s", lease.identity)
             return True
         if lease.problem:
-            news = f"the election cannot be held: {lease.problem}"
+            message = f"the election cannot be held: {lease.problem}"
         else:
             standing_by()
-            news = f"standing by; {lease.holder or 'nobody'} leads"
-        if news != told:
-            log.log(logging.WARNING if lease.problem else logging.INFO, "%s", news)
-            told = news
+            message = f"standing by; {lease.holder or 'no operator'} leads"
+        if message != last_message:
+            log.log(logging.WARNING if lease.problem else logging.INFO, "%s", message)
+            last_message = message
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
     return False

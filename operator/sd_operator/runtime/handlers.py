@@ -1,6 +1,6 @@
 """The kopf handlers: events feed the cache and wake models. Decorators and settings only.
 
-Only low-level `on.event` handlers are used, with which kopf writes nothing into any object.
+Only low-level `on.event` handlers are used: for these, kopf does not write to any object.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def kopf_settings() -> kopf.OperatorSettings:
 
 
 async def connection(settings: Settings) -> kopf.ConnectionInfo:
-    """Return the API server as our own client knows it; kopf asks again whenever it gets a 401."""
+    """Return the API server and credentials for kopf, which calls this again after every 401."""
     found = await kube.load_configuration(settings.kubeconfig)
     header = await found.get_api_key_with_prefix("BearerToken")
     scheme, _, token = (header or "").partition(" ")

@@ -130,7 +130,7 @@ def _default_pod(spec: Json) -> None:
 
 
 def grace_period(resource: resources.Resource, item: Json, options: Json) -> int:
-    """Return the seconds that a deleted object gets to end: above 0 only for a Pod that runs."""
+    """Return the grace period of a deletion in seconds: 0 unless the object is a running Pod."""
     if resource is not resources.PODS or not item["spec"].get("nodeName"):
         return 0
     if item.get("status", {}).get("phase") in ENDED:

@@ -213,8 +213,8 @@ def test_spec_revision_sets_the_precision(tmp_path, precision):
     ("name", "warning"),
     [
         ("cat", "the file's own name, cat, is a word of the tokenizer"),
-        ("a toy", "is no word for prompts"),
-        ("x" * 65, "is no word for prompts"),
+        ("a toy", "cannot be used in prompts"),
+        ("x" * 65, "cannot be used in prompts"),
     ],
 )
 def test_model_id_replaces_an_unusable_token(tmp_path, name, warning):

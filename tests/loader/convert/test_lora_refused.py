@@ -61,7 +61,7 @@ REFUSED = [
     pytest.param(
         lambda: changed(kohya(), ATTENTION, lambda n, t: {n: t[:-1]}),
         CONTRADICTS,
-        "no two halves",
+        "do not form a matrix of low rank",
         id="ranks",
     ),
     pytest.param(

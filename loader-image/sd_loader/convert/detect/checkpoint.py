@@ -1,4 +1,4 @@
-"""Which family a checkpoint in the original layout is of, and which task its UNet does."""
+"""Detects the family of a checkpoint in the original layout, and the task of its UNet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INPAINTING = "inpainting"
 INSTRUCT_PIX2PIX = "instruct-pix2pix"
 
 _TASKS = {4: None, 9: INPAINTING, 8: INSTRUCT_PIX2PIX}
-"""Tasks by the UNet's input channels: what it reads beside the latents shows what it does."""
+"""Tasks by the number of the UNet's input channels: each adds other channels to the latents."""
 
 _OTHER_INPUTS = {7: "an upscaler", 5: "a depth-to-image model"}
 _PROJECTION = re.compile(
@@ -42,9 +42,9 @@ _COSXL_MARK = "edm_vpred.sigma_max"
 def family_of(
     tensors: Mapping[str, Tensor], base_model: BaseModelName | None = None
 ) -> BaseModelName:
-    """The family of a checkpoint in the original layout. Anything else is refused by name.
+    """Return the family of a checkpoint in the original layout. Refuse any other file.
 
-    base_model: what the user says it is. It decides if the file is ambiguous.
+    base_model: the family that the user specifies. It decides if the file is ambiguous.
     """
     foreign = only_diffusers_converts(tensors)
     if foreign is not None:
@@ -109,7 +109,7 @@ def _family(tensors: Mapping[str, Tensor], base_model: BaseModelName | None) -> 
 
 
 def _description(tensors: Mapping[str, Tensor]) -> str:
-    """What a file is that is not a checkpoint."""
+    """Describe a file that is not a checkpoint."""
     if not tensors:
         return "empty: it holds no tensors"
     return describe_kind(tensors) or (

@@ -1,4 +1,4 @@
-"""Which kind of model a file is, from the names of its tensors. Wrong kinds are refused by name."""
+"""Detects the kind of model in a file from the names of its tensors. Refuses wrong kinds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 UNET_PREFIX = "model.diffusion_model."
-"""What the UNet's names begin with in the original layout."""
+"""Prefix of the UNet's names in the original layout."""
 
 FIRST_CONVOLUTION = f"{UNET_PREFIX}input_blocks.0.0.weight"
-"""The tensor by which a checkpoint is known."""
+"""The tensor that identifies a checkpoint."""
 
 _EXAMPLES = 3
 
@@ -26,7 +26,7 @@ class Kind:
     """A kind of model that is recognised by the name of one of its tensors."""
 
     what: str
-    """What people call it, with an article."""
+    """Its usual name, with an article."""
 
     pattern: re.Pattern[str]
     """Matches the beginning of a name that only such a model has."""
@@ -114,7 +114,7 @@ def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
 
 
 def only_diffusers_converts(tensors: Mapping[str, Tensor]) -> str | None:
-    """What the file is, if diffusers converts it and this loader does not. Otherwise None."""
+    """Describe a file that diffusers converts and this loader does not. None for any other file."""
     if LORA.fits(tensors):
         return None  # whichever model it is for
     if _PLAYGROUND_MARK in tensors:
@@ -126,16 +126,16 @@ def only_diffusers_converts(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def input_channels(tensors: Mapping[str, Tensor]) -> int:
-    """Channels that a checkpoint's UNet reads. 0 if the file shows none."""
+    """Number of channels that a checkpoint's UNet reads. 0 if unknown."""
     convolution = tensors.get(FIRST_CONVOLUTION)
     shape = () if convolution is None else convolution.shape
     return shape[1] if len(shape) == 4 else 0
 
 
 def describe_kind(tensors: Mapping[str, Tensor], excluded: ModelType | None = None) -> str | None:
-    """What a file is that is not a checkpoint, and the type that loads it. None if unknown.
+    """Describe a file that is not a checkpoint, and name the type that loads it. None if unknown.
 
-    excluded: the model type that was asked for. The caller knows that the file is not one.
+    excluded: a model type that the caller has ruled out.
     """
     kind = _other_kind(tensors, excluded)
     return None if kind is None else str(kind)
@@ -152,16 +152,16 @@ def refuse_other_kinds(tensors: Mapping[str, Tensor], wanted: ModelType) -> None
 
 
 def refuse_patterns(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> None:
-    """Refuse a file in which a name matches. kinds: what the file then is, by pattern."""
+    """Refuse a file with a name that matches a pattern. kinds: descriptions by pattern."""
     for pattern, what in kinds.items():
         if any(re.match(pattern, name) for name in tensors):
             raise unsupported(what)
 
 
 def wrong_type(tensors: Mapping[str, Tensor], wanted: ModelType, mark: str) -> LoaderError:
-    """The error for a file that is not of the wanted type: what it is, and the type that fits.
+    """Return the error for a file of another type. It describes the file and names its type.
 
-    mark: the tensor by which the wanted type is known.
+    mark: the tensor that identifies the wanted type.
     """
     name = _NAMES[wanted]
     if any(tensor.startswith(UNET_PREFIX) for tensor in tensors):
@@ -180,7 +180,7 @@ def wrong_type(tensors: Mapping[str, Tensor], wanted: ModelType, mark: str) -> L
 
 
 def unsupported(what: str) -> LoaderError:
-    """The error for a file that is something else."""
+    """Return the error for a file of another kind."""
     return LoaderError(Reason.UNSUPPORTED_FORMAT, f"the file is {what}")
 
 

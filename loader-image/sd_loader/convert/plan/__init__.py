@@ -1,1 +1,1 @@
-"""Plans what is written, from headers alone. One module for each kind of model."""
+"""Plans the files to write, from headers alone. One module for each kind of model."""

@@ -1,4 +1,4 @@
-"""What was downloaded beside a model's own source."""
+"""The files that were downloaded in addition to a model's source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sd_loader.handover import CONFIGS_FOLDER, ExtraComponent
 
 @dataclass(frozen=True)
 class Companions:
-    """The files beside a source that its conversion reads as well."""
+    """The files that a conversion reads in addition to the source."""
 
     folder: Path
     """The source folder, in which everything lies."""
@@ -20,7 +20,7 @@ class Companions:
     """Name of the file of spec.originalConfig. None if the spec has none."""
 
     extras: Sequence[ExtraComponent] = ()
-    """Components of the pipeline that come from elsewhere."""
+    """Components of the pipeline that do not come from its source."""
 
     @property
     def configs(self) -> Path:

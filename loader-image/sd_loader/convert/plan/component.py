@@ -29,7 +29,7 @@ def plan_component(
 ) -> FolderPlan:
     """Plan the folder of a downloaded component. Reads no weights and writes nothing.
 
-    folder: where in a pipeline it is published. Empty if it is published alone.
+    folder: its folder in the pipeline. Empty if it is published alone.
     """
     component, class_name = SINGLE[conversion.model_type]
     names = files_of(repo)

@@ -1,4 +1,4 @@
-"""Rules that the config of every component keeps, and that the shapes of tensors do not show."""
+"""Rules for the config of every component, which the shapes of tensors cannot show."""
 
 from __future__ import annotations
 

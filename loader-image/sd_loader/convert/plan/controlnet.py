@@ -2,7 +2,7 @@
 
 ControlNets of SD 1 and SD 2 come in the original layout (alone, or with the whole checkpoint that
 they were trained on) or in diffusers' own. Those of SDXL come in diffusers' own only, and some lack
-transformers.
+transformer blocks.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _PROJECTIONS = (
 _OTHERS = {
     r"difference$": "a ControlNet stored as its difference to Stable Diffusion 1.5: use the version"
     " that was not reduced to it",
-    r"lora_controlnet$": "a ControlNet-LoRA, which is no whole ControlNet",
+    r"lora_controlnet$": "a ControlNet-LoRA, which is not a complete ControlNet",
     r"lllite_": "a ControlNet-LLLite, which diffusers does not read",
     r"(control_model\.)?(control_add_embedding\.|task_embedding$)": "a union ControlNet"
     " (ControlNetUnionModel), which is not supported",
-    r"(adapter\.)?body\.\d+\.": "a T2I adapter (T2IAdapter), which is no ControlNet",
+    r"(adapter\.)?body\.\d+\.": "a T2I adapter (T2IAdapter), which is not a ControlNet",
     r"controlnet_(x_embedder|blocks)\.": "a ControlNet of Flux, SD 3 or another transformer, which"
     " is not supported",
     r"control_(layers|all_x_embedder)\.": "a ControlNet of Z-Image, which is not supported",
@@ -101,10 +101,10 @@ def load_family(family: BaseModelName) -> Architecture:
 
 
 def existing(known: Architecture, names: Iterable[str]) -> tuple[Component, dict[str, Any]]:
-    """Table and template without the transformers that this ControlNet lacks, as some of SDXL do.
+    """Return table and template without the transformer blocks that this ControlNet lacks.
 
-    names: the names of its tensors, in diffusers' layout. A level without transformers is a choice
-    of its author. A hole within a level is an error, which binding the rows reports.
+    names: the names of its tensors, in diffusers' layout. A level may lack all of its transformer
+    blocks. A gap within a level is an error, which binding the rows reports.
     """
     (component,) = known.components
     template = dict(known.templates[CONFIG_NAME])
@@ -148,7 +148,7 @@ def _exists(target: str, blocks: Mapping[str, set[int]]) -> bool:
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
-    """What names in the original layout begin with. None for diffusers' layout."""
+    """Prefix of the names in the original layout. None for diffusers' layout."""
     refuse_patterns(tensors, _OTHERS)
     if f"{_ORIGINAL}{_TIME}" in tensors:
         return _ORIGINAL

@@ -1,4 +1,4 @@
-"""Checks that the tensors of a ControlNet's repo fit its config: otherwise it would not open."""
+"""Checks that the tensors of a ControlNet's repo fit its config, so that diffusers can open it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _USUAL_MIDDLE = "UNetMidBlock2DCrossAttn"
 def checked_controlnet(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], BaseModelName | None]:
-    """The config, completed by what the tensors show, and the family. Refuses a contradiction.
+    """Complete the config from the tensors. Return it and the family. Refuse a contradiction.
 
     The family is None for an unknown structure: then only the types of the config's fields are
     checked.
@@ -78,7 +78,7 @@ def _family(config: Mapping[str, Any]) -> BaseModelName:
 
 
 def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -> None:
-    """Refuse a config with other transformers than the tensors have."""
+    """Refuse a config whose transformer blocks differ from those of the tensors."""
     kinds = template[_KINDS]
     if config.get(_KINDS, kinds) != kinds:
         contradiction(_NAME, _KINDS, config[_KINDS], f"{kinds}, as its tensors have it")
@@ -98,6 +98,6 @@ def _compare_structure(config: Mapping[str, Any], template: Mapping[str, Any]) -
 
 
 def _is_shown(key: str, template: object) -> bool:
-    """Whether shapes show the field's value. The number of heads is only a guess."""
+    """Whether shapes determine the field's value. They do not determine the number of heads."""
     first = template[0] if isinstance(template, list) and template else template
     return key != "attention_head_dim" and isinstance(first, str) and first.startswith("$")

@@ -90,7 +90,7 @@ def plan_embedding(file: TensorFile, conversion: Conversion) -> FolderPlan:
 
 
 def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
-    """The file's own type, even one that no pipeline computes in, unless another is asked for."""
+    """Return the requested type, or the file's own, even if no pipeline computes in it."""
     if conversion.precision is None:
         return tensor.dtype
     return published_dtype(tensor.dtype, conversion.precision)
@@ -137,7 +137,7 @@ def _check_vectors(name: str, tensor: Tensor) -> None:
     if not 1 <= vectors <= MAX_VECTORS:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{snippet(name)} has the shape {list(shape)}, which is no embedding's: 1 to"
+            f"{snippet(name)} has the shape {list(shape)}, but an embedding has 1 to"
             f" {MAX_VECTORS} vectors",
         )
 
@@ -182,7 +182,7 @@ def _token(name: str | None, model_id: str) -> tuple[str, tuple[str, ...]]:
         return substitute, ()
     if len(name) > MAX_TOKEN or not name.isprintable() or not name or " " in name:
         return substitute, (
-            f"the file's own name, {snippet(name, 20)}, is no word for prompts; the token is"
+            f"the file's own name, {snippet(name, 20)}, cannot be used in prompts; the token is"
             f" {substitute}",
         )
     if _is_taken(name):

@@ -1,4 +1,4 @@
-"""Plans the components of a pipeline that come from elsewhere than its source."""
+"""Plans the components of a pipeline that do not come from its source."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class PlannedExtras:
     """The extra components of a pipeline."""
 
     components: Mapping[str, PlannedComponent] = field(default_factory=dict)
-    """By the names of their folders. Each replaces the source's own, or one that it lacks."""
+    """By the names of their folders. Each replaces a component of the source or adds one."""
 
     warnings: tuple[str, ...] = ()
-    """What the user should know of them."""
+    """Warnings for the user about them."""
 
 
 NO_EXTRAS = PlannedExtras()

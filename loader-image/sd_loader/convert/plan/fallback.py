@@ -1,4 +1,4 @@
-"""Pipelines that only diffusers converts: which they are, and the folder of what diffusers saved.
+"""Recognises pipelines that only diffusers converts, and plans the folder that it saved.
 
 This module imports diffusers and transformers, each inside the function that needs it, since the
 slim image has neither and importing them takes seconds.
@@ -45,7 +45,7 @@ class ForeignPipeline:
     """A pipeline that diffusers converts and this loader does not."""
 
     what: str
-    """What people call it, with an article."""
+    """Its usual name, with an article."""
 
     name: str
     """diffusers' name of its architecture, which is published as the base model."""

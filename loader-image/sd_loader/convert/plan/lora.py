@@ -100,7 +100,7 @@ def _check_types(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> None
 
 
 def _check_readable(layers: Sequence[Layer]) -> None:
-    """Refuse a LoRA that diffusers would not open, or read only in part."""
+    """Refuse a LoRA that diffusers would read only in part, or not at all."""
     for component in sorted({layer.component for layer in layers}):
         own = [layer for layer in layers if layer.component == component]
         for half in (Half.BIAS, Half.MAGNITUDE):

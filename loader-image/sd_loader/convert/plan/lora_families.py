@@ -1,4 +1,4 @@
-"""Which family a LoRA is for: the one whose models have its layers, in these shapes."""
+"""Detects the family of a LoRA from the names and shapes of its layers."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ def decide_family(
     metadata: Mapping[str, str],
     base_model: BaseModelName | None,
 ) -> BaseModelName | None:
-    """The family. None if the layers fit several and nothing distinguishes them.
+    """Return the family. None if the layers fit several families equally.
 
-    base_model: what the user says it is.
+    base_model: the family that the user specifies.
     """
     errors: dict[BaseModelName | None, LoaderError] = {}
     fitting = []
@@ -144,7 +144,7 @@ def decide_family(
 
 
 def _nearest(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> BaseModelName:
-    """The family that has most of the layers: its error is the most helpful one."""
+    """Return the family with the most of these layers: its error is the most helpful one."""
 
     def likeness(family: BaseModelName) -> tuple[int, bool]:
         table = modules(family)
@@ -246,9 +246,7 @@ def _check_shapes(
     rank = down[0] if down else 0
     ranks_agree = len(down) == len(up) and len(up) in (2, 4) and rank > 0 and up[1] == rank
     if not ranks_agree or any(size != 1 for size in up[2:]):
-        raise LoaderError(
-            Reason.CONVERSION_FAILED, f"{halves} are no two halves of one matrix of low rank"
-        )
+        raise LoaderError(Reason.CONVERSION_FAILED, f"{halves} do not form a matrix of low rank")
     if not _fits(module.shape, (up[0], *down[1:]), dimensions):
         raise LoaderError(
             Reason.CONVERSION_FAILED,
@@ -266,7 +264,7 @@ def _check_shapes(
 
 
 def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
-    """Like `matches`, but a sum with an unknown term may be any number, the same everywhere."""
+    """Like `matches`, but a sum with an unknown term may be any number that is always the same."""
     expected = pattern.split()
     if len(expected) != len(shape):
         return False
@@ -282,7 +280,7 @@ def _fits(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
 def _by_widths(
     layers: Sequence[Layer], tensors: Mapping[str, Tensor], family: BaseModelName
 ) -> set[BaseModelName]:
-    """The families that have these layers' widths. All of them if no width is a published one."""
+    """Return the families that have these layers' widths. Unpublished widths are ignored."""
     table = modules(family)
     found = {*FAMILIES, BaseModelName.SDXL_REFINER}
     for layer in layers:

@@ -34,7 +34,7 @@ class Style(Enum):
 
 
 class Half(Enum):
-    """What a tensor is to its layer. The value is PEFT's name for it."""
+    """The role of a tensor in its layer. The value is PEFT's name of the role."""
 
     DOWN = "lora_A.weight"
     UP = "lora_B.weight"
@@ -234,5 +234,5 @@ def _check_styles(keys: Mapping[str, Key]) -> None:
 
 
 def shown(name: str) -> str:
-    """A name for messages. Names of layers are long."""
+    """Shorten a name for messages. Names of layers are long."""
     return snippet(name, _SHOWN)

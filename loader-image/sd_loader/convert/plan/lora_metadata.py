@@ -1,4 +1,4 @@
-"""Which metadata of a LoRA's file is published."""
+"""Selects the metadata of a LoRA's file that is published."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 ADAPTER = "lora_adapter_metadata"
-"""Where diffusers keeps the arguments of PEFT's LoraConfig, and reads them from."""
+"""The metadata key under which diffusers stores the arguments of PEFT's LoraConfig."""
 
 LIMIT = 3 << 20
-"""Characters of all metadata: kohya's tag counts may take one or two million, a header four."""
+"""Limit for the characters of all metadata. kohya's tag counts may take one or two million."""
 _ADAPTER_LIMIT = 1 << 20
 
 # LoraConfig can import a module (megatron_core), read files (some kinds of init_lora_weights,
@@ -47,7 +47,7 @@ def passed_on(
     *,
     bare: bool,
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The metadata to publish, and warnings about what is left out.
+    """Return the metadata to publish, and warnings about the rest.
 
     bare: whether names lack their component's name, in the tensors and so in the metadata, too.
     """
@@ -83,10 +83,10 @@ def _adapter(text: str) -> dict[str, Any]:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LoaderError(
-            Reason.CONVERSION_FAILED, f"{ADAPTER} is no JSON: {snippet(str(error))}"
+            Reason.CONVERSION_FAILED, f"{ADAPTER} is not valid JSON: {snippet(str(error))}"
         ) from None
     if not isinstance(config, dict):
-        raise LoaderError(Reason.CONVERSION_FAILED, f"{ADAPTER} is no JSON object")
+        raise LoaderError(Reason.CONVERSION_FAILED, f"{ADAPTER} is not a JSON object")
     for name, value in config.items():
         if not _is_harmless(name.rpartition(".")[2], value):
             raise LoaderError(
@@ -122,7 +122,7 @@ def _is_number(value: object) -> bool:
 def _check_ranks(
     config: Mapping[str, Any], layers: Sequence[Layer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Refuse metadata with other ranks than the tensors have."""
+    """Refuse metadata whose ranks differ from those of the tensors."""
     for layer in layers:
         own = {
             name.removeprefix(f"{layer.component}."): value

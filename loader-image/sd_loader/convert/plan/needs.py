@@ -1,4 +1,4 @@
-"""What the conversion of a file needs besides the file itself."""
+"""Finds out what a conversion needs besides the source file."""
 
 from __future__ import annotations
 

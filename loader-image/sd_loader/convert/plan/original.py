@@ -57,7 +57,7 @@ class OriginalConfig:
     """Width of the UNet's first level. The tensors must agree."""
 
     context_dim: int | None = None
-    """Width of what the UNet's cross attention reads. The tensors must agree."""
+    """Width of the input of the UNet's cross attention. The tensors must agree."""
 
 
 NO_ORIGINAL = OriginalConfig()
@@ -75,7 +75,7 @@ def parse_original(content: bytes) -> OriginalConfig:
         raise _refused(f"it is larger than {ORIGINAL_MAX_BYTES} bytes")
     model = _mapping(_parsed(content).get("model")).get("params")
     if not isinstance(model, Mapping):
-        raise _refused("it has no model.params, so it is no config of a checkpoint")
+        raise _refused("it has no model.params, so it is not the config of a checkpoint")
     is_sgm = "network_config" in model
     unet = _mapping(
         _mapping(model.get("network_config" if is_sgm else "unet_config")).get("params")

@@ -1,4 +1,4 @@
-"""Which type published weights have, and how a config names it."""
+"""Chooses the type of published weights, and names it in a config."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def published_items(tensors: Mapping[str, Tensor], precision: Revision | None) -
 
 
 def torch_dtype(dtypes: Iterable[Dtype]) -> dict[str, str]:
-    """The config entry that names the precision of a transformers model, if its tensors agree.
+    """Return the config entry for the precision of a transformers model. Empty if tensors differ.
 
-    transformers loads a model in the precision that its config names. diffusers has no such entry.
+    transformers loads a model in the precision that its config names. The configs of diffusers do
+    not name one.
     """
     found = set(dtypes)
     return {"torch_dtype": TORCH_NAMES[found.pop()]} if len(found) == 1 else {}

@@ -50,7 +50,7 @@ def decide_prediction(
     *,
     text_to_image: bool = True,
 ) -> Prediction:
-    """Decide what the UNet predicts. First comes the spec, then original config, file, usual value.
+    """Decide what the UNet predicts. The order is: spec, original config, file, usual value.
 
     names: the names of the file's tensors. Only Stable Diffusion 2 was published with both types.
     """

@@ -1,4 +1,4 @@
-"""Plans the canonical folder of a diffusers repo: the same files, whoever saved the repo and how.
+"""Plans the canonical folder of a diffusers repo, whichever program saved the repo.
 
 Weights become safetensors under their canonical names, in the precision that is asked for. Configs
 are parsed and written again.

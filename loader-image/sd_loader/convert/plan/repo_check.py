@@ -1,4 +1,4 @@
-"""Checks that the tensors of a repo's component fit its config: otherwise it would not open.
+"""Checks that the tensors of a repo's component fit its config, so that diffusers can open it.
 
 If the structure is known, the shape of every tensor is compared with the others and the config.
 Otherwise only the types of the config's fields are checked.
@@ -44,7 +44,7 @@ def checked_config(
     tensors: Mapping[str, Tensor],
     dimensions: Dimensions,
 ) -> dict[str, Any]:
-    """The config, completed by what the tensors show. Refuses a contradiction.
+    """Complete the config from the tensors. Refuse a contradiction.
 
     Adds the dimensions that the shapes show to `dimensions`, which the components of a pipeline
     share. Text encoders come first.
@@ -92,7 +92,7 @@ def _known_structure(
 def _text_encoder(
     component: str, pipeline: Pipeline, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and template of a CLIP text encoder: alike in every family, except for the layers."""
+    """Rows and template of a CLIP text encoder. Families differ in the number of layers only."""
     known = load_architecture("sdxl")
     table = known.component("text_encoder_2")
     template = dict(known.templates[f"text_encoder_2/{CONFIG_NAME}"])
@@ -121,7 +121,7 @@ def _text_encoder(
 
 
 def _adapted(rows: Iterable[Row], config: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows, with the shapes that the config chooses. They do not change the structure."""
+    """Yield the rows with the shapes that the config selects. The structure stays the same."""
     for row in rows:
         shape = row.shape
         if row.target.endswith((".proj_in.weight", ".proj_out.weight")):
@@ -134,7 +134,7 @@ def _adapted(rows: Iterable[Row], config: Mapping[str, Any]) -> Iterator[Row]:
 def _check_tensors(
     component: str, rows: Iterator[Row], tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> None:
-    """Refuse tensors that do not fit or are missing: diffusers would use random numbers."""
+    """Refuse tensors that are missing or do not fit: diffusers would use random numbers."""
     missing = []
     for row in rows:
         tensor = tensors.get(row.target)
@@ -155,14 +155,14 @@ def _check_tensors(
 
 
 def _is_optional(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether it is the shortcut of a resnet that keeps its width, which has no shortcut."""
+    """Whether a tensor is the shortcut of a resnet that keeps its width and so needs none."""
     resnet, found, _ = name.partition(".conv_shortcut.")
     before, after = (tensors.get(f"{resnet}.{norm}.weight") for norm in ("norm1", "norm2"))
     return bool(found) and before is not None and after is not None and before.shape == after.shape
 
 
 def _is_shown(key: str, template: object) -> bool:
-    """Whether shapes show the field's value. The number of heads is only a guess."""
+    """Whether shapes determine the field's value. They do not determine the number of heads."""
     first = template[0] if isinstance(template, list) and template else template
     return key in _CHANNELS or (
         isinstance(first, str) and first.startswith("$") and "//" not in first

@@ -80,5 +80,5 @@ def _canonical(name: str, component: str) -> str | None:
 
 
 def _is_unused_projection(name: str, class_name: str) -> bool:
-    """Some text encoders were saved with a projection that their class does not have."""
+    """Whether the tensor is a projection that was saved although its class does not have it."""
     return name == "text_projection.weight" and class_name == "CLIPTextModel"

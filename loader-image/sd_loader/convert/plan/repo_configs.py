@@ -20,7 +20,7 @@ _NOT_DATA = ("attn_implementation", "experts_implementation", "chat_template", "
 
 
 def bundled_templates(pipeline: Pipeline) -> Mapping[str, Any]:
-    """The bundled JSON files of such a pipeline, by path. A repo's own files are completed by them.
+    """The bundled JSON files of a pipeline, by path. A repo's own files are completed by them.
 
     Templates with open dimensions are not filled in.
     """

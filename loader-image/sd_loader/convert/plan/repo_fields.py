@@ -1,4 +1,4 @@
-"""Which values the structural fields of a component's config may have."""
+"""The values that the structural fields of a component's config may have."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _ABSURD_LENGTH = 10**6
 def tokenizer_files(folder: Path, component: str, templates: Mapping[str, Any]) -> list[SmallFile]:
     """The published folder of a tokenizer: vocabulary, merges and configs.
 
-    folder: the tokenizer's in the repo. templates: the bundled files that complete it.
+    folder: the tokenizer's folder in the repo. templates: the bundled files that complete it.
     """
     if all((folder / name).is_file() for name in VOCABULARY_FILES):
         _checked_vocabulary(read_json(folder / VOCABULARY_FILES[0]), component)

@@ -24,7 +24,7 @@ _SCHEDULER = "scheduler/scheduler_config.json"
 
 @dataclass(frozen=True)
 class Choices:
-    """What a checkpoint's shapes do not show."""
+    """Values that a checkpoint's shapes do not show."""
 
     prediction_type: PredictionType = PredictionType.EPSILON
     zero_terminal_snr: bool = False
@@ -49,8 +49,8 @@ def small_files(
 ) -> list[SmallFile]:
     """All files except the weights.
 
-    dtypes: types of the tensors of each component. A component that is not in it is an extra one,
-    which brings its own config.
+    dtypes: types of the tensors of each component. Extra components are missing in it, because they
+    have their own configs.
     """
     elsewhere = {f"{component.name}/{CONFIG_NAME}" for component in architecture.components} - {
         f"{name}/{CONFIG_NAME}" for name in dtypes

@@ -52,7 +52,7 @@ class VaeFiles:
 
     files: tuple[PlannedFile, ...]
     warnings: tuple[str, ...]
-    """What the user should know of them."""
+    """Warnings for the user about them."""
 
 
 def plan_vae(file: TensorFile, conversion: Conversion) -> FolderPlan:
@@ -80,7 +80,7 @@ def vae_files(
 ) -> VaeFiles:
     """Plan the files of a VAE for this base model.
 
-    folder: where in a pipeline it is published. Empty if it is published alone.
+    folder: its folder in the pipeline. Empty if it is published alone.
     """
     refuse_patterns(file.tensors, _OTHERS)
     prefix = _prefix(file.tensors)

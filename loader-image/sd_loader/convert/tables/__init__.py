@@ -1,1 +1,1 @@
-"""What is known of each architecture: key tables, dimensions and configs."""
+"""Data of each architecture: key tables, dimensions and configs."""

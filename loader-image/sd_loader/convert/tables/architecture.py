@@ -25,7 +25,7 @@ _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where one tensor of a component comes from."""
+    """The source of one tensor of a component."""
 
     source: str
     """Name in the file."""
@@ -54,13 +54,13 @@ class Component:
     """Name of its folder in the pipeline."""
 
     prefix: str
-    """What its names in the file begin with."""
+    """Prefix of its names in the file."""
 
     rows: tuple[Row, ...]
     """Its tensors, in the order of the model's state_dict."""
 
     unused: frozenset[str]
-    """Names in the file that are known and have no place in the model."""
+    """Known names in the file that the model does not use."""
 
     @property
     def stem(self) -> str:
@@ -89,7 +89,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs in some models of a family."""
+    """The differences of some models of a family."""
 
     patches: dict[str, dict[str, Any]]
     """By the path of a template: values that replace its own. A null removes the key."""
@@ -112,7 +112,7 @@ class Architecture:
 
     @property
     def unet(self) -> Component:
-        """The component that the others serve."""
+        """The UNet, the main component."""
         return self.component("unet")
 
     def component(self, name: str) -> Component:

@@ -60,7 +60,7 @@ def averaged(tensors: Mapping[str, Tensor], unet: Component) -> dict[str, Tensor
 
 
 def is_missing(component: Component, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the checkpoint has nothing of a component."""
+    """Whether the checkpoint has no tensor of a component."""
     return not any(name.startswith(component.prefix) for name in tensors)
 
 
@@ -91,10 +91,10 @@ def bind(
 
 
 def left_over(component: Component, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names under the component's prefix that have no place in it, such as a VAE's loss.
+    """Return the names under the component's prefix that it does not use, such as a VAE's loss.
 
-    Refuses a tensor within the structure itself, for example of one more layer: without it the
-    model would be another one.
+    Refuse a tensor of the structure itself, such as that of an additional layer: without it, the
+    model would work differently.
     """
     prefix = component.prefix
     known = {row.source for row in component.rows} | component.unused
@@ -111,7 +111,7 @@ def left_over(component: Component, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def not_of(component: Component, names: Iterable[str]) -> list[str]:
-    """The names in a file that are not the component's."""
+    """Return the names that do not belong to the component."""
     own = {row.source for row in component.rows} | component.unused
     return [name for name in names if name not in own]
 
@@ -123,7 +123,7 @@ def _first_part(name: str, prefix: str) -> str:
 def _existing_layers(
     component: Component, tensors: Mapping[str, Tensor], dimensions: Dimensions
 ) -> list[Row]:
-    """The rows, except those of layers that the text encoder does not have at all."""
+    """Return the rows without those of layers that the text encoder lacks."""
     layers = {row.layer for row in component.rows if row.source in tensors} - {None}
     if any(row.layer is not None for row in component.rows):
         dimensions[f"{component.name}_layers"] = len(layers)

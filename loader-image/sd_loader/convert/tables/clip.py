@@ -15,8 +15,9 @@ _UNPREFIXED = ("embeddings.", "encoder.", "final_layer_norm.")
 def with_prefix(name: str) -> str:
     """A tensor's name with the prefix `text_model.`, if it belongs to the transformer.
 
-    Early fine-tunes were saved by a transformers that left the prefix out, and transformers since
-    5.6 leaves it out again. A transformers that expects it loads random weights otherwise.
+    Early fine-tunes were saved by a version of transformers that left the prefix out, and
+    transformers since 5.6 leaves it out again. A version that expects the prefix would load random
+    weights without it.
     """
     return f"{_PREFIX}{name}" if name.startswith(_UNPREFIXED) else name
 

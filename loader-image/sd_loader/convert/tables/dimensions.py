@@ -21,7 +21,7 @@ def evaluate(expression: str, dimensions: Mapping[str, int]) -> int:
 
 
 def matches(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> bool:
-    """Whether a shape fits the pattern. A name without a value takes the one that it has here."""
+    """Whether a shape fits the pattern. Sets the value of an unknown name."""
     expected = pattern.split()
     return len(expected) == len(shape) and all(
         _agrees(expression, size, dimensions)
@@ -30,7 +30,7 @@ def matches(pattern: str, shape: tuple[int, ...], dimensions: Dimensions) -> boo
 
 
 def describe(pattern: str, dimensions: Mapping[str, int]) -> str:
-    """The shape that a pattern asks for, for messages; unknown dimensions stay names."""
+    """Format the shape that a pattern requires. Unknown dimensions appear by name."""
     return ", ".join(
         str(evaluate(expression, dimensions)) if is_known(expression, dimensions) else expression
         for expression in pattern.split()

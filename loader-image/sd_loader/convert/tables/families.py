@@ -1,6 +1,7 @@
 """The published sizes of each family's models, and which width belongs to which family.
 
-Models with other widths (pruned, distilled) exist: a width that is not listed says nothing.
+Models with other widths (pruned, distilled) exist: a width that is not listed does not identify a
+family.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ FAMILY_BY_CONTEXT_WIDTH: Mapping[int, BaseModelName] = {
     2048: BaseModelName.SDXL,
     1280: BaseModelName.SDXL_REFINER,
 }
-"""Families by the width of what the UNet's cross attention reads (`cross_attention_dim`)."""
+"""Families by the width of the input of the UNet's cross attention (`cross_attention_dim`)."""
 
 CONTEXT_WIDTHS = {family: width for width, family in FAMILY_BY_CONTEXT_WIDTH.items()}
-"""Widths of what the UNet's cross attention reads, by family."""
+"""Widths of the input of the UNet's cross attention, by family."""
 
 _VOCABULARY = 49408
 _SD1 = {

@@ -1,4 +1,4 @@
-"""Which blocks of its family's UNet a model has: distilled models leave blocks out.
+"""Detects which blocks of its family's UNet a model has: distilled models lack some.
 
 A family's key table lists every block that a UNet of the family may have. The tensors of a model,
 or its config, show which of them it has.
@@ -32,7 +32,7 @@ Layers = int | list[int]
 
 @dataclass(frozen=True)
 class UNetBlocks:
-    """The blocks that a UNet has of its family's."""
+    """The blocks of its family's UNet that a model has."""
 
     depths: Mapping[str, int]
     """Number of transformer blocks of each attention, by the attention's name."""
@@ -52,7 +52,7 @@ class UNetBlocks:
 
 
 def fitting(family: Architecture, tensors: Mapping[str, Tensor]) -> Architecture:
-    """The family with the UNet that has as many input blocks as the file, or with the usual one."""
+    """Return the family with the UNet that has the file's input blocks, or with the usual one."""
     count = len(_input_blocks(tensors, family.unet.prefix))
     for known in family.unets():
         if len(_input_blocks((row.source for row in known.unet.rows), known.unet.prefix)) == count:
@@ -72,7 +72,8 @@ def unet_blocks(unet: Component, names: Iterable[str]) -> UNetBlocks:
     """The UNet's blocks that a checkpoint with these tensor names has.
 
     A block counts if any tensor of it is there; the missing ones are then reported when the rows
-    are bound. The first block of an attention counts always, and so do all before the last.
+    are bound. The first block of an attention always counts, and so does every block before the
+    last one.
     """
     present = set(names)
     depths = full_depths(unet.rows)
@@ -122,7 +123,7 @@ def _configured_depth(attention: str, down: list[Any], up: list[Any] | int) -> i
 
 
 def full_depths(rows: Iterable[Row]) -> dict[str, int]:
-    """The number of transformer blocks that each attention of the family has at most."""
+    """Return the largest number of transformer blocks of each attention in the family."""
     depths: dict[str, int] = {}
     for row in rows:
         block = _BLOCK.match(row.target)
@@ -132,7 +133,7 @@ def full_depths(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def with_blocks(config: Mapping[str, Any], unet: Component, blocks: UNetBlocks) -> dict[str, Any]:
-    """The UNet's config with the blocks that it has, if they are not all of its family's."""
+    """Return the UNet's config, changed if the UNet lacks blocks of its family."""
     changed = dict(config)
     if blocks.middle != WHOLE:
         changed["mid_block_type"] = blocks.middle
@@ -157,7 +158,7 @@ def with_blocks(config: Mapping[str, Any], unet: Component, blocks: UNetBlocks) 
 
 
 def _as_the_middle(middle: int, last: Layers | None) -> Layers:
-    """The last level's depth. diffusers gives the middle block the same, so both must agree."""
+    """Return the last level's depth. diffusers uses it for the middle block, so they must agree."""
     if last is None:
         return middle
     if (last[0] if isinstance(last, list) else last) != middle:

@@ -1,4 +1,4 @@
-"""Names of the VAE's attention tensors: diffusers before 0.15 wrote other ones."""
+"""Names of the VAE's attention tensors: diffusers before 0.15 used other names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def current_name(name: str) -> str:
 
 
 def current_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a file, those under the prefix by the names that diffusers writes today."""
+    """Return a file's tensors. Those under the prefix get the names that diffusers writes today."""
     found: dict[str, Tensor] = {}
     for old, tensor in tensors.items():
         name = current_name(old) if old.startswith(prefix) else old

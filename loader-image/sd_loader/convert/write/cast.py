@@ -58,7 +58,7 @@ def cast(values: Array, source: Dtype, target: Dtype, out: Array) -> int:
 
 
 def not_finite(values: Array, dtype: Dtype) -> tuple[int, int]:
-    """How many elements are NaN, and how many infinite."""
+    """Return how many elements are NaN, and how many are infinite."""
     single = np.empty(values.shape, "<f4")
     _DECODE[dtype](values, single)
     return int(np.isnan(single).sum()), int(np.isinf(single).sum())

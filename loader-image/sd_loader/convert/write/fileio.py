@@ -28,7 +28,7 @@ def reserve(fd: int, size: int) -> None:
 
 
 def read_into(fd: int, target: memoryview, position: int) -> None:
-    """Fill memory with the bytes at a position. Refuse a file that ends before."""
+    """Fill memory with the bytes at a position. Raise LoaderError if the file ends too early."""
     while target.nbytes:
         count = os.preadv(fd, [target], position)
         if count == 0:

@@ -150,7 +150,7 @@ def component_files(folder: str, stem: str, items: Sequence[Item]) -> list[Plann
 
 
 def _shards(items: Sequence[Item]) -> list[list[Item]]:
-    """Split as huggingface_hub does: in order. A tensor larger than a shard has its own."""
+    """Split the tensors in order, as huggingface_hub does. A very large one has its own shard."""
     shards: list[list[Item]] = []
     current: list[Item] = []
     size = 0
@@ -178,7 +178,7 @@ class FolderPlan:
     prediction_type: str | None = None
     warnings: tuple[str, ...] = ()
     scan: bool = False
-    """Whether every weight is checked before it is published, even if the user does not ask."""
+    """Whether all weights are checked before publishing, even if the user does not ask for it."""
 
     @property
     def weights(self) -> tuple[WeightsFile, ...]:

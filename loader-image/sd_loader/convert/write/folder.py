@@ -1,4 +1,4 @@
-"""Writes a planned folder, and links the source files that already are what is planned."""
+"""Writes a planned folder, and links the source files that equal planned files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_or_link(
 
 
 def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bool:
-    """Link a source file that is, byte for byte, what is planned. Return whether it was linked."""
+    """Link a source file that equals the planned file. Return whether it was linked."""
     fds = {item.source.fd for item in file.items}
     if len(fds) != 1:
         return False

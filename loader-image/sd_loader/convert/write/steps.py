@@ -27,7 +27,7 @@ OVERFLOW_LIMIT = 0
 
 
 class Findings:
-    """What writing the weights shows about them. Threads share it.
+    """Problems that are found while weights are written. Threads share it.
 
     sources: the open files that the weights come from.
     """
@@ -63,7 +63,7 @@ class Findings:
 
 
 class Buffers:
-    """Buffers that steps use again: fresh memory is slow, since the kernel clears it first."""
+    """Reusable buffers. New memory is slow, because the kernel clears it first."""
 
     def __init__(self, size: int = STEP_BYTES) -> None:
         self._size = size
@@ -109,7 +109,7 @@ class Step:
         return self.dtype is self.source.dtype and self.source.strides is None
 
     def fill(self, content: memoryview, findings: Findings) -> None:
-        """Read the step's source, and put its bytes in the file's type into memory."""
+        """Read the step's source into memory, and convert it to the file's type."""
         source = self.source
         if self.is_copy:
             read_into(source.fd, content, source.offset)

@@ -1,4 +1,4 @@
-"""Digests a file whose steps are done in any order, as far as it is complete."""
+"""Digests a file in order, while its steps are done in any order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BUFFER_BYTES = 2**18
 
 
 class StepsDone:
-    """Which steps of a file are in their places. The digest waits for them in order."""
+    """The steps of a file that are done. The digest waits for them in order."""
 
     def __init__(self, count: int) -> None:
         self._flags = bytearray(count)
@@ -35,7 +35,7 @@ class StepsDone:
             self._changed.notify_all()
 
     def wait(self, number: int) -> None:
-        """Return when a step is done. Raise CancelledError if it will not be."""
+        """Wait until a step is done. Raise CancelledError after `give_up`."""
         with self._changed:
             while not self._flags[number]:
                 if self._given_up:
@@ -44,7 +44,7 @@ class StepsDone:
 
 
 def digest_as_done(fd: int, file: WeightsFile, done: StepsDone) -> FileDigest:
-    """Digest a file's steps in the order of the file, each once it is done."""
+    """Digest a file's steps in the order of the file. Wait for each one."""
     digest = hashlib.sha256(file.header)
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     for number, step in enumerate(steps_of(file)):

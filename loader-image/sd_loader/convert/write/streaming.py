@@ -1,8 +1,8 @@
-"""Writes planned files while their source downloads: its bytes are stored only in their places.
+"""Writes planned files while their source is downloaded, without a copy of the source.
 
-The source's bytes arrive in their own order, so places are filled in any order. One thread for each
-file digests it as far as it is complete. What has arrived is recorded, and from time to time made
-durable, so that a later process can resume.
+The source's bytes arrive in the source's order, so the files are written in any order. One thread
+for each file digests its beginning as soon as it is complete. The progress is recorded, and from
+time to time the bytes are made durable, so that a later process can resume.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ AT_A_TIME = 6
 RECORD_SECONDS = 0.25
 SYNC_SECONDS = 10.0
 WIDEST = 8
-"""Source bytes behind one byte of the output, at most: a 64-bit number may become an 8-bit one."""
+"""Most source bytes per byte of the output: a 64-bit number may become an 8-bit one."""
 
 
 class DoneRecord(Protocol):
     """A record of how many wants are done."""
 
     def done(self) -> int:
-        """How many wants an earlier process did, as far as they are still there."""
+        """How many wants an earlier process wrote. Wants that a crash has undone do not count."""
         ...
 
     def set_done(self, written: int, durable: int) -> None:
-        """Record how many are written, and how many would survive a crash of the machine."""
+        """Record how many wants are written, and how many would survive a crash of the machine."""
         ...
 
 
 class StreamedFolder:
     """A folder of files that are being written. Use it in a `with` statement.
 
-    sources: the file that stands for the arriving source, then files that are complete. keep: the
-    first one's descriptor for writing. Bytes that several steps need are kept there, in their own
-    places.
+    sources: the sparse file of the arriving source, then the complete files. keep: a descriptor for
+    writing to the sparse file. Bytes that several steps need are kept there, at their positions in
+    the source.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class StreamedFolder:
                     self._sync()
 
     def feed(self, position: int, content: memoryview) -> None:
-        """Take bytes of the source, in the order of the wants. Drop those that no want has.
+        """Take bytes of the source, in the order of the wants. Drop those outside the wants.
 
         Raises an error that writing earlier bytes caused.
         """
@@ -166,7 +166,7 @@ class StreamedFolder:
                 return
 
     def _sync(self) -> None:
-        """Make durable what is in its place, and record how much that is."""
+        """Make the written wants durable, and record how many they are."""
         written = self._written()
         for fd in (*self._fds, self._keep):
             os.fsync(fd)
@@ -174,7 +174,7 @@ class StreamedFolder:
         self._record.set_done(written, written)
 
     def _written(self) -> int:
-        """How many wants, counted from the first without a gap, are in their places."""
+        """How many wants, counted from the first without a gap, are written."""
         with self._lock:
             while self._whole < len(self._placed) and self._placed[self._whole]:
                 self._whole += 1
@@ -223,7 +223,7 @@ class StreamedFolder:
             self._room.release()
 
     def _mark(self, number: int) -> None:
-        """Record that a want is in its place."""
+        """Record that a want is written."""
         slot = self._wants.ordered[number].slot
         if slot is not None:
             self._done[slot.file].set(slot.number)

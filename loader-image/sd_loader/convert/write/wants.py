@@ -1,4 +1,4 @@
-"""Which bytes of a source are needed, and in which order they are requested."""
+"""Determines which bytes of a source are needed, and the order of their requests."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sd_loader.formats.outline import Range
 from sd_loader.tensors import Tensor, strides_of
 
 GAP_BYTES = 4 << 20
-"""A smaller gap is downloaded with its neighbours: another request takes longer."""
+"""A smaller gap is downloaded as well, because another request would take longer."""
 
 HELD_UP_BYTES = 64 << 20
-"""A digest that waits for less is quick. For a large file a quarter of it counts instead."""
+"""Least size of the bytes that wait for an early want. For a large file, a quarter of it counts."""
 MOST_EARLY_BYTES = 64 << 20
-"""If more than this would come first, the file's order is simply another one."""
+"""If all early wants together are larger, none is requested early."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A step of a file, by numbers."""
+    """A step, with its number and that of its file."""
 
     file: int
     """Number of the file among those with weights."""
@@ -40,7 +40,7 @@ class Want:
     end: int
 
     slot: Slot | None
-    """The step that needs it. None if the bytes are kept for several steps, or for the source."""
+    """The step that needs the bytes. None if the source's sparse file stores them instead."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Wants:
     """
 
     later: tuple[Slot, ...]
-    """Steps that are done once everything is here: they need kept bytes, or other files."""
+    """Steps that are done after the download, because they need kept bytes or other files."""
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +73,7 @@ class Wants:
 
 
 def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) -> Wants:
-    """What the files need of the source behind `fd`. kept: ranges that are needed as well."""
+    """Return what the files need of the source with the descriptor `fd`. kept: further ranges."""
     wanted = [Want(start, end, None) for start, end in kept]
     later: list[Slot] = []
     for slot in _slots(files):
@@ -99,7 +99,7 @@ def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) 
 
 
 def _early(ordered: Sequence[Want]) -> set[Want]:
-    """Wants that come late in the source, while much of their file's digest waits for them.
+    """Return the wants late in the source for which much of their file's digest would wait.
 
     An example is the UNet's time embedding: it is the last of its source and in the first third of
     its file.

@@ -38,7 +38,7 @@ REPORT_SECONDS = 0.5
 
 @dataclass
 class _Run:
-    """What the threads of a run share."""
+    """The state that the threads of a run share."""
 
     writers: Executor
     findings: Findings
@@ -90,7 +90,7 @@ def prepare_folder(out: Path, files: Sequence[PlannedFile]) -> None:
 
 
 def _allocated(path: Path) -> int:
-    """Bytes on the volume of a file that an earlier attempt left."""
+    """Return how many bytes a file of an earlier attempt takes on the volume."""
     try:
         return path.lstat().st_blocks * 512
     except FileNotFoundError:

@@ -139,7 +139,7 @@ class Detail:
     source: str
     """The URL of the source without secrets."""
     source_link: str | None
-    """The same as a link; None if it is not a link or does not work without its secrets."""
+    """The source as a link; None if it is not a link or does not work without its secrets."""
     created: str
     """How long ago the resource was created."""
     yaml: str
