@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum, StrEnum
 
-from sd_api.names import ANNOTATION_RELOAD, ANNOTATION_SKIP_CLEANUP
+from sd_api.names import ANNOTATION_RELOAD, ANNOTATION_SKIP_CLEANUP, LABEL_MODELS
 
 
 class ExitCode(IntEnum):
@@ -125,6 +125,14 @@ class Reason(StrEnum):
         " it again with a spec.storage.claimName that exists.",
     )
     """The model's PersistentVolumeClaim does not exist or is being deleted."""
+    CLAIM_NOT_ALLOWED = (
+        "ClaimNotAllowed",
+        Retry.RESYNC,
+        f'If the PersistentVolumeClaim may hold models, set its label {LABEL_MODELS}: "true";'
+        " otherwise delete this model and create it again without spec.storage.",
+    )
+    """The PersistentVolumeClaim that spec.storage names is neither the default one nor labelled for
+    models nor listed by the administrator."""
     VOLUME_NOT_WRITABLE = (
         "VolumeNotWritable",
         Retry.RESYNC,

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from sd_api.crd import custom_resource_definition
+from sd_operator.resources.observed import ClaimView
 from tests.support.charts.helmcharts import (
     CATALOG,
     CHARTS,
@@ -311,6 +312,7 @@ def test_each_namespace_has_a_pvc_that_helm_keeps() -> None:
     (claim,) = of_kind(render(), "PersistentVolumeClaim")
     assert claim["metadata"]["namespace"] == NAMESPACE
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert ClaimView.from_body(claim | {"metadata": claim["metadata"] | {"uid": "c"}}).for_models
     assert claim["spec"] == {
         "accessModes": ["ReadWriteMany"],
         "resources": {"requests": {"storage": "200Gi"}},

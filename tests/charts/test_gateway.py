@@ -58,6 +58,7 @@ def test_every_value_reaches_the_gateway() -> None:
     """The test includes values that the gateway shares with the operator."""
     found = settings(FULL)
     assert found.claim_name == "weights"
+    assert found.allowed_claims == {"archive", "fast"}
     assert found.loader.slim_image.startswith("registry.example.com/sd/slim@sha256:")
     assert found.loader.image_pull_secrets == ("pull", "more")
     assert (found.loader.retain_previous_seconds, found.loader.tmp_size) == (3600, "2Gi")

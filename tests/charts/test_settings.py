@@ -86,6 +86,7 @@ def test_every_value_sets_its_setting() -> None:
     )
     assert settings.namespaces == ("art", "ads")
     assert settings.claim_name == "weights"
+    assert settings.allowed_claims == {"archive", "fast"}
     assert settings.allowed_hosts == {"mirror.example.com", "10.1.2.3:8443"}
     assert settings.hub_endpoint == "https://mirror.example.com/hf"
     assert settings.trained_url_template == "https://trainer.example.com/models/{id}"

@@ -116,6 +116,7 @@ capabilities:
 {{- $settings := list
   (list "KEYS_FILE" "/etc/sd-gateway/keys/keys")
   (list "CLAIM_NAME" $values.models.claim.name)
+  (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
   (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
   (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))
   (list "RETAIN_PREVIOUS_SECONDS" (int64 $values.retainPrevious))
@@ -161,6 +162,7 @@ capabilities:
 {{- $settings := list
   (list "NAMESPACES" $namespaces)
   (list "CLAIM_NAME" $values.models.claim.name)
+  (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
   (list "LOADER_IMAGE" (include "sd-operator.image" (list . $loader.image)))
   (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
   (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))

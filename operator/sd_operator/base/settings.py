@@ -77,6 +77,9 @@ class Settings:
     """Namespaces whose models are served, separated by commas. Empty: all."""
     claim_name: str = defaults.CLAIM_NAME
     """PersistentVolumeClaim of models without spec.storage."""
+    allowed_claims: frozenset[str] = frozenset()
+    """Names of further PersistentVolumeClaims that models may use without the label
+    sd-operator.dev/models, separated by commas."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts, as host or host:port and separated by commas, that loads and webhooks may call at
@@ -135,6 +138,7 @@ class Settings:
             kubeconfig=kubeconfig(env),
             namespaces=read.words("NAMESPACES"),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
+            allowed_claims=frozenset(read.words("ALLOWED_CLAIMS")),
             loader=LoaderSettings(
                 image=read.text("LOADER_IMAGE") or loader.image,
                 slim_image=read.text("LOADER_SLIM_IMAGE") or loader.slim_image,

@@ -25,6 +25,9 @@ class Settings:
     """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
     claim_name: str = defaults.CLAIM_NAME
     """PersistentVolumeClaim of models without spec.storage; clear_cache sweeps it."""
+    allowed_claims: frozenset[str] = frozenset()
+    """Names of further PersistentVolumeClaims that models may use without the label
+    sd-operator.dev/models, separated by commas."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts, as host or host:port and separated by commas, that sync_models may call at private
@@ -72,6 +75,7 @@ class Settings:
             keys_file=default.keys_file,
             kubeconfig=kubeconfig(env),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
+            allowed_claims=frozenset(read.words("ALLOWED_CLAIMS")),
             loader=LoaderSettings(
                 slim_image=read.text("LOADER_SLIM_IMAGE") or loader.slim_image,
                 image_pull_secrets=read.words("IMAGE_PULL_SECRETS"),

@@ -16,6 +16,7 @@ from sd_operator.rules import conditions
 NOT_STARTED = frozenset(
     {
         Reason.CLAIM_NOT_FOUND,
+        Reason.CLAIM_NOT_ALLOWED,
         Reason.IMAGE_PULL_FAILED,
         Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,

@@ -157,6 +157,19 @@ def load_job_failed(inp: Input) -> Step | None:
     return _failed(inp, job, diagnose.job_failure(job, inp.observed.pods_of(job), before))
 
 
+def claim_is_not_allowed(inp: Input) -> Step | None:
+    """Models may not use this claim; a running Job is deleted. A label wakes the model."""
+    if inp.claim_is_allowed:
+        return None
+    failure = Failure(
+        Reason.CLAIM_NOT_ALLOWED,
+        f"PersistentVolumeClaim {inp.claim_name} in namespace {inp.model.namespace} may not be used"
+        " for models",
+    )
+    report = Report.of_failure(failure)
+    return _stop(inp, list(inp.jobs), report) or Proceed(report)
+
+
 def model_is_suspended(inp: Input) -> Step | None:
     """spec.suspend is true: a running Job is deleted, all files stay."""
     if inp.model.spec is None or not inp.model.spec.suspend:
@@ -309,6 +322,9 @@ RULES: tuple[Rule, ...] = (
     # The outcome counts even if the model was suspended, or the queue filled up, in the meantime.
     load_job_succeeded,
     load_job_failed,
+    # After the outcome of a Job that has ended, because what is published stays. It stops a running
+    # Job, so it stands before the rules that let it go on.
+    claim_is_not_allowed,
     # Stops a Job that runs or waits in Kueue, so it stands before the rules that let it go on.
     model_is_suspended,
     # Before the next rule, which would report its missing Pod as a problem.

@@ -73,6 +73,7 @@ FULL: Json = {
             "accessModes": ["ReadWriteOnce"],
             "annotations": {"example.com/backup": "true"},
         },
+        "allowedClaims": ["archive", "fast"],
     },
     "loader": {
         "image": {"repository": "load", "tag": "2", "digest": "sha256:" + "b" * 64},
