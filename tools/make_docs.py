@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from sd_api.loader_env import LoaderEnv
+from sd_api.logins import Logins
 from sd_api.reasons import EventReason, ReadyReason, Reason, Retry, WebhookReason
 from sd_api.spec import JobOverrides
 from sd_api.status import ConditionType
@@ -148,7 +149,7 @@ def default_of(field: Field[Any]) -> str:
         return "(required)"
     value = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
     match value:
-        case None | "" | () | JobOverrides():
+        case None | "" | () | JobOverrides() | Logins():
             return ""
         case bool():
             return str(value).lower()

@@ -150,9 +150,11 @@ class Reason(StrEnum):
         "SecretNotFound",
         Retry.RESYNC,
         "Create the Secret that spec.credentialsSecretRef names in the model's namespace, with the"
-        " token in its key `token`.",
+        " token in its key `token`. If the message names the administrator's logins, ask the"
+        " administrator for that Secret.",
     )
-    """The Secret that spec.credentialsSecretRef names does not exist or has no usable token."""
+    """The Secret that spec.credentialsSecretRef names does not exist or has no usable token, or an
+    administrator's login is missing or unusable."""
     CREDENTIALS_HOST_MISMATCH = (
         "CredentialsHostMismatch",
         Retry.RESYNC,

@@ -154,6 +154,18 @@ REFUSED = [
         id="security context of neither Pod nor container",
     ),
     pytest.param(
+        {"proxy": {"https": "http://user:word@proxy:3128"}},
+        "proxy.https must not contain a user name or a password",
+        ("put them into the Secret that loginsSecret names",),
+        id="login of the proxy",
+    ),
+    pytest.param(
+        {"hubEndpoint": "https://user:word@hub.example.com"},
+        "hubEndpoint must not contain a user name or a password",
+        ("put them into the Secret that loginsSecret names",),
+        id="login of the mirror",
+    ),
+    pytest.param(
         {"loader": {"networkPolicy": {"refusedCIDRs": ["10.0.0.0"]}}},
         "refusedCIDRs",
         ("0-9",),

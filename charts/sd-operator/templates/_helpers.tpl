@@ -127,6 +127,7 @@ capabilities:
   (list "HF_ENDPOINT" $values.hubEndpoint)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
+  (list "LOGINS_DIR" (ternary "/etc/sd-gateway/logins" "" (ne $values.loginsSecret "")))
   (list "CA_FILE" (ternary "/etc/sd-gateway/ca/ca.crt" "" (ne $gateway.caConfigMap "")))
   (list "STORE" (ternary "/models" "" $gateway.previews))
   (list "PUBLIC_URL" ($gateway.publicUrl | default $host))
@@ -187,6 +188,8 @@ capabilities:
   (list "TRAINED_URL_TEMPLATE" $values.trainedUrlTemplate)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
+  (list "LOGINS_SECRET" $values.loginsSecret)
+  (list "LOGINS_DIR" (ternary "/etc/sd-operator/logins" "" (ne $values.loginsSecret "")))
   (list "WEBHOOK_KEY_FILE" (ternary "/etc/sd-operator/webhook/key" "" (ne $values.webhook.keySecret.name "")))
   (list "WEBHOOK_CA_FILE" (ternary "/etc/sd-operator/ca/ca.crt" "" (ne $values.webhook.caConfigMap "")))
   (list "WEBHOOK_RETRY_SECONDS" (join "," $values.webhook.retrySeconds))
@@ -206,6 +209,11 @@ capabilities:
 {{- $values := .Values -}}
 {{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
 {{- fail (printf "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host; it is %s" $values.trainedUrlTemplate) -}}
+{{- end -}}
+{{- range $name, $url := dict "hubEndpoint" $values.hubEndpoint "proxy.https" $values.proxy.https "trainedUrlTemplate" $values.trainedUrlTemplate -}}
+{{- if regexMatch `^[a-z]+://[^/?#]*@` $url -}}
+{{- fail (printf "%s must not contain a user name or a password, because every reader of a Job would see them; put them into the Secret that loginsSecret names" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $values.metrics.podMonitor.enabled $values.metrics.serviceMonitor.enabled -}}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every operator twice: enable one of them" -}}

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api import defaults
+from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
 from sd_operator.base.settings import LoaderSettings
 
 PREFIX = "SD_GATEWAY_"
+_INSTEAD = (
+    f"put USER:PASSWORD into the file proxy or hub of the folder that {PREFIX}LOGINS_DIR names"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Settings:
     """URL of the proxy for the calls of sync_models."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
+    logins: Logins = field(default_factory=Logins)
+    """Folder with logins for the calls of sync_models: the files proxy and hub with USER:PASSWORD.
+    It is read once, at the start."""
     ca_file: Path | None = None
     """PEM file; sync_models trusts its authorities instead of the public ones."""
     store: Path | None = None
@@ -89,9 +96,10 @@ class Settings:
                 placement=read.placement("LOADER_PLACEMENT"),
             ),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
-            hub_endpoint=read.link("HF_ENDPOINT") or env.get("HF_ENDPOINT") or None,
-            https_proxy=read.link("HTTPS_PROXY"),
+            hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
+            https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",
+            logins=read.logins("LOGINS_DIR"),
             ca_file=read.path("CA_FILE"),
             store=read.path("STORE"),
             public_url=read.link("PUBLIC_URL"),
@@ -110,6 +118,17 @@ class Settings:
     def cookie_secure(self) -> bool:
         """Whether browsers send cookies over https only: yes, unless public_url is http."""
         return self.public_url is None or self.public_url.startswith("https://")
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy with its login."""
+        return with_login(self.https_proxy, self.logins.proxy) if self.https_proxy else None
+
+    @property
+    def hub(self) -> str:
+        """The Hub or its mirror, with its login."""
+        mirror = self.hub_endpoint
+        return with_login(mirror, self.logins.hub) if mirror else defaults.HUB_ENDPOINT
 
     def guard(self) -> Guard:
         """Return the guard that decides which addresses sync_models may call."""

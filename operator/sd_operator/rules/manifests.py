@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sd_api import defaults, names
+from sd_api import defaults, logins, names
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.loader_env import CREDENTIALS_DIR, STORE_MOUNT, LoaderEnv
+from sd_api.loader_env import CREDENTIALS_DIR, LOGINS_DIR, STORE_MOUNT, LoaderEnv
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Spec
-from sd_api.trained import is_trained_id, trained_link
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
 from sd_operator.rules.decision import JobPlan
@@ -105,15 +104,12 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
 
 
 def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
-    """Return the spec with the link of a trained model and with verify.render filled in."""
-    url, template = spec.url, settings.trained_url_template
-    if url is not None and template is not None and is_trained_id(url, spec.model_type):
-        url = trained_link(template, url)
+    """Return the spec with verify.render filled in."""
     verify = spec.verify
     if verify.render is None:
         gpus = _limits(overrides, settings.loader).get(settings.loader.gpu_resource, 0)
         verify = verify.model_copy(update={"render": str(gpus) != "0"})
-    return spec.model_copy(update={"url": url, "verify": verify})
+    return spec.model_copy(update={"verify": verify})
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
@@ -129,17 +125,14 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
     resources = _convert_resources(overrides, loader, renders=renders)
     image = loader.image if renders else loader.slim_image
     fetch = _container(names.CONTAINER_FETCH, image, _FETCH, plan, settings)
-    if plan.credentials_secret is not None:
-        fetch["volumeMounts"].append(
-            {"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True}
-        )
+    secrets = _secret_volumes(plan, loader)
+    fetch["volumeMounts"] += [
+        {"name": volume["name"], "mountPath": path, "readOnly": True} for path, volume in secrets
+    ]
     convert = _container(names.CONTAINER_CONVERT, image, resources, plan, settings)
     pod = _pod([convert], plan, settings)
     pod["initContainers"] = [fetch]
-    if plan.credentials_secret is not None:
-        # Optional, so that the loader starts without it and reports SecretNotFound.
-        secret = {"secretName": plan.credentials_secret, "optional": True, "defaultMode": 0o440}
-        pod["volumes"].append({"name": "credentials", "secret": secret})
+    pod["volumes"] += [volume for _, volume in secrets]
     pod |= _placement(overrides, loader, "runtime_class_name")
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
@@ -159,6 +152,25 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         }
     ]
     return job
+
+
+def _secret_volumes(plan: JobPlan, loader: LoaderSettings) -> list[tuple[str, Manifest]]:
+    """Return the volumes with Secrets, each with its mount path in the container that fetches."""
+    secrets = (
+        (CREDENTIALS_DIR, "credentials", plan.credentials_secret, ("token", "host")),
+        (LOGINS_DIR, "logins", loader.logins_secret, logins.KEYS),
+    )
+    return [(path, _secret_volume(name, of, keys)) for path, name, of, keys in secrets if of]
+
+
+def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
+    """Return a volume with these keys of a Secret, and nothing else of it.
+
+    Secret and keys are optional, so that the loader starts without them and reports SecretNotFound.
+    """
+    items = [{"key": key, "path": key} for key in keys]
+    source = {"secretName": secret, "optional": True, "defaultMode": 0o440, "items": items}
+    return {"name": name, "secret": source}
 
 
 def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
@@ -341,7 +353,7 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     loader = settings.loader
     variables = LoaderEnv(
         termination_log=TERMINATION_LOG,
-        allowed_hosts=settings.loader_allowed_hosts(),
+        allowed_hosts=settings.allowed_hosts,
         max_bytes=loader.max_bytes,
         retain_previous_seconds=loader.retain_previous_seconds,
         hub_endpoint=settings.hub_endpoint,
@@ -351,7 +363,12 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     )
     plain = variables.to_env() | _HUB_LIBRARY | _USER
     if container == names.CONTAINER_FETCH:
-        fetching = LoaderEnv(credentials_dir=CREDENTIALS_DIR, default_parts=loader.default_parts)
+        fetching = LoaderEnv(
+            credentials_dir=CREDENTIALS_DIR,
+            logins_dir=LOGINS_DIR if loader.logins_secret else None,
+            default_parts=loader.default_parts,
+            trained_url_template=settings.trained_url_template,
+        )
         plain |= fetching.to_env()
     if container == names.CONTAINER_CONVERT:
         # By default, torch's waiting threads spin and use up the remaining CPU time.

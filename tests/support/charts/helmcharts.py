@@ -107,6 +107,7 @@ FULL: Json = {
     "allowedHosts": ["mirror.example.com", "10.1.2.3:8443"],
     "hubEndpoint": "https://mirror.example.com/hf",
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
+    "loginsSecret": "logins",
     "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".example.com"},
     "caConfigMap": "company-ca",
     "webhook": {
