@@ -121,7 +121,8 @@ def setting_rows(
     """Yield a row for each field that a variable sets, including the fields of nested classes."""
     docs = attribute_docs(cls)
     for field in fields(cls):
-        if is_dataclass(field.default_factory):
+        # One variable sets all logins: it names their folder.
+        if is_dataclass(field.default_factory) and field.default_factory is not Logins:
             yield from setting_rows(field.default_factory, variables)
         elif names := variables.get((cls, field.name)):
             shown = ", ".join(f"`{name}`" for name in names)
