@@ -271,6 +271,12 @@ class Reason(StrEnum):
         " volume).",
     )
     """No node fits the loader's Pod."""
+    PRIORITY_CLASS_NOT_ALLOWED = (
+        "PriorityClassNotAllowed",
+        Retry.RESYNC,
+        "Remove spec.job.priorityClassName, or ask the administrator to allow the PriorityClass.",
+    )
+    """The administrator does not allow the PriorityClass that spec.job names."""
     IMAGE_PULL_FAILED = (
         "ImagePullFailed",
         Retry.RESYNC,

@@ -77,6 +77,7 @@ def test_every_value_sets_its_setting() -> None:
     assert (settings.loader.load_ttl_seconds, settings.loader.remove_ttl_seconds) == (60, 30)
     assert settings.loader.default_parts == {"sd1": "org/one", "sdxl": "org/xl"}
     assert settings.loader.allow_overrides is False
+    assert settings.loader.priority_classes == {"low", "lowest"}
     assert settings.loader.security_context == FULL["loader"]["securityContext"]
     assert settings.loader.placement == JobOverrides(
         node_selector={"pool": "gpu"},

@@ -180,6 +180,7 @@ capabilities:
   (list "ALLOW_JOB_OVERRIDES" $loader.allowOverrides)
   (list "LOADER_SECURITY_CONTEXT" (ternary (toJson $loader.securityContext) "" (not (empty $loader.securityContext))))
   (list "LOADER_PLACEMENT" (ternary (toJson $placement) "" (not (empty $placement))))
+  (list "PRIORITY_CLASSES" (join "," $loader.allowedPriorityClasses))
   (list "KUEUE_QUEUE" $values.kueueQueue)
   (list "MAX_LOADS" (int64 $values.limits.loads))
   (list "MAX_LOADS_PER_NAMESPACE" (int64 $values.limits.loadsPerNamespace))

@@ -64,6 +64,8 @@ class LoaderSettings:
     sd1=ORG/NAME,sdxl=ORG/NAME."""
     allow_overrides: bool = True
     """Whether spec.job has an effect: true or false."""
+    priority_classes: frozenset[str] = frozenset()
+    """PriorityClasses that spec.job may name, separated by commas. Empty: none."""
     kueue_queue: str | None = None
     """LocalQueue of Kueue in each model's namespace. Kueue then admits the loads, and the limits on
     their number have no effect."""
@@ -73,6 +75,10 @@ class LoaderSettings:
     placement: JobOverrides = field(default_factory=JobOverrides)
     """Where loader Pods run, unless spec.job says otherwise: JSON with nodeSelector, tolerations,
     runtimeClassName and priorityClassName."""
+
+    def allows_priority_class(self, name: str) -> bool:
+        """Whether spec.job may name this PriorityClass."""
+        return name in self.priority_classes or name == self.placement.priority_class_name
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,7 @@ class Settings:
                 remove_ttl_seconds=read.whole("REMOVE_TTL_SECONDS", loader.remove_ttl_seconds),
                 default_parts=read.default_parts("LOADER_DEFAULT_PARTS"),
                 allow_overrides=read.truth("ALLOW_JOB_OVERRIDES", loader.allow_overrides),
+                priority_classes=frozenset(read.words("PRIORITY_CLASSES")),
                 kueue_queue=read.text("KUEUE_QUEUE"),
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
                 placement=read.placement("LOADER_PLACEMENT"),

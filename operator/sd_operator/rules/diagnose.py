@@ -18,6 +18,7 @@ NOT_STARTED = frozenset(
         Reason.CLAIM_NOT_FOUND,
         Reason.CLAIM_NOT_ALLOWED,
         Reason.IMAGE_PULL_FAILED,
+        Reason.PRIORITY_CLASS_NOT_ALLOWED,
         Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,
     }

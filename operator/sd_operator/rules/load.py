@@ -263,6 +263,17 @@ def load_job_was_deleted(inp: Input) -> Step | None:
     return Proceed(_pending(message), wake_after=left)
 
 
+def priority_class_is_not_allowed(inp: Input) -> Step | None:
+    """The administrator does not allow the PriorityClass that spec.job names."""
+    loader, spec = inp.settings.loader, inp.model.spec
+    job = spec.job if spec is not None and loader.allow_overrides else None
+    name = job.priority_class_name if job is not None else None
+    if name is None or loader.allows_priority_class(name):
+        return None
+    message = f"spec.job.priorityClassName: PriorityClass {name} is not allowed for loads"
+    return Proceed(Report.of_failure(Failure(Reason.PRIORITY_CLASS_NOT_ALLOWED, message)))
+
+
 def load_job_was_rejected(inp: Input) -> Step | None:
     """The API server rejected the Job; it is tried again a little later."""
     rejection = inp.observed.rejection
@@ -335,6 +346,8 @@ RULES: tuple[Rule, ...] = (
     last_load_failed,
     # Before another Job is created, so that a cache that missed the Job does not start a second.
     load_job_was_deleted,
+    # Before the queue: a model that cannot start lets others go first.
+    priority_class_is_not_allowed,
     # Before the queue: a model whose Job was just rejected lets others go first.
     load_job_was_rejected,
     # Before the finalizer: a model that only waits can be deleted at once.

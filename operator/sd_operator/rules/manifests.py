@@ -68,7 +68,7 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
     spec = model.spec
     if spec is None:
         raise ValueError(f"the spec of {model.namespace}/{model.name} cannot be read")
-    overrides = spec.job if settings.loader.allow_overrides else None
+    overrides = _overrides(model, settings.loader)
     credentials = spec.credentials_secret_ref
     return JobPlan(
         namespace=model.namespace,
@@ -90,7 +90,6 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
 
 def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
     """Return the plan of the Job that removes or releases a deleted model's files."""
-    overrides = model.spec.job if model.spec and settings.loader.allow_overrides else None
     return JobPlan(
         namespace=model.namespace,
         name=names.job_name(model.name, model.uid, names.ROLE_REMOVE, attempt),
@@ -99,8 +98,18 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
         claim_name=claim_name,
         attempt=attempt,
         request=RemoveRequest(owner=model.owner, model_id=model.model_id, retain=model.retain),
-        overrides=overrides,
+        overrides=_overrides(model, settings.loader),
     )
+
+
+def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
+    """Return spec.job as far as the administrator allows it; a clean-up must not fail of it."""
+    overrides = model.spec.job if model.spec and loader.allow_overrides else None
+    if overrides is None or overrides.priority_class_name is None:
+        return overrides
+    if loader.allows_priority_class(overrides.priority_class_name):
+        return overrides
+    return overrides.model_copy(update={"priority_class_name": None})
 
 
 def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:

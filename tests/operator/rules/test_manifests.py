@@ -27,6 +27,7 @@ FULL = Settings(
         logins_secret="logins",
         max_bytes=10**10,
         retain_previous_seconds=60,
+        priority_classes=frozenset({"batch"}),
     ),
     allowed_hosts=frozenset({"mirror.example.com", "10.0.0.1:8080"}),
     hub_endpoint="https://mirror.example.com/hf",
@@ -285,6 +286,15 @@ def test_a_models_placement_replaces_the_default_field_by_field() -> None:
     assert pod["nodeSelector"] == {"zone": "a"}
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_a_clean_up_ignores_a_priority_class_that_is_not_allowed() -> None:
+    """A deleted model cannot be corrected, and its files must go."""
+    job = {"priorityClassName": "system-node-critical", "nodeSelector": {"zone": "a"}}
+    pod = pod_of(remove(CPU, job=job))
+    assert pod["nodeSelector"] == {"zone": "a"}
+    assert "priorityClassName" not in pod
+    assert "priorityClassName" not in pod_of(load(CPU, job=job))
 
 
 def test_a_clean_up_is_placed_too_but_needs_no_gpu_runtime() -> None:

@@ -87,6 +87,7 @@ FULL: Json = {
         "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes"}],
         "runtimeClassName": "nvidia",
         "priorityClassName": "batch",
+        "allowedPriorityClasses": ["low", "lowest"],
         "allowOverrides": False,
         "maxBytes": 123456789012,
         "tmpSize": "2Gi",
