@@ -14,7 +14,7 @@ import pytest
 from sd_api import names
 from sd_operator.clients.kube import Api
 from sd_operator.gateway.models import Models
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.charts.helmcharts import GATEWAY_RULES
 from tests.support.gateway.gatewayrun import Gateway, write_keys
 from tests.support.kube.cluster import CLAIM
@@ -45,7 +45,7 @@ def test_a_vendors_user_loads_verifies_and_deletes(
     operated.start()
     (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)
     hosts = frozenset({operated.hub.host, operated.receiver.host})
-    settings = Settings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
+    settings = GatewaySettings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
     model_id = "Majic_Mix"
     with Gateway(settings, key) as gateway:
         said = {
@@ -119,7 +119,7 @@ def test_a_vendors_user_loads_verifies_and_deletes(
 async def look(kubeconfig: Path, namespace: str) -> list[str]:
     """Open a namespace's first model as a browser does, and return the reasons of its Events."""
     async with Api(kubeconfig) as api:
-        models = Models(api, Settings(Path()))
+        models = Models(api, GatewaySettings(Path()))
         async with contextlib.aclosing(models.watch(namespace)) as changes:
             change = await anext(changes)
             await asyncio.sleep(0.5)  # for the watch to begin after the list

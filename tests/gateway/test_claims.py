@@ -14,7 +14,7 @@ from sd_operator.base.errors import NotFoundError
 from sd_operator.clients.kube import Api, Resource
 from sd_operator.gateway import claims
 from sd_operator.gateway.claims import ClaimRefusedError
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 Json = dict[str, Any]
 
@@ -64,7 +64,7 @@ CASES = [
 @pytest.mark.parametrize(("body", "allowed", "asked"), CASES)
 def test_a_model_names_only_a_pvc_for_models(body: Json, allowed: bool, asked: list[str]) -> None:
     """A PVC is read only if the settings do not decide."""
-    api, settings = Claims(), Settings(Path(), allowed_claims=frozenset({"listed"}))
+    api, settings = Claims(), GatewaySettings(Path(), allowed_claims=frozenset({"listed"}))
     if allowed:
         asyncio.run(claims.check(api, settings, "art", body))
     else:

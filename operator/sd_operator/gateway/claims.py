@@ -8,7 +8,7 @@ from sd_api import names
 from sd_operator.base.errors import NotFoundError
 from sd_operator.clients.kube import CLAIMS, Api, Json
 from sd_operator.gateway.errors import RefusedError
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.resources.observed import ClaimView
 
 
@@ -23,7 +23,7 @@ class ClaimRefusedError(RefusedError):
         )
 
 
-async def check(api: Api, settings: Settings, namespace: str, body: Json) -> None:
+async def check(api: Api, settings: GatewaySettings, namespace: str, body: Json) -> None:
     """Raise ClaimRefusedError if a model names a PVC that it may not use.
 
     Read a PVC only if the model names another one than those of the settings. A PVC that does not

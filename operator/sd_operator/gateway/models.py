@@ -16,7 +16,7 @@ from sd_operator.gateway import claims
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.feed import Change, Feed
 from sd_operator.gateway.naming import resource_name
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 ATTEMPTS = 5
 """How often a change is tried when other callers change the model at the same time."""
@@ -29,7 +29,7 @@ HOST_FIELDS = ("credentialsSecretRef",)
 class Models:
     """The models of all namespaces. Every method takes the namespace of the caller's key."""
 
-    def __init__(self, api: Api, settings: Settings) -> None:
+    def __init__(self, api: Api, settings: GatewaySettings) -> None:
         self._api = api
         self._settings = settings
         self._feeds: dict[str, Feed] = {}
