@@ -7,7 +7,14 @@ from typing import Any
 
 from sd_api import defaults, names
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.loader_env import CREDENTIALS_DIR, STORE_MOUNT, LoaderEnv
+from sd_api.loader_env import (
+    CREDENTIALS_DIR,
+    HUB_LIBRARY_ENV,
+    STORE_MOUNT,
+    TORCH_ENV,
+    USER_ENV,
+    LoaderEnv,
+)
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Spec
 from sd_api.trained import is_trained_id, trained_link
@@ -49,13 +56,6 @@ _POD_SECURITY = {
     "fsGroup": USER_ID,
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
-}
-# The file system is read-only, and the user has no entry in /etc/passwd.
-_USER = {"HOME": "/tmp", "LOGNAME": names.LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
-_HUB_LIBRARY = {
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
 }
 _CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -176,7 +176,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
     arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
     variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
     sweep = _command("sweep", loader.slim_image, arguments, loader) | {
-        "env": _listed(variables.to_env() | _USER),
+        "env": _listed(variables.to_env() | USER_ENV),
         "resources": _REMOVE,
     }
     return {
@@ -349,13 +349,12 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
         no_proxy=settings.no_proxy,
         ca_file=f"{CA_DIR}/ca.crt" if loader.ca_configmap else None,
     )
-    plain = variables.to_env() | _HUB_LIBRARY | _USER
+    plain = variables.to_env() | HUB_LIBRARY_ENV | USER_ENV
     if container == names.CONTAINER_FETCH:
         fetching = LoaderEnv(credentials_dir=CREDENTIALS_DIR, default_parts=loader.default_parts)
         plain |= fetching.to_env()
     if container == names.CONTAINER_CONVERT:
-        # By default, torch's waiting threads spin and use up the remaining CPU time.
-        plain["OMP_WAIT_POLICY"] = "passive"
+        plain |= TORCH_ENV
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [*_listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]
 
