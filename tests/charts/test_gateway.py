@@ -32,6 +32,7 @@ NOT_VALUES = {
     "BIND_ADDRESS": "it is there to be called",
     "PORT": "the container's port",
     "METRICS_PORT": "the container's port",
+    "PROBES_PORT": "the container's port",
 }
 """Settings without a value in the chart, and the reason."""
 
@@ -73,6 +74,7 @@ def test_every_value_reaches_the_gateway() -> None:
     assert (found.public_url, found.cookie_secure) == ("http://models.internal", False)
     assert found.trusted_proxies == ("10.0.0.1", "10.0.0.2")
     assert (found.calls_per_minute, found.failures_per_minute) == (5_000_000, 0)
+    assert (found.max_connections, found.max_connections_per_address) == (1000, 50)
     assert found.max_body_bytes == 2048
     assert (found.log_level, found.log_format) == ("DEBUG", "json")
 
@@ -138,10 +140,14 @@ def test_gateway_probes_and_service_use_its_ports() -> None:
     (container,) = pod_of(deployment(objects, "gateway"))["containers"]
     default = Settings(Path("keys"))
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": default.port, "metrics": default.metrics_port}
+    assert ports == {
+        "http": default.port,
+        "metrics": default.metrics_port,
+        "probes": default.probes_port,
+    }
     assert container["command"] + container["args"] == ["sd-gateway", "run"]
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "probes"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "probes"}
     service = one(objects, "Service", "models-operator-gateway")
     assert {port["name"]: port["targetPort"] for port in service["spec"]["ports"]} == {
         "http": "http",

@@ -88,6 +88,10 @@ def test_cookies_need_https_unless_the_public_url_is_http(
         ("PORT", "70000", "must be at most 65535"),
         ("MAX_BODY_BYTES", "1", "must be at least 1024"),
         ("PUBLIC_URL", "a.b", "must be an http(s) link"),
+        ("MAX_CONNECTIONS", "0", "must be at least 1"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "0", "must be at least 1"),
+        ("TRUSTED_PROXIES", "10.0.0.1,*", "must be addresses and networks"),
+        ("TRUSTED_PROXIES", "ingress", "must be addresses and networks"),
     ],
 )
 def test_invalid_setting_is_reported_with_its_variable(

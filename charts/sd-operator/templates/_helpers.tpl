@@ -132,6 +132,8 @@ capabilities:
   (list "TRUSTED_PROXIES" (join "," $gateway.trustedProxies))
   (list "CALLS_PER_MINUTE" (int64 $gateway.callsPerMinute))
   (list "FAILURES_PER_MINUTE" (int64 $gateway.failuresPerMinute))
+  (list "MAX_CONNECTIONS" (int64 $gateway.maxConnections))
+  (list "MAX_CONNECTIONS_PER_ADDRESS" (int64 $gateway.maxConnectionsPerAddress))
   (list "LOG_LEVEL" $values.logLevel)
   (list "LOG_FORMAT" $values.logFormat)
 -}}

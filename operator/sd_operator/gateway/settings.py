@@ -44,17 +44,25 @@ class Settings:
     """URL under which browsers reach the gateway. If it begins with http://, cookies are sent over
     plain http, too."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses of the proxies whose X-Forwarded-For header is trusted, separated by commas."""
+    """Addresses or networks of the proxies whose X-Forwarded-For header is trusted, separated by
+    commas. max_connections_per_address does not apply to them."""
     calls_per_minute: int = 600
     """How many calls one key may make in a minute. 0: no limit."""
     failures_per_minute: int = 10
     """How many wrong keys one address may try in a minute. 0: no limit."""
+    max_connections: int = 512
+    """How many connections may be open. One more replaces the one that has waited longest for its
+    client. At least 1."""
+    max_connections_per_address: int = 128
+    """How many of them one address may have, and each /64 network of IPv6. At least 1."""
     max_body_bytes: int = 65536
     """Size limit of a request's body, in bytes. At least 1024."""
     bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it
-    """Address of the API and of metrics."""
+    """Address of the API, of metrics and of probes."""
     port: int = defaults.GATEWAY_PORT
     """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
+    probes_port: int = defaults.PROBES_PORT
+    """Port of /healthz and /readyz for the kubelet, which no caller can fill. 0: any free port."""
     metrics_port: int = defaults.METRICS_PORT
     """Port of /metrics. 0: any free port."""
     log_level: str = "INFO"
@@ -91,12 +99,17 @@ class Settings:
             ca_file=read.path("CA_FILE"),
             store=read.path("STORE"),
             public_url=read.link("PUBLIC_URL"),
-            trusted_proxies=read.words("TRUSTED_PROXIES"),
+            trusted_proxies=read.networks("TRUSTED_PROXIES"),
             calls_per_minute=read.whole("CALLS_PER_MINUTE", default.calls_per_minute),
             failures_per_minute=read.whole("FAILURES_PER_MINUTE", default.failures_per_minute),
+            max_connections=read.whole("MAX_CONNECTIONS", default.max_connections, least=1),
+            max_connections_per_address=read.whole(
+                "MAX_CONNECTIONS_PER_ADDRESS", default.max_connections_per_address, least=1
+            ),
             max_body_bytes=read.whole("MAX_BODY_BYTES", default.max_body_bytes, least=1024),
             bind_address=read.text("BIND_ADDRESS") or default.bind_address,
             port=read.whole("PORT", default.port, most=65535),
+            probes_port=read.whole("PROBES_PORT", default.probes_port, most=65535),
             metrics_port=read.whole("METRICS_PORT", default.metrics_port, most=65535),
             log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
             log_format=read.choice("LOG_FORMAT", ("auto", "json", "text"), default.log_format),

@@ -128,6 +128,8 @@ FULL: Json = {
         "trustedProxies": ["10.0.0.1", "10.0.0.2"],
         "callsPerMinute": 5000000,
         "failuresPerMinute": 0,
+        "maxConnections": 1000,
+        "maxConnectionsPerAddress": 50,
         "previews": True,
         "caConfigMap": "gateway-ca",
         "ingress": {
