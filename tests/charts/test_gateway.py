@@ -9,7 +9,7 @@ import pytest
 
 from sd_api.spec import JobOverrides, Toleration
 from sd_operator.base.settings import LoaderSettings
-from sd_operator.gateway.settings import PREFIX, Settings
+from sd_operator.gateway.settings import PREFIX, GatewaySettings
 from tests.support.charts.helmcharts import (
     FULL,
     GATEWAY_RULES,
@@ -37,9 +37,9 @@ NOT_VALUES = {
 """Settings without a value in the chart, and the reason."""
 
 
-def settings(values: Any) -> Settings:
+def settings(values: Any) -> GatewaySettings:
     """Return the gateway's settings in a release."""
-    return Settings.from_env(env_of(render(values), "gateway"))
+    return GatewaySettings.from_env(env_of(render(values), "gateway"))
 
 
 def test_the_gateway_is_disabled_by_default() -> None:
@@ -52,7 +52,7 @@ def test_gateway_without_values_has_its_own_defaults() -> None:
     toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
     keys_file = Path("/etc/sd-gateway/keys/keys")
     placement = JobOverrides(tolerations=[toleration])
-    assert settings(ON) == Settings(keys_file, loader=LoaderSettings(placement=placement))
+    assert settings(ON) == GatewaySettings(keys_file, loader=LoaderSettings(placement=placement))
 
 
 def test_every_value_reaches_the_gateway() -> None:
@@ -82,7 +82,7 @@ def test_every_value_reaches_the_gateway() -> None:
 def test_gateway_reads_every_variable_of_the_chart() -> None:
     """A setting without a value in the chart has a documented reason."""
     env = Recorder(env_of(render(FULL), "gateway"))
-    Settings.from_env(env)
+    GatewaySettings.from_env(env)
     given = {name for name in env.env if name.startswith(PREFIX)}
     asked = {name for name in env.asked if name.startswith(PREFIX)}
     assert given <= asked
@@ -138,7 +138,7 @@ def test_gateway_probes_and_service_use_its_ports() -> None:
     """Ingress, Service and container use the same port names."""
     objects = render(FULL)
     (container,) = pod_of(deployment(objects, "gateway"))["containers"]
-    default = Settings(Path("keys"))
+    default = GatewaySettings(Path("keys"))
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {
         "http": default.port,

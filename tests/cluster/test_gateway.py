@@ -14,7 +14,7 @@ import pytest
 from sd_api import names
 from sd_operator.clients.kube import Api
 from sd_operator.gateway.models import Models
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.charts.helmcharts import GATEWAY_RULES
 from tests.support.gateway.gatewayrun import Gateway, write_keys
 from tests.support.kube.cluster import CLAIM
@@ -45,7 +45,7 @@ def test_a_vendors_user_loads_verifies_and_deletes(
     operated.start()
     (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)
     hosts = frozenset({operated.hub.host, operated.receiver.host})
-    settings = Settings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
+    settings = GatewaySettings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
     model_id = "Majic_Mix"
     with Gateway(settings, key) as gateway:
         said = {

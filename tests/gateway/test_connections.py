@@ -14,7 +14,7 @@ import pytest
 from sd_operator.gateway import connections
 from sd_operator.gateway.connections import Bounds
 from sd_operator.gateway.routes import PREFIX
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway, write_keys
 
 HEAD = f"POST {PREFIX}/get_all_models HTTP/1.1\r\nHost: x\r\n"
@@ -238,7 +238,7 @@ def test_wrong_key_in_the_header_is_refused_before_the_body_is_read(gateway: Gat
 def test_number_of_connections_is_a_setting(gateway: Gateway, tmp_path: Path) -> None:
     """The bounds come from the settings of the server."""
     (key,) = write_keys(tmp_path / "keys", "default")
-    settings = Settings(tmp_path / "keys", max_connections=2)
+    settings = GatewaySettings(tmp_path / "keys", max_connections=2)
     settings = replace(settings, kubeconfig=gateway.settings.kubeconfig)
     with Gateway(settings, key) as small, contextlib.ExitStack() as stack:
         first, *others = (stack.enter_context(connect(small.port)) for _ in range(3))

@@ -19,7 +19,7 @@ import pytest
 
 from sd_operator.gateway import keys
 from sd_operator.gateway.routes import PREFIX
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import write_keys
 from tests.support.kube.cluster import Cluster
 from tests.support.processes import start, stop
@@ -147,7 +147,7 @@ def test_flood_of_unfinished_requests_keeps_nobody_out(
                 assert gateway.get("/healthz") == 200
                 assert gateway.call() == 200
                 assert gateway.call(X_Forwarded_For="198.51.100.4") == 200
-        default = Settings(tmp_path)
+        default = GatewaySettings(tmp_path)
         most = default.max_connections if proxies else default.max_connections_per_address
         assert gateway.open_files() <= at_rest + most + 10
         assert gateway.peak_bytes() < LIMIT_BYTES

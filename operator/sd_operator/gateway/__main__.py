@@ -13,7 +13,7 @@ from sd_operator.base import logs
 from sd_operator.base.errors import SettingsError
 from sd_operator.base.probes import Probes
 from sd_operator.gateway import keys
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +60,15 @@ def _new_key(options: argparse.Namespace) -> int:
 
 
 def _run() -> int:
-    settings = Settings.from_env()
+    settings = GatewaySettings.from_env()
     logs.set_up(settings.log_level, settings.log_format)
     # These imports are slow, and `new-key` does not need them.
     from sd_operator.clients.kube import Api
     from sd_operator.gateway.app import create_app
-    from sd_operator.gateway.metrics import Metrics
+    from sd_operator.gateway.metrics import GatewayMetrics
     from sd_operator.gateway.server import server
 
-    metrics = Metrics()
+    metrics = GatewayMetrics()
     # The probes run in threads, so they have their own view of the key file.
     key_file = keys.Keys(settings.keys_file)
     probes = Probes(can_serve=lambda: key_file.readable)

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from sd_operator.base.probes import BEAT_SECONDS, Probes
 from sd_operator.gateway.connections import Bounds, Connection
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 GRACE_SECONDS = 5
 """How long open streams to browsers delay a shutdown; the browsers then reconnect."""
@@ -15,7 +15,7 @@ BACKLOG = 256
 """How many connections are accepted at once, before any of them is counted."""
 
 
-def server(app: FastAPI, settings: Settings, probes: Probes | None = None) -> uvicorn.Server:
+def server(app: FastAPI, settings: GatewaySettings, probes: Probes | None = None) -> uvicorn.Server:
     """Return a server for the application; the caller runs it."""
 
     class BoundConnection(Connection):
