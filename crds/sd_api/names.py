@@ -34,6 +34,8 @@ LABEL_ROLE = f"{GROUP}/role"
 LOADER_NAME = "sd-loader"
 SWEEP_NAME = "sd-loader-sweep"
 """Value of the name label of sweep Jobs, which do not load a model."""
+SWEEP_LEASE = f"{FIELD_MANAGER}-sweep"
+"""Name of the Lease in each models' namespace by which a sweep is requested."""
 ROLE_LOAD = "load"
 ROLE_REMOVE = "remove"
 

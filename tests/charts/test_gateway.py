@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from sd_api.spec import JobOverrides, Toleration
-from sd_operator.base.settings import LoaderSettings
 from sd_operator.gateway.settings import PREFIX, GatewaySettings
 from tests.support.charts.helmcharts import (
     FULL,
@@ -48,26 +46,14 @@ def test_the_gateway_is_disabled_by_default() -> None:
 
 
 def test_gateway_without_values_has_its_own_defaults() -> None:
-    """Only settings that the chart gives to all loader Pods differ."""
-    toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
-    keys_file = Path("/etc/sd-gateway/keys/keys")
-    placement = JobOverrides(tolerations=[toleration])
-    assert settings(ON) == GatewaySettings(keys_file, loader=LoaderSettings(placement=placement))
+    """The chart's values repeat the defaults of the code."""
+    assert settings(ON) == GatewaySettings(Path("/etc/sd-gateway/keys/keys"))
 
 
 def test_every_value_reaches_the_gateway() -> None:
     """The test includes values that the gateway shares with the operator."""
     found = settings(FULL)
     assert found.claim_name == "weights"
-    assert found.loader.slim_image.startswith("registry.example.com/sd/slim@sha256:")
-    assert found.loader.image_pull_secrets == ("pull", "more")
-    assert (found.loader.retain_previous_seconds, found.loader.tmp_size) == (3600, "2Gi")
-    assert found.loader.security_context == FULL["loader"]["securityContext"]
-    assert found.loader.placement == JobOverrides(
-        node_selector={"pool": "gpu"},
-        tolerations=[Toleration(key="gpu", operator="Equal", value="yes")],
-        priority_class_name="batch",
-    )
     assert found.allowed_hosts == {"mirror.example.com", "10.1.2.3:8443"}
     assert found.hub_endpoint == "https://mirror.example.com/hf"
     assert (found.https_proxy, found.no_proxy) == ("http://proxy.example.com:3128", ".example.com")

@@ -26,6 +26,7 @@ LOG = "/dev/termination-log"
 POD = {"metadata": {"name": "p", "namespace": "n", "uid": "u"}}
 MOUNTED = Mounts(
     {"/models": Path("/srv/store"), "/tmp": Path("/state/tmp"), LOG: Path("/state/log")},
+    Path("/state/root"),
     frozenset({"/models"}),
 )
 
@@ -74,20 +75,31 @@ def test_termination_log_is_the_containers_own(path):
 
 @pytest.mark.parametrize("name", ["HOME", "HF_HOME", "SD_LOADER_CREDENTIALS_DIR", "SSL_CERT_FILE"])
 @pytest.mark.parametrize(
-    "path", ["/root", "/", "/modelsx", "/models/../../etc", "models", "/tmp/../x", "//models"]
+    ("path", "place"),
+    [
+        ("/root", "/state/root/root"),
+        ("/", "/state/root/"),
+        ("/modelsx", "/state/root/modelsx"),
+        ("/models/../../etc", "/state/root/etc"),
+        ("/../../etc", "/state/root/etc"),
+        ("models", "/state/root/models"),
+        ("../x", "/state/root/x"),
+        ("/run/secrets/sd", "/state/root/run/secrets/sd"),
+        ("/models", "/srv/store"),
+        ("/models/x/..", "/srv/store/x/.."),
+    ],
 )
-def test_folder_outside_the_volumes_is_refused(name, path):
+def test_folder_outside_the_volumes_is_empty(name, path, place):
     """A home has code and credentials of the user, and a token is sent to the model's host."""
-    with pytest.raises(RefusedError, match="is not on a volume of the container"):
-        variables(**{name: path})
+    assert variables(**{name: path})[name] == place
 
 
-def test_folder_below_a_mount_of_the_root_is_on_a_volume_only_if_it_is_translated():
-    """Text below the mount path / is not translated, so it stays a path of the machine."""
-    mounts = Mounts({"/": Path("/state/volume")})
+def test_mount_of_the_root_does_not_open_the_machine():
+    """Text below the mount path / is not translated, so it would stay a path of the machine."""
+    mounts = Mounts({"/": Path("/state/volume")}, Path("/state/root"))
     env = [{"name": "HOME", "value": "/root"}]
-    with pytest.raises(RefusedError, match="is not on a volume"):
-        environment({"terminationMessagePath": LOG, "env": env}, POD, mounts)
+    container = {"terminationMessagePath": LOG, "env": env}
+    assert environment(container, POD, mounts)["HOME"] == "/state/root/root"
 
 
 def test_variables_of_a_loader_job_are_set():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd_api import defaults
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
-from sd_operator.base.settings import LoaderSettings
 
 PREFIX = "SD_GATEWAY_"
 
@@ -24,8 +23,7 @@ class GatewaySettings:
     kubeconfig: Path | None = None
     """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
     claim_name: str = defaults.CLAIM_NAME
-    """PersistentVolumeClaim of models without spec.storage; clear_cache sweeps it."""
-    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    """PersistentVolumeClaim of models without spec.storage."""
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts, as host or host:port and separated by commas, that sync_models may call at private
     addresses and over plain http."""
@@ -75,23 +73,10 @@ class GatewaySettings:
         """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
         default = cls(keys_file=_keys_file(read))
-        loader = default.loader
         return cls(
             keys_file=default.keys_file,
             kubeconfig=kubeconfig(env),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
-            loader=LoaderSettings(
-                slim_image=read.text("LOADER_SLIM_IMAGE") or loader.slim_image,
-                image_pull_secrets=read.words("IMAGE_PULL_SECRETS"),
-                retain_previous_seconds=read.whole(
-                    "RETAIN_PREVIOUS_SECONDS",
-                    loader.retain_previous_seconds,
-                    most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
-                ),
-                tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
-                security_context=read.object("LOADER_SECURITY_CONTEXT"),
-                placement=read.placement("LOADER_PLACEMENT"),
-            ),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
             hub_endpoint=read.link("HF_ENDPOINT") or env.get("HF_ENDPOINT") or None,
             https_proxy=read.link("HTTPS_PROXY"),

@@ -21,6 +21,7 @@ from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.reconciler.execute import Executor
 from sd_operator.reconciler.gather import Gatherer, LastProgress
 from sd_operator.reconciler.supervisor import Supervisor
+from sd_operator.reconciler.sweeps import Sweeps
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ClaimView, Delivery, Observed, Rejection
 from sd_operator.rules.decide import decide
@@ -96,6 +97,7 @@ class Controller:
         self._gatherer = Gatherer(api, settings, self.cache, clock)
         self._executor = Executor(api, settings, self.cache, clock)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
+        self.sweeps = Sweeps(api, settings, clock)
         self._calls: set[asyncio.Task[None]] = set()
         self._queue = AdmissionQueue(
             Limits.from_settings(settings), self.cache, self.supervisor.wake
@@ -111,6 +113,7 @@ class Controller:
         """End all tasks and connections."""
         self._queue.close()
         await self.supervisor.close()
+        await self.sweeps.close()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)

@@ -30,7 +30,7 @@ TERMINATION_LOG = LoaderEnv.name_of("termination_log")
 FOLDERS = frozenset(
     {LoaderEnv.name_of("ca_file"), LoaderEnv.name_of("credentials_dir"), "HOME", "HF_HOME"}
 )
-"""Variables that name a file or folder, which must be on a volume of the container."""
+"""Variables that name a file or folder of the container."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -44,6 +44,8 @@ class Mounts:
 
     paths: Mapping[str, Path]
     """The folder or file of this machine for each mount path."""
+    root: Path
+    """The folder that stands for all other paths; a container finds nothing there."""
     claims: frozenset[str] = frozenset()
     """The mount paths of PersistentVolumeClaims."""
 
@@ -54,10 +56,13 @@ class Mounts:
                 return f"{self.paths[mount]}{text.removeprefix(mount)}"
         return text
 
-    def contain(self, path: str) -> bool:
-        """Return whether a container's path leads to a mounted folder or file."""
-        target = Path(os.path.normpath(self.translate(path)))
-        return any(target.is_relative_to(folder) for folder in self.paths.values())
+    def locate(self, path: str) -> str:
+        """Translate a container's path to a path on its volumes or below its own root."""
+        text = self.translate(path)
+        target = Path(os.path.normpath(text))
+        if any(target.is_relative_to(folder) for folder in self.paths.values()):
+            return text
+        return f"{self.root}{os.path.normpath('/' + path.lstrip('/'))}"
 
 
 def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
@@ -121,18 +126,12 @@ def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
             )
         else:
             value = variable.get("value", "")
-        _check_path(name, value, container, mounts)
-        result[name] = mounts.translate(value)
+        own_log = container["terminationMessagePath"]
+        if name == TERMINATION_LOG and value not in ("", own_log):
+            raise RefusedError(f"env {name}: must be the terminationMessagePath {own_log}")
+        is_path = name in FOLDERS and value
+        result[name] = mounts.locate(value) if is_path else mounts.translate(value)
     return result
-
-
-def _check_path(name: str, value: str, container: Json, mounts: Mounts) -> None:
-    """Raise RefusedError if a variable names a file or folder outside the container's volumes."""
-    own_log = container["terminationMessagePath"]
-    if name == TERMINATION_LOG and value not in ("", own_log):
-        raise RefusedError(f"env {name}: must be the terminationMessagePath {own_log}")
-    if name in FOLDERS and value and not mounts.contain(value):
-        raise RefusedError(f"env {name}: {value[:200]!r} is not on a volume of the container")
 
 
 class Process:

@@ -267,7 +267,7 @@ class PodRun:
             paths[mount["mountPath"]] = self._volumes[mount["name"]]
         claims = frozenset(mount["mountPath"] for mount in mounts if mount["name"] in self._claims)
         paths |= {container.spec["terminationMessagePath"]: self._message_path(container)}
-        return Mounts(paths, claims)
+        return Mounts(paths, self._folder / "root", claims)
 
     def _message_path(self, container: Container) -> Path:
         path: Path = self._folder / f"termination-{container.name}"
