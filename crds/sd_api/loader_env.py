@@ -17,6 +17,8 @@ from sd_api.trained import check_template
 
 CREDENTIALS_DIR = "/run/secrets/sd"
 """Where a Job mounts the Secret of spec.credentialsSecretRef."""
+LOGINS_DIR = "/run/secrets/sd-logins"
+"""Where a Job mounts the Secret of the administrator's logins."""
 STORE_MOUNT = "/models"
 """Where a Job mounts the volume."""
 USER_ENV = {"HOME": "/tmp", "LOGNAME": LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
@@ -97,6 +99,9 @@ class LoaderEnv:
     """PEM file; downloads trust its authorities instead of the public ones."""
     credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR")
     """Folder with the source's credentials: the file token and, optionally, the file host."""
+    logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR")
+    """Folder with the administrator's logins, all optional: the files proxy and hub with
+    USER:PASSWORD, and the file trained with the key of the trained models' link template."""
     default_parts: Mapping[str, str] | None = _variable(
         "SD_LOADER_DEFAULT_PARTS", read=parse_default_parts, write=format_default_parts
     )
@@ -105,8 +110,7 @@ class LoaderEnv:
     trained_url_template: str | None = _variable(
         "SD_LOADER_TRAINED_URL_TEMPLATE", read=check_template
     )
-    """Link of a trained model, with {id} where its id goes. For loads by hand; in Jobs the operator
-    puts the id in."""
+    """Link of a trained model, with {id} where its id goes, and {key} where the key goes."""
     pod: str | None = _variable("SD_LOADER_POD")
     """Name of the Pod, which owns its staging folder. Default: the host's name."""
 

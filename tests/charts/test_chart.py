@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from sd_api.crd import custom_resource_definition
+from sd_operator.resources.observed import ClaimView
 from tests.support.charts.helmcharts import (
     CATALOG,
     CHARTS,
@@ -151,6 +152,18 @@ REFUSED = [
         "securityContext",
         ("'runAsUser' not allowed", "runAsUser is not allowed"),
         id="security context of neither Pod nor container",
+    ),
+    pytest.param(
+        {"proxy": {"https": "http://user:word@proxy:3128"}},
+        "proxy.https must not contain a user name or a password",
+        ("put them into the Secret that loginsSecret names",),
+        id="login of the proxy",
+    ),
+    pytest.param(
+        {"hubEndpoint": "https://user:word@hub.example.com"},
+        "hubEndpoint must not contain a user name or a password",
+        ("put them into the Secret that loginsSecret names",),
+        id="login of the mirror",
     ),
     pytest.param(
         {"loader": {"networkPolicy": {"refusedCIDRs": ["10.0.0.0"]}}},
@@ -311,6 +324,7 @@ def test_each_namespace_has_a_pvc_that_helm_keeps() -> None:
     (claim,) = of_kind(render(), "PersistentVolumeClaim")
     assert claim["metadata"]["namespace"] == NAMESPACE
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert ClaimView.from_body(claim | {"metadata": claim["metadata"] | {"uid": "c"}}).for_models
     assert claim["spec"] == {
         "accessModes": ["ReadWriteMany"],
         "resources": {"requests": {"storage": "200Gi"}},

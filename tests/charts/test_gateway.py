@@ -54,6 +54,7 @@ def test_every_value_reaches_the_gateway() -> None:
     """The test includes values that the gateway shares with the operator."""
     found = settings(FULL)
     assert found.claim_name == "weights"
+    assert found.allowed_claims == {"archive", "fast"}
     assert found.allowed_hosts == {"mirror.example.com", "10.1.2.3:8443"}
     assert found.hub_endpoint == "https://mirror.example.com/hf"
     assert (found.https_proxy, found.no_proxy) == ("http://proxy.example.com:3128", ".example.com")

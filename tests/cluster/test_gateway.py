@@ -103,6 +103,11 @@ def test_a_vendors_user_loads_verifies_and_deletes(
             )
         )
 
+        storage = {"claimName": "database"}
+        operated.cluster.model("elsewhere", url=said["url"], storage=storage)
+        status, answer = gateway.call("load_model", **{**said, "model_id": "elsewhere"})
+        assert (status, "database may not be used" in answer["message"]) == (403, True)
+
         assert gateway.call("delete_model", model_id=model_id)[0] == 200
         operated.gone(name)
         assert gateway.call("verify_model", model_id=model_id)[0] == 404
@@ -153,7 +158,7 @@ def is_requested(operated: Operated) -> bool:
 async def look(kubeconfig: Path, namespace: str) -> list[str]:
     """Open a namespace's first model as a browser does, and return the reasons of its Events."""
     async with Api(kubeconfig) as api:
-        models = Models(api)
+        models = Models(api, GatewaySettings(Path()))
         async with contextlib.aclosing(models.watch(namespace)) as changes:
             change = await anext(changes)
             await asyncio.sleep(0.5)  # for the watch to begin after the list

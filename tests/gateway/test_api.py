@@ -21,7 +21,7 @@ from sd_operator.gateway.vendor import SCHEDULERS
 from sd_operator.resources.sweep import SweepLease
 from tests.support.gateway.gatewayloads import CIVITAI, VENDOR_EXAMPLES, a_name, load, put_status
 from tests.support.gateway.gatewayrun import ARTIFACT, Gateway, write_keys
-from tests.support.kube.cluster import CLAIM, Cluster
+from tests.support.kube.cluster import CLAIM, Cluster, claim_manifest
 
 pytestmark = pytest.mark.cluster
 
@@ -79,6 +79,7 @@ def test_loading_again_changes_only_the_differences(
     """A repeated request writes nothing. Fields that a request cannot set keep their values."""
     model_id = a_name()
     storage = {"claimName": "fast"}
+    shared_cluster.apply(claim_manifest("fast"))
     shared_cluster.model(
         model_id, url=CIVITAI, modelType="custom_ckpt", storage=storage, priority=7, sha256="0" * 64
     )

@@ -109,10 +109,12 @@ capabilities:
 {{- $settings := list
   (list "KEYS_FILE" "/etc/sd-gateway/keys/keys")
   (list "CLAIM_NAME" $values.models.claim.name)
+  (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
   (list "ALLOWED_HOSTS" (join "," $values.allowedHosts))
   (list "HF_ENDPOINT" $values.hubEndpoint)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
+  (list "LOGINS_DIR" (ternary "/etc/sd-gateway/logins" "" (ne $values.loginsSecret "")))
   (list "CA_FILE" (ternary "/etc/sd-gateway/ca/ca.crt" "" (ne $gateway.caConfigMap "")))
   (list "STORE" (ternary "/models" "" $gateway.previews))
   (list "PUBLIC_URL" ($gateway.publicUrl | default $host))
@@ -150,6 +152,7 @@ capabilities:
 {{- $settings := list
   (list "NAMESPACES" $namespaces)
   (list "CLAIM_NAME" $values.models.claim.name)
+  (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
   (list "LOADER_IMAGE" (include "sd-operator.image" (list . $loader.image)))
   (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
   (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))
@@ -166,6 +169,7 @@ capabilities:
   (list "ALLOW_JOB_OVERRIDES" $loader.allowOverrides)
   (list "LOADER_SECURITY_CONTEXT" (ternary (toJson $loader.securityContext) "" (not (empty $loader.securityContext))))
   (list "LOADER_PLACEMENT" (ternary (toJson $placement) "" (not (empty $placement))))
+  (list "PRIORITY_CLASSES" (join "," $loader.allowedPriorityClasses))
   (list "KUEUE_QUEUE" $values.kueueQueue)
   (list "MAX_LOADS" (int64 $values.limits.loads))
   (list "MAX_LOADS_PER_NAMESPACE" (int64 $values.limits.loadsPerNamespace))
@@ -174,6 +178,8 @@ capabilities:
   (list "TRAINED_URL_TEMPLATE" $values.trainedUrlTemplate)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
+  (list "LOGINS_SECRET" $values.loginsSecret)
+  (list "LOGINS_DIR" (ternary "/etc/sd-operator/logins" "" (ne $values.loginsSecret "")))
   (list "WEBHOOK_KEY_FILE" (ternary "/etc/sd-operator/webhook/key" "" (ne $values.webhook.keySecret.name "")))
   (list "WEBHOOK_CA_FILE" (ternary "/etc/sd-operator/ca/ca.crt" "" (ne $values.webhook.caConfigMap "")))
   (list "WEBHOOK_RETRY_SECONDS" (join "," $values.webhook.retrySeconds))
@@ -193,6 +199,11 @@ capabilities:
 {{- $values := .Values -}}
 {{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
 {{- fail (printf "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host; it is %s" $values.trainedUrlTemplate) -}}
+{{- end -}}
+{{- range $name, $url := dict "hubEndpoint" $values.hubEndpoint "proxy.https" $values.proxy.https "trainedUrlTemplate" $values.trainedUrlTemplate -}}
+{{- if regexMatch `^[a-z]+://[^/?#]*@` $url -}}
+{{- fail (printf "%s must not contain a user name or a password, because every reader of a Job would see them; put them into the Secret that loginsSecret names" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $values.metrics.podMonitor.enabled $values.metrics.serviceMonitor.enabled -}}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every operator twice: enable one of them" -}}

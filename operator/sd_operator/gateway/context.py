@@ -38,7 +38,7 @@ class Context:
         return cls(
             settings=settings,
             api=api,
-            models=Models(api),
+            models=Models(api, settings),
             keys=Keys(settings.keys_file),
             calls=Limiter(settings.calls_per_minute, clock.monotonic),
             failures=Limiter(settings.failures_per_minute, clock.monotonic),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api import defaults
+from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
 
 PREFIX = "SD_GATEWAY_"
+_INSTEAD = (
+    f"put USER:PASSWORD into the file proxy or hub of the folder that {PREFIX}LOGINS_DIR names"
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class GatewaySettings:
     """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
     claim_name: str = defaults.CLAIM_NAME
     """PersistentVolumeClaim of models without spec.storage."""
+    allowed_claims: frozenset[str] = frozenset()
+    """Names of further PersistentVolumeClaims that models may use without the label
+    sd-operator.dev/models, separated by commas."""
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts, as host or host:port and separated by commas, that sync_models may call at private
     addresses and over plain http."""
@@ -33,6 +40,9 @@ class GatewaySettings:
     """URL of the proxy for the calls of sync_models."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
+    logins: Logins = field(default_factory=Logins)
+    """Folder with logins for the calls of sync_models: the files proxy and hub with USER:PASSWORD.
+    It is read once, at the start."""
     ca_file: Path | None = None
     """PEM file; sync_models trusts its authorities instead of the public ones."""
     store: Path | None = None
@@ -77,10 +87,12 @@ class GatewaySettings:
             keys_file=default.keys_file,
             kubeconfig=kubeconfig(env),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
+            allowed_claims=frozenset(read.words("ALLOWED_CLAIMS")),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
-            hub_endpoint=read.link("HF_ENDPOINT") or env.get("HF_ENDPOINT") or None,
-            https_proxy=read.link("HTTPS_PROXY"),
+            hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
+            https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",
+            logins=read.logins("LOGINS_DIR"),
             ca_file=read.path("CA_FILE"),
             store=read.path("STORE"),
             public_url=read.link("PUBLIC_URL"),
@@ -104,6 +116,17 @@ class GatewaySettings:
     def cookie_secure(self) -> bool:
         """Whether browsers send cookies over https only: yes, unless public_url is http."""
         return self.public_url is None or self.public_url.startswith("https://")
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy with its login."""
+        return with_login(self.https_proxy, self.logins.proxy) if self.https_proxy else None
+
+    @property
+    def hub(self) -> str:
+        """The Hub or its mirror, with its login."""
+        mirror = self.hub_endpoint
+        return with_login(mirror, self.logins.hub) if mirror else defaults.HUB_ENDPOINT
 
     def guard(self) -> Guard:
         """Return the guard that decides which addresses sync_models may call."""

@@ -85,14 +85,15 @@ class ObjectCache:
     def put_claim(self, claim: ClaimView) -> bool:
         """Store a claim unless a newer one is known; return whether its models must be woken.
 
-        They are woken when the claim appears, is replaced, or begins to be deleted.
+        They are woken when the claim appears, is replaced, begins to be deleted, or when its label
+        changes whether models may use it.
         """
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
         if known is not None and not is_newer(claim.resource_version, known.resource_version):
             return False  # an event of an earlier claim of this name may come late
         self._claims[key] = claim
-        return known is None or (known.uid, known.deleting) != (claim.uid, claim.deleting)
+        return known is None or _state(known) != _state(claim)
 
     def drop_job(self, job: JobView) -> None:
         """Forget a deleted Job."""
@@ -124,6 +125,11 @@ class ObjectCache:
         """Forget a model that is gone."""
         self._jobs.pop(model_uid, None)
         self._pods.pop(model_uid, None)
+
+
+def _state(claim: ClaimView) -> tuple[str, bool, bool]:
+    """Return what the rules read of a claim."""
+    return claim.uid, claim.deleting, claim.for_models
 
 
 def _put(table: dict[str, V], view: V) -> bool:

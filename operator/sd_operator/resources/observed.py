@@ -234,6 +234,8 @@ class ClaimView:
     resource_version: str
     created: datetime = _EPOCH
     deleting: bool = False
+    for_models: bool = False
+    """Whether its label lets every model of the namespace use it."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> ClaimView:
@@ -246,6 +248,7 @@ class ClaimView:
             resource_version=metadata.get("resourceVersion") or "",
             created=times.parse(metadata.get("creationTimestamp")) or _EPOCH,
             deleting="deletionTimestamp" in metadata,
+            for_models=(metadata.get("labels") or {}).get(names.LABEL_MODELS) == "true",
         )
 
 

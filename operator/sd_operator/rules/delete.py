@@ -52,6 +52,16 @@ def claim_is_gone(inp: Input) -> Step | None:
     return Finish(f"PersistentVolumeClaim {inp.claim_name} was replaced; the files are gone")
 
 
+def claim_is_not_allowed(inp: Input) -> Step | None:
+    """Models may not use the claim, so nothing on it is touched."""
+    if inp.claim_is_allowed:
+        return None
+    return Finish(
+        f"PersistentVolumeClaim {inp.claim_name} may not be used for models, and nothing is"
+        " published on it"
+    )
+
+
 def namespace_is_terminating(inp: Input) -> Step | None:
     """No Job can be created any more, and the claim is deleted with the namespace."""
     if inp.observed.rejection is None or not inp.observed.rejection.namespace_terminating:
@@ -135,6 +145,8 @@ RULES: tuple[Rule, ...] = (
     cleanup_is_skipped,
     # Without a volume there is nothing to remove, and a clean-up Job could not start.
     claim_is_gone,
+    # Before any clean-up Job, which would mount the claim.
+    claim_is_not_allowed,
     # A clean-up Job could not be created.
     namespace_is_terminating,
     # A Pod that is stopping could write after the files were removed.

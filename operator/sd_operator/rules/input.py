@@ -56,6 +56,14 @@ class Input:
             return None
         return artifact if artifact.claim_uid in (None, claim.uid) else None
 
+    @property
+    def claim_is_allowed(self) -> bool:
+        """Whether the model may use its claim. What is published on a claim stays there."""
+        claim = self.observed.claim
+        if claim is None or self.published is not None or claim.for_models:
+            return True
+        return claim.name in {self.settings.claim_name, *self.settings.allowed_claims}
+
     @cached_property
     def jobs(self) -> tuple[JobView, ...]:
         """The Jobs that load the wanted version, the newest attempt last."""

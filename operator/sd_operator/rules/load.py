@@ -157,6 +157,19 @@ def load_job_failed(inp: Input) -> Step | None:
     return _failed(inp, job, diagnose.job_failure(job, inp.observed.pods_of(job), before))
 
 
+def claim_is_not_allowed(inp: Input) -> Step | None:
+    """Models may not use this claim; a running Job is deleted. A label wakes the model."""
+    if inp.claim_is_allowed:
+        return None
+    failure = Failure(
+        Reason.CLAIM_NOT_ALLOWED,
+        f"PersistentVolumeClaim {inp.claim_name} in namespace {inp.model.namespace} may not be used"
+        " for models",
+    )
+    report = Report.of_failure(failure)
+    return _stop(inp, list(inp.jobs), report) or Proceed(report)
+
+
 def model_is_suspended(inp: Input) -> Step | None:
     """spec.suspend is true: a running Job is deleted, all files stay."""
     if inp.model.spec is None or not inp.model.spec.suspend:
@@ -250,6 +263,17 @@ def load_job_was_deleted(inp: Input) -> Step | None:
     return Proceed(_pending(message), wake_after=left)
 
 
+def priority_class_is_not_allowed(inp: Input) -> Step | None:
+    """The administrator does not allow the PriorityClass that spec.job names."""
+    loader, spec = inp.settings.loader, inp.model.spec
+    job = spec.job if spec is not None and loader.allow_overrides else None
+    name = job.priority_class_name if job is not None else None
+    if name is None or loader.allows_priority_class(name):
+        return None
+    message = f"spec.job.priorityClassName: PriorityClass {name} is not allowed for loads"
+    return Proceed(Report.of_failure(Failure(Reason.PRIORITY_CLASS_NOT_ALLOWED, message)))
+
+
 def load_job_was_rejected(inp: Input) -> Step | None:
     """The API server rejected the Job; it is tried again a little later."""
     rejection = inp.observed.rejection
@@ -309,6 +333,9 @@ RULES: tuple[Rule, ...] = (
     # The outcome counts even if the model was suspended, or the queue filled up, in the meantime.
     load_job_succeeded,
     load_job_failed,
+    # After the outcome of a Job that has ended, because what is published stays. It stops a running
+    # Job, so it stands before the rules that let it go on.
+    claim_is_not_allowed,
     # Stops a Job that runs or waits in Kueue, so it stands before the rules that let it go on.
     model_is_suspended,
     # Before the next rule, which would report its missing Pod as a problem.
@@ -319,6 +346,8 @@ RULES: tuple[Rule, ...] = (
     last_load_failed,
     # Before another Job is created, so that a cache that missed the Job does not start a second.
     load_job_was_deleted,
+    # Before the queue: a model that cannot start lets others go first.
+    priority_class_is_not_allowed,
     # Before the queue: a model whose Job was just rejected lets others go first.
     load_job_was_rejected,
     # Before the finalizer: a model that only waits can be deleted at once.

@@ -28,7 +28,13 @@ REQUESTS: dict[str, type[Request]] = {
 VARIABLES = LoaderEnv.every_name()
 TERMINATION_LOG = LoaderEnv.name_of("termination_log")
 FOLDERS = frozenset(
-    {LoaderEnv.name_of("ca_file"), LoaderEnv.name_of("credentials_dir"), "HOME", "HF_HOME"}
+    {
+        LoaderEnv.name_of("ca_file"),
+        LoaderEnv.name_of("credentials_dir"),
+        LoaderEnv.name_of("logins_dir"),
+        "HOME",
+        "HF_HOME",
+    }
 )
 """Variables that name a file or folder of the container."""
 _PR_SET_PDEATHSIG = 1

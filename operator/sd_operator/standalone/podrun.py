@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import shutil
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from sd_operator.standalone.executor import (
 from sd_operator.standalone.jobs import ENDED, show
 from sd_operator.standalone.logs import log_path
 from sd_operator.standalone.metadata import is_subdomain
+from sd_operator.standalone.secretfiles import secret_files
 
 log = logging.getLogger(__name__)
 
@@ -240,9 +240,9 @@ class PodRun:
                     await self._report(once=text)
                     await self._warn("FailedMount", text)
                     await asyncio.sleep(RETRY_SECONDS)
-                for key, value in (body or {}).get("data", {}).items():
-                    (folder / key).touch(mode=0o600)
-                    (folder / key).write_bytes(base64.b64decode(value))
+                for name, content in secret_files(secret, body or {}).items():
+                    (folder / name).touch(mode=0o600)
+                    (folder / name).write_bytes(content)
             self._volumes[volume["name"]] = folder
 
     async def _find(self, path: str) -> Json | None:

@@ -73,6 +73,26 @@ def test_a_pvc_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> Non
     keep(api, scenario)
 
 
+def test_a_label_of_a_pvc_wakes_its_models() -> None:
+    """The model is loaded once its PVC is labelled, long before the resync."""
+    api = Script(body(storage={"claimName": "database"}))
+
+    def relabel(controller: Controller, version: str, *, for_models: bool) -> None:
+        view = claim(name="database", resource_version=version, for_models=for_models)
+        if controller.cache.put_claim(view):
+            controller.claim_changed(view)
+
+    async def scenario(controller: Controller) -> None:
+        relabel(controller, "1", for_models=False)
+        await api.until(lambda found: found.get("Stalled") == "ClaimNotAllowed")
+        assert "create jobs" not in api.asked
+        relabel(controller, "2", for_models=True)
+        await api.until(lambda found: "Reconciling" in found)
+        assert "create jobs" in api.asked
+
+    keep(api, scenario)
+
+
 def test_a_corrected_spec_is_tried_at_once() -> None:
     """The API server rejected the Job of the previous spec, not of this one."""
     api = Script(body())

@@ -73,6 +73,7 @@ FULL: Json = {
             "accessModes": ["ReadWriteOnce"],
             "annotations": {"example.com/backup": "true"},
         },
+        "allowedClaims": ["archive", "fast"],
     },
     "loader": {
         "image": {"repository": "load", "tag": "2", "digest": "sha256:" + "b" * 64},
@@ -86,6 +87,7 @@ FULL: Json = {
         "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes"}],
         "runtimeClassName": "nvidia",
         "priorityClassName": "batch",
+        "allowedPriorityClasses": ["low", "lowest"],
         "allowOverrides": False,
         "maxBytes": 123456789012,
         "tmpSize": "2Gi",
@@ -106,6 +108,7 @@ FULL: Json = {
     "allowedHosts": ["mirror.example.com", "10.1.2.3:8443"],
     "hubEndpoint": "https://mirror.example.com/hf",
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
+    "loginsSecret": "logins",
     "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".example.com"},
     "caConfigMap": "company-ca",
     "webhook": {

@@ -18,7 +18,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sd_operator.base.errors import AlreadyExistsError, ApiError, InvalidError
-from sd_operator.clients.kube import MODELS, Json
+from sd_operator.clients.kube import Json
+from sd_operator.gateway.claims import ClaimRefusedError
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, map_api_error, map_error
 from sd_operator.gateway.gallery import form, live, previews, session, views
@@ -245,8 +246,8 @@ class Gallery:
         applied = submitted.get("action") == "apply"
         if validated:
             try:
-                await self._context.api.create(MODELS, key.namespace, body, dry_run=not applied)
-            except ApiError as error:
+                await self._models.create(key.namespace, body, dry_run=not applied)
+            except (ApiError, ClaimRefusedError) as error:
                 status, complaints = _complaints(error)
             else:
                 if applied:
@@ -323,8 +324,10 @@ async def _form(request: Request) -> dict[str, str]:
         return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
-def _complaints(error: ApiError) -> tuple[int, form.Complaints]:
+def _complaints(error: ApiError | ClaimRefusedError) -> tuple[int, form.Complaints]:
     """Return the status code and the form errors for a resource that was not created."""
+    if isinstance(error, ClaimRefusedError):
+        return error.status, form.Complaints({"spec.storage.claimName": [error.message]})
     if isinstance(error, AlreadyExistsError):
         text = "A model with this name already exists. Use another name, or delete that model."
         return 409, form.Complaints({"metadata.name": [text]})
