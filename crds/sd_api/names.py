@@ -25,6 +25,8 @@ ANNOTATION_LOAD_HASH = f"{GROUP}/load-hash"
 """On loader Jobs: the loadHash of the version that they load."""
 ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 """On Jobs: counts the Jobs of the same model and loadHash, from 0."""
+ANNOTATION_CLAIM_UID = f"{GROUP}/claim-uid"
+"""On loader Jobs: the uid of the PersistentVolumeClaim that they load onto."""
 
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_COMPONENT = "app.kubernetes.io/component"

@@ -20,6 +20,7 @@ from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Spec
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
+from sd_operator.resources.observed import ClaimView
 from sd_operator.rules.decision import JobPlan
 
 BACKOFF_LIMIT = 3
@@ -64,7 +65,7 @@ _CONTAINER_SECURITY = {
 }
 
 
-def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
+def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) -> JobPlan:
     """Return the plan of the Job that loads a model; its spec must be readable."""
     spec = model.spec
     if spec is None:
@@ -76,7 +77,8 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
         name=names.job_name(model.name, model.uid, model.wanted, attempt),
         model_name=model.name,
         model_uid=model.uid,
-        claim_name=claim_name,
+        claim_name=claim.name,
+        claim_uid=claim.uid,
         attempt=attempt,
         request=LoadRequest.from_spec(
             _resolved(spec, overrides or JobOverrides(), settings),
@@ -151,6 +153,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         job["metadata"]["labels"] = job["metadata"]["labels"] | {KUEUE_LABEL: loader.kueue_queue}
         job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
+    job["metadata"]["annotations"][names.ANNOTATION_CLAIM_UID] = plan.claim_uid
     job["metadata"]["ownerReferences"] = [
         {
             "apiVersion": names.API_VERSION,
