@@ -72,6 +72,61 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $.Values.models.namespaces | default (list .Release.Namespace) | uniq | toJson -}}
 {{- end -}}
 
+{{/* Egress to DNS, as a rule of a NetworkPolicy. */}}
+{{- define "sd-operator.dnsEgress" -}}
+{{- $dns := .Values.loader.networkPolicy.dns -}}
+- to:
+    {{- toYaml $dns.to | nindent 4 }}
+  ports:
+    {{- range $dns.ports }}
+    - port: {{ int . }}
+      protocol: UDP
+    - port: {{ int . }}
+      protocol: TCP
+    {{- end }}
+{{- end -}}
+
+{{/* Egress to the addresses and ports that the address guard permits, as a rule of a
+     NetworkPolicy: the ranges come from sd_api.netguard, and the ports from there and from the
+     URLs and allowed hosts of the values. */}}
+{{- define "sd-operator.publicEgress" -}}
+{{- $values := .Values -}}
+{{- $network := .Files.Get "files/network.yaml" | fromYaml -}}
+{{- $refused := concat $network.refusedCIDRs $values.loader.networkPolicy.refusedCIDRs | uniq -}}
+{{- $hosts := list -}}
+{{- range list $values.proxy.https $values.hubEndpoint $values.trainedUrlTemplate -}}
+{{- $hosts = append $hosts (regexReplaceAll `^https?://([^/?#]*).*$` . "${1}") -}}
+{{- end -}}
+{{- $ports := $network.ports -}}
+{{- range concat $hosts $values.allowedHosts -}}
+{{- if regexMatch `^([^:]+|\[.*\]):[0-9]+$` . -}}
+{{- $ports = append $ports (regexFind `[0-9]+$` . | float64) -}}
+{{- end -}}
+{{- end -}}
+- to:
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        except:
+          {{- range $refused }}
+          {{- if not (contains ":" .) }}
+          - {{ . }}
+          {{- end }}
+          {{- end }}
+    - ipBlock:
+        cidr: ::/0
+        except:
+          {{- range $refused }}
+          {{- if contains ":" . }}
+          - {{ . | quote }}
+          {{- end }}
+          {{- end }}
+  ports:
+    {{- range $ports | uniq }}
+    - port: {{ int . }}
+      protocol: TCP
+    {{- end }}
+{{- end -}}
+
 {{/* Pull secrets of a Pod. */}}
 {{- define "sd-operator.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
@@ -204,6 +259,9 @@ capabilities:
 {{- if regexMatch `^[a-z]+://[^/?#]*@` $url -}}
 {{- fail (printf "%s must not contain a user name or a password, because every reader of a Job would see them; put them into the Secret that loginsSecret names" $name) -}}
 {{- end -}}
+{{- end -}}
+{{- if and $values.networkPolicy.enabled (not $values.networkPolicy.apiServer.to) -}}
+{{- fail "networkPolicy.apiServer.to must name the addresses of the API server, or the operator could not reach it: kubectl get endpoints kubernetes --namespace default" -}}
 {{- end -}}
 {{- if and $values.metrics.podMonitor.enabled $values.metrics.serviceMonitor.enabled -}}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every operator twice: enable one of them" -}}

@@ -46,6 +46,11 @@ FULL: Json = {
         "pod": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "container": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     },
+    "networkPolicy": {
+        "enabled": True,
+        "apiServer": {"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}], "ports": [6443]},
+        "extraEgress": [{"to": [{"ipBlock": {"cidr": "10.7.7.7/32"}}]}],
+    },
     "nodeSelector": {"pool": "system"},
     "tolerations": [{"key": "system", "operator": "Exists"}],
     "affinity": {"nodeAffinity": {}},
