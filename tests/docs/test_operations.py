@@ -11,7 +11,16 @@ import pytest
 import yaml
 
 from sd_operator.base.settings import LoaderSettings
-from tests.support.charts.helmcharts import OPERATOR, ROOT, helm, helm_path, of_kind, pod_of, render
+from tests.support.charts.helmcharts import (
+    OPERATOR,
+    ROOT,
+    helm,
+    helm_path,
+    of_kind,
+    one,
+    pod_of,
+    render,
+)
 from tests.support.charts.pod_security import violations
 from tests.support.kube.cluster import Cluster
 from tools.kubectl import kubectl_path
@@ -90,6 +99,14 @@ def test_every_alert_is_on_the_page() -> None:
     groups = yaml.safe_load((OPERATOR / "files" / "alerts.yaml").read_text())["groups"]
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
     assert set(re.findall(r"^\| (Sd\w+) \|", TEXT, re.MULTILINE)) == alerts
+
+
+def test_the_command_for_one_release_gives_the_rules_of_the_chart() -> None:
+    """The page's command prints a rules file for the release that the page installs."""
+    (command,) = [line for line in COMMANDS if line.startswith("sed ") and "alerts.yaml" in line]
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    objects = render({"metrics": {"prometheusRule": {"enabled": True}}})
+    assert yaml.safe_load(done.stdout) == one(objects, "PrometheusRule")["spec"]
 
 
 def test_the_values_that_the_pages_name_exist() -> None:
