@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
 import yaml
 
+from sd_api import names
 from sd_operator.base.settings import LoaderSettings
 from tests.support.charts.helmcharts import (
     OPERATOR,
@@ -72,6 +74,8 @@ def test_every_helm_command_runs(command: str) -> None:
 @pytest.mark.parametrize("command", KUBECTL)
 def test_every_kubectl_command_about_models_runs(shared_cluster: Cluster, command: str) -> None:
     """A model called NAME exists, in a test namespace that replaces `sd-system`."""
+    if "| jq " in command and shutil.which("jq") is None:
+        pytest.skip("jq is not on PATH: apt install jq")
     shared_cluster.model("name", url="org/name")
     here = command.replace("NAME", "name").replace("sd-system", shared_cluster.namespace)
     given = f"--kubeconfig={shared_cluster.kubeconfig} --namespace={shared_cluster.namespace}"
@@ -92,6 +96,16 @@ def test_the_list_of_images_is_complete() -> None:
     version = yaml.safe_load((OPERATOR / "Chart.yaml").read_text())["appVersion"]
     images = {LoaderSettings().image, LoaderSettings().slim_image, f"{registry}/operator:{version}"}
     assert set(done.stdout.split()) == images
+
+
+def test_what_an_uninstall_leaves_is_named() -> None:
+    """Helm keeps the Pod of a test, and does not know the Lease."""
+    (pod,) = of_kind(render(), "Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert "hook-succeeded" not in pod["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+    left = {("pod", pod["metadata"]["name"]), ("lease", names.FIELD_MANAGER)}
+    deleted = {tuple(line.split()[2:4]) for line in COMMANDS if line.startswith("kubectl delete ")}
+    assert left <= deleted
 
 
 def test_every_alert_is_on_the_page() -> None:
