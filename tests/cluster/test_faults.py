@@ -70,7 +70,8 @@ def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None
     before = operated.load(url=operated.link())
     operated.kill()
     operated.start()
-    operated.eventually(lambda: operated.metrics().get(("sdmodel_models", "Ready", "")) == 1)
+    ready = ("sdmodel_models", operated.cluster.namespace, "Ready", "")
+    operated.eventually(lambda: operated.metrics().get(ready) == 1)
     after = operated.cluster.get("sdm", "sketch")
     assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     writes = [key for key in operated.metrics() if key[-1] in ("patch", "create", "delete")]

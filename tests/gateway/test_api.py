@@ -351,6 +351,7 @@ def test_calls_are_counted_by_route_and_code(gateway: Gateway) -> None:
     assert f'sdmodel_gateway_requests_total{{code="200",{route}}}' in text
     assert f"sdmodel_gateway_request_duration_seconds_count{{{route}}}" in text
     assert 'sdmodel_gateway_requests_total{code="404",route="other"}' in text
+    assert 'sdmodel_build_info{component="gateway",' in text, "the operator serves it as well"
 
 
 def test_every_response_has_security_headers(gateway: Gateway) -> None:

@@ -380,10 +380,10 @@ class Controller:
     def _count(self, model: Model, ended: LoadOutcome) -> None:
         """Count a load that ended."""
         model_type = model.model_type.value if model.model_type else ""
-        self._metrics.loads.labels(model_type, ended.outcome, ended.reason).inc()
+        self._metrics.loads.labels(model.namespace, model_type, ended.outcome, ended.reason).inc()
         for stage, seconds in ended.stages:
             self._metrics.load_seconds.labels(model_type, stage).observe(seconds)
-        self._metrics.source_bytes.inc(ended.source_bytes)
+        self._metrics.source_bytes.labels(model.namespace).inc(ended.source_bytes)
 
     def _next_resync(self) -> float:
         # The jitter spreads the models, which all begin at the operator's start.

@@ -179,7 +179,10 @@ async def _watch(controller: Controller, settings: Settings, stop: asyncio.Event
         stop_flag=stop,
     )
     _on_signals(stop)  # kopf has just replaced the handlers
-    await kopf.run_tasks(tasks, ignored=before)
+    try:
+        await kopf.run_tasks(tasks, ignored=before)
+    except Exception as error:  # kopf's errors of requests have no public class
+        raise WatchEndedError(f"a watch failed: {str(error) or repr(error)}") from error
     if not stop.is_set():
         raise WatchEndedError("the watches ended by themselves")
 

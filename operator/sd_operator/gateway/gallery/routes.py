@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from typing import Literal
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -135,11 +136,16 @@ class Gallery:
         )
         return redirect
 
-    def _is_insecure(self, request: Request) -> bool:
-        """Return whether the browser would drop the session cookie, because it needs https."""
-        plain = request.url.scheme == "http" and request.url.hostname not in _LOCAL
+    def _is_insecure(self, request: Request) -> Literal["", "local", "remote"]:
+        """Return whether the browser may drop the session cookie, because it needs https.
+
+        Some browsers keep such a cookie over http if the host is this machine.
+        """
+        plain = request.url.scheme == "http"
         proxied = request.headers.get("x-forwarded-proto", "").startswith("https")
-        return self._context.settings.cookie_secure and plain and not proxied
+        if not self._context.settings.cookie_secure or not plain or proxied:
+            return ""
+        return "local" if request.url.hostname in _LOCAL else "remote"
 
     async def _logout(self, request: Request) -> Response:
         self._check_origin(request)
