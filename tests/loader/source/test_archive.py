@@ -39,6 +39,7 @@ NEEDED = {
     "scheduler/scheduler_config.json": b"{}",
     "text_encoder/config.json": b"{}",
     "text_encoder/model.safetensors": b"t" * 3000,
+    "tokenizer/added_tokens.json": b"{}",
     "tokenizer/merges.txt": b"#version: 0.2\n",
     "tokenizer/vocab.json": b"{}",
     "unet/config.json": b"{}",
@@ -273,7 +274,7 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
             id="two names",
         ),
         pytest.param(
-            [*parts(), *(Part(f"f/{n}") for n in range(1000))], UNSAFE, "1014 files",
+            [*parts(), *(Part(f"f/{n}") for n in range(1000))], UNSAFE, "1015 files",
             id="too many files",
         ),
         pytest.param(
