@@ -19,9 +19,9 @@ from sd_loader.handover import Fetched
 from tests.support.models import oldstack, tinyrepo
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
+from tests.support.models.cliptokenizers import FORMS, PROMPTS, WORDS, plain, publish, write
 from tests.support.models.conversions import conversion, convert_file
 from tests.support.models.images import assert_same_image
-from tests.support.models.cliptokenizers import FORMS, PROMPTS, WORDS, plain, publish, write
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
