@@ -18,6 +18,13 @@ MAX_HEADER = 4 << 20
 """SDXL's header has 0.3 MB. Parsing takes up to 48 times as much memory: 200 MB for 4 MB."""
 
 _DTYPES = {dtype.label: dtype for dtype in Dtype}
+_QUANTIZED = {
+    "F4": "fp4",
+    "F6_E2M3": "fp6",
+    "F6_E3M2": "fp6",
+    "F8_E8M0": "mxfp8 or mxfp4",
+}
+"""Types of safetensors that only quantized weights and their scales have."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _METADATA = "__metadata__"
 _LARGEST = 1 << 64
@@ -108,11 +115,17 @@ def _tensor(fd: int, name: str, entry: object, data_start: int) -> Tensor:
 
 def _dtype(name: str, label: object) -> Dtype:
     dtype = _DTYPES.get(label) if isinstance(label, str) else None
-    if dtype is None:
+    if dtype is not None:
+        return dtype
+    if isinstance(label, str) and label in _QUANTIZED:
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+            Reason.UNSUPPORTED_FORMAT,
+            f"the weights are quantized ({_QUANTIZED[label]}), which is not supported: use a"
+            f" version of the model in fp16, bf16 or fp32 (seen: {snippet(name)})",
         )
-    return dtype
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+    )
 
 
 def _sizes(name: str, values: object) -> tuple[int, ...]:
