@@ -22,8 +22,9 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.pickle import load
-from sd_loader.formats.pickle_objects import OPAQUE, View
+from sd_loader.formats.pickle_objects import OPAQUE, Storage, View
 from sd_loader.formats.state_dict import split
+from sd_loader.tensors import Dtype
 from tests.support.formats.torchfiles import archive
 from tests.support.hostile import pickles as hostile
 from tests.support.hostile.pickles import SAMPLES
@@ -142,7 +143,7 @@ def test_harmless_objects_beside_the_weights_are_ignored(protocol):
         "nothing": None,
         "nested": {"deep": [({"x": 1.5},)]},
         "defaults": numbers,
-        3: "a key that is no string",
+        3: "a key that is a number",
         (1, 2): OrderedDict(a=1),
     }
     loaded, end = load(data := pickle.dumps(content, protocol=protocol))
@@ -151,7 +152,8 @@ def test_harmless_objects_beside_the_weights_are_ignored(protocol):
     assert loaded["nested"] == {"deep": [({"x": 1.5},)]}
     assert loaded["defaults"] == {"a": [1]}
     assert (loaded["large"], loaded["negative"], loaded["flag"]) == (2**400, -(2**40), True)
-    assert 3 not in loaded
+    assert loaded[3] == "a key that is a number"
+    assert (1, 2) not in loaded
 
 
 def test_a_call_that_would_fill_the_memory_is_not_made():
@@ -281,6 +283,9 @@ def test_a_structure_that_doubles_with_every_instruction_takes_little_memory():
 def test_a_dictionary_that_contains_itself_is_refused():
     """A reader that follows `state_dict` without limit would never end."""
     content, _ = load(b"\x80\x02}q\0" + hostile.text("state_dict") + b"h\0s.")
+    with pytest.raises(LoaderError, match="holds no tensors"):
+        split(content)
+    content["weight"] = View(Storage(Dtype.F32, "0", 4), Dtype.F32, 0, (4,), (1,))
     with pytest.raises(LoaderError, match="no dictionary of tensors"):
         split(content)
 

@@ -116,7 +116,11 @@ def test_a_padded_header_is_read(tmp_path):
         pytest.param(file_of({"a": [], "b": B}), Reason.NOT_A_MODEL, "not exactly", id="a list"),
         pytest.param(
             file_of({"a": A | {"dtype": "F4"}, "b": B}), Reason.UNSUPPORTED_FORMAT,
-            "dtype F4 is unknown", id="dtype",
+            r"quantized \(fp4\)", id="dtype of quantized weights",
+        ),
+        pytest.param(
+            file_of({"a": A | {"dtype": "C64"}, "b": B}), Reason.UNSUPPORTED_FORMAT,
+            "dtype C64 is unknown", id="dtype",
         ),
         pytest.param(
             file_of({"a": A | {"shape": [-2]}, "b": B}), Reason.NOT_A_MODEL,
