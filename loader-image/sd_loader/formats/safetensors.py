@@ -41,7 +41,7 @@ def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     header = _parse(read_at(fd, LENGTH_BYTES, length))
     metadata = _metadata(header.pop(_METADATA, {}))
     if not header:
-        _refuse("a safetensors file without tensors")
+        raise LoaderError(Reason.NOT_A_MODEL, "a safetensors file without tensors")
     if len(header) > MAX_TENSORS:
         _refuse(f"{len(header)} tensors; at most {MAX_TENSORS} are read")
     tensors = {name: _tensor(fd, name, entry, data_start) for name, entry in header.items()}
@@ -59,7 +59,7 @@ def _parse(text: bytes) -> dict[str, object]:
         )
     except (ValueError, RecursionError) as error:
         raise LoaderError(
-            Reason.NOT_A_MODEL, f"a damaged safetensors header: {snippet(str(error))}"
+            Reason.DAMAGED_FILE, f"a damaged safetensors header: {snippet(str(error))}"
         ) from None
     if not isinstance(header, dict):
         _refuse("a safetensors header that is not a JSON object")
@@ -84,12 +84,18 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _metadata(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        _refuse("safetensors metadata other than strings")
+    if not isinstance(value, dict):
+        _refuse(f"the safetensors metadata is not a table of strings: {snippet(str(value), 20)}")
+    for key, text in value.items():
+        if not isinstance(text, str):
+            _refuse(
+                f"the safetensors metadata has {snippet(json.dumps(text), 20)} as {snippet(key)},"
+                " and the format allows strings only: save the file again with strings"
+            )
     try:
         "".join((*value, *value.values())).encode()
     except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
-        _refuse("safetensors metadata other than strings")
+        _refuse("the safetensors metadata is not valid Unicode")
     return value
 
 
@@ -152,4 +158,4 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, problem)
+    raise LoaderError(Reason.DAMAGED_FILE, problem)

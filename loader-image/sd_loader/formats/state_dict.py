@@ -164,7 +164,7 @@ def _checked(views: dict[str, View]) -> dict[str, View]:
         raise LoaderError(Reason.NOT_A_MODEL, "the pickle holds no tensors")
     if len(views) > MAX_TENSORS:
         raise LoaderError(
-            Reason.NOT_A_MODEL, f"{len(views)} tensors; at most {MAX_TENSORS} are read"
+            Reason.DAMAGED_FILE, f"{len(views)} tensors; at most {MAX_TENSORS} are read"
         )
     for name in views:
         check_name(name)
@@ -191,7 +191,7 @@ def _tensor(fd: int, name: str, view: View, records: Mapping[str, Record]) -> Te
     if record is None or record.size != storage.nbytes:
         state = "missing" if record is None else f"{record.size} bytes long"
         raise LoaderError(
-            Reason.NOT_A_MODEL,
+            Reason.DAMAGED_FILE,
             f"tensor {name}: its data {snippet(storage.key, 20)} should be"
             f" {storage.nbytes} bytes, but is {state}",
         )

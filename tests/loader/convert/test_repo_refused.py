@@ -147,7 +147,7 @@ def page(repo: Path) -> None:
         pytest.param(quantize, Reason.UNSUPPORTED_FORMAT, "quantized", id="quantized weights"),
         pytest.param(duplicate, Reason.CONVERSION_FAILED, "two tensors", id="doubled tensor"),
         pytest.param(empty_vae, Reason.NOT_A_MODEL, "without tensors", id="no tensors"),
-        pytest.param(cut_off, Reason.NOT_A_MODEL, "diffusion_pytorch_model", id="cut off"),
+        pytest.param(cut_off, Reason.DAMAGED_FILE, "diffusion_pytorch_model", id="cut off"),
         pytest.param(page, Reason.NOT_A_MODEL, "HTML", id="HTML page"),
     ],
 )

@@ -191,32 +191,34 @@ LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
 @pytest.mark.parametrize(
     ("content", "reason", "what"),
     [
-        pytest.param(tensor(offset=b"K\x01"), Reason.NOT_A_MODEL, "beyond its", id="offset"),
+        pytest.param(tensor(offset=b"K\x01"), Reason.DAMAGED_FILE, "beyond its", id="offset"),
         pytest.param(
-            tensor(offset=b"J\xff\xff\xff\xff"), Reason.NOT_A_MODEL, "not sizes", id="before it"
+            tensor(offset=b"J\xff\xff\xff\xff"), Reason.DAMAGED_FILE, "not sizes", id="before it"
         ),
-        pytest.param(tensor(shape=b"(K\x05t"), Reason.NOT_A_MODEL, "beyond its", id="shape"),
-        pytest.param(tensor(strides=b"(K\x02t"), Reason.NOT_A_MODEL, "beyond its", id="strides"),
+        pytest.param(tensor(shape=b"(K\x05t"), Reason.DAMAGED_FILE, "beyond its", id="shape"),
+        pytest.param(tensor(strides=b"(K\x02t"), Reason.DAMAGED_FILE, "beyond its", id="strides"),
         pytest.param(
-            tensor(strides=b"(J\xff\xff\xff\xfft"), Reason.NOT_A_MODEL, "not sizes", id="backward"
+            tensor(strides=b"(J\xff\xff\xff\xfft"), Reason.DAMAGED_FILE, "not sizes", id="backward"
         ),
         pytest.param(
-            tensor(shape=b"(K\x63K\x63t", strides=b"(K\0K\0t"), Reason.NOT_A_MODEL, "beyond its",
+            tensor(shape=b"(K\x63K\x63t", strides=b"(K\0K\0t"), Reason.DAMAGED_FILE, "beyond its",
             id="one number repeated",
         ),
-        pytest.param(tensor(shape=b"(" + LONG + b"t"), Reason.NOT_A_MODEL, "not sizes", id="2**64"),
-        pytest.param(tensor(shape=b"(\x88t"), Reason.NOT_A_MODEL, "not sizes", id="True"),
         pytest.param(
-            tensor(shape=b"(" + b"K\x01" * 9 + b"t"), Reason.NOT_A_MODEL, "not sizes", id="rank 9"
+            tensor(shape=b"(" + LONG + b"t"), Reason.DAMAGED_FILE, "not sizes", id="2**64"
         ),
-        pytest.param(tensor(shape=b")"), Reason.NOT_A_MODEL, "differ in length", id="ranks"),
-        pytest.param(tensor(source=b"N"), Reason.NOT_A_MODEL, "incomplete", id="no storage"),
+        pytest.param(tensor(shape=b"(\x88t"), Reason.DAMAGED_FILE, "not sizes", id="True"),
         pytest.param(
-            tensor(source=storage(count=b"G" + bytes(8))), Reason.NOT_A_MODEL,
+            tensor(shape=b"(" + b"K\x01" * 9 + b"t"), Reason.DAMAGED_FILE, "not sizes", id="rank 9"
+        ),
+        pytest.param(tensor(shape=b")"), Reason.DAMAGED_FILE, "differ in length", id="ranks"),
+        pytest.param(tensor(source=b"N"), Reason.DAMAGED_FILE, "incomplete", id="no storage"),
+        pytest.param(
+            tensor(source=storage(count=b"G" + bytes(8))), Reason.DAMAGED_FILE,
             "unknown reference", id="count is a fraction",
         ),
         pytest.param(
-            tensor(source=storage(more=b"N")), Reason.NOT_A_MODEL, "unknown reference", id="six"
+            tensor(source=storage(more=b"N")), Reason.DAMAGED_FILE, "unknown reference", id="six"
         ),
         pytest.param(
             tensor(source=storage(kind=hostile.text("Float"))), Reason.UNSUPPORTED_FORMAT,
@@ -226,28 +228,28 @@ LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
             tensor(source=storage(kind=b"ctorch\nQInt8Storage\n")), Reason.UNSUPPORTED_FORMAT,
             "torch.QInt8Storage", id="quantized",
         ),
-        pytest.param(b"\x80\x02}", Reason.NOT_A_MODEL, "it is cut off", id="cut off"),
-        pytest.param(b"\x80\x02X\xff\xff", Reason.NOT_A_MODEL, "not enough data", id="cut inside"),
-        pytest.param(b"\xfe.", Reason.NOT_A_MODEL, "0xfe is not an instruction", id="instruction"),
-        pytest.param(b".", Reason.NOT_A_MODEL, "exactly one object", id="nothing"),
-        pytest.param(b"}}.", Reason.NOT_A_MODEL, "exactly one object", id="two objects"),
-        pytest.param(b"(}.", Reason.NOT_A_MODEL, "exactly one object", id="open mark"),
-        pytest.param(b"t.", Reason.NOT_A_MODEL, "a mark that does not exist", id="no mark"),
-        pytest.param(b"0.", Reason.NOT_A_MODEL, "that does not exist", id="nothing to pop"),
-        pytest.param(b"q\0.", Reason.NOT_A_MODEL, "that does not exist", id="nothing to keep"),
-        pytest.param(b"h\x07.", Reason.NOT_A_MODEL, "did not store", id="never kept"),
-        pytest.param(b"NNa.", Reason.NOT_A_MODEL, "not a list", id="append to None"),
-        pytest.param(b"NNNs.", Reason.NOT_A_MODEL, "not a dictionary", id="item of None"),
-        pytest.param(b"}(Nu.", Reason.NOT_A_MODEL, "key without a value", id="odd items"),
+        pytest.param(b"\x80\x02}", Reason.DAMAGED_FILE, "it is cut off", id="cut off"),
+        pytest.param(b"\x80\x02X\xff\xff", Reason.DAMAGED_FILE, "not enough data", id="cut inside"),
+        pytest.param(b"\xfe.", Reason.DAMAGED_FILE, "0xfe is not an instruction", id="instruction"),
+        pytest.param(b".", Reason.DAMAGED_FILE, "exactly one object", id="nothing"),
+        pytest.param(b"}}.", Reason.DAMAGED_FILE, "exactly one object", id="two objects"),
+        pytest.param(b"(}.", Reason.DAMAGED_FILE, "exactly one object", id="open mark"),
+        pytest.param(b"t.", Reason.DAMAGED_FILE, "a mark that does not exist", id="no mark"),
+        pytest.param(b"0.", Reason.DAMAGED_FILE, "that does not exist", id="nothing to pop"),
+        pytest.param(b"q\0.", Reason.DAMAGED_FILE, "that does not exist", id="nothing to keep"),
+        pytest.param(b"h\x07.", Reason.DAMAGED_FILE, "did not store", id="never kept"),
+        pytest.param(b"NNa.", Reason.DAMAGED_FILE, "not a list", id="append to None"),
+        pytest.param(b"NNNs.", Reason.DAMAGED_FILE, "not a dictionary", id="item of None"),
+        pytest.param(b"}(Nu.", Reason.DAMAGED_FILE, "key without a value", id="odd items"),
         pytest.param(b"NNb.", Reason.UNSAFE_MODEL, "sets attributes", id="state of None"),
         pytest.param(b"N)R.", Reason.UNSAFE_MODEL, "not a function", id="call of None"),
         pytest.param(
             b"ctorch\nSize\nNR.", Reason.UNSAFE_MODEL, "not a function", id="no arguments"
         ),
-        pytest.param(b"ctorch\nSize\n)R.", Reason.NOT_A_MODEL, "lacks", id="too few arguments"),
+        pytest.param(b"ctorch\nSize\n)R.", Reason.DAMAGED_FILE, "lacks", id="too few arguments"),
         pytest.param(b"\x80\x04NN\x93.", Reason.UNSAFE_MODEL, "computes the name", id="no name"),
         pytest.param(
-            b"ccollections\nOrderedDict\n(]tR.", Reason.NOT_A_MODEL, "made from other objects",
+            b"ccollections\nOrderedDict\n(]tR.", Reason.DAMAGED_FILE, "made from other objects",
             id="dictionary of a list",
         ),
     ],

@@ -194,7 +194,7 @@ def test_fetch_without_a_record_runs_again(tmp_path):
 BOMB = bytes(64 << 20)
 PACKED = deflated(UNET, WEIGHTS)
 LINK = stat.S_IFLNK | 0o777
-UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUPPORTED_FORMAT
+UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.DAMAGED_FILE, Reason.UNSUPPORTED_FORMAT
 
 
 @pytest.mark.parametrize(
