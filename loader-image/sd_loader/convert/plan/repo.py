@@ -82,7 +82,7 @@ def plan_repo(
             files += model_files(component, checked, tensors, conversion.precision)
     for component in pipeline.components:
         if component.startswith("tokenizer"):
-            files += tokenizer_files(repo / origin(component), component, templates)
+            files += tokenizer_files(repo / origin(component), component, templates, dimensions)
     scheduler = scheduler_config(
         read_json(repo / "scheduler" / "scheduler_config.json"), pipeline, conversion
     )
