@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from sd_api.default_parts import format_default_parts, parse_default_parts
 from sd_api.defaults import RETAIN_PREVIOUS_MAX_SECONDS
+from sd_api.names import LOADER_NAME
 from sd_api.trained import check_template
 
 CREDENTIALS_DIR = "/run/secrets/sd"
@@ -20,6 +21,16 @@ LOGINS_DIR = "/run/secrets/sd-logins"
 """Where a Job mounts the Secret of the administrator's logins."""
 STORE_MOUNT = "/models"
 """Where a Job mounts the volume."""
+USER_ENV = {"HOME": "/tmp", "LOGNAME": LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
+"""What Python asks about its user, who has no entry in /etc/passwd."""
+HUB_LIBRARY_ENV = {
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
+}
+"""Settings of the library huggingface_hub."""
+TORCH_ENV = {"OMP_WAIT_POLICY": "passive"}
+"""By default, torch's waiting threads spin and use up the remaining CPU time."""
 
 _MAX_BYTES = 10**18
 
@@ -112,6 +123,12 @@ class LoaderEnv:
     def name_of(cls, field_name: str) -> str:
         """The variable of a field."""
         return cls.names_of(field_name)[0]
+
+    @classmethod
+    def every_name(cls) -> frozenset[str]:
+        """All variables that a loader container may have, those of its libraries included."""
+        spellings = {name for variable in _variables(cls).values() for name in variable.names}
+        return frozenset(spellings | USER_ENV.keys() | HUB_LIBRARY_ENV.keys() | TORCH_ENV.keys())
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:

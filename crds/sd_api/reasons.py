@@ -205,7 +205,16 @@ class Reason(StrEnum):
         Retry.ON_CHANGE,
         "Set spec.url to the link of the model file itself, not of a page about it.",
     )
-    """The download is a page, an error, a pointer or a damaged file, but not a model."""
+    """The download is a page, an error, a pointer or another file that is not a model."""
+    DAMAGED_FILE = (
+        "DamagedFile",
+        Retry.ON_CHANGE,
+        "Compare the size of the file at the source with that of the original, and upload the"
+        f" original again; then set the annotation {ANNOTATION_RELOAD} to a new value. If the"
+        " original itself is damaged, save it again with the program that made it, or use another"
+        " copy of the model.",
+    )
+    """The file has a model's format, but it is truncated, altered or breaks the format's rules."""
     DIGEST_MISMATCH = (
         "DigestMismatch",
         Retry.ON_CHANGE,

@@ -107,9 +107,8 @@ def test_shared_bytes_are_shown_in_status_and_metrics(operated: Operated) -> Non
     assert 0.9 * second["sizeBytes"] < second["sharedBytes"] < second["sizeBytes"]
     shown = operated.cluster.kubectl("get", "sdm", "copy", "-o", "yaml")
     assert f"sharedBytes: {second['sharedBytes']}" in shown
-    operated.eventually(
-        lambda: operated.metrics().get(("sdmodel_artifact_shared_bytes",)) == second["sharedBytes"]
-    )
+    series = ("sdmodel_artifact_shared_bytes", operated.cluster.namespace)
+    operated.eventually(lambda: operated.metrics().get(series) == second["sharedBytes"])
     store = operated.cluster.store
     unet = "unet/diffusion_pytorch_model.safetensors"
     assert (store / "sketch" / unet).samefile(store / "copy" / unet)

@@ -64,7 +64,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         ),
         pytest.param(POINTER, {}, Reason.NOT_A_MODEL, "a Git LFS pointer", id="lfs pointer"),
         pytest.param(b"", {}, Reason.NOT_A_MODEL, "empty", id="empty"),
-        pytest.param(OTHER[:-8], {}, Reason.NOT_A_MODEL, "", id="truncated"),
+        pytest.param(OTHER[:-8], {}, Reason.DAMAGED_FILE, "", id="truncated"),
         pytest.param(
             OTHER,
             {},
@@ -105,7 +105,7 @@ OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode
         ),
         pytest.param(
             [Part("model_index.json", SD1_INDEX), Part("../../evil", b"x")],
-            Reason.NOT_A_MODEL,
+            Reason.DAMAGED_FILE,
             "not a plain path: ../../evil",
             id="traversal",
         ),

@@ -160,24 +160,11 @@ capabilities:
 {{- define "sd-operator.gatewaySettings" -}}
 {{- $values := .Values -}}
 {{- $gateway := $values.gateway -}}
-{{- $loader := $values.loader -}}
-{{- $placement := dict -}}
-{{- range $field := list "nodeSelector" "tolerations" "priorityClassName" -}}
-{{- with index $loader $field -}}
-{{- $_ := set $placement $field . -}}
-{{- end -}}
-{{- end -}}
 {{- $host := ternary (printf "https://%s" $gateway.ingress.host) "" (ne $gateway.ingress.host "") -}}
 {{- $settings := list
   (list "KEYS_FILE" "/etc/sd-gateway/keys/keys")
   (list "CLAIM_NAME" $values.models.claim.name)
   (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
-  (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
-  (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))
-  (list "RETAIN_PREVIOUS_SECONDS" (int64 $values.retainPrevious))
-  (list "LOADER_TMP_SIZE" $loader.tmpSize)
-  (list "LOADER_SECURITY_CONTEXT" (ternary (toJson $loader.securityContext) "" (not (empty $loader.securityContext))))
-  (list "LOADER_PLACEMENT" (ternary (toJson $placement) "" (not (empty $placement))))
   (list "ALLOWED_HOSTS" (join "," $values.allowedHosts))
   (list "HF_ENDPOINT" $values.hubEndpoint)
   (list "HTTPS_PROXY" $values.proxy.https)
@@ -189,6 +176,8 @@ capabilities:
   (list "TRUSTED_PROXIES" (join "," $gateway.trustedProxies))
   (list "CALLS_PER_MINUTE" (int64 $gateway.callsPerMinute))
   (list "FAILURES_PER_MINUTE" (int64 $gateway.failuresPerMinute))
+  (list "MAX_CONNECTIONS" (int64 $gateway.maxConnections))
+  (list "MAX_CONNECTIONS_PER_ADDRESS" (int64 $gateway.maxConnectionsPerAddress))
   (list "LOG_LEVEL" $values.logLevel)
   (list "LOG_FORMAT" $values.logFormat)
 -}}

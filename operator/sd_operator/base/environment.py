@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -94,6 +95,18 @@ class Reader:
             limit = f"at least {least}" if value < least else f"at most {most}"
             raise self.wrong(name, f"must be {limit}")
         return value
+
+    def networks(self, name: str) -> tuple[str, ...]:
+        """Addresses and networks, separated by commas."""
+        words = self.words(name)
+        for word in words:
+            try:
+                ipaddress.ip_network(word)
+            except ValueError:
+                raise self.wrong(
+                    name, "must be addresses and networks, separated by commas"
+                ) from None
+        return words
 
     def truth(self, name: str, default: bool) -> bool:
         """True or false."""

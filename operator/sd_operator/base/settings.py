@@ -28,7 +28,7 @@ WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """Settings of loader Jobs. The gateway reads those that its sweep has."""
+    """Settings of loader Jobs."""
 
     image: str = "ghcr.io/sd-operator/loader:0.1.0"
     """Image of loads that render an image; it has torch."""

@@ -7,11 +7,20 @@ from typing import Any
 
 from sd_api import defaults, logins, names
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.loader_env import CREDENTIALS_DIR, LOGINS_DIR, STORE_MOUNT, LoaderEnv
+from sd_api.loader_env import (
+    CREDENTIALS_DIR,
+    HUB_LIBRARY_ENV,
+    LOGINS_DIR,
+    STORE_MOUNT,
+    TORCH_ENV,
+    USER_ENV,
+    LoaderEnv,
+)
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Spec
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
+from sd_operator.resources.observed import ClaimView
 from sd_operator.rules.decision import JobPlan
 
 BACKOFF_LIMIT = 3
@@ -49,13 +58,6 @@ _POD_SECURITY = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-# The file system is read-only, and the user has no entry in /etc/passwd.
-_USER = {"HOME": "/tmp", "LOGNAME": names.LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
-_HUB_LIBRARY = {
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
-}
 _CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -63,7 +65,7 @@ _CONTAINER_SECURITY = {
 }
 
 
-def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
+def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) -> JobPlan:
     """Return the plan of the Job that loads a model; its spec must be readable."""
     spec = model.spec
     if spec is None:
@@ -75,7 +77,8 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
         name=names.job_name(model.name, model.uid, model.wanted, attempt),
         model_name=model.name,
         model_uid=model.uid,
-        claim_name=claim_name,
+        claim_name=claim.name,
+        claim_uid=claim.uid,
         attempt=attempt,
         request=LoadRequest.from_spec(
             _resolved(spec, overrides or JobOverrides(), settings),
@@ -150,6 +153,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         job["metadata"]["labels"] = job["metadata"]["labels"] | {KUEUE_LABEL: loader.kueue_queue}
         job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
+    job["metadata"]["annotations"][names.ANNOTATION_CLAIM_UID] = plan.claim_uid
     job["metadata"]["ownerReferences"] = [
         {
             "apiVersion": names.API_VERSION,
@@ -197,7 +201,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
     arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
     variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
     sweep = _command("sweep", loader.slim_image, arguments, loader) | {
-        "env": _listed(variables.to_env() | _USER),
+        "env": _listed(variables.to_env() | USER_ENV),
         "resources": _REMOVE,
     }
     return {
@@ -370,7 +374,7 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
         no_proxy=settings.no_proxy,
         ca_file=f"{CA_DIR}/ca.crt" if loader.ca_configmap else None,
     )
-    plain = variables.to_env() | _HUB_LIBRARY | _USER
+    plain = variables.to_env() | HUB_LIBRARY_ENV | USER_ENV
     if container == names.CONTAINER_FETCH:
         fetching = LoaderEnv(
             credentials_dir=CREDENTIALS_DIR,
@@ -380,8 +384,7 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
         )
         plain |= fetching.to_env()
     if container == names.CONTAINER_CONVERT:
-        # By default, torch's waiting threads spin and use up the remaining CPU time.
-        plain["OMP_WAIT_POLICY"] = "passive"
+        plain |= TORCH_ENV
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [*_listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]
 

@@ -297,6 +297,7 @@ def test_deleted_objects_are_forgotten() -> None:
     cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job(), running("fetch")))
+    cache.record(UID, job().uid)
     assert cache.active_jobs() == 1
     cache.drop_job(job())
     cache.drop_pod(pod(job()))

@@ -16,7 +16,7 @@ from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.spec import JobOverrides, Toleration
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.rules import manifests
-from tests.support.rules.observed import model
+from tests.support.rules.observed import claim, model
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU = Settings(loader=LoaderSettings(gpu_count=0))
@@ -47,7 +47,7 @@ OVERRIDES = {
 
 def load(settings: Settings, **spec: Any) -> dict[str, Any]:
     """Return the manifest of a loader Job."""
-    return manifests.build(manifests.plan_load(model(**spec), settings, "models", 0), settings)
+    return manifests.build(manifests.plan_load(model(**spec), settings, claim(), 0), settings)
 
 
 def remove(settings: Settings, **spec: Any) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def test_the_clean_up_job_has_no_owner() -> None:
 def test_names_fit_whatever_the_models_name() -> None:
     """Job names have at most 51 characters and no dots, and differ for each attempt."""
     names = {
-        manifests.plan_load(model(name=name), CPU, "models", attempt).name
+        manifests.plan_load(model(name=name), CPU, claim(), attempt).name
         for name in ("a" * 63, "with.dots.-" + "b" * 50, "c")
         for attempt in (0, 1)
     }

@@ -136,6 +136,8 @@ FULL: Json = {
         "trustedProxies": ["10.0.0.1", "10.0.0.2"],
         "callsPerMinute": 5000000,
         "failuresPerMinute": 0,
+        "maxConnections": 1000,
+        "maxConnectionsPerAddress": 50,
         "previews": True,
         "caConfigMap": "gateway-ca",
         "ingress": {
@@ -153,7 +155,7 @@ FULL: Json = {
     "metrics": {
         "podMonitor": {"enabled": True, "interval": "10s", "labels": {"release": "monitoring"}},
         "serviceMonitor": {"enabled": False, "interval": "20s", "labels": {"release": "services"}},
-        "prometheusRule": {"enabled": True, "labels": {"release": "rules"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "rules"}, "job": "pods"},
         "dashboard": {
             "enabled": True,
             "labels": {"grafana_dashboard": "yes"},
@@ -180,20 +182,20 @@ def helm(
 
 
 def render(
-    values: Mapping[str, Any] | None = None, chart: Path = OPERATOR, program: str = "helm"
+    values: Mapping[str, Any] | None = None,
+    chart: Path = OPERATOR,
+    program: str = "helm",
+    release: str = "sd-operator",
+    namespace: str = NAMESPACE,
 ) -> list[Json]:
-    """Return the objects of a release named `sd-operator`."""
-    return json.loads(_rendered(json.dumps(values or {}), chart, program))
+    """Return the objects of a release."""
+    return json.loads(_rendered(json.dumps(values or {}), chart, program, release, namespace))
 
 
 @cache
-def _rendered(values: str, chart: Path, program: str) -> str:
+def _rendered(values: str, chart: Path, program: str, release: str, namespace: str) -> str:
     done = helm(
-        "template",
-        "sd-operator",
-        chart,
-        "--namespace",
-        NAMESPACE,
+        *("template", release, chart, "--namespace", namespace),
         values=json.loads(values),
         program=program,
     )
