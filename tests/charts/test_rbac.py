@@ -94,7 +94,7 @@ def test_the_gateway_has_the_rights_that_it_uses() -> None:
 def test_the_gateway_cannot_create_jobs_or_read_other_leases() -> None:
     """Whoever creates a Job or a Pod can mount every Secret of the namespace."""
     kinds = {resource for rule in GATEWAY_RULES for resource in rule["resources"]}
-    assert kinds == {"stablediffusionmodels", "events", "leases"}
+    assert kinds == {"stablediffusionmodels", "events", "leases", "persistentvolumeclaims"}
     (leases,) = [rule for rule in GATEWAY_RULES if "leases" in rule["resources"]]
     assert leases["resourceNames"] == [names.SWEEP_LEASE]
 
