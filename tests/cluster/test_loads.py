@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_api import names
 from sd_api.controlnets import CONTROLNET_REPOS
 from tests.support.kube.cluster import Cluster, claim_manifest, model_manifest
 from tests.support.models.checkpoints import save_safetensors
@@ -226,6 +227,28 @@ def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
     assert operated.jobs("load") == []
     operated.cluster.apply(claim_manifest("later"))
     assert operated.ready()["status"]["artifact"]["claimName"] == "later"
+
+
+@pytest.mark.slow
+def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None:
+    """Its label wakes the model; once the model is published, the label is not needed."""
+    cluster = operated.cluster
+    cluster.apply(claim_manifest("database", for_models=False))
+    cluster.model("sketch", url=operated.link(), storage={"claimName": "database"})
+    item = operated.stalled("sketch", "ClaimNotAllowed")
+    assert f'label {names.LABEL_MODELS}: "true"' in condition(item, "Stalled")["message"]
+    assert "finalizers" not in item["metadata"], "deleting it needs nothing from us"
+    assert operated.jobs("load") == []
+    cluster.kubectl("label", "pvc", "database", f"{names.LABEL_MODELS}=true")
+    item = operated.ready()
+    assert item["status"]["artifact"]["claimName"] == "database"
+    cluster.kubectl("label", "pvc", "database", f"{names.LABEL_MODELS}-")
+    cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_RELOAD}=again")
+    first = item["status"]["artifact"]["immutablePath"]
+    operated.wait("sketch", lambda one: one["status"]["artifact"]["immutablePath"] != first)
+    operated.delete()
+    operated.gone()
+    assert [job["status"].get("succeeded") for job in operated.jobs("remove")] == [1]
 
 
 def test_a_secret_that_is_created_later_is_found(operated: Operated) -> None:

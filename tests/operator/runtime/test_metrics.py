@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sd_operator.base.metrics import Metrics, ModelState, installed_version
-from sd_operator.runtime.probes import SILENCE_MAX_SECONDS, Probes
+from sd_operator.base.probes import SILENCE_MAX_SECONDS, Probes
 
 
 def get(port: int, path: str) -> tuple[int, str]:

@@ -46,6 +46,11 @@ FULL: Json = {
         "pod": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "container": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     },
+    "networkPolicy": {
+        "enabled": True,
+        "apiServer": {"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}], "ports": [6443]},
+        "extraEgress": [{"to": [{"ipBlock": {"cidr": "10.7.7.7/32"}}]}],
+    },
     "nodeSelector": {"pool": "system"},
     "tolerations": [{"key": "system", "operator": "Exists"}],
     "affinity": {"nodeAffinity": {}},
@@ -73,6 +78,7 @@ FULL: Json = {
             "accessModes": ["ReadWriteOnce"],
             "annotations": {"example.com/backup": "true"},
         },
+        "allowedClaims": ["archive", "fast"],
     },
     "loader": {
         "image": {"repository": "load", "tag": "2", "digest": "sha256:" + "b" * 64},
@@ -86,6 +92,7 @@ FULL: Json = {
         "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes"}],
         "runtimeClassName": "nvidia",
         "priorityClassName": "batch",
+        "allowedPriorityClasses": ["low", "lowest"],
         "allowOverrides": False,
         "maxBytes": 123456789012,
         "tmpSize": "2Gi",
@@ -106,6 +113,7 @@ FULL: Json = {
     "allowedHosts": ["mirror.example.com", "10.1.2.3:8443"],
     "hubEndpoint": "https://mirror.example.com/hf",
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
+    "loginsSecret": "logins",
     "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".example.com"},
     "caConfigMap": "company-ca",
     "webhook": {
@@ -128,6 +136,8 @@ FULL: Json = {
         "trustedProxies": ["10.0.0.1", "10.0.0.2"],
         "callsPerMinute": 5000000,
         "failuresPerMinute": 0,
+        "maxConnections": 1000,
+        "maxConnectionsPerAddress": 50,
         "previews": True,
         "caConfigMap": "gateway-ca",
         "ingress": {
