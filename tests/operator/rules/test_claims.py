@@ -121,6 +121,16 @@ CASES = [
         message=with_remedy("what and where", Reason.NOT_A_MODEL),
     ),
     Case(
+        id="failed for good: its reason stays in Stalled",
+        model=model(stalled(Reason.NOT_A_MODEL), storage=DATABASE),
+        observed=observed(claim=FOREIGN),
+        rule="claim_is_not_allowed",
+        phase="Pending",
+        ready="not ClaimNotAllowed",
+        stalled="NotAModel",
+        message=MESSAGE,
+    ),
+    Case(
         id="published on a claim that is no longer labelled: it stays Ready",
         model=model(ON_DATABASE, storage=DATABASE),
         observed=observed(claim=FOREIGN),
