@@ -20,6 +20,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
+_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d{1,6})\.", re.ASCII)
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
 
 
@@ -58,6 +59,23 @@ def component_tensors(
                 )
             found[name] = tensor
     return found
+
+
+def without_skipped_layers(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> Mapping[str, Tensor]:
+    """The tensors without the last layers of a text encoder that its config leaves out.
+
+    People skip the last layers ("clip skip") by a smaller `num_hidden_layers`.
+    """
+    layers = config.get("num_hidden_layers")
+    if layers is None:
+        return tensors
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (layer := _LAYER.match(name)) is None or int(layer[1]) < layers
+    }
 
 
 def model_files(
