@@ -178,7 +178,7 @@ CASES = [
         id="deleted before it was published: it is released",
         model=model(storage=DATABASE, deleted_ago=5),
         observed=observed(claim=FOREIGN),
-        rule="claim_is_not_allowed",
+        rule="cleanup_claim_is_not_allowed",
         does="release",
         events=("ModelDeleted",),
         message="PersistentVolumeClaim database may not be used for models, and nothing is"

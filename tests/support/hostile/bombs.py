@@ -223,7 +223,7 @@ SAMPLES: Samples = {
         for what, (make, says) in _HEADERS.items()
     },
     "a header of 70,000 empty tensors": Sample(
-        lambda: _empty_tensors(70_000), "no Stable Diffusion", UNKNOWN
+        lambda: _empty_tensors(70_000), "not a Stable Diffusion checkpoint", UNKNOWN
     ),
     "an archive of 20,000 members": Sample(lambda: _members(20_000), "missing"),
     "an archive that counts 65,534 members": Sample(lambda: _members(9, said=65_534), "cut off"),
