@@ -180,6 +180,11 @@ REFUSED = [
         "diffusers' layout; load its whole repo",
         id="a UNet of diffusers",
     ),
+    pytest.param(
+        ["encoder.layers.0.layer_norm1.bias"],
+        "diffusers' layout; load its whole repo",
+        id="a text encoder without text_model",
+    ),
     pytest.param(["input_blocks.0.0.weight"], "a UNet without its pipeline", id="a UNet alone"),
     pytest.param(
         ["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"],

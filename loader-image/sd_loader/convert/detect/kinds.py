@@ -78,7 +78,10 @@ _KINDS = (
     Kind("an IP-Adapter", re.compile(r"(ip_adapter|image_proj)\.")),
     Kind(
         "one component in diffusers' layout; load its whole repo, with spec.modelType: huggingface",
-        re.compile(r"(down_blocks|up_blocks|transformer_blocks|text_model)\."),
+        re.compile(
+            r"(down_blocks|up_blocks|transformer_blocks|text_model|encoder\.layers)\."
+            r"|embeddings\.(token|position)_embedding\."
+        ),
     ),
     Kind("a UNet without its pipeline", re.compile(r"input_blocks\.0\.0\.weight$")),
 )

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import NoReturn
 
 from sd_api.reasons import Reason
+from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
@@ -91,6 +92,7 @@ _KOHYA_HALVES = {
     "alpha": Half.ALPHA,
 }
 _COMPONENT = re.compile(r"(unet|text_encoder_2|text_encoder)\.(.+)")
+_TEXT_ENCODER = re.compile(r"lora_te[12]?_|text_encoder(?:_2)?\.")
 _BARE = re.compile(
     r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\."
 )
@@ -137,8 +139,17 @@ _NOT_READ = (
 )
 
 
+def canonical_name(name: str) -> str:
+    """The tensor's name with `text_model` in it, which every version of transformers can read."""
+    encoder = _TEXT_ENCODER.match(name)
+    if encoder is None:
+        return name
+    prefix = encoder[0]
+    return prefix + with_prefix(name.removeprefix(prefix), separator=prefix[-1])
+
+
 def parse(name: str) -> Key | None:
-    """Parse a tensor's name. None if a LoRA has no tensor of such a name."""
+    """Parse a tensor's canonical name. None if a LoRA has no tensor of such a name."""
     kohya = _KOHYA.fullmatch(name)
     if kohya:
         component, layer, half = kohya.groups()
@@ -174,7 +185,7 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
     """The layers that the file changes. Refuses by name a file with other tensors."""
     keys: dict[str, Key] = {}
     for name in tensors:
-        key = parse(name)
+        key = parse(canonical_name(name))
         if key is None:
             _refuse(name)
         keys[name] = key
