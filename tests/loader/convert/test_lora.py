@@ -242,6 +242,19 @@ def test_metadata_is_kept_up_to_a_limit(tmp_path):
     assert converted.warnings == ("metadata too long to publish: ss_tag_frequency",)
 
 
+def test_a_lora_with_eight_megabytes_of_metadata_is_read_like_one_without(tmp_path):
+    """Kohya counts the tags of every image of a data set in one entry."""
+    tensors = lora("sd15", "kohya", text=False)
+    tags = json.dumps({"images": {f"tag {number}": number for number in range(400_000)}})
+    assert len(tags) > 8_000_000
+    metadata = {"ss_tag_frequency": tags, "ss_base_model_version": "sd_v1", "ss_network_dim": "4"}
+    converted, out = loaded(tmp_path, tensors, metadata)
+    assert converted.warnings == ("metadata too long to publish: ss_tag_frequency",)
+    kept = {key: text for key, text in metadata.items() if key != "ss_tag_frequency"}
+    assert metadata_of(out) == {"format": "pt", **kept}
+    assert_same(opened("sd15", out), opened("sd15", tmp_path / "origin"))
+
+
 @pytest.mark.parametrize(("revision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_applies_to_weights_but_not_to_alphas(tmp_path, revision, dtype):
     """Only spec.revision changes the type of a weight."""

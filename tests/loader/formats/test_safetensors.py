@@ -15,7 +15,7 @@ from safetensors.torch import save, save_file
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
-from sd_loader.formats.safetensors import MAX_HEADER
+from sd_loader.formats.safetensors import LONGEST_HEADER, MAX_HEADER
 
 TENSORS = {
     "double": torch.arange(3, dtype=torch.float64),
@@ -84,8 +84,12 @@ def test_a_padded_header_is_read(tmp_path):
             "4 bytes follow the last tensor", id="bytes added",
         ),
         pytest.param(
-            (MAX_HEADER + 1).to_bytes(8, "little") + b"{", Reason.NOT_A_MODEL,
+            (LONGEST_HEADER + 1).to_bytes(8, "little") + b"{", Reason.NOT_A_MODEL,
             "a safetensors header of", id="huge header",
+        ),
+        pytest.param(
+            file_of(b'{"a":"' + b"x" * MAX_HEADER + b'"}'), Reason.NOT_A_MODEL,
+            "besides its metadata; at most", id="long header",
         ),
         pytest.param(file_of(b"{]"), Reason.NOT_A_MODEL, "damaged", id="no JSON"),
         pytest.param(file_of(b'{"a":NaN}'), Reason.NOT_A_MODEL, "NaN is not valid JSON", id="NaN"),

@@ -43,7 +43,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     base_model = decide_family(layers, file.tensors, metadata, conversion.base_model)
     _check_readable(layers)
     bare = any(key.bare for layer in layers for key in layer.keys.values())
-    kept, warnings = passed_on(metadata, layers, file.tensors, bare=bare)
+    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, bare=bare)
     if base_model is None:
         warnings += (
             f"the layers fit {' and '.join(FAMILIES)} models alike; spec.baseModel says which",
