@@ -20,8 +20,8 @@ from sd_loader.convert.plan.lora_keys import (
     Style,
     canonical_name,
     layers_of,
-    shown,
 )
+from sd_loader.convert.plan.lora_kinds import shown
 from sd_loader.convert.plan.lora_metadata import passed_on
 from sd_loader.convert.plan.precision import published_dtype
 from sd_loader.convert.write.files import FolderPlan, Item, weights_file

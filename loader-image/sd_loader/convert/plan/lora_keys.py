@@ -11,12 +11,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NoReturn
 
 from sd_api.reasons import Reason
+from sd_loader.convert.plan.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 UNET = "unet"
@@ -75,8 +74,6 @@ class Layer:
         return {key.style for key in self.keys.values()}
 
 
-_SHOWN = 120
-
 _KOHYA_COMPONENTS = {
     "unet": UNET,
     "te": TEXT_ENCODER,
@@ -103,39 +100,6 @@ _DIFFUSERS = re.compile(r"(.+)\.lora\.(down|up)\.weight")
 _DIFFUSERS_TEXT = re.compile(r"(.+)\.lora_linear_layer\.(down|up)\.weight")
 _PEFT = re.compile(
     r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector)(?:\.weight)?"
-)
-
-# Adapters of other kinds. For these families diffusers does not read them, or leaves out a part of
-# what was trained.
-_NOT_READ = (
-    (r".*\.hada_", "a LyCORIS of the kind LoHa"),
-    (r".*\.lokr_", "a LyCORIS of the kind LoKr"),
-    (r".*\.(oft_|oft_diag|oft_blocks)", "a LyCORIS of the kind OFT"),
-    (r".*\.(on_input)$", "a LyCORIS of the kind IA3"),
-    (r".*\.lora_mid\.", "a LyCORIS with a Tucker decomposition (lora_mid)"),
-    (r".*\.(diff|diff_b|w_norm|b_norm)$", "a LyCORIS with full differences of weights"),
-    (r".*\.dora_scale$", "a DoRA in kohya's style, whose dora_scale diffusers leaves out"),
-    (r"bundle_emb\.", "a LoRA with embeddings in it (bundle_emb)"),
-    (r"(lora_controlnet$|control_model\.)", "a Control-LoRA"),
-    (
-        r"(lora_unet_(double|single)_blocks_|(diffusion_model|transformer)\.(double|single)_blocks"
-        r"|transformer\.single_transformer_blocks)",
-        "a LoRA of FLUX",
-    ),
-    (
-        r"(lora_unet_joint_blocks_|(diffusion_model|transformer)\.joint_blocks|lora_te3_)",
-        "a LoRA of Stable Diffusion 3",
-    ),
-    (r"(lora_transformer_|transformer\.|diffusion_model\.|lora_prior_)", "a LoRA of another model"),
-    (
-        r"base_model\.model\.",
-        "an adapter as PEFT saves it alone, whose scale stands in another file"
-        " (adapter_config.json)",
-    ),
-    (
-        r"(unet|text_encoder|text_encoder_2|down_blocks|mid_block|up_blocks)\..*\.alpha$",
-        "a LoRA with alphas in diffusers' style, which diffusers leaves out",
-    ),
 )
 
 
@@ -187,7 +151,12 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
     for name in tensors:
         key = parse(canonical_name(name))
         if key is None:
-            _refuse(name)
+            refuse_other_adapters(tensors)
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"no LoRA has a tensor named like {shown(name)}; names of kohya's, diffusers' and"
+                " PEFT's style are read",
+            )
         keys[name] = key
     _check_styles(keys)
     layers: dict[tuple[str, str], Layer] = {}
@@ -205,21 +174,6 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
     for layer in found:
         _check_whole(layer)
     return found
-
-
-def _refuse(name: str) -> NoReturn:
-    for pattern, what in _NOT_READ:
-        if re.match(pattern, name):
-            raise LoaderError(
-                Reason.UNSUPPORTED_FORMAT,
-                f"the file is {what}; supported are LoRAs of sd1, sd2 and sdxl that diffusers"
-                f" reads (seen: {shown(name)})",
-            )
-    raise LoaderError(
-        Reason.UNSUPPORTED_FORMAT,
-        f"no LoRA has a tensor named like {shown(name)}; names of kohya's, diffusers' and PEFT's"
-        " style are read",
-    )
 
 
 def _check_whole(layer: Layer) -> None:
@@ -242,8 +196,3 @@ def _check_styles(keys: Mapping[str, Key]) -> None:
             Reason.UNSUPPORTED_FORMAT,
             f"the file mixes kohya's names with others: {shown(kohya[0])} and {shown(others[0])}",
         )
-
-
-def shown(name: str) -> str:
-    """Shorten a name for messages. Names of layers are long."""
-    return snippet(name, _SHOWN)
