@@ -7,8 +7,8 @@ that are too long to be kept never lie in memory as a whole.
 from __future__ import annotations
 
 import codecs
+import json
 import re
-from json.decoder import scanstring
 from typing import NoReturn
 
 from sd_api.reasons import Reason
@@ -18,6 +18,7 @@ from sd_loader.formats.metadata import LIMIT, MOST_ENTRIES, Metadata, Selection
 
 _PIECE = LIMIT + (1 << 20)
 """Longer than any entry that is kept, so that few entries are searched twice."""
+_JSON = json.JSONDecoder()
 _S = rb"[ \t\n\r]*"
 _OPENING = re.compile(rb'"__metadata__"' + _S + rb":" + _S + rb"\{")
 _EMPTY = re.compile(_S + rb"\}")
@@ -106,7 +107,7 @@ class _Text:
             quote = self.plain.find(b'"', self.position)
             end = len(self.plain) if quote < 0 else quote
             # Every byte is a character of latin-1, so that a cut character does no harm.
-            scanstring(self.plain[self.position : end].decode("latin-1") + '"', 0)
+            _parse_string(self.plain[self.position : end].decode("latin-1"))
             self.position = end
             if quote < 0 and not self.more():
                 raise ValueError("metadata that is cut off")
@@ -149,12 +150,18 @@ def _read_metadata(text: _Text) -> Metadata:
 
 
 def _string(raw: bytes) -> str:
-    found, _end = scanstring(raw.decode() + '"', 0)
+    found = _parse_string(raw.decode())
     if b"\\u" in raw:
         try:
             found.encode()
         except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
             _refuse("safetensors metadata other than strings")
+    return found
+
+
+def _parse_string(text: str) -> str:
+    found: str
+    found, _end = _JSON.raw_decode(f'"{text}"')
     return found
 
 
