@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from sd_operator.base.errors import SettingsError
-from sd_operator.base.settings import LoaderSettings
 from sd_operator.gateway import examples
 from sd_operator.gateway.__main__ import main
-from sd_operator.gateway.settings import PREFIX, Settings
+from sd_operator.gateway.settings import PREFIX, GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway, write_keys
 from tests.support.kube.cluster import CLAIM, Cluster
 from tests.support.paths import ROOT
@@ -36,17 +35,18 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 def test_unset_variables_have_their_defaults(env: dict[str, str], tmp_path: Path) -> None:
     """Only the required variables are set."""
-    assert Settings.from_env(env) == Settings(tmp_path / "keys", tmp_path / "kubeconfig")
+    assert GatewaySettings.from_env(env) == GatewaySettings(
+        tmp_path / "keys", tmp_path / "kubeconfig"
+    )
 
 
 def test_variables_set_their_settings(env: dict[str, str]) -> None:
     """Each variable sets the setting of its name."""
     more = {
         "CLAIM_NAME": "weights",
-        "LOADER_SLIM_IMAGE": "registry/slim",
-        "IMAGE_PULL_SECRETS": "a,b",
-        "RETAIN_PREVIOUS_SECONDS": "60",
-        "LOADER_TMP_SIZE": "2Gi",
+        "MAX_CONNECTIONS": "100",
+        "MAX_CONNECTIONS_PER_ADDRESS": "10",
+        "PROBES_PORT": "8082",
         "ALLOWED_HOSTS": "Mirror.example.com",
         "HF_ENDPOINT": "https://mirror.example.com",
         "PUBLIC_URL": "http://127.0.0.1:8000",
@@ -55,14 +55,12 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
         "CALLS_PER_MINUTE": "0",
         "PORT": "0",
     }
-    settings = Settings.from_env(env | {PREFIX + name: value for name, value in more.items()})
-    assert settings.claim_name == "weights"
-    assert settings.loader == LoaderSettings(
-        slim_image="registry/slim",
-        image_pull_secrets=("a", "b"),
-        retain_previous_seconds=60,
-        tmp_size="2Gi",
+    settings = GatewaySettings.from_env(
+        env | {PREFIX + name: value for name, value in more.items()}
     )
+    assert settings.claim_name == "weights"
+    assert (settings.max_connections, settings.max_connections_per_address) == (100, 10)
+    assert settings.probes_port == 8082
     assert settings.allowed_hosts == {"mirror.example.com"}
     assert settings.guard().allows("mirror.example.com", 443)
     assert settings.store == Path("/models")
@@ -78,7 +76,7 @@ def test_cookies_need_https_unless_the_public_url_is_http(
     env: dict[str, str], url: str, secure: bool
 ) -> None:
     """The gateway cannot see TLS that ends at an Ingress, so https is the default."""
-    assert Settings.from_env(env | {"SD_GATEWAY_PUBLIC_URL": url}).cookie_secure is secure
+    assert GatewaySettings.from_env(env | {"SD_GATEWAY_PUBLIC_URL": url}).cookie_secure is secure
 
 
 @pytest.mark.parametrize(
@@ -88,6 +86,10 @@ def test_cookies_need_https_unless_the_public_url_is_http(
         ("PORT", "70000", "must be at most 65535"),
         ("MAX_BODY_BYTES", "1", "must be at least 1024"),
         ("PUBLIC_URL", "a.b", "must be an http(s) link"),
+        ("MAX_CONNECTIONS", "0", "must be at least 1"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "0", "must be at least 1"),
+        ("TRUSTED_PROXIES", "10.0.0.1,*", "must be addresses and networks"),
+        ("TRUSTED_PROXIES", "ingress", "must be addresses and networks"),
     ],
 )
 def test_invalid_setting_is_reported_with_its_variable(
@@ -100,7 +102,7 @@ def test_invalid_setting_is_reported_with_its_variable(
 ) -> None:
     """`sd-gateway run` prints the message and exits with code 2."""
     with pytest.raises(SettingsError, match=re.escape(f"{PREFIX}{name} {message}")):
-        Settings.from_env(env | {PREFIX + name: value})
+        GatewaySettings.from_env(env | {PREFIX + name: value})
     for variable, text in (env | {PREFIX + name: value}).items():
         monkeypatch.setenv(variable, text)
     assert main(["run"]) == 2
@@ -121,7 +123,7 @@ def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
     """A gateway with one key for the shared cluster's namespace."""
     path = tmp_path_factory.mktemp("gateway") / "keys"
     (key,) = write_keys(path, shared_cluster.namespace)
-    with Gateway(Settings(path, shared_cluster.kubeconfig, CLAIM), key) as gateway:
+    with Gateway(GatewaySettings(path, shared_cluster.kubeconfig, CLAIM), key) as gateway:
         yield gateway
 
 

@@ -15,6 +15,7 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.metadata import LIMIT, MOST_ENTRIES, Metadata, Selection
+from sd_loader.snippet import snippet
 
 _PIECE = LIMIT + (1 << 20)
 """Longer than any entry that is kept, so that few entries are searched twice."""
@@ -25,7 +26,7 @@ _EMPTY = re.compile(_S + rb"\}")
 _NAME = _S + rb'"([^"]*)"' + _S + rb":" + _S
 _ENTRY = re.compile(_NAME + rb'"([^"]*)"' + _S + rb"([,}])")
 _LONG_ENTRY = re.compile(_NAME + rb'"')
-_OTHER_VALUE = re.compile(_NAME + rb'[^" \t\n\r]')
+_OTHER_VALUE = re.compile(_NAME + rb'([^" \t\n\r,}][^,}]{0,40})')
 _END_OF_ENTRY = re.compile(_S + rb"([,}])")
 _ESCAPE = 6
 """Bytes of the longest escape sequence, such as \\u1234."""
@@ -135,8 +136,13 @@ def _read_metadata(text: _Text) -> Metadata:
         elif not seen and text.take(_EMPTY):
             break
         else:
-            if text.take(_OTHER_VALUE):
-                _refuse("safetensors metadata other than strings")
+            if entry := text.take(_OTHER_VALUE):
+                name = _string(text.raw[entry.start(1) : entry.end(1)])
+                value = text.raw[entry.start(2) : entry.end(2)].decode(errors="replace")
+                _refuse(
+                    f"the safetensors metadata has {snippet(value, 20)} as {snippet(name)}, and the"
+                    " format allows strings only: save the file again with strings"
+                )
             delimiter = b""
         if not delimiter:
             raise ValueError("metadata that is not a JSON object")
@@ -155,7 +161,7 @@ def _string(raw: bytes) -> str:
         try:
             found.encode()
         except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
-            _refuse("safetensors metadata other than strings")
+            _refuse("the safetensors metadata is not valid Unicode")
     return found
 
 
@@ -172,4 +178,4 @@ def _refuse_too_long(nbytes: int, limit: int) -> NoReturn:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, problem)
+    raise LoaderError(Reason.DAMAGED_FILE, problem)

@@ -24,6 +24,13 @@ MAX_HEADER = 4 << 20
 memory: 200 MB for 4 MB."""
 
 _DTYPES = {dtype.label: dtype for dtype in Dtype}
+_QUANTIZED = {
+    "F4": "fp4",
+    "F6_E2M3": "fp6",
+    "F6_E3M2": "fp6",
+    "F8_E8M0": "mxfp8 or mxfp4",
+}
+"""Types of safetensors that only quantized weights and their scales have."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _METADATA = "__metadata__"
 _LARGEST = 1 << 64
@@ -38,10 +45,11 @@ def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], Metadata]:
     if data_start > size:
         _refuse(f"truncated: it ends after {size} of at least {data_start} bytes")
     header, metadata = _parse(fd, length)
-    if header.pop(_METADATA, {}) != {}:
-        _refuse("safetensors metadata other than strings")
+    # Metadata that are a table have been taken out.
+    if (other := header.pop(_METADATA, {})) != {}:
+        _refuse(f"the safetensors metadata is not a table of strings: {snippet(str(other), 20)}")
     if not header:
-        _refuse("a safetensors file without tensors")
+        raise LoaderError(Reason.NOT_A_MODEL, "a safetensors file without tensors")
     if len(header) > MAX_TENSORS:
         _refuse(f"{len(header)} tensors; at most {MAX_TENSORS} are read")
     tensors = {name: _tensor(fd, name, entry, data_start) for name, entry in header.items()}
@@ -60,7 +68,7 @@ def _parse(fd: int, length: int) -> tuple[dict[str, object], Metadata]:
         )
     except (ValueError, RecursionError) as error:
         raise LoaderError(
-            Reason.NOT_A_MODEL, f"a damaged safetensors header: {snippet(str(error))}"
+            Reason.DAMAGED_FILE, f"a damaged safetensors header: {snippet(str(error))}"
         ) from None
     if not isinstance(header, dict):
         _refuse("a safetensors header that is not a JSON object")
@@ -106,11 +114,17 @@ def _tensor(fd: int, name: str, entry: object, data_start: int) -> Tensor:
 
 def _dtype(name: str, label: object) -> Dtype:
     dtype = _DTYPES.get(label) if isinstance(label, str) else None
-    if dtype is None:
+    if dtype is not None:
+        return dtype
+    if isinstance(label, str) and label in _QUANTIZED:
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+            Reason.UNSUPPORTED_FORMAT,
+            f"the weights are quantized ({_QUANTIZED[label]}), which is not supported: use a"
+            f" version of the model in fp16, bf16 or fp32 (seen: {snippet(name)})",
         )
-    return dtype
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+    )
 
 
 def _sizes(name: str, values: object) -> tuple[int, ...]:
@@ -137,4 +151,4 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, problem)
+    raise LoaderError(Reason.DAMAGED_FILE, problem)

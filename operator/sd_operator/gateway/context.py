@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from sd_operator.base.times import SYSTEM_CLOCK, Clock
 from sd_operator.clients.kube import Api
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.keys import Key, Keys
 from sd_operator.gateway.limits import Limiter, network
 from sd_operator.gateway.models import Models
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 INVALID_KEY = "Invalid API key"
 
@@ -21,7 +22,7 @@ INVALID_KEY = "Invalid API key"
 class Context:
     """The objects that make up a running gateway."""
 
-    settings: Settings
+    settings: GatewaySettings
     api: Api
     models: Models
     keys: Keys
@@ -29,21 +30,29 @@ class Context:
     """Limits the calls of each key."""
     failures: Limiter
     """Limits the calls with a wrong key from each address."""
+    clock: Clock
 
     @classmethod
-    def of(cls, settings: Settings, api: Api) -> Context:
+    def of(cls, settings: GatewaySettings, api: Api, clock: Clock = SYSTEM_CLOCK) -> Context:
         """Build the context from the settings."""
         return cls(
             settings=settings,
             api=api,
-            models=Models(api),
+            models=Models(api, settings),
             keys=Keys(settings.keys_file),
-            calls=Limiter(settings.calls_per_minute),
-            failures=Limiter(settings.failures_per_minute),
+            calls=Limiter(settings.calls_per_minute, clock.monotonic),
+            failures=Limiter(settings.failures_per_minute, clock.monotonic),
+            clock=clock,
         )
 
     def admit(self, key: str, request: Request) -> Key:
-        """Return the key and count its call; raise RefusedError if it is wrong or over its limit.
+        """Return the key and count the call; raise RefusedError if it is wrong or at its limit."""
+        match = self.find(key, request)
+        self.count(match)
+        return match
+
+    def find(self, key: str, request: Request) -> Key:
+        """Return the key; raise RefusedError and count the failure if it is wrong.
 
         A correct key is accepted even from an address with too many failures: callers can share an
         address.
@@ -53,7 +62,6 @@ class Context:
             address = request.client.host if request.client else ""
             _check_limit(self.failures.take(network(address)), "Too many wrong API keys")
             raise RefusedError(401, INVALID_KEY)
-        self.count(match)
         return match
 
     def count(self, key: Key) -> None:

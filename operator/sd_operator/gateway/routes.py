@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 
-from sd_operator.base import times
 from sd_operator.gateway import bodies, cache, examples, sync, vendor
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError
@@ -103,7 +102,7 @@ class Vendor:
 
     async def clear_cache(self, key: Key, _: vendor.Call) -> Json:
         """Remove files that no model needs from the volume."""
-        await cache.clear(self.context.api, self.context.settings, key.namespace)
+        await cache.clear(self.context, key.namespace)
         return {"status": "success", "message": "Cache cleared successfully"}
 
     async def system_details(self, key: Key, _: vendor.Call) -> Json:
@@ -111,7 +110,7 @@ class Vendor:
         models = await self.context.models.all(key.namespace)
         return {
             "model_count": sum(map(is_ready, models)),
-            "queue_time": vendor.queue_seconds(models, times.now()),
+            "queue_time": vendor.queue_seconds(models, self.context.clock.now()),
             "status": "ok",
         }
 
@@ -143,6 +142,9 @@ def _add(
     name = act.__name__
 
     async def endpoint(request: Request, bearer: Bearer) -> Json:
+        if bearer is not None:
+            # A wrong key in the header is refused before the body is read.
+            context.find(bearer.credentials, request)
         fields = bodies.parse(await request.body(), request.headers.get("Content-Type", ""))
         key = context.admit(_key(fields, bearer), request)
         log.info("%s called with key %s for namespace %s", name, key.id, key.namespace)
@@ -166,7 +168,7 @@ def _add(
 
 
 def _key(fields: Json, bearer: HTTPAuthorizationCredentials | None) -> str:
-    """Return the key from the body, as the vendor's clients send it, else from the header."""
+    """Return the key of the body, where the vendor's clients have it, else that of the header."""
     key = fields.get("key")
     if isinstance(key, str) and key:
         return key

@@ -19,7 +19,6 @@ from urllib.parse import quote, urljoin
 
 import aiohttp
 
-from sd_api import defaults
 from sd_api.netguard import MAX_REDIRECTS
 from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
@@ -27,7 +26,7 @@ from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, is_ready
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class File:
     """In bytes."""
 
 
-async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
+async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]:
     """Return the models whose source has changed. Models with the same source share one request."""
     idle = [body for body in bodies if _is_idle(body)]
     sources = {source: None for body in idle if (source := _source(body)) is not None}
@@ -69,7 +68,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
     outgoing = Outgoing(
         settings.guard(),
         CALL_SECONDS,
-        settings.https_proxy,
+        settings.proxy,
         settings.no_proxy,
         settings.ca_file,
     )
@@ -78,8 +77,7 @@ async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
         async with slots:
             with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
                 if isinstance(source, Branch):
-                    hub = settings.hub_endpoint or defaults.HUB_ENDPOINT
-                    states[source] = await _commit(outgoing, hub, source)
+                    states[source] = await _commit(outgoing, settings.hub, source)
                 else:
                     states[source] = await _file(outgoing, source)
 

@@ -9,7 +9,7 @@ from html import unescape
 import pytest
 
 from sd_operator.gateway import keys
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerysite import Page, Site, serve
 from tests.support.gateway.gatewayrun import Gateway, write_keys
@@ -59,6 +59,31 @@ def test_cookie_needs_https_by_default(shared_cluster, tmp_path):
             "/gallery/login", Host="gallery.example.com", X_Forwarded_Proto="https"
         )
         assert "SD_GATEWAY_PUBLIC_URL" not in proxied.text
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("gallery.example.com:8000", "your browser drops it"),
+        ("localhost:8000", "some browsers drop it"),
+        ("127.0.0.1:8000", "some browsers drop it"),
+    ],
+)
+def test_login_over_http_names_the_value_that_allows_it(shared_cluster, tmp_path, host, says):
+    """`kubectl port-forward` leads to localhost, where only some browsers keep such a cookie."""
+    with serve(shared_cluster, tmp_path, public_url=None) as secure:
+        for response in (
+            secure.get("/gallery/login", Host=host),
+            secure.post("/gallery/login", {"key": "wrong"}, Host=host, Origin=f"http://{host}"),
+        ):
+            assert says in response.text
+            assert "the session cookie needs https" in response.text
+            assert "<code>gateway.publicUrl</code>" in response.text
+
+
+def test_login_over_http_is_silent_if_the_cookie_allows_it(stranger):
+    """The public URL of this test is http, so the cookie is kept."""
+    assert "https" not in stranger.get("/gallery/login").text
 
 
 def test_all_wrong_keys_get_the_same_response(stranger):
@@ -198,7 +223,7 @@ def test_unavailable_api_server_gives_an_error_page(shared_cluster, tmp_path):
 def test_calls_are_counted_by_the_full_route_pattern(shared_cluster, tmp_path):
     """The metric's label has the mount path and no model name."""
     write_keys(tmp_path / "keys", shared_cluster.namespace)
-    with Gateway(Settings(tmp_path / "keys", shared_cluster.kubeconfig)) as gateway:
+    with Gateway(GatewaySettings(tmp_path / "keys", shared_cluster.kubeconfig)) as gateway:
         gateway.request("GET", "/gallery/models/sketch")
         labels = {"route": "/gallery/models/{name}", "code": "303"}
         registry = gateway.metrics.registry

@@ -93,12 +93,12 @@ def test_metadata_may_stand_anywhere_in_the_header(tmp_path):
         (b'{"a":"%b",}' % LONG, "not a JSON object"),
         (b'{"a":"%b","a":"c"}' % LONG, "a name occurs twice"),
         (b'{"a":"%b","\\u0061":"c"}' % LONG, "a name occurs twice"),
-        (b'{"a":"%b","b":1}' % LONG, "other than strings"),
+        (b'{"a":"%b","b":1}' % LONG, "strings only"),
         (b'{"a":"b","a":"c"}', "a name occurs twice"),
         (b'{"a":"\x01"}', "damaged"),
         (b'{"a"}', "not a JSON object"),
-        (b'{"a":["b"]}', "other than strings"),
-        (b"null", "other than strings"),
+        (b'{"a":["b"]}', "strings only"),
+        (b"null", "not a table of strings"),
         (
             b"{%b}" % b",".join(b'"%d":""' % number for number in range(MOST_ENTRIES + 1)),
             f"of more than {MOST_ENTRIES} entries",
@@ -111,7 +111,7 @@ def test_damaged_metadata_is_refused(tmp_path, metadata, message):
     text = b'{"__metadata__":' + metadata + b"," + json.dumps(TENSOR).encode()[1:]
     with pytest.raises(LoaderError, match=message) as caught:
         open_tensor_file(write(tmp_path / "model.safetensors", text))
-    assert caught.value.reason is Reason.NOT_A_MODEL
+    assert caught.value.reason is Reason.DAMAGED_FILE
 
 
 def test_metadata_without_an_end_is_refused(tmp_path):

@@ -178,7 +178,7 @@ _HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "names": (lambda: keys(MAX_HEADER), "at most"),
     "metadata": (
-        lambda: b'{"__metadata__":' + keys(MAX_HEADER - 20) + b"}", "other than strings",
+        lambda: b'{"__metadata__":' + keys(MAX_HEADER - 20) + b"}", "allows strings only",
     ),
     "one text of metadata": (
         lambda: filled(b"x", METADATA + b'"a":"', b'"}}', LONGEST_HEADER), "without tensors",
