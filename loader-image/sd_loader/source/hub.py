@@ -21,6 +21,7 @@ from sd_loader.diffusers_repo.component_files import (
     RepoFile,
     choose_component,
     choose_configs,
+    choose_embedding_of_sdxl,
     choose_file,
     choose_files,
     component_folder,
@@ -71,6 +72,11 @@ def fetch_repo(
                 return copy.fetch_component(folder, ref, checks)
         if whole and INDEX_NAME in found.files:
             return copy.fetch_pipeline(ref, checks)
+        if ref.model_type is ModelType.EMBEDDINGS:
+            pair = choose_embedding_of_sdxl(found.files, safetensors_only=checks.safetensors_only)
+            if pair:
+                _refuse_digest(checks)
+                return copy.fetch_files(pair)
         file = choose_file(
             found.files,
             ref.model_type,
@@ -99,7 +105,6 @@ def fetch_components(
 def fetch_configs(ref: SourceRef, client: HttpClient, folder: Path, report: Report) -> None:
     """Download the configs and tokenizers of a pipeline's repo, but not its weights."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    folder.mkdir(exist_ok=True)
     with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
         _Copy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
     if not (folder / INDEX_NAME).is_file():
@@ -202,7 +207,7 @@ class _Copy:
             ref.precision,
             safetensors_only=checks.safetensors_only,
         )
-        return self._fetched(chosen)
+        return self.fetch_files(chosen)
 
     def fetch_component(self, folder: PurePosixPath, ref: SourceRef, checks: Checks) -> Fetched:
         """Download the repo's component that belongs to the model type."""
@@ -210,16 +215,16 @@ class _Copy:
         name = str(folder / CONFIG_NAME)
         self._fetch_small(self.repo.files[name])
         parse_component((self.path / name).read_bytes(), ref.model_type)
-        return self._fetched(
-            choose_component(
-                self.repo.files,
-                folder,
-                ref.precision,
-                safetensors_only=checks.safetensors_only,
-            )
+        chosen = choose_component(
+            self.repo.files,
+            folder,
+            ref.precision,
+            safetensors_only=checks.safetensors_only,
         )
+        return self.fetch_files(chosen)
 
-    def _fetched(self, chosen: list[RepoFile]) -> Fetched:
+    def fetch_files(self, chosen: list[RepoFile]) -> Fetched:
+        """Download the files that the model consists of."""
         return Fetched(
             kind="repo",
             path=FOLDER_NAME,
@@ -231,6 +236,7 @@ class _Copy:
 
     def fetch_all(self, files: list[RepoFile]) -> int:
         """Download the missing files, and remove all other files. Return the size of `files`."""
+        self.path.mkdir(exist_ok=True)
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)
         limit = self.downloader.max_bytes

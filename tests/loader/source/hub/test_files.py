@@ -12,7 +12,7 @@ import pytest
 from devkit.fakefiles import Faults
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
-from sd_loader.diffusers_repo.component_files import RepoFile, choose_file
+from sd_loader.diffusers_repo.component_files import RepoFile, choose_embedding_of_sdxl, choose_file
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
@@ -271,6 +271,38 @@ def test_repo_id_means_one_file_or_is_refused(model_type, names, revision, chose
     if chosen is Reason.INVALID_SPEC:
         assert all(name in caught.value.message for name in names)
         assert "link to one" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["learned_embeds.bin", "learned_embeds_2.bin", "x.bin"], [0, 1]),
+        (["learned_embeds_2.safetensors", "learned_embeds.safetensors"], [1, 0]),
+        (["learned_embeds.bin", "learned_embeds_2.bin", "learned_embeds.safetensors"], [2, 1]),
+        (["learned_embeds.bin", "learned_embeds-steps-500.bin"], []),
+        (["learned_embeds_2.bin"], []),
+        (["x/learned_embeds.bin", "x/learned_embeds_2.bin"], []),
+    ],
+)
+def test_embedding_of_sdxl_may_have_two_files(names, chosen):
+    """The second file is that of the second text encoder."""
+    files = {name: RepoFile(name, 1) for name in names}
+    found = choose_embedding_of_sdxl(files)
+    assert [file.path for file in found] == [names[index] for index in chosen]
+
+
+def test_half_of_an_embedding_in_two_files_is_refused():
+    """The message names both files."""
+    with pytest.raises(LoaderError, match=r"learned_embeds and learned_embeds_2.*at the repo's"):
+        choose_file({"learned_embeds_2.bin": RepoFile("x", 1)}, ModelType.EMBEDDINGS, None)
+
+
+def test_from_safetensors_refuses_an_embedding_with_one_pickled_file():
+    """Without its second file, it would be an embedding of another family."""
+    names = ("learned_embeds.safetensors", "learned_embeds_2.bin")
+    with pytest.raises(LoaderError, match="fromSafetensors") as caught:
+        choose_embedding_of_sdxl({name: RepoFile(name, 1) for name in names}, safetensors_only=True)
+    assert caught.value.reason is Reason.UNSAFE_MODEL
 
 
 @pytest.mark.parametrize("model_type", ["huggingface", "lora", "embeddings"])
