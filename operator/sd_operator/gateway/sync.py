@@ -19,7 +19,6 @@ from urllib.parse import quote, urljoin
 
 import aiohttp
 
-from sd_api import defaults
 from sd_api.netguard import MAX_REDIRECTS
 from sd_api.redaction import redact_url
 from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
@@ -69,7 +68,7 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
     outgoing = Outgoing(
         settings.guard(),
         CALL_SECONDS,
-        settings.https_proxy,
+        settings.proxy,
         settings.no_proxy,
         settings.ca_file,
     )
@@ -78,8 +77,7 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
         async with slots:
             with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
                 if isinstance(source, Branch):
-                    hub = settings.hub_endpoint or defaults.HUB_ENDPOINT
-                    states[source] = await _commit(outgoing, hub, source)
+                    states[source] = await _commit(outgoing, settings.hub, source)
                 else:
                     states[source] = await _file(outgoing, source)
 

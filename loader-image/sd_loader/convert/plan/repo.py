@@ -91,7 +91,7 @@ def plan_repo(
             files += model_files(component, checked, tensors, conversion.precision)
     for component in pipeline.components:
         if component.startswith("tokenizer"):
-            files += tokenizer_files(repo / origin(component), component, templates)
+            files += tokenizer_files(repo / origin(component), component, templates, dimensions)
     scheduler = scheduler_config(
         # diffusers writes the lower limit of DPM solvers as -Infinity, and reads it so.
         read_json(repo / SCHEDULER_CONFIG, infinite=True),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sd_api.reasons import Reason
 from sd_api.spec import Revision
+from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.precision import published_items, torch_dtype
 from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.tables.vae_names import current_name
@@ -38,6 +39,10 @@ def component_tensors(
     """All tensors of a component under their canonical names."""
     found: dict[str, Tensor] = {}
     for file in files:
+        try:
+            refuse_quantized(file.tensors)
+        except LoaderError as error:
+            raise LoaderError(error.reason, f"{component}: {error.message}") from None
         for old, tensor in file.tensors.items():
             name = _canonical(old, component)
             if name is None or _is_unused_projection(name, class_name):
