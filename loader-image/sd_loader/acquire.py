@@ -85,7 +85,8 @@ def acquire(
         update={
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
-            "warnings": (*fetched.warnings, *supplies.warnings),
+            # A component may have been fetched for several versions of the file.
+            "warnings": tuple(dict.fromkeys((*fetched.warnings, *supplies.warnings))),
         }
     )
 
@@ -194,7 +195,9 @@ class _Supplies:
         subject = f"the file needs the configs of {repo_id}"
         ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
         with naming(subject):
-            fetch_configs(ref, self.client, self.into / CONFIGS_FOLDER, self.report)
+            self.warnings += fetch_configs(
+                ref, self.client, self.into / CONFIGS_FOLDER, self.report
+            )
 
     def _fetch_defaults(self, base: BaseModelName, needed: tuple[str, ...]) -> None:
         """Download missing components from the administrator's repo for the base model.
@@ -229,6 +232,7 @@ class _Supplies:
         return folder
 
     def _add(self, components: Sequence[str], folder: str, fetched: Fetched) -> None:
+        self.warnings += fetched.warnings
         path = f"{folder}/{fetched.path}"
         self.extras.append(
             ExtraComponent(components=tuple(components), kind=fetched.kind, path=path)

@@ -96,14 +96,20 @@ def fetch_components(
         return copy.fetch_pipeline(ref, checks, components)
 
 
-def fetch_configs(ref: SourceRef, client: HttpClient, folder: Path, report: Report) -> None:
-    """Download the configs and tokenizers of a pipeline's repo, but not its weights."""
+def fetch_configs(
+    ref: SourceRef, client: HttpClient, folder: Path, report: Report
+) -> tuple[str, ...]:
+    """Download the configs and tokenizers of a pipeline's repo, but not its weights.
+
+    Return the warnings.
+    """
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
     folder.mkdir(exist_ok=True)
     with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
         _Copy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
     if not (folder / INDEX_NAME).is_file():
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ref.url} has no {INDEX_NAME}")
+    return found.warnings()
 
 
 def fetch_file(
