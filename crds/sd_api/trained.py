@@ -9,7 +9,8 @@ import re
 from urllib.parse import quote, urlsplit
 
 from sd_api.netguard import effective_port
-from sd_api.spec import BARE_ID_PATTERN, ModelType
+from sd_api.spec import ModelType
+from sd_api.url_forms import BARE_ID_PATTERN
 
 TEMPLATE_PATTERN = r"^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$"
 """The chart checks its value by the same pattern."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from sd_api.fields import Count, Sha256
 from sd_api.reasons import Reason
-from sd_api.spec import HUB_REPO_PATTERN
+from sd_api.url_forms import HUB_REPO_PATTERN
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient

@@ -9,8 +9,9 @@ from sd_api import defaults, names
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.loader_env import CREDENTIALS_DIR, STORE_MOUNT, LoaderEnv
 from sd_api.reasons import ExitCode
+from sd_api.sources import TrainedId, read_source
 from sd_api.spec import JobOverrides, Spec
-from sd_api.trained import is_trained_id, trained_link
+from sd_api.trained import trained_link
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
 from sd_operator.rules.decision import JobPlan
@@ -107,8 +108,10 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
 def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
     """Return the spec with the link of a trained model and with verify.render filled in."""
     url, template = spec.url, settings.trained_url_template
-    if url is not None and template is not None and is_trained_id(url, spec.model_type):
-        url = trained_link(template, url)
+    if url is not None and template is not None:
+        meaning = read_source(url, spec.effective_model_type())
+        if isinstance(meaning, TrainedId):
+            url = trained_link(template, meaning.model)
     verify = spec.verify
     if verify.render is None:
         gpus = _limits(overrides, settings.loader).get(settings.loader.gpu_resource, 0)
