@@ -123,7 +123,7 @@ def _on_hub(text: str) -> _OnHub | None:
         url_forms.HF_FILE,
     ):
         if match := re.fullmatch(form, text):
-            return _OnHub(*_decoded(match))
+            return _decoded(match)
     return None
 
 
@@ -138,12 +138,13 @@ def _on_mirror(text: str, endpoint: str, model_type: ModelType) -> _OnHub | None
         forms += [url_forms.PAGE_PATH, url_forms.TREE_PATH]
     for form in forms:
         if match := re.fullmatch(re.escape(endpoint.rstrip("/")) + form, text):
-            return _OnHub(*_decoded(match))
+            return _decoded(match)
     return None
 
 
-def _decoded(match: re.Match[str]) -> list[str | None]:
-    return [None if group is None else unquote(group) for group in match.groups()]
+def _decoded(match: re.Match[str]) -> _OnHub:
+    repo_id, *others = match.groups()
+    return _OnHub(repo_id, *(None if text is None else unquote(text) for text in others))
 
 
 def _at(place: _OnHub, git_revision: str | None) -> HubRepo | HubFile | Unreadable:

@@ -175,9 +175,9 @@ class LoadFields(Extensible):
 
     url: Url | None = Field(
         default=None,
-        description="Hugging Face repo (ORG/NAME[@REVISION], its page, or hf://ORG/NAME), an http(s)"
-        " link to a model file, or with modelType api_trained a trained model's id or link. May be"
-        " left out for modelType controlnet when the model id is one of the vendor's eleven.",
+        description="Hugging Face repo (ORG/NAME[@REVISION], its page, or hf://ORG/NAME), an"
+        " http(s) link to a model file, or with modelType api_trained a trained model's id or link."
+        " May be left out for modelType controlnet if the model id is one of the vendor's eleven.",
     )
     model_type: ModelType | None = Field(
         default=None,

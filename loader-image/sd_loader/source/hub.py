@@ -43,6 +43,7 @@ from sd_loader.net.download import Downloader, Got, Wanted
 from sd_loader.net.partial import ensure_space, file_of
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
+from sd_loader.source.hub_errors import HubErrors
 from sd_loader.source.link import FILE_NAME, file_format
 from sd_loader.source.ref import Checks, SourceRef, inspector
 
@@ -148,7 +149,13 @@ def _open_repo(
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     with hub_session(client) as session:
         repo = resolve(repo_id, revision, endpoint, token, client.retries)
-        yield repo, Downloader(session, client.settings.max_bytes, token, client.retries)
+        errors = HubErrors(f"{endpoint}/{repo.repo_id}")
+        yield (
+            repo,
+            Downloader(
+                session, client.settings.max_bytes, token, client.retries, refuse=errors.refused
+            ),
+        )
 
 
 @dataclass(frozen=True)
