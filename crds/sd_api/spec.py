@@ -181,7 +181,7 @@ class LoadFields(Extensible):
     )
     model_type: ModelType | None = Field(
         default=None,
-        description="Default: huggingface for a whole Hugging Face repo, custom_ckpt for any other"
+        description="Default: huggingface for a repo id or a repo's page, custom_ckpt for any other"
         " url.",
     )
     from_safetensors: bool | None = Field(

@@ -151,8 +151,8 @@ NAMED = (
 
 BARE_ID = Refusal(
     whole(_BARE_ID),
-    "must be a Hugging Face repo id with its owner (ORG/NAME) or an http(s) link; the bare id of a"
-    " trained model needs spec.modelType: api_trained",
+    "must be a Hugging Face repo id with its owner (ORG/NAME) or an http(s) link; a bare id needs"
+    " spec.modelType: api_trained",
 )
 NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link, without blanks in it"
 """The words for every other url that is not read."""
