@@ -75,9 +75,9 @@ def read_source(
 
     hub_endpoint: the Hub, or the mirror whose pages and files are read like the Hub's own.
     """
-    words = _refused(url, model_type)
-    if words is not None:
-        return words
+    unreadable = _refused(url, model_type)
+    if unreadable is not None:
+        return unreadable
     text = url.strip(url_forms.BLANKS)
     if is_trained_id(text, model_type):
         return _without_revision(TrainedId(text), git_revision)

@@ -21,8 +21,8 @@ FROM_PUBLIC_ADDRESS = "from_public_address"
 """Extension of a response: whether the loader itself connected to a public address."""
 
 _MAX_CHARS = 160
-_KEYS = ("message", "error")
-"""The usual names of an error's text in JSON. The first says more if there are both."""
+_KEYS = ("message", "error", "detail")
+"""The usual names of an error's text in JSON. The first says most if there are several."""
 _LINK = re.compile(r"//|:/|\bwww\.|\bmailto:|[a-z0-9-]\.[a-z]{2,}[/?#:]", re.IGNORECASE)
 _BOT_PROTECTION = re.compile(
     r"<title>(?:Just a moment|Attention Required! \| Cloudflare)|cf-chl|/challenge-platform/"
@@ -65,7 +65,9 @@ def _message(body: str) -> str:
         content = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    texts = (content.get(key) for key in _KEYS)
+    texts = [content.get(key) for key in _KEYS]
+    if isinstance(content.get("error"), dict):
+        texts.append(content["error"].get("message"))
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
