@@ -175,7 +175,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "troubleshooting.md": {"remedies": remedies},
     "settings.md": {
         "operator": lambda: settings(operator.Settings, operator.PREFIX),
-        "gateway": lambda: settings(gateway.Settings, gateway.PREFIX),
+        "gateway": lambda: settings(gateway.GatewaySettings, gateway.PREFIX),
         "loader": loader_settings,
     },
 }

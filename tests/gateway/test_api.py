@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 
 from sd_api import names
 from sd_operator.gateway.routes import PREFIX
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.gateway.vendor import SCHEDULERS
 from tests.support.gateway.gatewayloads import CIVITAI, VENDOR_EXAMPLES, a_name, load, put_status
 from tests.support.gateway.gatewayrun import ARTIFACT, Gateway, write_keys
@@ -221,7 +221,7 @@ def test_second_sync_is_rejected_while_one_is_running(
         host = f"127.0.0.1:{silent.getsockname()[1]}"
         shared_cluster.model(model_id, url=f"http://{host}/slow.ckpt")
         put_status(shared_cluster, model_id, artifact=ARTIFACT, source={"sizeBytes": 1})
-        settings = Settings(
+        settings = GatewaySettings(
             tmp_path / "keys", shared_cluster.kubeconfig, CLAIM, allowed_hosts=frozenset({host})
         )
         with Gateway(settings, key) as gateway, ThreadPoolExecutor(1) as threads:
@@ -273,7 +273,7 @@ def test_key_gives_access_to_its_own_namespace_only(
     model_id = a_name()
     load(gateway, model_id)
     other, nowhere = write_keys(tmp_path / "keys", "default", "nowhere")
-    settings = Settings(tmp_path / "keys", shared_cluster.kubeconfig)
+    settings = GatewaySettings(tmp_path / "keys", shared_cluster.kubeconfig)
     with Gateway(settings, other) as other_gateway:
         unknown = {"status": "error", "message": "Model does not exist on server"}
         assert other_gateway.call("verify_model", model_id=model_id) == (404, unknown)
@@ -290,7 +290,7 @@ def test_calls_are_limited_per_key_and_failures_per_address(
 ) -> None:
     """The response says when to try again; failures do not lock out a correct key."""
     key, other = write_keys(tmp_path / "keys", shared_cluster.namespace, shared_cluster.namespace)
-    settings = Settings(
+    settings = GatewaySettings(
         tmp_path / "keys", shared_cluster.kubeconfig, calls_per_minute=3, failures_per_minute=2
     )
     with Gateway(settings, "wrong") as gateway:
@@ -315,7 +315,7 @@ def test_unavailable_api_server_gives_status_503(shared_cluster: Cluster, tmp_pa
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(re.sub(r"(server: https?://[^:]+):\d+", r"\1:1", text))
     (key,) = write_keys(tmp_path / "keys", "art")
-    with Gateway(Settings(tmp_path / "keys", kubeconfig), key) as gateway:
+    with Gateway(GatewaySettings(tmp_path / "keys", kubeconfig), key) as gateway:
         status, response = gateway.call("get_all_models")
         probes = [gateway.request("GET", path)[0] for path in ("/healthz", "/readyz")]
         (tmp_path / "keys").unlink()

@@ -9,7 +9,7 @@ import pytest
 
 from sd_operator.clients import kube
 from sd_operator.clients.kube import MODELS, Api
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import ARTIFACT, Gateway, write_keys
 from tests.support.kube.cluster import CLAIM, Cluster, model_manifest
 
@@ -40,7 +40,7 @@ def test_all_pages_of_a_long_list_are_returned(
     monkeypatch.setattr(kube, "PAGE_SIZE", count * 2 // 5)
     asyncio.run(fill(cluster, count))
     (key,) = write_keys(tmp_path / "keys", cluster.namespace)
-    with Gateway(Settings(tmp_path / "keys", cluster.kubeconfig, CLAIM), key) as gateway:
+    with Gateway(GatewaySettings(tmp_path / "keys", cluster.kubeconfig, CLAIM), key) as gateway:
         status, response = gateway.call("get_all_models")
         details = gateway.call("system_details")[1]
         verified = gateway.call("verify_model", model_id=f"m-{count - 1:04}")[0]

@@ -18,7 +18,7 @@ from sd_operator.gateway import examples
 from sd_operator.gateway.app import create_app
 from sd_operator.gateway.docs import endpoints
 from sd_operator.gateway.routes import PREFIX
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway
 
 OPERATIONS = list(examples.REQUESTS)
@@ -37,7 +37,7 @@ THOROUGH = settings(QUICK, max_examples=120)
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The OpenAPI document; building it needs no connection to an API server."""
     path = tmp_path_factory.mktemp("keys") / "keys"
-    openapi: dict[str, Any] = create_app(Settings(path), Api(None)).openapi()
+    openapi: dict[str, Any] = create_app(GatewaySettings(path), Api(None)).openapi()
     return openapi
 
 

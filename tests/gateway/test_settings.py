@@ -14,7 +14,7 @@ from sd_operator.base.errors import SettingsError
 from sd_operator.base.settings import LoaderSettings
 from sd_operator.gateway import examples
 from sd_operator.gateway.__main__ import main
-from sd_operator.gateway.settings import PREFIX, Settings
+from sd_operator.gateway.settings import PREFIX, GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway, write_keys
 from tests.support.kube.cluster import CLAIM, Cluster
 from tests.support.paths import ROOT
@@ -36,7 +36,9 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 def test_unset_variables_have_their_defaults(env: dict[str, str], tmp_path: Path) -> None:
     """Only the required variables are set."""
-    assert Settings.from_env(env) == Settings(tmp_path / "keys", tmp_path / "kubeconfig")
+    assert GatewaySettings.from_env(env) == GatewaySettings(
+        tmp_path / "keys", tmp_path / "kubeconfig"
+    )
 
 
 def test_variables_set_their_settings(env: dict[str, str]) -> None:
@@ -55,7 +57,9 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
         "CALLS_PER_MINUTE": "0",
         "PORT": "0",
     }
-    settings = Settings.from_env(env | {PREFIX + name: value for name, value in more.items()})
+    settings = GatewaySettings.from_env(
+        env | {PREFIX + name: value for name, value in more.items()}
+    )
     assert settings.claim_name == "weights"
     assert settings.loader == LoaderSettings(
         slim_image="registry/slim",
@@ -78,7 +82,7 @@ def test_cookies_need_https_unless_the_public_url_is_http(
     env: dict[str, str], url: str, secure: bool
 ) -> None:
     """The gateway cannot see TLS that ends at an Ingress, so https is the default."""
-    assert Settings.from_env(env | {"SD_GATEWAY_PUBLIC_URL": url}).cookie_secure is secure
+    assert GatewaySettings.from_env(env | {"SD_GATEWAY_PUBLIC_URL": url}).cookie_secure is secure
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_invalid_setting_is_reported_with_its_variable(
 ) -> None:
     """`sd-gateway run` prints the message and exits with code 2."""
     with pytest.raises(SettingsError, match=re.escape(f"{PREFIX}{name} {message}")):
-        Settings.from_env(env | {PREFIX + name: value})
+        GatewaySettings.from_env(env | {PREFIX + name: value})
     for variable, text in (env | {PREFIX + name: value}).items():
         monkeypatch.setenv(variable, text)
     assert main(["run"]) == 2
@@ -121,7 +125,7 @@ def gateway(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
     """A gateway with one key for the shared cluster's namespace."""
     path = tmp_path_factory.mktemp("gateway") / "keys"
     (key,) = write_keys(path, shared_cluster.namespace)
-    with Gateway(Settings(path, shared_cluster.kubeconfig, CLAIM), key) as gateway:
+    with Gateway(GatewaySettings(path, shared_cluster.kubeconfig, CLAIM), key) as gateway:
         yield gateway
 
 

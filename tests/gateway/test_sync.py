@@ -12,7 +12,7 @@ import pytest
 
 from devkit.fakehub import FakeHub, Repo
 from sd_operator.gateway import sync
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 OLD_COMMIT = "f" * 40
 WEIGHTS = b"weights" * 100
@@ -44,7 +44,9 @@ def moved(hub: FakeHub, *bodies: Any, **settings: Any) -> list[str]:
     """Return the names of the models whose source has changed."""
     hosts = frozenset({hub.host, hub.cdn_host})
     defaults = {"allowed_hosts": hosts, "hub_endpoint": hub.url}
-    changed = asyncio.run(sync.moved(bodies, Settings(Path("keys"), **{**defaults, **settings})))
+    changed = asyncio.run(
+        sync.moved(bodies, GatewaySettings(Path("keys"), **{**defaults, **settings}))
+    )
     return [body["metadata"]["name"] for body in changed]
 
 

@@ -1,11 +1,16 @@
 """The errors of the operator, and of the gateway where it uses the operator's clients.
 
-OperatorError ├── SettingsError a setting is wrong; also a ValueError ├── ApiError a request to the
-API server failed │ ├── NotFoundError 404 │ ├── AlreadyExistsError 409 for a create │ ├──
-ConflictError 409 for a change │ ├── ForbiddenError 403: RBAC, quota or admission │ ├── InvalidError
-the other 4xx: the object is wrong │ └── UnavailableError 401, 429, 5xx or no answer: the only one
-worth repeating unchanged ├── SigningKeyError the key that signs webhook calls cannot be read └──
-WatchEndedError the process must be restarted
+    OperatorError             the root
+      SettingsError           a setting is wrong; also a ValueError
+      ApiError                a request to the API server failed
+        NotFoundError         404
+        AlreadyExistsError    409 for a create
+        ConflictError         409 for a change
+        ForbiddenError        403: RBAC, quota or admission
+        InvalidError          the other 4xx: the object is wrong
+        UnavailableError      401, 429, 5xx or no answer: the only one worth repeating unchanged
+      SigningKeyError         the key that signs webhook calls cannot be read
+      WatchEndedError         the watches ended; the process must be restarted
 
 An address that may not be called is sd_api.netguard.AddressRefusedError.
 """

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sd_api import names
+from sd_operator.base import times
 from sd_operator.cli import doctor as diagnosis
 from sd_operator.cli import gather, views
 from sd_operator.cli.kubectl import Json, Kubectl, KubectlError
@@ -79,7 +79,7 @@ def list_models(
     session: Session = context.obj
     bodies = session.kubectl.list(KIND, everywhere=everywhere)
     if bodies:
-        session.console.print(views.model_table(bodies, _now(), everywhere=everywhere))
+        session.console.print(views.model_table(bodies, times.now(), everywhere=everywhere))
     else:
         print("No models found.", file=sys.stderr)
 
@@ -139,7 +139,7 @@ def logs(
 def reload(context: typer.Context, name: str) -> None:
     """Load a model again, for example because its branch moved. The old version stays available."""
     kubectl: Kubectl = context.obj.kubectl
-    value = f"{names.ANNOTATION_RELOAD}={_now().isoformat(timespec='seconds')}"
+    value = f"{names.ANNOTATION_RELOAD}={times.now().isoformat(timespec='seconds')}"
     kubectl.run("annotate", KIND, name, value, "--overwrite")
     print(f"reload of model {name} requested; run kubectl sdm status {name} to follow it")
 
@@ -167,11 +167,7 @@ def _fetch(kubectl: Kubectl, name: str) -> tuple[Json, RenderableType]:
     body = kubectl.get(KIND, name)
     events = kubectl.list("events", fields=f"involvedObject.uid={body['metadata']['uid']}")
     events.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
-    return body, views.model_panel(body, events[-EVENTS_SHOWN:], _now())
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    return body, views.model_panel(body, events[-EVENTS_SHOWN:], times.now())
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:

@@ -14,7 +14,13 @@ from sd_operator.cli.doctor import (
     environment,
     wanted_keys,
 )
-from sd_operator.cli.kubectl import ForbiddenError, Json, Kubectl, KubectlError, NotFoundError
+from sd_operator.cli.kubectl import (
+    AccessDeniedError,
+    Json,
+    Kubectl,
+    KubectlError,
+    ObjectNotFoundError,
+)
 
 T = TypeVar("T")
 
@@ -59,7 +65,7 @@ def _claims(kubectl: Kubectl, namespace: str, claims: set[str]) -> dict[str, Jso
     for claim in sorted(claims):
         try:
             bodies[claim] = kubectl.get("persistentvolumeclaim", claim, namespace)
-        except NotFoundError:
+        except ObjectNotFoundError:
             bodies[claim] = None
     return bodies
 
@@ -71,7 +77,7 @@ def _keys(
     for kind, name in wanted_keys(models):
         try:
             existing[kind, name] = kubectl.keys(kind, name, namespace)
-        except NotFoundError:
+        except ObjectNotFoundError:
             existing[kind, name] = None
     return existing
 
@@ -96,7 +102,7 @@ def _account(operators: Sequence[Json]) -> str | None:
 def _crd(kubectl: Kubectl) -> Json:
     try:
         return kubectl.get("customresourcedefinition", CRD)
-    except NotFoundError:
+    except ObjectNotFoundError:
         return {}
 
 
@@ -104,7 +110,7 @@ def _readable(read: Callable[[], T]) -> T | None:
     """Return what `read` returns, or None if the user may not read it or the server lacks it."""
     try:
         return read()
-    except (ForbiddenError, NotFoundError):
+    except (AccessDeniedError, ObjectNotFoundError):
         return None
     except KubectlError as error:
         if "could not find the requested resource" in str(error):

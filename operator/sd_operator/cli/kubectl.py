@@ -20,11 +20,11 @@ class KubectlError(Exception):
     """kubectl failed. The message is kubectl's own if it printed one."""
 
 
-class NotFoundError(KubectlError):
+class ObjectNotFoundError(KubectlError):
     """The object or its kind does not exist."""
 
 
-class ForbiddenError(KubectlError):
+class AccessDeniedError(KubectlError):
     """The API server denied the call to the kubeconfig's user."""
 
 
@@ -61,7 +61,7 @@ class Kubectl:
         return subprocess.run(self.command(*arguments), check=False).returncode
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Json:
-        """Return one object; raise NotFoundError if it does not exist."""
+        """Return one object; raise ObjectNotFoundError if it does not exist."""
         return self._json("get", kind, name, *_in(namespace))
 
     def list(
@@ -139,5 +139,5 @@ def _error(message: str) -> KubectlError:
     # kubectl logs the same error with more words before the message that it prints.
     message = "\n".join(line for line in message.splitlines() if not _LOG_LINE.match(line))
     if "(NotFound)" in message or "the server doesn't have a resource type" in message:
-        return NotFoundError(message)
-    return ForbiddenError(message) if "(Forbidden)" in message else KubectlError(message)
+        return ObjectNotFoundError(message)
+    return AccessDeniedError(message) if "(Forbidden)" in message else KubectlError(message)

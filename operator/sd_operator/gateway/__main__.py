@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sd_operator.base import logs
 from sd_operator.base.errors import SettingsError
 from sd_operator.gateway import keys
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +58,15 @@ def _new_key(options: argparse.Namespace) -> int:
 
 
 def _run() -> int:
-    settings = Settings.from_env()
+    settings = GatewaySettings.from_env()
     logs.set_up(settings.log_level, settings.log_format)
     # These imports are slow, and `new-key` does not need them.
     from sd_operator.clients.kube import Api
     from sd_operator.gateway.app import create_app
-    from sd_operator.gateway.metrics import Metrics
+    from sd_operator.gateway.metrics import GatewayMetrics
     from sd_operator.gateway.server import server
 
-    metrics = Metrics()
+    metrics = GatewayMetrics()
     port, stop = metrics.serve(settings.bind_address, settings.metrics_port)
     log.info("metrics on port %d", port)
     api = Api(settings.kubeconfig, metrics.count_request, manager="sd-gateway")

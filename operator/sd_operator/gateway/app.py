@@ -17,11 +17,13 @@ from sd_operator.gateway import docs, gallery, routes
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, map_error
 from sd_operator.gateway.guards import BodyLimit, SecurityHeaders
-from sd_operator.gateway.metrics import Measured, Metrics
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.metrics import GatewayMetrics, Measured
+from sd_operator.gateway.settings import GatewaySettings
 
 
-def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    settings: GatewaySettings, api: Api, metrics: GatewayMetrics | None = None
+) -> FastAPI:
     """Return the gateway's application; its lifespan opens and closes the API connection."""
     context = Context.of(settings, api)
 
@@ -42,7 +44,7 @@ def create_app(settings: Settings, api: Api, metrics: Metrics | None = None) -> 
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(Measured, metrics=metrics or Metrics())
+    app.add_middleware(Measured, metrics=metrics or GatewayMetrics())
     for kind in (RefusedError, ApiError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_response)
     _add_probes(app, context)

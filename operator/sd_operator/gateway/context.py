@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from sd_operator.base.times import SYSTEM_CLOCK, Clock
 from sd_operator.clients.kube import Api
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.keys import Key, Keys
 from sd_operator.gateway.limits import Limiter, network
 from sd_operator.gateway.models import Models
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 INVALID_KEY = "Invalid API key"
 
@@ -21,7 +22,7 @@ INVALID_KEY = "Invalid API key"
 class Context:
     """The objects that make up a running gateway."""
 
-    settings: Settings
+    settings: GatewaySettings
     api: Api
     models: Models
     keys: Keys
@@ -29,17 +30,19 @@ class Context:
     """Limits the calls of each key."""
     failures: Limiter
     """Limits the calls with a wrong key from each address."""
+    clock: Clock
 
     @classmethod
-    def of(cls, settings: Settings, api: Api) -> Context:
+    def of(cls, settings: GatewaySettings, api: Api, clock: Clock = SYSTEM_CLOCK) -> Context:
         """Build the context from the settings."""
         return cls(
             settings=settings,
             api=api,
             models=Models(api),
             keys=Keys(settings.keys_file),
-            calls=Limiter(settings.calls_per_minute),
-            failures=Limiter(settings.failures_per_minute),
+            calls=Limiter(settings.calls_per_minute, clock.monotonic),
+            failures=Limiter(settings.failures_per_minute, clock.monotonic),
+            clock=clock,
         )
 
     def admit(self, key: str, request: Request) -> Key:

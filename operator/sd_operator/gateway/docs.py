@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Field:
+class BodyField:
     """A field of a request, as the page shows it."""
 
     name: str
@@ -37,7 +37,7 @@ class Endpoint:
     path: str
     name: str
     summary: str
-    fields: tuple[Field, ...]
+    fields: tuple[BodyField, ...]
     requests: dict[str, str]
     """Example requests as JSON, by title."""
     responses: dict[str, str]
@@ -91,9 +91,11 @@ def endpoints(document: Json) -> Iterator[Endpoint]:
             )
 
 
-def _fields(schema: Json) -> Iterator[Field]:
+def _fields(schema: Json) -> Iterator[BodyField]:
     for name, field in schema["properties"].items():
         types = [item for item in field.get("anyOf", [field]) if item.get("type") != "null"]
         choices = types[0].get("enum")
         kind = " | ".join(choices) if choices else str(types[0].get("type", ""))
-        yield Field(name, name in schema.get("required", ()), kind, field.get("description", ""))
+        yield BodyField(
+            name, name in schema.get("required", ()), kind, field.get("description", "")
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import time
 from collections.abc import Callable
 
 CALLERS_MAX = 10_000
@@ -16,7 +15,7 @@ class Limiter:
     It uses the generic cell rate algorithm, which keeps one time per caller. 0 means no limit.
     """
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
         self._step = 60 / per_minute if per_minute else 0.0
         self._clock = clock
         # The time at which a caller's calls would end if they were evenly spread. The caller that

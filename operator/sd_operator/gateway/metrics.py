@@ -14,7 +14,7 @@ OTHER = "other"
 """The route label of calls that match no route: their paths are unbounded."""
 
 
-class Metrics:
+class GatewayMetrics:
     """The metrics of one gateway."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Metrics:
 class Measured:
     """Middleware that counts and times the calls of an application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app = app
         self._metrics = metrics
 

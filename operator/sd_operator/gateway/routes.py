@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 
-from sd_operator.base import times
 from sd_operator.gateway import bodies, cache, examples, sync, vendor
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError
@@ -103,7 +102,7 @@ class Vendor:
 
     async def clear_cache(self, key: Key, _: vendor.Call) -> Json:
         """Remove files that no model needs from the volume."""
-        await cache.clear(self.context.api, self.context.settings, key.namespace)
+        await cache.clear(self.context, key.namespace)
         return {"status": "success", "message": "Cache cleared successfully"}
 
     async def system_details(self, key: Key, _: vendor.Call) -> Json:
@@ -111,7 +110,7 @@ class Vendor:
         models = await self.context.models.all(key.namespace)
         return {
             "model_count": sum(map(is_ready, models)),
-            "queue_time": vendor.queue_seconds(models, times.now()),
+            "queue_time": vendor.queue_seconds(models, self.context.clock.now()),
             "status": "ok",
         }
 

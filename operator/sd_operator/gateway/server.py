@@ -5,13 +5,13 @@ from __future__ import annotations
 import uvicorn
 from fastapi import FastAPI
 
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 GRACE_SECONDS = 5
 """How long open streams to browsers delay a shutdown; the browsers then reconnect."""
 
 
-def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+def server(app: FastAPI, settings: GatewaySettings) -> uvicorn.Server:
     """Return a server for the application; the caller runs it."""
     config = uvicorn.Config(
         app,

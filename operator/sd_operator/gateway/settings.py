@@ -16,7 +16,7 @@ PREFIX = "SD_GATEWAY_"
 
 
 @dataclass(frozen=True)
-class Settings:
+class GatewaySettings:
     """Everything an administrator may set."""
 
     keys_file: Path
@@ -63,7 +63,7 @@ class Settings:
     """json, text, or auto: text on a terminal, else json."""
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> GatewaySettings:
         """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
         default = cls(keys_file=_keys_file(read))

@@ -27,7 +27,7 @@ from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, is_ready
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.resources.model import Model
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class File:
     """In bytes."""
 
 
-async def moved(bodies: Sequence[Json], settings: Settings) -> list[Json]:
+async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]:
     """Return the models whose source has changed. Models with the same source share one request."""
     idle = [body for body in bodies if _is_idle(body)]
     hub = (settings.hub_endpoint or defaults.HUB_ENDPOINT).rstrip("/")

@@ -9,7 +9,7 @@ from html import unescape
 import pytest
 
 from sd_operator.gateway import keys
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerysite import Page, Site, serve
 from tests.support.gateway.gatewayrun import Gateway, write_keys
@@ -198,7 +198,7 @@ def test_unavailable_api_server_gives_an_error_page(shared_cluster, tmp_path):
 def test_calls_are_counted_by_the_full_route_pattern(shared_cluster, tmp_path):
     """The metric's label has the mount path and no model name."""
     write_keys(tmp_path / "keys", shared_cluster.namespace)
-    with Gateway(Settings(tmp_path / "keys", shared_cluster.kubeconfig)) as gateway:
+    with Gateway(GatewaySettings(tmp_path / "keys", shared_cluster.kubeconfig)) as gateway:
         gateway.request("GET", "/gallery/models/sketch")
         labels = {"route": "/gallery/models/{name}", "code": "303"}
         registry = gateway.metrics.registry

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 from sd_operator.gateway import keys
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway
 from tests.support.kube.cluster import Cluster
 
@@ -139,5 +139,5 @@ def serve(cluster: Cluster, folder: Path, **settings: object) -> Iterator[Site]:
     keys_file.write_text(f"{line}\n")
     # By default cookies need https, which this gateway does not have.
     options = {"public_url": "http://127.0.0.1", **settings}
-    with Gateway(Settings(keys_file, cluster.kubeconfig, **options)) as gateway:
+    with Gateway(GatewaySettings(keys_file, cluster.kubeconfig, **options)) as gateway:
         yield Site(gateway.url, keys_file, key)

@@ -17,10 +17,10 @@ from typing import Any, Self
 from sd_operator.clients.kube import Api
 from sd_operator.gateway import keys
 from sd_operator.gateway.app import create_app
-from sd_operator.gateway.metrics import Metrics
+from sd_operator.gateway.metrics import GatewayMetrics
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.server import server
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
 
 Json = dict[str, Any]
 START_SECONDS = 30.0
@@ -65,14 +65,14 @@ def call(address: str, key: str, endpoint: str, **fields: str) -> Json:
 class Gateway:
     """A gateway that runs in a thread of this process while its context lasts.
 
-    >>> with Gateway(Settings(keys_file, kubeconfig), key) as gateway:
+    >>> with Gateway(GatewaySettings(keys_file, kubeconfig), key) as gateway:
     ...     status, response = gateway.call("verify_model", model_id="sketch")
     """
 
-    def __init__(self, settings: Settings, key: str = "") -> None:
+    def __init__(self, settings: GatewaySettings, key: str = "") -> None:
         self.key = key
         """The API key that `call` sends."""
-        self.metrics = Metrics()
+        self.metrics = GatewayMetrics()
         self.app = create_app(
             settings, Api(settings.kubeconfig, manager="sd-gateway"), self.metrics
         )

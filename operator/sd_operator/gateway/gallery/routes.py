@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from urllib.parse import quote
@@ -16,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sd_operator.base import times
 from sd_operator.base.errors import AlreadyExistsError, ApiError, InvalidError
 from sd_operator.clients.kube import MODELS, Json
 from sd_operator.gateway.context import Context
@@ -84,7 +82,7 @@ class Gallery:
 
     def _key(self, request: Request) -> Key | None:
         value = request.cookies.get(session.COOKIE, "")
-        return session.read(value, self._context.keys, time.time())
+        return session.read(value, self._context.keys, self._context.clock.now().timestamp())
 
     def _signed_in(self, handler: KeyHandler) -> Handler:
         """Wrap a handler: count the call for the session's key, or redirect to the login."""
@@ -125,7 +123,7 @@ class Gallery:
         redirect = RedirectResponse(target, 303)
         redirect.set_cookie(
             session.COOKIE,
-            session.issue(key, time.time()),
+            session.issue(key, self._context.clock.now().timestamp()),
             max_age=session.LIFETIME_SECONDS,
             path=ROOT,
             secure=self._context.settings.cookie_secure,
@@ -174,7 +172,7 @@ class Gallery:
 
     async def _model(self, request: Request, key: Key) -> Response:
         body = await self._models.get(key.namespace, request.path_params["name"])
-        now = times.now()
+        now = self._context.clock.now()
         return page(
             "model.html",
             namespace=key.namespace,
@@ -283,7 +281,7 @@ class Gallery:
             await self._models.delete(key.namespace, {"metadata": {"name": name, "uid": uid}})
             return RedirectResponse(f"{ROOT}/", 303)
         body = await self._models.get(key.namespace, name)
-        model = views.detail(body, times.now())
+        model = views.detail(body, self._context.clock.now())
         return page("delete.html", namespace=key.namespace, model=model)
 
     async def _error(self, request: Request, error: Exception) -> Response:
