@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 
 import httpx2
 
@@ -37,11 +38,18 @@ def read_error_body(response: httpx2.Response) -> str:
     try:
         body = response.content
     except httpx2.ResponseNotRead:
-        try:
-            body = b"".join(response.iter_raw())
-        except (httpx2.HTTPError, LoaderError):
-            return ""
+        body = _beginning(response)
     return body[:MAX_BYTES].decode("utf-8-sig", errors="replace")
+
+
+def _beginning(response: httpx2.Response) -> bytes:
+    body = b""
+    with suppress(httpx2.HTTPError, LoaderError):
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) >= MAX_BYTES:
+                break
+    return body
 
 
 def is_bot_protection(response: httpx2.Response, body: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -218,21 +218,34 @@ def test_long_link_leaves_room_for_the_words_of_the_source(server, settings, int
     assert SAID in error.message
 
 
-def endless(_: Request) -> Iterable[bytes]:
-    """An error that never ends."""
-    yield b"HTTP/1.1 403 X\r\nTransfer-Encoding: chunked\r\n\r\n"
-    piece = b"{" + b" " * (1 << 16)
-    while True:
-        yield b"%x\r\n%b\r\n" % (len(piece), piece)
+def endless(status: int) -> Callable[[Request], Iterable[bytes]]:
+    """Answer with this status and a body that never ends."""
+
+    def respond(_: Request) -> Iterable[bytes]:
+        yield b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % status
+        piece = b"{" + b" " * (1 << 16)
+        while True:
+            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+
+    return respond
 
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_only_the_beginning_of_an_error_is_read(settings, streamed):
     """The rest would cost time and memory; a response may be endless."""
-    with Loopback(endless) as server, HttpClient(settings).session() as client:
+    with Loopback(endless(403)) as server, HttpClient(settings).session() as client:
         request = client.build_request("GET", server.url)
         response = client.send(request, stream=streamed)
         assert len(response.read()) == MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(403, Reason.ACCESS_DENIED), (203, Reason.SOURCE_UNREACHABLE)]
+)
+def test_endless_response_that_is_not_the_file_is_given_up(settings, into, status, reason):
+    """Only an error is cut by the transport, so the reader has a limit of its own."""
+    with Loopback(endless(status)) as server:
+        assert refusal(f"{server.url}/model", settings, into).reason is reason
 
 
 def test_error_that_cannot_be_read_keeps_its_reason(settings, into):
