@@ -16,6 +16,7 @@ the demo uses it too. To run it as a program:
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import threading
@@ -85,6 +86,8 @@ class FakeHub(FileServer):
         """The faults of single files, by `repo_id/path`; they replace the repo's faults."""
         self.api_faults = Faults()
         """The faults of all paths below /api."""
+        self.login = ""
+        """USER:PASSWORD that every request needs, as at a mirror; empty: none."""
         self.cdn_host = self.add_origin() if separate_cdn else self.host
         """The host and port of LFS files; with `separate_cdn` another origin, as on a real Hub."""
 
@@ -144,7 +147,9 @@ class FakeHub(FileServer):
         repo = self.repos.get(repo_id)
         authorization = request.headers.get("authorization")
         known = {f"Bearer {repo.token}" for repo in self.repos.values() if repo.token}
-        if authorization is not None and authorization not in known:
+        if self.login:
+            known.add(f"Basic {base64.b64encode(self.login.encode()).decode()}")
+        if (self.login or authorization is not None) and authorization not in known:
             return _error(401, None, "Invalid credentials in Authorization header")
         if repo is None or (repo.private and authorization != f"Bearer {repo.token}"):
             if authorization is None:

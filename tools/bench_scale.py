@@ -300,7 +300,7 @@ async def measure(kubeconfig: Path, work: Path, count: int, rest: float) -> Repo
                 report.add(f"delay from model to Job, percentile {percent}", found, "s")
             begun = time.monotonic()
             await stage.finish()
-            ready = ("sdmodel_models", "Ready", "")
+            ready = ("sdmodel_models", NAMESPACE, "Ready", "")
             done = await until(lambda: operator.metrics().get(ready) == count)
             report.add("from all Jobs done to all models Ready", done - begun, "s")
             report.add("operator CPU until then", operator.cpu_seconds(), "s")

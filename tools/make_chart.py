@@ -1,4 +1,4 @@
-"""Write the chart files that come from the contract: the CRD and the catalog's values schema.
+"""Write the chart files that come from the contract: CRD, address ranges, the catalog's schema.
 
 python -m tools.make_chart
 """
@@ -11,14 +11,23 @@ from typing import Any
 
 from sd_api import names
 from sd_api.crd import custom_resource_definition
+from sd_api.netguard import PORTS, REFUSED
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "charts"
 CRD_SOURCE = ROOT / "crds" / "stablediffusionmodels.yaml"
 CRD = CHARTS / "sd-operator" / "files" / "stablediffusionmodels.yaml"
+NETWORK = CHARTS / "sd-operator" / "files" / "network.yaml"
 CATALOG_SCHEMA = CHARTS / "sd-models" / "values.schema.json"
 
 Json = dict[str, Any]
+
+
+def network() -> str:
+    """Return the ranges that the address guard refuses, and the ports that it permits."""
+    lines = ["# Written by tools.make_chart from sd_api.netguard.", "refusedCIDRs:"]
+    lines += [f'  - "{network}"' for network in REFUSED]
+    return "\n".join([*lines, "ports:", *(f"  - {port}" for port in PORTS)]) + "\n"
 
 
 def catalog_schema() -> str:
@@ -67,4 +76,5 @@ def strict(schema: Json) -> Json:
 
 if __name__ == "__main__":
     CRD.write_text(CRD_SOURCE.read_text())
+    NETWORK.write_text(network())
     CATALOG_SCHEMA.write_text(catalog_schema())

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from sd_api.loader_env import LoaderEnv
+from sd_api.logins import Logins
 from sd_api.reasons import EventReason, ReadyReason, Reason, Retry, WebhookReason
 from sd_api.spec import JobOverrides
 from sd_api.status import ConditionType
@@ -120,7 +121,8 @@ def setting_rows(
     """Yield a row for each field that a variable sets, including the fields of nested classes."""
     docs = attribute_docs(cls)
     for field in fields(cls):
-        if is_dataclass(field.default_factory):
+        # One variable sets all logins: it names their folder.
+        if is_dataclass(field.default_factory) and field.default_factory is not Logins:
             yield from setting_rows(field.default_factory, variables)
         elif names := variables.get((cls, field.name)):
             shown = ", ".join(f"`{name}`" for name in names)
@@ -148,7 +150,7 @@ def default_of(field: Field[Any]) -> str:
         return "(required)"
     value = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
     match value:
-        case None | "" | () | JobOverrides():
+        case None | "" | () | JobOverrides() | Logins():
             return ""
         case bool():
             return str(value).lower()

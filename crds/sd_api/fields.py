@@ -25,9 +25,7 @@ class Extensible(Contract):
 TEXT_MAX_LENGTH = 1024
 """Longer texts for the status must be cut first."""
 
-URL_MAX_LENGTH = 2048
-
-Url = Annotated[str, StringConstraints(min_length=1, max_length=URL_MAX_LENGTH)]
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_LENGTH)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 DnsName = Annotated[

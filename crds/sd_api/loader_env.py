@@ -12,12 +12,25 @@ from typing import Any, Self
 
 from sd_api.default_parts import format_default_parts, parse_default_parts
 from sd_api.defaults import RETAIN_PREVIOUS_MAX_SECONDS
+from sd_api.names import LOADER_NAME
 from sd_api.trained import check_template
 
 CREDENTIALS_DIR = "/run/secrets/sd"
 """Where a Job mounts the Secret of spec.credentialsSecretRef."""
+LOGINS_DIR = "/run/secrets/sd-logins"
+"""Where a Job mounts the Secret of the administrator's logins."""
 STORE_MOUNT = "/models"
 """Where a Job mounts the volume."""
+USER_ENV = {"HOME": "/tmp", "LOGNAME": LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
+"""What Python asks about its user, who has no entry in /etc/passwd."""
+HUB_LIBRARY_ENV = {
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
+}
+"""Settings of the library huggingface_hub."""
+TORCH_ENV = {"OMP_WAIT_POLICY": "passive"}
+"""By default, torch's waiting threads spin and use up the remaining CPU time."""
 
 _MAX_BYTES = 10**18
 
@@ -86,6 +99,9 @@ class LoaderEnv:
     """PEM file; downloads trust its authorities instead of the public ones."""
     credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR")
     """Folder with the source's credentials: the file token and, optionally, the file host."""
+    logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR")
+    """Folder with the administrator's logins, all optional: the files proxy and hub with
+    USER:PASSWORD, and the file trained with the key of the trained models' link template."""
     default_parts: Mapping[str, str] | None = _variable(
         "SD_LOADER_DEFAULT_PARTS", read=parse_default_parts, write=format_default_parts
     )
@@ -94,8 +110,7 @@ class LoaderEnv:
     trained_url_template: str | None = _variable(
         "SD_LOADER_TRAINED_URL_TEMPLATE", read=check_template
     )
-    """Link of a trained model, with {id} where its id goes. For loads by hand; in Jobs the operator
-    puts the id in."""
+    """Link of a trained model, with {id} where its id goes, and {key} where the key goes."""
     pod: str | None = _variable("SD_LOADER_POD")
     """Name of the Pod, which owns its staging folder. Default: the host's name."""
 
@@ -108,6 +123,12 @@ class LoaderEnv:
     def name_of(cls, field_name: str) -> str:
         """The variable of a field."""
         return cls.names_of(field_name)[0]
+
+    @classmethod
+    def every_name(cls) -> frozenset[str]:
+        """All variables that a loader container may have, those of its libraries included."""
+        spellings = {name for variable in _variables(cls).values() for name in variable.names}
+        return frozenset(spellings | USER_ENV.keys() | HUB_LIBRARY_ENV.keys() | TORCH_ENV.keys())
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:

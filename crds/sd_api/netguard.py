@@ -20,21 +20,55 @@ MAX_REDIRECTS = 5
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Sequence[str]]
 
-_REFUSED = tuple(
+REFUSED = tuple(
     ipaddress.ip_network(network)
     for network in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
         "100.64.0.0/10",  # carrier-grade NAT; clouds keep metadata services here
+        "127.0.0.0/8",  # loopback
         "168.63.129.16/32",  # Azure's wire server
+        "169.254.0.0/16",  # link-local, metadata services among them
+        "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments; some clouds' metadata services
+        "192.0.2.0/24",  # documentation
         "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast among them
+        # Everything but 2000::/3, as IANA's registry of the IPv6 address space divides it.
         "::/8",  # IPv4-mapped, IPv4-compatible and NAT64: other spellings of IPv4 addresses
+        "100::/8",  # discard
+        "200::/7",  # reserved
+        "400::/6",  # reserved
+        "800::/5",  # reserved
+        "1000::/4",  # reserved
+        "4000::/3",  # reserved, SRv6 among it
+        "6000::/3",  # reserved
+        "8000::/3",  # reserved
+        "a000::/3",  # reserved
+        "c000::/3",  # reserved
+        "e000::/4",  # reserved
+        "f000::/5",  # reserved
+        "f800::/6",  # reserved
+        "fc00::/7",  # unique local
+        "fe00::/9",  # reserved
+        "fe80::/10",  # link-local
+        "fec0::/10",  # site-local
+        "ff00::/8",  # multicast
+        # Parts of 2000::/3.
         "2001::/23",  # protocol assignments, Teredo among them
+        "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4
         "3fff::/20",  # documentation
-        "5f00::/16",  # SRv6
-        "fec0::/10",  # site-local
     )
 )
+"""Every range that is not public. The chart's network policies except the same ranges."""
+PORTS = (80, 443)
+"""The ports that may be called at public hosts."""
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _HOST_MAX_LENGTH = 253
 _ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
@@ -64,14 +98,7 @@ def resolve(host: str, port: int) -> list[str]:
 
 def refusal(address: Address) -> str | None:
     """Return why this address may not be called, or None if it may."""
-    # `is_global` alone is not enough: multicast is "global", and so are some special ranges.
-    if (
-        not address.is_global
-        or address.is_multicast
-        or address.is_reserved
-        or address.is_unspecified
-        or any(address in network for network in _REFUSED if network.version == address.version)
-    ):
+    if any(address in network for network in REFUSED if network.version == address.version):
         return f"{address} is not a public address"
     return None
 
@@ -127,6 +154,12 @@ class Guard:
         if parts.scheme != "https":
             raise AddressRefusedError(f"{host} may be called over https only")
         self.check_literal(host)
+        if port not in PORTS:
+            usual = " and ".join(map(str, PORTS))
+            raise AddressRefusedError(
+                f"{host} may not be called on port {port}, but only on {usual}, unless the"
+                f" administrator allows {host}:{port}"
+            )
         return parts
 
     def check_literal(self, host: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum, StrEnum
 
-from sd_api.names import ANNOTATION_RELOAD, ANNOTATION_SKIP_CLEANUP
+from sd_api.names import ANNOTATION_RELOAD, ANNOTATION_SKIP_CLEANUP, LABEL_MODELS
 
 
 class ExitCode(IntEnum):
@@ -125,6 +125,14 @@ class Reason(StrEnum):
         " it again with a spec.storage.claimName that exists.",
     )
     """The model's PersistentVolumeClaim does not exist or is being deleted."""
+    CLAIM_NOT_ALLOWED = (
+        "ClaimNotAllowed",
+        Retry.RESYNC,
+        f'If the PersistentVolumeClaim may hold models, set its label {LABEL_MODELS}: "true";'
+        " otherwise delete this model and create it again without spec.storage.",
+    )
+    """The PersistentVolumeClaim that spec.storage names is neither the default one nor labelled for
+    models nor listed by the administrator."""
     VOLUME_NOT_WRITABLE = (
         "VolumeNotWritable",
         Retry.RESYNC,
@@ -142,9 +150,11 @@ class Reason(StrEnum):
         "SecretNotFound",
         Retry.RESYNC,
         "Create the Secret that spec.credentialsSecretRef names in the model's namespace, with the"
-        " token in its key `token`.",
+        " token in its key `token`. If the message names the administrator's logins, ask the"
+        " administrator for that Secret.",
     )
-    """The Secret that spec.credentialsSecretRef names does not exist or has no usable token."""
+    """The Secret that spec.credentialsSecretRef names does not exist or has no usable token, or an
+    administrator's login is missing or unusable."""
     CREDENTIALS_HOST_MISMATCH = (
         "CredentialsHostMismatch",
         Retry.RESYNC,
@@ -207,7 +217,16 @@ class Reason(StrEnum):
         Retry.ON_CHANGE,
         "Set spec.url to the link of the model file itself, not of a page about it.",
     )
-    """The download is a page, an error, a pointer or a damaged file, but not a model."""
+    """The download is a page, an error, a pointer or another file that is not a model."""
+    DAMAGED_FILE = (
+        "DamagedFile",
+        Retry.ON_CHANGE,
+        "Compare the size of the file at the source with that of the original, and upload the"
+        f" original again; then set the annotation {ANNOTATION_RELOAD} to a new value. If the"
+        " original itself is damaged, save it again with the program that made it, or use another"
+        " copy of the model.",
+    )
+    """The file has a model's format, but it is truncated, altered or breaks the format's rules."""
     DIGEST_MISMATCH = (
         "DigestMismatch",
         Retry.ON_CHANGE,
@@ -273,6 +292,12 @@ class Reason(StrEnum):
         " volume).",
     )
     """No node fits the loader's Pod."""
+    PRIORITY_CLASS_NOT_ALLOWED = (
+        "PriorityClassNotAllowed",
+        Retry.RESYNC,
+        "Remove spec.job.priorityClassName, or ask the administrator to allow the PriorityClass.",
+    )
+    """The administrator does not allow the PriorityClass that spec.job names."""
     IMAGE_PULL_FAILED = (
         "ImagePullFailed",
         Retry.RESYNC,

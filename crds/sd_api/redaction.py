@@ -20,9 +20,13 @@ _SECRET = re.compile(
     r"|\b(?P<kind>whsec_|hf_)[A-Za-z0-9+/=]{8,}"
 )
 _UNREADABLE = "(unreadable url)"
-_SECRET_PARAMETERS = frozenset(
-    {"access_token", "api_key", "apikey", "auth", "key", "password", "secret", "token"}
+_SECRET_WORDS = frozenset(
+    {"auth", "authorization", "bearer", "credential", "credentials", "jwt", "pass", "passwd"}
+    | {"passphrase", "pwd", "sig", "signature"}
 )
+"""Words in the name of a parameter that holds a secret."""
+_SECRET_ENDINGS = ("key", "password", "secret", "token")
+"""How such a word may end, as in apikey and accessToken."""
 _MIN_SECRET_LENGTH = 9
 """Shorter values are not hidden: they are ordinary words more often than secrets."""
 
@@ -67,13 +71,18 @@ def carries_secret(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
-    parameters = {name.lower() for name, _ in parse_qsl(parts.query)}
-    return "@" in parts.netloc or not parameters.isdisjoint(_SECRET_PARAMETERS)
+    return "@" in parts.netloc or any(is_secret_name(name) for name, _ in parse_qsl(parts.query))
 
 
-def secrets_of(given: object, token: str | None) -> frozenset[str]:
-    """Return the token, and every secret in the urls of a string, dictionary or list."""
-    secrets = {token or "", *_in_urls(given)}
+def is_secret_name(name: str) -> bool:
+    """Whether a parameter is named like a secret: token, api_key, X-Amz-Signature, accessToken."""
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+    return any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS) for word in words)
+
+
+def secrets_of(given: object, *secret: str | None) -> frozenset[str]:
+    """Return these secrets, and every secret in the urls of a string, dictionary or list."""
+    secrets = {*(text or "" for text in secret), *_in_urls(given)}
     secrets |= {unquote(secret) for secret in secrets}
     return frozenset(secret for secret in secrets if len(secret) >= _MIN_SECRET_LENGTH)
 

@@ -115,6 +115,7 @@ class Storage(Extensible):
 
     claim_name: DnsName = Field(
         description="PersistentVolumeClaim in the model's namespace. Default: the operator's."
+        " Another one needs the label sd-operator.dev/models: 'true'."
     )
 
 

@@ -109,10 +109,13 @@ class StatusProgress(Progress):
 
 
 class JobStatus(Extensible):
-    """The Job of the current or last load."""
+    """A Job that the operator created for the model. Only a Job with this uid counts as its own."""
 
     name: ShortText
-    attempt: Count = Field(description="Counts the Jobs of this loadHash, from 0.")
+    uid: Uid | None = Field(default=None, description="The uid that the API server gave it.")
+    attempt: Count = Field(
+        description="Counts the Jobs of the same load, or of the same clean-up, from 0."
+    )
 
 
 class WebhookEvent(StrEnum):
@@ -172,7 +175,10 @@ class Status(Extensible):
     progress: StatusProgress | None = None
     source: StatusSource | None = None
     artifact: StatusArtifact | None = None
-    job: JobStatus | None = None
+    job: JobStatus | None = Field(default=None, description="The Job of the current or last load.")
+    cleanup_job: JobStatus | None = Field(
+        default=None, description="The Job that removes the files of a deleted model."
+    )
     webhook: WebhookStatus | None = None
     start_time: Timestamp | None = None
     completion_time: Timestamp | None = None

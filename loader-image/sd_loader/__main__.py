@@ -154,7 +154,8 @@ def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
             arguments = {"request": json.loads(args.request)}
     with suppress(LoaderError):
         token = read_credentials(settings.credentials_dir).token
-    return secrets_of(arguments, token)
+    urls = (settings.proxy, settings.hub_endpoint, settings.trained_url_template)
+    return secrets_of((arguments, urls), token, *settings.logins.secrets())
 
 
 def _fail(error: BaseException, settings: Settings, secrets: frozenset[str] = frozenset()) -> int:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from sd_api import defaults
 from sd_api.loader_env import CREDENTIALS_DIR, LoaderEnv, LoaderEnvError
+from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_api.reasons import Reason
+from sd_api.trained import with_key
 from sd_loader.errors import LoaderError
 
 
@@ -29,6 +31,8 @@ class Settings:
     max_bytes: int = defaults.MAX_BYTES
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
+    logins: Logins = field(default_factory=Logins)
+    """The administrator's logins; those of proxy and trained models are already in their urls."""
     termination_log: Path | None = None
     """File for the result. None if no result is written."""
     pod: str = "local"
@@ -40,12 +44,17 @@ class Settings:
             values = LoaderEnv.from_env(env)
         except LoaderEnvError as error:
             raise LoaderError(Reason.INVALID_SPEC, f"the loader's setting {error}") from None
+        try:
+            logins = Logins.read(_path(values.logins_dir))
+        except ValueError as error:
+            raise LoaderError(Reason.SECRET_NOT_FOUND, str(error)) from None
         default = cls()
+        template, proxy = values.trained_url_template, values.https_proxy
         return cls(
             hub_endpoint=(values.hub_endpoint or default.hub_endpoint).rstrip("/"),
-            trained_url_template=values.trained_url_template,
+            trained_url_template=with_key(template, logins.trained) if template else None,
             allowed_hosts=values.allowed_hosts or default.allowed_hosts,
-            proxy=values.https_proxy,
+            proxy=with_login(proxy, logins.proxy) if proxy else None,
             no_proxy=values.no_proxy or default.no_proxy,
             ca_file=_path(values.ca_file),
             default_parts=values.default_parts or default.default_parts,
@@ -54,6 +63,7 @@ class Settings:
                 values.retain_previous_seconds, default.retain_previous_seconds
             ),
             credentials_dir=_path(values.credentials_dir) or default.credentials_dir,
+            logins=logins,
             termination_log=_path(values.termination_log),
             pod=values.pod or socket.gethostname(),
         )

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 from sd_operator import standalone
 from sd_operator.base import logs
-from sd_operator.base.errors import SettingsError
+from sd_operator.base.errors import OperatorError, SettingsError
 from sd_operator.base.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +51,11 @@ def _run() -> int:
         asyncio.run(run())
     except KeyboardInterrupt:
         return 130
+    except OperatorError as error:
+        log.error("the operator has ended: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
+        return 1
     except Exception:
-        logging.getLogger(__name__).exception("the operator has ended")
+        log.exception("the operator has ended")
         return 1
     return 0
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from sd_api.spec import JobOverrides, Toleration
-from sd_operator.base.settings import LoaderSettings
-from sd_operator.gateway.settings import PREFIX, Settings
+from sd_operator.gateway.settings import PREFIX, GatewaySettings
 from tests.support.charts.helmcharts import (
     FULL,
     GATEWAY_RULES,
@@ -32,13 +30,14 @@ NOT_VALUES = {
     "BIND_ADDRESS": "it is there to be called",
     "PORT": "the container's port",
     "METRICS_PORT": "the container's port",
+    "PROBES_PORT": "the container's port",
 }
 """Settings without a value in the chart, and the reason."""
 
 
-def settings(values: Any) -> Settings:
+def settings(values: Any) -> GatewaySettings:
     """Return the gateway's settings in a release."""
-    return Settings.from_env(env_of(render(values), "gateway"))
+    return GatewaySettings.from_env(env_of(render(values), "gateway"))
 
 
 def test_the_gateway_is_disabled_by_default() -> None:
@@ -47,32 +46,22 @@ def test_the_gateway_is_disabled_by_default() -> None:
 
 
 def test_gateway_without_values_has_its_own_defaults() -> None:
-    """Only settings that the chart gives to all loader Pods differ."""
-    toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
-    keys_file = Path("/etc/sd-gateway/keys/keys")
-    placement = JobOverrides(tolerations=[toleration])
-    assert settings(ON) == Settings(keys_file, loader=LoaderSettings(placement=placement))
+    """The chart's values repeat the defaults of the code."""
+    assert settings(ON) == GatewaySettings(Path("/etc/sd-gateway/keys/keys"))
 
 
 def test_every_value_reaches_the_gateway() -> None:
     """The test includes values that the gateway shares with the operator."""
     found = settings(FULL)
     assert found.claim_name == "weights"
-    assert found.loader.slim_image.startswith("registry.example.com/sd/slim@sha256:")
-    assert found.loader.image_pull_secrets == ("pull", "more")
-    assert (found.loader.retain_previous_seconds, found.loader.tmp_size) == (3600, "2Gi")
-    assert found.loader.security_context == FULL["loader"]["securityContext"]
-    assert found.loader.placement == JobOverrides(
-        node_selector={"pool": "gpu"},
-        tolerations=[Toleration(key="gpu", operator="Equal", value="yes")],
-        priority_class_name="batch",
-    )
+    assert found.allowed_claims == {"archive", "fast"}
     assert found.allowed_hosts == {"mirror.example.com", "10.1.2.3:8443"}
     assert found.hub_endpoint == "https://mirror.example.com/hf"
     assert (found.https_proxy, found.no_proxy) == ("http://proxy.example.com:3128", ".example.com")
     assert (found.public_url, found.cookie_secure) == ("http://models.internal", False)
     assert found.trusted_proxies == ("10.0.0.1", "10.0.0.2")
     assert (found.calls_per_minute, found.failures_per_minute) == (5_000_000, 0)
+    assert (found.max_connections, found.max_connections_per_address) == (1000, 50)
     assert found.max_body_bytes == 2048
     assert (found.log_level, found.log_format) == ("DEBUG", "json")
 
@@ -80,7 +69,7 @@ def test_every_value_reaches_the_gateway() -> None:
 def test_gateway_reads_every_variable_of_the_chart() -> None:
     """A setting without a value in the chart has a documented reason."""
     env = Recorder(env_of(render(FULL), "gateway"))
-    Settings.from_env(env)
+    GatewaySettings.from_env(env)
     given = {name for name in env.env if name.startswith(PREFIX)}
     asked = {name for name in env.asked if name.startswith(PREFIX)}
     assert given <= asked
@@ -136,12 +125,16 @@ def test_gateway_probes_and_service_use_its_ports() -> None:
     """Ingress, Service and container use the same port names."""
     objects = render(FULL)
     (container,) = pod_of(deployment(objects, "gateway"))["containers"]
-    default = Settings(Path("keys"))
+    default = GatewaySettings(Path("keys"))
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": default.port, "metrics": default.metrics_port}
+    assert ports == {
+        "http": default.port,
+        "metrics": default.metrics_port,
+        "probes": default.probes_port,
+    }
     assert container["command"] + container["args"] == ["sd-gateway", "run"]
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "probes"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "probes"}
     service = one(objects, "Service", "models-operator-gateway")
     assert {port["name"]: port["targetPort"] for port in service["spec"]["ports"]} == {
         "http": "http",

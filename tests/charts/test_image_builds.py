@@ -28,7 +28,7 @@ from tests.support.gateway.gatewayrun import call, write_keys
 from tests.support.operator.operated import Operated
 from tests.support.paths import ROOT
 from tests.support.processes import free_ports
-from tests.support.rules.observed import model
+from tests.support.rules.observed import claim, model
 
 BASE = os.environ.get("SD_TEST_BASE_IMAGE", "")
 BUILD = os.environ.get("SD_TEST_BUILD_IMAGE", BASE)
@@ -83,7 +83,7 @@ def job(url: str, hub: FakeHub, **spec: Any) -> dict[str, Any]:
         allowed_hosts=frozenset({hub.host}),
         hub_endpoint=hub.url,
     )
-    plan = manifests.plan_load(model(url=url, **spec), settings, "models", 0)
+    plan = manifests.plan_load(model(url=url, **spec), settings, claim(), 0)
     pod: dict[str, Any] = manifests.build(plan, settings)["spec"]["template"]["spec"]
     return pod
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shutil
 import subprocess
@@ -135,15 +136,46 @@ def test_every_package_is_locked(dockerfile: Dockerfile) -> None:
     assert any("PIP_ONLY_BINARY=:all:" in one.text for one in dockerfile.everything())
 
 
+MOUNTS = {
+    "type=secret,id=pip,target=/etc/pip.conf",
+    "type=secret,id=ca,target=/etc/pip-ca.crt",
+}
+
+
+@both
+def test_every_download_of_packages_can_use_a_mirror(dockerfile: Dockerfile) -> None:
+    """The build reads the builder's pip.conf and certificates wherever it may reach an index."""
+    for one in dockerfile.everything():
+        for command in re.findall(r"pip [^&]*\binstall\b[^&]*", one.text):
+            assert "--no-index" in command or set(re.findall(r"--mount=(\S+)", one.text)) == MOUNTS
+
+
+def test_the_page_on_images_names_the_mounted_files() -> None:
+    """The pip.conf of the page names the certificates' path, and its commands both secrets."""
+    page = (ROOT / "docs" / "images.md").read_text()
+    config = configparser.ConfigParser()
+    (text,) = re.findall(r"^```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    config.read_string(text)
+    assert f"type=secret,id=ca,target={config['global']['cert']}" in MOUNTS
+    commands = re.findall(
+        r"^make images BUILDER=(\w+) IMAGE_ARGS=\"(--secret.*)\"$", page, re.MULTILINE
+    )
+    assert {builder for builder, _ in commands} == {"docker", "buildah"}
+    ids = set(re.findall(r"id=(\w+)", " ".join(MOUNTS)))
+    for _, arguments in commands:
+        assert set(re.findall(r"--secret id=(\w+),src=\S+", arguments)) == ids
+
+
 @both
 def test_no_host_and_no_secret_is_named(dockerfile: Dockerfile) -> None:
-    """Mirrors and credentials come from the builder's pip.conf, which is not in any layer."""
+    """Mirrors, credentials and certificates are the builder's secrets, which are in no layer."""
     assert "://" not in dockerfile.path.read_text()
     for one in dockerfile.everything():
         if one.word in ("ARG", "ENV"):
             assert not re.search(r"(?i)token|passw|secret|_key\b|index_url", one.text), one.text
         if "--mount" in one.text:
             assert one.text.startswith("--mount=type=secret,id=pip,target=/etc/pip.conf ")
+            assert set(re.findall(r"--mount=(\S+)", one.text)) == MOUNTS
         assert one.word != "ADD", "COPY fetches and unpacks nothing"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,29 @@ def test_a_catalog_is_installed_changed_rolled_back_and_removed(
 
     release.helm("uninstall", "nets")
     assert models() == {}
+
+
+@pytest.mark.cluster
+def test_rules_between_fields_are_checked_in_a_dry_run(cluster: Cluster, tmp_path: Path) -> None:
+    """The command of docs/operations.md names the rule that Helm does not know; nothing is made."""
+    (command,) = re.findall(
+        r"`(helm template models [^`]*)`", (ROOT / "docs" / "operations.md").read_text()
+    )
+    arguments = shlex.split(command.partition(" | ")[0])[1:]
+    assert command.partition(" | ")[2] == "kubectl apply --dry-run=server -f -"
+    values = {"good": {"url": LINK}, "bad": {"url": "org/name", "sha256": "0" * 64}}
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": values}))
+    places = {
+        "charts/sd-models": str(CATALOG),
+        "sd-system": cluster.namespace,
+        "models.yaml": str(tmp_path / "models.yaml"),
+    }
+    rendered = helm(*(places.get(word, word) for word in arguments))
+    assert rendered.returncode == 0, rendered.stderr
+    done = cluster.run("apply", "--dry-run=server", "-f", "-", stdin=rendered.stdout)
+    assert done.returncode != 0
+    assert "spec.sha256 is the digest of a single file" in done.stderr
+    assert cluster.list("sdm") == []
 
 
 def test_every_example_is_yaml() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import sd_operator
+from sd_api import names
 from sd_operator.base.settings import Settings
 from sd_operator.clients import kube
-from sd_operator.runtime.handlers import register
+from sd_operator.runtime.handlers import kopf_settings, register
 from tests.support.charts.helmcharts import (
     GATEWAY_RULES,
     LEADER_RULES,
@@ -80,16 +81,32 @@ def watched() -> set[Right]:
 def test_every_right_is_used_and_every_request_is_granted() -> None:
     """No right is missing, and none is unused."""
     asked = requests(*OPERATOR) | watched()
-    leases = {right for right in asked if right[1] == "leases"}
 
-    assert asked - leases - GIVEN_BY_USERS == granted(RULES) - WITHOUT_REQUEST
-    assert leases <= granted(LEADER_RULES)
+    assert asked - GIVEN_BY_USERS == granted(RULES) - WITHOUT_REQUEST
     assert granted(LEADER_RULES) == {(verb, "leases") for verb in ("get", "create", "update")}
 
 
 def test_the_gateway_has_the_rights_that_it_uses() -> None:
     """The test reads all modules of the gateway."""
     assert requests("gateway") == granted(GATEWAY_RULES)
+
+
+def test_the_gateway_cannot_create_jobs_or_read_other_leases() -> None:
+    """Whoever creates a Job or a Pod can mount every Secret of the namespace."""
+    kinds = {resource for rule in GATEWAY_RULES for resource in rule["resources"]}
+    assert kinds == {"stablediffusionmodels", "events", "leases"}
+    (leases,) = [rule for rule in GATEWAY_RULES if "leases" in rule["resources"]]
+    assert leases["resourceNames"] == [names.SWEEP_LEASE]
+
+
+def test_the_operator_reads_and_changes_only_its_own_leases() -> None:
+    """RBAC cannot restrict create to a name; every other verb has one."""
+    for rule in RULES + LEADER_RULES:
+        if "leases" in rule["resources"]:
+            own = [names.FIELD_MANAGER], [names.SWEEP_LEASE]
+            assert rule["verbs"] == ["create"] or rule["resourceNames"] in own
+    selectors = kopf_settings().watching.field_selectors
+    assert selectors["coordination.k8s.io", "v1", "leases"] == f"metadata.name={names.SWEEP_LEASE}"
 
 
 def test_the_cluster_tests_run_under_the_charts_rights() -> None:

@@ -77,6 +77,7 @@ def test_every_value_sets_its_setting() -> None:
     assert (settings.loader.load_ttl_seconds, settings.loader.remove_ttl_seconds) == (60, 30)
     assert settings.loader.default_parts == {"sd1": "org/one", "sdxl": "org/xl"}
     assert settings.loader.allow_overrides is False
+    assert settings.loader.priority_classes == {"low", "lowest"}
     assert settings.loader.security_context == FULL["loader"]["securityContext"]
     assert settings.loader.placement == JobOverrides(
         node_selector={"pool": "gpu"},
@@ -86,11 +87,13 @@ def test_every_value_sets_its_setting() -> None:
     )
     assert settings.namespaces == ("art", "ads")
     assert settings.claim_name == "weights"
+    assert settings.allowed_claims == {"archive", "fast"}
     assert settings.allowed_hosts == {"mirror.example.com", "10.1.2.3:8443"}
     assert settings.hub_endpoint == "https://mirror.example.com/hf"
     assert settings.trained_url_template == "https://trainer.example.com/models/{id}"
     assert settings.https_proxy == "http://proxy.example.com:3128"
     assert settings.no_proxy == ".example.com"
+    assert settings.loader.logins_secret == "logins"
     assert settings.webhook_retry_seconds == (1.0, 2.5)
     assert settings.stuck_seconds == 60
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
@@ -113,6 +116,27 @@ def test_webhook_key_and_ca_are_mounted_where_the_operator_reads_them() -> None:
     assert settings.webhook_key_file == mounts["webhook-key"] / item["path"]
     assert volumes["webhook-ca"]["configMap"] == {"name": "hook-ca"}
     assert settings.webhook_ca_file == mounts["webhook-ca"] / "ca.crt"
+
+
+@pytest.mark.parametrize(
+    ("component", "keys"), [("operator", ["proxy"]), ("gateway", ["proxy", "hub"])]
+)
+def test_logins_are_mounted_where_they_are_read(component: str, keys: list[str]) -> None:
+    """Each Pod gets only the logins that it uses, and starts without them."""
+    objects = render(FULL)
+    (pod,) = [
+        pod_of(item)
+        for item in of_kind(objects, "Deployment")
+        if pod_of(item)["containers"][0]["name"] == component
+    ]
+    (container,) = pod["containers"]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "logins"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "logins"]
+    assert env[f"SD_{component.upper()}_LOGINS_DIR"] == mount["mountPath"]
+    assert (mount["readOnly"], volume["secret"]["optional"]) == (True, True)
+    assert volume["secret"]["secretName"] == "logins"
+    assert [item["key"] for item in volume["secret"]["items"]] == keys
 
 
 def test_the_operator_reads_every_variable_of_the_chart() -> None:
@@ -163,7 +187,7 @@ def test_the_sweep_uses_the_volume_and_image_of_loads() -> None:
 
 
 @pytest.mark.parametrize("values", [{"sweep": {"enabled": True}}, FULL], ids=["default", "full"])
-def test_the_gateways_sweep_is_that_of_the_chart(values: dict[str, Any]) -> None:
+def test_the_operators_sweep_is_that_of_the_chart(values: dict[str, Any]) -> None:
     """The two Pods differ only in resources, and each side recognises the other's Job."""
     objects = render(values)
     settings = Settings.from_env(env_of(objects))

@@ -111,7 +111,7 @@ EXPECTED = {
     "login-page": (Reason.NOT_A_MODEL, "HTML"),
     "lfs-pointer": (Reason.NOT_A_MODEL, "LFS"),
     "empty": (Reason.NOT_A_MODEL, "empty"),
-    "truncated": (Reason.NOT_A_MODEL, ""),
+    "truncated": (Reason.DAMAGED_FILE, ""),
     "mismatch": (Reason.DIGEST_MISMATCH, "sha256"),
     "lora-as-checkpoint": (Reason.UNSUPPORTED_FORMAT, "LoRA"),
     "pickle": (Reason.UNSAFE_MODEL, "fromSafetensors"),

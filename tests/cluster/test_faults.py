@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-from sd_api import names
-from sd_operator.resources.model import Model
 from tests.support.kube.cluster import model_manifest
 from tests.support.operator.operated import (
     SLOW,
@@ -72,7 +70,8 @@ def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None
     before = operated.load(url=operated.link())
     operated.kill()
     operated.start()
-    operated.eventually(lambda: operated.metrics().get(("sdmodel_models", "Ready", "")) == 1)
+    ready = ("sdmodel_models", operated.cluster.namespace, "Ready", "")
+    operated.eventually(lambda: operated.metrics().get(ready) == 1)
     after = operated.cluster.get("sdm", "sketch")
     assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     writes = [key for key in operated.metrics() if key[-1] in ("patch", "create", "delete")]
@@ -144,26 +143,6 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", patch)
     item = operated.stalled("sketch", "DeadlineExceeded")
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
-
-
-def test_a_foreign_job_with_our_name_is_reported(operated: Operated) -> None:
-    """The load starts when the foreign Job is deleted."""
-    operated.start()
-    item = operated.cluster.model("sketch", url=operated.link(), suspend=True)
-    name = names.job_name("sketch", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
-    container = {"name": "x", "image": "x", "command": ["x"]}
-    pod = {"restartPolicy": "Never", "containers": [container]}
-    foreign = {"template": {"spec": pod}, "suspend": True}
-    operated.cluster.apply(
-        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": foreign}
-    )
-    operated.cluster.model("sketch", url=operated.link(), suspend=False)
-    operated.wait(
-        "sketch",
-        lambda one: "belongs to something else; delete it" in condition(one, "Ready")["message"],
-    )
-    assert operated.cluster.exists("job", name)
-    assert operated.hub.bytes_served == 0
 
 
 def test_two_operators_do_no_harm(operated: Operated) -> None:

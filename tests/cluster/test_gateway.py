@@ -14,10 +14,11 @@ import pytest
 from sd_api import names
 from sd_operator.clients.kube import Api
 from sd_operator.gateway.models import Models
-from sd_operator.gateway.settings import Settings
+from sd_operator.gateway.settings import GatewaySettings
+from sd_operator.resources.sweep import SweepLease
 from tests.support.charts.helmcharts import GATEWAY_RULES
 from tests.support.gateway.gatewayrun import Gateway, write_keys
-from tests.support.kube.cluster import CLAIM
+from tests.support.kube.cluster import CLAIM, Json
 from tests.support.kube.kubeconfig import credentials
 from tests.support.kube.rights import rights
 from tests.support.operator.operated import Operated, condition
@@ -45,7 +46,7 @@ def test_a_vendors_user_loads_verifies_and_deletes(
     operated.start()
     (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)
     hosts = frozenset({operated.hub.host, operated.receiver.host})
-    settings = Settings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
+    settings = GatewaySettings(tmp_path / "keys", proxy.kubeconfig, CLAIM, allowed_hosts=hosts)
     model_id = "Majic_Mix"
     with Gateway(settings, key) as gateway:
         said = {
@@ -102,6 +103,11 @@ def test_a_vendors_user_loads_verifies_and_deletes(
             )
         )
 
+        storage = {"claimName": "database"}
+        operated.cluster.model("elsewhere", url=said["url"], storage=storage)
+        status, answer = gateway.call("load_model", **{**said, "model_id": "elsewhere"})
+        assert (status, "database may not be used" in answer["message"]) == (403, True)
+
         assert gateway.call("delete_model", model_id=model_id)[0] == 200
         operated.gone(name)
         assert gateway.call("verify_model", model_id=model_id)[0] == 404
@@ -111,10 +117,48 @@ def test_a_vendors_user_loads_verifies_and_deletes(
     assert sorted(map(str, proxy.everywhere)) == [], "it stays in the key's namespace"
 
 
+def test_sweep_that_is_requested_while_the_operator_is_down_follows(
+    operated: Operated, tmp_path: Path
+) -> None:
+    """The Lease keeps the request. Repeated requests make one Job, and a deleted Lease returns."""
+    operated.start()
+    operated.cluster.model("sketch", url=operated.link(), suspend=True)
+    operated.eventually(lambda: operated.cluster.exists("lease", names.SWEEP_LEASE))
+    operated.cluster.kubectl("delete", "lease", names.SWEEP_LEASE)
+    operated.eventually(lambda: operated.cluster.exists("lease", names.SWEEP_LEASE))
+    operated.cluster.stop_operators()
+    (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)
+    settings = GatewaySettings(tmp_path / "keys", operated.cluster.kubeconfig, CLAIM)
+    with Gateway(settings, key) as gateway:
+        for _ in range(3):
+            assert gateway.call("clear_cache")[0] == 200
+        assert sweeps(operated) == []
+
+        operated.start()
+        operated.eventually(lambda: [job["status"].get("succeeded") for job in sweeps(operated)])
+        operated.eventually(lambda: not is_requested(operated))
+        (job,) = sweeps(operated)
+        lease = operated.cluster.get("lease", names.SWEEP_LEASE)
+        assert lease["spec"]["holderIdentity"] == job["metadata"]["name"]
+
+        assert gateway.call("clear_cache")[0] == 200
+        operated.eventually(lambda: not is_requested(operated))
+
+
+def sweeps(operated: Operated) -> list[Json]:
+    """Return the sweep Jobs."""
+    return operated.cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}")
+
+
+def is_requested(operated: Operated) -> bool:
+    """Return whether a sweep is requested that was not started yet."""
+    return SweepLease(operated.cluster.get("lease", names.SWEEP_LEASE)).is_open
+
+
 async def look(kubeconfig: Path, namespace: str) -> list[str]:
     """Open a namespace's first model as a browser does, and return the reasons of its Events."""
     async with Api(kubeconfig) as api:
-        models = Models(api)
+        models = Models(api, GatewaySettings(Path()))
         async with contextlib.aclosing(models.watch(namespace)) as changes:
             change = await anext(changes)
             await asyncio.sleep(0.5)  # for the watch to begin after the list

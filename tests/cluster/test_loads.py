@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_api import names
 from sd_api.controlnets import CONTROLNET_REPOS
 from tests.support.kube.cluster import Cluster, claim_manifest, model_manifest
 from tests.support.models.checkpoints import save_safetensors
@@ -106,9 +107,8 @@ def test_shared_bytes_are_shown_in_status_and_metrics(operated: Operated) -> Non
     assert 0.9 * second["sizeBytes"] < second["sharedBytes"] < second["sizeBytes"]
     shown = operated.cluster.kubectl("get", "sdm", "copy", "-o", "yaml")
     assert f"sharedBytes: {second['sharedBytes']}" in shown
-    operated.eventually(
-        lambda: operated.metrics().get(("sdmodel_artifact_shared_bytes",)) == second["sharedBytes"]
-    )
+    series = ("sdmodel_artifact_shared_bytes", operated.cluster.namespace)
+    operated.eventually(lambda: operated.metrics().get(series) == second["sharedBytes"])
     store = operated.cluster.store
     unet = "unet/diffusion_pytorch_model.safetensors"
     assert (store / "sketch" / unet).samefile(store / "copy" / unet)
@@ -227,6 +227,28 @@ def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
     assert operated.jobs("load") == []
     operated.cluster.apply(claim_manifest("later"))
     assert operated.ready()["status"]["artifact"]["claimName"] == "later"
+
+
+@pytest.mark.slow
+def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None:
+    """Its label wakes the model; once the model is published, the label is not needed."""
+    cluster = operated.cluster
+    cluster.apply(claim_manifest("database", for_models=False))
+    cluster.model("sketch", url=operated.link(), storage={"claimName": "database"})
+    item = operated.stalled("sketch", "ClaimNotAllowed")
+    assert f'label {names.LABEL_MODELS}: "true"' in condition(item, "Stalled")["message"]
+    assert "finalizers" not in item["metadata"], "deleting it needs nothing from us"
+    assert operated.jobs("load") == []
+    cluster.kubectl("label", "pvc", "database", f"{names.LABEL_MODELS}=true")
+    item = operated.ready()
+    assert item["status"]["artifact"]["claimName"] == "database"
+    cluster.kubectl("label", "pvc", "database", f"{names.LABEL_MODELS}-")
+    cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_RELOAD}=again")
+    first = item["status"]["artifact"]["immutablePath"]
+    operated.wait("sketch", lambda one: one["status"]["artifact"]["immutablePath"] != first)
+    operated.delete()
+    operated.gone()
+    assert [job["status"].get("succeeded") for job in operated.jobs("remove")] == [1]
 
 
 def test_a_secret_that_is_created_later_is_found(operated: Operated) -> None:

@@ -27,6 +27,7 @@ EVERY: dict[str, tuple[Any, str, str]] = {
     "no_proxy": (".example.com", "NO_PROXY", ".example.com"),
     "ca_file": ("/ca.crt", "SSL_CERT_FILE", "/ca.crt"),
     "credentials_dir": ("/run/secrets/sd", "SD_LOADER_CREDENTIALS_DIR", "/run/secrets/sd"),
+    "logins_dir": ("/run/secrets/sd-logins", "SD_LOADER_LOGINS_DIR", "/run/secrets/sd-logins"),
     "default_parts": (
         {"sdxl": "org/xl", "sd1": "org/one"},
         "SD_LOADER_DEFAULT_PARTS",

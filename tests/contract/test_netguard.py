@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_api.netguard import AddressRefusedError, Guard, resolve
+from sd_api.netguard import REFUSED, AddressRefusedError, Guard, refusal, resolve
 from tests.support.hostile.addresses import PRIVATE_LITERALS, PRIVATE_NAMES, PUBLIC
 
 
@@ -45,7 +45,8 @@ def test_private_names_are_refused_without_asking_a_resolver(host):
     "url",
     [
         "https://example.com/x",
-        "https://example.com:8443/x",
+        "https://example.com:443/x",
+        "https://example.com:80/x",
         "https://user:pw@example.com/x?y#z",
         "https://münchen.example.com/",
         "https://xn--mnchen-3ya.example.com/",
@@ -73,6 +74,10 @@ def test_public_links_pass(url):
         ("example.com/x", "http"),
         ("https:///x", "host"),
         ("https://?x", "host"),
+        ("https://example.com:8443/x", "may not be called on port 8443, but only on 80 and 443"),
+        ("https://example.com:22/x", r"unless the administrator allows example\.com:22"),
+        ("https://93.184.216.34:6443/", "may not be called on port 6443"),
+        ("https://example.com:0/", "may not be called on port 0"),
         ("https://example.com:99999/", "cannot be read"),
         ("https://example.com:x/", "cannot be read"),
         ("https://[::1/", "cannot be read"),
@@ -114,6 +119,44 @@ def test_only_allowed_hosts_are_exempt(allowed, url, passes):
     parts = it.check_url(url)
     port = parts.port or 80
     assert it.addresses(parts.hostname, port) == ["10.1.2.3"]
+
+
+@pytest.mark.parametrize("port", [8443, 22])
+def test_an_allowed_host_may_have_any_port(port):
+    """The administrator names the host with its port, or with none for all ports."""
+    for allowed in ("example.com", f"example.com:{port}"):
+        guard(PUBLIC, allowed=(allowed,)).check_url(f"https://example.com:{port}/x")
+    with pytest.raises(AddressRefusedError, match="on port"):
+        guard(PUBLIC, allowed=("example.com:1",)).check_url(f"https://example.com:{port}/x")
+
+
+ADDRESSES = st.one_of(
+    st.ip_addresses(v=4),
+    st.ip_addresses(v=6),
+    st.sampled_from([edge for network in REFUSED for edge in (network[0], network[-1])]),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(ADDRESSES)
+def test_every_address_that_the_standard_library_knows_as_special_is_refused(address):
+    """The list of ranges is our own, so that the chart can have the same one."""
+    special = (
+        not address.is_global
+        or address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+    )
+    listed = any(address in network for network in REFUSED if network.version == address.version)
+    assert (refusal(address) is not None) is listed
+    assert listed or not special
+
+
+def test_no_range_contains_another():
+    """Each range is stated once."""
+    for network in REFUSED:
+        others = [other for other in REFUSED if other.version == network.version]
+        assert [other for other in others if other.overlaps(network)] == [network]
 
 
 def test_hosts_of_settings_are_exempt_with_their_port():

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.spec import ModelType
-from sd_api.trained import TEMPLATE_PATTERN, check_template, is_trained_id, trained_link
+from sd_api.trained import (
+    TEMPLATE_PATTERN,
+    check_template,
+    is_trained_id,
+    trained_link,
+    with_key,
+)
 from tests.support.paths import ROOT
 
 
@@ -24,6 +30,7 @@ from tests.support.paths import ROOT
         "http://trainer:8000/{id}",
         "http://[::1]:8000/{id}",
         "https://user:word@trainer.example.com/{id}",
+        "https://trainer.example.com/{id}?key={key}",
     ],
 )
 def test_a_template_has_the_id_after_the_host(template: str) -> None:
@@ -58,6 +65,24 @@ def test_any_other_template_is_refused(template: str) -> None:
     """The message states the rule."""
     with pytest.raises(ValueError, match=r"with \{id\} where the trained model's id goes, after"):
         check_template(template)
+
+
+@pytest.mark.parametrize(
+    "template", ["https://e.com/{key}/{id}", "https://{key}@e.com/{id}?x={key}"]
+)
+def test_a_key_stands_in_the_query(template: str) -> None:
+    """Messages show urls without their query."""
+    with pytest.raises(ValueError, match=r"may have \{key\} only in its query|with \{id\} where"):
+        check_template(template)
+
+
+@given(st.text(min_size=1), st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True))
+def test_a_key_is_one_value_of_the_query(key: str, model: str) -> None:
+    """Neither the key nor the id changes the rest of the link."""
+    template = with_key("https://trainer.example.com/{id}?a={key}&b={id}", key)
+    parts = urlsplit(trained_link(template, model))
+    assert parts.path == f"/{quote(model)}"
+    assert parse_qsl(parts.query) == [("a", key), ("b", model)]
 
 
 @given(st.text(min_size=1))

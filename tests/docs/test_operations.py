@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
 import yaml
 
+from sd_api import names
 from sd_operator.base.settings import LoaderSettings
-from tests.support.charts.helmcharts import OPERATOR, ROOT, helm, helm_path, of_kind, pod_of, render
+from tests.support.charts.helmcharts import (
+    OPERATOR,
+    ROOT,
+    helm,
+    helm_path,
+    of_kind,
+    one,
+    pod_of,
+    render,
+)
 from tests.support.charts.pod_security import violations
 from tests.support.kube.cluster import Cluster
 from tools.kubectl import kubectl_path
@@ -63,6 +74,8 @@ def test_every_helm_command_runs(command: str) -> None:
 @pytest.mark.parametrize("command", KUBECTL)
 def test_every_kubectl_command_about_models_runs(shared_cluster: Cluster, command: str) -> None:
     """A model called NAME exists, in a test namespace that replaces `sd-system`."""
+    if "| jq " in command and shutil.which("jq") is None:
+        pytest.skip("jq is not on PATH: apt install jq")
     shared_cluster.model("name", url="org/name")
     here = command.replace("NAME", "name").replace("sd-system", shared_cluster.namespace)
     given = f"--kubeconfig={shared_cluster.kubeconfig} --namespace={shared_cluster.namespace}"
@@ -85,11 +98,29 @@ def test_the_list_of_images_is_complete() -> None:
     assert set(done.stdout.split()) == images
 
 
+def test_what_an_uninstall_leaves_is_named() -> None:
+    """Helm keeps the Pod of a test, and does not know the Lease."""
+    (pod,) = of_kind(render(), "Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert "hook-succeeded" not in pod["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+    left = {("pod", pod["metadata"]["name"]), ("lease", names.FIELD_MANAGER)}
+    deleted = {tuple(line.split()[2:4]) for line in COMMANDS if line.startswith("kubectl delete ")}
+    assert left <= deleted
+
+
 def test_every_alert_is_on_the_page() -> None:
     """The page lists no other alert."""
     groups = yaml.safe_load((OPERATOR / "files" / "alerts.yaml").read_text())["groups"]
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
     assert set(re.findall(r"^\| (Sd\w+) \|", TEXT, re.MULTILINE)) == alerts
+
+
+def test_the_command_for_one_release_gives_the_rules_of_the_chart() -> None:
+    """The page's command prints a rules file for the release that the page installs."""
+    (command,) = [line for line in COMMANDS if line.startswith("sed ") and "alerts.yaml" in line]
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    objects = render({"metrics": {"prometheusRule": {"enabled": True}}})
+    assert yaml.safe_load(done.stdout) == one(objects, "PrometheusRule")["spec"]
 
 
 def test_the_values_that_the_pages_name_exist() -> None:

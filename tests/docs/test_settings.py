@@ -42,7 +42,12 @@ class Program:
 LOADER = Program("Loader", "SD_LOADER_", loader.Settings.from_env, {})
 PROGRAMS = [
     Program("Operator", operator.PREFIX, operator.Settings.from_env, {}),
-    Program("Gateway", gateway.PREFIX, gateway.Settings.from_env, {"SD_GATEWAY_KEYS_FILE": "keys"}),
+    Program(
+        "Gateway",
+        gateway.PREFIX,
+        gateway.GatewaySettings.from_env,
+        {"SD_GATEWAY_KEYS_FILE": "keys"},
+    ),
 ]
 
 
@@ -72,7 +77,9 @@ def test_the_page_has_the_defaults(program: Program, kubeconfig: dict[str, str])
     rows = re.findall(
         rf"^\| `{program.prefix}([A-Z_]+)` \| (\S+) \|", program.section, re.MULTILINE
     )
-    defaults = vars(settings.loader) | vars(settings)
+    defaults = dict(vars(settings))
+    if isinstance(settings, operator.Settings):
+        defaults |= vars(settings.loader)
     checked = 0
     for name, shown in rows:
         value = defaults.get(name.lower())

@@ -18,9 +18,10 @@ from sd_api import names
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.gateway.vendor import SCHEDULERS
+from sd_operator.resources.sweep import SweepLease
 from tests.support.gateway.gatewayloads import CIVITAI, VENDOR_EXAMPLES, a_name, load, put_status
 from tests.support.gateway.gatewayrun import ARTIFACT, Gateway, write_keys
-from tests.support.kube.cluster import CLAIM, Cluster
+from tests.support.kube.cluster import CLAIM, Cluster, claim_manifest
 
 pytestmark = pytest.mark.cluster
 
@@ -78,6 +79,7 @@ def test_loading_again_changes_only_the_differences(
     """A repeated request writes nothing. Fields that a request cannot set keep their values."""
     model_id = a_name()
     storage = {"claimName": "fast"}
+    shared_cluster.apply(claim_manifest("fast"))
     shared_cluster.model(
         model_id, url=CIVITAI, modelType="custom_ckpt", storage=storage, priority=7, sha256="0" * 64
     )
@@ -250,14 +252,38 @@ def test_log_has_the_id_of_a_key_and_never_the_key(
     assert "wrong-key" not in text
 
 
-def test_clear_cache_starts_no_second_sweep(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """Concurrent calls all succeed and start one sweep Job."""
-    cleared = {"status": "success", "message": "Cache cleared successfully"}
+CLEARED = (200, {"status": "success", "message": "Cache cleared successfully"})
+
+
+def test_clear_cache_requests_one_sweep(gateway: Gateway, shared_cluster: Cluster) -> None:
+    """Concurrent calls all succeed; while a request is open, another one writes nothing."""
+    shared_cluster.kubectl("create", "-f", "-", stdin=json.dumps(SweepLease.empty()))
     with ThreadPoolExecutor(4) as threads:
         responses = list(threads.map(lambda _: gateway.call("clear_cache"), range(4)))
-    assert responses == [(200, cleared)] * 4
-    jobs = shared_cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}")
-    assert 1 <= len(jobs) <= 2, "there are two if a minute ended in between"
+    assert responses == [CLEARED] * 4
+    lease = shared_cluster.get("lease", names.SWEEP_LEASE)
+    assert SweepLease(lease).is_open
+
+    assert gateway.call("clear_cache") == CLEARED
+
+    assert shared_cluster.get("lease", names.SWEEP_LEASE) == lease
+    assert shared_cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}") == []
+    done = SweepLease(lease).answer("sd-loader-sweep-1")
+    shared_cluster.kubectl("replace", "-f", "-", stdin=json.dumps(done))
+    assert gateway.call("clear_cache") == CLEARED
+    again = shared_cluster.get("lease", names.SWEEP_LEASE)["spec"]
+    assert again["renewTime"] > again["acquireTime"] == lease["spec"]["renewTime"]
+    assert again["holderIdentity"] == "sd-loader-sweep-1"
+    shared_cluster.kubectl("delete", "lease", names.SWEEP_LEASE)
+
+
+def test_clear_cache_of_a_namespace_without_models_succeeds(
+    gateway: Gateway, shared_cluster: Cluster
+) -> None:
+    """The operator creates the Lease with the first model, so nothing can be left behind."""
+    assert not shared_cluster.exists("lease", names.SWEEP_LEASE)
+    assert gateway.call("clear_cache") == CLEARED
+    assert not shared_cluster.exists("lease", names.SWEEP_LEASE)
 
 
 def test_schedulers_are_those_of_the_vendor(gateway: Gateway) -> None:
@@ -335,6 +361,7 @@ def test_calls_are_counted_by_route_and_code(gateway: Gateway) -> None:
     assert f'sdmodel_gateway_requests_total{{code="200",{route}}}' in text
     assert f"sdmodel_gateway_request_duration_seconds_count{{{route}}}" in text
     assert 'sdmodel_gateway_requests_total{code="404",route="other"}' in text
+    assert 'sdmodel_build_info{component="gateway",' in text, "the operator serves it as well"
 
 
 def test_every_response_has_security_headers(gateway: Gateway) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sd_operator.clients.kube import MODELS, Api, Resource
 from sd_operator.gateway import feed
 from sd_operator.gateway.feed import Change
 from sd_operator.gateway.models import Models
+from sd_operator.gateway.settings import GatewaySettings
 from tests.support.kube.cluster import Cluster, model_manifest
 
 pytestmark = pytest.mark.cluster
@@ -81,7 +83,7 @@ def follow(cluster: Cluster, act: Callable[[CountingApi, Models, str], Awaitable
 
     async def run() -> None:
         async with CountingApi(cluster.kubeconfig) as api:
-            await act(api, Models(api), cluster.namespace)
+            await act(api, Models(api, GatewaySettings(Path())), cluster.namespace)
         # aiohttp does not wait for the TLS shutdown of an open watch: give it time to finish.
         await asyncio.sleep(0.25)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from sd_operator.base.errors import SettingsError
-from sd_operator.base.settings import LoaderSettings
 from sd_operator.gateway import examples
 from sd_operator.gateway.__main__ import main
 from sd_operator.gateway.settings import PREFIX, GatewaySettings
@@ -45,10 +44,9 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
     """Each variable sets the setting of its name."""
     more = {
         "CLAIM_NAME": "weights",
-        "LOADER_SLIM_IMAGE": "registry/slim",
-        "IMAGE_PULL_SECRETS": "a,b",
-        "RETAIN_PREVIOUS_SECONDS": "60",
-        "LOADER_TMP_SIZE": "2Gi",
+        "MAX_CONNECTIONS": "100",
+        "MAX_CONNECTIONS_PER_ADDRESS": "10",
+        "PROBES_PORT": "8082",
         "ALLOWED_HOSTS": "Mirror.example.com",
         "HF_ENDPOINT": "https://mirror.example.com",
         "PUBLIC_URL": "http://127.0.0.1:8000",
@@ -61,12 +59,8 @@ def test_variables_set_their_settings(env: dict[str, str]) -> None:
         env | {PREFIX + name: value for name, value in more.items()}
     )
     assert settings.claim_name == "weights"
-    assert settings.loader == LoaderSettings(
-        slim_image="registry/slim",
-        image_pull_secrets=("a", "b"),
-        retain_previous_seconds=60,
-        tmp_size="2Gi",
-    )
+    assert (settings.max_connections, settings.max_connections_per_address) == (100, 10)
+    assert settings.probes_port == 8082
     assert settings.allowed_hosts == {"mirror.example.com"}
     assert settings.guard().allows("mirror.example.com", 443)
     assert settings.store == Path("/models")
@@ -92,6 +86,10 @@ def test_cookies_need_https_unless_the_public_url_is_http(
         ("PORT", "70000", "must be at most 65535"),
         ("MAX_BODY_BYTES", "1", "must be at least 1024"),
         ("PUBLIC_URL", "a.b", "must be an http(s) link"),
+        ("MAX_CONNECTIONS", "0", "must be at least 1"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "0", "must be at least 1"),
+        ("TRUSTED_PROXIES", "10.0.0.1,*", "must be addresses and networks"),
+        ("TRUSTED_PROXIES", "ingress", "must be addresses and networks"),
     ],
 )
 def test_invalid_setting_is_reported_with_its_variable(

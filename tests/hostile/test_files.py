@@ -74,10 +74,11 @@ def environment(root: Path) -> dict[str, str]:
 def refused(one: Laid, ended: Ran) -> list[str]:
     """Return the differences from the expected refusal."""
     wrong = []
-    said = re.search(rf"^error: {one.sample.reason.value}: (.*)$", ended.output, re.MULTILINE)
-    if ended.code != one.sample.reason.exit_code or said is None:
-        wrong.append(f"ended with {ended.code}, not with {one.sample.reason.value}")
-    elif not re.search(one.sample.says, said[1]):
+    said = re.search(r"^error: (\w+): (.*)$", ended.output, re.MULTILINE)
+    reason = one.sample.expected(said[2] if said else "")
+    if said is None or (ended.code, said[1]) != (reason.exit_code, reason.value):
+        wrong.append(f"ended with {ended.code}, not with {reason.value}")
+    elif not re.search(one.sample.says, said[2]):
         wrong.append(f"does not say {one.sample.says!r}")
     if one.has_sung:
         wrong.append("ran its code")

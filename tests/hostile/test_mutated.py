@@ -26,6 +26,7 @@ from tests.support.hostile.benign import TENSORS, saved
 
 Tensors = dict[str, torch.Tensor]
 REASONS = {
+    Reason.DAMAGED_FILE,
     Reason.NOT_A_MODEL,
     Reason.UNSAFE_MODEL,
     Reason.UNSUPPORTED_FORMAT,

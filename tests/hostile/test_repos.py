@@ -87,6 +87,14 @@ REPOS = {
     "a class with dots": Repo(
         "not supported", UNKNOWN, index(unet=["diffusers", "utils.os.system"])
     ),
+    "a config that takes a terabyte": Repo(
+        "vocab_size is 2147483648", Reason.CONVERSION_FAILED, config(vocab_size=1 << 31)
+    ),
+    "a nested config that takes a terabyte": Repo(
+        "hidden_size is 2147483648",
+        Reason.CONVERSION_FAILED,
+        config(text_config={"hidden_size": 1 << 31}),
+    ),
     "a quantized model": Repo("quantized", UNKNOWN, config(quantization_config={"x": 1})),
     "a bare pickle": Repo("a bare Python pickle", UNSAFE, pickled(EVIL)),
     "a pickle in a zip": Repo("posix.system", UNSAFE, pickled(archive(EVIL))),

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -63,7 +64,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         ),
         pytest.param(POINTER, {}, Reason.NOT_A_MODEL, "a Git LFS pointer", id="lfs pointer"),
         pytest.param(b"", {}, Reason.NOT_A_MODEL, "empty", id="empty"),
-        pytest.param(OTHER[:-8], {}, Reason.NOT_A_MODEL, "", id="truncated"),
+        pytest.param(OTHER[:-8], {}, Reason.DAMAGED_FILE, "", id="truncated"),
         pytest.param(
             OTHER,
             {},
@@ -104,7 +105,7 @@ OWN_INDEX = json.dumps({**INDEX, "_class_name": ["pipeline.py", "Mine"]}).encode
         ),
         pytest.param(
             [Part("model_index.json", SD1_INDEX), Part("../../evil", b"x")],
-            Reason.NOT_A_MODEL,
+            Reason.DAMAGED_FILE,
             "not a plain path: ../../evil",
             id="traversal",
         ),
@@ -208,6 +209,22 @@ def test_trained_model_id_is_resolved_by_the_url_template(
     )
     failed(ended, Reason.UNSUPPORTED_FORMAT, "not a Stable Diffusion checkpoint")
     assert [item.path for item in hub.requests] == ["/trained/abc-1"]
+
+
+def test_key_of_a_trained_model_is_put_in_and_never_shown(
+    containers: Containers, hub: FakeHub, tmp_path: Path
+) -> None:
+    """The key comes from the administrator's logins; a bare id of the user does not see it."""
+    key = "a-key/not-to-be-shown"
+    (tmp_path / "trained").write_text(key)
+    template = f"{hub.url}/trained/{{id}}?key={{key}}"
+    request = load_request("abc-1", model_type="api_trained")
+    env = {"SD_LOADER_TRAINED_URL_TEMPLATE": template}
+    ended = containers.load(request, **env, SD_LOADER_LOGINS_DIR=str(tmp_path))
+    failed(ended, Reason.SOURCE_NOT_FOUND, "")
+    assert [item.target for item in hub.requests] == [f"/trained/abc-1?key={quote(key, safe='')}"]
+    assert "not-to-be-shown" not in f"{ended.stdout}{ended.stderr}{ended.result}"
+    failed(containers.load(request, **env), Reason.SECRET_NOT_FOUND, "its key `trained`")
 
 
 def test_unreachable_host_exits_with_try_again(containers: Containers) -> None:

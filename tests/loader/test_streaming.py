@@ -271,7 +271,7 @@ def test_local_header_that_contradicts_the_directory_is_refused(pod, server, che
     content[content.index(b"/data/", header) + 1] ^= 1
     with pytest.raises(LoaderError, match="gives another name") as caught:
         pod.fetch(server.serve_file("/model", bytes(content)), revision="fp16")
-    assert caught.value.reason is Reason.NOT_A_MODEL
+    assert caught.value.reason is Reason.DAMAGED_FILE
 
 
 def test_unsupported_model_is_refused_before_its_weights_are_downloaded(pod, server, tmp_path):

@@ -123,6 +123,18 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
                 ]
             },
             "env X",
+            id="unknown variable from a Secret",
+        ),
+        pytest.param(
+            {
+                "env": [
+                    {
+                        "name": "HTTPS_PROXY",
+                        "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}},
+                    }
+                ]
+            },
+            "env HTTPS_PROXY: valueFrom may refer to these fields only",
             id="variable from a Secret",
         ),
     ],

@@ -72,6 +72,61 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $.Values.models.namespaces | default (list .Release.Namespace) | uniq | toJson -}}
 {{- end -}}
 
+{{/* Egress to DNS, as a rule of a NetworkPolicy. */}}
+{{- define "sd-operator.dnsEgress" -}}
+{{- $dns := .Values.loader.networkPolicy.dns -}}
+- to:
+    {{- toYaml $dns.to | nindent 4 }}
+  ports:
+    {{- range $dns.ports }}
+    - port: {{ int . }}
+      protocol: UDP
+    - port: {{ int . }}
+      protocol: TCP
+    {{- end }}
+{{- end -}}
+
+{{/* Egress to the addresses and ports that the address guard permits, as a rule of a
+     NetworkPolicy: the ranges come from sd_api.netguard, and the ports from there and from the
+     URLs and allowed hosts of the values. */}}
+{{- define "sd-operator.publicEgress" -}}
+{{- $values := .Values -}}
+{{- $network := .Files.Get "files/network.yaml" | fromYaml -}}
+{{- $refused := concat $network.refusedCIDRs $values.loader.networkPolicy.refusedCIDRs | uniq -}}
+{{- $hosts := list -}}
+{{- range list $values.proxy.https $values.hubEndpoint $values.trainedUrlTemplate -}}
+{{- $hosts = append $hosts (regexReplaceAll `^https?://([^/?#]*).*$` . "${1}") -}}
+{{- end -}}
+{{- $ports := $network.ports -}}
+{{- range concat $hosts $values.allowedHosts -}}
+{{- if regexMatch `^([^:]+|\[.*\]):[0-9]+$` . -}}
+{{- $ports = append $ports (regexFind `[0-9]+$` . | float64) -}}
+{{- end -}}
+{{- end -}}
+- to:
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        except:
+          {{- range $refused }}
+          {{- if not (contains ":" .) }}
+          - {{ . }}
+          {{- end }}
+          {{- end }}
+    - ipBlock:
+        cidr: ::/0
+        except:
+          {{- range $refused }}
+          {{- if contains ":" . }}
+          - {{ . | quote }}
+          {{- end }}
+          {{- end }}
+  ports:
+    {{- range $ports | uniq }}
+    - port: {{ int . }}
+      protocol: TCP
+    {{- end }}
+{{- end -}}
+
 {{/* Pull secrets of a Pod. */}}
 {{- define "sd-operator.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
@@ -105,33 +160,24 @@ capabilities:
 {{- define "sd-operator.gatewaySettings" -}}
 {{- $values := .Values -}}
 {{- $gateway := $values.gateway -}}
-{{- $loader := $values.loader -}}
-{{- $placement := dict -}}
-{{- range $field := list "nodeSelector" "tolerations" "priorityClassName" -}}
-{{- with index $loader $field -}}
-{{- $_ := set $placement $field . -}}
-{{- end -}}
-{{- end -}}
 {{- $host := ternary (printf "https://%s" $gateway.ingress.host) "" (ne $gateway.ingress.host "") -}}
 {{- $settings := list
   (list "KEYS_FILE" "/etc/sd-gateway/keys/keys")
   (list "CLAIM_NAME" $values.models.claim.name)
-  (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
-  (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))
-  (list "RETAIN_PREVIOUS_SECONDS" (int64 $values.retainPrevious))
-  (list "LOADER_TMP_SIZE" $loader.tmpSize)
-  (list "LOADER_SECURITY_CONTEXT" (ternary (toJson $loader.securityContext) "" (not (empty $loader.securityContext))))
-  (list "LOADER_PLACEMENT" (ternary (toJson $placement) "" (not (empty $placement))))
+  (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
   (list "ALLOWED_HOSTS" (join "," $values.allowedHosts))
   (list "HF_ENDPOINT" $values.hubEndpoint)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
+  (list "LOGINS_DIR" (ternary "/etc/sd-gateway/logins" "" (ne $values.loginsSecret "")))
   (list "CA_FILE" (ternary "/etc/sd-gateway/ca/ca.crt" "" (ne $gateway.caConfigMap "")))
   (list "STORE" (ternary "/models" "" $gateway.previews))
   (list "PUBLIC_URL" ($gateway.publicUrl | default $host))
   (list "TRUSTED_PROXIES" (join "," $gateway.trustedProxies))
   (list "CALLS_PER_MINUTE" (int64 $gateway.callsPerMinute))
   (list "FAILURES_PER_MINUTE" (int64 $gateway.failuresPerMinute))
+  (list "MAX_CONNECTIONS" (int64 $gateway.maxConnections))
+  (list "MAX_CONNECTIONS_PER_ADDRESS" (int64 $gateway.maxConnectionsPerAddress))
   (list "LOG_LEVEL" $values.logLevel)
   (list "LOG_FORMAT" $values.logFormat)
 -}}
@@ -161,6 +207,7 @@ capabilities:
 {{- $settings := list
   (list "NAMESPACES" $namespaces)
   (list "CLAIM_NAME" $values.models.claim.name)
+  (list "ALLOWED_CLAIMS" (join "," $values.models.allowedClaims))
   (list "LOADER_IMAGE" (include "sd-operator.image" (list . $loader.image)))
   (list "LOADER_SLIM_IMAGE" (include "sd-operator.image" (list . $loader.slimImage)))
   (list "IMAGE_PULL_SECRETS" (join "," $values.imagePullSecrets))
@@ -177,6 +224,7 @@ capabilities:
   (list "ALLOW_JOB_OVERRIDES" $loader.allowOverrides)
   (list "LOADER_SECURITY_CONTEXT" (ternary (toJson $loader.securityContext) "" (not (empty $loader.securityContext))))
   (list "LOADER_PLACEMENT" (ternary (toJson $placement) "" (not (empty $placement))))
+  (list "PRIORITY_CLASSES" (join "," $loader.allowedPriorityClasses))
   (list "KUEUE_QUEUE" $values.kueueQueue)
   (list "MAX_LOADS" (int64 $values.limits.loads))
   (list "MAX_LOADS_PER_NAMESPACE" (int64 $values.limits.loadsPerNamespace))
@@ -185,6 +233,8 @@ capabilities:
   (list "TRAINED_URL_TEMPLATE" $values.trainedUrlTemplate)
   (list "HTTPS_PROXY" $values.proxy.https)
   (list "NO_PROXY" $values.proxy.noProxy)
+  (list "LOGINS_SECRET" $values.loginsSecret)
+  (list "LOGINS_DIR" (ternary "/etc/sd-operator/logins" "" (ne $values.loginsSecret "")))
   (list "WEBHOOK_KEY_FILE" (ternary "/etc/sd-operator/webhook/key" "" (ne $values.webhook.keySecret.name "")))
   (list "WEBHOOK_CA_FILE" (ternary "/etc/sd-operator/ca/ca.crt" "" (ne $values.webhook.caConfigMap "")))
   (list "WEBHOOK_RETRY_SECONDS" (join "," $values.webhook.retrySeconds))
@@ -204,6 +254,14 @@ capabilities:
 {{- $values := .Values -}}
 {{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
 {{- fail (printf "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host; it is %s" $values.trainedUrlTemplate) -}}
+{{- end -}}
+{{- range $name, $url := dict "hubEndpoint" $values.hubEndpoint "proxy.https" $values.proxy.https "trainedUrlTemplate" $values.trainedUrlTemplate -}}
+{{- if regexMatch `^[a-z]+://[^/?#]*@` $url -}}
+{{- fail (printf "%s must not contain a user name or a password, because every reader of a Job would see them; put them into the Secret that loginsSecret names" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.networkPolicy.enabled (not $values.networkPolicy.apiServer.to) -}}
+{{- fail "networkPolicy.apiServer.to must name the addresses of the API server, or the operator could not reach it: kubectl get endpoints kubernetes --namespace default" -}}
 {{- end -}}
 {{- if and $values.metrics.podMonitor.enabled $values.metrics.serviceMonitor.enabled -}}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every operator twice: enable one of them" -}}

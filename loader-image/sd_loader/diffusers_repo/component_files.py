@@ -23,6 +23,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
 """Suffixes of configs, vocabularies, and T5's sentencepiece model."""

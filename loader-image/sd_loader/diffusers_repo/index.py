@@ -15,6 +15,7 @@ from typing import Any
 
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
+from sd_loader.diffusers_repo.config_keys import allowed_config
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
@@ -61,6 +62,7 @@ SCHEDULERS = frozenset(
         "LCMScheduler",
         "LMSDiscreteScheduler",
         "PNDMScheduler",
+        "SASolverScheduler",
         "TCDScheduler",
         "UniPCMultistepScheduler",
     }
@@ -152,10 +154,17 @@ class Pipeline:
         return _SECOND if is_second and encoders == {"text_encoder"} else {}
 
 
-def parse_json(content: bytes, name: str) -> dict[str, Any]:
-    """Parse a JSON object of the repo. Refuse one that asks to run code of the repo."""
+def parse_json(content: bytes, name: str, *, infinite: bool = False) -> dict[str, Any]:
+    """Parse a JSON object of the repo. Refuse one that asks to run code of the repo.
+
+    infinite: accept -Infinity, as Python writes it.
+    """
+
+    def constant(text: str) -> float:
+        return -math.inf if infinite and text == "-Infinity" else _finite(text)
+
     try:
-        value = json.loads(content, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(content, parse_float=_finite, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not valid JSON") from error
     if _depth(value) > _MAX_DEPTH:
@@ -219,6 +228,7 @@ def parse_pipeline(content: bytes) -> Pipeline:
     missing += [name for name in (*(encoders or _FIRST), *tokenizers) if name not in components]
     if missing:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{INDEX_NAME} lacks {', '.join(missing)}")
+    options = allowed_config(options, class_name, INDEX_NAME, reason=Reason.UNSUPPORTED_FORMAT)
     return Pipeline(class_name, components, options)
 
 

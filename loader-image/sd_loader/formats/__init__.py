@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sd_api.reasons import Reason
@@ -12,6 +13,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.safetensors import read_header
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
+from sd_loader.formats.state_dict import bare_names
 from sd_loader.formats.torchlegacy import read_legacy
 from sd_loader.formats.torchzip import read_archive
 from sd_loader.formats.zipdir import Record
@@ -36,7 +38,8 @@ def open_tensor_file(path: Path, foreseen: Mapping[str, Record] = _NOTHING) -> T
     except OSError as error:
         raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{path.name}: {error.strerror}") from error
     try:
-        return _read(path, fd, foreseen)
+        file = _read(path, fd, foreseen)
+        return replace(file, tensors=bare_names(file.tensors))
     except LoaderError as error:
         os.close(fd)
         raise LoaderError(error.reason, f"{path.name}: {error.message}") from None

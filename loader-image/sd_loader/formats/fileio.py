@@ -9,12 +9,12 @@ from sd_loader.errors import LoaderError
 
 
 def read_at(fd: int, offset: int, count: int) -> bytes:
-    """Read exactly `count` bytes from `offset`. Raise NotAModel if the file ends earlier."""
+    """Read exactly `count` bytes from `offset`. Raise DamagedFile if the file ends earlier."""
     pieces = []
     while count:
         piece = os.pread(fd, count, offset)
         if not piece:
-            raise LoaderError(Reason.NOT_A_MODEL, f"truncated: it ends at byte {offset}")
+            raise LoaderError(Reason.DAMAGED_FILE, f"truncated: it ends at byte {offset}")
         pieces.append(piece)
         offset += len(piece)
         count -= len(piece)

@@ -15,6 +15,6 @@ def check_name(name: str) -> None:
     """Refuse a tensor name that is unsafe in a log line or a header."""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise LoaderError(
-            Reason.NOT_A_MODEL,
+            Reason.DAMAGED_FILE,
             f"a tensor's name is empty, unprintable or too long: {snippet(name)}",
         )

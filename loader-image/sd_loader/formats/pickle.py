@@ -1,9 +1,9 @@
 """A symbolic reader of pickles: it follows the instructions but does not import or call anything.
 
-The result has numbers, strings, tuples and lists; dictionaries, but only their entries with string
-keys; a `View` for each tensor; and `OPAQUE` for every other object. Names outside
-`pickle_names.PERMITTED`, and instructions that torch.save never writes, are refused as unsafe. They
-could not run code here, but they could in another reader.
+The result has numbers, strings, tuples and lists; dictionaries, but only their entries whose keys
+are strings or whole numbers; a `View` for each tensor; and `OPAQUE` for every other object. Names
+outside `pickle_names.PERMITTED`, and instructions that torch.save never writes, are refused as
+unsafe. They could not run code here, but they could in another reader.
 """
 
 from __future__ import annotations
@@ -166,11 +166,11 @@ def _set_items(machine: _Machine, values: Sequence[object]) -> None:
         refuse_damaged("it sets items of an object that is not a dictionary")
 
 
-def _entries(values: Sequence[object]) -> dict[str, object]:
+def _entries(values: Sequence[object]) -> dict[str | int, object]:
     if len(values) % 2:
         refuse_damaged("a dictionary's key without a value")
     pairs = zip(values[::2], values[1::2], strict=True)
-    return {key: value for key, value in pairs if isinstance(key, str)}
+    return {key: value for key, value in pairs if isinstance(key, str | int)}
 
 
 def _set_state(machine: _Machine) -> None:

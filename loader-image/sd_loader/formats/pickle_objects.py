@@ -181,7 +181,7 @@ def refuse_unsafe(problem: str) -> NoReturn:
 
 def refuse_damaged(problem: str) -> NoReturn:
     """Refuse a damaged pickle."""
-    raise LoaderError(Reason.NOT_A_MODEL, f"a damaged pickle: {problem}")
+    raise LoaderError(Reason.DAMAGED_FILE, f"a damaged pickle: {problem}")
 
 
 def _refuse_unsupported(kind: object) -> NoReturn:

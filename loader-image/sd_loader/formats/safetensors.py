@@ -18,6 +18,13 @@ MAX_HEADER = 4 << 20
 """SDXL's header has 0.3 MB. Parsing takes up to 48 times as much memory: 200 MB for 4 MB."""
 
 _DTYPES = {dtype.label: dtype for dtype in Dtype}
+_QUANTIZED = {
+    "F4": "fp4",
+    "F6_E2M3": "fp6",
+    "F6_E3M2": "fp6",
+    "F8_E8M0": "mxfp8 or mxfp4",
+}
+"""Types of safetensors that only quantized weights and their scales have."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _METADATA = "__metadata__"
 _LARGEST = 1 << 64
@@ -34,7 +41,7 @@ def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     header = _parse(read_at(fd, LENGTH_BYTES, length))
     metadata = _metadata(header.pop(_METADATA, {}))
     if not header:
-        _refuse("a safetensors file without tensors")
+        raise LoaderError(Reason.NOT_A_MODEL, "a safetensors file without tensors")
     if len(header) > MAX_TENSORS:
         _refuse(f"{len(header)} tensors; at most {MAX_TENSORS} are read")
     tensors = {name: _tensor(fd, name, entry, data_start) for name, entry in header.items()}
@@ -52,7 +59,7 @@ def _parse(text: bytes) -> dict[str, object]:
         )
     except (ValueError, RecursionError) as error:
         raise LoaderError(
-            Reason.NOT_A_MODEL, f"a damaged safetensors header: {snippet(str(error))}"
+            Reason.DAMAGED_FILE, f"a damaged safetensors header: {snippet(str(error))}"
         ) from None
     if not isinstance(header, dict):
         _refuse("a safetensors header that is not a JSON object")
@@ -77,12 +84,18 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _metadata(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        _refuse("safetensors metadata other than strings")
+    if not isinstance(value, dict):
+        _refuse(f"the safetensors metadata is not a table of strings: {snippet(str(value), 20)}")
+    for key, text in value.items():
+        if not isinstance(text, str):
+            _refuse(
+                f"the safetensors metadata has {snippet(json.dumps(text), 20)} as {snippet(key)},"
+                " and the format allows strings only: save the file again with strings"
+            )
     try:
         "".join((*value, *value.values())).encode()
     except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
-        _refuse("safetensors metadata other than strings")
+        _refuse("the safetensors metadata is not valid Unicode")
     return value
 
 
@@ -108,11 +121,17 @@ def _tensor(fd: int, name: str, entry: object, data_start: int) -> Tensor:
 
 def _dtype(name: str, label: object) -> Dtype:
     dtype = _DTYPES.get(label) if isinstance(label, str) else None
-    if dtype is None:
+    if dtype is not None:
+        return dtype
+    if isinstance(label, str) and label in _QUANTIZED:
         raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+            Reason.UNSUPPORTED_FORMAT,
+            f"the weights are quantized ({_QUANTIZED[label]}), which is not supported: use a"
+            f" version of the model in fp16, bf16 or fp32 (seen: {snippet(name)})",
         )
-    return dtype
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT, f"tensor {name}: dtype {snippet(str(label), 20)} is unknown"
+    )
 
 
 def _sizes(name: str, values: object) -> tuple[int, ...]:
@@ -139,4 +158,4 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, problem)
+    raise LoaderError(Reason.DAMAGED_FILE, problem)

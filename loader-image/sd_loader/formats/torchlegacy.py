@@ -165,4 +165,4 @@ def _keys(value: object) -> list[str]:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, problem)
+    raise LoaderError(Reason.DAMAGED_FILE, problem)

@@ -59,7 +59,10 @@ def _root(directory: Directory) -> str:
     root = names[0].partition("/")[0] + "/" if names else ""
     if root + _PICKLE not in names or not all(name.startswith(root) for name in names):
         shown = snippet(", ".join(names[:4]))
-        _refuse(f"the file is a zip archive, but not one of torch's; it holds {shown}")
+        raise LoaderError(
+            Reason.NOT_A_MODEL,
+            f"the file is a zip archive, but not one of torch's; it holds {shown}",
+        )
     return root
 
 
@@ -122,4 +125,4 @@ def _verified(fd: int, name: str, record: Record) -> bytes:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, problem)
+    raise LoaderError(Reason.DAMAGED_FILE, problem)

@@ -295,4 +295,4 @@ def _record(fd: int, member: Member, *, packed: bool = False) -> Record:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LoaderError(Reason.NOT_A_MODEL, f"a damaged zip archive: {problem}")
+    raise LoaderError(Reason.DAMAGED_FILE, f"a damaged zip archive: {problem}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import httpx2
+from typing_extensions import override
 
+from sd_api import defaults
+from sd_api.logins import basic
 from sd_api.netguard import MAX_REDIRECTS, AddressRefusedError
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
@@ -14,6 +18,33 @@ from sd_loader.net.credentials import read_credentials, refusal
 from sd_loader.net.http_errors import RETRIES, Retries
 from sd_loader.net.transport import LOADER_VERSION, PACE, TIMEOUT, GuardedTransport, Pace
 from sd_loader.settings import Settings
+
+
+class _HubLogin(httpx2.Auth):
+    """Logs in at the mirror's own origin, unless the request has a token.
+
+    `httpx2.BasicAuth` would replace the token, and would send the login to every host that the
+    session calls, such as the one that a file was redirected to before.
+    """
+
+    def __init__(self, endpoint: str, login: str) -> None:
+        self._endpoint = httpx2.URL(endpoint)
+        self._header = basic(login)
+
+    @override
+    def auth_flow(
+        self, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Add the header; see httpx2."""
+        if "Authorization" not in request.headers and _origin(request.url) == _origin(
+            self._endpoint
+        ):
+            request.headers["Authorization"] = self._header
+        yield request
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int]:
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
 @dataclass(frozen=True)
@@ -31,12 +62,16 @@ class HttpClient:
     pace: Pace = PACE
     """The minimum speed of a server."""
 
-    def session(self, *, max_bytes: int | None = None) -> httpx2.Client:
+    def session(self, *, max_bytes: int | None = None, for_hub: bool = False) -> httpx2.Client:
         """Open a client that calls only allowed addresses and has a timeout for every wait.
 
         max_bytes: largest response body, for callers that read whole responses into memory.
+        for_hub: whether to log in at the mirror of the Hub. A link that a user wrote never does.
         """
+        endpoint, login = self.settings.hub_endpoint, self.settings.logins.hub
+        is_mirror = for_hub and endpoint != defaults.HUB_ENDPOINT
         return httpx2.Client(
+            auth=_HubLogin(endpoint, login) if is_mirror and login else None,
             transport=GuardedTransport(self.settings, self.pace, max_bytes),
             # Compression is not accepted, so that bytes are counted and digested as in the file.
             headers={"User-Agent": f"sd-loader/{LOADER_VERSION}", "Accept-Encoding": "identity"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +39,32 @@ def read_credentials(folder: Path) -> Credentials:
             Reason.SECRET_NOT_FOUND,
             "the credentials Secret's key `token` is not one word of printable ASCII",
         )
+    if _is_of_service_account(token):
+        raise LoaderError(
+            Reason.SECRET_NOT_FOUND,
+            "the credentials Secret's key `token` is the token of a Kubernetes service account,"
+            " which is never sent to a source; name a Secret with a token of the source",
+        )
     return Credentials(token, _read(folder / "host").lower() or None)
+
+
+def _is_of_service_account(token: str) -> bool:
+    """Whether the token is a JWT of a service account, whatever type its Secret has.
+
+    The operator may not read Secrets, so the type is not known. A copy in another Secret is found
+    in this way, too.
+    """
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, RecursionError):
+        return False
+    if not isinstance(claims, dict):
+        return False
+    subject = str(claims.get("sub", ""))
+    return subject.startswith("system:serviceaccount:") or any(
+        name.partition("/")[0] == "kubernetes.io" for name in claims
+    )
 
 
 def refusal(

@@ -14,6 +14,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.storage_errors import storage_errors
 
 _USELESS = {
+    Reason.DAMAGED_FILE,
     Reason.DIGEST_MISMATCH,
     Reason.NOT_A_MODEL,
     Reason.TOO_LARGE,

@@ -151,7 +151,7 @@ class _Archive:
             yield piece
         if (size, checksum) != (member.size, member.crc):
             raise LoaderError(
-                Reason.NOT_A_MODEL,
+                Reason.DAMAGED_FILE,
                 f"the zip archive is damaged: {snippet(name)} does not have the stated size and"
                 " checksum",
             )
@@ -208,7 +208,7 @@ def _unpacked(fd: int, member: Member, record: Record) -> Iterator[bytes]:
         whole = inflate.eof and not inflate.unused_data
     if not whole:
         raise LoaderError(
-            Reason.NOT_A_MODEL,
+            Reason.DAMAGED_FILE,
             f"the zip archive is damaged: {snippet(member.name)} cannot be unpacked",
         )
 

@@ -79,9 +79,11 @@ def hub_session(client: HttpClient) -> Iterator[httpx2.Client]:
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     # A server can write into the log with the header X-HF-Warning.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    huggingface_hub.set_client_factory(lambda: client.session(max_bytes=_MAX_RESPONSE))
+    huggingface_hub.set_client_factory(
+        lambda: client.session(max_bytes=_MAX_RESPONSE, for_hub=True)
+    )
     try:
-        with client.session() as session:
+        with client.session(for_hub=True) as session:
             yield session
     finally:
         huggingface_hub.close_session()

@@ -14,7 +14,7 @@ from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_api.sources import HubFile, HubRepo, Link, TrainedId, Unreadable, read_source
 from sd_api.spec import ModelType
-from sd_api.trained import trained_link
+from sd_api.trained import KEY, trained_link
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
 from sd_loader.source.ref import SourceRef
@@ -62,5 +62,11 @@ def _trained_link(model: str, ref: SourceRef, settings: Settings) -> str:
             f" template for such ids ({LoaderEnv.name_of('trained_url_template')}); give the"
             " model's link instead",
             field=ref.field,
+        )
+    if KEY in settings.trained_url_template:
+        raise LoaderError(
+            Reason.SECRET_NOT_FOUND,
+            "the link template of trained models needs a key, and the Secret of the"
+            " administrator's logins, or its key `trained`, is missing",
         )
     return trained_link(settings.trained_url_template, model)

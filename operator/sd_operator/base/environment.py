@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from sd_api.default_parts import parse_default_parts
+from sd_api.logins import Logins
+from sd_api.netguard import effective_port
 from sd_api.spec import JobOverrides
-from sd_api.trained import check_template
+from sd_api.trained import KEY, check_template, contains_key
 from sd_operator.base.errors import SettingsError
 
 _PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"}
@@ -92,6 +96,18 @@ class Reader:
             raise self.wrong(name, f"must be {limit}")
         return value
 
+    def networks(self, name: str) -> tuple[str, ...]:
+        """Addresses and networks, separated by commas."""
+        words = self.words(name)
+        for word in words:
+            try:
+                ipaddress.ip_network(word)
+            except ValueError:
+                raise self.wrong(
+                    name, "must be addresses and networks, separated by commas"
+                ) from None
+        return words
+
     def truth(self, name: str, default: bool) -> bool:
         """True or false."""
         return self.choice(name, ("true", "false"), str(default).lower()) == "true"
@@ -103,20 +119,51 @@ class Reader:
             raise self.wrong(name, "must be one of " + ", ".join(choices))
         return text
 
-    def link(self, name: str) -> str | None:
-        """An http(s) link."""
-        text = self.text(name)
-        if text is not None and not text.startswith(("http://", "https://")):
-            raise self.wrong(name, "must be an http(s) link")
+    def link(self, name: str, default: str | None = None, instead: str = "") -> str | None:
+        """An http(s) link without a login; instead: where a login belongs."""
+        text = self.text(name) or default
+        if not text:
+            return None
+        try:
+            parts = urlsplit(text)
+            is_plain = not ("@" in parts.netloc or parts.query or parts.fragment)
+            is_link = text.startswith(("http://", "https://")) and effective_port(parts) > 0
+        except ValueError:
+            raise self.refused(name, "must be an http(s) link whose host can be read") from None
+        if not is_plain:
+            rule = "must not have a user name, a password, a query or a fragment"
+            raise self.refused(name, f"{rule}{instead and ': '}{instead}")
+        if not is_link:
+            why = "must be an http(s) link"
+            # It may contain a password.
+            raise (self.refused if "@" in text else self.wrong)(name, why)
         return text
 
     def template(self, name: str) -> str | None:
-        """A link with a place for a trained model's id."""
+        """A link with a place for a trained model's id, and without a key."""
         text = self.text(name)
+        if text is None:
+            return None
         try:
-            return text and check_template(text)
+            check_template(text)
         except ValueError as error:
-            raise self.wrong(name, str(error)) from None
+            why = str(error)
+            raise (self.refused if "@" in text else self.wrong)(name, why) from None
+        if contains_key(text):
+            why = (
+                "must not contain a login or a key, because every reader of a Job would see it:"
+                f" write {KEY} in its place, and put the key into the key `trained` of the Secret"
+                f" that {self.prefix}LOGINS_SECRET names in each namespace with models"
+            )
+            raise self.refused(name, why)
+        return text
+
+    def logins(self, name: str) -> Logins:
+        """A folder with logins."""
+        try:
+            return Logins.read(self.path(name))
+        except ValueError as error:
+            raise self.refused(name, f"must name a folder with logins: {error}") from None
 
     def default_parts(self, name: str) -> Mapping[str, str]:
         """Base models with the repos of their components."""
@@ -154,4 +201,8 @@ class Reader:
 
     def wrong(self, name: str, why: str) -> SettingsError:
         """Return the error for an invalid value."""
-        return SettingsError(f"{self.prefix}{name} {why}; it is {self.text(name)!r}")
+        return self.refused(name, f"{why}; it is {self.text(name)!r}")
+
+    def refused(self, name: str, why: str) -> SettingsError:
+        """Return the error for a value that may be secret, so that no log shows it."""
+        return SettingsError(f"{self.prefix}{name} {why}")

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+Values = dict[tuple[str, ...], int]
+"""The values of a gauge, by the values of its labels."""
+
 _LOAD_BUCKETS = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600)
+
+
+class Component(StrEnum):
+    """The process that sdmodel_build_info comes from."""
+
+    OPERATOR = "operator"
+    GATEWAY = "gateway"
 
 
 @dataclass(frozen=True)
@@ -32,32 +44,33 @@ class _Models(Collector):
         self.states: dict[str, ModelState] = {}
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Yield one sample for each phase and reason, and one for each model."""
+        """Yield the models by phase and reason, each model, and the bytes of each namespace."""
         # The scrape runs in another thread: list() copies in one step.
         states = list(self.states.values())
-        counts: dict[tuple[str, str], int] = {}
+        models: Values = defaultdict(int)
+        info: Values = {}
+        size: Values = defaultdict(int)
+        shared: Values = defaultdict(int)
         for state in states:
-            counts[state.phase, state.reason] = counts.get((state.phase, state.reason), 0) + 1
-        models = GaugeMetricFamily(
-            "sdmodel_models", "Models by phase and reason.", labels=["phase", "reason"]
-        )
-        for labels, count in counts.items():
-            models.add_metric(labels, count)
-        labels_of_info = ["namespace", "name", "phase", "reason"]
-        text = "1 for every model; its phase and reason are labels."
-        info = GaugeMetricFamily("sdmodel_info", text, labels=labels_of_info)
-        for state in states:
-            info.add_metric([state.namespace, state.name, state.phase, state.reason], 1)
-        yield models
-        yield info
-        text = "Bytes of all published models, shared files counted for each."
-        yield _sum("artifact_size_bytes", text, (one.artifact_bytes for one in states))
+            models[state.namespace, state.phase, state.reason] += 1
+            info[state.namespace, state.name, state.phase, state.reason] = 1
+            size[state.namespace,] += state.artifact_bytes
+            shared[state.namespace,] += state.shared_bytes
+        labels = ["namespace", "phase", "reason"]
+        yield _gauge("models", "Models by namespace, phase and reason.", labels, models)
+        labels = ["namespace", "name", "phase", "reason"]
+        yield _gauge("info", "1 for every model; its phase and reason are labels.", labels, info)
+        text = "Bytes of a namespace's published models, shared files counted for each model."
+        yield _gauge("artifact_size_bytes", text, ["namespace"], size)
         text = "Bytes of them that lie on a volume once, though more than one model has them."
-        yield _sum("artifact_shared_bytes", text, (one.shared_bytes for one in states))
+        yield _gauge("artifact_shared_bytes", text, ["namespace"], shared)
 
 
-def _sum(name: str, text: str, values: Iterable[int]) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"sdmodel_{name}", text, value=sum(values))
+def _gauge(name: str, text: str, labels: list[str], values: Values) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(f"sdmodel_{name}", text, labels=labels)
+    for label_values, value in values.items():
+        gauge.add_metric(label_values, value)
+    return gauge
 
 
 class Metrics:
@@ -78,7 +91,7 @@ class Metrics:
         self.loads = self._counter(
             "loads_total",
             "Loads that ended, by outcome (loaded or failed) and reason of failure.",
-            *("model_type", "outcome", "reason"),
+            *("namespace", "model_type", "outcome", "reason"),
         )
         self.load_seconds = Histogram(
             "sdmodel_load_duration_seconds",
@@ -91,7 +104,7 @@ class Metrics:
         self.queue_length = self._gauge("queue_length", "Models that wait for their turn to load.")
         self.leader = self._gauge("leader", "1 where this operator is the one at work, else 0.")
         self.source_bytes = self._counter(
-            "source_bytes_total", "Bytes of the sources of models that were loaded."
+            "source_bytes_total", "Bytes of the sources of models that were loaded.", "namespace"
         )
         self.deliveries = self._counter(
             "webhook_deliveries_total", "Webhook calls by outcome.", "outcome"
@@ -101,8 +114,8 @@ class Metrics:
             "Time of a webhook call, waiting for a free slot included.",
             registry=self.registry,
         )
-        self._requests = api_requests(self.registry)
-        add_build_info(self.registry)
+        self._requests = api_requests("sdmodel_api_requests_total", self.registry)
+        add_build_info(self.registry, Component.OPERATOR)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"sdmodel_{name}", text, registry=self.registry)
@@ -127,21 +140,24 @@ class Metrics:
         return serve(self.registry, address, port)
 
 
-def api_requests(registry: CollectorRegistry) -> Counter:
-    """Return a counter of requests to the API server, for operator and gateway."""
+def api_requests(name: str, registry: CollectorRegistry) -> Counter:
+    """Return a counter of requests to the API server.
+
+    Operator and gateway use different names, so that alerts can tell their rights apart.
+    """
     return Counter(
-        "sdmodel_api_requests_total",
+        name,
         "Requests to the API server except watches; the code error means no response.",
         ["verb", "resource", "code"],
         registry=registry,
     )
 
 
-def add_build_info(registry: CollectorRegistry) -> None:
-    """Add the version as a metric."""
-    text = "1; the version is a label."
-    build = Gauge("sdmodel_build_info", text, ["version"], registry=registry)
-    build.labels(installed_version()).set(1)
+def add_build_info(registry: CollectorRegistry, component: Component) -> None:
+    """Add the component and its version as a metric."""
+    text = "1; component and version are labels."
+    build = Gauge("sdmodel_build_info", text, ["component", "version"], registry=registry)
+    build.labels(component, installed_version()).set(1)
 
 
 def serve(registry: CollectorRegistry, address: str, port: int) -> tuple[int, Callable[[], None]]:

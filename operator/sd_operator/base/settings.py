@@ -7,15 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from sd_api import defaults
-from sd_api.netguard import Guard, effective_port
+from sd_api.logins import Logins, with_login
+from sd_api.netguard import Guard
 from sd_api.spec import JobOverrides
 from sd_operator.base.environment import Reader, kubeconfig
 
 PREFIX = "SD_OPERATOR_"
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+_INSTEAD = (
+    "every reader of a Job would see them; put USER:PASSWORD into the key proxy or hub of the"
+    f" Secret that {PREFIX}LOGINS_SECRET names in each namespace with models"
+)
 
 # Standard Webhooks' schedule, cut at three days.
 WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 72000.0)
@@ -23,7 +28,7 @@ WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """Settings of loader Jobs. The gateway reads those that its sweep has."""
+    """Settings of loader Jobs."""
 
     image: str = "ghcr.io/sd-operator/loader:0.1.0"
     """Image of loads that render an image; it has torch."""
@@ -39,6 +44,9 @@ class LoaderSettings:
     ca_configmap: str | None = None
     """ConfigMap in each model's namespace; loads trust the authorities in its key ca.crt instead of
     the public ones."""
+    logins_secret: str | None = None
+    """Secret in each model's namespace with logins, all optional: the keys proxy and hub with
+    USER:PASSWORD, and the key trained. Only the container that downloads mounts it."""
     max_bytes: int = defaults.MAX_BYTES
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
@@ -56,6 +64,8 @@ class LoaderSettings:
     sd1=ORG/NAME,sdxl=ORG/NAME."""
     allow_overrides: bool = True
     """Whether spec.job has an effect: true or false."""
+    priority_classes: frozenset[str] = frozenset()
+    """PriorityClasses that spec.job may name, separated by commas. Empty: none."""
     kueue_queue: str | None = None
     """LocalQueue of Kueue in each model's namespace. Kueue then admits the loads, and the limits on
     their number have no effect."""
@@ -65,6 +75,10 @@ class LoaderSettings:
     placement: JobOverrides = field(default_factory=JobOverrides)
     """Where loader Pods run, unless spec.job says otherwise: JSON with nodeSelector, tolerations,
     runtimeClassName and priorityClassName."""
+
+    def allows_priority_class(self, name: str) -> bool:
+        """Whether spec.job may name this PriorityClass."""
+        return name in self.priority_classes or name == self.placement.priority_class_name
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,9 @@ class Settings:
     """Namespaces whose models are served, separated by commas. Empty: all."""
     claim_name: str = defaults.CLAIM_NAME
     """PersistentVolumeClaim of models without spec.storage."""
+    allowed_claims: frozenset[str] = frozenset()
+    """Names of further PersistentVolumeClaims that models may use without the label
+    sd-operator.dev/models, separated by commas."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts, as host or host:port and separated by commas, that loads and webhooks may call at
@@ -84,11 +101,15 @@ class Settings:
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     trained_url_template: str | None = None
-    """Link of a trained model (modelType api_trained), with {id} in place of its id."""
+    """Link of a trained model (modelType api_trained), with {id} in place of its id. {key} in its
+    query stands for the key trained of the logins' Secret."""
     https_proxy: str | None = None
     """URL of the proxy for loads and webhook calls."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
+    logins: Logins = field(default_factory=Logins)
+    """Folder with the operator's own copy of the logins: the file proxy with USER:PASSWORD for
+    webhook calls. It is read once, at the start."""
     webhook_key_file: Path | None = None
     """File with the key that signs the webhook calls of models without spec.webhookSecretRef.
     Empty: these calls are not signed."""
@@ -135,6 +156,7 @@ class Settings:
             kubeconfig=kubeconfig(env),
             namespaces=read.words("NAMESPACES"),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
+            allowed_claims=frozenset(read.words("ALLOWED_CLAIMS")),
             loader=LoaderSettings(
                 image=read.text("LOADER_IMAGE") or loader.image,
                 slim_image=read.text("LOADER_SLIM_IMAGE") or loader.slim_image,
@@ -142,6 +164,7 @@ class Settings:
                 gpu_resource=read.text("GPU_RESOURCE") or loader.gpu_resource,
                 gpu_count=read.whole("GPU_COUNT", loader.gpu_count),
                 ca_configmap=read.text("CA_CONFIGMAP"),
+                logins_secret=read.text("LOGINS_SECRET"),
                 max_bytes=read.whole("MAX_BYTES", loader.max_bytes, least=1),
                 retain_previous_seconds=read.whole(
                     "RETAIN_PREVIOUS_SECONDS",
@@ -156,15 +179,17 @@ class Settings:
                 remove_ttl_seconds=read.whole("REMOVE_TTL_SECONDS", loader.remove_ttl_seconds),
                 default_parts=read.default_parts("LOADER_DEFAULT_PARTS"),
                 allow_overrides=read.truth("ALLOW_JOB_OVERRIDES", loader.allow_overrides),
+                priority_classes=frozenset(read.words("PRIORITY_CLASSES")),
                 kueue_queue=read.text("KUEUE_QUEUE"),
                 security_context=read.object("LOADER_SECURITY_CONTEXT"),
                 placement=read.placement("LOADER_PLACEMENT"),
             ),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
-            hub_endpoint=read.link("HF_ENDPOINT") or env.get("HF_ENDPOINT") or None,
+            hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
             trained_url_template=read.template("TRAINED_URL_TEMPLATE"),
-            https_proxy=read.link("HTTPS_PROXY"),
+            https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",
+            logins=read.logins("LOGINS_DIR"),
             webhook_key_file=read.path("WEBHOOK_KEY_FILE"),
             webhook_ca_file=read.path("WEBHOOK_CA_FILE"),
             webhook_retry_seconds=read.numbers("WEBHOOK_RETRY_SECONDS", WEBHOOK_RETRY_SECONDS),
@@ -189,12 +214,10 @@ class Settings:
         """Which addresses webhooks may call."""
         return Guard(self.allowed_hosts)
 
-    def loader_allowed_hosts(self) -> frozenset[str]:
-        """The allowed hosts, and that of the trained models, which the administrator chose."""
-        if self.trained_url_template is None:
-            return self.allowed_hosts
-        parts = urlsplit(self.trained_url_template)
-        return self.allowed_hosts | {f"{parts.hostname}:{effective_port(parts)}"}
+    @property
+    def own_proxy(self) -> str | None:
+        """The proxy of webhook calls, with its login. It must not get into a Job."""
+        return with_login(self.https_proxy, self.logins.proxy) if self.https_proxy else None
 
 
 def _lease_namespace(read: Reader) -> str | None:

@@ -31,6 +31,11 @@ def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def stamp_micro(moment: datetime) -> str:
+    """Write a time as Kubernetes writes a MicroTime, with six digits after the seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def parse(text: object) -> datetime | None:
     """Read a time; return None if the value is not a time."""
     if not isinstance(text, str):

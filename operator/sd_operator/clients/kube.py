@@ -47,7 +47,7 @@ WATCH_SECONDS = 300
 """After this time the server ends a watch; the client ends it a little later."""
 
 _MERGE_PATCH = "application/merge-patch+json"
-_METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST"}
+_METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "update": "PUT"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ PODS = Resource("", "v1", "pods")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 SECRETS = Resource("", "v1", "secrets")
 EVENTS = Resource("", "v1", "events")
+LEASES = Resource("coordination.k8s.io", "v1", "leases")
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,11 @@ class Api:
         """Change an object, or its subresource, by a JSON merge patch."""
         query = {"fieldManager": self._manager}
         return await self._json("patch", resource, resource.path(namespace, name, sub), query, body)
+
+    async def update(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:
+        """Replace an object; raise ConflictError if it has changed since the body was read."""
+        query = {"fieldManager": self._manager}
+        return await self._json("update", resource, resource.path(namespace, name), query, body)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete an object if it has this uid; its dependents are deleted in the background."""

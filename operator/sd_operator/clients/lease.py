@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import socket
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Self
@@ -40,6 +41,9 @@ Found = tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool,
 
 class Lease:
     """One candidate for the Lease; used as a context manager, by one task at a time."""
+
+    lapses_in = 0.0
+    """Seconds from the last attempt until another's Lease lapses; 0 if it need not be awaited."""
 
     def __init__(self, client: ApiClient, namespace: str, count: Count) -> None:
         self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
@@ -73,7 +77,7 @@ class Lease:
 
     @property
     def problem(self) -> str:
-        """Why the last attempt got no response; empty if it got one."""
+        """Why the last attempt that ended got no response; empty if it got one."""
         return self._lock.problem
 
     @property
@@ -84,7 +88,11 @@ class Lease:
 
     async def hold(self) -> bool:
         """Take or renew the Lease; return whether it is ours now."""
-        return await self._election.try_acquire_or_renew()
+        held = await self._election.try_acquire_or_renew()
+        seen = self._election.observed_time_milliseconds / 1000
+        awaited = not held and not self.problem and self.holder
+        self.lapses_in = max(0.0, seen + DURATION_SECONDS - time.time()) if awaited else 0.0
+        return held
 
     async def release(self) -> None:
         """Give the Lease back if it is ours, so that another can take it at once."""
@@ -150,21 +158,21 @@ class _Lock(LeaseLock):
     async def _ask(self, verb: str, request: Awaitable[V1Lease]) -> V1Lease | ApiException:
         """Await a request; return the Lease or the error."""
         what = f"{verb} Lease {self.namespace}/{self.name}"
-        self.problem = ""
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 lease = await request
         except ApiException as refused:
             self._count(verb, "leases", str(refused.status))
             # A missing Lease and a faster candidate are part of every election.
-            if (verb, refused.status) != ("get", 404) and refused.status != 409:
-                self.problem = f"{what}: {_message(refused)}"
+            expected = (verb, refused.status) == ("get", 404) or refused.status == 409
+            self.problem = "" if expected else f"{what}: {_message(refused)}"
             return refused
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             self._count(verb, "leases", "error")
-            self.problem = f"{what}: {error or 'no answer'}"
+            self.problem = f"{what}: {str(error) or f'no response within {REQUEST_SECONDS:g} s'}"
             return ApiException(reason=self.problem)
         self._count(verb, "leases", "201" if verb == "create" else "200")
+        self.problem = ""
         return lease
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 from sd_operator.base import logs
 from sd_operator.base.errors import SettingsError
+from sd_operator.base.probes import Probes
 from sd_operator.gateway import keys
 from sd_operator.gateway.settings import GatewaySettings
 
@@ -67,19 +69,26 @@ def _run() -> int:
     from sd_operator.gateway.server import server
 
     metrics = GatewayMetrics()
-    port, stop = metrics.serve(settings.bind_address, settings.metrics_port)
-    log.info("metrics on port %d", port)
+    # The probes run in threads, so they have their own view of the key file.
+    key_file = keys.Keys(settings.keys_file)
+    probes = Probes(can_serve=lambda: key_file.readable)
     api = Api(settings.kubeconfig, metrics.count_request, manager="sd-gateway")
-    http_server = server(create_app(settings, api, metrics), settings)
+    http_server = server(create_app(settings, api, metrics), settings, probes)
     # uvicorn raises SIGTERM again after a clean shutdown. Without a handler that would end the
     # process with a signal, and the exit code would look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        http_server.run()
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        stop()
+    with contextlib.ExitStack() as stack:
+        for what, serve, port in (
+            ("metrics", metrics.serve, settings.metrics_port),
+            ("probes", probes.serve, settings.probes_port),
+        ):
+            actual, stop = serve(settings.bind_address, port)
+            stack.callback(stop)
+            log.info("%s on port %d", what, actual)
+        try:
+            http_server.run()
+        except KeyboardInterrupt:
+            return 130
     return 0 if http_server.started else 1
 
 

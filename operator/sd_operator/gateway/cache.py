@@ -1,27 +1,34 @@
-"""Starts a sweep of the namespace's volume, for clear_cache."""
+"""Requests a sweep of the namespace's volume, for clear_cache."""
 
 from __future__ import annotations
 
+import logging
+
 from sd_api import names
-from sd_operator.base.errors import AlreadyExistsError
-from sd_operator.clients.kube import JOBS
+from sd_operator.base.errors import ConflictError, NotFoundError
+from sd_operator.clients.kube import LEASES
 from sd_operator.gateway.context import Context
-from sd_operator.rules import manifests
+from sd_operator.resources.sweep import SweepLease
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+"""How often a request is tried when other callers request a sweep at the same time."""
 
 
 async def clear(context: Context, namespace: str) -> None:
-    """Start a sweep, unless one is running, be it the gateway's or that of the chart's CronJob."""
-    labels = f"{names.LABEL_NAME}={names.SWEEP_NAME}"
-    for job in (await context.api.list(JOBS, namespace, labels)).items:
-        conditions = (job.get("status") or {}).get("conditions") or ()
-        true = {condition["type"] for condition in conditions if condition.get("status") == "True"}
-        if not true & {"Complete", "Failed"}:
-            return
-    # Two callers in the same minute use the same name, so that only one of them creates the Job.
-    name = f"{names.SWEEP_NAME}-{int(context.clock.now().timestamp()) // 60}"
-    settings = context.settings
-    manifest = manifests.build_sweep(namespace, name, settings.claim_name, settings.loader)
-    try:
-        await context.api.create(JOBS, namespace, manifest)
-    except AlreadyExistsError:
+    """Request a sweep by the namespace's Lease, unless it already has an open request."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            lease = SweepLease(await context.api.get(LEASES, namespace, names.SWEEP_LEASE))
+            if not lease.is_open:
+                request = lease.request(context.clock.now())
+                await context.api.update(LEASES, namespace, names.SWEEP_LEASE, request)
+        except NotFoundError:
+            # The operator creates the Lease with the first model, so there is nothing to remove.
+            log.warning("namespace %s has no Lease %s: not swept", namespace, names.SWEEP_LEASE)
+        except ConflictError:
+            if attempt == ATTEMPTS:
+                raise
+            continue
         return

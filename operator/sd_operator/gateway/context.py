@@ -38,7 +38,7 @@ class Context:
         return cls(
             settings=settings,
             api=api,
-            models=Models(api),
+            models=Models(api, settings),
             keys=Keys(settings.keys_file),
             calls=Limiter(settings.calls_per_minute, clock.monotonic),
             failures=Limiter(settings.failures_per_minute, clock.monotonic),
@@ -46,7 +46,13 @@ class Context:
         )
 
     def admit(self, key: str, request: Request) -> Key:
-        """Return the key and count its call; raise RefusedError if it is wrong or over its limit.
+        """Return the key and count the call; raise RefusedError if it is wrong or at its limit."""
+        match = self.find(key, request)
+        self.count(match)
+        return match
+
+    def find(self, key: str, request: Request) -> Key:
+        """Return the key; raise RefusedError and count the failure if it is wrong.
 
         A correct key is accepted even from an address with too many failures: callers can share an
         address.
@@ -56,7 +62,6 @@ class Context:
             address = request.client.host if request.client else ""
             _check_limit(self.failures.take(network(address)), "Too many wrong API keys")
             raise RefusedError(401, INVALID_KEY)
-        self.count(match)
         return match
 
     def count(self, key: Key) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd_operator.base.metrics import add_build_info, api_requests, serve
+from sd_operator.base.metrics import Component, add_build_info, api_requests, serve
 
 OTHER = "other"
 """The route label of calls that match no route: their paths are unbounded."""
@@ -31,8 +31,8 @@ class GatewayMetrics:
             ["route"],
             registry=self.registry,
         )
-        self._requests = api_requests(self.registry)
-        add_build_info(self.registry)
+        self._requests = api_requests("sdmodel_gateway_api_requests_total", self.registry)
+        add_build_info(self.registry, Component.GATEWAY)
 
     def count_request(self, verb: str, resource: str, code: str) -> None:
         """Count a request to the API server."""

@@ -12,9 +12,11 @@ from sd_api import names
 from sd_api.status import ConditionType
 from sd_operator.base.errors import AlreadyExistsError, ConflictError, NotFoundError
 from sd_operator.clients.kube import EVENTS, MODELS, Api, Json
+from sd_operator.gateway import claims
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.feed import Change, Feed
 from sd_operator.gateway.naming import resource_name
+from sd_operator.gateway.settings import GatewaySettings
 
 ATTEMPTS = 5
 """How often a change is tried when other callers change the model at the same time."""
@@ -27,8 +29,9 @@ HOST_FIELDS = ("credentialsSecretRef",)
 class Models:
     """The models of all namespaces. Every method takes the namespace of the caller's key."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, settings: GatewaySettings) -> None:
         self._api = api
+        self._settings = settings
         self._feeds: dict[str, Feed] = {}
 
     async def close(self) -> None:
@@ -61,6 +64,11 @@ class Models:
         matches = [body for body in await self.all(namespace) if effective_id(body) == model_id]
         matches.sort(key=lambda body: (not is_ready(body), body["metadata"]["creationTimestamp"]))
         return matches[0] if matches else None
+
+    async def create(self, namespace: str, body: Json, *, dry_run: bool) -> None:
+        """Create a model, or only validate it; raise RefusedError if it may not use its PVC."""
+        await claims.check(self._api, self._settings, namespace, body)
+        await self._api.create(MODELS, namespace, body, dry_run=dry_run)
 
     async def apply(self, namespace: str, model_id: str, wanted: Mapping[str, Any]) -> Json:
         """Create the model, or patch it with what differs from `wanted` (see `spec_patch`).
@@ -114,6 +122,7 @@ class Models:
         if not patch:
             stalled = condition(body, ConditionType.STALLED).get("status") == "True"
             return await self.reload(namespace, body) if stalled else body
+        await claims.check(self._api, self._settings, namespace, body)
         change = {"metadata": {"uid": metadata["uid"]}, "spec": patch}
         return await self._api.patch(MODELS, namespace, metadata["name"], change)
 

@@ -142,6 +142,9 @@ def _add(
     name = act.__name__
 
     async def endpoint(request: Request, bearer: Bearer) -> Json:
+        if bearer is not None:
+            # A wrong key in the header is refused before the body is read.
+            context.find(bearer.credentials, request)
         fields = bodies.parse(await request.body(), request.headers.get("Content-Type", ""))
         key = context.admit(_key(fields, bearer), request)
         log.info("%s called with key %s for namespace %s", name, key.id, key.namespace)
@@ -165,7 +168,7 @@ def _add(
 
 
 def _key(fields: Json, bearer: HTTPAuthorizationCredentials | None) -> str:
-    """Return the key from the body, as the vendor's clients send it, else from the header."""
+    """Return the key of the body, where the vendor's clients have it, else that of the header."""
     key = fields.get("key")
     if isinstance(key, str) and key:
         return key

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_api import defaults
+from sd_api.logins import Logins, with_login
 from sd_api.netguard import Guard
 from sd_operator.base.environment import Reader, kubeconfig
-from sd_operator.base.settings import LoaderSettings
 
 PREFIX = "SD_GATEWAY_"
+_INSTEAD = (
+    f"put USER:PASSWORD into the file proxy or hub of the folder that {PREFIX}LOGINS_DIR names"
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,10 @@ class GatewaySettings:
     kubeconfig: Path | None = None
     """Kubeconfig of the cluster. Default: in a Pod the Pod's own account, else ~/.kube/config."""
     claim_name: str = defaults.CLAIM_NAME
-    """PersistentVolumeClaim of models without spec.storage; clear_cache sweeps it."""
-    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    """PersistentVolumeClaim of models without spec.storage."""
+    allowed_claims: frozenset[str] = frozenset()
+    """Names of further PersistentVolumeClaims that models may use without the label
+    sd-operator.dev/models, separated by commas."""
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts, as host or host:port and separated by commas, that sync_models may call at private
     addresses and over plain http."""
@@ -35,6 +40,9 @@ class GatewaySettings:
     """URL of the proxy for the calls of sync_models."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
+    logins: Logins = field(default_factory=Logins)
+    """Folder with logins for the calls of sync_models: the files proxy and hub with USER:PASSWORD.
+    It is read once, at the start."""
     ca_file: Path | None = None
     """PEM file; sync_models trusts its authorities instead of the public ones."""
     store: Path | None = None
@@ -44,17 +52,25 @@ class GatewaySettings:
     """URL under which browsers reach the gateway. If it begins with http://, cookies are sent over
     plain http, too."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses of the proxies whose X-Forwarded-For header is trusted, separated by commas."""
+    """Addresses or networks of the proxies whose X-Forwarded-For header is trusted, separated by
+    commas. max_connections_per_address does not apply to them."""
     calls_per_minute: int = 600
     """How many calls one key may make in a minute. 0: no limit."""
     failures_per_minute: int = 10
     """How many wrong keys one address may try in a minute. 0: no limit."""
+    max_connections: int = 512
+    """How many connections may be open. One more replaces the one that has waited longest for its
+    client. At least 1."""
+    max_connections_per_address: int = 128
+    """How many of them one address may have, and each /64 network of IPv6. At least 1."""
     max_body_bytes: int = 65536
     """Size limit of a request's body, in bytes. At least 1024."""
     bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it
-    """Address of the API and of metrics."""
+    """Address of the API, of metrics and of probes."""
     port: int = defaults.GATEWAY_PORT
     """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
+    probes_port: int = defaults.PROBES_PORT
+    """Port of /healthz and /readyz for the kubelet, which no caller can fill. 0: any free port."""
     metrics_port: int = defaults.METRICS_PORT
     """Port of /metrics. 0: any free port."""
     log_level: str = "INFO"
@@ -67,36 +83,30 @@ class GatewaySettings:
         """Read the settings from the environment; raise SettingsError if one is invalid."""
         read = Reader(env, PREFIX)
         default = cls(keys_file=_keys_file(read))
-        loader = default.loader
         return cls(
             keys_file=default.keys_file,
             kubeconfig=kubeconfig(env),
             claim_name=read.text("CLAIM_NAME") or default.claim_name,
-            loader=LoaderSettings(
-                slim_image=read.text("LOADER_SLIM_IMAGE") or loader.slim_image,
-                image_pull_secrets=read.words("IMAGE_PULL_SECRETS"),
-                retain_previous_seconds=read.whole(
-                    "RETAIN_PREVIOUS_SECONDS",
-                    loader.retain_previous_seconds,
-                    most=defaults.RETAIN_PREVIOUS_MAX_SECONDS,
-                ),
-                tmp_size=read.text("LOADER_TMP_SIZE") or loader.tmp_size,
-                security_context=read.object("LOADER_SECURITY_CONTEXT"),
-                placement=read.placement("LOADER_PLACEMENT"),
-            ),
+            allowed_claims=frozenset(read.words("ALLOWED_CLAIMS")),
             allowed_hosts=frozenset(host.lower() for host in read.words("ALLOWED_HOSTS")),
-            hub_endpoint=read.link("HF_ENDPOINT") or env.get("HF_ENDPOINT") or None,
-            https_proxy=read.link("HTTPS_PROXY"),
+            hub_endpoint=read.link("HF_ENDPOINT", env.get("HF_ENDPOINT"), instead=_INSTEAD),
+            https_proxy=read.link("HTTPS_PROXY", instead=_INSTEAD),
             no_proxy=read.text("NO_PROXY") or "",
+            logins=read.logins("LOGINS_DIR"),
             ca_file=read.path("CA_FILE"),
             store=read.path("STORE"),
             public_url=read.link("PUBLIC_URL"),
-            trusted_proxies=read.words("TRUSTED_PROXIES"),
+            trusted_proxies=read.networks("TRUSTED_PROXIES"),
             calls_per_minute=read.whole("CALLS_PER_MINUTE", default.calls_per_minute),
             failures_per_minute=read.whole("FAILURES_PER_MINUTE", default.failures_per_minute),
+            max_connections=read.whole("MAX_CONNECTIONS", default.max_connections, least=1),
+            max_connections_per_address=read.whole(
+                "MAX_CONNECTIONS_PER_ADDRESS", default.max_connections_per_address, least=1
+            ),
             max_body_bytes=read.whole("MAX_BODY_BYTES", default.max_body_bytes, least=1024),
             bind_address=read.text("BIND_ADDRESS") or default.bind_address,
             port=read.whole("PORT", default.port, most=65535),
+            probes_port=read.whole("PROBES_PORT", default.probes_port, most=65535),
             metrics_port=read.whole("METRICS_PORT", default.metrics_port, most=65535),
             log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
             log_format=read.choice("LOG_FORMAT", ("auto", "json", "text"), default.log_format),
@@ -106,6 +116,17 @@ class GatewaySettings:
     def cookie_secure(self) -> bool:
         """Whether browsers send cookies over https only: yes, unless public_url is http."""
         return self.public_url is None or self.public_url.startswith("https://")
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy with its login."""
+        return with_login(self.https_proxy, self.logins.proxy) if self.https_proxy else None
+
+    @property
+    def hub(self) -> str:
+        """The Hub or its mirror, with its login."""
+        mirror = self.hub_endpoint
+        return with_login(mirror, self.logins.hub) if mirror else defaults.HUB_ENDPOINT
 
     def guard(self) -> Guard:
         """Return the guard that decides which addresses sync_models may call."""

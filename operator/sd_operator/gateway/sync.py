@@ -63,14 +63,13 @@ class File:
 async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]:
     """Return the models whose source has changed. Models with the same source share one request."""
     idle = [body for body in bodies if _is_idle(body)]
-    hub = (settings.hub_endpoint or defaults.HUB_ENDPOINT).rstrip("/")
-    sources = {source: None for body in idle if (source := _source(body, hub)) is not None}
+    sources = {source: None for body in idle if (source := _source(body, settings)) is not None}
     slots = asyncio.Semaphore(CALLS_AT_ONCE)
     states: dict[Branch | str, str | File] = {}
     outgoing = Outgoing(
         settings.guard(),
         CALL_SECONDS,
-        settings.https_proxy,
+        settings.proxy,
         settings.no_proxy,
         settings.ca_file,
     )
@@ -79,7 +78,7 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
         async with slots:
             with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
                 if isinstance(source, Branch):
-                    states[source] = await _commit(outgoing, hub, source)
+                    states[source] = await _commit(outgoing, settings.hub, source)
                 else:
                     states[source] = await _file(outgoing, source)
 
@@ -91,7 +90,7 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
     finally:
         await outgoing.close()
     log.info("sources checked: %d, answered: %d", len(sources), len(states))
-    return [body for body in idle if _differs(body, states.get(_source(body, hub) or ""))]
+    return [body for body in idle if _differs(body, states.get(_source(body, settings) or ""))]
 
 
 def _is_idle(body: Json) -> bool:
@@ -100,17 +99,19 @@ def _is_idle(body: Json) -> bool:
     return is_ready(body) and not busy and not body["metadata"].get("deletionTimestamp")
 
 
-def _source(body: Json, hub: str) -> Branch | str | None:
+def _source(body: Json, settings: GatewaySettings) -> Branch | str | None:
     """Return the branch or link to check; None if the source cannot change or be checked."""
     model = Model.from_body(body)
     if model.spec is None or model.model_type is None:
         return None
-    match read_source(model.url, model.model_type, model.spec.git_revision, hub):
+    mirror = settings.hub_endpoint or defaults.HUB_ENDPOINT
+    match read_source(model.url, model.model_type, model.spec.git_revision, mirror):
         case HubRepo(repo, revision):
             pinned = revision is not None and _COMMIT.fullmatch(revision)
             return None if pinned else Branch(repo, revision or MAIN)
         case HubFile(repo, revision, path):
-            return f"{hub}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+            hub, at = settings.hub.rstrip("/"), quote(revision, safe="")
+            return f"{hub}/{repo}/resolve/{at}/{quote(path)}"
         case Link(url):
             return url
     return None

@@ -1,5 +1,6 @@
 """The known Jobs, Pods and claims: from one LIST at start-up, then from events and our own writes.
 
+Which Jobs count as loads follows from the uids that the models' statuses record.
 A watch that had a gap reports no deletions, so an entry may outlive its object; `replace_jobs` and
 `replace_pods` correct that with a list from the API server.
 """
@@ -38,14 +39,20 @@ class ObjectCache:
         self._jobs: defaultdict[str, dict[str, JobView]] = defaultdict(dict)
         self._pods: defaultdict[str, dict[str, PodView]] = defaultdict(dict)
         self._claims: dict[tuple[str, str], ClaimView] = {}
+        self._recorded: dict[str, str] = {}
+        """The uids of the load Jobs that the models' statuses record, by the model's uid."""
+
+    def record(self, model_uid: str, job_uid: str) -> None:
+        """Remember the uid of a model's load Job; only Jobs with such a uid count as loads."""
+        self._recorded[model_uid] = job_uid
 
     def jobs(self, namespace: str, model_uid: str) -> tuple[JobView, ...]:
-        """Return the model's Jobs. Jobs in other namespaces are ignored, whatever their labels."""
+        """Return the Jobs with the model's label in its namespace; they may be forged."""
         jobs = self._jobs.get(model_uid, {}).values()
         return tuple(job for job in jobs if job.namespace == namespace)
 
     def pods(self, namespace: str, model_uid: str) -> tuple[PodView, ...]:
-        """Return the Pods of the model's Jobs; Pods in other namespaces are ignored, too."""
+        """Return the Pods with the model's label in its namespace; they may be forged, too."""
         pods = self._pods.get(model_uid, {}).values()
         return tuple(pod for pod in pods if pod.namespace == namespace)
 
@@ -67,11 +74,14 @@ class ObjectCache:
 
     def _loads(self) -> list[JobView]:
         # The scrape runs in another thread: list() copies in one step.
+        recorded = (
+            of_model.get(self._recorded.get(model_uid, ""))
+            for model_uid, of_model in list(self._jobs.items())
+        )
         return [
             job
-            for of_model in list(self._jobs.values())
-            for job in list(of_model.values())
-            if job.ended is None and job.role == names.ROLE_LOAD
+            for job in recorded
+            if job is not None and job.ended is None and job.role == names.ROLE_LOAD
         ]
 
     def put_job(self, job: JobView) -> bool:
@@ -85,14 +95,15 @@ class ObjectCache:
     def put_claim(self, claim: ClaimView) -> bool:
         """Store a claim unless a newer one is known; return whether its models must be woken.
 
-        They are woken when the claim appears, is replaced, or begins to be deleted.
+        They are woken when the claim appears, is replaced, begins to be deleted, or when its label
+        changes whether models may use it.
         """
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
         if known is not None and not is_newer(claim.resource_version, known.resource_version):
             return False  # an event of an earlier claim of this name may come late
         self._claims[key] = claim
-        return known is None or (known.uid, known.deleting) != (claim.uid, claim.deleting)
+        return known is None or _state(known) != _state(claim)
 
     def drop_job(self, job: JobView) -> None:
         """Forget a deleted Job."""
@@ -124,6 +135,12 @@ class ObjectCache:
         """Forget a model that is gone."""
         self._jobs.pop(model_uid, None)
         self._pods.pop(model_uid, None)
+        self._recorded.pop(model_uid, None)
+
+
+def _state(claim: ClaimView) -> tuple[str, bool, bool]:
+    """Return what the rules read of a claim."""
+    return claim.uid, claim.deleting, claim.for_models
 
 
 def _put(table: dict[str, V], view: V) -> bool:

@@ -21,7 +21,8 @@ from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.reconciler.execute import Executor
 from sd_operator.reconciler.gather import Gatherer, LastProgress
 from sd_operator.reconciler.supervisor import Supervisor
-from sd_operator.resources.model import Model
+from sd_operator.reconciler.sweeps import Sweeps
+from sd_operator.resources.model import Model, load_job_uid
 from sd_operator.resources.observed import ClaimView, Delivery, Observed, Rejection
 from sd_operator.rules.decide import decide
 from sd_operator.rules.decision import (
@@ -39,6 +40,7 @@ from sd_operator.rules.decision import (
 )
 from sd_operator.rules.input import Input
 from sd_operator.rules.queue import Limits, Waiting
+from sd_operator.rules.status import with_created_job
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class Controller:
         self._gatherer = Gatherer(api, settings, self.cache, clock)
         self._executor = Executor(api, settings, self.cache, clock)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
+        self.sweeps = Sweeps(api, settings, clock)
         self._calls: set[asyncio.Task[None]] = set()
         self._queue = AdmissionQueue(
             Limits.from_settings(settings), self.cache, self.supervisor.wake
@@ -111,6 +114,7 @@ class Controller:
         """End all tasks and connections."""
         self._queue.close()
         await self.supervisor.close()
+        await self.sweeps.close()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
@@ -123,13 +127,12 @@ class Controller:
             return  # a watch that begins at an old version repeats its events
         memory = self._memories.get(uid)
         if memory is None:
-            self._memories[uid] = _Memory(_lean(body), self._next_resync())
-        elif is_newer(_version(body), _version(memory.body)):
-            if body["metadata"].get("generation") != memory.body["metadata"].get("generation"):
-                memory.rejection = None  # the Job was made from an earlier spec
-            memory.body = _lean(body)
-        else:
+            memory = self._memories[uid] = _Memory(body, self._next_resync())
+        elif not is_newer(_version(body), _version(memory.body)):
             return
+        elif body["metadata"].get("generation") != memory.body["metadata"].get("generation"):
+            memory.rejection = None  # the Job was made from an earlier spec
+        self._keep(memory, body)
         self.supervisor.start(uid)
 
     def forget(self, uid: str) -> None:
@@ -206,7 +209,7 @@ class Controller:
         if not decided.uses_admission:
             self._queue.leave(model.uid)
         elif not observed.admitted:
-            admission = await self._queue.ask(_waiting(model))
+            admission = await self._queue.ask(Waiting.of(model))
             if memory.body is not body:
                 return _AT_ONCE  # the model has changed in the meantime
             observed = replace(observed, admitted=admission.admitted, position=admission.position)
@@ -259,6 +262,7 @@ class Controller:
             self._call(model, memory, model.status, call)
 
     async def _act(self, model: Model, memory: _Memory, act: Act) -> _Next:
+        status = act.status
         match act.job:
             case DeleteJobs(jobs):
                 if await self._has_changed(model, memory):
@@ -266,20 +270,23 @@ class Controller:
                 for job in jobs:
                     await self._executor.delete_job(job)
                     self._queue.changed()
-            case CreateJob(job):
-                memory.rejection = await self._executor.create_job(job)
+            case CreateJob(plan):
                 memory.progress = LastProgress()
-                if memory.rejection is not None:
+                memory.rejection = None
+                created = await self._executor.create_job(plan)
+                if isinstance(created, Rejection):
+                    memory.rejection = created
                     return _AT_ONCE
-        self._take(memory, await self._executor.write_status(model, act.status))
+                status = with_created_job(status, plan, created.uid)
+        self._take(memory, await self._executor.write_status(model, status))
         memory.deliveries = [
             delivery for delivery in memory.deliveries if delivery not in act.recorded
         ]
         for event in act.events:
             await self._executor.emit(model, event)
         for call in act.calls:
-            self._call(model, memory, act.status, call)
-        self._show(model, act.status)
+            self._call(model, memory, status, call)
+        self._show(model, status)
         if act.ended is not None:
             self._count(model, act.ended)
         return _Next(isinstance(act.job, DeleteJobs), act.wake_after)
@@ -287,7 +294,11 @@ class Controller:
     def _take(self, memory: _Memory, body: dict[str, Any] | None) -> None:
         """Store the model as the API server returned it, unless a newer version is known."""
         if body and is_newer(_version(body), _version(memory.body)):
-            memory.body = _lean(body)
+            self._keep(memory, body)
+
+    def _keep(self, memory: _Memory, body: dict[str, Any]) -> None:
+        memory.body = _lean(body)
+        self.cache.record(body["metadata"]["uid"], load_job_uid(body))
 
     async def _read(self, memory: _Memory) -> None:
         """Read the model again; raises NotFoundError if it is gone."""
@@ -369,19 +380,14 @@ class Controller:
     def _count(self, model: Model, ended: LoadOutcome) -> None:
         """Count a load that ended."""
         model_type = model.model_type.value if model.model_type else ""
-        self._metrics.loads.labels(model_type, ended.outcome, ended.reason).inc()
+        self._metrics.loads.labels(model.namespace, model_type, ended.outcome, ended.reason).inc()
         for stage, seconds in ended.stages:
             self._metrics.load_seconds.labels(model_type, stage).observe(seconds)
-        self._metrics.source_bytes.inc(ended.source_bytes)
+        self._metrics.source_bytes.labels(model.namespace).inc(ended.source_bytes)
 
     def _next_resync(self) -> float:
         # The jitter spreads the models, which all begin at the operator's start.
         return self._clock.monotonic() + self._settings.resync_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-
-
-def _waiting(model: Model) -> Waiting:
-    priority = model.spec.priority if model.spec else 0
-    return Waiting(model.uid, model.namespace, priority, model.created)
 
 
 def _lean(body: dict[str, Any]) -> dict[str, Any]:

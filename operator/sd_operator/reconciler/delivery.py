@@ -97,7 +97,7 @@ class Webhooks:
         self._outgoing = Outgoing(
             guard,
             TIMEOUT_SECONDS,
-            settings.https_proxy,
+            settings.own_proxy,
             settings.no_proxy,
             settings.webhook_ca_file,
         )

@@ -26,8 +26,8 @@ from sd_operator.base.times import Clock
 from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import JobView, Rejection, controller_uid
-from sd_operator.rules import manifests
+from sd_operator.resources.observed import JobView, Rejection
+from sd_operator.rules import manifests, ownership
 from sd_operator.rules.decision import EventPlan, JobPlan
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Executor:
         self._cache = cache
 
     async def delete_job(self, job: JobView) -> None:
-        """Delete a Job; its Pods follow."""
+        """Delete this Job, not another one of its name; its Pods follow."""
         try:
             await self._api.delete(JOBS, job.namespace, job.name, job.uid)
         except (NotFoundError, ConflictError):
@@ -74,30 +74,43 @@ class Executor:
         }
         return await self._api.patch(MODELS, model.namespace, model.name, {"metadata": metadata})
 
-    async def create_job(self, plan: JobPlan) -> Rejection | None:
-        """Create a Job unless it already exists; return the rejection, if there is one.
+    async def create_job(self, plan: JobPlan) -> JobView | Rejection:
+        """Create a Job, or take over the one that an earlier request created.
 
-        Raises ConflictError if the Job was deleted at the same moment.
+        Another Job of this name is deleted first. Raises ConflictError if it disappears meanwhile.
         """
         manifest = manifests.build(plan, self._settings)
         try:
-            body = await self._api.create(JOBS, plan.namespace, manifest)
-        except AlreadyExistsError as exists:
             try:
-                body = await self._api.get(JOBS, plan.namespace, plan.name)
-            except NotFoundError:
-                # A NotFoundError would stand for the model.
-                raise ConflictError(str(exists), exists.code) from None
-            if not _is_of(body, plan.model_uid):
-                message = f"Job {plan.name} exists and belongs to something else; delete it"
-                return Rejection(message, 409, self._clock.now())
+                body = await self._api.create(JOBS, plan.namespace, manifest)
+            except AlreadyExistsError as exists:
+                body = await self._take_over(plan, manifest, exists)
+        except AlreadyExistsError as exists:
+            message = f"{exists}; it is not the operator's, and is still being deleted"
+            return Rejection(message, exists.code, self._clock.now(), attempt=plan.attempt)
         except ForbiddenError as refused:
             ending = refused.namespace_terminating
             return Rejection(str(refused), refused.code, self._clock.now(), ending)
         except (InvalidError, NotFoundError) as refused:
             return Rejection(str(refused), refused.code, self._clock.now())
-        self._cache.put_job(JobView.from_body(body))
-        return None
+        job = JobView.from_body(body)
+        self._cache.put_job(job)
+        return job
+
+    async def _take_over(
+        self, plan: JobPlan, manifest: dict[str, Any], exists: AlreadyExistsError
+    ) -> dict[str, Any]:
+        """Return the Job that has the name, if it is as planned; otherwise replace it."""
+        try:
+            body = await self._api.get(JOBS, plan.namespace, plan.name)
+        except NotFoundError:
+            # A NotFoundError would stand for the model.
+            raise ConflictError(str(exists), exists.code) from None
+        if ownership.is_as_planned(body, manifest):
+            return body
+        log.warning("Job %s/%s is not the operator's: deleting it", plan.namespace, plan.name)
+        await self.delete_job(JobView.from_body(body))
+        return await self._api.create(JOBS, plan.namespace, manifest)
 
     async def write_status(self, model: Model, status: Status) -> dict[str, Any] | None:
         """Patch the changed status fields; return None if nothing changed.
@@ -146,14 +159,6 @@ class Executor:
             await self._api.create(EVENTS, model.namespace, body)
         except ApiError as refused:
             log.warning("no Event %s: %s", event.reason, refused)
-
-
-def _is_of(body: Mapping[str, Any], model_uid: str) -> bool:
-    """Whether a Job works for this model: by its owner, or a clean-up Job by its label."""
-    view = JobView.from_body(body)
-    if view.role == names.ROLE_REMOVE:
-        return view.model_uid == model_uid
-    return controller_uid(body["metadata"]) == model_uid
 
 
 def _finalizers_of_others(model: Model) -> list[str]:

@@ -10,10 +10,10 @@ from sd_api.wire import Progress
 from sd_operator.base.errors import ApiError, NotFoundError
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
-from sd_operator.clients.kube import CLAIMS, JOBS, OURS, PODS, Api
+from sd_operator.clients.kube import CLAIMS, JOBS, MODELS, OURS, PODS, Api
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.job_warnings import JobWarnings
-from sd_operator.resources.model import Model
+from sd_operator.resources.model import Model, load_job_uid
 from sd_operator.resources.observed import (
     ClaimView,
     JobState,
@@ -21,6 +21,7 @@ from sd_operator.resources.observed import (
     Observed,
     PodView,
 )
+from sd_operator.rules import ownership
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,13 @@ class Gatherer:
         self._warnings = JobWarnings(api, clock)
 
     async def fill(self) -> None:
-        """List Jobs, Pods and claims of all served namespaces, once at start-up."""
+        """List the objects of all served namespaces, once at start-up.
+
+        The models are listed for the uids of their Jobs: the queue counts no others.
+        """
         for namespace in self._settings.namespaces or (None,):
+            for body in (await self._api.list(MODELS, namespace)).items:
+                self._cache.record(body["metadata"]["uid"], load_job_uid(body))
             for body in (await self._api.list(JOBS, namespace, OURS)).items:
                 self._cache.put_job(JobView.from_body(body))
             for body in (await self._api.list(PODS, namespace, OURS)).items:
@@ -81,15 +87,15 @@ class Gatherer:
 
     async def observe(self, model: Model, last: LastProgress) -> Observed:
         """Return a model's observed state; last: updated with the progress of a running load."""
-        observed = Observed(
-            jobs=self._cache.jobs(model.namespace, model.uid),
-            pods=self._cache.pods(model.namespace, model.uid),
-            claim=self._cache.claim(model.namespace, model.claim_or(self._settings.claim_name)),
+        observed = ownership.observed(
+            model,
+            self._cache.jobs(model.namespace, model.uid),
+            self._cache.pods(model.namespace, model.uid),
+            self._cache.claim(model.namespace, model.claim_or(self._settings.claim_name)),
         )
-        running = [job for job in observed.jobs if job.state is JobState.RUNNING]
-        if not running:
+        job = observed.cleanup_job or observed.load_job
+        if job is None or job.state is not JobState.RUNNING:
             return observed
-        job = max(running, key=lambda job: (job.created, job.attempt))
         pods = observed.pods_of(job)
         if job.suspended:
             return observed

@@ -15,14 +15,16 @@ BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_MAX_SECONDS = 60.0
 
 Reconcile = Callable[[str], Awaitable[float]]
-"""One pass over a model, named by its uid; returns the seconds until the next."""
+"""One pass over the object with this key; returns the seconds until the next."""
 
 
 class Supervisor:
     """Runs `reconcile` for every started model until it is dropped, one pass at a time."""
 
-    def __init__(self, reconcile: Reconcile) -> None:
+    def __init__(self, reconcile: Reconcile, what: str = "model") -> None:
         self._reconcile = reconcile
+        self._what = what
+        """What the keys name, for logs."""
         self._workers: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -42,7 +44,7 @@ class Supervisor:
             wanted.set()
             return
         wanted = self._workers[uid] = asyncio.Event()
-        task = asyncio.create_task(self._run(uid, wanted), name=f"model {uid}")
+        task = asyncio.create_task(self._run(uid, wanted), name=f"{self._what} {uid}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -76,7 +78,7 @@ class Supervisor:
             except Exception as error:
                 # An error of the API server explains itself; any other is a fault in the operator.
                 ours = not isinstance(error, ApiError)
-                log.error("a pass over model %s failed: %s", uid, error, exc_info=ours)
+                log.error("a pass over %s %s failed: %s", self._what, uid, error, exc_info=ours)
                 delay = min(BACKOFF_FIRST_SECONDS * 2 ** min(failures, 10), BACKOFF_MAX_SECONDS)
                 failures += 1
             with contextlib.suppress(TimeoutError):

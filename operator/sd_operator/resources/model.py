@@ -108,6 +108,12 @@ class Model:
         return names.FINALIZER in self.finalizers
 
 
+def load_job_uid(body: Mapping[str, Any]) -> str:
+    """Return the uid of the load Job that a model's status records; empty if it has none."""
+    job = (body.get("status") or {}).get("job")
+    return str(job.get("uid") or "") if isinstance(job, Mapping) else ""
+
+
 def _read_spec(raw: Mapping[str, Any], name: str) -> tuple[Spec | None, str | None]:
     if len(name) > names.NAME_MAX_LENGTH:
         return None, f"metadata.name is longer than {names.NAME_MAX_LENGTH} characters"

@@ -34,7 +34,7 @@ class JobView:
     namespace: str
     uid: str
     model_uid: str
-    """The uid of the model that the Job works for, by its label."""
+    """The uid of the model that the Job works for, by its label; anyone can write it."""
     role: str
     """names.ROLE_LOAD or names.ROLE_REMOVE."""
     load_hash: str
@@ -56,6 +56,10 @@ class JobView:
     """When the Job was last allowed to run Pods."""
     ready: int = 0
     """How many of its Pods are ready."""
+    owner_uid: str = ""
+    """The uid of the owner that controls the Job; anyone can write it, too."""
+    claim_uid: str = ""
+    """The uid of the claim that a load Job was created for."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> JobView:
@@ -83,6 +87,8 @@ class JobView:
             suspended=bool((body.get("spec") or {}).get("suspend")),
             started=times.parse(status.get("startTime")),
             ready=_whole(status.get("ready")),
+            owner_uid=controller_uid(metadata),
+            claim_uid=annotations.get(names.ANNOTATION_CLAIM_UID, ""),
         )
 
 
@@ -232,8 +238,9 @@ class ClaimView:
     namespace: str
     uid: str
     resource_version: str
-    created: datetime = _EPOCH
     deleting: bool = False
+    for_models: bool = False
+    """Whether its label lets every model of the namespace use it."""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> ClaimView:
@@ -244,8 +251,8 @@ class ClaimView:
             namespace=metadata["namespace"],
             uid=metadata["uid"],
             resource_version=metadata.get("resourceVersion") or "",
-            created=times.parse(metadata.get("creationTimestamp")) or _EPOCH,
             deleting="deletionTimestamp" in metadata,
+            for_models=(metadata.get("labels") or {}).get(names.LABEL_MODELS) == "true",
         )
 
 
@@ -259,6 +266,8 @@ class Rejection:
     at: datetime
     namespace_terminating: bool = False
     """Whether the reason is that the namespace is being deleted."""
+    attempt: int | None = None
+    """The attempt whose name another Job holds while it is being deleted; None otherwise."""
 
     @property
     def quota_exceeded(self) -> bool:
@@ -294,8 +303,19 @@ class Delivery:
 class Observed:
     """Everything that is observed about a model, besides its own resource."""
 
-    jobs: tuple[JobView, ...] = ()
+    load_job: JobView | None = None
+    """The model's load Job: the one whose uid is in status.job."""
+    cleanup_job: JobView | None = None
+    """The model's clean-up Job: the one whose uid is in status.cleanupJob."""
+    unrecorded: tuple[JobView, ...] = ()
+    """Running load Jobs that have the model's owner and name, but not the recorded uid.
+
+    Either the operator was interrupted before it could record the uid, or somebody imitates it.
+    So their results never count. If their load is not wanted they are deleted, as the garbage
+    collector deletes every Job whose owner is gone.
+    """
     pods: tuple[PodView, ...] = ()
+    """The Pods of the load Job and of the clean-up Job."""
     claim: ClaimView | None = None
     """The model's claim; None if it does not exist."""
     progress: Progress | None = None
@@ -314,12 +334,6 @@ class Observed:
     """Whether the queue admits a load of the model now."""
     position: int = 0
     """The rounded position in the queue that users see; 0 if the model has none."""
-
-    def of_role(self, role: str) -> tuple[JobView, ...]:
-        """Return the Jobs of one role, the newest attempt last."""
-        return tuple(
-            sorted((job for job in self.jobs if job.role == role), key=lambda job: job.attempt)
-        )
 
     def pods_of(self, job: JobView) -> tuple[PodView, ...]:
         """Return the Job's Pods, the newest first."""

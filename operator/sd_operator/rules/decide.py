@@ -27,7 +27,7 @@ from sd_operator.rules.diagnose import NOT_STARTED, Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.outbox import OutboxChange
 from sd_operator.rules.status import status_after
-from sd_operator.rules.step import Finish, LoadFailed, LoadSucceeded, Proceed, Step
+from sd_operator.rules.step import Finish, LoadFailed, LoadQueued, LoadSucceeded, Proceed, Step
 
 _STAGES = frozenset({names.CONTAINER_FETCH, names.CONTAINER_CONVERT})
 
@@ -101,8 +101,9 @@ def _webhook_events(inp: Input, step: Proceed) -> list[WebhookEvent]:
 
 
 def _is_first_of_load(inp: Input, step: Proceed) -> bool:
-    """Whether the status does not describe this load yet."""
-    return step.load is not None and not inp.same_load
+    """Whether the status does not describe this load yet, and it has begun."""
+    begun = step.load is not None and not isinstance(step.load, LoadQueued)
+    return begun and not inp.same_load
 
 
 def _has_failed_before(inp: Input) -> bool:
@@ -172,8 +173,8 @@ def _outcome(inp: Input, step: Proceed) -> LoadOutcome | None:
 
 def _stages(inp: Input, job_name: str) -> tuple[tuple[str, float], ...]:
     """Return how long each container of the Job's newest Pod ran, if it succeeded."""
-    job = next((job for job in inp.observed.jobs if job.name == job_name), None)
-    pods = inp.observed.pods_of(job) if job is not None else ()
+    job = inp.observed.load_job
+    pods = inp.observed.pods_of(job) if job is not None and job.name == job_name else ()
     return tuple(
         (container.name, container.seconds)
         for container in (pods[0].containers if pods else ())

@@ -46,6 +46,8 @@ class JobPlan:
     """Counts the Jobs of the same model and loadHash, from 0."""
     request: LoadRequest | RemoveRequest
     """The request to the loader in the Job's container."""
+    claim_uid: str = ""
+    """The uid of the claim that a load is published on."""
     overrides: JobOverrides | None = None
     """The settings of spec.job, if the administrator allows them."""
     credentials_secret: str | None = None

@@ -25,11 +25,12 @@ def deleted_model_has_no_finalizer(inp: Input) -> Step | None:
 
 def load_job_is_not_stopped(inp: Input) -> Step | None:
     """A loader Job could still write while files are removed."""
-    load_jobs = inp.observed.of_role(names.ROLE_LOAD)
-    running = tuple(job for job in load_jobs if job.state is JobState.RUNNING and not job.deleting)
-    if not running:
+    job, jobs = inp.observed.load_job, inp.observed.unrecorded
+    if job is not None and job.state is JobState.RUNNING and not job.deleting:
+        jobs = (job, *jobs)
+    if not jobs:
         return None
-    return Proceed(_deleting("the loader Job is being stopped"), job=DeleteJobs(running))
+    return Proceed(_deleting("the loader Job is being stopped"), job=DeleteJobs(jobs))
 
 
 def cleanup_is_skipped(inp: Input) -> Step | None:
@@ -52,6 +53,16 @@ def claim_is_gone(inp: Input) -> Step | None:
     return Finish(f"PersistentVolumeClaim {inp.claim_name} was replaced; the files are gone")
 
 
+def claim_is_not_allowed(inp: Input) -> Step | None:
+    """Models may not use the claim, so nothing on it is touched."""
+    if inp.claim_is_allowed:
+        return None
+    return Finish(
+        f"PersistentVolumeClaim {inp.claim_name} may not be used for models, and nothing is"
+        " published on it"
+    )
+
+
 def namespace_is_terminating(inp: Input) -> Step | None:
     """No Job can be created any more, and the claim is deleted with the namespace."""
     if inp.observed.rejection is None or not inp.observed.rejection.namespace_terminating:
@@ -61,8 +72,8 @@ def namespace_is_terminating(inp: Input) -> Step | None:
 
 def loader_pod_may_write(inp: Input) -> Step | None:
     """A loader Pod has not stopped yet."""
-    cleaning = {job.uid for job in inp.observed.of_role(names.ROLE_REMOVE)}
-    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid not in cleaning]
+    cleanup = inp.status.cleanup_job.uid if inp.status.cleanup_job else None
+    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid != cleanup]
     if not writing:
         return None
     message = f"Pod {writing[0].name} is stopping"
@@ -108,6 +119,14 @@ def cleanup_job_failed(inp: Input) -> Step | None:
     )
 
 
+def cleanup_job_is_not_observed(inp: Input) -> Step | None:
+    """The recorded clean-up Job is not in the cache; if it runs, a second one must not start."""
+    job = inp.status.cleanup_job
+    if job is None or inp.observed.cleanup_job is not None or inp.observed.fresh:
+        return None
+    return Refresh(f"clean-up Job {job.name} is not in the cache")
+
+
 def cleanup_job_was_rejected(inp: Input) -> Step | None:
     """The API server rejected the clean-up Job; it is tried again a little later."""
     rejection = inp.observed.rejection
@@ -119,8 +138,7 @@ def cleanup_job_was_rejected(inp: Input) -> Step | None:
 
 def cleanup_is_due(inp: Input) -> Step:
     """Nothing stands in the way of the clean-up."""
-    attempts = [job.attempt for job in inp.observed.of_role(names.ROLE_REMOVE)]
-    attempt = max(attempts, default=-1) + 1
+    attempt = inp.next_attempt(inp.status.cleanup_job)
     job = manifests.plan_remove(inp.model, inp.settings, inp.claim_name, attempt)
     detail = f"clean-up Job {job.name} was created"
     return Proceed(_cleaning(inp, detail, job.name), job=CreateJob(job), wake_after=_wake(inp))
@@ -135,6 +153,8 @@ RULES: tuple[Rule, ...] = (
     cleanup_is_skipped,
     # Without a volume there is nothing to remove, and a clean-up Job could not start.
     claim_is_gone,
+    # Before any clean-up Job, which would mount the claim.
+    claim_is_not_allowed,
     # A clean-up Job could not be created.
     namespace_is_terminating,
     # A Pod that is stopping could write after the files were removed.
@@ -143,6 +163,8 @@ RULES: tuple[Rule, ...] = (
     cleanup_job_is_running,
     # Does not apply once it is time to retry; the rules below create the next Job then.
     cleanup_job_failed,
+    # From here on another Job would be created.
+    cleanup_job_is_not_observed,
     # Before the Job, so that a rejected one is not created again in every pass.
     cleanup_job_was_rejected,
     cleanup_is_due,
@@ -150,9 +172,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def _current(inp: Input) -> JobView | None:
-    """Return the newest clean-up Job that is not being deleted."""
-    jobs = [job for job in inp.observed.of_role(names.ROLE_REMOVE) if not job.deleting]
-    return jobs[-1] if jobs else None
+    """Return the clean-up Job, unless it is being deleted."""
+    job = inp.observed.cleanup_job
+    return None if job is None or job.deleting else job
 
 
 def _deleting(message: str) -> Report:

@@ -16,7 +16,9 @@ from sd_operator.rules import conditions
 NOT_STARTED = frozenset(
     {
         Reason.CLAIM_NOT_FOUND,
+        Reason.CLAIM_NOT_ALLOWED,
         Reason.IMAGE_PULL_FAILED,
+        Reason.PRIORITY_CLASS_NOT_ALLOWED,
         Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,
     }

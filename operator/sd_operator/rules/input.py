@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from sd_api import names
 from sd_api.reasons import Reason
-from sd_api.status import Condition, ConditionType, Status, StatusArtifact
+from sd_api.status import Condition, ConditionType, JobStatus, Status, StatusArtifact
 from sd_operator.base.settings import Settings
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import JobView, Observed
+from sd_operator.resources.observed import Observed
 from sd_operator.rules import conditions
 
 
@@ -56,11 +55,13 @@ class Input:
             return None
         return artifact if artifact.claim_uid in (None, claim.uid) else None
 
-    @cached_property
-    def jobs(self) -> tuple[JobView, ...]:
-        """The Jobs that load the wanted version, the newest attempt last."""
-        load_jobs = self.observed.of_role(names.ROLE_LOAD)
-        return tuple(job for job in load_jobs if job.load_hash == self.wanted)
+    @property
+    def claim_is_allowed(self) -> bool:
+        """Whether the model may use its claim. What is published on a claim stays there."""
+        claim = self.observed.claim
+        if claim is None or self.published is not None or claim.for_models:
+            return True
+        return claim.name in {self.settings.claim_name, *self.settings.allowed_claims}
 
     @property
     def same_load(self) -> bool:
@@ -87,6 +88,14 @@ class Input:
     def stuck_after(self) -> timedelta:
         """How long something may wait before it counts as stuck."""
         return timedelta(seconds=self.settings.stuck_seconds)
+
+    def next_attempt(self, last: JobStatus | None) -> int:
+        """Return the attempt after this Job's, without the name that another Job still holds."""
+        rejection = self.observed.rejection
+        taken = [last.attempt] if last is not None else []
+        if rejection is not None and rejection.attempt is not None:
+            taken.append(rejection.attempt)
+        return max(taken, default=-1) + 1
 
     def retry_delay(self, attempt: int) -> timedelta:
         """Return how long to wait after this attempt: twice as long after each, up to a limit."""

@@ -6,17 +6,15 @@ Each rule is named after the fact that it finds in the Input.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from sd_api import humanize, names
-from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.reasons import ReadyReason, Reason, Retry
 from sd_api.redaction import redact_url
-from sd_api.status import ConditionType, JobStatus, Phase, StatusArtifact, StatusSource
+from sd_api.status import ConditionType, JobStatus, Phase
 from sd_api.wire import LoadResult, Stage
 from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
-from sd_operator.rules import conditions, diagnose, manifests, queue
+from sd_operator.rules import conditions, diagnose, manifests, outcome, queue
 from sd_operator.rules.decision import AddFinalizer, CreateJob, DeleteJobs, Enqueue, Refresh, Wait
 from sd_operator.rules.diagnose import NOT_STARTED, Failure
 from sd_operator.rules.input import Input
@@ -24,9 +22,8 @@ from sd_operator.rules.spec_problem import spec_problem
 from sd_operator.rules.status import published_message
 from sd_operator.rules.step import (
     KeepStalled,
-    LoadFailed,
+    LoadQueued,
     LoadRunning,
-    LoadSucceeded,
     Proceed,
     Report,
     Rule,
@@ -58,11 +55,12 @@ def spec_is_invalid(inp: Input) -> Step | None:
 def previous_load_is_running(inp: Input) -> Step | None:
     """A Job loads a version that is no longer wanted."""
     settled = inp.published is not None and inp.published.load_hash == inp.wanted
-    unwanted = [
-        job
-        for job in inp.observed.of_role(names.ROLE_LOAD)
-        if job.load_hash != inp.wanted or (settled and not _is_recorded(inp, job))
-    ]
+    unwanted = [job for job in inp.observed.unrecorded if job.load_hash != inp.wanted]
+    job = inp.observed.load_job
+    if job is not None and (
+        job.load_hash != inp.wanted or (settled and not _is_recorded(inp, job))
+    ):
+        unwanted.append(job)
     message = "waiting for the previous load to stop"
     return _stop(inp, unwanted, Report(Phase.PENDING, ReadyReason.PENDING, message))
 
@@ -72,8 +70,9 @@ def _stop(inp: Input, unwanted: list[JobView], report: Report) -> Step | None:
     running = tuple(job for job in unwanted if job.state is JobState.RUNNING and not job.deleting)
     if running:
         return Proceed(report, job=DeleteJobs(running))
-    wanted = {job.uid for job in inp.observed.jobs if not job.deleting and job not in unwanted}
-    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid not in wanted]
+    job = inp.observed.load_job
+    wanted = job.uid if job is not None and not job.deleting and job not in unwanted else None
+    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid != wanted]
     if not writing:
         return None
     message = f"{report.message}: Pod {writing[0].name} is stopping"
@@ -101,7 +100,16 @@ def claim_does_not_exist(inp: Input) -> Step | None:
         Reason.CLAIM_NOT_FOUND,
         f"PersistentVolumeClaim {inp.claim_name} {state} in namespace {inp.model.namespace}",
     )
-    return Proceed(Report.of_failure(failure))
+    report = Report.of_failure(failure)
+    return Proceed(replace(report, stalled=KeepStalled()) if _failed_for_good(inp) else report)
+
+
+def _failed_for_good(inp: Input) -> bool:
+    """Whether the last load of the wanted version failed, and would fail on any volume."""
+    reason = inp.stalled
+    if not inp.same_load or reason is None or inp.status.completion_time is None:
+        return False
+    return reason.retry is not Retry.RESYNC and reason is not Reason.UNSUPPORTED_VOLUME
 
 
 def job_result_is_missing(inp: Input) -> Step | None:
@@ -130,13 +138,13 @@ def load_job_succeeded(inp: Input) -> Step | None:
     if job is None or job.state is not JobState.COMPLETE:
         return None
     if (result := _result(inp, job)) is not None:
-        return _published(inp, job, result) if _on_this_claim(inp, job) else None
+        return outcome.published(inp, job, result) if outcome.is_on_this_claim(inp, job) else None
     if not inp.observed.pods_of(job):
         return None  # The result is lost with the Pod; the next Job finds the receipt.
     failure = Failure(
         Reason.LOADER_CRASHED, f"Job {job.name} succeeded but its loader reported no result"
     )
-    return _failed(inp, job, failure)
+    return outcome.failed(inp, job, failure)
 
 
 def load_job_failed(inp: Input) -> Step | None:
@@ -145,7 +153,20 @@ def load_job_failed(inp: Input) -> Step | None:
     if job is None or job.state is not JobState.FAILED:
         return None
     before = inp.stalled if inp.same_load else None
-    return _failed(inp, job, diagnose.job_failure(job, inp.observed.pods_of(job), before))
+    return outcome.failed(inp, job, diagnose.job_failure(job, inp.observed.pods_of(job), before))
+
+
+def claim_is_not_allowed(inp: Input) -> Step | None:
+    """Models may not use this claim; a running Job is deleted. A label wakes the model."""
+    if inp.claim_is_allowed:
+        return None
+    failure = Failure(
+        Reason.CLAIM_NOT_ALLOWED,
+        f"PersistentVolumeClaim {inp.claim_name} in namespace {inp.model.namespace} may not be used"
+        " for models",
+    )
+    report = Report.of_failure(failure)
+    return _stop_all(inp, report)
 
 
 def model_is_suspended(inp: Input) -> Step | None:
@@ -154,7 +175,14 @@ def model_is_suspended(inp: Input) -> Step | None:
         return None
     message = "spec.suspend is true; set it to false to load"
     report = Report(Phase.PENDING, ReadyReason.SUSPENDED, message, stalled=KeepStalled())
-    return _stop(inp, list(inp.jobs), report) or Proceed(report)
+    return _stop_all(inp, report)
+
+
+def _stop_all(inp: Input, report: Report) -> Step:
+    """Stop every Job of the model, then report."""
+    job = inp.observed.load_job
+    unwanted = [*inp.observed.unrecorded, *([job] if job is not None else [])]
+    return _stop(inp, unwanted, report) or Proceed(report)
 
 
 def load_job_is_suspended(inp: Input) -> Step | None:
@@ -184,7 +212,7 @@ def load_job_is_running(inp: Input) -> Step | None:
     message = f"Job {job.name} is loading {redact_url(inp.model.url)}"
     return Proceed(
         Report(phase, ReadyReason(phase.value), message, reconciling=True, stalled=KeepStalled()),
-        LoadRunning(_job_status(job), _start_time(inp, job), progress),
+        LoadRunning(outcome.job_status(job), outcome.start_time(inp, job), progress),
         wake_after=inp.settings.poll_seconds,
     )
 
@@ -203,7 +231,7 @@ def _starting(inp: Input, job: JobView) -> Step:
         wake = NO_POD_LOOK_SECONDS if is_young else WARNING_LOOK_SECONDS
     elif failure is None and delay.reason is not None and delay.since is not None:
         wake = max(1.0, (delay.since + inp.stuck_after - inp.now).total_seconds())
-    load = LoadRunning(_job_status(job), _start_time(inp, job))
+    load = LoadRunning(outcome.job_status(job), outcome.start_time(inp, job))
     return Proceed(report, load, wake_after=wake)
 
 
@@ -241,6 +269,17 @@ def load_job_was_deleted(inp: Input) -> Step | None:
     return Proceed(_pending(message), wake_after=left)
 
 
+def priority_class_is_not_allowed(inp: Input) -> Step | None:
+    """The administrator does not allow the PriorityClass that spec.job names."""
+    loader, spec = inp.settings.loader, inp.model.spec
+    job = spec.job if spec is not None and loader.allow_overrides else None
+    name = job.priority_class_name if job is not None else None
+    if name is None or loader.allows_priority_class(name):
+        return None
+    message = f"spec.job.priorityClassName: PriorityClass {name} is not allowed for loads"
+    return Proceed(Report.of_failure(Failure(Reason.PRIORITY_CLASS_NOT_ALLOWED, message)))
+
+
 def load_job_was_rejected(inp: Input) -> Step | None:
     """The API server rejected the Job; it is tried again a little later."""
     rejection = inp.observed.rejection
@@ -274,13 +313,17 @@ def finalizer_is_missing(inp: Input) -> Step | None:
 
 def load_is_due(inp: Input) -> Step:
     """Nothing stands in the way of the load."""
-    attempt = _next_attempt(inp)
-    job = manifests.plan_load(inp.model, inp.settings, inp.claim_name, attempt)
+    claim = inp.observed.claim
+    if claim is None:
+        raise AssertionError("the rules before this one make sure of it")
+    attempt = inp.next_attempt(_last_job(inp))
+    job = manifests.plan_load(inp.model, inp.settings, claim, attempt)
+    status = JobStatus(name=job.name, attempt=attempt)
     if inp.settings.loader.kueue_queue is not None:
-        return Proceed(_queued_job(inp, job.name), job=CreateJob(job))
+        return Proceed(_queued_job(inp, job.name), LoadQueued(status), job=CreateJob(job))
     return Proceed(
         _pending(f"Job {job.name} was created; its Pod is starting"),
-        LoadRunning(JobStatus(name=job.name, attempt=attempt), inp.now),
+        LoadRunning(status, inp.now),
         job=CreateJob(job),
         wake_after=NO_POD_LOOK_SECONDS,
     )
@@ -300,6 +343,9 @@ RULES: tuple[Rule, ...] = (
     # The outcome counts even if the model was suspended, or the queue filled up, in the meantime.
     load_job_succeeded,
     load_job_failed,
+    # After the outcome of a Job that has ended, because what is published stays. It stops a running
+    # Job, so it stands before the rules that let it go on.
+    claim_is_not_allowed,
     # Stops a Job that runs or waits in Kueue, so it stands before the rules that let it go on.
     model_is_suspended,
     # Before the next rule, which would report its missing Pod as a problem.
@@ -310,6 +356,8 @@ RULES: tuple[Rule, ...] = (
     last_load_failed,
     # Before another Job is created, so that a cache that missed the Job does not start a second.
     load_job_was_deleted,
+    # Before the queue: a model that cannot start lets others go first.
+    priority_class_is_not_allowed,
     # Before the queue: a model whose Job was just rejected lets others go first.
     load_job_was_rejected,
     # Before the finalizer: a model that only waits can be deleted at once.
@@ -334,84 +382,22 @@ def _queued_job(inp: Input, job_name: str) -> Report:
 
 
 def _is_recorded(inp: Input, job: JobView) -> bool:
-    """Whether the status already has the outcome of this Job, or of a later one."""
+    """Whether the status already has the outcome of the load Job."""
     status = inp.status
-    if job.ended is None or status.load_hash != job.load_hash or status.job is None:
-        return False
-    ended = status.completion_time is not None
-    return job.attempt < status.job.attempt or (ended and job.attempt == status.job.attempt)
+    is_known = status.load_hash == job.load_hash and status.completion_time is not None
+    return job.ended is not None and is_known
 
 
 def _current(inp: Input) -> JobView | None:
-    """Return the newest Job of the wanted version that is not deleted and not yet recorded."""
-    jobs = [job for job in inp.jobs if not job.deleting and not _is_recorded(inp, job)]
-    return jobs[-1] if jobs else None
+    """Return the Job of the wanted version, unless it is being deleted or its outcome recorded."""
+    job = inp.observed.load_job
+    if job is None or job.load_hash != inp.wanted or job.deleting or _is_recorded(inp, job):
+        return None
+    return job
 
 
-def _next_attempt(inp: Input) -> int:
-    attempts = [job.attempt for job in inp.jobs]
-    if inp.same_load and inp.status.job is not None:
-        attempts.append(inp.status.job.attempt)
-    return max(attempts, default=-1) + 1
-
-
-def _job_status(job: JobView) -> JobStatus:
-    return JobStatus(name=job.name, attempt=job.attempt)
-
-
-def _start_time(inp: Input, job: JobView) -> datetime:
-    """Return when the load began: as the status has it, or as the Job has it."""
-    is_known = inp.status.job is not None and inp.status.job.name == job.name
-    started = times.parse(inp.status.start_time) if is_known else None
-    return started or job.started or job.created
-
-
-def _failed(inp: Input, job: JobView, failure: Failure) -> Step:
-    ended = job.ended or inp.now
-    note = ""
-    if failure.reason.retry is Retry.RESYNC:
-        retry_at = ended + inp.retry_delay(job.attempt)
-        note = f"The next attempt is at {times.stamp(retry_at)}."
-    return Proceed(
-        Report.of_failure(failure, job.name, note),
-        LoadFailed(_job_status(job), _start_time(inp, job), ended, failure),
-        wake_after=inp.retry_delay(job.attempt).total_seconds(),
-    )
-
-
-def _on_this_claim(inp: Input, job: JobView) -> bool:
-    """Whether the Job used this PVC, and not an earlier one of the same name."""
-    claim = inp.observed.claim
-    return claim is not None and claim.created <= job.created
-
-
-def _published(inp: Input, job: JobView, result: LoadResult) -> Step:
-    artifact = result.artifact
-    claim = inp.observed.claim
-    if artifact is None or claim is None:
-        raise AssertionError("the rules before this one make sure of both")
-    ended = job.ended or inp.now
-    path = names.artifact_path(inp.model.model_id)
-    published = StatusArtifact(
-        **artifact.model_dump(),
-        path=path,
-        immutable_path=names.immutable_path(inp.model.uid, inp.wanted),
-        claim_name=claim.name,
-        claim_uid=claim.uid,
-        size=humanize.size(artifact.size_bytes),
-        preview_path=(names.preview_path(inp.model.uid, inp.wanted) if result.preview else None),
-        last_update_time=times.stamp(ended),
-    )
-    source = result.source.model_dump() if result.source else {}
-    note = diagnose.clean(result.message)
-    message = published_message(path, claim.name) + (f". {note}" if note else "")
-    return Proceed(
-        Report(Phase.READY, ReadyReason.LOADED, message),
-        LoadSucceeded(
-            _job_status(job),
-            _start_time(inp, job),
-            ended,
-            artifact=published,
-            source=StatusSource(**source, url=redact_url(inp.model.url)[:TEXT_MAX_LENGTH]),
-        ),
-    )
+def _last_job(inp: Input) -> JobStatus | None:
+    """Return the record of the last Job of the wanted version, which Kueue may not have started."""
+    job = inp.observed.load_job
+    is_wanted = inp.same_load or (job is not None and job.load_hash == inp.wanted)
+    return inp.status.job if is_wanted else None

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sd_api import defaults, names
+from sd_api import defaults, logins, names
 from sd_api.load import LoadRequest, RemoveRequest
-from sd_api.loader_env import CREDENTIALS_DIR, STORE_MOUNT, LoaderEnv
+from sd_api.loader_env import (
+    CREDENTIALS_DIR,
+    HUB_LIBRARY_ENV,
+    LOGINS_DIR,
+    STORE_MOUNT,
+    TORCH_ENV,
+    USER_ENV,
+    LoaderEnv,
+)
 from sd_api.reasons import ExitCode
-from sd_api.sources import TrainedId, read_source
 from sd_api.spec import JobOverrides, Spec
-from sd_api.trained import trained_link
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
+from sd_operator.resources.observed import ClaimView
 from sd_operator.rules.decision import JobPlan
 
 BACKOFF_LIMIT = 3
@@ -51,13 +58,6 @@ _POD_SECURITY = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-# The file system is read-only, and the user has no entry in /etc/passwd.
-_USER = {"HOME": "/tmp", "LOGNAME": names.LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
-_HUB_LIBRARY = {
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HOME": "/tmp/hf",  # noqa: S108 - the Pod's own emptyDir
-}
 _CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -65,19 +65,20 @@ _CONTAINER_SECURITY = {
 }
 
 
-def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
+def plan_load(model: Model, settings: Settings, claim: ClaimView, attempt: int) -> JobPlan:
     """Return the plan of the Job that loads a model; its spec must be readable."""
     spec = model.spec
     if spec is None:
         raise ValueError(f"the spec of {model.namespace}/{model.name} cannot be read")
-    overrides = spec.job if settings.loader.allow_overrides else None
+    overrides = _overrides(model, settings.loader)
     credentials = spec.credentials_secret_ref
     return JobPlan(
         namespace=model.namespace,
         name=names.job_name(model.name, model.uid, model.wanted, attempt),
         model_name=model.name,
         model_uid=model.uid,
-        claim_name=claim_name,
+        claim_name=claim.name,
+        claim_uid=claim.uid,
         attempt=attempt,
         request=LoadRequest.from_spec(
             _resolved(spec, overrides or JobOverrides(), settings),
@@ -92,7 +93,6 @@ def plan_load(model: Model, settings: Settings, claim_name: str, attempt: int) -
 
 def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int) -> JobPlan:
     """Return the plan of the Job that removes or releases a deleted model's files."""
-    overrides = model.spec.job if model.spec and settings.loader.allow_overrides else None
     return JobPlan(
         namespace=model.namespace,
         name=names.job_name(model.name, model.uid, names.ROLE_REMOVE, attempt),
@@ -101,22 +101,27 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
         claim_name=claim_name,
         attempt=attempt,
         request=RemoveRequest(owner=model.owner, model_id=model.model_id, retain=model.retain),
-        overrides=overrides,
+        overrides=_overrides(model, settings.loader),
     )
 
 
+def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
+    """Return spec.job as far as the administrator allows it; a clean-up must not fail of it."""
+    overrides = model.spec.job if model.spec and loader.allow_overrides else None
+    if overrides is None or overrides.priority_class_name is None:
+        return overrides
+    if loader.allows_priority_class(overrides.priority_class_name):
+        return overrides
+    return overrides.model_copy(update={"priority_class_name": None})
+
+
 def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
-    """Return the spec with the link of a trained model and with verify.render filled in."""
-    url, template = spec.url, settings.trained_url_template
-    if url is not None and template is not None:
-        meaning = read_source(url, spec.effective_model_type())
-        if isinstance(meaning, TrainedId):
-            url = trained_link(template, meaning.model)
+    """Return the spec with verify.render filled in."""
     verify = spec.verify
     if verify.render is None:
         gpus = _limits(overrides, settings.loader).get(settings.loader.gpu_resource, 0)
         verify = verify.model_copy(update={"render": str(gpus) != "0"})
-    return spec.model_copy(update={"url": url, "verify": verify})
+    return spec.model_copy(update={"verify": verify})
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
@@ -132,17 +137,14 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
     resources = _convert_resources(overrides, loader, renders=renders)
     image = loader.image if renders else loader.slim_image
     fetch = _container(names.CONTAINER_FETCH, image, _FETCH, plan, settings)
-    if plan.credentials_secret is not None:
-        fetch["volumeMounts"].append(
-            {"name": "credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True}
-        )
+    secrets = _secret_volumes(plan, loader)
+    fetch["volumeMounts"] += [
+        {"name": volume["name"], "mountPath": path, "readOnly": True} for path, volume in secrets
+    ]
     convert = _container(names.CONTAINER_CONVERT, image, resources, plan, settings)
     pod = _pod([convert], plan, settings)
     pod["initContainers"] = [fetch]
-    if plan.credentials_secret is not None:
-        # Optional, so that the loader starts without it and reports SecretNotFound.
-        secret = {"secretName": plan.credentials_secret, "optional": True, "defaultMode": 0o440}
-        pod["volumes"].append({"name": "credentials", "secret": secret})
+    pod["volumes"] += [volume for _, volume in secrets]
     pod |= _placement(overrides, loader, "runtime_class_name")
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
@@ -151,6 +153,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         job["metadata"]["labels"] = job["metadata"]["labels"] | {KUEUE_LABEL: loader.kueue_queue}
         job["spec"]["suspend"] = True
     job["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] = request.load_hash
+    job["metadata"]["annotations"][names.ANNOTATION_CLAIM_UID] = plan.claim_uid
     job["metadata"]["ownerReferences"] = [
         {
             "apiVersion": names.API_VERSION,
@@ -162,6 +165,25 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
         }
     ]
     return job
+
+
+def _secret_volumes(plan: JobPlan, loader: LoaderSettings) -> list[tuple[str, Manifest]]:
+    """Return the volumes with Secrets, each with its mount path in the container that fetches."""
+    secrets = (
+        (CREDENTIALS_DIR, "credentials", plan.credentials_secret, ("token", "host")),
+        (LOGINS_DIR, "logins", loader.logins_secret, logins.KEYS),
+    )
+    return [(path, _secret_volume(name, of, keys)) for path, name, of, keys in secrets if of]
+
+
+def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
+    """Return a volume with these keys of a Secret, and nothing else of it.
+
+    Secret and keys are optional, so that the loader starts without them and reports SecretNotFound.
+    """
+    items = [{"key": key, "path": key} for key in keys]
+    source = {"secretName": secret, "optional": True, "defaultMode": 0o440, "items": items}
+    return {"name": name, "secret": source}
 
 
 def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
@@ -179,7 +201,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
     arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
     variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
     sweep = _command("sweep", loader.slim_image, arguments, loader) | {
-        "env": _listed(variables.to_env() | _USER),
+        "env": _listed(variables.to_env() | USER_ENV),
         "resources": _REMOVE,
     }
     return {
@@ -344,7 +366,7 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     loader = settings.loader
     variables = LoaderEnv(
         termination_log=TERMINATION_LOG,
-        allowed_hosts=settings.loader_allowed_hosts(),
+        allowed_hosts=settings.allowed_hosts,
         max_bytes=loader.max_bytes,
         retain_previous_seconds=loader.retain_previous_seconds,
         hub_endpoint=settings.hub_endpoint,
@@ -352,13 +374,17 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
         no_proxy=settings.no_proxy,
         ca_file=f"{CA_DIR}/ca.crt" if loader.ca_configmap else None,
     )
-    plain = variables.to_env() | _HUB_LIBRARY | _USER
+    plain = variables.to_env() | HUB_LIBRARY_ENV | USER_ENV
     if container == names.CONTAINER_FETCH:
-        fetching = LoaderEnv(credentials_dir=CREDENTIALS_DIR, default_parts=loader.default_parts)
+        fetching = LoaderEnv(
+            credentials_dir=CREDENTIALS_DIR,
+            logins_dir=LOGINS_DIR if loader.logins_secret else None,
+            default_parts=loader.default_parts,
+            trained_url_template=settings.trained_url_template,
+        )
         plain |= fetching.to_env()
     if container == names.CONTAINER_CONVERT:
-        # By default, torch's waiting threads spin and use up the remaining CPU time.
-        plain["OMP_WAIT_POLICY"] = "passive"
+        plain |= TORCH_ENV
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [*_listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]
 

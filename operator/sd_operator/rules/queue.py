@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sd_operator.base.settings import Settings
+from sd_operator.resources.model import Model
 
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -45,6 +46,12 @@ class Waiting:
     """spec.priority: the highest goes first within its namespace."""
     created: datetime
     """Of two models with the same priority, the older one goes first."""
+
+    @classmethod
+    def of(cls, model: Model) -> Waiting:
+        """Return a model's entry in the queue."""
+        priority = model.spec.priority if model.spec else 0
+        return cls(model.uid, model.namespace, priority, model.created)
 
 
 def order(loading: Iterable[str], waiting: Iterable[Waiting]) -> list[tuple[Waiting, int]]:

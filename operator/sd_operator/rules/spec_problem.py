@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from sd_api.defaults import HUB_ENDPOINT
-from sd_api.fields import URL_MAX_LENGTH
 from sd_api.sources import TrainedId, Unreadable, read_source
 from sd_api.spec import ModelType, Spec
-from sd_api.trained import trained_link
 from sd_operator.base.settings import Settings
 from sd_operator.resources.model import Model
 
@@ -23,24 +21,13 @@ def _url_problem(model: Model, spec: Spec, settings: Settings) -> str | None:
     match read_source(model.url, spec.effective_model_type(), spec.git_revision, hub):
         case Unreadable(words):
             return f"spec.url {words}"
-        case TrainedId(model_id):
-            return _template_problem(model_id, settings.trained_url_template)
+        case TrainedId() if settings.trained_url_template is None:
+            return (
+                "spec.url is the bare id of a trained model, and the operator has no link template"
+                " for those (SD_OPERATOR_TRAINED_URL_TEMPLATE)"
+            )
         case _:
             return None
-
-
-def _template_problem(model_id: str, template: str | None) -> str | None:
-    if template is None:
-        return (
-            "spec.url is the bare id of a trained model, and the operator has no link template for"
-            " those (SD_OPERATOR_TRAINED_URL_TEMPLATE)"
-        )
-    if len(trained_link(template, model_id)) > URL_MAX_LENGTH:
-        return (
-            "spec.url is the id of a trained model whose link would be longer than"
-            f" {URL_MAX_LENGTH} characters"
-        )
-    return None
 
 
 def _vae_problem(spec: Spec, settings: Settings) -> str | None:

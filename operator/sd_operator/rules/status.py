@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from sd_api.load import RemoveRequest
 from sd_api.reasons import ReadyReason, Reason, WebhookReason
 from sd_api.status import (
     Condition,
     ConditionType,
+    JobStatus,
     Phase,
     Status,
     StatusArtifact,
@@ -14,10 +16,11 @@ from sd_api.status import (
 )
 from sd_operator.base import times
 from sd_operator.rules import conditions
+from sd_operator.rules.decision import JobPlan
 from sd_operator.rules.diagnose import NOT_STARTED, Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.outbox import OutboxChange
-from sd_operator.rules.step import KeepStalled, LoadRunning, LoadSucceeded, Proceed
+from sd_operator.rules.step import KeepStalled, LoadQueued, LoadRunning, LoadSucceeded, Proceed
 
 
 def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
@@ -40,7 +43,9 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
         "source": loaded.source if loaded else (inp.status.source if artifact else None),
         "webhook": WebhookStatus(outbox=list(outbox.entries)) if outbox.entries else None,
     }
-    if load is not None:
+    if isinstance(load, LoadQueued):
+        updates |= {"job": load.job, "start_time": None, "completion_time": None}
+    elif load is not None:
         ended = None if isinstance(load, LoadRunning) else times.stamp(load.completion_time)
         updates |= {
             "load_hash": inp.wanted,
@@ -49,6 +54,13 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
             "completion_time": ended,
         }
     return inp.status.model_copy(update=updates)
+
+
+def with_created_job(status: Status, plan: JobPlan, uid: str) -> Status:
+    """Return the status with the uid of the Job that was just created for it."""
+    job = JobStatus(name=plan.name, uid=uid, attempt=plan.attempt)
+    field = "cleanup_job" if isinstance(plan.request, RemoveRequest) else "job"
+    return status.model_copy(update={field: job})
 
 
 def _kept_artifact(inp: Input) -> StatusArtifact | None:

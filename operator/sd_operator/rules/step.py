@@ -43,6 +43,13 @@ class Report:
 
 
 @dataclass(frozen=True)
+class LoadQueued:
+    """A load whose Job was created and waits for Kueue; it has not begun."""
+
+    job: JobStatus
+
+
+@dataclass(frozen=True)
 class LoadRunning:
     """A load whose Job has not ended."""
 
@@ -72,7 +79,7 @@ class LoadSucceeded:
     source: StatusSource
 
 
-Load: TypeAlias = LoadRunning | LoadFailed | LoadSucceeded
+Load: TypeAlias = LoadQueued | LoadRunning | LoadFailed | LoadSucceeded
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from sd_operator.clients.lease import RENEW_SECONDS, RETRY_SECONDS, Lease
 
 log = logging.getLogger(__name__)
 
+LATE_SECONDS = 0.05
+"""How long after the holder's Lease has lapsed a standby takes it; clocks round."""
+
 
 async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], None]) -> bool:
     """Wait until the Lease is ours or `stop` is set; standing_by is called if another holds it."""
@@ -33,8 +36,15 @@ async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], N
             log.log(logging.WARNING if lease.problem else logging.INFO, "%s", message)
             last_message = message
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
+            await asyncio.wait_for(stop.wait(), _pause(lease))
     return False
+
+
+def _pause(lease: Lease) -> float:
+    """Return the time until the next attempt: at the latest when the holder's Lease lapses."""
+    if lease.lapses_in == 0:
+        return RETRY_SECONDS
+    return min(RETRY_SECONDS, lease.lapses_in + LATE_SECONDS)
 
 
 async def keep(lease: Lease) -> str:

@@ -43,6 +43,7 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
             controller.forget(event["object"]["metadata"]["uid"])
         else:
             controller.see(dict(event["object"]))
+            controller.sweeps.serve(event["object"]["metadata"]["namespace"])
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def job(event: kopf.RawEvent, **_: object) -> None:
@@ -70,6 +71,10 @@ def register(controller: Controller, settings: Settings) -> kopf.OperatorRegistr
             controller.claim_changed(view)
         elif controller.cache.put_claim(view):
             controller.claim_changed(view)
+
+    @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
+    async def sweep_lease(event: kopf.RawEvent, **_: object) -> None:
+        controller.sweeps.lease_changed(event["object"]["metadata"]["namespace"])
 
     return registry
 
@@ -104,6 +109,9 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = CONNECT_SECONDS
     settings.watching.label_selectors["batch", "v1", "jobs"] = kube.OURS
     settings.watching.label_selectors["", "v1", "pods"] = kube.OURS
+    # The cluster's own Leases change all the time.
+    only_sweeps = f"metadata.name={names.SWEEP_LEASE}"
+    settings.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = only_sweeps
     # kopf logs a line for every event at INFO.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     return settings

@@ -14,6 +14,7 @@ import kopf
 
 from sd_operator.base.errors import ApiError, NotFoundError, UnavailableError, WatchEndedError
 from sd_operator.base.metrics import Metrics
+from sd_operator.base.probes import BEAT_SECONDS, Probes
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import MODELS, Api
@@ -21,7 +22,6 @@ from sd_operator.clients.lease import Lease
 from sd_operator.reconciler.controller import Controller
 from sd_operator.runtime import election
 from sd_operator.runtime.handlers import kopf_settings, register
-from sd_operator.runtime.probes import BEAT_SECONDS, Probes
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,10 @@ async def _watch(controller: Controller, settings: Settings, stop: asyncio.Event
         stop_flag=stop,
     )
     _on_signals(stop)  # kopf has just replaced the handlers
-    await kopf.run_tasks(tasks, ignored=before)
+    try:
+        await kopf.run_tasks(tasks, ignored=before)
+    except Exception as error:  # kopf's errors of requests have no public class
+        raise WatchEndedError(f"a watch failed: {str(error) or repr(error)}") from error
     if not stop.is_set():
         raise WatchEndedError("the watches ended by themselves")
 

@@ -169,6 +169,8 @@ def validate(resource: resources.Resource, item: Json, old: Json | None) -> Iter
         for key in item.get("data", {}):
             if not re.fullmatch(_DATA_KEY, key):
                 yield Cause.invalid(f"data[{key}]", key, _DATA_KEY_RULE)
+            if key == "." or key.startswith(".."):
+                yield Cause.invalid(f"data[{key}]", key, "must not be '.' or start with '..'")
     elif resource is resources.DEFINITIONS:
         yield from _validate_definition(item)
 
@@ -232,7 +234,14 @@ def _validate_pod(spec: Json, path: str) -> Iterator[Cause]:
         yield Cause.required(f"{path}.containers")
     if spec["restartPolicy"] not in _RESTART:
         yield Cause.unsupported(f"{path}.restartPolicy", spec["restartPolicy"], _RESTART)
-    volumes = {volume.get("name") for volume in spec.get("volumes", ())}
+    volumes: set[Any] = set()
+    for index, volume in enumerate(spec.get("volumes", ())):
+        name = volume.get("name", "")
+        if not metadata.is_label(name):
+            yield Cause.invalid(f"{path}.volumes[{index}].name", name, metadata.LABEL_RULE)
+        if name in volumes:
+            yield Cause.duplicate(f"{path}.volumes[{index}].name", name)
+        volumes.add(name)
     seen: set[Any] = set()
     for group in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(group, ())):
@@ -241,8 +250,7 @@ def _validate_pod(spec: Json, path: str) -> Iterator[Cause]:
             if not metadata.is_label(name):
                 yield Cause.invalid(f"{container_path}.name", name, metadata.LABEL_RULE)
             if name in seen:
-                text = f'Duplicate value: "{name}"'
-                yield Cause(f"{container_path}.name", "FieldValueDuplicate", text)
+                yield Cause.duplicate(f"{container_path}.name", name)
             seen.add(name)
             if not container.get("image"):
                 yield Cause.required(f"{container_path}.image")

@@ -47,6 +47,11 @@ class Cause:
         return cls(field, "FieldValueRequired", text)
 
     @classmethod
+    def duplicate(cls, field: str, value: Value) -> Cause:
+        """Return the cause for a value that another entry of the list has."""
+        return cls(field, "FieldValueDuplicate", f"Duplicate value: {quote(value)}")
+
+    @classmethod
     def forbidden(cls, field: str, message: str) -> Cause:
         """Return the cause for a value that may not be set here or now."""
         return cls(field, "FieldValueForbidden", f"Forbidden: {message}")

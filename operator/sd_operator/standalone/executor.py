@@ -15,14 +15,28 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sd_api.load import LoadRequest, RemoveRequest, Request
+from sd_api.loader_env import LoaderEnv
 from sd_operator.standalone.errors import Json
 
-LOADER = (sys.executable, "-P", "-m", "sd_loader")
+LOADER = (sys.executable, "-I", "-m", "sd_loader")
+"""Isolated: neither variables nor the folder nor the home of a container add code to Python."""
 REQUESTS: dict[str, type[Request]] = {
     "fetch": LoadRequest,
     "convert": LoadRequest,
     "remove": RemoveRequest,
 }
+VARIABLES = LoaderEnv.every_name()
+TERMINATION_LOG = LoaderEnv.name_of("termination_log")
+FOLDERS = frozenset(
+    {
+        LoaderEnv.name_of("ca_file"),
+        LoaderEnv.name_of("credentials_dir"),
+        LoaderEnv.name_of("logins_dir"),
+        "HOME",
+        "HF_HOME",
+    }
+)
+"""Variables that name a file or folder of the container."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,6 +50,8 @@ class Mounts:
 
     paths: Mapping[str, Path]
     """The folder or file of this machine for each mount path."""
+    root: Path
+    """The folder that stands for all other paths; a container finds nothing there."""
     claims: frozenset[str] = frozenset()
     """The mount paths of PersistentVolumeClaims."""
 
@@ -45,6 +61,14 @@ class Mounts:
             if text == mount or text.startswith(f"{mount}/"):
                 return f"{self.paths[mount]}{text.removeprefix(mount)}"
         return text
+
+    def locate(self, path: str) -> str:
+        """Translate a container's path to a path on its volumes or below its own root."""
+        text = self.translate(path)
+        target = Path(os.path.normpath(text))
+        if any(target.is_relative_to(folder) for folder in self.paths.values()):
+            return text
+        return f"{self.root}{os.path.normpath('/' + path.lstrip('/'))}"
 
 
 def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
@@ -80,9 +104,10 @@ def _claim(store: str, mounts: Mounts) -> str:
 
 
 def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
-    """Return the container's variables with paths translated.
+    """Return the container's variables with paths translated; raise RefusedError.
 
-    The container inherits nothing from this process. It always gets PATH.
+    The container inherits nothing from this process. It always gets PATH. It may set only the
+    variables of a loader Job, because others, such as PYTHONPATH, can name code of this machine.
     """
     result = {"PATH": os.defpath}
     fields = {
@@ -91,18 +116,27 @@ def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
         "metadata.uid": pod["metadata"]["uid"],
     }
     for variable in container.get("env", ()):
+        name = variable["name"]
+        if name not in VARIABLES:
+            raise RefusedError(
+                f"env {name[:80]}: standalone sets only the variables of a loader Job:"
+                f" {', '.join(sorted(VARIABLES))}"
+            )
         source = variable.get("valueFrom", {})
         path = source.get("fieldRef", {}).get("fieldPath")
         if path in fields:
             value = fields[path]
         elif source:
             raise RefusedError(
-                f"env {variable['name']}: valueFrom may refer to these fields only:"
-                f" {', '.join(fields)}"
+                f"env {name}: valueFrom may refer to these fields only: {', '.join(fields)}"
             )
         else:
             value = variable.get("value", "")
-        result[variable["name"]] = mounts.translate(value)
+        own_log = container["terminationMessagePath"]
+        if name == TERMINATION_LOG and value not in ("", own_log):
+            raise RefusedError(f"env {name}: must be the terminationMessagePath {own_log}")
+        is_path = name in FOLDERS and value
+        result[name] = mounts.locate(value) if is_path else mounts.translate(value)
     return result
 
 

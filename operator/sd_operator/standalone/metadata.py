@@ -122,6 +122,11 @@ def is_label(name: str) -> bool:
     return len(name) <= 63 and re.fullmatch(LABEL, name) is not None
 
 
+def is_subdomain(name: str) -> bool:
+    """Return whether a name is a DNS subdomain, as the names of most objects are."""
+    return len(name) <= 253 and re.fullmatch(SUBDOMAIN, name) is not None
+
+
 def validate_labels(labels: Json, field: str) -> Iterator[Cause]:
     """Yield the errors of labels."""
     for key, value in labels.items():

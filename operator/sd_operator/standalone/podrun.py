@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import shutil
 from collections.abc import Sequence
@@ -27,6 +26,8 @@ from sd_operator.standalone.executor import (
 )
 from sd_operator.standalone.jobs import ENDED, show
 from sd_operator.standalone.logs import log_path
+from sd_operator.standalone.metadata import is_subdomain
+from sd_operator.standalone.secretfiles import secret_files
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +197,10 @@ class PodRun:
                     f"volume {volume['name']}: standalone mounts persistentVolumeClaim, secret and"
                     f" emptyDir, not {', '.join(kinds)}"
                 )
+            for source, key in (("persistentVolumeClaim", "claimName"), ("secret", "secretName")):
+                name = volume.get(source, {}).get(key, "")
+                if source in volume and not is_subdomain(name):
+                    raise RefusedError(f"volume {volume['name']}: {name!r} is not a name")
 
     # Before the start
 
@@ -235,9 +240,9 @@ class PodRun:
                     await self._report(once=text)
                     await self._warn("FailedMount", text)
                     await asyncio.sleep(RETRY_SECONDS)
-                for key, value in (body or {}).get("data", {}).items():
-                    (folder / key).touch(mode=0o600)
-                    (folder / key).write_bytes(base64.b64decode(value))
+                for name, content in secret_files(secret, body or {}).items():
+                    (folder / name).touch(mode=0o600)
+                    (folder / name).write_bytes(content)
             self._volumes[volume["name"]] = folder
 
     async def _find(self, path: str) -> Json | None:
@@ -254,10 +259,15 @@ class PodRun:
         mounts: Sequence[Json] = container.spec.get("volumeMounts", ())
         paths: dict[str, Path] = {}
         for mount in mounts:
-            paths[mount["mountPath"]] = self._volumes[mount["name"]] / mount.get("subPath", "")
+            if unsupported := mount.keys() & {"subPath", "subPathExpr"}:
+                raise RefusedError(
+                    f"volumeMount {mount['mountPath']}: standalone mounts whole volumes,"
+                    f" without {', '.join(unsupported)}"
+                )
+            paths[mount["mountPath"]] = self._volumes[mount["name"]]
         claims = frozenset(mount["mountPath"] for mount in mounts if mount["name"] in self._claims)
         paths |= {container.spec["terminationMessagePath"]: self._message_path(container)}
-        return Mounts(paths, claims)
+        return Mounts(paths, self._folder / "root", claims)
 
     def _message_path(self, container: Container) -> Path:
         path: Path = self._folder / f"termination-{container.name}"

@@ -65,6 +65,7 @@ async def serve_gateway(options: Options, state: Path) -> None:
         "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
         "SD_GATEWAY_PORT": str(port),
         "SD_GATEWAY_METRICS_PORT": "0",
+        "SD_GATEWAY_PROBES_PORT": "0",
         "SD_GATEWAY_PUBLIC_URL": url,
         "SD_GATEWAY_KEYS_FILE": str(keys_file),
         "SD_GATEWAY_CLAIM_NAME": defaults.CLAIM_NAME,

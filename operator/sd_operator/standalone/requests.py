@@ -38,8 +38,9 @@ async def body(request: web.Request) -> Value:
         return protobuf.decode(await request.read())
     if kind not in (*_BODIES, APPLY, *PATCHES):
         raise unsupported(_BODIES)
-    text = await request.text()
+    encoded = await request.read()
     try:
+        text = encoded.decode()
         return yaml.safe_load(text) if kind.endswith("yaml") else json.loads(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise bad_request(f"couldn't get version/kind; json parse error: {error}") from error

@@ -97,8 +97,9 @@ class ApiServer:
             text = f"forbidden: this server does not serve the host {host!r}"
             raise ApiError(403, "Forbidden", text, {})
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        expected = self._token.encode()
-        if scheme != "Bearer" or not hmac.compare_digest(token.encode(), expected):
+        # aiohttp decodes bytes that are not UTF-8 as surrogates.
+        sent, expected = token.encode(errors="surrogateescape"), self._token.encode()
+        if scheme != "Bearer" or not hmac.compare_digest(sent, expected):
             raise ApiError(401, "Unauthorized", "Unauthorized")
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:

@@ -112,7 +112,7 @@ def test_error_pages_are_accessible(browser: Any, backend: Any, tmp_path: Path) 
         visit.open("/load")
         page.get_by_label("Name", exact=True).fill("Bad Name")
         page.get_by_label("Source", exact=True).fill("not a link")
-        page.get_by_text("The API server would reject this resource").wait_for()
+        page.get_by_text("This resource would be rejected").wait_for()
         page.get_by_role("button", name="Load", exact=True).click()
         page.get_by_role("alert").wait_for()
         assert page.get_by_label("Name", exact=True).input_value() == "Bad Name"

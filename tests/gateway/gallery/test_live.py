@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -13,6 +16,7 @@ from sd_api.reasons import Reason
 from sd_operator.clients import kube
 from sd_operator.gateway.feed import Change
 from sd_operator.gateway.gallery import live, routes
+from sd_operator.gateway.models import Models
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerymodels import failed, loading, ready
 from tests.support.gateway.gallerysite import Site, serve
@@ -181,6 +185,40 @@ def test_streams_of_a_key_are_limited(site, monkeypatch):
         response = site.get(path)
         assert (response.code, response.headers["Retry-After"]) == (429, "60")
     eventually(lambda: _is_open(site, path))
+
+
+@pytest.mark.cluster
+def test_streams_that_open_at_once_are_limited(site, monkeypatch):
+    """A stream counts as soon as it is asked for, not when its first event is sent."""
+    monkeypatch.setattr(routes, "STREAMS_PER_KEY", 2)
+    monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
+    path, all_models = address(site), Models.all
+
+    async def slowly(self, namespace):
+        await asyncio.sleep(0.5)
+        return await all_models(self, namespace)
+
+    monkeypatch.setattr(Models, "all", slowly)
+    with ThreadPoolExecutor(8) as pool, ExitStack() as open_streams:
+
+        def is_open(_: int) -> bool:
+            try:
+                open_streams.enter_context(site.stream(path))
+            except AssertionError:
+                return False
+            return True
+
+        assert sum(pool.map(is_open, range(8))) == 2
+    eventually(lambda: _is_open(site, path))
+
+
+@pytest.mark.cluster
+def test_stream_that_fails_does_not_count(site, monkeypatch):
+    """A page of a deleted model does not use up the streams of its key."""
+    monkeypatch.setattr(routes, "STREAMS_PER_KEY", 1)
+    for _ in range(3):
+        assert site.get("/gallery/live?model=nowhere").code == 404
+    assert _is_open(site, address(site))
 
 
 @pytest.mark.cluster

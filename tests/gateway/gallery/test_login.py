@@ -61,6 +61,31 @@ def test_cookie_needs_https_by_default(shared_cluster, tmp_path):
         assert "SD_GATEWAY_PUBLIC_URL" not in proxied.text
 
 
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("gallery.example.com:8000", "your browser drops it"),
+        ("localhost:8000", "some browsers drop it"),
+        ("127.0.0.1:8000", "some browsers drop it"),
+    ],
+)
+def test_login_over_http_names_the_value_that_allows_it(shared_cluster, tmp_path, host, says):
+    """`kubectl port-forward` leads to localhost, where only some browsers keep such a cookie."""
+    with serve(shared_cluster, tmp_path, public_url=None) as secure:
+        for response in (
+            secure.get("/gallery/login", Host=host),
+            secure.post("/gallery/login", {"key": "wrong"}, Host=host, Origin=f"http://{host}"),
+        ):
+            assert says in response.text
+            assert "the session cookie needs https" in response.text
+            assert "<code>gateway.publicUrl</code>" in response.text
+
+
+def test_login_over_http_is_silent_if_the_cookie_allows_it(stranger):
+    """The public URL of this test is http, so the cookie is kept."""
+    assert "https" not in stranger.get("/gallery/login").text
+
+
 def test_all_wrong_keys_get_the_same_response(stranger):
     """The response does not contain the key."""
     responses = [stranger.login(key) for key in ("wrong-key", stranger.key[:-1] + "!")]

@@ -7,11 +7,12 @@ from html import unescape
 
 import pytest
 
+from sd_api.names import LABEL_MODELS
 from sd_api.reasons import Reason
 from tests.support.gateway import gallerymodels
 from tests.support.gateway.gallerymodels import HASH, failed, ready
 from tests.support.gateway.gallerysite import Page, serve
-from tests.support.kube.cluster import namespace_of
+from tests.support.kube.cluster import claim_manifest, namespace_of
 
 pytestmark = pytest.mark.cluster
 
@@ -172,6 +173,23 @@ def test_form_creates_a_model(shared_cluster, site):
     again = site.post("/gallery/load", form | {"action": "apply"})
     assert again.code == 409
     assert "A model with this name already exists" in again.text
+
+
+@pytest.mark.parametrize("action", ["apply", "preview"])
+def test_form_names_only_pvcs_for_models(shared_cluster, site, action):
+    """The error is shown at its field; once the PVC is labelled, the same form is accepted."""
+    claim, name = f"database-{action}", f"on-database-{action}"
+    shared_cluster.apply(claim_manifest(claim, for_models=False))
+    form = {"metadata.name": name, "spec.url": LINK, "spec.storage.claimName": claim}
+    refused = site.post("/gallery/load", form | {"action": action})
+    assert refused.code == (403 if action == "apply" else 200)
+    assert f"PersistentVolumeClaim {claim} may not be used for models" in refused.text
+    assert ('id="spec-storage-claimName-error"' in refused.text) is (action == "apply")
+    assert not shared_cluster.exists("sdm", name)
+    shared_cluster.kubectl("label", "pvc", claim, f"{LABEL_MODELS}=true")
+    accepted = site.post("/gallery/load", form | {"action": action})
+    assert accepted.code == (303 if action == "apply" else 200)
+    assert "may not be used" not in accepted.text
 
 
 def test_preview_of_the_form_creates_nothing(shared_cluster, site):

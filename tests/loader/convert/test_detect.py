@@ -182,6 +182,37 @@ REFUSED = [
     ),
     pytest.param(["input_blocks.0.0.weight"], "a UNet without its pipeline", id="a UNet alone"),
     pytest.param(
+        ["diffusion_model.input_blocks.0.0.weight"],
+        "the file is a UNet without its pipeline; use the whole checkpoint, which has a VAE and a"
+        " text encoder, too",
+        id="a UNet alone with a prefix",
+    ),
+    pytest.param(
+        ["unet.down_blocks.0.resnets.0.norm1.weight"],
+        "the file is a UNet without its pipeline in diffusers' layout; load its whole repo, with"
+        " spec.modelType: huggingface",
+        id="a UNet of diffusers with a prefix",
+    ),
+    pytest.param(
+        ["transformer_blocks.0.attn.to_q.weight"],
+        "the file is a transformer without its pipeline in diffusers' layout; load its whole repo",
+        id="a transformer of diffusers",
+    ),
+    pytest.param(
+        ["text_model.encoder.layers.0.mlp.fc1.weight"],
+        "the file is a text encoder without its pipeline in diffusers' layout; load its whole repo",
+        id="a text encoder",
+    ),
+    pytest.param(
+        ["768.0.linear.0.weight"],
+        "the file is a hypernetwork, which is not supported",
+        id="a hypernetwork",
+    ),
+    pytest.param(["768.0.linear1.weight"], "the file is a hypernetwork", id="an early one"),
+    pytest.param(["text_encoders_0"], "spec.modelType: embeddings", id="pivotal tuning"),
+    pytest.param(["clip_l_out"], "spec.modelType: embeddings", id="OneTrainer's output"),
+    pytest.param(["string_to_param.cat"], "spec.modelType: embeddings", id="a named embedding"),
+    pytest.param(
         ["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"],
         "motion module",
         id="AnimateDiff",

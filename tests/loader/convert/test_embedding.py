@@ -62,6 +62,7 @@ STYLES = {
     "A1111": (a1111, NAME),
     "textual_inversion": (early, BY_MODEL_ID),
     "emb_params": (lambda tensor: {"emb_params": tensor}, BY_MODEL_ID),
+    "a tensor alone": (lambda tensor: tensor, BY_MODEL_ID),
     "one vector": (lambda tensor: {"<cat-toy>": tensor[0].clone()}, "<cat-toy>"),
 }
 
@@ -95,10 +96,14 @@ CASES = [
     for family in FAMILIES
     for style in STYLES
     for container in ("safetensors", "pt", "bin")
-    if container != "safetensors" or style not in ("A1111", "textual_inversion")
+    if container != "safetensors" or style not in ("A1111", "textual_inversion", "a tensor alone")
 ]
 CASES += [Case("sd1", style, LEGACY) for style in ("diffusers", "A1111")]
-SDXL_CASES = [Case("sdxl", "clip_l and clip_g", kind) for kind in ("safetensors", "pt", "bin")]
+PAIRS = {
+    "clip_l and clip_g": ("clip_l", "clip_g"),
+    "pivotal tuning": ("text_encoders_0", "text_encoders_1"),
+}
+SDXL_CASES = [Case("sdxl", pair, kind) for pair in PAIRS for kind in ("safetensors", "pt", "bin")]
 ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
 
 
@@ -182,18 +187,19 @@ def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
 @pytest.mark.parametrize("case", SDXL_CASES, ids=str)
 def test_sdxl_embedding_has_a_file_for_each_encoder(tmp_path, case):
     """Diffusers opens each file by a call that its documentation describes."""
-    content = {"clip_l": vectors(768), "clip_g": vectors(SECOND_WIDTH, seed=1)}
+    first, second_vectors = vectors(768), vectors(SECOND_WIDTH, seed=1)
+    content = dict(zip(PAIRS[case.style], (first, second_vectors), strict=True))
     converted, out = loaded(tmp_path, content, f"x.{case.container}")
 
     assert converted.files.keys() == {FIRST_FILE, SECOND_FILE, TOKEN_FILE}
     assert converted.base_model == "sdxl"
     token = (out / TOKEN_FILE).read_text()
     assert token == BY_MODEL_ID
-    assert_same(opened(out, 768), opened(content["clip_l"], 768, token=token))
+    assert_same(opened(out, 768), opened(first, 768, token=token))
     second = CLIPTextModelWithProjection
     assert_same(
         opened(out, SECOND_WIDTH, second, weight_name=SECOND_FILE),
-        opened(content["clip_g"], SECOND_WIDTH, second, token=token),
+        opened(second_vectors, SECOND_WIDTH, second, token=token),
     )
 
 
@@ -297,6 +303,45 @@ def test_faulty_embedding_is_refused(tmp_path, content, reason, message):
     assert caught.value.reason is reason
     assert message in caught.value.message
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["clip_l", "clip_l_out"],
+            "the file is an embedding of OneTrainer with vectors for the text encoder's output"
+            " (clip_l_out), which diffusers does not read: train it without output embeddings",
+        ),
+        (
+            ["clip_g", "clip_l", "t5"],
+            "the file is an embedding of Stable Diffusion 3 (it holds t5), which no type loads",
+        ),
+        (["clip_l", "t5"], "the file is an embedding of FLUX (it holds t5), which no type loads"),
+        (
+            ["clip_l"],
+            "the file is half an embedding of SDXL: it holds clip_l without clip_g; if it is whole"
+            " and of another family, set spec.baseModel",
+        ),
+        (
+            ["768.0.linear.0.weight", "768.1.linear.0.weight"],
+            "the file is a hypernetwork, which is not supported",
+        ),
+    ],
+)
+def test_embedding_that_diffusers_does_not_read_is_named(tmp_path, names, message):
+    """The message says of which program or model the file is."""
+    with pytest.raises(LoaderError) as caught:
+        loaded(tmp_path, {name: vectors(768) for name in names})
+    assert caught.value.reason is UNSUPPORTED
+    assert caught.value.message == message
+
+
+def test_base_model_decides_about_clip_l_alone(tmp_path):
+    """Pivotal tuning of SD 1.x writes the same name as that of SDXL."""
+    converted, out = loaded(tmp_path, {"clip_l": vectors(768)}, base_model="sd1")
+    assert converted.base_model == "sd1"
+    assert_same(opened(out, 768), opened(vectors(768), 768, token=BY_MODEL_ID))
 
 
 def test_wrong_base_model_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sd_loader.handover import Fetched
 from tests.support.models import oldstack, tinyrepo
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
+from tests.support.models.cliptokenizers import FORMS, PROMPTS, WORDS, plain, publish, write
 from tests.support.models.conversions import conversion, convert_file
 from tests.support.models.images import assert_same_image
 from tests.support.paths import ROOT
@@ -65,16 +67,20 @@ def old_python() -> Path:
     return oldstack.python()
 
 
+def run(python: Path | str, script: str, home: Path, *arguments: str | Path) -> tuple[str, str]:
+    """Run a script of tests/support/models offline. Return what it writes to stdout and stderr."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    command = [python, ROOT / "tests/support/models" / script, *arguments]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout, ended.stderr
+
+
 def image(python: Path | str, folder: Path, out: Path) -> np.ndarray:
     """Render the folder with this interpreter. It must not warn about the weights."""
-    script = ROOT / "tests/support/models/openfolder.py"
-    env = {"PATH": os.environ["PATH"], "HOME": str(out.parent), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(
-        [python, script, folder, out], env=env, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
+    _, errors = run(python, "openfolder.py", out.parent, folder, out)
     for complaint in ("not initialized", "newly initialized", "not used when", "MISSING"):
-        assert complaint not in ended.stderr
+        assert complaint not in errors
     return np.load(out)
 
 
@@ -89,3 +95,20 @@ def test_old_and_new_libraries_render_the_same_image(
     old = image(old_python, tmp_path / "out", tmp_path / "old.npy")
     assert new.std() > 0.01
     assert_same_image(new, old)
+
+
+def tokens(python: Path | str, folder: Path) -> list[list[int]]:
+    """The tokens of PROMPTS by the tokenizer that this interpreter's transformers opens."""
+    output, _ = run(python, "opentokenizer.py", folder.parent, folder, *PROMPTS)
+    return json.loads(output)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_old_and_new_libraries_know_the_added_tokens(
+    form: str, old_python: Path, tmp_path: Path
+) -> None:
+    """Both cut the prompts alike, whichever form the repo had the tokens in."""
+    published = publish(write(tmp_path / "source", FORMS[form](plain())), tmp_path / "out")
+    new = tokens(sys.executable, published)
+    assert tokens(old_python, published) == new
+    assert {WORDS, WORDS + 1} <= {number for prompt in new for number in prompt}

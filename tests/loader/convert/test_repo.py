@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sd_loader.convert.tables.clip import vocabulary_file
+from sd_loader.errors import LoaderError
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
 from tests.support.models.conversions import convert_file, identical
@@ -210,6 +211,34 @@ def test_clip_tokenizer_gets_its_vocabulary_files_back(repo):
     assert restored(prompts).input_ids == ids
     assert restored.pad_token == "!"
     assert restored.model_max_length == 77
+
+
+def test_token_of_textual_inversion_is_published(repo):
+    """The text encoder has a row for it, and the tokenizer of the opened pipeline knows it."""
+    from diffusers import StableDiffusionPipeline
+
+    def grow(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(name for name in tensors if name.endswith("token_embedding.weight"))
+        tensors[name] = torch.cat([tensors[name], torch.ones(1, tensors[name].shape[1])])
+
+    change_weights(repo / TEXT, grow)
+    change_json(repo / "text_encoder/config.json", lambda it: it.update(vocab_size=49409))
+    replace(repo / "tokenizer/added_tokens.json", json.dumps({"<my-cat>": 49408}))
+    out, _ = convert_repo(repo)
+    opened = StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
+    assert opened.tokenizer("a <my-cat>").input_ids[-2] == 49408
+    assert opened.text_encoder.get_input_embeddings().weight[49408].eq(1).all()
+
+
+def test_token_without_a_row_in_the_text_encoder_is_refused(repo):
+    """The message names the token and its id."""
+    replace(repo / "tokenizer/added_tokens.json", json.dumps({"<my-cat>": 49408}))
+    with pytest.raises(LoaderError) as caught:
+        convert_repo(repo)
+    assert caught.value.message == (
+        "tokenizer: the token <my-cat> has the id 49408; its text encoder has 49408 tokens, with"
+        " ids from 0 to 49407"
+    )
 
 
 def test_configs_hold_only_data(repo):

@@ -41,6 +41,22 @@ def index(**changes: Any) -> bytes:
         (b"[]", Reason.NOT_A_MODEL, "not a JSON object"),
         (b"\xff\xfe", Reason.NOT_A_MODEL, "not valid JSON"),
         (index(_class_name=None), Reason.UNSAFE_MODEL, "custom pipeline"),
+        (index(_class_name="StableDiffusionPipeline\u200b"), Reason.UNSUPPORTED_FORMAT, "Pipeline"),
+        (
+            index(**{"../../evil": ["diffusers", "UNet2DConditionModel"]}),
+            Reason.UNSUPPORTED_FORMAT,
+            "../../evil is a UNet2DConditionModel of diffusers, which is not supported",
+        ),
+        (
+            index(unet=["diffusers.models", "UNet2DConditionModel"]),
+            Reason.UNSAFE_MODEL,
+            "unet comes from diffusers.models",
+        ),
+        (
+            index(unet=[["diffusers"], "UNet2DConditionModel"]),
+            Reason.UNSUPPORTED_FORMAT,
+            "unet is",
+        ),
         (index(vae=["diffusers", "os.system"]), Reason.UNSUPPORTED_FORMAT, "os.system"),
         (index(vae=["os", "system"]), Reason.UNSAFE_MODEL, "os"),
         (index(vae=["transformers", "AutoencoderKL"]), Reason.UNSUPPORTED_FORMAT, "transformers"),
@@ -85,6 +101,13 @@ def test_known_pipeline_is_read():
     )
     assert parse_pipeline(refiner).is_sdxl
     assert parse_pipeline(refiner).canonical() == parse_pipeline(refiner)
+
+
+def test_options_that_the_pipeline_does_not_document_are_left_out():
+    """They would be passed to from_pretrained, or kept with the pipeline."""
+    options = {"trust_remote_code": True, "custom_pipeline": 1, "torch_dtype": 7}
+    pipeline = parse_pipeline(index(image_encoder=5, **options))
+    assert pipeline.options == {"requires_safety_checker": True}
 
 
 def test_lone_second_text_encoder_is_renamed_to_text_encoder_2():

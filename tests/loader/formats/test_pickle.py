@@ -22,8 +22,9 @@ from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.pickle import load
-from sd_loader.formats.pickle_objects import OPAQUE, View
+from sd_loader.formats.pickle_objects import OPAQUE, Storage, View
 from sd_loader.formats.state_dict import split
+from sd_loader.tensors import Dtype
 from tests.support.formats.torchfiles import archive
 from tests.support.hostile import pickles as hostile
 from tests.support.hostile.pickles import SAMPLES
@@ -142,7 +143,7 @@ def test_harmless_objects_beside_the_weights_are_ignored(protocol):
         "nothing": None,
         "nested": {"deep": [({"x": 1.5},)]},
         "defaults": numbers,
-        3: "a key that is no string",
+        3: "a key that is a number",
         (1, 2): OrderedDict(a=1),
     }
     loaded, end = load(data := pickle.dumps(content, protocol=protocol))
@@ -151,7 +152,8 @@ def test_harmless_objects_beside_the_weights_are_ignored(protocol):
     assert loaded["nested"] == {"deep": [({"x": 1.5},)]}
     assert loaded["defaults"] == {"a": [1]}
     assert (loaded["large"], loaded["negative"], loaded["flag"]) == (2**400, -(2**40), True)
-    assert 3 not in loaded
+    assert loaded[3] == "a key that is a number"
+    assert (1, 2) not in loaded
 
 
 def test_a_call_that_would_fill_the_memory_is_not_made():
@@ -189,32 +191,34 @@ LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
 @pytest.mark.parametrize(
     ("content", "reason", "what"),
     [
-        pytest.param(tensor(offset=b"K\x01"), Reason.NOT_A_MODEL, "beyond its", id="offset"),
+        pytest.param(tensor(offset=b"K\x01"), Reason.DAMAGED_FILE, "beyond its", id="offset"),
         pytest.param(
-            tensor(offset=b"J\xff\xff\xff\xff"), Reason.NOT_A_MODEL, "not sizes", id="before it"
+            tensor(offset=b"J\xff\xff\xff\xff"), Reason.DAMAGED_FILE, "not sizes", id="before it"
         ),
-        pytest.param(tensor(shape=b"(K\x05t"), Reason.NOT_A_MODEL, "beyond its", id="shape"),
-        pytest.param(tensor(strides=b"(K\x02t"), Reason.NOT_A_MODEL, "beyond its", id="strides"),
+        pytest.param(tensor(shape=b"(K\x05t"), Reason.DAMAGED_FILE, "beyond its", id="shape"),
+        pytest.param(tensor(strides=b"(K\x02t"), Reason.DAMAGED_FILE, "beyond its", id="strides"),
         pytest.param(
-            tensor(strides=b"(J\xff\xff\xff\xfft"), Reason.NOT_A_MODEL, "not sizes", id="backward"
+            tensor(strides=b"(J\xff\xff\xff\xfft"), Reason.DAMAGED_FILE, "not sizes", id="backward"
         ),
         pytest.param(
-            tensor(shape=b"(K\x63K\x63t", strides=b"(K\0K\0t"), Reason.NOT_A_MODEL, "beyond its",
+            tensor(shape=b"(K\x63K\x63t", strides=b"(K\0K\0t"), Reason.DAMAGED_FILE, "beyond its",
             id="one number repeated",
         ),
-        pytest.param(tensor(shape=b"(" + LONG + b"t"), Reason.NOT_A_MODEL, "not sizes", id="2**64"),
-        pytest.param(tensor(shape=b"(\x88t"), Reason.NOT_A_MODEL, "not sizes", id="True"),
         pytest.param(
-            tensor(shape=b"(" + b"K\x01" * 9 + b"t"), Reason.NOT_A_MODEL, "not sizes", id="rank 9"
+            tensor(shape=b"(" + LONG + b"t"), Reason.DAMAGED_FILE, "not sizes", id="2**64"
         ),
-        pytest.param(tensor(shape=b")"), Reason.NOT_A_MODEL, "differ in length", id="ranks"),
-        pytest.param(tensor(source=b"N"), Reason.NOT_A_MODEL, "incomplete", id="no storage"),
+        pytest.param(tensor(shape=b"(\x88t"), Reason.DAMAGED_FILE, "not sizes", id="True"),
         pytest.param(
-            tensor(source=storage(count=b"G" + bytes(8))), Reason.NOT_A_MODEL,
+            tensor(shape=b"(" + b"K\x01" * 9 + b"t"), Reason.DAMAGED_FILE, "not sizes", id="rank 9"
+        ),
+        pytest.param(tensor(shape=b")"), Reason.DAMAGED_FILE, "differ in length", id="ranks"),
+        pytest.param(tensor(source=b"N"), Reason.DAMAGED_FILE, "incomplete", id="no storage"),
+        pytest.param(
+            tensor(source=storage(count=b"G" + bytes(8))), Reason.DAMAGED_FILE,
             "unknown reference", id="count is a fraction",
         ),
         pytest.param(
-            tensor(source=storage(more=b"N")), Reason.NOT_A_MODEL, "unknown reference", id="six"
+            tensor(source=storage(more=b"N")), Reason.DAMAGED_FILE, "unknown reference", id="six"
         ),
         pytest.param(
             tensor(source=storage(kind=hostile.text("Float"))), Reason.UNSUPPORTED_FORMAT,
@@ -224,28 +228,28 @@ LONG = b"\x8a\x09" + bytes(8) + b"\x01"  # 2**64
             tensor(source=storage(kind=b"ctorch\nQInt8Storage\n")), Reason.UNSUPPORTED_FORMAT,
             "torch.QInt8Storage", id="quantized",
         ),
-        pytest.param(b"\x80\x02}", Reason.NOT_A_MODEL, "it is cut off", id="cut off"),
-        pytest.param(b"\x80\x02X\xff\xff", Reason.NOT_A_MODEL, "not enough data", id="cut inside"),
-        pytest.param(b"\xfe.", Reason.NOT_A_MODEL, "0xfe is not an instruction", id="instruction"),
-        pytest.param(b".", Reason.NOT_A_MODEL, "exactly one object", id="nothing"),
-        pytest.param(b"}}.", Reason.NOT_A_MODEL, "exactly one object", id="two objects"),
-        pytest.param(b"(}.", Reason.NOT_A_MODEL, "exactly one object", id="open mark"),
-        pytest.param(b"t.", Reason.NOT_A_MODEL, "a mark that does not exist", id="no mark"),
-        pytest.param(b"0.", Reason.NOT_A_MODEL, "that does not exist", id="nothing to pop"),
-        pytest.param(b"q\0.", Reason.NOT_A_MODEL, "that does not exist", id="nothing to keep"),
-        pytest.param(b"h\x07.", Reason.NOT_A_MODEL, "did not store", id="never kept"),
-        pytest.param(b"NNa.", Reason.NOT_A_MODEL, "not a list", id="append to None"),
-        pytest.param(b"NNNs.", Reason.NOT_A_MODEL, "not a dictionary", id="item of None"),
-        pytest.param(b"}(Nu.", Reason.NOT_A_MODEL, "key without a value", id="odd items"),
+        pytest.param(b"\x80\x02}", Reason.DAMAGED_FILE, "it is cut off", id="cut off"),
+        pytest.param(b"\x80\x02X\xff\xff", Reason.DAMAGED_FILE, "not enough data", id="cut inside"),
+        pytest.param(b"\xfe.", Reason.DAMAGED_FILE, "0xfe is not an instruction", id="instruction"),
+        pytest.param(b".", Reason.DAMAGED_FILE, "exactly one object", id="nothing"),
+        pytest.param(b"}}.", Reason.DAMAGED_FILE, "exactly one object", id="two objects"),
+        pytest.param(b"(}.", Reason.DAMAGED_FILE, "exactly one object", id="open mark"),
+        pytest.param(b"t.", Reason.DAMAGED_FILE, "a mark that does not exist", id="no mark"),
+        pytest.param(b"0.", Reason.DAMAGED_FILE, "that does not exist", id="nothing to pop"),
+        pytest.param(b"q\0.", Reason.DAMAGED_FILE, "that does not exist", id="nothing to keep"),
+        pytest.param(b"h\x07.", Reason.DAMAGED_FILE, "did not store", id="never kept"),
+        pytest.param(b"NNa.", Reason.DAMAGED_FILE, "not a list", id="append to None"),
+        pytest.param(b"NNNs.", Reason.DAMAGED_FILE, "not a dictionary", id="item of None"),
+        pytest.param(b"}(Nu.", Reason.DAMAGED_FILE, "key without a value", id="odd items"),
         pytest.param(b"NNb.", Reason.UNSAFE_MODEL, "sets attributes", id="state of None"),
         pytest.param(b"N)R.", Reason.UNSAFE_MODEL, "not a function", id="call of None"),
         pytest.param(
             b"ctorch\nSize\nNR.", Reason.UNSAFE_MODEL, "not a function", id="no arguments"
         ),
-        pytest.param(b"ctorch\nSize\n)R.", Reason.NOT_A_MODEL, "lacks", id="too few arguments"),
+        pytest.param(b"ctorch\nSize\n)R.", Reason.DAMAGED_FILE, "lacks", id="too few arguments"),
         pytest.param(b"\x80\x04NN\x93.", Reason.UNSAFE_MODEL, "computes the name", id="no name"),
         pytest.param(
-            b"ccollections\nOrderedDict\n(]tR.", Reason.NOT_A_MODEL, "made from other objects",
+            b"ccollections\nOrderedDict\n(]tR.", Reason.DAMAGED_FILE, "made from other objects",
             id="dictionary of a list",
         ),
     ],
@@ -281,6 +285,9 @@ def test_a_structure_that_doubles_with_every_instruction_takes_little_memory():
 def test_a_dictionary_that_contains_itself_is_refused():
     """A reader that follows `state_dict` without limit would never end."""
     content, _ = load(b"\x80\x02}q\0" + hostile.text("state_dict") + b"h\0s.")
+    with pytest.raises(LoaderError, match="holds no tensors"):
+        split(content)
+    content["weight"] = View(Storage(Dtype.F32, "0", 4), Dtype.F32, 0, (4,), (1,))
     with pytest.raises(LoaderError, match="no dictionary of tensors"):
         split(content)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import load_file, save, save_file
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -72,96 +72,101 @@ def test_a_padded_header_is_read(tmp_path):
     ("content", "reason", "what"),
     [
         pytest.param(
-            file_of({"a": A, "b": B})[:-3], Reason.NOT_A_MODEL,
+            file_of({"a": A, "b": B})[:-3], Reason.DAMAGED_FILE,
             "ends after 135 of 138 bytes", id="data cut off",
         ),
         pytest.param(
-            file_of({"a": A, "b": B})[:50], Reason.NOT_A_MODEL,
+            file_of({"a": A, "b": B})[:50], Reason.DAMAGED_FILE,
             "ends after 50 of at least 130 bytes", id="header cut off",
         ),
         pytest.param(
-            file_of({"a": A, "b": B}) + b"more", Reason.NOT_A_MODEL,
+            file_of({"a": A, "b": B}) + b"more", Reason.DAMAGED_FILE,
             "4 bytes follow the last tensor", id="bytes added",
         ),
         pytest.param(
-            (MAX_HEADER + 1).to_bytes(8, "little") + b"{", Reason.NOT_A_MODEL,
+            (MAX_HEADER + 1).to_bytes(8, "little") + b"{", Reason.DAMAGED_FILE,
             "a safetensors header of", id="huge header",
         ),
-        pytest.param(file_of(b"{]"), Reason.NOT_A_MODEL, "damaged", id="no JSON"),
-        pytest.param(file_of(b'{"a":NaN}'), Reason.NOT_A_MODEL, "NaN is not valid JSON", id="NaN"),
-        pytest.param(file_of(b'{"a":"\xff"}'), Reason.NOT_A_MODEL, "damaged", id="no UTF-8"),
-        pytest.param(file_of(b"{" * 50), Reason.NOT_A_MODEL, "damaged", id="braces"),
+        pytest.param(file_of(b"{]"), Reason.DAMAGED_FILE, "damaged", id="no JSON"),
+        pytest.param(file_of(b'{"a":NaN}'), Reason.DAMAGED_FILE, "NaN is not valid JSON", id="NaN"),
+        pytest.param(file_of(b'{"a":"\xff"}'), Reason.DAMAGED_FILE, "damaged", id="no UTF-8"),
+        pytest.param(file_of(b"{" * 50), Reason.DAMAGED_FILE, "damaged", id="braces"),
         pytest.param(
-            file_of(b'{"a":' + b"[" * 100_000), Reason.NOT_A_MODEL, "damaged", id="deeply nested"
+            file_of(b'{"a":' + b"[" * 100_000), Reason.DAMAGED_FILE, "damaged", id="deeply nested"
         ),
         pytest.param(
-            file_of(b'{"a":' + b"9" * 5000 + b"}"), Reason.NOT_A_MODEL, "damaged", id="long number"
+            file_of(b'{"a":' + b"9" * 5000 + b"}"), Reason.DAMAGED_FILE, "damaged", id="long number"
         ),
         pytest.param(
             file_of(b'{"a":%b,"a":%b}' % (json.dumps(A).encode(), json.dumps(B).encode())),
-            Reason.NOT_A_MODEL, "a name occurs twice", id="name twice",
+            Reason.DAMAGED_FILE, "a name occurs twice", id="name twice",
         ),
         pytest.param(
             file_of(b'{"a":{"dtype":"F16","dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
-            Reason.NOT_A_MODEL, "a name occurs twice", id="field twice",
+            Reason.DAMAGED_FILE, "a name occurs twice", id="field twice",
         ),
         pytest.param(file_of({}, b""), Reason.NOT_A_MODEL, "without tensors", id="nothing"),
         pytest.param(
-            file_of({"__metadata__": {"a": 1}, "a": A, "b": B}), Reason.NOT_A_MODEL,
-            "metadata other than strings", id="metadata of numbers",
+            file_of({"__metadata__": {"a": 1}, "a": A, "b": B}), Reason.DAMAGED_FILE,
+            "allows strings only: save the file again", id="metadata of numbers",
         ),
         pytest.param(
-            file_of({"a": A | {"x": 1}, "b": B}), Reason.NOT_A_MODEL, "not exactly", id="field more"
+            file_of({"a": A | {"x": 1}, "b": B}), Reason.DAMAGED_FILE,
+            "not exactly", id="field more",
         ),
-        pytest.param(file_of({"a": [], "b": B}), Reason.NOT_A_MODEL, "not exactly", id="a list"),
+        pytest.param(file_of({"a": [], "b": B}), Reason.DAMAGED_FILE, "not exactly", id="a list"),
         pytest.param(
             file_of({"a": A | {"dtype": "F4"}, "b": B}), Reason.UNSUPPORTED_FORMAT,
-            "dtype F4 is unknown", id="dtype",
+            r"quantized \(fp4\)", id="dtype of quantized weights",
         ),
         pytest.param(
-            file_of({"a": A | {"shape": [-2]}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"dtype": "C64"}, "b": B}), Reason.UNSUPPORTED_FORMAT,
+            "dtype C64 is unknown", id="dtype",
+        ),
+        pytest.param(
+            file_of({"a": A | {"shape": [-2]}, "b": B}), Reason.DAMAGED_FILE,
             "whole numbers", id="negative shape",
         ),
         pytest.param(
-            file_of({"a": A | {"shape": [2.0]}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"shape": [2.0]}, "b": B}), Reason.DAMAGED_FILE,
             "whole numbers", id="fractional shape",
         ),
         pytest.param(
-            file_of({"a": A | {"shape": [True, 2]}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"shape": [True, 2]}, "b": B}), Reason.DAMAGED_FILE,
             "whole numbers", id="boolean shape",
         ),
         pytest.param(
-            file_of({"a": A | {"shape": [1] * 9}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"shape": [1] * 9}, "b": B}), Reason.DAMAGED_FILE,
             "9 dimensions", id="rank",
         ),
         pytest.param(
-            file_of({"a": A | {"shape": [3]}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"shape": [3]}, "b": B}), Reason.DAMAGED_FILE,
             "need 6 bytes, but data_offsets have 4", id="shape against bytes",
         ),
         pytest.param(
-            file_of({"a": A | {"shape": [2**63, 2**63]}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"shape": [2**63, 2**63]}, "b": B}), Reason.DAMAGED_FILE,
             "bytes, but data_offsets have 4", id="shape that overflows 64 bits",
         ),
         pytest.param(
-            file_of({"a": A | {"data_offsets": [4, 0]}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"data_offsets": [4, 0]}, "b": B}), Reason.DAMAGED_FILE,
             "not a range", id="backward range",
         ),
         pytest.param(
-            file_of({"a": A | {"data_offsets": [0]}, "b": B}), Reason.NOT_A_MODEL,
+            file_of({"a": A | {"data_offsets": [0]}, "b": B}), Reason.DAMAGED_FILE,
             "not a range", id="half a range",
         ),
         pytest.param(
-            file_of({"a": A, "b": A}), Reason.NOT_A_MODEL, "a hole or an overlap", id="overlap"
+            file_of({"a": A, "b": A}), Reason.DAMAGED_FILE, "a hole or an overlap", id="overlap"
         ),
         pytest.param(
-            file_of({"a": A, "b": B | {"data_offsets": [6, 10]}}, bytes(10)), Reason.NOT_A_MODEL,
+            file_of({"a": A, "b": B | {"data_offsets": [6, 10]}}, bytes(10)), Reason.DAMAGED_FILE,
             "a hole or an overlap", id="hole",
         ),
         pytest.param(
-            file_of({"a\u0000b": A, "b": B}), Reason.NOT_A_MODEL, "unprintable", id="NUL in a name"
+            file_of({"a\u0000b": A, "b": B}), Reason.DAMAGED_FILE, "unprintable", id="NUL in a name"
         ),
         pytest.param(
-            file_of({"a" * 600: A, "b": B}), Reason.NOT_A_MODEL, "too long", id="long name"
+            file_of({"a" * 600: A, "b": B}), Reason.DAMAGED_FILE, "too long", id="long name"
         ),
     ],
 )  # fmt: skip
@@ -199,3 +204,36 @@ def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(tmp_path_fact
     except SafetensorError as error:
         pytest.fail(f"we read what the library refuses: {error}")
     assert ours == shapes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(
+            file_of({"a": A, "b": B}) + b"more",
+            "model.safetensors: 4 bytes follow the last tensor",
+            id="bytes behind the last tensor",
+        ),
+        pytest.param(
+            file_of({"a": A, "b": B})[:-3],
+            "model.safetensors: truncated: it ends after 135 of 138 bytes",
+            id="truncated",
+        ),
+        pytest.param(
+            file_of({"__metadata__": {"step": 100}, "a": A, "b": B}),
+            "model.safetensors: the safetensors metadata has 100 as step, and the format allows"
+            " strings only: save the file again with strings",
+            id="numeric metadata",
+        ),
+    ],
+)
+def test_damaged_file_has_a_remedy_of_its_own(tmp_path, content, message):
+    """The safetensors library refuses these files, too. The link is right, but the file is not."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(LoaderError) as caught:
+        open_tensor_file(path)
+    assert (caught.value.reason, caught.value.message) == (Reason.DAMAGED_FILE, message)
+    assert "upload the original again" in Reason.DAMAGED_FILE.remedy

@@ -33,7 +33,7 @@ from tests.support.hostile import pickles as hostile
 from tests.support.models.checkpoints import LIGHTNING_EXTRAS, save_ckpt
 from tests.support.models.conversions import identical
 
-DAMAGED = Reason.NOT_A_MODEL
+DAMAGED = Reason.DAMAGED_FILE
 MATRIX = torch.arange(24, dtype=torch.float32).reshape(4, 6)
 LIMIT = 300 << 20
 
@@ -254,7 +254,7 @@ def of(weight: bytes, *, keys: Any = ("0",), storages: Any = None) -> Legacy:
             Legacy(content=hostile.SAMPLES["eval"]), Reason.UNSAFE_MODEL, "refused", id="code"
         ),
         pytest.param(
-            Legacy(machine=Path("x")), Reason.NOT_A_MODEL, "what machine", id="odd machine"
+            Legacy(machine=Path("x")), Reason.DAMAGED_FILE, "what machine", id="odd machine"
         ),
         pytest.param(
             Legacy(content=b"\x80\x02X\xff\xff\xff\xff."), DAMAGED, "a text of 4294967295 bytes",

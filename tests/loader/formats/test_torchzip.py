@@ -189,7 +189,7 @@ WEIGHT = torch.arange(4, dtype=torch.float32)
 GOOD = saved({"weight": WEIGHT})
 PICKLE = zipfile.ZipFile(io.BytesIO(GOOD)).read("archive/data.pkl")
 DATA = bytes(WEIGHT.view(torch.uint8).tolist())
-DAMAGED = Reason.NOT_A_MODEL
+DAMAGED = Reason.DAMAGED_FILE
 
 
 def made_of(*parts, **options):
@@ -222,11 +222,13 @@ def test_the_archives_of_the_fault_table_are_valid_without_a_fault(tmp_path, zip
             "damaged directory entry", id="comment on a member",
         ),
         pytest.param(
-            zip_bytes([Part("unet/config.json", b"{}"), Part("model_index.json", b"{}")]), DAMAGED,
+            zip_bytes([Part("unet/config.json", b"{}"), Part("model_index.json", b"{}")]),
+            Reason.NOT_A_MODEL,
             "not one of torch's; it holds unet/config.json, model_index", id="another zip",
         ),
         pytest.param(
-            made_of(Part("elsewhere/data/0", DATA)), DAMAGED, "not one of torch's", id="two roots"
+            made_of(Part("elsewhere/data/0", DATA)), Reason.NOT_A_MODEL,
+            "not one of torch's", id="two roots",
         ),
         pytest.param(
             made_of(Part("archive/data/0", DATA), Part("archive/DATA/0", DATA)), DAMAGED,
@@ -303,8 +305,8 @@ def test_the_archives_of_the_fault_table_are_valid_without_a_fault(tmp_path, zip
             archive(PICKLE + b".", {"0": DATA}), DAMAGED, "1 bytes follow its end",
             id="bytes after the pickle",
         ),
-        pytest.param(saved({}), DAMAGED, "holds no tensors", id="no tensors"),
-        pytest.param(saved([WEIGHT]), DAMAGED, "no dictionary of tensors", id="a list"),
+        pytest.param(saved({}), Reason.NOT_A_MODEL, "holds no tensors", id="no tensors"),
+        pytest.param(saved([WEIGHT]), Reason.NOT_A_MODEL, "no dictionary of tensors", id="a list"),
         pytest.param(
             saved({"a\nb": WEIGHT}), DAMAGED, "unprintable", id="line break in a tensor's name"
         ),

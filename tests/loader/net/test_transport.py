@@ -10,6 +10,7 @@ import pytest
 
 from devkit.fakefiles import FileServer
 from devkit.loopback import Answer, Loopback
+from sd_api.logins import basic
 from sd_api.netguard import Guard, Resolver, bypasses_proxy
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -159,6 +160,21 @@ def test_proxy_resolves_names_and_may_have_a_private_address():
             with pytest.raises(httpx2.ProxyError):
                 client.get("https://public.example.com/x")
         assert proxy.targets == [f"http://{NAME}/x", "CONNECT public.example.com:443"]
+
+
+def test_login_of_the_proxy_comes_from_the_administrators_logins(tmp_path):
+    """The proxy gets the login, and no host behind it does."""
+    (tmp_path / "proxy").write_text("user:p@ss/word\n")
+    with Proxy() as proxy:
+        env = {"HTTPS_PROXY": proxy.url, "SD_LOADER_LOGINS_DIR": str(tmp_path)}
+        settings = Settings.from_env(env | {"SD_LOADER_ALLOWED_HOSTS": NAME})
+        with HttpClient(settings).session() as client:
+            assert client.get(f"http://{NAME}/x").content == b"proxy"
+            with pytest.raises(httpx2.ProxyError):
+                client.get("https://public.example.com/x")
+        for request in proxy.requests:
+            assert request.headers["proxy-authorization"] == basic("user:p@ss/word")
+            assert "authorization" not in request.headers
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "127.1", "[::1]", "metadata.google.internal"])

@@ -39,6 +39,7 @@ NEEDED = {
     "scheduler/scheduler_config.json": b"{}",
     "text_encoder/config.json": b"{}",
     "text_encoder/model.safetensors": b"t" * 3000,
+    "tokenizer/added_tokens.json": b"{}",
     "tokenizer/merges.txt": b"#version: 0.2\n",
     "tokenizer/vocab.json": b"{}",
     "unet/config.json": b"{}",
@@ -193,7 +194,7 @@ def test_fetch_without_a_record_runs_again(tmp_path):
 BOMB = bytes(64 << 20)
 PACKED = deflated(UNET, WEIGHTS)
 LINK = stat.S_IFLNK | 0o777
-UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUPPORTED_FORMAT
+UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.DAMAGED_FILE, Reason.UNSUPPORTED_FORMAT
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ UNSAFE, DAMAGED, UNKNOWN = Reason.UNSAFE_MODEL, Reason.NOT_A_MODEL, Reason.UNSUP
             id="two names",
         ),
         pytest.param(
-            [*parts(), *(Part(f"f/{n}") for n in range(1000))], UNSAFE, "1014 files",
+            [*parts(), *(Part(f"f/{n}") for n in range(1000))], UNSAFE, "1015 files",
             id="too many files",
         ),
         pytest.param(

@@ -178,7 +178,7 @@ FAULTS = [
         "no length, and cut",
         from_the_first(partial(close_delimited, 50_000)),
         "truncated",
-        Reason.NOT_A_MODEL,
+        Reason.DAMAGED_FILE,
     ),
     Row("a later range, once", resumed(begins(1000), times=1), usual=True),
     Row("an earlier range, once", resumed(begins(-1000), times=1)),
@@ -200,7 +200,7 @@ FAULTS = [
     Row("endless later", resumed(endless), downloaded=Reason.TOO_LARGE, words="limit"),
     Row("too long a length, once", once(length(1.5))),
     Row("too long a length, always", from_the_first(length(1.5))),
-    Row("too short a length", always(length(0.5)), Reason.SOURCE_UNREACHABLE, Reason.NOT_A_MODEL),
+    Row("too short a length", always(length(0.5)), Reason.SOURCE_UNREACHABLE, Reason.DAMAGED_FILE),
     refused("compressed", from_the_first(zipped("Content_Encoding")), "compressed"),
     refused("compressed to be sent", from_the_first(zipped("Transfer_Encoding"))),
     Row("five redirects", chain(5)),
@@ -293,7 +293,7 @@ def test_slow_server_is_given_up(
 @pytest.mark.parametrize(
     ("container", "at", "reason"),
     [
-        pytest.param("content", 4, Reason.NOT_A_MODEL, id="the header's length"),
+        pytest.param("content", 4, Reason.DAMAGED_FILE, id="the header's length"),
         pytest.param("content", -10, None, id="a weight of a safetensors file"),
         pytest.param("archive", 100_000, Reason.DIGEST_MISMATCH, id="a weight of an archive"),
     ],
@@ -314,7 +314,7 @@ def test_flipped_bits_are_found_by_checksums(
             assert result.artifact.digest != files.digest(content)
         else:
             assert pod.refusal(server).reason is reason
-        expected = (Reason.DIGEST_MISMATCH, Reason.NOT_A_MODEL)
+        expected = (Reason.DIGEST_MISMATCH, Reason.DAMAGED_FILE)
         assert pod.refusal(server, sha256=sha256, reload="1").reason in expected
     tally("source faults survived", 2)
 

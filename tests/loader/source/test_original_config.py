@@ -179,6 +179,16 @@ REFUSED = [
     pytest.param(in_params("image_size: 0"), "image_size is 0", id="zero size"),
     pytest.param(in_params("image_size: {a: b}"), "image_size is {", id="a mapping"),
     pytest.param(in_params("timesteps: 99999999"), "timesteps is 99999999", id="too many"),
+    pytest.param(
+        in_params("timesteps: 4097"),
+        "timesteps is 4097; it should be at most 4,096",
+        id="more than a scheduler has",
+    ),
+    pytest.param(
+        in_params("image_size: 65537"),
+        "image_size is 65537; it should be at most 65,536",
+        id="too large",
+    ),
     pytest.param(in_params("linear_start: .nan"), "linear_start is .nan", id="not a number"),
     pytest.param(in_params("linear_end: 1e999"), "linear_end is 1e999", id="infinite"),
     pytest.param(

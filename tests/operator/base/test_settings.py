@@ -36,12 +36,14 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         kubeconfig,
         NAMESPACES="art, ops",
         CLAIM_NAME="volume",
+        ALLOWED_CLAIMS="archive,fast",
         LOADER_IMAGE="registry.example.com/loader:1",
         LOADER_SLIM_IMAGE="registry.example.com/slim:1",
         IMAGE_PULL_SECRETS="pull",
         GPU_RESOURCE="amd.com/gpu",
         GPU_COUNT="0",
         CA_CONFIGMAP="ca",
+        LOGINS_SECRET="logins",
         MAX_BYTES="1000",
         RETAIN_PREVIOUS_SECONDS="0",
         LOADER_TMP_SIZE="2Gi",
@@ -70,6 +72,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         STUCK_SECONDS="5",
         MAX_LOADS="6",
         MAX_LOADS_PER_NAMESPACE="0",
+        PRIORITY_CLASSES="low, lowest",
         KUEUE_QUEUE="gpus",
         LEADER_ELECTION="true",
         LEASE_NAMESPACE="ops",
@@ -80,6 +83,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
         kubeconfig=Path(kubeconfig),
         namespaces=("art", "ops"),
         claim_name="volume",
+        allowed_claims=frozenset({"archive", "fast"}),
         loader=LoaderSettings(
             image="registry.example.com/loader:1",
             slim_image="registry.example.com/slim:1",
@@ -87,6 +91,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
             gpu_resource="amd.com/gpu",
             gpu_count=0,
             ca_configmap="ca",
+            logins_secret="logins",
             max_bytes=1000,
             retain_previous_seconds=0,
             tmp_size="2Gi",
@@ -95,6 +100,7 @@ def test_every_variable_is_read(kubeconfig: str) -> None:
             remove_ttl_seconds=2,
             default_parts={"sd1": "org/one", "sdxl": "org/two"},
             allow_overrides=False,
+            priority_classes=frozenset({"low", "lowest"}),
             kueue_queue="gpus",
             security_context={"pod": {}, "container": {"runAsNonRoot": True}},
             placement=JobOverrides(node_selector={"pool": "gpu"}, runtime_class_name="nvidia"),
@@ -220,8 +226,69 @@ def test_the_hub_of_the_environment_is_the_default(kubeconfig: str) -> None:
     assert Settings.from_env(env).hub_endpoint == "https://mirror.example.com"
 
 
-def test_the_trainers_host_is_allowed_to_the_loader_only() -> None:
-    """The administrator allowed the host for models, not for webhooks."""
-    settings = Settings(trained_url_template="http://trainer.svc/models/{id}")
-    assert settings.loader_allowed_hosts() == {"trainer.svc:80"}
-    assert settings.guard().allowed_hosts == frozenset()
+PASSWORD = "n0t-to-be-shown"
+TEMPLATE = "https://trainer.example.com/models/{id}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("HTTPS_PROXY", f"http://user:{PASSWORD}@proxy:3128", id="proxy"),
+        pytest.param("HTTPS_PROXY", f"http://{PASSWORD}@proxy:3128", id="user alone"),
+        pytest.param("HTTPS_PROXY", f"http://user:{PASSWORD}/x@proxy:3128", id="slash"),
+        pytest.param("HTTPS_PROXY", f"user:{PASSWORD}@proxy:3128", id="no scheme"),
+        pytest.param("HTTPS_PROXY", f"http://user:{PASSWORD}\uff20proxy", id="wide at sign"),
+        pytest.param("HF_ENDPOINT", f"https://user:{PASSWORD}@hub.example.com/hf", id="endpoint"),
+        pytest.param("HF_ENDPOINT", f"https://hub.example.com/hf?token={PASSWORD}", id="query"),
+        pytest.param("HF_ENDPOINT", f"https://hub.example.com/hf#{PASSWORD}", id="fragment"),
+        pytest.param("TRAINED_URL_TEMPLATE", f"{TEMPLATE}?key={PASSWORD}", id="key"),
+        pytest.param("TRAINED_URL_TEMPLATE", f"{TEMPLATE}?a=1;apiKey={PASSWORD}", id="semicolon"),
+        pytest.param("TRAINED_URL_TEMPLATE", f"{TEMPLATE}?X-Goog-Signature={PASSWORD}", id="sig"),
+        pytest.param("TRAINED_URL_TEMPLATE", f"{TEMPLATE}?v={PASSWORD}{PASSWORD}", id="no name"),
+        pytest.param("TRAINED_URL_TEMPLATE", f"{TEMPLATE}?{PASSWORD}{PASSWORD}", id="bare"),
+        pytest.param("TRAINED_URL_TEMPLATE", f"{TEMPLATE}#token={PASSWORD}", id="in a fragment"),
+        pytest.param(
+            "TRAINED_URL_TEMPLATE",
+            f"https://user:{PASSWORD}@trainer.example.com/{{id}}",
+            id="login of the trainer",
+        ),
+    ],
+)
+def test_a_secret_in_a_setting_is_refused(kubeconfig: str, name: str, value: str) -> None:
+    """Settings are copied into Jobs. The error does not quote the secret."""
+    with pytest.raises(SettingsError) as error:
+        read(kubeconfig, **{name: value})
+    assert str(error.value).startswith(f"SD_OPERATOR_{name} ")
+    assert PASSWORD not in str(error.value)
+
+
+def test_a_refused_secret_has_a_replacement(kubeconfig: str) -> None:
+    """The error says where the login or the key belongs."""
+    with pytest.raises(SettingsError, match="key proxy or hub of the Secret that SD_OPERATOR_LOG"):
+        read(kubeconfig, HTTPS_PROXY=f"http://user:{PASSWORD}@proxy:3128")
+    with pytest.raises(
+        SettingsError, match=r"write \{key\} in its place.*SD_OPERATOR_LOGINS_SECRET"
+    ):
+        read(kubeconfig, TRAINED_URL_TEMPLATE=f"{TEMPLATE}?key={PASSWORD}")
+    env = {"KUBECONFIG": kubeconfig, "HF_ENDPOINT": f"https://user:{PASSWORD}@hub.example.com"}
+    with pytest.raises(SettingsError, match="HF_ENDPOINT must not have a user name, a password"):
+        Settings.from_env(env)
+
+
+@pytest.mark.parametrize("query", ["", "?key={key}", "?format=safetensors&id={id}&token={key}"])
+def test_a_template_may_have_a_place_for_the_key(kubeconfig: str, query: str) -> None:
+    """The loader puts the key in."""
+    settings = read(kubeconfig, TRAINED_URL_TEMPLATE=TEMPLATE + query)
+    assert settings.trained_url_template == TEMPLATE + query
+
+
+def test_webhook_calls_log_in_at_the_proxy(kubeconfig: str, tmp_path: Path) -> None:
+    """The login comes from a file and never gets into the setting that Jobs have."""
+    (tmp_path / "proxy").write_text("user:p@ss/word\n")
+    settings = read(kubeconfig, HTTPS_PROXY="http://proxy:3128", LOGINS_DIR=str(tmp_path))
+    assert settings.own_proxy == "http://user:p%40ss%2Fword@proxy:3128"
+    assert settings.https_proxy == "http://proxy:3128"
+    assert "word" not in repr(settings)
+    (tmp_path / "proxy").write_text("user:two\nlines")
+    with pytest.raises(SettingsError, match="LOGINS_DIR must name a folder with logins: the login"):
+        read(kubeconfig, LOGINS_DIR=str(tmp_path))

@@ -17,9 +17,9 @@ from tests.support.rules.observed import NOW, job
 ADMITTED = Admission(admitted=True)
 
 
-def of(uid: str, **fields: object) -> JobView:
+def of(uid: str, /, **fields: object) -> JobView:
     """Return the loader Job of a model."""
-    return job(uid=f"job-{uid}", model_uid=uid, **fields)
+    return job(**{"uid": f"job-{uid}", "model_uid": uid} | fields)
 
 
 class Line:
@@ -29,6 +29,11 @@ class Line:
         self.cache = ObjectCache()
         self.woken: list[str] = []
         self.queue = AdmissionQueue(Limits(limit), self.cache, self.woken.extend)
+
+    def put(self, job: JobView) -> None:
+        """Put a Job into the cache, as the one that its model's status records."""
+        self.cache.put_job(job)
+        self.cache.record(job.model_uid, job.uid)
 
     def ask(self, uid: str, priority: int = 0) -> Awaitable[Admission]:
         """Request admission for a model, whose name gives its age."""
@@ -66,7 +71,7 @@ def test_the_next_starts_when_a_load_ends() -> None:
 
     async def scenario(line: Line) -> None:
         await asyncio.gather(line.ask("a"), line.ask("b"), line.ask("c"))
-        line.cache.put_job(of("a"))
+        line.put(of("a"))
         line.queue.leave("a")
         await asyncio.sleep(0.1)
         assert line.woken == [], "the Job counts in its model's stead"
@@ -87,7 +92,7 @@ def test_a_running_load_counts_from_the_start() -> None:
     """A restarted operator counts existing Jobs before the first pass over any model."""
 
     async def scenario(line: Line) -> None:
-        line.cache.put_job(of("z"))
+        line.put(of("z"))
         assert await line.ask("a") == Admission(False, 1)
         line.cache.drop_job(of("z"))
         line.queue.changed()
@@ -101,11 +106,24 @@ def test_only_loads_count_towards_the_limit() -> None:
     """The limit ignores clean-up Jobs, ended Jobs and models that have left the queue."""
 
     async def scenario(line: Line) -> None:
-        line.cache.put_job(replace(of("x"), role=names.ROLE_REMOVE))
-        line.cache.put_job(of("y", state=JobState.FAILED))
+        line.put(replace(of("x"), role=names.ROLE_REMOVE))
+        line.put(of("y", state=JobState.FAILED))
         assert await line.ask("a") == ADMITTED
         line.queue.leave("a")
         assert await line.ask("b") == ADMITTED
+
+    run(scenario)
+
+
+def test_a_job_that_no_status_records_counts_for_nothing() -> None:
+    """Anyone who may create Jobs can label them, for a model or for none."""
+
+    async def scenario(line: Line) -> None:
+        line.put(of("w", state=JobState.COMPLETE))
+        for forged in (of("w", uid="forged"), of("x"), of("nobody", owner_uid="")):
+            line.cache.put_job(forged)
+        assert await line.ask("a") == ADMITTED
+        assert line.cache.active_jobs() == 0
 
     run(scenario)
 

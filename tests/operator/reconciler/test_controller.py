@@ -11,11 +11,18 @@ from typing_extensions import override
 
 from sd_api import names
 from sd_api.status import Phase, Status
-from sd_operator.base.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError
+from sd_operator.base.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import SYSTEM_CLOCK
-from sd_operator.clients.kube import Resource
+from sd_operator.clients.kube import CLAIMS, JOBS, Resource
+from sd_operator.reconciler import supervisor
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.controller import Controller
 from sd_operator.reconciler.execute import Executor
@@ -23,7 +30,7 @@ from sd_operator.resources.model import Model
 from sd_operator.rules.manifests import plan_load
 from sd_operator.standalone.patch import merge_patch
 from tests.support.kube.scriptedapi import Json, Script
-from tests.support.rules.observed import UID, WANTED, body, claim, job, published
+from tests.support.rules.observed import CLAIM_UID, UID, WANTED, body, claim, job, published
 
 
 def keep(
@@ -73,6 +80,26 @@ def test_a_pvc_wakes_only_its_own_models(monkeypatch: pytest.MonkeyPatch) -> Non
     keep(api, scenario)
 
 
+def test_a_label_of_a_pvc_wakes_its_models() -> None:
+    """The model is loaded once its PVC is labelled, long before the resync."""
+    api = Script(body(storage={"claimName": "database"}))
+
+    def relabel(controller: Controller, version: str, *, for_models: bool) -> None:
+        view = claim(name="database", resource_version=version, for_models=for_models)
+        if controller.cache.put_claim(view):
+            controller.claim_changed(view)
+
+    async def scenario(controller: Controller) -> None:
+        relabel(controller, "1", for_models=False)
+        await api.until(lambda found: found.get("Stalled") == "ClaimNotAllowed")
+        assert "create jobs" not in api.asked
+        relabel(controller, "2", for_models=True)
+        await api.until(lambda found: "Reconciling" in found)
+        assert "create jobs" in api.asked
+
+    keep(api, scenario)
+
+
 def test_a_corrected_spec_is_tried_at_once() -> None:
     """The API server rejected the Job of the previous spec, not of this one."""
     api = Script(body())
@@ -90,6 +117,86 @@ def test_a_corrected_spec_is_tried_at_once() -> None:
     assert api.asked.count("create jobs") == 2
 
 
+def test_the_uid_of_a_job_is_recorded_in_the_pass_that_creates_it() -> None:
+    """The record costs no request of its own."""
+    api = Script(body())
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        await asyncio.sleep(0.1)
+        assert controller.cache.active_loads() == {UID: "art"}
+
+    keep(api, scenario)
+    (made,) = api.jobs
+    assert api.model["status"]["job"]["uid"] == made["metadata"]["uid"]
+    assert api.asked == ["create jobs", "patch stablediffusionmodels", "create events"]
+
+
+def test_a_job_is_found_again_if_its_uid_could_not_be_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pass is repeated, and takes the Job over; LoadStarted is emitted once."""
+    monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
+    api = Script(body())
+    api.away = UnavailableError("no", 503)
+
+    async def scenario(controller: Controller) -> None:
+        while api.asked.count("create jobs") < 2:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.01)
+        api.away = None
+        await api.until(lambda found: "Reconciling" in found)
+        await asyncio.sleep(0.1)
+        assert controller.cache.active_loads() == {UID: "art"}
+
+    keep(api, scenario)
+    (made,) = api.jobs
+    assert api.model["status"]["job"]["uid"] == made["metadata"]["uid"]
+    assert "delete jobs" not in api.asked
+    assert api.reasons == {"LoadStarted": 1}
+
+
+def test_a_spec_that_changes_before_the_uid_is_recorded_stops_the_job() -> None:
+    """The status write meets the new version; the Job of the previous spec must not go on."""
+
+    class Edited(Script):
+        """An API server on which somebody edits the model as its first Job is created."""
+
+        @override
+        async def get(self, resource: Resource, namespace: str, name: str) -> Json:
+            """Return the PVC, too."""
+            if resource is CLAIMS:
+                return {"metadata": {"name": name, "namespace": namespace, "uid": CLAIM_UID}}
+            return await super().get(resource, namespace, name)
+
+        @override
+        async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
+            """Create the object, after the edit."""
+            if resource is JOBS and "create jobs" not in self.asked:
+                self.change({"spec": {"revision": "fp16"}})
+            return await super().create(resource, namespace, body)
+
+        @override
+        async def patch(
+            self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+        ) -> Json:
+            """Patch the version that the operator knows."""
+            if body["metadata"]["resourceVersion"] != self.model["metadata"]["resourceVersion"]:
+                raise ConflictError("the object has been modified", 409)
+            return await super().patch(resource, namespace, name, body, sub)
+
+    api = Edited(body())
+
+    async def scenario(_: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+
+    keep(api, scenario)
+    (made,) = api.jobs
+    wanted = Model.from_body(api.model).wanted
+    assert made["metadata"]["annotations"][names.ANNOTATION_LOAD_HASH] == wanted
+    assert api.model["status"]["job"]["uid"] == made["metadata"]["uid"]
+    assert (api.asked.count("create jobs"), api.asked.count("delete jobs")) == (2, 1)
+
+
 def test_a_job_that_is_deleted_during_a_pass_is_retried() -> None:
     """If the Job exists at first and then does not, the error is a conflict.
 
@@ -100,7 +207,7 @@ def test_a_job_that_is_deleted_during_a_pass_is_retried() -> None:
     model, settings = Model.from_body(api.model), Settings()
 
     async def create() -> None:
-        job = plan_load(model, settings, "models", 0)
+        job = plan_load(model, settings, claim(), 0)
         await Executor(api, settings, ObjectCache(), SYSTEM_CLOCK).create_job(job)
 
     with pytest.raises(ConflictError):

@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from sd_api.status import Phase, Status
 from sd_operator.base.errors import ConflictError
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import SYSTEM_CLOCK
-from sd_operator.clients.kube import Api
+from sd_operator.clients.kube import Api, Resource
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.execute import Executor, merge_patch_between
 from sd_operator.resources.model import Model
+from sd_operator.resources.observed import JobView, Rejection
+from sd_operator.rules.manifests import build, plan_load
 from tests.support.kube.cluster import Cluster
+from tests.support.kube.scriptedapi import Script
+from tests.support.rules.observed import body, claim, model
 
 SCALARS = st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
 OBJECTS = st.recursive(
@@ -67,6 +72,64 @@ def test_a_status_patch_has_only_changed_fields(
 ) -> None:
     """Each row gives the old status, the new status and the patch."""
     assert merge_patch_between(old, new) == patch
+
+
+PLAN = plan_load(model(), Settings(), claim(), 0)
+
+
+def create(api: Script) -> JobView | Rejection:
+    """Create the first Job of the model."""
+    executor = Executor(api, Settings(), ObjectCache(), SYSTEM_CLOCK)
+    return asyncio.run(executor.create_job(PLAN))
+
+
+def existing(api: Script, **metadata: Any) -> dict[str, Any]:
+    """Put a Job like the planned one onto the API server."""
+    job = build(PLAN, Settings())
+    job["metadata"] |= {"uid": "existing", "resourceVersion": "3", **metadata}
+    api.jobs = [job]
+    return job
+
+
+def test_a_job_whose_reply_was_lost_is_taken_over() -> None:
+    """The request is made again, and finds the Job that the first one created."""
+    api = Script(body())
+    existing(api)
+    job = create(api)
+    assert isinstance(job, JobView)
+    assert job.uid == "existing"
+    assert api.asked == ["create jobs", "get jobs"]
+
+
+def test_a_foreign_job_is_replaced() -> None:
+    """Its uid is the precondition, so that no other Job of this name is deleted."""
+    api = Script(body())
+    existing(api, ownerReferences=[])
+    job = create(api)
+    assert isinstance(job, JobView)
+    assert [one["metadata"]["uid"] for one in api.jobs] == [job.uid]
+    assert job.uid != "existing"
+    assert api.asked == ["create jobs", "get jobs", "delete jobs", "create jobs"]
+
+
+class Pinned(Script):
+    """An API server with a Job whose finalizer keeps it."""
+
+    @override
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Only mark the Job as deleted."""
+        self.jobs[0]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+
+def test_a_foreign_job_that_cannot_be_deleted_only_holds_its_name() -> None:
+    """The next attempt has another name."""
+    api = Pinned(body())
+    existing(api, ownerReferences=[])
+    for _ in range(2):
+        rejection = create(api)
+        assert isinstance(rejection, Rejection)
+        assert (rejection.code, rejection.attempt) == (409, 0)
+        assert "is not the operator's, and is still being deleted" in rejection.message
 
 
 @pytest.mark.cluster

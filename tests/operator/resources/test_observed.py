@@ -297,6 +297,7 @@ def test_deleted_objects_are_forgotten() -> None:
     cache = ObjectCache()
     cache.put_job(job())
     cache.put_pod(pod(job(), running("fetch")))
+    cache.record(UID, job().uid)
     assert cache.active_jobs() == 1
     cache.drop_job(job())
     cache.drop_pod(pod(job()))
@@ -314,14 +315,17 @@ def test_a_complete_list_replaces_everything() -> None:
     assert cache.pods("art", UID) == ()
 
 
-def test_a_new_deleted_or_replaced_pvc_wakes_its_models() -> None:
+def test_a_new_deleted_replaced_or_relabelled_pvc_wakes_its_models() -> None:
     """Other changes of a PVC wake no model."""
     cache = ObjectCache()
     assert cache.put_claim(claim())
     assert not cache.put_claim(claim(resource_version="2"))
-    assert cache.put_claim(claim(resource_version="3", deleting=True))
-    assert cache.put_claim(claim(resource_version="4", uid="another"))
-    assert not cache.put_claim(claim(resource_version="3", deleting=True)), "late news"
+    assert cache.put_claim(claim(resource_version="3", for_models=True))
+    assert not cache.put_claim(claim(resource_version="4", for_models=True))
+    assert cache.put_claim(claim(resource_version="5"))
+    assert cache.put_claim(claim(resource_version="6", deleting=True))
+    assert cache.put_claim(claim(resource_version="7", uid="another"))
+    assert not cache.put_claim(claim(resource_version="6", deleting=True)), "late news"
     cache.drop_claim(claim())
     known = cache.claim("art", "models")
     assert known is not None, "the deleted one's namesake stays"

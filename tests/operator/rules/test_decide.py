@@ -15,7 +15,7 @@ from sd_api.wire import Progress, Stage
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ContainerView, JobState, JobView, Observed
 from sd_operator.rules import conditions
-from sd_operator.rules.decision import Act, AddFinalizer, CreateJob, Refresh, Release
+from sd_operator.rules.decision import Act, AddFinalizer, CreateJob, DeleteJobs, Refresh, Release
 from tests.support.rules.decisions import (
     COMPLETE,
     FAILED,
@@ -185,14 +185,19 @@ STATUSES = st.sampled_from(
         stalled(Reason.CLAIM_NOT_FOUND),
     ]
 )
-JOBS = st.builds(
+JOB: dict[str, st.SearchStrategy[Any]] = {
+    "attempt": st.integers(0, 3),
+    "load_hash": st.sampled_from([WANTED, OTHER]),
+}
+LOAD_JOBS = st.builds(job, st.sampled_from(list(JobState)), deleting=st.booleans(), **JOB)
+CLEANUP_JOBS = st.builds(
     job,
     st.sampled_from(list(JobState)),
-    attempt=st.integers(0, 3),
-    load_hash=st.sampled_from([WANTED, OTHER]),
-    role=st.sampled_from([names.ROLE_LOAD, names.ROLE_REMOVE]),
     deleting=st.booleans(),
+    role=st.just(names.ROLE_REMOVE),
+    **JOB,
 )
+UNRECORDED_JOBS = st.builds(job, uid=st.just("unrecorded"), **JOB)
 CONTAINERS = st.sampled_from(
     [
         running("fetch"),
@@ -204,10 +209,17 @@ CONTAINERS = st.sampled_from(
 )
 
 
+def record(of: JobView) -> dict[str, Any]:
+    """Return the record of a Job in the status."""
+    return {"name": of.name, "uid": of.uid, "attempt": of.attempt}
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     status=STATUSES,
-    jobs=st.lists(JOBS, max_size=3, unique_by=lambda one: one.uid),
+    load_job=st.none() | LOAD_JOBS,
+    cleanup_job=st.none() | CLEANUP_JOBS,
+    unrecorded=st.lists(UNRECORDED_JOBS, max_size=1),
     containers=st.lists(CONTAINERS, max_size=2),
     has_claim=st.booleans(),
     suspend=st.booleans(),
@@ -216,7 +228,9 @@ CONTAINERS = st.sampled_from(
 )
 def test_every_decision_holds_the_invariants(
     status: dict[str, Any],
-    jobs: list[JobView],
+    load_job: JobView | None,
+    cleanup_job: JobView | None,
+    unrecorded: list[JobView],
     containers: list[ContainerView],
     has_claim: bool,
     suspend: bool,
@@ -224,12 +238,23 @@ def test_every_decision_holds_the_invariants(
     finalizer: bool,
 ) -> None:
     """Every state has a decision. No decision endangers a served model or loads it twice."""
+    recorded = {"job": load_job, "cleanupJob": cleanup_job}
+    own = [one for one in recorded.values() if one is not None]
     resource = model(
-        status, suspend=suspend, deleted_ago=9.0 if deleted else None, finalizer=finalizer
+        status | {field: record(one) for field, one in recorded.items() if one is not None},
+        suspend=suspend,
+        deleted_ago=9.0 if deleted else None,
+        finalizer=finalizer,
     )
     phase = "Running" if any(one.state == "running" for one in containers) else "Failed"
-    pods = tuple(pod(one, *containers, phase=phase) for one in jobs)
-    seen = Observed(jobs=tuple(jobs), pods=pods, claim=claim() if has_claim else None, fresh=True)
+    seen = Observed(
+        load_job=load_job,
+        cleanup_job=cleanup_job,
+        unrecorded=tuple(unrecorded),
+        pods=tuple(pod(one, *containers, phase=phase) for one in own),
+        claim=claim() if has_claim else None,
+        fresh=True,
+    )
     decision = decided(resource, seen).decision
     assert not isinstance(decision, Refresh), "fresh views are not refreshed again"
     if deleted:
@@ -245,9 +270,13 @@ def test_every_decision_holds_the_invariants(
         assert ready.status == "True"
     if isinstance(decision.job, CreateJob):
         assert finalizer, "no Job without the finalizer"
-        at_work = [one for one in jobs if one.state is JobState.RUNNING and not one.deleting]
+        at_work = [one for one in own if one.state is JobState.RUNNING and not one.deleting]
         assert not [one for one in at_work if deleted or one.role == names.ROLE_LOAD]
-        assert decision.job.job.name not in {one.name for one in jobs}
+        assert decision.job.job.name not in {one.name for one in own}
+        assert deleted or not [one for one in unrecorded if one.load_hash != resource.wanted]
+    if isinstance(decision.job, DeleteJobs):
+        assert set(decision.job.jobs) <= {*own, *unrecorded}
+        assert all(one.role == names.ROLE_LOAD for one in decision.job.jobs)
     assert decision.wake_after is None or decision.wake_after >= 0
 
 

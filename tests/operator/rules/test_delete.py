@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -27,12 +28,18 @@ from tests.support.rules.observed import (
     NOW,
     claim,
     job,
+    job_status,
     loading,
     model,
     pod,
     published,
     running,
 )
+
+
+def cleaning(attempt: int = 0) -> dict[str, Any]:
+    """Return the status of a model that was published, and whose clean-up Job was created."""
+    return published() | {"cleanupJob": job_status(attempt, role=names.ROLE_REMOVE)}
 
 
 def cleanup_job(state: JobState = JobState.RUNNING, **fields: Any) -> JobView:
@@ -63,6 +70,16 @@ CASES = [
         id="a running load is stopped first",
         model=model(loading(), deleted_ago=5),
         observed=with_pod(job(), running("fetch")),
+        rule="load_job_is_not_stopped",
+        does="delete load 0",
+        phase="Deleting",
+        ready="not Deleting",
+        message="the loader Job is being stopped",
+    ),
+    Case(
+        id="deleted before the Job could be recorded: the Job is stopped first",
+        model=model(deleted_ago=5),
+        observed=observed(unrecorded=(job(),)),
         rule="load_job_is_not_stopped",
         does="delete load 0",
         phase="Deleting",
@@ -103,7 +120,7 @@ CASES = [
     ),
     Case(
         id="clean-up runs",
-        model=model(published(), deleted_ago=5),
+        model=model(cleaning(), deleted_ago=5),
         observed=with_pod(cleanup_job(), running("remove")),
         rule="cleanup_job_is_running",
         phase="Deleting",
@@ -112,7 +129,7 @@ CASES = [
     ),
     Case(
         id="cleaned up",
-        model=model(published(), deleted_ago=5),
+        model=model(cleaning(), deleted_ago=5),
         observed=observed(cleanup_job(COMPLETE)),
         rule="cleanup_job_succeeded",
         does="release",
@@ -121,7 +138,7 @@ CASES = [
     ),
     Case(
         id="clean-up failed: not yet time to retry",
-        model=model(published(), deleted_ago=5),
+        model=model(cleaning(), deleted_ago=5),
         observed=observed(cleanup_job(FAILED, ended_ago=1)),
         rule="cleanup_job_failed",
         phase="Deleting",
@@ -130,7 +147,7 @@ CASES = [
     ),
     Case(
         id="clean-up failed: time to retry",
-        model=model(published(), deleted_ago=99),
+        model=model(cleaning(), deleted_ago=99),
         observed=observed(cleanup_job(FAILED, ended_ago=60)),
         rule="cleanup_is_due",
         does="create remove 1",
@@ -139,8 +156,38 @@ CASES = [
         message="clean-up Job JOB was created",
     ),
     Case(
+        id="clean-up Job not in the cache",
+        model=model(cleaning(), deleted_ago=5),
+        observed=observed(),
+        rule="cleanup_job_is_not_observed",
+        does="refresh",
+        message="clean-up Job JOB is not in the cache",
+    ),
+    Case(
+        id="clean-up Job deleted before it ended",
+        model=model(cleaning(), deleted_ago=5),
+        observed=observed(fresh=True),
+        rule="cleanup_is_due",
+        does="create remove 1",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB was created",
+    ),
+    Case(
+        id="another Job holds the name of the clean-up Job",
+        model=model(published(), deleted_ago=99),
+        observed=observed(
+            rejection=Rejection("it is being deleted", 409, NOW - timedelta(seconds=30), attempt=0)
+        ),
+        rule="cleanup_is_due",
+        does="create remove 1",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB was created",
+    ),
+    Case(
         id="clean-up fails for 15 minutes",
-        model=model(published(), deleted_ago=901),
+        model=model(cleaning(), deleted_ago=901),
         observed=observed(cleanup_job(FAILED, ended_ago=1)),
         rule="cleanup_job_failed",
         phase="Deleting",
@@ -153,9 +200,7 @@ CASES = [
     ),
     Case(
         id="skip-cleanup annotation",
-        model=model(
-            published(), deleted_ago=5, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}
-        ),
+        model=model(cleaning(), deleted_ago=5, annotations={names.ANNOTATION_SKIP_CLEANUP: "true"}),
         observed=observed(cleanup_job(FAILED)),
         rule="cleanup_is_skipped",
         does="release",

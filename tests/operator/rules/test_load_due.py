@@ -13,6 +13,7 @@ from sd_operator.resources.observed import (
     Rejection,
 )
 from sd_operator.rules.decision import CreateJob
+from sd_operator.rules.status import with_created_job
 from tests.support.rules.decisions import (
     Case,
     act,
@@ -26,6 +27,7 @@ from tests.support.rules.observed import (
     NOW,
     claim,
     job,
+    job_status,
     loading,
     model,
     published,
@@ -201,7 +203,7 @@ CASES = [
     ),
     Case(
         id="Kueue has not admitted the Job",
-        model=model(),
+        model=model({"job": job_status()}),
         observed=observed(job(suspended=True)),
         rule="load_job_is_suspended",
         phase="Queued",
@@ -219,7 +221,7 @@ CASES = [
     ),
     Case(
         id="suspended by the user: the Job leaves Kueue's queue",
-        model=model(suspend=True),
+        model=model({"job": job_status()}, suspend=True),
         observed=observed(job(suspended=True)),
         rule="model_is_suspended",
         does="delete load 0",
@@ -275,6 +277,29 @@ CASES = [
         message="the loader Job cannot be created: jobs.batch is forbidden",
     ),
     Case(
+        id="another Job holds the name",
+        model=model(),
+        observed=observed(rejection=Rejection("it is being deleted", 409, NOW, attempt=0)),
+        rule="load_job_was_rejected",
+        phase="Pending",
+        ready="not Pending",
+        message="the loader Job cannot be created: it is being deleted",
+    ),
+    Case(
+        id="another Job held the name a while ago: the next attempt has another name",
+        model=model(),
+        observed=observed(
+            rejection=Rejection("it is being deleted", 409, NOW - timedelta(seconds=30), attempt=0)
+        ),
+        rule="load_is_due",
+        does="create load 1",
+        phase="Pending",
+        ready="not Pending",
+        reconciling="Pending",
+        events=("LoadStarted",),
+        message="Job JOB was created; its Pod is starting",
+    ),
+    Case(
         id="rejected a while ago: retried",
         model=model(),
         observed=observed(rejection=Rejection("forbidden", 403, NOW - timedelta(seconds=30))),
@@ -309,9 +334,11 @@ def test_with_kueue_a_load_starts_when_kueue_admits_its_job() -> None:
     assert (queued.status.phase, ready.status, ready.reason) == ("Queued", "False", "Queued")
     job_name = queued.job.job.name
     assert ready.message == f"Job {job_name} is waiting for Kueue to admit it into queue gpus"
-    status = queued.status.model_dump(mode="json", by_alias=True)
+    assert (queued.status.load_hash, queued.status.start_time) == (None, None)
+    created = with_created_job(queued.status, queued.job.job, job().uid)
+    status = created.model_dump(mode="json", by_alias=True)
     still = act(model(status), observed(job(suspended=True)), KUEUE)
-    assert still.status == queued.status
+    assert still.status == created
     begun = NOW - timedelta(seconds=3)
     Case(
         id="admitted",
@@ -334,9 +361,8 @@ def test_the_position_in_the_queue_is_shown() -> None:
     assert ready.message == "among the next 5 in the queue"
 
 
-def test_trained_model_with_a_link_that_is_too_long_is_refused() -> None:
-    """Such a link does not fit into a request, so there is no Job to plan."""
+def test_id_of_a_trained_model_may_make_a_long_link() -> None:
+    """The loader makes the link, so it need not fit into the request."""
     settings = Settings(trained_url_template="https://trainer.example.com/{id}")
     result = decided(model(url="t" * 2048, modelType="api_trained"), observed(), settings)
-    assert result.rule == "spec_is_invalid"
-    assert "longer than 2048 characters" in result.decision.why
+    assert result.rule == "load_is_due"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from sd_api.reasons import Reason
@@ -32,6 +34,7 @@ from tests.support.rules.observed import (
     ended,
     failed,
     job,
+    job_status,
     loading,
     model,
     pod,
@@ -39,6 +42,8 @@ from tests.support.rules.observed import (
     running,
     stalled,
 )
+
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 CASES = [
     Case(
@@ -100,8 +105,8 @@ CASES = [
         message="sketch is published on claim models",
     ),
     Case(
-        id="loaded while the operator was away",
-        model=model(),
+        id="started by Kueue and loaded while the operator was away",
+        model=model({"job": job_status()}),
         observed=with_pod(job(COMPLETE), answered("convert", LOADED)),
         rule="load_job_succeeded",
         phase="Ready",
@@ -115,7 +120,7 @@ CASES = [
         observed=with_pod(
             job(COMPLETE),
             answered("convert", LOADED),
-            claim=claim(uid="another", created=NOW),
+            claim=claim(uid="another"),
             fresh=True,
         ),
         rule="load_is_due",
@@ -123,6 +128,28 @@ CASES = [
         phase="Pending",
         ready="not Pending",
         reconciling="Pending",
+        message="Job JOB was created; its Pod is starting",
+    ),
+    Case(
+        id="loaded, and the clock was set back behind the creation of the claim",
+        model=model(loading()),
+        observed=with_pod(job(COMPLETE, created=EPOCH), answered("convert", LOADED)),
+        rule="load_job_succeeded",
+        phase="Ready",
+        ready="Loaded",
+        events=("ModelLoaded",),
+        message="sketch is published on claim models",
+    ),
+    Case(
+        id="started by Kueue, result lost: the next Job has another name",
+        model=model({"job": job_status()}),
+        observed=observed(job(COMPLETE), fresh=True),
+        rule="load_is_due",
+        does="create load 1",
+        phase="Pending",
+        ready="not Pending",
+        reconciling="Pending",
+        events=("LoadStarted",),
         message="Job JOB was created; its Pod is starting",
     ),
     Case(

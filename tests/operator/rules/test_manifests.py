@@ -16,7 +16,7 @@ from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.spec import JobOverrides, Toleration
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.rules import manifests
-from tests.support.rules.observed import model
+from tests.support.rules.observed import claim, model
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU = Settings(loader=LoaderSettings(gpu_count=0))
@@ -24,8 +24,10 @@ FULL = Settings(
     loader=LoaderSettings(
         image_pull_secrets=("registry",),
         ca_configmap="company-ca",
+        logins_secret="logins",
         max_bytes=10**10,
         retain_previous_seconds=60,
+        priority_classes=frozenset({"batch"}),
     ),
     allowed_hosts=frozenset({"mirror.example.com", "10.0.0.1:8080"}),
     hub_endpoint="https://mirror.example.com/hf",
@@ -45,7 +47,7 @@ OVERRIDES = {
 
 def load(settings: Settings, **spec: Any) -> dict[str, Any]:
     """Return the manifest of a loader Job."""
-    return manifests.build(manifests.plan_load(model(**spec), settings, "models", 0), settings)
+    return manifests.build(manifests.plan_load(model(**spec), settings, claim(), 0), settings)
 
 
 def remove(settings: Settings, **spec: Any) -> dict[str, Any]:
@@ -57,6 +59,11 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the Pod's spec."""
     spec: dict[str, Any] = manifest["spec"]["template"]["spec"]
     return spec
+
+
+def env(container: dict[str, Any]) -> dict[str, Any]:
+    """Return the variables of a container."""
+    return {variable["name"]: variable.get("value") for variable in container["env"]}
 
 
 @pytest.mark.parametrize(
@@ -165,14 +172,16 @@ def test_kubernetes_expands_nothing_in_the_request() -> None:
     assert LoadRequest.from_argument(args[2]).url == url
 
 
-def test_a_trained_models_id_becomes_a_link() -> None:
-    """The link follows the administrator's template, whose host the loader may call."""
-    settings = replace(CPU, trained_url_template="https://trainer.example.com/models/{id}.zip")
+def test_a_trained_models_id_becomes_a_link_in_the_loader() -> None:
+    """The link may need a key, which the operator does not have."""
+    template = "https://trainer.example.com/models/{id}.zip?key={key}"
+    settings = replace(CPU, trained_url_template=template)
     pod = pod_of(load(settings, url="abc-1", modelType="api_trained"))
     request = LoadRequest.from_argument(pod["containers"][0]["args"][2])
-    assert request.url == "https://trainer.example.com/models/abc-1.zip"
-    env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
-    assert env["SD_LOADER_ALLOWED_HOSTS"] == "trainer.example.com:443"
+    assert (request.url, request.model_type) == ("abc-1", "api_trained")
+    (fetch,), (convert,) = pod["initContainers"], pod["containers"]
+    variable = "SD_LOADER_TRAINED_URL_TEMPLATE"
+    assert [env(fetch).get(variable), env(convert).get(variable)] == [template, None]
 
 
 @pytest.mark.parametrize(("model_id", "repo"), CONTROLNET_REPOS.items(), ids=CONTROLNET_REPOS)
@@ -195,16 +204,40 @@ def test_default_parts_reach_fetch_only() -> None:
     assert found == ["sd1=org/one,sdxl=org/two", None]
 
 
-def test_the_token_reaches_fetch_only() -> None:
-    """The Secret is an optional volume, so the loader itself reports a missing Secret."""
-    pod = pod_of(load(CPU, credentialsSecretRef={"name": "token"}))
+@pytest.mark.parametrize(
+    ("name", "manifest", "keys"),
+    [
+        pytest.param(
+            "credentials",
+            load(CPU, credentialsSecretRef={"name": "secret"}),
+            ["token", "host"],
+            id="token of the source",
+        ),
+        pytest.param(
+            "logins",
+            load(replace(CPU, loader=replace(CPU.loader, logins_secret="secret"))),
+            ["proxy", "hub", "trained"],
+            id="logins of the administrator",
+        ),
+    ],
+)
+def test_a_secret_reaches_fetch_only(name: str, manifest: dict[str, Any], keys: list[str]) -> None:
+    """Only the listed keys are mounted; all are optional, so the loader reports a missing one."""
+    pod = pod_of(manifest)
     mounts = {
-        one["name"]: {mount["name"] for mount in one["volumeMounts"]}
+        one["name"]: {mount["name"]: mount["mountPath"] for mount in one["volumeMounts"]}
         for one in (*pod["initContainers"], *pod["containers"])
     }
-    assert mounts == {"fetch": {"models", "tmp", "credentials"}, "convert": {"models", "tmp"}}
-    (volume,) = [one for one in pod["volumes"] if one["name"] == "credentials"]
-    assert volume["secret"]["optional"] is True
+    usual = {"models": "/models", "tmp": "/tmp"}
+    folder = env(pod["initContainers"][0])[f"SD_LOADER_{name.upper()}_DIR"]
+    assert mounts == {"fetch": usual | {name: folder}, "convert": usual}
+    (volume,) = [one for one in pod["volumes"] if one["name"] == name]
+    assert volume["secret"] == {
+        "secretName": "secret",
+        "optional": True,
+        "defaultMode": 0o440,
+        "items": [{"key": key, "path": key} for key in keys],
+    }
 
 
 def test_the_security_context_can_be_replaced_whole() -> None:
@@ -227,7 +260,7 @@ def test_the_clean_up_job_has_no_owner() -> None:
 def test_names_fit_whatever_the_models_name() -> None:
     """Job names have at most 51 characters and no dots, and differ for each attempt."""
     names = {
-        manifests.plan_load(model(name=name), CPU, "models", attempt).name
+        manifests.plan_load(model(name=name), CPU, claim(), attempt).name
         for name in ("a" * 63, "with.dots.-" + "b" * 50, "c")
         for attempt in (0, 1)
     }
@@ -253,6 +286,15 @@ def test_a_models_placement_replaces_the_default_field_by_field() -> None:
     assert pod["nodeSelector"] == {"zone": "a"}
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_a_clean_up_ignores_a_priority_class_that_is_not_allowed() -> None:
+    """A deleted model cannot be corrected, and its files must go."""
+    job = {"priorityClassName": "system-node-critical", "nodeSelector": {"zone": "a"}}
+    pod = pod_of(remove(CPU, job=job))
+    assert pod["nodeSelector"] == {"zone": "a"}
+    assert "priorityClassName" not in pod
+    assert "priorityClassName" not in pod_of(load(CPU, job=job))
 
 
 def test_a_clean_up_is_placed_too_but_needs_no_gpu_runtime() -> None:

@@ -59,13 +59,3 @@ def test_url_and_git_revision_must_agree() -> None:
     assert problem(url="org/name@v1", gitRevision="v2") == (
         "spec.url links to v1, but spec.gitRevision is v2; remove one of them"
     )
-
-
-def test_link_of_a_trained_model_has_a_limit() -> None:
-    """A longer link does not fit into the loader's request."""
-    longest = 2048 - len(TEMPLATE.replace("{id}", ""))
-    settings = Settings(trained_url_template=TEMPLATE)
-    assert problem(settings, url="a" * longest, modelType="api_trained") is None
-    assert problem(settings, url="a" * (longest + 1), modelType="api_trained") == (
-        "spec.url is the id of a trained model whose link would be longer than 2048 characters"
-    )

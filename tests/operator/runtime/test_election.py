@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from devkit.loopback import Answer, HangUpError, Loopback, Request
+from sd_operator.clients import lease
 from sd_operator.clients.lease import Lease
 from sd_operator.runtime import election
 from tests.support.kube.cluster import Cluster
@@ -99,6 +103,18 @@ def test_a_standby_waits_for_the_lease() -> None:
     assert acquire("problem", "them", "them", "us") == (True, 4, 2)
 
 
+def test_a_standby_takes_the_lease_when_it_lapses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standby does not wait for its next regular attempt."""
+    monkeypatch.setattr(election, "RETRY_SECONDS", 60)
+
+    async def scenario() -> bool:
+        lease = Scripted(["them", "us"])
+        lease.lapses_in = 0.1
+        return await election.acquire(lease, asyncio.Event(), lambda: None)
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 5))
+
+
 def test_a_standby_ends_on_request() -> None:
     """The standby ends without becoming the leader."""
     held, _, _ = acquire(*["them"] * 1000, stop_after=0.1)
@@ -179,6 +195,26 @@ def test_a_candidate_holds_the_lease_until_it_releases_it(
 
 
 @pytest.mark.cluster
+def test_a_standby_knows_when_the_lease_lapses(candidates: Candidates) -> None:
+    """The time counts from the last renewal that the standby saw; its clock alone decides."""
+
+    async def scenario(one: Lease, other: Lease) -> None:
+        assert await one.hold()
+        assert one.lapses_in == 0
+        assert not await other.hold()
+        first = other.lapses_in
+        assert 8 < first <= lease.DURATION_SECONDS
+        await asyncio.sleep(0.5)
+        assert not await other.hold()
+        assert other.lapses_in <= first - 0.5
+        await one.release()
+        assert await other.hold()
+        assert other.lapses_in == 0
+
+    candidates.run(scenario)
+
+
+@pytest.mark.cluster
 def test_one_of_two_simultaneous_candidates_leads(candidates: Candidates) -> None:
     """The API server rejects the other's request, which is not logged as a problem."""
 
@@ -212,3 +248,28 @@ def test_an_unavailable_api_server_is_a_problem_and_not_an_exception(tmp_path: P
         await one.release()
 
     Candidates(tmp_path / "kubeconfig", "ops").run(scenario)
+
+
+def test_an_api_server_that_hangs_is_named_as_the_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The problem stays while the next attempt waits, since the leader may be stopped just then."""
+    monkeypatch.setattr(lease, "REQUEST_SECONDS", 0.1)
+    silent = threading.Event()
+
+    def respond(_: Request) -> Answer:
+        silent.wait(10)
+        raise HangUpError
+
+    async def scenario(one: Lease, _: Lease) -> None:
+        assert not await one.hold()
+        assert one.problem == "get Lease ops/sd-operator: no response within 0.1 s"
+        monkeypatch.setattr(lease, "REQUEST_SECONDS", 60)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(one.hold(), 0.1)
+        assert one.problem == "get Lease ops/sd-operator: no response within 0.1 s"
+        silent.set()
+
+    with Loopback(respond) as server:
+        write_kubeconfig(tmp_path / "kubeconfig", server.url)
+        Candidates(tmp_path / "kubeconfig", "ops").run(scenario)

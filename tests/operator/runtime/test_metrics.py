@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sd_operator.base.metrics import Metrics, ModelState
-from sd_operator.runtime.probes import SILENCE_MAX_SECONDS, Probes
+from sd_operator.base.metrics import Metrics, ModelState, installed_version
+from sd_operator.base.probes import SILENCE_MAX_SECONDS, Probes
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -42,6 +43,11 @@ def state(name: str, phase: str = "Ready", **fields: int) -> ModelState:
     return ModelState("art", name, phase, "", **fields)
 
 
+def of_namespace(namespace: str, model: ModelState) -> ModelState:
+    """The same model in another namespace."""
+    return replace(model, namespace=namespace)
+
+
 def test_models_are_counted_and_named() -> None:
     """Models are counted by phase and reason, and each has a series that alerts can name."""
     metrics = Metrics()
@@ -51,27 +57,30 @@ def test_models_are_counted_and_named() -> None:
     metrics.show("3", state("c", "Downloading"))
     metrics.show("4", state("d"))
     metrics.forget("4")
+    metrics.show("5", of_namespace("ads", state("a", artifact_bytes=5)))
     samples = scrape(metrics)
-    assert samples["sdmodel_models", "Ready", ""] == 2
-    assert samples["sdmodel_models", "Downloading", ""] == 1
-    assert ("sdmodel_models", "Failed", "") not in samples
+    assert samples["sdmodel_models", "art", "Ready", ""] == 2
+    assert samples["sdmodel_models", "ads", "Ready", ""] == 1
+    assert samples["sdmodel_models", "art", "Downloading", ""] == 1
+    assert ("sdmodel_models", "art", "Failed", "") not in samples
     assert samples["sdmodel_info", "c", "art", "Downloading", ""] == 1
     assert ("sdmodel_info", "d", "art", "Ready", "") not in samples
-    assert samples["sdmodel_artifact_size_bytes",] == 30
-    assert samples["sdmodel_artifact_shared_bytes",] == 1
+    assert samples["sdmodel_artifact_size_bytes", "art"] == 30
+    assert samples["sdmodel_artifact_size_bytes", "ads"] == 5
+    assert samples["sdmodel_artifact_shared_bytes", "art"] == 1
 
 
 def test_requests_loads_and_build_have_metrics() -> None:
     """Dashboards use these names."""
     metrics = Metrics()
     metrics.count_request("get", "jobs", "200")
-    metrics.loads.labels("custom_ckpt", "failed", "NotAModel").inc()
+    metrics.loads.labels("art", "custom_ckpt", "failed", "NotAModel").inc()
     metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
     samples = scrape(metrics)
     assert samples["sdmodel_api_requests_total", "200", "jobs", "get"] == 1
-    assert samples["sdmodel_loads_total", "custom_ckpt", "failed", "NotAModel"] == 1
+    assert samples["sdmodel_loads_total", "custom_ckpt", "art", "failed", "NotAModel"] == 1
     assert samples["sdmodel_load_duration_seconds_count", "custom_ckpt", "total"] == 1
-    assert [key for key in samples if key[0] == "sdmodel_build_info"]
+    assert samples["sdmodel_build_info", "operator", installed_version()] == 1
 
 
 # Everything the design names but what the gateway serves, with its labels; the rest is the client
@@ -79,20 +88,20 @@ def test_requests_loads_and_build_have_metrics() -> None:
 EXPECTED = {
     "sdmodel_reconcile_total": ("counter", {"result"}),
     "sdmodel_reconcile_duration_seconds": ("histogram", set()),
-    "sdmodel_models": ("gauge", {"phase", "reason"}),
+    "sdmodel_models": ("gauge", {"namespace", "phase", "reason"}),
     "sdmodel_info": ("gauge", {"namespace", "name", "phase", "reason"}),
-    "sdmodel_loads_total": ("counter", {"model_type", "outcome", "reason"}),
+    "sdmodel_loads_total": ("counter", {"namespace", "model_type", "outcome", "reason"}),
     "sdmodel_load_duration_seconds": ("histogram", {"model_type", "stage"}),
     "sdmodel_load_jobs_active": ("gauge", set()),
     "sdmodel_queue_length": ("gauge", set()),
-    "sdmodel_artifact_size_bytes": ("gauge", set()),
-    "sdmodel_artifact_shared_bytes": ("gauge", set()),
-    "sdmodel_source_bytes_total": ("counter", set()),
+    "sdmodel_artifact_size_bytes": ("gauge", {"namespace"}),
+    "sdmodel_artifact_shared_bytes": ("gauge", {"namespace"}),
+    "sdmodel_source_bytes_total": ("counter", {"namespace"}),
     "sdmodel_webhook_deliveries_total": ("counter", {"outcome"}),
     "sdmodel_webhook_delivery_duration_seconds": ("histogram", set()),
     "sdmodel_api_requests_total": ("counter", {"verb", "resource", "code"}),
     "sdmodel_leader": ("gauge", set()),
-    "sdmodel_build_info": ("gauge", {"version"}),
+    "sdmodel_build_info": ("gauge", {"component", "version"}),
 }
 
 
@@ -102,7 +111,8 @@ def test_every_metric_has_a_name_type_labels_and_help() -> None:
     metrics.show("1", state("a"))
     metrics.count_request("get", "jobs", "200")
     metrics.reconciles.labels("ok").inc()
-    metrics.loads.labels("custom_ckpt", "loaded", "").inc()
+    metrics.loads.labels("art", "custom_ckpt", "loaded", "").inc()
+    metrics.source_bytes.labels("art").inc()
     metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
     metrics.deliveries.labels("Delivered").inc()
     port, stop = metrics.serve("127.0.0.1", 0)

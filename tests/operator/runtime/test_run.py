@@ -44,25 +44,30 @@ class Server:
     """An empty cluster.
 
     known: whether it has our CRD. error: the error event that ends every watch. away: whether
-    every connection is cut.
+    every connection is cut. away_for: the path of which every connection is cut.
     """
 
     known: bool = True
     error: dict[str, Any] | None = None
     away: bool = False
+    away_for: str = ""
+    lease: Any = None
     watches: list[dict[str, list[str]]] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def respond(self, request: Request) -> Answer:
         """Answer a request, or cut its connection."""
-        if self.away:
+        if self.away or request.path == self.away_for:
             raise HangUpError
         query = parse_qs(request.query)
+        if "/leases" in request.path and request.method != "GET":
+            self.lease = json.loads(request.body)
+            return json_answer(201 if request.method == "POST" else 200, self.lease)
         if "watch" in query:
             self.watches.append({"path": [request.path], **query})
             return Answer(200, self.watch())
         answer = self.reply(request.path)
-        return json_answer(404 if answer is None else 200, {} if answer is None else answer)
+        return json_answer(404, {"code": 404}) if answer is None else json_answer(200, answer)
 
     def watch(self) -> Iterator[bytes]:
         """Wait for the error that ends a watch."""
@@ -81,6 +86,8 @@ class Server:
             return {"resources": [_resource(kind, plural) for kind, plural in KINDS[path]]}
         if path.endswith(names.PLURAL) and not self.known:
             return None
+        if "/leases/" in path:
+            return self.lease
         return {"items": [], "metadata": {"resourceVersion": "1"}}
 
 
@@ -165,6 +172,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
 Start = Callable[..., Operator]
 
 
+def last_line(operator: Operator) -> str:
+    """Return the line with which an operator says why it ended; it has no traceback."""
+    line = json.loads(operator.log.read_text().splitlines()[-1])
+    message: str = line["message"]
+    assert message.startswith("the operator has ended: ")
+    assert "error" not in line
+    return message
+
+
 def test_operator_watches_only_what_it_needs(server: Server, start: Start) -> None:
     """The operator selects our Jobs and Pods by label. Timeouts detect dead connections."""
     operator = start()
@@ -196,9 +212,9 @@ def test_operator_ends_when_a_watch_fails(server: Server, start: Start, code: in
     """Without the watch, the operator sees no changes, so it exits and is restarted."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
-    server.error = {"kind": "Status", "code": code, "message": "no"}
+    server.error = {"kind": "Status", "code": code, "message": "no such luck"}
     assert operator.process.wait(20) == 1
-    assert "the operator has ended" in operator.log.read_text()
+    assert "no such luck" in last_line(operator)
 
 
 def test_an_expired_watch_is_started_again(server: Server, start: Start) -> None:
@@ -252,6 +268,25 @@ def test_operator_ends_when_the_api_server_stays_away(
     threading.Thread(target=leave, daemon=True).start()
     with pytest.raises(run.WatchEndedError, match="away for"):
         asyncio.run(asyncio.wait_for(run.operate(settings, asyncio.Event()), 20))
+
+
+@pytest.mark.parametrize("when", ["while it starts", "while it serves"])
+def test_a_leader_that_loses_the_api_server_ends_with_one_line(
+    server: Server, start: Start, when: str
+) -> None:
+    """The line says what failed, without a traceback: no code of the operator is at fault."""
+    election = {"SD_OPERATOR_LEADER_ELECTION": "true", "SD_OPERATOR_LEASE_NAMESPACE": "sd"}
+    if when == "while it starts":
+        server.away_for = "/apis/batch/v1/jobs"
+        operator = start(**election)
+    else:
+        operator = start(**election)
+        operator.wait_for(lambda _: len(server.watches) == 4)
+        server.away = True
+    assert operator.process.wait(30) == 1
+    cause = "list " if when == "while it starts" else "the Lease could not be renewed for 6 s: get"
+    assert cause in last_line(operator)
+    assert "Traceback" not in operator.log.read_text()
 
 
 def test_an_invalid_setting_ends_the_operator_with_one_line(start: Start, server: Server) -> None:

@@ -46,6 +46,11 @@ FULL: Json = {
         "pod": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "container": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     },
+    "networkPolicy": {
+        "enabled": True,
+        "apiServer": {"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}], "ports": [6443]},
+        "extraEgress": [{"to": [{"ipBlock": {"cidr": "10.7.7.7/32"}}]}],
+    },
     "nodeSelector": {"pool": "system"},
     "tolerations": [{"key": "system", "operator": "Exists"}],
     "affinity": {"nodeAffinity": {}},
@@ -73,6 +78,7 @@ FULL: Json = {
             "accessModes": ["ReadWriteOnce"],
             "annotations": {"example.com/backup": "true"},
         },
+        "allowedClaims": ["archive", "fast"],
     },
     "loader": {
         "image": {"repository": "load", "tag": "2", "digest": "sha256:" + "b" * 64},
@@ -86,6 +92,7 @@ FULL: Json = {
         "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes"}],
         "runtimeClassName": "nvidia",
         "priorityClassName": "batch",
+        "allowedPriorityClasses": ["low", "lowest"],
         "allowOverrides": False,
         "maxBytes": 123456789012,
         "tmpSize": "2Gi",
@@ -106,6 +113,7 @@ FULL: Json = {
     "allowedHosts": ["mirror.example.com", "10.1.2.3:8443"],
     "hubEndpoint": "https://mirror.example.com/hf",
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",
+    "loginsSecret": "logins",
     "proxy": {"https": "http://proxy.example.com:3128", "noProxy": ".example.com"},
     "caConfigMap": "company-ca",
     "webhook": {
@@ -128,6 +136,8 @@ FULL: Json = {
         "trustedProxies": ["10.0.0.1", "10.0.0.2"],
         "callsPerMinute": 5000000,
         "failuresPerMinute": 0,
+        "maxConnections": 1000,
+        "maxConnectionsPerAddress": 50,
         "previews": True,
         "caConfigMap": "gateway-ca",
         "ingress": {
@@ -145,7 +155,7 @@ FULL: Json = {
     "metrics": {
         "podMonitor": {"enabled": True, "interval": "10s", "labels": {"release": "monitoring"}},
         "serviceMonitor": {"enabled": False, "interval": "20s", "labels": {"release": "services"}},
-        "prometheusRule": {"enabled": True, "labels": {"release": "rules"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "rules"}, "job": "pods"},
         "dashboard": {
             "enabled": True,
             "labels": {"grafana_dashboard": "yes"},
@@ -172,20 +182,20 @@ def helm(
 
 
 def render(
-    values: Mapping[str, Any] | None = None, chart: Path = OPERATOR, program: str = "helm"
+    values: Mapping[str, Any] | None = None,
+    chart: Path = OPERATOR,
+    program: str = "helm",
+    release: str = "sd-operator",
+    namespace: str = NAMESPACE,
 ) -> list[Json]:
-    """Return the objects of a release named `sd-operator`."""
-    return json.loads(_rendered(json.dumps(values or {}), chart, program))
+    """Return the objects of a release."""
+    return json.loads(_rendered(json.dumps(values or {}), chart, program, release, namespace))
 
 
 @cache
-def _rendered(values: str, chart: Path, program: str) -> str:
+def _rendered(values: str, chart: Path, program: str, release: str, namespace: str) -> str:
     done = helm(
-        "template",
-        "sd-operator",
-        chart,
-        "--namespace",
-        NAMESPACE,
+        *("template", release, chart, "--namespace", namespace),
         values=json.loads(values),
         program=program,
     )

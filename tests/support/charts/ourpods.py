@@ -12,7 +12,7 @@ from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.rules import manifests
 from tests.support.charts.helmcharts import FULL, env_of, of_kind, pod_of, render
 from tests.support.paths import ROOT
-from tests.support.rules.observed import model
+from tests.support.rules.observed import claim, model
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ def job_pod(settings: Settings, *, remove: bool = False, **spec: Any) -> Json:
     planned = (
         manifests.plan_remove(of, settings, "models", 0)
         if remove
-        else manifests.plan_load(of, settings, "models", 0)
+        else manifests.plan_load(of, settings, claim(), 0)
     )
     return pod_of(manifests.build(planned, settings))
 

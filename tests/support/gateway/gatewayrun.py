@@ -70,6 +70,7 @@ class Gateway:
     """
 
     def __init__(self, settings: GatewaySettings, key: str = "") -> None:
+        self.settings = settings
         self.key = key
         """The API key that `call` sends."""
         self.metrics = GatewayMetrics()

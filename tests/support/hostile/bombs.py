@@ -177,7 +177,7 @@ _HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "names": (lambda: keys(MAX_HEADER), "at most"),
     "metadata": (
-        lambda: b'{"__metadata__":' + keys(MAX_HEADER - 20) + b"}", "other than strings",
+        lambda: b'{"__metadata__":' + keys(MAX_HEADER - 20) + b"}", "allows strings only",
     ),
     "numbers": (lambda: filled(b"1.5,", b'{"a":[', b"0]}"), "not exactly"),
     "texts": (lambda: filled(b'"' + SMILE + b'",', b'{"a":[', b"0]}"), "not exactly"),

@@ -145,16 +145,16 @@ _DTYPES = {
 _OTHERS: Samples = {
     "no tensors": Sample(file_of({}, b""), "without tensors"),
     "metadata alone": Sample(file_of({"__metadata__": {"a": "b"}}, b""), "without tensors"),
-    "metadata of numbers": Sample(file_of({"__metadata__": {"a": 1}, **BOTH}), "other than"),
-    "metadata that is a list": Sample(file_of({"__metadata__": ["a"], **BOTH}), "other than"),
+    "metadata of numbers": Sample(file_of({"__metadata__": {"a": 1}, **BOTH}), "strings only"),
+    "metadata that is a list": Sample(file_of({"__metadata__": ["a"], **BOTH}), "not a table"),
     "metadata that is nested": Sample(
-        file_of({"__metadata__": {"a": {"b": "c"}}, **BOTH}), "other than"
+        file_of({"__metadata__": {"a": {"b": "c"}}, **BOTH}), "strings only"
     ),
     "metadata of half a character": Sample(
-        file_of({"__metadata__": {"a": "\ud800"}, **BOTH}), "other than"
+        file_of({"__metadata__": {"a": "\ud800"}, **BOTH}), "not valid Unicode"
     ),
     "a key of metadata that is half a character": Sample(
-        file_of({"__metadata__": {"\ud800": "a"}, **BOTH}), "other than"
+        file_of({"__metadata__": {"\ud800": "a"}, **BOTH}), "not valid Unicode"
     ),
     "a tensor that is a list": Sample(file_of({"a": [], "b": B}), "not exactly"),
     "a tensor with a field more": Sample(with_a(x=1), "not exactly"),

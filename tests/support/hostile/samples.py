@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,9 @@ from sd_api.reasons import Reason
 from tests.support.formats.torchfiles import archive
 
 UNSAFE = Reason.UNSAFE_MODEL
-DAMAGED = Reason.NOT_A_MODEL
+DAMAGED = Reason.DAMAGED_FILE
 UNKNOWN = Reason.UNSUPPORTED_FORMAT
+_NOT_A_MODEL = re.compile(r"the file is (?!damaged)|holds no |without tensors")
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,16 @@ class Sample:
     says: str
     """A pattern that the error's message must match."""
     reason: Reason = DAMAGED
-    """The reason of the error."""
+    """The reason of the error. A file may be damaged so much that it is not a model at all."""
     control: str | None = None
     """The reader in `naive` that runs the file's code, which creates `canary` in its folder."""
     model_type: str | None = None
     """The modelType to load it as; None for a checkpoint. `inspect` skips files that set it."""
+
+    def expected(self, message: str) -> Reason:
+        """Return the reason that an error with this message must have."""
+        is_no_model = self.reason is DAMAGED and _NOT_A_MODEL.search(message)
+        return Reason.NOT_A_MODEL if is_no_model else self.reason
 
     def bytes(self) -> bytes:
         """Return the content of the file."""

@@ -186,13 +186,14 @@ def model_manifest(name: str, **spec: object) -> Json:
     }
 
 
-def claim_manifest(name: str = CLAIM) -> Json:
-    """Return the manifest of a PersistentVolumeClaim."""
+def claim_manifest(name: str = CLAIM, *, for_models: bool = True) -> Json:
+    """Return the manifest of a PersistentVolumeClaim, with the label that lets models use it."""
+    labels = {names.LABEL_MODELS: "true"} if for_models else {}
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "labels": labels},
         "spec": spec,
     }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from sd_operator.base.errors import NotFoundError
+from sd_operator.base.errors import AlreadyExistsError, NotFoundError
 from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api, Listing, Resource
 from sd_operator.standalone.patch import merge_patch
 
@@ -69,11 +69,14 @@ class Script(Api):
 
     @override
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
-        """Return the model; nothing else exists."""
+        """Return the model or a Job; nothing else exists."""
         self.asked.append(f"get {resource.plural}")
-        if resource is not MODELS:
+        if resource is MODELS:
+            return self.model
+        job = self._job(name) if resource is JOBS else None
+        if job is None:
             raise NotFoundError(f"{resource.plural} {name} not found", 404)
-        return self.model
+        return job
 
     @override
     async def list(
@@ -90,6 +93,8 @@ class Script(Api):
             raise self.refuses
         if resource is EVENTS:
             self.events.append((body["reason"], body["message"]))
+        if resource is JOBS and self._job(body["metadata"]["name"]) is not None:
+            raise AlreadyExistsError("it exists", 409)
         made = {"uid": f"uid-{len(self.asked)}", "resourceVersion": "9"}
         body = body | {"metadata": body["metadata"] | made}
         if resource is JOBS:
@@ -101,6 +106,9 @@ class Script(Api):
         """Delete a Job."""
         self.asked.append(f"delete {resource.plural}")
         self.jobs = [job for job in self.jobs if job["metadata"]["uid"] != uid]
+
+    def _job(self, name: str) -> Json | None:
+        return next((job for job in self.jobs if job["metadata"]["name"] == name), None)
 
     @override
     async def patch(

@@ -27,6 +27,7 @@ NEEDED = {
     "scheduler/scheduler_config.json": "{}",
     "text_encoder/config.json": "{}",
     "text_encoder/model.safetensors": "t" * 30_000,
+    "tokenizer/added_tokens.json": "{}",
     "tokenizer/merges.txt": "#version: 0.2\n",
     "tokenizer/vocab.json": "{}",
     "unet/config.json": "{}",

@@ -61,6 +61,8 @@ class Life:
     uid: str = ""
     hashes: list[str] = field(default_factory=list)
     """The hashes of its loads, in order."""
+    job_uids: dict[str, str] = field(default_factory=dict)
+    """What each of its Jobs does, by the Job's uid."""
     seen: dict[str, Json] = field(default_factory=dict)
     """The status, Jobs and files of the model at each stage."""
 
@@ -75,6 +77,8 @@ class Life:
     def comparable(self, found: object) -> Any:
         """Return a record with placeholders for everything that differs between lives."""
         text = json.dumps(found).replace(self.uid, "UID").replace(self.name, "MODEL")
+        for uid, what in self.job_uids.items():
+            text = text.replace(uid, f"UID of {what}")
         for at, load_hash in enumerate(self.hashes):
             text = text.replace(load_hash, f"LOAD {at}")
         for pattern, word in ((_TIME, "TIME"), (_JOB, "JOB"), (_LAST_CALL, "CALL was delivered")):
@@ -123,9 +127,11 @@ class World:
             item = models.get(life.uid)
             if item is not None:
                 life.hashes.append(item["status"]["loadHash"])
+            own = [job for job in jobs if _is_of(life, job)]
+            life.job_uids |= {job["metadata"]["uid"]: _describe(job) for job in own}
             life.seen[stage] = {
                 "status": item and item["status"],
-                "jobs": _jobs_of(life, jobs),
+                "jobs": _ends_of(life, own),
                 "volume": self._volume_of(life),
             }
             path = f"{self._models}/{life.name}"
@@ -201,22 +207,28 @@ class World:
         return answer.body
 
 
-def _jobs_of(life: Life, jobs: Iterable[Json]) -> dict[str, str]:
+def _is_of(life: Life, job: Json) -> bool:
+    return bool(job["metadata"]["labels"].get(names.LABEL_MODEL_UID) == life.uid)
+
+
+def _describe(job: Json) -> str:
+    labels, annotations = job["metadata"]["labels"], job["metadata"]["annotations"]
+    load_hash = annotations.get(names.ANNOTATION_LOAD_HASH, "")
+    return f"{labels[names.LABEL_ROLE]} {load_hash} {annotations[names.ANNOTATION_ATTEMPT]}"
+
+
+def _ends_of(life: Life, jobs: Iterable[Json]) -> dict[str, str]:
     """Return the Jobs that work for a model at its stage, and how they ended.
 
     Load Jobs of a deleted model are left out, because the garbage collector deletes them.
     """
-    roles = [names.ROLE_REMOVE] if life.stage == "deleted" else [names.ROLE_LOAD]
-    found = {}
-    for one in jobs:
-        labels, annotations = one["metadata"]["labels"], one["metadata"]["annotations"]
-        role = labels[names.LABEL_ROLE]
-        if labels.get(names.LABEL_MODEL_UID) == life.uid and role in roles:
-            load_hash = annotations.get(names.ANNOTATION_LOAD_HASH, "")
-            what = f"{role} {load_hash} {annotations[names.ANNOTATION_ATTEMPT]}"
-            status = one["status"]
-            found[what] = f"{status.get('succeeded', 0)} done, {status.get('failed', 0)} failed"
-    return found
+    role = names.ROLE_REMOVE if life.stage == "deleted" else names.ROLE_LOAD
+    return {
+        _describe(job): f"{job['status'].get('succeeded', 0)} done,"
+        f" {job['status'].get('failed', 0)} failed"
+        for job in jobs
+        if job["metadata"]["labels"][names.LABEL_ROLE] == role
+    }
 
 
 @dataclass

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sd_api import names
 from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_api.status import ConditionType, Status
@@ -42,8 +43,11 @@ COMPLETE, FAILED = JobState.COMPLETE, JobState.FAILED
 
 
 def observed(*jobs: JobView, **fields: Any) -> Observed:
-    """Return an observation of these Jobs and of a PVC."""
-    return Observed(**({"jobs": jobs, "claim": claim()} | fields))
+    """Return an observation of these Jobs, one of each role at most, and of a PVC."""
+    roles = {"load_job": names.ROLE_LOAD, "cleanup_job": names.ROLE_REMOVE}
+    own = {field: job for job in jobs for field, role in roles.items() if job.role == role}
+    assert len(own) == len(jobs), "a model has one Job of each role"
+    return Observed(**({"claim": claim()} | own | fields))
 
 
 def with_pod(of: JobView, *containers: ContainerView, **fields: Any) -> Observed:

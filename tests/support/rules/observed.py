@@ -57,6 +57,20 @@ def model(status: dict[str, Any] | None = None, **options: Any) -> Model:
 WANTED = model().wanted
 
 
+def job_uid(attempt: int = 0, load_hash: str = WANTED, role: str = names.ROLE_LOAD) -> str:
+    """Return the uid that the Job of `job` has."""
+    return f"{role}-{load_hash if role == names.ROLE_LOAD else 0}-{attempt}"
+
+
+def job_status(
+    attempt: int = 0, load_hash: str = WANTED, role: str = names.ROLE_LOAD
+) -> dict[str, Any]:
+    """Return the record of the Job of `job` in the status."""
+    what = load_hash if role == names.ROLE_LOAD else role
+    name = names.job_name("sketch", UID, what, attempt)
+    return {"name": name, "uid": job_uid(attempt, load_hash, role), "attempt": attempt}
+
+
 def job(
     state: JobState = JobState.RUNNING,
     *,
@@ -72,7 +86,9 @@ def job(
     defaults: dict[str, Any] = {
         "name": names.job_name("sketch", UID, hashed, attempt),
         "namespace": "art",
-        "uid": f"{role}-{load_hash}-{attempt}",
+        "uid": job_uid(attempt, load_hash, role),
+        "owner_uid": UID if role == names.ROLE_LOAD else "",
+        "claim_uid": CLAIM_UID if role == names.ROLE_LOAD else "",
         "model_uid": UID,
         "resource_version": "1",
         "created": NOW - timedelta(seconds=60),
@@ -178,7 +194,7 @@ def published(load_hash: str = WANTED, **artifact: Any) -> dict[str, Any]:
             "lastUpdateTime": "2026-01-01T00:00:00Z",
             **artifact,
         },
-        "job": {"name": names.job_name("sketch", UID, load_hash, 0), "attempt": 0},
+        "job": job_status(0, load_hash),
         "startTime": "2026-01-01T00:00:00Z",
         "completionTime": "2026-01-01T00:01:00Z",
     }
@@ -200,7 +216,7 @@ def loading(attempt: int = 0, load_hash: str = WANTED, started_ago: float = 60) 
                 "lastTransitionTime": "2026-01-01T00:00:00Z",
             }
         ],
-        "job": {"name": names.job_name("sketch", UID, load_hash, attempt), "attempt": attempt},
+        "job": job_status(attempt, load_hash),
         "startTime": times.stamp(NOW - timedelta(seconds=started_ago)),
     }
 
@@ -220,7 +236,7 @@ def stalled(
     }
     return status | {
         "loadHash": WANTED,
-        "job": {"name": names.job_name("sketch", UID, WANTED, attempt), "attempt": attempt},
+        "job": job_status(attempt),
         "conditions": [*status["conditions"], condition],
         "completionTime": times.stamp(NOW - timedelta(seconds=ended_ago)),
         "reason": reason.value,

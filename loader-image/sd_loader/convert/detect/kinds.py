@@ -60,12 +60,15 @@ LORA = Kind(
     ),
     ModelType.LORA,
 )
+_OF_DIFFUSERS = "in diffusers' layout; load its whole repo, with spec.modelType: huggingface"
 _KINDS = (
     LORA,
     CONTROLNET,
     Kind(
         "a textual-inversion embedding",
-        re.compile(r"(emb_params|string_to_param(\.\*)?|clip_[lg]|\*|<[^>]*>)$"),
+        re.compile(
+            r"(emb_params|string_to_param(\..*)?|(clip_[lg]|t5)(_out)?|text_encoders_[01]|\*|<[^>]*>)$"
+        ),
         ModelType.EMBEDDINGS,
     ),
     Kind(
@@ -76,11 +79,24 @@ _KINDS = (
     Kind("a VAE", re.compile(r"(encoder|decoder)\.mid_block\."), ModelType.VAE),
     Kind("an AnimateDiff motion module", re.compile(r".*\.motion_modules\.")),
     Kind("an IP-Adapter", re.compile(r"(ip_adapter|image_proj)\.")),
+    Kind("a hypernetwork, which is not supported", re.compile(r"\d+\.[01]\.linear")),
     Kind(
-        "one component in diffusers' layout; load its whole repo, with spec.modelType: huggingface",
-        re.compile(r"(down_blocks|up_blocks|transformer_blocks|text_model)\."),
+        f"a UNet without its pipeline {_OF_DIFFUSERS}",
+        re.compile(r"(unet\.)?(down_blocks|mid_block|up_blocks)\."),
     ),
-    Kind("a UNet without its pipeline", re.compile(r"input_blocks\.0\.0\.weight$")),
+    Kind(
+        f"a transformer without its pipeline {_OF_DIFFUSERS}",
+        re.compile(r"(transformer\.)?(single_)?transformer_blocks\."),
+    ),
+    Kind(
+        f"a text encoder without its pipeline {_OF_DIFFUSERS}",
+        re.compile(r"(text_encoder(_2)?\.)?text_model\."),
+    ),
+    Kind(
+        "a UNet without its pipeline; use the whole checkpoint, which has a VAE and a text encoder,"
+        " too",
+        re.compile(r"(diffusion_model\.|unet\.)?input_blocks\.0\.0\.weight$"),
+    ),
 )
 """All kinds except checkpoints. The first that fits counts."""
 

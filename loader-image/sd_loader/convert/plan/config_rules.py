@@ -1,19 +1,62 @@
-"""Rules for the config of every component, which the shapes of tensors cannot show."""
+"""Rules for configs beyond the value of each key: its keys must agree, and the tensors be there.
+
+A config that breaks a rule describes a model that diffusers or transformers cannot open.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from sd_api.reasons import Reason
+from sd_loader.convert.tables import config_shapes
+from sd_loader.diffusers_repo.config_keys import defaults
+from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.errors import LoaderError
+from sd_loader.snippet import snippet
+from sd_loader.tensors import Tensor
+
+_PER_LEVEL = (
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "layers_per_block",
+    "num_attention_heads",
+    "only_cross_attention",
+    "transformer_layers_per_block",
+)
+_PARTNERS = (
+    ("addition_embed_type", ("text_time",), "addition_time_embed_dim"),
+    ("addition_embed_type", ("text_time",), "projection_class_embeddings_input_dim"),
+    (
+        "class_embed_type",
+        ("projection", "simple_projection"),
+        "projection_class_embeddings_input_dim",
+    ),
+    ("encoder_hid_dim_type", ("text_proj",), "encoder_hid_dim"),
+)
+"""Keys with the values that need another key."""
+
+_ONE_OF = ("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas")
+_NOISY_ENDS = ("dpmsolver", "sde-dpmsolver")
+"""The algorithms whose last step needs noise."""
+
+
+def contradiction(component: str, key: str, value: object, expected: str) -> NoReturn:
+    """Refuse a key's value. The message names what it should be."""
+    raise LoaderError(
+        Reason.CONVERSION_FAILED,
+        f"{component}/{CONFIG_NAME}: {key} is {snippet(str(value))}; it should be {expected}",
+    )
 
 
 def check_heads(path: str, config: Mapping[str, Any]) -> None:
     """Refuse widths that do not divide into attention heads and norm groups."""
     widths = config.get("block_out_channels", [])
     groups = config.get("norm_num_groups", 1)
-    heads = config.get("attention_head_dim", 1)
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 1)
     if isinstance(heads, int):
         heads = [heads] * len(widths)
     divisions = [(width, groups) for width in widths] + list(zip(widths, heads, strict=True))
@@ -26,3 +69,87 @@ def check_heads(path: str, config: Mapping[str, Any]) -> None:
                 f"{path.partition('/')[0]}: a width of {width} does not divide into {count} parts,"
                 " as the architecture needs",
             )
+
+
+def check_levels(component: str, config: Mapping[str, Any]) -> None:
+    """Refuse a config whose lists do not have an item for each level."""
+    lists = {key: config[key] for key in _PER_LEVEL if isinstance(config.get(key), list)}
+    for key, value in lists.items():
+        levels = len(next(iter(lists.values())))
+        if len(value) != levels:
+            contradiction(component, key, value, f"of {levels} items, one for each level")
+
+
+def check_opens(
+    component: str, class_name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse a config of a class that cannot be made, or that adds tensors that the file lacks.
+
+    config: as it is published. Absent keys have their defaults.
+    """
+    complete = {**defaults(class_name), **config}
+    check_levels(component, complete)
+    check_heads(f"{component}/{CONFIG_NAME}", complete)
+    for key, values, partner in _PARTNERS:
+        if complete.get(key) in values and complete.get(partner) is None:
+            contradiction(component, partner, None, f"a number, as {key} is {complete[key]}")
+    depths = complete.get("transformer_layers_per_block")
+    reverse = complete.get("reverse_transformer_layers_per_block")
+    if reverse is None and isinstance(depths, list) and any(isinstance(it, list) for it in depths):
+        contradiction(
+            component,
+            "reverse_transformer_layers_per_block",
+            None,
+            "a list, as transformer_layers_per_block has a list in it",
+        )
+    expected = config_shapes.CLASSES.get(class_name)
+    if expected is not None:
+        try:
+            for name, shape in expected(complete):
+                _check_tensor(component, name, shape, tensors.get(name))
+        except IndexError:
+            contradiction(
+                component,
+                "transformer_layers_per_block",
+                depths if reverse is None else reverse,
+                "of one item for each layer",
+            )
+
+
+def _check_tensor(component: str, name: str, shape: tuple[int, ...], tensor: Tensor | None) -> None:
+    if tensor is None:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"{component} lacks the tensor {name}, which its {CONFIG_NAME} asks for",
+        )
+    if tensor.shape != shape:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"{component}: {name} has the shape {list(tensor.shape)}; it should be {list(shape)},"
+            f" as its {CONFIG_NAME} says",
+        )
+
+
+def check_scheduler(class_name: str, config: Mapping[str, Any], path: str) -> None:
+    """Refuse a scheduler's config that its class cannot be made from."""
+    complete = {**defaults(class_name), **config}
+    own = defaults(class_name).keys()
+    used = [key for key in _ONE_OF if key in own and complete[key]]
+    betas, steps = complete.get("trained_betas"), complete.get("num_train_timesteps")
+    problem = None
+    if len(used) > 1:
+        problem = f"{' and '.join(used)} are true; only one of them can be"
+    elif (
+        {"algorithm_type", "final_sigmas_type"} <= own
+        and complete["algorithm_type"] in _NOISY_ENDS
+        and complete["final_sigmas_type"] == "zero"
+    ):
+        problem = (
+            f"algorithm_type is {complete['algorithm_type']}; it needs final_sigmas_type: sigma_min"
+        )
+    elif "shift_terminal" in own and complete["shift_terminal"] and not complete["use_flow_sigmas"]:
+        problem = "shift_terminal is set; it needs use_flow_sigmas: true"
+    elif betas is not None and len(betas) != steps:
+        problem = f"trained_betas has {len(betas)} items; it should have {steps}, one for each step"
+    if problem is not None:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{path}: {problem}")

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd_api.spec import BaseModelName
-from sd_loader.convert.plan.config_rules import check_heads
+from sd_loader.convert.plan.config_rules import check_levels, check_opens, contradiction
 from sd_loader.convert.plan.controlnet import existing, load_family
-from sd_loader.convert.plan.repo_fields import check_fields, contradiction
 from sd_loader.convert.tables.architecture import fill_in
 from sd_loader.convert.tables.bind import bind, left_over
 from sd_loader.convert.tables.dimensions import Dimensions
+from sd_loader.diffusers_repo.config_keys import allowed_config
 from sd_loader.diffusers_repo.index import CONFIG_NAME
 from sd_loader.tensors import Tensor
 
 _NAME = "controlnet"
+_CLASS = "ControlNetModel"
 # The fields that make up the structure, with diffusers' defaults. If all have the usual values, the
 # tensors have the usual names. Fields that depend on the transformers are compared separately.
 _STRUCTURE = {
@@ -41,10 +42,11 @@ def checked_controlnet(
 ) -> tuple[dict[str, Any], BaseModelName | None]:
     """Complete the config from the tensors. Return it and the family. Refuse a contradiction.
 
-    The family is None for an unknown structure: then only the types of the config's fields are
-    checked.
+    The family is None for an unknown structure. In any case, each tensor that the config asks for
+    must be there.
     """
-    check_fields(_NAME, config)
+    allowed_config(config, _CLASS, f"{_NAME}/{CONFIG_NAME}")
+    check_levels(_NAME, config)
     family = _family(config)
     known = load_family(family)
     usual = known.templates[CONFIG_NAME]
@@ -53,6 +55,7 @@ def checked_controlnet(
         config.get(key, default) == usual.get(key, default) for key, default in _STRUCTURE.items()
     )
     if not is_usual:
+        check_opens(_NAME, _CLASS, config, tensors)
         return dict(config), None
     component, template = existing(known, tensors)
     _compare_structure(config, template)
@@ -66,9 +69,9 @@ def checked_controlnet(
     for key, value in shown.items():
         if key in config and config[key] != value:
             contradiction(_NAME, key, config[key], f"{value}, as its tensors have it")
-    filled = {**fill_in(template, dimensions), **config, **shown}
-    check_heads(f"{_NAME}/{CONFIG_NAME}", filled)
-    return {**config, **shown}, family
+    checked = {**config, **shown}
+    check_opens(_NAME, _CLASS, checked, tensors)
+    return checked, family
 
 
 def _family(config: Mapping[str, Any]) -> BaseModelName:

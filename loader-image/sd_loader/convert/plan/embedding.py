@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.detect.kinds import refuse_other_kinds
+from sd_loader.convert.detect.kinds import refuse_other_kinds, unsupported
 from sd_loader.convert.plan.precision import published_dtype
 from sd_loader.convert.tables.clip import vocabulary_file
 from sd_loader.convert.tables.families import PUBLISHED_SIZES, families_by_text_width
@@ -41,7 +41,12 @@ _A1111 = "string_to_param."
 _A1111_ONLY = f"{_A1111}*"
 _NAME = "name"
 # Keys of files with one embedding. They are not the embedding's name.
-_NAMELESS = {"emb_params", _A1111_ONLY, "*"}
+_NAMELESS = {"emb_params", _A1111_ONLY, "*", "string_to_param"}
+_OF_ENCODERS = {"text_encoders_0": _FIRST, "text_encoders_1": _SECOND}
+"""Names of pivotal tuning for SDXL's text encoders."""
+_OUTPUT = "_out"
+_OTHER_ENCODER = "t5"
+_ENCODERS = {_FIRST, _SECOND, _OTHER_ENCODER, "emb_params"}
 
 _SDXL = PUBLISHED_SIZES[BaseModelName.SDXL]
 _SECOND_WIDTH = _SDXL["text_encoder_2"]
@@ -64,7 +69,7 @@ class _Embedding:
 def plan_embedding(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the files of an embedding. Reads no weights and writes nothing."""
     refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
-    found = _find(file)
+    found = _find(file, conversion.base_model)
     base_model = _base_model(found)
     if conversion.base_model not in (None, base_model):
         raise LoaderError(
@@ -96,8 +101,10 @@ def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
     return published_dtype(tensor.dtype, conversion.precision)
 
 
-def _find(file: TensorFile) -> _Embedding:
-    tensors = file.tensors
+def _find(file: TensorFile, base_model: BaseModelName | None) -> _Embedding:
+    """The vectors. base_model: the family that the user specifies, which decides about clip_l."""
+    tensors = {_OF_ENCODERS.get(name, name): tensor for name, tensor in file.tensors.items()}
+    _refuse_other_trainers(tensors)
     if tensors.keys() == {_FIRST, _SECOND}:
         first, second = tensors[_FIRST], tensors[_SECOND]
         _check_vectors(_FIRST, first)
@@ -111,11 +118,15 @@ def _find(file: TensorFile) -> _Embedding:
             f" {len(tensors)}: {names}; for several concepts load a file for each",
         )
     ((name, tensor),) = tensors.items()
+    if name == _FIRST and base_model in (BaseModelName.SD1, BaseModelName.SD2):
+        _check_vectors(name, tensor)
+        return _Embedding(tensor)
     if name in (_FIRST, _SECOND):
         other = _SECOND if name == _FIRST else _FIRST
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"the file is half an embedding of SDXL: it holds {name} without {other}",
+            f"the file is half an embedding of SDXL: it holds {name} without {other}; if it is"
+            " whole and of another family, set spec.baseModel",
         )
     _check_vectors(name, tensor)
     if name.startswith(_A1111) and name != _A1111_ONLY:
@@ -124,6 +135,21 @@ def _find(file: TensorFile) -> _Embedding:
         own_name = file.metadata.get(_NAME) if file.format == CKPT else None
         return _Embedding(tensor, name=own_name)
     return _Embedding(tensor, name=name)
+
+
+def _refuse_other_trainers(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse by name embeddings that diffusers' `load_textual_inversion` does not read."""
+    for name in tensors:
+        if name.endswith(_OUTPUT) and name.removesuffix(_OUTPUT) in _ENCODERS:
+            raise unsupported(
+                f"an embedding of OneTrainer with vectors for the text encoder's output ({name}),"
+                " which diffusers does not read: train it without output embeddings"
+            )
+    if _OTHER_ENCODER in tensors:
+        model = "Stable Diffusion 3" if _SECOND in tensors else "FLUX"
+        raise unsupported(
+            f"an embedding of {model} (it holds {_OTHER_ENCODER}), which no type loads"
+        )
 
 
 def _check_vectors(name: str, tensor: Tensor) -> None:

@@ -13,7 +13,12 @@ from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.repo_check import checked_config
-from sd_loader.convert.plan.repo_component import component_tensors, files_of, model_files
+from sd_loader.convert.plan.repo_component import (
+    component_tensors,
+    files_of,
+    model_files,
+    without_skipped_layers,
+)
 from sd_loader.convert.plan.repo_configs import component_config, read_json, read_small
 from sd_loader.convert.plan.vae import VAE, vae_files
 from sd_loader.convert.tables.architecture import load_architecture
@@ -126,7 +131,9 @@ def _text_encoder(
     )
     folder = repo / component
     config = component_config(read_json(folder / CONFIG_NAME), component, pipeline, conversion)
-    tensors = component_tensors(component, expected, opened.open_chosen(repo, folder, chosen))
+    tensors = without_skipped_layers(
+        component_tensors(component, expected, opened.open_chosen(repo, folder, chosen)), config
+    )
     dimensions: Dimensions = {}
     checked = checked_config(component, pipeline, config, tensors, dimensions)
     files = model_files(component, checked, tensors, conversion.precision)

@@ -14,6 +14,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import only_diffusers_converts
+from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import published_dtype, torch_dtype
 from sd_loader.convert.tables.architecture import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
@@ -62,6 +63,7 @@ def foreign_pipeline(file: TensorFile, conversion: Conversion) -> ForeignPipelin
     what = only_diffusers_converts(file.tensors) if conversion.is_pipeline else None
     if what is None:
         return None
+    refuse_quantized(file.tensors)
     if not has_torch():
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,

@@ -8,6 +8,7 @@ from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
+from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.checkpoint import plan_checkpoint
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.controlnet import plan_controlnet
@@ -33,6 +34,7 @@ def plan_file(
 
     extras, original: for pipelines. The other model types ignore them.
     """
+    refuse_quantized(file.tensors)
     match conversion.model_type:
         case ModelType.CONTROLNET:
             return plan_controlnet(file, conversion)

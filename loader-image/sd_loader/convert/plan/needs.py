@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sd_api.spec import BaseModelName
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
+from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.checkpoint import missing_components
 from sd_loader.convert.plan.fallback import foreign_pipeline
 from sd_loader.convert.plan.vae import VAE
@@ -39,12 +40,13 @@ class Needs:
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
     """Find out what the file lacks, from its header alone.
 
-    Raises LoaderError for a model that only diffusers converts if diffusers is not installed or
-    does not convert it either. Any other file that cannot be converted needs nothing: planning its
-    folder says why.
+    Raises LoaderError for quantized weights, and for a model that only diffusers converts if
+    diffusers is not installed or does not convert it either. Any other file that cannot be
+    converted needs nothing: planning its folder says why.
     """
     if not conversion.is_pipeline:
         return Needs()
+    refuse_quantized(file.tensors)
     pipeline = foreign_pipeline(file, conversion)
     if pipeline is not None:
         return Needs(config_repo=pipeline.config_repo)

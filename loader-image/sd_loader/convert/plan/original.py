@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
+from sd_loader.diffusers_repo import config_limits as limits
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
@@ -88,7 +89,7 @@ def parse_original(content: bytes) -> OriginalConfig:
         head_channels=head_channels if heads is None else None,
         beta_start=_number(model, "linear_start"),
         beta_end=_number(model, "linear_end"),
-        timesteps=_whole(model, "timesteps"),
+        timesteps=_whole(model, "timesteps", limits.NUMBERS["num_train_timesteps"][1]),
         in_channels=_whole(unet, "in_channels"),
         model_channels=_whole(unet, "model_channels"),
         context_dim=_whole(unet, "context_dim"),
@@ -131,13 +132,15 @@ def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _whole(values: Mapping[str, object], key: str) -> int | None:
+def _whole(values: Mapping[str, object], key: str, most: float = limits.MOST) -> int | None:
     """A positive whole number. None if it is absent, or -1, which means the same here."""
     value = values.get(key, "-1")
     if value == "-1":
         return None
     if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,5}", value):
         raise _refused(f"{key} is {snippet(str(value))}, not a positive whole number")
+    if int(value) > most:
+        raise _refused(f"{key} is {value}; it should be at most {most:,}")
     return int(value)
 
 

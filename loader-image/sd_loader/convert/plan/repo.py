@@ -17,8 +17,14 @@ from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.extras import plan_extras
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.repo_check import checked_config
-from sd_loader.convert.plan.repo_component import component_tensors, files_of, model_files
+from sd_loader.convert.plan.repo_component import (
+    component_tensors,
+    files_of,
+    model_files,
+    without_skipped_layers,
+)
 from sd_loader.convert.plan.repo_configs import (
+    SCHEDULER_CONFIG,
     bundled_templates,
     component_config,
     pipeline_index,
@@ -72,21 +78,27 @@ def plan_repo(
             config = component_config(
                 read_json(folder / CONFIG_NAME), component, pipeline, conversion
             )
-            tensors = component_tensors(
-                component,
-                pipeline.components[component],
-                opened.open_chosen(repo, folder, chosen),
+            tensors = without_skipped_layers(
+                component_tensors(
+                    component,
+                    pipeline.components[component],
+                    opened.open_chosen(repo, folder, chosen),
+                ),
+                config,
             )
             checked = checked_config(component, pipeline, config, tensors, dimensions)
             configs[component] = checked
             files += model_files(component, checked, tensors, conversion.precision)
     for component in pipeline.components:
         if component.startswith("tokenizer"):
-            files += tokenizer_files(repo / origin(component), component, templates)
+            files += tokenizer_files(repo / origin(component), component, templates, dimensions)
     scheduler = scheduler_config(
-        read_json(repo / "scheduler" / "scheduler_config.json"), pipeline, conversion
+        # diffusers writes the lower limit of DPM solvers as -Infinity, and reads it so.
+        read_json(repo / SCHEDULER_CONFIG, infinite=True),
+        pipeline,
+        conversion,
     )
-    files.append(json_file("scheduler/scheduler_config.json", scheduler))
+    files.append(json_file(SCHEDULER_CONFIG, scheduler, infinite=True))
     files.append(json_file(INDEX_NAME, pipeline_index(pipeline, templates)))
     return FolderPlan(
         files=tuple(files),

@@ -1,7 +1,7 @@
 """Checks that the tensors of a repo's component fit its config, so that diffusers can open it.
 
-If the structure is known, the shape of every tensor is compared with the others and the config.
-Otherwise only the types of the config's fields are checked.
+If the structure is a known family's, the shape of every tensor is compared with the others, and the
+config is completed. In any case, each tensor that the config asks for must be there.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sd_api.reasons import Reason
-from sd_loader.convert.plan.config_rules import check_heads
-from sd_loader.convert.plan.repo_fields import check_fields, contradiction
+from sd_loader.convert.plan.config_rules import check_levels, check_opens, contradiction
 from sd_loader.convert.tables.architecture import Row, fill_in, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, matches
 from sd_loader.convert.tables.unet import configured_blocks
+from sd_loader.diffusers_repo.config_keys import allowed_config
 from sd_loader.diffusers_repo.index import CONFIG_NAME, Pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor
@@ -34,6 +34,8 @@ _STRUCTURE = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
+_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+"""The components that have one class in all pipelines."""
 _CHANNELS = {"in_channels", "out_channels", "latent_channels"}
 
 
@@ -49,23 +51,37 @@ def checked_config(
     Adds the dimensions that the shapes show to `dimensions`, which the components of a pipeline
     share. Text encoders come first.
     """
-    check_fields(component, config)
+    class_name = _CLASSES.get(component) or pipeline.components[component]
+    allowed_config(config, class_name, f"{component}/{CONFIG_NAME}")
+    check_levels(component, config)
+    shown = _shown(component, pipeline, config, tensors, dimensions)
+    for key, value in shown.items():
+        if key in config and config[key] != value:
+            contradiction(component, key, config[key], f"{value}, as its tensors have it")
+    checked = {**config, **shown}
+    check_opens(component, class_name, checked, tensors)
+    return checked
+
+
+def _shown(
+    component: str,
+    pipeline: Pipeline,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    dimensions: Dimensions,
+) -> dict[str, Any]:
+    """The fields of the config that the tensors determine. Empty if the structure is unknown."""
     rows: Iterable[Row]
     if component.startswith("text_encoder"):
         rows, template = _text_encoder(component, pipeline, tensors, dimensions)
     else:
         known = _known_structure(component, pipeline, config)
         if known is None:
-            return dict(config)
+            return {}
         rows, template = known
     _check_tensors(component, _adapted(rows, config), tensors, dimensions)
     filled = fill_in(template, dimensions)
-    shown = {key: filled[key] for key, value in template.items() if _is_shown(key, value)}
-    for key, value in shown.items():
-        if key in config and config[key] != value:
-            contradiction(component, key, config[key], f"{value}, as its tensors have it")
-    check_heads(f"{component}/{CONFIG_NAME}", {**filled, **config})
-    return {**config, **shown}
+    return {key: filled[key] for key, value in template.items() if _is_shown(key, value)}
 
 
 def _known_structure(

@@ -9,6 +9,7 @@ from typing import Any
 
 from sd_api.reasons import Reason
 from sd_api.spec import Revision
+from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.precision import published_items, torch_dtype
 from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.tables.vae_names import current_name
@@ -19,6 +20,7 @@ from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor, TensorFile
 
+_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d{1,6})\.", re.ASCII)
 _UNUSED = re.compile(r".*\bposition_ids|logit_scale|vision_model\..*|visual_projection\..*")
 
 
@@ -37,6 +39,10 @@ def component_tensors(
     """All tensors of a component under their canonical names."""
     found: dict[str, Tensor] = {}
     for file in files:
+        try:
+            refuse_quantized(file.tensors)
+        except LoaderError as error:
+            raise LoaderError(error.reason, f"{component}: {error.message}") from None
         for old, tensor in file.tensors.items():
             name = _canonical(old, component)
             if name is None or _is_unused_projection(name, class_name):
@@ -53,6 +59,23 @@ def component_tensors(
                 )
             found[name] = tensor
     return found
+
+
+def without_skipped_layers(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> Mapping[str, Tensor]:
+    """The tensors without the last layers of a text encoder that its config leaves out.
+
+    People skip the last layers ("clip skip") by a smaller `num_hidden_layers`.
+    """
+    layers = config.get("num_hidden_layers")
+    if layers is None:
+        return tensors
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (layer := _LAYER.match(name)) is None or int(layer[1]) < layers
+    }
 
 
 def model_files(

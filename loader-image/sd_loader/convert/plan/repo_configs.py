@@ -1,4 +1,4 @@
-"""The configs of a repo, read as data and written again. Fields that name code are left out."""
+"""The configs of a repo, read as data and written again with the keys that are allowed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,25 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
 from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.plan.config_rules import check_scheduler
 from sd_loader.convert.tables.architecture import load_architecture
-from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, Pipeline, parse_json
+from sd_loader.diffusers_repo.config_keys import (
+    allowed_config,
+    allowed_scheduler,
+    known_classes,
+)
+from sd_loader.diffusers_repo.index import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MAX_JSON_BYTES,
+    Pipeline,
+    parse_json,
+)
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
-# These name code rather than numbers: transformers would fetch attention kernels from the Hub.
-_NOT_DATA = ("attn_implementation", "experts_implementation", "chat_template", "dtype")
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+_VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){0,3}(\.?(a|b|rc|dev|post)\d{1,4})?", re.ASCII)
 
 
 def bundled_templates(pipeline: Pipeline) -> Mapping[str, Any]:
@@ -40,9 +52,9 @@ def read_small(path: Path) -> bytes:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of the repo."""
-    return parse_json(read_small(path), f"{path.parent.name}/{path.name}")
+def read_json(path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object of the repo. infinite: -Infinity is a number in it."""
+    return parse_json(read_small(path), f"{path.parent.name}/{path.name}", infinite=infinite)
 
 
 def component_config(
@@ -53,10 +65,11 @@ def component_config(
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT, f"{component} is quantized, which is not supported"
         )
-    kept = _data_only(config)
     class_name = pipeline.components[component]
+    kept = allowed_config(config, class_name, f"{component}/{CONFIG_NAME}")
     if component.startswith("text_encoder"):
-        return {**kept, "architectures": [class_name]}
+        model_type = known_classes()[class_name]["model_type"]
+        return {**kept, "architectures": [class_name], "model_type": model_type}
     if component == "unet" and conversion.upcast_attention is not None:
         kept["upcast_attention"] = conversion.upcast_attention
     return {"_class_name": class_name, **_version(config), **kept}
@@ -66,10 +79,12 @@ def scheduler_config(
     config: Mapping[str, Any], pipeline: Pipeline, conversion: Conversion
 ) -> dict[str, Any]:
     """The scheduler's config, with the prediction type that the user asks for."""
-    kept = _data_only(config)
+    class_name = pipeline.components["scheduler"]
+    kept = allowed_scheduler(config, class_name, SCHEDULER_CONFIG)
+    check_scheduler(class_name, kept, SCHEDULER_CONFIG)
     if conversion.prediction_type is not None:
         kept["prediction_type"] = conversion.prediction_type.value
-    return {"_class_name": pipeline.components["scheduler"], **_version(config), **kept}
+    return {"_class_name": class_name, **_version(config), **kept}
 
 
 def prediction_type(scheduler: Mapping[str, Any]) -> str:
@@ -103,17 +118,9 @@ def pipeline_index(pipeline: Pipeline, templates: Mapping[str, Any]) -> dict[str
     return dict(sorted(index.items()))
 
 
-def _data_only(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in config.items()
-        if not key.startswith("_") and key not in _NOT_DATA
-    }
-
-
 def _version(config: Mapping[str, Any]) -> dict[str, str]:
     """The entry with the version that wrote the config: diffusers adapts configs of old ones."""
     version = config.get("_diffusers_version")
-    if isinstance(version, str) and re.fullmatch(r"[0-9A-Za-z.+-]{1,32}", version):
+    if isinstance(version, str) and _VERSION.fullmatch(version):
         return {"_diffusers_version": version}
     return {}

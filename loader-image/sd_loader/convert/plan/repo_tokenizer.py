@@ -1,124 +1,186 @@
-"""The CLIP tokenizer of a repo, written so that old and new transformers read it."""
+"""The CLIP tokenizer of a repo, written so that old and new transformers read it alike."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sd_api.reasons import Reason
+from sd_loader.convert.plan.repo_added_tokens import (
+    ADDITIONAL,
+    DECODER,
+    TokenizerConfigs,
+    added_tokens,
+    check_ids,
+    check_word,
+    refuse,
+)
 from sd_loader.convert.plan.repo_configs import read_json, read_small
 from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
+from sd_loader.convert.tables.dimensions import Dimensions
 from sd_loader.convert.write.files import SmallFile, json_file
 from sd_loader.diffusers_repo.index import parse_json
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 
-_CONFIG_KEYS = (
-    "add_prefix_space",
-    "added_tokens_decoder",
-    "bos_token",
-    "clean_up_tokenization_spaces",
-    "do_lower_case",
-    "eos_token",
-    "errors",
-    "model_max_length",
-    "pad_token",
-    "unk_token",
-)
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-_MAX_LENGTH = 77
-_ABSURD_LENGTH = 10**6
-"""transformers writes 10**30 for "unknown", which makes every prompt overflow."""
+_FLAGS = ("add_prefix_space", "clean_up_tokenization_spaces", "do_lower_case")
+_ERRORS = ("ignore", "replace", "strict")
+"""What to do with bytes that are not text: names of Python's error handlers."""
+_LEAST_LENGTH = 3
+"""The start token, a word and the end token."""
+_VERSION = "#version"
+_MOST_MERGES = 49152 - 256 - 2
+"""Older versions of transformers ignore all further merges."""
 
 
-def tokenizer_files(folder: Path, component: str, templates: Mapping[str, Any]) -> list[SmallFile]:
+def tokenizer_files(
+    folder: Path, component: str, templates: Mapping[str, Any], dimensions: Dimensions
+) -> list[SmallFile]:
     """The published folder of a tokenizer: vocabulary, merges and configs.
 
     folder: the tokenizer's folder in the repo. templates: the bundled files that complete it.
+    dimensions: those of its text encoder, among others.
     """
-    if all((folder / name).is_file() for name in VOCABULARY_FILES):
-        _checked_vocabulary(read_json(folder / VOCABULARY_FILES[0]), component)
-        files = [
-            SmallFile(f"{component}/{name}", read_small(folder / name)) for name in VOCABULARY_FILES
-        ]
-    else:
-        files = _from_one_file(folder, component)
-    config = _optional(folder / "tokenizer_config.json")
-    usual = templates[f"{component}/tokenizer_config.json"]
-    known = {key: config[key] for key in _CONFIG_KEYS if key in config}
-    length = known.get("model_max_length")
-    if not isinstance(length, int) or length > _ABSURD_LENGTH:
-        known["model_max_length"] = _MAX_LENGTH
-    merged = {**usual, **known, "tokenizer_class": "CLIPTokenizer"}
-    special = _optional(folder / "special_tokens_map.json")
-    if not special:
-        special = {
-            **templates[f"{component}/special_tokens_map.json"],
-            "pad_token": merged["pad_token"],
-        }
-    chosen = {key: special[key] for key in _SPECIAL_TOKENS if key in special}
+    configs = TokenizerConfigs(
+        config=_optional(folder / "tokenizer_config.json"),
+        special=_optional(folder / "special_tokens_map.json"),
+        added=_optional(folder / "added_tokens.json"),
+        single=_optional(folder / "tokenizer.json"),
+    )
+    vocabulary, merges = (folder / name for name in VOCABULARY_FILES)
+    pair = None
+    if vocabulary.is_file() and merges.is_file():
+        pair = read_json(vocabulary), read_small(merges)
+    encoder = component.replace("tokenizer", "text_encoder")
+    try:
+        files = _files(
+            configs,
+            _from_one_file(configs.single) if pair is None else _from_two_files(*pair),
+            templates[f"{component}/tokenizer_config.json"],
+            rows=dimensions[f"{encoder}_vocabulary"],
+            positions=dimensions[f"{encoder}_positions"],
+        )
+    except LoaderError as error:
+        raise LoaderError(error.reason, f"{component}: {error.message}") from None
+    return [replace(file, path=f"{component}/{file.path}") for file in files]
+
+
+def _files(
+    configs: TokenizerConfigs,
+    words: tuple[object, Iterable[object]],
+    usual: Mapping[str, Any],
+    rows: int,
+    positions: int,
+) -> list[SmallFile]:
+    """The files, in the tokenizer's folder.
+
+    The vocabulary contains the tokens that were added, so that their ids are certain: transformers
+    since 5 numbers the tokens that are not in it.
+
+    words: the vocabulary, and pairs of words to merge. rows, positions: numbers of tokens that the
+    text encoder knows, and that it reads at a time.
+    """
+    vocabulary = _vocabulary(words[0])
+    merges = _merges(words[1], vocabulary)
+    added = added_tokens(configs, usual, vocabulary)
+    ids = {**vocabulary, **added.ids}
+    check_ids(ids, rows)
+    special = {**added.named, **({ADDITIONAL: added.additional} if added.additional else {})}
+    config = {
+        **{key: usual[key] for key in (*_FLAGS, "errors")},
+        **_settings(configs.config, positions),
+        **special,
+        DECODER: added.decoder,
+        "tokenizer_class": "CLIPTokenizer",
+    }
     return [
-        *files,
-        json_file(f"{component}/tokenizer_config.json", merged),
-        json_file(f"{component}/special_tokens_map.json", chosen),
+        SmallFile(VOCABULARY_FILES[0], _vocabulary_file(ids)),
+        SmallFile(VOCABULARY_FILES[1], _merges_file(merges)),
+        json_file("tokenizer_config.json", config),
+        json_file("special_tokens_map.json", special),
     ]
 
 
-def _from_one_file(folder: Path, component: str) -> list[SmallFile]:
+def _settings(config: Mapping[str, Any], positions: int) -> dict[str, Any]:
+    """The settings that the repo makes validly. None of them changes a prompt's tokens."""
+    kept: dict[str, Any] = {key: config[key] for key in _FLAGS if type(config.get(key)) is bool}
+    if config.get("errors") in _ERRORS:
+        kept["errors"] = config["errors"]
+    # transformers writes 10**30 for "unknown", with which a long prompt overflows.
+    length = config.get("model_max_length")
+    is_fitting = type(length) is int and _LEAST_LENGTH <= length <= positions
+    return {**kept, "model_max_length": length if is_fitting else positions}
+
+
+def _from_two_files(vocabulary: object, merges: bytes) -> tuple[object, Iterable[object]]:
+    try:
+        lines = merges.decode().split("\n")
+    except UnicodeDecodeError:
+        refuse("merges.txt is not a text in UTF-8")
+    return vocabulary, [
+        line.removesuffix("\r").split(" ")
+        for line in lines
+        if line.strip() and not line.startswith(_VERSION)
+    ]
+
+
+def _from_one_file(tokenizer: Mapping[str, Any]) -> tuple[object, Iterable[object]]:
     """Vocabulary and merges from tokenizer.json, the only file that newer transformers save."""
-    tokenizer = _optional(folder / "tokenizer.json")
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"{component} has neither vocab.json and merges.txt nor a tokenizer.json of their kind",
+            "it has neither vocab.json and merges.txt nor a tokenizer.json of their kind",
         )
-    vocabulary = _checked_vocabulary(model.get("vocab"), component)
-    added = tokenizer.get("added_tokens")
-    for token in added if isinstance(added, list) else ():
-        content = token.get("content") if isinstance(token, dict) else None
-        if not isinstance(content, str) or content not in vocabulary:
-            raise LoaderError(
-                Reason.UNSUPPORTED_FORMAT,
-                f"{component}/tokenizer.json adds a token to its vocabulary:"
-                f" {snippet(str(content))}",
-            )
-    if vocabulary == parse_json(vocabulary_file("vocab.json"), "vocab.json"):
-        # The published models have exactly these bytes.
-        contents = [vocabulary_file(name) for name in VOCABULARY_FILES]
-    else:
-        contents = [json.dumps(vocabulary).encode(), _merges(model.get("merges"), component)]
-    return [
-        SmallFile(f"{component}/{name}", content)
-        for name, content in zip(VOCABULARY_FILES, contents, strict=True)
+    merges = model.get("merges")
+    # A pair is a list or, in older files, a line.
+    return model.get("vocab"), [
+        pair.split(" ") if isinstance(pair, str) else pair
+        for pair in (merges if isinstance(merges, list) else [None])
     ]
 
 
-def _merges(merges: object, component: str) -> bytes:
-    """merges.txt from the pairs of tokenizer.json. A pair is a list or, in older files, a line."""
-    lines = ["#version: 0.2"]
-    for pair in merges if isinstance(merges, list) else [None]:
-        words = pair.split(" ") if isinstance(pair, str) else pair
-        if not isinstance(words, list) or [len(str(word).split()) for word in words] != [1, 1]:
-            raise LoaderError(
-                Reason.CONVERSION_FAILED, f"{component}/tokenizer.json: a merge is not two words"
-            )
-        lines.append(" ".join(str(word) for word in words))
-    return ("\n".join(lines) + "\n").encode(errors="replace")
-
-
-def _checked_vocabulary(vocabulary: object, component: str) -> dict[str, int]:
+def _vocabulary(vocabulary: object) -> dict[str, int]:
     if (
         not isinstance(vocabulary, dict)
         or not vocabulary
         or not all(type(number) is int for number in vocabulary.values())
     ):
-        raise LoaderError(
-            Reason.CONVERSION_FAILED, f"{component}: the tokenizer's vocabulary is not one"
-        )
+        refuse("the tokenizer's vocabulary is not one")
+    for word in vocabulary:
+        check_word(word)
     return vocabulary
+
+
+def _merges(pairs: Iterable[object], vocabulary: Mapping[str, int]) -> list[str]:
+    """The lines of merges.txt. Refuse a merge that the tokenizers library does not accept."""
+    lines = []
+    for pair in pairs:
+        if not isinstance(pair, list) or not all(isinstance(word, str) for word in pair):
+            refuse("a merge is not two words")
+        line = " ".join(pair)
+        if len(pair) != 2 or line.split() != pair:
+            refuse(f"a merge is not two words: {snippet(line, 40)}")
+        if not all(word in vocabulary for word in (*pair, "".join(pair))):
+            refuse(f"a merge has words that are not in the vocabulary: {snippet(line, 40)}")
+        lines.append(line)
+    if len(lines) > _MOST_MERGES:
+        refuse(f"{len(lines)} merges; older versions of transformers read at most {_MOST_MERGES}")
+    return lines
+
+
+def _vocabulary_file(ids: Mapping[str, int]) -> bytes:
+    name = VOCABULARY_FILES[0]
+    bundled = vocabulary_file(name)
+    # Most published models have exactly these bytes.
+    return bundled if ids == parse_json(bundled, name) else json.dumps(ids).encode()
+
+
+def _merges_file(lines: list[str]) -> bytes:
+    return "\n".join([f"{_VERSION}: 0.2", *lines, ""]).encode()
 
 
 def _optional(path: Path) -> dict[str, Any]:

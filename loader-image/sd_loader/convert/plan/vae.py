@@ -10,6 +10,7 @@ from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, Revision
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import UNET_PREFIX, refuse_patterns, wrong_type
+from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.precision import published_items
 from sd_loader.convert.tables.architecture import (
@@ -82,6 +83,7 @@ def vae_files(
 
     folder: its folder in the pipeline. Empty if it is published alone.
     """
+    refuse_quantized(file.tensors)
     refuse_patterns(file.tensors, _OTHERS)
     prefix = _prefix(file.tensors)
     tensors = current_names(file.tensors, prefix)

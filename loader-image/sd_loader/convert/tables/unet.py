@@ -93,7 +93,7 @@ def unet_blocks(unet: Component, names: Iterable[str]) -> UNetBlocks:
 def configured_blocks(unet: Component, config: Mapping[str, Any]) -> UNetBlocks | None:
     """The UNet's blocks that a config asks for. None if it asks for more than the family has.
 
-    The types of the config's fields have been checked before (`repo_fields`).
+    The types of the config's fields have been checked before (`config_keys`).
     """
     middle = config.get("mid_block_type", WHOLE)
     if middle not in (WHOLE, FIRST_RESNET, None):

@@ -96,9 +96,12 @@ class SmallFile:
 PlannedFile = WeightsFile | SmallFile
 
 
-def json_file(path: str, content: object) -> SmallFile:
-    """A JSON file, formatted like those in the repos of models."""
-    return SmallFile(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+def json_file(path: str, content: object, *, infinite: bool = False) -> SmallFile:
+    """A JSON file, formatted like those in the repos of models.
+
+    infinite: write infinite numbers as Python does, which other JSON parsers refuse.
+    """
+    return SmallFile(path, (json.dumps(content, indent=2, allow_nan=infinite) + "\n").encode())
 
 
 def weights_file(

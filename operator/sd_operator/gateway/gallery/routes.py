@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from typing import Literal
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -14,9 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from sd_operator.base.errors import AlreadyExistsError, ApiError, InvalidError
-from sd_operator.clients.kube import MODELS, Json
+from sd_operator.clients.kube import Json
+from sd_operator.gateway.claims import ClaimRefusedError
 from sd_operator.gateway.context import Context
 from sd_operator.gateway.errors import RefusedError, map_api_error, map_error
 from sd_operator.gateway.gallery import form, live, previews, session, views
@@ -132,11 +136,16 @@ class Gallery:
         )
         return redirect
 
-    def _is_insecure(self, request: Request) -> bool:
-        """Return whether the browser would drop the session cookie, because it needs https."""
-        plain = request.url.scheme == "http" and request.url.hostname not in _LOCAL
+    def _is_insecure(self, request: Request) -> Literal["", "local", "remote"]:
+        """Return whether the browser may drop the session cookie, because it needs https.
+
+        Some browsers keep such a cookie over http if the host is this machine.
+        """
+        plain = request.url.scheme == "http"
         proxied = request.headers.get("x-forwarded-proto", "").startswith("https")
-        return self._context.settings.cookie_secure and plain and not proxied
+        if not self._context.settings.cookie_secure or not plain or proxied:
+            return ""
+        return "local" if request.url.hostname in _LOCAL else "remote"
 
     async def _logout(self, request: Request) -> Response:
         self._check_origin(request)
@@ -207,9 +216,19 @@ class Gallery:
         return Response(image, media_type="image/png", headers=headers)
 
     async def _live(self, request: Request, key: Key) -> Response:
+        # The stream counts before anything is awaited: many requests at once would all pass.
         if self._streams[key.id] >= STREAMS_PER_KEY:
             text = "This key has too many pages open in browsers; close one and try again"
             raise RefusedError(429, text, 60)
+        self._streams[key.id] += 1
+        try:
+            events = await self._events(request, key)
+        except BaseException:
+            self._streams[key.id] -= 1
+            raise
+        return _LiveResponse(events, lambda: self._streams.subtract((key.id,)))
+
+    async def _events(self, request: Request, key: Key) -> AsyncGenerator[bytes, None]:
         name = request.query_params.get("model")
         updates: live.Updates
         if name:
@@ -220,23 +239,7 @@ class Gallery:
             updates = live.ListUpdates(bodies)
         updates.stale = live.digest(bodies) != request.query_params.get("digest")
         changes = self._models.watch(key.namespace)
-        events = live.stream(updates, changes, lambda: self._key(request) == key)
-        return StreamingResponse(
-            self._counted(key, events),
-            media_type="text/event-stream",
-            headers={"X-Accel-Buffering": "no"},
-        )
-
-    async def _counted(
-        self, key: Key, events: AsyncGenerator[bytes, None]
-    ) -> AsyncGenerator[bytes, None]:
-        self._streams[key.id] += 1
-        try:
-            async for event in events:
-                yield event
-        finally:
-            self._streams[key.id] -= 1
-            await events.aclose()
+        return live.stream(updates, changes, lambda: self._key(request) == key)
 
     # Actions
 
@@ -249,8 +252,8 @@ class Gallery:
         applied = submitted.get("action") == "apply"
         if validated:
             try:
-                await self._context.api.create(MODELS, key.namespace, body, dry_run=not applied)
-            except ApiError as error:
+                await self._models.create(key.namespace, body, dry_run=not applied)
+            except (ApiError, ClaimRefusedError) as error:
                 status, complaints = _complaints(error)
             else:
                 if applied:
@@ -293,6 +296,24 @@ class Gallery:
         return _with_retry_after(response, refused)
 
 
+class _LiveResponse(StreamingResponse):
+    """Server-sent events; `end` is called when the stream ends, even before it has begun."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], end: Callable[[], None]) -> None:
+        headers = {"X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._events = events
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the client has gone or the session has ended."""
+        try:
+            async with contextlib.aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._end()
+
+
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -309,8 +330,10 @@ async def _form(request: Request) -> dict[str, str]:
         return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
-def _complaints(error: ApiError) -> tuple[int, form.Complaints]:
+def _complaints(error: ApiError | ClaimRefusedError) -> tuple[int, form.Complaints]:
     """Return the status code and the form errors for a resource that was not created."""
+    if isinstance(error, ClaimRefusedError):
+        return error.status, form.Complaints({"spec.storage.claimName": [error.message]})
     if isinstance(error, AlreadyExistsError):
         text = "A model with this name already exists. Use another name, or delete that model."
         return 409, form.Complaints({"metadata.name": [text]})

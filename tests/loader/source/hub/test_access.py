@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from devkit.fakefiles import Faults
 from sd_api import netguard
+from sd_api.logins import Logins, basic
 from sd_api.reasons import Reason
-from tests.support.loader.fetches import TOKEN, secret
+from sd_loader.errors import LoaderError
+from tests.support.loader.fetches import TOKEN, fetch, secret
 from tests.support.loader.hubfetches import REPO, load, refusal
+from tests.support.models.conversions import load_request
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,37 @@ def test_token_is_sent_to_the_hub_but_not_to_the_cdn(hub, settings, into, folder
         expected = f"Bearer {TOKEN}" if item.port == hub_port else None
         assert item.headers.get("authorization") == expected
     assert {item.port for item in hub.requests} > {hub_port}
+
+
+def test_login_of_the_mirror_is_sent_to_the_mirror_only(hub, settings, into, folder):
+    """Neither the CDN gets it, nor does it replace a token."""
+    hub.add_repo(REPO, folder)
+    hub.login = "mirror:word"
+    assert refusal(settings, into).reason is Reason.SOURCE_NOT_FOUND
+    hub.forget()
+    load(replace(settings, logins=Logins(hub="mirror:word")), into)
+    hub_port = int(hub.host.rpartition(":")[2])
+    for item in hub.requests:
+        expected = basic("mirror:word") if item.port == hub_port else None
+        assert item.headers.get("authorization") == expected
+    assert {item.port for item in hub.requests} > {hub_port}
+
+
+def test_token_takes_the_place_of_the_mirrors_login(hub, settings, into, folder):
+    """A request has one Authorization header."""
+    hub.add_repo(REPO, folder, token=TOKEN, private=True)
+    secret(settings)
+    load(replace(settings, logins=Logins(hub="mirror:word")), into, credentials=True)
+    assert basic("mirror:word") not in {item.headers.get("authorization") for item in hub.requests}
+
+
+def test_login_of_the_mirror_is_not_for_links_of_users(hub, settings, into):
+    """A link to the mirror's own host could lead to anything there."""
+    link = hub.serve_file("/other/place.safetensors", b"no model")
+    settings = replace(settings, logins=Logins(hub="mirror:word"))
+    with pytest.raises(LoaderError):
+        fetch(load_request(url=link), settings, into)
+    assert [item.headers.get("authorization") for item in hub.requests] == [None]
 
 
 def test_token_of_the_environment_is_never_used(hub, settings, into, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import traceback
 
 import pytest
@@ -49,6 +51,53 @@ def test_unusable_credentials_fail_the_load(server, settings, into, token, host,
     assert error.reason is reason
     assert server.requests == []
     assert "two" not in error.message
+
+
+def jwt(claims: object) -> str:
+    """Return a token in the form of a JWT."""
+    parts = (json.dumps(part).encode() for part in ({"alg": "RS256"}, claims, "signature"))
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
+
+SUBJECT = "system:serviceaccount:art:default"
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        pytest.param({"iss": "kubernetes/serviceaccount", "sub": SUBJECT}, id="of a Secret"),
+        pytest.param({"kubernetes.io/serviceaccount/namespace": "art"}, id="without a subject"),
+        pytest.param({"kubernetes.io": {"namespace": "art"}, "aud": ["x"]}, id="of a Pod"),
+        pytest.param({"sub": SUBJECT, "aud": ["sts.example.com"]}, id="for a cloud"),
+    ],
+)
+def test_token_of_a_service_account_is_sent_nowhere(server, settings, into, claims):
+    """Whoever may create models must not have an account's token sent to a host."""
+    url = server.serve_file("/model", BODY)
+    token = jwt(claims)
+    secret(settings, token, server.host)
+    error = refusal(url, settings, into, credentials=True)
+    assert error.reason is Reason.SECRET_NOT_FOUND
+    assert "token of a Kubernetes service account" in error.message
+    assert token not in error.message
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        pytest.param(jwt({"sub": "alice", "iss": "https://models.example.com"}), id="of a person"),
+        pytest.param(jwt(["sub", SUBJECT]), id="no claims"),
+        pytest.param("a.b.c", id="dots"),
+        pytest.param(f"{SUBJECT}.x", id="the name of an account"),
+        pytest.param("." * 100, id="only dots"),
+    ],
+)
+def test_other_token_is_sent(server, settings, into, token):
+    """Sources may have tokens of any form."""
+    url = server.serve_file("/model", BODY, token=token)
+    secret(settings, token, server.host)
+    load(url, settings, into, credentials=True)
 
 
 def test_rejected_token_is_reported(server, settings, into):

@@ -14,11 +14,17 @@ POLL_SECONDS = 0.1
 
 
 class Probes:
-    """Healthy while the event loop runs; ready once the operator works or stands by."""
+    """Healthy while the event loop runs; ready once the start-up is over."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        can_serve: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._clock = clock
         self._last_beat = clock()
+        self._can_serve = can_serve
+        """What else the process needs to be ready. It is called in a thread."""
         self.ready = False
 
     def beat(self) -> None:
@@ -34,6 +40,11 @@ class Probes:
         """Whether the event loop was alive a moment ago."""
         return self._clock() - self._last_beat < SILENCE_MAX_SECONDS
 
+    @property
+    def serving(self) -> bool:
+        """Whether the process can do its work."""
+        return self.ready and self.healthy and self._can_serve()
+
     def serve(self, address: str, port: int) -> tuple[int, Callable[[], None]]:
         """Serve the probes from a thread; return the port and a function that stops it."""
         probes = self
@@ -42,8 +53,9 @@ class Probes:
             timeout = 5
 
             def do_GET(self) -> None:
-                answers = {"/healthz": probes.healthy, "/readyz": probes.ready and probes.healthy}
-                good = answers.get(self.path)
+                answers = {"/healthz": lambda: probes.healthy, "/readyz": lambda: probes.serving}
+                answer = answers.get(self.path)
+                good = None if answer is None else answer()
                 status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
                 self.send_response(HTTPStatus.NOT_FOUND if good is None else status)
                 self.send_header("Content-Length", "0")

@@ -1,0 +1,90 @@
+"""Refuses quantized weights by the name of their format.
+
+Each format stores numbers beside a weight from which its values are computed. Without them, a
+reader would take the weight for something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.snippet import snippet
+from sd_loader.tensors import Dtype, Tensor
+
+_INT4 = "packed 4-bit numbers"
+_BY_LAST_PART = {
+    "bitsandbytes__nf4": "nf4, by bitsandbytes",
+    "bitsandbytes__fp4": "fp4, by bitsandbytes",
+    "quant_map": "4-bit, by bitsandbytes",
+    "absmax": "4-bit, by bitsandbytes",
+    "SCB": "int8, by bitsandbytes",
+    "wscales": "SVDQuant, by Nunchaku",
+    "g_idx": "GPTQ",
+    "qzeros": "GPTQ or AWQ",
+    "qweight": "GPTQ or AWQ",
+    "W_q": "HQQ",
+    "weight_scale_2": "nvfp4",
+    "weight_scale_inv": "scaled fp8, in blocks",
+    "scale_weight": "scaled fp8",
+    "scaled_fp8": "scaled fp8",
+}
+"""Formats by the last part of a tensor's name. An earlier row is more exact than a later one."""
+
+_SCALES = ("weight_scale", "comfy_quant", "_scale", "input_scale", "scale_input")
+"""Last parts of names that many formats have. The type of the weight tells these apart."""
+_BY_WEIGHT = {
+    Dtype.F8_E4M3: "scaled fp8",
+    Dtype.F8_E5M2: "scaled fp8",
+    Dtype.I8: "int8",
+    Dtype.U8: _INT4,
+    Dtype.I32: _INT4,
+}
+_BY_WEIGHT_OF_EXPONENTS = {Dtype.F8_E4M3: "mxfp8", Dtype.F8_E5M2: "mxfp8", Dtype.U8: "mxfp4"}
+"""Formats whose scales are exponents, which are stored as whole numbers of 8 bits."""
+_WHOLE = (Dtype.I8, Dtype.U8)
+_ANY = "with scales"
+_SHOWN = 120
+"""Names of layers are long, and their ends show the format."""
+
+
+def refuse_quantized(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a file with quantized weights. fp8 without scales is not quantized."""
+    found = _format(tensors)
+    if found is not None:
+        what, seen = found
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the weights are quantized ({what}), which is not supported: use a version of the"
+            f" model in fp16, bf16 or fp32 (seen: {snippet(seen, _SHOWN)})",
+        )
+
+
+def _format(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Describe the format and name a tensor that shows it. None if no weight is quantized."""
+    last_parts: dict[str, str] = {}
+    for name in tensors:
+        last_parts.setdefault(name.rpartition(".")[2], name)
+    for part, what in _BY_LAST_PART.items():
+        if part in last_parts:
+            return what, last_parts[part]
+    for part in _SCALES:
+        if part in last_parts:
+            return _by_weight(last_parts[part], tensors), last_parts[part]
+    for name, tensor in tensors.items():
+        if name.endswith("weight") and len(tensor.shape) > 1 and tensor.dtype in _WHOLE:
+            return _BY_WEIGHT[tensor.dtype], name
+    return None
+
+
+def _by_weight(scale: str, tensors: Mapping[str, Tensor]) -> str:
+    """The format of the weight that a scale or a description belongs to."""
+    layer = scale.rpartition(".")[0].removesuffix(".weight")
+    scales = tensors.get(f"{layer}.weight_scale")
+    has_exponents = scales is not None and scales.dtype is Dtype.U8
+    formats = _BY_WEIGHT_OF_EXPONENTS if has_exponents else _BY_WEIGHT
+    for name in (f"{layer}.weight", f"{layer}.weight._data"):
+        if name in tensors:
+            return formats.get(tensors[name].dtype, _ANY)
+    return _ANY

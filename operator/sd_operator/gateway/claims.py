@@ -1,0 +1,40 @@
+"""Refuses models on PersistentVolumeClaims that are not for models, by the operator's rule."""
+
+from __future__ import annotations
+
+import contextlib
+
+from sd_api import names
+from sd_operator.base.errors import NotFoundError
+from sd_operator.clients.kube import CLAIMS, Api, Json
+from sd_operator.gateway.errors import RefusedError
+from sd_operator.gateway.settings import GatewaySettings
+from sd_operator.resources.observed import ClaimView
+
+
+class ClaimRefusedError(RefusedError):
+    """The model names a PersistentVolumeClaim that it may not use."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            403,
+            f"PersistentVolumeClaim {name} may not be used for models; an administrator can set its"
+            f' label {names.LABEL_MODELS}: "true"',
+        )
+
+
+async def check(api: Api, settings: GatewaySettings, namespace: str, body: Json) -> None:
+    """Raise ClaimRefusedError if a model names a PVC that it may not use.
+
+    Read a PVC only if the model names another one than those of the settings. A PVC that does not
+    exist is refused in the same words, so that nobody learns which PVCs exist.
+    """
+    name = ((body.get("spec") or {}).get("storage") or {}).get("claimName")
+    if not name or name in {settings.claim_name, *settings.allowed_claims}:
+        return
+    with contextlib.suppress(NotFoundError):
+        claim = ClaimView.from_body(await api.get(CLAIMS, namespace, name))
+        artifact = (body.get("status") or {}).get("artifact") or {}
+        if claim.for_models or artifact.get("claimUID") == claim.uid:
+            return
+    raise ClaimRefusedError(name)

@@ -1,0 +1,25 @@
+"""The files of a volume that shows a Secret."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+from sd_operator.standalone.errors import Json
+from sd_operator.standalone.executor import RefusedError
+
+_FILE_NAME = re.compile(r"(?!\.\.|\.$)[A-Za-z0-9._-]+")
+
+
+def secret_files(volume: Json, secret: Json) -> dict[str, bytes]:
+    """Return the files by name: the keys that `items` lists, or all keys; raise RefusedError.
+
+    The kubelet waits for a listed key that is missing and not optional; here it is left out.
+    """
+    data = secret.get("data", {})
+    listed = {item["key"]: item["path"] for item in volume.get("items", ())}
+    files = {path: data[key] for key, path in listed.items() if key in data} if listed else data
+    for name in files:
+        if not _FILE_NAME.fullmatch(name):
+            raise RefusedError(f"the path {name[:80]!r} of a Secret's key is not a file name")
+    return {name: base64.b64decode(content) for name, content in files.items()}

@@ -1,0 +1,173 @@
+"""The alerts fire when they should: the plain file, and what the chart renders of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sd_api.reasons import Reason
+from sd_operator.base.metrics import Metrics, ModelState
+from sd_operator.gateway.metrics import Metrics as GatewayMetrics
+from tests.support.charts.helmcharts import OPERATOR, Json, of_kind, one, render
+from tests.support.charts.prometheus import Prometheus, prometheus, promtool, scrape_config
+from tests.support.processes import free_ports
+
+ALERTS = OPERATOR / "files" / "alerts.yaml"
+PLAIN = Path(__file__).with_name("alerts.yaml")
+RELEASES = Path(__file__).with_name("alerts_of_releases.yaml")
+ONE_RELEASE = Path(__file__).with_name("alerts_of_one_release.yaml")
+RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+THREE = {
+    "one.yaml": ("sd-operator", "one"),
+    "two.yaml": ("sd-operator-two", "one"),
+    "other.yaml": ("sd-operator", "other"),
+}
+"""The name and namespace of the release whose rules a file has."""
+
+
+def rules_of(release: str, namespace: str, job: str = "") -> Json:
+    """Return the rules that the chart renders for a release."""
+    values = {
+        "metrics": {"prometheusRule": {"enabled": True, "job": job}},
+        "gateway": {"enabled": True},
+    }
+    objects = render(values, release=release, namespace=namespace)
+    spec: Json = one(objects, "PrometheusRule")["spec"]
+    return spec
+
+
+@pytest.fixture
+def rendered(tmp_path: Path) -> Path:
+    """A folder with the rules of the three releases."""
+    for name, (release, namespace) in THREE.items():
+        (tmp_path / name).write_text(yaml.safe_dump(rules_of(release, namespace)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_is_tried_both_ways(rule: dict[str, Any]) -> None:
+    """Each alert has a row in which it fires and one in which it does not fire."""
+    rows = [
+        row
+        for case in yaml.safe_load(PLAIN.read_text())["tests"]
+        for row in case["alert_rule_test"]
+        if row["alertname"] == rule["alert"]
+    ]
+    assert any(row["exp_alerts"] for row in rows)
+    assert any(not row["exp_alerts"] for row in rows)
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert {"summary", "description"} <= rule["annotations"].keys()
+
+
+def test_the_alerts_fire_when_they_should() -> None:
+    """Prometheus' own tool evaluates the plain file, which needs no chart."""
+    promtool("check", "rules", ALERTS)
+    promtool("test", "rules", PLAIN)
+
+
+def test_a_dead_operator_is_reported_beside_other_releases(rendered: Path) -> None:
+    """Neither the release's own gateway nor another release in its namespace hides it."""
+    shutil.copy(RELEASES, rendered / "tests.yaml")
+    for name in THREE:
+        promtool("check", "rules", rendered / name)
+    promtool("test", "rules", rendered / "tests.yaml")
+
+
+@pytest.mark.parametrize("fires", [True, False], ids=["its rules", "the other release's rules"])
+def test_alerts_are_about_one_release(rendered: Path, fires: bool) -> None:
+    """Every alert fires for the release in trouble, and none in the rules of the other one."""
+    tests = yaml.safe_load(ONE_RELEASE.read_text())
+    (case,) = tests["tests"]
+    (row,) = case["promql_expr_test"]
+    fired = {re.findall(r'alertname="(\w+)"', sample["labels"])[0] for sample in row["exp_samples"]}
+    assert fired == {rule["alert"] for rule in RULES}
+    if not fires:
+        tests["rule_files"] = ["other.yaml"]
+        row["exp_samples"] = []
+    (rendered / "tests.yaml").write_text(yaml.safe_dump(tests))
+    promtool("test", "rules", rendered / "tests.yaml")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_alerts_exclude_only_known_reasons(rule: dict[str, Any]) -> None:
+    """Another alert covers the one reason that an alert may exclude."""
+    left_out = set()
+    for operator, words in re.findall(r'reason(!~|!=)"([^"]*)"', rule["expr"]):
+        left_out |= set(words.split("|") if operator == "!~" else [words])
+    assert left_out & {reason.value for reason in Reason} <= {"InsufficientStorage"}
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [("", "one/sd-operator"), ('pods of "art"', 'pods of \\"art\\"')],
+    ids=["the monitors' job", "a job of another scrape"],
+)
+def test_every_series_is_matched_by_the_release(job: str, expected: str) -> None:
+    """The rendered expressions differ from the plain ones only by the job, everywhere."""
+    plain = yaml.safe_load(ALERTS.read_text())
+    rendered = rules_of("sd-operator", "one", job)
+    for rule in (rule for group in plain["groups"] for rule in group["rules"]):
+        selectors = re.findall(r"\bsdmodel_\w+(\{[^}]*\})?", rule["expr"])
+        assert selectors
+        assert all('job=~".*"' in selector for selector in selectors), rule["expr"]
+        rule["expr"] = rule["expr"].replace('job=~".*"', f'job="{expected}"')
+    assert rendered == plain
+
+
+# The rules in a real Prometheus, with what the processes serve and the monitors scrape.
+
+
+@contextmanager
+def served(metrics: Metrics | GatewayMetrics, port: int) -> Iterator[None]:
+    """Serve the metrics of a process."""
+    _, stop = metrics.serve("127.0.0.1", port)
+    try:
+        yield
+    finally:
+        stop()
+
+
+def firing(alert: str, prometheus: Prometheus) -> set[tuple[str | None, str | None]]:
+    """Return job and namespace of the alerts of a name, which may still be pending."""
+    found = (dict(labels) for labels in prometheus.query(f'ALERTS{{alertname="{alert}"}}'))
+    return {(labels.get("job"), labels.get("namespace")) for labels in found}
+
+
+@pytest.mark.parametrize("kind", ["podMonitor", "serviceMonitor"])
+def test_a_real_prometheus_tells_operators_and_releases_apart(kind: str, tmp_path: Path) -> None:
+    """Only the gateway of one release is up; the other release's operator has a failed model."""
+    values = {"metrics": {kind: {"enabled": True}}, "gateway": {"enabled": True}}
+    monitors = [
+        monitor
+        for namespace in ("one", "other")
+        for monitor in of_kind(render(values, namespace=namespace), kind[0].upper() + kind[1:])
+    ]
+    ports = free_ports(len(monitors))
+    jobs = [f"{item['metadata']['namespace']}/{item['metadata']['name']}" for item in monitors]
+    port = dict(zip(jobs, ports, strict=True))
+    scrapes = [scrape_config(*pair) for pair in zip(monitors, ports, strict=True)]
+    rules = {f"{name}.yaml": rules_of("sd-operator", name) for name in ("one", "other")}
+    operator = Metrics()
+    operator.leader.set(1)
+    operator.show("uid", ModelState("art", "sketch", "Failed", "NotAModel"))
+    with ExitStack() as stack:
+        stack.enter_context(served(GatewayMetrics(), port["one/sd-operator-gateway"]))
+        stack.enter_context(served(operator, port["other/sd-operator"]))
+        running = stack.enter_context(prometheus(scrapes, rules, tmp_path))
+        running.eventually("count(sdmodel_build_info)", lambda found: set(found.values()) == {2})
+        running.eventually('ALERTS{alertname="SdModelLoadStalled"}', bool)
+        assert firing("SdOperatorDown", running) == {("one/sd-operator", None)}
+        assert firing("SdModelLoadStalled", running) == {(None, "art")}
+        assert firing("SdOperatorNoLeader", running) == set()
+
+        with served(Metrics(), port["one/sd-operator"]):
+            running.eventually('ALERTS{alertname="SdOperatorDown"}', lambda found: not found)
+            running.eventually('ALERTS{alertname="SdOperatorNoLeader"}', bool)
+            assert firing("SdOperatorNoLeader", running) == {("one/sd-operator", "one")}

@@ -1,0 +1,169 @@
+"""A flood of unfinished requests against a gateway with the limits of its container."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sd_operator.gateway import keys
+from sd_operator.gateway.routes import PREFIX
+from sd_operator.gateway.settings import GatewaySettings
+from tests.support.gateway.gatewayrun import write_keys
+from tests.support.kube.cluster import Cluster
+from tests.support.processes import start, stop
+
+LIMIT_BYTES = 256 * 2**20
+"""The memory limit of the gateway's container in the chart."""
+
+
+@dataclass
+class Process:
+    """A gateway with the limits of the chart, in a process of its own."""
+
+    pid: int
+    port: int
+    probes_port: int
+    key: str
+
+    def get(self, path: str, port: int = 0) -> int:
+        """Return the status of a page, or of a probe."""
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=10)
+        ) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status
+
+    def call(self, **headers: str) -> int:
+        """Call an endpoint with the key; return the status."""
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        ) as connection:
+            body = json.dumps({"key": self.key})
+            connection.request("POST", f"{PREFIX}/schedulers_list", body, headers)
+            return connection.getresponse().status
+
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process has used."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+    def open_files(self) -> int:
+        """Return how many files and connections the process has open."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
+
+@contextlib.contextmanager
+def process_of(cluster: Cluster, folder: Path, **settings: str) -> Iterator[Process]:
+    """Run `sd-gateway run` until the context ends."""
+    (key,) = write_keys(folder / "keys", cluster.namespace)
+    env = {
+        "PATH": os.defpath,
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "SD_GATEWAY_KEYS_FILE": str(folder / "keys"),
+        "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
+        **dict.fromkeys(
+            ("SD_GATEWAY_PORT", "SD_GATEWAY_METRICS_PORT", "SD_GATEWAY_PROBES_PORT"), "0"
+        ),
+        **settings,
+    }
+    log = folder / "log"
+    process = start([sys.executable, "-m", "sd_operator.gateway", "run"], log, env)
+    try:
+        ports = [
+            int(_found(log, pattern))
+            for pattern in (r"Uvicorn running on http://[\d.]+:(\d+)", r"probes on port (\d+)")
+        ]
+        yield Process(process.pid, *ports, key)
+    finally:
+        stop(process)
+    assert "Traceback" not in log.read_text()
+
+
+def _found(log: Path, pattern: str) -> str:
+    deadline = time.monotonic() + 60
+    while (match := re.search(pattern, log.read_text())) is None:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    return match[1]
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process have 6,000 connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 6000), hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def slow_body() -> bytes:
+    """Return a request whose body is never complete."""
+    head = f"POST {PREFIX}/load_model HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
+    return head.encode() + b"a" * 59000
+
+
+def slow_body_of_a_proxy() -> bytes:
+    """Return such a request of a client behind a proxy."""
+    return slow_body().replace(b"Host: x", b"Host: x\r\nX-Forwarded-For: 192.0.2.7")
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize(
+    ("sent", "proxies"),
+    [
+        pytest.param(slow_body, "", id="bodies"),
+        pytest.param(slow_body_of_a_proxy, "127.0.0.1", id="bodies through one proxy"),
+    ],
+)
+def test_flood_of_unfinished_requests_keeps_nobody_out(
+    shared_cluster: Cluster, tmp_path: Path, sent: Callable[[], bytes], proxies: str
+) -> None:
+    """4,000 connections stay within the container's memory; probes and a good key are served."""
+    settings = {"SD_GATEWAY_TRUSTED_PROXIES": proxies} if proxies else {}
+    with process_of(shared_cluster, tmp_path, **settings) as gateway:
+        at_rest = gateway.open_files()
+        flood = []
+        for number in range(4000):
+            client = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+            flood.append(client)
+            with contextlib.suppress(ConnectionError):
+                client.sendall(sent())
+            if number % 1000 == 999:
+                assert gateway.get("/healthz", gateway.probes_port) == 200
+                assert gateway.get("/readyz", gateway.probes_port) == 200
+                assert gateway.get("/healthz") == 200
+                assert gateway.call() == 200
+                assert gateway.call(X_Forwarded_For="198.51.100.4") == 200
+        default = GatewaySettings(tmp_path)
+        most = default.max_connections if proxies else default.max_connections_per_address
+        assert gateway.open_files() <= at_rest + most + 10
+        assert gateway.peak_bytes() < LIMIT_BYTES
+        for client in flood:
+            client.close()
+
+
+@pytest.mark.cluster
+def test_probes_have_a_port_of_their_own(shared_cluster: Cluster, tmp_path: Path) -> None:
+    """They do not wait for the API's connections, and tell whether a key is valid."""
+    with process_of(shared_cluster, tmp_path) as gateway:
+        assert gateway.get("/healthz", gateway.probes_port) == 200
+        assert gateway.get("/readyz", gateway.probes_port) == 200
+        (tmp_path / "keys").write_text("# none\n")
+        assert gateway.get("/readyz", gateway.probes_port) == 503
+        assert gateway.get("/healthz", gateway.probes_port) == 200
+        (tmp_path / "keys").write_text(keys.new("default")[1] + "\n")
+        assert gateway.get("/readyz", gateway.probes_port) == 200
+        assert gateway.get("/docs", gateway.probes_port) == 404

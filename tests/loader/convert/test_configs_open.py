@@ -1,0 +1,122 @@
+"""Every folder that is published opens, whatever the configs of the repo say."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd_api.wire import Source
+from sd_loader.convert.plan.repo_configs import SCHEDULER_CONFIG, scheduler_config
+from sd_loader.convert.run import convert
+from sd_loader.convert.write.files import json_file
+from sd_loader.diffusers_repo.config_keys import known_classes
+from sd_loader.diffusers_repo.index import Pipeline
+from sd_loader.errors import LoaderError
+from sd_loader.handover import Fetched
+from tests.support.models.conversions import conversion
+from tests.support.models.mutatedconfigs import mutated
+from tests.support.models.tinyrepo import copy_repo, replace, save_repo
+from tests.support.paths import ROOT
+
+OPTIONAL = {"DPMSolverSDEScheduler": "torchsde", "LMSDiscreteScheduler": "scipy"}
+"""Schedulers that need a library which the test environment does not have."""
+SCHEDULERS = sorted(
+    name for name in known_classes() if name.endswith("Scheduler") and name not in OPTIONAL
+)
+MODELS = {
+    "unet/config.json": "UNet2DConditionModel",
+    "vae/config.json": "AutoencoderKL",
+    "text_encoder/config.json": "CLIPTextModel",
+}
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny repo in fp16, whose configs the tests change in copies."""
+    return save_repo(tmp_path_factory.mktemp("origin") / "repo", "sd15", torch.float16)
+
+
+def opened(folders: list[Path]) -> list[str | None]:
+    """Open folders in a process with limited memory. Return the error of each, or None."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/support/models/openall.py"],
+        input="".join(f"{folder}\n" for folder in folders),
+        env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(errors) == len(folders)
+    return errors
+
+
+def published_pipeline(rng: random.Random, origin: Path, folder: Path) -> Path | None:
+    """Load a repo with a changed config. Return the published folder, None if it is refused."""
+    folder.mkdir()
+    repo = copy_repo(origin, folder / "repo")
+    for name in rng.sample(list(MODELS), rng.choice((1, 1, 2))):
+        config = mutated(rng, json.loads((repo / name).read_text()), MODELS[name])
+        replace(repo / name, json.dumps(config))
+    (folder / "out").mkdir()
+    fetched = Fetched(kind="repo", path="repo", source=Source())
+    options = conversion(model_type="huggingface")
+    try:
+        convert(fetched, folder, options, folder / "out", lambda _: None)
+    except LoaderError:
+        return None
+    return folder / "out"
+
+
+def published_scheduler(rng: random.Random, folder: Path) -> Path | None:
+    """Publish the changed config of a scheduler. Return its folder, None if it is refused."""
+    class_name = rng.choice(SCHEDULERS)
+    pipeline = Pipeline("StableDiffusionPipeline", {"scheduler": class_name}, {})
+    options = conversion(model_type="huggingface")
+    try:
+        config = scheduler_config(mutated(rng, {}, class_name), pipeline, options)
+    except LoaderError:
+        return None
+    if config.get("use_beta_sigmas"):
+        return None  # it needs scipy
+    folder.mkdir()
+    name = SCHEDULER_CONFIG.rpartition("/")[2]
+    (folder / name).write_bytes(json_file(name, config, infinite=True).content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pipelines", "schedulers"),
+    [
+        pytest.param(10, 60, id="some"),
+        pytest.param(600, 1500, id="many", marks=(pytest.mark.slow, pytest.mark.timeout(3600))),
+    ],
+)
+def test_published_folder_opens(origin, tmp_path, tally, pipelines, schedulers):
+    """Configs are changed at random, and the folders are opened with limited memory."""
+    made = [
+        published_pipeline(random.Random(f"pipeline {seed}"), origin, tmp_path / f"p{seed}")
+        for seed in range(pipelines)
+    ]
+    made += [
+        published_scheduler(random.Random(f"scheduler {seed}"), tmp_path / f"s{seed}")
+        for seed in range(schedulers)
+    ]
+    folders = [folder for folder in made if folder is not None]
+    assert len(folders) > len(made) // 10
+    failed = {
+        folder: error
+        for folder, error in zip(folders, opened(folders), strict=True)
+        if error is not None
+    }
+    assert not failed, "\n".join(f"{folder}: {error}" for folder, error in failed.items())
+    tally("changed configs that were refused", len(made) - len(folders))
+    tally("changed configs that were published and opened", len(folders))

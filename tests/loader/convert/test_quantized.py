@@ -1,0 +1,203 @@
+"""Quantized weights of any model type are refused by the name of their format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from devkit.ldm_layouts import TINY_SDXL, sdxl_shapes
+from sd_api.reasons import Reason
+from sd_loader.convert.detect.quantized import refuse_quantized
+from sd_loader.convert.plan.repo_component import component_tensors
+from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.checkpoints import save_safetensors, tiny_sd15
+from tests.support.models.conversions import convert_file
+
+UNET = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_k"
+VAE = "first_stage_model.encoder.mid.attn_1.q"
+LORA = "lora_unet_mid_block_attentions_0_proj_in.lora_down"
+CONTROLNET = "control_model.middle_block.1.proj_in"
+
+
+def message(what: str, seen: str) -> str:
+    """The whole message about a format."""
+    return (
+        f"the weights are quantized ({what}), which is not supported: use a version of the model"
+        f" in fp16, bf16 or fp32 (seen: {seen})"
+    )
+
+
+def described(types: dict[str, Dtype], shape: tuple[int, ...] = (4, 4)) -> dict[str, Tensor]:
+    """Tensors without bytes."""
+    return {name: Tensor(-1, dtype, shape, 0) for name, dtype in types.items()}
+
+
+F8, F16, F32, U8, I8 = Dtype.F8_E4M3, Dtype.F16, Dtype.F32, Dtype.U8, Dtype.I8
+FORMATS = [
+    pytest.param(
+        {f"{UNET}.weight": F8, f"{UNET}.scale_weight": F32}, "scaled fp8", ".scale_weight", id="fp8"
+    ),
+    pytest.param(
+        {f"{UNET}.weight": F8, f"{UNET}.weight_scale": F32, f"{UNET}.comfy_quant": U8},
+        "scaled fp8",
+        ".weight_scale",
+        id="fp8 of 2026",
+    ),
+    pytest.param(
+        {f"{UNET}.weight": Dtype.F8_E5M2, f"{UNET}.comfy_quant": U8},
+        "scaled fp8",
+        ".comfy_quant",
+        id="fp8 with a description alone",
+    ),
+    pytest.param(
+        {f"{UNET}.weight": F8, f"{UNET}.input_scale": F32}, "scaled fp8", ".input_scale", id="input"
+    ),
+    pytest.param(
+        {f"{UNET}.weight": F8, f"{UNET}.weight_scale_inv": F32},
+        "scaled fp8, in blocks",
+        ".weight_scale_inv",
+        id="fp8 in blocks",
+    ),
+    pytest.param(
+        {f"{UNET}.weight": U8, f"{UNET}.weight_scale": F8, f"{UNET}.weight_scale_2": F32},
+        "nvfp4",
+        ".weight_scale_2",
+        id="nvfp4",
+    ),
+    pytest.param(
+        {f"{UNET}.weight": F8, f"{UNET}.weight_scale": U8}, "mxfp8", ".weight_scale", id="mxfp8"
+    ),
+    pytest.param(
+        {f"{UNET}.weight": U8, f"{UNET}.weight_scale": U8}, "mxfp4", ".weight_scale", id="mxfp4"
+    ),
+    pytest.param(
+        {f"{UNET}.weight": I8, f"{UNET}.weight_scale": F32}, "int8", ".weight_scale", id="int8"
+    ),
+    pytest.param({f"{UNET}.weight": I8}, "int8", ".weight", id="int8 alone"),
+    pytest.param({f"{UNET}.weight": U8}, "packed 4-bit numbers", ".weight", id="uint8 alone"),
+    pytest.param(
+        {f"{UNET}.weight": I8, f"{UNET}.SCB": F32}, "int8, by bitsandbytes", ".SCB", id="bnb int8"
+    ),
+    pytest.param(
+        {
+            f"{UNET}.weight": U8,
+            f"{UNET}.weight.absmax": U8,
+            f"{UNET}.weight.quant_map": F32,
+            f"{UNET}.weight.quant_state.bitsandbytes__nf4": U8,
+        },
+        "nf4, by bitsandbytes",
+        ".weight.quant_state.bitsandbytes__nf4",
+        id="nf4",
+    ),
+    pytest.param(
+        {f"{UNET}.weight": U8, f"{UNET}.weight.absmax": U8},
+        "4-bit, by bitsandbytes",
+        ".weight.absmax",
+        id="bnb 4-bit",
+    ),
+    pytest.param(
+        {f"{UNET}.qweight": Dtype.I32, f"{UNET}.qzeros": Dtype.I32, f"{UNET}.g_idx": Dtype.I32},
+        "GPTQ",
+        ".g_idx",
+        id="GPTQ",
+    ),
+    pytest.param(
+        {f"{UNET}.qweight": Dtype.I32, f"{UNET}.qzeros": Dtype.I32},
+        "GPTQ or AWQ",
+        ".qzeros",
+        id="AWQ",
+    ),
+    pytest.param(
+        {f"{UNET}.qweight": I8, f"{UNET}.wscales": F16},
+        "SVDQuant, by Nunchaku",
+        ".wscales",
+        id="SVDQuant",
+    ),
+    pytest.param({f"{UNET}.W_q": U8}, "HQQ", ".W_q", id="HQQ"),
+    pytest.param(
+        {f"{UNET}.weight._data": I8, f"{UNET}.weight._scale": F16},
+        "int8",
+        ".weight._scale",
+        id="quanto",
+    ),
+    pytest.param({f"{UNET}.weight_scale": F32}, "with scales", ".weight_scale", id="scale alone"),
+]
+
+
+@pytest.mark.parametrize(("types", "what", "seen"), FORMATS)
+def test_format_is_named(types, what, seen):
+    """The message names a tensor that shows the format, and the remedy."""
+    for order in (types, dict(reversed(types.items()))):
+        with pytest.raises(LoaderError) as caught:
+            refuse_quantized(described(order))
+        assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+        assert caught.value.message == message(what, UNET + seen)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.F8_E4M3, Dtype.F8_E5M2, Dtype.F16, Dtype.F32, Dtype.BF16])
+def test_checkpoint_without_scales_is_not_quantized(dtype):
+    """Plain fp8 is read, and whole numbers such as position ids are no weights."""
+    found = {name: Tensor(-1, dtype, shape, 0) for name, shape in sdxl_shapes(TINY_SDXL).items()}
+    ids = {"cond_stage_model.transformer.text_model.embeddings.position_ids": Dtype.I64}
+    refuse_quantized(found | described(ids))
+
+
+KINDS = [
+    ("custom_ckpt", f"{UNET}.scale_weight"),
+    ("lora", f"{LORA}.scale_weight"),
+    ("vae", f"{VAE}.scale_weight"),
+    ("controlnet", f"{CONTROLNET}.scale_weight"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "scale"), KINDS)
+def test_file_of_each_type_is_refused(tmp_path, model_type, scale):
+    """No model type takes the weights for something else."""
+    weight = scale.replace("scale_weight", "weight")
+    tensors = {weight: torch.ones(4, 4).to(torch.float8_e4m3fn), scale: torch.tensor(2.0)}
+    file = save_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(LoaderError) as caught:
+        convert_file(file, tmp_path / "out", model_type=model_type)
+    assert caught.value.message == message("scaled fp8", scale)
+
+
+def test_quantized_checkpoint_is_refused(tmp_path):
+    """A whole checkpoint whose UNet has 8-bit whole numbers."""
+    tensors = {
+        name: tensor.to(torch.int8) if "diffusion_model" in name and tensor.dim() == 2 else tensor
+        for name, tensor in tiny_sd15().items()
+    }
+    file = save_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(LoaderError) as caught:
+        convert_file(file, tmp_path / "out")
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert caught.value.message.startswith("the weights are quantized (int8), which is not")
+
+
+def test_component_of_a_repo_is_refused_by_name():
+    """The message names the component, too."""
+    file = TensorFile(Path("x"), -1, "safetensors", described({"conv_in.SCB": F32}))
+    with pytest.raises(LoaderError) as caught:
+        component_tensors("unet", "UNet2DConditionModel", [file])
+    assert caught.value.message == "unet: " + message("int8, by bitsandbytes", "conv_in.SCB")
+
+
+@pytest.mark.parametrize(
+    ("label", "what"),
+    [("F4", "fp4"), ("F6_E2M3", "fp6"), ("F6_E3M2", "fp6"), ("F8_E8M0", "mxfp8 or mxfp4")],
+)
+def test_type_that_only_quantized_files_have_is_named(tmp_path, label, what):
+    """The header alone shows it."""
+    entry = {"dtype": label, "shape": [8], "data_offsets": [0, 8]}
+    header = json.dumps({f"{LORA}.weight": entry}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(LoaderError) as caught:
+        open_tensor_file(path)
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert caught.value.message == f"{path.name}: {message(what, f'{LORA}.weight')}"

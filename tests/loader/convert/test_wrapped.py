@@ -1,0 +1,82 @@
+"""Files of training programs are loaded if their content is a known model, or named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from tests.support.models.checkpoints import Checkpoint, save_safetensors, tiny_sd15
+from tests.support.models.conversions import convert_file
+
+Wrap = Callable[[Checkpoint], Any]
+
+
+def prefixed(tensors: Checkpoint, prefix: str) -> Checkpoint:
+    """The tensors with a prefix before each name."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+WRAPPED: list[Any] = [
+    pytest.param(lambda it: {"model": it, "epoch": 1}, id="model"),
+    pytest.param(lambda it: {"module": prefixed(it, "module.")}, id="DeepSpeed"),
+    pytest.param(lambda it: {"state_dict": prefixed(it, "module.")}, id="DistributedDataParallel"),
+    pytest.param(lambda it: prefixed(it, "_orig_mod."), id="torch.compile"),
+    pytest.param(lambda it: {"my_model": {"params": it}, "loss": torch.ones(())}, id="others"),
+]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The digests of a checkpoint that is not wrapped."""
+    folder = tmp_path_factory.mktemp("plain")
+    file = save_safetensors(folder / "model.safetensors", tiny_sd15())
+    return dict(convert_file(file, folder / "out").files)
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_wrapped_checkpoint_gives_the_same_files(
+    tmp_path: Path, plain: dict[str, Any], wrap: Wrap
+) -> None:
+    """Other tests compare the files of the plain checkpoint with those of diffusers."""
+    torch.save(wrap(tiny_sd15()), tmp_path / "model.ckpt")
+    assert convert_file(tmp_path / "model.ckpt", tmp_path / "out").files == plain
+
+
+def test_safetensors_with_a_prefix_give_the_same_files(
+    tmp_path: Path, plain: dict[str, Any]
+) -> None:
+    """Programs save the wrapped model in this format, too."""
+    tensors = prefixed(tiny_sd15(), "module.")
+    file = save_safetensors(tmp_path / "model.safetensors", tensors)
+    assert convert_file(file, tmp_path / "out").files == plain
+
+
+@pytest.mark.parametrize("model_type", ["custom_ckpt", "embeddings", "lora", "vae", "controlnet"])
+def test_hypernetwork_is_named(tmp_path: Path, model_type: str) -> None:
+    """It is a pickle whose keys are the widths of layers."""
+    half = {"linear.0.weight": torch.ones(4, 4), "linear.0.bias": torch.ones(4)}
+    content = {768: (half, half), 320: (half, half), "step": 1, "name": "h"}
+    torch.save(content, tmp_path / "hyper.pt")
+    with pytest.raises(LoaderError) as caught:
+        convert_file(tmp_path / "hyper.pt", tmp_path / "out", model_type=model_type)
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert caught.value.message == "the file is a hypernetwork, which is not supported"
+
+
+def test_components_apart_are_named(tmp_path: Path) -> None:
+    """The message has no path, and names the keys."""
+    tensors = {"conv_in.weight": torch.ones(4)}
+    torch.save({"unet": tensors, "text_encoder": tensors}, tmp_path / "model.ckpt")
+    with pytest.raises(LoaderError) as caught:
+        convert_file(tmp_path / "model.ckpt", tmp_path / "out")
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert caught.value.message == (
+        "file: the weights lie under text_encoder, unet; a model is read if its weights lie"
+        " together, such as under state_dict, model_state_dict, model, module"
+    )

@@ -1,0 +1,239 @@
+"""Sweeps on request: each request is followed by one sweep, whatever fails in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from sd_api import names
+from sd_operator.base.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    UnavailableError,
+)
+from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
+from sd_operator.clients.kube import JOBS, LEASES, Api, Listing, Resource
+from sd_operator.reconciler import supervisor
+from sd_operator.reconciler.sweeps import Sweeps
+from sd_operator.resources.sweep import SweepLease
+from tests.support.rules.observed import NOW
+
+Json = dict[str, Any]
+JOB = f"{names.SWEEP_NAME}-{int(NOW.timestamp()) // 60}"
+LATER = NOW + timedelta(minutes=5)
+
+
+class Namespace(Api):
+    """A namespace with Jobs and a Lease, whose requests fail as a test sets."""
+
+    def __init__(self, lease: Json | None = None) -> None:
+        super().__init__(None)
+        self.lease = lease
+        self.jobs: list[Json] = []
+        self.fails: dict[str, list[Exception]] = {}
+        """Errors by verb and kind, as in "create jobs"; a request is not carried out."""
+        self.loses: dict[str, list[Exception]] = {}
+        """Errors of requests that are carried out, but whose response is lost."""
+
+    def ask(self) -> None:
+        """Request a sweep, as the gateway does."""
+        assert self.lease is not None
+        self.lease = self._stored(SweepLease(self.lease).request(LATER))
+
+    @override
+    async def get(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Read the Lease."""
+        self._fail("get", resource)
+        assert (resource, name) == (LEASES, names.SWEEP_LEASE)
+        if self.lease is None:
+            raise NotFoundError("not found", 404)
+        return self.lease
+
+    @override
+    async def list(
+        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
+    ) -> Listing:
+        """List the sweep Jobs."""
+        self._fail("list", resource)
+        assert (resource, labels) == (JOBS, f"{names.LABEL_NAME}={names.SWEEP_NAME}")
+        return Listing(self.jobs, "1")
+
+    @override
+    async def create(
+        self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False
+    ) -> Json:
+        """Create the Lease or a Job."""
+        self._fail("create", resource)
+        if resource is LEASES:
+            self.lease = self._stored(body)
+            self._lose("create", resource)
+            return self.lease
+        if any(job["metadata"]["name"] == body["metadata"]["name"] for job in self.jobs):
+            raise AlreadyExistsError("exists", 409)
+        self.jobs.append({**body, "metadata": {**body["metadata"], "uid": "u"}})
+        self._lose("create", resource)
+        return body
+
+    @override
+    async def update(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:
+        """Replace the Lease if the version is the present one."""
+        self._fail("update", resource)
+        assert self.lease is not None
+        assert (resource, name) == (LEASES, names.SWEEP_LEASE)
+        if body["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
+            raise ConflictError("another version", 409)
+        self.lease = self._stored(body)
+        self._lose("update", resource)
+        return self.lease
+
+    def _stored(self, body: Json) -> Json:
+        metadata = body["metadata"]
+        version = str(int(metadata.get("resourceVersion", "0")) + 1)
+        return {**body, "metadata": {**metadata, "resourceVersion": version}}
+
+    def _fail(self, verb: str, resource: Resource) -> None:
+        if errors := self.fails.get(f"{verb} {resource.plural}"):
+            raise errors.pop(0)
+
+    def _lose(self, verb: str, resource: Resource) -> None:
+        if errors := self.loses.get(f"{verb} {resource.plural}"):
+            raise errors.pop(0)
+
+
+def asked() -> Namespace:
+    """Return a namespace with an open request."""
+    api = Namespace(SweepLease.empty() | {"metadata": {"name": names.SWEEP_LEASE}})
+    api.ask()
+    return api
+
+
+def run(api: Namespace, *, until: Callable[[], bool], serve: bool = True) -> None:
+    """Run an operator until a condition holds."""
+
+    async def work() -> None:
+        sweeps = Sweeps(api, Settings(), Clock(lambda: NOW, lambda: 0.0))
+        (sweeps.serve if serve else sweeps.lease_changed)("art")
+        async with asyncio.timeout(10):
+            while not until():  # noqa: ASYNC110 - the condition is a state of the API
+                await asyncio.sleep(0.01)
+        await sweeps.close()
+
+    asyncio.run(work())
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
+
+
+def is_done(api: Namespace) -> bool:
+    """Whether the Lease exists without an open request."""
+    return api.lease is not None and not SweepLease(api.lease).is_open
+
+
+def test_lease_is_created_with_the_first_model() -> None:
+    """The gateway may only change a Lease that exists. No sweep was requested yet."""
+    api = Namespace()
+    run(api, until=lambda: is_done(api))
+    assert api.lease is not None
+    assert api.lease["metadata"]["name"] == "sd-operator-sweep"
+    assert api.jobs == []
+
+
+@pytest.mark.parametrize("serve", [True, False], ids=["after a restart", "by the watch"])
+def test_request_is_followed_by_a_sweep(serve: bool) -> None:
+    """The Lease names the Job; the Job is that of the chart's CronJob."""
+    api = asked()
+    run(api, until=lambda: is_done(api), serve=serve)
+    (job,) = api.jobs
+    assert job["metadata"]["name"] == JOB
+    assert job["metadata"]["labels"] == {names.LABEL_NAME: names.SWEEP_NAME}
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["sweep", "--store", "/models", "--delete"]
+    assert api.lease is not None
+    spec = api.lease["spec"]
+    assert spec["holderIdentity"] == JOB
+    assert spec["acquireTime"] == spec["renewTime"] == "2026-01-02T03:09:05.000000Z"
+
+
+def test_running_sweep_answers_a_request() -> None:
+    """Two sweeps of a volume at once help nobody, be one the chart's."""
+    api = asked()
+    running = {"metadata": {"name": "cron-1", "namespace": "art", "uid": "u"}}
+    ended = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    api.jobs = [{**running, **ended}, running]
+    run(api, until=lambda: is_done(api))
+    assert len(api.jobs) == 2
+    assert api.lease is not None
+    assert api.lease["spec"]["holderIdentity"] == "cron-1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_lost"),
+    [
+        ("get leases", False),
+        ("list jobs", False),
+        ("create jobs", False),
+        ("create jobs", True),
+        ("update leases", False),
+        ("update leases", True),
+    ],
+)
+def test_failed_step_is_repeated_and_sweeps_once(kind: str, is_lost: bool) -> None:
+    """A killed operator leaves the same states behind as an API server that is away."""
+    api = asked()
+    failures = {kind: [UnavailableError("away"), UnavailableError("away")]}
+    api.fails, api.loses = ({}, failures) if is_lost else (failures, {})
+    run(api, until=lambda: is_done(api))
+    assert len(api.jobs) == 1
+
+
+def test_request_during_a_pass_is_not_forgotten() -> None:
+    """The Lease has changed since it was read, so it is read again."""
+    api = asked()
+    api.fails = {"update leases": [ConflictError("another version", 409)]}
+    run(api, until=lambda: is_done(api))
+    assert len(api.jobs) == 1, "the running sweep answers both"
+
+
+def test_another_operator_may_create_the_lease_first() -> None:
+    """The Lease that exists is used."""
+    api = Namespace()
+    api.loses = {"create leases": [AlreadyExistsError("exists", 409)]}
+    run(api, until=lambda: is_done(api))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFoundError("namespaces art not found", 404),
+        ForbiddenError("art is being terminated", namespace_terminating=True),
+    ],
+    ids=["gone", "terminating"],
+)
+def test_namespace_that_is_gone_is_left_alone(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no error, and it is not tried again."""
+    api = Namespace()
+    api.fails = {"create leases": [error, AssertionError("tried again")]}
+    with caplog.at_level(logging.INFO):
+        run(api, until=lambda: len(api.fails["create leases"]) == 1)
+    assert not caplog.records
+
+
+def test_missing_right_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The message names the namespace; the right may be given later."""
+    api = asked()
+    api.fails = {"get leases": [ForbiddenError("no right to get leases")]}
+    run(api, until=lambda: is_done(api))
+    assert "a pass over the sweeps of namespace art failed: no right to get leases" in caplog.text

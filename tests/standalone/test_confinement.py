@@ -1,0 +1,255 @@
+"""A manifest of anyone cannot run code on the machine or reach files outside its volumes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_api.loader_env import LoaderEnv
+from sd_operator.base.settings import LoaderSettings
+from sd_operator.rules.manifests import build_sweep
+from sd_operator.standalone.errors import ApiError
+from sd_operator.standalone.executor import LOADER, Mounts, RefusedError, environment
+from sd_operator.standalone.registry import Registry
+from sd_operator.standalone.resources import NAMESPACES, PODS
+from tests.support.kube.cluster import Cluster
+from tests.support.kube.rawapi import RawApi
+from tests.support.kube.stubjobs import MOUNTS, VOLUMES, container, job, pod_spec, wait_for_pod
+
+LOG = "/dev/termination-log"
+POD = {"metadata": {"name": "p", "namespace": "n", "uid": "u"}}
+MOUNTED = Mounts(
+    {"/models": Path("/srv/store"), "/tmp": Path("/state/tmp"), LOG: Path("/state/log")},
+    Path("/state/root"),
+    frozenset({"/models"}),
+)
+
+
+def variables(**env: str) -> dict[str, str]:
+    """Return what a container with these variables gets."""
+    listed = [{"name": name, "value": value} for name, value in env.items()]
+    return environment({"terminationMessagePath": LOG, "env": listed}, POD, MOUNTED)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+        "PYTHONUSERBASE",
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "LD_AUDIT",
+        "DYLD_INSERT_LIBRARIES",
+        "GCONV_PATH",
+        "PATH",
+        "OPENSSL_CONF",
+        "SSLKEYLOGFILE",
+        "SD_LOADER_TERMINATION_LOG ",
+        "pythonpath",
+        "",
+    ],
+)
+def test_variable_that_no_loader_job_has_is_refused(name):
+    """Python, the dynamic linker and libraries read code from such variables."""
+    with pytest.raises(RefusedError, match="only the variables of a loader Job"):
+        variables(**{name: "/models"})
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/cron.d/x", "/tmp/log", "/models/log", f"{LOG}/../log", f"{LOG}/x", "log", "/"],
+)
+def test_termination_log_is_the_containers_own(path):
+    """The loader overwrites this file, so another path would be a file of the machine."""
+    with pytest.raises(RefusedError, match="must be the terminationMessagePath /dev/termination"):
+        variables(SD_LOADER_TERMINATION_LOG=path)
+
+
+@pytest.mark.parametrize("name", ["HOME", "HF_HOME", "SD_LOADER_CREDENTIALS_DIR", "SSL_CERT_FILE"])
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/root", "/state/root/root"),
+        ("/", "/state/root/"),
+        ("/modelsx", "/state/root/modelsx"),
+        ("/models/../../etc", "/state/root/etc"),
+        ("/../../etc", "/state/root/etc"),
+        ("models", "/state/root/models"),
+        ("../x", "/state/root/x"),
+        ("/run/secrets/sd", "/state/root/run/secrets/sd"),
+        ("/models", "/srv/store"),
+        ("/models/x/..", "/srv/store/x/.."),
+    ],
+)
+def test_folder_outside_the_volumes_is_empty(name, path, place):
+    """A home has code and credentials of the user, and a token is sent to the model's host."""
+    assert variables(**{name: path})[name] == place
+
+
+def test_mount_of_the_root_does_not_open_the_machine():
+    """Text below the mount path / is not translated, so it would stay a path of the machine."""
+    mounts = Mounts({"/": Path("/state/volume")}, Path("/state/root"))
+    env = [{"name": "HOME", "value": "/root"}]
+    container = {"terminationMessagePath": LOG, "env": env}
+    assert environment(container, POD, mounts)["HOME"] == "/state/root/root"
+
+
+def test_variables_of_a_loader_job_are_set():
+    """Paths are translated; an empty variable stays empty."""
+    env = variables(
+        HOME="/tmp",
+        HF_HOME="/tmp/hf",
+        OMP_WAIT_POLICY="passive",
+        HTTPS_PROXY="http://proxy.example.com",
+        SD_LOADER_TERMINATION_LOG=LOG,
+        SD_LOADER_CREDENTIALS_DIR="",
+    )
+
+    assert env == {
+        "PATH": env["PATH"],
+        "HOME": "/state/tmp",
+        "HF_HOME": "/state/tmp/hf",
+        "OMP_WAIT_POLICY": "passive",
+        "HTTPS_PROXY": "http://proxy.example.com",
+        "SD_LOADER_TERMINATION_LOG": "/state/log",
+        "SD_LOADER_CREDENTIALS_DIR": "",
+    }
+
+
+def test_every_variable_of_our_jobs_is_in_the_list():
+    """The list of sd_api is complete, so standalone runs each Job of the operator."""
+    loader = LoaderSettings(retain_previous_seconds=60)
+    sweep = build_sweep("n", "sweep", "models", loader)
+    (template,) = sweep["spec"]["template"]["spec"]["containers"]
+    assert {entry["name"] for entry in template["env"]} <= LoaderEnv.every_name()
+
+
+def test_the_loaders_interpreter_ignores_the_environment(tmp_path):
+    """Even a variable that got through adds no code to the loader."""
+    marker = tmp_path / "ran"
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    command = [*LOADER, "--help"]
+    assert command[0] == sys.executable
+
+    subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+    assert not marker.exists()
+
+
+def _rejection(**spec: Any) -> str:
+    registry = Registry()
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}
+    registry.create(NAMESPACES, "", namespace, "Strict")
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod_spec(**spec)}
+    with pytest.raises(ApiError) as error:
+        registry.create(PODS, "default", pod, "Strict")
+    assert error.value.code == 422
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "..", ".", "", "x/y", "X", "x" * 64])
+def test_name_of_a_volume_is_a_label(name):
+    """The node creates a folder of this name."""
+    assert "spec.volumes[2].name" in _rejection(volumes=[*VOLUMES, {"name": name, "emptyDir": {}}])
+
+
+def test_names_of_volumes_are_distinct():
+    """Two volumes would share one folder."""
+    volumes = [*VOLUMES, {"name": "tmp", "emptyDir": {}}]
+    assert 'spec.volumes[2].name: Duplicate value: "tmp"' in _rejection(volumes=volumes)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        pytest.param(
+            {"containers": [container("convert", env=[{"name": "LD_PRELOAD", "value": "x.so"}])]},
+            "env LD_PRELOAD: standalone sets only the variables of a loader Job",
+            id="variable",
+        ),
+        pytest.param(
+            {
+                "containers": [
+                    container(
+                        "convert", env=[{"name": "SD_LOADER_TERMINATION_LOG", "value": "/tmp/x"}]
+                    )
+                ]
+            },
+            "must be the terminationMessagePath",
+            id="termination-log",
+        ),
+        pytest.param(
+            {
+                "containers": [
+                    container("convert", volumeMounts=[{**MOUNTS[0], "subPath": "../../x"}])
+                ]
+            },
+            "standalone mounts whole volumes, without subPath",
+            id="subpath",
+        ),
+        *(
+            pytest.param(
+                {"volumes": [{"name": "models", source: {key: name}}, VOLUMES[1]]},
+                f"volume models: {name!r} is not a name",
+                id=f"{source}-{name}",
+            )
+            for source, key in (("persistentVolumeClaim", "claimName"), ("secret", "secretName"))
+            for name in ("..", "x/../models", "../../../../../api?/../../x", "/x")
+        ),
+    ],
+)
+def test_pod_that_reaches_beyond_its_volumes_fails(
+    shared_stub_cluster: Cluster, changes: dict[str, Any], complaint: str
+):
+    """The Pod's status has the reason, and nothing is run or created."""
+    name = f"j{secrets.token_hex(4)}"
+    shared_stub_cluster.apply(job(name, pod=pod_spec(**{"initContainers": [], **changes})))
+
+    failed = wait_for_pod(shared_stub_cluster, name, "Failed")
+
+    assert complaint in failed["status"]["message"]
+    assert list(shared_stub_cluster.store.iterdir()) == []
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("key", [".", "..", "..x"])
+def test_key_of_a_secret_is_a_file_name(shared_stub_cluster: Cluster, key: str):
+    """A real API server rejects these keys, which are not names of files."""
+    name = f"s{secrets.token_hex(4)}"
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": {key: ""}}
+    assert "must not " in shared_stub_cluster.refused("create", "-f", "-", stdin=json.dumps(secret))
+
+
+@pytest.mark.cluster
+def test_bytes_that_are_not_utf8_are_a_client_error(backend):
+    """Headers and bodies of any bytes get a Status, never a traceback."""
+    if backend.name != "standalone":
+        pytest.skip(f"this test is for standalone, not for {backend.name}")
+    api = RawApi(backend.kubeconfig)
+    path = "/api/v1/namespaces/default/secrets"
+
+    for token in ("Bearer \xff", "Bearer \xff\xfe", "Bearer \x80"):
+        answer = api.ask("GET", path, Authorization=token)
+        assert (answer.code, answer.body["kind"]) == (401, "Status")
+    assert api.ask("GET", path, Host="\xff").code == 403
+    assert api.ask("GET", path, Accept="\xff").code == 200
+    assert api.ask("POST", path, b"{}", Content_Type="\xff").code == 415
+    assert api.ask("POST", path, b'{"kind": "\xff"}').code == 400
+    latin = "application/json; charset=no-such-charset"
+    assert api.ask("POST", path, b"{}", Content_Type=latin).code == 400

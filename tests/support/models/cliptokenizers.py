@@ -1,0 +1,155 @@
+"""Tokenizers of CLIP in the forms in which transformers has written them, and their publication."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sd_loader.convert.plan.repo_tokenizer import tokenizer_files
+from sd_loader.convert.tables.architecture import load_architecture
+from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
+
+WORDS = 49408
+"""Number of tokens of CLIP's vocabulary."""
+SPECIAL = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+}
+Files = dict[str, Any]
+
+
+def plain() -> Files:
+    """The files of a tokenizer without added tokens, by name. JSON files are dictionaries."""
+    config = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", **SPECIAL}
+    return {
+        **{name: vocabulary_file(name) for name in VOCABULARY_FILES},
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": dict(SPECIAL),
+    }
+
+
+def described(content: str, **flags: bool) -> dict[str, Any]:
+    """A token as JSON describes it."""
+    usual = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word", "special"), False)
+    return {"content": content, **usual, **flags}
+
+
+def write(folder: Path, files: Mapping[str, Any]) -> Path:
+    """Write the files of a tokenizer."""
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / name).write_bytes(raw)
+    return folder
+
+
+def publish(source: Path, out: Path, rows: int = WORDS + 3) -> Path:
+    """Publish a tokenizer whose text encoder has that many rows and 77 positions."""
+    dimensions = {"text_encoder_vocabulary": rows, "text_encoder_positions": 77}
+    templates = load_architecture("sd1").templates
+    for file in tokenizer_files(source, "tokenizer", templates, dimensions):
+        path = out / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.content)
+    return out / "tokenizer"
+
+
+def _newest(files: Files) -> Files:
+    """The tokenizer as transformers 5 saves it: in tokenizer.json alone."""
+    import tempfile
+
+    from transformers import CLIPTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = CLIPTokenizer.from_pretrained(write(Path(folder) / "before", files))
+        tokenizer.add_tokens(["<my-cat>"])
+        tokenizer.add_tokens(["<My-Dog>"], special_tokens=True)
+        tokenizer.save_pretrained(Path(folder) / "after")
+        return {path.name: path.read_bytes() for path in (Path(folder) / "after").iterdir()}
+
+
+def _by_id(files: Files) -> Files:
+    files["tokenizer_config.json"]["added_tokens_decoder"] = {
+        "49406": described("<|startoftext|>", special=True),
+        "49407": described("<|endoftext|>", special=True),
+        "49408": described("<my-cat>", normalized=True),
+        "49409": described("<My-Dog>", special=True),
+    }
+    return files
+
+
+def _with_flags(files: Files) -> Files:
+    files["tokenizer_config.json"]["added_tokens_decoder"] = {
+        "49408": described("<my-cat>", lstrip=True, rstrip=True),
+        "49409": described("<My-Dog>", single_word=True),
+    }
+    return files
+
+
+def _fast(files: Files) -> Files:
+    """Files of a fast tokenizer of before 4.34, which transformers saved beside the slow one's."""
+    saved = json.loads(_newest(plain())["tokenizer.json"])
+    return files | {"tokenizer.json": saved}
+
+
+def _listed(key: str, file: str) -> Callable[[Files], Files]:
+    def change(files: Files) -> Files:
+        files[file][key] = ["<my-cat>", "<My-Dog>"]
+        return files
+
+    return change
+
+
+def _described_list(files: Files) -> Files:
+    dog = {"__type": "AddedToken", **described("<My-Dog>", special=True)}
+    files["tokenizer_config.json"]["additional_special_tokens"] = ["<my-cat>", dog]
+    return files
+
+
+def _padded(files: Files) -> Files:
+    """A token for padding that the vocabulary does not have, and further tokens by name."""
+    files["tokenizer_config.json"] |= {"pad_token": "<my-cat>", "mask_token": "<My-Dog>"}
+    files["special_tokens_map.json"] |= {"pad_token": "<my-cat>", "mask_token": "<My-Dog>"}
+    return files
+
+
+def _in_vocabulary(files: Files) -> Files:
+    """Tokens that somebody wrote into vocab.json and that transformers must not split."""
+    words = json.loads(files["vocab.json"]) | {"<my-cat>": 49408, "<My-Dog>": 49409}
+    return _by_word(files) | {"vocab.json": words}
+
+
+def _by_word(files: Files) -> Files:
+    return files | {"added_tokens.json": {"<my-cat>": 49408, "<My-Dog>": 49409}}
+
+
+FORMS: Mapping[str, Callable[[Files], Files]] = {
+    "added_tokens.json": _by_word,
+    "added_tokens.json with special tokens": lambda files: (
+        _by_word(files)
+        | {"special_tokens_map.json": {**SPECIAL, "additional_special_tokens": ["<my-cat>"]}}
+    ),
+    "added_tokens_decoder": _by_id,
+    "added_tokens_decoder with flags": _with_flags,
+    "tokenizer.json alone": _newest,
+    "tokenizer.json beside vocab.json": _fast,
+    "vocab.json": _in_vocabulary,
+    "additional_special_tokens of the config": _described_list,
+    "additional_special_tokens of the map": _listed(
+        "additional_special_tokens", "special_tokens_map.json"
+    ),
+    "extra_special_tokens of the config": _listed("extra_special_tokens", "tokenizer_config.json"),
+    "tokens with names": _padded,
+}
+"""How a repo can have the tokens <my-cat> and <My-Dog>."""
+PROMPTS = (
+    "a photo of <my-cat>",
+    "<my-cat>and <My-Dog>, in the rain",
+    "12 <My-Dog>!",
+    "Ünïcödé <My-Dog><my-cat>",
+    "a<My-Dog>b <|endoftext|> c",
+)
