@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sd_api.reasons import Reason
+from sd_api.sources import MAIN, HubFile, HubRepo
 from sd_api.spec import ModelType
 from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
@@ -43,8 +44,8 @@ from sd_loader.net.download import Downloader, Got, Wanted
 from sd_loader.net.partial import ensure_space, file_of
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
+from sd_loader.source.hub_errors import HubErrors
 from sd_loader.source.link import FILE_NAME, file_format
-from sd_loader.source.locate import HubFile, HubRepo
 from sd_loader.source.ref import Checks, SourceRef, inspector
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 FOLDER_NAME = "repo"
 _SMALL = (".json", ".txt")
-_MAIN = "main"
 _ENDPOINT = "the loader's setting HF_ENDPOINT"
 
 
@@ -64,7 +64,7 @@ def fetch_repo(
     whole = ref.model_type is ModelType.HUGGINGFACE
     if whole:
         _refuse_digest(checks)
-    with _open_repo(repo.repo_id, ref.git_revision or _MAIN, ref, client) as (found, downloader):
+    with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
         copy = _Copy(found, into / FOLDER_NAME, downloader, report)
         if ref.model_type in SINGLE:
             folder = component_folder(found.files, SINGLE[ref.model_type][0])
@@ -96,19 +96,25 @@ def fetch_components(
 ) -> Fetched:
     """Download some components of a pipeline's repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
+    with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
         require_pipeline(list(found.files))
         copy = _Copy(found, into / FOLDER_NAME, downloader, report)
         return copy.fetch_pipeline(ref, checks, components)
 
 
-def fetch_configs(ref: SourceRef, client: HttpClient, folder: Path, report: Report) -> None:
-    """Download the configs and tokenizers of a pipeline's repo, but not its weights."""
+def fetch_configs(
+    ref: SourceRef, client: HttpClient, folder: Path, report: Report
+) -> tuple[str, ...]:
+    """Download the configs and tokenizers of a pipeline's repo, but not its weights.
+
+    Return the warnings.
+    """
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
+    with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
         _Copy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
     if not (folder / INDEX_NAME).is_file():
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ref.url} has no {INDEX_NAME}")
+    return found.warnings()
 
 
 def fetch_file(
@@ -116,12 +122,6 @@ def fetch_file(
 ) -> Fetched:
     """Download one file of a repo, or resume its download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    if ref.git_revision not in (None, file.revision):
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"spec.gitRevision is {snippet(ref.git_revision or '')}, but {ref.field} links to"
-            f" {snippet(file.revision)}; remove one of them",
-        )
     with _open_repo(file.repo_id, file.revision, ref, client) as (repo, downloader):
         found = repo.files.get(file.path)
         if found is None:
@@ -154,7 +154,13 @@ def _open_repo(
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     with hub_session(client) as session:
         repo = resolve(repo_id, revision, endpoint, token, client.retries)
-        yield repo, Downloader(session, client.settings.max_bytes, token, client.retries)
+        errors = HubErrors(f"{endpoint}/{repo.repo_id}")
+        yield (
+            repo,
+            Downloader(
+                session, client.settings.max_bytes, token, client.retries, refuse=errors.refused
+            ),
+        )
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,22 @@ def test_link_to_a_hub_file_fetches_that_file(hub, settings, into, base, word, m
     assert requested == f"/{REPO}/resolve/{fetched.source.commit}/{NAME}"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"hf://{REPO}/{NAME}",
+        f"hf://{REPO}@main/{NAME}",
+        f"http://huggingface.co/{REPO}/blob/main/{NAME}",
+        f"hf.co/{REPO}/raw/main/{NAME}#L1",
+    ],
+)
+def test_file_may_be_given_in_every_form(hub, settings, into, url):
+    """All of them are fetched through the API, so the file is pinned and checked."""
+    fetched = load(settings, into, url)
+    assert fetched.source.commit == hub.repos[REPO].commit()
+    assert fetched.source.sha256 == DIGEST
+
+
 @pytest.mark.parametrize("revision", ["refs/pr/1", "refs%2Fpr%2F1", "my%2Fbranch"])
 def test_revision_in_a_link_may_contain_slashes(hub, settings, into, revision):
     """The Hub's own links contain such revisions."""
@@ -138,8 +154,11 @@ def test_hub_token_needs_no_host_key(hub, settings, into, folder):
         )
 
 
-@pytest.mark.parametrize("account", [None, "other"])
-def test_gated_file_is_denied_without_access(hub, settings, into, folder, account):
+@pytest.mark.parametrize(
+    ("account", "reason"),
+    [(None, Reason.AUTHENTICATION_REQUIRED), ("other", Reason.ACCESS_DENIED)],
+)
+def test_gated_file_is_denied_without_access(hub, settings, into, folder, account, reason):
     """The message says that the repo is gated."""
     hub.add_repo(REPO, folder, token=TOKEN, gated=True)
     hub.add_repo("other/repo", folder, token="other")
@@ -147,7 +166,7 @@ def test_gated_file_is_denied_without_access(hub, settings, into, folder, accoun
         settings.credentials_dir.mkdir()
         (settings.credentials_dir / "token").write_text(account)
     error = refusal(settings, into, link(hub.url), credentials=account is not None)
-    assert (error.reason, "gated" in error.message) == (Reason.ACCESS_DENIED, True)
+    assert (error.reason, "gated" in error.message) == (reason, True)
 
 
 @pytest.mark.parametrize(
