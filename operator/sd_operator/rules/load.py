@@ -11,7 +11,6 @@ from datetime import timedelta
 from sd_api.reasons import ReadyReason, Reason, Retry
 from sd_api.redaction import redact_url
 from sd_api.status import ConditionType, JobStatus, Phase
-from sd_api.trained import is_trained_id
 from sd_api.wire import LoadResult, Stage
 from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
@@ -24,6 +23,7 @@ from sd_operator.rules.requirements import (
     claim_is_not_allowed,
     priority_class_is_not_allowed,
 )
+from sd_operator.rules.spec_problem import spec_problem
 from sd_operator.rules.status import published_message
 from sd_operator.rules.step import (
     KeepStalled,
@@ -52,19 +52,10 @@ RESULT_SECONDS = 10.0
 
 def spec_is_invalid(inp: Input) -> Step | None:
     """The spec cannot be read, or needs a setting that the operator does not have."""
-    problem = inp.model.problem
-    if problem is None and _needs_template(inp) and inp.settings.trained_url_template is None:
-        problem = (
-            "spec.url is the bare id of a trained model, and the operator has no link template for"
-            " those (SD_OPERATOR_TRAINED_URL_TEMPLATE)"
-        )
+    problem = spec_problem(inp.model, inp.settings)
     if problem is None:
         return None
     return Proceed(Report.of_failure(Failure(Reason.INVALID_SPEC, problem)))
-
-
-def _needs_template(inp: Input) -> bool:
-    return is_trained_id(inp.model.url, inp.model.model_type)
 
 
 def previous_load_is_running(inp: Input) -> Step | None:
