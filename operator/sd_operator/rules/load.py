@@ -67,7 +67,7 @@ def previous_load_is_running(inp: Input) -> Step | None:
     unwanted = [job for job in inp.observed.unrecorded if job.load_hash != inp.wanted]
     job = inp.observed.load_job
     if job is not None and (
-        job.load_hash != inp.wanted or (settled and not _is_recorded(inp, job))
+        job.load_hash != inp.wanted or (settled and not outcome.is_recorded(inp, job))
     ):
         unwanted.append(job)
     message = "waiting for the previous load to stop"
@@ -109,16 +109,7 @@ def claim_does_not_exist(inp: Input) -> Step | None:
         Reason.CLAIM_NOT_FOUND,
         f"PersistentVolumeClaim {inp.claim_name} {state} in namespace {inp.model.namespace}",
     )
-    report = Report.of_failure(failure)
-    return Proceed(replace(report, stalled=KeepStalled()) if _failed_for_good(inp) else report)
-
-
-def _failed_for_good(inp: Input) -> bool:
-    """Whether the last load of the wanted version failed, and would fail on any volume."""
-    reason = inp.stalled
-    if not inp.same_load or reason is None or inp.status.completion_time is None:
-        return False
-    return reason.retry is not Retry.RESYNC and reason is not Reason.UNSUPPORTED_VOLUME
+    return Proceed(outcome.no_volume(inp, failure))
 
 
 def job_result_is_missing(inp: Input) -> Step | None:
@@ -174,8 +165,7 @@ def claim_is_not_allowed(inp: Input) -> Step | None:
         f"PersistentVolumeClaim {inp.claim_name} in namespace {inp.model.namespace} may not be used"
         " for models",
     )
-    report = Report.of_failure(failure)
-    return _stop_all(inp, report)
+    return _stop_all(inp, outcome.no_volume(inp, failure))
 
 
 def model_is_suspended(inp: Input) -> Step | None:
@@ -325,7 +315,7 @@ def load_is_due(inp: Input) -> Step:
     claim = inp.observed.claim
     if claim is None:
         raise AssertionError("the rules before this one make sure of it")
-    attempt = inp.next_attempt(_last_job(inp))
+    attempt = inp.next_attempt(outcome.last_job(inp))
     job = manifests.plan_load(inp.model, inp.settings, claim, attempt)
     status = JobStatus(name=job.name, attempt=attempt)
     if inp.settings.loader.kueue_queue is not None:
@@ -390,23 +380,9 @@ def _queued_job(inp: Input, job_name: str) -> Report:
     return Report(Phase.QUEUED, ReadyReason.QUEUED, message, stalled=KeepStalled())
 
 
-def _is_recorded(inp: Input, job: JobView) -> bool:
-    """Whether the status already has the outcome of the load Job."""
-    status = inp.status
-    is_known = status.load_hash == job.load_hash and status.completion_time is not None
-    return job.ended is not None and is_known
-
-
 def _current(inp: Input) -> JobView | None:
     """Return the Job of the wanted version, unless it is being deleted or its outcome recorded."""
     job = inp.observed.load_job
-    if job is None or job.load_hash != inp.wanted or job.deleting or _is_recorded(inp, job):
+    if job is None or job.load_hash != inp.wanted or job.deleting or outcome.is_recorded(inp, job):
         return None
     return job
-
-
-def _last_job(inp: Input) -> JobStatus | None:
-    """Return the record of the last Job of the wanted version, which Kueue may not have started."""
-    job = inp.observed.load_job
-    is_wanted = inp.same_load or (job is not None and job.load_hash == inp.wanted)
-    return inp.status.job if is_wanted else None
