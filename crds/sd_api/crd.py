@@ -11,31 +11,63 @@ real API server and cel-python implement.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sd_api import names
+from sd_api import names, url_forms
 from sd_api.controlnets import CONTROLNET_REPOS
-from sd_api.spec import (
-    BARE_ID_PATTERN,
-    HUB_PAGE_PATTERN,
-    HUB_REPO_PATTERN,
-    LINK_PATTERN,
-    Spec,
-)
+from sd_api.spec import Spec
 from sd_api.status import Status
+from sd_api.url_forms import LINK_PATTERN, Refusal
 
 _MODEL_ID = "(has(self.spec.modelId) ? self.spec.modelId : self.metadata.name)"
 _OLD_MODEL_ID = "(has(oldSelf.spec.modelId) ? oldSelf.spec.modelId : oldSelf.metadata.name)"
 _CLAIM = "(has({0}.spec.storage) ? {0}.spec.storage.claimName : '')"
 _NO_URL = "!has(self.spec.url) || "
+_TRAINED = "(has(self.spec.modelType) && self.spec.modelType == 'api_trained')"
 
 
 def _literal(pattern: str) -> str:
     return "r'" + pattern + "'"
 
 
-def _matches(*patterns: str) -> str:
-    return " || ".join(f"self.spec.url.matches({_literal(pattern)})" for pattern in patterns)
+def _matches(pattern: str) -> str:
+    return f"self.spec.url.matches({_literal(pattern)})"
+
+
+def _is(kind: Refusal) -> str:
+    """Return the expression for `Refusal.matches`."""
+    if kind.unless is None:
+        return _matches(kind.pattern)
+    return f"({_matches(kind.pattern)} && !{_matches(kind.unless)})"
+
+
+def _any(kinds: Iterable[Refusal]) -> str:
+    return " || ".join(map(_is, kinds))
+
+
+def _url_rules() -> Iterator[tuple[str, str, str]]:
+    """Yield the rules that refuse a url exactly where `sd_api.sources` does, in its words."""
+    for kind in url_forms.NAMED:
+        exempt = "" if kind.concerns_trained else f"{_TRAINED} || "
+        yield ".spec.url", f"{_NO_URL}{exempt}!{_is(kind)}", f"spec.url {kind.words}"
+    bare = _is(url_forms.BARE_ID)
+    named = _any(url_forms.NAMED)
+    yield ".spec.url", f"{_NO_URL}{_TRAINED} || !{bare}", f"spec.url {url_forms.BARE_ID.words}"
+    yield (
+        ".spec.url",
+        f"{_NO_URL}{_TRAINED} || {bare} || {_matches(url_forms.LINK_OR_REPO)} || {named}",
+        f"spec.url {url_forms.NEITHER}",
+    )
+    named = _any(kind for kind in url_forms.NAMED if kind.concerns_trained)
+    yield (
+        ".spec.url",
+        f"{_NO_URL}!{_TRAINED} || {_matches(url_forms.LINK_OR_TRAINED_ID)} || {named}",
+        f"spec.url {url_forms.NOT_TRAINED}",
+    )
+
+
+_URL_RULES = tuple(_url_rules())
 
 
 RULES: tuple[tuple[str, str, str], ...] = (
@@ -53,31 +85,12 @@ RULES: tuple[tuple[str, str, str], ...] = (
         " model's id; only the vendor's ControlNets load by model id alone: "
         + ", ".join(sorted(CONTROLNET_REPOS)),
     ),
-    (
-        ".spec.url",
-        f"{_NO_URL}(has(self.spec.modelType) && self.spec.modelType == 'api_trained')"
-        f" || {_matches(HUB_REPO_PATTERN, LINK_PATTERN)}",
-        "spec.url must be a Hugging Face repo id (ORG/NAME) or an http(s) link;"
-        " a bare id needs spec.modelType: api_trained",
-    ),
-    (
-        ".spec.url",
-        f"{_NO_URL}!has(self.spec.modelType) || self.spec.modelType != 'api_trained'"
-        f" || {_matches(BARE_ID_PATTERN, LINK_PATTERN)}",
-        "with spec.modelType api_trained, spec.url must be a trained model's id or an http(s) link",
-    ),
-    (
-        ".spec.url",
-        f"{_NO_URL}!has(self.spec.modelType) || self.spec.modelType != 'custom_ckpt'"
-        f" || self.spec.url.matches({_literal(LINK_PATTERN)})",
-        "with spec.modelType custom_ckpt, spec.url must be an http(s) link to the model file;"
-        " a repo id needs spec.modelType: huggingface",
-    ),
+    *_URL_RULES,
     (
         ".spec.sha256",
         "!has(self.spec.sha256) || !(has(self.spec.modelType)"
         " ? self.spec.modelType == 'huggingface'"
-        f" : (has(self.spec.url) && ({_matches(HUB_REPO_PATTERN, HUB_PAGE_PATTERN)})))",
+        f" : (has(self.spec.url) && {_matches(url_forms.WHOLE_REPO)}))",
         "spec.sha256 is the digest of a single file; a Hugging Face repo is pinned by"
         " spec.gitRevision",
     ),

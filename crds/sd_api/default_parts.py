@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sd_api.spec import HUB_REPO_PATTERN, BaseModelName
+from sd_api.spec import BaseModelName
+from sd_api.url_forms import HUB_REPO_PATTERN
 
 
 def parse_default_parts(text: str) -> dict[str, str]:

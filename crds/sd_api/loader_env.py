@@ -46,12 +46,17 @@ class _Variable:
     read: Callable[[str], Any]
     """Raises ValueError for a text that cannot be used."""
     write: Callable[[Any], str]
+    is_path: bool = False
+    """Whether the text names a file or folder of the container."""
 
 
 def _variable(
-    *names: str, read: Callable[[str], Any] = str, write: Callable[[Any], str] = str
+    *names: str,
+    read: Callable[[str], Any] = str,
+    write: Callable[[Any], str] = str,
+    is_path: bool = False,
 ) -> Any:  # noqa: ANN401 - a dataclass field takes the type of its annotation
-    return field(default=None, metadata={"variable": _Variable(names, read, write)})
+    return field(default=None, metadata={"variable": _Variable(names, read, write, is_path)})
 
 
 def _read_hosts(text: str) -> frozenset[str]:
@@ -75,7 +80,7 @@ def _whole(most: int) -> Callable[[str], int]:
 class LoaderEnv:
     """The variables of a loader container. None: the variable is not set."""
 
-    termination_log: str | None = _variable("SD_LOADER_TERMINATION_LOG")
+    termination_log: str | None = _variable("SD_LOADER_TERMINATION_LOG", is_path=True)
     """File for the result, which Kubernetes reads as the termination message. Empty: no result is
     written."""
     allowed_hosts: frozenset[str] | None = _variable(
@@ -95,11 +100,11 @@ class LoaderEnv:
     """URL of the proxy for downloads."""
     no_proxy: str | None = _variable("NO_PROXY", "no_proxy")
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
-    ca_file: str | None = _variable("SSL_CERT_FILE")
+    ca_file: str | None = _variable("SSL_CERT_FILE", is_path=True)
     """PEM file; downloads trust its authorities instead of the public ones."""
-    credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR")
+    credentials_dir: str | None = _variable("SD_LOADER_CREDENTIALS_DIR", is_path=True)
     """Folder with the source's credentials: the file token and, optionally, the file host."""
-    logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR")
+    logins_dir: str | None = _variable("SD_LOADER_LOGINS_DIR", is_path=True)
     """Folder with the administrator's logins, all optional: the files proxy and hub with
     USER:PASSWORD, and the file trained with the key of the trained models' link template."""
     default_parts: Mapping[str, str] | None = _variable(
@@ -129,6 +134,12 @@ class LoaderEnv:
         """All variables that a loader container may have, those of its libraries included."""
         spellings = {name for variable in _variables(cls).values() for name in variable.names}
         return frozenset(spellings | USER_ENV.keys() | HUB_LIBRARY_ENV.keys() | TORCH_ENV.keys())
+
+    @classmethod
+    def path_names(cls) -> frozenset[str]:
+        """The variables of every_name that name a file or folder of the container."""
+        paths = {name for one in _variables(cls).values() if one.is_path for name in one.names}
+        return frozenset(paths | {"HOME", "HF_HOME"})
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:

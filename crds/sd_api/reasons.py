@@ -165,22 +165,33 @@ class Reason(StrEnum):
     SOURCE_NOT_FOUND = (
         "SourceNotFound",
         Retry.ON_CHANGE,
-        "Check spec.url and spec.gitRevision; for a private repo, set spec.credentialsSecretRef.",
+        "Check spec.url and spec.gitRevision; for a private repo, set spec.credentialsSecretRef. If"
+        " the source has removed the model, use another source.",
     )
     """The source does not exist, or it is private and no token was sent."""
     AUTHENTICATION_REQUIRED = (
         "AuthenticationRequired",
         Retry.ON_CHANGE,
-        "Set spec.credentialsSecretRef to a Secret with a valid token for this host.",
+        "Set spec.credentialsSecretRef to a Secret whose key `token` is a valid token for the"
+        " source and whose key `host` is its host. By hand, use files of these names in the folder"
+        " SD_LOADER_CREDENTIALS_DIR.",
     )
     """The source asks for a token, or does not accept the one that was sent."""
     ACCESS_DENIED = (
         "AccessDenied",
         Retry.ON_CHANGE,
-        "Accept the model's licence on its page with the token's account, or use the token of an"
-        f" account that may read it; then set the annotation {ANNOTATION_RELOAD} to a new value.",
+        "Open the model's page with the token's account: it says what is missing, such as an"
+        " accepted licence, a purchase or the date of release. Or use the token of an account that"
+        f" may read it. Then set the annotation {ANNOTATION_RELOAD} to a new value.",
     )
-    """The source knows the token, but its account may not read the model."""
+    """The source refuses access to this account, or to everybody for now."""
+    REQUEST_REJECTED = (
+        "RequestRejected",
+        Retry.ON_CHANGE,
+        "Set spec.url to a new and complete link: a signed link may have expired, or may have been"
+        " cut off when it was copied.",
+    )
+    """The source does not accept the request that the link makes."""
     RATE_LIMITED = (
         "RateLimited",
         Retry.RESYNC,
@@ -190,9 +201,10 @@ class Reason(StrEnum):
     SOURCE_UNREACHABLE = (
         "SourceUnreachable",
         Retry.RESYNC,
-        "Check the host in spec.url and the cluster's egress (proxy, NetworkPolicy, DNS).",
+        "Check the host in spec.url and the cluster's egress (proxy, NetworkPolicy, DNS). If the"
+        " source lets only browsers through, use another source.",
     )
-    """The source did not respond, or it responded with a server error."""
+    """The source did not respond, responded with a server error, or blocks programs."""
     ADDRESS_REFUSED = (
         "AddressRefused",
         Retry.ON_CHANGE,

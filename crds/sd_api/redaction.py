@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from itertools import takewhile
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from sd_api.url_forms import REPO_ID
+
 _SECRET = re.compile(
     r"""(?P<url>(?i:[a-z][a-z0-9+.-]{0,31})://[^\s"<>]+)"""
     r"|(?P<scheme>\b(?i:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}"
@@ -34,6 +36,8 @@ def redact_url(url: str) -> str:
 
     A repo id or a local path is treated in the same way.
     """
+    if re.fullmatch(REPO_ID, url):
+        return url  # What follows an @ is the revision, not a host.
     if "://" not in url:
         return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
     try:

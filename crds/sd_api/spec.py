@@ -12,11 +12,7 @@ from sd_api import defaults
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.fields import DnsName, Extensible, Sha256, ShortText, Url
 from sd_api.names import MODEL_ID_PATTERN
-
-HUB_REPO_PATTERN = r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$"
-HUB_PAGE_PATTERN = r"^https://(www\.)?(huggingface\.co|hf\.co)/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/?$"
-LINK_PATTERN = r"^https?://[^\s/?#]+([/?#]\S*)?$"
-BARE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+from sd_api.url_forms import WHOLE_REPO
 
 _DEADLINE = defaults.ACTIVE_DEADLINE_SECONDS
 
@@ -180,14 +176,14 @@ class LoadFields(Extensible):
 
     url: Url | None = Field(
         default=None,
-        description="Hugging Face repo id (ORG/NAME) or page, an http(s) link to a model file, or"
-        " with modelType api_trained a trained model's id or link. May be left out for modelType"
-        " controlnet when the model id is one of the vendor's eleven.",
+        description="Hugging Face repo (ORG/NAME[@REVISION], its page, or hf://ORG/NAME), an"
+        " http(s) link to a model file, or with modelType api_trained a trained model's id or link."
+        " May be left out for modelType controlnet if the model id is one of the vendor's eleven.",
     )
     model_type: ModelType | None = Field(
         default=None,
-        description="Default: huggingface for a repo id or a huggingface.co page, custom_ckpt for"
-        " any other link.",
+        description="Default: huggingface for a repo id or a repo's page, custom_ckpt for any other"
+        " url.",
     )
     from_safetensors: bool | None = Field(
         default=None,
@@ -273,9 +269,7 @@ class Spec(LoadFields):
         """The model type of the spec, or the one inferred from the url."""
         if self.model_type is not None:
             return self.model_type
-        if self.url is not None and (
-            re.match(HUB_REPO_PATTERN, self.url) or re.match(HUB_PAGE_PATTERN, self.url)
-        ):
+        if self.url is not None and re.search(WHOLE_REPO, self.url):
             return ModelType.HUGGINGFACE
         return ModelType.CUSTOM_CKPT
 

@@ -9,10 +9,11 @@ not know are ignored at every level.
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
 from sd_api.fields import Count, Extensible, LoadHash, Sha256, Uid
 from sd_api.names import PREVIEW_FILE
@@ -102,6 +103,13 @@ class Artifact(Extensible):
     prediction_type: Word | None = Field(default=None, description="What the UNet predicts.")
 
 
+def _known_reason(value: object) -> object:
+    """Replace a reason that a later version added. What is not a reason at all stays an error."""
+    if isinstance(value, str) and re.fullmatch("[A-Za-z]{1,64}", value):
+        return Reason.parse(value) or Reason.LOADER_CRASHED
+    return value
+
+
 class LoadResult(Message):
     """The loader's result: its termination message."""
 
@@ -110,7 +118,8 @@ class LoadResult(Message):
     other fields together stay far below the limit."""
 
     outcome: Literal["loaded", "fetched", "removed", "failed"]
-    reason: Reason | None = None
+    reason: Annotated[Reason | None, BeforeValidator(_known_reason)] = None
+    """A reason that this version does not know is read as LoaderCrashed."""
     message: Annotated[str, StringConstraints(max_length=MESSAGE_MAX_LENGTH)] = ""
     source: Source | None = None
     artifact: Artifact | None = None

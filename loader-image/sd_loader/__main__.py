@@ -238,8 +238,8 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--url",
-        help="Hugging Face repo (ORG/NAME), http(s) link, or local file; optional for the"
-        " ControlNets that load by model id",
+        help="Hugging Face repo (ORG/NAME[@REVISION]), http(s) link, or local file; optional for"
+        " the ControlNets that load by model id",
     )
     add("--model-id", required=True, help="name of the model's folder in the store")
     add("--store", required=True, type=Path, metavar="DIR", help="folder to publish models in")

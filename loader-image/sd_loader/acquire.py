@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sd_api.load import LoadRequest
+from sd_api.sources import Link
 from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
@@ -27,7 +28,7 @@ from sd_loader.request import conversion_of
 from sd_loader.source import fetch
 from sd_loader.source.hub import fetch_components, fetch_configs
 from sd_loader.source.link import FILE_NAME, OpenLink, open_link
-from sd_loader.source.locate import Link, locate
+from sd_loader.source.locate import locate
 from sd_loader.source.ref import Checks, SourceRef
 from sd_loader.source.small_file import fetch_small_file
 from sd_loader.streaming import IncomingFile, forget, open_incoming
@@ -75,7 +76,7 @@ def acquire(
     if request.vae is not None:
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
     if isinstance(place, Link) and out is not None and _may_stream(ref, checks):
-        with open_link(ref, checks, client) as link:
+        with open_link(replace(ref, url=place.url), checks, client) as link:
             fetched = _stream(link, supplies, out) or link.download(into, report)
     else:
         fetched = fetch(place, ref, checks, client, into, report)
@@ -85,7 +86,8 @@ def acquire(
         update={
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
-            "warnings": (*fetched.warnings, *supplies.warnings),
+            # A component may have been fetched for several versions of the file.
+            "warnings": tuple(dict.fromkeys((*fetched.warnings, *supplies.warnings))),
         }
     )
 
@@ -166,8 +168,8 @@ class _Supplies:
     def fetch_vae(self, url: str, *, allow_local: bool) -> None:
         """Download the VAE that replaces the source's own."""
         ref = self._ref(url, _VAE_FIELD, ModelType.VAE)
+        place = locate(ref, self.client.settings, allow_local=allow_local)
         with naming(_VAE_FIELD):
-            place = locate(ref, self.client.settings, allow_local=allow_local)
             folder = self._folder(_VAE)
             fetched = fetch(place, ref, self._checks, self.client, folder, self.report)
         self._add((_VAE,), _VAE, fetched)
@@ -194,7 +196,9 @@ class _Supplies:
         subject = f"the file needs the configs of {repo_id}"
         ref = self._ref(repo_id, subject, ModelType.HUGGINGFACE)
         with naming(subject):
-            fetch_configs(ref, self.client, self.into / CONFIGS_FOLDER, self.report)
+            self.warnings += fetch_configs(
+                ref, self.client, self.into / CONFIGS_FOLDER, self.report
+            )
 
     def _fetch_defaults(self, base: BaseModelName, needed: tuple[str, ...]) -> None:
         """Download missing components from the administrator's repo for the base model.
@@ -229,6 +233,7 @@ class _Supplies:
         return folder
 
     def _add(self, components: Sequence[str], folder: str, fetched: Fetched) -> None:
+        self.warnings += fetched.warnings
         path = f"{folder}/{fetched.path}"
         self.extras.append(
             ExtraComponent(components=tuple(components), kind=fetched.kind, path=path)

@@ -83,6 +83,9 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The safetensors `__metadata__`, or scalar values in a checkpoint."""
 
+    left_out: tuple[str, ...] = field(default=(), kw_only=True)
+    """Names of entries of the metadata that are too long to be kept."""
+
     checksums: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """CRC-32 of ranges (offset, bytes) of the file, if the format has them."""
 

@@ -14,7 +14,7 @@ import yaml
 
 from sd_api.reasons import Reason
 from sd_operator.base.metrics import Metrics, ModelState
-from sd_operator.gateway.metrics import Metrics as GatewayMetrics
+from sd_operator.gateway.metrics import GatewayMetrics
 from tests.support.charts.helmcharts import OPERATOR, Json, of_kind, one, render
 from tests.support.charts.prometheus import Prometheus, prometheus, promtool, scrape_config
 from tests.support.processes import free_ports

@@ -32,7 +32,7 @@ NOT_VALUES = {
     "METRICS_PORT": "the container's port",
     "PROBES_PORT": "the container's port",
 }
-"""Settings without a value in the chart, and the reason."""
+"""GatewaySettings without a value in the chart, and the reason."""
 
 
 def settings(values: Any) -> GatewaySettings:

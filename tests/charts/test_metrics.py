@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sd_operator.base.metrics import Metrics, ModelState
-from sd_operator.gateway.metrics import Metrics as GatewayMetrics
+from sd_operator.gateway.metrics import GatewayMetrics
 from tests.support.charts.helmcharts import OPERATOR, one, render
 from tests.support.charts.prometheus import promtool
 

@@ -106,7 +106,7 @@ EXPECTED = {
     "not-found": (Reason.SOURCE_NOT_FOUND, "404"),
     "repo-not-found": (Reason.SOURCE_NOT_FOUND, "org/nothing"),
     "unauthorized": (Reason.AUTHENTICATION_REQUIRED, "401"),
-    "gated": (Reason.ACCESS_DENIED, "org/gated"),
+    "gated": (Reason.AUTHENTICATION_REQUIRED, "org/gated"),
     "refused": (Reason.ADDRESS_REFUSED, "127.0.0.1"),
     "login-page": (Reason.NOT_A_MODEL, "HTML"),
     "lfs-pointer": (Reason.NOT_A_MODEL, "LFS"),

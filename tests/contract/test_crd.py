@@ -127,6 +127,7 @@ LINK = "https://civitai.com/api/download/models/94640"
         pytest.param({"url": "https://huggingface.co/a/b"}, id="hub-page"),
         pytest.param({"url": LINK, "sha256": "0" * 64}, id="link-with-digest"),
         pytest.param({"url": LINK + "?token=x&y=%20", "modelType": "lora"}, id="link-with-query"),
+        pytest.param({"url": "a/b", "modelType": "custom_ckpt"}, id="repo-of-a-checkpoint"),
         pytest.param({"url": "my-model-17", "modelType": "api_trained"}, id="trained-id"),
         pytest.param({"url": LINK, "modelType": "api_trained"}, id="trained-link"),
         pytest.param({"modelType": "controlnet", "modelId": "canny"}, id="controlnet-by-id"),
@@ -159,8 +160,10 @@ def test_the_vendors_controlnets_need_no_url(model_id):
         pytest.param({"url": "file:///etc/passwd"}, None, "http(s) link", id="file"),
         pytest.param({"url": "https://h/a b"}, None, "http(s) link", id="space"),
         pytest.param({"url": "a/b/c", "modelType": "api_trained"}, None, "trained", id="trained"),
-        pytest.param({"url": "a/b", "modelType": "custom_ckpt"}, None, "huggingface", id="ckpt"),
         pytest.param({"url": "a/b", "sha256": "0" * 64}, None, "gitRevision", id="repo-digest"),
+        pytest.param(
+            {"url": "hf://a/b@v1", "sha256": "0" * 64}, None, "gitRevision", id="revision-digest"
+        ),
         pytest.param({"url": LINK, "webhook": "hooks"}, None, "spec.webhook", id="webhook"),
         pytest.param({"url": LINK, "modelId": "b"}, {"url": LINK}, "immutable", id="id-set"),
         pytest.param({"url": LINK}, {"url": LINK, "modelId": "b"}, "immutable", id="id-unset"),

@@ -111,3 +111,11 @@ def test_a_wrong_value_names_its_variable(variable: str, text: str, message: str
     assert message in str(error.value)
     assert len(str(error.value)) < 250
     assert str(error.value).isprintable()
+
+
+def test_variables_that_name_a_file_are_marked() -> None:
+    """Standalone keeps their values within the container's volumes."""
+    files = [name for name in EVERY if name.endswith(("_dir", "_file", "_log"))]
+    names = {LoaderEnv.name_of(name) for name in files}
+    assert LoaderEnv.path_names() == names | {"HOME", "HF_HOME"}
+    assert LoaderEnv.path_names() < LoaderEnv.every_name()

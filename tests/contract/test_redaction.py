@@ -16,6 +16,8 @@ SECRET = "c2VjcmV0czNjcmV0"
         ("https://[2606:4700::1]/a", "https://[2606:4700::1]/a"),
         ("https://example.com/a", "https://example.com/a"),
         ("org/name", "org/name"),
+        ("org/name@v2", "org/name@v2"),
+        ("hf://org/name@v2/model.ckpt", "hf://org/name@v2/model.ckpt"),
         ("org/name?token=secret", "org/name"),
         ("user:secret@example.com/a#secret", "example.com/a"),
         ("https://example.com:secret/", "(unreadable url)"),

@@ -157,7 +157,9 @@ def test_other_text_is_not_a_message(message: type[Message], text: str | bytes) 
         pytest.param(PROGRESS, {"bytesDone": COUNT_MAX + 1}, id="a count above the limit"),
         pytest.param(PROGRESS, {"etaSeconds": 10**400}, id="a huge count"),
         pytest.param(FAILED, {"outcome": "Done"}, id="unknown outcome"),
-        pytest.param(FAILED, {"reason": "Hacked"}, id="unknown reason"),
+        pytest.param(FAILED, {"reason": 7}, id="a number for a reason"),
+        pytest.param(FAILED, {"reason": "../x"}, id="a reason that is not a word"),
+        pytest.param(FAILED, {"reason": "X" * 65}, id="a long reason"),
         pytest.param(FAILED, {"message": "x" * (MESSAGE_MAX_LENGTH + 1)}, id="a long message"),
         pytest.param(LOADED, {"preview": 1}, id="a number for a truth"),
         pytest.param(
@@ -184,6 +186,19 @@ def test_a_message_is_strict(message: Message, change: dict[str, Any]) -> None:
     """Types, patterns and bounds are checked; nothing is converted."""
     text = json.dumps({**json.loads(message.encode()), **change})
     assert type(message).decode(text) is None
+
+
+def test_a_reason_of_a_later_version_counts_as_a_crash() -> None:
+    """The message stays, so users still read what happened."""
+    later = json.dumps({**json.loads(FAILED.encode()), "reason": "MoonPhaseWrong"})
+    assert LoadResult.decode(later) == FAILED.model_copy(update={"reason": Reason.LOADER_CRASHED})
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_known_reason_is_read_as_it_was_written(reason: Reason) -> None:
+    """Only a reason that this version does not know is replaced."""
+    failed = FAILED.model_copy(update={"reason": reason})
+    assert LoadResult.decode(failed.encode()) == failed
 
 
 @pytest.mark.parametrize("message", MESSAGES)

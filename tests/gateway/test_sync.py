@@ -77,6 +77,9 @@ def head(repo: Repo) -> str:
             True,
             id="url of the repo's page",
         ),
+        pytest.param("org/name@next", {"commit": OLD_COMMIT}, True, id="branch in the url"),
+        pytest.param(f"org/name@{OLD_COMMIT}", {"commit": OLD_COMMIT}, False, id="commit in it"),
+        pytest.param("hf.co/org/name/tree/gone", {"commit": OLD_COMMIT}, False, id="page of none"),
         pytest.param("bare-id", {"modelType": "api_trained"}, False, id="trained"),
     ],
 )
@@ -105,8 +108,12 @@ def test_hub_file_has_changed_if_its_digest_or_size_differs(
     hub: FakeHub, loaded: dict[str, Any], has_moved: bool
 ) -> None:
     """The Hub reports digest and size in its redirect."""
-    url = f"{hub.url}/org/name/resolve/main/model.safetensors"
-    assert moved(hub, body(url, **loaded)) == (["sketch"] if has_moved else [])
+    for url in (
+        f"{hub.url}/org/name/resolve/main/model.safetensors",
+        "https://huggingface.co/org/name/blob/main/model.safetensors",
+        "hf://org/name/model.safetensors",
+    ):
+        assert moved(hub, body(url, **loaded)) == (["sketch"] if has_moved else [])
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Server]]:
-    """Two servers of one name and port, at HERE and ELSEWHERE; HERE counts as public."""
+    """Two servers of one name and port, at HERE and ELSEWHERE; HERE and the port are usual."""
     real = netguard.refusal
 
     def refusal(address: Address) -> str | None:
@@ -271,6 +271,7 @@ def servers(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
 
     monkeypatch.setattr(netguard, "refusal", refusal)
     with Server(HERE, 0, certificate) as one, Server(ELSEWHERE, one.port, certificate) as other:
+        monkeypatch.setattr(netguard, "PORTS", (one.port,))
         yield one, other
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from sd_api.reasons import Reason
+from sd_api.spec import BaseModelName
 from sd_loader import acquire
 from sd_loader.convert.plan.needs import Needs
 from sd_loader.errors import LoaderError
@@ -17,7 +19,9 @@ from sd_loader.settings import Settings
 from tests.support.loader.fetches import fetch, secret
 from tests.support.loader.loadercli import safetensors_bytes
 from tests.support.models.conversions import load_request
+from tests.support.models.modelindex import INDEX
 
+BODY = safetensors_bytes({"layer.weight": (8, 8)})
 CONFIGS = {"model_index.json": "{}", "vae/config.json": "{}", "tokenizer/spiece.model": "words"}
 
 
@@ -48,7 +52,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model file that needs configs from a repo to be converted."""
     monkeypatch.setattr(acquire, "needs", lambda *_: Needs(config_repo="org/pipeline"))
     path = tmp_path / "model.safetensors"
-    path.write_bytes(safetensors_bytes({"layer.weight": (8, 8)}))
+    path.write_bytes(BODY)
     return path
 
 
@@ -79,6 +83,51 @@ def test_failed_config_fetch_names_the_repo(
         fetch(load_request(url=str(model)), settings, into, allow_local=True)
     assert caught.value.reason is Reason.SOURCE_NOT_FOUND
     assert caught.value.message.startswith("the file needs the configs of org/pipeline: ")
+
+
+RENAMED = "the repo old/name is now called "
+
+
+def test_renamed_repo_of_the_vae_is_reported(
+    hub: FakeHub, settings: Settings, into: Path, tmp_path: Path
+) -> None:
+    """Another repo may take the old name, so the user should change spec.vae.url."""
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "vae.safetensors").write_bytes(BODY)
+    hub.add_repo("org/vae", tmp_path / "vae")
+    hub.renamed["old/name"] = "org/vae"
+    link = hub.serve_file("/model.safetensors", BODY)
+    request = load_request(url=link, model_type="custom_ckpt", vae={"url": "old/name"})
+    assert fetch(request, settings, into).warnings == (f"{RENAMED}org/vae",)
+
+
+def test_renamed_repo_of_the_configs_is_reported(
+    hub: FakeHub, settings: Settings, into: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configs may come from another repo if the old name is taken."""
+    monkeypatch.setattr(acquire, "needs", lambda *_: Needs(config_repo="old/name"))
+    hub.renamed["old/name"] = "org/pipeline"
+    fetched = fetch(load_request(url=str(model)), settings, into, allow_local=True)
+    assert fetched.warnings == (f"{RENAMED}org/pipeline",)
+
+
+def test_renamed_default_repo_is_reported(
+    hub: FakeHub,
+    settings: Settings,
+    into: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The administrator should change the setting."""
+    needed = Needs(base_model=BaseModelName.SD1, components=("vae",))
+    monkeypatch.setattr(acquire, "needs", lambda *_: needed)
+    (tmp_path / "repo" / "model_index.json").write_text(json.dumps(INDEX))
+    (tmp_path / "repo" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(BODY)
+    hub.renamed["old/name"] = "org/pipeline"
+    settings = replace(settings, default_parts={"sd1": "old/name"})
+    fetched = fetch(load_request(url=str(model)), settings, into, allow_local=True)
+    assert f"{RENAMED}org/pipeline" in fetched.warnings
 
 
 def test_invalid_hub_endpoint_is_named(settings: Settings, into: Path) -> None:

@@ -97,6 +97,26 @@ def test_repo_with_one_lora_file_loads_that_file(tmp_path: Path) -> None:
     assert published.keys() == LORA.keys()
 
 
+def test_sdxl_embedding_in_two_files_loads_from_its_repo(tmp_path: Path) -> None:
+    """Diffusers' training script for SDXL writes a file for each text encoder."""
+    first, second = torch.randn(2, 768), torch.randn(2, 1280)
+    (tmp_path / "repo").mkdir()
+    save_safetensors(tmp_path / "repo" / "learned_embeds.safetensors", {"<cat>": first})
+    save_safetensors(tmp_path / "repo" / "learned_embeds_2.safetensors", {"<cat>": second})
+    with FakeHub() as hub:
+        hub.add_repo("org/cat", tmp_path / "repo")
+        containers = Containers.reaching(hub, tmp_path)
+        ended = containers.load(load_request("org/cat", model_type="embeddings"))
+    assert ended.code == ExitCode.DONE, ended.stderr
+    assert ended.result is not None
+    assert ended.result.artifact is not None
+    assert ended.result.artifact.base_model == "sdxl"
+    folder = containers.store / "model"
+    assert (folder / "token_identifier.txt").read_text() == "<cat>"
+    assert torch.equal(load_file(folder / "learned_embeds.safetensors")["<cat>"], first)
+    assert torch.equal(load_file(folder / "learned_embeds_2.safetensors")["<cat>"], second)
+
+
 def test_inspect_detects_the_adapter_type(
     containers: Containers, lora: Path, embedding: Path
 ) -> None:

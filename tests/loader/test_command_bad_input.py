@@ -159,7 +159,7 @@ def test_bad_zip_of_a_trained_model_is_refused_and_leaves_nothing(
             id="no file",
         ),
         pytest.param("old/name", {}, Reason.INVALID_SPEC, "b.ckpt", id="renamed, several"),
-        pytest.param("org/gated", {}, Reason.ACCESS_DENIED, "gated", id="gated"),
+        pytest.param("org/gated", {}, Reason.AUTHENTICATION_REQUIRED, "gated", id="gated"),
         pytest.param("org/none", {}, Reason.SOURCE_NOT_FOUND, "or is private", id="no repo"),
         pytest.param("abc-1", {}, Reason.INVALID_SPEC, "TRAINED_URL_TEMPLATE", id="no template"),
     ],

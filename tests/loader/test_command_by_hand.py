@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
 from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import LoadFields
@@ -113,6 +114,43 @@ def test_unreadable_local_file_is_named(containers: Containers, path: str, messa
     """The load fails with a message that says why the path cannot be read."""
     arguments = ("--model-type", "custom_ckpt", "--model-id", "m", "--store", containers.store)
     failed(containers.run("load", "--url", path, *arguments), Reason.SOURCE_NOT_FOUND, message)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://bucket/model.ckpt", "spec.url is in an object store"),
+        ("org/name:fp16", "spec.url has a tag after the repo id; give ORG/NAME, a precision"),
+        ("https://civitai.com/models/1?modelVersionId=2", "spec.url names a model of Civitai"),
+        ("huggingface.co/org/name/tree/main/vae", "spec.url is on the Hugging Face Hub, but"),
+        ("https://example.com/a b", "spec.url must be a Hugging Face repo id (ORG/NAME) or an"),
+    ],
+)
+def test_url_of_another_form_is_refused_with_the_right_form(
+    containers: Containers, hub: FakeHub, url: str, message: str
+) -> None:
+    """The words are those of the operator and of the CRD's rules."""
+    arguments = ("--model-id", "m", "--store", containers.store)
+    failed(containers.run("load", "--url", url, *arguments), Reason.INVALID_SPEC, message)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        pytest.param("org/nothing", "org/nothing at main: the repo does not", id="repo"),
+        pytest.param("org/nothing@v2", "org/nothing at v2: the repo does not", id="revision"),
+        pytest.param("hf://org/nothing", "org/nothing at main: the repo does not", id="hf"),
+        pytest.param(" hf.co/org/nothing ", "org/nothing at main: the repo does", id="page"),
+        pytest.param("http://hf.co/org/nothing/tree/v2", "org/nothing at v2: the repo", id="tree"),
+    ],
+)
+def test_url_of_a_repo_is_looked_up_on_the_hub(
+    containers: Containers, url: str, message: str
+) -> None:
+    """A url that means a repo is not taken for a local file."""
+    arguments = ("--model-id", "m", "--store", containers.store)
+    failed(containers.run("load", "--url", url, *arguments), Reason.SOURCE_NOT_FOUND, message)
 
 
 def test_request_cannot_load_a_local_file(containers: Containers, checkpoint: Path) -> None:

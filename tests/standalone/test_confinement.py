@@ -73,7 +73,7 @@ def test_termination_log_is_the_containers_own(path):
         variables(SD_LOADER_TERMINATION_LOG=path)
 
 
-@pytest.mark.parametrize("name", ["HOME", "HF_HOME", "SD_LOADER_CREDENTIALS_DIR", "SSL_CERT_FILE"])
+@pytest.mark.parametrize("name", sorted(LoaderEnv.path_names() - {"SD_LOADER_TERMINATION_LOG"}))
 @pytest.mark.parametrize(
     ("path", "place"),
     [

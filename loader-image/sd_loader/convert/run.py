@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sd_api.reasons import Reason
-from sd_api.spec import Weights
+from sd_api.spec import ModelType, Weights
 from sd_loader.convert.by_diffusers import convert_by_diffusers
 from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
+from sd_loader.convert.plan.embedding import plan_embedding_of_repo
 from sd_loader.convert.plan.fallback import foreign_pipeline
 from sd_loader.convert.plan.file import plan_download, refuse_pickle
 from sd_loader.convert.plan.open_files import OpenFiles
@@ -55,6 +56,8 @@ def _convert_repo(
 ) -> Converted:
     if conversion.model_type in SINGLE:
         plan = plan_component(path, conversion, opened)
+    elif conversion.model_type is ModelType.EMBEDDINGS:
+        plan = plan_embedding_of_repo(path, conversion, opened)
     elif conversion.weights is Weights.EMA:
         raise LoaderError(Reason.INVALID_SPEC, NO_EMA)
     else:

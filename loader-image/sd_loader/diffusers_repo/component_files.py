@@ -40,7 +40,8 @@ _USUAL: Mapping[ModelType, tuple[str, ...]] = {
     ModelType.EMBEDDINGS: ("learned_embeds.safetensors", "learned_embeds.bin"),
 }
 """File names that diffusers' training scripts use."""
-_SECOND_EMBEDDING = ("learned_embeds_2.safetensors", "learned_embeds_2.bin")
+_EMBEDDING_OF_SDXL = ("learned_embeds", "learned_embeds_2")
+"""The files for the first and the second text encoder, without their suffixes."""
 _PRECISIONS = ("fp16", "bf16", "fp32")
 _OF_FOLDERS = re.compile(r"((pytorch_|diffusion_pytorch_)?model|open_clip_.*)[-.].*")
 
@@ -163,11 +164,12 @@ def choose_file(
     requested precision. Nothing else in a name is interpreted.
     """
     pickled = () if safetensors_only else _PICKLED.get(model_type, _CHECKPOINTS)
-    if model_type is ModelType.EMBEDDINGS and any(name in files for name in _SECOND_EMBEDDING):
+    stems = {PurePosixPath(name).stem for name in files}
+    if model_type is ModelType.EMBEDDINGS and _EMBEDDING_OF_SDXL[1] in stems:
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            "the repo holds an embedding of SDXL in two files, one for each text encoder; link to"
-            " one file that holds both, as clip_l and clip_g",
+            "an embedding of SDXL in two files needs both, learned_embeds and learned_embeds_2, as"
+            f" .safetensors or .bin at the repo's root; {holds(list(files))}",
         )
     for name in _USUAL.get(model_type, ()):
         if name in files and name.endswith((*_SAFE, *pickled)):
@@ -191,6 +193,27 @@ def choose_file(
             Reason.UNSAFE_MODEL, "the repo's model is a pickle, and spec.fromSafetensors is true"
         )
     raise LoaderError(Reason.UNSUPPORTED_FORMAT, _lacks(files, model_type))
+
+
+def choose_embedding_of_sdxl(
+    files: Mapping[str, RepoFile], *, safetensors_only: bool = False
+) -> list[RepoFile]:
+    """Return the files of an embedding that has one for each text encoder. Empty for any other.
+
+    Prefer safetensors to pickles.
+    """
+    found = []
+    for stem in _EMBEDDING_OF_SDXL:
+        names = [name for name in (f"{stem}.safetensors", f"{stem}.bin") if name in files]
+        if not names:
+            return []
+        found.append(files[names[0]])
+    if safetensors_only and not all(file.path.endswith(_SAFE) for file in found):
+        raise LoaderError(
+            Reason.UNSAFE_MODEL,
+            "one of the embedding's files is a pickle, and spec.fromSafetensors is true",
+        )
+    return found
 
 
 def _is_candidate(name: str, suffixes: tuple[str, ...], files: Mapping[str, RepoFile]) -> bool:

@@ -56,7 +56,7 @@ def allowed_config(
     classes = known_classes() if classes is None else classes
     entry = classes.get(class_name, _UNKNOWN)
     # transformers reads the nested config in place of the one around it.
-    nested = config.get(entry.get("nested_as", ""))
+    nested = config.get(entry["nested_as"]) if "nested_as" in entry else None
     own = nested if isinstance(nested, dict) else config
     allowed: dict[str, Any] = {}
     for name, item in entry["keys"].items():

@@ -55,7 +55,9 @@ def _read(path: Path, fd: int, foreseen: Mapping[str, Record]) -> TensorFile:
     size = state.st_size
     container = identify(read_at(fd, 0, min(HEAD_BYTES, size)), size)
     if container is Container.SAFETENSORS:
-        return TensorFile(path, fd, SAFETENSORS, *read_header(fd, size))
+        tensors, metadata = read_header(fd, size)
+        left_out = metadata.left_out
+        return TensorFile(path, fd, SAFETENSORS, tensors, metadata.entries, left_out=left_out)
     if container is Container.ZIP:
         return TensorFile(path, fd, CKPT, *read_archive(fd, size, foreseen))
     return TensorFile(path, fd, CKPT, *read_legacy(fd, size))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from sd_loader.formats.fileio import write_at
-from sd_loader.formats.safetensors import LENGTH_BYTES, MAX_HEADER
+from sd_loader.formats.safetensors import LENGTH_BYTES, LONGEST_HEADER
 from sd_loader.formats.sniff import Container, identify
 from sd_loader.formats.torchzip import storages_of
 from sd_loader.formats.zipdir import (
@@ -32,6 +32,8 @@ _MOST_SLACK = 1 << 16
 _MOST_SMALL = 32 << 20
 """Largest size of all members that are not storages: twice the limit of a pickle."""
 _GAP = 1 << 16
+_PIECE = 4 << 20
+"""Bytes of a header that are in memory at a time."""
 
 Read = Callable[[int, int], bytes]
 Range = tuple[int, int]
@@ -70,8 +72,9 @@ def bring_outline(fd: int, head: bytes, size: int, read: Read) -> Outline | None
     match identify(head, size):
         case Container.SAFETENSORS:
             end = LENGTH_BYTES + int.from_bytes(head[:LENGTH_BYTES], "little")
-            if len(head) < end <= min(size, LENGTH_BYTES + MAX_HEADER):
-                write_at(fd, read(len(head), end), len(head))
+            if end <= min(size, LENGTH_BYTES + LONGEST_HEADER):
+                for begin in range(len(head), end, _PIECE):
+                    write_at(fd, read(begin, min(begin + _PIECE, end)), begin)
             return Outline()
         case Container.ZIP:
             return _archive(fd, len(head), size, read)

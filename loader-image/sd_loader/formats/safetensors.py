@@ -9,13 +9,19 @@ from typing import NoReturn
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
+from sd_loader.formats.header import split_header
 from sd_loader.formats.limits import MAX_RANK, MAX_TENSORS, check_name
+from sd_loader.formats.metadata import Metadata
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Dtype, Tensor
 
 LENGTH_BYTES = 8
+LONGEST_HEADER = 100_000_000
+"""The format's own limit."""
+
 MAX_HEADER = 4 << 20
-"""SDXL's header has 0.3 MB. Parsing takes up to 48 times as much memory: 200 MB for 4 MB."""
+"""Limit for a header besides its metadata. SDXL's has 0.3 MB. Parsing takes up to 48 times as much
+memory: 200 MB for 4 MB."""
 
 _DTYPES = {dtype.label: dtype for dtype in Dtype}
 _QUANTIZED = {
@@ -30,16 +36,18 @@ _METADATA = "__metadata__"
 _LARGEST = 1 << 64
 
 
-def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], Metadata]:
     """Return the tensors and the metadata of an open safetensors file of `size` bytes."""
     length = int.from_bytes(read_at(fd, 0, LENGTH_BYTES), "little")
-    if length > MAX_HEADER:
-        _refuse(f"a safetensors header of {length} bytes; at most {MAX_HEADER} are read")
+    if length > LONGEST_HEADER:
+        _refuse(f"a safetensors header of {length} bytes; the format allows {LONGEST_HEADER}")
     data_start = LENGTH_BYTES + length
     if data_start > size:
         _refuse(f"truncated: it ends after {size} of at least {data_start} bytes")
-    header = _parse(read_at(fd, LENGTH_BYTES, length))
-    metadata = _metadata(header.pop(_METADATA, {}))
+    header, metadata = _parse(fd, length)
+    # Metadata that are a table have been taken out.
+    if (other := header.pop(_METADATA, {})) != {}:
+        _refuse(f"the safetensors metadata is not a table of strings: {snippet(str(other), 20)}")
     if not header:
         raise LoaderError(Reason.NOT_A_MODEL, "a safetensors file without tensors")
     if len(header) > MAX_TENSORS:
@@ -49,10 +57,11 @@ def read_header(fd: int, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _parse(text: bytes) -> dict[str, object]:
+def _parse(fd: int, length: int) -> tuple[dict[str, object], Metadata]:
     try:
+        text, metadata = split_header(fd, LENGTH_BYTES, length, MAX_HEADER)
         header = json.loads(
-            text.decode("utf-8"),
+            text,
             object_pairs_hook=_unique,
             parse_int=_whole,
             parse_constant=_no_constant,
@@ -63,7 +72,7 @@ def _parse(text: bytes) -> dict[str, object]:
         ) from None
     if not isinstance(header, dict):
         _refuse("a safetensors header that is not a JSON object")
-    return header
+    return header, metadata
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -81,22 +90,6 @@ def _whole(text: str) -> int:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not valid JSON")
-
-
-def _metadata(value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        _refuse(f"the safetensors metadata is not a table of strings: {snippet(str(value), 20)}")
-    for key, text in value.items():
-        if not isinstance(text, str):
-            _refuse(
-                f"the safetensors metadata has {snippet(json.dumps(text), 20)} as {snippet(key)},"
-                " and the format allows strings only: save the file again with strings"
-            )
-    try:
-        "".join((*value, *value.values())).encode()
-    except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
-        _refuse("the safetensors metadata is not valid Unicode")
-    return value
 
 
 def _tensor(fd: int, name: str, entry: object, data_start: int) -> Tensor:

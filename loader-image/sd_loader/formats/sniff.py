@@ -27,7 +27,7 @@ class Container(Enum):
 
 
 _OTHER_MODELS = (
-    (b"GGUF", "a GGUF file"),
+    (b"GGUF", "a GGUF file; use a version of the model in fp16, bf16 or fp32"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras) file"),
     *((bytes((8, version, 0x12)), "an ONNX file") for version in range(3, 12)),
     (b"\x93NUMPY", "a NumPy array"),

@@ -17,7 +17,7 @@ from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError, TransientError
 from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_bytes, validator
-from sd_loader.net.http_errors import RETRIES, Retries, refused, unreachable
+from sd_loader.net.http_errors import RETRIES, Refuse, Retries, refused, unreachable
 from sd_loader.net.partial import PartialDownload, ensure_space
 
 Inspect = Callable[[bytes, int], None]
@@ -68,6 +68,9 @@ class Downloader:
     """Sent only to the origin of each file's url."""
 
     retries: Retries = RETRIES
+
+    refuse: Refuse = refused
+    """Maps the source's error responses."""
 
     def get(self, wanted: Wanted, on_bytes: OnBytes) -> Got:
         """Download a file, or resume its download.
@@ -140,7 +143,7 @@ class Downloader:
             case 200:
                 partial.restart(validator(response))
             case _:
-                raise refused(response, str(response.url), token_sent=self.token is not None)
+                raise self.refuse(response, wanted.url, token_sent=self.token is not None)
         refuse_encoded(response)
         total = total_bytes(response)
         if total is None:

@@ -55,6 +55,14 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
+def leads_elsewhere(url: str, response: httpx2.Response) -> bool:
+    """Whether a response comes from another origin than that of the requested link."""
+    try:
+        return _origin(httpx2.URL(url)) != _origin(response.url)
+    except httpx2.InvalidURL:
+        return False
+
+
 def validator(response: httpx2.Response) -> str | None:
     """Return a value for If-Range: a strong ETag or a date. None if the response has neither.
 

@@ -6,23 +6,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import httpx2
 
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError, TransientError
+from sd_loader.net.error_body import is_bot_protection, quotation, read_error_body
+from sd_loader.net.exchange import leads_elsewhere
+from sd_loader.snippet import snippet
 
 T = TypeVar("T")
 
 _PROGRESS_BYTES = 1 << 20
-_HUB_CODES = {
-    "GatedRepo": (Reason.ACCESS_DENIED, "the repo is gated, and this account has no access to it"),
-    "RepoNotFound": (Reason.SOURCE_NOT_FOUND, "the repo does not exist or is private"),
-    "RevisionNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such revision"),
-    "EntryNotFound": (Reason.SOURCE_NOT_FOUND, "the repo has no such file"),
-}
+_MAX_URL_CHARS = 200
+"""Characters of a url in a message, so that what the source says fits too."""
+
+
+class Refuse(Protocol):
+    """Maps an HTTP response that is not the requested file."""
+
+    def __call__(self, response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
+        """url: the link that was requested, before any redirect."""
 
 
 @dataclass(frozen=True)
@@ -71,31 +77,66 @@ def unreachable(url: str, error: httpx2.RequestError) -> LoaderError:
     return TransientError(Reason.SOURCE_UNREACHABLE, f"{redact_url(url)}: {text[:200]}")
 
 
-def refused(response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
-    """Map an HTTP response that is not the requested file."""
-    status = response.status_code
-    shown = f"{redact_url(url)} answered {status}"
-    hub_error = _HUB_CODES.get(response.headers.get("X-Error-Code", ""))
-    if hub_error is not None:
-        reason, text = hub_error
-        return LoaderError(reason, f"{shown}: {text}")
+def refused(
+    response: httpx2.Response, url: str, *, token_sent: bool, said: str = ""
+) -> LoaderError:
+    """Map an HTTP response that is not the requested file.
+
+    url: the link that was requested, before any redirect. said: the source's own words, if they are
+    not in the response's body.
+    """
+    body = read_error_body(response)
+    is_elsewhere = leads_elsewhere(url, response)
+    place = snippet(redact_url(url), _MAX_URL_CHARS)
+    if is_elsewhere:
+        place += f" redirects to {response.url.netloc.decode()}, which"
+    shown = f"{place} answered {response.status_code}"
+    reason, what = _meaning(
+        response.status_code,
+        token_sent=token_sent,
+        is_elsewhere=is_elsewhere,
+        blocks_programs=is_bot_protection(response, body),
+    )
+    message = shown + (f": {what}" if what else "") + quotation(response, body, said)
+    if reason in (Reason.SOURCE_UNREACHABLE, Reason.RATE_LIMITED):
+        return TransientError(reason, message, _retry_after(response))
+    return LoaderError(reason, message)
+
+
+def _meaning(
+    status: int, *, token_sent: bool, is_elsewhere: bool, blocks_programs: bool
+) -> tuple[Reason, str]:
+    """Return the reason for a status, and a few words about it.
+
+    is_elsewhere: whether another host than the link's sent the status. It did not receive the
+    token, and the link that led to it came from the source.
+    """
     match status:
-        case 401 if token_sent:
-            return LoaderError(Reason.AUTHENTICATION_REQUIRED, f"{shown}: the token is not valid")
-        case 401:
-            return LoaderError(Reason.AUTHENTICATION_REQUIRED, f"{shown}: it requires a token")
-        case 403 | 451:
-            return LoaderError(Reason.ACCESS_DENIED, f"{shown}: access is denied")
+        case 404:
+            return Reason.SOURCE_NOT_FOUND, ""
+        case 410:
+            return Reason.SOURCE_NOT_FOUND, "it was removed"
         case 429:
-            return TransientError(
-                Reason.RATE_LIMITED, f"{shown}: too many requests", _retry_after(response)
-            )
+            return Reason.RATE_LIMITED, "too many requests"
         case 408 | 425:
-            return TransientError(Reason.SOURCE_UNREACHABLE, shown)
+            return Reason.SOURCE_UNREACHABLE, ""
+        case _ if 400 <= status < 500 and blocks_programs:
+            return Reason.SOURCE_UNREACHABLE, "its bot protection lets only browsers through"
+        case 401 | 402 | 403 | 451 if is_elsewhere:
+            return Reason.ACCESS_DENIED, "access is denied"
+        case 401 if token_sent:
+            return Reason.AUTHENTICATION_REQUIRED, "the token is not valid"
+        case 401:
+            return Reason.AUTHENTICATION_REQUIRED, "it requires a token"
+        case 402 | 403 | 451:
+            return Reason.ACCESS_DENIED, "access is denied"
+        case _ if 400 <= status < 500 and is_elsewhere:
+            # The next attempt gets another link from the source.
+            return Reason.SOURCE_UNREACHABLE, "it does not accept the link that led to it"
         case _ if 400 <= status < 500:
-            return LoaderError(Reason.SOURCE_NOT_FOUND, shown)
+            return Reason.REQUEST_REJECTED, "it does not accept the request"
         case _:
-            return TransientError(Reason.SOURCE_UNREACHABLE, shown, _retry_after(response))
+            return Reason.SOURCE_UNREACHABLE, ""
 
 
 def _retry_after(response: httpx2.Response) -> float:

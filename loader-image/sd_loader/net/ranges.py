@@ -47,9 +47,7 @@ class RemoteFile:
                 if response.status_code in (200, 416):
                     return None
                 if response.status_code != 206:
-                    raise refused(
-                        response, str(response.url), token_sent=resource.token is not None
-                    )
+                    raise refused(response, resource.url, token_sent=resource.token is not None)
                 refuse_encoded(response)
                 size, version = total_bytes(response), validator(response)
                 if size is None or version is None or first_byte(response) != 0:
@@ -111,7 +109,7 @@ class RemoteFile:
             raise SourceChangedError
         if response.status_code != 206:
             token_sent = self.resource.token is not None
-            raise refused(response, str(response.url), token_sent=token_sent)
+            raise refused(response, self.resource.url, token_sent=token_sent)
         refuse_encoded(response)
         if total_bytes(response) != self.size or validator(response) not in (None, self.version):
             raise SourceChangedError

@@ -9,6 +9,7 @@ proxy itself is not checked, because the administrator chose it.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
+from sd_api import netguard
 from sd_api.netguard import (
     AddressRefusedError,
     bypasses_proxy,
@@ -26,6 +28,7 @@ from sd_api.netguard import (
 )
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
+from sd_loader.net.error_body import FROM_PUBLIC_ADDRESS, MAX_BYTES
 from sd_loader.net.exchange import refuse_encoded
 from sd_loader.settings import Settings
 
@@ -92,13 +95,16 @@ class GuardedTransport(httpx2.BaseTransport):
                 )
             )
         stream = received.extensions.get("network_stream")
+        is_public = False
         if isinstance(stream, _PacedStream):
             stream.head_is_over()
+            # A proxy resolves the name, so nobody here knows the address behind it.
+            is_public = pool is self._direct and stream.is_public
         response = httpx2.Response(
             received.status,
             headers=received.headers,
             stream=_Body(received, url.host, self._max_bytes),
-            extensions=received.extensions,
+            extensions={**received.extensions, FROM_PUBLIC_ADDRESS: is_public},
             request=request,
         )
         if self._max_bytes is not None:
@@ -181,8 +187,15 @@ class _Backend(httpcore2.NetworkBackend):
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
             else:
-                return _PacedStream(stream, self._pace)
+                return _PacedStream(stream, self._pace, is_public=_is_public(address))
         raise failure
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return netguard.refusal(ipaddress.ip_address(address)) is None
+    except ValueError:  # the name of a proxy
+        return False
 
 
 class _PacedStream(httpcore2.NetworkStream):
@@ -193,7 +206,9 @@ class _PacedStream(httpcore2.NetworkStream):
     the response's headers is limited, too.
     """
 
-    def __init__(self, stream: httpcore2.NetworkStream, pace: Pace) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, pace: Pace, *, is_public: bool) -> None:
+        self.is_public = is_public
+        """Whether the connection leads to a public address."""
         self._stream = stream
         self._pace = pace
         self._head_bytes: int | None = 0
@@ -243,7 +258,9 @@ class _PacedStream(httpcore2.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
         return _PacedStream(
-            self._stream.start_tls(ssl_context, server_hostname, timeout), self._pace
+            self._stream.start_tls(ssl_context, server_hostname, timeout),
+            self._pace,
+            is_public=self.is_public,
         )
 
     def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's interface
@@ -251,6 +268,8 @@ class _PacedStream(httpcore2.NetworkStream):
 
 
 class _Body(httpx2.SyncByteStream):
+    """A response's body. Only the beginning of an error is read, which may be endless."""
+
     def __init__(self, response: httpcore2.Response, host: str, max_bytes: int | None) -> None:
         self._response = response
         self._host = host
@@ -261,6 +280,9 @@ class _Body(httpx2.SyncByteStream):
         with _httpx_errors():
             for chunk in self._response.iter_stream():
                 received += len(chunk)
+                if self._response.status >= 400 and received > MAX_BYTES:
+                    yield chunk[: len(chunk) - (received - MAX_BYTES)]
+                    return
                 if self._max_bytes is not None and received > self._max_bytes:
                     raise LoaderError(
                         Reason.SOURCE_UNREACHABLE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sd_api.sources import HubFile, HubRepo, Link
 from sd_api.spec import ModelType
 from sd_loader.handover import Fetched
 from sd_loader.net.client import HttpClient
@@ -17,7 +18,7 @@ from sd_loader.source.archive import unpack_pipeline
 from sd_loader.source.hub import fetch_file, fetch_repo
 from sd_loader.source.link import fetch_link
 from sd_loader.source.local import take_file
-from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, Located
+from sd_loader.source.locate import LocalFile, Located
 from sd_loader.source.ref import Checks, SourceRef
 
 

@@ -15,12 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sd_api.reasons import Reason
+from sd_api.sources import MAIN, HubFile, HubRepo
 from sd_api.spec import ModelType
 from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,
     choose_component,
     choose_configs,
+    choose_embedding_of_sdxl,
     choose_file,
     choose_files,
     component_folder,
@@ -42,8 +44,8 @@ from sd_loader.net.download import Downloader, Got, Wanted
 from sd_loader.net.partial import ensure_space, file_of
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
+from sd_loader.source.hub_errors import HubErrors
 from sd_loader.source.link import FILE_NAME, file_format
-from sd_loader.source.locate import HubFile, HubRepo
 from sd_loader.source.ref import Checks, SourceRef, inspector
 
 if TYPE_CHECKING:
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 
 FOLDER_NAME = "repo"
 _SMALL = (".json", ".txt")
-_MAIN = "main"
 _ENDPOINT = "the loader's setting HF_ENDPOINT"
 
 
@@ -63,7 +64,7 @@ def fetch_repo(
     whole = ref.model_type is ModelType.HUGGINGFACE
     if whole:
         _refuse_digest(checks)
-    with _open_repo(repo.repo_id, ref.git_revision or _MAIN, ref, client) as (found, downloader):
+    with _open_repo(repo.repo_id, repo.revision or MAIN, ref, client) as (found, downloader):
         copy = _Copy(found, into / FOLDER_NAME, downloader, report)
         if ref.model_type in SINGLE:
             folder = component_folder(found.files, SINGLE[ref.model_type][0])
@@ -71,6 +72,11 @@ def fetch_repo(
                 return copy.fetch_component(folder, ref, checks)
         if whole and INDEX_NAME in found.files:
             return copy.fetch_pipeline(ref, checks)
+        if ref.model_type is ModelType.EMBEDDINGS:
+            pair = choose_embedding_of_sdxl(found.files, safetensors_only=checks.safetensors_only)
+            if pair:
+                _refuse_digest(checks)
+                return copy.fetch_files(pair)
         file = choose_file(
             found.files,
             ref.model_type,
@@ -90,20 +96,25 @@ def fetch_components(
 ) -> Fetched:
     """Download some components of a pipeline's repo, or resume their download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
+    with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
         require_pipeline(list(found.files))
         copy = _Copy(found, into / FOLDER_NAME, downloader, report)
         return copy.fetch_pipeline(ref, checks, components)
 
 
-def fetch_configs(ref: SourceRef, client: HttpClient, folder: Path, report: Report) -> None:
-    """Download the configs and tokenizers of a pipeline's repo, but not its weights."""
+def fetch_configs(
+    ref: SourceRef, client: HttpClient, folder: Path, report: Report
+) -> tuple[str, ...]:
+    """Download the configs and tokenizers of a pipeline's repo, but not its weights.
+
+    Return the warnings.
+    """
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    folder.mkdir(exist_ok=True)
-    with _open_repo(ref.url, _MAIN, ref, client) as (found, downloader):
+    with _open_repo(ref.url, MAIN, ref, client) as (found, downloader):
         _Copy(found, folder, downloader, report).fetch_all(choose_configs(found.files))
     if not (folder / INDEX_NAME).is_file():
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ref.url} has no {INDEX_NAME}")
+    return found.warnings()
 
 
 def fetch_file(
@@ -111,12 +122,6 @@ def fetch_file(
 ) -> Fetched:
     """Download one file of a repo, or resume its download."""
     client.check_url(client.settings.hub_endpoint, _ENDPOINT)
-    if ref.git_revision not in (None, file.revision):
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            f"spec.gitRevision is {snippet(ref.git_revision or '')}, but {ref.field} links to"
-            f" {snippet(file.revision)}; remove one of them",
-        )
     with _open_repo(file.repo_id, file.revision, ref, client) as (repo, downloader):
         found = repo.files.get(file.path)
         if found is None:
@@ -149,7 +154,13 @@ def _open_repo(
     token = client.token(endpoint, ref.field, required=ref.needs_token, is_default_host=True)
     with hub_session(client) as session:
         repo = resolve(repo_id, revision, endpoint, token, client.retries)
-        yield repo, Downloader(session, client.settings.max_bytes, token, client.retries)
+        errors = HubErrors(f"{endpoint}/{repo.repo_id}")
+        yield (
+            repo,
+            Downloader(
+                session, client.settings.max_bytes, token, client.retries, refuse=errors.refused
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -202,7 +213,7 @@ class _Copy:
             ref.precision,
             safetensors_only=checks.safetensors_only,
         )
-        return self._fetched(chosen)
+        return self.fetch_files(chosen)
 
     def fetch_component(self, folder: PurePosixPath, ref: SourceRef, checks: Checks) -> Fetched:
         """Download the repo's component that belongs to the model type."""
@@ -210,16 +221,16 @@ class _Copy:
         name = str(folder / CONFIG_NAME)
         self._fetch_small(self.repo.files[name])
         parse_component((self.path / name).read_bytes(), ref.model_type)
-        return self._fetched(
-            choose_component(
-                self.repo.files,
-                folder,
-                ref.precision,
-                safetensors_only=checks.safetensors_only,
-            )
+        chosen = choose_component(
+            self.repo.files,
+            folder,
+            ref.precision,
+            safetensors_only=checks.safetensors_only,
         )
+        return self.fetch_files(chosen)
 
-    def _fetched(self, chosen: list[RepoFile]) -> Fetched:
+    def fetch_files(self, chosen: list[RepoFile]) -> Fetched:
+        """Download the files that the model consists of."""
         return Fetched(
             kind="repo",
             path=FOLDER_NAME,
@@ -231,6 +242,7 @@ class _Copy:
 
     def fetch_all(self, files: list[RepoFile]) -> int:
         """Download the missing files, and remove all other files. Return the size of `files`."""
+        self.path.mkdir(exist_ok=True)
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)
         limit = self.downloader.max_bytes

@@ -21,13 +21,14 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from sd_api.fields import Count, Sha256
 from sd_api.reasons import Reason
-from sd_api.spec import HUB_REPO_PATTERN
+from sd_api.url_forms import HUB_REPO_PATTERN
 from sd_loader.diffusers_repo.component_files import RepoFile, check_names
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
-from sd_loader.net.http_errors import Retries, refused, unreachable
+from sd_loader.net.http_errors import Retries, unreachable
 from sd_loader.net.transport import LOADER_VERSION, READ_SECONDS
 from sd_loader.snippet import snippet
+from sd_loader.source.hub_errors import HubErrors
 
 _MAX_RESPONSE = 32 << 20
 """Largest response of the API. That of a repo of 10,000 files takes a tenth of it."""
@@ -100,6 +101,7 @@ def resolve(
         library_version=LOADER_VERSION,
     )
     shown = f"{endpoint}/{repo_id} at {snippet(revision)}"
+    errors = HubErrors(f"{endpoint}/{repo_id}")
 
     def ask() -> huggingface_hub.ModelInfo:
         try:
@@ -107,7 +109,7 @@ def resolve(
                 repo_id, revision=revision, files_metadata=True, timeout=READ_SECONDS
             )
         except HfHubHTTPError as error:
-            raise _refused(error, shown, token_sent=token is not None) from error
+            raise errors.refused(error.response, shown, token_sent=token is not None) from error
         except httpx2.RequestError as error:
             raise unreachable(shown, error) from error
         except HFValidationError as error:
@@ -151,13 +153,3 @@ def _name_now(received: object, asked: str) -> str:
     """Return the repo's present name. The Hub redirects from the old name of a renamed repo."""
     is_name = isinstance(received, str) and re.match(HUB_REPO_PATTERN, received)
     return str(received) if is_name else asked
-
-
-def _refused(error: HfHubHTTPError, shown: str, *, token_sent: bool) -> LoaderError:
-    status = error.response.status_code
-    if status == 401 and not token_sent and "X-Error-Code" not in error.response.headers:
-        # The Hub sends this response without a token, for private and for missing repos.
-        return LoaderError(
-            Reason.SOURCE_NOT_FOUND, f"{shown}: the repo does not exist or is private"
-        )
-    return refused(error.response, shown, token_sent=token_sent)

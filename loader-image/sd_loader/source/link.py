@@ -9,9 +9,7 @@ from pathlib import Path
 
 import httpx2
 
-from sd_api.reasons import Reason
 from sd_api.wire import Progress, Source, Stage
-from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 from sd_loader.handover import Fetched
 from sd_loader.net.client import HttpClient
@@ -82,11 +80,6 @@ class OpenLink:
 def open_link(ref: SourceRef, checks: Checks, client: HttpClient) -> Iterator[OpenLink]:
     """Check a link and its token before the first request, and open a session for it."""
     client.check_url(ref.url, ref.field)
-    if ref.git_revision is not None:
-        raise LoaderError(
-            Reason.INVALID_SPEC,
-            "spec.gitRevision is only for Hub repos; use spec.sha256 to pin a link",
-        )
     token = client.token(ref.url, ref.field, required=ref.needs_token)
     with client.session() as session:
         yield OpenLink(ref, checks, client, session, token)

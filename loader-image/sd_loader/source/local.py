@@ -39,7 +39,10 @@ def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> F
 def _source(origin: Path, checks: Checks, max_bytes: int) -> Source:
     """Check a file's size and digest. The digest is computed only if the spec gives one."""
     if not origin.is_file():
-        raise LoaderError(Reason.SOURCE_NOT_FOUND, f"{origin} is not a file")
+        raise LoaderError(
+            Reason.SOURCE_NOT_FOUND,
+            f"{origin} is not a file, a Hugging Face repo id (ORG/NAME) or an http(s) link",
+        )
     size = origin.stat().st_size
     if size > max_bytes:
         raise LoaderError(

@@ -12,7 +12,6 @@ import json
 import logging
 import secrets
 import socket
-import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Self
@@ -25,6 +24,7 @@ from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRec
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 from sd_api import names
+from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import Count, load_configuration
 
 log = logging.getLogger(__name__)
@@ -89,10 +89,15 @@ class Lease:
     async def hold(self) -> bool:
         """Take or renew the Lease; return whether it is ours now."""
         held = await self._election.try_acquire_or_renew()
-        seen = self._election.observed_time_milliseconds / 1000
         awaited = not held and not self.problem and self.holder
-        self.lapses_in = max(0.0, seen + DURATION_SECONDS - time.time()) if awaited else 0.0
+        self.lapses_in = self._remaining() if awaited else 0.0
         return held
+
+    def _remaining(self) -> float:
+        """Return the seconds until the client's election takes another's Lease for lapsed."""
+        # The election stores the time of day of the last renewal that it saw.
+        seen = self._election.observed_time_milliseconds / 1000
+        return max(0.0, seen + DURATION_SECONDS - SYSTEM_CLOCK.now().timestamp())
 
     async def release(self) -> None:
         """Give the Lease back if it is ours, so that another can take it at once."""

@@ -19,9 +19,10 @@ from urllib.parse import quote, urljoin
 
 import aiohttp
 
+from sd_api import defaults
 from sd_api.netguard import MAX_REDIRECTS
 from sd_api.redaction import redact_url
-from sd_api.spec import HUB_PAGE_PATTERN, HUB_REPO_PATTERN
+from sd_api.sources import MAIN, HubFile, HubRepo, Link, read_source
 from sd_api.status import ConditionType
 from sd_operator.clients.http import Outgoing
 from sd_operator.clients.kube import Json
@@ -62,7 +63,7 @@ class File:
 async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]:
     """Return the models whose source has changed. Models with the same source share one request."""
     idle = [body for body in bodies if _is_idle(body)]
-    sources = {source: None for body in idle if (source := _source(body)) is not None}
+    sources = {source: None for body in idle if (source := _source(body, settings)) is not None}
     slots = asyncio.Semaphore(CALLS_AT_ONCE)
     states: dict[Branch | str, str | File] = {}
     outgoing = Outgoing(
@@ -89,7 +90,7 @@ async def moved(bodies: Sequence[Json], settings: GatewaySettings) -> list[Json]
     finally:
         await outgoing.close()
     log.info("sources checked: %d, answered: %d", len(sources), len(states))
-    return [body for body in idle if _differs(body, states.get(_source(body) or ""))]
+    return [body for body in idle if _differs(body, states.get(_source(body, settings) or ""))]
 
 
 def _is_idle(body: Json) -> bool:
@@ -98,15 +99,22 @@ def _is_idle(body: Json) -> bool:
     return is_ready(body) and not busy and not body["metadata"].get("deletionTimestamp")
 
 
-def _source(body: Json) -> Branch | str | None:
+def _source(body: Json, settings: GatewaySettings) -> Branch | str | None:
     """Return the branch or link to check; None if the source cannot change or be checked."""
     model = Model.from_body(body)
-    url = model.url
-    if re.match(HUB_REPO_PATTERN, url) or re.match(HUB_PAGE_PATTERN, url):
-        revision = (model.spec.git_revision if model.spec else None) or "main"
-        repo = "/".join(url.rstrip("/").rsplit("/", 2)[-2:])
-        return None if _COMMIT.fullmatch(revision) else Branch(repo, revision)
-    return url if url.startswith(("https://", "http://")) else None
+    if model.spec is None or model.model_type is None:
+        return None
+    mirror = settings.hub_endpoint or defaults.HUB_ENDPOINT
+    match read_source(model.url, model.model_type, model.spec.git_revision, mirror):
+        case HubRepo(repo, revision):
+            pinned = revision is not None and _COMMIT.fullmatch(revision)
+            return None if pinned else Branch(repo, revision or MAIN)
+        case HubFile(repo, revision, path):
+            hub, at = settings.hub.rstrip("/"), quote(revision, safe="")
+            return f"{hub}/{repo}/resolve/{at}/{quote(path)}"
+        case Link(url):
+            return url
+    return None
 
 
 def _differs(body: Json, state: str | File | None) -> bool:
@@ -124,7 +132,7 @@ def _differs(body: Json, state: str | File | None) -> bool:
 async def _commit(outgoing: Outgoing, hub: str, branch: Branch) -> str:
     """Return the current commit of a branch; raise ValueError if the Hub does not report it."""
     revision = quote(branch.revision, safe="")
-    url = f"{hub.rstrip('/')}/api/models/{branch.repo}/revision/{revision}"
+    url = f"{hub}/api/models/{branch.repo}/revision/{revision}"
     raw = b""
     async with _responses(outgoing, "GET", url, {"Accept": "application/json"}) as responses:
         async for response in responses:

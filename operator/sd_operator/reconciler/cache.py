@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sd_api import names
 from sd_operator.resources.observed import ClaimView, JobView, PodView
@@ -23,6 +23,12 @@ class _Versioned(Protocol):
 
 
 V = TypeVar("V", bound=_Versioned)
+
+
+def lean(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body without managedFields, which only take memory."""
+    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
+    return {**body, "metadata": metadata}
 
 
 def is_newer(version: str, than: str) -> bool:

@@ -16,7 +16,7 @@ from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import MODELS, SECRETS, Api
 from sd_operator.reconciler.admission import AdmissionQueue
-from sd_operator.reconciler.cache import ObjectCache, is_newer
+from sd_operator.reconciler.cache import ObjectCache, is_newer, lean
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.reconciler.execute import Executor
 from sd_operator.reconciler.gather import Gatherer, LastProgress
@@ -297,7 +297,7 @@ class Controller:
             self._keep(memory, body)
 
     def _keep(self, memory: _Memory, body: dict[str, Any]) -> None:
-        memory.body = _lean(body)
+        memory.body = lean(body)
         self.cache.record(body["metadata"]["uid"], load_job_uid(body))
 
     async def _read(self, memory: _Memory) -> None:
@@ -388,12 +388,6 @@ class Controller:
     def _next_resync(self) -> float:
         # The jitter spreads the models, which all begin at the operator's start.
         return self._clock.monotonic() + self._settings.resync_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-
-
-def _lean(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a body without managedFields, which only take memory."""
-    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
-    return {**body, "metadata": metadata}
 
 
 def _version(body: dict[str, Any]) -> str:

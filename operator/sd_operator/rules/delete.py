@@ -53,7 +53,7 @@ def claim_is_gone(inp: Input) -> Step | None:
     return Finish(f"PersistentVolumeClaim {inp.claim_name} was replaced; the files are gone")
 
 
-def claim_is_not_allowed(inp: Input) -> Step | None:
+def cleanup_claim_is_not_allowed(inp: Input) -> Step | None:
     """Models may not use the claim, so nothing on it is touched."""
     if inp.claim_is_allowed:
         return None
@@ -154,7 +154,7 @@ RULES: tuple[Rule, ...] = (
     # Without a volume there is nothing to remove, and a clean-up Job could not start.
     claim_is_gone,
     # Before any clean-up Job, which would mount the claim.
-    claim_is_not_allowed,
+    cleanup_claim_is_not_allowed,
     # A clean-up Job could not be created.
     namespace_is_terminating,
     # A Pod that is stopping could write after the files were removed.

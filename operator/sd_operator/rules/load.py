@@ -11,14 +11,19 @@ from datetime import timedelta
 from sd_api.reasons import ReadyReason, Reason, Retry
 from sd_api.redaction import redact_url
 from sd_api.status import ConditionType, JobStatus, Phase
-from sd_api.trained import is_trained_id
 from sd_api.wire import LoadResult, Stage
 from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.rules import conditions, diagnose, manifests, outcome, queue
-from sd_operator.rules.decision import AddFinalizer, CreateJob, DeleteJobs, Enqueue, Refresh, Wait
+from sd_operator.rules.decision import AddFinalizer, CreateJob, Enqueue, Refresh, Wait
 from sd_operator.rules.diagnose import NOT_STARTED, Failure
 from sd_operator.rules.input import Input
+from sd_operator.rules.requirements import (
+    claim_does_not_exist,
+    claim_is_not_allowed,
+    priority_class_is_not_allowed,
+)
+from sd_operator.rules.spec_problem import spec_problem
 from sd_operator.rules.status import published_message
 from sd_operator.rules.step import (
     KeepStalled,
@@ -29,6 +34,7 @@ from sd_operator.rules.step import (
     Rule,
     Step,
 )
+from sd_operator.rules.stopping import stop_all_jobs, stop_jobs
 
 _PHASES = {
     Stage.DOWNLOADING: Phase.DOWNLOADING,
@@ -46,19 +52,10 @@ RESULT_SECONDS = 10.0
 
 def spec_is_invalid(inp: Input) -> Step | None:
     """The spec cannot be read, or needs a setting that the operator does not have."""
-    problem = inp.model.problem
-    if problem is None and _needs_template(inp) and inp.settings.trained_url_template is None:
-        problem = (
-            "spec.url is the bare id of a trained model, and the operator has no link template for"
-            " those (SD_OPERATOR_TRAINED_URL_TEMPLATE)"
-        )
+    problem = spec_problem(inp.model, inp.settings)
     if problem is None:
         return None
     return Proceed(Report.of_failure(Failure(Reason.INVALID_SPEC, problem)))
-
-
-def _needs_template(inp: Input) -> bool:
-    return is_trained_id(inp.model.url, inp.model.model_type)
 
 
 def previous_load_is_running(inp: Input) -> Step | None:
@@ -67,27 +64,11 @@ def previous_load_is_running(inp: Input) -> Step | None:
     unwanted = [job for job in inp.observed.unrecorded if job.load_hash != inp.wanted]
     job = inp.observed.load_job
     if job is not None and (
-        job.load_hash != inp.wanted or (settled and not outcome.is_recorded(inp, job))
+        job.load_hash != inp.wanted or (settled and not _is_recorded(inp, job))
     ):
         unwanted.append(job)
     message = "waiting for the previous load to stop"
-    return _stop(inp, unwanted, Report(Phase.PENDING, ReadyReason.PENDING, message))
-
-
-def _stop(inp: Input, unwanted: list[JobView], report: Report) -> Step | None:
-    """Delete the Jobs that have not ended, and wait until none of their Pods can write."""
-    running = tuple(job for job in unwanted if job.state is JobState.RUNNING and not job.deleting)
-    if running:
-        return Proceed(report, job=DeleteJobs(running))
-    job = inp.observed.load_job
-    wanted = job.uid if job is not None and not job.deleting and job not in unwanted else None
-    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid != wanted]
-    if not writing:
-        return None
-    message = f"{report.message}: Pod {writing[0].name} is stopping"
-    if not inp.observed.fresh:
-        return Refresh(message)
-    return Proceed(replace(report, message=message), wake_after=inp.settings.poll_seconds)
+    return stop_jobs(inp, unwanted, Report(Phase.PENDING, ReadyReason.PENDING, message))
 
 
 def wanted_version_is_published(inp: Input) -> Step | None:
@@ -97,19 +78,6 @@ def wanted_version_is_published(inp: Input) -> Step | None:
         return None
     message = published_message(published.path, published.claim_name)
     return Proceed(Report(Phase.READY, ReadyReason.LOADED, message))
-
-
-def claim_does_not_exist(inp: Input) -> Step | None:
-    """There is no volume to load onto; an event of the claim wakes the model."""
-    claim = inp.observed.claim
-    if claim is not None and not claim.deleting:
-        return None
-    state = "is being deleted" if claim else "does not exist"
-    failure = Failure(
-        Reason.CLAIM_NOT_FOUND,
-        f"PersistentVolumeClaim {inp.claim_name} {state} in namespace {inp.model.namespace}",
-    )
-    return Proceed(outcome.no_volume(inp, failure))
 
 
 def job_result_is_missing(inp: Input) -> Step | None:
@@ -156,32 +124,13 @@ def load_job_failed(inp: Input) -> Step | None:
     return outcome.failed(inp, job, diagnose.job_failure(job, inp.observed.pods_of(job), before))
 
 
-def claim_is_not_allowed(inp: Input) -> Step | None:
-    """Models may not use this claim; a running Job is deleted. A label wakes the model."""
-    if inp.claim_is_allowed:
-        return None
-    failure = Failure(
-        Reason.CLAIM_NOT_ALLOWED,
-        f"PersistentVolumeClaim {inp.claim_name} in namespace {inp.model.namespace} may not be used"
-        " for models",
-    )
-    return _stop_all(inp, outcome.no_volume(inp, failure))
-
-
 def model_is_suspended(inp: Input) -> Step | None:
     """spec.suspend is true: a running Job is deleted, all files stay."""
     if inp.model.spec is None or not inp.model.spec.suspend:
         return None
     message = "spec.suspend is true; set it to false to load"
     report = Report(Phase.PENDING, ReadyReason.SUSPENDED, message, stalled=KeepStalled())
-    return _stop_all(inp, report)
-
-
-def _stop_all(inp: Input, report: Report) -> Step:
-    """Stop every Job of the model, then report."""
-    job = inp.observed.load_job
-    unwanted = [*inp.observed.unrecorded, *([job] if job is not None else [])]
-    return _stop(inp, unwanted, report) or Proceed(report)
+    return stop_all_jobs(inp, report)
 
 
 def load_job_is_suspended(inp: Input) -> Step | None:
@@ -268,17 +217,6 @@ def load_job_was_deleted(inp: Input) -> Step | None:
     return Proceed(_pending(message), wake_after=left)
 
 
-def priority_class_is_not_allowed(inp: Input) -> Step | None:
-    """The administrator does not allow the PriorityClass that spec.job names."""
-    loader, spec = inp.settings.loader, inp.model.spec
-    job = spec.job if spec is not None and loader.allow_overrides else None
-    name = job.priority_class_name if job is not None else None
-    if name is None or loader.allows_priority_class(name):
-        return None
-    message = f"spec.job.priorityClassName: PriorityClass {name} is not allowed for loads"
-    return Proceed(Report.of_failure(Failure(Reason.PRIORITY_CLASS_NOT_ALLOWED, message)))
-
-
 def load_job_was_rejected(inp: Input) -> Step | None:
     """The API server rejected the Job; it is tried again a little later."""
     rejection = inp.observed.rejection
@@ -315,7 +253,7 @@ def load_is_due(inp: Input) -> Step:
     claim = inp.observed.claim
     if claim is None:
         raise AssertionError("the rules before this one make sure of it")
-    attempt = inp.next_attempt(outcome.last_job(inp))
+    attempt = inp.next_attempt(_last_job(inp))
     job = manifests.plan_load(inp.model, inp.settings, claim, attempt)
     status = JobStatus(name=job.name, attempt=attempt)
     if inp.settings.loader.kueue_queue is not None:
@@ -380,9 +318,23 @@ def _queued_job(inp: Input, job_name: str) -> Report:
     return Report(Phase.QUEUED, ReadyReason.QUEUED, message, stalled=KeepStalled())
 
 
+def _is_recorded(inp: Input, job: JobView) -> bool:
+    """Whether the status already has the outcome of the load Job."""
+    status = inp.status
+    is_known = status.load_hash == job.load_hash and status.completion_time is not None
+    return job.ended is not None and is_known
+
+
 def _current(inp: Input) -> JobView | None:
     """Return the Job of the wanted version, unless it is being deleted or its outcome recorded."""
     job = inp.observed.load_job
-    if job is None or job.load_hash != inp.wanted or job.deleting or outcome.is_recorded(inp, job):
+    if job is None or job.load_hash != inp.wanted or job.deleting or _is_recorded(inp, job):
         return None
     return job
+
+
+def _last_job(inp: Input) -> JobStatus | None:
+    """Return the record of the last Job of the wanted version, which Kueue may not have started."""
+    job = inp.observed.load_job
+    is_wanted = inp.same_load or (job is not None and job.load_hash == inp.wanted)
+    return inp.status.job if is_wanted else None

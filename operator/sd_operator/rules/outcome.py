@@ -1,13 +1,12 @@
-"""What the status reports about a load that began, ended or cannot start. Pure."""
+"""The steps for a load Job that began or ended: what the status reports about it. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
 from sd_api import humanize, names
 from sd_api.fields import TEXT_MAX_LENGTH
-from sd_api.reasons import ReadyReason, Reason, Retry
+from sd_api.reasons import ReadyReason, Retry
 from sd_api.redaction import redact_url
 from sd_api.status import JobStatus, Phase, StatusArtifact, StatusSource
 from sd_api.wire import LoadResult
@@ -17,34 +16,7 @@ from sd_operator.rules import diagnose
 from sd_operator.rules.diagnose import Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.status import published_message
-from sd_operator.rules.step import KeepStalled, LoadFailed, LoadSucceeded, Proceed, Report, Step
-
-
-def is_recorded(inp: Input, job: JobView) -> bool:
-    """Whether the status already has the outcome of the load Job."""
-    status = inp.status
-    is_known = status.load_hash == job.load_hash and status.completion_time is not None
-    return job.ended is not None and is_known
-
-
-def last_job(inp: Input) -> JobStatus | None:
-    """Return the record of the last Job of the wanted version, which Kueue may not have started."""
-    job = inp.observed.load_job
-    is_wanted = inp.same_load or (job is not None and job.load_hash == inp.wanted)
-    return inp.status.job if is_wanted else None
-
-
-def no_volume(inp: Input, failure: Failure) -> Report:
-    """Report a claim that cannot be used; a load that failed for good keeps its reason in Stalled.
-
-    Such a load would fail on any volume, so it does not start again when the claim can be used.
-    """
-    report = Report.of_failure(failure)
-    reason, ended = inp.stalled, inp.status.completion_time is not None
-    if not inp.same_load or reason is None or not ended:
-        return report
-    is_final = reason.retry is not Retry.RESYNC and reason is not Reason.UNSUPPORTED_VOLUME
-    return replace(report, stalled=KeepStalled()) if is_final else report
+from sd_operator.rules.step import LoadFailed, LoadSucceeded, Proceed, Report, Step
 
 
 def job_status(job: JobView) -> JobStatus:

@@ -27,16 +27,7 @@ REQUESTS: dict[str, type[Request]] = {
 }
 VARIABLES = LoaderEnv.every_name()
 TERMINATION_LOG = LoaderEnv.name_of("termination_log")
-FOLDERS = frozenset(
-    {
-        LoaderEnv.name_of("ca_file"),
-        LoaderEnv.name_of("credentials_dir"),
-        LoaderEnv.name_of("logins_dir"),
-        "HOME",
-        "HF_HOME",
-    }
-)
-"""Variables that name a file or folder of the container."""
+PATHS = LoaderEnv.path_names()
 _PR_SET_PDEATHSIG = 1
 
 
@@ -135,7 +126,7 @@ def environment(container: Json, pod: Json, mounts: Mounts) -> dict[str, str]:
         own_log = container["terminationMessagePath"]
         if name == TERMINATION_LOG and value not in ("", own_log):
             raise RefusedError(f"env {name}: must be the terminationMessagePath {own_log}")
-        is_path = name in FOLDERS and value
+        is_path = name in PATHS and value
         result[name] = mounts.locate(value) if is_path else mounts.translate(value)
     return result
 

@@ -20,6 +20,7 @@ from sd_loader.diffusers_repo.config_keys import known_classes
 from sd_loader.diffusers_repo.index import Pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
+from tests.support.models import controlnets
 from tests.support.models.conversions import conversion
 from tests.support.models.mutatedconfigs import mutated
 from tests.support.models.tinyrepo import copy_repo, replace, save_repo
@@ -30,17 +31,22 @@ OPTIONAL = {"DPMSolverSDEScheduler": "torchsde", "LMSDiscreteScheduler": "scipy"
 SCHEDULERS = sorted(
     name for name in known_classes() if name.endswith("Scheduler") and name not in OPTIONAL
 )
-MODELS = {
+PIPELINE = {
     "unet/config.json": "UNet2DConditionModel",
     "vae/config.json": "AutoencoderKL",
     "text_encoder/config.json": "CLIPTextModel",
 }
+CONTROLNET = {"config.json": "ControlNetModel"}
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny repo in fp16, whose configs the tests change in copies."""
-    return save_repo(tmp_path_factory.mktemp("origin") / "repo", "sd15", torch.float16)
+def origins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny repos by model type, whose configs the tests change in copies."""
+    folder = tmp_path_factory.mktemp("origin")
+    return {
+        "huggingface": save_repo(folder / "pipeline", "sd15", torch.float16),
+        "controlnet": controlnets.save_repo(folder, "SD 1.x"),
+    }
 
 
 def opened(folders: list[Path]) -> list[str | None]:
@@ -59,16 +65,17 @@ def opened(folders: list[Path]) -> list[str | None]:
     return errors
 
 
-def published_pipeline(rng: random.Random, origin: Path, folder: Path) -> Path | None:
+def published_model(rng: random.Random, model_type: str, origin: Path, folder: Path) -> Path | None:
     """Load a repo with a changed config. Return the published folder, None if it is refused."""
     folder.mkdir()
     repo = copy_repo(origin, folder / "repo")
-    for name in rng.sample(list(MODELS), rng.choice((1, 1, 2))):
-        config = mutated(rng, json.loads((repo / name).read_text()), MODELS[name])
+    classes = PIPELINE if model_type == "huggingface" else CONTROLNET
+    for name in rng.sample(list(classes), min(len(classes), rng.choice((1, 1, 2)))):
+        config = mutated(rng, json.loads((repo / name).read_text()), classes[name])
         replace(repo / name, json.dumps(config))
     (folder / "out").mkdir()
     fetched = Fetched(kind="repo", path="repo", source=Source())
-    options = conversion(model_type="huggingface")
+    options = conversion(model_type=model_type)
     try:
         convert(fetched, folder, options, folder / "out", lambda _: None)
     except LoaderError:
@@ -93,23 +100,28 @@ def published_scheduler(rng: random.Random, folder: Path) -> Path | None:
     return folder
 
 
+SOME = {"huggingface": 6, "controlnet": 4, "scheduler": 30}
+MANY = {"huggingface": 500, "controlnet": 300, "scheduler": 1500}
+
+
 @pytest.mark.parametrize(
-    ("pipelines", "schedulers"),
+    "counts",
     [
-        pytest.param(10, 60, id="some"),
-        pytest.param(600, 1500, id="many", marks=(pytest.mark.slow, pytest.mark.timeout(3600))),
+        pytest.param(SOME, id="some"),
+        pytest.param(MANY, id="many", marks=(pytest.mark.slow, pytest.mark.timeout(3600))),
     ],
 )
-def test_published_folder_opens(origin, tmp_path, tally, pipelines, schedulers):
+def test_published_folder_opens(origins, tmp_path, tally, counts):
     """Configs are changed at random, and the folders are opened with limited memory."""
-    made = [
-        published_pipeline(random.Random(f"pipeline {seed}"), origin, tmp_path / f"p{seed}")
-        for seed in range(pipelines)
-    ]
-    made += [
-        published_scheduler(random.Random(f"scheduler {seed}"), tmp_path / f"s{seed}")
-        for seed in range(schedulers)
-    ]
+    made: list[Path | None] = []
+    for kind, count in counts.items():
+        for seed in range(count):
+            rng, folder = random.Random(f"{kind} {seed}"), tmp_path / f"{kind}{seed}"
+            made.append(
+                published_scheduler(rng, folder)
+                if kind == "scheduler"
+                else published_model(rng, kind, origins[kind], folder)
+            )
     folders = [folder for folder in made if folder is not None]
     assert len(folders) > len(made) // 10
     failed = {

@@ -167,6 +167,8 @@ REFUSED = [
         ["double_blocks.0.img_attn.proj.lora_A.weight"], "a LoRA: it needs", id="a LoRA of FLUX"
     ),
     pytest.param(["lora_te1_text_model_encoder.hada_w1_a"], "a LoRA", id="a LyCORIS"),
+    pytest.param(["oft_unet_input_blocks_4_1_proj_in.oft_blocks"], "a LoRA", id="an OFT"),
+    pytest.param(["lycoris_mid_block_attentions_0_proj_in.on_input"], "a LoRA", id="an IA3"),
     pytest.param(["emb_params"], "spec.modelType: embeddings", id="an embedding"),
     pytest.param(["clip_g", "clip_l"], "spec.modelType: embeddings", id="an SDXL embedding"),
     pytest.param(["<cat-toy>"], "spec.modelType: embeddings", id="a concept"),
@@ -179,6 +181,11 @@ REFUSED = [
         ["down_blocks.0.resnets.0.norm1.weight"],
         "diffusers' layout; load its whole repo",
         id="a UNet of diffusers",
+    ),
+    pytest.param(
+        ["encoder.layers.0.layer_norm1.bias"],
+        "diffusers' layout; load its whole repo",
+        id="a text encoder without text_model",
     ),
     pytest.param(["input_blocks.0.0.weight"], "a UNet without its pipeline", id="a UNet alone"),
     pytest.param(

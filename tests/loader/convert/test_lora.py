@@ -23,6 +23,7 @@ from tests.support.models.adapters import (
     pipeline,
     save,
     trained,
+    without_text_model,
 )
 from tests.support.models.catalog import Row
 from tests.support.models.conversions import convert_file, identical
@@ -101,6 +102,61 @@ def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
     assert_same(ours, opened(case.family, path.parent, local_files_only=True))
     halves = [name for name in tensors if name.endswith(("down.weight", "lora_A.weight"))]
     assert len([name for name in ours if name.endswith("scale")]) == len(halves)
+
+
+WITHOUT_TEXT_MODEL = [case for case in CASES if case.container == "safetensors"]
+
+
+@pytest.mark.parametrize("case", WITHOUT_TEXT_MODEL, ids=str)
+def test_names_without_text_model_are_read_and_published_with_it(tmp_path, case):
+    """Since 5.6, transformers leaves `text_model` out of a CLIPTextModel's names.
+
+    Older versions expect it, and so does the second text encoder of SDXL in every version.
+    """
+    tensors = lora(case.family, case.style)
+    flat = {without_text_model(name): tensor for name, tensor in tensors.items()}
+    assert flat.keys() != tensors.keys()
+    base_model = FAMILIES[case.family][1]
+
+    converted, out = loaded(tmp_path, flat, base_model=base_model)
+
+    assert (converted.base_model, converted.warnings) == (base_model, ())
+    published = load_file(out / f"{NAME}.safetensors")
+    assert published.keys() == tensors.keys()
+    assert all(identical(published[name], tensor) for name, tensor in tensors.items())
+    assert_same(opened(case.family, out), opened(case.family, tensors))
+    if case.family != "sdxl":  # diffusers cannot read these names of a second text encoder
+        assert_same(opened(case.family, out), opened(case.family, flat))
+
+
+def test_names_without_text_model_of_the_first_text_encoder_are_read_as_diffusers_reads_them(
+    tmp_path,
+):
+    """In SDXL, only the first text encoder has lost the prefix."""
+    for style in ("kohya", "diffusers", "peft"):
+        flat = {
+            name if "_2." in name or "te2_" in name else without_text_model(name): tensor
+            for name, tensor in lora("sdxl", style).items()
+        }
+        converted, out = loaded(tmp_path / style, flat)
+        assert converted.base_model == "sdxl"
+        assert_same(opened("sdxl", out), opened("sdxl", flat))
+
+
+def test_scale_in_the_metadata_of_a_text_encoder_without_text_model_is_kept(tmp_path):
+    """The metadata that diffusers writes names the layers of a text encoder by their ends."""
+    pipe, layers, config = trained(component="text_encoder", target_modules=["q_proj", "fc1"])
+    pipe.save_lora_weights(
+        tmp_path / "origin",
+        text_encoder_lora_layers=layers,
+        text_encoder_lora_adapter_metadata=config,
+    )
+    path = tmp_path / "origin" / f"{NAME}.safetensors"
+    assert not any("text_model" in name for name in load_file(path))
+    convert_file(path, tmp_path / "out", model_type="lora")
+    theirs = opened("sd15", path.parent)
+    assert {theirs[name] for name in theirs if name.endswith("scale")} == {2.0}
+    assert_same(opened("sd15", tmp_path / "out"), theirs)
 
 
 def test_kohya_alphas_set_the_scale(tmp_path):
@@ -184,6 +240,19 @@ def test_metadata_is_kept_up_to_a_limit(tmp_path):
     kept = {key: text for key, text in metadata.items() if key != "ss_tag_frequency"}
     assert metadata_of(out) == {"format": "pt", **kept}
     assert converted.warnings == ("metadata too long to publish: ss_tag_frequency",)
+
+
+def test_a_lora_with_eight_megabytes_of_metadata_is_read_like_one_without(tmp_path):
+    """Kohya counts the tags of every image of a data set in one entry."""
+    tensors = lora("sd15", "kohya", text=False)
+    tags = json.dumps({"images": {f"tag {number}": number for number in range(400_000)}})
+    assert len(tags) > 8_000_000
+    metadata = {"ss_tag_frequency": tags, "ss_base_model_version": "sd_v1", "ss_network_dim": "4"}
+    converted, out = loaded(tmp_path, tensors, metadata)
+    assert converted.warnings == ("metadata too long to publish: ss_tag_frequency",)
+    kept = {key: text for key, text in metadata.items() if key != "ss_tag_frequency"}
+    assert metadata_of(out) == {"format": "pt", **kept}
+    assert_same(opened("sd15", out), opened("sd15", tmp_path / "origin"))
 
 
 @pytest.mark.parametrize(("revision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -227,15 +227,20 @@ def test_metadata_that_is_not_a_json_object_is_refused(tmp_path, text):
     assert error.reason is CONTRADICTS
 
 
-def test_too_long_metadata_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    ['{"x":[' + "[]," * 400_000 + "0]}", '{"x":"' + "x" * (8 << 20) + '"}'],
+    ids=["more than is parsed", "more than is kept"],
+)
+def test_too_long_metadata_is_refused(tmp_path, text):
     """A PEFT configuration has a few kilobytes.
 
-    Nested lists need 44 times their length in memory.
+    Nested lists need 44 times their length in memory. Without the configuration, the LoRA would
+    have another scale.
     """
-    text = '{"x":[' + "[]," * 400_000 + "0]}"
     error = refusal(tmp_path, lora("sd15", "peft", text=False), {"lora_adapter_metadata": text})
     assert error.reason is Reason.UNSUPPORTED_FORMAT
-    assert "too long" in error.message
+    assert error.message == "lora_adapter_metadata is too long"
 
 
 STYLES = ("kohya", "old diffusers", "diffusers", "peft")

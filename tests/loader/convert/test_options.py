@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 from devkit.ldm_layouts import Widths, sd15_shapes
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from tests.support.models.checkpoints import random_tensors, save_ckpt, save_safetensors, tiny_sd15
+from tests.support.models.checkpoints import (
+    random_tensors,
+    save_ckpt,
+    save_safetensors,
+    tiny_sd15,
+    tiny_sdxl,
+)
 from tests.support.models.conversions import convert_file, identical
 
 
@@ -75,13 +81,19 @@ def test_text_encoder_of_another_depth_is_recognised(tmp_path):
     assert config["num_hidden_layers"] == 11
 
 
-def test_old_names_of_the_text_encoder_are_understood(tmp_path):
-    """Early fine-tunes omit `text_model.`."""
-    tensors = tiny_sd15()
-    renamed = {
-        name.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): v
-        for name, v in tensors.items()
-    }
+@pytest.mark.parametrize(
+    ("make", "encoder"),
+    [
+        (tiny_sd15, "cond_stage_model.transformer."),
+        (tiny_sdxl, "conditioner.embedders.0.transformer."),
+    ],
+    ids=["sd1", "sdxl"],
+)
+def test_names_of_a_text_encoder_without_text_model_are_understood(tmp_path, make, encoder):
+    """Early fine-tunes omit `text_model.`, and so do those made with transformers 5.6 and newer."""
+    tensors = make()
+    renamed = {name.replace(f"{encoder}text_model.", encoder): v for name, v in tensors.items()}
+    assert renamed.keys() != tensors.keys()
     new = convert_file(save_safetensors(tmp_path / "new.safetensors", tensors), tmp_path / "new")
     old = convert_file(save_safetensors(tmp_path / "old.safetensors", renamed), tmp_path / "old")
     assert new.files == old.files

@@ -121,8 +121,8 @@ FORMATS = [
     pytest.param({f"{UNET}.W_q": U8}, "HQQ", ".W_q", id="HQQ"),
     pytest.param(
         {f"{UNET}.weight._data": I8, f"{UNET}.weight._scale": F16},
-        "int8",
-        ".weight._scale",
+        "quanto",
+        ".weight._data",
         id="quanto",
     ),
     pytest.param({f"{UNET}.weight_scale": F32}, "with scales", ".weight_scale", id="scale alone"),

@@ -242,6 +242,11 @@ SCHEDULER_RULES: list[tuple[str, dict[str, Any], str]] = [
         "algorithm_type is dpmsolver; it needs final_sigmas_type: sigma_min",
     ),
     (
+        "DPMSolverSinglestepScheduler",
+        {"algorithm_type": "deis"},
+        "algorithm_type is deis; it needs final_sigmas_type: sigma_min",
+    ),
+    (
         "UniPCMultistepScheduler",
         {"shift_terminal": 0.1},
         "shift_terminal is set; it needs use_flow_sigmas: true",

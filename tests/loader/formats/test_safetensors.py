@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
-from sd_loader.formats.safetensors import MAX_HEADER
+from sd_loader.formats.safetensors import LONGEST_HEADER, MAX_HEADER
 
 TENSORS = {
     "double": torch.arange(3, dtype=torch.float64),
@@ -84,8 +84,12 @@ def test_a_padded_header_is_read(tmp_path):
             "4 bytes follow the last tensor", id="bytes added",
         ),
         pytest.param(
-            (MAX_HEADER + 1).to_bytes(8, "little") + b"{", Reason.DAMAGED_FILE,
+            (LONGEST_HEADER + 1).to_bytes(8, "little") + b"{", Reason.DAMAGED_FILE,
             "a safetensors header of", id="huge header",
+        ),
+        pytest.param(
+            file_of(b'{"a":"' + b"x" * MAX_HEADER + b'"}'), Reason.DAMAGED_FILE,
+            "besides its metadata; at most", id="long header",
         ),
         pytest.param(file_of(b"{]"), Reason.DAMAGED_FILE, "damaged", id="no JSON"),
         pytest.param(file_of(b'{"a":NaN}'), Reason.DAMAGED_FILE, "NaN is not valid JSON", id="NaN"),

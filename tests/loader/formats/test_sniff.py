@@ -70,7 +70,12 @@ def test_a_model_file_is_identified_by_its_magic_bytes(head, container):
         pytest.param(b"\xc3\x28\xa0\xff" * 9, Reason.NOT_A_MODEL, "c3 28 a0 ff", id="anything"),
         pytest.param(bytes(64), Reason.NOT_A_MODEL, "00 00 00 00", id="zeros"),
         pytest.param(b"\x40\0\0\0", Reason.NOT_A_MODEL, "40 00 00 00", id="too short"),
-        pytest.param(b"GGUF\x03\0\0\0", Reason.UNSUPPORTED_FORMAT, "a GGUF file", id="GGUF"),
+        pytest.param(
+            b"GGUF\x03\0\0\0",
+            Reason.UNSUPPORTED_FORMAT,
+            "the file is a GGUF file; use a version of the model in fp16, bf16 or fp32",
+            id="GGUF",
+        ),
         pytest.param(b"\x89HDF\r\n\x1a\n", Reason.UNSUPPORTED_FORMAT, "HDF5", id="HDF5"),
         pytest.param(b"\x08\x07\x12\x07pytorch", Reason.UNSUPPORTED_FORMAT, "ONNX", id="ONNX"),
         pytest.param(pickle.dumps([1]), Reason.UNSAFE_MODEL, "a bare Python pickle", id="pickle"),

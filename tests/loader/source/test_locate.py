@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 
 from sd_api.reasons import Reason
+from sd_api.sources import HubFile, HubRepo, Link
 from sd_api.spec import ModelType, Spec
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source.locate import HubFile, HubRepo, Link, LocalFile, locate
+from sd_loader.source.locate import LocalFile, locate
 from sd_loader.source.ref import SourceRef
+from tests.support.modelurls import MEANT, OTHER_TYPES, REFUSED, TRAINED
 
 HUB = "https://huggingface.co"
 MIRROR = Settings(
     hub_endpoint="https://mirror.example/hub",
     trained_url_template="https://trained.example/models/{id}/download",
 )
-CKPT, REPO, TRAINED = ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE, ModelType.API_TRAINED
+CKPT, REPO, TRAINED_TYPE = ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE, ModelType.API_TRAINED
 LORA = ModelType.LORA
 
 
@@ -56,8 +58,14 @@ def ref(url: str, model_type: ModelType) -> SourceRef:
                 ("https://hf.co", "resolve", "", ModelType.VAE),
                 ("https://www.huggingface.co", "resolve", "", ModelType.CONTROLNET),
                 ("https://mirror.example/hub", "resolve", "", ModelType.EMBEDDINGS),
-                ("https://mirror.example/hub", "blob", "?download=true", TRAINED),
+                ("https://mirror.example/hub", "blob", "?download=true", TRAINED_TYPE),
             )
+        ),
+        pytest.param(
+            "http://huggingface.co/o/n/resolve/main/x",
+            CKPT,
+            HubFile("o/n", "main", "x"),
+            id="the Hub's link over plain http",
         ),
         pytest.param(
             f"{HUB}/o/n/resolve/refs/pr/1/x.ckpt",
@@ -82,18 +90,20 @@ def ref(url: str, model_type: ModelType) -> SourceRef:
             for url, what in (
                 ("https://civitai.com/api/download/models/1", "another site"),
                 (f"{HUB}.evil.example/o/n/resolve/main/x", "a host that begins like the Hub's"),
-                ("http://huggingface.co/o/n/resolve/main/x", "plain http"),
+                ("http://example.com/o/n/resolve/main/x", "plain http"),
                 ("https://me:pw@huggingface.co/o/n/resolve/main/x", "userinfo"),
                 (f"{HUB}/datasets/o/n/resolve/main/x", "a dataset"),
                 (f"{HUB}/o/n/resolve/main/", "no file"),
-                (f"{HUB}/o/n/tree/main/x", "a folder"),
                 ("https://mirror.example/o/n/resolve/main/x", "beside the mirror"),
             )
         ),
         pytest.param(
-            "abc-123", TRAINED, Link("https://trained.example/models/abc-123/download"), id="id"
+            "abc-123",
+            TRAINED_TYPE,
+            Link("https://trained.example/models/abc-123/download"),
+            id="id",
         ),
-        pytest.param("https://t.example/x", TRAINED, Link("https://t.example/x"), id="a link"),
+        pytest.param("https://t.example/x", TRAINED_TYPE, Link("https://t.example/x"), id="a link"),
     ],
 )
 def test_url_means_one_source(url, model_type, expected):
@@ -109,8 +119,8 @@ def test_url_means_one_source(url, model_type, expected):
         ("models/x.ckpt", LORA, LocalFile("models/x.ckpt")),
         ("org/name", LORA, HubRepo("org/name")),
         ("org/name.pt", REPO, HubRepo("org/name.pt")),
-        ("/models/x.zip", TRAINED, LocalFile("/models/x.zip")),
-        ("abc", TRAINED, Link("https://trained.example/models/abc/download")),
+        ("/models/x.zip", TRAINED_TYPE, LocalFile("/models/x.zip")),
+        ("abc", TRAINED_TYPE, Link("https://trained.example/models/abc/download")),
     ],
 )
 def test_local_path_is_accepted_at_the_command_line(url, model_type, expected):
@@ -121,28 +131,69 @@ def test_local_path_is_accepted_at_the_command_line(url, model_type, expected):
 @pytest.mark.parametrize(
     ("url", "model_type", "words"),
     [
-        ("/models/x.ckpt", CKPT, "neither a repo id"),
-        ("x.ckpt", CKPT, "neither a repo id"),
-        ("name", LORA, "neither a repo id"),
-        ("name", REPO, "neither a Hugging Face repo id"),
-        (f"{HUB}/org/name/tree/main", REPO, "neither a Hugging Face repo id"),
-        ("https://elsewhere.example/x", REPO, "neither a Hugging Face repo id"),
-        ("org/name", TRAINED, "neither a trained model's id"),
-        ("../x", TRAINED, "neither a trained model's id"),
+        ("/models/x.ckpt", CKPT, "must be a Hugging Face repo id (ORG/NAME) or an http(s) link"),
+        ("x.ckpt", CKPT, "must be a Hugging Face repo id with its owner (ORG/NAME)"),
+        ("name", LORA, "must be a Hugging Face repo id with its owner (ORG/NAME)"),
+        ("name", REPO, "must be a Hugging Face repo id with its owner (ORG/NAME)"),
+        (f"{HUB}/org/name/tree/main/x", REPO, "is on the Hugging Face Hub, but neither"),
+        ("https://elsewhere.example/x", REPO, "must be a Hugging Face repo id (ORG/NAME), a repo"),
+        ("org/name", TRAINED_TYPE, "must be a trained model's id"),
+        ("../x", TRAINED_TYPE, "must be a trained model's id"),
+        *((url, kind, words) for url, words in REFUSED.items() for kind in (CKPT, REPO)),
+        *((url, TRAINED_TYPE, words) for url, words in TRAINED.items() if isinstance(words, str)),
     ],
 )
 def test_url_without_a_source_is_refused(url, model_type, words):
     """A request from the operator must not read the node's files."""
-    with pytest.raises(LoaderError, match=words) as caught:
+    with pytest.raises(LoaderError) as caught:
         locate(ref(url, model_type), MIRROR)
     assert caught.value.reason is Reason.INVALID_SPEC
-    assert caught.value.message.startswith("spec.vae.url: ")
+    assert caught.value.message.startswith(f"spec.vae.url {words}")
+
+
+@pytest.mark.parametrize("url", MEANT)
+def test_loader_reads_every_form_of_a_url(url):
+    """The command line reads them like a request of the operator."""
+    for settings in (Settings(), MIRROR):
+        assert locate(ref(url, LORA), settings) == MEANT[url]
+        assert locate(ref(url, LORA), settings, allow_local=True) == MEANT[url]
+
+
+@pytest.mark.parametrize("url", REFUSED)
+def test_command_line_refuses_the_same_urls(url):
+    """A url that may be a path counts as one: then the message says that the file is missing."""
+    for kind in OTHER_TYPES:
+        source = ref(url, kind)
+        if REFUSED[url].startswith("must be") and kind is not REPO and "://" not in url:
+            assert locate(source, MIRROR, allow_local=True) == LocalFile(url)
+            continue
+        with pytest.raises(LoaderError) as caught:
+            locate(source, MIRROR, allow_local=True)
+        assert caught.value.message.startswith(f"spec.vae.url {REFUSED[url]}")
+
+
+@pytest.mark.parametrize("model_type", ModelType)
+@pytest.mark.parametrize("url", [f"{HUB}/org/name", f"{HUB}/org/name/"])
+def test_page_of_a_repo_means_the_repo(url, model_type):
+    """The endpoint may be the Hub itself or a mirror."""
+    for settings in (Settings(), MIRROR):
+        assert locate(ref(url, model_type), settings) == HubRepo("org/name")
+
+
+def test_url_and_git_revision_must_agree():
+    """The message names both."""
+    agreed = SourceRef("org/name@v1", "spec.url", LORA, git_revision="v1")
+    assert locate(agreed, Settings()) == HubRepo("org/name", "v1")
+    words = "spec.url links to v1, but spec.gitRevision is v2; remove one of them"
+    with pytest.raises(LoaderError, match=f"^{words}$") as caught:
+        locate(SourceRef("org/name@v1", "spec.url", LORA, git_revision="v2"), Settings())
+    assert caught.value.reason is Reason.INVALID_SPEC
 
 
 def test_trained_model_id_needs_a_url_template():
     """The message names the setting."""
     with pytest.raises(LoaderError, match="SD_LOADER_TRAINED_URL_TEMPLATE") as caught:
-        locate(ref("abc", TRAINED), Settings())
+        locate(ref("abc", TRAINED_TYPE), Settings())
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
@@ -175,7 +226,7 @@ def test_link_to_a_hub_file_is_a_checkpoint_by_default(word):
         ("https://www.huggingface.co/org/name/", "org/name"),
         ("https://hf.co/org/name", "org/name"),
         ("https://mirror.example/hub/org/name", "org/name"),
-        ("https://huggingface.co/org/name/tree/main", None),
+        ("https://huggingface.co/org/name/tree/main/unet", None),
         ("https://huggingface.co/org", None),
         ("https://elsewhere.example/org/name", None),
         ("https://huggingface.co.evil.example/org/name", None),

@@ -191,7 +191,7 @@ def test_invalid_vae_source_is_refused(
     ended = load_with_vae(containers, hub, tmp_path, f"{hub.url}/nothing")
     failed(ended, Reason.SOURCE_NOT_FOUND, "spec.vae.url: ")
     ended = load_with_vae(containers, hub, tmp_path, "no repo")
-    failed(ended, Reason.INVALID_SPEC, "spec.vae.url: no repo is neither a repo id (ORG/NAME)")
+    failed(ended, Reason.INVALID_SPEC, "spec.vae.url must be a Hugging Face repo id (ORG/NAME)")
     pickle = hub.serve_file("/vae.pt", save_ckpt(tmp_path / "vae.pt", tiny()))
     ended = load_with_vae(containers, hub, tmp_path, pickle, from_safetensors=True)
     failed(ended, Reason.UNSAFE_MODEL, "spec.vae.url: ")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from devkit.webhook_receiver import WebhookReceiver
+from sd_api import netguard
 from sd_api.netguard import Guard
 from sd_api.status import OUTBOX_MAX, OutboxEntry, Status, WebhookEvent
 from sd_operator.base import times
@@ -192,10 +193,13 @@ def test_private_addresses_are_not_called(url: str, why: str) -> None:
         pytest.param(["93.184.215.14", "10.0.0.1"], id="one of two private"),
     ],
 )
-def test_names_of_private_addresses_are_not_called(answers: list[str]) -> None:
+def test_names_of_private_addresses_are_not_called(
+    answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every resolved address is checked, and the operator connects only to checked addresses."""
     with WebhookReceiver() as receiver:
         port = receiver.host.rpartition(":")[2]
+        monkeypatch.setattr(netguard, "PORTS", (int(port),))
         guard = Guard(resolver=lambda *_: answers)
         done = deliver(f"https://hooks.example.com:{port}/x", Settings(), guard=guard)
     assert receiver.calls == []

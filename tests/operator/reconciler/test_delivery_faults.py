@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from devkit.webhook_receiver import WebhookReceiver
+from sd_api import netguard
 from sd_api.netguard import Guard
 from sd_api.status import OUTBOX_MAX
 from sd_operator.base.errors import ForbiddenError, UnavailableError
@@ -212,6 +213,7 @@ def test_a_host_that_becomes_private_is_called_no_more(
         guard = Guard(allowing(receiver.host), resolver=lambda *_: ["127.0.0.1"])
         monkeypatch.setattr(Settings, "guard", lambda _: guard)
         port = receiver.host.rpartition(":")[2]
+        monkeypatch.setattr(netguard, "PORTS", (int(port),))
         stage = play(scenario, f"https://hooks.example.com:{port}/x")
     assert len(receiver.calls) == 2
     assert {call.id for call in receiver.calls} == stage.ids

@@ -131,6 +131,16 @@ CASES = [
         message=with_remedy("what and where", Reason.NOT_A_MODEL),
     ),
     Case(
+        id="failed for good: its reason stays in Stalled",
+        model=model(stalled(Reason.NOT_A_MODEL), storage=DATABASE),
+        observed=observed(claim=FOREIGN),
+        rule="claim_is_not_allowed",
+        phase="Pending",
+        ready="not ClaimNotAllowed",
+        stalled="NotAModel",
+        message=MESSAGE,
+    ),
+    Case(
         id="published on a claim that is no longer labelled: it stays Ready",
         model=model(ON_DATABASE, storage=DATABASE),
         observed=observed(claim=FOREIGN),
@@ -178,7 +188,7 @@ CASES = [
         id="deleted before it was published: it is released",
         model=model(storage=DATABASE, deleted_ago=5),
         observed=observed(claim=FOREIGN),
-        rule="claim_is_not_allowed",
+        rule="cleanup_claim_is_not_allowed",
         does="release",
         events=("ModelDeleted",),
         message="PersistentVolumeClaim database may not be used for models, and nothing is"

@@ -122,6 +122,21 @@ CASES = [
         ),
     ),
     Case(
+        id="url of another form",
+        model=model(url="s3://bucket/model.ckpt"),
+        observed=observed(),
+        rule="spec_is_invalid",
+        phase="Failed",
+        ready="not InvalidSpec",
+        stalled="InvalidSpec",
+        events=("ModelLoadFailed",),
+        message=with_remedy(
+            "spec.url is in an object store, which the loader does not read; give an https link to"
+            " the file, for example a presigned one",
+            Reason.INVALID_SPEC,
+        ),
+    ),
+    Case(
         id="queued",
         model=model(),
         observed=observed(admitted=False),
@@ -344,3 +359,10 @@ def test_the_position_in_the_queue_is_shown() -> None:
     """The message of Ready gives the position as a range."""
     (ready,) = act(model(), observed(admitted=False, position=5)).status.conditions
     assert ready.message == "among the next 5 in the queue"
+
+
+def test_id_of_a_trained_model_may_make_a_long_link() -> None:
+    """The loader makes the link, so it need not fit into the request."""
+    settings = Settings(trained_url_template="https://trainer.example.com/{id}")
+    result = decided(model(url="t" * 2048, modelType="api_trained"), observed(), settings)
+    assert result.rule == "load_is_due"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain, islice
 
 from sd_loader.formats.pickle import MAX_BYTES, MAX_INSTRUCTIONS
-from sd_loader.formats.safetensors import MAX_HEADER
+from sd_loader.formats.safetensors import LONGEST_HEADER, MAX_HEADER
 from tests.support.formats.legacyfiles import Legacy, number, stored, tensor
 from tests.support.formats.torchfiles import archive
 from tests.support.formats.zipfiles import Part, zip_bytes
@@ -23,6 +23,7 @@ SMILE = "\U0001f600".encode()
 MOST = MAX_INSTRUCTIONS - 1000
 ROOM = MAX_BYTES - 1000
 MEGABYTE = 1 << 20
+METADATA = b'{"__metadata__":{'
 
 
 def repeated(instructions: bytes, each: int) -> bytes:
@@ -179,6 +180,30 @@ _HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "metadata": (
         lambda: b'{"__metadata__":' + keys(MAX_HEADER - 20) + b"}", "allows strings only",
     ),
+    "one text of metadata": (
+        lambda: filled(b"x", METADATA + b'"a":"', b'"}}', LONGEST_HEADER), "without tensors",
+    ),
+    "escapes in metadata": (
+        lambda: filled(rb"\u1234", METADATA + b'"a":"', b'"}}', LONGEST_HEADER), "without tensors",
+    ),
+    "quotes in metadata": (
+        lambda: filled(rb"\"", METADATA + b'"a":"', b'"}}', LONGEST_HEADER), "without tensors",
+    ),
+    "metadata without end": (
+        lambda: filled(b"x", METADATA + b'"a":"', b"", LONGEST_HEADER), "cut off",
+    ),
+    "metadata of spaces": (
+        lambda: filled(b" ", METADATA, b"}}", LONGEST_HEADER), "not a JSON object",
+    ),
+    "texts of metadata, each just kept": (
+        lambda: METADATA
+        + b",".join(b'"%d":"%b"' % (index, b"x" * (3 << 20)) for index in range(31)) + b"}}",
+        "without tensors",
+    ),
+    "entries of metadata": (
+        lambda: METADATA + b",".join(b'"%x":"%0180d"' % (i, i) for i in range(500_000)) + b"}}",
+        "at most",
+    ),
     "numbers": (lambda: filled(b"1.5,", b'{"a":[', b"0]}"), "not exactly"),
     "texts": (lambda: filled(b'"' + SMILE + b'",', b'{"a":[', b"0]}"), "not exactly"),
     "escapes": (lambda: filled(b"\\u1234", b'{"a":"', b'"}'), "not exactly"),
@@ -223,7 +248,7 @@ SAMPLES: Samples = {
         for what, (make, says) in _HEADERS.items()
     },
     "a header of 70,000 empty tensors": Sample(
-        lambda: _empty_tensors(70_000), "no Stable Diffusion", UNKNOWN
+        lambda: _empty_tensors(70_000), "not a Stable Diffusion checkpoint", UNKNOWN
     ),
     "an archive of 20,000 members": Sample(lambda: _members(20_000), "missing"),
     "an archive that counts 65,534 members": Sample(lambda: _members(9, said=65_534), "cut off"),

@@ -189,7 +189,7 @@ SAMPLES: Samples = {
     **_all("a shape", _SHAPES, "whole numbers|dimensions|dtype and shape need|header|hole"),
     **_all("a place", _PLACES, "not a range|whole numbers|hole or an overlap|bytes"),
     **{
-        f"a type {what}": Sample(content, "is unknown", UNKNOWN)
+        f"a type {what}": Sample(content, "is unknown|the weights are quantized", UNKNOWN)
         for what, content in _DTYPES.items()
     },
     **_OTHERS,

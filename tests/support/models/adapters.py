@@ -6,6 +6,7 @@ Names are the real ones. Shapes are those of layers in tiny pipelines, which can
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -163,6 +164,11 @@ def lora(
     return tensors
 
 
+def without_text_model(name: str) -> str:
+    """Return the name as trainers on transformers 5.6 and newer write it."""
+    return name.replace(".text_model.", ".").replace("_text_model_", "_")
+
+
 def _names(style: str, component: str, layer: str, *, sdxl: bool) -> tuple[str, str, str | None]:
     if style.startswith("kohya"):
         short = {"unet": "unet", "text_encoder": "te1" if sdxl else "te", "text_encoder_2": "te2"}
@@ -231,16 +237,19 @@ def loaded(
     return convert_file(path, out, model_type="lora", **fields), out
 
 
-def trained(**options: Any) -> tuple[DiffusionPipeline, Tensors, dict[str, Any]]:
-    """Make a LoRA of the UNet; return the pipeline, and the LoRA and its config from PEFT."""
+def trained(
+    component: str = "unet", target_modules: Sequence[str] = ("to_q", "to_k"), **options: Any
+) -> tuple[DiffusionPipeline, Tensors, dict[str, Any]]:
+    """Make a LoRA of a component; return the pipeline, and the LoRA and its config from PEFT."""
     pipe = pipeline("sd15")
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], **options)
+    model = pipe.components[component]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=[*target_modules], **options)
     try:
-        pipe.unet.add_adapter(config, adapter_name="x")
+        model.add_adapter(config, adapter_name="x")
         generator = torch.Generator().manual_seed(0)
-        for name, parameter in pipe.unet.named_parameters():
+        for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(generator=generator)
-        return pipe, get_peft_model_state_dict(pipe.unet, adapter_name="x"), config.to_dict()
+        return pipe, get_peft_model_state_dict(model, adapter_name="x"), config.to_dict()
     finally:
         pipe.unload_lora_weights()

@@ -1,5 +1,7 @@
 """Renders with the model in the first argument's folder; saves the image to the second argument.
 
+A third argument is the folder of a LoRA, which the model is rendered with.
+
 The script imports nothing of the project, so it runs in any environment that has diffusers. It is
 offline and gives diffusers no hints about the weights.
 """
@@ -13,11 +15,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 
-def main(folder: str, out: str) -> None:
+def main(folder: str, out: str, lora: str | None = None) -> None:
     """Open the folder, render an image and save it."""
     pipeline = DiffusionPipeline.from_pretrained(
         folder, local_files_only=True, torch_dtype=torch.float32
     )
+    if lora is not None:
+        pipeline.load_lora_weights(lora, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         "a red fox, in a forest; 1girl",

@@ -53,10 +53,10 @@ CONTROLNET = Kind(
 LORA = Kind(
     "a LoRA",
     re.compile(
-        r"lora_(unet|te\d?|transformer)_"
+        r"(lora|oft)_(unet|te\d?|transformer)_|lycoris_"
         r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
         r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
-        r"|.*\.(hada_w1_a|lokr_w[12](_a)?)$|bundle_emb\.|lora_controlnet$"
+        r"|.*\.(hada_w1_a|lokr_w[12](_a)?|oft_blocks|on_input)$|bundle_emb\.|lora_controlnet$"
     ),
     ModelType.LORA,
 )
@@ -90,7 +90,9 @@ _KINDS = (
     ),
     Kind(
         f"a text encoder without its pipeline {_OF_DIFFUSERS}",
-        re.compile(r"(text_encoder(_2)?\.)?text_model\."),
+        re.compile(
+            r"(text_encoder(_2)?\.)?(text_model\.|encoder\.layers\.|embeddings\.(token|position)_embedding\.)"
+        ),
     ),
     Kind(
         "a UNet without its pipeline; use the whole checkpoint, which has a VAE and a text encoder,"

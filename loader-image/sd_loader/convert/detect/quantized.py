@@ -25,6 +25,7 @@ _BY_LAST_PART = {
     "qzeros": "GPTQ or AWQ",
     "qweight": "GPTQ or AWQ",
     "W_q": "HQQ",
+    "_data": "quanto",
     "weight_scale_2": "nvfp4",
     "weight_scale_inv": "scaled fp8, in blocks",
     "scale_weight": "scaled fp8",
@@ -32,7 +33,7 @@ _BY_LAST_PART = {
 }
 """Formats by the last part of a tensor's name. An earlier row is more exact than a later one."""
 
-_SCALES = ("weight_scale", "comfy_quant", "_scale", "input_scale", "scale_input")
+_SCALES = ("weight_scale", "comfy_quant", "input_scale", "scale_input")
 """Last parts of names that many formats have. The type of the weight tells these apart."""
 _BY_WEIGHT = {
     Dtype.F8_E4M3: "scaled fp8",
@@ -80,11 +81,9 @@ def _format(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
 
 def _by_weight(scale: str, tensors: Mapping[str, Tensor]) -> str:
     """The format of the weight that a scale or a description belongs to."""
-    layer = scale.rpartition(".")[0].removesuffix(".weight")
+    layer = scale.rpartition(".")[0]
     scales = tensors.get(f"{layer}.weight_scale")
     has_exponents = scales is not None and scales.dtype is Dtype.U8
     formats = _BY_WEIGHT_OF_EXPONENTS if has_exponents else _BY_WEIGHT
-    for name in (f"{layer}.weight", f"{layer}.weight._data"):
-        if name in tensors:
-            return formats.get(tensors[name].dtype, _ANY)
-    return _ANY
+    weight = tensors.get(f"{layer}.weight")
+    return _ANY if weight is None else formats.get(weight.dtype, _ANY)

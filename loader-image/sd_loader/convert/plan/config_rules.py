@@ -40,8 +40,8 @@ _PARTNERS = (
 """Keys with the values that need another key."""
 
 _ONE_OF = ("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas")
-_NOISY_ENDS = ("dpmsolver", "sde-dpmsolver")
-"""The algorithms whose last step needs noise."""
+_TO_ZERO = ("dpmsolver++", "sde-dpmsolver++")
+"""The algorithms that can end without noise."""
 
 
 def contradiction(component: str, key: str, value: object, expected: str) -> NoReturn:
@@ -141,7 +141,7 @@ def check_scheduler(class_name: str, config: Mapping[str, Any], path: str) -> No
         problem = f"{' and '.join(used)} are true; only one of them can be"
     elif (
         {"algorithm_type", "final_sigmas_type"} <= own
-        and complete["algorithm_type"] in _NOISY_ENDS
+        and complete["algorithm_type"] not in _TO_ZERO
         and complete["final_sigmas_type"] == "zero"
     ):
         problem = (

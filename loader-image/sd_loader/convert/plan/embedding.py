@@ -13,15 +13,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_other_kinds, unsupported
+from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import published_dtype
+from sd_loader.convert.plan.repo_component import files_of
 from sd_loader.convert.tables.clip import vocabulary_file
 from sd_loader.convert.tables.families import PUBLISHED_SIZES, families_by_text_width
 from sd_loader.convert.write.files import FolderPlan, Item, SmallFile, weights_file
+from sd_loader.diffusers_repo.component_files import choose_embedding_of_sdxl
 from sd_loader.errors import LoaderError
 from sd_loader.formats import CKPT
 from sd_loader.snippet import snippet
@@ -68,8 +72,28 @@ class _Embedding:
 
 def plan_embedding(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the files of an embedding. Reads no weights and writes nothing."""
-    refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
-    found = _find(file, conversion.base_model)
+    return _plan(_find(file, conversion.base_model), conversion)
+
+
+def plan_embedding_of_repo(repo: Path, conversion: Conversion, opened: OpenFiles) -> FolderPlan:
+    """Plan the files of an SDXL embedding that has a file for each text encoder."""
+    chosen = choose_embedding_of_sdxl(files_of(repo), safetensors_only=conversion.safetensors_only)
+    first, second = (_find(opened.open(repo / file.path), None) for file in chosen)
+    if first.second is not None or second.second is not None:
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            "one of the repo's files holds clip_l and clip_g, which is a whole embedding of SDXL;"
+            " link to that file",
+        )
+    if first.name != second.name:
+        names = " and ".join(snippet(str(half.name), 20) for half in (first, second))
+        raise LoaderError(
+            Reason.CONVERSION_FAILED, f"the files are halves of two embeddings: {names}"
+        )
+    return _plan(_Embedding(first.first, second.first, first.name), conversion)
+
+
+def _plan(found: _Embedding, conversion: Conversion) -> FolderPlan:
     base_model = _base_model(found)
     if conversion.base_model not in (None, base_model):
         raise LoaderError(
@@ -103,6 +127,7 @@ def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
 
 def _find(file: TensorFile, base_model: BaseModelName | None) -> _Embedding:
     """The vectors. base_model: the family that the user specifies, which decides about clip_l."""
+    refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
     tensors = {_OF_ENCODERS.get(name, name): tensor for name, tensor in file.tensors.items()}
     _refuse_other_trainers(tensors)
     if tensors.keys() == {_FIRST, _SECOND}:
@@ -175,7 +200,8 @@ def _base_model(found: _Embedding) -> BaseModelName:
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
                 "the file is half an embedding of SDXL: vectors of 1280 numbers, for its second"
-                " text encoder; use a file that holds clip_l and clip_g",
+                " text encoder; use a file that holds clip_l and clip_g, or a repo that holds"
+                " learned_embeds and learned_embeds_2",
             )
         families = families_by_text_width(width) - {BaseModelName.SDXL}
         if len(families) != 1:

@@ -1,7 +1,7 @@
 """Plans the folder of a LoRA: one file that diffusers' `load_lora_weights(folder)` reads.
 
-Tensors keep their names and values, including alphas: diffusers' own way to save a LoRA would lose
-kohya's scale.
+Tensors keep their values, including alphas: diffusers' own way to save a LoRA would lose kohya's
+scale. They keep their names, too, as far as every version of the libraries reads them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from sd_api.spec import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_other_kinds
 from sd_loader.convert.plan.lora_families import FAMILIES, decide_family
-from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style, layers_of, shown
+from sd_loader.convert.plan.lora_keys import (
+    UNET,
+    Half,
+    Layer,
+    Style,
+    canonical_name,
+    layers_of,
+)
+from sd_loader.convert.plan.lora_kinds import shown
 from sd_loader.convert.plan.lora_metadata import passed_on
 from sd_loader.convert.plan.precision import published_dtype
 from sd_loader.convert.write.files import FolderPlan, Item, weights_file
@@ -35,7 +43,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     base_model = decide_family(layers, file.tensors, metadata, conversion.base_model)
     _check_readable(layers)
     bare = any(key.bare for layer in layers for key in layer.keys.values())
-    kept, warnings = passed_on(metadata, layers, file.tensors, bare=bare)
+    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, bare=bare)
     if base_model is None:
         warnings += (
             f"the layers fit {' and '.join(FAMILIES)} models alike; spec.baseModel says which",
@@ -61,7 +69,7 @@ def _items(
             # An alpha is a scale: half precision would change it.
             if conversion.precision is not None and half is not Half.ALPHA:
                 dtype = published_dtype(dtype, conversion.precision)
-            items.append(Item(published.get(name, name), tensor, dtype))
+            items.append(Item(published.get(name, canonical_name(name)), tensor, dtype))
     return items
 
 

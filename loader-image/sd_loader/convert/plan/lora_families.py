@@ -15,8 +15,8 @@ from sd_loader.convert.plan.lora_keys import (
     Half,
     Layer,
     Style,
-    shown,
 )
+from sd_loader.convert.plan.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.tables.architecture import Component, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, is_known, matches
 from sd_loader.convert.tables.families import (
@@ -131,6 +131,7 @@ def decide_family(
         else:
             fitting.append(family)
     if not fitting:
+        refuse_other_adapters(tensors)
         raise errors.get(base_model) or errors[_nearest(layers, tensors)]
     if base_model is None:
         return _distinguish(fitting, layers, metadata)

@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NoReturn
 
 from sd_api.reasons import Reason
+from sd_loader.convert.plan.lora_kinds import refuse_other_adapters, shown
+from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 UNET = "unet"
@@ -74,8 +74,6 @@ class Layer:
         return {key.style for key in self.keys.values()}
 
 
-_SHOWN = 120
-
 _KOHYA_COMPONENTS = {
     "unet": UNET,
     "te": TEXT_ENCODER,
@@ -91,6 +89,7 @@ _KOHYA_HALVES = {
     "alpha": Half.ALPHA,
 }
 _COMPONENT = re.compile(r"(unet|text_encoder_2|text_encoder)\.(.+)")
+_TEXT_ENCODER = re.compile(r"lora_te[12]?_|text_encoder(?:_2)?\.")
 _BARE = re.compile(
     r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\."
 )
@@ -103,42 +102,18 @@ _PEFT = re.compile(
     r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector)(?:\.weight)?"
 )
 
-# Adapters of other kinds. For these families diffusers does not read them, or leaves out a part of
-# what was trained.
-_NOT_READ = (
-    (r".*\.hada_", "a LyCORIS of the kind LoHa"),
-    (r".*\.lokr_", "a LyCORIS of the kind LoKr"),
-    (r".*\.(oft_|oft_diag|oft_blocks)", "a LyCORIS of the kind OFT"),
-    (r".*\.(on_input)$", "a LyCORIS of the kind IA3"),
-    (r".*\.lora_mid\.", "a LyCORIS with a Tucker decomposition (lora_mid)"),
-    (r".*\.(diff|diff_b|w_norm|b_norm)$", "a LyCORIS with full differences of weights"),
-    (r".*\.dora_scale$", "a DoRA in kohya's style, whose dora_scale diffusers leaves out"),
-    (r"bundle_emb\.", "a LoRA with embeddings in it (bundle_emb)"),
-    (r"(lora_controlnet$|control_model\.)", "a Control-LoRA"),
-    (
-        r"(lora_unet_(double|single)_blocks_|(diffusion_model|transformer)\.(double|single)_blocks"
-        r"|transformer\.single_transformer_blocks)",
-        "a LoRA of FLUX",
-    ),
-    (
-        r"(lora_unet_joint_blocks_|(diffusion_model|transformer)\.joint_blocks|lora_te3_)",
-        "a LoRA of Stable Diffusion 3",
-    ),
-    (r"(lora_transformer_|transformer\.|diffusion_model\.|lora_prior_)", "a LoRA of another model"),
-    (
-        r"base_model\.model\.",
-        "an adapter as PEFT saves it alone, whose scale stands in another file"
-        " (adapter_config.json)",
-    ),
-    (
-        r"(unet|text_encoder|text_encoder_2|down_blocks|mid_block|up_blocks)\..*\.alpha$",
-        "a LoRA with alphas in diffusers' style, which diffusers leaves out",
-    ),
-)
+
+def canonical_name(name: str) -> str:
+    """The tensor's name with `text_model` in it, which every version of transformers can read."""
+    encoder = _TEXT_ENCODER.match(name)
+    if encoder is None:
+        return name
+    prefix = encoder[0]
+    return prefix + with_prefix(name.removeprefix(prefix), separator=prefix[-1])
 
 
 def parse(name: str) -> Key | None:
-    """Parse a tensor's name. None if a LoRA has no tensor of such a name."""
+    """Parse a tensor's canonical name. None if a LoRA has no tensor of such a name."""
     kohya = _KOHYA.fullmatch(name)
     if kohya:
         component, layer, half = kohya.groups()
@@ -174,9 +149,14 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
     """The layers that the file changes. Refuses by name a file with other tensors."""
     keys: dict[str, Key] = {}
     for name in tensors:
-        key = parse(name)
+        key = parse(canonical_name(name))
         if key is None:
-            _refuse(name)
+            refuse_other_adapters(tensors)
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"no LoRA has a tensor named like {shown(name)}; names of kohya's, diffusers' and"
+                " PEFT's style are read",
+            )
         keys[name] = key
     _check_styles(keys)
     layers: dict[tuple[str, str], Layer] = {}
@@ -194,21 +174,6 @@ def layers_of(tensors: Mapping[str, Tensor]) -> list[Layer]:
     for layer in found:
         _check_whole(layer)
     return found
-
-
-def _refuse(name: str) -> NoReturn:
-    for pattern, what in _NOT_READ:
-        if re.match(pattern, name):
-            raise LoaderError(
-                Reason.UNSUPPORTED_FORMAT,
-                f"the file is {what}; supported are LoRAs of sd1, sd2 and sdxl that diffusers"
-                f" reads (seen: {shown(name)})",
-            )
-    raise LoaderError(
-        Reason.UNSUPPORTED_FORMAT,
-        f"no LoRA has a tensor named like {shown(name)}; names of kohya's, diffusers' and PEFT's"
-        " style are read",
-    )
 
 
 def _check_whole(layer: Layer) -> None:
@@ -231,8 +196,3 @@ def _check_styles(keys: Mapping[str, Key]) -> None:
             Reason.UNSUPPORTED_FORMAT,
             f"the file mixes kohya's names with others: {shown(kohya[0])} and {shown(others[0])}",
         )
-
-
-def shown(name: str) -> str:
-    """Shorten a name for messages. Names of layers are long."""
-    return snippet(name, _SHOWN)

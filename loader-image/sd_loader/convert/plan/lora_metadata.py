@@ -1,4 +1,4 @@
-"""Selects the metadata of a LoRA's file that is published."""
+"""The metadata of a LoRA that is published: what the reader kept, if it is harmless."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sd_api.reasons import Reason
-from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style, shown
+from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style
+from sd_loader.convert.plan.lora_kinds import shown
 from sd_loader.errors import LoaderError
+from sd_loader.formats.metadata import ADAPTER
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
-ADAPTER = "lora_adapter_metadata"
-"""The metadata key under which diffusers stores the arguments of PEFT's LoraConfig."""
-
-LIMIT = 3 << 20
-"""Limit for the characters of all metadata. kohya's tag counts may take one or two million."""
 _ADAPTER_LIMIT = 1 << 20
 
 # LoraConfig can import a module (megatron_core), read files (some kinds of init_lora_weights,
@@ -42,6 +39,7 @@ _TEXTS = ("peft_version", "base_model_name_or_path", "revision")
 
 def passed_on(
     metadata: Mapping[str, str],
+    left_out: Sequence[str],
     layers: Sequence[Layer],
     tensors: Mapping[str, Tensor],
     *,
@@ -49,8 +47,11 @@ def passed_on(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the metadata to publish, and warnings about the rest.
 
-    bare: whether names lack their component's name, in the tensors and so in the metadata, too.
+    left_out: names of entries that are too long. bare: whether names lack their component's name,
+    in the tensors and so in the metadata, too.
     """
+    if ADAPTER in left_out:
+        raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")
     kept = dict(metadata)
     if ADAPTER in kept:
         if any(Style.KOHYA in layer.styles for layer in layers):
@@ -64,15 +65,8 @@ def passed_on(
             config = {f"{UNET}.{name}": value for name, value in config.items()}
         _check_ranks(config, layers, tensors)
         kept[ADAPTER] = json.dumps(config)
-    left_out = []
-    for name in sorted(kept, key=lambda name: (name == ADAPTER, -len(kept[name]))):
-        if sum(len(key) + len(text) for key, text in kept.items()) <= LIMIT:
-            break
-        if name == ADAPTER:
-            raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")
-        del kept[name]
-        left_out.append(snippet(name))
-    warnings = (f"metadata too long to publish: {', '.join(left_out[:5])}",) if left_out else ()
+    names = ", ".join(snippet(name) for name in left_out)
+    warnings = (f"metadata too long to publish: {names}",) if names else ()
     return {"format": "pt", **kept}, warnings
 
 

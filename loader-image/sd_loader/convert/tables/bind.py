@@ -21,7 +21,8 @@ _NAMES = {
     "vae": "VAE",
 }
 
-_CLIP = "cond_stage_model.transformer."
+# The text encoder of SD 1 and the first one of SDXL have transformers' names in a checkpoint.
+_CLIP = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 _EMA = "model_ema."
 
 
@@ -40,9 +41,10 @@ def canonical_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _canonical(name: str) -> str:
-    if not name.startswith(_CLIP):
-        return name
-    return _CLIP + with_prefix(name.removeprefix(_CLIP))
+    for encoder in _CLIP:
+        if name.startswith(encoder):
+            return encoder + with_prefix(name.removeprefix(encoder))
+    return name
 
 
 def averaged(tensors: Mapping[str, Tensor], unet: Component) -> dict[str, Tensor]:

@@ -8,18 +8,22 @@ from sd_loader.convert.tables.architecture import DATA
 
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
 
-_PREFIX = "text_model."
-_UNPREFIXED = ("embeddings.", "encoder.", "final_layer_norm.")
+_PREFIX = "text_model"
+_UNPREFIXED = ("embeddings", "encoder", "final_layer_norm")
 
 
-def with_prefix(name: str) -> str:
+def with_prefix(name: str, separator: str = ".") -> str:
     """A tensor's name with the prefix `text_model.`, if it belongs to the transformer.
 
     Early fine-tunes were saved by a version of transformers that left the prefix out, and
     transformers since 5.6 leaves it out again. A version that expects the prefix would load random
     weights without it.
+
+    separator: what joins the parts of the name; kohya's LoRAs have underscores.
     """
-    return f"{_PREFIX}{name}" if name.startswith(_UNPREFIXED) else name
+    if name.startswith(tuple(f"{part}{separator}" for part in _UNPREFIXED)):
+        return f"{_PREFIX}{separator}{name}"
+    return name
 
 
 def vocabulary_file(name: str) -> bytes:

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from devkit.fakefiles import Faults
+from sd_api import netguard
 from sd_api.logins import Logins, basic
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -17,7 +19,7 @@ from tests.support.models.conversions import load_request
 @pytest.mark.parametrize(
     ("repo", "token", "reason"),
     [
-        pytest.param({"gated": True}, None, Reason.ACCESS_DENIED, id="gated, no token"),
+        pytest.param({"gated": True}, None, Reason.AUTHENTICATION_REQUIRED, id="gated, no token"),
         pytest.param({"gated": True}, "other", Reason.ACCESS_DENIED, id="gated, other account"),
         pytest.param({"gated": True}, TOKEN, None, id="gated, granted"),
         pytest.param({"private": True}, None, Reason.SOURCE_NOT_FOUND, id="private, no token"),
@@ -40,6 +42,45 @@ def test_each_kind_of_denied_access_has_its_reason(
     error = refusal(settings, into, credentials=token is not None)
     assert error.reason is reason
     assert token is None or token not in error.message
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        (None, "accept its licence on this page, and give a token of the same account"),
+        ("other", "and the token's account has no access to it"),
+    ],
+)
+def test_message_of_a_gated_repo_names_its_page(hub, settings, into, folder, token, words):
+    """Without a token, it says where to accept the licence and that a token is needed."""
+    hub.add_repo(REPO, folder, token=TOKEN, gated=True)
+    hub.add_repo("other/repo", folder, token="other")
+    if token is not None:
+        secret(settings, token)
+    error = refusal(settings, into, credentials=token is not None)
+    assert error.message.startswith(f"{hub.url}/{REPO} is a gated repo")
+    assert error.message.endswith(words)
+
+
+def test_hubs_message_about_a_gated_repo_is_quoted(hub, settings, into, folder, monkeypatch):
+    """It tells, for example, that a request for access is not answered yet."""
+    monkeypatch.setattr(netguard, "refusal", lambda _address: None)
+    hub.add_repo(REPO, folder, token=TOKEN, gated=True)
+    hub.add_repo("other/repo", folder, token="other")
+    secret(settings, "other")
+    error = refusal(settings, into, credentials=True)
+    assert error.reason is Reason.ACCESS_DENIED
+    assert error.message.endswith("; the source says: You are not in the authorized list")
+
+
+def test_hubs_message_about_a_disabled_repo_is_quoted(hub, settings, into, monkeypatch):
+    """The Hub gives it in a header."""
+    monkeypatch.setattr(netguard, "refusal", lambda _address: None)
+    words = "Access to this resource is disabled."
+    hub.api_faults = Faults(status=403, headers={"X-Error-Message": words})
+    error = refusal(settings, into)
+    assert error.reason is Reason.ACCESS_DENIED
+    assert error.message.endswith(f"access is denied; the source says: {words}")
 
 
 def test_token_is_sent_to_the_hub_but_not_to_the_cdn(hub, settings, into, folder):

@@ -121,3 +121,30 @@ def test_fake_hub_satisfies_the_real_client(hub, tmp_path):
         allow_patterns=["unet/*"],
     )
     assert (Path(folder) / UNET).read_text() == NEEDED[UNET]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{REPO}@v2",
+        f" hf://{REPO}@v2\n",
+        f"https://huggingface.co/{REPO}/tree/v2?library=diffusers",
+        f"http://hf.co/{REPO}/tree/v2/",
+        f"huggingface.co/{REPO}/commits/v2",
+    ],
+)
+@pytest.mark.parametrize("git_revision", [None, "v2"])
+def test_url_may_name_the_revision(hub, settings, into, url, git_revision):
+    """The repo is fetched from the mirror at this revision, whatever the form of the url."""
+    hub.repos[REPO] = replace(hub.repos[REPO], branches=("v2",))
+    load(settings, into, url=url, git_revision=git_revision)
+    assert downloaded(into) == NEEDED
+    assert hub.requests[0].path == f"/api/models/{REPO}/revision/v2"
+
+
+def test_url_with_another_revision_than_the_spec_is_refused(hub, settings, into):
+    """The load fails before it sends a request."""
+    error = refusal(settings, into, url=f"{REPO}@v1", git_revision="v2")
+    assert error.reason is Reason.INVALID_SPEC
+    assert error.message == "spec.url links to v1, but spec.gitRevision is v2; remove one of them"
+    assert hub.requests == []

@@ -12,7 +12,7 @@ import pytest
 from devkit.fakefiles import Faults
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Revision
-from sd_loader.diffusers_repo.component_files import RepoFile, choose_file
+from sd_loader.diffusers_repo.component_files import RepoFile, choose_embedding_of_sdxl, choose_file
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.settings import Settings
@@ -73,6 +73,22 @@ def test_link_to_a_hub_file_fetches_that_file(hub, settings, into, base, word, m
     assert fetched.source.format == "safetensors"
     [requested] = [item.path for item in hub.requests if "/resolve/" in item.path]
     assert requested == f"/{REPO}/resolve/{fetched.source.commit}/{NAME}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"hf://{REPO}/{NAME}",
+        f"hf://{REPO}@main/{NAME}",
+        f"http://huggingface.co/{REPO}/blob/main/{NAME}",
+        f"hf.co/{REPO}/raw/main/{NAME}#L1",
+    ],
+)
+def test_file_may_be_given_in_every_form(hub, settings, into, url):
+    """All of them are fetched through the API, so the file is pinned and checked."""
+    fetched = load(settings, into, url)
+    assert fetched.source.commit == hub.repos[REPO].commit()
+    assert fetched.source.sha256 == DIGEST
 
 
 @pytest.mark.parametrize("revision", ["refs/pr/1", "refs%2Fpr%2F1", "my%2Fbranch"])
@@ -138,8 +154,11 @@ def test_hub_token_needs_no_host_key(hub, settings, into, folder):
         )
 
 
-@pytest.mark.parametrize("account", [None, "other"])
-def test_gated_file_is_denied_without_access(hub, settings, into, folder, account):
+@pytest.mark.parametrize(
+    ("account", "reason"),
+    [(None, Reason.AUTHENTICATION_REQUIRED), ("other", Reason.ACCESS_DENIED)],
+)
+def test_gated_file_is_denied_without_access(hub, settings, into, folder, account, reason):
     """The message says that the repo is gated."""
     hub.add_repo(REPO, folder, token=TOKEN, gated=True)
     hub.add_repo("other/repo", folder, token="other")
@@ -147,7 +166,7 @@ def test_gated_file_is_denied_without_access(hub, settings, into, folder, accoun
         settings.credentials_dir.mkdir()
         (settings.credentials_dir / "token").write_text(account)
     error = refusal(settings, into, link(hub.url), credentials=account is not None)
-    assert (error.reason, "gated" in error.message) == (Reason.ACCESS_DENIED, True)
+    assert (error.reason, "gated" in error.message) == (reason, True)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +290,38 @@ def test_repo_id_means_one_file_or_is_refused(model_type, names, revision, chose
     if chosen is Reason.INVALID_SPEC:
         assert all(name in caught.value.message for name in names)
         assert "link to one" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["learned_embeds.bin", "learned_embeds_2.bin", "x.bin"], [0, 1]),
+        (["learned_embeds_2.safetensors", "learned_embeds.safetensors"], [1, 0]),
+        (["learned_embeds.bin", "learned_embeds_2.bin", "learned_embeds.safetensors"], [2, 1]),
+        (["learned_embeds.bin", "learned_embeds-steps-500.bin"], []),
+        (["learned_embeds_2.bin"], []),
+        (["x/learned_embeds.bin", "x/learned_embeds_2.bin"], []),
+    ],
+)
+def test_embedding_of_sdxl_may_have_two_files(names, chosen):
+    """The second file is that of the second text encoder."""
+    files = {name: RepoFile(name, 1) for name in names}
+    found = choose_embedding_of_sdxl(files)
+    assert [file.path for file in found] == [names[index] for index in chosen]
+
+
+def test_half_of_an_embedding_in_two_files_is_refused():
+    """The message names both files."""
+    with pytest.raises(LoaderError, match=r"learned_embeds and learned_embeds_2.*at the repo's"):
+        choose_file({"learned_embeds_2.bin": RepoFile("x", 1)}, ModelType.EMBEDDINGS, None)
+
+
+def test_from_safetensors_refuses_an_embedding_with_one_pickled_file():
+    """Without its second file, it would be an embedding of another family."""
+    names = ("learned_embeds.safetensors", "learned_embeds_2.bin")
+    with pytest.raises(LoaderError, match="fromSafetensors") as caught:
+        choose_embedding_of_sdxl({name: RepoFile(name, 1) for name in names}, safetensors_only=True)
+    assert caught.value.reason is Reason.UNSAFE_MODEL
 
 
 @pytest.mark.parametrize("model_type", ["huggingface", "lora", "embeddings"])

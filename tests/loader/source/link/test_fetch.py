@@ -35,6 +35,16 @@ def test_link_is_downloaded_with_its_digest(server, settings, into):
     assert "authorization" not in server.requests[0].headers
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_blanks_around_a_link_are_ignored(server, settings, into, tmp_path, streamed):
+    """YAML and the clipboard leave them there."""
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" if streamed else None
+    url = f" {server.serve_file('/model', BODY)}\n"
+    assert fetch(request(url), settings, into, out=out).source.sha256 == SHA256
+    assert {item.path for item in server.requests} == {"/model"}
+
+
 @pytest.mark.parametrize(
     "faults",
     [

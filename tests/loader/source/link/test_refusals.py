@@ -184,6 +184,7 @@ def test_local_file_is_accepted_only_by_hand(settings, into, tmp_path):
 def test_git_revision_for_a_link_is_refused(server, settings, into):
     """The message points to sha256, because a digest pins a link."""
     url = server.serve_file("/model", BODY)
-    error = refusal(url, settings, into, gitRevision="main")
-    assert (error.reason, "sha256" in error.message) == (Reason.INVALID_SPEC, True)
+    with pytest.raises(LoaderError, match="sha256") as caught:
+        fetch(request(url, gitRevision="main"), settings, into)
+    assert caught.value.reason is Reason.INVALID_SPEC
     assert server.requests == []

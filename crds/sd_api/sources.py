@@ -1,0 +1,179 @@
+"""Reads a model's url as people hold it: the one place that says what a url means.
+
+`read_source` is pure and never raises. The operator, the loader and the gateway call it; the rules
+of the CRD are made from the same patterns (`sd_api.url_forms`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from sd_api import url_forms
+from sd_api.defaults import HUB_ENDPOINT
+from sd_api.spec import ModelType
+from sd_api.trained import is_trained_id
+
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A repo of the Hub or of a mirror."""
+
+    repo_id: str
+
+    revision: str | None = None
+    """Branch, tag or commit. None for the main branch."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repo, at a branch, tag or commit."""
+
+    repo_id: str
+    revision: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A file behind an http(s) link."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class TrainedId:
+    """The bare id of a trained model, which the administrator's template turns into a link."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A url that means none of these."""
+
+    words: str
+    """What is wrong and what to give instead, as the rest of a sentence about the field."""
+
+    may_be_path: bool = False
+    """Whether it may be a path, where paths are accepted."""
+
+
+Meaning = HubRepo | HubFile | Link | TrainedId | Unreadable
+
+
+def read_source(
+    url: str,
+    model_type: ModelType,
+    git_revision: str | None = None,
+    hub_endpoint: str = HUB_ENDPOINT,
+) -> Meaning:
+    """Return what a url means for a model type, at the revision that url and spec agree on.
+
+    hub_endpoint: the Hub, or the mirror whose pages and files are read like the Hub's own.
+    """
+    unreadable = _refused(url, model_type)
+    if unreadable is not None:
+        return unreadable
+    text = url.strip(url_forms.BLANKS)
+    if is_trained_id(text, model_type):
+        return _without_revision(TrainedId(text), git_revision)
+    on_hub = _on_hub(text) or _on_mirror(text, hub_endpoint, model_type)
+    if on_hub is not None:
+        return _at(on_hub, git_revision)
+    if model_type is ModelType.HUGGINGFACE:
+        return Unreadable(url_forms.NOT_ON_THE_HUB)
+    return _without_revision(Link(_with_https(text)), git_revision)
+
+
+def _refused(url: str, model_type: ModelType) -> Unreadable | None:
+    is_trained = model_type is ModelType.API_TRAINED
+    for kind in url_forms.NAMED:
+        if kind.matches(url) and (kind.concerns_trained or not is_trained):
+            return Unreadable(kind.words)
+    if is_trained:
+        is_read = re.search(url_forms.LINK_OR_TRAINED_ID, url) is not None
+        return None if is_read else Unreadable(url_forms.NOT_TRAINED, may_be_path=True)
+    if url_forms.BARE_ID.matches(url):
+        return Unreadable(url_forms.BARE_ID.words, may_be_path=True)
+    is_read = re.search(url_forms.LINK_OR_REPO, url) is not None
+    return None if is_read else Unreadable(url_forms.NEITHER, may_be_path=True)
+
+
+@dataclass(frozen=True)
+class _OnHub:
+    """A repo, or one of its files, at the revision that the url names."""
+
+    repo_id: str
+    revision: str | None = None
+    path: str | None = None
+
+
+def _on_hub(text: str) -> _OnHub | None:
+    """Return the meaning of a repo id, or of a url of the Hub."""
+    for form in (
+        url_forms.HUB_PAGE,
+        url_forms.HUB_TREE,
+        url_forms.HUB_FILE,
+        url_forms.REPO_ID,
+        url_forms.HF_REPO,
+        url_forms.HF_FILE,
+    ):
+        if match := re.fullmatch(form, text):
+            return _decoded(match)
+    return None
+
+
+def _on_mirror(text: str, endpoint: str, model_type: ModelType) -> _OnHub | None:
+    """Return the meaning of a mirror's url.
+
+    A path of two words may be a file of the mirror, so it is a repo only with modelType
+    huggingface.
+    """
+    forms = [url_forms.FILE_PATH]
+    if model_type is ModelType.HUGGINGFACE:
+        forms += [url_forms.PAGE_PATH, url_forms.TREE_PATH]
+    for form in forms:
+        if match := re.fullmatch(re.escape(endpoint.rstrip("/")) + form, text):
+            return _decoded(match)
+    return None
+
+
+def _decoded(match: re.Match[str]) -> _OnHub:
+    repo_id, *others = match.groups()
+    return _OnHub(repo_id, *(None if text is None else unquote(text) for text in others))
+
+
+def _at(place: _OnHub, git_revision: str | None) -> HubRepo | HubFile | Unreadable:
+    """Return the repo or file at its revision. Refuse two different ones."""
+    if git_revision is not None and place.revision not in (None, git_revision):
+        is_short = re.fullmatch(r"[A-Za-z0-9._/-]{1,80}", place.revision or "") is not None
+        named = place.revision if is_short else "another revision"
+        return Unreadable(
+            f"links to {named}, but spec.gitRevision is {git_revision}; remove one of them"
+        )
+    revision = place.revision or git_revision
+    if place.path is None:
+        return HubRepo(place.repo_id, revision)
+    return HubFile(place.repo_id, revision or MAIN, place.path)
+
+
+def _without_revision(
+    source: Link | TrainedId, git_revision: str | None
+) -> Link | TrainedId | Unreadable:
+    if git_revision is None:
+        return source
+    return Unreadable(
+        "is not a repo of the Hub, and spec.gitRevision is only for Hub repos; use spec.sha256 to"
+        " pin a link"
+    )
+
+
+def _with_https(text: str) -> str:
+    """Return a link with its scheme. The Hub's own links are called over https."""
+    if re.fullmatch(url_forms.HUB_OTHER_FILE, text):
+        text = re.sub("^(?i:http)://", "", text)
+    return text if re.match("(?i:https?)://", text) else f"https://{text}"

@@ -1,0 +1,166 @@
+"""The forms of a model's url, as patterns: those that are read, and those that are refused by name.
+
+The patterns are written for RE2 and for Python, so that the CRD's rules and `sd_api.sources` reach
+the same verdict. To read a new form, add its pattern here and its meaning in `sources`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+BLANKS = " \t\r\n\f\v\xa0"
+"""Blanks are ignored around a url, where people and YAML leave them, and wrong inside it."""
+_BLANK = r" \t\r\n\f\v\xa0"
+_EDGE = f"[{_BLANK}]*"
+_REST = f"[^{_BLANK}]*"
+_QUERY = f"(?:[?#]{_REST})?"
+
+# The Hub allows neither two dots nor two dashes in a row, nor one at an end of a name.
+_NAME = r"[A-Za-z0-9_]+(?:(?:\.-?|-\.?)[A-Za-z0-9_]+)*"
+_REPO = f"{_NAME}/{_NAME}"
+_REVISION = r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9._-])?"
+_REVISION_IN_PATH = f"refs/(?:pr|convert)/[^/?#{_BLANK}]+|[^/?#{_BLANK}]+"
+_HUB_HOST = r"(?i:www\.)?(?i:huggingface\.co|hf\.co)(?::443)?"
+_HUB = f"(?:(?i:https?)://)?{_HUB_HOST}"
+
+PAGE_PATH = f"/({_REPO})/?{_QUERY}"
+TREE_PATH = f"/({_REPO})/(?:tree|commits?)/({_REVISION_IN_PATH})/?{_QUERY}"
+FILE_PATH = f"/({_REPO})/(?:resolve|blob|raw|blame)/({_REVISION_IN_PATH})/([^?#{_BLANK}]+){_QUERY}"
+"""Paths of the Hub and its mirrors: of a repo, of a repo at a revision, of one file."""
+
+HUB_REPO_PATTERN = f"^{_REPO}$"
+BARE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+LINK_PATTERN = r"^https?://[^\s/?#]+([/?#]\S*)?$"
+
+REPO_ID = f"({_REPO})(?:@({_REVISION}))?/?"
+HUB_PAGE = f"{_HUB}{PAGE_PATH}"
+HUB_TREE = f"{_HUB}{TREE_PATH}"
+HUB_FILE = f"{_HUB}{FILE_PATH}"
+HUB_OTHER_FILE = f"{_HUB}/(?:api/|{_REST}/resolve/){_REST}"
+"""A file of a dataset or a Space, which is an ordinary link."""
+_HF = "(?i:hf)://"
+HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?"
+HF_FILE = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/([^{_BLANK}]+)"
+LINK = f"(?i:https?)://[^/?#{_BLANK}]+(?:[/?#]{_REST})?"
+HOST_AND_PATH = (
+    rf"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{{2,}}(?::[0-9]+)?/[^/{_BLANK}]+/{_REST}"
+)
+"""A link without its scheme. A host and one name would look like a repo id."""
+_BARE_ID = BARE_ID_PATTERN.strip("^$")
+
+_LINKS = (HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE, LINK, HOST_AND_PATH)
+
+
+def whole(*forms: str) -> str:
+    """Return the pattern of a whole url in one of these forms, with blanks around it."""
+    return f"^{_EDGE}(?:{'|'.join(forms)}){_EDGE}$"
+
+
+def _begins(form: str) -> str:
+    return f"^{_EDGE}(?:{form})"
+
+
+WHOLE_REPO = whole(HUB_PAGE, HUB_TREE, HF_REPO, REPO_ID)
+"""All forms that mean a whole repo of the Hub."""
+LINK_OR_REPO = whole(*_LINKS, REPO_ID)
+LINK_OR_TRAINED_ID = whole(*_LINKS, _BARE_ID)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A kind of url that is refused, and the words for it."""
+
+    pattern: str
+
+    words: str
+    """What is wrong and what to give instead, as the rest of a sentence about the field."""
+
+    unless: str | None = None
+    """Pattern of the urls that are not of this kind although they match."""
+
+    concerns_trained: bool = True
+    """Whether the words fit modelType api_trained as well."""
+
+    def matches(self, url: str) -> bool:
+        """Whether a url is of this kind."""
+        excepted = self.unless is not None and re.search(self.unless, url) is not None
+        return re.search(self.pattern, url) is not None and not excepted
+
+
+_OBJECT_STORE = "(?i:s3[an]?|gs|gcs|az|azure|adl|abfss?|wasbs?|r2|b2|oss|cos|swift|minio)://"
+_REGISTRY = "(?i:oci|docker|ollama)://"
+_GIT = r"(?i:git|ssh)(?:\+[A-Za-z]+)?://|git@"
+_READ_SCHEME = "(?i:https?|hf)://"
+_CIVITAI = (
+    r"(?i:urn:)?(?i:air:)|(?:(?i:https?)://)?(?i:www\.)?(?i:civitai\.(?:com|red|green))"
+    "/(?:api/v1/)?(?:models|model-versions)/[0-9]"
+)
+
+NAMED = (
+    Refusal(
+        _begins(_OBJECT_STORE),
+        "is in an object store, which the loader does not read; give an https link to the file,"
+        " for example a presigned one",
+    ),
+    Refusal(
+        _begins(_REGISTRY),
+        "is in a container registry, which the loader does not read; give a Hugging Face repo id"
+        " (ORG/NAME) or an http(s) link",
+    ),
+    Refusal(
+        _begins(_GIT),
+        "is an address for git, which the loader does not run; give a Hugging Face repo as"
+        " ORG/NAME, and its branch, tag or commit in spec.gitRevision",
+    ),
+    Refusal(
+        _begins("[A-Za-z][A-Za-z0-9+.-]*://"),
+        "has a scheme that the loader does not read; give a Hugging Face repo id (ORG/NAME) or an"
+        " http(s) link",
+        unless=_begins(f"{_READ_SCHEME}|{_OBJECT_STORE}|{_REGISTRY}|{_GIT}"),
+    ),
+    Refusal(
+        _begins(_CIVITAI),
+        "names a model of Civitai, but none of its files; give the download link of one version,"
+        " https://civitai.com/api/download/models/VERSION, where VERSION is the number after"
+        " modelVersionId= in the address of the version's page",
+    ),
+    Refusal(
+        _begins(f"{_HF}(?:datasets|spaces|kernels|buckets)/"),
+        "is not a model's repo; give ORG/NAME, or an http(s) link to a file",
+    ),
+    Refusal(
+        whole(f"{_HUB}[/?#]{_REST}", f"(?i:https?)://{_HUB_HOST}", f"{_HF}{_REST}"),
+        "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
+        " ORG/NAME, or the link to a file, https://huggingface.co/ORG/NAME/resolve/REVISION/FILE",
+        unless=whole(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE),
+    ),
+    Refusal(
+        whole(f"{_REPO}:[^/{_BLANK}]*"),
+        "has a tag after the repo id; give ORG/NAME, a precision such as fp16 in spec.revision, and"
+        " a branch, tag or commit in spec.gitRevision",
+        concerns_trained=False,
+    ),
+    Refusal(
+        whole(rf"(?:{_HUB}/)?{_REPO}\.git/?"),
+        "ends with .git; give the Hugging Face repo as ORG/NAME",
+        concerns_trained=False,
+    ),
+)
+"""The kinds that people write and that have words of their own. No url is of two kinds."""
+
+BARE_ID = Refusal(
+    whole(_BARE_ID),
+    "must be a Hugging Face repo id with its owner (ORG/NAME) or an http(s) link; a bare id needs"
+    " spec.modelType: api_trained",
+)
+NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link, without blanks in it"
+"""The words for every other url that is not read."""
+NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
+"""The words for every other url that is not read with modelType api_trained."""
+NOT_ON_THE_HUB = (
+    "must be a Hugging Face repo id (ORG/NAME), a repo's page or a link to one of its files, as"
+    " spec.modelType is huggingface"
+)
+"""The words for an ordinary link with modelType huggingface. The CRD's rules cannot refuse it: they
+know no mirrors of the Hub."""

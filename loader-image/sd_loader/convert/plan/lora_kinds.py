@@ -1,0 +1,167 @@
+"""Names the adapters that no LoRA of these families is, or that diffusers does not read whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sd_api.reasons import Reason
+from sd_loader.errors import LoaderError
+from sd_loader.snippet import snippet
+from sd_loader.tensors import Tensor
+
+_SHOWN = 120
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of adapter that is recognised by the name of one of its tensors."""
+
+    pattern: str
+    what: str
+    """Its usual name, with an article."""
+
+
+def _lycoris(pattern: str, name: str) -> _Kind:
+    return _Kind(pattern, f"a LyCORIS of the kind {name}")
+
+
+def _peft(prefix: str, name: str) -> _Kind:
+    return _Kind(rf"{prefix}_", f"a PEFT adapter of the kind {name}")
+
+
+_OFT_OF_SD_SCRIPTS = _Kind(r"oft_(unet|te\d?)_", "an OFT of sd-scripts")
+_OFT = _lycoris(r"oft_(blocks|diag)$", "OFT")
+_BOFT = "a LyCORIS of the kind BOFT"
+"""It has the names of OFT, and one more dimension."""
+_BOFT_DIMENSIONS = 4
+
+# The first kind that any tensor of the file belongs to counts. A kind with a tensor that others
+# have, too, stands after them; the names of other models say least.
+_BY_PART = (
+    _lycoris(r"hada_", "LoHa"),
+    _lycoris(r"lokr_", "LoKr"),
+    _OFT,
+    _lycoris(r"on_input$", "IA3"),
+    _lycoris(r"(a1|a2|b1|b2|bm1|bm2|bm)\.weight$", "GLoRA"),
+    _lycoris(r"(lambda_layer$|[pq]_layer\.)", "T-LoRA"),
+    _lycoris(r"(up|down)_list\.\d+", "DyLoRA"),
+    _peft("adamss", "AdaMSS"),
+    _peft("beft", "BEFT"),
+    _peft("boft", "BOFT"),
+    _peft("bone", "Bone"),
+    _peft("c3a", "C3A"),
+    _peft("deft", "DEFT"),
+    _peft("delora", "DeLoRA"),
+    _peft("fourierft", "FourierFT"),
+    _peft("frod", "FRoD"),
+    _peft("glora", "GLoRA"),
+    _peft("gralora", "GraLoRA"),
+    _peft("hira", "HiRA"),
+    _peft("hra", "HRA"),
+    _peft("ia3", "IA3"),
+    _peft("lily", "Lily"),
+    _peft("ln_tuning", "LayerNorm tuning"),
+    _peft("miss", "MiSS"),
+    _peft("oft", "OFT"),
+    _peft("poly", "Poly"),
+    _peft("psoft", "PSOFT"),
+    _peft("pvera", "PVeRA"),
+    _peft("randlora", "RandLoRA"),
+    _peft("road", "RoAd"),
+    _peft("shira", "SHiRA"),
+    _peft("tinylora", "TinyLoRA"),
+    _peft("trainable_tokens", "trainable tokens"),
+    _peft("unilora", "Uni-LoRA"),
+    _peft("vblora", "VB-LoRA"),
+    _peft("vera", "VeRA"),
+    _peft("waveft", "WaveFT"),
+    _Kind(r"(lora_E|ranknum)(\.|$)", "a PEFT adapter of the kind AdaLoRA"),
+    _Kind(r"lora_embedding_[AB]", "a LoRA of token embeddings"),
+    _Kind(r"lora_mid\.", "a LyCORIS with a Tucker decomposition (lora_mid)"),
+    _Kind(r"scalar$", "a LyCORIS with trained scalars (use_scalar)"),
+    _Kind(r"bias_(indices|values|size)$", "a LyCORIS with sparse biases"),
+    _Kind(r"(diff|diff_b|w_norm|b_norm)$", "a LyCORIS with full differences of weights"),
+    _Kind(r"dora_scale$", "a DoRA in kohya's style, whose dora_scale diffusers leaves out"),
+)
+"""Kinds by what follows a dot in a name: the role of the tensor in its layer."""
+
+_BY_BEGINNING = (
+    _Kind(r"bundle_emb\.", "a LoRA with embeddings in it (bundle_emb)"),
+    _Kind(r"(lora_controlnet$|control_model\.)", "a Control-LoRA"),
+    _Kind(
+        r"(lora_unet_(double|single)_blocks_|(diffusion_model|transformer)\.(double|single)_blocks"
+        r"|transformer\.single_transformer_blocks)",
+        "a LoRA of FLUX",
+    ),
+    _Kind(
+        r"(lora_unet_joint_blocks_|(diffusion_model|transformer)\.joint_blocks|lora_te3_)",
+        "a LoRA of Stable Diffusion 3",
+    ),
+    _Kind(
+        r"diffusion_model\.(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\."
+        r"|(text_encoders\.)?clip_[lgh]\.",
+        "a LoRA with ComfyUI's names, which diffusers does not read",
+    ),
+    _Kind(
+        r"lycoris_", "a LyCORIS with names of its own (lycoris_…), which diffusers does not read"
+    ),
+    _Kind(r"(unet|text_encoder):\d+:", "a LoRA of the program lora_diffusion"),
+    _Kind(
+        r"(lora_transformer_|transformer\.|diffusion_model\.|lora_prior_"
+        r"|lora_unet_(blocks|layers|transformer_blocks|single_transformer_blocks)_\d)",
+        "a LoRA of another model",
+    ),
+    _Kind(
+        r"base_model\.model\.",
+        "an adapter as PEFT saves it alone, whose scale stands in another file"
+        " (adapter_config.json)",
+    ),
+    _Kind(
+        r"(unet|text_encoder|text_encoder_2|down_blocks|mid_block|up_blocks)\..*\.alpha$",
+        "a LoRA with alphas in diffusers' style, which diffusers leaves out",
+    ),
+)
+"""Kinds by the beginning of a name."""
+
+_KINDS = (_OFT_OF_SD_SCRIPTS, *_BY_PART, *_BY_BEGINNING)
+
+
+def _any(*kinds: _Kind) -> str:
+    return "|".join(f"(?P<kind{_KINDS.index(kind)}>{kind.pattern})" for kind in kinds)
+
+
+# One pattern for many kinds: a file may have very many names.
+_BEGINNING = re.compile(_any(_OFT_OF_SD_SCRIPTS, *_BY_BEGINNING))
+_PART = re.compile(rf"(?:.*\.)?(?:{_any(*_BY_PART)})")
+_PARTS = 3
+"""How many parts of a name, separated by dots, follow that of the layer at most."""
+
+
+def refuse_other_adapters(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an adapter of another kind by its name, whatever the order of its tensors."""
+    found = [(number, name) for name in tensors for number in _kinds_of(name)]
+    if not found:
+        return
+    number, name = min(found)
+    kind = _KINDS[number]
+    is_boft = kind is _OFT and len(tensors[name].shape) == _BOFT_DIMENSIONS
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT,
+        f"the file is {_BOFT if is_boft else kind.what}; supported are LoRAs of sd1, sd2 and sdxl"
+        f" that diffusers reads (seen: {shown(name)})",
+    )
+
+
+def _kinds_of(name: str) -> Iterator[int]:
+    """The numbers of the kinds that have a tensor of this name."""
+    role = ".".join(name.rsplit(".", _PARTS)[1:])
+    for match in (_BEGINNING.match(name), _PART.match(role)):
+        if match is not None and match.lastgroup is not None:
+            yield int(match.lastgroup.removeprefix("kind"))
+
+
+def shown(name: str) -> str:
+    """Shorten a name for messages. Names of layers are long."""
+    return snippet(name, _SHOWN)

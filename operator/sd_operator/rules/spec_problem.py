@@ -1,0 +1,38 @@
+"""Finds what is wrong with a spec, as far as the spec and the operator's settings show it."""
+
+from __future__ import annotations
+
+from sd_api.defaults import HUB_ENDPOINT
+from sd_api.sources import TrainedId, Unreadable, read_source
+from sd_api.spec import ModelType, Spec
+from sd_operator.base.settings import Settings
+from sd_operator.resources.model import Model
+
+
+def spec_problem(model: Model, settings: Settings) -> str | None:
+    """Return why a model cannot be loaded. None if its spec shows no reason."""
+    if model.spec is None:
+        return model.problem
+    return _url_problem(model, model.spec, settings) or _vae_problem(model.spec, settings)
+
+
+def _url_problem(model: Model, spec: Spec, settings: Settings) -> str | None:
+    hub = settings.hub_endpoint or HUB_ENDPOINT
+    match read_source(model.url, spec.effective_model_type(), spec.git_revision, hub):
+        case Unreadable(words):
+            return f"spec.url {words}"
+        case TrainedId() if settings.trained_url_template is None:
+            return (
+                "spec.url is the bare id of a trained model, and the operator has no link template"
+                " for those (SD_OPERATOR_TRAINED_URL_TEMPLATE)"
+            )
+        case _:
+            return None
+
+
+def _vae_problem(spec: Spec, settings: Settings) -> str | None:
+    if spec.vae is None:
+        return None
+    hub = settings.hub_endpoint or HUB_ENDPOINT
+    meaning = read_source(spec.vae.url, ModelType.VAE, hub_endpoint=hub)
+    return f"spec.vae.url {meaning.words}" if isinstance(meaning, Unreadable) else None

@@ -1,0 +1,136 @@
+"""An adapter that diffusers does not read is refused by the name of its kind."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd_api.reasons import Reason
+from sd_loader.convert.plan.lora import plan_lora
+from sd_loader.convert.plan.lora_kinds import refuse_other_adapters
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.adapters import lora, opened, save
+from tests.support.models.conversions import conversion
+
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k"
+KOHYA = f"lora_unet_{BLOCK.replace('.', '_')}"
+ORIGINAL = "input_blocks.4.1.transformer_blocks.0.attn1.to_k"
+EMPTY = Tensor(-1, Dtype.U8, (0,), 0)
+LAYER = torch.randn(4, 64)
+ONE = torch.tensor(1.0)
+
+LYCORIS = "a LyCORIS of the kind"
+PEFT = "a PEFT adapter of the kind"
+DIFFERENCES = "a LyCORIS with full differences of weights"
+COMFYUI = "a LoRA with ComfyUI's names, which diffusers does not read"
+
+
+def under(prefix: str, *names: str, tensor: torch.Tensor = LAYER) -> dict[str, torch.Tensor]:
+    """Return these tensors of one layer."""
+    return {f"{prefix}.{name}": tensor for name in names}
+
+
+def with_lora(*names: str) -> dict[str, torch.Tensor]:
+    """Return a LoRA in kohya's style whose layers have these tensors, too."""
+    tensors = lora("sd15", "kohya", text=False)
+    layers = [name.removesuffix(".alpha") for name in tensors if name.endswith(".alpha")]
+    return tensors | {f"{layer}.{name}": ONE for layer in layers for name in names}
+
+
+KINDS = [
+    (under(KOHYA, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), f"{LYCORIS} LoHa"),
+    (under(KOHYA, "lokr_w1", "lokr_w2_a", "lokr_w2_b"), f"{LYCORIS} LoKr"),
+    (under(KOHYA, "weight", "on_input"), f"{LYCORIS} IA3"),
+    (under(KOHYA, "oft_blocks", tensor=torch.randn(4, 2, 2)), f"{LYCORIS} OFT"),
+    (under(KOHYA, "oft_diag", "rescale"), f"{LYCORIS} OFT"),
+    (under(KOHYA, "oft_blocks", tensor=torch.randn(3, 4, 2, 2)), f"{LYCORIS} BOFT"),
+    (under(KOHYA, "a1.weight", "a2.weight", "b1.weight", "b2.weight"), f"{LYCORIS} GLoRA"),
+    (under(KOHYA, "q_layer.weight", "p_layer.weight", "lambda_layer"), f"{LYCORIS} T-LoRA"),
+    (under(KOHYA, "up_list.0", "down_list.0"), f"{LYCORIS} DyLoRA"),
+    (under(f"oft_unet_{ORIGINAL.replace('.', '_')}", "oft_blocks"), "an OFT of sd-scripts"),
+    (with_lora("scalar"), "a LyCORIS with trained scalars (use_scalar)"),
+    (with_lora("lora_mid.weight"), "a LyCORIS with a Tucker decomposition (lora_mid)"),
+    (
+        with_lora("bias_indices", "bias_values", "bias_size"),
+        "a LyCORIS with sparse biases",
+    ),
+    (with_lora() | under("lora_unet_conv_out", "diff", "diff_b"), DIFFERENCES),
+    (with_lora() | under("lora_unet_conv_norm_out", "w_norm", "b_norm"), DIFFERENCES),
+    (
+        under(f"lycoris_{BLOCK.replace('.', '_')}", "lora_up.weight", "lora_down.weight"),
+        "a LyCORIS with names of its own (lycoris_…), which diffusers does not read",
+    ),
+    (under(f"diffusion_model.{ORIGINAL}", "lora_up.weight", "lora_down.weight"), COMFYUI),
+    (
+        under(
+            "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1",
+            "lora_up.weight",
+            "lora_down.weight",
+        ),
+        COMFYUI,
+    ),
+    (under("clip_l.encoder.layers.0.mlp.fc1", "lora_A.weight", "lora_B.weight"), COMFYUI),
+    (under(f"unet.{BLOCK}", "ia3_l"), f"{PEFT} IA3"),
+    (under(f"unet.{BLOCK}", "oft_R"), f"{PEFT} OFT"),
+    (under(f"base_model.model.{BLOCK}", "boft_R", "boft_s"), f"{PEFT} BOFT"),
+    (under(f"unet.{BLOCK}", "vera_lambda_b", "vera_lambda_d"), f"{PEFT} VeRA"),
+    (under(f"unet.{BLOCK}", "lora_A.weight", "lora_B.weight", "lora_E"), f"{PEFT} AdaLoRA"),
+    (
+        {f"unet:{number}:{half}": LAYER for number in range(2) for half in ("up", "down")},
+        "a LoRA of the program lora_diffusion",
+    ),
+    (
+        under("lora_unet_double_blocks_0_img_mlp_0", "lora_up.weight", "lora_down.weight"),
+        "a LoRA of FLUX",
+    ),
+    (
+        under("lora_unet_joint_blocks_0_x_block_mlp_fc1", "lora_up.weight", "lora_down.weight"),
+        "a LoRA of Stable Diffusion 3",
+    ),
+    (
+        under("lora_unet_blocks_0_self_attn_q", "lora_up.weight", "lora_down.weight"),
+        "a LoRA of another model",
+    ),
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reversed"])
+@pytest.mark.parametrize(("tensors", "what"), KINDS, ids=[what for _, what in KINDS])
+def test_another_kind_of_adapter_is_named_in_any_order(tensors, what, reverse):
+    """The first tensor of a file may be one that many kinds have."""
+    found = {
+        name: Tensor(-1, Dtype.F32, tuple(tensor.shape), 0)
+        for name, tensor in sorted(tensors.items(), reverse=reverse)
+    }
+    file = TensorFile(Path("x"), -1, "safetensors", found)
+    with pytest.raises(LoaderError) as caught:
+        plan_lora(file, conversion(model_type="lora"))
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    message, _, seen = caught.value.message.partition(" (seen: ")
+    assert message == (
+        f"the file is {what}; supported are LoRAs of sd1, sd2 and sdxl that diffusers reads"
+    )
+    assert seen.removesuffix(")") in tensors
+
+
+@pytest.mark.parametrize(("tensors", "what"), KINDS, ids=[what for _, what in KINDS])
+def test_diffusers_does_not_read_the_adapter_either(tmp_path, tensors, what):
+    """It fails, or it leaves the adapter out and only warns."""
+    path = save(tmp_path, {name: tensor.clone() for name, tensor in tensors.items()})
+    with contextlib.suppress(ValueError, KeyError, IndexError, RuntimeError):
+        assert not opened("sd15", str(path)), what
+
+
+def test_many_names_take_little_time():
+    """A file may have as many names as its header has room for."""
+    short = {f"{number:x}": EMPTY for number in range(70_000)}
+    parts = {f"{'a.' * 230}{number}": EMPTY for number in range(8_000)}
+    start = time.process_time()
+    for tensors in (short, parts):
+        refuse_other_adapters(tensors)
+    assert time.process_time() - start < 2

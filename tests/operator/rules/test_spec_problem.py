@@ -1,0 +1,61 @@
+"""The operator refuses a spec that cannot be loaded before it creates a Job."""
+
+from __future__ import annotations
+
+import pytest
+
+from sd_api.sources import Link
+from sd_api.spec import ModelType
+from sd_operator.base.settings import Settings
+from sd_operator.rules.spec_problem import spec_problem
+from tests.support.modelurls import MEANT, NOT_ON_THE_HUB, REFUSED, TRAINED
+from tests.support.rules.observed import model
+
+TEMPLATE = "https://trainer.example.com/models/{id}.zip"
+
+
+def problem(settings: Settings | None = None, **spec: object) -> str | None:
+    """Return the problem of a model with these fields."""
+    return spec_problem(model(**spec), settings or Settings())
+
+
+@pytest.mark.parametrize("url", [url for url in MEANT if url])
+def test_operator_reads_every_form_of_a_url(url: str) -> None:
+    """The same forms are read for spec.vae.url."""
+    assert problem(url=url) is None
+    assert problem(vae={"url": url}) is None
+
+
+@pytest.mark.parametrize("url", [url for url in REFUSED if url])
+def test_operator_refuses_other_forms_with_the_right_form(url: str) -> None:
+    """The words are those of the loader and of the CRD's rules."""
+    assert (problem(url=url) or "").startswith(f"spec.url {REFUSED[url]}")
+    assert (problem(vae={"url": url}) or "").startswith(f"spec.vae.url {REFUSED[url]}")
+
+
+@pytest.mark.parametrize("url", [url for url in TRAINED if url])
+def test_operator_reads_the_urls_of_trained_models(url: str) -> None:
+    """A bare id needs the administrator's template."""
+    settings = Settings(trained_url_template=TEMPLATE)
+    found, expected = problem(settings, url=url, modelType="api_trained"), TRAINED[url]
+    if isinstance(expected, str):
+        assert (found or "").startswith(f"spec.url {expected}")
+    else:
+        assert found is None
+
+
+def test_link_with_model_type_huggingface_must_be_on_the_hub_or_its_mirror() -> None:
+    """Only the settings say which hosts are mirrors."""
+    [url, *_] = [url for url, meaning in MEANT.items() if isinstance(meaning, Link)]
+    whole = ModelType.HUGGINGFACE.value
+    assert (problem(url=url, modelType=whole) or "").startswith(f"spec.url {NOT_ON_THE_HUB}")
+    mirror = Settings(hub_endpoint="https://mirror.example/hub/")
+    assert problem(mirror, url="https://mirror.example/hub/org/name", modelType=whole) is None
+
+
+def test_url_and_git_revision_must_agree() -> None:
+    """The message names both revisions."""
+    assert problem(url="org/name@v1", gitRevision="v1") is None
+    assert problem(url="org/name@v1", gitRevision="v2") == (
+        "spec.url links to v1, but spec.gitRevision is v2; remove one of them"
+    )

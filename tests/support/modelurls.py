@@ -1,0 +1,162 @@
+"""Urls as people hold them, with their meaning or the words that refuse them, for every surface.
+
+The operator, the loader, the gateway and the CRD's rules are tested with the same tables.
+"""
+
+from __future__ import annotations
+
+from sd_api.sources import HubFile, HubRepo, Link, Meaning, TrainedId
+from sd_api.spec import ModelType
+
+HUB = "https://huggingface.co"
+REPO = HubRepo("org/name")
+CIVITAI = "https://civitai.com/api/download/models/94640"
+
+MEANT: dict[str, Meaning] = {
+    "org/name": REPO,
+    "org/name/": REPO,
+    " org/name\n": REPO,
+    "\torg/name\xa0": REPO,
+    "org/name@main": HubRepo("org/name", "main"),
+    "org/name@refs/pr/3": HubRepo("org/name", "refs/pr/3"),
+    "org/name@v1.0-beta": HubRepo("org/name", "v1.0-beta"),
+    f"{HUB}/org/name": REPO,
+    f"{HUB}/org/name/": REPO,
+    f" {HUB}/org/name ": REPO,
+    f"{HUB}:443/org/name": REPO,
+    f"{HUB}/org/name?library=diffusers": REPO,
+    f"{HUB}/org/name/?not-for-all-audiences=true": REPO,
+    f"{HUB}/org/name#usage": REPO,
+    "https://www.huggingface.co/org/name": REPO,
+    "https://hf.co/org/name": REPO,
+    "HTTPS://HuggingFace.co/org/name": REPO,
+    "http://huggingface.co/org/name": REPO,
+    "http://hf.co/org/name/": REPO,
+    "huggingface.co/org/name": REPO,
+    "www.huggingface.co/org/name": REPO,
+    "hf.co/org/name/tree/main": HubRepo("org/name", "main"),
+    f"{HUB}/org/name/tree/main": HubRepo("org/name", "main"),
+    f"{HUB}/org/name/tree/main/": HubRepo("org/name", "main"),
+    f"{HUB}/org/name/tree/v2?x=1": HubRepo("org/name", "v2"),
+    f"{HUB}/org/name/tree/refs%2Fpr%2F1": HubRepo("org/name", "refs/pr/1"),
+    f"{HUB}/org/name/tree/refs/pr/1": HubRepo("org/name", "refs/pr/1"),
+    f"{HUB}/org/name/commit/0123abc": HubRepo("org/name", "0123abc"),
+    f"{HUB}/org/name/commits/main": HubRepo("org/name", "main"),
+    f"{HUB}/org/name/resolve/main/a/b.ckpt?download=true": HubFile("org/name", "main", "a/b.ckpt"),
+    f"{HUB}/org/name/blob/main/b.ckpt": HubFile("org/name", "main", "b.ckpt"),
+    f"{HUB}/org/name/raw/main/b.ckpt": HubFile("org/name", "main", "b.ckpt"),
+    "http://huggingface.co/org/name/blob/v1/b.ckpt#L1": HubFile("org/name", "v1", "b.ckpt"),
+    "huggingface.co/org/name/resolve/main/a%20b.ckpt": HubFile("org/name", "main", "a b.ckpt"),
+    "hf://org/name": REPO,
+    "hf://org/name/": REPO,
+    "hf://models/org/name": REPO,
+    "hf://org/name@v2": HubRepo("org/name", "v2"),
+    "hf://org/name@refs/pr/1": HubRepo("org/name", "refs/pr/1"),
+    "hf://org/name@my%2Fbranch": HubRepo("org/name", "my/branch"),
+    "hf://org/name/a/b.ckpt": HubFile("org/name", "main", "a/b.ckpt"),
+    "hf://org/name@v2/b.ckpt": HubFile("org/name", "v2", "b.ckpt"),
+    "hf://org/name@refs/pr/1/b.ckpt": HubFile("org/name", "refs/pr/1", "b.ckpt"),
+    CIVITAI: Link(CIVITAI),
+    f"{CIVITAI}\n": Link(CIVITAI),
+    f"{CIVITAI}?type=Model&format=SafeTensor": Link(f"{CIVITAI}?type=Model&format=SafeTensor"),
+    "civitai.com/api/download/models/94640": Link(CIVITAI),
+    "example.com/files/x.bin": Link("https://example.com/files/x.bin"),
+    "files.example.com:8443/a/b?c": Link("https://files.example.com:8443/a/b?c"),
+    "http://example.com/x": Link("http://example.com/x"),
+    "https://me:pw@huggingface.co/org/name": Link("https://me:pw@huggingface.co/org/name"),
+    f"{HUB}.evil.example/org/name": Link(f"{HUB}.evil.example/org/name"),
+    f"{HUB}/datasets/o/n/resolve/main/x": Link(f"{HUB}/datasets/o/n/resolve/main/x"),
+    "http://hf.co/datasets/o/n/resolve/main/x": Link("https://hf.co/datasets/o/n/resolve/main/x"),
+}
+"""Urls that are read, for every model type but huggingface and api_trained."""
+
+OBJECT_STORE = "is in an object store, which the loader does not read; give an https link"
+REGISTRY = "is in a container registry, which the loader does not read; give"
+GIT = "is an address for git, which the loader does not run; give a Hugging Face repo as ORG/NAME"
+SCHEME = "has a scheme that the loader does not read; give a Hugging Face repo id (ORG/NAME) or an"
+CIVITAI_PAGE = "names a model of Civitai, but none of its files; give the download link"
+OTHER_KIND = "is not a model's repo; give ORG/NAME, or an http(s) link to a file"
+OTHER_PAGE = "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
+TAG = "has a tag after the repo id; give ORG/NAME, a precision such as fp16 in spec.revision, and"
+DOT_GIT = "ends with .git; give the Hugging Face repo as ORG/NAME"
+BARE = "must be a Hugging Face repo id with its owner (ORG/NAME) or an http(s) link; a bare id"
+NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link, without blanks in it"
+NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
+NOT_ON_THE_HUB = "must be a Hugging Face repo id (ORG/NAME), a repo's page or a link to one of its"
+
+REFUSED: dict[str, str] = {
+    "s3://bucket/key.ckpt": OBJECT_STORE,
+    "S3://bucket/key.ckpt": OBJECT_STORE,
+    " s3a://bucket/key.ckpt": OBJECT_STORE,
+    "gs://bucket/a b.ckpt": OBJECT_STORE,
+    "abfss://box@account/x": OBJECT_STORE,
+    "oci://registry.example.com/model:v1": REGISTRY,
+    "docker://registry.example.com/model": REGISTRY,
+    "git+ssh://git@hf.co/org/name": GIT,
+    "git+https://huggingface.co/org/name": GIT,
+    "ssh://git@hf.co/org/name": GIT,
+    "git@hf.co:org/name": GIT,
+    "modelscope://org/name": SCHEME,
+    "ftp://example.com/x": SCHEME,
+    "file:///etc/passwd": SCHEME,
+    "pvc://models/x": SCHEME,
+    "https://civitai.com/models/1": CIVITAI_PAGE,
+    "https://civitai.com/models/1/some-slug?modelVersionId=2": CIVITAI_PAGE,
+    "civitai.com/models/1": CIVITAI_PAGE,
+    "https://civitai.red/model-versions/2": CIVITAI_PAGE,
+    "urn:air:sdxl:checkpoint:civitai:1@2": CIVITAI_PAGE,
+    "air:sdxl:lora:civitai:1@2": CIVITAI_PAGE,
+    "hf://datasets/org/name": OTHER_KIND,
+    "hf://spaces/org/name": OTHER_KIND,
+    HUB: OTHER_PAGE,
+    f"{HUB}/gpt2": OTHER_PAGE,
+    "huggingface.co/gpt2": OTHER_PAGE,
+    f"{HUB}/datasets/org/name": OTHER_PAGE,
+    f"{HUB}/spaces/org/name": OTHER_PAGE,
+    f"{HUB}/org/name/tree/main/vae": OTHER_PAGE,
+    f"{HUB}/org/name/discussions/3": OTHER_PAGE,
+    f"{HUB}/models?search=sdxl": OTHER_PAGE,
+    "hf://org": OTHER_PAGE,
+    "org/name:fp16": TAG,
+    "org/name:latest": TAG,
+    "org/name.git": DOT_GIT,
+    f"{HUB}/org/name.git": DOT_GIT,
+    "gpt2": BARE,
+    "x.ckpt": BARE,
+    "huggingface.co": BARE,
+    "": NEITHER,
+    " ": NEITHER,
+    "not a link": NEITHER,
+    "org / name": NEITHER,
+    "git clone https://huggingface.co/org/name": NEITHER,
+    "https://example.com/a b": NEITHER,
+    "https://": NEITHER,
+    "https:///x": NEITHER,
+    "/etc/passwd": NEITHER,
+    "../name": NEITHER,
+    "org/..": NEITHER,
+    "org/-name": NEITHER,
+    "org/na--me": NEITHER,
+    "org/name/more": NEITHER,
+    "localhost:8000/x": NEITHER,
+    "<https://example.com/x>": NEITHER,
+}
+"""Urls that are refused, for every model type but api_trained."""
+
+TRAINED: dict[str, Meaning | str] = {
+    "abc-1": TrainedId("abc-1"),
+    " abc-1\n": TrainedId("abc-1"),
+    CIVITAI: Link(CIVITAI),
+    f"{HUB}/org/name": REPO,
+    f"{HUB}/org/name/resolve/main/b.ckpt": HubFile("org/name", "main", "b.ckpt"),
+    "s3://bucket/key.ckpt": OBJECT_STORE,
+    f"{HUB}/spaces/org/name": OTHER_PAGE,
+    "org/name": NOT_TRAINED,
+    "org/name:fp16": NOT_TRAINED,
+    "../x": NOT_TRAINED,
+    "two words": NOT_TRAINED,
+    "": NOT_TRAINED,
+}
+"""Urls with modelType api_trained."""
+
+OTHER_TYPES = tuple(kind for kind in ModelType if kind is not ModelType.API_TRAINED)
