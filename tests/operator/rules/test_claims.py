@@ -86,16 +86,6 @@ CASES = [
         message=MESSAGE,
     ),
     Case(
-        id="model that failed for good, on a claim without the label: its reason stays in Stalled",
-        model=model(stalled(Reason.NOT_A_MODEL), storage=DATABASE),
-        observed=observed(claim=FOREIGN),
-        rule="claim_is_not_allowed",
-        phase="Pending",
-        ready="not ClaimNotAllowed",
-        stalled="NotAModel",
-        message=MESSAGE,
-    ),
-    Case(
         id="label removed during a load: the load is stopped",
         model=model(loading(), storage=DATABASE),
         observed=with_pod(job(), running("fetch"), claim=FOREIGN),
