@@ -221,9 +221,9 @@ class Reason(StrEnum):
     DAMAGED_FILE = (
         "DamagedFile",
         Retry.ON_CHANGE,
-        "Compare the file's size at the source with the original's, and upload it again; then set the"
-        f" annotation {ANNOTATION_RELOAD} to a new value. If the original is damaged, save it again"
-        " or use another copy.",
+        "Compare the file's size at the source with the original's, and upload the original again;"
+        f" then set the annotation {ANNOTATION_RELOAD} to a new value. If the original is damaged,"
+        " save it again or use another copy.",
     )
     """The file has a model's format, but it is truncated, altered or breaks the format's rules."""
     DIGEST_MISMATCH = (
