@@ -102,10 +102,8 @@ CASES = [
     if container != "safetensors" or style not in ("A1111", "textual_inversion", "a tensor alone")
 ]
 CASES += [Case("sd1", style, LEGACY) for style in ("diffusers", "A1111")]
-PAIRS = {
-    "clip_l and clip_g": ("clip_l", "clip_g"),
-    "pivotal tuning": ("text_encoders_0", "text_encoders_1"),
-}
+NEWER, OLDER = ("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")
+PAIRS = {"clip_l and clip_g": NEWER, "pivotal tuning": OLDER}
 SDXL_CASES = [Case("sdxl", pair, kind) for pair in PAIRS for kind in ("safetensors", "pt", "bin")]
 ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
 
@@ -361,38 +359,6 @@ def test_faulty_embedding_is_refused(tmp_path, content, reason, message):
     assert caught.value.reason is reason
     assert message in caught.value.message
     assert not list((tmp_path / "out").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (
-            ["clip_l", "clip_l_out"],
-            "the file is an embedding of OneTrainer with vectors for the text encoder's output"
-            " (clip_l_out), which diffusers does not read: train it without output embeddings",
-        ),
-        (
-            ["clip_g", "clip_l", "t5"],
-            "the file is an embedding of Stable Diffusion 3 (it holds t5), which no type loads",
-        ),
-        (["clip_l", "t5"], "the file is an embedding of FLUX (it holds t5), which no type loads"),
-        (
-            ["clip_l"],
-            "the file is half an embedding of SDXL: it holds clip_l without clip_g; if it is whole"
-            " and of another family, set spec.baseModel",
-        ),
-        (
-            ["768.0.linear.0.weight", "768.1.linear.0.weight"],
-            "the file is a hypernetwork, which is not supported",
-        ),
-    ],
-)
-def test_embedding_that_diffusers_does_not_read_is_named(tmp_path, names, message):
-    """The message says of which program or model the file is."""
-    with pytest.raises(LoaderError) as caught:
-        loaded(tmp_path, {name: vectors(768) for name in names})
-    assert caught.value.reason is UNSUPPORTED
-    assert caught.value.message == message
 
 
 def test_base_model_decides_about_clip_l_alone(tmp_path):

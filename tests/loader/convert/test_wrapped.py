@@ -80,3 +80,40 @@ def test_components_apart_are_named(tmp_path: Path) -> None:
         "file: the weights lie under text_encoder, unet; a model is read if its weights lie"
         " together, such as under state_dict, model_state_dict, model, module"
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["clip_l", "clip_l_out"],
+            "the file is an embedding of OneTrainer with vectors for the text encoder's output"
+            " (clip_l_out), which diffusers does not read: train it without output embeddings",
+        ),
+        (
+            ["clip_g", "clip_l", "t5"],
+            "the file is an embedding of Stable Diffusion 3 (it holds t5), which no type loads",
+        ),
+        (["clip_l", "t5"], "the file is an embedding of FLUX (it holds t5), which no type loads"),
+        (
+            ["clip_l"],
+            "the file is half an embedding of SDXL: it holds clip_l without clip_g; if it is whole"
+            " and of another family, set spec.baseModel",
+        ),
+        (
+            ["768.0.linear.0.weight", "768.1.linear.0.weight"],
+            "the file is a hypernetwork, which is not supported",
+        ),
+    ],
+)
+def test_embedding_that_diffusers_does_not_read_is_named(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    """The message says of which program or model the file is."""
+    file = save_safetensors(
+        tmp_path / "x.safetensors", {name: torch.ones(2, 768) for name in names}
+    )
+    with pytest.raises(LoaderError) as caught:
+        convert_file(file, tmp_path / "out", model_type="embeddings")
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert caught.value.message == message
