@@ -221,10 +221,9 @@ class Reason(StrEnum):
     DAMAGED_FILE = (
         "DamagedFile",
         Retry.ON_CHANGE,
-        "Compare the size of the file at the source with that of the original, and upload the"
-        f" original again; then set the annotation {ANNOTATION_RELOAD} to a new value. If the"
-        " original itself is damaged, save it again with the program that made it, or use another"
-        " copy of the model.",
+        "Compare the file's size at the source with the original's, and upload the original again;"
+        f" then set the annotation {ANNOTATION_RELOAD} to a new value. If the original is damaged,"
+        " save it again or use another copy.",
     )
     """The file has a model's format, but it is truncated, altered or breaks the format's rules."""
     DIGEST_MISMATCH = (

@@ -99,6 +99,8 @@ def test_the_gateway_cannot_create_jobs_or_read_other_leases() -> None:
     models = {(verb, names.PLURAL) for verb in ("create", "patch", "delete")}
     assert changes == models | {("update", "leases")}
     assert not {"jobs", "pods", "secrets"} & {name for _, name in granted(GATEWAY_RULES)}
+    kinds = {resource for rule in GATEWAY_RULES for resource in rule["resources"]}
+    assert kinds == {"stablediffusionmodels", "events", "leases", "persistentvolumeclaims"}
     (leases,) = [rule for rule in GATEWAY_RULES if "leases" in rule["resources"]]
     assert leases["resourceNames"] == [names.SWEEP_LEASE]
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from devkit.fakefiles import FileServer
+from sd_api.reasons import Reason
 from sd_loader.streaming import LEAST_BYTES
 from tests.support.formats.legacyfiles import content, storage, tensor
 from tests.support.formats.torchfiles import Call
@@ -87,7 +88,9 @@ FILES = {
     "a name that ends early": (renamed(b"byteorder", b"version\0\0"), DAMAGED, "not a plain path"),
     "a name in capitals": (renamed(b"byteorder", b"DATA.PKL."), DAMAGED, "another name|hidden"),
     "a name that climbs out": (renamed(b"byteorder", b"../../xyz"), DAMAGED, "not a plain path"),
-    "a second root": (renamed(b"archive/byteorder", b"brchive/byteorder"), DAMAGED, "torch's"),
+    "a second root": (
+        renamed(b"archive/byteorder", b"brchive/byteorder"), Reason.NOT_A_MODEL, "torch's",
+    ),
     "a hole in a header": (
         safetensors({"a": WHOLE | {"data_offsets": [1, SIZE + 1]}}, SIZE + 1), DAMAGED, "a hole",
     ),

@@ -166,11 +166,11 @@ def parse_json(content: bytes, name: str, *, infinite: bool = False) -> dict[str
     try:
         value = json.loads(content, parse_float=_finite, parse_constant=constant)
     except (ValueError, RecursionError) as error:
-        raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not valid JSON") from error
+        raise LoaderError(Reason.DAMAGED_FILE, f"{name} is not valid JSON") from error
     if _depth(value) > _MAX_DEPTH:
-        raise LoaderError(Reason.NOT_A_MODEL, f"{name} is nested more than {_MAX_DEPTH} deep")
+        raise LoaderError(Reason.DAMAGED_FILE, f"{name} is nested more than {_MAX_DEPTH} deep")
     if not isinstance(value, dict):
-        raise LoaderError(Reason.NOT_A_MODEL, f"{name} is not a JSON object")
+        raise LoaderError(Reason.DAMAGED_FILE, f"{name} is not a JSON object")
     if "auto_map" in value:
         raise LoaderError(Reason.UNSAFE_MODEL, f"{name} asks for code of the repo (auto_map)")
     return value

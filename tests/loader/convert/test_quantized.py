@@ -12,11 +12,13 @@ from devkit.ldm_layouts import TINY_SDXL, sdxl_shapes
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.repo_component import component_tensors
+from sd_loader.convert.plan.repo_configs import component_config
+from sd_loader.diffusers_repo.index import Pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from tests.support.models.checkpoints import save_safetensors, tiny_sd15
-from tests.support.models.conversions import convert_file
+from tests.support.models.conversions import conversion, convert_file
 
 UNET = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_k"
 VAE = "first_stage_model.encoder.mid.attn_1.q"
@@ -185,6 +187,34 @@ def test_component_of_a_repo_is_refused_by_name():
     with pytest.raises(LoaderError) as caught:
         component_tensors("unet", "UNet2DConditionModel", [file])
     assert caught.value.message == "unet: " + message("int8, by bitsandbytes", "conv_in.SCB")
+
+
+BITSANDBYTES = {"quant_method": "bitsandbytes"}
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (
+            {**BITSANDBYTES, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            "nf4, by bitsandbytes",
+        ),
+        (
+            {**BITSANDBYTES, "load_in_8bit": True, "bnb_4bit_quant_type": "fp4"},
+            "int8, by bitsandbytes",
+        ),
+        ({"quant_method": "torchao"}, "torchao"),
+        ({"x": 1}, "by an unknown method"),
+        ([1], "by an unknown method"),
+    ],
+)
+def test_config_of_a_quantizer_is_refused_by_its_name(config, what):
+    """The message names the component, the method and the type of the numbers."""
+    pipeline = Pipeline("StableDiffusionPipeline", {"unet": "UNet2DConditionModel"}, {})
+    with pytest.raises(LoaderError) as caught:
+        component_config({"quantization_config": config}, "unet", pipeline, conversion())
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+    assert caught.value.message == "unet: " + message(what, "quantization_config")
 
 
 @pytest.mark.parametrize(

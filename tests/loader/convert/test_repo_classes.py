@@ -37,9 +37,9 @@ def index(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason", "words"),
     [
-        (b"", Reason.NOT_A_MODEL, "not valid JSON"),
-        (b"[]", Reason.NOT_A_MODEL, "not a JSON object"),
-        (b"\xff\xfe", Reason.NOT_A_MODEL, "not valid JSON"),
+        (b"", Reason.DAMAGED_FILE, "not valid JSON"),
+        (b"[]", Reason.DAMAGED_FILE, "not a JSON object"),
+        (b"\xff\xfe", Reason.DAMAGED_FILE, "not valid JSON"),
         (index(_class_name=None), Reason.UNSAFE_MODEL, "custom pipeline"),
         (index(_class_name="StableDiffusionPipeline\u200b"), Reason.UNSUPPORTED_FORMAT, "Pipeline"),
         (

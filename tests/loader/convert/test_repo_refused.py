@@ -143,7 +143,7 @@ def page(repo: Path) -> None:
             id="part of a tensor",
         ),
         pytest.param(be_wider, Reason.CONVERSION_FAILED, "hidden_size is x", id="invalid width"),
-        pytest.param(be_infinite, Reason.NOT_A_MODEL, "not valid JSON", id="infinite number"),
+        pytest.param(be_infinite, Reason.DAMAGED_FILE, "not valid JSON", id="infinite number"),
         pytest.param(quantize, Reason.UNSUPPORTED_FORMAT, "quantized", id="quantized weights"),
         pytest.param(duplicate, Reason.CONVERSION_FAILED, "two tensors", id="doubled tensor"),
         pytest.param(empty_vae, Reason.NOT_A_MODEL, "without tensors", id="no tensors"),

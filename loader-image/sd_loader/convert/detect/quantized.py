@@ -7,6 +7,7 @@ reader would take the weight for something else.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
@@ -46,6 +47,7 @@ _BY_WEIGHT_OF_EXPONENTS = {Dtype.F8_E4M3: "mxfp8", Dtype.F8_E5M2: "mxfp8", Dtype
 """Formats whose scales are exponents, which are stored as whole numbers of 8 bits."""
 _WHOLE = (Dtype.I8, Dtype.U8)
 _ANY = "with scales"
+_CONFIG = "quantization_config"
 _SHOWN = 120
 """Names of layers are long, and their ends show the format."""
 
@@ -54,12 +56,29 @@ def refuse_quantized(tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file with quantized weights. fp8 without scales is not quantized."""
     found = _format(tensors)
     if found is not None:
-        what, seen = found
-        raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT,
-            f"the weights are quantized ({what}), which is not supported: use a version of the"
-            f" model in fp16, bf16 or fp32 (seen: {snippet(seen, _SHOWN)})",
-        )
+        _refuse(*found)
+
+
+def refuse_quantized_config(config: Mapping[str, Any]) -> None:
+    """Refuse a component whose config has the settings of a quantizer."""
+    quantizer = config.get(_CONFIG)
+    if not quantizer:
+        return
+    settings = quantizer if isinstance(quantizer, dict) else {}
+    method = settings.get("quant_method")
+    by = snippet(method, 20) if isinstance(method, str) else "by an unknown method"
+    kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else None
+    if settings.get("load_in_8bit"):
+        kind = "int8"
+    _refuse(f"{snippet(kind, 20)}, by {by}" if isinstance(kind, str) else by, _CONFIG)
+
+
+def _refuse(what: str, seen: str) -> NoReturn:
+    raise LoaderError(
+        Reason.UNSUPPORTED_FORMAT,
+        f"the weights are quantized ({what}), which is not supported: use a version of the model in"
+        f" fp16, bf16 or fp32 (seen: {snippet(seen, _SHOWN)})",
+    )
 
 
 def _format(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:

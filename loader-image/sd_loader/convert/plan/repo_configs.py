@@ -10,6 +10,7 @@ from typing import Any
 from sd_api.reasons import Reason
 from sd_api.spec import PredictionType
 from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.quantized import refuse_quantized_config
 from sd_loader.convert.plan.config_rules import check_scheduler
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.diffusers_repo.config_keys import (
@@ -61,10 +62,10 @@ def component_config(
     config: Mapping[str, Any], component: str, pipeline: Pipeline, conversion: Conversion
 ) -> dict[str, Any]:
     """A component's config, with the class that model_index.json names."""
-    if config.get("quantization_config"):
-        raise LoaderError(
-            Reason.UNSUPPORTED_FORMAT, f"{component} is quantized, which is not supported"
-        )
+    try:
+        refuse_quantized_config(config)
+    except LoaderError as error:
+        raise LoaderError(error.reason, f"{component}: {error.message}") from None
     class_name = pipeline.components[component]
     kept = allowed_config(config, class_name, f"{component}/{CONFIG_NAME}")
     if component.startswith("text_encoder"):
