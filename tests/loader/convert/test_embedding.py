@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection
 
 from sd_api.reasons import Reason
-from sd_api.wire import Source
 from sd_loader.convert.plan.embedding import FIRST_FILE, SECOND_FILE, TOKEN_FILE
-from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
-from tests.support.models import tinyrepo
 from tests.support.models.catalog import Row
-from tests.support.models.checkpoints import save_safetensors
-from tests.support.models.conversions import conversion, convert_file, identical
+from tests.support.models.conversions import convert_file, identical
+from tests.support.models.embeddings import assert_same, opened, save, vectors
 
 UNSUPPORTED, CONTRADICTS = Reason.UNSUPPORTED_FORMAT, Reason.CONVERSION_FAILED
 FAMILIES = {"sd1": ("SD 1.x", 768), "sd2": ("SD 2.x", 1024)}
@@ -34,12 +25,6 @@ SECOND_WIDTH = 1280
 NAME = "charturner"
 LEGACY = "pt of before torch 1.6"
 BY_MODEL_ID = "<model>"  # the model id that `convert_file` uses
-
-
-def vectors(width, count=2, dtype=torch.float32, seed=0):
-    """Random vectors for a token."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn((count, width), generator=generator).to(dtype)
 
 
 def a1111(tensor):
@@ -108,61 +93,10 @@ SDXL_CASES = [Case("sdxl", pair, kind) for pair in PAIRS for kind in ("safetenso
 ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
 
 
-def save(path: Path, content, *, legacy: bool = False) -> Path:
-    """Save the content in the container of the path's suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        return save_safetensors(path, content)
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    return path
-
-
 def loaded(folder, content, name="x.safetensors", *, legacy=False, **fields):
     """Convert the content. Return the result and the folder."""
     path = save(folder / "origin" / name, content, legacy=legacy)
     return convert_file(path, folder / "out", model_type="embeddings", **fields), folder / "out"
-
-
-@cache
-def tokenizer():
-    """A tokenizer that knows only letters.
-
-    A copy of the real one's 49,408 rows for each test would be slow.
-    """
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as folder:
-        numbered = {word: index for index, word in enumerate(words)}
-        (Path(folder) / "vocab.json").write_text(json.dumps(numbered))
-        (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def opened(source, width, kind=CLIPTextModel, **options):
-    """The tokens that diffusers adds for an embedding, with their vectors."""
-    config = CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=width // 64,
-        vocab_size=len(tokenizer()),
-        projection_dim=64,
-    )
-    words, encoder = copy.deepcopy(tokenizer()), kind(config)
-    tinyrepo.pipeline("sd15").load_textual_inversion(
-        source, tokenizer=words, text_encoder=encoder, **options
-    )
-    weights = encoder.get_input_embeddings().weight
-    known = tokenizer().get_vocab()
-    added = {word: index for word, index in words.get_vocab().items() if word not in known}
-    return {word: weights[index].detach().clone() for word, index in added.items()}
-
-
-def assert_same(ours, theirs):
-    """Assert that tokens and vectors are equal."""
-    assert theirs
-    assert ours.keys() == theirs.keys()
-    assert all(identical(ours[word], vector) for word, vector in theirs.items())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -202,61 +136,6 @@ def test_sdxl_embedding_has_a_file_for_each_encoder(tmp_path, case):
         opened(out, SECOND_WIDTH, second, weight_name=SECOND_FILE),
         opened(second_vectors, SECOND_WIDTH, second, token=token),
     )
-
-
-def converted_repo(folder, halves, **fields):
-    """Convert a repo of these files. Return the result and the folder."""
-    for name, content in halves.items():
-        save(folder / "source" / "repo" / name, content)
-    (folder / "out").mkdir()
-    fetched = Fetched(kind="repo", path="repo", source=Source())
-    options = conversion(model_type="embeddings", **fields)
-    return convert(fetched, folder / "source", options, folder / "out", lambda _: None)
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_sdxl_embedding_in_two_files_is_opened_like_its_files(tmp_path, suffix):
-    """Diffusers' training script for SDXL writes a file for each text encoder."""
-    names = f"learned_embeds.{suffix}", f"learned_embeds_2.{suffix}"
-    halves = {"<cat-toy>": vectors(768)}, {"<cat-toy>": vectors(SECOND_WIDTH, seed=1)}
-    converted = converted_repo(tmp_path, dict(zip(names, halves, strict=True)))
-
-    assert converted.files.keys() == {FIRST_FILE, SECOND_FILE, TOKEN_FILE}
-    assert (converted.base_model, converted.warnings) == ("sdxl", ())
-    out, repo = tmp_path / "out", tmp_path / "source" / "repo"
-    assert (out / TOKEN_FILE).read_text() == "<cat-toy>"
-    assert_same(opened(out, 768), opened(repo, 768, weight_name=names[0]))
-    second = CLIPTextModelWithProjection
-    assert_same(
-        opened(out, SECOND_WIDTH, second, weight_name=SECOND_FILE),
-        opened(repo, SECOND_WIDTH, second, weight_name=names[1]),
-    )
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "reason", "message"),
-    [
-        ({"<a>": vectors(768)}, {"<b>": vectors(1280)}, CONTRADICTS, "two embeddings: <a> and <b>"),
-        ({"<a>": vectors(1280)}, {"<a>": vectors(768)}, CONTRADICTS, "should be equally many"),
-        ({"<a>": vectors(768)}, {"<a>": vectors(1280, 3)}, CONTRADICTS, "should be equally many"),
-        (
-            {"clip_l": vectors(768), "clip_g": vectors(1280)},
-            {"<a>": vectors(1280)},
-            UNSUPPORTED,
-            "a whole embedding of SDXL; link to that file",
-        ),
-    ],
-    ids=["names", "order", "numbers", "whole"],
-)
-def test_two_files_that_do_not_belong_together_are_refused(
-    tmp_path, first, second, reason, message
-):
-    """Nothing is written."""
-    files = {"learned_embeds.safetensors": first, "learned_embeds_2.safetensors": second}
-    with pytest.raises(LoaderError, match=message) as caught:
-        converted_repo(tmp_path, files)
-    assert caught.value.reason is reason
-    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -21,7 +21,7 @@ from sd_loader.convert.plan.lora_keys import (
     canonical_name,
     layers_of,
 )
-from sd_loader.convert.plan.lora_kinds import shown
+from sd_loader.convert.plan.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.plan.lora_metadata import passed_on
 from sd_loader.convert.plan.precision import published_dtype
 from sd_loader.convert.write.files import FolderPlan, Item, weights_file
@@ -35,6 +35,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     """Plan the file of a LoRA. Reads no weights and writes nothing."""
+    # PEFT names an adapter's layers as the model's own.
+    refuse_other_adapters(file.tensors, by_role=True)
     refuse_other_kinds(file.tensors, ModelType.LORA)
     layers = layers_of(file.tensors)
     _check_types(layers, file.tensors)

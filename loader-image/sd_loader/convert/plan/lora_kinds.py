@@ -139,9 +139,17 @@ _PARTS = 3
 """How many parts of a name, separated by dots, follow that of the layer at most."""
 
 
-def refuse_other_adapters(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse an adapter of another kind by its name, whatever the order of its tensors."""
-    found = [(number, name) for name in tensors for number in _kinds_of(name)]
+def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = False) -> None:
+    """Refuse an adapter of another kind by its name, whatever the order of its tensors.
+
+    by_role: only if the role of a tensor shows it, which no other model has.
+    """
+    found = [
+        (number, name)
+        for name in tensors
+        for number in _kinds_of(name)
+        if not by_role or _KINDS[number] not in _BY_BEGINNING
+    ]
     if not found:
         return
     number, name = min(found)
