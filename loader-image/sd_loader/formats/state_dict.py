@@ -29,7 +29,7 @@ _WRAPPERS = (
 )
 """Keys under which training programs put the weights. Averages come last."""
 _PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "state_dict.", "model_state_dict.")
-"""What DistributedDataParallel, torch.compile and others put before the name of each tensor."""
+"""Prefixes that DistributedDataParallel, torch.compile and others give to each tensor's name."""
 _EMBEDDINGS = "string_to_param"
 _ALONE = "*"
 """The name that textual inversion gives to vectors without a name."""

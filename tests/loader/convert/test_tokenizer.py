@@ -176,7 +176,9 @@ REFUSED = [
         id="one id for two words",
     ),
     pytest.param(
-        changed("vocab.json", zzz=1.5), "tokenizer: the tokenizer's vocabulary is not one", id="1.5"
+        changed("vocab.json", zzz=1.5),
+        "tokenizer: the tokenizer's vocabulary is not a table of ids by word",
+        id="1.5",
     ),
     pytest.param(
         changed("vocab.json", **{"\ud800": WORDS}),
