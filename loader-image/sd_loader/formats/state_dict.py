@@ -65,14 +65,14 @@ def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
 
 def bare_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without a prefix that each name has because the trained model was wrapped."""
-    found = dict(tensors)
-    while len(found) > 1:
-        first = next(iter(found))
+    unwrapped = dict(tensors)
+    while len(unwrapped) > 1:
+        first = next(iter(unwrapped))
         prefix = next((prefix for prefix in _PREFIXES if first.startswith(prefix)), None)
-        if prefix is None or not all(name.startswith(prefix) for name in found):
+        if prefix is None or not all(name.startswith(prefix) for name in unwrapped):
             break
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
+        unwrapped = {name.removeprefix(prefix): tensor for name, tensor in unwrapped.items()}
+    return unwrapped
 
 
 def _wrapped(content: Mapping[object, object]) -> dict[str, object] | None:

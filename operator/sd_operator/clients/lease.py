@@ -43,7 +43,7 @@ class Lease:
     """One candidate for the Lease; used as a context manager, by one task at a time."""
 
     lapses_in = 0.0
-    """Seconds from the last attempt until another's Lease lapses; 0 if there is nothing to wait for."""
+    """Seconds from the last attempt until another's Lease lapses. 0 if no wait is needed."""
 
     def __init__(self, client: ApiClient, namespace: str, count: Count) -> None:
         self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"

@@ -391,7 +391,7 @@ def test_faulty_embedding_is_refused(tmp_path, content, reason, message):
     ],
 )
 def test_embedding_that_diffusers_does_not_read_is_named(tmp_path, names, message):
-    """The message says of which program or model the file is."""
+    """The message names the program or model that the file is for."""
     with pytest.raises(LoaderError) as caught:
         loaded(tmp_path, {name: vectors(768) for name in names})
     assert caught.value.reason is UNSUPPORTED
