@@ -1,8 +1,8 @@
 """Make the loader's list of config keys from the installed diffusers and transformers.
 
 Each component class documents the keys of its config: the parameters of a class of diffusers, the
-fields of a config class of transformers. What a base class adds is not among them.
-`tests/loader/diffusers_repo/test_config_keys.py` makes the list again and compares.
+fields of a config class of transformers. Keys of a base class are not among them.
+`tests/loader/diffusers_repo/test_config_keys_made.py` makes the list again and compares.
 
     python -m tools.make_config_keys     writes …/sd_loader/diffusers_repo/config_keys.json
 """

@@ -41,7 +41,7 @@ class HubErrors:
                 shown = f"{redact_url(url)} answered {response.status_code}"
                 return LoaderError(Reason.SOURCE_NOT_FOUND, f"{shown}: {_NOT_FOUND[code]}")
             if response.status_code == 401 and not token_sent and not code:
-                # If no token was sent, the Hub responds so for private and for missing repos.
+                # Without a token, this response stands for private and for missing repos.
                 return LoaderError(Reason.SOURCE_NOT_FOUND, f"{redact_url(url)}: {_PRIVATE}")
         return http_errors.refused(response, url, token_sent=token_sent, words=words)
 
