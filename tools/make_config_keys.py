@@ -1,8 +1,8 @@
 """Make the loader's list of config keys from the installed diffusers and transformers.
 
 Each component class documents the keys of its config: the parameters of a class of diffusers, the
-fields of a config class of transformers. What a base class adds is not among them.
-`tests/loader/diffusers_repo/test_config_keys.py` makes the list again and compares.
+fields of a config class of transformers. Keys of a base class are not among them.
+`tests/loader/diffusers_repo/test_config_keys_made.py` makes the list again and compares.
 
     python -m tools.make_config_keys     writes …/sd_loader/diffusers_repo/config_keys.json
 """
@@ -49,7 +49,7 @@ CORRECTIONS: Mapping[str, Mapping[str, list[str]]] = {
         "reverse_transformer_layers_per_block": ["int[]", "int[][]", "null"],
     },
 }
-"""Types that a class reads, if its annotations say otherwise."""
+"""Types of keys whose annotations do not list all that the class reads."""
 
 Keys = dict[str, dict[str, Any]]
 
@@ -74,7 +74,7 @@ def make_list() -> dict[str, dict[str, Any]]:
 
 
 def _scheduler_class(name: str) -> Any:  # noqa: ANN401 - a class
-    """The class itself: the package has a stand-in for it if a library that it uses is missing."""
+    """Import the class from its module: diffusers exports a stand-in if a library is missing."""
     found = next(
         path
         for path in (Path(diffusers.__file__).parent / "schedulers").glob("scheduling_*.py")
@@ -98,7 +98,7 @@ def parameters(kind: Any) -> Keys:  # noqa: ANN401 - a class
 
 
 def transformers_entries(name: str, config: type[PreTrainedConfig]) -> dict[str, dict[str, Any]]:
-    """The entries of a class of transformers and of the configs that are nested in its own."""
+    """The entries of a class of transformers and of the configs nested in its config."""
     base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     keys: Keys = {}
     nested: dict[str, dict[str, Any]] = {}

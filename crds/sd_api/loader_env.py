@@ -22,7 +22,7 @@ LOGINS_DIR = "/run/secrets/sd-logins"
 STORE_MOUNT = "/models"
 """Where a Job mounts the volume."""
 USER_ENV = {"HOME": "/tmp", "LOGNAME": LOADER_NAME}  # noqa: S108 - the Pod's own emptyDir
-"""What Python asks about its user, who has no entry in /etc/passwd."""
+"""Variables from which Python learns about its user, who has no entry in /etc/passwd."""
 HUB_LIBRARY_ENV = {
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -138,7 +138,8 @@ class LoaderEnv:
     @classmethod
     def path_names(cls) -> frozenset[str]:
         """The variables of every_name that name a file or folder of the container."""
-        paths = {name for one in _variables(cls).values() if one.is_path for name in one.names}
+        variables = _variables(cls).values()
+        paths = {name for variable in variables if variable.is_path for name in variable.names}
         return frozenset(paths | {"HOME", "HF_HOME"})
 
     @classmethod

@@ -20,7 +20,7 @@ _PRINTABLE = re.compile(r"[ -~]+")
 
 @dataclass(frozen=True)
 class Logins:
-    """The logins that the folder has. A file that is missing or empty is None."""
+    """The logins in the folder. A login is None if its file is missing or empty."""
 
     proxy: str | None = field(default=None, repr=False)
     """USER:PASSWORD for the proxy."""
@@ -31,11 +31,11 @@ class Logins:
 
     @classmethod
     def read(cls, folder: Path | None) -> Self:
-        """Read the folder; raise ValueError, without the login, for one that cannot be sent."""
+        """Read the folder. Raise ValueError for a login that cannot be sent, without quoting it."""
         return cls() if folder is None else cls(*(_read(folder / key) for key in KEYS))
 
     def secrets(self) -> Iterator[str]:
-        """Yield every text that messages must not show, also in the form of a header."""
+        """Yield every text that messages must not show, also as a header or a url encodes it."""
         for login in (self.proxy, self.hub):
             if login is not None:
                 yield login.partition(":")[2]

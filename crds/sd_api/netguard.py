@@ -66,7 +66,7 @@ REFUSED = tuple(
         "3fff::/20",  # documentation
     )
 )
-"""Every range that is not public. The chart's network policies except the same ranges."""
+"""Every range that is not public. The chart's network policies exclude the same ranges."""
 PORTS = (80, 443)
 """The ports that may be called at public hosts."""
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")

@@ -1,4 +1,4 @@
-"""Reads a model's url as people hold it: the one place that says what a url means.
+"""Reads a model's url in every form that people have it in. Only this module gives urls a meaning.
 
 `read_source` is pure and never raises. The operator, the loader and the gateway call it; the rules
 of the CRD are made from the same patterns (`sd_api.url_forms`).
@@ -53,7 +53,7 @@ class TrainedId:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A url that means none of these."""
+    """A url that the loader does not read."""
 
     words: str
     """What is wrong and what to give instead, as the rest of a sentence about the field."""
@@ -130,8 +130,8 @@ def _on_hub(text: str) -> _OnHub | None:
 def _on_mirror(text: str, endpoint: str, model_type: ModelType) -> _OnHub | None:
     """Return the meaning of a mirror's url.
 
-    A path of two words may be a file of the mirror, so it is a repo only with modelType
-    huggingface.
+    A path of two words may be an ordinary file of the mirror, so it means a repo only with
+    modelType huggingface.
     """
     forms = [url_forms.FILE_PATH]
     if model_type is ModelType.HUGGINGFACE:
@@ -148,7 +148,7 @@ def _decoded(match: re.Match[str]) -> _OnHub:
 
 
 def _at(place: _OnHub, git_revision: str | None) -> HubRepo | HubFile | Unreadable:
-    """Return the repo or file at its revision. Refuse two different ones."""
+    """Return the repo or file at its revision. Refuse two different revisions."""
     if git_revision is not None and place.revision not in (None, git_revision):
         is_short = re.fullmatch(r"[A-Za-z0-9._/-]{1,80}", place.revision or "") is not None
         named = place.revision if is_short else "another revision"

@@ -21,10 +21,10 @@ TEMPLATE_RULE = (
 
 
 KEY = "{key}"
-"""The place of the administrator's key, in the query: there no message shows it."""
+"""Stands for the administrator's key in a template's query, which no message shows."""
 KEY_RULE = f"may have {KEY} only in its query"
 _KEY_MIN_LENGTH = 20
-"""Words of a query are shorter, and keys are longer."""
+"""Keys have at least this length; ordinary values in a query are shorter."""
 
 
 def check_template(text: str) -> str:
@@ -42,7 +42,7 @@ def check_template(text: str) -> str:
 
 
 def contains_key(template: str) -> bool:
-    """Whether a template has a login, or a parameter that holds a key and not its place {key}."""
+    """Whether a template contains a login or a key; {key} alone is not a key."""
     place, *query = re.split("[?&;#]", template)
     pieces = [piece.partition("=") for piece in query]
     return "@" in urlsplit(place).netloc or any(
@@ -67,7 +67,7 @@ def is_trained_id(url: str, model_type: ModelType | None) -> bool:
 
 
 def with_key(template: str, key: str | None) -> str:
-    """Return the template with the key in its place; without a key, return it as it is."""
+    """Replace {key} in the template by the key; without a key, return the template as it is."""
     return template if key is None else template.replace(KEY, quote(key, safe=""))
 
 

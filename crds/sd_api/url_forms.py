@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 BLANKS = " \t\r\n\f\v\xa0"
-"""Blanks are ignored around a url, where people and YAML leave them, and wrong inside it."""
+"""Characters that are ignored around a url, where people and YAML leave them, but not inside it."""
 _BLANK = r" \t\r\n\f\v\xa0"
 _EDGE = f"[{_BLANK}]*"
 _REST = f"[^{_BLANK}]*"
@@ -46,7 +46,7 @@ LINK = f"(?i:https?)://[^/?#{_BLANK}]+(?:[/?#]{_REST})?"
 HOST_AND_PATH = (
     rf"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{{2,}}(?::[0-9]+)?/[^/{_BLANK}]+/{_REST}"
 )
-"""A link without its scheme. A host and one name would look like a repo id."""
+"""A link without its scheme. Its path has two parts or more: HOST/NAME would be a repo id."""
 _BARE_ID = BARE_ID_PATTERN.strip("^$")
 
 _LINKS = (HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE, LINK, HOST_AND_PATH)
@@ -147,7 +147,7 @@ NAMED = (
         concerns_trained=False,
     ),
 )
-"""The kinds that people write and that have words of their own. No url is of two kinds."""
+"""The kinds of url that people often write, with the words for each. No url is of two kinds."""
 
 BARE_ID = Refusal(
     whole(_BARE_ID),

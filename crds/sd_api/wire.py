@@ -104,7 +104,7 @@ class Artifact(Extensible):
 
 
 def _known_reason(value: object) -> object:
-    """Replace a reason that a later version added. What is not a reason at all stays an error."""
+    """Read a reason that a later version added as LoaderCrashed; keep any other value as it is."""
     if isinstance(value, str) and re.fullmatch("[A-Za-z]{1,64}", value):
         return Reason.parse(value) or Reason.LOADER_CRASHED
     return value

@@ -32,7 +32,7 @@ class Settings:
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
     credentials_dir: Path = Path(CREDENTIALS_DIR)
     logins: Logins = field(default_factory=Logins)
-    """The administrator's logins; those of proxy and trained models are already in their urls."""
+    """The administrator's logins. The urls of proxy and trained models already contain theirs."""
     termination_log: Path | None = None
     """File for the result. None if no result is written."""
     pod: str = "local"

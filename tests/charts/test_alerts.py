@@ -73,7 +73,7 @@ def test_the_alerts_fire_when_they_should() -> None:
 
 
 def test_a_dead_operator_is_reported_beside_other_releases(rendered: Path) -> None:
-    """Neither the release's own gateway nor another release in its namespace hides it."""
+    """SdOperatorDown fires although the release's gateway and another release's operator are up."""
     shutil.copy(RELEASES, rendered / "tests.yaml")
     for name in THREE:
         promtool("check", "rules", rendered / name)
@@ -82,7 +82,7 @@ def test_a_dead_operator_is_reported_beside_other_releases(rendered: Path) -> No
 
 @pytest.mark.parametrize("fires", [True, False], ids=["its rules", "the other release's rules"])
 def test_alerts_are_about_one_release(rendered: Path, fires: bool) -> None:
-    """Every alert fires for the release in trouble, and none in the rules of the other one."""
+    """Every alert fires in the rules of the release in trouble, and none in the other's rules."""
     tests = yaml.safe_load(ONE_RELEASE.read_text())
     (case,) = tests["tests"]
     (row,) = case["promql_expr_test"]
@@ -97,7 +97,7 @@ def test_alerts_are_about_one_release(rendered: Path, fires: bool) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_alerts_exclude_only_known_reasons(rule: dict[str, Any]) -> None:
-    """Another alert covers the one reason that an alert may exclude."""
+    """The only reason that an alert may exclude has an alert of its own."""
     left_out = set()
     for operator, words in re.findall(r'reason(!~|!=)"([^"]*)"', rule["expr"]):
         left_out |= set(words.split("|") if operator == "!~" else [words])

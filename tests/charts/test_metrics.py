@@ -93,7 +93,7 @@ def test_series_of_models_and_volumes_are_filtered_by_the_chosen_namespace(name:
 
 
 def test_every_panel_that_can_be_filtered_is_filtered_or_says_otherwise() -> None:
-    """In the rows on models and loads, the title names what is of all namespaces."""
+    """In the rows on models and loads, a panel that shows all namespaces has this in its title."""
     row = ""
     for panel in BOARD["panels"]:
         if panel["type"] == "row":

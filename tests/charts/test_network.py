@@ -62,7 +62,7 @@ def reaches(rule: Json, address: Address) -> bool:
 
 @pytest.mark.parametrize("policy", EGRESS)
 def test_the_network_policies_permit_what_the_address_guard_permits(policy: str) -> None:
-    """Both have the same ranges: private networks, metadata services and their IPv6 kin."""
+    """Both have the same ranges: private networks, metadata services and their IPv6 equivalents."""
     rule = public_egress(*EGRESS[policy])
     edges = [edge for network in REFUSED for edge in (network[0], network[-1])]
     literals = [literal for literal in PRIVATE_LITERALS if is_address(literal)]

@@ -50,7 +50,7 @@ def lose(operated: Operated, name: str) -> None:
 
 
 def test_a_restored_model_adopts_its_files(operated: Operated) -> None:
-    """The model has a new uid, and no byte is downloaded. Its owner of the old cluster is gone."""
+    """The model has a new uid, and no byte is downloaded. Its old owner is left out."""
     cluster = operated.cluster
     claim = cluster.get("pvc", "models")["metadata"]
     manifest = model_manifest("sketch", url=operated.link())

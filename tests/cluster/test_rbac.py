@@ -82,7 +82,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     operated.cluster.model("sketch", url=operated.link())
     operated.ready()
 
-    # Another leads; a Job whose name it wants is somebody else's, and is replaced.
+    # Another operator leads. A Job that is not its own has the name that it needs, and is replaced.
     assert leader is not None
     leader.terminate()
     assert leader.wait(10) == 0

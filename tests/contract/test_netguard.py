@@ -123,7 +123,7 @@ def test_only_allowed_hosts_are_exempt(allowed, url, passes):
 
 @pytest.mark.parametrize("port", [8443, 22])
 def test_an_allowed_host_may_have_any_port(port):
-    """The administrator names the host with its port, or with none for all ports."""
+    """An entry with a port allows that port, and an entry without one allows all ports."""
     for allowed in ("example.com", f"example.com:{port}"):
         guard(PUBLIC, allowed=(allowed,)).check_url(f"https://example.com:{port}/x")
     with pytest.raises(AddressRefusedError, match="on port"):

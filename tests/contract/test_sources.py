@@ -1,4 +1,4 @@
-"""A url is read in every form in which people hold it, or refused with the form to give instead."""
+"""A url is read in every usual form, or refused with the form to give instead."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_address_with_too_many_connections_closes_its_own() -> None:
 
 
 def test_closed_connections_do_not_count() -> None:
-    """Nothing is remembered of them."""
+    """They leave nothing in memory."""
     bounds = Bounds(2, 1, ())
     for _ in range(5):
         peer = Peer(bounds, "192.0.2.1")
@@ -174,7 +174,7 @@ def seconds_until_closed(client: socket.socket, drip: bytes = b"") -> tuple[floa
 def test_request_that_is_never_finished_is_given_up(
     impatient: Gateway, sent: str, drip: str, response: str
 ) -> None:
-    """Single bytes do not prolong the deadline. A late body gets a message if it was awaited."""
+    """Single bytes do not prolong the deadline. A late body gets a message if it is read."""
     with connect(impatient.port, sent.encode()) as client:
         seconds, received = seconds_until_closed(client, drip.encode())
 

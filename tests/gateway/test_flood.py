@@ -157,7 +157,7 @@ def test_flood_of_unfinished_requests_keeps_nobody_out(
 
 @pytest.mark.cluster
 def test_probes_have_a_port_of_their_own(shared_cluster: Cluster, tmp_path: Path) -> None:
-    """They do not wait for the API's connections, and tell whether a key is valid."""
+    """Probes do not wait for the API's connections, and report whether a valid key exists."""
     with process_of(shared_cluster, tmp_path) as gateway:
         assert gateway.get("/healthz", gateway.probes_port) == 200
         assert gateway.get("/readyz", gateway.probes_port) == 200

@@ -79,7 +79,12 @@ def head(repo: Repo) -> str:
         ),
         pytest.param("org/name@next", {"commit": OLD_COMMIT}, True, id="branch in the url"),
         pytest.param(f"org/name@{OLD_COMMIT}", {"commit": OLD_COMMIT}, False, id="commit in it"),
-        pytest.param("hf.co/org/name/tree/gone", {"commit": OLD_COMMIT}, False, id="page of none"),
+        pytest.param(
+            "hf.co/org/name/tree/gone",
+            {"commit": OLD_COMMIT},
+            False,
+            id="page of a missing revision",
+        ),
         pytest.param("bare-id", {"modelType": "api_trained"}, False, id="trained"),
     ],
 )

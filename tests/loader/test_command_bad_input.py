@@ -214,7 +214,7 @@ def test_trained_model_id_is_resolved_by_the_url_template(
 def test_key_of_a_trained_model_is_put_in_and_never_shown(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
-    """The key comes from the administrator's logins; a bare id of the user does not see it."""
+    """The key comes from the administrator's logins. A user who gives a bare id never sees it."""
     key = "a-key/not-to-be-shown"
     (tmp_path / "trained").write_text(key)
     template = f"{hub.url}/trained/{{id}}?key={{key}}"

@@ -1,4 +1,4 @@
-"""A manifest of anyone cannot run code on the machine or reach files outside its volumes."""
+"""No manifest can run code on the machine or reach files outside its volumes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_termination_log_is_the_containers_own(path):
     ],
 )
 def test_folder_outside_the_volumes_is_empty(name, path, place):
-    """A home has code and credentials of the user, and a token is sent to the model's host."""
+    """A home may hold code, and a token that the loader would send to the model's host."""
     assert variables(**{name: path})[name] == place
 
 

@@ -1,4 +1,4 @@
-"""Urls as people hold them, with their meaning or the words that refuse them, for every surface.
+"""Urls in all usual forms, with their meaning or the words that refuse them, for every surface.
 
 The operator, the loader, the gateway and the CRD's rules are tested with the same tables.
 """

@@ -1,4 +1,4 @@
-"""Keeps of a config only the keys that its class documents, with values that the class can have.
+"""Keeps only the keys of a config that its class documents, with values that the class can have.
 
 The list of keys is generated from diffusers and transformers (`tools/make_config_keys.py`). Every
 other key is left out: base classes of both libraries read keys that name code, kernels, files or
@@ -99,7 +99,7 @@ class _Key:
     """A key of a class's config."""
 
     types: frozenset[str]
-    """JSON types. `int[]` is a list of numbers; `int[][]` has lists in it, or numbers."""
+    """JSON types. `int[]` is a list of numbers; `int[][]` is a list of such lists or of numbers."""
 
     names: tuple[str, ...] | None
     """The strings that the value may be. None if it is not a string."""
@@ -159,7 +159,7 @@ class _Key:
                 return False
 
     def written(self, value: Any) -> Any:  # noqa: ANN401 - any JSON value
-        """The value as it is published: transformers refuses `1` in the place of `1.0`."""
+        """The value as it is published: transformers refuses `1` instead of `1.0`."""
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         return float(value) if is_whole and "int" not in self.types else value
 

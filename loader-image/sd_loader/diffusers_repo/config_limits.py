@@ -70,8 +70,8 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
     "predictor_order": (1, 4),
     "corrector_order": (0, 4),
 }
-"""The least and the greatest value of a number, and of each number of a list. Usually 0 to 65,536.
-"""
+"""The least and the greatest value of a number, and of each number of a list. Without an
+entry, it is 0 to 65,536."""
 
 _DOWN, _UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
 NAMES: Mapping[str, tuple[str, ...]] = {

@@ -95,11 +95,11 @@ class _Text:
 
     def take(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
         """Match a pattern at the position, and move behind it. The window grows up to LIMIT."""
-        while (found := pattern.match(self.plain, self.position)) is None:
+        while (match := pattern.match(self.plain, self.position)) is None:
             if len(self.plain) - self.position > LIMIT or not self.more():
                 return None
-        self.position = found.end()
-        return found
+        self.position = match.end()
+        return match
 
     def skip_string(self) -> None:
         """Move behind the end of the string that the position is in. Check it as JSON does."""
@@ -151,24 +151,26 @@ def _read_metadata(text: _Text) -> Metadata:
         if len(seen) < count:
             raise ValueError("a name occurs twice")
         if count > MOST_ENTRIES:
-            _refuse(f"metadata of more than {MOST_ENTRIES} entries; at most so many are read")
+            _refuse(
+                f"metadata of more than {MOST_ENTRIES} entries; the loader reads at most that many"
+            )
     return selection.result()
 
 
 def _string(raw: bytes) -> str:
-    found = _parse_string(raw.decode())
+    parsed = _parse_string(raw.decode())
     if b"\\u" in raw:
         try:
-            found.encode()
+            parsed.encode()
         except UnicodeEncodeError:  # JSON can escape half of a surrogate pair.
             _refuse("the safetensors metadata is not valid Unicode")
-    return found
+    return parsed
 
 
 def _parse_string(text: str) -> str:
-    found: str
-    found, _end = _JSON.raw_decode(f'"{text}"')
-    return found
+    parsed: str
+    parsed, _end = _JSON.raw_decode(f'"{text}"')
+    return parsed
 
 
 def _refuse_too_long(nbytes: int, limit: int) -> NoReturn:

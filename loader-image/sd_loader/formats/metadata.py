@@ -1,4 +1,4 @@
-"""Decides which metadata of a file is kept: what a LoRA publishes is what is kept here.
+"""Decides which metadata of a file is kept. A LoRA publishes only entries that are kept.
 
 Training programs store their options there, and also the tags of every image, which may take many
 megabytes. Useful entries are kept first, then the shortest.
@@ -16,7 +16,7 @@ LIMIT = 3 << 20
 """Limit for the bytes of all kept entries. kohya's tag counts may take one or two million."""
 
 MOST_ENTRIES = 100_000
-"""Each takes some 10 microseconds. Training programs write about a hundred."""
+"""Reading an entry takes some 10 microseconds. Training programs write about a hundred."""
 
 _USEFUL = (ADAPTER, "modelspec.", "ss_base_model_version")
 """Beginnings of names that the loader and diffusers read."""

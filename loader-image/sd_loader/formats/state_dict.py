@@ -29,7 +29,7 @@ _WRAPPERS = (
 )
 """Keys under which training programs put the weights. Averages come last."""
 _PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "state_dict.", "model_state_dict.")
-"""What DistributedDataParallel, torch.compile and others put before the name of each tensor."""
+"""Prefixes that DistributedDataParallel, torch.compile and others give to each tensor's name."""
 _EMBEDDINGS = "string_to_param"
 _ALONE = "*"
 """The name that textual inversion gives to vectors without a name."""
@@ -65,14 +65,14 @@ def split(content: object) -> tuple[dict[str, View], dict[str, str]]:
 
 def bare_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without a prefix that each name has because the trained model was wrapped."""
-    found = dict(tensors)
-    while len(found) > 1:
-        first = next(iter(found))
+    unwrapped = dict(tensors)
+    while len(unwrapped) > 1:
+        first = next(iter(unwrapped))
         prefix = next((prefix for prefix in _PREFIXES if first.startswith(prefix)), None)
-        if prefix is None or not all(name.startswith(prefix) for name in found):
+        if prefix is None or not all(name.startswith(prefix) for name in unwrapped):
             break
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
+        unwrapped = {name.removeprefix(prefix): tensor for name, tensor in unwrapped.items()}
+    return unwrapped
 
 
 def _wrapped(content: Mapping[object, object]) -> dict[str, object] | None:

@@ -66,7 +66,7 @@ class HttpClient:
         """Open a client that calls only allowed addresses and has a timeout for every wait.
 
         max_bytes: largest response body, for callers that read whole responses into memory.
-        for_hub: whether to log in at the mirror of the Hub. A link that a user wrote never does.
+        for_hub: whether to log in at the mirror of the Hub. A client for users' links does not.
         """
         endpoint, login = self.settings.hub_endpoint, self.settings.logins.hub
         is_mirror = for_hub and endpoint != defaults.HUB_ENDPOINT

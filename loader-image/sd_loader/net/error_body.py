@@ -23,7 +23,7 @@ FROM_PUBLIC_ADDRESS = "from_public_address"
 
 _MAX_CHARS = 160
 _KEYS = ("message", "error", "detail")
-"""The usual names of an error's text in JSON. The first says most if there are several."""
+"""The usual names of an error's text in JSON. If there are several, the first one counts."""
 _LINK = re.compile(r"//|:/|\bwww\.|\bmailto:|[a-z0-9-]\.[a-z]{2,}[/?#:]", re.IGNORECASE)
 _BOT_PROTECTION = re.compile(
     r"<title>(?:Just a moment|Attention Required! \| Cloudflare)|cf-chl|/challenge-platform/"

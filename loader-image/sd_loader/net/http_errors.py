@@ -78,11 +78,11 @@ def unreachable(url: str, error: httpx2.RequestError) -> LoaderError:
 
 
 def refused(
-    response: httpx2.Response, url: str, *, token_sent: bool, said: str = ""
+    response: httpx2.Response, url: str, *, token_sent: bool, words: str = ""
 ) -> LoaderError:
     """Map an HTTP response that is not the requested file.
 
-    url: the link that was requested, before any redirect. said: the source's own words, if they are
+    url: the link that was requested, before any redirect. words: those of the source, if they are
     not in the response's body.
     """
     body = read_error_body(response)
@@ -97,7 +97,7 @@ def refused(
         is_elsewhere=is_elsewhere,
         blocks_programs=is_bot_protection(response, body),
     )
-    message = shown + (f": {what}" if what else "") + quotation(response, body, said)
+    message = shown + (f": {what}" if what else "") + quotation(response, body, words)
     if reason in (Reason.SOURCE_UNREACHABLE, Reason.RATE_LIMITED):
         return TransientError(reason, message, _retry_after(response))
     return LoaderError(reason, message)

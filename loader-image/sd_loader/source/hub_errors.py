@@ -33,19 +33,19 @@ class HubErrors:
 
     def refused(self, response: httpx2.Response, url: str, *, token_sent: bool) -> LoaderError:
         """Map a response that is not the requested file or listing."""
-        code, said = response.headers.get(_CODE, ""), response.headers.get(_MESSAGE, "")
+        code, words = response.headers.get(_CODE, ""), response.headers.get(_MESSAGE, "")
         if not leads_elsewhere(url, response):
             if code == _GATED:
-                return self._gated(response, said, token_sent=token_sent)
+                return self._gated(response, words, token_sent=token_sent)
             if code in _NOT_FOUND:
                 shown = f"{redact_url(url)} answered {response.status_code}"
                 return LoaderError(Reason.SOURCE_NOT_FOUND, f"{shown}: {_NOT_FOUND[code]}")
             if response.status_code == 401 and not token_sent and not code:
-                # The Hub sends this response without a token, for private and for missing repos.
+                # Without a token, this response stands for private and for missing repos.
                 return LoaderError(Reason.SOURCE_NOT_FOUND, f"{redact_url(url)}: {_PRIVATE}")
-        return http_errors.refused(response, url, token_sent=token_sent, said=said)
+        return http_errors.refused(response, url, token_sent=token_sent, words=words)
 
-    def _gated(self, response: httpx2.Response, said: str, *, token_sent: bool) -> LoaderError:
+    def _gated(self, response: httpx2.Response, words: str, *, token_sent: bool) -> LoaderError:
         if not token_sent:
             return LoaderError(
                 Reason.AUTHENTICATION_REQUIRED,
@@ -55,5 +55,5 @@ class HubErrors:
         return LoaderError(
             Reason.ACCESS_DENIED,
             f"{redact_url(self.page)} is a gated repo, and the token's account has no access to it"
-            f"{quotation(response, '', said)}",
+            f"{quotation(response, '', words)}",
         )

@@ -39,7 +39,7 @@ def locate(ref: SourceRef, settings: Settings, *, allow_local: bool = False) -> 
     it, so that a request of the operator cannot read files of the node.
     """
     meaning = read_source(ref.url, ref.model_type, ref.git_revision, settings.hub_endpoint)
-    # A person who wants a whole repo does not mean a file.
+    # With modelType huggingface, a person means a whole repo and never a file.
     if allow_local and ref.model_type is not ModelType.HUGGINGFACE and "://" not in ref.url:
         is_file_name = isinstance(meaning, HubRepo) and ref.url.endswith(_MODEL_FILE)
         if is_file_name or (isinstance(meaning, Unreadable) and meaning.may_be_path):

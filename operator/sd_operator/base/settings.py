@@ -45,8 +45,9 @@ class LoaderSettings:
     """ConfigMap in each model's namespace; loads trust the authorities in its key ca.crt instead of
     the public ones."""
     logins_secret: str | None = None
-    """Secret in each model's namespace with logins, all optional: the keys proxy and hub with
-    USER:PASSWORD, and the key trained. Only the container that downloads mounts it."""
+    """Secret with logins, in each namespace with models. Its keys are optional: proxy and hub have
+    USER:PASSWORD, and trained has what replaces {key}. Only the container that downloads mounts
+    it."""
     max_bytes: int = defaults.MAX_BYTES
     """Size limit of one source, in bytes."""
     retain_previous_seconds: int = defaults.RETAIN_PREVIOUS_SECONDS
@@ -102,7 +103,7 @@ class Settings:
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     trained_url_template: str | None = None
     """Link of a trained model (modelType api_trained), with {id} in place of its id. {key} in its
-    query stands for the key trained of the logins' Secret."""
+    query stands for the content of the key trained in the Secret with logins."""
     https_proxy: str | None = None
     """URL of the proxy for loads and webhook calls."""
     no_proxy: str = ""

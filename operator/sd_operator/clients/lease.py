@@ -43,7 +43,7 @@ class Lease:
     """One candidate for the Lease; used as a context manager, by one task at a time."""
 
     lapses_in = 0.0
-    """Seconds from the last attempt until another's Lease lapses; 0 if it need not be awaited."""
+    """Seconds from the last attempt until another's Lease lapses. 0 if no wait is needed."""
 
     def __init__(self, client: ApiClient, namespace: str, count: Count) -> None:
         self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
@@ -77,7 +77,7 @@ class Lease:
 
     @property
     def problem(self) -> str:
-        """Why the last attempt that ended got no response; empty if it got one."""
+        """Why the last completed attempt got no response; empty if it got one."""
         return self._lock.problem
 
     @property
@@ -94,7 +94,7 @@ class Lease:
         return held
 
     def _remaining(self) -> float:
-        """Return the seconds until the client's election takes another's Lease for lapsed."""
+        """Return the seconds until the election treats the other holder's Lease as lapsed."""
         # The election stores the time of day of the last renewal that it saw.
         seen = self._election.observed_time_milliseconds / 1000
         return max(0.0, seen + DURATION_SECONDS - SYSTEM_CLOCK.now().timestamp())

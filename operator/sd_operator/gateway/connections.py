@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from sd_operator.gateway.limits import network
 
 REQUEST_SECONDS = 10.0
-"""How long the head of a request may take, and again its body."""
+"""How long the head of a request may take to arrive. Its body has the same time again."""
 READ_SECONDS = 60.0
 """How long a client may take to read a response."""
 LATE_BODY = "The request body did not arrive in time; send the call again"
@@ -33,7 +33,8 @@ class Awaited(Enum):
     HEAD = auto()
     BODY = auto()
     READ = auto()
-    """That the client reads; then it may send another request, for which uvicorn waits less."""
+    """That the client reads the response. Then it may send another request, for which uvicorn has a
+    shorter limit."""
 
     @property
     def seconds(self) -> float:
@@ -42,7 +43,7 @@ class Awaited(Enum):
 
 
 class Bounds:
-    """The open connections, and those of them that wait for their client.
+    """Counts the open connections, and knows which of them wait for their client.
 
     A connection that is one too many takes the place of the one that has waited longest, so
     connections that are never finished keep nobody out. If all are at work, the new one is closed.
@@ -111,7 +112,7 @@ class Connection(H11Protocol):
         self._wait_for(Awaited.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to count the connection."""
+        """Stop counting the connection."""
         self._wait_for(None)
         self.bounds.remove(self)
         super().connection_lost(exc)
@@ -139,7 +140,7 @@ class Connection(H11Protocol):
         self._follow()
 
     def _follow(self) -> None:
-        """Wait for what the state of the connection asks for."""
+        """Wait for the client, if the state of the connection says that it is the client's turn."""
         state = self.conn.their_state
         if self.flow.write_paused:
             self._wait_for(Awaited.READ)
@@ -153,7 +154,7 @@ class Connection(H11Protocol):
     def _wait_for(
         self, awaited: Awaited | None, request: RequestResponseCycle | None = None
     ) -> None:
-        """Start the deadline of what is awaited, unless the connection waits for it already."""
+        """Start the deadline for the client's next step, unless it runs already."""
         if (awaited, request) == (self._awaited, self._request):
             return
         self._awaited, self._request = awaited, request

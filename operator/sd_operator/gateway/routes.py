@@ -168,7 +168,7 @@ def _add(
 
 
 def _key(fields: Json, bearer: HTTPAuthorizationCredentials | None) -> str:
-    """Return the key of the body, where the vendor's clients have it, else that of the header."""
+    """Return the key from the body, where the vendor's clients send it, or from the header."""
     key = fields.get("key")
     if isinstance(key, str) and key:
         return key

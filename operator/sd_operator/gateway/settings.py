@@ -62,7 +62,7 @@ class GatewaySettings:
     """How many connections may be open. One more replaces the one that has waited longest for its
     client. At least 1."""
     max_connections_per_address: int = 128
-    """How many of them one address may have, and each /64 network of IPv6. At least 1."""
+    """How many of them may come from one address, or one /64 network of IPv6. At least 1."""
     max_body_bytes: int = 65536
     """Size limit of a request's body, in bytes. At least 1024."""
     bind_address: str = "0.0.0.0"  # noqa: S104 - other hosts must reach it
@@ -70,7 +70,8 @@ class GatewaySettings:
     port: int = defaults.GATEWAY_PORT
     """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
     probes_port: int = defaults.PROBES_PORT
-    """Port of /healthz and /readyz for the kubelet, which no caller can fill. 0: any free port."""
+    """Port of /healthz and /readyz for the kubelet, so that callers of the API cannot keep it out.
+    0: any free port."""
     metrics_port: int = defaults.METRICS_PORT
     """Port of /metrics. 0: any free port."""
     log_level: str = "INFO"

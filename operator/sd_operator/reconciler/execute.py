@@ -104,7 +104,7 @@ class Executor:
         try:
             body = await self._api.get(JOBS, plan.namespace, plan.name)
         except NotFoundError:
-            # A NotFoundError would stand for the model.
+            # The caller would take a NotFoundError to mean that the model is gone.
             raise ConflictError(str(exists), exists.code) from None
         if ownership.is_as_planned(body, manifest):
             return body

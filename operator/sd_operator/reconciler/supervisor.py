@@ -24,7 +24,7 @@ class Supervisor:
     def __init__(self, reconcile: Reconcile, what: str = "model") -> None:
         self._reconcile = reconcile
         self._what = what
-        """What the keys name, for logs."""
+        """What the keys identify, for logs."""
         self._workers: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False

@@ -75,7 +75,7 @@ class Sweeps:
             return await self._api.get(LEASES, namespace, names.SWEEP_LEASE)
 
     async def _job(self, namespace: str) -> str:
-        """Return the name of the running sweep, be it that of the chart's CronJob, or of a new one.
+        """Return the name of the running sweep, also one of the chart's CronJob, or of a new one.
 
         A Job of the same minute counts as well: if this pass is repeated because the operator was
         killed, it finds the Job that it made before.

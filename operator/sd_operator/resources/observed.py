@@ -310,8 +310,8 @@ class Observed:
     unrecorded: tuple[JobView, ...] = ()
     """Running load Jobs that have the model's owner and name, but not the recorded uid.
 
-    Either the operator was interrupted before it could record the uid, or somebody imitates it.
-    So their results never count. If their load is not wanted they are deleted, as the garbage
+    Either the operator was interrupted before it could record the uid, or somebody imitates its
+    Jobs, so their results never count. They are deleted if their load is not wanted, as the garbage
     collector deletes every Job whose owner is gone.
     """
     pods: tuple[PodView, ...] = ()

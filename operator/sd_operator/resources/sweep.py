@@ -39,7 +39,7 @@ class SweepLease:
 
     @property
     def is_open(self) -> bool:
-        """Whether a sweep was requested for which no Job was made yet."""
+        """Whether a sweep is requested and its Job is not made yet."""
         spec = self._spec
         requested = spec.get("renewTime")
         return times.parse(requested) is not None and requested != spec.get("acquireTime")

@@ -101,7 +101,7 @@ def _webhook_events(inp: Input, step: Proceed) -> list[WebhookEvent]:
 
 
 def _is_first_of_load(inp: Input, step: Proceed) -> bool:
-    """Whether the status does not describe this load yet, and it has begun."""
+    """Whether the load has begun and the status does not describe it yet."""
     begun = step.load is not None and not isinstance(step.load, LoadQueued)
     return begun and not inp.same_load
 

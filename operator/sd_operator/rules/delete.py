@@ -163,7 +163,7 @@ RULES: tuple[Rule, ...] = (
     cleanup_job_is_running,
     # Does not apply once it is time to retry; the rules below create the next Job then.
     cleanup_job_failed,
-    # From here on another Job would be created.
+    # The rules from here on create a Job, so they need to know that no other one runs.
     cleanup_job_is_not_observed,
     # Before the Job, so that a rejected one is not created again in every pass.
     cleanup_job_was_rejected,

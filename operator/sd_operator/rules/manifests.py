@@ -106,7 +106,7 @@ def plan_remove(model: Model, settings: Settings, claim_name: str, attempt: int)
 
 
 def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
-    """Return spec.job as far as the administrator allows it; a clean-up must not fail of it."""
+    """Return the allowed part of spec.job: the rest must not make a clean-up fail."""
     overrides = model.spec.job if model.spec and loader.allow_overrides else None
     if overrides is None or overrides.priority_class_name is None:
         return overrides

@@ -1,7 +1,7 @@
 """Which Jobs and Pods are a model's own. Pure.
 
 Anyone who may create Jobs can copy the labels, the owner and the name of a model's Job. The API
-server gives the uid, and the operator records it in the status in the pass that creates the Job.
+server assigns the uid, and the operator records it in the status in the pass that creates the Job.
 So owner, name and uid together prove that a Job is the operator's.
 """
 

@@ -16,7 +16,7 @@ from sd_operator.clients.lease import RENEW_SECONDS, RETRY_SECONDS, Lease
 log = logging.getLogger(__name__)
 
 LATE_SECONDS = 0.05
-"""How long after the holder's Lease has lapsed a standby takes it; clocks round."""
+"""How long a standby waits after the holder's Lease has lapsed, because clocks round times."""
 
 
 async def acquire(lease: Lease, stop: asyncio.Event, standing_by: Callable[[], None]) -> bool:

@@ -189,7 +189,7 @@ def test_streams_of_a_key_are_limited(site, monkeypatch):
 
 @pytest.mark.cluster
 def test_streams_that_open_at_once_are_limited(site, monkeypatch):
-    """A stream counts as soon as it is asked for, not when its first event is sent."""
+    """A stream counts as soon as it is requested, not when its first event is sent."""
     monkeypatch.setattr(routes, "STREAMS_PER_KEY", 2)
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     path, all_models = address(site), Models.all

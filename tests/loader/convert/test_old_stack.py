@@ -131,7 +131,7 @@ def tokens(python: Path | str, folder: Path) -> list[list[int]]:
 def test_old_and_new_libraries_know_the_added_tokens(
     form: str, old_python: Path, tmp_path: Path
 ) -> None:
-    """Both cut the prompts alike, whichever form the repo had the tokens in."""
+    """Both split the prompts alike, in whichever form the repo stores the tokens."""
     published = publish(write(tmp_path / "source", FORMS[form](plain())), tmp_path / "out")
     new = tokens(sys.executable, published)
     assert tokens(old_python, published) == new

@@ -143,7 +143,7 @@ def test_format_is_named(types, what, seen):
 
 @pytest.mark.parametrize("dtype", [Dtype.F8_E4M3, Dtype.F8_E5M2, Dtype.F16, Dtype.F32, Dtype.BF16])
 def test_checkpoint_without_scales_is_not_quantized(dtype):
-    """Plain fp8 is read, and whole numbers such as position ids are no weights."""
+    """Plain fp8 is read, and whole numbers such as position ids are not weights."""
     found = {name: Tensor(-1, dtype, shape, 0) for name, shape in sdxl_shapes(TINY_SDXL).items()}
     ids = {"cond_stage_model.transformer.text_model.embeddings.position_ids": Dtype.I64}
     refuse_quantized(found | described(ids))

@@ -67,7 +67,7 @@ LEFT_OUT: list[Any] = [
 
 @pytest.mark.parametrize(("name", "fields"), LEFT_OUT)
 def test_keys_that_no_class_documents_are_left_out(repo, sd15, tmp_path, name, fields):
-    """The published folder is the one of the repo without these keys."""
+    """The published folder is the same as that of a repo without these keys."""
     own = json.loads((repo / name).read_text())
     nested = {**own, **EVIL, "model_type": "clip_text_model"}
     fields = {key: nested if value == "own" else value for key, value in fields.items()}
@@ -225,7 +225,7 @@ def test_last_layers_of_a_text_encoder_can_be_skipped(repo, layers):
 
 
 def test_layers_that_the_file_does_not_have_are_refused(repo):
-    """Transformers would make them of random numbers."""
+    """Transformers would fill them with random numbers."""
     with pytest.raises(LoaderError, match="num_hidden_layers is 13; it should be 12"):
         changed(repo, TEXT_ENCODER, num_hidden_layers=13)
 

@@ -43,7 +43,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_added_tokens_are_kept(tmp_path, form):
-    """The published tokenizer cuts prompts as the repo's does, and knows both tokens."""
+    """The published tokenizer splits prompts as the repo's does, and knows both tokens."""
     source = write(tmp_path / "source", FORMS[form](plain()))
     published = opened(publish(source, tmp_path / "out"))
     expected = opened(source)
@@ -57,7 +57,7 @@ def test_added_tokens_are_kept(tmp_path, form):
 
 
 def test_ids_with_gaps_are_kept(tmp_path):
-    """Transformers 5 would number such tokens itself, and would find other embeddings."""
+    """Transformers 5 would give such tokens new ids, which have other embeddings."""
     files = plain() | {"added_tokens.json": {"<my-cat>": WORDS + 2}}
     published = opened(publish(write(tmp_path / "source", files), tmp_path / "out"))
     assert published("<my-cat>").input_ids[1:-1] == [WORDS + 2]
@@ -176,7 +176,9 @@ REFUSED = [
         id="one id for two words",
     ),
     pytest.param(
-        changed("vocab.json", zzz=1.5), "tokenizer: the tokenizer's vocabulary is not one", id="1.5"
+        changed("vocab.json", zzz=1.5),
+        "tokenizer: the tokenizer's vocabulary is not a table of ids by word",
+        id="1.5",
     ),
     pytest.param(
         changed("vocab.json", **{"\ud800": WORDS}),
@@ -302,7 +304,7 @@ def test_tokenizer_that_transformers_cannot_open_is_refused(tmp_path, files, mes
 
 
 def test_word_that_occurs_twice_has_the_last_id(tmp_path):
-    """Transformers reads it so. The published file has it once."""
+    """Transformers does the same. The published file has it once."""
     files = plain()
     files["vocab.json"] = files["vocab.json"].rstrip()[:-1] + b', "zzz": 5, "zzz": 49408}'
     folder = publish(write(tmp_path / "source", files), tmp_path / "out")

@@ -92,9 +92,12 @@ def test_components_apart_are_named(tmp_path: Path) -> None:
         ),
         (
             ["clip_g", "clip_l", "t5"],
-            "the file is an embedding of Stable Diffusion 3 (it holds t5), which no type loads",
+            "the file is an embedding of Stable Diffusion 3 (it holds t5), which is not supported",
         ),
-        (["clip_l", "t5"], "the file is an embedding of FLUX (it holds t5), which no type loads"),
+        (
+            ["clip_l", "t5"],
+            "the file is an embedding of FLUX (it holds t5), which is not supported",
+        ),
         (
             ["clip_l"],
             "the file is half an embedding of SDXL: it holds clip_l without clip_g; if it is whole"

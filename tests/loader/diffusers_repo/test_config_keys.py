@@ -144,7 +144,7 @@ def test_nested_config_takes_the_place_of_the_one_around_it():
 
 @pytest.mark.parametrize("key", ["", "text_config", "unet_config"])
 def test_class_without_a_nested_config_has_none(key):
-    """Only configs of transformers stand in others."""
+    """Only classes of transformers have nested configs."""
     assert kept({"in_channels": 9, key: {"in_channels": 4}}, UNET) == {"in_channels": 9}
 
 
@@ -167,7 +167,7 @@ def test_keys_of_other_schedulers_are_kept():
 
 
 def test_value_that_no_scheduler_can_have_is_left_out():
-    """It belongs to another scheduler, so that it does not harm this one."""
+    """The key belongs to another scheduler, so this one works without it."""
     config = {"clip_sample": {"x": 1}, "skip_prk_steps": "x", "solver_order": 10**9}
     assert allowed_scheduler(config, "EulerDiscreteScheduler", "x.json") == {}
 
@@ -180,7 +180,7 @@ def test_scheduler_with_an_impossible_value_is_unsupported():
 
 
 def test_defaults_are_values_that_the_keys_can_have():
-    """A config that states every default is the config that states nothing."""
+    """A config with every default has the same meaning as an empty config."""
     for name, entry in known_classes().items():
         defaults = {key: item["default"] for key, item in entry["keys"].items()}
         assert kept(defaults, name) == defaults

@@ -26,13 +26,13 @@ def test_each_limit_is_of_a_documented_key():
 
 
 def test_allowed_activations_add_no_tensors():
-    """The weights of such an activation would be random."""
+    """A tensor that an activation adds would have random values."""
     for name in NAMES["hidden_act"]:
         assert not list(ACT2FN[name].parameters())
 
 
 def test_nested_configs_are_read_by_the_list_of_their_class():
-    """A class joins with the configs that are nested in its own, without code."""
+    """A new class needs no code for the configs that are nested in its own."""
     classes = transformers_entries("Checker", CLIPConfig)
     config = {
         "text_config": {"hidden_size": 8, "attn_implementation": "evil/kernel"},

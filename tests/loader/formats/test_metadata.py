@@ -107,7 +107,7 @@ def test_metadata_may_stand_anywhere_in_the_header(tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_metadata_is_refused(tmp_path, metadata, message):
-    """Also inside an entry that is left out, and behind it."""
+    """Damage is also found inside an entry that is left out, and behind it."""
     text = b'{"__metadata__":' + metadata + b"," + json.dumps(TENSOR).encode()[1:]
     with pytest.raises(LoaderError, match=message) as caught:
         open_tensor_file(write(tmp_path / "model.safetensors", text))
@@ -185,7 +185,7 @@ def test_memory_does_not_grow_with_the_metadata(tmp_path):
 
 
 def test_a_long_header_is_downloaded_in_pieces(tmp_path):
-    """The outline of a file behind a link is as good as the file, and takes little memory."""
+    """The outline of a file behind a link gives the same metadata as the file, in little memory."""
     text = json.dumps({"__metadata__": {"a": "x" * (20 << 20), "b": "c"}, **TENSOR}).encode()
     content = write(tmp_path / "model.safetensors", text).read_bytes()
     lengths = []

@@ -59,7 +59,7 @@ def test_weights_in_several_dictionaries_are_refused() -> None:
 
 
 def test_single_tensor_is_a_nameless_embedding() -> None:
-    """Programs save the vectors of one word so."""
+    """Programs save the vectors of one word in this form."""
     assert split(WEIGHT) == ({"*": WEIGHT}, {})
 
 

@@ -116,7 +116,7 @@ def test_only_loads_count_towards_the_limit() -> None:
 
 
 def test_a_job_that_no_status_records_counts_for_nothing() -> None:
-    """Anyone who may create Jobs can label them, for a model or for none."""
+    """Anyone who may create Jobs can give them the label of a model, whether it exists or not."""
 
     async def scenario(line: Line) -> None:
         line.put(of("w", state=JobState.COMPLETE))

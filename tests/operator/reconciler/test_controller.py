@@ -156,7 +156,7 @@ def test_a_job_is_found_again_if_its_uid_could_not_be_recorded(
 
 
 def test_a_spec_that_changes_before_the_uid_is_recorded_stops_the_job() -> None:
-    """The status write meets the new version; the Job of the previous spec must not go on."""
+    """The status write conflicts with the edit, and the Job of the previous spec must not go on."""
 
     class Edited(Script):
         """An API server on which somebody edits the model as its first Job is created."""

@@ -151,7 +151,7 @@ def test_lease_is_created_with_the_first_model() -> None:
 
 @pytest.mark.parametrize("serve", [True, False], ids=["after a restart", "by the watch"])
 def test_request_is_followed_by_a_sweep(serve: bool) -> None:
-    """The Lease names the Job; the Job is that of the chart's CronJob."""
+    """The Lease names the Job, which is the same as that of the chart's CronJob."""
     api = asked()
     run(api, until=lambda: is_done(api), serve=serve)
     (job,) = api.jobs
@@ -166,7 +166,7 @@ def test_request_is_followed_by_a_sweep(serve: bool) -> None:
 
 
 def test_running_sweep_answers_a_request() -> None:
-    """Two sweeps of a volume at once help nobody, be one the chart's."""
+    """No second sweep starts, even if the running one is the chart's."""
     api = asked()
     running = {"metadata": {"name": "cron-1", "namespace": "art", "uid": "u"}}
     ended = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}

@@ -93,7 +93,7 @@ def test_without_a_record_no_job_is_the_models_own() -> None:
     ],
 )
 def test_only_running_loads_with_owner_and_name_are_unrecorded(foreign: JobView) -> None:
-    """All others are nothing that the operator would ever stop."""
+    """The operator leaves all other running Jobs alone."""
     assert ownership.observed(model(), [foreign], [], claim()).unrecorded == ()
 
 

@@ -1,7 +1,7 @@
 """Refuses quantized weights by the name of their format.
 
-Each format stores numbers beside a weight from which its values are computed. Without them, a
-reader would take the weight for something else.
+Each format stores numbers beside a weight, and the weight's real values follow from both. A reader
+that ignores these numbers gets wrong values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BY_LAST_PART = {
 """Formats by the last part of a tensor's name. An earlier row is more exact than a later one."""
 
 _SCALES = ("weight_scale", "comfy_quant", "input_scale", "scale_input")
-"""Last parts of names that many formats have. The type of the weight tells these apart."""
+"""Last parts of names that many formats have. The type of the weight tells the formats apart."""
 _BY_WEIGHT = {
     Dtype.F8_E4M3: "scaled fp8",
     Dtype.F8_E5M2: "scaled fp8",

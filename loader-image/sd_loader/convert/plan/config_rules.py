@@ -1,4 +1,4 @@
-"""Rules for configs beyond the value of each key: its keys must agree, and the tensors be there.
+"""Rules for whole configs: their keys must agree, and the file must have the tensors they need.
 
 A config that breaks a rule describes a model that diffusers or transformers cannot open.
 """
@@ -83,7 +83,7 @@ def check_levels(component: str, config: Mapping[str, Any]) -> None:
 def check_opens(
     component: str, class_name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Refuse a config of a class that cannot be made, or that adds tensors that the file lacks.
+    """Refuse a config that its class cannot be made from, or that needs tensors the file lacks.
 
     config: as it is published. Absent keys have their defaults.
     """

@@ -126,7 +126,7 @@ def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
 
 
 def _find(file: TensorFile, base_model: BaseModelName | None) -> _Embedding:
-    """The vectors. base_model: the family that the user specifies, which decides about clip_l."""
+    """Return the vectors. base_model: the user's family, which decides whether clip_l is enough."""
     refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
     tensors = {_OF_ENCODERS.get(name, name): tensor for name, tensor in file.tensors.items()}
     _refuse_other_trainers(tensors)
@@ -173,7 +173,7 @@ def _refuse_other_trainers(tensors: Mapping[str, Tensor]) -> None:
     if _OTHER_ENCODER in tensors:
         model = "Stable Diffusion 3" if _SECOND in tensors else "FLUX"
         raise unsupported(
-            f"an embedding of {model} (it holds {_OTHER_ENCODER}), which no type loads"
+            f"an embedding of {model} (it holds {_OTHER_ENCODER}), which is not supported"
         )
 
 

@@ -1,4 +1,4 @@
-"""Names the adapters that no LoRA of these families is, or that diffusers does not read whole."""
+"""Refuses adapters that are not LoRAs of these families, or that diffusers reads only in part."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def _peft(prefix: str, name: str) -> _Kind:
 _OFT_OF_SD_SCRIPTS = _Kind(r"oft_(unet|te\d?)_", "an OFT of sd-scripts")
 _OFT = _lycoris(r"oft_(blocks|diag)$", "OFT")
 _BOFT = "a LyCORIS of the kind BOFT"
-"""It has the names of OFT, and one more dimension."""
+"""It has the same names as OFT, but its tensors have one more dimension."""
 _BOFT_DIMENSIONS = 4
 
-# The first kind that any tensor of the file belongs to counts. A kind with a tensor that others
-# have, too, stands after them; the names of other models say least.
+# The first kind that matches any tensor of the file counts. So a kind whose tensors others
+# have, too, stands after them, and the names of other models come last.
 _BY_PART = (
     _lycoris(r"hada_", "LoHa"),
     _lycoris(r"lokr_", "LoKr"),
@@ -115,8 +115,7 @@ _BY_BEGINNING = (
     ),
     _Kind(
         r"base_model\.model\.",
-        "an adapter as PEFT saves it alone, whose scale stands in another file"
-        " (adapter_config.json)",
+        "an adapter as PEFT saves it alone, whose scale is in another file (adapter_config.json)",
     ),
     _Kind(
         r"(unet|text_encoder|text_encoder_2|down_blocks|mid_block|up_blocks)\..*\.alpha$",
@@ -136,7 +135,7 @@ def _any(*kinds: _Kind) -> str:
 _BEGINNING = re.compile(_any(_OFT_OF_SD_SCRIPTS, *_BY_BEGINNING))
 _PART = re.compile(rf"(?:.*\.)?(?:{_any(*_BY_PART)})")
 _PARTS = 3
-"""How many parts of a name, separated by dots, follow that of the layer at most."""
+"""A name has at most this many parts, separated by dots, after the layer's name."""
 
 
 def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = False) -> None:
@@ -163,7 +162,7 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
 
 
 def _kinds_of(name: str) -> Iterator[int]:
-    """The numbers of the kinds that have a tensor of this name."""
+    """The indexes of the kinds that have a tensor of this name."""
     role = ".".join(name.rsplit(".", _PARTS)[1:])
     for match in (_BEGINNING.match(name), _PART.match(role)):
         if match is not None and match.lastgroup is not None:

@@ -1,4 +1,4 @@
-"""The metadata of a LoRA that is published: what the reader kept, if it is harmless."""
+"""Checks the metadata that a LoRA publishes: the entries that the reader kept."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def plan_repo(
         if component.startswith("tokenizer"):
             files += tokenizer_files(repo / origin(component), component, templates, dimensions)
     scheduler = scheduler_config(
-        # diffusers writes the lower limit of DPM solvers as -Infinity, and reads it so.
+        # diffusers writes and reads the lower limit of DPM solvers as -Infinity.
         read_json(repo / SCHEDULER_CONFIG, infinite=True),
         pipeline,
         conversion,

@@ -1,10 +1,10 @@
 """The tokens that were added to a tokenizer, in each form in which transformers has written them.
 
-    added_tokens.json                              ids by word; until 4.57, the only form until 4.33
+    added_tokens.json                              ids by word; written until 4.57, alone until 4.33
     tokenizer_config.json, added_tokens_decoder    tokens by id; from 4.34 to 4.57
     tokenizer.json, added_tokens                   a list of tokens with ids; the only form since 5
     bos_token, eos_token, …                        a word, or a token without an id
-    additional_special_tokens                      a list of such; extra_special_tokens since 5
+    additional_special_tokens                      a list of these; extra_special_tokens since 5
 
 The last two forms stand in tokenizer_config.json or special_tokens_map.json.
 """
@@ -86,7 +86,7 @@ def added_tokens(
     """Find the tokens that were added, and their ids. Refuse forms that contradict each other.
 
     usual: names and values of the special tokens that the repo does not name. A token without an id
-    has that of its word in the vocabulary, or else the next one.
+    gets the id of its word in the vocabulary, or else the number of tokens before it.
     """
     named = {
         name: _token(value, name, is_special=True) for name, value in _named(configs, usual).items()

@@ -64,9 +64,9 @@ def component_tensors(
 def without_skipped_layers(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> Mapping[str, Tensor]:
-    """The tensors without the last layers of a text encoder that its config leaves out.
+    """Return the tensors without the layers that the text encoder's config leaves out.
 
-    People skip the last layers ("clip skip") by a smaller `num_hidden_layers`.
+    A smaller `num_hidden_layers` skips the last layers ("clip skip").
     """
     layers = config.get("num_hidden_layers")
     if layers is None:

@@ -105,7 +105,7 @@ def _files(
 
 
 def _settings(config: Mapping[str, Any], positions: int) -> dict[str, Any]:
-    """The settings that the repo makes validly. None of them changes a prompt's tokens."""
+    """The valid settings of the repo. None of them changes a prompt's tokens."""
     kept: dict[str, Any] = {key: config[key] for key in _FLAGS if type(config.get(key)) is bool}
     if config.get("errors") in _ERRORS:
         kept["errors"] = config["errors"]
@@ -133,7 +133,7 @@ def _from_one_file(tokenizer: Mapping[str, Any]) -> tuple[object, Iterable[objec
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            "it has neither vocab.json and merges.txt nor a tokenizer.json of their kind",
+            "it has neither vocab.json and merges.txt nor a tokenizer.json of type BPE",
         )
     merges = model.get("merges")
     # A pair is a list or, in older files, a line.
@@ -149,7 +149,7 @@ def _vocabulary(vocabulary: object) -> dict[str, int]:
         or not vocabulary
         or not all(type(number) is int for number in vocabulary.values())
     ):
-        refuse("the tokenizer's vocabulary is not one")
+        refuse("the tokenizer's vocabulary is not a table of ids by word")
     for word in vocabulary:
         check_word(word)
     return vocabulary

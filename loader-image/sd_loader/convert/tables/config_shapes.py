@@ -1,4 +1,4 @@
-"""The tensors that diffusers makes of a config: their names and shapes.
+"""The tensors that diffusers makes from a config: their names and shapes.
 
 A model that lacks one of them does not open, or opens with random numbers. The functions cover the
 block types and embeddings that `config_limits` allows. They yield tensors one by one, so that a

@@ -63,7 +63,7 @@ def test_message_of_a_gated_repo_names_its_page(hub, settings, into, folder, tok
 
 
 def test_hubs_message_about_a_gated_repo_is_quoted(hub, settings, into, folder, monkeypatch):
-    """It tells, for example, that a request for access is not answered yet."""
+    """It says, for example, that the authors have not decided on a request for access yet."""
     monkeypatch.setattr(netguard, "refusal", lambda _address: None)
     hub.add_repo(REPO, folder, token=TOKEN, gated=True)
     hub.add_repo("other/repo", folder, token="other")
@@ -96,7 +96,7 @@ def test_token_is_sent_to_the_hub_but_not_to_the_cdn(hub, settings, into, folder
 
 
 def test_login_of_the_mirror_is_sent_to_the_mirror_only(hub, settings, into, folder):
-    """Neither the CDN gets it, nor does it replace a token."""
+    """The CDN does not get it, and it does not replace a token."""
     hub.add_repo(REPO, folder)
     hub.login = "mirror:word"
     assert refusal(settings, into).reason is Reason.SOURCE_NOT_FOUND
