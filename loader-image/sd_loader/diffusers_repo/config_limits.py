@@ -96,11 +96,14 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 NEVER_NULL = frozenset(
     {
+        "CLIPTextModelWithProjection.projection_dim",
         "ControlNetModel.conditioning_embedding_out_channels",
         "ControlNetModel.mid_block_type",
+        "eos_token_id",
         "initializer_factor",
         "layer_norm_eps",
         "norm_num_groups",
+        "only_cross_attention",
         "use_beta_sigmas",
         "use_exponential_sigmas",
         "use_karras_sigmas",

@@ -70,6 +70,8 @@ REFUSED = [
     (UNET, "encoder_hid_dim", 1 << 31, NUMBER),
     (UNET, "layers_per_block", 65, "a whole number from 0 to 64, or a list of such"),
     (UNET, "act_fn", "evil", "gelu or mish or relu or silu or swish"),
+    (UNET, "only_cross_attention", None, "true or false, or a list of such"),
+    ("ControlNetModel", "only_cross_attention", None, "true or false, or a list of such"),
     (UNET, "act_fn", None, "gelu or mish or relu or silu or swish"),
     (UNET, "dropout", "x", "a number from 0 to 1"),
     (UNET, "down_block_types", ["x"], "a list of CrossAttnDownBlock2D or DownBlock2D"),
