@@ -86,7 +86,7 @@ class Executor:
             except AlreadyExistsError as exists:
                 body = await self._take_over(plan, manifest, exists)
         except AlreadyExistsError as exists:
-            message = f"{exists}; it is not the operator's, and is still being deleted"
+            message = f"{exists}; it is not the Job to create, and is still being deleted"
             return Rejection(message, exists.code, self._clock.now(), attempt=plan.attempt)
         except ForbiddenError as refused:
             ending = refused.namespace_terminating
@@ -108,7 +108,7 @@ class Executor:
             raise ConflictError(str(exists), exists.code) from None
         if ownership.is_as_planned(body, manifest):
             return body
-        log.warning("Job %s/%s is not the operator's: deleting it", plan.namespace, plan.name)
+        log.warning("Job %s/%s is not the Job to create: deleting it", plan.namespace, plan.name)
         await self.delete_job(JobView.from_body(body))
         return await self._api.create(JOBS, plan.namespace, manifest)
 
