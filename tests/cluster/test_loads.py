@@ -148,6 +148,17 @@ def test_a_changed_source_is_served_when_it_is_complete(operated: Operated) -> N
     assert link.readlink() != before
 
 
+def test_a_source_that_is_changed_back_is_served_again(operated: Operated) -> None:
+    """The Job of its first load still has the name of the next one, but its result is old."""
+    first = operated.load(url=operated.link())["status"]
+    operated.load(url=operated.link(1))
+    last = operated.load(url=operated.link())["status"]
+    assert last["artifact"]["immutablePath"] == first["artifact"]["immutablePath"]
+    assert str((operated.cluster.store / "sketch").readlink()) == last["artifact"]["immutablePath"]
+    assert last["job"]["name"] == first["job"]["name"]
+    assert last["job"]["uid"] != first["job"]["uid"]
+
+
 def test_a_changed_source_in_mid_load_stops_the_old_load(operated: Operated) -> None:
     """Only the newest spec is ever published."""
     operated.cluster.model("sketch", url=operated.link(0, rate=SLOW // 10))

@@ -59,8 +59,12 @@ def is_as_planned(job: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
     """Whether an existing Job is the one that we would create, so that it can be taken over.
 
     If so, an earlier request of an operator created it, and the reply or the uid was lost. If in
-    doubt, the answer is no: then the Job is deleted and created again.
+    doubt, the answer is no: then the Job is deleted and created again. A Job that has ended is
+    always in doubt: it may be an earlier load of the version. Its result is not lost, because the
+    next Job finds the receipt of a success, and fails as this one did.
     """
+    if JobView.from_body(job).state is not JobState.RUNNING:
+        return False
     by_kueue = bool(planned["spec"].get("suspend"))
     labels, annotations = (job["metadata"].get(key) or {} for key in ("labels", "annotations"))
     if not by_kueue and any(key.startswith(_KUEUE_PREFIX) for key in (*labels, *annotations)):

@@ -113,6 +113,16 @@ def test_a_foreign_job_is_replaced() -> None:
     assert api.asked == ["create jobs", "get jobs", "delete jobs", "create jobs"]
 
 
+def test_a_job_that_has_ended_is_replaced() -> None:
+    """It may be the former load of a version to which the spec has returned."""
+    api = Script(body())
+    existing(api)["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    job = create(api)
+    assert isinstance(job, JobView)
+    assert job.uid != "existing"
+    assert api.asked == ["create jobs", "get jobs", "delete jobs", "create jobs"]
+
+
 class Pinned(Script):
     """An API server with a Job whose finalizer keeps it."""
 

@@ -233,6 +233,7 @@ def remove(*path: Any) -> Callable[[Json], None]:
 
 PYTHONPATH = {"name": "PYTHONPATH", "value": "/models/evil"}
 CODE = {"name": "tmp", "mountPath": "/usr/lib/python3/dist-packages"}
+COMPLETE, FAILED = ({"type": kind, "status": "True"} for kind in ("Complete", "Failed"))
 QUEUE = "kueue.x-k8s.io/queue-name"
 POD = ("spec", "template", "spec")
 FETCH, CONVERT = (*POD, "initContainers", 0), (*POD, "containers", 0)
@@ -300,6 +301,8 @@ FETCH, CONVERT = (*POD, "initContainers", 0), (*POD, "containers", 0)
             change("spec", "template", "metadata", "annotations", "inject", to="true"),
             id="a Pod that webhooks change",
         ),
+        pytest.param(change("status", "conditions", to=[COMPLETE]), id="complete"),
+        pytest.param(change("status", "conditions", to=[FAILED]), id="failed"),
     ],
 )
 def test_a_job_that_differs_is_not_taken_over(forge: Callable[[Json], None]) -> None:
