@@ -90,9 +90,13 @@ class Input:
         return timedelta(seconds=self.settings.stuck_seconds)
 
     def next_attempt(self, last: JobStatus | None) -> int:
-        """Return the attempt after this Job's, without the name that another Job still holds."""
+        """Return the attempt after this Job's, without the name that another Job still holds.
+
+        If its uid is not recorded, its own attempt is made again: then it is taken over or replaced
+        by its name, instead of running beside the next one.
+        """
         rejection = self.observed.rejection
-        taken = [last.attempt] if last is not None else []
+        taken = [last.attempt - (last.uid is None)] if last is not None else []
         if rejection is not None and rejection.attempt is not None:
             taken.append(rejection.attempt)
         return max(taken, default=-1) + 1
