@@ -139,7 +139,15 @@ REFUSED = [
     pytest.param(
         {"logLevel": "debug"}, "logLevel", ("'DEBUG', 'INFO'", '"DEBUG", "INFO"'), id="enum"
     ),
-    pytest.param({"hubEndpoint": "hub"}, "hubEndpoint", ("https?://",), id="no link"),
+    pytest.param(
+        {"hubEndpoint": "hub"}, "hubEndpoint must be a link", ("http:// or https://",), id="no link"
+    ),
+    pytest.param(
+        {"hubEndpoint": "https://hub.example.com/x?token=s"},
+        "hubEndpoint must not have a query or a fragment",
+        ("put a login into the Secret that loginsSecret names",),
+        id="key of the mirror",
+    ),
     pytest.param({"models": {"namespaces": ["Art"]}}, "namespaces", ("a-z0-9",), id="namespace"),
     pytest.param({"models": {"claim": {"size": "big"}}}, "size", ("0-9",), id="quantity"),
     pytest.param(
@@ -223,6 +231,28 @@ def test_a_wrong_value_is_refused(
     assert done.returncode != 0
     assert where in done.stderr
     assert any(text in done.stderr for text in why), done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"trainedUrlTemplate": "https://e.com/?k=n0t-shown"}, id="template"),
+        pytest.param({"trainedUrlTemplate": "n0t-shown"}, id="template without a scheme"),
+        pytest.param({"trainedUrlTemplate": "https://a:n0t-shown@e.com/{id}"}, id="its login"),
+        pytest.param({"hubEndpoint": "user:n0t-shown@hub"}, id="mirror without a scheme"),
+        pytest.param({"hubEndpoint": "https://hub/x?token=n0t-shown"}, id="mirror"),
+        pytest.param({"hubEndpoint": "https://hub/x#n0t-shown"}, id="fragment"),
+        pytest.param({"proxy": {"https": "user:n0t-shown@proxy"}}, id="proxy without a scheme"),
+        pytest.param({"proxy": {"https": "http://u:n0t-shown@proxy"}}, id="proxy"),
+    ],
+)
+def test_a_refused_link_is_not_shown(program: str, values: Json) -> None:
+    """A pipeline keeps Helm's output, and the link may contain a password or a key."""
+    done = helm("template", "x", OPERATOR, values=values, program=program)
+    assert done.returncode != 0
+    assert " must " in done.stderr
+    assert "n0t-shown" not in done.stderr + done.stdout
 
 
 def test_the_notes_show_the_next_steps() -> None:

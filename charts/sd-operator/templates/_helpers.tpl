@@ -252,12 +252,19 @@ capabilities:
 {{/* Refuses values that contradict each other, which the schema cannot see. */}}
 {{- define "sd-operator.check" -}}
 {{- $values := .Values -}}
+{{- /* No message shows a link: it may contain a password or a key. */ -}}
 {{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
-{{- fail (printf "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host; it is %s" $values.trainedUrlTemplate) -}}
+{{- fail "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host" -}}
 {{- end -}}
 {{- range $name, $url := dict "hubEndpoint" $values.hubEndpoint "proxy.https" $values.proxy.https "trainedUrlTemplate" $values.trainedUrlTemplate -}}
-{{- if regexMatch `^[a-z]+://[^/?#]*@` $url -}}
+{{- if and $url (not (regexMatch `^https?://[^\s/?#]` $url)) -}}
+{{- fail (printf "%s must be a link that begins with http:// or https://" $name) -}}
+{{- end -}}
+{{- if regexMatch `^[a-z]+://[^/?#]*@` ($url | default "") -}}
 {{- fail (printf "%s must not contain a user name or a password, because every reader of a Job would see them; put them into the Secret that loginsSecret names" $name) -}}
+{{- end -}}
+{{- if and (ne $name "trainedUrlTemplate") (regexMatch `[?#]` ($url | default "")) -}}
+{{- fail (printf "%s must not have a query or a fragment, because every reader of a Job would see a key in it; put a login into the Secret that loginsSecret names" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $values.networkPolicy.enabled (not $values.networkPolicy.apiServer.to) -}}
