@@ -186,6 +186,22 @@ REFUSED = [
         ("0-9",),
         id="no range",
     ),
+    *(
+        pytest.param(
+            values,
+            f"{name} has a port that does not exist",
+            ("ports are numbers from 1 to 65535",),
+            id=f"port {port} of {name}",
+        )
+        for port in ("0", "65536", "99999", "184467440737095516161")
+        for name, values in (
+            ("allowedHosts", {"allowedHosts": ["a.example.com", f"h:{port}"]}),
+            ("allowedHosts", {"allowedHosts": [f"[fd00::1]:{port}"]}),
+            ("hubEndpoint", {"hubEndpoint": f"https://hub.example.com:{port}/hf"}),
+            ("proxy.https", {"proxy": {"https": f"http://proxy:{port}"}}),
+            ("trainedUrlTemplate", {"trainedUrlTemplate": f"https://[fd00::1]:{port}/{{id}}"}),
+        )
+    ),
     pytest.param({"image": {"digest": "abc"}}, "digest", ("sha256",), id="digest"),
     pytest.param(
         {"trainedUrlTemplate": "https://trainer.example.com/"},
