@@ -1,3 +1,23 @@
+{{/* Sets each value that is absent to its default: null removes a default, and --reuse-values keeps
+     the values of an older release. Each template includes this first, since all share the values
+     and their order is not defined. */}}
+{{- define "sd-operator.complete" -}}
+{{- include "sd-operator.fill" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml)) -}}
+{{- end -}}
+
+{{/* Sets the absent keys of a map; takes a list of the map and its defaults. In resources and labels
+     null removes an entry. */}}
+{{- define "sd-operator.fill" -}}
+{{- $values := index . 0 -}}
+{{- range $key, $default := index . 1 -}}
+{{- if kindIs "invalid" (index $values $key) -}}
+{{- $_ := set $values $key $default -}}
+{{- else if and (kindIs "map" $default) (not (has $key (list "resources" "labels"))) -}}
+{{- include "sd-operator.fill" (list (index $values $key) $default) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The name of all objects. */}}
 {{- define "sd-operator.name" -}}
 {{- if .Values.fullnameOverride -}}
@@ -268,10 +288,10 @@ capabilities:
 {{- if and $url (not (regexMatch `^https?://[^\s/?#]` $url)) -}}
 {{- fail (printf "%s must be a link that begins with http:// or https://" $name) -}}
 {{- end -}}
-{{- if regexMatch `^[a-z]+://[^/?#]*@` ($url | default "") -}}
+{{- if regexMatch `^[a-z]+://[^/?#]*@` $url -}}
 {{- fail (printf "%s must not contain a user name or a password, because every reader of a Job would see them; put them into the Secret that loginsSecret names" $name) -}}
 {{- end -}}
-{{- if and (ne $name "trainedUrlTemplate") (regexMatch `[?#]` ($url | default "")) -}}
+{{- if and (ne $name "trainedUrlTemplate") (regexMatch `[?#]` $url) -}}
 {{- fail (printf "%s must not have a query or a fragment, because every reader of a Job would see a key in it; put a login into the Secret that loginsSecret names" $name) -}}
 {{- end -}}
 {{- end -}}
