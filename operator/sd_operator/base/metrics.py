@@ -25,6 +25,13 @@ class Component(StrEnum):
     GATEWAY = "gateway"
 
 
+class PassResult(StrEnum):
+    """The label `result` of sdmodel_reconcile_total."""
+
+    OK = "ok"
+    ERROR = "error"
+
+
 @dataclass(frozen=True)
 class ModelState:
     """The values of the gauges for one model."""
