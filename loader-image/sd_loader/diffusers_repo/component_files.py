@@ -164,8 +164,8 @@ def choose_file(
     requested precision. Nothing else in a name is interpreted.
     """
     pickled = () if safetensors_only else _PICKLED.get(model_type, _CHECKPOINTS)
-    stems = {PurePosixPath(name).stem for name in files}
-    if model_type is ModelType.EMBEDDINGS and _EMBEDDING_OF_SDXL[1] in stems:
+    halves = {f"{_EMBEDDING_OF_SDXL[1]}{suffix}" for suffix in (*_SAFE, ".bin", ".pt")}
+    if model_type is ModelType.EMBEDDINGS and halves & files.keys():
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
             "an embedding of SDXL in two files needs both, learned_embeds and learned_embeds_2, as"

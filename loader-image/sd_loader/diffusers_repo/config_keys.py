@@ -107,6 +107,9 @@ class _Key:
     least: float
     most: float
 
+    most_items: int
+    """The length of the longest list that the value may be."""
+
     may_be_empty: bool
     """Whether the value may be an empty list."""
 
@@ -120,6 +123,7 @@ class _Key:
             types.add("null")  # diffusers has written null for false
         if {f"{class_name}.{name}", name} & limits.NEVER_NULL:
             types.discard("null")
+        is_long = "float[]" in types or name in limits.LISTS_OF_STEPS
         least, most = limits.limit(limits.NUMBERS, class_name, name) or (0, limits.MOST)
         only = [limits.ONLY[it] for it in (f"{class_name}.{name}", name) if it in limits.ONLY]
         names = item.get("values") or limits.limit(limits.NAMES, class_name, name)
@@ -128,6 +132,7 @@ class _Key:
             None if names is None else tuple(names),
             least,
             most,
+            limits.MOST if is_long else limits.MOST_ITEMS,
             item["default"] == [],
             tuple(only),
         )
@@ -143,8 +148,7 @@ class _Key:
             case list():
                 inner = {kind.removesuffix("[]") for kind in types if kind.endswith("[]")}
                 inner |= {kind.partition("[")[0] for kind in inner}
-                most = limits.MOST if "float" in inner else limits.MOST_ITEMS
-                is_right_size = len(value) <= most and bool(value or self.may_be_empty)
+                is_right_size = len(value) <= self.most_items and bool(value or self.may_be_empty)
                 return is_right_size and all(self._fits(item, inner) for item in value)
             case None:
                 return "null" in types

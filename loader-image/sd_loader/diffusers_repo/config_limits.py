@@ -17,6 +17,8 @@ ABOVE_ZERO = 2**-32
 """The least value of a number that must not be 0."""
 MOST_ITEMS = 16
 """The longest list of whole numbers or names. No model has as many levels."""
+LISTS_OF_STEPS = frozenset({"disable_corrector"})
+"""Keys whose whole numbers are sampling steps, of which there may be many."""
 
 NUMBERS: Mapping[str, tuple[float, float]] = {
     # Sizes

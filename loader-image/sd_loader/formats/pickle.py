@@ -1,9 +1,9 @@
 """A symbolic reader of pickles: it follows the instructions but does not import or call anything.
 
 The result has numbers, strings, tuples and lists; dictionaries, but only their entries whose keys
-are strings or whole numbers; a `View` for each tensor; and `OPAQUE` for every other object. Names
-outside `pickle_names.PERMITTED`, and instructions that torch.save never writes, are refused as
-unsafe. They could not run code here, but they could in another reader.
+are strings or small whole numbers; a `View` for each tensor; and `OPAQUE` for every other object.
+Names outside `pickle_names.PERMITTED`, and instructions that torch.save never writes, are refused
+as unsafe. They could not run code here, but they could in another reader.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeGuard
 
 from sd_loader.formats.pickle_names import Name
 from sd_loader.formats.pickle_objects import (
@@ -34,6 +34,8 @@ MAX_INSTRUCTIONS = 1_000_000
 """SDXL's pickle has 80,000, about 32 per tensor. A million take a second and up to 120 MB."""
 MAX_DEPTH = 10_000
 MAX_STACK = 200_000
+_WIDTHS = range(65_536)
+"""Numbers that may be a key: hypernetworks put their layers under widths."""
 
 Handler = Callable[["_Machine", Any], None]
 Resolve = Callable[[object], Storage]
@@ -170,7 +172,12 @@ def _entries(values: Sequence[object]) -> dict[str | int, object]:
     if len(values) % 2:
         refuse_damaged("a dictionary's key without a value")
     pairs = zip(values[::2], values[1::2], strict=True)
-    return {key: value for key, value in pairs if isinstance(key, str | int)}
+    return {key: value for key, value in pairs if _is_key(key)}
+
+
+def _is_key(key: object) -> TypeGuard[str | int]:
+    """Whether a key may name weights. Large numbers can share a hash, and are slow as keys."""
+    return isinstance(key, str) or (type(key) is int and key in _WIDTHS)
 
 
 def _set_state(machine: _Machine) -> None:

@@ -150,7 +150,30 @@ REFUSED: list[tuple[str, Config, str]] = [
     (UNET, {"norm_num_groups": 5}, "does not divide into 5 parts"),
     (UNET, {"sample_size": 64, "block_out_channels": [8]}, "one for each level"),
     (UNET, {"transformer_layers_per_block": [[1, 1], 1]}, "reverse_transformer_layers_per_block"),
-    (UNET, {"reverse_transformer_layers_per_block": [[1, 1, 1]]}, "one item for each layer"),
+    (UNET, {"reverse_transformer_layers_per_block": [[1], [1]]}, "one item for each layer"),
+    (
+        UNET,
+        {"reverse_transformer_layers_per_block": [1, 1, 1]},
+        "reverse_transformer_layers_per_block is [1, 1, 1]; it should be of 2 items, one for each",
+    ),
+    (
+        UNET,
+        {"reverse_transformer_layers_per_block": [1]},
+        "reverse_transformer_layers_per_block is [1]; it should be of 2 items, one for each level",
+    ),
+    (
+        UNET,
+        {"reverse_transformer_layers_per_block": [1, [1]]},
+        "reverse_transformer_layers_per_block is [1, [1]]; it should be of one item for each layer",
+    ),
+    (
+        UNET,
+        {
+            "transformer_layers_per_block": [[1], 1],
+            "reverse_transformer_layers_per_block": [1, [1, 1, 1]],
+        },
+        "transformer_layers_per_block is [[1], 1]; it should be of one item for each layer",
+    ),
     (UNET, {"transformer_layers_per_block": 64}, "transformer_blocks.1.norm1.weight"),
     (VAE, {"latent_channels": 1 << 16}, "encoder.conv_out.weight has the shape"),
     (VAE, {"layers_per_block": 64}, "lacks the tensor encoder.down_blocks.0.resnets.1"),

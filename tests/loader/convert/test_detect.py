@@ -132,6 +132,10 @@ def test_other_files_are_not_left_to_diffusers(shapes):
     assert only_diffusers_converts(tensors(shapes)) is None
 
 
+UNET_ROLES = ("ia3_l", "oft_R", "vera_lambda_b", "vera_lambda_d", "boft_R", "hra_u", "lora_E")
+TEXT_ROLES = ("lora_embedding_A", "fourierft_spectrum", "randlora_lambda", "dora_scale", "lokr_w1")
+"""Names of tensors in a layer that only adapters have."""
+
 REFUSED = [
     pytest.param({}, "empty", id="nothing at all"),
     pytest.param(["a", "b", "c", "d"], "4 tensors are named like a, b, c", id="anything"),
@@ -169,6 +173,16 @@ REFUSED = [
     pytest.param(["lora_te1_text_model_encoder.hada_w1_a"], "a LoRA", id="a LyCORIS"),
     pytest.param(["oft_unet_input_blocks_4_1_proj_in.oft_blocks"], "a LoRA", id="an OFT"),
     pytest.param(["lycoris_mid_block_attentions_0_proj_in.on_input"], "a LoRA", id="an IA3"),
+    *(
+        pytest.param(
+            [f"{layer}.{role}"], "the file is a LoRA: it needs spec.modelType: lora", id=role
+        )
+        for layer, roles in (
+            ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k", UNET_ROLES),
+            ("text_encoder.text_model.encoder.layers.0.self_attn.k_proj", TEXT_ROLES),
+        )
+        for role in roles
+    ),
     pytest.param(["emb_params"], "spec.modelType: embeddings", id="an embedding"),
     pytest.param(["clip_g", "clip_l"], "spec.modelType: embeddings", id="an SDXL embedding"),
     pytest.param(["<cat-toy>"], "spec.modelType: embeddings", id="a concept"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sd_api.reasons import Reason
+from sd_loader.convert.detect.lora_kinds import refuse_other_adapters
 from sd_loader.convert.plan.lora import plan_lora
-from sd_loader.convert.plan.lora_kinds import refuse_other_adapters
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from tests.support.models.adapters import lora, opened, save

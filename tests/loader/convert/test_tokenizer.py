@@ -206,6 +206,16 @@ REFUSED = [
         id="the id of another token",
     ),
     pytest.param(
+        changed("added_tokens.json", **{"<a>": 49408, "<b>": 49408}),
+        "tokenizer: the tokens <a> and <b> have the same id, 49408",
+        id="one id for two added tokens",
+    ),
+    pytest.param(
+        changed(CONFIG, **{DECODER: {"49408": described("<a>"), "049408": described("<b>")}}),
+        "tokenizer: the tokens <a> and <b> have the same id, 49408",
+        id="one id in two spellings",
+    ),
+    pytest.param(
         changed("added_tokens.json", cat=49408),
         "tokenizer: the token cat has two ids",
         id="a second id for a word",

@@ -104,6 +104,25 @@ def test_components_apart_are_named(tmp_path: Path) -> None:
             " and of another family, set spec.baseModel",
         ),
         (
+            ["text_encoders_0"],
+            "the file is half an embedding of SDXL: it holds text_encoders_0 without"
+            " text_encoders_1; if it is whole and of another family, set spec.baseModel",
+        ),
+        (
+            ["clip_g"],
+            "the file is half an embedding of SDXL: it holds clip_g without clip_l",
+        ),
+        (
+            ["text_encoders_1"],
+            "the file is half an embedding of SDXL: it holds text_encoders_1 without"
+            " text_encoders_0",
+        ),
+        (
+            ["clip_l", "text_encoders_0"],
+            "an embedding is one tensor, or clip_l and clip_g for SDXL; the file holds 2: clip_l,"
+            " text_encoders_0; for several concepts load a file for each",
+        ),
+        (
             ["768.0.linear.0.weight", "768.1.linear.0.weight"],
             "the file is a hypernetwork, which is not supported",
         ),

@@ -120,6 +120,7 @@ ACCEPTED = [
     (DPM, {"lambda_min_clipped": -math.inf, "thresholding": None}),
     (DPM, {"trained_betas": [0.1] * 1000}),
     ("UniPCMultistepScheduler", {"disable_corrector": [], "sigma_max": 14.6}),
+    ("UniPCMultistepScheduler", {"disable_corrector": list(range(1000))}),
     ("SASolverScheduler", {"algorithm_type": "noise_prediction"}),
 ]
 

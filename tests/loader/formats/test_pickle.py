@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
@@ -300,6 +301,30 @@ def test_values_beside_the_weights_are_bounded():
     assert metadata.keys() == {"note"}
     assert metadata["note"].startswith("line break!!")
     assert len(metadata["note"]) < 100
+
+
+def test_numbers_are_kept_as_keys_only_in_the_size_of_a_width():
+    """A hypernetwork's keys are widths. Other numbers, and truth values, are not read."""
+    content = {768: 1, 65_535: 2, 0: 3, 65_536: 4, -1: 5, 2.5: 6, True: 7, "a": 8}
+    assert load(pickle_of(content))[0] == {768: 1, 65_535: 2, 0: 3, "a": 8}
+
+
+def test_keys_with_equal_hashes_take_little_time():
+    """All multiples of a Mersenne prime have the hash 0, and a dictionary of them is slow."""
+    items = b"".join(
+        pickle.dumps(number * (2**61 - 1), 2)[2:-1] + b"N" for number in range(1, 20_001)
+    )
+    start = time.process_time()
+    assert load(b"\x80\x02}(" + items + b"u.")[0] == {}
+    assert time.process_time() - start < 2
+
+
+def test_key_that_is_too_large_to_be_written_is_ignored():
+    """Python refuses to write a number of thousands of digits."""
+    content, _ = load(pickle_of({10**6000: ({"w": WEIGHT}, {}), "state_dict": {"w": WEIGHT}}))
+    assert split(content)[0].keys() == {"w"}
+    with pytest.raises(LoaderError, match="holds no tensors"):
+        split(load(pickle_of({10**6000: ({"w": WEIGHT}, {})}))[0])
 
 
 SEEDS = [GOOD, tensor(), pickle_of({"p": torch.nn.Parameter(WEIGHT), "t": WEIGHT[:2]})]

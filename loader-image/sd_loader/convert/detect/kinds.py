@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
+from sd_loader.convert.detect.lora_kinds import ROLES
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
@@ -56,7 +57,7 @@ LORA = Kind(
         r"(lora|oft)_(unet|te\d?|transformer)_|lycoris_"
         r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
         r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
-        r"|.*\.(hada_w1_a|lokr_w[12](_a)?|oft_blocks|on_input)$|bundle_emb\.|lora_controlnet$"
+        rf"|.*\.({ROLES})|bundle_emb\.|lora_controlnet$"
     ),
     ModelType.LORA,
 )

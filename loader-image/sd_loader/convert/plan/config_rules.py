@@ -25,6 +25,7 @@ _PER_LEVEL = (
     "layers_per_block",
     "num_attention_heads",
     "only_cross_attention",
+    "reverse_transformer_layers_per_block",
     "transformer_layers_per_block",
 )
 _PARTNERS = (
@@ -107,13 +108,8 @@ def check_opens(
         try:
             for name, shape in expected(complete):
                 _check_tensor(component, name, shape, tensors.get(name))
-        except IndexError:
-            contradiction(
-                component,
-                "transformer_layers_per_block",
-                depths if reverse is None else reverse,
-                "of one item for each layer",
-            )
+        except config_shapes.ShortListError as error:
+            contradiction(component, error.key, complete[error.key], "of one item for each layer")
 
 
 def _check_tensor(component: str, name: str, shape: tuple[int, ...], tensor: Tensor | None) -> None:

@@ -48,6 +48,13 @@ _NAME = "name"
 _NAMELESS = {"emb_params", _A1111_ONLY, "*", "string_to_param"}
 _OF_ENCODERS = {"text_encoders_0": _FIRST, "text_encoders_1": _SECOND}
 """Names of pivotal tuning for SDXL's text encoders."""
+_HALVES = {
+    _FIRST: _SECOND,
+    _SECOND: _FIRST,
+    "text_encoders_0": "text_encoders_1",
+    "text_encoders_1": "text_encoders_0",
+}
+"""The other half of an SDXL embedding, by the name of one half."""
 _OUTPUT = "_out"
 _OTHER_ENCODER = "t5"
 _ENCODERS = {_FIRST, _SECOND, _OTHER_ENCODER, "emb_params"}
@@ -128,13 +135,13 @@ def _dtype(tensor: Tensor, conversion: Conversion) -> Dtype:
 def _find(file: TensorFile, base_model: BaseModelName | None) -> _Embedding:
     """Return the vectors. base_model: the user's family, which decides whether clip_l is enough."""
     refuse_other_kinds(file.tensors, ModelType.EMBEDDINGS)
-    tensors = {_OF_ENCODERS.get(name, name): tensor for name, tensor in file.tensors.items()}
+    tensors = file.tensors
     _refuse_other_trainers(tensors)
-    if tensors.keys() == {_FIRST, _SECOND}:
-        first, second = tensors[_FIRST], tensors[_SECOND]
-        _check_vectors(_FIRST, first)
-        _check_vectors(_SECOND, second)
-        return _Embedding(first, second)
+    keys = {_OF_ENCODERS.get(name, name): name for name in tensors}
+    if len(tensors) == 2 and keys.keys() == {_FIRST, _SECOND}:
+        for name, tensor in tensors.items():
+            _check_vectors(name, tensor)
+        return _Embedding(tensors[keys[_FIRST]], tensors[keys[_SECOND]])
     if len(tensors) > 1:
         names = ", ".join(snippet(name, 20) for name in sorted(tensors)[:3])
         raise LoaderError(
@@ -143,15 +150,15 @@ def _find(file: TensorFile, base_model: BaseModelName | None) -> _Embedding:
             f" {len(tensors)}: {names}; for several concepts load a file for each",
         )
     ((name, tensor),) = tensors.items()
-    if name == _FIRST and base_model in (BaseModelName.SD1, BaseModelName.SD2):
+    if _FIRST in keys and base_model in (BaseModelName.SD1, BaseModelName.SD2):
         _check_vectors(name, tensor)
         return _Embedding(tensor)
-    if name in (_FIRST, _SECOND):
-        other = _SECOND if name == _FIRST else _FIRST
+    if name in _HALVES:
+        hint = "; if it is whole and of another family, set spec.baseModel"
         raise LoaderError(
             Reason.UNSUPPORTED_FORMAT,
-            f"the file is half an embedding of SDXL: it holds {name} without {other}; if it is"
-            " whole and of another family, set spec.baseModel",
+            f"the file is half an embedding of SDXL: it holds {name} without {_HALVES[name]}"
+            f"{hint if _FIRST in keys else ''}",
         )
     _check_vectors(name, tensor)
     if name.startswith(_A1111) and name != _A1111_ONLY:

@@ -12,6 +12,7 @@ from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_other_kinds
+from sd_loader.convert.detect.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.plan.lora_families import FAMILIES, decide_family
 from sd_loader.convert.plan.lora_keys import (
     UNET,
@@ -21,7 +22,6 @@ from sd_loader.convert.plan.lora_keys import (
     canonical_name,
     layers_of,
 )
-from sd_loader.convert.plan.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.plan.lora_metadata import passed_on
 from sd_loader.convert.plan.precision import published_dtype
 from sd_loader.convert.write.files import FolderPlan, Item, weights_file

@@ -8,6 +8,7 @@ from functools import cache
 
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName
+from sd_loader.convert.detect.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.plan.lora_keys import (
     TEXT_ENCODER,
     TEXT_ENCODER_2,
@@ -16,7 +17,6 @@ from sd_loader.convert.plan.lora_keys import (
     Layer,
     Style,
 )
-from sd_loader.convert.plan.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.tables.architecture import Component, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, is_known, matches
 from sd_loader.convert.tables.families import (

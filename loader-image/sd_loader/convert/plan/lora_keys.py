@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sd_api.reasons import Reason
-from sd_loader.convert.plan.lora_kinds import refuse_other_adapters, shown
+from sd_loader.convert.detect.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sd_api.reasons import Reason
+from sd_loader.convert.detect.lora_kinds import shown
 from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style
-from sd_loader.convert.plan.lora_kinds import shown
 from sd_loader.errors import LoaderError
 from sd_loader.formats.metadata import ADAPTER
 from sd_loader.snippet import snippet

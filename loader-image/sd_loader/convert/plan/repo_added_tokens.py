@@ -102,7 +102,9 @@ def added_tokens(
         number = ids.get(token.content, len(ids)) if token.id is None else token.id
         if ids.setdefault(token.content, number) != number:
             refuse(f"the token {snippet(token.content)} has two ids")
-    own = sorted((ids[content], token) for content, token in tokens.items())
+    own = sorted(
+        ((ids[content], token) for content, token in tokens.items()), key=lambda entry: entry[0]
+    )
     return AddedTokens(
         ids={token.content: number for number, token in own},
         decoder={str(number): {"content": token.content, **token.flags} for number, token in own},

@@ -16,6 +16,14 @@ Tensors = Iterator[tuple[str, Shape]]
 Config = Mapping[str, Any]
 
 
+class ShortListError(Exception):
+    """A list in the config has no item for one of the layers."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key} is too short")
+        self.key = key
+
+
 def unet(config: Config) -> Tensors:
     """The tensors of a UNet2DConditionModel. config: complete, with the defaults of its class."""
     levels = len(config["block_out_channels"])
@@ -28,10 +36,11 @@ def unet(config: Config) -> Tensors:
     yield from _conditions(config, time)
     in_blocks = time * (2 if config["class_embeddings_concat"] else 1)
     yield from _down_blocks(config, in_blocks)
-    reverse = config["reverse_transformer_layers_per_block"]
-    depths = (
-        _per_level(config, "transformer_layers_per_block")[::-1] if reverse is None else reverse
-    )
+    key = "reverse_transformer_layers_per_block"
+    depths = config[key]
+    if depths is None:
+        key = "transformer_layers_per_block"
+        depths = _per_level(config, key)[::-1]
     blocks = _Blocks(config, in_blocks)
     layers = _per_level(config, "layers_per_block")[::-1]
     contexts = _per_level(config, "cross_attention_dim")[::-1]
@@ -49,7 +58,7 @@ def unet(config: Config) -> Tensors:
                 yield from blocks.transformer(
                     f"{name}.attentions.{layer}",
                     width,
-                    _layer(depths[level], layer),
+                    _layer(depths[level], layer, key),
                     contexts[level],
                     only_crossing=crossing[level],
                 )
@@ -149,7 +158,8 @@ def _down_blocks(config: Config, time: int) -> Tensors:
     """The way down and the middle of UNet and ControlNet."""
     widths, blocks = config["block_out_channels"], _Blocks(config, time)
     layers = _per_level(config, "layers_per_block")
-    depths = _per_level(config, "transformer_layers_per_block")
+    key = "transformer_layers_per_block"
+    depths = _per_level(config, key)
     contexts = _per_level(config, "cross_attention_dim")
     crossing = _per_level(config, "only_cross_attention")
     before = widths[0]
@@ -161,7 +171,7 @@ def _down_blocks(config: Config, time: int) -> Tensors:
                 yield from blocks.transformer(
                     f"{name}.attentions.{layer}",
                     width,
-                    _layer(depths[level], layer),
+                    _layer(depths[level], layer, key),
                     contexts[level],
                     only_crossing=crossing[level],
                 )
@@ -172,7 +182,7 @@ def _down_blocks(config: Config, time: int) -> Tensors:
     if middle is not None:
         yield from blocks.resnet("mid_block.resnets.0", before, before)
     if middle == "UNetMidBlock2DCrossAttn":
-        depth = _layer(depths[-1], 0)
+        depth = _layer(depths[-1], 0, key)
         yield from blocks.transformer("mid_block.attentions.0", before, depth, contexts[-1])
         yield from blocks.resnet("mid_block.resnets.1", before, before)
 
@@ -237,9 +247,13 @@ def _per_level(config: Config, key: str) -> list[Any]:
     return value if isinstance(value, list) else [value] * len(config["block_out_channels"])
 
 
-def _layer(depth: int | list[int], layer: int) -> int:
-    """Number of transformer blocks of a layer. Raises IndexError if a list is too short."""
-    return depth[layer] if isinstance(depth, list) else depth
+def _layer(depth: int | list[int], layer: int, key: str) -> int:
+    """Number of transformer blocks of a layer, from a value of the key."""
+    if not isinstance(depth, list):
+        return depth
+    if layer >= len(depth):
+        raise ShortListError(key)
+    return depth[layer]
 
 
 def _norm(name: str, width: int) -> Tensors:

@@ -316,6 +316,16 @@ def test_half_of_an_embedding_in_two_files_is_refused():
         choose_file({"learned_embeds_2.bin": RepoFile("x", 1)}, ModelType.EMBEDDINGS, None)
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["samples/learned_embeds_2.png", "backup/learned_embeds_2.bin", "learned_embeds_2.png"],
+)
+def test_embedding_is_whole_beside_a_file_that_is_not_its_second_half(other):
+    """Only weights at the repo's root can be the second half."""
+    files = {name: RepoFile(name, 1) for name in ("learned_embeds.bin", other)}
+    assert choose_file(files, ModelType.EMBEDDINGS, None).path == "learned_embeds.bin"
+
+
 def test_from_safetensors_refuses_an_embedding_with_one_pickled_file():
     """Without its second file, it would be an embedding of another family."""
     names = ("learned_embeds.safetensors", "learned_embeds_2.bin")

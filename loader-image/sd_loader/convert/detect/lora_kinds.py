@@ -87,6 +87,9 @@ _BY_PART = (
 )
 """Kinds by what follows a dot in a name: the role of the tensor in its layer."""
 
+ROLES = "|".join(kind.pattern for kind in _BY_PART)
+"""Matches the roles that tensors of these kinds have, and that no other model has."""
+
 _BY_BEGINNING = (
     _Kind(r"bundle_emb\.", "a LoRA with embeddings in it (bundle_emb)"),
     _Kind(r"(lora_controlnet$|control_model\.)", "a Control-LoRA"),
