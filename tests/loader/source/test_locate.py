@@ -95,10 +95,10 @@ def ref(url: str, model_type: ModelType) -> SourceRef:
                 ("http://example.com/o/n/resolve/main/x", "plain http"),
                 ("https://me:pw@huggingface.co/o/n/resolve/main/x", "userinfo"),
                 (f"{HUB}/datasets/o/n/resolve/main/x", "a dataset"),
-                (f"{HUB}/o/n/resolve/main/", "no file"),
                 ("https://mirror.example/o/n/resolve/main/x", "beside the mirror"),
             )
         ),
+        pytest.param(f"{HUB}/o/n/resolve/main/", CKPT, HubRepo("o/n", "main"), id="no file"),
         pytest.param(
             "abc-123",
             TRAINED_TYPE,
