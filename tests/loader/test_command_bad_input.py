@@ -59,9 +59,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         pytest.param(b"", {"status": 401}, Reason.AUTHENTICATION_REQUIRED, "401", id="401"),
         pytest.param(b"", {"status": 403}, Reason.ACCESS_DENIED, "403", id="403"),
         pytest.param(b"", {"status": 404}, Reason.SOURCE_NOT_FOUND, "404", id="404"),
-        pytest.param(
-            HTML, {}, Reason.NOT_A_MODEL, "an HTML page titled “Sign in”", id="login page"
-        ),
+        pytest.param(HTML, {}, Reason.NOT_A_MODEL, "is an HTML page", id="login page"),
         pytest.param(POINTER, {}, Reason.NOT_A_MODEL, "a Git LFS pointer", id="lfs pointer"),
         pytest.param(b"", {}, Reason.NOT_A_MODEL, "empty", id="empty"),
         pytest.param(OTHER[:-8], {}, Reason.DAMAGED_FILE, "", id="truncated"),
