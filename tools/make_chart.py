@@ -1,4 +1,6 @@
-"""Write the chart files that come from the contract: CRD, address ranges, the catalog's schema.
+"""Write the chart files that come from elsewhere.
+
+They are the CRD, the address ranges, the defaults of values.yaml and the catalog's schema.
 
 python -m tools.make_chart
 """
@@ -9,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sd_api import names
 from sd_api.crd import custom_resource_definition
 from sd_api.netguard import PORTS, REFUSED
@@ -18,6 +22,8 @@ CHARTS = ROOT / "charts"
 CRD_SOURCE = ROOT / "crds" / "stablediffusionmodels.yaml"
 CRD = CHARTS / "sd-operator" / "files" / "stablediffusionmodels.yaml"
 NETWORK = CHARTS / "sd-operator" / "files" / "network.yaml"
+VALUES = CHARTS / "sd-operator" / "values.yaml"
+DEFAULTS = CHARTS / "sd-operator" / "files" / "defaults.yaml"
 CATALOG_SCHEMA = CHARTS / "sd-models" / "values.schema.json"
 
 Json = dict[str, Any]
@@ -28,6 +34,12 @@ def network() -> str:
     lines = ["# Written by tools.make_chart from sd_api.netguard.", "refusedCIDRs:"]
     lines += [f'  - "{network}"' for network in REFUSED]
     return "\n".join([*lines, "ports:", *(f"  - {port}" for port in PORTS)]) + "\n"
+
+
+def default_values() -> str:
+    """Return the content of values.yaml, which templates cannot read, without its comments."""
+    head = "# Written by tools.make_chart from values.yaml.\n"
+    return head + yaml.safe_dump(yaml.safe_load(VALUES.read_text()), sort_keys=False)
 
 
 def catalog_schema() -> str:
@@ -77,4 +89,5 @@ def strict(schema: Json) -> Json:
 if __name__ == "__main__":
     CRD.write_text(CRD_SOURCE.read_text())
     NETWORK.write_text(network())
+    DEFAULTS.write_text(default_values())
     CATALOG_SCHEMA.write_text(catalog_schema())

@@ -18,13 +18,18 @@ TEMPLATE_PATTERN = r"^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$"
 TEMPLATE_RULE = (
     "must be an http(s) link with {id} where the trained model's id goes, after the host"
 )
-
-
 KEY = "{key}"
-"""Stands for the administrator's key in a template's query, which no message shows."""
-KEY_RULE = f"may have {KEY} only in its query"
-_KEY_MIN_LENGTH = 20
-"""Keys have at least this length; ordinary values in a query are shorter."""
+"""Stands for the administrator's key in a template's path or query, which no message shows."""
+KEY_FREE_RULE = (
+    "must not contain a login or a key, and nothing that looks like one: the query may have plain"
+    " values only, such as format=zip or v=1.5"
+)
+_PLAIN = re.compile(r"[a-z/._-]{0,32}|[0-9.-]{1,10}|[a-z0-9/._-]{1,6}")
+"""Words, numbers and dates, and short mixtures such as fp16."""
+_MIXED_MIN_LENGTH = 12
+"""Words of a path that mix letters and digits are a key if they have this length in all."""
+_LETTERS_MAX_LENGTH = 32
+"""A longer word of letters in a path is a key."""
 
 
 def check_template(text: str) -> str:
@@ -36,29 +41,46 @@ def check_template(text: str) -> str:
         has_address = False
     if not has_address or re.fullmatch(TEMPLATE_PATTERN, text) is None:
         raise ValueError(TEMPLATE_RULE)
-    if KEY in text.partition("?")[0]:
-        raise ValueError(KEY_RULE)
     return text
 
 
 def contains_key(template: str) -> bool:
-    """Whether a template contains a login or a key; {key} alone is not a key."""
+    """Whether a template contains a login, or what may be a key; {key} alone is not a key.
+
+    A query is refused unless it is plainly not a key. Paths have names of all kinds, so there only
+    what looks random is refused.
+    """
     place, *query = re.split("[?&;#]", template)
-    pieces = [piece.partition("=") for piece in query]
-    return "@" in urlsplit(place).netloc or any(
-        _is_key(unquote(name), unquote(value or name)) for name, _, value in pieces
+    parts = urlsplit(place)
+    return (
+        "@" in parts.netloc
+        or any(_looks_random(segment) for segment in parts.path.split("/"))
+        or any(_may_be_key(*piece.partition("=")) for piece in query)
     )
 
 
-def _is_key(name: str, value: str) -> bool:
-    """Whether a parameter's value is a key: by the parameter's name, or by its own form."""
-    written = value.replace("{id}", "")
-    if KEY in written:
-        written = written.replace(KEY, "")
-    elif is_secret_name(name) and written:
-        return True
-    looks_random = re.search("[0-9]", written) and re.search("[A-Za-z]", written)
-    return len(written) >= _KEY_MIN_LENGTH and looks_random is not None
+def _looks_random(segment: str) -> bool:
+    """Whether a segment of a path has the form of a key: a digest, a UUID, a token."""
+    words = re.findall("[A-Za-z0-9]+", _written(segment))
+    mixed = [word for word in words if not word.isalpha() and not word.isdecimal()]
+    return (
+        sum(map(len, mixed)) >= _MIXED_MIN_LENGTH
+        or max(map(len, words), default=0) > _LETTERS_MAX_LENGTH
+    )
+
+
+def _may_be_key(name: str, equals: str, value: str) -> bool:
+    """Whether a parameter is named like a secret and has a value, or is not plain."""
+    name, value = unquote(name), _written(value)
+    if not equals:
+        name, value = "", _written(name)
+    is_plain = _PLAIN.fullmatch(name.lower()) and _PLAIN.fullmatch(value)
+    return is_plain is None or (is_secret_name(name) and value != "")
+
+
+def _written(text: str) -> str:
+    """Return what the administrator wrote besides the places for id and key."""
+    return unquote(text.replace("{id}", "").replace(KEY, ""))
 
 
 def is_trained_id(url: str, model_type: ModelType | None) -> bool:

@@ -19,13 +19,15 @@ _QUERY = f"(?:[?#]{_REST})?"
 # The Hub allows neither two dots nor two dashes in a row, nor one at an end of a name.
 _NAME = r"[A-Za-z0-9_]+(?:(?:\.-?|-\.?)[A-Za-z0-9_]+)*"
 _REPO = f"{_NAME}/{_NAME}"
+_OWNER = "[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*"
+"""An owner that cannot be a host: it has no dot."""
 _REVISION = r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9._-])?"
 _REVISION_IN_PATH = f"refs/(?:pr|convert)/[^/?#{_BLANK}]+|[^/?#{_BLANK}]+"
 _HUB_HOST = r"(?i:www\.)?(?i:huggingface\.co|hf\.co)(?::443)?"
 _HUB = f"(?:(?i:https?)://)?{_HUB_HOST}"
 
-PAGE_PATH = f"/({_REPO})/?{_QUERY}"
-TREE_PATH = f"/({_REPO})/(?:tree|commits?)/({_REVISION_IN_PATH})/?{_QUERY}"
+PAGE_PATH = f"/({_REPO})(?:@({_REVISION}))?/?{_QUERY}"
+TREE_PATH = f"/({_REPO})/(?:tree|commits?|resolve)/({_REVISION_IN_PATH})/?{_QUERY}"
 FILE_PATH = f"/({_REPO})/(?:resolve|blob|raw|blame)/({_REVISION_IN_PATH})/([^?#{_BLANK}]+){_QUERY}"
 """Paths of the Hub and its mirrors: of a repo, of a repo at a revision, of one file."""
 
@@ -37,7 +39,8 @@ REPO_ID = f"({_REPO})(?:@({_REVISION}))?/?"
 HUB_PAGE = f"{_HUB}{PAGE_PATH}"
 HUB_TREE = f"{_HUB}{TREE_PATH}"
 HUB_FILE = f"{_HUB}{FILE_PATH}"
-HUB_OTHER_FILE = f"{_HUB}/(?:api/|{_REST}/resolve/){_REST}"
+_PART = f"[^/?#{_BLANK}]+"
+HUB_OTHER_FILE = f"{_HUB}/(?:api/{_PART}/{_PART}/|{_REST}/resolve/{_PART}/){_REST}"
 """A file of a dataset or a Space, which is an ordinary link."""
 _HF = "(?i:hf)://"
 HF_REPO = f"{_HF}(?:models/)?({_REPO})(?:@({_REVISION_IN_PATH}))?/?"
@@ -47,6 +50,12 @@ HOST_AND_PATH = (
     rf"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{{2,}}(?::[0-9]+)?/[^/{_BLANK}]+/{_REST}"
 )
 """A link without its scheme. Its path has two parts or more: HOST/NAME would be a repo id."""
+_OWN_PAGES = (
+    "(?:api|blog|chat|collections|datasets|docs|enterprise|join|learn|login|models|new|notifications"
+    "|organizations|papers|posts|pricing|search|settings|spaces|tasks)"
+)
+"""First words of the Hub's own pages, which therefore are not names of a repo's owner."""
+_OWN_PAGE = f"{_HUB}/{_OWN_PAGES}(?:[/?#]{_REST})?"
 _BARE_ID = BARE_ID_PATTERN.strip("^$")
 
 _LINKS = (HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE, LINK, HOST_AND_PATH)
@@ -89,13 +98,14 @@ class Refusal:
 
 
 _OBJECT_STORE = "(?i:s3[an]?|gs|gcs|az|azure|adl|abfss?|wasbs?|r2|b2|oss|cos|swift|minio)://"
-_REGISTRY = "(?i:oci|docker|ollama)://"
+_REGISTRY = (
+    r"(?i:oci|docker|ollama)://"
+    r"|(?:(?i:https?)://)?(?:[A-Za-z0-9-]+\.)*(?i:ghcr|quay|docker|gcr|nvcr|azurecr)\.(?i:io)/"
+)
 _GIT = r"(?i:git|ssh)(?:\+[A-Za-z]+)?://|git@"
 _READ_SCHEME = "(?i:https?|hf)://"
-_CIVITAI = (
-    r"(?i:urn:)?(?i:air:)|(?:(?i:https?)://)?(?i:www\.)?(?i:civitai\.(?:com|red|green))"
-    "/(?:api/v1/)?(?:models|model-versions)/[0-9]"
-)
+_CIVITAI_HOST = r"(?:(?i:https?)://)?(?i:www\.)?(?i:civitai\.(?:com|red|green))"
+_CIVITAI = f"(?i:urn:)?(?i:air:)|{_CIVITAI_HOST}/(?:api/v1/)?(?:models|model-versions)/[0-9]"
 
 NAMED = (
     Refusal(
@@ -126,24 +136,62 @@ NAMED = (
         " modelVersionId= in the address of the version's page",
     ),
     Refusal(
+        _begins(f"{_CIVITAI_HOST}/"),
+        "is a page of Civitai, not a file; give the download link of one version,"
+        " https://civitai.com/api/download/models/VERSION",
+        unless=_begins(f"{_CIVITAI}|{_CIVITAI_HOST}/api/"),
+    ),
+    Refusal(
+        _begins(f"(?i:https?)://[^{_BLANK}]+[{_BLANK}]+[^{_BLANK}]"),
+        "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
+        " of the link",
+        unless=_begins(f"{_CIVITAI_HOST}/|{_REGISTRY}"),
+    ),
+    Refusal(
+        _begins(r"[\"\x27\x60“”]"),
+        "begins with a quotation mark; give it without quotation marks",
+    ),
+    Refusal(
+        _begins(f"(?i:hf|huggingface):/?[^/{_BLANK}]"),
+        "has no // after its scheme; give ORG/NAME, or hf://ORG/NAME",
+    ),
+    Refusal(
         _begins(f"{_HF}(?:datasets|spaces|kernels|buckets)/"),
         "is not a model's repo; give ORG/NAME, or an http(s) link to a file",
+    ),
+    Refusal(
+        whole(_OWN_PAGE),
+        "is a page of the Hub, not a model's repo; give ORG/NAME",
+        unless=whole(HUB_OTHER_FILE),
     ),
     Refusal(
         whole(f"{_HUB}[/?#]{_REST}", f"(?i:https?)://{_HUB_HOST}", f"{_HF}{_REST}"),
         "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
         " ORG/NAME, or the link to a file, https://huggingface.co/ORG/NAME/resolve/REVISION/FILE",
-        unless=whole(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE),
+        unless=whole(HUB_PAGE, HUB_TREE, HUB_FILE, HUB_OTHER_FILE, HF_REPO, HF_FILE, _OWN_PAGE),
     ),
     Refusal(
-        whole(f"{_REPO}:[^/{_BLANK}]*"),
+        whole(f"{_REPO}(?:@{_REVISION})?:[^/{_BLANK}]*"),
         "has a tag after the repo id; give ORG/NAME, a precision such as fp16 in spec.revision, and"
         " a branch, tag or commit in spec.gitRevision",
+        unless=_begins(f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB_HOST}/"),
+        concerns_trained=False,
+    ),
+    Refusal(
+        whole(
+            f"{_OWNER}/{_NAME}/?[?#]{_REST}",
+            f"{_OWNER}/{_NAME}/(?:tree|commits?|resolve|blob|raw|blame)/{_REST}",
+        ),
+        "has the rest of a page's address after the repo id; give ORG/NAME, and a branch, tag or"
+        " commit in spec.gitRevision, or the whole address, https://huggingface.co/ORG/NAME/…",
         concerns_trained=False,
     ),
     Refusal(
         whole(rf"(?:{_HUB}/)?{_REPO}\.git/?"),
         "ends with .git; give the Hugging Face repo as ORG/NAME",
+        unless=_begins(
+            f"{_REGISTRY}|{_CIVITAI_HOST}/|{_HUB}/{_OWN_PAGES}/|{_HUB_HOST}/{_NAME}/?{_EDGE}$"
+        ),
         concerns_trained=False,
     ),
 )
@@ -154,7 +202,7 @@ BARE_ID = Refusal(
     "must be a Hugging Face repo id with its owner (ORG/NAME) or an http(s) link; a bare id needs"
     " spec.modelType: api_trained",
 )
-NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link, without blanks in it"
+NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link"
 """The words for every other url that is not read."""
 NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
 """The words for every other url that is not read with modelType api_trained."""

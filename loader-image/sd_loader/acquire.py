@@ -28,7 +28,7 @@ from sd_loader.request import conversion_of
 from sd_loader.source import fetch
 from sd_loader.source.hub import fetch_components, fetch_configs
 from sd_loader.source.link import FILE_NAME, OpenLink, open_link
-from sd_loader.source.locate import locate
+from sd_loader.source.locate import locate, naming_both_readings
 from sd_loader.source.ref import Checks, SourceRef
 from sd_loader.source.small_file import fetch_small_file
 from sd_loader.streaming import IncomingFile, forget, open_incoming
@@ -75,11 +75,12 @@ def acquire(
         supplies.fetch_original_config(request.original_config, allow_local=allow_local)
     if request.vae is not None:
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
-    if isinstance(place, Link) and out is not None and _may_stream(ref, checks):
-        with open_link(replace(ref, url=place.url), checks, client) as link:
-            fetched = _stream(link, supplies, out) or link.download(into, report)
-    else:
-        fetched = fetch(place, ref, checks, client, into, report)
+    with naming_both_readings(ref, place, allow_local=allow_local):
+        if isinstance(place, Link) and out is not None and _may_stream(ref, checks):
+            with open_link(replace(ref, url=place.url), checks, client) as link:
+                fetched = _stream(link, supplies, out) or link.download(into, report)
+        else:
+            fetched = fetch(place, ref, checks, client, into, report)
     if fetched.kind == "file" and fetched.converted is None:
         supplies.complete(into / fetched.path)
     return fetched.model_copy(
@@ -169,7 +170,7 @@ class _Supplies:
         """Download the VAE that replaces the source's own."""
         ref = self._ref(url, _VAE_FIELD, ModelType.VAE)
         place = locate(ref, self.client.settings, allow_local=allow_local)
-        with naming(_VAE_FIELD):
+        with naming(_VAE_FIELD), naming_both_readings(ref, place, allow_local=allow_local):
             folder = self._folder(_VAE)
             fetched = fetch(place, ref, self._checks, self.client, folder, self.report)
         self._add((_VAE,), _VAE, fetched)

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sd_operator.base.metrics import Metrics, ModelState
+from sd_api import names
+from sd_api.reasons import ReadyReason, Reason
+from sd_api.status import Phase
+from sd_operator.base.metrics import Component, Metrics, ModelState, PassResult
 from sd_operator.gateway.metrics import GatewayMetrics
+from sd_operator.resources.observed import Outcome
 from tests.support.charts.helmcharts import OPERATOR, one, render
 from tests.support.charts.prometheus import promtool
 
@@ -25,6 +29,17 @@ OF_THE_KUBELET = {
 }
 OF_THE_SCRAPE = {"namespace", "job"}
 """Labels that every scraped series has."""
+VALUES_OF = {
+    "component": set(Component),
+    "outcome": set(Outcome),
+    "phase": set(Phase),
+    "reason": {"", *ReadyReason, *Reason},
+    "result": set(PassResult),
+    "stage": {"total", names.CONTAINER_FETCH, names.CONTAINER_CONVERT},
+}
+"""The values that the operator writes for a label. `outcome` is matched for webhook calls only."""
+OPEN_LABELS = {"code", "job", "namespace", "persistentvolumeclaim", "verb"}
+"""Labels with values of the cluster."""
 
 
 def queries() -> Iterator[str]:
@@ -82,6 +97,26 @@ def test_every_metric_and_label_exists(expression: str) -> None:
     assert metrics
     assert metrics <= known.keys()
     assert matched | grouped <= OF_THE_SCRAPE.union(*(known[name] for name in metrics))
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_matched_value_is_written_by_the_operator(expression: str) -> None:
+    """A misspelled value with != matches everything, so an alert would fire on success."""
+    for label, operator, text in re.findall(r"(\w+)\s*([=!]~|!?=)\s*\"([^\"]*)\"", expression):
+        if label not in OPEN_LABELS:
+            values = text.split("|") if operator.endswith("~") else [text]
+            assert set(values) <= VALUES_OF[label], f"{label}{operator}{text}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parent.glob("alerts*.yaml")), ids=lambda path: path.name
+)
+def test_the_alerts_are_tried_with_values_that_the_operator_writes(path: Path) -> None:
+    """Series with invented values would test an alert that no operator ever fires."""
+    for case in yaml.safe_load(path.read_text())["tests"]:
+        for row in case["input_series"]:
+            for label, value in re.findall(r"(\w+)=\"([^\"]*)\"", row["series"]):
+                assert value in VALUES_OF.get(label, {value}), row["series"]
 
 
 @pytest.mark.parametrize("name", sorted({"sdmodel_models", "sdmodel_info"} | OF_THE_KUBELET.keys()))

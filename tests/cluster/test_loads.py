@@ -78,7 +78,11 @@ def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_
 
 
 def test_a_load_costs_few_requests(operated: Operated) -> None:
-    """A load writes finalizer, Job and at most four status patches, and reads only the log."""
+    """A load writes finalizer, Job and at most four status patches, and reads only the log.
+
+    Beside it, the operator reads the Lease for sweeps when it sees the first model of a namespace,
+    and again when it sees the Lease that it has created.
+    """
     operated.kill()
     operated.start(SD_OPERATOR_POLL_SECONDS="60", SD_OPERATOR_RESYNC_SECONDS="600")
     item = operated.load(url=operated.link())
@@ -92,10 +96,13 @@ def test_a_load_costs_few_requests(operated: Operated) -> None:
     assert patches <= 1 + 4, requests
     assert requests["201", "jobs", "create"] == 1
     reads = {what for (_, what, verb) in requests if verb == "get"}
-    assert reads <= {"pods/log"}, requests
+    assert reads <= {"pods/log", "leases"}, requests
+    of_the_lease = sum(n for (_, what, verb), n in requests.items() if (verb, what) == GET_LEASE)
+    assert of_the_lease <= 2, requests
 
 
 PLURAL = "stablediffusionmodels"
+GET_LEASE = ("get", "leases")
 
 
 @pytest.mark.slow
@@ -146,6 +153,17 @@ def test_a_changed_source_is_served_when_it_is_complete(operated: Operated) -> N
     assert after["status"]["artifact"]["digest"] != first["status"]["artifact"]["digest"]
     assert str(link.readlink()) == after["status"]["artifact"]["immutablePath"]
     assert link.readlink() != before
+
+
+def test_a_source_that_is_changed_back_is_served_again(operated: Operated) -> None:
+    """The Job of its first load still has the name of the next one, but its result is old."""
+    first = operated.load(url=operated.link())["status"]
+    operated.load(url=operated.link(1))
+    last = operated.load(url=operated.link())["status"]
+    assert last["artifact"]["immutablePath"] == first["artifact"]["immutablePath"]
+    assert str((operated.cluster.store / "sketch").readlink()) == last["artifact"]["immutablePath"]
+    assert last["job"]["name"] == first["job"]["name"]
+    assert last["job"]["uid"] != first["job"]["uid"]
 
 
 def test_a_changed_source_in_mid_load_stops_the_old_load(operated: Operated) -> None:

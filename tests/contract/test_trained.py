@@ -13,6 +13,7 @@ from sd_api.spec import ModelType
 from sd_api.trained import (
     TEMPLATE_PATTERN,
     check_template,
+    contains_key,
     is_trained_id,
     trained_link,
     with_key,
@@ -31,6 +32,7 @@ from tests.support.paths import ROOT
         "http://[::1]:8000/{id}",
         "https://user:word@trainer.example.com/{id}",
         "https://trainer.example.com/{id}?key={key}",
+        "https://trainer.example.com/{key}/{id}",
     ],
 )
 def test_a_template_has_the_id_after_the_host(template: str) -> None:
@@ -68,20 +70,73 @@ def test_any_other_template_is_refused(template: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["https://e.com/{key}/{id}", "https://{key}@e.com/{id}?x={key}"]
+    "template", ["https://{key}@e.com/{id}?x={key}", "https://{key}.e.com/{id}"]
 )
-def test_a_key_stands_in_the_query(template: str) -> None:
-    """Messages show urls without their query."""
-    with pytest.raises(ValueError, match=r"may have \{key\} only in its query|with \{id\} where"):
+def test_a_key_is_never_a_part_of_the_host(template: str) -> None:
+    """It would be sent to a name server."""
+    with pytest.raises(ValueError, match=r"with \{id\} where"):
         check_template(template)
 
 
+HOST = "https://trainer.example.com"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        f"{HOST}/{{id}}",
+        f"{HOST}/{{key}}/models/{{id}}.safetensors",
+        f"{HOST}:8443/api/v2/tenants/123456789012/trained-models-of-2024/{{id}}/download",
+        f"{HOST}/sdxl-v2-lab3/{{id}}",
+        f"{HOST}/{{id}}?key={{key}}",
+        f"{HOST}/{{id}}?api_key={{key}}&format=safetensors&precision=fp16",
+        f"{HOST}/get?model={{id}}.zip&v=1.5&api-version=2024-05-01&download",
+        f"{HOST}/get?path=models/{{id}}&token={{key}}&verbose=",
+    ],
+)
+def test_an_ordinary_template_contains_no_key(template: str) -> None:
+    """Words, numbers, dates and versions are not keys."""
+    assert not contains_key(check_template(template))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b/{id}", id="digest in the path"),
+        pytest.param("9f86d081884c7d65/{id}", id="short digest in the path"),
+        pytest.param("1b4e28ba-2fa1-11d2-883f-0016d3cca427/{id}", id="UUID in the path"),
+        pytest.param("1b4e28ba%2D2fa1%2D11d2/{id}", id="escapes in the path"),
+        pytest.param("m/sk_live_4eC39HqLyjWD/{id}", id="prefixed key in the path"),
+        pytest.param("{id}/" + "abcdefghijk" * 3, id="letters in the path"),
+        pytest.param("{id};v=9f86d081884c7d65", id="parameter of the path"),
+        pytest.param("{id}?k=shortsecret1", id="short value"),
+        pytest.param("{id}?api=hunter2hunter2", id="word with digits"),
+        pytest.param("{id}?v=CorrectHorse", id="capitals"),
+        pytest.param("{id}?v=12345678901", id="long number"),
+        pytest.param("{id}?pin=1234&token=abc", id="short value of a token"),
+        pytest.param("{id}?k={id}hunter{key}2{id}hunter", id="around the places"),
+        pytest.param("{id}?key={key}abc", id="half a key"),
+        pytest.param("{id}?k=hunter%32", id="escape"),
+        pytest.param("{id}?k=correct%20horse", id="blank"),
+        pytest.param("{id}?shortsecret1", id="without a name"),
+        pytest.param("{id}?shortsecret1=", id="as a name"),
+        pytest.param("{id}?shortsecret1=yes", id="as a name with a value"),
+        pytest.param("{id}?a=b=shortsecret1", id="second equals sign"),
+        pytest.param("{id}?a=1&&&k=shortsecret1", id="empty pieces"),
+        pytest.param("{id}#shortsecret1", id="fragment"),
+    ],
+)
+def test_what_may_be_a_key_is_found(rest: str) -> None:
+    """In the query, whatever is not plain may be a key; in the path, what looks random."""
+    assert contains_key(check_template(f"{HOST}/{rest}"))
+
+
 @given(st.text(min_size=1), st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True))
-def test_a_key_is_one_value_of_the_query(key: str, model: str) -> None:
+def test_a_key_is_one_segment_or_value(key: str, model: str) -> None:
     """Neither the key nor the id changes the rest of the link."""
-    template = with_key("https://trainer.example.com/{id}?a={key}&b={id}", key)
+    template = with_key("https://trainer.example.com/{key}/{id}?a={key}&b={id}", key)
     parts = urlsplit(trained_link(template, model))
-    assert parts.path == f"/{quote(model)}"
+    assert parts.path == f"/{quote(key, safe='')}/{quote(model)}"
     assert parse_qsl(parts.query) == [("a", key), ("b", model)]
 
 

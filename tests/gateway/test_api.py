@@ -268,7 +268,7 @@ def test_clear_cache_requests_one_sweep(gateway: Gateway, shared_cluster: Cluste
 
     assert shared_cluster.get("lease", names.SWEEP_LEASE) == lease
     assert shared_cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}") == []
-    done = SweepLease(lease).answer("sd-loader-sweep-1")
+    done = SweepLease(lease).answer("sd-loader-sweep-1", "u")
     shared_cluster.kubectl("replace", "-f", "-", stdin=json.dumps(done))
     assert gateway.call("clear_cache") == CLEARED
     again = shared_cluster.get("lease", names.SWEEP_LEASE)["spec"]

@@ -58,6 +58,12 @@ CASES = [
         ["database"],
         id="published on an earlier claim of this name",
     ),
+    pytest.param(
+        on("database", {"claimName": "database"}),
+        False,
+        ["database"],
+        id="published on an unknown claim of this name",
+    ),
 ]
 
 

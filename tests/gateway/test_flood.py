@@ -45,12 +45,13 @@ class Process:
             connection.request("GET", path)
             return connection.getresponse().status
 
-    def call(self, **headers: str) -> int:
-        """Call an endpoint with the key; return the status."""
+    def call(self, client: str | None = None) -> int:
+        """Call an endpoint with the key, as a proxy does for a client; return the status."""
         with contextlib.closing(
             http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         ) as connection:
             body = json.dumps({"key": self.key})
+            headers = {} if client is None else {"X-Forwarded-For": client}
             connection.request("POST", f"{PREFIX}/schedulers_list", body, headers)
             return connection.getresponse().status
 
@@ -146,7 +147,7 @@ def test_flood_of_unfinished_requests_keeps_nobody_out(
                 assert gateway.get("/readyz", gateway.probes_port) == 200
                 assert gateway.get("/healthz") == 200
                 assert gateway.call() == 200
-                assert gateway.call(X_Forwarded_For="198.51.100.4") == 200
+                assert gateway.call(client="198.51.100.4") == 200
         default = GatewaySettings(tmp_path)
         most = default.max_connections if proxies else default.max_connections_per_address
         assert gateway.open_files() <= at_rest + most + 10

@@ -37,6 +37,16 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
         yield hub
 
 
+def test_missing_file_in_a_folder_named_like_a_host_is_named_as_both(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host does not exist either."""
+    monkeypatch.chdir(tmp_path)
+    url = "127.0.0.1.invalid/models/x.ckpt"
+    with pytest.raises(LoaderError, match="was taken for a link, because it is not a file"):
+        fetch(load_request(url=url), settings, tmp_path / "into", allow_local=True)
+
+
 @pytest.fixture
 def settings(hub: FakeHub, tmp_path: Path) -> Settings:
     """Settings for the fake Hub."""

@@ -77,11 +77,17 @@ def test_same_weights_in_two_containers_share_their_files(
 def test_published_folder_loads_from_a_hub_repo(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """The Hub's client downloads the repo, pinned to its commit."""
+    """The Hub's client downloads the repo, pinned to its commit; the weights stay the same."""
     first = artifact_of(containers.load(load_request(link_to(hub, checkpoint))))
-    hub.add_repo("org/model", served(containers))
+    source = served(containers)
+    hub.add_repo("org/model", source)
     ended = containers.load(load_request("org/model", model_id="from-hub"))
-    assert artifact_of(ended).size_bytes == first.size_bytes
+    assert artifact_of(ended).files == first.files
+    copy = containers.store / "from-hub"
+    weights = {path.relative_to(source) for path in source.rglob("*.safetensors")}
+    assert weights
+    for path in weights:
+        assert (copy / path).read_bytes() == (source / path).read_bytes(), path
     assert ended.result is not None
     assert ended.result.source is not None
     assert ended.result.source.commit == hub.repos["org/model"].commit()

@@ -59,9 +59,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         pytest.param(b"", {"status": 401}, Reason.AUTHENTICATION_REQUIRED, "401", id="401"),
         pytest.param(b"", {"status": 403}, Reason.ACCESS_DENIED, "403", id="403"),
         pytest.param(b"", {"status": 404}, Reason.SOURCE_NOT_FOUND, "404", id="404"),
-        pytest.param(
-            HTML, {}, Reason.NOT_A_MODEL, "an HTML page titled “Sign in”", id="login page"
-        ),
+        pytest.param(HTML, {}, Reason.NOT_A_MODEL, "is an HTML page", id="login page"),
         pytest.param(POINTER, {}, Reason.NOT_A_MODEL, "a Git LFS pointer", id="lfs pointer"),
         pytest.param(b"", {}, Reason.NOT_A_MODEL, "empty", id="empty"),
         pytest.param(OTHER[:-8], {}, Reason.DAMAGED_FILE, "", id="truncated"),
@@ -211,18 +209,20 @@ def test_trained_model_id_is_resolved_by_the_url_template(
     assert [item.path for item in hub.requests] == ["/trained/abc-1"]
 
 
+@pytest.mark.parametrize("target", ["/trained/{id}?key={key}", "/trained/{key}/{id}"])
 def test_key_of_a_trained_model_is_put_in_and_never_shown(
-    containers: Containers, hub: FakeHub, tmp_path: Path
+    containers: Containers, hub: FakeHub, tmp_path: Path, target: str
 ) -> None:
     """The key comes from the administrator's logins. A user who gives a bare id never sees it."""
     key = "a-key/not-to-be-shown"
     (tmp_path / "trained").write_text(key)
-    template = f"{hub.url}/trained/{{id}}?key={{key}}"
+    template = hub.url + target
     request = load_request("abc-1", model_type="api_trained")
     env = {"SD_LOADER_TRAINED_URL_TEMPLATE": template}
     ended = containers.load(request, **env, SD_LOADER_LOGINS_DIR=str(tmp_path))
     failed(ended, Reason.SOURCE_NOT_FOUND, "")
-    assert [item.target for item in hub.requests] == [f"/trained/abc-1?key={quote(key, safe='')}"]
+    sent = target.format(id="abc-1", key=quote(key, safe=""))
+    assert [item.target for item in hub.requests] == [sent]
     assert "not-to-be-shown" not in f"{ended.stdout}{ended.stderr}{ended.result}"
     failed(containers.load(request, **env), Reason.SECRET_NOT_FOUND, "its key `trained`")
 

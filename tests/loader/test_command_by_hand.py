@@ -123,7 +123,10 @@ def test_unreadable_local_file_is_named(containers: Containers, path: str, messa
         ("org/name:fp16", "spec.url has a tag after the repo id; give ORG/NAME, a precision"),
         ("https://civitai.com/models/1?modelVersionId=2", "spec.url names a model of Civitai"),
         ("huggingface.co/org/name/tree/main/vae", "spec.url is on the Hugging Face Hub, but"),
-        ("https://example.com/a b", "spec.url must be a Hugging Face repo id (ORG/NAME) or an"),
+        (
+            "https://example.com/a b",
+            "spec.url is an http(s) link with a blank in it; write the blank as %20",
+        ),
     ],
 )
 def test_url_of_another_form_is_refused_with_the_right_form(

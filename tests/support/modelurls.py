@@ -32,6 +32,11 @@ MEANT: dict[str, Meaning] = {
     "HTTPS://HuggingFace.co/org/name": REPO,
     "http://huggingface.co/org/name": REPO,
     "http://hf.co/org/name/": REPO,
+    "https://hf.co/org/name@main": HubRepo("org/name", "main"),
+    f"{HUB}/org/name@refs/pr/1?x=1": HubRepo("org/name", "refs/pr/1"),
+    f"{HUB}/org/name/resolve/main": HubRepo("org/name", "main"),
+    f"{HUB}/org/name/resolve/main/?download=true": HubRepo("org/name", "main"),
+    f"{HUB}/org/name/resolve/refs/pr/1": HubRepo("org/name", "refs/pr/1"),
     "huggingface.co/org/name": REPO,
     "www.huggingface.co/org/name": REPO,
     "hf.co/org/name/tree/main": HubRepo("org/name", "main"),
@@ -77,10 +82,18 @@ SCHEME = "has a scheme that the loader does not read; give a Hugging Face repo i
 CIVITAI_PAGE = "names a model of Civitai, but none of its files; give the download link"
 OTHER_KIND = "is not a model's repo; give ORG/NAME, or an http(s) link to a file"
 OTHER_PAGE = "is on the Hugging Face Hub, but neither a model's repo nor one of its files; give"
+OWN_PAGE = "is a page of the Hub, not a model's repo; give ORG/NAME"
+CIVITAI_OTHER = "is a page of Civitai, not a file; give the download link of one version, https://"
+BLANK = "is an http(s) link with a blank in it; write the blank as %20, or remove what is not part"
+QUOTED = "begins with a quotation mark; give it without quotation marks"
+NO_SLASHES = "has no // after its scheme; give ORG/NAME, or hf://ORG/NAME"
+REST_OF_PAGE = (
+    "has the rest of a page's address after the repo id; give ORG/NAME, and a branch, tag"
+)
 TAG = "has a tag after the repo id; give ORG/NAME, a precision such as fp16 in spec.revision, and"
 DOT_GIT = "ends with .git; give the Hugging Face repo as ORG/NAME"
 BARE = "must be a Hugging Face repo id with its owner (ORG/NAME) or an http(s) link; a bare id"
-NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link, without blanks in it"
+NEITHER = "must be a Hugging Face repo id (ORG/NAME) or an http(s) link"
 NOT_TRAINED = "must be a trained model's id or an http(s) link, as spec.modelType is api_trained"
 NOT_ON_THE_HUB = "must be a Hugging Face repo id (ORG/NAME), a repo's page or a link to one of its"
 
@@ -92,6 +105,11 @@ REFUSED: dict[str, str] = {
     "abfss://box@account/x": OBJECT_STORE,
     "oci://registry.example.com/model:v1": REGISTRY,
     "docker://registry.example.com/model": REGISTRY,
+    "ghcr.io/org/name:tag": REGISTRY,
+    "ghcr.io/name:tag": REGISTRY,
+    "https://ghcr.io/org/name": REGISTRY,
+    "us.gcr.io/org/name": REGISTRY,
+    "quay.io/org/name@sha256:0123": REGISTRY,
     "git+ssh://git@hf.co/org/name": GIT,
     "git+https://huggingface.co/org/name": GIT,
     "ssh://git@hf.co/org/name": GIT,
@@ -104,6 +122,11 @@ REFUSED: dict[str, str] = {
     "https://civitai.com/models/1/some-slug?modelVersionId=2": CIVITAI_PAGE,
     "civitai.com/models/1": CIVITAI_PAGE,
     "https://civitai.red/model-versions/2": CIVITAI_PAGE,
+    "https://civitai.com/models": CIVITAI_OTHER,
+    "civitai.com/models": CIVITAI_OTHER,
+    "civitai.com/models:x": CIVITAI_OTHER,
+    "https://civitai.com/images/1": CIVITAI_OTHER,
+    "https://civitai.com/user/someone": CIVITAI_OTHER,
     "urn:air:sdxl:checkpoint:civitai:1@2": CIVITAI_PAGE,
     "air:sdxl:lora:civitai:1@2": CIVITAI_PAGE,
     "hf://datasets/org/name": OTHER_KIND,
@@ -111,14 +134,42 @@ REFUSED: dict[str, str] = {
     HUB: OTHER_PAGE,
     f"{HUB}/gpt2": OTHER_PAGE,
     "huggingface.co/gpt2": OTHER_PAGE,
-    f"{HUB}/datasets/org/name": OTHER_PAGE,
-    f"{HUB}/spaces/org/name": OTHER_PAGE,
+    f"{HUB}/datasets/org/name": OWN_PAGE,
+    f"{HUB}/spaces/org/name": OWN_PAGE,
+    f"{HUB}/docs/diffusers": OWN_PAGE,
+    f"{HUB}/docs/diffusers/index": OWN_PAGE,
+    f"{HUB}/docs/x.git": OWN_PAGE,
+    f"{HUB}/papers/2112.10752": OWN_PAGE,
+    f"{HUB}/blog/sdxl": OWN_PAGE,
+    f"{HUB}/settings/tokens": OWN_PAGE,
+    f"{HUB}/datasets/name": OWN_PAGE,
+    f"{HUB}/datasets/name/resolve/main": OWN_PAGE,
+    f"{HUB}/spaces/foo": OWN_PAGE,
+    f"{HUB}/collections/org/name-1": OWN_PAGE,
+    f"{HUB}/models/name": OWN_PAGE,
+    f"{HUB}/organizations/org/activity": OWN_PAGE,
+    f"{HUB}/api/models": OWN_PAGE,
+    "hf.co/docs/diffusers": OWN_PAGE,
     f"{HUB}/org/name/tree/main/vae": OTHER_PAGE,
     f"{HUB}/org/name/discussions/3": OTHER_PAGE,
-    f"{HUB}/models?search=sdxl": OTHER_PAGE,
+    f"{HUB}/models?search=sdxl": OWN_PAGE,
+    "huggingface.co/gpt2.git": OTHER_PAGE,
+    "huggingface.co/gpt2:fp16": OTHER_PAGE,
     "hf://org": OTHER_PAGE,
     "org/name:fp16": TAG,
     "org/name:latest": TAG,
+    "org/name@v1.0:fp16": TAG,
+    "org/name/tree/main": REST_OF_PAGE,
+    "org/name/blob/main/x.ckpt": REST_OF_PAGE,
+    "org/name?library=diffusers": REST_OF_PAGE,
+    "org/name/#usage": REST_OF_PAGE,
+    "org/name#usage": REST_OF_PAGE,
+    "hf:org/name": NO_SLASHES,
+    "HF:/org/name": NO_SLASHES,
+    "huggingface:org/name": NO_SLASHES,
+    '"org/name"': QUOTED,
+    "'org/name'": QUOTED,
+    " “https://example.com/x”": QUOTED,
     "org/name.git": DOT_GIT,
     f"{HUB}/org/name.git": DOT_GIT,
     "gpt2": BARE,
@@ -129,7 +180,7 @@ REFUSED: dict[str, str] = {
     "not a link": NEITHER,
     "org / name": NEITHER,
     "git clone https://huggingface.co/org/name": NEITHER,
-    "https://example.com/a b": NEITHER,
+    "https://example.com/a b": BLANK,
     "https://": NEITHER,
     "https:///x": NEITHER,
     "/etc/passwd": NEITHER,
@@ -150,7 +201,7 @@ TRAINED: dict[str, Meaning | str] = {
     f"{HUB}/org/name": REPO,
     f"{HUB}/org/name/resolve/main/b.ckpt": HubFile("org/name", "main", "b.ckpt"),
     "s3://bucket/key.ckpt": OBJECT_STORE,
-    f"{HUB}/spaces/org/name": OTHER_PAGE,
+    f"{HUB}/spaces/org/name": OWN_PAGE,
     "org/name": NOT_TRAINED,
     "org/name:fp16": NOT_TRAINED,
     "../x": NOT_TRAINED,

@@ -1,3 +1,23 @@
+{{/* Sets each value that is absent to its default: null removes a default, and --reuse-values keeps
+     the values of an older release. Each template includes this first, since all share the values
+     and their order is not defined. */}}
+{{- define "sd-operator.complete" -}}
+{{- include "sd-operator.fill" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml)) -}}
+{{- end -}}
+
+{{/* Sets the absent keys of a map; takes a list of the map and its defaults. In resources and labels
+     null removes an entry. */}}
+{{- define "sd-operator.fill" -}}
+{{- $values := index . 0 -}}
+{{- range $key, $default := index . 1 -}}
+{{- if kindIs "invalid" (index $values $key) -}}
+{{- $_ := set $values $key $default -}}
+{{- else if and (kindIs "map" $default) (not (has $key (list "resources" "labels"))) -}}
+{{- include "sd-operator.fill" (list (index $values $key) $default) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The name of all objects. */}}
 {{- define "sd-operator.name" -}}
 {{- if .Values.fullnameOverride -}}
@@ -86,6 +106,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     {{- end }}
 {{- end -}}
 
+{{/* The hosts of the values, some with a port, as a JSON list of [name of the value, host]. */}}
+{{- define "sd-operator.hosts" -}}
+{{- $hosts := list -}}
+{{- range $name, $url := dict "hubEndpoint" .Values.hubEndpoint "proxy.https" .Values.proxy.https "trainedUrlTemplate" .Values.trainedUrlTemplate -}}
+{{- $hosts = append $hosts (list $name (regexReplaceAll `^https?://([^/?#]*).*$` $url "${1}")) -}}
+{{- end -}}
+{{- range .Values.allowedHosts -}}
+{{- $hosts = append $hosts (list "allowedHosts" .) -}}
+{{- end -}}
+{{- toJson $hosts -}}
+{{- end -}}
+
 {{/* Egress to the addresses and ports that the address guard permits, as a rule of a
      NetworkPolicy: the ranges come from sd_api.netguard, and the ports from there and from the
      URLs and allowed hosts of the values. */}}
@@ -93,14 +125,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $values := .Values -}}
 {{- $network := .Files.Get "files/network.yaml" | fromYaml -}}
 {{- $refused := concat $network.refusedCIDRs $values.loader.networkPolicy.refusedCIDRs | uniq -}}
-{{- $hosts := list -}}
-{{- range list $values.proxy.https $values.hubEndpoint $values.trainedUrlTemplate -}}
-{{- $hosts = append $hosts (regexReplaceAll `^https?://([^/?#]*).*$` . "${1}") -}}
-{{- end -}}
 {{- $ports := $network.ports -}}
-{{- range concat $hosts $values.allowedHosts -}}
-{{- if regexMatch `^([^:]+|\[.*\]):[0-9]+$` . -}}
-{{- $ports = append $ports (regexFind `[0-9]+$` . | float64) -}}
+{{- range $pair := include "sd-operator.hosts" . | fromJsonArray -}}
+{{- with regexFind `^([^:]+|\[.*\]):[0-9]+$` (index $pair 1) | regexFind `[0-9]+$` -}}
+{{- $ports = append $ports (float64 .) -}}
 {{- end -}}
 {{- end -}}
 - to:
@@ -252,12 +280,25 @@ capabilities:
 {{/* Refuses values that contradict each other, which the schema cannot see. */}}
 {{- define "sd-operator.check" -}}
 {{- $values := .Values -}}
+{{- /* No message shows a link: it may contain a password or a key. */ -}}
 {{- if and $values.trainedUrlTemplate (not (regexMatch `^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$` $values.trainedUrlTemplate)) -}}
-{{- fail (printf "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host; it is %s" $values.trainedUrlTemplate) -}}
+{{- fail "trainedUrlTemplate must be an http(s) link with {id} where the trained model's id goes, after the host" -}}
 {{- end -}}
 {{- range $name, $url := dict "hubEndpoint" $values.hubEndpoint "proxy.https" $values.proxy.https "trainedUrlTemplate" $values.trainedUrlTemplate -}}
+{{- if and $url (not (regexMatch `^https?://[^\s/?#]` $url)) -}}
+{{- fail (printf "%s must be a link that begins with http:// or https://" $name) -}}
+{{- end -}}
 {{- if regexMatch `^[a-z]+://[^/?#]*@` $url -}}
 {{- fail (printf "%s must not contain a user name or a password, because every reader of a Job would see them; put them into the Secret that loginsSecret names" $name) -}}
+{{- end -}}
+{{- if and (ne $name "trainedUrlTemplate") (regexMatch `[?#]` $url) -}}
+{{- fail (printf "%s must not have a query or a fragment, because every reader of a Job would see a key in it; put a login into the Secret that loginsSecret names" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $pair := include "sd-operator.hosts" . | fromJsonArray -}}
+{{- $port := regexFind `^([^:]+|\[.*\]):[0-9]+$` (index $pair 1) | regexFind `[0-9]+$` -}}
+{{- if and $port (not (regexMatch `^0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$` $port)) -}}
+{{- fail (printf "%s has a port that does not exist: ports are numbers from 1 to 65535" (index $pair 0)) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $values.networkPolicy.enabled (not $values.networkPolicy.apiServer.to) -}}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from enum import Enum
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
-from sd_loader.snippet import snippet
 
 HEAD_BYTES = 4096
 """Number of first bytes of a file that `identify` needs."""
@@ -49,12 +47,15 @@ _NO_MODELS = (
     (0, b"%PDF-", "a PDF document"),
     (0, b"\x7fELF", "a program (ELF)"),
 )
-_TITLE = re.compile(r"<title[^>]*>([^<]+)", re.IGNORECASE)
 _MARKUP = re.compile(r"<(!doctype html|html|head|body)\b", re.IGNORECASE)
 
 
 def identify(head: bytes, size: int) -> Container:
-    """Return the kind of a file with this head and size. Refuse a file that is not a model."""
+    """Return the kind of a file with this head and size. Refuse a file that is not a model.
+
+    The message names the kind of file. It quotes nothing, because the file may come from a host
+    inside the cluster's network.
+    """
     if not size:
         raise LoaderError(Reason.NOT_A_MODEL, "the file is empty")
     if head.startswith(ZIP_MAGIC):
@@ -81,12 +82,11 @@ def _name(head: bytes, size: int) -> str:
     if text is None:
         return f"of an unknown kind (it begins with the bytes {head[:8].hex(' ')})"
     if _MARKUP.search(text):
-        title = _TITLE.search(text)
-        return "an HTML page" + (f" titled “{snippet(title[1])}”" if title else "")
+        return "an HTML page"
     if text.startswith("<"):
         return "an XML document"
     if text.startswith(("{", "[")):
-        return "a JSON document" + _quoted_error(text)
+        return "a JSON document"
     return f"plain text of {size} bytes"
 
 
@@ -96,16 +96,3 @@ def _text(head: bytes) -> str | None:
     if "\0" in text or len(text.encode()) < len(head) - 6:
         return None
     return text.lstrip()
-
-
-def _quoted_error(document: str) -> str:
-    """Return the error message in a JSON document of a usual form. Empty if it has none."""
-    try:
-        content = json.loads(document)
-    except (ValueError, RecursionError):
-        return ""
-    if isinstance(content, dict):
-        for key in ("message", "error", "detail"):
-            if isinstance(content.get(key), str):
-                return f" saying “{snippet(content[key])}”"
-    return ""

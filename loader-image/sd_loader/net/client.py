@@ -15,6 +15,7 @@ from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError
 from sd_loader.net.credentials import read_credentials, refusal
+from sd_loader.net.exchange import origin
 from sd_loader.net.http_errors import RETRIES, Retries
 from sd_loader.net.transport import LOADER_VERSION, PACE, TIMEOUT, GuardedTransport, Pace
 from sd_loader.settings import Settings
@@ -36,15 +37,9 @@ class _HubLogin(httpx2.Auth):
         self, request: httpx2.Request
     ) -> Generator[httpx2.Request, httpx2.Response, None]:
         """Add the header; see httpx2."""
-        if "Authorization" not in request.headers and _origin(request.url) == _origin(
-            self._endpoint
-        ):
+        if "Authorization" not in request.headers and origin(request.url) == origin(self._endpoint):
             request.headers["Authorization"] = self._header
         yield request
-
-
-def _origin(url: httpx2.URL) -> tuple[str, str, int]:
-    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import httpx2
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_loader.errors import LoaderError, TransientError
+from sd_loader.net.error_body import body_text, quotation
 from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_bytes, validator
 from sd_loader.net.http_errors import RETRIES, Refuse, Retries, refused, unreachable
 from sd_loader.net.partial import PartialDownload, ensure_space
@@ -95,8 +96,6 @@ class Downloader:
     def _whole(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> Got:
         """Download the missing bytes, and check the complete file."""
         self.retries.run(lambda: self._attempt(wanted, partial, on_bytes), lambda: partial.size)
-        # The first chunk may have been too short to inspect.
-        wanted.inspect(partial.head(), partial.size)
         if wanted.sha256 not in (None, partial.sha256):
             raise LoaderError(
                 Reason.DIGEST_MISMATCH,
@@ -107,10 +106,13 @@ class Downloader:
     def _attempt(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> None:
         try:
             with self._answer(wanted, partial) as response:
-                if response.status_code == 416 and total_bytes(response) == partial.size:
-                    return  # All bytes are here: the connection broke after the last one.
-                self._start(response, wanted, partial)
-                self._receive(response, wanted, partial, on_bytes)
+                # If all bytes are here already, the connection broke after the last one.
+                is_complete = response.status_code == 416 and total_bytes(response) == partial.size
+                if not is_complete:
+                    self._start(response, wanted, partial)
+                    self._receive(response, wanted, partial, on_bytes)
+                # The first chunk may have been too short to inspect.
+                _inspect(wanted, response, partial.head(), partial.size)
         except httpx2.RequestError as error:
             raise unreachable(wanted.url, error) from error
 
@@ -161,7 +163,7 @@ class Downloader:
         total = stated or wanted.size
         for chunk in response.iter_raw():
             if partial.size == 0 and len(chunk) >= _TELLING_BYTES:
-                wanted.inspect(chunk, total or len(chunk))
+                _inspect(wanted, response, chunk, total or len(chunk))
             after = partial.size + len(chunk)
             if wanted.size is not None and after > wanted.size:
                 raise _wrong_size(wanted, f"has more than {wanted.size} bytes")
@@ -183,6 +185,17 @@ class Downloader:
             )
         if wanted.size is not None and partial.size != wanted.size:
             raise _wrong_size(wanted, f"ends after {partial.size} bytes")
+
+
+def _inspect(wanted: Wanted, response: httpx2.Response, head: bytes, size: int) -> None:
+    """Inspect a file's first bytes. If they are refused, quote what the response says."""
+    try:
+        wanted.inspect(head, size)
+    except LoaderError as error:
+        if response.status_code != 200:
+            raise  # The first bytes came with an earlier response, perhaps from another address.
+        words = quotation(response, body_text(head))
+        raise LoaderError(error.reason, error.message + words) from error
 
 
 def too_large(url: str, finding: str, limit: int) -> LoaderError:

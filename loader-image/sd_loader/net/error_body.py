@@ -1,14 +1,16 @@
-"""The body of an error response: what it says, and whether a bot protection wrote it.
+"""A response that is not the requested file: what it says, and whether a bot protection wrote it.
 
-A source that refuses a request often says why. Its words are untrusted: they are quoted in part,
-without links, and only if they come from a public address. Otherwise anyone who may create a model
-could read error messages of hosts inside the cluster's network.
+A source that refuses a request often says why. Some refuse with status 200: they send a login page
+or a JSON document instead of the file. Their words are untrusted: they are quoted in part, without
+links, and only if they come from a public address. Otherwise anyone who may create a model could
+read messages of hosts inside the cluster's network.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from contextlib import suppress
 
 import httpx2
@@ -24,7 +26,13 @@ FROM_PUBLIC_ADDRESS = "from_public_address"
 _MAX_CHARS = 160
 _KEYS = ("message", "error", "detail")
 """The usual names of an error's text in JSON. If there are several, the first one counts."""
-_LINK = re.compile(r"//|:/|\bwww\.|\bmailto:|[a-z0-9-]\.[a-z]{2,}[/?#:]", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]{0,99}>([^<]+)", re.IGNORECASE)
+_LINK = re.compile(r"//|\\|@|\]\(|www\.|:\S|\w\.\w[^/?#]{0,250}[/?#]|\d(?:\.\d+){3}", re.IGNORECASE)
+"""What makes a word a link, or lets a viewer of the message turn it into one."""
+_TIME = re.compile(
+    r"\(?(?:\d{4}-\d\d-\d\dT)?\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?[.,;)]*", re.ASCII
+)
+"""A word that has a colon like a link, and says until when a source refuses requests."""
 _BOT_PROTECTION = re.compile(
     r"<title>(?:Just a moment|Attention Required! \| Cloudflare)|cf-chl|/challenge-platform/"
     r"|^error code: 1[0-9]{3}\b|_Incapsula_Resource|captcha-delivery\.com|awswaf"
@@ -39,6 +47,11 @@ def read_error_body(response: httpx2.Response) -> str:
         body = response.content
     except httpx2.ResponseNotRead:
         body = _beginning(response)
+    return body_text(body)
+
+
+def body_text(body: bytes) -> str:
+    """Decode the beginning of a body."""
     return body[:MAX_BYTES].decode("utf-8-sig", errors="replace")
 
 
@@ -59,10 +72,16 @@ def is_bot_protection(response: httpx2.Response, body: str) -> bool:
 
 
 def quotation(response: httpx2.Response, body: str, header: str = "") -> str:
-    """Return `; the source says: …`, from a header or a JSON body. Empty if nothing is quoted."""
+    """Return `; the source says: …`, from a header or the body. Empty if nothing is quoted.
+
+    A JSON body is quoted by its message. A page is quoted by its title, unless the response has an
+    error status, which says the same as the titles of error pages.
+    """
     if not response.extensions.get(FROM_PUBLIC_ADDRESS):
         return ""
     words = _harmless(header) or _harmless(_message(body))
+    if not words and response.is_success:
+        words = _harmless(_title(body))
     return f"; the source says: {words}" if words else ""
 
 
@@ -79,9 +98,20 @@ def _message(body: str) -> str:
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
+def _title(body: str) -> str:
+    match = _TITLE.search(body) if body.lstrip().startswith("<") else None
+    return match[1] if match else ""
+
+
 def _harmless(text: str) -> str:
     """Return the text's beginning in printable characters, without links and tokens."""
     printable = "".join(char for char in text if char.isprintable() or char.isspace())
-    words = " ".join(word for word in printable.split() if not _LINK.search(word))
+    words = " ".join(word for word in printable.split() if not _is_link(word))
     words = redact_text(words)
     return words if len(words) <= _MAX_CHARS else f"{words[: _MAX_CHARS - 1]}…"
+
+
+def _is_link(word: str) -> bool:
+    """Whether a word may be a link, also in full-width characters."""
+    is_time = _TIME.fullmatch(word) is not None
+    return not is_time and _LINK.search(unicodedata.normalize("NFKC", word)) is not None

@@ -42,7 +42,7 @@ class Resource:
                 if following is None:
                     yield response
                     return
-            if _origin(following.url) != _origin(request.url):
+            if origin(following.url) != origin(request.url):
                 following.headers.pop("Authorization", None)
             request = following
         raise LoaderError(
@@ -51,14 +51,15 @@ class Resource:
         )
 
 
-def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
+def origin(url: httpx2.URL) -> tuple[str, str, int]:
+    """Return scheme, host and port, which is the default port if the url has none."""
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
 def leads_elsewhere(url: str, response: httpx2.Response) -> bool:
     """Whether a response comes from another origin than that of the requested link."""
     try:
-        return _origin(httpx2.URL(url)) != _origin(response.url)
+        return origin(httpx2.URL(url)) != origin(response.url)
     except httpx2.InvalidURL:
         return False
 

@@ -1,4 +1,7 @@
-"""Reads settings from environment variables. Errors name the variable."""
+"""Reads settings from environment variables. Errors name the variable.
+
+They do not show the value of a link, which may contain a password or a key.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from sd_api.default_parts import parse_default_parts
 from sd_api.logins import Logins
 from sd_api.netguard import effective_port
 from sd_api.spec import JobOverrides
-from sd_api.trained import KEY, check_template, contains_key
+from sd_api.trained import KEY, KEY_FREE_RULE, check_template, contains_key
 from sd_operator.base.errors import SettingsError
 
 _PLACEMENT = {"nodeSelector", "tolerations", "runtimeClassName", "priorityClassName"}
@@ -134,9 +137,7 @@ class Reader:
             rule = "must not have a user name, a password, a query or a fragment"
             raise self.refused(name, f"{rule}{instead and ': '}{instead}")
         if not is_link:
-            why = "must be an http(s) link"
-            # It may contain a password.
-            raise (self.refused if "@" in text else self.wrong)(name, why)
+            raise self.refused(name, "must be an http(s) link")
         return text
 
     def template(self, name: str) -> str | None:
@@ -147,13 +148,12 @@ class Reader:
         try:
             check_template(text)
         except ValueError as error:
-            why = str(error)
-            raise (self.refused if "@" in text else self.wrong)(name, why) from None
+            raise self.refused(name, str(error)) from None
         if contains_key(text):
             why = (
-                "must not contain a login or a key, because every reader of a Job would see it:"
-                f" write {KEY} in its place, and put the key into the key `trained` of the Secret"
-                f" that {self.prefix}LOGINS_SECRET names in each namespace with models"
+                f"{KEY_FREE_RULE}. Every reader of a Job would see a key: write {KEY} in its place,"
+                " and put the key into the key `trained` of the Secret that"
+                f" {self.prefix}LOGINS_SECRET names in each namespace with models"
             )
             raise self.refused(name, why)
         return text

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from sd_operator.base.httpd import Server
 
 Values = dict[tuple[str, ...], int]
 """The values of a gauge, by the values of its labels."""
@@ -23,6 +25,13 @@ class Component(StrEnum):
 
     OPERATOR = "operator"
     GATEWAY = "gateway"
+
+
+class PassResult(StrEnum):
+    """The label `result` of sdmodel_reconcile_total."""
+
+    OK = "ok"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -162,14 +171,7 @@ def add_build_info(registry: CollectorRegistry, component: Component) -> None:
 
 def serve(registry: CollectorRegistry, address: str, port: int) -> tuple[int, Callable[[], None]]:
     """Serve a registry from a thread; return the port and a function that stops it."""
-    server, thread = start_http_server(port, address, registry)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return int(server.server_port), stop
+    return Server(address, port, MetricsHandler.factory(registry)).start("metrics")
 
 
 def installed_version() -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from sd_operator.base.httpd import Server
 
 BEAT_SECONDS = 1.0
 SILENCE_MAX_SECONDS = 60.0
-POLL_SECONDS = 0.1
 
 
 class Probes:
@@ -50,8 +50,6 @@ class Probes:
         probes = self
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 5
-
             def do_GET(self) -> None:
                 answers = {"/healthz": lambda: probes.healthy, "/readyz": lambda: probes.serving}
                 answer = answers.get(self.path)
@@ -64,15 +62,4 @@ class Probes:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
                 """Stay silent."""
 
-        server = ThreadingHTTPServer((address, port), Handler)
-        thread = threading.Thread(
-            target=server.serve_forever, args=(POLL_SECONDS,), name="probes", daemon=True
-        )
-        thread.start()
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return server.server_port, stop
+        return Server(address, port, Handler).start("probes")

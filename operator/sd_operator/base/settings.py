@@ -102,8 +102,8 @@ class Settings:
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     trained_url_template: str | None = None
-    """Link of a trained model (modelType api_trained), with {id} in place of its id. {key} in its
-    query stands for the content of the key trained in the Secret with logins."""
+    """Link of a trained model (modelType api_trained), with {id} in place of its id. {key}
+    stands for the content of the key trained in the Secret with logins."""
     https_proxy: str | None = None
     """URL of the proxy for loads and webhook calls."""
     no_proxy: str = ""

@@ -9,7 +9,7 @@ from sd_operator.base.errors import NotFoundError
 from sd_operator.clients.kube import CLAIMS, Api, Json
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.settings import GatewaySettings
-from sd_operator.resources.observed import ClaimView
+from sd_operator.resources.observed import ClaimView, claim_is_allowed
 
 
 class ClaimRefusedError(RefusedError):
@@ -30,11 +30,13 @@ async def check(api: Api, settings: GatewaySettings, namespace: str, body: Json)
     exist is refused in the same words, so that nobody learns which PVCs exist.
     """
     name = ((body.get("spec") or {}).get("storage") or {}).get("claimName")
-    if not name or name in {settings.claim_name, *settings.allowed_claims}:
+    allowed = {settings.claim_name, *settings.allowed_claims}
+    artifact = (body.get("status") or {}).get("artifact") or {}
+    uid = artifact.get("claimUID")
+    if not name or claim_is_allowed(name, None, uid, allowed):
         return
     with contextlib.suppress(NotFoundError):
         claim = ClaimView.from_body(await api.get(CLAIMS, namespace, name))
-        artifact = (body.get("status") or {}).get("artifact") or {}
-        if claim.for_models or artifact.get("claimUID") == claim.uid:
+        if claim_is_allowed(name, claim, uid, allowed):
             return
     raise ClaimRefusedError(name)

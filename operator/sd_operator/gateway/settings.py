@@ -70,7 +70,7 @@ class GatewaySettings:
     port: int = defaults.GATEWAY_PORT
     """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
     probes_port: int = defaults.PROBES_PORT
-    """Port of /healthz and /readyz for the kubelet, so that callers of the API cannot keep it out.
+    """Port of /healthz and /readyz for the kubelet. Connections to the API take no place here.
     0: any free port."""
     metrics_port: int = defaults.METRICS_PORT
     """Port of /metrics. 0: any free port."""

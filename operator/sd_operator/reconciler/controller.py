@@ -11,7 +11,7 @@ from typing import Any
 from sd_api.status import Status, WebhookEvent
 from sd_operator.base import logs
 from sd_operator.base.errors import ConflictError, NotFoundError
-from sd_operator.base.metrics import Metrics, ModelState
+from sd_operator.base.metrics import Metrics, ModelState, PassResult
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import MODELS, SECRETS, Api
@@ -161,12 +161,12 @@ class Controller:
 
     async def _reconcile(self, uid: str) -> float:
         started = self._clock.monotonic()
-        result = "error"
+        result = PassResult.ERROR
         try:
             delay = await self._until_settled(uid)
-            result = "ok"
+            result = PassResult.OK
         finally:
-            self._metrics.reconciles.labels(result).inc()
+            self._metrics.reconciles.labels(result.value).inc()
             self._metrics.reconcile_seconds.observe(self._clock.monotonic() - started)
         return delay
 

@@ -33,6 +33,10 @@ from sd_operator.rules.decision import EventPlan, JobPlan
 log = logging.getLogger(__name__)
 
 EVENT_MESSAGE_MAX_LENGTH = 1024
+OLDER_CRD = (
+    "the CRD is older than the operator: it drops the uid of a Job from the status. Upgrade the CRD"
+    " with the chart, then restart the operator"
+)
 
 
 class Executor:
@@ -43,6 +47,7 @@ class Executor:
         self._api = api
         self._settings = settings
         self._cache = cache
+        self._crd_is_older = False
 
     async def delete_job(self, job: JobView) -> None:
         """Delete this Job, not another one of its name; its Pods follow."""
@@ -78,7 +83,11 @@ class Executor:
         """Create a Job, or take over the one that an earlier request created.
 
         Another Job of this name is deleted first. Raises ConflictError if it disappears meanwhile.
+        No Job is created once the uid of one could not be recorded: another would follow it without
+        end.
         """
+        if self._crd_is_older:
+            return Rejection(OLDER_CRD, 0, self._clock.now())
         manifest = manifests.build(plan, self._settings)
         try:
             try:
@@ -86,7 +95,7 @@ class Executor:
             except AlreadyExistsError as exists:
                 body = await self._take_over(plan, manifest, exists)
         except AlreadyExistsError as exists:
-            message = f"{exists}; it is not the operator's, and is still being deleted"
+            message = f"{exists}; it is not the Job to create, and is still being deleted"
             return Rejection(message, exists.code, self._clock.now(), attempt=plan.attempt)
         except ForbiddenError as refused:
             ending = refused.namespace_terminating
@@ -108,7 +117,7 @@ class Executor:
             raise ConflictError(str(exists), exists.code) from None
         if ownership.is_as_planned(body, manifest):
             return body
-        log.warning("Job %s/%s is not the operator's: deleting it", plan.namespace, plan.name)
+        log.warning("Job %s/%s is not the Job to create: deleting it", plan.namespace, plan.name)
         await self.delete_job(JobView.from_body(body))
         return await self._api.create(JOBS, plan.namespace, manifest)
 
@@ -124,7 +133,11 @@ class Executor:
         # ignore the uid in a status patch of a custom resource.
         metadata = {"uid": model.uid, "resourceVersion": model.resource_version}
         body = {"metadata": metadata, "status": patch}
-        return await self._api.patch(MODELS, model.namespace, model.name, body, sub="status")
+        written = await self._api.patch(MODELS, model.namespace, model.name, body, sub="status")
+        if not self._crd_is_older and _lacks_uid(written.get("status") or {}, patch):
+            self._crd_is_older = True
+            log.error("no more Jobs are created: %s", OLDER_CRD)
+        return written
 
     async def emit(self, model: Model, event: EventPlan) -> None:
         """Emit an Event; a failure is logged and changes nothing else."""
@@ -163,6 +176,14 @@ class Executor:
 
 def _finalizers_of_others(model: Model) -> list[str]:
     return [finalizer for finalizer in model.finalizers if finalizer != names.FINALIZER]
+
+
+def _lacks_uid(written: Mapping[str, Any], patch: Mapping[str, Any]) -> bool:
+    """Whether the API server dropped the uid of a Job, because its CRD does not have the field."""
+    return any(
+        (patch.get(field) or {}).get("uid") and not (written.get(field) or {}).get("uid")
+        for field in ("job", "cleanupJob")
+    )
 
 
 def _plain(status: Status) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 
 from sd_api import names
 from sd_operator.base.errors import (
@@ -15,7 +17,7 @@ from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import JOBS, LEASES, Api, Json
 from sd_operator.reconciler.supervisor import Supervisor
-from sd_operator.resources.observed import JobState, JobView
+from sd_operator.resources.observed import JobView
 from sd_operator.resources.sweep import SweepLease
 from sd_operator.rules import manifests
 
@@ -29,6 +31,8 @@ class Sweeps:
         self._api = api
         self._settings = settings
         self._clock = clock
+        self._names: dict[str, str] = {}
+        """Name of the Job for the open request of a namespace. Nobody can guess it and take it."""
         self._supervisor = Supervisor(self._pass, "the sweeps of namespace")
 
     def serve(self, namespace: str) -> None:
@@ -55,12 +59,14 @@ class Sweeps:
             self._supervisor.drop(namespace)
             return self._settings.resync_seconds
         if lease.is_open:
-            job = await self._job(namespace)
-            log.info("a sweep of namespace %s was requested: Job %s", namespace, job)
+            job = await self._job(namespace, lease)
+            log.info("a sweep of namespace %s was requested: Job %s", namespace, job.name)
+            answer = lease.answer(job.name, job.uid)
             try:
-                await self._api.update(LEASES, namespace, names.SWEEP_LEASE, lease.answer(job))
+                await self._api.update(LEASES, namespace, names.SWEEP_LEASE, answer)
             except ConflictError:
                 return 0.0  # a new request came in the meantime
+        self._names.pop(namespace, None)
         return self._settings.resync_seconds
 
     async def _lease(self, namespace: str) -> Json:
@@ -74,23 +80,20 @@ class Sweeps:
         except AlreadyExistsError:
             return await self._api.get(LEASES, namespace, names.SWEEP_LEASE)
 
-    async def _job(self, namespace: str) -> str:
-        """Return the name of the running sweep, also one of the chart's CronJob, or of a new one.
-
-        A Job of the same minute counts as well: if this pass is repeated because the operator was
-        killed, it finds the Job that it made before.
-        """
-        label = f"{names.LABEL_NAME}={names.SWEEP_NAME}"
-        for body in (await self._api.list(JOBS, namespace, label)).items:
-            job = JobView.from_body(body)
-            if job.state is JobState.RUNNING:
-                return job.name
-        name = f"{names.SWEEP_NAME}-{int(self._clock.now().timestamp()) // 60}"
+    async def _job(self, namespace: str, lease: SweepLease) -> JobView:
+        """Return the last requested sweep if it still runs, or make another one."""
+        if lease.holder:
+            with contextlib.suppress(NotFoundError):
+                job = JobView.from_body(await self._api.get(JOBS, namespace, lease.holder))
+                if lease.is_fulfilled_by(job, self._clock.now()):
+                    return job
+        name = self._names.setdefault(namespace, f"{names.SWEEP_NAME}-{secrets.token_hex(8)}")
         manifest = manifests.build_sweep(
             namespace, name, self._settings.claim_name, self._settings.loader
         )
         try:
-            await self._api.create(JOBS, namespace, manifest)
+            body = await self._api.create(JOBS, namespace, manifest)
         except AlreadyExistsError:
-            log.debug("Job %s exists already", name)
-        return name
+            # An earlier pass made it, since nobody else knew the name.
+            body = await self._api.get(JOBS, namespace, name)
+        return JobView.from_body(body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -254,6 +254,19 @@ class ClaimView:
             deleting="deletionTimestamp" in metadata,
             for_models=(metadata.get("labels") or {}).get(names.LABEL_MODELS) == "true",
         )
+
+
+def claim_is_allowed(
+    name: str, claim: ClaimView | None, artifact_claim_uid: str | None, allowed: Collection[str]
+) -> bool:
+    """Whether a model may use the claim of this name; operator and gateway ask the same.
+
+    Besides the allowed names, models may use a labelled claim, and the one on which the model is
+    already published. A name alone does not prove that: the claim may be a new one of this name.
+    """
+    if name in allowed:
+        return True
+    return claim is not None and (claim.for_models or claim.uid == artifact_claim_uid)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,27 @@
 """The Lease by which a sweep of a namespace's volume is requested.
 
 Whoever wants a sweep writes the time into `renewTime`. The operator copies this time into
-`acquireTime` once it has made a Job, whose name it writes into `holderIdentity`. The request is
-open while the two times differ, so it outlives a lost watch and a restart of the operator.
+`acquireTime` once it has made a Job, whose name it writes into `holderIdentity` and whose uid it
+writes into an annotation. The request is open while the two times differ, so it outlives a lost
+watch and a restart of the operator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sd_api import names
 from sd_operator.base import times
+from sd_operator.resources.observed import JobState, JobView
 
 Json = dict[str, Any]
+
+RECENT = timedelta(minutes=1)
+"""A sweep that began this recently fulfils a request even if it has ended: a namespace gets at most
+one sweep a minute."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,36 @@ class SweepLease:
         """Return the Lease with a request for a sweep."""
         return self._with(renewTime=times.stamp_micro(now))
 
-    def answer(self, job: str) -> Json:
-        """Return the Lease with its request fulfilled by a Job."""
-        return self._with(acquireTime=self._spec.get("renewTime"), holderIdentity=job)
+    @property
+    def holder(self) -> str:
+        """Name of the Job that fulfilled the last request; empty if there is none."""
+        return self._spec.get("holderIdentity") or ""
+
+    def is_fulfilled_by(self, job: JobView, now: datetime) -> bool:
+        """Whether a Job fulfils the request as well, because it is the last one and still sweeps.
+
+        Name and uid must be those that the operator recorded: anybody who creates Jobs may give
+        them any name, labels and owner.
+        """
+        recorded = (self.holder, self._annotations.get(names.ANNOTATION_SWEEP_UID))
+        if (job.name, job.uid) != recorded or job.deleting:
+            return False
+        runs = job.state is JobState.RUNNING and not job.suspended
+        return runs or now - job.created < RECENT
+
+    def answer(self, name: str, uid: str) -> Json:
+        """Return the Lease with its request fulfilled by the Job of this name and uid."""
+        lease = self._with(acquireTime=self._spec.get("renewTime"), holderIdentity=name)
+        annotations = {**self._annotations, names.ANNOTATION_SWEEP_UID: uid}
+        return {**lease, "metadata": {**self.body["metadata"], "annotations": annotations}}
 
     @property
     def _spec(self) -> Mapping[str, Any]:
         return self.body.get("spec") or {}
+
+    @property
+    def _annotations(self) -> Mapping[str, str]:
+        return self.body["metadata"].get("annotations") or {}
 
     def _with(self, **fields: object) -> Json:
         return {**self.body, "spec": {**self._spec, **fields}}

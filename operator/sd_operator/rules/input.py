@@ -10,7 +10,7 @@ from sd_api.reasons import Reason
 from sd_api.status import Condition, ConditionType, JobStatus, Status, StatusArtifact
 from sd_operator.base.settings import Settings
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import Observed
+from sd_operator.resources.observed import Observed, claim_is_allowed
 from sd_operator.rules import conditions
 
 
@@ -57,11 +57,11 @@ class Input:
 
     @property
     def claim_is_allowed(self) -> bool:
-        """Whether the model may use its claim. What is published on a claim stays there."""
-        claim = self.observed.claim
-        if claim is None or self.published is not None or claim.for_models:
-            return True
-        return claim.name in {self.settings.claim_name, *self.settings.allowed_claims}
+        """Whether the model may use its claim; a missing claim is not refused here."""
+        claim, artifact = self.observed.claim, self.status.artifact
+        allowed = {self.settings.claim_name, *self.settings.allowed_claims}
+        uid = artifact.claim_uid if artifact is not None else None
+        return claim is None or claim_is_allowed(claim.name, claim, uid, allowed)
 
     @property
     def same_load(self) -> bool:
@@ -90,9 +90,13 @@ class Input:
         return timedelta(seconds=self.settings.stuck_seconds)
 
     def next_attempt(self, last: JobStatus | None) -> int:
-        """Return the attempt after this Job's, without the name that another Job still holds."""
+        """Return the attempt after this Job's, without the name that another Job still holds.
+
+        If its uid is not recorded, its own attempt is made again: then it is taken over or replaced
+        by its name, instead of running beside the next one.
+        """
         rejection = self.observed.rejection
-        taken = [last.attempt] if last is not None else []
+        taken = [last.attempt - (last.uid is None)] if last is not None else []
         if rejection is not None and rejection.attempt is not None:
             taken.append(rejection.attempt)
         return max(taken, default=-1) + 1

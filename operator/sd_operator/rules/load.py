@@ -204,6 +204,8 @@ def load_job_was_deleted(inp: Input) -> Step | None:
     status = inp.status
     if not inp.same_load or status.job is None or status.completion_time is not None:
         return None
+    if status.job.uid is None:
+        return None  # It may run: the same attempt is made again, and finds it by its name.
     if not inp.observed.fresh:
         return Refresh(f"Job {status.job.name} is not in the cache")
     was_suspended = inp.ready is not None and inp.ready.reason == ReadyReason.SUSPENDED

@@ -18,8 +18,8 @@ from sd_operator.resources.observed import (
     JobView,
     Observed,
     PodView,
-    controller_uid,
 )
+from sd_operator.rules.manifests import KUEUE_LABEL
 
 
 def observed(
@@ -58,33 +58,90 @@ def _is_made_for(job: JobView, model: Model) -> bool:
 def is_as_planned(job: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
     """Whether an existing Job is the one that we would create, so that it can be taken over.
 
-    If so, an earlier request of an operator created it, and the reply or the uid was lost.
+    If so, an earlier request of an operator created it, and the reply or the uid was lost. If in
+    doubt, the answer is no: then the Job is deleted and created again. A Job that has ended is
+    always in doubt: it may be an earlier load of the version. Its result is not lost, because the
+    next Job finds the receipt of a success, and fails as this one did.
     """
-    if "deletionTimestamp" in job["metadata"] or (_suspends(job) and not _suspends(planned)):
+    if JobView.from_body(job).state is not JobState.RUNNING:
         return False
-    return _essence(job) == _essence(planned)
+    by_kueue = bool(planned["spec"].get("suspend"))
+    labels, annotations = (job["metadata"].get(key) or {} for key in ("labels", "annotations"))
+    if not by_kueue and any(key.startswith(_KUEUE_PREFIX) for key in (*labels, *annotations)):
+        return False
+    # Other labels and annotations of the Job itself, such as those of a webhook, have no effect.
+    metadata = job["metadata"] | {
+        "labels": {key: labels.get(key) for key in planned["metadata"]["labels"]},
+        "annotations": {key: annotations.get(key) for key in planned["metadata"]["annotations"]},
+    }
+    return _matches({**job, "metadata": metadata}, planned, by_kueue)
 
 
-def _suspends(job: Mapping[str, Any]) -> bool:
-    return bool(job["spec"].get("suspend"))
+def _matches(actual: object, planned: object, by_kueue: bool) -> bool:
+    """Whether a value is as planned, apart from what API servers and Kueue change."""
+    if actual is None:
+        return planned in _EMPTY
+    if isinstance(planned, Mapping):
+        if not isinstance(actual, Mapping):
+            return False
+        skipped = _REWRITTEN | _KUEUE_SETS if by_kueue else _REWRITTEN
+        return all(
+            _matches(actual.get(key), planned[key], by_kueue)
+            if key in planned
+            else _is_default(key, actual[key], by_kueue)
+            for key in (actual.keys() | planned.keys()) - skipped
+        )
+    if isinstance(planned, list | tuple):
+        return (
+            isinstance(actual, list)
+            and len(actual) == len(planned)
+            and all(
+                _matches(one, other, by_kueue) for one, other in zip(actual, planned, strict=True)
+            )
+        )
+    return actual == planned
 
 
-def _essence(job: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return the fields that decide what a Job does; API servers do not change them."""
-    metadata, spec = job["metadata"], job["spec"]
-    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    pod = spec["template"]["spec"]
-    containers = [*(pod.get("initContainers") or ()), *(pod.get("containers") or ())]
-    return (
-        metadata["name"],
-        controller_uid(metadata),
-        [labels.get(key) for key in (names.LABEL_MODEL_UID, names.LABEL_ROLE)],
-        [annotations.get(key) for key in _ANNOTATIONS],
-        spec.get("parallelism", 1),
-        [[container.get(key) for key in _CONTAINER] for container in containers],
-        [volume.get("persistentVolumeClaim") for volume in pod.get("volumes") or ()],
-    )
+def _is_default(key: str, value: object, by_kueue: bool) -> bool:
+    """Whether a field that was not planned is one that API servers or Kueue set."""
+    is_kueues = by_kueue and key.startswith(_KUEUE_PREFIX)
+    return value is None or is_kueues or key in _GENERATED or value in _DEFAULTS.get(key, ())
 
 
-_ANNOTATIONS = (names.ANNOTATION_LOAD_HASH, names.ANNOTATION_ATTEMPT, names.ANNOTATION_CLAIM_UID)
-_CONTAINER = ("name", "image", "command", "args")
+# API servers drop these values where a field is not a pointer. None of our fields is such a bool.
+_EMPTY: tuple[object, ...] = (None, "", [], (), {})
+# Admission rewrites quantities: 1000m becomes 1.
+_REWRITTEN = frozenset({"resources", "sizeLimit"})
+_KUEUE_PREFIX = KUEUE_LABEL.partition("/")[0] + "/"
+# Kueue sets these fields when it starts a Job.
+_KUEUE_SETS = frozenset({"suspend", "nodeSelector", "tolerations"})
+_GENERATED = frozenset(
+    {
+        "uid",
+        "resourceVersion",
+        "generation",
+        "creationTimestamp",
+        "managedFields",
+        "status",
+        "selector",  # manualSelector must be false
+        "controller-uid",
+        "job-name",
+        "batch.kubernetes.io/controller-uid",
+        "batch.kubernetes.io/job-name",
+    }
+)
+_DEFAULTS: Mapping[str, tuple[object, ...]] = {
+    "parallelism": (1,),
+    "completions": (1,),
+    "completionMode": ("NonIndexed",),
+    "suspend": (False,),
+    "manualSelector": (False,),
+    "podReplacementPolicy": ("Failed",),
+    "dnsPolicy": ("ClusterFirst",),
+    "schedulerName": ("default-scheduler",),
+    "securityContext": ({},),
+    "procMount": ("Default",),
+    "imagePullPolicy": ("Always", "IfNotPresent"),
+    "defaultMode": (0o644,),
+    "apiVersion": ("v1",),
+}

@@ -45,7 +45,7 @@ def test_a_model_file_is_identified_by_its_magic_bytes(head, container):
     ("head", "reason", "what"),
     [
         pytest.param(b"", Reason.NOT_A_MODEL, "the file is empty", id="empty"),
-        pytest.param(LOGIN_PAGE, Reason.NOT_A_MODEL, "HTML page titled “Sign in · Civi", id="HTML"),
+        pytest.param(LOGIN_PAGE, Reason.NOT_A_MODEL, "is an HTML page$", id="HTML"),
         pytest.param(b"\xef\xbb\xbf \n<html>", Reason.NOT_A_MODEL, "an HTML page", id="HTML, BOM"),
         pytest.param(
             b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
@@ -53,7 +53,7 @@ def test_a_model_file_is_identified_by_its_magic_bytes(head, container):
             "an XML document",
             id="XML",
         ),
-        pytest.param(SIGN_UP, Reason.NOT_A_MODEL, "JSON document saying “The creator", id="JSON"),
+        pytest.param(SIGN_UP, Reason.NOT_A_MODEL, "is a JSON document$", id="JSON"),
         pytest.param(b'{"a": [', Reason.NOT_A_MODEL, "a JSON document", id="JSON, cut"),
         pytest.param(b"[" * 4000, Reason.NOT_A_MODEL, "a JSON document", id="JSON, nested"),
         pytest.param(LFS_POINTER, Reason.NOT_A_MODEL, "a Git LFS pointer", id="LFS pointer"),
@@ -93,12 +93,11 @@ def test_a_file_that_is_not_a_model_is_refused_with_its_kind(tmp_path, head, rea
 
 
 def test_a_pages_title_cannot_break_the_message():
-    """The title comes from a server, so it is shown on one line, short and printable."""
+    """The bytes may come from any host, so nothing of them but their kind is in the message."""
     page = b"<html><title>\x1b[31mred\nalert\x00" + b"!" * 500 + b"</title>"
     with pytest.raises(LoaderError) as caught:
         identify(page.replace(b"\x00", b""), len(page))
-    assert caught.value.message.isprintable()
-    assert len(caught.value.message) < 130
+    assert caught.value.message == "the file is an HTML page"
 
 
 @pytest.mark.parametrize(

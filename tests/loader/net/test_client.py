@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.net.client import HttpClient
+from sd_loader.net.exchange import origin
 from sd_loader.settings import Settings
 from tests.support.loader.fetches import TOKEN, secret
 
@@ -65,6 +67,23 @@ def test_token_is_sent_only_to_its_host(
         token(required=True)
     assert caught.value.reason is Reason.CREDENTIALS_HOST_MISMATCH
     assert TOKEN not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "same"),
+    [
+        ("https://a.example/x", "https://a.example:443/y", True),
+        ("https://a.example/x", "HTTPS://A.example:443/y", True),
+        ("http://a.example/x", "HTTP://a.example:80/y", True),
+        ("https://a.example/x", "https://a.example:80/x", False),
+        ("https://a.example/x", "http://a.example/x", False),
+        ("http://a.example:443/x", "https://a.example/x", False),
+        ("https://a.example/x", "https://b.example/x", False),
+    ],
+)
+def test_origin_has_the_default_port_of_its_scheme(url: str, other: str, same: bool) -> None:
+    """A token follows a redirect only to the same origin, however its url is spelled."""
+    assert (origin(httpx2.URL(url)) == origin(httpx2.URL(other))) is same
 
 
 @pytest.mark.parametrize("required", [True, False])

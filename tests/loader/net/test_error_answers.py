@@ -6,12 +6,8 @@ import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
-import httpx2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from devkit.fakefiles import FileServer
 from devkit.loopback import Answer, Loopback, Request
@@ -20,7 +16,7 @@ from sd_api.netguard import Address
 from sd_api.reasons import Reason
 from sd_api.wire import MESSAGE_MAX_LENGTH
 from sd_loader.net.client import HttpClient
-from sd_loader.net.error_body import FROM_PUBLIC_ADDRESS, MAX_BYTES, quotation
+from sd_loader.net.error_body import MAX_BYTES
 from sd_loader.settings import Settings
 from tests.support.loader.linkfetches import BODY, refusal
 
@@ -59,6 +55,13 @@ def failing(server: FileServer, status: int, body: object, **headers: str) -> st
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return server.serve_file("/model", b"", status=status, body=text, headers=named)
+
+
+def instead(server: FileServer, body: object) -> str:
+    """Serve this with status 200 at the link of a model and return the link."""
+    return server.serve_file(
+        "/model", body if isinstance(body, bytes) else json.dumps(body).encode()
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,62 @@ def test_nothing_is_quoted_from_a_private_address(server, settings, into, status
     assert "says" not in error.message
     assert "Early" not in error.message
     assert "secret" not in error.message
+
+
+LOGIN_PAGE = "<!DOCTYPE html><html><head><title>Sign in \u00b7 Civitai</title></head></html>"
+INSTEAD = [
+    pytest.param(EARLY, "a JSON document", EARLY["message"], id="JSON"),
+    pytest.param({"error": "secret"}, "a JSON document", "secret", id="short JSON"),
+    pytest.param(LOGIN_PAGE.encode(), "an HTML page", "Sign in · Civitai", id="a page"),
+    pytest.param(
+        {"error": "internal words see http://10.0.0.1/admin", "x": "y" * 99},
+        "a JSON document",
+        "internal words see",
+        id="JSON with a link",
+    ),
+    pytest.param(
+        f"<html><title>\x1b[31mred\nalert {'!' * 500}</title>".encode(),
+        "an HTML page",
+        f"[31mred alert {'!' * 145}…",
+        id="a long title",
+    ),
+    pytest.param(b"<html>no title</html>", "an HTML page", "", id="no title"),
+    pytest.param(b"secret", "plain text of 6 bytes", "", id="text"),
+]
+"""What a source sends with status 200 instead of the file, its kind, and what is quoted of it."""
+
+
+@pytest.mark.parametrize(("body", "kind", "quoted"), INSTEAD)
+@pytest.mark.usefixtures("public")
+def test_a_body_that_is_not_the_file_is_quoted_like_an_error(
+    server, settings, into, body, kind, quoted
+):
+    """Some sources answer with status 200 and say in the body why they send no file."""
+    url = instead(server, body)
+    error = refusal(url, settings, into)
+    assert error.reason is Reason.NOT_A_MODEL
+    assert error.message == f"{url}: the file is {kind}" + (f"{SAID}{quoted}" if quoted else "")
+
+
+@pytest.mark.parametrize(("body", "kind", "quoted"), INSTEAD)
+def test_a_body_that_is_not_the_file_is_not_quoted_from_a_private_address(
+    server, settings, into, body, kind, quoted
+):
+    """The message names only its kind."""
+    url = instead(server, body)
+    error = refusal(url, settings, into)
+    assert error.reason is Reason.NOT_A_MODEL
+    assert error.message == f"{url}: the file is {kind}", quoted
+
+
+@pytest.mark.usefixtures("public")
+def test_a_body_that_is_not_the_file_is_not_quoted_through_a_proxy(settings, into):
+    """A proxy resolves the name, so nobody here knows the address behind it."""
+    answer = Answer(200, json.dumps(EARLY).encode(), {"Connection": "close"})
+    with Loopback(lambda _: answer) as proxy:
+        proxied = replace(settings, proxy=proxy.url)
+        error = refusal(f"http://{INSIDE}:9/model", proxied, into)
+    assert error.message.endswith("the file is a JSON document")
 
 
 @pytest.mark.usefixtures("public")
@@ -261,22 +320,3 @@ def test_success_is_not_cut(server, settings):
     assert len(BODY) > MAX_BYTES
     with HttpClient(settings).session() as client:
         assert client.get(server.serve_file("/model", BODY)).content == BODY
-
-
-@given(
-    st.text(max_size=400) | st.lists(st.sampled_from(["https://x.y", "//", "a", " "])).map("".join),
-    st.sampled_from(["message", "error"]),
-)
-def test_any_text_is_quoted_harmlessly(text: str, key: str) -> None:
-    """Whatever the source says, the quotation is one printable line without a link."""
-    response = httpx2.Response(403, extensions={FROM_PUBLIC_ADDRESS: True})
-    for quoted in (
-        quotation(response, json.dumps({key: text})),
-        quotation(response, "", text),
-    ):
-        words = quoted.removeprefix(SAID)
-        assert len(words) <= 160
-        assert words.isprintable()
-        assert "//" not in words
-    private: dict[str, Any] = {FROM_PUBLIC_ADDRESS: False}
-    assert quotation(httpx2.Response(403, extensions=private), json.dumps({key: text})) == ""

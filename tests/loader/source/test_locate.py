@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from sd_api.reasons import Reason
@@ -9,7 +11,7 @@ from sd_api.sources import HubFile, HubRepo, Link
 from sd_api.spec import ModelType, Spec
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
-from sd_loader.source.locate import LocalFile, locate
+from sd_loader.source.locate import LocalFile, locate, naming_both_readings
 from sd_loader.source.ref import SourceRef
 from tests.support.modelurls import MEANT, OTHER_TYPES, REFUSED, TRAINED
 
@@ -93,10 +95,10 @@ def ref(url: str, model_type: ModelType) -> SourceRef:
                 ("http://example.com/o/n/resolve/main/x", "plain http"),
                 ("https://me:pw@huggingface.co/o/n/resolve/main/x", "userinfo"),
                 (f"{HUB}/datasets/o/n/resolve/main/x", "a dataset"),
-                (f"{HUB}/o/n/resolve/main/", "no file"),
                 ("https://mirror.example/o/n/resolve/main/x", "beside the mirror"),
             )
         ),
+        pytest.param(f"{HUB}/o/n/resolve/main/", CKPT, HubRepo("o/n", "main"), id="no file"),
         pytest.param(
             "abc-123",
             TRAINED_TYPE,
@@ -126,6 +128,51 @@ def test_url_means_one_source(url, model_type, expected):
 def test_local_path_is_accepted_at_the_command_line(url, model_type, expected):
     """The form of the text decides between a local file and a repo."""
     assert locate(ref(url, model_type), MIRROR, allow_local=True) == expected
+
+
+@pytest.mark.parametrize("url", ["sd.webui/models/x.safetensors", "my.models/sd/v1-5.ckpt", "a/b"])
+def test_existing_file_is_meant_rather_than_a_link_or_a_repo(url, tmp_path, monkeypatch):
+    """A folder may be named like a host, or like the owner of a repo."""
+    path = tmp_path / url
+    path.parent.mkdir(parents=True)
+    path.touch()
+    without = locate(ref(url, LORA), MIRROR, allow_local=True)
+    assert not isinstance(without, LocalFile)
+    monkeypatch.chdir(tmp_path)
+    assert locate(ref(url, LORA), MIRROR, allow_local=True) == LocalFile(url)
+    assert locate(ref(url, LORA), MIRROR) == without
+    with suppress(LoaderError):
+        assert locate(ref(url, REPO), MIRROR, allow_local=True) == without
+
+
+@pytest.mark.parametrize("url", ["a.bc/c/" + "x" * 300, "a.bc/c/" + "d/" * 4000 + "x"])
+def test_path_that_no_file_can_have_is_a_link(url):
+    """The system refuses to look for it."""
+    assert locate(ref(url, LORA), MIRROR, allow_local=True) == Link(f"https://{url}")
+
+
+@pytest.mark.parametrize(
+    ("url", "allow_local", "reason", "adds"),
+    [
+        ("sd.webui/models/x.ckpt", True, Reason.SOURCE_UNREACHABLE, True),
+        ("sd.webui/models/x.ckpt", True, Reason.NOT_A_MODEL, False),
+        ("sd.webui/models/x.ckpt", False, Reason.SOURCE_UNREACHABLE, False),
+        ("https://sd.webui/models/x.ckpt", True, Reason.SOURCE_UNREACHABLE, False),
+        ("org/name", True, Reason.SOURCE_UNREACHABLE, False),
+    ],
+)
+def test_failed_link_without_a_scheme_names_the_missing_file(url, allow_local, reason, adds):
+    """At the command line, the person may have meant a path."""
+    source = ref(url, LORA)
+    place = locate(source, MIRROR, allow_local=allow_local)
+    with (
+        pytest.raises(LoaderError) as caught,
+        naming_both_readings(source, place, allow_local=allow_local),
+    ):
+        raise LoaderError(reason, "it failed")
+    assert caught.value.reason is reason
+    words = f"; {url} was taken for a link, because it is not a file on this machine"
+    assert caught.value.message == "it failed" + (words if adds else "")
 
 
 @pytest.mark.parametrize(

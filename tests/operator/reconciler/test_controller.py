@@ -155,6 +155,41 @@ def test_a_job_is_found_again_if_its_uid_could_not_be_recorded(
     assert api.reasons == {"LoadStarted": 1}
 
 
+def test_no_more_jobs_are_created_if_the_crd_drops_their_uid(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A Job that cannot be recorded would be followed by another one in every pass."""
+
+    class Older(Script):
+        """An API server with a CRD from before status.job.uid."""
+
+        @override
+        async def patch(
+            self, resource: Resource, namespace: str, name: str, body: Json, sub: str = ""
+        ) -> Json:
+            """Keep the record of the Job without its uid."""
+            job = body.get("status", {}).get("job")
+            if job:
+                pruned = {key: value for key, value in job.items() if key != "uid"}
+                body = body | {"status": body["status"] | {"job": pruned}}
+            return await super().patch(resource, namespace, name, body, sub)
+
+    api = Older(body())
+
+    async def scenario(controller: Controller) -> None:
+        await api.until(lambda found: "Reconciling" in found)
+        controller.supervisor.wake([UID])
+        await api.until(lambda found: "Reconciling" not in found)
+
+    keep(api, scenario)
+    assert api.asked.count("create jobs") == 1
+    (ready,) = api.model["status"]["conditions"]
+    assert "the loader Job cannot be created: the CRD is older than the op" in ready["message"]
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "Upgrade the CRD with the chart, then restart the operator" in errors[0]
+
+
 def test_a_spec_that_changes_before_the_uid_is_recorded_stops_the_job() -> None:
     """The status write conflicts with the edit, and the Job of the previous spec must not go on."""
 

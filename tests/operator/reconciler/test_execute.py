@@ -20,7 +20,8 @@ from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.execute import Executor, merge_patch_between
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import JobView, Rejection
-from sd_operator.rules.manifests import build, plan_load
+from sd_operator.rules.decision import JobPlan
+from sd_operator.rules.manifests import build, plan_load, plan_remove
 from tests.support.kube.cluster import Cluster
 from tests.support.kube.scriptedapi import Script
 from tests.support.rules.observed import body, claim, model
@@ -112,6 +113,16 @@ def test_a_foreign_job_is_replaced() -> None:
     assert api.asked == ["create jobs", "get jobs", "delete jobs", "create jobs"]
 
 
+def test_a_job_that_has_ended_is_replaced() -> None:
+    """It may be the former load of a version to which the spec has returned."""
+    api = Script(body())
+    existing(api)["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    job = create(api)
+    assert isinstance(job, JobView)
+    assert job.uid != "existing"
+    assert api.asked == ["create jobs", "get jobs", "delete jobs", "create jobs"]
+
+
 class Pinned(Script):
     """An API server with a Job whose finalizer keeps it."""
 
@@ -129,7 +140,35 @@ def test_a_foreign_job_that_cannot_be_deleted_only_holds_its_name() -> None:
         rejection = create(api)
         assert isinstance(rejection, Rejection)
         assert (rejection.code, rejection.attempt) == (409, 0)
-        assert "is not the operator's, and is still being deleted" in rejection.message
+        assert "is not the Job to create, and is still being deleted" in rejection.message
+
+
+@pytest.mark.cluster
+def test_a_job_as_an_api_server_returns_it_is_taken_over(shared_cluster: Cluster) -> None:
+    """The defaults that the server adds do not make it another Job."""
+    settings = Settings.from_env({"KUBECONFIG": str(shared_cluster.kubeconfig)})
+    manifest = {
+        "apiVersion": "sd-operator.dev/v1alpha1",
+        "kind": "StableDiffusionModel",
+        "metadata": {"name": "owner"},
+        "spec": {"url": "some/repo"},
+    }
+    shared_cluster.apply(manifest)
+    owner = Model.from_body(shared_cluster.get("sdm", "owner"))
+
+    async def create_twice(plan: JobPlan) -> list[JobView | Rejection]:
+        async with Api(settings.kubeconfig) as api:
+            executor = Executor(api, settings, ObjectCache(), SYSTEM_CLOCK)
+            return [await executor.create_job(plan) for _ in range(2)]
+
+    for plan in (
+        plan_load(owner, settings, claim(), 0),
+        plan_remove(owner, settings, "models", 0),
+    ):
+        first, second = asyncio.run(create_twice(plan))
+        assert isinstance(first, JobView)
+        assert isinstance(second, JobView)
+        assert second.uid == first.uid
 
 
 @pytest.mark.cluster

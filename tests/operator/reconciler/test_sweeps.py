@@ -12,6 +12,7 @@ import pytest
 from typing_extensions import override
 
 from sd_api import names
+from sd_operator.base import times
 from sd_operator.base.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -21,14 +22,15 @@ from sd_operator.base.errors import (
 )
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
-from sd_operator.clients.kube import JOBS, LEASES, Api, Listing, Resource
+from sd_operator.clients.kube import JOBS, LEASES, Api, Resource
 from sd_operator.reconciler import supervisor
 from sd_operator.reconciler.sweeps import Sweeps
 from sd_operator.resources.sweep import SweepLease
 from tests.support.rules.observed import NOW
 
 Json = dict[str, Any]
-JOB = f"{names.SWEEP_NAME}-{int(NOW.timestamp()) // 60}"
+RECORDED = "sd-loader-sweep-1"
+"""Name of the Job that fulfilled the last request of a namespace."""
 LATER = NOW + timedelta(minutes=5)
 
 
@@ -51,21 +53,17 @@ class Namespace(Api):
 
     @override
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
-        """Read the Lease."""
+        """Read the Lease or a Job."""
         self._fail("get", resource)
+        if resource is JOBS:
+            for job in self.jobs:
+                if job["metadata"]["name"] == name:
+                    return job
+            raise NotFoundError("not found", 404)
         assert (resource, name) == (LEASES, names.SWEEP_LEASE)
         if self.lease is None:
             raise NotFoundError("not found", 404)
         return self.lease
-
-    @override
-    async def list(
-        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
-    ) -> Listing:
-        """List the sweep Jobs."""
-        self._fail("list", resource)
-        assert (resource, labels) == (JOBS, f"{names.LABEL_NAME}={names.SWEEP_NAME}")
-        return Listing(self.jobs, "1")
 
     @override
     async def create(
@@ -79,9 +77,11 @@ class Namespace(Api):
             return self.lease
         if any(job["metadata"]["name"] == body["metadata"]["name"] for job in self.jobs):
             raise AlreadyExistsError("exists", 409)
-        self.jobs.append({**body, "metadata": {**body["metadata"], "uid": "u"}})
+        uid = f"uid-{len(self.jobs)}"
+        job = {**body, "metadata": {**body["metadata"], "uid": uid}}
+        self.jobs.append(job)
         self._lose("create", resource)
-        return body
+        return job
 
     @override
     async def update(self, resource: Resource, namespace: str, name: str, body: Json) -> Json:
@@ -109,11 +109,27 @@ class Namespace(Api):
             raise errors.pop(0)
 
 
-def asked() -> Namespace:
-    """Return a namespace with an open request."""
-    api = Namespace(SweepLease.empty() | {"metadata": {"name": names.SWEEP_LEASE}})
+def asked(**fields: Any) -> Namespace:
+    """Return a namespace with an open request and, if fields are given, the last sweep's Job."""
+    empty = {**SweepLease.empty(), "metadata": {"name": names.SWEEP_LEASE}}
+    api = Namespace(SweepLease(empty).answer(RECORDED, "recorded"))
     api.ask()
+    if fields:
+        api.jobs = [sweep(**fields)]
     return api
+
+
+def sweep(name: str = RECORDED, uid: str = "recorded", **fields: Any) -> Json:
+    """Return a sweep's Job that began an hour ago; fields replace those of body and metadata."""
+    metadata = {
+        "name": name,
+        "namespace": "art",
+        "uid": uid,
+        "labels": {names.LABEL_NAME: names.SWEEP_NAME},
+        "creationTimestamp": times.stamp(NOW - timedelta(hours=1)),
+        **fields.pop("metadata", {}),
+    }
+    return {"metadata": metadata, **fields}
 
 
 def run(api: Namespace, *, until: Callable[[], bool], serve: bool = True) -> None:
@@ -140,6 +156,13 @@ def is_done(api: Namespace) -> bool:
     return api.lease is not None and not SweepLease(api.lease).is_open
 
 
+def recorded(api: Namespace) -> tuple[str, str]:
+    """Return name and uid of the Job that the Lease records."""
+    assert api.lease is not None
+    uid = api.lease["metadata"]["annotations"]["sd-operator.dev/sweep-uid"]
+    return api.lease["spec"]["holderIdentity"], uid
+
+
 def test_lease_is_created_with_the_first_model() -> None:
     """The gateway may only change a Lease that exists. No sweep was requested yet."""
     api = Namespace()
@@ -151,37 +174,107 @@ def test_lease_is_created_with_the_first_model() -> None:
 
 @pytest.mark.parametrize("serve", [True, False], ids=["after a restart", "by the watch"])
 def test_request_is_followed_by_a_sweep(serve: bool) -> None:
-    """The Lease names the Job, which is the same as that of the chart's CronJob."""
+    """The Lease records the Job, which is the same as that of the chart's CronJob."""
     api = asked()
     run(api, until=lambda: is_done(api), serve=serve)
     (job,) = api.jobs
-    assert job["metadata"]["name"] == JOB
+    assert job["metadata"]["name"].startswith("sd-loader-sweep-")
     assert job["metadata"]["labels"] == {names.LABEL_NAME: names.SWEEP_NAME}
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["sweep", "--store", "/models", "--delete"]
     assert api.lease is not None
+    assert recorded(api) == (job["metadata"]["name"], job["metadata"]["uid"])
     spec = api.lease["spec"]
-    assert spec["holderIdentity"] == JOB
     assert spec["acquireTime"] == spec["renewTime"] == "2026-01-02T03:09:05.000000Z"
 
 
-def test_running_sweep_answers_a_request() -> None:
-    """No second sweep starts, even if the running one is the chart's."""
+COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"status": {}}, id="running"),
+        pytest.param(
+            {"status": COMPLETE, "metadata": {"creationTimestamp": times.stamp(NOW)}},
+            id="ended within a minute",
+        ),
+    ],
+)
+def test_last_sweep_answers_a_request(fields: Json) -> None:
+    """No second sweep starts, and the Lease still records the first."""
+    api = asked(**fields)
+    run(api, until=lambda: is_done(api))
+    assert len(api.jobs) == 1
+    assert recorded(api) == (RECORDED, "recorded")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(sweep(status=COMPLETE), id="ended"),
+        pytest.param(sweep(spec={"suspend": True}), id="suspended"),
+        pytest.param(sweep(metadata={"deletionTimestamp": times.stamp(NOW)}), id="being deleted"),
+        pytest.param(sweep(uid="another"), id="the recorded name"),
+        pytest.param(sweep("foreign"), id="the recorded uid and the label"),
+        pytest.param(sweep("foreign", "another"), id="the label"),
+        pytest.param(sweep("foreign", "another", spec={"suspend": True}), id="a suspended label"),
+        pytest.param(
+            sweep(f"sd-loader-sweep-{int(NOW.timestamp()) // 60}", "another"), id="a name by time"
+        ),
+        pytest.param(
+            sweep(
+                "sd-operator-sweep-1",
+                "another",
+                metadata={
+                    "ownerReferences": [
+                        {
+                            "apiVersion": "batch/v1",
+                            "kind": "CronJob",
+                            "name": "sd-operator-sweep",
+                            "uid": "cron",
+                            "controller": True,
+                        }
+                    ]
+                },
+            ),
+            id="the owner",
+        ),
+    ],
+)
+def test_job_that_only_looks_like_a_running_sweep_answers_no_request(job: Json) -> None:
+    """Whoever creates Jobs can copy labels, owners and names, but not the recorded uid."""
     api = asked()
-    running = {"metadata": {"name": "cron-1", "namespace": "art", "uid": "u"}}
-    ended = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
-    api.jobs = [{**running, **ended}, running]
+    api.jobs = [job]
+    run(api, until=lambda: is_done(api))
+    _, made = api.jobs
+    assert recorded(api) == (made["metadata"]["name"], made["metadata"]["uid"])
+
+
+def test_job_that_the_lease_names_without_its_uid_answers_no_request() -> None:
+    """A Lease that somebody wrote by hand records nothing."""
+    api = asked()
+    assert api.lease is not None
+    del api.lease["metadata"]["annotations"]
+    api.jobs = [sweep()]
     run(api, until=lambda: is_done(api))
     assert len(api.jobs) == 2
-    assert api.lease is not None
-    assert api.lease["spec"]["holderIdentity"] == "cron-1"
+
+
+def test_names_of_sweeps_cannot_be_foreseen() -> None:
+    """Two requests at the same time in two namespaces give Jobs of different names."""
+    made = []
+    for api in (asked(), asked()):
+        run(api, until=lambda api=api: is_done(api))
+        made += [job["metadata"]["name"] for job in api.jobs]
+    assert len(set(made)) == 2
 
 
 @pytest.mark.parametrize(
     ("kind", "is_lost"),
     [
         ("get leases", False),
-        ("list jobs", False),
+        ("get jobs", False),
         ("create jobs", False),
         ("create jobs", True),
         ("update leases", False),
@@ -189,7 +282,7 @@ def test_running_sweep_answers_a_request() -> None:
     ],
 )
 def test_failed_step_is_repeated_and_sweeps_once(kind: str, is_lost: bool) -> None:
-    """A killed operator leaves the same states behind as an API server that is away."""
+    """The operator remembers the name of the Job that it may have made already."""
     api = asked()
     failures = {kind: [UnavailableError("away"), UnavailableError("away")]}
     api.fails, api.loses = ({}, failures) if is_lost else (failures, {})

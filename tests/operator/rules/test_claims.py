@@ -175,6 +175,17 @@ CASES = [
         message=MESSAGE,
     ),
     Case(
+        id="published on an unknown claim of this name",
+        model=model(published(OTHER, claimName="database", claimUID=None), storage=DATABASE),
+        observed=observed(claim=FOREIGN),
+        rule="claim_is_not_allowed",
+        phase="Ready",
+        ready="Loaded",
+        stalled="ClaimNotAllowed",
+        events=("ModelLoadFailed",),
+        message=MESSAGE,
+    ),
+    Case(
         id="deleted before it was published: it is released",
         model=model(storage=DATABASE, deleted_ago=5),
         observed=observed(claim=FOREIGN),

@@ -34,6 +34,7 @@ from tests.support.rules.observed import (
     pod,
     published,
     running,
+    without_uid,
 )
 
 
@@ -179,6 +180,19 @@ CASES = [
         observed=observed(
             rejection=Rejection("it is being deleted", 409, NOW - timedelta(seconds=30), attempt=0)
         ),
+        rule="cleanup_is_due",
+        does="create remove 1",
+        phase="Deleting",
+        ready="not Deleting",
+        message="clean-up Job JOB was created",
+    ),
+    Case(
+        id="uid of the clean-up Job not recorded: the same attempt finds it",
+        model=model(
+            published() | {"cleanupJob": without_uid(job_status(1, role=names.ROLE_REMOVE))},
+            deleted_ago=5,
+        ),
+        observed=observed(fresh=True),
         rule="cleanup_is_due",
         does="create remove 1",
         phase="Deleting",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from sd_api import names
 from sd_api.reasons import Reason
+from sd_operator.resources.observed import Rejection
 from tests.support.rules.decisions import (
     FAILED,
     Case,
@@ -15,11 +18,14 @@ from tests.support.rules.decisions import (
     with_remedy,
 )
 from tests.support.rules.observed import (
+    NOW,
     job,
+    job_status,
     loading,
     model,
     running,
     stalled,
+    without_uid,
 )
 
 CASES = [
@@ -101,6 +107,55 @@ CASES = [
         id="Job gone",
         model=model(loading()),
         observed=observed(fresh=True),
+        rule="load_is_due",
+        does="create load 1",
+        phase="Pending",
+        ready="not Pending",
+        reconciling="Pending",
+        message="Job JOB was created; its Pod is starting",
+    ),
+    Case(
+        id="uid not recorded: the same attempt finds the running Job",
+        model=model(loading() | {"job": without_uid(job_status())}),
+        observed=observed(unrecorded=(job(),)),
+        rule="load_is_due",
+        does="create load 0",
+        phase="Pending",
+        ready="not Pending",
+        reconciling="Pending",
+        message="Job JOB was created; its Pod is starting",
+    ),
+    Case(
+        id="uid of a later attempt not recorded: no pause, because the Job may run",
+        model=model(loading(attempt=2) | {"job": without_uid(job_status(2))}),
+        observed=observed(unrecorded=(job(attempt=2),)),
+        rule="load_is_due",
+        does="create load 2",
+        phase="Pending",
+        ready="not Pending",
+        reconciling="Pending",
+        message="Job JOB was created; its Pod is starting",
+    ),
+    Case(
+        id="uid not recorded, and the load failed: retried under the same name",
+        model=model(
+            stalled(Reason.RATE_LIMITED, ended_ago=60) | {"job": without_uid(job_status())}
+        ),
+        observed=observed(),
+        rule="load_is_due",
+        does="create load 0",
+        phase="Pending",
+        ready="not Pending",
+        reconciling="Pending",
+        stalled="RateLimited",
+        message="Job JOB was created; its Pod is starting",
+    ),
+    Case(
+        id="uid not recorded, and another Job holds the name: the next attempt",
+        model=model(loading() | {"job": without_uid(job_status())}),
+        observed=observed(
+            rejection=Rejection("it exists", 409, NOW - timedelta(seconds=30), attempt=0)
+        ),
         rule="load_is_due",
         does="create load 1",
         phase="Pending",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
+import json
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +116,13 @@ def test_pods_of_other_jobs_do_not_count() -> None:
 Json = dict[str, Any]
 GPU = Settings()
 KUEUE = Settings(loader=LoaderSettings(kueue_queue="gpus"))
+FULL = Settings(
+    loader=LoaderSettings(
+        image_pull_secrets=("registry",), ca_configmap="company-ca", logins_secret="logins"
+    ),
+    hub_endpoint="https://mirror.example.com/hf",
+)
+EMPTY = Settings(loader=LoaderSettings(security_context={"pod": {}}))
 
 
 def planned(settings: Settings = GPU) -> Json:
@@ -123,30 +132,64 @@ def planned(settings: Settings = GPU) -> Json:
 
 def as_created(manifest: Json) -> Json:
     """Return a Job as the API server returns it: with defaults, and quantities as strings."""
-    made = copy.deepcopy(manifest)
-    made["metadata"] |= {"uid": "j1", "resourceVersion": "7"}
+    made: Json = json.loads(json.dumps(manifest))
+    made["metadata"] |= {"uid": "j1", "resourceVersion": "7", "generation": 1, "managedFields": []}
+    made["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z"}
     made["metadata"]["labels"] |= {"example.com/added": "by a webhook"}
     made["spec"] |= {"parallelism": 1, "completions": 1, "completionMode": "NonIndexed"}
+    made["spec"] |= {"podReplacementPolicy": "Failed", "manualSelector": False}
+    made["spec"] |= {"selector": {"matchLabels": {"batch.kubernetes.io/controller-uid": "j1"}}}
     made["spec"].setdefault("suspend", False)
-    spec = made["spec"]["template"]["spec"]
+    for rule in made["spec"]["podFailurePolicy"]["rules"]:
+        rule.setdefault("onPodConditions", None)
+    template = made["spec"]["template"]
+    template["metadata"]["creationTimestamp"] = None
+    template["metadata"]["labels"] |= {"controller-uid": "j1", "job-name": "sketch"}
+    template["metadata"]["labels"]["batch.kubernetes.io/job-name"] = "sketch"
+    spec = template["spec"]
     spec |= {"dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler"}
-    for container in spec["containers"]:
+    for container in (*spec.get("initContainers", ()), *spec["containers"]):
         container["imagePullPolicy"] = "IfNotPresent"
         limits = container["resources"]["limits"]
         container["resources"]["limits"] = {key: str(amount) for key, amount in limits.items()}
+        for variable in container["env"]:
+            if "valueFrom" in variable:
+                variable["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
+    for volume in spec["volumes"]:
+        if "configMap" in volume:
+            volume["configMap"]["defaultMode"] = 0o644
+        if "emptyDir" in volume:
+            volume["emptyDir"]["sizeLimit"] = "1073741824"
+    made["status"] = {"startTime": "2026-01-01T00:00:00Z", "active": 1}
     return made
 
 
-@pytest.mark.parametrize("settings", [GPU, KUEUE], ids=["own queue", "Kueue"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(GPU, id="own queue"),
+        pytest.param(KUEUE, id="Kueue"),
+        pytest.param(FULL, id="everything set"),
+        pytest.param(EMPTY, id="values that API servers leave out"),
+    ],
+)
 def test_a_job_of_a_lost_reply_is_recognised(settings: Settings) -> None:
-    """API servers add defaults and rewrite quantities."""
-    assert ownership.is_as_planned(as_created(planned(settings)), planned(settings))
+    """API servers add defaults, leave out what is empty, and rewrite quantities."""
+    made = as_created(planned(settings))
+    if settings is EMPTY:
+        del made["spec"]["template"]["spec"]["securityContext"]
+    assert ownership.is_as_planned(made, planned(settings))
 
 
 def test_a_job_that_kueue_has_started_is_recognised() -> None:
-    """Kueue unsuspends it, perhaps before its uid is recorded."""
+    """Kueue unsuspends and places it, perhaps before its uid is recorded."""
     started = as_created(planned(KUEUE))
     started["spec"]["suspend"] = False
+    template = started["spec"]["template"]
+    template["metadata"]["labels"]["kueue.x-k8s.io/podset"] = "main"
+    template["metadata"]["annotations"]["kueue.x-k8s.io/workload"] = "job-sketch"
+    template["spec"]["nodeSelector"] = {"pool": "gpus"}
+    template["spec"]["tolerations"] = [{"key": "gpu", "operator": "Exists"}]
     assert ownership.is_as_planned(started, planned(KUEUE))
 
 
@@ -169,6 +212,29 @@ def change(*path: Any, to: object) -> Callable[[Json], None]:
     return apply
 
 
+def append(*path: Any, item: Json) -> Callable[[Json], None]:
+    """Return a function that appends to one list of a Job."""
+
+    def apply(body: Json) -> None:
+        functools.reduce(operator.getitem, path, body).append(item)  # type: ignore[attr-defined]
+
+    return apply
+
+
+def remove(*path: Any) -> Callable[[Json], None]:
+    """Return a function that removes one field of a Job."""
+
+    def apply(body: Json) -> None:
+        *parents, last = path
+        del functools.reduce(operator.getitem, parents, body)[last]
+
+    return apply
+
+
+PYTHONPATH = {"name": "PYTHONPATH", "value": "/models/evil"}
+CODE = {"name": "tmp", "mountPath": "/usr/lib/python3/dist-packages"}
+COMPLETE, FAILED = ({"type": kind, "status": "True"} for kind in ("Complete", "Failed"))
+QUEUE = "kueue.x-k8s.io/queue-name"
 POD = ("spec", "template", "spec")
 FETCH, CONVERT = (*POD, "initContainers", 0), (*POD, "containers", 0)
 
@@ -200,6 +266,43 @@ FETCH, CONVERT = (*POD, "initContainers", 0), (*POD, "containers", 0)
         pytest.param(change(*POD, "volumes", to=[]), id="without the volume"),
         pytest.param(change("spec", "suspend", to=True), id="suspended for good"),
         pytest.param(change("spec", "parallelism", to=0), id="without Pods for good"),
+        pytest.param(change("metadata", "finalizers", to=["example.com/held"]), id="a finalizer"),
+        pytest.param(change("metadata", "labels", QUEUE, to="held"), id="queued in Kueue"),
+        pytest.param(change("spec", "managedBy", to="example.com/none"), id="another controller"),
+        pytest.param(change("spec", "activeDeadlineSeconds", to=1), id="another deadline"),
+        pytest.param(change("spec", "backoffLimit", to=0), id="another limit of retries"),
+        pytest.param(change("spec", "ttlSecondsAfterFinished", to=0), id="another TTL"),
+        pytest.param(change("spec", "completions", to=2), id="two completions"),
+        pytest.param(change("spec", "completionMode", to="Indexed"), id="another mode"),
+        pytest.param(change("spec", "manualSelector", to=True), id="a selector of its own"),
+        pytest.param(change("spec", "podFailurePolicy", "rules", to=[]), id="without the rules"),
+        pytest.param(change(*FETCH, "env", 0, "value", to="x"), id="another value"),
+        pytest.param(append(*FETCH, "env", item=PYTHONPATH), id="another variable"),
+        pytest.param(change(*FETCH, "envFrom", to=[{"secretRef": {"name": "x"}}]), id="envFrom"),
+        pytest.param(append(*CONVERT, "volumeMounts", item=CODE), id="a mount over the code"),
+        pytest.param(change(*CONVERT, "volumeMounts", 0, "subPath", to="x"), id="a part mounted"),
+        pytest.param(change(*CONVERT, "lifecycle", to={"postStart": {}}), id="a hook"),
+        pytest.param(change(*CONVERT, "workingDir", to="/models"), id="another folder"),
+        pytest.param(change(*CONVERT, "imagePullPolicy", to="Never"), id="image never pulled"),
+        pytest.param(change(*CONVERT, "securityContext", to={}), id="with more rights"),
+        pytest.param(append(*POD, "containers", item={"name": "more"}), id="another container"),
+        pytest.param(append(*POD, "volumes", item={"name": "more"}), id="another volume"),
+        pytest.param(change(*POD, "volumes", 1, to={"name": "tmp", "hostPath": {}}), id="hostPath"),
+        pytest.param(change(*POD, "volumes", 1, "emptyDir", "medium", to="Memory"), id="in memory"),
+        pytest.param(change(*POD, "serviceAccountName", to="admin"), id="another account"),
+        pytest.param(remove(*POD, "automountServiceAccountToken"), id="with an API token"),
+        pytest.param(change(*POD, "hostAliases", to=[{"ip": "192.0.2.1"}]), id="other addresses"),
+        pytest.param(change(*POD, "hostNetwork", to=True), id="on the node's network"),
+        pytest.param(change(*POD, "schedulingGates", to=[{"name": "x"}]), id="never scheduled"),
+        pytest.param(change(*POD, "schedulerName", to="none"), id="another scheduler"),
+        pytest.param(change(*POD, "nodeSelector", to={"pool": "none"}), id="another node"),
+        pytest.param(change(*POD, "dnsPolicy", to="None"), id="other name servers"),
+        pytest.param(
+            change("spec", "template", "metadata", "annotations", "inject", to="true"),
+            id="a Pod that webhooks change",
+        ),
+        pytest.param(change("status", "conditions", to=[COMPLETE]), id="complete"),
+        pytest.param(change("status", "conditions", to=[FAILED]), id="failed"),
     ],
 )
 def test_a_job_that_differs_is_not_taken_over(forge: Callable[[Json], None]) -> None:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sd_operator.base.metrics import Metrics, ModelState, installed_version
 from sd_operator.base.probes import SILENCE_MAX_SECONDS, Probes
+from sd_operator.resources.observed import Outcome
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -114,7 +115,7 @@ def test_every_metric_has_a_name_type_labels_and_help() -> None:
     metrics.loads.labels("art", "custom_ckpt", "loaded", "").inc()
     metrics.source_bytes.labels("art").inc()
     metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
-    metrics.deliveries.labels("Delivered").inc()
+    metrics.deliveries.labels(Outcome.DELIVERED.value).inc()
     port, stop = metrics.serve("127.0.0.1", 0)
     try:
         _, text = get(port, "/metrics")

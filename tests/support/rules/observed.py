@@ -71,6 +71,11 @@ def job_status(
     return {"name": name, "uid": job_uid(attempt, load_hash, role), "attempt": attempt}
 
 
+def without_uid(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a Job as an operator wrote it that did not know its uid."""
+    return {key: value for key, value in record.items() if key != "uid"}
+
+
 def job(
     state: JobState = JobState.RUNNING,
     *,

@@ -97,7 +97,7 @@ def test_server_failures_have_their_reasons(server, settings, into, faults, reas
         pytest.param(b"", "empty", id="empty"),
         pytest.param(
             b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>" * 9,
-            "HTML page titled",
+            "HTML page",
             id="login page",
         ),
         pytest.param(b'{"error": "Unauthorized", "x": "' + b"y" * 99 + b'"}', "JSON", id="JSON"),

@@ -1,0 +1,216 @@
+"""Values that the chart refuses, and values that are absent."""
+
+from __future__ import annotations
+
+import pytest
+
+from sd_operator.gateway.settings import GatewaySettings
+from tests.support.charts.helmcharts import (
+    FULL,
+    HELMS,
+    OPERATOR,
+    VALUES,
+    Json,
+    deployment,
+    env_of,
+    helm,
+    one,
+    pod_of,
+    render,
+    with_value,
+)
+from tools.make_chart import default_values
+
+PROGRAMS = tuple(HELMS)
+
+REFUSED = [
+    pytest.param({"replicas": "two"}, "replicas", ("want integer", "Expected: integer"), id="type"),
+    pytest.param({"replicas": 0}, "replicas", ("minimum", "greater than or equal to 1"), id="none"),
+    pytest.param({"replica": 1}, "replica", ("not allowed",), id="misspelt"),
+    pytest.param(
+        {"loader": {"gpu": {"cont": 1}}}, "gpu", ("'cont' not allowed", "cont is not"), id="deep"
+    ),
+    pytest.param(
+        {"logLevel": "debug"}, "logLevel", ("'DEBUG', 'INFO'", '"DEBUG", "INFO"'), id="enum"
+    ),
+    pytest.param(
+        {"hubEndpoint": "hub"}, "hubEndpoint must be a link", ("http:// or https://",), id="no link"
+    ),
+    pytest.param(
+        {"hubEndpoint": "https://hub.example.com/x?token=s"},
+        "hubEndpoint must not have a query or a fragment",
+        ("put a login into the Secret that loginsSecret names",),
+        id="key of the mirror",
+    ),
+    pytest.param({"models": {"namespaces": ["Art"]}}, "namespaces", ("a-z0-9",), id="namespace"),
+    pytest.param({"models": {"claim": {"size": "big"}}}, "size", ("0-9",), id="quantity"),
+    pytest.param(
+        {"models": {"claim": {"accessModes": ["ReadOnlyMany"]}}},
+        "accessModes",
+        ("ReadWriteMany",),
+        id="a volume that cannot be written",
+    ),
+    pytest.param(
+        {"loader": {"securityContext": {"runAsUser": 1}}},
+        "securityContext",
+        ("'runAsUser' not allowed", "runAsUser is not allowed"),
+        id="security context of neither Pod nor container",
+    ),
+    pytest.param(
+        {"proxy": {"https": "http://user:word@proxy:3128"}},
+        "proxy.https must not contain a user name or a password",
+        ("put them into the Secret that loginsSecret names",),
+        id="login of the proxy",
+    ),
+    pytest.param(
+        {"hubEndpoint": "https://user:word@hub.example.com"},
+        "hubEndpoint must not contain a user name or a password",
+        ("put them into the Secret that loginsSecret names",),
+        id="login of the mirror",
+    ),
+    pytest.param(
+        {"networkPolicy": {"enabled": True}},
+        "networkPolicy.apiServer.to must name the addresses of the API server",
+        ("kubectl get endpoints kubernetes",),
+        id="operator without an API server",
+    ),
+    pytest.param(
+        {"loader": {"networkPolicy": {"refusedCIDRs": ["10.0.0.0"]}}},
+        "refusedCIDRs",
+        ("0-9",),
+        id="no range",
+    ),
+    *(
+        pytest.param(
+            values,
+            f"{name} has a port that does not exist",
+            ("ports are numbers from 1 to 65535",),
+            id=f"port {port} of {name}",
+        )
+        for port in ("0", "65536", "99999", "184467440737095516161")
+        for name, values in (
+            ("allowedHosts", {"allowedHosts": ["a.example.com", f"h:{port}"]}),
+            ("allowedHosts", {"allowedHosts": [f"[fd00::1]:{port}"]}),
+            ("hubEndpoint", {"hubEndpoint": f"https://hub.example.com:{port}/hf"}),
+            ("proxy.https", {"proxy": {"https": f"http://proxy:{port}"}}),
+            ("trainedUrlTemplate", {"trainedUrlTemplate": f"https://[fd00::1]:{port}/{{id}}"}),
+        )
+    ),
+    pytest.param({"image": {"digest": "abc"}}, "digest", ("sha256",), id="digest"),
+    pytest.param(
+        {"trainedUrlTemplate": "https://trainer.example.com/"},
+        "trainedUrlTemplate",
+        ("with {id} where the trained model's id goes",),
+        id="template",
+    ),
+    pytest.param(
+        {"trainedUrlTemplate": "https://{id}.example.com/"},
+        "trainedUrlTemplate",
+        ("after the host",),
+        id="template with the id in the host",
+    ),
+    pytest.param(
+        {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+        "metrics.podMonitor",
+        ("would scrape every operator twice",),
+        id="two monitors",
+    ),
+    pytest.param(
+        {
+            "models": {
+                "namespaces": ["art"],
+                "clusterWide": True,
+                "claim": {"create": False},
+            },
+            "loader": {"networkPolicy": {"enabled": False}},
+        },
+        "models.namespaces",
+        ("has no effect",),
+        id="namespaces for nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("values", "where", "why"), REFUSED)
+def test_a_wrong_value_is_refused(
+    program: str, values: Json, where: str, why: tuple[str, ...]
+) -> None:
+    """The message names the value and what is allowed."""
+    done = helm("template", "x", OPERATOR, values=values, program=program)
+    assert done.returncode != 0
+    assert where in done.stderr
+    assert any(text in done.stderr for text in why), done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"trainedUrlTemplate": "https://e.com/?k=n0t-shown"}, id="template"),
+        pytest.param({"trainedUrlTemplate": "n0t-shown"}, id="template without a scheme"),
+        pytest.param({"trainedUrlTemplate": "https://a:n0t-shown@e.com/{id}"}, id="its login"),
+        pytest.param({"hubEndpoint": "user:n0t-shown@hub"}, id="mirror without a scheme"),
+        pytest.param({"hubEndpoint": "https://hub/x?token=n0t-shown"}, id="mirror"),
+        pytest.param({"hubEndpoint": "https://hub/x#n0t-shown"}, id="fragment"),
+        pytest.param({"proxy": {"https": "user:n0t-shown@proxy"}}, id="proxy without a scheme"),
+        pytest.param({"proxy": {"https": "http://u:n0t-shown@proxy"}}, id="proxy"),
+    ],
+)
+def test_a_refused_link_is_not_shown(program: str, values: Json) -> None:
+    """A pipeline keeps Helm's output, and the link may contain a password or a key."""
+    done = helm("template", "x", OPERATOR, values=values, program=program)
+    assert done.returncode != 0
+    assert " must " in done.stderr
+    assert "n0t-shown" not in done.stderr + done.stdout
+
+
+def test_the_defaults_are_those_of_values_yaml() -> None:
+    """Templates cannot read values.yaml, so the chart has its content a second time."""
+    assert (OPERATOR / "files" / "defaults.yaml").read_text() == default_values()
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_absent_value_has_its_default(name: str) -> None:
+    """`--reuse-values` keeps the values of an older release, which lacks newer ones."""
+    base = {"gateway": {"enabled": True}} if name != "gateway" else {}
+    assert render(base | {name: None}) == render(base)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("gateway", "maxConnections"),
+        ("gateway", "networkPolicy"),
+        ("gateway", "ingress", "host"),
+        ("loader", "networkPolicy", "dns"),
+        ("metrics", "podMonitor"),
+        ("networkPolicy", "apiServer", "ports"),
+        ("proxy", "https"),
+    ],
+    ids=".".join,
+)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_absent_part_of_a_value_has_its_default(program: str, path: tuple[str, ...]) -> None:
+    """Null removes a default in Helm; it never becomes 0 or the text <nil>."""
+    default = VALUES
+    for key in path:
+        default = default[key]
+    absent, given = (with_value(FULL, path, value) for value in (None, default))
+    assert render(absent, program=program) == render(given, program=program)
+
+
+def test_limits_and_labels_can_be_removed() -> None:
+    """In resources and labels, which are Kubernetes' own, null removes an entry."""
+    labels = {"labels": {"grafana_dashboard": None}, "enabled": True}
+    objects = render({"resources": {"limits": None}, "metrics": {"dashboard": labels}})
+    (container,) = pod_of(deployment(objects))["containers"]
+    assert container["resources"] == {"requests": VALUES["resources"]["requests"]}
+    assert "grafana_dashboard" not in one(objects, "ConfigMap")["metadata"]["labels"]
+
+
+def test_the_gateway_starts_with_its_own_limits() -> None:
+    """A number that is null is not rendered as 0, which the gateway would refuse."""
+    objects = render({"gateway": {"enabled": True, "maxConnections": None}})
+    settings = GatewaySettings.from_env(env_of(objects, "gateway"))
+    assert settings.max_connections == VALUES["gateway"]["maxConnections"]

@@ -1,0 +1,209 @@
+"""The ports of probes and metrics, against clients that leave their requests unfinished."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from typing_extensions import override
+
+from sd_operator.base.httpd import Server
+from sd_operator.base.metrics import Metrics
+from sd_operator.base.probes import Probes
+
+DEADLINE_SECONDS = 1.0
+
+Serve = Callable[[str, int], tuple[int, Callable[[], None]]]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "deadline_seconds", DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def before() -> Iterator[int]:
+    """The number of threads at work before the test; the test leaves none behind."""
+    count = at_work()
+    yield count
+    eventually(lambda: at_work() <= count)
+
+
+def at_work() -> int:
+    """Return how many threads of this process serve a connection."""
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+@contextlib.contextmanager
+def served(serve: Serve) -> Iterator[int]:
+    """Serve until the context ends; give the port."""
+    port, stop = serve("127.0.0.1", 0)
+    try:
+        yield port
+    finally:
+        stop()
+
+
+def get(port: int, path: str) -> int:
+    """Return the status of a page."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as client:
+        client.request("GET", path)
+        response = client.getresponse()
+        response.read()
+        return response.status
+
+
+def opened(port: int, count: int, sent: bytes) -> list[socket.socket]:
+    """Open connections that send the beginning of a request, as far as the server lets them."""
+    clients = []
+    for _ in range(count):
+        client = socket.create_connection(("127.0.0.1", port), timeout=5)
+        with contextlib.suppress(ConnectionError):
+            client.sendall(sent)
+        clients.append(client)
+    return clients
+
+
+def is_ended(client: socket.socket) -> bool:
+    """Whether the server ended a connection, perhaps after a response."""
+    try:
+        while client.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("serve", "page"),
+    [
+        pytest.param(Probes().serve, "/healthz", id="probes"),
+        pytest.param(Metrics().serve, "/metrics", id="metrics"),
+    ],
+)
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"GET /heal", id="half a line"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: x\r\n", id="half a head"),
+    ],
+)
+def test_unfinished_requests_are_bounded_and_end(
+    serve: Serve, page: str, sent: bytes, before: int
+) -> None:
+    """300 of them need few threads, keep no other request out, and are gone at the deadline."""
+    with served(serve) as port:
+        clients = opened(port, 300, sent)
+        assert get(port, page) == 200
+        assert at_work() <= before + Server.max_connections
+        started = time.monotonic()
+        assert all(map(is_ended, clients))
+        assert time.monotonic() - started < DEADLINE_SECONDS + 4
+        assert get(port, page) == 200
+        eventually(lambda: at_work() <= before)
+    for client in clients:
+        client.close()
+
+
+def test_deadline_is_for_the_whole_request() -> None:
+    """A client that sends a byte now and then gains no time."""
+    with served(Probes().serve) as port:
+        (client,) = opened(port, 1, b"GET /healthz HTTP/1.1\r\nX: ")
+        started = time.monotonic()
+        with contextlib.closing(client), contextlib.suppress(ConnectionError):
+            while time.monotonic() - started < 10:
+                client.sendall(b"a")
+                time.sleep(0.05)
+        assert DEADLINE_SECONDS / 2 < time.monotonic() - started < DEADLINE_SECONDS + 4
+
+
+class LargePage(BaseHTTPRequestHandler):
+    """A page that does not fit into the buffers of a connection."""
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        self.wfile.write(bytes(64 * 2**20))
+
+
+class FaultyPage(BaseHTTPRequestHandler):
+    """A page that cannot be made."""
+
+    def do_GET(self) -> None:
+        """Fail."""
+        raise ValueError("a fault")
+
+
+def test_response_that_is_never_read_ends_at_the_deadline(
+    before: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its thread ends, and nothing is logged: clients end connections at any time."""
+    with served(lambda address, port: Server(address, port, LargePage).start("large")) as port:
+        (client,) = opened(port, 1, b"GET / HTTP/1.0\r\n\r\n")
+        eventually(lambda: at_work() == before + 1)
+        eventually(lambda: at_work() == before)
+        client.close()
+    assert not caplog.records
+
+
+def test_fault_in_a_page_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The log shows what failed, and the next request is served."""
+    with (
+        caplog.at_level(logging.INFO),
+        served(lambda address, port: Server(address, port, FaultyPage).start("faulty")) as port,
+    ):
+        for _ in range(2):
+            (client,) = opened(port, 1, b"GET / HTTP/1.0\r\n\r\n")
+            assert is_ended(client)
+            client.close()
+        eventually(lambda: caplog.text.count("ValueError: a fault") == 2)
+    assert f"a request to port {port} failed" in caplog.text
+
+
+class BusyPage(BaseHTTPRequestHandler):
+    """A page whose making takes a while and counts how many are made at once."""
+
+    busy = 0
+    most = 0
+    lock = threading.Lock()
+
+    def do_GET(self) -> None:
+        """Make the page."""
+        with self.lock:
+            BusyPage.busy += 1
+            BusyPage.most = max(BusyPage.most, BusyPage.busy)
+        time.sleep(0.2)
+        with self.lock:
+            BusyPage.busy -= 1
+
+    @override
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent."""
+
+
+def test_busy_threads_count_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that works does not notice that its connection ended, so its place is not free."""
+    monkeypatch.setattr(Server, "max_connections", 3)
+    with served(lambda address, port: Server(address, port, BusyPage).start("busy")) as port:
+        clients = opened(port, 9, b"GET / HTTP/1.0\r\n\r\n")
+        assert all(map(is_ended, clients))
+        for client in clients:
+            client.close()
+    assert BusyPage.most == 3
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
