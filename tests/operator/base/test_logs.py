@@ -168,7 +168,7 @@ def test_an_error_carries_its_traceback() -> None:
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_log_has_few_lines_per_model(operated: Operated) -> None:
-    """The operator logs the events of a model's life, but not every observation of the model."""
+    """The operator logs events and changes of a decision, but not every pass over the model."""
     operated.start()
     item = operated.load(url=operated.link() + "?token=c2VjcmV0", webhook=operated.receiver.url)
     operated.delete()
@@ -179,6 +179,6 @@ def test_log_has_few_lines_per_model(operated: Operated) -> None:
     messages = [one["message"] for one in about]
     assert {one.partition(":")[0] for one in messages} >= {"LoadStarted", "ModelLoaded"}
     assert {one["loadHash"] for one in about} == {item["status"]["loadHash"]}
-    assert len(messages) <= 10, messages
-    assert len(found) <= 25, found
+    assert len(messages) <= 20, messages
+    assert len(found) <= 35, found
     assert "c2VjcmV0" not in operated.cluster.operator_log()
