@@ -112,7 +112,7 @@ def test_concurrent_loads_of_one_id_create_one_model(
 ) -> None:
     """All callers get a success response; the model has the url of one of them."""
     model_id = f"Many_{secrets.token_hex(3)}"
-    urls = [f"https://civitai.com/{number}" for number in range(12)]
+    urls = [f"https://civitai.com/api/download/models/{number}" for number in range(12)]
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(lambda url: load(gateway, model_id, url=url), urls))
     models = shared_cluster.list("sdm")

@@ -84,10 +84,10 @@ def is_ended(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("serve", "page"),
+    ("served_by", "page"),
     [
-        pytest.param(Probes().serve, "/healthz", id="probes"),
-        pytest.param(Metrics().serve, "/metrics", id="metrics"),
+        pytest.param(Probes, "/healthz", id="probes"),
+        pytest.param(Metrics, "/metrics", id="metrics"),
     ],
 )
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def is_ended(client: socket.socket) -> bool:
     ],
 )
 def test_unfinished_requests_are_bounded_and_end(
-    serve: Serve, page: str, sent: bytes, before: int
+    served_by: type[Probes | Metrics], page: str, sent: bytes, before: int
 ) -> None:
     """300 of them need few threads, keep no other request out, and are gone at the deadline."""
-    with served(serve) as port:
-        clients = opened(port, 300, sent)
+    with served(served_by().serve) as port, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(client) for client in opened(port, 300, sent)]
         assert get(port, page) == 200
         assert at_work() <= before + Server.max_connections
         started = time.monotonic()
@@ -111,8 +111,6 @@ def test_unfinished_requests_are_bounded_and_end(
         assert time.monotonic() - started < DEADLINE_SECONDS + 4
         assert get(port, page) == 200
         eventually(lambda: at_work() <= before)
-    for client in clients:
-        client.close()
 
 
 def test_deadline_is_for_the_whole_request() -> None:
