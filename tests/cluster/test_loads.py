@@ -314,7 +314,7 @@ def test_an_unreachable_webhook_delays_nothing(operated: Operated) -> None:
         ),
     )
     message = condition(item, "WebhookDelivered")["message"]
-    assert "it answered 503; next attempt at" in message
+    assert "it answered 503. The next attempt is at" in message
     assert "Check spec.webhook" in message
     operated.receiver.status = 204
     operated.wait("sketch", lambda one: condition(one, "WebhookDelivered")["status"] == "True")

@@ -104,7 +104,7 @@ FILES = {
         safetensors({"a": WHOLE}, length=1 << 39), DAMAGED, "a safetensors header of",
     ),
     "a header longer than the file": (
-        safetensors({"a": WHOLE}, length=SIZE * 2), DAMAGED, "a safetensors header of",
+        safetensors({"a": WHOLE}, length=SIZE * 2), DAMAGED, "truncated: it ends after",
     ),
     "a header just longer than is read": (
         safetensors({"a": WHOLE}, length=5 << 20), DAMAGED, "a safetensors header of",
