@@ -14,6 +14,7 @@ from sd_operator.rules.decision import CreateJob, DeleteJobs, Refresh, Wait
 from sd_operator.rules.diagnose import Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.step import Finish, Proceed, Report, Rule, Step
+from sd_operator.rules.stopping import wait_for_pods
 
 _REJECTION_RETRY_SECONDS = 30.0
 
@@ -73,13 +74,7 @@ def namespace_is_terminating(inp: Input) -> Step | None:
 def loader_pod_may_write(inp: Input) -> Step | None:
     """A loader Pod has not stopped yet."""
     cleanup = inp.status.cleanup_job.uid if inp.status.cleanup_job else None
-    writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid != cleanup]
-    if not writing:
-        return None
-    message = f"Pod {writing[0].name} is stopping"
-    if not inp.observed.fresh:
-        return Refresh(message)
-    return Proceed(_deleting(message), wake_after=inp.settings.poll_seconds)
+    return wait_for_pods(inp, cleanup, _deleting)
 
 
 def cleanup_job_succeeded(inp: Input) -> Step | None:

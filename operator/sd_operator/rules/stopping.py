@@ -1,7 +1,8 @@
-"""Stops the Jobs of loads that are not wanted."""
+"""Stops the Jobs of loads that are not wanted, and waits for their Pods."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from sd_operator.resources.observed import JobState, JobView
@@ -17,13 +18,23 @@ def stop_jobs(inp: Input, unwanted: list[JobView], report: Report) -> Step | Non
         return Proceed(report, job=DeleteJobs(running))
     job = inp.observed.load_job
     wanted = job.uid if job is not None and not job.deleting and job not in unwanted else None
+    return wait_for_pods(
+        inp, wanted, lambda stopping: replace(report, message=f"{report.message}: {stopping}")
+    )
+
+
+def wait_for_pods(inp: Input, wanted: str | None, report: Callable[[str], Report]) -> Step | None:
+    """Wait until only Pods of the Job with the uid `wanted` can write.
+
+    report: returns the report for a message that names a Pod.
+    """
     writing = [pod for pod in inp.observed.pods if pod.may_write and pod.job_uid != wanted]
     if not writing:
         return None
-    message = f"{report.message}: Pod {writing[0].name} is stopping"
+    waiting = report(f"Pod {writing[0].name} is stopping")
     if not inp.observed.fresh:
-        return Refresh(message)
-    return Proceed(replace(report, message=message), wake_after=inp.settings.poll_seconds)
+        return Refresh(waiting.message)
+    return Proceed(waiting, wake_after=inp.settings.poll_seconds)
 
 
 def stop_all_jobs(inp: Input, report: Report) -> Step:
