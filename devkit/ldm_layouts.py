@@ -51,7 +51,7 @@ class Structure:
     middle: int | None
     """The depth of the middle block's transformer.
 
-    With 0 the block is one resnet; with None there is no middle block.
+    With 0, the middle block is one resnet. With None, there is no middle block.
     """
     linear: bool = False
     """Whether transformers project with matrices instead of convolutions."""

@@ -30,7 +30,7 @@ HUB_LIBRARY_ENV = {
 }
 """Settings of the library huggingface_hub."""
 TORCH_ENV = {"OMP_WAIT_POLICY": "passive"}
-"""By default, torch's waiting threads spin and use up the remaining CPU time."""
+"""Lets torch's waiting threads sleep. By default they spin and use up CPU time."""
 
 _MAX_BYTES = 10**18
 

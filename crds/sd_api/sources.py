@@ -56,10 +56,11 @@ class Unreadable:
     """A url that the loader does not read."""
 
     words: str
-    """What is wrong and what to give instead, as the rest of a sentence about the field."""
+    """The rest of a sentence that begins with the field's name: what is wrong, and what to give
+    instead."""
 
     may_be_path: bool = False
-    """Whether it may be a path, where paths are accepted."""
+    """Whether a caller that accepts paths may read the url as a path."""
 
 
 Meaning = HubRepo | HubFile | Link | TrainedId | Unreadable

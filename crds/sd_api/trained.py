@@ -45,10 +45,10 @@ def check_template(text: str) -> str:
 
 
 def contains_key(template: str) -> bool:
-    """Whether a template contains a login, or what may be a key; {key} alone is not a key.
+    """Whether a template contains a login, or something that may be a key. {key} is not a key.
 
-    A query is refused unless it is plainly not a key. Paths have names of all kinds, so there only
-    what looks random is refused.
+    In the query, every value that is not plain counts as a key. In the path, which may have names
+    of all kinds, only a segment that looks random does.
     """
     place, *query = re.split("[?&;#]", template)
     parts = urlsplit(place)
@@ -70,7 +70,7 @@ def _looks_random(segment: str) -> bool:
 
 
 def _may_be_key(name: str, equals: str, value: str) -> bool:
-    """Whether a parameter is named like a secret and has a value, or is not plain."""
+    """Whether a parameter may hold a key: its name is that of a secret, or it is not plain."""
     name, value = unquote(name), _written(value)
     if not equals:
         name, value = "", _written(name)

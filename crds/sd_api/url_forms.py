@@ -83,13 +83,14 @@ class Refusal:
     pattern: str
 
     words: str
-    """What is wrong and what to give instead, as the rest of a sentence about the field."""
+    """The rest of a sentence that begins with the field's name: what is wrong, and what to give
+    instead."""
 
     unless: str | None = None
     """Pattern of the urls that are not of this kind although they match."""
 
     concerns_trained: bool = True
-    """Whether the words fit modelType api_trained as well."""
+    """Whether urls of modelType api_trained are refused with these words as well."""
 
     def matches(self, url: str) -> bool:
         """Whether a url is of this kind."""

@@ -47,7 +47,7 @@ class PlannedExtras:
     """The extra components of a pipeline."""
 
     components: Mapping[str, PlannedComponent] = field(default_factory=dict)
-    """By the names of their folders. Each replaces a component of the source or adds one."""
+    """Components by the names of their folders. Each replaces one of the source, or is added."""
 
     warnings: tuple[str, ...] = ()
     """Warnings for the user about them."""

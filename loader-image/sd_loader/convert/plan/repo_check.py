@@ -171,7 +171,7 @@ def _check_tensors(
 
 
 def _is_optional(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is the shortcut of a resnet that keeps its width and so needs none."""
+    """Whether a tensor is a shortcut that its resnet does not need, because its width is kept."""
     resnet, found, _ = name.partition(".conv_shortcut.")
     before, after = (tensors.get(f"{resnet}.{norm}.weight") for norm in ("norm1", "norm2"))
     return bool(found) and before is not None and after is not None and before.shape == after.shape
