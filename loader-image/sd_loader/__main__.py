@@ -19,12 +19,13 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from sd_api.check import CheckRequest, CheckResult
 from sd_api.humanize import size
 from sd_api.load import LoadRequest, RemoveRequest, Request
 from sd_api.reasons import ExitCode, Reason
 from sd_api.redaction import hide, secrets_of
 from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Spec, Weights
-from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult
+from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult, Message
 from sd_loader import manual, stages
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, invalid_request, trace
@@ -59,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
         result = args.run(args, settings)
     except Exception as error:  # noqa: BLE001 - the edge: any failure becomes result and exit code
         return _fail(error, settings, _secrets(args, settings))
-    if isinstance(result, LoadResult):
+    if isinstance(result, Message):
         _write_result(result, settings)
     return result if isinstance(result, ExitCode) else ExitCode.DONE
 
@@ -76,6 +77,13 @@ def _convert(args: argparse.Namespace, settings: Settings) -> LoadResult:
 
 def _remove(args: argparse.Namespace, _: Settings) -> LoadResult:
     return stages.remove_stage(_parse(RemoveRequest, args.request), args.store)
+
+
+def _check(args: argparse.Namespace, _: Settings) -> CheckResult:
+    # Imported here: only this command needs it.
+    from sd_loader.check import check
+
+    return check(_parse(CheckRequest, args.request), args.store, print)
 
 
 def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
@@ -136,7 +144,7 @@ def _parse(kind: type[AnyRequest], text: str) -> AnyRequest:
         raise invalid_request(error) from None
 
 
-def _write_result(result: LoadResult, settings: Settings) -> None:
+def _write_result(result: Message, settings: Settings) -> None:
     """Write the result to the Pod's termination message, which the operator reads."""
     if settings.termination_log is None:
         return
@@ -214,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         ("fetch", _fetch, "download a model's source to the volume"),
         ("convert", _convert, "convert the downloaded model and publish it"),
         ("remove", _remove, "remove the files of a deleted model"),
+        ("check", _check, "find published models whose files are missing"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument(

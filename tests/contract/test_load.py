@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from sd_api.check import VERSIONS_MAX, CheckedVersion, CheckRequest
 from sd_api.load import LoadRequest, Owner, RemoveRequest, Request
 from sd_api.spec import LoadFields, ModelType, Spec, Weights
 
 LINK = "https://models.example.com/a.safetensors"
 OWNER = Owner(uid="1", namespace="art", name="sketch")
 HASH = "0123456789abcdef"
+VERSION = CheckedVersion(uid="1", load_hash=HASH, model_id="sketch")
 EVERY = {
     "url": LINK,
     "modelType": "lora",
@@ -76,6 +78,7 @@ def test_a_spec_without_a_source_has_no_request() -> None:
         pytest.param(request(**EVERY), id="load"),
         pytest.param(request(url=LINK), id="load of a url"),
         pytest.param(RemoveRequest(owner=OWNER, model_id="m", retain=True), id="remove"),
+        pytest.param(CheckRequest(versions=(VERSION,) * VERSIONS_MAX), id="check"),
     ],
 )
 def test_a_request_is_read_as_it_was_written(asked: Request) -> None:
@@ -107,3 +110,30 @@ def test_a_request_is_strict_and_closed_at_every_level(path: str, value: object)
     node[name] = value
     with pytest.raises(ValidationError, match=name):
         LoadRequest.from_argument(json.dumps(raw))
+
+
+def test_the_longest_request_of_a_check_fits_into_an_argument() -> None:
+    """Linux takes at most 128 KiB for one argument."""
+    longest = CheckedVersion(uid="u" * 64, load_hash=HASH, model_id="m" * 63)
+    request = CheckRequest(versions=(longest,) * VERSIONS_MAX)
+    assert len(request.to_argument()) < 128 << 10
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        pytest.param([], id="none"),
+        pytest.param([{"uid": "1", "loadHash": HASH}], id="no model id"),
+        pytest.param([{"uid": "../x", "loadHash": HASH, "modelId": "m"}], id="a path as uid"),
+        pytest.param([{"uid": "1", "loadHash": "..", "modelId": "m"}], id="a path as hash"),
+        pytest.param([{"uid": "1", "loadHash": HASH, "modelId": "a/b"}], id="a path as model id"),
+        pytest.param([{"uid": "1", "loadHash": HASH, "modelId": "m", "x": 1}], id="another field"),
+        pytest.param(
+            [{"uid": "1", "loadHash": HASH, "modelId": "m"}] * (VERSIONS_MAX + 1), id="too many"
+        ),
+    ],
+)
+def test_a_request_of_a_check_names_published_versions(versions: list[object]) -> None:
+    """The loader opens no other paths."""
+    with pytest.raises(ValidationError, match="versions"):
+        CheckRequest.from_argument(json.dumps({"versions": versions}))

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from sd_api.check import VERSIONS_MAX, CheckResult
 from sd_api.fields import COUNT_MAX
 from sd_api.reasons import Reason
 from sd_api.status import Status
@@ -59,11 +60,13 @@ RECEIPT = Receipt(
         "preview.png": PublishedFile(sha256="e" * 64, size=2),
     },
 )
+CHECKED = CheckResult(outcome="checked", missing=(0, 7), unreadable=(3,))
 MESSAGES = [
     pytest.param(PROGRESS, id="progress"),
     pytest.param(FAILED, id="failed"),
     pytest.param(LOADED, id="loaded"),
     pytest.param(RECEIPT, id="receipt"),
+    pytest.param(CHECKED, id="check"),
 ]
 
 
@@ -91,6 +94,7 @@ def of_a_later_version(message: Any, path: str = "") -> Any:
         pytest.param(FAILED, 1, id="failed"),
         pytest.param(LOADED, 3, id="loaded"),
         pytest.param(RECEIPT, 5, id="receipt"),
+        pytest.param(CHECKED, 1, id="check"),
     ],
 )
 def test_unknown_fields_are_ignored_at_every_level(message: Message, levels: int) -> None:
@@ -125,6 +129,7 @@ def test_unknown_fields_of_the_status_are_ignored_at_every_level() -> None:
         pytest.param(Progress, id="progress"),
         pytest.param(LoadResult, id="result"),
         pytest.param(Receipt, id="receipt"),
+        pytest.param(CheckResult, id="check"),
     ],
 )
 @pytest.mark.parametrize(
@@ -180,6 +185,12 @@ def test_other_text_is_not_a_message(message: type[Message], text: str | bytes) 
         pytest.param(RECEIPT, {"files": {"/x": {"sha256": "0" * 64, "size": 1}}}, id="absolute"),
         pytest.param(RECEIPT, {"files": {"x": {"sha256": "0" * 64, "size": "1"}}}, id="a size"),
         pytest.param(RECEIPT, {"files": [{"x": 1}]}, id="a list of files"),
+        pytest.param(CHECKED, {"outcome": "loaded"}, id="outcome of another command"),
+        pytest.param(CHECKED, {"missing": [-1]}, id="a negative position"),
+        pytest.param(CHECKED, {"missing": [VERSIONS_MAX]}, id="a position above the limit"),
+        pytest.param(CHECKED, {"missing": ["0"]}, id="a position as a string"),
+        pytest.param(CHECKED, {"missing": [0] * (VERSIONS_MAX + 1)}, id="too many positions"),
+        pytest.param(CHECKED, {"unreadable": "0"}, id="text for positions"),
     ],
 )
 def test_a_message_is_strict(message: Message, change: dict[str, Any]) -> None:
@@ -306,8 +317,16 @@ def test_every_result_fits(result: LoadResult) -> None:
         assert len(whole.encode()) > LoadResult.max_bytes
 
 
+def test_every_result_of_a_check_fits() -> None:
+    """A check that finds nothing but faults has the longest result."""
+    every = tuple(range(VERSIONS_MAX))
+    for half in (VERSIONS_MAX, VERSIONS_MAX // 2, 0):
+        result = CheckResult(outcome="checked", missing=every[:half], unreadable=every[half:])
+        assert CheckResult.decode(result.encode()) == result
+
+
 @given(st.text() | st.binary())
 def test_no_text_breaks_a_reader(text: str | bytes) -> None:
     """Decoding any text never raises."""
-    for message in (Progress, LoadResult, Receipt):
+    for message in (Progress, LoadResult, Receipt, CheckResult):
         message.decode(text)

@@ -24,7 +24,8 @@ FILE_MODE = 0o644
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""Errors of opening a path that does not exist, or in which a file or a link is in the way."""
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 """Errors of `link` if the volume does not support hard links, or this file cannot have more."""
 
@@ -127,7 +128,7 @@ class Folder:
             with self.open_folder(*folders) as parent:
                 status = os.stat(_component(name), dir_fd=parent.fd, follow_symlinks=False)
         except OSError as error:
-            if error.errno in _MISSING:
+            if error.errno in MISSING:
                 return None
             raise
         return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -291,7 +292,7 @@ class Folder:
             try:
                 child = self.open_folder(name)
             except OSError as error:
-                if error.errno not in _MISSING | {errno.EACCES}:
+                if error.errno not in MISSING | {errno.EACCES}:
                     raise
                 continue  # It was removed or replaced in the meantime, or is not readable.
             with child:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sd_api.check import CheckRequest
 from sd_api.load import LoadRequest, RemoveRequest, Request
 from sd_api.loader_env import LoaderEnv
 from sd_operator.standalone.errors import Json
@@ -24,6 +25,7 @@ REQUESTS: dict[str, type[Request]] = {
     "fetch": LoadRequest,
     "convert": LoadRequest,
     "remove": RemoveRequest,
+    "check": CheckRequest,
 }
 VARIABLES = LoaderEnv.every_name()
 TERMINATION_LOG = LoaderEnv.name_of("termination_log")
@@ -71,8 +73,8 @@ def loader_arguments(container: Json, mounts: Mounts) -> list[str]:
             return ["sweep", "--store", _claim(store, mounts), "--delete"]
         case argv:
             raise RefusedError(
-                "standalone runs only `sd-loader fetch|convert|remove --request JSON --store PATH`"
-                " and `sd-loader sweep --store PATH --delete`,"
+                "standalone runs only `sd-loader fetch|convert|remove|check --request JSON --store"
+                " PATH` and `sd-loader sweep --store PATH --delete`,"
                 f" not {' '.join(map(str, argv))[:200]!r}"
             )
     try:
