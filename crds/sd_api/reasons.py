@@ -67,6 +67,12 @@ class EventReason(StrEnum):
     """A load failed or is stuck; the message has the reason, the cause and the remedy."""
     MODEL_DELETED = "ModelDeleted"
     """The finalizer is released; the message says what happened to the files."""
+    ARTIFACT_MISSING = "ArtifactMissing"
+    """Files of a published model are missing; the message has the path, the PVC and the remedy."""
+    ARTIFACT_RESTORED = "ArtifactRestored"
+    """The files that were missing are on the volume again."""
+    STORE_MISSING = "StoreMissing"
+    """On a PersistentVolumeClaim: its volume has no folder .store, though models are published."""
     CLEANUP_FAILED = "CleanupFailed"
     """The files of a model that is being deleted cannot be removed."""
     WEBHOOK_DELIVERED = "WebhookDelivered"
@@ -322,6 +328,13 @@ class Reason(StrEnum):
         f"Read the last Pod's log: kubectl logs job/{_JOB_NAME} --all-containers.",
     )
     """The loader ended without a result, or with an error that it does not know."""
+    ARTIFACT_MISSING = (
+        "ArtifactMissing",
+        Retry.ON_CHANGE,
+        "Restore the files on the volume: the next check then makes the model Ready again. To load"
+        f" the model again instead, set the annotation {ANNOTATION_RELOAD} to a new value.",
+    )
+    """Two checks in a row found that files of the published model are missing or cut off."""
     CLEANUP_FAILED = (
         "CleanupFailed",
         Retry.RESYNC,

@@ -32,7 +32,8 @@ class ConditionType(StrEnum):
     READY = "Ready"
     """Whether a complete, verified folder is served under status.artifact.path.
 
-    True is good; a failed reload leaves it True. Always present.
+    True is good; a failed reload leaves it True, and checks that miss files make it False. Always
+    present.
     """
     RECONCILING = "Reconciling"
     """A load is under way, or its Job waits for its Pod.
@@ -89,6 +90,10 @@ class StatusArtifact(Artifact):
         default=None, description="Path on the volume of the rendered preview."
     )
     last_update_time: Timestamp
+    missing_time: Timestamp | None = Field(
+        default=None,
+        description="Since when files of the folder are missing; absent while it is complete.",
+    )
 
     @property
     def load_hash(self) -> str:

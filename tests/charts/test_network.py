@@ -7,6 +7,7 @@ import ipaddress
 import pytest
 import yaml
 
+from sd_api import names
 from sd_api.netguard import PORTS, REFUSED, Address, refusal
 from tests.support.charts.helmcharts import (
     OPERATOR,
@@ -137,7 +138,7 @@ def test_the_operators_network_policy_is_off_and_complete_if_it_is_on() -> None:
 
 
 def test_only_loads_have_egress_besides_dns() -> None:
-    """Clean-ups and sweeps need only the volume. No Pod may connect to a loader."""
+    """Clean-ups, sweeps and checks need only the volume. No Pod may connect to a loader."""
     objects = render({"loader": {"extraEgress": [{"ports": [{"port": 3128}]}]}})
     shut = one(objects, "NetworkPolicy", "sd-operator-loader")["spec"]
     (expression,) = shut["podSelector"]["matchExpressions"]
@@ -151,12 +152,14 @@ def test_only_loads_have_egress_besides_dns() -> None:
 
     assert shut["policyTypes"] == ["Ingress", "Egress"]
     assert "egress" not in shut
-    for one_of_them in (labels, load, remove):
+    check = {expression["key"]: names.CHECK_NAME}
+    for one_of_them in (labels, load, remove, check):
         assert one_of_them[expression["key"]] in expression["values"]
     selector = egress["podSelector"]["matchLabels"]
     assert selector.items() <= load.items()
     assert not selector.items() <= remove.items()
     assert not selector.items() <= labels.items()
+    assert not selector.items() <= check.items()
     dns, _, extra = egress["egress"]
     assert {port["port"] for port in dns["ports"]} == {53, 5353}
     assert all(peer for peer in dns["to"])

@@ -10,7 +10,7 @@ import pytest
 
 from sd_api.spec import JobOverrides, Toleration
 from sd_operator.base.settings import PREFIX, LoaderSettings, Settings
-from sd_operator.rules import manifests
+from sd_operator.rules import volume_jobs
 from sd_operator.rules.manifests import _CONTAINER_SECURITY, _POD_SECURITY
 from tests.support.charts.helmcharts import (
     FULL,
@@ -72,6 +72,7 @@ def test_every_value_sets_its_setting() -> None:
     assert settings.loader.ca_configmap == "company-ca"
     assert settings.loader.max_bytes == 123456789012
     assert settings.loader.retain_previous_seconds == 3600
+    assert settings.check_seconds == 7200
     assert settings.loader.tmp_size == "2Gi"
     assert settings.loader.active_deadline_seconds == 7200
     assert (settings.loader.load_ttl_seconds, settings.loader.remove_ttl_seconds) == (60, 30)
@@ -192,7 +193,7 @@ def test_the_operators_sweep_is_that_of_the_chart(values: dict[str, Any]) -> Non
     objects = render(values)
     settings = Settings.from_env(env_of(objects))
     template = of_kind(objects, "CronJob")[0]["spec"]["jobTemplate"]
-    made = manifests.build_sweep("art", "sweep", settings.claim_name, settings.loader)
+    made = volume_jobs.build_sweep("art", "sweep", settings.claim_name, settings.loader)
     mine, theirs = made["spec"]["template"]["spec"], template["spec"]["template"]["spec"]
     if values is FULL:
         theirs["containers"][0]["resources"] = mine["containers"][0]["resources"]

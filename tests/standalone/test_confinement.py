@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from sd_api.check import CheckedVersion, CheckRequest
 from sd_api.loader_env import LoaderEnv
 from sd_operator.base.settings import LoaderSettings
-from sd_operator.rules.manifests import build_sweep
+from sd_operator.rules.volume_jobs import build_check, build_sweep
 from sd_operator.standalone.errors import ApiError
 from sd_operator.standalone.executor import LOADER, Mounts, RefusedError, environment
 from sd_operator.standalone.registry import Registry
@@ -127,9 +128,13 @@ def test_variables_of_a_loader_job_are_set():
 def test_every_variable_of_our_jobs_is_in_the_list():
     """The list of sd_api is complete, so standalone runs each Job of the operator."""
     loader = LoaderSettings(retain_previous_seconds=60)
-    sweep = build_sweep("n", "sweep", "models", loader)
-    (template,) = sweep["spec"]["template"]["spec"]["containers"]
-    assert {entry["name"] for entry in template["env"]} <= LoaderEnv.every_name()
+    version = CheckedVersion(uid="u", load_hash="0" * 16, model_id="m")
+    for made in (
+        build_sweep("n", "sweep", "models", loader),
+        build_check("n", "check", "models", CheckRequest(versions=(version,)), loader),
+    ):
+        (template,) = made["spec"]["template"]["spec"]["containers"]
+        assert {entry["name"] for entry in template["env"]} <= LoaderEnv.every_name()
 
 
 def test_the_loaders_interpreter_ignores_the_environment(tmp_path):

@@ -244,6 +244,7 @@ capabilities:
   (list "CA_CONFIGMAP" $values.caConfigMap)
   (list "MAX_BYTES" (int64 $loader.maxBytes))
   (list "RETAIN_PREVIOUS_SECONDS" (int64 $values.retainPrevious))
+  (list "CHECK_SECONDS" (int64 $values.checkSeconds))
   (list "LOADER_TMP_SIZE" $loader.tmpSize)
   (list "ACTIVE_DEADLINE_SECONDS" (int64 $loader.activeDeadlineSeconds))
   (list "LOAD_TTL_SECONDS" (int64 $loader.loadTtlSeconds))

@@ -34,6 +34,15 @@ class PassResult(StrEnum):
     ERROR = "error"
 
 
+class CheckOutcome(StrEnum):
+    """The label `outcome` of sdmodel_checks_total."""
+
+    COMPLETE = "complete"
+    MISSING = "missing"
+    EMPTY = "empty"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True)
 class ModelState:
     """The values of the gauges for one model."""
@@ -44,6 +53,8 @@ class ModelState:
     reason: str
     artifact_bytes: int = 0
     shared_bytes: int = 0
+    missing: bool = False
+    """Whether files of the published version are missing."""
 
 
 class _Models(Collector):
@@ -60,11 +71,13 @@ class _Models(Collector):
         info: Values = {}
         size: Values = defaultdict(int)
         shared: Values = defaultdict(int)
+        missing: Values = defaultdict(int)
         for state in states:
             models[state.namespace, state.phase, state.reason] += 1
             info[state.namespace, state.name, state.phase, state.reason] = 1
             size[state.namespace,] += state.artifact_bytes
             shared[state.namespace,] += state.shared_bytes
+            missing[state.namespace,] += state.missing
         labels = ["namespace", "phase", "reason"]
         yield _gauge("models", "Models by namespace, phase and reason.", labels, models)
         labels = ["namespace", "name", "phase", "reason"]
@@ -73,6 +86,8 @@ class _Models(Collector):
         yield _gauge("artifact_size_bytes", text, ["namespace"], size)
         text = "Bytes of them that lie on a volume once, though more than one model has them."
         yield _gauge("artifact_shared_bytes", text, ["namespace"], shared)
+        text = "Models whose published files are missing, as checks found."
+        yield _gauge("artifacts_missing", text, ["namespace"], missing)
 
 
 def _gauge(name: str, text: str, labels: list[str], values: Values) -> GaugeMetricFamily:
@@ -114,6 +129,12 @@ class Metrics:
         self.leader = self._gauge("leader", "1 where this operator is the one at work, else 0.")
         self.source_bytes = self._counter(
             "source_bytes_total", "Bytes of the sources of models that were loaded.", "namespace"
+        )
+        self.checks = self._counter(
+            "checks_total",
+            "Checks of published files, by outcome: complete, missing, empty (no models on the"
+            " volume at all) or failed.",
+            "outcome",
         )
         self.deliveries = self._counter(
             "webhook_deliveries_total", "Webhook calls by outcome.", "outcome"

@@ -22,6 +22,8 @@ _INSTEAD = (
     f" Secret that {PREFIX}LOGINS_SECRET names in each namespace with models"
 )
 
+YEAR_SECONDS = 365 * 24 * 3600
+
 # Standard Webhooks' schedule, cut at three days.
 WEBHOOK_RETRY_SECONDS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 72000.0)
 
@@ -126,6 +128,9 @@ class Settings:
     """Port of /healthz and /readyz. 0: any free port."""
     resync_seconds: float = 600.0
     """After this time a model is looked at again even if nothing happened."""
+    check_seconds: int = 21600
+    """Seconds between two checks of the published files on each PersistentVolumeClaim. 0: the files
+    are not checked."""
     poll_seconds: float = 5.0
     """How often the progress of a running load is read."""
     retry_first_seconds: float = 60.0
@@ -198,6 +203,7 @@ class Settings:
             metrics_port=read.whole("METRICS_PORT", default.metrics_port, most=65535),
             probes_port=read.whole("PROBES_PORT", default.probes_port, most=65535),
             resync_seconds=read.seconds("RESYNC_SECONDS", default.resync_seconds),
+            check_seconds=read.whole("CHECK_SECONDS", default.check_seconds, most=YEAR_SECONDS),
             poll_seconds=read.seconds("POLL_SECONDS", default.poll_seconds),
             retry_first_seconds=read.seconds("RETRY_FIRST_SECONDS", default.retry_first_seconds),
             retry_max_seconds=read.seconds("RETRY_MAX_SECONDS", default.retry_max_seconds),

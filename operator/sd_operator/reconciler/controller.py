@@ -17,6 +17,7 @@ from sd_operator.base.times import Clock
 from sd_operator.clients.kube import MODELS, SECRETS, Api
 from sd_operator.reconciler.admission import AdmissionQueue
 from sd_operator.reconciler.cache import ObjectCache, is_newer, lean
+from sd_operator.reconciler.checks import Checks
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.reconciler.execute import Executor
 from sd_operator.reconciler.gather import Gatherer, LastProgress
@@ -99,6 +100,7 @@ class Controller:
         self._executor = Executor(api, settings, self.cache, clock)
         self._webhooks = Webhooks(settings, settings.guard(), self._read_secret, clock)
         self.sweeps = Sweeps(api, settings, clock)
+        self._checks = Checks(api, settings, self.cache, metrics, clock, self.supervisor.wake)
         self._calls: set[asyncio.Task[None]] = set()
         self._queue = AdmissionQueue(
             Limits.from_settings(settings), self.cache, self.supervisor.wake
@@ -115,6 +117,7 @@ class Controller:
         self._queue.close()
         await self.supervisor.close()
         await self.sweeps.close()
+        await self._checks.close()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
@@ -143,6 +146,7 @@ class Controller:
         self._memories.pop(uid, None)
         self.cache.forget(uid)
         self._metrics.forget(uid)
+        self._checks.forget(uid)
         self._queue.leave(uid)
         self._queue.changed()
         self.supervisor.drop(uid)
@@ -230,6 +234,7 @@ class Controller:
             admitted=admission.admitted,
             position=admission.position,
             rejection=memory.rejection,
+            finding=self._checks.finding(model.uid),
             deliveries=tuple(memory.deliveries),
             in_flight=frozenset(memory.in_flight),
             fresh=fresh,
@@ -365,6 +370,7 @@ class Controller:
         if model.uid not in self._memories:
             return
         artifact = status.artifact
+        self._checks.show(model, status)
         self._metrics.show(
             model.uid,
             ModelState(
@@ -374,6 +380,7 @@ class Controller:
                 reason=status.reason or "",
                 artifact_bytes=artifact.size_bytes if artifact else 0,
                 shared_bytes=artifact.shared_bytes if artifact else 0,
+                missing=artifact is not None and artifact.missing_time is not None,
             ),
         )
 

@@ -6,16 +6,13 @@ Each may be repeated: if the reply to a request is lost, the next pass makes the
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from sd_api import names
 from sd_api.status import Status
-from sd_operator.base import times
 from sd_operator.base.errors import (
     AlreadyExistsError,
-    ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
@@ -23,7 +20,8 @@ from sd_operator.base.errors import (
 )
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
-from sd_operator.clients.kube import EVENTS, JOBS, MODELS, Api
+from sd_operator.clients.kube import JOBS, MODELS, Api
+from sd_operator.reconciler import events
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import JobView, Rejection
@@ -32,7 +30,6 @@ from sd_operator.rules.decision import EventPlan, JobPlan
 
 log = logging.getLogger(__name__)
 
-EVENT_MESSAGE_MAX_LENGTH = 1024
 OLDER_CRD = (
     "the CRD is older than the operator: it drops the uid of a Job from the status. Upgrade the CRD"
     " with the chart, then restart the operator"
@@ -141,37 +138,15 @@ class Executor:
 
     async def emit(self, model: Model, event: EventPlan) -> None:
         """Emit an Event; a failure is logged and changes nothing else."""
-        now = times.stamp(self._clock.now())
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": f"{model.name}.{secrets.token_hex(8)}",
-                "namespace": model.namespace,
-            },
-            "involvedObject": {
-                "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
-                "namespace": model.namespace,
-                "name": model.name,
-                "uid": model.uid,
-                "resourceVersion": model.resource_version,
-            },
-            "type": event.type.value,
-            "reason": event.reason.value,
-            "message": event.message[:EVENT_MESSAGE_MAX_LENGTH],
-            "source": {"component": names.FIELD_MANAGER},
-            "reportingComponent": names.FIELD_MANAGER,
-            "reportingInstance": names.FIELD_MANAGER,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
+        about = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": model.namespace,
+            "name": model.name,
+            "uid": model.uid,
+            "resourceVersion": model.resource_version,
         }
-        log.info("%s: %s", event.reason, body["message"])
-        try:
-            await self._api.create(EVENTS, model.namespace, body)
-        except ApiError as refused:
-            log.warning("no Event %s: %s", event.reason, refused)
+        await events.emit(self._api, about, event, self._clock.now())
 
 
 def _finalizers_of_others(model: Model) -> list[str]:

@@ -19,7 +19,7 @@ from sd_operator.clients.kube import JOBS, LEASES, Api, Json
 from sd_operator.reconciler.supervisor import Supervisor
 from sd_operator.resources.observed import JobView
 from sd_operator.resources.sweep import SweepLease
-from sd_operator.rules import manifests
+from sd_operator.rules import volume_jobs
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Sweeps:
                 if lease.is_fulfilled_by(job, self._clock.now()):
                     return job
         name = self._names.setdefault(namespace, f"{names.SWEEP_NAME}-{secrets.token_hex(8)}")
-        manifest = manifests.build_sweep(
+        manifest = volume_jobs.build_sweep(
             namespace, name, self._settings.claim_name, self._settings.loader
         )
         try:

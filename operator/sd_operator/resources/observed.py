@@ -12,6 +12,7 @@ from sd_api import names
 from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
 from sd_operator.base.errors import is_quota_message
+from sd_operator.resources.check_finding import CheckFinding
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 WARNING_LOOK_SECONDS = 60.0
@@ -331,6 +332,8 @@ class Observed:
     """The Pods of the load Job and of the clean-up Job."""
     claim: ClaimView | None = None
     """The model's claim; None if it does not exist."""
+    finding: CheckFinding | None = None
+    """What checks found about a published version; it may be an earlier one."""
     progress: Progress | None = None
     """The last progress that the running container logged."""
     job_warning: str = ""

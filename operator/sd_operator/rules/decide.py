@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from sd_api import names
 from sd_api.fields import TEXT_MAX_LENGTH
-from sd_api.reasons import EventReason
+from sd_api.reasons import EventReason, Reason
 from sd_api.redaction import carries_secret, redact_url
 from sd_api.status import OutboxEntry, WebhookEvent
 from sd_operator.base import times
-from sd_operator.rules import delete, load, outbox
+from sd_operator.rules import delete, load, missing, outbox
 from sd_operator.rules.decision import (
     Act,
     Decided,
@@ -23,7 +23,7 @@ from sd_operator.rules.decision import (
     Release,
     WebhookCall,
 )
-from sd_operator.rules.diagnose import NOT_STARTED, Failure
+from sd_operator.rules.diagnose import NOT_OF_A_LOAD, Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.outbox import OutboxChange
 from sd_operator.rules.status import status_after
@@ -108,7 +108,7 @@ def _is_first_of_load(inp: Input, step: Proceed) -> bool:
 
 def _has_failed_before(inp: Input) -> bool:
     """Whether the status already reports a failure of this load."""
-    return inp.same_load and inp.stalled is not None and inp.stalled not in NOT_STARTED
+    return inp.same_load and inp.stalled is not None and inp.stalled not in NOT_OF_A_LOAD
 
 
 def _entry(inp: Input, event: WebhookEvent, message: str) -> OutboxEntry:
@@ -152,7 +152,9 @@ def _events(inp: Input, step: Proceed) -> tuple[EventPlan, ...]:
         text, dot, note = report.message.partition(". ")
         text = f"{text}, {step.load.artifact.size}{dot}{note}"
         events.append(EventPlan(EventType.NORMAL, EventReason.MODEL_LOADED, text))
-    if isinstance(report.stalled, Failure):
+    elif (event := missing.event(inp)) is not None:
+        events.append(event)
+    if isinstance(report.stalled, Failure) and report.reason is not Reason.ARTIFACT_MISSING:
         reason = report.stalled.reason
         if reason is not inp.stalled or first_of_load:
             kind = EventReason.CLEANUP_FAILED if inp.deleting else EventReason.MODEL_LOAD_FAILED

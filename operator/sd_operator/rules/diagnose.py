@@ -24,6 +24,8 @@ NOT_STARTED = frozenset(
     }
 )
 """Reasons why a load cannot start; it starts by itself once the cause is gone."""
+NOT_OF_A_LOAD = NOT_STARTED | {Reason.ARTIFACT_MISSING}
+"""Reasons that do not describe a load that failed."""
 CAUSE_MAX_LENGTH = 700
 """Leaves room in a condition's message for the longest remedy and a note."""
 _IMAGE_REASONS = frozenset(

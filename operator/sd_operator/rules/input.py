@@ -55,6 +55,21 @@ class Input:
             return None
         return artifact if artifact.claim_uid in (None, claim.uid) else None
 
+    @cached_property
+    def is_missing(self) -> bool:
+        """Whether files of the published version are missing, by the last checks or the status."""
+        published, finding = self.published, self.observed.finding
+        if published is None:
+            return False
+        missing = finding.says_missing(published) if finding is not None else None
+        return missing if missing is not None else published.missing_time is not None
+
+    @property
+    def missing_changes(self) -> bool:
+        """Whether the status does not report yet that files are missing, or that they are back."""
+        published = self.published
+        return published is not None and self.is_missing != (published.missing_time is not None)
+
     @property
     def claim_is_allowed(self) -> bool:
         """Whether the model may use its claim; a missing claim is not refused here."""

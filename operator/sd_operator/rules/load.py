@@ -16,8 +16,9 @@ from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
 from sd_operator.rules import conditions, diagnose, manifests, outcome, queue
 from sd_operator.rules.decision import AddFinalizer, CreateJob, Enqueue, Refresh, Wait
-from sd_operator.rules.diagnose import NOT_STARTED, Failure
+from sd_operator.rules.diagnose import NOT_OF_A_LOAD, Failure
 from sd_operator.rules.input import Input
+from sd_operator.rules.missing import published_files_are_missing
 from sd_operator.rules.requirements import (
     claim_does_not_exist,
     claim_is_not_allowed,
@@ -187,7 +188,7 @@ def last_load_failed(inp: Input) -> Step | None:
     """The last load of the wanted version failed, and it is not time to retry it."""
     reason, status = inp.stalled, inp.status
     ended = times.parse(status.completion_time)
-    if not inp.same_load or reason is None or reason in NOT_STARTED or ended is None:
+    if not inp.same_load or reason is None or reason in NOT_OF_A_LOAD or ended is None:
         return None
     retry_at = ended + inp.retry_delay(status.job.attempt if status.job else 0)
     if reason.retry is Retry.RESYNC and inp.now >= retry_at:
@@ -273,6 +274,8 @@ RULES: tuple[Rule, ...] = (
     spec_is_invalid,
     # One load at a time writes; a Job may also run although the wanted version is published.
     previous_load_is_running,
+    # Before the next rule, which would report the version as served.
+    published_files_are_missing,
     # The usual case. A missing claim does not hide here: its version does not count as published.
     wanted_version_is_published,
     # A Job could not start, and the result of one that ended says nothing about a missing volume.

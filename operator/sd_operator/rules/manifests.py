@@ -1,11 +1,11 @@
-"""Builds the manifests of loader, clean-up and sweep Jobs as plain dicts. Pure."""
+"""Builds the manifests of loader and clean-up Jobs as plain dicts. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sd_api import defaults, logins, names
+from sd_api import logins, names
 from sd_api.load import LoadRequest, RemoveRequest
 from sd_api.loader_env import (
     CREDENTIALS_DIR,
@@ -28,7 +28,6 @@ USER_ID = 65532
 TERMINATION_LOG = "/dev/termination-log"
 CA_DIR = "/etc/sd-loader/ca"
 GRACE_SECONDS = 15
-SWEEP_TTL_SECONDS = 600
 KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 Manifest = dict[str, Any]
@@ -46,7 +45,8 @@ _RENDER = {
     "requests": {"cpu": "1", "memory": "4Gi"},
     "limits": {"memory": "16Gi"},
 }
-_REMOVE = {
+# Enough to remove or to compare files.
+SMALL = {
     "requests": {"cpu": "100m", "memory": "128Mi"},
     "limits": {"memory": "512Mi"},
 }
@@ -145,7 +145,7 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
     pod = _pod([convert], plan, settings)
     pod["initContainers"] = [fetch]
     pod["volumes"] += [volume for _, volume in secrets]
-    pod |= _placement(overrides, loader, "runtime_class_name")
+    pod |= placement_of(overrides, loader, "runtime_class_name")
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
     if loader.kueue_queue is not None:
@@ -189,37 +189,10 @@ def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
 def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
     # No ownerReference: foreground deletion of the model would delete the Job before it ran.
     loader = settings.loader
-    remove = _container(names.CONTAINER_REMOVE, loader.slim_image, _REMOVE, plan, settings)
-    pod = _pod([remove], plan, settings) | _placement(plan.overrides or JobOverrides(), loader)
+    remove = _container(names.CONTAINER_REMOVE, loader.slim_image, SMALL, plan, settings)
+    pod = _pod([remove], plan, settings) | placement_of(plan.overrides or JobOverrides(), loader)
     deadline = loader.active_deadline_seconds
     return _job(names.ROLE_REMOVE, pod, plan, deadline, loader.remove_ttl_seconds)
-
-
-def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettings) -> Manifest:
-    """Return a Job that sweeps a PVC of files that no model uses, as the chart's CronJob does."""
-    labels = {names.LABEL_NAME: names.SWEEP_NAME}
-    arguments = ["sweep", "--store", STORE_MOUNT, "--delete"]
-    variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
-    sweep = _command("sweep", loader.slim_image, arguments, loader) | {
-        "env": _listed(variables.to_env() | USER_ENV),
-        "resources": _REMOVE,
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {
-            # Exit code 3 means that published files were altered: a retry would find the same.
-            "backoffLimit": 0,
-            "activeDeadlineSeconds": defaults.ACTIVE_DEADLINE_SECONDS,
-            "ttlSecondsAfterFinished": SWEEP_TTL_SECONDS,
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": _restricted_pod([sweep], claim_name, loader)
-                | _placement(JobOverrides(), loader),
-            },
-        },
-    }
 
 
 def _convert_resources(
@@ -245,8 +218,8 @@ def _limits(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
     return limits
 
 
-def _placement(overrides: JobOverrides, loader: LoaderSettings, *more: str) -> Manifest:
-    """Return the placement of the Pod: each field from spec.job, or the administrator's default."""
+def placement_of(overrides: JobOverrides, loader: LoaderSettings, *more: str) -> Manifest:
+    """Return the placement of a Pod: each field from spec.job, or the administrator's default."""
     included = {"node_selector", "tolerations", "priority_class_name", *more}
     placement: Manifest = {}
     for source in (loader.placement, overrides):
@@ -298,16 +271,14 @@ def _job(role: str, pod: Manifest, plan: JobPlan, deadline: int, ttl: int) -> Ma
 
 def _pod(containers: list[Manifest], plan: JobPlan, settings: Settings) -> Manifest:
     loader = settings.loader
-    pod = _restricted_pod(containers, plan.claim_name, loader)
+    pod = restricted_pod(containers, plan.claim_name, loader)
     pod["terminationGracePeriodSeconds"] = GRACE_SECONDS
     if loader.ca_configmap:
         pod["volumes"].append({"name": "ca", "configMap": {"name": loader.ca_configmap}})
     return pod
 
 
-def _restricted_pod(
-    containers: list[Manifest], claim_name: str, loader: LoaderSettings
-) -> Manifest:
+def restricted_pod(containers: list[Manifest], claim_name: str, loader: LoaderSettings) -> Manifest:
     """Return the Pod spec that all Pods with a volume share."""
     security = loader.security_context
     pod: Manifest = {
@@ -332,7 +303,7 @@ def _container(
     # Kubernetes expands $(NAME) in arguments; a url may contain one.
     request = plan.request.to_argument().replace("$", "\\u0024")
     arguments = [name, "--request", request, "--store", STORE_MOUNT]
-    container = _command(name, image, arguments, settings.loader) | {
+    container = command(name, image, arguments, settings.loader) | {
         "env": _env(name, settings),
         "resources": resources,
         "terminationMessagePath": TERMINATION_LOG,
@@ -344,7 +315,7 @@ def _container(
     return container
 
 
-def _command(name: str, image: str, arguments: list[str], loader: LoaderSettings) -> Manifest:
+def command(name: str, image: str, arguments: list[str], loader: LoaderSettings) -> Manifest:
     """Return a container that runs sd-loader with the volume mounted."""
     security = loader.security_context
     return {
@@ -386,8 +357,9 @@ def _env(container: str, settings: Settings) -> list[Manifest]:
     if container == names.CONTAINER_CONVERT:
         plain |= TORCH_ENV
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}
-    return [*_listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]
+    return [*listed(plain), {"name": LoaderEnv.name_of("pod"), "valueFrom": pod_name}]
 
 
-def _listed(variables: Mapping[str, str]) -> list[Manifest]:
+def listed(variables: Mapping[str, str]) -> list[Manifest]:
+    """Return variables as a container lists them."""
     return [{"name": name, "value": value} for name, value in variables.items()]

@@ -58,4 +58,5 @@ def _failed_for_good(inp: Input) -> bool:
     reason = inp.stalled
     if not inp.same_load or reason is None or inp.status.completion_time is None:
         return False
-    return reason.retry is not Retry.RESYNC and reason is not Reason.UNSUPPORTED_VOLUME
+    of_this_volume = {Reason.UNSUPPORTED_VOLUME, Reason.ARTIFACT_MISSING}
+    return reason.retry is not Retry.RESYNC and reason not in of_this_volume

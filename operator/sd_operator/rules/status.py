@@ -17,7 +17,7 @@ from sd_api.status import (
 from sd_operator.base import times
 from sd_operator.rules import conditions
 from sd_operator.rules.decision import JobPlan
-from sd_operator.rules.diagnose import NOT_STARTED, Failure
+from sd_operator.rules.diagnose import NOT_OF_A_LOAD, Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.outbox import OutboxChange
 from sd_operator.rules.step import KeepStalled, LoadQueued, LoadRunning, LoadSucceeded, Proceed
@@ -28,7 +28,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
     report, load, model = step.report, step.load, inp.model
     loaded = load if isinstance(load, LoadSucceeded) else None
     artifact = loaded.artifact if loaded else _kept_artifact(inp)
-    is_served = loaded is not None or inp.published is not None
+    is_served = loaded is not None or (inp.published is not None and not inp.is_missing)
     served = artifact if is_served and not inp.deleting else None
     progress = load.progress if isinstance(load, LoadRunning) else None
     updates: dict[str, object] = {
@@ -65,7 +65,13 @@ def with_created_job(status: Status, plan: JobPlan, uid: str) -> Status:
 
 def _kept_artifact(inp: Input) -> StatusArtifact | None:
     """Keep the published artifact, unless its PVC was replaced by another one."""
-    return inp.status.artifact if inp.observed.claim is None else inp.published
+    published = inp.published
+    if inp.observed.claim is None:
+        return inp.status.artifact
+    if published is None or not inp.missing_changes:
+        return published
+    since = times.stamp(inp.now) if inp.is_missing else None
+    return published.model_copy(update={"missing_time": since})
 
 
 def _conditions(
@@ -105,7 +111,7 @@ def _conditions(
     match report.stalled:
         case Failure(reason=reason):
             put(ConditionType.STALLED, True, reason, report.message, generation)
-        case KeepStalled() if inp.same_load and inp.stalled not in NOT_STARTED:
+        case KeepStalled() if inp.same_load and inp.stalled not in NOT_OF_A_LOAD:
             pass
         case _:
             result = conditions.drop(result, ConditionType.STALLED)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sd_operator.base.metrics import Metrics, ModelState, installed_version
+from sd_operator.base.metrics import CheckOutcome, Metrics, ModelState, installed_version
 from sd_operator.base.probes import SILENCE_MAX_SECONDS, Probes
 from sd_operator.resources.observed import Outcome
 
@@ -52,7 +52,7 @@ def of_namespace(namespace: str, model: ModelState) -> ModelState:
 def test_models_are_counted_and_named() -> None:
     """Models are counted by phase and reason, and each has a series that alerts can name."""
     metrics = Metrics()
-    metrics.show("1", state("a", artifact_bytes=10, shared_bytes=1))
+    metrics.show("1", state("a", artifact_bytes=10, shared_bytes=1, missing=True))
     metrics.show("2", state("b", artifact_bytes=20))
     metrics.show("3", state("c", "Failed"))
     metrics.show("3", state("c", "Downloading"))
@@ -69,6 +69,8 @@ def test_models_are_counted_and_named() -> None:
     assert samples["sdmodel_artifact_size_bytes", "art"] == 30
     assert samples["sdmodel_artifact_size_bytes", "ads"] == 5
     assert samples["sdmodel_artifact_shared_bytes", "art"] == 1
+    assert samples["sdmodel_artifacts_missing", "art"] == 1
+    assert samples["sdmodel_artifacts_missing", "ads"] == 0
 
 
 def test_requests_loads_and_build_have_metrics() -> None:
@@ -97,6 +99,8 @@ EXPECTED = {
     "sdmodel_queue_length": ("gauge", set()),
     "sdmodel_artifact_size_bytes": ("gauge", {"namespace"}),
     "sdmodel_artifact_shared_bytes": ("gauge", {"namespace"}),
+    "sdmodel_artifacts_missing": ("gauge", {"namespace"}),
+    "sdmodel_checks_total": ("counter", {"outcome"}),
     "sdmodel_source_bytes_total": ("counter", {"namespace"}),
     "sdmodel_webhook_deliveries_total": ("counter", {"outcome"}),
     "sdmodel_webhook_delivery_duration_seconds": ("histogram", set()),
@@ -116,6 +120,7 @@ def test_every_metric_has_a_name_type_labels_and_help() -> None:
     metrics.source_bytes.labels("art").inc()
     metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
     metrics.deliveries.labels(Outcome.DELIVERED.value).inc()
+    metrics.checks.labels(CheckOutcome.COMPLETE.value).inc()
     port, stop = metrics.serve("127.0.0.1", 0)
     try:
         _, text = get(port, "/metrics")

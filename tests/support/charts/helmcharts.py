@@ -110,6 +110,7 @@ FULL: Json = {
     "limits": {"loads": 20, "loadsPerNamespace": 5},
     "kueueQueue": "loads",
     "retainPrevious": 3600,
+    "checkSeconds": 7200,
     "allowedHosts": ["mirror.example.com", "10.1.2.3:8443"],
     "hubEndpoint": "https://mirror.example.com/hf",
     "trainedUrlTemplate": "https://trainer.example.com/models/{id}",

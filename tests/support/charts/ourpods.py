@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
+from sd_api.check import CheckedVersion, CheckRequest
 from sd_operator.base.settings import LoaderSettings, Settings
-from sd_operator.rules import manifests
+from sd_operator.rules import manifests, volume_jobs
 from tests.support.charts.helmcharts import FULL, env_of, of_kind, pod_of, render
 from tests.support.paths import ROOT
-from tests.support.rules.observed import claim, model
+from tests.support.rules.observed import UID, claim, model
 
 Json = dict[str, Any]
 
 GOLDEN = ROOT / "tests/operator/rules/golden"
 CREDENTIALS = {"credentialsSecretRef": {"name": "token"}}
+CHECK = CheckRequest(versions=(CheckedVersion(uid=UID, load_hash="0" * 16, model_id="sketch"),))
 SWITCHED_ON = {"sweep": {"enabled": True}, "gateway": {"enabled": True}}
 
 
@@ -54,7 +56,11 @@ JOB_PODS = [
     pytest.param(job_pod(Settings(), **CREDENTIALS), id="a load with a token"),
     pytest.param(job_pod(Settings(), remove=True), id="a clean-up"),
     pytest.param(
-        pod_of(manifests.build_sweep("art", "sweep", "models", LoaderSettings())), id="a sweep"
+        pod_of(volume_jobs.build_sweep("art", "sweep", "models", LoaderSettings())), id="a sweep"
+    ),
+    pytest.param(
+        pod_of(volume_jobs.build_check("art", "check", "models", CHECK, LoaderSettings())),
+        id="a check",
     ),
     pytest.param(job_pod(charts_settings({}), **CREDENTIALS), id="a load of the chart's operator"),
     pytest.param(job_pod(charts_settings(FULL), **CREDENTIALS), id="a load with every value"),

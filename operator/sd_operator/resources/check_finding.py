@@ -1,0 +1,46 @@
+"""What the checks of a PVC found about a published version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sd_api.status import StatusArtifact
+
+MISSING_AFTER = 2
+"""Checks in a row that must miss a version's files. A storage server may fail for a moment."""
+
+
+@dataclass(frozen=True)
+class CheckFinding:
+    """What the last checks found about one published version."""
+
+    artifact: StatusArtifact
+    """The version, as the status described it when it was checked."""
+    missed: int
+    """In how many checks in a row files were missing; 0: the last check found all of them."""
+
+    def is_about(self, artifact: StatusArtifact) -> bool:
+        """Whether this very version was checked, and not an earlier load, even of the same spec."""
+        return _identity(artifact) == _identity(self.artifact)
+
+    def says_missing(self, artifact: StatusArtifact) -> bool | None:
+        """Whether files of a published version are missing. None if the checks do not decide it."""
+        if not self.is_about(artifact) or 0 < self.missed < MISSING_AFTER:
+            return None
+        return self.missed > 0
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the status reported something else when the version was checked."""
+        missing = self.says_missing(self.artifact)
+        return missing is not None and missing != (self.artifact.missing_time is not None)
+
+
+def _identity(artifact: StatusArtifact) -> tuple[str | None, str, str, str]:
+    """Return what tells the loads of a model apart: claim, path, digest and time."""
+    return (
+        artifact.claim_uid,
+        artifact.immutable_path,
+        artifact.digest,
+        artifact.last_update_time,
+    )

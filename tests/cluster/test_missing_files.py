@@ -1,0 +1,110 @@
+"""Published files that are removed by hand: found by two checks, and loaded again on request."""
+
+from __future__ import annotations
+
+import pytest
+
+from sd_api import names
+from tests.support.operator.operated import Operated, condition
+
+pytestmark = pytest.mark.cluster
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def operated(operated: Operated) -> Operated:
+    """A namespace with an operator that checks published files every second."""
+    operated.start(SD_OPERATOR_CHECK_SECONDS="1")
+    return operated
+
+
+def checks(operated: Operated) -> float:
+    """Return how many checks have ended, by the operator's metrics."""
+    found = operated.metrics().items()
+    return sum(value for key, value in found if key[0] == "sdmodel_checks_total")
+
+
+def after_checks(operated: Operated, count: int) -> None:
+    """Wait until this many more checks have ended."""
+    before = checks(operated)
+    operated.eventually(lambda: checks(operated) >= before + count, timeout=60)
+
+
+def test_a_model_whose_files_are_gone_is_reported_and_reloaded(operated: Operated) -> None:
+    """Nothing is downloaded until somebody sets the reload annotation."""
+    first = operated.load(url=operated.link())
+    other = operated.load("other", url=operated.link(1))
+    folder = operated.cluster.store / first["status"]["artifact"]["immutablePath"]
+    after_checks(operated, 2)
+    assert condition(operated.cluster.get("sdm", "sketch"), "Ready")["status"] == "True"
+    operated.hub.forget()
+
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+    status = operated.stalled("sketch", "ArtifactMissing")["status"]
+    assert (status["phase"], status["reason"]) == ("Failed", "ArtifactMissing")
+    ready = condition({"status": status}, "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "ArtifactMissing")
+    assert status["artifact"]["immutablePath"] in ready["message"]
+    assert status["artifact"]["missingTime"] >= status["artifact"]["lastUpdateTime"]
+    operated.eventually(lambda: operated.reasons().count("ArtifactMissing") == 1)
+    namespace = operated.cluster.namespace
+    assert operated.metrics()["sdmodel_artifacts_missing", namespace] == 1
+
+    operated.kill()
+    operated.start(SD_OPERATOR_CHECK_SECONDS="1")
+    after_checks(operated, 3)
+    still = operated.cluster.get("sdm", "sketch")["status"]
+    assert still["artifact"] == status["artifact"], "a restarted operator reports it as before"
+    assert operated.reasons().count("ArtifactMissing") == 1
+    assert operated.hub.bytes_served == 0
+    untouched = operated.cluster.get("sdm", "other")["status"]
+    assert untouched["artifact"] == other["status"]["artifact"]
+    assert untouched["phase"] == "Ready"
+
+    operated.cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_RELOAD}=now")
+    again = operated.wait("sketch", lambda item: item["status"]["phase"] == "Ready")["status"]
+    assert condition({"status": again}, "Ready")["status"] == "True"
+    assert not condition({"status": again}, "Stalled")
+    assert again["artifact"]["digest"] == first["status"]["artifact"]["digest"]
+    assert "missingTime" not in again["artifact"]
+    assert (operated.cluster.store / "sketch" / WEIGHTS).is_file()
+
+
+def test_a_model_is_ready_again_when_its_files_are_back(operated: Operated) -> None:
+    """The volume was restored, so nothing is loaded."""
+    item = operated.load(url=operated.link())
+    weights = operated.cluster.store / item["status"]["artifact"]["immutablePath"] / WEIGHTS
+    operated.hub.forget()
+    moved = weights.rename(operated.cluster.store / "elsewhere")
+    operated.stalled("sketch", "ArtifactMissing")
+    moved.rename(weights)
+    after = operated.ready()["status"]
+    assert after["artifact"] == item["status"]["artifact"]
+    assert not condition({"status": after}, "Stalled")
+    operated.eventually(lambda: "ArtifactRestored" in operated.reasons())
+    assert operated.hub.bytes_served == 0
+
+
+def test_an_empty_volume_is_reported_on_the_pvc_only(operated: Operated) -> None:
+    """Another volume may be mounted by mistake."""
+    item = operated.load(url=operated.link())
+    store = operated.cluster.store / ".store"
+    store.rename(operated.cluster.store / "elsewhere")
+    operated.eventually(lambda: operated.reasons("models") == ["StoreMissing"], timeout=60)
+    after_checks(operated, 2)
+    assert operated.reasons("models") == ["StoreMissing"]
+    after = operated.cluster.get("sdm", "sketch")["status"]
+    assert after == item["status"]
+
+
+def test_a_check_is_not_counted_as_a_load(operated: Operated) -> None:
+    """Its Job goes by itself, and the metrics count no load."""
+    operated.load(url=operated.link())
+    after_checks(operated, 1)
+    jobs = operated.cluster.list("jobs", f"-l={names.LABEL_NAME}={names.CHECK_NAME}")
+    assert jobs
+    assert {job["spec"]["ttlSecondsAfterFinished"] for job in jobs} == {600}
+    assert operated.metrics()[("sdmodel_load_jobs_active",)] == 0

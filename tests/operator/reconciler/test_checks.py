@@ -1,0 +1,527 @@
+"""Checks of a PVC: our own Job's only Pod is believed, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from sd_api import names
+from sd_api.check import VERSIONS_MAX, CheckRequest, CheckResult
+from sd_api.reasons import Reason
+from sd_api.wire import LoadResult
+from sd_operator.base import times
+from sd_operator.base.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+from sd_operator.base.metrics import Metrics
+from sd_operator.base.settings import Settings
+from sd_operator.base.times import Clock
+from sd_operator.clients.kube import EVENTS, JOBS, PODS, Api, Listing, Resource
+from sd_operator.reconciler import checks, supervisor
+from sd_operator.reconciler.cache import ObjectCache
+from sd_operator.reconciler.checks import Checks
+from sd_operator.resources.model import Model
+from sd_operator.rules import volume_jobs
+from tests.support.rules.observed import NOW, body, claim, published
+
+Json = dict[str, Any]
+INTERVAL = 1000
+SETTINGS = Settings(check_seconds=INTERVAL, poll_seconds=0.01)
+COMPLETE = CheckResult(outcome="checked")
+MISSING = CheckResult(outcome="checked", missing=(0,))
+EMPTY = CheckResult(outcome="empty")
+
+
+class Cluster(Api):
+    """A namespace whose Jobs end at once, with the results that a test sets."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.jobs: dict[str, Json] = {}
+        self.pods: list[Json] = []
+        self.events: list[Json] = []
+        self.results: list[CheckResult | LoadResult | str] = []
+        """What the next Jobs report; the last one repeats."""
+        self.fails: list[Exception] = []
+        """Errors of the next requests to create a Job."""
+        self.ends: Callable[[Json], None] = self.succeed
+        """What happens to a Job once it is created."""
+        self.deleted: list[str] = []
+
+    def succeed(self, job: Json, **changes: Any) -> None:
+        """Let a Job complete with one Pod."""
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        self.end(job, "Complete")
+        self.pods.append(pod(job, result, **changes))
+
+    def end(self, job: Json, condition: str) -> None:
+        """Let a Job end."""
+        ended = {"type": condition, "status": "True", "lastTransitionTime": times.stamp(NOW)}
+        job["status"] = {"conditions": [ended | {"message": "it was too slow"}]}
+
+    @override
+    async def create(
+        self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False
+    ) -> Json:
+        """Create a Job or an Event."""
+        if resource is EVENTS:
+            self.events.append(body)
+            return body
+        assert resource is JOBS
+        if self.fails:
+            raise self.fails.pop(0)
+        name = body["metadata"]["name"]
+        assert name not in self.jobs
+        job = {**body, "metadata": {**body["metadata"], "uid": f"uid-of-{name}"}}
+        self.jobs[name] = job
+        self.ends(job)
+        return {**job, "status": {}}
+
+    @override
+    async def get(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Read a Job."""
+        assert resource is JOBS
+        if name not in self.jobs:
+            raise NotFoundError("not found", 404)
+        return self.jobs[name]
+
+    @override
+    async def list(
+        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
+    ) -> Listing:
+        """List the Pods with the label of a Job."""
+        assert resource is PODS
+        key, _, value = labels.partition("=")
+        return Listing([one for one in self.pods if one["metadata"]["labels"][key] == value], "1")
+
+    @override
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete a Job."""
+        assert (resource, uid) == (JOBS, self.jobs[name]["metadata"]["uid"])
+        self.deleted.append(name)
+
+
+def pod(job: Json, result: CheckResult | LoadResult | str, **changes: Any) -> Json:
+    """Return the Pod of a Job that ended with this result."""
+    uid = job["metadata"]["uid"]
+    text = result if isinstance(result, str) else result.encode()
+    ended = {"exitCode": 0, "message": text} | changes.pop("ended", {})
+    owner = {"kind": "Job", "uid": uid, "controller": True}
+    return {
+        "metadata": {
+            "name": f"{job['metadata']['name']}-abcde",
+            "labels": {"batch.kubernetes.io/controller-uid": uid},
+            "ownerReferences": [owner | changes.pop("owner", {})],
+        },
+        "status": {
+            "phase": "Succeeded",
+            "containerStatuses": [{"name": "check", "state": {"terminated": ended}}],
+        }
+        | changes,
+    }
+
+
+class Stage:
+    """An operator's checks, with a clock that a test sets."""
+
+    def __init__(self, settings: Settings = SETTINGS) -> None:
+        self.api = Cluster()
+        self.api.results = [COMPLETE]
+        self.seconds = 0.0
+        self.woken: list[str] = []
+        self.metrics = Metrics()
+        cache = ObjectCache()
+        cache.put_claim(claim())
+        self.cache = cache
+        clock = Clock(lambda: NOW + timedelta(seconds=self.seconds), lambda: self.seconds)
+        self.checks = Checks(self.api, settings, cache, self.metrics, clock, self.woken.extend)
+
+    def show(self, number: int = 0, **artifact: Any) -> Model:
+        """Show a Ready model."""
+        return self.show_status(published(**artifact), number)
+
+    def show_status(self, status: Json, number: int = 0) -> Model:
+        """Show a model with a status."""
+        resource = body(status)
+        resource["metadata"] |= {"uid": f"uid-{number:03}", "name": f"m{number}"}
+        model = Model.from_body(resource)
+        self.checks.show(model, model.status)
+        return model
+
+    async def run(self, jobs: int = 1) -> None:
+        """Let the next check be due, and wait until all its Jobs are read."""
+        before = self.outcomes()
+        self.seconds += INTERVAL + 1
+        for key in list(self.checks._claims):
+            self.checks._supervisor.start(key)
+        async with asyncio.timeout(10):
+            while self.outcomes() < before + jobs:  # noqa: ASYNC110 - another task counts
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+
+    def outcomes(self) -> float:
+        """Return how many checks have ended."""
+        return sum(self.counted().values())
+
+    def counted(self) -> dict[str, float]:
+        """Return how many checks have ended, by outcome."""
+        (family,) = self.metrics.checks.collect()
+        return {
+            sample.labels["outcome"]: sample.value
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+
+    def missed(self, number: int = 0) -> int | None:
+        """Return in how many checks in a row a model's files were missing."""
+        found = self.checks.finding(f"uid-{number:03}")
+        return found.missed if found is not None else None
+
+
+def acting(play: Callable[[Stage], Any], settings: Settings = SETTINGS) -> Stage:
+    """Play a scene, and end the checks."""
+
+    async def work() -> Stage:
+        stage = Stage(settings)
+        try:
+            await play(stage)
+        finally:
+            await stage.checks.close()
+        return stage
+
+    return asyncio.run(work())
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "BACKOFF_MAX_SECONDS", 0.01)
+
+
+def test_two_checks_in_a_row_find_missing_files() -> None:
+    """The model is woken by the second check, and not before."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.api.results = [MISSING]
+        await stage.run()
+        assert (stage.missed(), stage.woken) == (1, [])
+        await stage.run()
+        assert (stage.missed(), stage.woken) == (2, ["uid-000"])
+
+    assert acting(play).counted() == {"missing": 2}
+
+
+def test_one_complete_check_is_enough_to_find_them_again() -> None:
+    """The model is woken, because its status still reports missing files."""
+
+    async def play(stage: Stage) -> None:
+        stage.show(missingTime="2026-01-01T00:00:00Z")
+        await stage.run()
+        assert (stage.missed(), stage.woken) == (0, ["uid-000"])
+
+    assert acting(play).counted() == {"complete": 1}
+
+
+def test_complete_models_are_not_woken() -> None:
+    """A check costs no pass over a model that stays as it is."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        await stage.run()
+        await stage.run()
+
+    stage = acting(play)
+    assert (stage.missed(), stage.woken, stage.api.events) == (0, [], [])
+
+
+def test_the_job_asks_about_the_published_versions() -> None:
+    """It is the Job of the rules, on the models' PVC, with a name that cannot be foreseen."""
+
+    async def play(stage: Stage) -> None:
+        stage.show(1)
+        stage.show(0)
+        await stage.run()
+        await stage.run()
+
+    first, second = acting(play).api.jobs.values()
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    template = first["spec"]["template"]["spec"]
+    request = CheckRequest.from_argument(template["containers"][0]["args"][2])
+    assert [version.uid for version in request.versions] == ["uid-000", "uid-001"]
+    name = first["metadata"]["name"]
+    assert name.startswith(f"{names.CHECK_NAME}-")
+    planned = volume_jobs.build_check("art", name, "models", request, SETTINGS.loader)
+    metadata = {key: value for key, value in first["metadata"].items() if key != "uid"}
+    assert (metadata, first["spec"]) == (planned["metadata"], planned["spec"])
+
+
+def test_many_models_are_checked_in_several_jobs() -> None:
+    """One after another; a batch that fails does not keep the others from being checked."""
+
+    async def play(stage: Stage) -> None:
+        for number in range(VERSIONS_MAX * 2 + 1):
+            stage.show(number)
+        stage.api.results = [MISSING, "no result", MISSING]
+        await stage.run(jobs=3)
+        missed = [stage.missed(number) for number in range(VERSIONS_MAX * 2 + 1)]
+        assert missed[0] == 1
+        assert missed[1:VERSIONS_MAX] == [0] * (VERSIONS_MAX - 1)
+        assert missed[VERSIONS_MAX:-1] == [None] * VERSIONS_MAX
+        assert missed[-1] == 1
+
+    assert acting(play).counted() == {"missing": 2, "failed": 1}
+
+
+def of_another_job(job: Json) -> Json:
+    """Return a Pod with the label of a Job, but without its owner."""
+    return pod(job, MISSING, owner={"uid": "another"})
+
+
+FORGED: dict[str, Callable[[Cluster, Json], None]] = {
+    "a second Pod that claims to be the Job's": lambda api, job: (
+        api.succeed(job),
+        api.pods.append(pod(job, MISSING)),
+    ),
+    "no Pod": lambda api, job: api.end(job, "Complete"),
+    "only a Pod with the Job's label": lambda api, job: (
+        api.end(job, "Complete"),
+        api.pods.append(of_another_job(job)),
+    ),
+    "an owner that does not control the Pod": lambda api, job: api.succeed(
+        job, owner={"controller": False}
+    ),
+    "a Pod that has failed": lambda api, job: api.succeed(job, phase="Failed"),
+    "an exit code": lambda api, job: api.succeed(job, ended={"exitCode": 1}),
+    "another container": lambda api, job: api.succeed(
+        job,
+        containerStatuses=[
+            {"name": "x", "state": {"terminated": {"exitCode": 0, "message": MISSING.encode()}}}
+        ],
+    ),
+    "a container that still runs": lambda api, job: api.succeed(
+        job, containerStatuses=[{"name": "check", "state": {"running": {}}}]
+    ),
+    "a Pod without status": lambda api, job: api.succeed(job, containerStatuses=None),
+    "a Job that failed": lambda api, job: (api.succeed(job), api.end(job, "Failed")),
+    "a Job that was deleted": lambda api, job: api.jobs.pop(job["metadata"]["name"]),
+    "a Job that was deleted and made again": lambda api, job: (
+        api.succeed(job),
+        api.jobs.update(
+            {job["metadata"]["name"]: job | {"metadata": job["metadata"] | {"uid": "another"}}}
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=list(FORGED))
+def test_only_the_jobs_own_pod_is_believed(forge: Callable[[Cluster, Json], None]) -> None:
+    """Whatever else says that files are missing, nothing is known, and the count starts again."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.api.results = [MISSING]
+        await stage.run()
+        assert stage.missed() == 1
+        stage.api.ends = lambda job: forge(stage.api, job)
+        await stage.run()
+        assert (stage.missed(), stage.woken) == (None, [])
+
+    assert acting(play).counted() == {"missing": 1, "failed": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("Traceback", id="text"),
+        pytest.param('{"outcome": "loaded"}', id="another command's result"),
+        pytest.param('{"outcome": "checked", "missing": [1]}', id="a model that was not asked for"),
+        pytest.param('{"outcome": "checked", "unreadable": [1]}', id="another such model"),
+        pytest.param(json.dumps({"outcome": "checked", "missing": [0] * 4000}), id="too long"),
+    ],
+)
+def test_an_invalid_result_says_nothing(text: str) -> None:
+    """It is read strictly."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.api.results = [text]
+        await stage.run()
+
+    stage = acting(play)
+    assert (stage.missed(), stage.counted()) == (None, {"failed": 1})
+
+
+def test_the_log_says_why_a_check_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """By the loader's own words, or by those of the Job."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        failed = LoadResult(
+            outcome="failed", reason=Reason.VOLUME_NOT_WRITABLE, message="cannot open the volume"
+        )
+        stage.api.results = [failed]
+        stage.api.ends = lambda job: (
+            stage.api.succeed(job, ended={"exitCode": 3}, phase="Failed"),
+            stage.api.end(job, "Failed"),
+        )
+        await stage.run()
+        stage.api.ends = lambda job: stage.api.end(job, "Failed")
+        await stage.run()
+
+    acting(play)
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert logged == [
+        "the check of PVC art/models failed: cannot open the volume",
+        "the check of PVC art/models failed: it was too slow",
+    ]
+
+
+def test_a_job_that_never_ends_is_given_up() -> None:
+    """Somebody has suspended it, so its deadline does not count: it is deleted."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.api.ends = lambda _: None
+        await asyncio.sleep(0)
+        stage.seconds += INTERVAL
+        stage.checks._supervisor.start("art/models")
+        async with asyncio.timeout(10):
+            while not stage.api.jobs:  # noqa: ASYNC110 - another task creates it
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+            assert stage.outcomes() == 0
+            stage.seconds += volume_jobs.CHECK_DEADLINE_SECONDS + checks.LATE_SECONDS
+            while not stage.outcomes():  # noqa: ASYNC110 - another task counts
+                await asyncio.sleep(0.005)
+
+    stage = acting(play)
+    assert stage.counted() == {"failed": 1}
+    assert stage.api.deleted == list(stage.api.jobs)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(ForbiddenError("exceeded quota: jobs", 403), id="quota"),
+        pytest.param(InvalidError("not valid", 422), id="invalid"),
+        pytest.param(NotFoundError("no such namespace", 404), id="namespace gone"),
+    ],
+)
+def test_a_job_that_is_rejected_is_not_created_again_at_once(error: ApiError) -> None:
+    """The next run comes an interval later."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.api.fails = [error]
+        await stage.run()
+        await asyncio.sleep(0.05)
+        assert stage.api.jobs == {}
+        await stage.run()
+
+    assert acting(play).counted() == {"failed": 1, "complete": 1}
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError("away", 503), AlreadyExistsError("exists", 409)]
+)
+def test_a_request_that_fails_for_a_moment_is_repeated(error: ApiError) -> None:
+    """With a new name: a Job whose uid was not in the reply is not ours."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.api.fails = [error]
+        await stage.run()
+
+    assert acting(play).counted() == {"complete": 1}
+
+
+def test_an_empty_volume_is_one_event_on_the_pvc() -> None:
+    """The models stay as they are. After a good check, an empty volume is reported again."""
+
+    async def play(stage: Stage) -> None:
+        stage.show(0)
+        stage.show(1, missingTime="2026-01-01T00:00:00Z")
+        stage.api.results = [MISSING, EMPTY, EMPTY, COMPLETE, EMPTY]
+        await stage.run()
+        for _ in range(2):
+            await stage.run()
+            assert (stage.missed(0), stage.missed(1)) == (None, None)
+        assert len(stage.api.events) == 1
+        await stage.run()
+        await stage.run()
+        assert len(stage.api.events) == 2
+
+    stage = acting(play)
+    assert stage.counted() == {"missing": 1, "empty": 3, "complete": 1}
+    event = stage.api.events[0]
+    assert (event["reason"], event["type"]) == ("StoreMissing", "Warning")
+    about = event["involvedObject"]
+    assert (about["kind"], about["name"], about["uid"]) == (
+        "PersistentVolumeClaim",
+        "models",
+        claim().uid,
+    )
+
+
+def test_no_check_runs_beside_a_load() -> None:
+    """It follows once the load has ended."""
+
+    async def play(stage: Stage) -> None:
+        condition = {
+            "type": "Reconciling",
+            "status": "True",
+            "reason": "Downloading",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        stage.show(0)
+        stage.show_status({"conditions": [condition]}, 1)
+        stage.seconds += INTERVAL
+        stage.checks._supervisor.start("art/models")
+        await asyncio.sleep(0.05)
+        assert stage.api.jobs == {}
+        stage.show(1)
+        await stage.run()
+
+    assert acting(play).counted() == {"complete": 1}
+
+
+def test_a_model_that_is_gone_is_forgotten() -> None:
+    """A result that comes later says nothing about it, and without models nothing is checked."""
+
+    async def play(stage: Stage) -> None:
+        stage.show(0)
+        stage.show(1)
+        stage.api.results = [CheckResult(outcome="checked", missing=(0, 1))]
+        stage.api.ends = lambda job: (stage.checks.forget("uid-000"), stage.api.succeed(job))
+        await stage.run()
+        assert (stage.missed(0), stage.missed(1)) == (None, 1)
+        stage.checks.forget("uid-001")
+        assert stage.missed(1) is None
+        assert stage.checks._claims == {}
+
+    acting(play)
+
+
+def test_checks_can_be_switched_off() -> None:
+    """With an interval of 0 no PVC is looked at."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.seconds += 1e9
+        await asyncio.sleep(0.05)
+
+    stage = acting(play, Settings(check_seconds=0))
+    assert (stage.api.jobs, stage.checks._claims) == ({}, {})
