@@ -46,6 +46,8 @@ def _run(args: argparse.Namespace) -> int:
         _report_when_stopped(args, settings)
         result = COMMANDS[args.command](args, settings)
     except Exception as error:  # noqa: BLE001 - the edge: any failure becomes result and exit code
+        if isinstance(error, ModuleNotFoundError) and args.command not in arguments.OF_JOBS:
+            raise  # `start` says what to install
         return _fail(error, args, settings, _secrets(args, settings))
     if isinstance(result, ExitCode):
         return result
