@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
         settings = Settings.from_env()
         _report_when_stopped(args, settings)
         result = COMMANDS[args.command](args, settings)
-    except Exception as error:  # noqa: BLE001 - the edge: any failure becomes result and exit code
+    except Exception as error:  # the edge: any failure becomes result and exit code
         if isinstance(error, ModuleNotFoundError) and args.command not in arguments.OF_JOBS:
             raise  # `start` says what to install
         return _fail(error, args, settings, _secrets(args, settings))

@@ -65,16 +65,17 @@ def package_of(command: str) -> str:
     [
         ("plugin", "typer", "cli"),
         ("completion", "rich", "cli"),
-        ("loader", "numpy", "loader"),
+        ("loader", "httpx2", "loader"),
     ],
 )
 def test_command_without_its_packages_names_the_extra(
-    command: str, package: str, extra: str
+    command: str, package: str, extra: str, tmp_path: Path
 ) -> None:
     """A traceback would not say what to install."""
-    arguments = "'x', 'inspect', 'file'"
+    link = ["--url", "https://example.com/model", "--model-id", "m", "--store", str(tmp_path)]
+    arguments = ["x", "load", *link]
     code = (
-        f"import sys; sys.modules['{package}'] = None; sys.argv = [{arguments}];"
+        f"import sys; sys.modules['{package}'] = None; sys.argv = {arguments};"
         f" from {package_of(command)}.start import {command}; sys.exit({command}())"
     )
     ended = subprocess.run(
