@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import kopf
 
 # The only way to change which namespaces kopf watches without ending all watches.
-from kopf._cogs.structs.references import Insights
+from kopf._cogs.structs.references import Insights, NamespaceName
 
 from sd_operator.base.errors import (
     ApiError,
@@ -101,7 +101,7 @@ async def _lead(
         if settings.namespaces:
             namespaces = Namespaces(api, settings.namespaces, controller, metrics)
             await namespaces.look()
-            watched.namespaces.update(namespaces.served)
+            watched.namespaces.update(map(NamespaceName, namespaces.served))
             serving = ", ".join(sorted(namespaces.served)) or "no namespace yet"
             looking = asyncio.create_task(_look(namespaces, watched), name="namespaces")
             stack.callback(looking.cancel)
@@ -211,7 +211,7 @@ async def _look(namespaces: Namespaces, watched: Insights) -> None:
         if watched.namespaces != namespaces.served:
             async with watched.revised:
                 watched.namespaces.clear()
-                watched.namespaces.update(namespaces.served)
+                watched.namespaces.update(map(NamespaceName, namespaces.served))
                 watched.revised.notify_all()
 
 
