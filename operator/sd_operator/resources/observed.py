@@ -331,6 +331,11 @@ class Observed:
     """The Pods of the load Job and of the clean-up Job."""
     claim: ClaimView | None = None
     """The model's claim; None if it does not exist."""
+    namespace_ends: bool = False
+    """Whether the namespace is being deleted and the operator's rights in it are gone already.
+
+    Nothing else can be observed then.
+    """
     progress: Progress | None = None
     """The last progress that the running container logged."""
     job_warning: str = ""

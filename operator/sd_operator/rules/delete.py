@@ -24,6 +24,13 @@ def deleted_model_has_no_finalizer(inp: Input) -> Step | None:
     return None if inp.model.has_finalizer else Wait("the deletion does not wait for the operator")
 
 
+def rights_ended_with_the_namespace(inp: Input) -> Step | None:
+    """The namespace is being deleted, and with it first the operator's Role there."""
+    if not inp.observed.namespace_ends:
+        return None
+    return Finish(_namespace_ends(inp))
+
+
 def load_job_is_not_stopped(inp: Input) -> Step | None:
     """A loader Job could still write while files are removed."""
     job, jobs = inp.observed.load_job, inp.observed.unrecorded
@@ -68,7 +75,7 @@ def namespace_is_terminating(inp: Input) -> Step | None:
     """No Job can be created any more, and the claim is deleted with the namespace."""
     if inp.observed.rejection is None or not inp.observed.rejection.namespace_terminating:
         return None
-    return Finish(f"namespace {inp.model.namespace} is being deleted, and its volumes with it")
+    return Finish(_namespace_ends(inp))
 
 
 def loader_pod_may_write(inp: Input) -> Step | None:
@@ -142,7 +149,9 @@ def cleanup_is_due(inp: Input) -> Step:
 RULES: tuple[Rule, ...] = (
     # Nothing is on the volume, and nothing that we do would be waited for.
     deleted_model_has_no_finalizer,
-    # First, even if the files stay: the load is no longer wanted.
+    # Jobs and claims cannot be read any more, and the namespace controller deletes them.
+    rights_ended_with_the_namespace,
+    # Even if the files stay: the load is no longer wanted.
     load_job_is_not_stopped,
     # The user's word counts whatever state the clean-up is in.
     cleanup_is_skipped,
@@ -164,6 +173,10 @@ RULES: tuple[Rule, ...] = (
     cleanup_job_was_rejected,
     cleanup_is_due,
 )
+
+
+def _namespace_ends(inp: Input) -> str:
+    return f"namespace {inp.model.namespace} is being deleted, and its volumes with it"
 
 
 def _current(inp: Input) -> JobView | None:
