@@ -13,6 +13,7 @@ from typing import Any
 
 from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
+from sd_operator.rules.diagnose import NOT_STARTED
 
 Json = Mapping[str, Any]
 
@@ -89,7 +90,7 @@ def examine(cluster: ClusterView) -> list[Finding]:
         findings.append(check_gpus(cluster.nodes, gpu_resource(cluster.operators or ())))
     for namespace in cluster.namespaces:
         findings += [check_rights(namespace), *check_claims(namespace)]
-        findings += [*check_keys(namespace), check_egress(namespace)]
+        findings += [*check_keys(namespace), check_egress(namespace), *check_models(namespace)]
     return findings
 
 
@@ -297,6 +298,18 @@ def check_egress(namespace: NamespaceView) -> Finding:
     return Finding(
         Level.OK, subject, f"the loader has egress for DNS and https: NetworkPolicy {listed}"
     )
+
+
+def check_models(namespace: NamespaceView) -> Iterable[Finding]:
+    """Report each model that is stalled, in the words of its condition."""
+    for body in namespace.models:
+        for condition in (body.get("status") or {}).get("conditions") or ():
+            if (condition.get("type"), condition.get("status")) == ("Stalled", "True"):
+                subject = f"model {namespace.name}/{body['metadata']['name']}"
+                message = f"{condition.get('reason')}: {condition.get('message')}"
+                has_started = condition.get("reason") not in NOT_STARTED
+                level = Level.WARNING if has_started else Level.FAILED
+                yield Finding(level, subject, message)
 
 
 def gpu_resource(operators: Sequence[Json]) -> str:
