@@ -13,7 +13,8 @@ from typing import Any
 
 from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
-from sd_operator.rules.diagnose import NOT_STARTED
+from sd_api.reasons import Reason
+from sd_api.status import ConditionType
 
 Json = Mapping[str, Any]
 
@@ -30,6 +31,9 @@ RIGHTS = (
     ("create", "events"),
 )
 """Permissions, as verb and resource, that the operator needs in every namespace it serves."""
+
+
+_NODE = (Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING)
 
 
 class Level(StrEnum):
@@ -304,11 +308,11 @@ def check_models(namespace: NamespaceView) -> Iterable[Finding]:
     """Report each model that is stalled, in the words of its condition."""
     for body in namespace.models:
         for condition in (body.get("status") or {}).get("conditions") or ():
-            if (condition.get("type"), condition.get("status")) == ("Stalled", "True"):
+            is_true = condition.get("status") == "True"
+            if condition.get("type") == ConditionType.STALLED and is_true:
                 subject = f"model {namespace.name}/{body['metadata']['name']}"
                 message = f"{condition.get('reason')}: {condition.get('message')}"
-                has_started = condition.get("reason") not in NOT_STARTED
-                level = Level.WARNING if has_started else Level.FAILED
+                level = Level.FAILED if condition.get("reason") in _NODE else Level.WARNING
                 yield Finding(level, subject, message)
 
 
