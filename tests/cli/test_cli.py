@@ -422,3 +422,14 @@ def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None
         verb in rule["verbs"] and wanted in rule["resources"] and group in rule["apiGroups"]
         for rule in RULES
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "level"),
+    [("VolumeNotMounted", Level.FAILED), ("NotAModel", Level.WARNING)],
+)
+def test_each_stalled_model_is_a_finding(reason: str, level: Level) -> None:
+    """It is a failure of the installation if a node cannot start the Pod."""
+    stalled = resource(condition("Ready"), condition("Stalled", reason=reason, message="why"))
+    (finding,) = doctor.check_models(NamespaceView("art", [stalled, resource()]))
+    assert (finding.level, finding.message) == (level, f"{reason}: why")

@@ -282,6 +282,8 @@ class Controller:
         self._take(memory, body)
         if body is None or not body["metadata"].get("finalizers"):
             self.forget(model.uid)  # the event of its end may go unseen
+        if release.job is not None:
+            await self._executor.discard_job(release.job)
         for event in release.events:
             await self._executor.emit(model, event)
         for call in release.calls:

@@ -57,6 +57,13 @@ class Executor:
             log.debug("Job %s/%s is gone already", job.namespace, job.name)
         self._cache.drop_job(job)
 
+    async def discard_job(self, job: JobView) -> None:
+        """Delete a Job that nobody waits for; if that fails, its TTL or its deadline ends it."""
+        try:
+            await self.delete_job(job)
+        except ApiError as refused:
+            log.warning("Job %s/%s stays until its TTL: %s", job.namespace, job.name, refused)
+
     async def add_finalizer(self, model: Model) -> dict[str, Any]:
         """Add our finalizer and return the model; raises ConflictError if it has changed."""
         return await self._set_finalizers(model, [*_finalizers_of_others(model), names.FINALIZER])

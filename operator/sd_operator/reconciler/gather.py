@@ -110,6 +110,8 @@ class Gatherer:
             return observed
         if not pods:
             return replace(observed, job_warning=await self._warnings.newest(job))
+        if pods[0].may_write and pods[0].running is None:
+            return replace(observed, pod_warning=await self._warnings.newest_of_pod(pods[0]))
         if job.role == names.ROLE_REMOVE:
             return observed
         return replace(observed, progress=await self._progress(pods[0], last))

@@ -74,8 +74,10 @@ def _release(inp: Input, why: str) -> Release:
     change = _recorded(inp)
     due = outbox.due(change.entries, inp.observed.in_flight, inp.now)
     event = EventPlan(EventType.NORMAL, EventReason.MODEL_DELETED, why)
+    job = inp.observed.cleanup_job
     return Release(
         why,
+        job=None if job is None or job.deleting else job,
         events=(event, *change.events),
         calls=_calls(inp, (*due, _entry(inp, WebhookEvent.DELETED, why))),
     )

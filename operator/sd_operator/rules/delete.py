@@ -6,7 +6,7 @@ The finalizer is added before the first Job is created, so a model without it ha
 from __future__ import annotations
 
 from sd_api import names
-from sd_api.reasons import ReadyReason, Reason
+from sd_api.reasons import SKIP_CLEANUP_REMEDY, ReadyReason, Reason
 from sd_api.status import Phase
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import diagnose, manifests
@@ -98,11 +98,16 @@ def cleanup_job_is_running(inp: Input) -> Step | None:
     if job is None or job.state is not JobState.RUNNING:
         return None
     pods = inp.observed.pods_of(job)
-    detail = f"clean-up Job {job.name} is running"
-    if not pods or pods[0].running is None:
-        delay = diagnose.start_delay(job, pods, inp.observed.job_warning)
-        detail = diagnose.clean(delay.message)
-    return Proceed(_cleaning(inp, detail, job.name), wake_after=_wake(inp))
+    if pods and pods[0].running is not None:
+        report = _cleaning(inp, f"clean-up Job {job.name} is running", job.name)
+        return Proceed(report, wake_after=_wake(inp))
+    delay = diagnose.observed_delay(inp.observed, job, inp.now)
+    is_on_node = delay.reason in (Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING)
+    reason = delay.reason if is_on_node and delay.reason else Reason.CLEANUP_FAILED
+    return Proceed(
+        _cleaning(inp, diagnose.clean(delay.message), job.name, reason),
+        wake_after=min(_wake(inp), diagnose.next_warning(pods, inp.now)),
+    )
 
 
 def cleanup_job_failed(inp: Input) -> Step | None:
@@ -189,13 +194,17 @@ def _deleting(message: str) -> Report:
     return Report(Phase.DELETING, ReadyReason.DELETING, message)
 
 
-def _cleaning(inp: Input, detail: str, job_name: str) -> Report:
+def _cleaning(
+    inp: Input, detail: str, job_name: str, reason: Reason = Reason.CLEANUP_FAILED
+) -> Report:
     """Report the clean-up; it is stalled once the deletion has lasted too long."""
     deleted_at = inp.model.deleted_at
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
         return _deleting(detail)
-    failure = Failure(Reason.CLEANUP_FAILED, detail)
-    return Report(Phase.DELETING, ReadyReason.DELETING, failure.text(job_name), stalled=failure)
+    failure = Failure(reason, detail)
+    note = "" if reason is Reason.CLEANUP_FAILED else SKIP_CLEANUP_REMEDY
+    text = failure.text(job_name, note)
+    return Report(Phase.DELETING, ReadyReason.DELETING, text, stalled=failure)
 
 
 def _wake(inp: Input) -> float:

@@ -20,7 +20,14 @@ from sd_operator.rules.decision import JobPlan
 from sd_operator.rules.diagnose import NOT_STARTED, Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.outbox import OutboxChange
-from sd_operator.rules.step import KeepStalled, LoadQueued, LoadRunning, LoadSucceeded, Proceed
+from sd_operator.rules.step import (
+    KeepStalled,
+    LoadQueued,
+    LoadRunning,
+    LoadSucceeded,
+    Proceed,
+    Report,
+)
 
 
 def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
@@ -36,7 +43,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
         "model_id": model.model_id,
         "model_type": model.model_type,
         "phase": Phase.READY if served and not report.reconciling else report.phase,
-        "reason": None if report.phase is Phase.READY else report.reason.value,
+        "reason": _reason(inp, report),
         "conditions": _conditions(inp, step, served, outbox),
         "progress": StatusProgress.of(progress) if progress else None,
         "artifact": artifact,
@@ -66,6 +73,21 @@ def with_created_job(status: Status, plan: JobPlan, uid: str) -> Status:
 def _kept_artifact(inp: Input) -> StatusArtifact | None:
     """Keep the published artifact, unless its PVC was replaced by another one."""
     return inp.status.artifact if inp.observed.claim is None else inp.published
+
+
+def _reason(inp: Input, report: Report) -> str | None:
+    """Return the reason in one word; a load that is tried again keeps that of its last failure."""
+    if report.phase is Phase.READY:
+        return None
+    is_retry = isinstance(report.stalled, KeepStalled) and _keeps_stalled(inp)
+    if is_retry and (report.reconciling or report.phase is Phase.QUEUED):
+        return (report.last_failure or inp.stalled or report.reason).value
+    return (report.last_failure or report.reason).value
+
+
+def _keeps_stalled(inp: Input) -> bool:
+    """Whether the condition Stalled is about an earlier attempt of this load."""
+    return inp.same_load and inp.stalled not in NOT_STARTED
 
 
 def _conditions(
@@ -105,7 +127,7 @@ def _conditions(
     match report.stalled:
         case Failure(reason=reason):
             put(ConditionType.STALLED, True, reason, report.message, generation)
-        case KeepStalled() if inp.same_load and inp.stalled not in NOT_STARTED:
+        case KeepStalled() if _keeps_stalled(inp):
             pass
         case _:
             result = conditions.drop(result, ConditionType.STALLED)
