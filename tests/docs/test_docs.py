@@ -83,3 +83,15 @@ def test_every_variable_of_the_tests_is_documented():
     }
     pages = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "docs" / "images.md").read_text()
     assert read == set(re.findall(r"SD_TEST_[A-Z_]+[A-Z]", pages))
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in DOCS.glob("*.md"))]
+)
+def test_no_page_installs_the_project_by_name_from_an_index(page):
+    """The project is not published there, so anybody could take the name."""
+    assert not re.search(
+        r"pip install .*\bsd[-_]operator(\[[a-z,]+\])?[\"' ]*$",
+        (ROOT / page).read_text(),
+        re.MULTILINE,
+    )
