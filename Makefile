@@ -37,8 +37,10 @@ test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
 test-all: lint ## Lint, then run all tests, including the slow ones
 	$(BIN)/pytest -n 2
 
-test-cluster: $(DEV) ## Run the cluster tests against KUBECONFIG=...
-	KUBECONFIG=$(KUBECONFIG) $(BIN)/pytest -m cluster
+# A Pod of a real node may have to pull images first.
+test-cluster: $(DEV) ## Run the cluster tests against KUBECONFIG=... (see CONTRIBUTING.md)
+	@test -n "$(KUBECONFIG)" || { echo "make test-cluster needs KUBECONFIG=<file>" >&2; exit 1; }
+	KUBECONFIG=$(KUBECONFIG) $(BIN)/pytest -m cluster --timeout=900
 
 lint: $(DEV) ## Check format, lint rules, types and import layers
 	$(BIN)/ruff format --check .

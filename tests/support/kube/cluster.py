@@ -24,6 +24,8 @@ from tools.kubectl import kubectl_path
 Json = dict[str, Any]
 
 CLAIM = "models"
+TEST_LABEL = f"{names.GROUP}/test"
+"""The label of every object that a run creates outside its namespaces, and of the namespaces."""
 
 
 class ClusterError(Exception):
@@ -38,13 +40,26 @@ class Backend:
     kubeconfig: Path
     operator_kubeconfig: Path
     store: str | None
-    """The folder of a PVC's files, with {namespace} in it; None if this machine has no access."""
+    """The folder of a PVC's files, with {namespace} in it; None if this machine has no access.
+
+    Wildcards in it are expanded.
+    """
     loader_image: str = "sd-loader:test"
     source_host: str = "127.0.0.1"
+    """The address at which Pods reach the sources of this machine; the sources listen on it."""
     controllers: bool = True
     """Whether standalone's controllers run, which first retry after 1 s."""
     local_pods: bool = True
     """Whether Pods are processes on this machine and can run stubloader.py."""
+    patience: float = 60.0
+    """The seconds that a Pod may need until it has done its work."""
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+    """The value of TEST_LABEL, so that a run deletes only its own objects."""
+
+    def namespace(self, **metadata: str) -> Json:
+        """Return the manifest of a namespace of this run."""
+        labels = {TEST_LABEL: self.run}
+        return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"labels": labels, **metadata}}
 
 
 @dataclass
@@ -66,7 +81,8 @@ class Cluster:
         """The folder of the namespace's volume; skips the test if this machine cannot see it."""
         if self.backend.store is None:
             pytest.skip("SD_TEST_STORE is not set, so the PVC's files cannot be read")
-        return Path(self.backend.store.format(namespace=self.namespace))
+        pattern = self.backend.store.format(namespace=self.namespace)
+        return next(Path("/").glob(pattern.removeprefix("/")), Path(pattern))
 
     def run(
         self, *arguments: str, stdin: str | None = None, timeout: float = 30
@@ -120,9 +136,9 @@ class Cluster:
         kind: str,
         name: str,
         reached: Callable[[Json], object],
-        timeout: float = 60.0,
     ) -> Json:
         """Wait until an object reaches a state, and return it."""
+        timeout = self.backend.patience
         deadline = time.monotonic() + timeout
         item: Json = {}
         while time.monotonic() < deadline:
@@ -133,8 +149,9 @@ class Cluster:
             f"{kind}/{name} is not as expected after {timeout} s: {json.dumps(item)}"
         )
 
-    def wait_gone(self, kind: str, name: str, timeout: float = 60.0) -> None:
+    def wait_gone(self, kind: str, name: str) -> None:
         """Wait until an object is deleted."""
+        timeout = self.backend.patience
         self.kubectl(
             "wait", "--for=delete", kind, name, f"--timeout={timeout}s", timeout=timeout + 5
         )
@@ -209,11 +226,13 @@ def namespace_of(
     if stub and not backend.local_pods:
         pytest.skip("the nodes of KUBECONFIG's cluster cannot run a stand-in for the loader")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
-    made = [namespace, *([claim_manifest()] if claim else [])]
+    made = [backend.namespace(name=cluster.namespace), *([claim_manifest()] if claim else [])]
     cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(made))
+    if backend.name != "standalone":
+        # The admission plugin ServiceAccount needs it; the cluster's controller may be slower.
+        cluster.run("create", "serviceaccount", "default")
     try:
-        if claim and backend.store is not None:
+        if claim and backend.local_pods and backend.store is not None:
             cluster.store.mkdir(parents=True, exist_ok=True)
         if stub:
             (cluster.store.parent / "stub").touch()  # podloader.py looks for it

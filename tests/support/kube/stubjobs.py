@@ -55,6 +55,7 @@ def pod_spec(steps: str = "x", **changes: object) -> Json:
     """Return the Pod spec of a loader Job."""
     return {
         "restartPolicy": "Never",
+        "automountServiceAccountToken": False,  # standalone's node has no such volume
         "terminationGracePeriodSeconds": 2,
         "initContainers": [container("fetch", steps)],
         "containers": [container("convert", steps)],
