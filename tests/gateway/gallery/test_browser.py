@@ -110,6 +110,23 @@ def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster
     page.locator("#snippet").wait_for()
 
 
+@pytest.mark.parametrize("path", ["/", "/models/steady"], ids=["list", "model"])
+def test_progress_follows_every_change(
+    visitor: Tab, shared_cluster: Cluster, path: str, request: pytest.FixtureRequest
+) -> None:
+    """Five changes in a row are all shown, not only the first one."""
+    name = f"steady-{request.node.callspec.id}"
+    gallerymodels.make(shared_cluster, name, loading(10), url=LINK)
+    visitor.open(path.replace("steady", name))
+    bar = visitor.page.get_by_role("progressbar", name=f"Downloading {name}")
+    for percent in (21, 32, 43, 54, 65):
+        gallerymodels.set_status(shared_cluster, name, loading(percent))
+        status = shared_cluster.get("sdm", name)["status"]["progress"]
+        visitor.page.locator(f"progress[value='{status['percent']}']").wait_for()
+        assert bar.get_attribute("value") == str(status["percent"])
+        assert visitor.page.locator("main progress + p").all_inner_texts().count(status["text"])
+
+
 @pytest.mark.slow
 def test_page_catches_up_after_a_lost_connection(
     visitor: Tab, shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
