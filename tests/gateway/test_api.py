@@ -267,7 +267,7 @@ def test_clear_cache_requests_one_sweep(gateway: Gateway, shared_cluster: Cluste
     assert gateway.call("clear_cache") == CLEARED
 
     assert shared_cluster.get("lease", names.SWEEP_LEASE) == lease
-    assert shared_cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}") == []
+    assert shared_cluster.list("jobs", labelSelector=f"{names.LABEL_NAME}={names.SWEEP_NAME}") == []
     done = SweepLease(lease).answer("sd-loader-sweep-1", "u")
     shared_cluster.kubectl("replace", "-f", "-", stdin=json.dumps(done))
     assert gateway.call("clear_cache") == CLEARED

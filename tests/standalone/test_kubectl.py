@@ -293,7 +293,8 @@ def test_labels_select_and_annotations_can_be_removed(cluster):
     cluster.kubectl("annotate", "sdm", "a", "note-")
 
     def selected(selector: str) -> list[str]:
-        return [item["metadata"]["name"] for item in cluster.list("sdm", f"--selector={selector}")]
+        found = json.loads(cluster.kubectl("get", "sdm", f"--selector={selector}", "-o=json"))
+        return [item["metadata"]["name"] for item in found["items"]]
 
     assert selected("team=x") == selected("team in (x, y)") == selected("team") == ["a"]
     assert selected("team!=x") == selected("!team") == ["b"]

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from sd_api import names
+from tests.support.kube.objects import Objects
 from tests.support.processes import start, stop
 from tools.kubectl import kubectl_path
 
@@ -112,19 +113,25 @@ class Cluster:
         text = manifest if isinstance(manifest, str) else yaml.safe_dump(manifest)
         return self.kubectl("apply", "-f", "-", *options, stdin=text)
 
+    @property
+    def objects(self) -> Objects:
+        """The objects of the namespace, as the administrator sees them."""
+        return Objects(self.kubeconfig, self.namespace)
+
     def get(self, kind: str, name: str) -> Json:
         """Return an object."""
-        item: Json = json.loads(self.kubectl("get", kind, name, "-o=json"))
+        item = self.objects.find(kind, name)
+        if item is None:
+            raise ClusterError(f"there is no {kind} {name} in namespace {self.namespace}")
         return item
 
-    def list(self, kind: str, *selectors: str) -> list[Json]:
-        """Return the objects of a kind."""
-        items: list[Json] = json.loads(self.kubectl("get", kind, "-o=json", *selectors))["items"]
-        return items
+    def list(self, kind: str, **selectors: str) -> list[Json]:
+        """Return the objects of a kind; selectors are parameters such as `labelSelector`."""
+        return self.objects.list(kind, **selectors)
 
     def exists(self, kind: str, name: str) -> bool:
         """Return whether the object exists."""
-        return bool(self.kubectl("get", kind, name, "--ignore-not-found", "-o=name"))
+        return self.objects.find(kind, name) is not None
 
     def model(self, name: str, **spec: object) -> Json:
         """Apply a StableDiffusionModel and return it."""
@@ -142,7 +149,8 @@ class Cluster:
         deadline = time.monotonic() + timeout
         item: Json = {}
         while time.monotonic() < deadline:
-            if self.exists(kind, name) and reached(item := self.get(kind, name)):
+            item = self.objects.find(kind, name) or {}
+            if item and reached(item):
                 return item
             time.sleep(0.1)
         raise ClusterError(
@@ -151,14 +159,17 @@ class Cluster:
 
     def wait_gone(self, kind: str, name: str) -> None:
         """Wait until an object is deleted."""
-        timeout = self.backend.patience
-        self.kubectl(
-            "wait", "--for=delete", kind, name, f"--timeout={timeout}s", timeout=timeout + 5
-        )
+        deadline = time.monotonic() + self.backend.patience
+        item = first = self.objects.find(kind, name)
+        while item and first and item["metadata"]["uid"] == first["metadata"]["uid"]:
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{kind}/{name} still exists after {self.backend.patience} s: {item}")
+            time.sleep(0.1)
+            item = self.objects.find(kind, name)
 
     def events(self, name: str) -> list[tuple[str, str]]:
         """Return the reasons and messages of the Events about an object, oldest first."""
-        found = self.list("events", f"--field-selector=involvedObject.name={name}")
+        found = self.list("events", fieldSelector=f"involvedObject.name={name}")
         found.sort(key=lambda item: (item["lastTimestamp"] or "", item["metadata"]["name"]))
         return [(item["reason"], item["message"]) for item in found]
 
