@@ -163,7 +163,8 @@ class Cluster:
         item = first = self.objects.find(kind, name)
         while item and first and item["metadata"]["uid"] == first["metadata"]["uid"]:
             if time.monotonic() > deadline:
-                raise ClusterError(f"{kind}/{name} still exists after {self.backend.patience} s: {item}")
+                waited = self.backend.patience
+                raise ClusterError(f"{kind}/{name} still exists after {waited} s: {item}")
             time.sleep(0.1)
             item = self.objects.find(kind, name)
 
