@@ -34,15 +34,15 @@ def unblock(operated: Operated) -> None:
 
 def age_pod(operated: Operated, role: str) -> None:
     """Date back the Pod's scheduling once the kubelet has warned about it, to save the wait."""
-    selector = f"-l={names.LABEL_ROLE}={role}"
+    selector = f"{names.LABEL_ROLE}={role}"
 
     def warned() -> bool:
-        pods = operated.cluster.list("pods", selector)
+        pods = operated.cluster.list("pods", labelSelector=selector)
         events = operated.cluster.events(pods[0]["metadata"]["name"]) if pods else []
         return "FailedMount" in [reason for reason, _ in events]
 
     operated.eventually(warned)
-    pod = operated.cluster.list("pods", selector)[0]
+    pod = operated.cluster.list("pods", labelSelector=selector)[0]
     ago = times.stamp(datetime.now(UTC) - timedelta(seconds=40))
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago}
     status = json.dumps({"status": {"conditions": [scheduled]}})
