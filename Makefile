@@ -8,6 +8,7 @@ unexport KUBECONFIG
 DEV := .venv/installed
 DEMO := .venv-demo/installed
 LOCK := .venv-lock/installed
+DIST := .venv-dist/installed
 BIN := .venv/bin
 
 IMAGE_REGISTRY ?= ghcr.io/sd-operator
@@ -18,7 +19,7 @@ IMAGE_ARGS ?=
 BUILD = $(BUILDER) build $(IMAGE_ARGS) --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD)
 
-.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd docs chart images lock clean
+.PHONY: help demo test test-all test-cluster lint format bench bench-scale crd docs chart dist images lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +69,10 @@ chart: $(DEV) ## Package both charts into dist/
 	.cache/bin/helm lint --strict charts/*
 	.cache/bin/helm package charts/* --destination dist
 
+dist: $(DIST) ## Build the wheel of operator, gateway, plugin and loader into dist/
+	rm -f dist/*.whl
+	.venv-dist/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+
 images: ## Build the three images with docker or buildah (IMAGE_ARGS="...")
 ifeq ($(BUILDER),)
 	@echo "make images needs docker or buildah: install Docker Engine 23 or newer, or buildah" \
@@ -84,7 +89,7 @@ lock: $(LOCK) ## Write the lock files of the images from pyproject.toml and cons
 	.venv-lock/bin/python -m tools.lock_images
 
 clean: ## Remove virtual environments and caches
-	rm -rf .venv .venv-demo .venv-lock .cache
+	rm -rf .venv .venv-demo .venv-lock .venv-dist .cache
 
 # Python compiles modules on import; compiling all of torch first would take half a minute.
 $(DEV): pyproject.toml constraints.txt
@@ -100,4 +105,8 @@ $(DEMO): pyproject.toml constraints.txt
 $(LOCK): constraints.txt
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet uv
+	touch $@
+
+$(DIST):
+	$(PYTHON) -m venv .venv-dist
 	touch $@

@@ -72,3 +72,15 @@ def test_the_tests_that_a_page_names_exist(page):
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text()))
     assert named
     assert {name for name in named if f"def {name}(" not in code} == set()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in DOCS.glob("*.md"))]
+)
+def test_no_page_installs_the_project_by_name_from_an_index(page):
+    """The project is not published there, so anybody could take the name."""
+    assert not re.search(
+        r"pip install .*\bsd[-_]operator(\[[a-z,]+\])?[\"' ]*$",
+        (ROOT / page).read_text(),
+        re.MULTILINE,
+    )

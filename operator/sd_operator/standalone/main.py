@@ -33,7 +33,10 @@ async def run(options: Options, state: Path) -> None:
     """Run until a signal comes or a part fails; at the end remove the kubeconfig."""
     _check_kubeconfig(options.kubeconfig)
     if options.with_gateway and not importlib.util.find_spec("uvicorn"):
-        raise StandaloneError("--gateway needs the extra: pip install 'sd-operator[gateway]'")
+        raise StandaloneError(
+            "--gateway needs the packages of the extra `gateway`: in a clone of the repository, "
+            "run pip install -c constraints.txt '.[gateway]'"
+        )
     options.store.mkdir(parents=True, exist_ok=True)
     token = secrets.token_urlsafe(32)
     ca, certificate = pki.make_certificates()

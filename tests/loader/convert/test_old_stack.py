@@ -127,12 +127,19 @@ def tokens(python: Path | str, folder: Path) -> list[list[int]]:
     return json.loads(output)
 
 
+SPLIT_DIFFERENTLY = "added_tokens_decoder with flags"
+"""Older versions take a token with the flag single_word for a word only between blanks. So the
+published tokenizer is compared with the repo's own."""
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_old_and_new_libraries_know_the_added_tokens(
     form: str, old_python: Path, tmp_path: Path
 ) -> None:
     """Both split the prompts alike, in whichever form the repo stores the tokens."""
-    published = publish(write(tmp_path / "source", FORMS[form](plain())), tmp_path / "out")
+    source = write(tmp_path / "source", FORMS[form](plain()))
+    published = publish(source, tmp_path / "out")
     new = tokens(sys.executable, published)
-    assert tokens(old_python, published) == new
+    old = tokens(old_python, published)
+    assert old == (tokens(old_python, source) if form == SPLIT_DIFFERENTLY else new)
     assert {WORDS, WORDS + 1} <= {number for prompt in new for number in prompt}

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
 
 def main(folder: str, out: str, lora: str | None = None) -> None:
     """Open the folder, render an image and save it."""
@@ -21,7 +23,8 @@ def main(folder: str, out: str, lora: str | None = None) -> None:
         folder, local_files_only=True, torch_dtype=torch.float32
     )
     if lora is not None:
-        pipeline.load_lora_weights(lora, local_files_only=True)
+        # Older versions do not look for the file while they are offline.
+        pipeline.load_lora_weights(lora, weight_name=LORA_FILE, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         "a red fox, in a forest; 1girl",

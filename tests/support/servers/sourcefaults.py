@@ -226,7 +226,7 @@ def chain(length: int) -> Fault:
 def redirect(to: str) -> Answer:
     """Return a redirect."""
     headers = {"Location": to, "Content-Length": "0", "Connection": "close"}
-    return Answer("302 Found", headers, b"")
+    return Answer("302 Found", b"", headers)
 
 
 def closed_by(status: str, **headers: str) -> Fault:
