@@ -41,7 +41,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
         "progress": StatusProgress.of(progress) if progress else None,
         "artifact": artifact,
         "source": loaded.source if loaded else (inp.status.source if artifact else None),
-        "webhook": WebhookStatus(outbox=list(outbox.entries)) if outbox.entries else None,
+        "webhook": _webhook(outbox),
     }
     if isinstance(load, LoadQueued):
         updates |= {"job": load.job, "start_time": None, "completion_time": None}
@@ -66,6 +66,13 @@ def with_created_job(status: Status, plan: JobPlan, uid: str) -> Status:
 def _kept_artifact(inp: Input) -> StatusArtifact | None:
     """Keep the published artifact, unless its PVC was replaced by another one."""
     return inp.status.artifact if inp.observed.claim is None else inp.published
+
+
+def _webhook(outbox: OutboxChange) -> WebhookStatus | None:
+    """Return the outbox for the status; None if it is empty."""
+    if not outbox.entries:
+        return None
+    return WebhookStatus(outbox=list(outbox.entries), newest_ended=outbox.newest_ended)
 
 
 def _conditions(
