@@ -48,7 +48,7 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
         "progress": StatusProgress.of(progress) if progress else None,
         "artifact": artifact,
         "source": loaded.source if loaded else (inp.status.source if artifact else None),
-        "webhook": WebhookStatus(outbox=list(outbox.entries)) if outbox.entries else None,
+        "webhook": _webhook(outbox),
     }
     if isinstance(load, LoadQueued):
         updates |= {"job": load.job, "start_time": None, "completion_time": None}
@@ -88,6 +88,13 @@ def _reason(inp: Input, report: Report) -> str | None:
 def _keeps_stalled(inp: Input) -> bool:
     """Whether the condition Stalled is about an earlier attempt of this load."""
     return inp.same_load and inp.stalled not in NOT_STARTED
+
+
+def _webhook(outbox: OutboxChange) -> WebhookStatus | None:
+    """Return the outbox for the status; None if it is empty."""
+    if not outbox.entries:
+        return None
+    return WebhookStatus(outbox=list(outbox.entries), newest_ended=outbox.newest_ended)
 
 
 def _conditions(
