@@ -26,9 +26,11 @@ BY_KUBERNETES = {
     Reason.CLEANUP_FAILED,
     Reason.DEADLINE_EXCEEDED,
     Reason.IMAGE_PULL_FAILED,
+    Reason.POD_NOT_STARTING,
     Reason.PRIORITY_CLASS_NOT_ALLOWED,
     Reason.QUOTA_EXCEEDED,
     Reason.UNSCHEDULABLE,
+    Reason.VOLUME_NOT_MOUNTED,
 }
 """The reasons that only the operator gives."""
 

@@ -201,11 +201,11 @@ def test_get_prints_the_columns_of_the_crd(cluster):
     )  # fmt: skip
 
     header, row = cluster.kubectl("get", "sdm").splitlines()
-    assert header.split() == ["NAME", "TYPE", "PHASE", "PROGRESS", "BASE", "SIZE", "AGE"]
+    assert header.split() == ["NAME", "TYPE", "PHASE", "PROGRESS", "REASON", "BASE", "SIZE", "AGE"]
     assert row.split()[:4] == ["a", "Downloading", "12", "%"]
     assert row.split()[-1].endswith("s")
     wide = cluster.kubectl("get", "sdm", "a", "-o=wide").splitlines()[0]
-    assert wide.split()[-4:] == ["MODEL", "ID", "REASON", "PATH"]
+    assert wide.split()[-4:] == ["AGE", "MODEL", "ID", "PATH"]
     assert "sdm" not in cluster.kubectl("get", "all", "-o=name").splitlines()[0]
 
 

@@ -219,7 +219,7 @@ def next_step(job: JobView, pods: Sequence[PodView]) -> str:
     return f"; Job {job.name} {'is ending' if final else 'is about to create another Pod'}"
 
 
-def last_failure(pods: Sequence[PodView]) -> Failure | None:
+def newest_failure(pods: Sequence[PodView]) -> Failure | None:
     """Return how the newest Pod that failed has ended; None if no Pod failed."""
     for pod in pods:
         if pod.phase != "Failed":

@@ -42,7 +42,7 @@ def last_failure(inp: Input, job: JobView) -> Failure | None:
     A Pod may be deleted before the next one starts; then the status still has its reason, and the
     condition its words. The message is empty if only the reason is known.
     """
-    seen = diagnose.last_failure(inp.observed.pods_of(job))
+    seen = diagnose.newest_failure(inp.observed.pods_of(job))
     if seen is not None:
         return seen
     status = inp.status

@@ -18,6 +18,8 @@ Json = dict[str, Any]
 
 TIMEOUT_SECONDS = 30
 _ROOTS = {
+    "clusterrolebinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "crd": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "deployment": "/apis/apps/v1/{space}/deployments",
     "event": "/api/v1/{space}/events",
     "job": "/apis/batch/v1/{space}/jobs",
