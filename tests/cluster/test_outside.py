@@ -104,7 +104,7 @@ def test_loads_run_on_the_nodes_and_nothing_is_left(outside: Cluster, env: dict[
         "all": [3, 0, 0, 1],
     }
     assert "1 skipped: the nodes of KUBECONFIG's cluster cannot run a stand-in" in table
-    assert outside.list("namespaces", f"--selector={TEST_LABEL}") == []
+    assert outside.list("namespaces", labelSelector=TEST_LABEL) == []
     assert not outside.exists("crd", CRD_NAME)
 
 
