@@ -4,6 +4,8 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests must not reach a cluster by accident; `make test-cluster` names one.
 unexport KUBECONFIG
+# Tests start hundreds of processes, and each would compile every module that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 DEV := .venv/installed
 DEMO := .venv-demo/installed
@@ -30,15 +32,20 @@ demo: $(DEMO) ## Load two models end to end, without a cluster (KEEP=1: then ser
 # The workers keep all cores busy; more threads in torch would only wait for each other.
 test test-all: export OMP_NUM_THREADS := 1
 
+# A file's tests share a worker, and with it the models, namespaces and gateways made for them.
+PYTEST = $(BIN)/pytest --dist loadfile
+
 # Cluster tests wait as much as they compute, so a third worker uses that time.
 test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
-	$(BIN)/pytest -n 3 -m "not slow and not gpu"
+	$(PYTEST) -n 3 -m "not slow and not gpu"
 
 test-all: lint ## Lint, then run all tests, including the slow ones
-	$(BIN)/pytest -n 2
+	$(PYTEST) -n 2
 
-test-cluster: $(DEV) ## Run the cluster tests against KUBECONFIG=...
-	KUBECONFIG=$(KUBECONFIG) $(BIN)/pytest -m cluster
+# A Pod of a real node may have to pull images first.
+test-cluster: $(DEV) ## Run the cluster tests against KUBECONFIG=... (see CONTRIBUTING.md)
+	@test -n "$(KUBECONFIG)" || { echo "make test-cluster needs KUBECONFIG=<file>" >&2; exit 1; }
+	KUBECONFIG=$(KUBECONFIG) $(BIN)/pytest -m cluster --timeout=900
 
 lint: $(DEV) ## Check format, lint rules, types and import layers
 	$(BIN)/ruff format --check .

@@ -69,7 +69,13 @@ class Faults:
 class FileServer:
     """Serves files at links until its context ends."""
 
-    def __init__(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.links: dict[str, tuple[Path | bytes, Faults]] = {}
         self.requests: list[Request] = []
         self.served: Counter[str] = Counter()
@@ -77,7 +83,8 @@ class FileServer:
         self._used: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._running = False
-        self._origins = [Loopback(self._respond, port=port, tls=tls)]
+        self._address = address
+        self._origins = [Loopback(self._respond, address=address, port=port, tls=tls)]
         self.port = self._origins[0].port
         self.host = self._origins[0].host
         self.url = self._origins[0].url
@@ -89,7 +96,7 @@ class FileServer:
 
     def add_origin(self) -> str:
         """Serve the same files on another port too; return its host and port."""
-        origin = Loopback(self._respond)
+        origin = Loopback(self._respond, address=self._address)
         self._origins.append(origin)
         if self._running:
             origin.start()

@@ -77,8 +77,10 @@ class Repo:
 class FakeHub(FileServer):
     """Serves repos and links until its context ends."""
 
-    def __init__(self, *, port: int = 0, separate_cdn: bool = False) -> None:
-        super().__init__(port=port)
+    def __init__(
+        self, *, address: str = "127.0.0.1", port: int = 0, separate_cdn: bool = False
+    ) -> None:
+        super().__init__(address=address, port=port)
         self.repos: dict[str, Repo] = {}
         self.renamed: dict[str, str] = {}
         """The present names of renamed repos, by their previous names."""

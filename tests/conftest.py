@@ -15,13 +15,16 @@ from devkit.webhook_receiver import WebhookReceiver
 from tests.support import tally as tallies
 from tests.support.kube.backends import backend_of
 from tests.support.kube.cluster import Backend, Cluster, namespace_of
+from tests.support.kube.outcomes import print_table
 from tests.support.operator.operated import KEY, Operated
 from tests.support.tally import Tally
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what the tests have counted."""
+    """Print what the tests have counted, and what ran on another API server than standalone."""
     tallies.print_sums(terminalreporter)
+    if os.environ.get("KUBEBUILDER_ASSETS") or os.environ.get("KUBECONFIG"):
+        print_table(terminalreporter)
 
 
 @pytest.fixture
@@ -82,5 +85,6 @@ def operated(cluster: Cluster, checkpoints: list[Path], tmp_path: Path) -> Itera
     """An operator that the test starts itself, before or after it creates models."""
     key_file = tmp_path / "webhook-key"
     key_file.write_text(KEY)
-    with FakeHub() as hub, WebhookReceiver(key=KEY) as receiver:
+    source_host = cluster.backend.source_host
+    with FakeHub(address=source_host) as hub, WebhookReceiver(key=KEY) as receiver:
         yield Operated(cluster, hub, receiver, checkpoints, key_file)

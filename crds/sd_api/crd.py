@@ -131,11 +131,11 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Type", "type": "string", "jsonPath": ".status.modelType"},
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Progress", "type": "string", "jsonPath": ".status.progress.text"},
+    {"name": "Reason", "type": "string", "jsonPath": ".status.reason"},
     {"name": "Base", "type": "string", "jsonPath": ".status.artifact.baseModel"},
     {"name": "Size", "type": "string", "jsonPath": ".status.artifact.size"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Model ID", "type": "string", "jsonPath": ".status.modelId", "priority": 1},
-    {"name": "Reason", "type": "string", "jsonPath": ".status.reason", "priority": 1},
     {"name": "Path", "type": "string", "jsonPath": ".status.artifact.path", "priority": 1},
 )
 

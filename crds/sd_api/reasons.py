@@ -93,6 +93,10 @@ class Retry(StrEnum):
 
 
 _JOB_NAME = "<status.job.name>"
+SKIP_CLEANUP_REMEDY = (
+    "To keep the files and release the resource, set the annotation"
+    f' {ANNOTATION_SKIP_CLEANUP}: "true".'
+)
 
 
 class Reason(StrEnum):
@@ -309,6 +313,20 @@ class Reason(StrEnum):
         "Check the name of the loader image and the image pull Secrets in the model's namespace.",
     )
     """The node cannot pull the loader's image."""
+    VOLUME_NOT_MOUNTED = (
+        "VolumeNotMounted",
+        Retry.RESYNC,
+        "Check the PersistentVolumeClaim's volume, its storage server and the storage driver on the"
+        " node; the Pod starts by itself once the volume can be mounted.",
+    )
+    """The node cannot attach or mount a volume of the Pod."""
+    POD_NOT_STARTING = (
+        "PodNotStarting",
+        Retry.RESYNC,
+        "Check the node that the message's Pod is on, its network plugin and its container runtime;"
+        " the Pod starts by itself once the cause is gone.",
+    )
+    """The Pod has a node, which cannot start its containers."""
     DEADLINE_EXCEEDED = (
         "DeadlineExceeded",
         Retry.ON_CHANGE,
@@ -338,8 +356,7 @@ class Reason(StrEnum):
     CLEANUP_FAILED = (
         "CleanupFailed",
         Retry.RESYNC,
-        "Read the log of the clean-up Job. To keep the files and release the resource, set the"
-        f' annotation {ANNOTATION_SKIP_CLEANUP}: "true".',
+        f"Read the log of the clean-up Job. {SKIP_CLEANUP_REMEDY}",
     )
     """The files of a deleted model cannot be removed."""
 

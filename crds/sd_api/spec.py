@@ -34,6 +34,10 @@ class ModelType(StrEnum):
     VAE = "vae"
 
 
+PIPELINES = frozenset({ModelType.HUGGINGFACE, ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
+"""Types of whole models. A model of another type is an adapter or a VAE."""
+
+
 class Revision(StrEnum):
     """Precision of the published weights; the vendor calls it revision."""
 
@@ -99,7 +103,9 @@ class Verify(Extensible):
         default=False, description="Scan every weight for NaN and Inf; costs a pass over the files."
     )
     render: bool | None = Field(
-        default=None, description="Render an image. Default: whether the Job asks for a GPU."
+        default=None,
+        description="Render an image. Default: true for a checkpoint or repo if its Job gets a GPU."
+        " Other models are tried only with true.",
     )
     prompt: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
         default=None, description="Prompt of the rendered image."

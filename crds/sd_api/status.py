@@ -154,6 +154,11 @@ class WebhookStatus(Extensible):
     """The webhook's outbox."""
 
     outbox: Annotated[list[OutboxEntry], Field(max_length=OUTBOX_MAX)] = Field(default_factory=list)
+    newest_ended: bool = Field(
+        default=False,
+        description="Whether the call of the newest event has ended, so that only older calls wait;"
+        " the condition WebhookDelivered is about the newest event.",
+    )
 
 
 class Status(Extensible):

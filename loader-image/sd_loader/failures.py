@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sd_api.reasons import ExitCode, Reason
 from sd_api.redaction import redact_text
+from sd_api.wording import option
 from sd_loader.errors import LoaderError
 from sd_loader.storage_errors import VOLUME_ONLY, storage_error
 
@@ -39,6 +40,15 @@ def invalid_request(error: ValidationError) -> LoaderError:
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     )
     return LoaderError(Reason.INVALID_SPEC, f"the request is not valid: {problems}")
+
+
+def invalid_options(error: ValidationError) -> LoaderError:
+    """Return the error for options whose values are not valid. Its message names the options."""
+    problems = "; ".join(
+        f"{option('.'.join(map(str, problem['loc'])))}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+    return LoaderError(Reason.INVALID_SPEC, problems)
 
 
 def is_permanent(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from sd_operator import standalone
 from sd_operator.base import logs
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="sd-operator", description=__doc__)
+    parser.add_argument("--version", action="version", version=version("sd-operator"))
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "run",

@@ -36,7 +36,9 @@ from tests.support.charts.helmcharts import (
 PROGRAMS = ("helm", "helm3")
 BY_DEFAULT = {
     ("ClusterRole", "sd-system-sd-operator-edit"),
+    ("ClusterRole", "sd-system-sd-operator-namespaces"),
     ("ClusterRole", "sd-system-sd-operator-view"),
+    ("ClusterRoleBinding", "sd-system-sd-operator-namespaces"),
     ("CustomResourceDefinition", "stablediffusionmodels.sd-operator.dev"),
     ("Deployment", "sd-operator"),
     ("NetworkPolicy", "sd-operator-loader"),

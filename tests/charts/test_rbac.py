@@ -31,6 +31,8 @@ Right = tuple[str, str]
 
 WITHOUT_REQUEST = {("update", "stablediffusionmodels/finalizers")}
 """The admission plugin OwnerReferencesPermissionEnforcement requires it for blocking owners."""
+OF_NAMESPACES = {("get", "namespaces")}
+"""A ClusterRole of its own grants it, for the listed namespaces."""
 GIVEN_BY_USERS = {("get", "secrets")}
 """Users grant it with a Role that names the Secret of spec.webhookSecretRef."""
 
@@ -82,7 +84,7 @@ def test_every_right_is_used_and_every_request_is_granted() -> None:
     """No right is missing, and none is unused."""
     asked = requests(*OPERATOR) | watched()
 
-    assert asked - GIVEN_BY_USERS == granted(RULES) - WITHOUT_REQUEST
+    assert asked - GIVEN_BY_USERS - OF_NAMESPACES == granted(RULES) - WITHOUT_REQUEST
     assert granted(LEADER_RULES) == {(verb, "leases") for verb in ("get", "create", "update")}
 
 
@@ -152,6 +154,37 @@ def test_each_served_namespace_has_a_role() -> None:
         for item in bindings
     } == {(namespace, "Role", name) for namespace, name in roles}
     assert all(item["subjects"] == SUBJECTS for item in bindings)
+
+
+def test_the_rights_to_release_models_outlive_the_roles() -> None:
+    """The namespace controller deletes the Roles of a namespace before its models are gone."""
+    listed = {"models": {"namespaces": ["art", "ads"]}, "rbac": {"aggregate": False}}
+    objects = render(listed)
+    role, binding = one(objects, "ClusterRole"), one(objects, "ClusterRoleBinding")
+    namespaces, models = role["rules"]
+
+    assert namespaces == {
+        "apiGroups": [""],
+        "resources": ["namespaces"],
+        "resourceNames": ["art", "ads"],
+        "verbs": ["get"],
+    }
+    assert (models["resources"], models["verbs"]) == (
+        ["stablediffusionmodels"],
+        ["get", "list", "watch", "patch"],
+    )
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == SUBJECTS
+
+
+def test_no_cluster_role_is_needed_without_namespace_deletion() -> None:
+    """The operator then has no right outside the listed namespaces."""
+    objects = render(
+        {
+            "models": {"namespaces": ["art", "ads"]},
+            "rbac": {"aggregate": False, "namespaceDeletion": False},
+        }
+    )
     assert not of_kind(objects, "ClusterRole") + of_kind(objects, "ClusterRoleBinding")
 
 

@@ -107,7 +107,50 @@ def test_panel_of_a_running_load_shows_a_progress_bar() -> None:
     """The bar stands below the text of the progress."""
     text = printed(views.model_panel(resource(phase="Downloading", progress=PROGRESS), [], NOW))
     assert f"Downloading: {PROGRESS['text']}" in text
-    assert "━" in text
+    [bar] = [line for line in text.splitlines() if "━" in line]
+    assert set(bar.strip()) <= {"━", "╸", "╺"}
+
+
+def test_panel_of_a_running_load_has_no_cross() -> None:
+    """A condition that is not true yet is not a problem."""
+    loading = resource(
+        condition("Ready", "False", "Downloading"),
+        condition("Reconciling", "True", "Downloading"),
+        condition("Stalled", "False", "Downloading"),
+        condition("WebhookDelivered", "False", "DeliveryPending"),
+        phase="Downloading",
+        progress=PROGRESS,
+    )
+    text = printed(views.model_panel(loading, [], NOW))
+    assert "✗" not in text
+    assert "… Ready=False Downloading" in text
+    assert "✓ Stalled=False" in text
+
+
+def test_panel_marks_each_problem_with_a_cross() -> None:
+    """A failed load and an undelivered webhook call are problems."""
+    text = printed(
+        views.model_panel(
+            resource(
+                condition("Ready", "False", "SourceNotFound"),
+                condition("WebhookDelivered", "False", "DeliveryFailed"),
+            ),
+            [],
+            NOW,
+        )
+    )
+    assert "✗ Ready=False" in text
+    assert "✗ WebhookDelivered=False" in text
+
+
+def test_panel_of_a_model_that_never_loaded_shows_the_source_of_its_spec() -> None:
+    """Secrets in the url are not shown."""
+    model = resource(condition("Stalled", "True", "SourceNotFound"), phase="Failed")
+    model["spec"]["url"] = "https://user:word@example.com/model.ckpt?token=secret"
+    text = printed(views.model_panel(model, [], NOW))
+    assert "example.com/model.ckpt" in text
+    assert "word" not in text
+    assert "secret" not in text
 
 
 def test_panel_shows_events_without_control_characters() -> None:
@@ -379,3 +422,14 @@ def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None
         verb in rule["verbs"] and wanted in rule["resources"] and group in rule["apiGroups"]
         for rule in RULES
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "level"),
+    [("VolumeNotMounted", Level.FAILED), ("NotAModel", Level.WARNING)],
+)
+def test_each_stalled_model_is_a_finding(reason: str, level: Level) -> None:
+    """It is a failure of the installation if a node cannot start the Pod."""
+    stalled = resource(condition("Ready"), condition("Stalled", reason=reason, message="why"))
+    (finding,) = doctor.check_models(NamespaceView("art", [stalled, resource()]))
+    assert (finding.level, finding.message) == (level, f"{reason}: why")

@@ -128,7 +128,7 @@ def bad(
     """One operator and all the bad models."""
     work = tmp_path_factory.mktemp("bad")
     with (
-        FakeHub() as hub,
+        FakeHub(address=backend.source_host) as hub,
         FakeHub() as refused,
         WebhookReceiver() as receiver,
         namespace_of(backend, work) as cluster,

@@ -59,9 +59,13 @@ class Forger:
         owned = {"metadata": {"ownerReferences": [_owner(job_body)]}}
         assert self._api.patch(f"{self._pods}/{pod}", owned).code == 200
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        complete = {"type": "Complete", "status": "True", "lastTransitionTime": now}
+        # As Kubernetes 1.31 and newer require, the Job first meets its criteria.
+        ended = [
+            {"type": kind, "status": "True", "lastTransitionTime": now}
+            for kind in ("SuccessCriteriaMet", "Complete")
+        ]
         times = {"startTime": now, "completionTime": now}
-        self._status(f"{self._jobs}/{job}", conditions=[complete], succeeded=1, **times)
+        self._status(f"{self._jobs}/{job}", conditions=ended, succeeded=1, **times)
 
     def _metadata(self, name: str, role: str = names.ROLE_LOAD) -> Json:
         return {

@@ -95,10 +95,13 @@ def test_a_vendors_user_loads_verifies_and_deletes(
         told = asyncio.run(look(proxy.kubeconfig, operated.cluster.namespace))
         assert {"LoadStarted", "ModelLoaded"} <= set(told)
         assert gateway.call("clear_cache")[0] == 200
-        selector = f"-l={names.LABEL_NAME}={names.SWEEP_NAME}"
+        selector = f"{names.LABEL_NAME}={names.SWEEP_NAME}"
         operated.eventually(
             lambda: (
-                [one["status"].get("succeeded") for one in operated.cluster.list("jobs", selector)]
+                [
+                    one["status"].get("succeeded")
+                    for one in operated.cluster.list("jobs", labelSelector=selector)
+                ]
                 == [1]
             )
         )
@@ -147,7 +150,7 @@ def test_sweep_that_is_requested_while_the_operator_is_down_follows(
 
 def sweeps(operated: Operated) -> list[Json]:
     """Return the sweep Jobs."""
-    return operated.cluster.list("jobs", f"-l={names.LABEL_NAME}={names.SWEEP_NAME}")
+    return operated.cluster.list("jobs", labelSelector=f"{names.LABEL_NAME}={names.SWEEP_NAME}")
 
 
 def is_requested(operated: Operated) -> bool:

@@ -66,7 +66,7 @@ class Outage:
 
     def jobs(self) -> list[Json]:
         """Return the loader Jobs."""
-        return self.cluster.list("jobs", f"-l={names.LABEL_ROLE}=load")
+        return self.cluster.list("jobs", labelSelector=f"{names.LABEL_ROLE}=load")
 
     def pod(self) -> str:
         """Return the name of the loader's Pod once its main container runs."""

@@ -118,9 +118,10 @@ def test_failed_loads_show_no_secret(operated: Operated, kinds: list[str]) -> No
         return KINDS[kind][0](servers, asked, quoted)
 
     operated.receiver.status = 500
-    hosts = (operated.hub.host, operated.receiver.host, "127.0.0.1")
+    source_host = operated.cluster.backend.source_host
+    hosts = (operated.hub.host, operated.receiver.host, source_host)
     operated.start(SD_OPERATOR_LOG_LEVEL="DEBUG", SD_OPERATOR_ALLOWED_HOSTS=",".join(hosts))
-    with Servers(respond) as servers:
+    with Servers(respond, source_host) as servers:
         source = servers.source
         for made in (secret("token", token=TOKEN, host=source.host), secret("hook", key=HOOK_KEY)):
             operated.cluster.apply(json.dumps(made))

@@ -74,6 +74,17 @@ def test_the_tests_that_a_page_names_exist(page):
     assert {name for name in named if f"def {name}(" not in code} == set()
 
 
+def test_every_variable_of_the_tests_is_documented():
+    """CONTRIBUTING.md lists those of a cluster, docs/images.md those of image builds."""
+    read = {
+        name
+        for path in ROOT.glob("tests/**/*.py")
+        for name in re.findall(r"SD_TEST_[A-Z_]+[A-Z]", path.read_text())
+    }
+    pages = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "docs" / "images.md").read_text()
+    assert read == set(re.findall(r"SD_TEST_[A-Z_]+[A-Z]", pages))
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in DOCS.glob("*.md"))]
 )

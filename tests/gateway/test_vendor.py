@@ -171,28 +171,62 @@ def test_resource_name_of_any_id_is_a_short_dns_label(model_id: str) -> None:
         ),
         pytest.param(b"", "application/json", {}, id="empty"),
         pytest.param(b" \n", "", {}, id="whitespace"),
-        pytest.param(b"key=k", "text/plain", None, id="form as plain text"),
-        pytest.param(b'{"key":', "application/json", None, id="incomplete"),
-        pytest.param(b"[]", "application/json", None, id="list"),
-        pytest.param(b'"key"', "application/json", None, id="string"),
-        pytest.param(b"\xff\xfe{}", "application/json", None, id="not UTF-8"),
-        pytest.param(b'{"key":"\\ud800"}', "application/json", None, id="half a surrogate pair"),
-        pytest.param(b"[" * 60000, "application/json", None, id="deeply nested"),
-        pytest.param(b'{"a":' + b"9" * 5000 + b"}", "application/json", None, id="huge number"),
-        pytest.param(b"a=1&" * 101, bodies.FORM, None, id="too many fields"),
     ],
 )
 def test_body_is_parsed_as_json_or_as_a_form(
-    raw: bytes, content_type: str, fields: dict[str, Any] | None
+    raw: bytes, content_type: str, fields: dict[str, Any]
 ) -> None:
-    """Rows whose fields are None have a body in another format, which gives status 400."""
-    if fields is None:
-        with pytest.raises(RefusedError) as error:
-            bodies.parse(raw, content_type)
-        assert error.value.status == 400
-        assert error.value.message.startswith("The request body ")
-    else:
-        assert bodies.parse(raw, content_type) == fields
+    """The text decides if the content type is wrong, as it is in the vendor's examples."""
+    assert bodies.parse(raw, content_type) == fields
+
+
+@pytest.mark.parametrize(
+    ("raw", "content_type", "words"),
+    [
+        pytest.param(b"key=k", "text/plain", "is not valid JSON: Expecting", id="form as text"),
+        pytest.param(b'{"key":', "application/json", "is not valid JSON: Expecting", id="cut"),
+        pytest.param(b'{"key":', bodies.FORM, "is not valid JSON", id="cut, sent by curl"),
+        pytest.param(b"{'key': 'k'}", bodies.FORM, "at line 1, column 2", id="wrong quotes"),
+        pytest.param(b"[]", "application/json", "is not a JSON object", id="list"),
+        pytest.param(b"[1]", bodies.FORM, "is not a JSON object", id="list, sent by curl"),
+        pytest.param(b'"key"', "application/json", "is not a JSON object", id="string"),
+        pytest.param(b"\xff\xfe{}", "application/json", "is not text in UTF-8", id="not UTF-8"),
+        pytest.param(b'{"key":"\\ud800"}', "", "half a surrogate pair", id="half a pair"),
+        pytest.param(b"[" * 60000, "application/json", "too deep", id="deeply nested"),
+        pytest.param(b'{"a":' + b"9" * 5000 + b"}", "", "too long a number", id="huge number"),
+        pytest.param(b"a=1&" * 101, bodies.FORM, "more than 100 fields", id="many fields"),
+    ],
+)
+def test_unreadable_body_is_refused_with_its_fault(
+    raw: bytes, content_type: str, words: str
+) -> None:
+    """The status is 400, whatever the key is."""
+    with pytest.raises(bodies.BodyError) as error:
+        bodies.parse(raw, content_type)
+    assert error.value.status == 400
+    assert error.value.message.startswith("The body ")
+    assert words in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"key": "k", "url": LINK}, None),
+        ({"webhok": "x", "url": LINK}, "unknown fields are ignored: webhok"),
+        ({"b": 1, "a\n": 1}, "unknown fields are ignored: a?, b"),
+        ({"x" * 50: 1}, f"unknown fields are ignored: {'x' * 40}"),
+        (
+            {f"f{i:02}": 1 for i in range(12)},
+            "unknown fields are ignored: "
+            + ", ".join(f"f{i:02}" for i in range(10))
+            + " and 2 more",
+        ),
+    ],
+)
+def test_warnings_name_the_unknown_fields(fields: dict[str, Any], words: str | None) -> None:
+    """A response without unknown fields is exactly the vendor's."""
+    expected = {} if words is None else {"warnings": [words]}
+    assert vendor.warnings(LoadModel, fields) == expected
 
 
 @QUICK

@@ -55,7 +55,7 @@ def test_terminal_shows_a_progress_bar_and_then_the_result(
     os.close(terminal)
     containers.end(process)
     assert b"[#" in shown
-    assert f"{CLEAR_LINE}loaded 12 files".encode() in shown
+    assert f"{CLEAR_LINE}loaded custom_ckpt, sd1, StableDiffusionPipeline, ".encode() in shown
 
 
 def test_changed_local_file_is_loaded_again(containers: Containers, tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_request_cannot_load_a_local_file(containers: Containers, checkpoint: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model-id", "../x"), "model_id: String should match"),
-        (("--model-id", "m", "--sha256", "abc"), "sha256: String should match"),
+        (("--model-id", "../x"), "--model-id: String should match"),
+        (("--model-id", "m", "--sha256", "abc"), "--sha256: String should match"),
     ],
 )
 def test_load_names_the_invalid_argument(

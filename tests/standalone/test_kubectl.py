@@ -201,11 +201,11 @@ def test_get_prints_the_columns_of_the_crd(cluster):
     )  # fmt: skip
 
     header, row = cluster.kubectl("get", "sdm").splitlines()
-    assert header.split() == ["NAME", "TYPE", "PHASE", "PROGRESS", "BASE", "SIZE", "AGE"]
+    assert header.split() == ["NAME", "TYPE", "PHASE", "PROGRESS", "REASON", "BASE", "SIZE", "AGE"]
     assert row.split()[:4] == ["a", "Downloading", "12", "%"]
     assert row.split()[-1].endswith("s")
     wide = cluster.kubectl("get", "sdm", "a", "-o=wide").splitlines()[0]
-    assert wide.split()[-4:] == ["MODEL", "ID", "REASON", "PATH"]
+    assert wide.split()[-4:] == ["AGE", "MODEL", "ID", "PATH"]
     assert "sdm" not in cluster.kubectl("get", "all", "-o=name").splitlines()[0]
 
 
@@ -293,7 +293,8 @@ def test_labels_select_and_annotations_can_be_removed(cluster):
     cluster.kubectl("annotate", "sdm", "a", "note-")
 
     def selected(selector: str) -> list[str]:
-        return [item["metadata"]["name"] for item in cluster.list("sdm", f"--selector={selector}")]
+        found = json.loads(cluster.kubectl("get", "sdm", f"--selector={selector}", "-o=json"))
+        return [item["metadata"]["name"] for item in found["items"]]
 
     assert selected("team=x") == selected("team in (x, y)") == selected("team") == ["a"]
     assert selected("team!=x") == selected("!team") == ["b"]

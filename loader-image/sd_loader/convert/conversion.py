@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sd_api.reasons import Reason
 from sd_api.spec import (
+    PIPELINES,
     BaseModelName,
     ModelType,
     PredictionType,
@@ -20,9 +21,6 @@ NO_EMA = (
     "spec.weights: ema is for checkpoints (modelType custom_ckpt): a diffusers folder or component"
     " has one set of weights"
 )
-
-PIPELINES = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT, ModelType.HUGGINGFACE})
-"""Model types that are whole pipelines. The others are one component, or an adapter."""
 
 _CHECKPOINTS = frozenset({ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
 """Model types whose source may be a whole checkpoint."""

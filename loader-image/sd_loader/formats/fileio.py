@@ -1,4 +1,4 @@
-"""Reads and writes an open file by position. A partial read or write is continued or an error."""
+"""Reads an open file by position. A partial read is continued or an error."""
 
 from __future__ import annotations
 
@@ -19,11 +19,3 @@ def read_at(fd: int, offset: int, count: int) -> bytes:
         offset += len(piece)
         count -= len(piece)
     return b"".join(pieces)
-
-
-def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
-    """Write all bytes at a position."""
-    rest = memoryview(content)
-    while rest.nbytes:
-        count = os.pwrite(fd, rest, position)
-        position, rest = position + count, rest[count:]

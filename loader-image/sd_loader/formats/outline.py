@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from sd_loader.formats.fileio import write_at
+from sd_loader.bulk import write_at
 from sd_loader.formats.safetensors import LENGTH_BYTES, LONGEST_HEADER
 from sd_loader.formats.sniff import Container, identify
 from sd_loader.formats.torchzip import storages_of

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from sd_api.reasons import Reason
+from sd_loader.bulk import write_at
 from sd_loader.errors import LoaderError
 from sd_loader.storage_errors import storage_errors
 
@@ -45,9 +46,8 @@ class PartialDownload:
         note = _read_note(path, url)
         with storage_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.fdopen(
-                os.open(_part(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b"
-            )
+            fd = os.open(_part(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            self._file = os.fdopen(fd, "r+b", buffering=0)
             validator = note.get("validator")
             if isinstance(validator, str):
                 self._resume(validator)
@@ -78,22 +78,19 @@ class PartialDownload:
 
     def head(self) -> bytes:
         """Return the first bytes of the file."""
-        with storage_errors(self._path.name):
-            self._file.flush()
         return os.pread(self._file.fileno(), _HEAD, 0)
 
     def append(self, chunk: bytes) -> None:
         """Add bytes at the end."""
         with storage_errors(self._path.name):
-            self._file.write(chunk)
+            write_at(self._file.fileno(), chunk, self.size)
         self._hash.update(chunk)
         self.size += len(chunk)
 
     def restart(self, validator: str | None) -> None:
         """Drop all bytes, and begin with the version that the server has now."""
         with storage_errors(self._path.name):
-            self._file.seek(0)
-            self._file.truncate()
+            self._file.truncate(0)
             self._note({"validator": validator})
         self._hash = hashlib.sha256()
         self.size = 0
@@ -102,7 +99,6 @@ class PartialDownload:
     def finish(self) -> None:
         """Record that the file is finished, and move it to its final name."""
         with storage_errors(self._path.name):
-            self._file.flush()
             # The note keeps the validator: after a crash before the next line, the file is resumed.
             self._note({"validator": self.validator, "sha256": self.sha256, "size": self.size})
             _part(self._path).replace(self._path)

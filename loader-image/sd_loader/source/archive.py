@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sd_api.reasons import Reason
+from sd_loader.bulk import write_at
 from sd_loader.diffusers_repo.component_files import RepoFile, choose_files, holds
 from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
 from sd_loader.errors import LoaderError
@@ -135,9 +136,11 @@ class _Archive:
         for file in files:
             path = folder / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as out:
+            position = 0
+            with path.open("xb", buffering=0) as out:
                 for piece in self._content(file.path):
-                    out.write(piece)
+                    write_at(out.fileno(), piece, position)
+                    position += len(piece)
 
     def _content(self, name: str) -> Iterator[bytes]:
         """Yield a file's bytes. Raise LoaderError if its size or checksum is not as stated."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 from sd_api.reasons import Reason
 from sd_api.wire import Source
+from sd_loader.bulk import copy_file
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched
 from sd_loader.net.partial import ensure_space
@@ -32,7 +32,8 @@ def take_file(local: LocalFile, checks: Checks, max_bytes: int, into: Path) -> F
         os.link(origin.resolve(), path)
     except OSError:
         ensure_space(into, origin.stat().st_size)
-        shutil.copyfile(origin, path)
+        with origin.open("rb") as source_file, path.open("xb") as copy:
+            copy_file(source_file.fileno(), copy.fileno())
     return Fetched(kind="file", path=FILE_NAME, source=source)
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 from sd_api.names import STORE_DIR
 from sd_api.wire import Progress, Receipt, Stage
+from sd_loader.bulk import copy_file
 from sd_loader.progress import Report
 from sd_loader.store.folder import NO_HARD_LINKS, Folder, file_digest
 from sd_loader.store.ownership import OwnerRecord
 from sd_loader.store.receipt import find_published
 from sd_loader.store.staging import Staging
 from sd_loader.store.volume import Volume
-
-_CHUNK = 1 << 20
 
 
 def adopt(
@@ -61,4 +59,4 @@ def link_or_copy(old: Folder, name: str, new: Folder) -> None:
         if error.errno not in NO_HARD_LINKS:
             raise
         with os.fdopen(old.open_file(name), "rb") as source, new.create(name) as target:
-            shutil.copyfileobj(source, target, _CHUNK)
+            copy_file(source.fileno(), target.fileno())

@@ -64,6 +64,16 @@ def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]
                 yield Altered(f"{path}/{name}/{file}", why)
 
 
+def altered_files(
+    volume: Volume, version: Version, digests: Digests | None = None
+) -> list[tuple[str, str]]:
+    """Compare one published version with its receipt.
+
+    Return the path of each altered file in the version's folder, and what is wrong with it.
+    """
+    return _of_version(volume, version.uid, version.load_hash, True, digests)
+
+
 def _lacks_its_owner(volume: Volume, uid: str) -> bool:
     """Whether a published model's folder has no readable record.
 

@@ -127,6 +127,12 @@ class Metrics:
         self.load_jobs = self._gauge("load_jobs_active", "Loader Jobs at work.")
         self.queue_length = self._gauge("queue_length", "Models that wait for their turn to load.")
         self.leader = self._gauge("leader", "1 where this operator is the one at work, else 0.")
+        self.namespace_served = Gauge(
+            "sdmodel_namespace_served",
+            "1 for each listed namespace that is served, 0 for one that is gone or forbidden.",
+            ["namespace"],
+            registry=self.registry,
+        )
         self.source_bytes = self._counter(
             "source_bytes_total", "Bytes of the sources of models that were loaded.", "namespace"
         )

@@ -41,8 +41,8 @@ class LoaderSettings:
     gpu_resource: str = defaults.GPU_RESOURCE
     """Resource that a load requests to render an image, for example amd.com/gpu."""
     gpu_count: int = 1
-    """How many GPUs such a load requests. With 0, only models whose spec asks for an image render
-    one, on the CPU."""
+    """How many GPUs such a load requests. By default, checkpoints and repos are rendered if it is
+    above 0. With 0, only models whose spec asks for an image render one, on the CPU."""
     ca_configmap: str | None = None
     """ConfigMap in each model's namespace; loads trust the authorities in its key ca.crt instead of
     the public ones."""
@@ -77,7 +77,8 @@ class LoaderSettings:
     restricted default as a whole."""
     placement: JobOverrides = field(default_factory=JobOverrides)
     """Where loader Pods run, unless spec.job says otherwise: JSON with nodeSelector, tolerations,
-    runtimeClassName and priorityClassName."""
+    runtimeClassName and priorityClassName. Unless GPU_COUNT is 0, runtimeClassName is only for Pods
+    with a GPU."""
 
     def allows_priority_class(self, name: str) -> bool:
         """Whether spec.job may name this PriorityClass."""

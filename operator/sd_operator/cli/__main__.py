@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from rich.text import Text
 from sd_api import names
 from sd_operator.base import times
 from sd_operator.cli import doctor as diagnosis
-from sd_operator.cli import gather, views
+from sd_operator.cli import gather, podlogs, views
 from sd_operator.cli.kubectl import Json, Kubectl, KubectlError
 
 KIND = f"{names.PLURAL}.{names.GROUP}"
@@ -48,9 +49,21 @@ class Session:
     console: Console
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kubectl sdm {version('sd-operator')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
     namespace: Annotated[
         str | None,
         typer.Option("--namespace", "-n", help="Namespace; default: that of the context."),
@@ -128,11 +141,7 @@ def logs(
     job = kubectl.get(KIND, name).get("status", {}).get("job")
     if job is None:
         raise KubectlError(f"model {name} has no Job yet; run kubectl sdm status {name} to see why")
-    following = ["--follow"] if follow else []
-    target = f"job/{job['name']}"
-    raise typer.Exit(
-        kubectl.follow("logs", target, "--all-containers", "--prefix", "--tail=-1", *following)
-    )
+    raise typer.Exit(podlogs.show(kubectl, job["name"], follow=follow))
 
 
 @app.command()
@@ -170,19 +179,25 @@ def _fetch(kubectl: Kubectl, name: str) -> tuple[Json, RenderableType]:
     return body, views.model_panel(body, events[-EVENTS_SHOWN:], times.now())
 
 
-def options_first(arguments: Sequence[str]) -> list[str]:
-    """Move kubectl's options to the front: kubectl takes them anywhere, typer only there."""
-    first: list[str] = []
+def kubectl_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return kubectl's options with their values, and the other words."""
+    options: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
         if word in _KUBECTL_OPTIONS:
-            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+            options += [word, *([value] if (value := next(words, None)) is not None else [])]
         elif word.startswith(tuple(f"{option}=" for option in _KUBECTL_OPTIONS)):
-            first.append(word)
+            options.append(word)
         else:
             rest.append(word)
-    return first + rest
+    return options, rest
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Move kubectl's options to the front: kubectl takes them anywhere, typer only there."""
+    options, rest = kubectl_options(arguments)
+    return options + rest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

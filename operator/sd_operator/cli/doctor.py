@@ -13,6 +13,8 @@ from typing import Any
 
 from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
+from sd_api.reasons import Reason
+from sd_api.status import ConditionType
 
 Json = Mapping[str, Any]
 
@@ -29,6 +31,9 @@ RIGHTS = (
     ("create", "events"),
 )
 """Permissions, as verb and resource, that the operator needs in every namespace it serves."""
+
+
+_NODE = (Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING)
 
 
 class Level(StrEnum):
@@ -89,7 +94,7 @@ def examine(cluster: ClusterView) -> list[Finding]:
         findings.append(check_gpus(cluster.nodes, gpu_resource(cluster.operators or ())))
     for namespace in cluster.namespaces:
         findings += [check_rights(namespace), *check_claims(namespace)]
-        findings += [*check_keys(namespace), check_egress(namespace)]
+        findings += [*check_keys(namespace), check_egress(namespace), *check_models(namespace)]
     return findings
 
 
@@ -297,6 +302,18 @@ def check_egress(namespace: NamespaceView) -> Finding:
     return Finding(
         Level.OK, subject, f"the loader has egress for DNS and https: NetworkPolicy {listed}"
     )
+
+
+def check_models(namespace: NamespaceView) -> Iterable[Finding]:
+    """Report each model that is stalled, in the words of its condition."""
+    for body in namespace.models:
+        for condition in (body.get("status") or {}).get("conditions") or ():
+            is_true = condition.get("status") == "True"
+            if condition.get("type") == ConditionType.STALLED and is_true:
+                subject = f"model {namespace.name}/{body['metadata']['name']}"
+                message = f"{condition.get('reason')}: {condition.get('message')}"
+                level = Level.FAILED if condition.get("reason") in _NODE else Level.WARNING
+                yield Finding(level, subject, message)
 
 
 def gpu_resource(operators: Sequence[Json]) -> str:

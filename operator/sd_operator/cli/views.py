@@ -12,13 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sd_api.humanize import duration, size
-from sd_api.reasons import Reason
+from sd_api.reasons import ReadyReason, Reason, WebhookReason
+from sd_api.redaction import redact_url
 from sd_api.status import Condition, ConditionType, Phase, Status
 from sd_operator.base import times
 from sd_operator.resources.model import Model
 
 _COLORS = {Phase.READY: "green", Phase.FAILED: "red", Phase.PENDING: "yellow"}
 _BAR_WIDTH = 40
+_TICK, _DOTS, _CROSS = ("✓ ", "green"), ("… ", "cyan"), ("✗ ", "red")
+_IN_PROGRESS = frozenset({*ReadyReason, WebhookReason.DELIVERY_PENDING})
+"""Reasons of a condition that is not true yet, but is not a problem."""
 
 
 def plain(text: str) -> str:
@@ -66,7 +70,10 @@ def model_panel(
     if status.progress is not None:
         parts += [Text(f"{status.progress.stage}: {status.progress.text}")]
         if status.progress.percent is not None:
-            parts += [ProgressBar(completed=status.progress.percent, width=_BAR_WIDTH)]
+            # In a grid, a line break follows the bar.
+            bar = Table.grid()
+            bar.add_row(ProgressBar(completed=status.progress.percent, width=_BAR_WIDTH))
+            parts += [bar]
     facts = Table(box=None, show_header=False, pad_edge=False)
     for title, value in _facts(model):
         facts.add_row(Text(title, style="dim"), Text(plain(value)))
@@ -116,8 +123,12 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
     yield "model id", status.model_id or model.model_id
     if status.model_type:
         yield "type", status.model_type
-    if status.source is not None and status.source.url:
-        yield "source", status.source.url
+    source = status.source.url if status.source is not None else None
+    if source is None and model.spec is not None:
+        # The status has the source only after the first load.
+        source = redact_url(model.spec.effective_url(model.name) or "")
+    if source:
+        yield "source", source
     if status.source is not None and status.source.commit:
         yield "commit", status.source.commit
     if status.artifact is not None:
@@ -133,9 +144,20 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         yield "webhook", f"undelivered calls: {len(status.webhook.outbox)}"
 
 
+def _mark(condition: Condition) -> tuple[str, str]:
+    """Return a cross for a problem, dots for work in progress, and a tick otherwise."""
+    is_true = condition.status == "True"
+    if condition.type == ConditionType.STALLED:
+        return _CROSS if is_true else _TICK
+    if condition.type == ConditionType.RECONCILING:
+        return _DOTS if is_true else _TICK
+    if is_true:
+        return _TICK
+    return _DOTS if condition.reason in _IN_PROGRESS else _CROSS
+
+
 def _condition(condition: Condition) -> Text:
-    good = (condition.status == "True") == (condition.type != ConditionType.STALLED)
-    mark = ("✓ ", "green") if good else ("✗ ", "red")
+    mark = _mark(condition)
     message = f": {plain(condition.message)}" if condition.message else ""
     return Text.assemble(mark, f"{condition.type}={condition.status} {condition.reason}{message}")
 

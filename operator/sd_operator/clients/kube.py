@@ -76,6 +76,7 @@ PODS = Resource("", "v1", "pods")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims")
 SECRETS = Resource("", "v1", "secrets")
 EVENTS = Resource("", "v1", "events")
+NAMESPACES = Resource("", "v1", "namespaces")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 
 
@@ -149,7 +150,7 @@ class Api:
             await former.close()  # type: ignore[no-untyped-call]
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
-        """Read one object."""
+        """Read one object; the namespace of one that is in none is empty."""
         return await self._json("get", resource, resource.path(namespace, name))
 
     async def check(self, resource: Resource, namespace: str | None = None) -> None:

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from sd_operator.base import logs
 from sd_operator.base.errors import SettingsError
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sd-gateway", description="Run the gateway, or make an API key for it."
     )
+    parser.add_argument("--version", action="version", version=version("sd-operator"))
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "run",

@@ -1,7 +1,7 @@
 """Parses request bodies as JSON or as a form, whatever the Content-Type.
 
 The vendor's examples send JSON with a wrong Content-Type: that of a form from curl, that of text
-from fetch.
+from fetch. So text that begins as a JSON object or array is JSON.
 """
 
 from __future__ import annotations
@@ -16,29 +16,48 @@ FORM = "application/x-www-form-urlencoded"
 FIELDS_MAX = 100
 
 
+class BodyError(RefusedError):
+    """A body that cannot be read. Anyone can send one, so it counts against the address."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
+
 def parse(raw: bytes, content_type: str) -> dict[str, Any]:
-    """Return the fields of a body; raise RefusedError. An empty body has no fields."""
+    """Return the fields of a body; raise BodyError. An empty body has no fields."""
     try:
-        text = raw.decode("utf-8-sig")
-        if not text.strip():
-            return {}
-        fields: object = _json(text)
-        if fields is None and content_type.partition(";")[0].strip().lower() == FORM:
-            fields = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS_MAX))
+        text = raw.decode("utf-8-sig").strip()
     except ValueError:
-        text = "The request body cannot be read: send a JSON object in UTF-8"
-        raise RefusedError(400, text) from None
+        raise BodyError("The body is not text in UTF-8; send a JSON object in UTF-8") from None
+    if not text:
+        return {}
+    is_form = content_type.partition(";")[0].strip().lower() == FORM
+    fields = _form(text) if is_form and text[0] not in "{[" else _json(text)
     if not isinstance(fields, dict):
-        raise RefusedError(400, "The request body must be a JSON object")
+        raise BodyError("The body is not a JSON object")
     return fields
 
 
+def _form(text: str) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS_MAX))
+    except ValueError:
+        raise BodyError(f"The body is a form of more than {FIELDS_MAX} fields") from None
+
+
 def _json(text: str) -> object:
-    """Return the value, or None if the text is not JSON; raise ValueError if it is not UTF-8."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    # JSON can escape half a surrogate pair, which UTF-8 cannot encode.
-    json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise BodyError(f"The body is not valid JSON: {error.msg} at {place}") from None
+    except (ValueError, RecursionError):  # too long a number, or too deep
+        raise BodyError(
+            "The body is not valid JSON: it has too long a number, or is too deep"
+        ) from None
+    try:
+        # JSON can escape half a surrogate pair, which UTF-8 cannot encode.
+        json.dumps(value, ensure_ascii=False).encode()
+    except ValueError:
+        raise BodyError("The body is not valid JSON: it has half a surrogate pair") from None
     return value

@@ -29,7 +29,7 @@ class Context:
     calls: Limiter
     """Limits the calls of each key."""
     failures: Limiter
-    """Limits the calls with a wrong key from each address."""
+    """Limits the calls with a wrong key or an unreadable body from each address."""
     clock: Clock
 
     @classmethod
@@ -59,10 +59,14 @@ class Context:
         """
         match = self.keys.find(key)
         if match is None:
-            address = request.client.host if request.client else ""
-            _check_limit(self.failures.take(network(address)), "Too many wrong API keys")
+            self.count_failure(request, "Too many wrong API keys")
             raise RefusedError(401, INVALID_KEY)
         return match
+
+    def count_failure(self, request: Request, message: str) -> None:
+        """Count a call against its address; raise RefusedError if the address is at its limit."""
+        address = request.client.host if request.client else ""
+        _check_limit(self.failures.take(network(address)), message)
 
     def count(self, key: Key) -> None:
         """Count a call of a key; raise RefusedError if it exceeds the limit."""

@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 PREFIX = "/api/v1/enterprise"
 NOT_FOUND = "Model does not exist on server"
+OTHER_ENDPOINT = (
+    "This gateway has no such endpoint: it loads models. Images come from an inference server that"
+    " opens the published folder; docs/gateway.md lists the endpoints"
+)
 SYNC_RETRY_SECONDS = 10
 STARTED = {"message": "model load started", "status": "success"}
 
@@ -129,6 +133,12 @@ def router(context: Context) -> APIRouter:
     _add(routes, context, vendor.Call, actions.schedulers_list)
     _add(routes, context, vendor.Call, actions.clear_cache)
     _add(routes, context, vendor.Call, actions.system_details)
+
+    @routes.api_route("/{name:path}", methods=["GET", "POST"], include_in_schema=False)
+    async def other() -> Json:
+        """Refuse the vendor's other endpoints with a sentence."""
+        raise RefusedError(404, OTHER_ENDPOINT)
+
     return routes
 
 
@@ -145,14 +155,18 @@ def _add(
         if bearer is not None:
             # A wrong key in the header is refused before the body is read.
             context.find(bearer.credentials, request)
-        fields = bodies.parse(await request.body(), request.headers.get("Content-Type", ""))
+        try:
+            fields = bodies.parse(await request.body(), request.headers.get("Content-Type", ""))
+        except bodies.BodyError:
+            context.count_failure(request, "Too many unreadable bodies")
+            raise
         key = context.admit(_key(fields, bearer), request)
         log.info("%s called with key %s for namespace %s", name, key.id, key.namespace)
         try:
             call = kind.model_validate(fields)
         except ValidationError as error:
             raise RefusedError(400, vendor.complaint(error)) from None
-        return await act(key, call)
+        return {**await act(key, call), **vendor.warnings(kind, fields)}
 
     routes.add_api_route(
         f"/{name}",
@@ -165,6 +179,7 @@ def _add(
         responses=examples.responses(name),
         openapi_extra=examples.request(name, kind),
     )
+    routes.add_api_route(f"/{name}/", endpoint, methods=["POST"], include_in_schema=False)
 
 
 def _key(fields: Json, bearer: HTTPAuthorizationCredentials | None) -> str:

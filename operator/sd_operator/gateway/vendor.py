@@ -44,6 +44,8 @@ SCHEDULERS = (
 )
 DEFAULT_REVISION: Literal["fp32"] = "fp32"
 TIME_FORMAT = "%m/%d/%Y %H:%M:%S"
+_WARNED_MAX = 10
+_NAME_MAX_LENGTH = 40
 
 
 def _lower(value: object) -> object:
@@ -193,6 +195,20 @@ def complaint(error: ValidationError) -> str:
         else:
             messages.append(f"{field}: {fault['msg']}")
     return "; ".join(messages)
+
+
+def warnings(kind: type[Call], fields: Json) -> dict[str, list[str]]:
+    """Return the response's `warnings`, which name the request's unknown fields; {} without any."""
+    unknown = sorted(set(fields) - set(kind.model_fields))
+    if not unknown:
+        return {}
+    named = ", ".join(_printable(name) for name in unknown[:_WARNED_MAX])
+    more = f" and {len(unknown) - _WARNED_MAX} more" if len(unknown) > _WARNED_MAX else ""
+    return {"warnings": [f"unknown fields are ignored: {named}{more}"]}
+
+
+def _printable(name: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in name[:_NAME_MAX_LENGTH])
 
 
 def loaded(bodies: Sequence[Json]) -> list[dict[str, str]]:

@@ -121,6 +121,12 @@ class Checks:
             del self._claims[key]
             self._supervisor.drop(key)
 
+    def leave(self, namespace: str) -> None:
+        """Stop checking in a namespace; the next pass over one of its models starts this again."""
+        for claim in [claim for claim in self._claims.values() if claim.namespace == namespace]:
+            for uid in list(claim.models):
+                self.forget(uid)
+
     async def close(self) -> None:
         """End all tasks."""
         await self._supervisor.close()

@@ -10,11 +10,12 @@ from typing import Any
 
 from sd_api.status import Status, WebhookEvent
 from sd_operator.base import logs
-from sd_operator.base.errors import ConflictError, NotFoundError
-from sd_operator.base.metrics import Metrics, ModelState, PassResult
+from sd_operator.base.errors import ConflictError, ForbiddenError, NotFoundError
+from sd_operator.base.metrics import Metrics, PassResult
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import MODELS, SECRETS, Api
+from sd_operator.reconciler import measure
 from sd_operator.reconciler.admission import AdmissionQueue
 from sd_operator.reconciler.cache import ObjectCache, is_newer, lean
 from sd_operator.reconciler.checks import Checks
@@ -33,7 +34,6 @@ from sd_operator.rules.decision import (
     Decided,
     Decision,
     DeleteJobs,
-    LoadOutcome,
     Refresh,
     Release,
     Wait,
@@ -63,6 +63,8 @@ class _Memory:
     """Namespace and name of the claim that the last pass used; None before the first pass."""
     decided: str = ""
     """The last decision that was logged."""
+    namespace_ends: bool = False
+    """Whether the model is deleted together with its namespace, and the rights are gone there."""
     progress: LastProgress = field(default_factory=LastProgress)
     rejection: Rejection | None = None
     """The last Job that the API server rejected, if it was one of this generation."""
@@ -108,9 +110,9 @@ class Controller:
         metrics.load_jobs.set_function(self.cache.active_jobs)
         metrics.queue_length.set_function(lambda: len(self._queue) + self.cache.suspended_jobs())
 
-    async def fill(self) -> None:
-        """Fill the cache; to be called before the first `see`."""
-        await self._gatherer.fill()
+    async def fill(self, namespace: str | None) -> None:
+        """Fill the cache for a namespace, or for all; to be called before its models are seen."""
+        await self._gatherer.fill(namespace)
 
     async def close(self) -> None:
         """End all tasks and connections."""
@@ -151,6 +153,15 @@ class Controller:
         self._queue.changed()
         self.supervisor.drop(uid)
 
+    def leave(self, namespace: str) -> None:
+        """Stop the sweeps and checks of a namespace without rights, and read its models again."""
+        self.sweeps.leave(namespace)
+        self._checks.leave(namespace)
+        for uid, memory in self._memories.items():
+            if memory.body["metadata"]["namespace"] == namespace:
+                memory.resync_at = 0.0
+                self.supervisor.start(uid)
+
     def job_changed(self, model_uid: str) -> None:
         """Wake the model of a Job that changed, and evaluate the queue."""
         self.supervisor.wake([model_uid])
@@ -190,6 +201,10 @@ class Controller:
                 # Another version, or another model of this name: reading it tells which.
                 memory.resync_at = 0.0
                 continue
+            except ForbiddenError:
+                if not await self._finds_namespace_ending(memory):
+                    raise
+                continue
             if not after.at_once:
                 resync = memory.resync_at - self._clock.monotonic()
                 wake = resync if after.wake_after is None else min(after.wake_after, resync)
@@ -198,7 +213,9 @@ class Controller:
 
     async def _pass(self, memory: _Memory) -> _Next:
         fresh = False
-        if self._clock.monotonic() >= memory.resync_at:
+        if memory.namespace_ends:
+            await self._read(memory)
+        elif self._clock.monotonic() >= memory.resync_at:
             fresh = await self._resync(memory)
         body = memory.body
         model = Model.from_body(body)
@@ -226,7 +243,17 @@ class Controller:
     def _decide(self, model: Model, observed: Observed) -> Decided:
         return decide(Input(model, observed, self._settings, self._clock.now()))
 
+    async def _finds_namespace_ending(self, memory: _Memory) -> bool:
+        """Whether a request was forbidden because a deleted model's namespace is being deleted."""
+        metadata = memory.body["metadata"]
+        if memory.namespace_ends or "deletionTimestamp" not in metadata:
+            return False
+        memory.namespace_ends = await self._gatherer.namespace_ends(metadata["namespace"])
+        return memory.namespace_ends
+
     async def _observe(self, model: Model, memory: _Memory, fresh: bool) -> Observed:
+        if memory.namespace_ends:
+            return Observed(namespace_ends=True)
         observed = await self._gatherer.observe(model, memory.progress)
         admission = self._queue.admission(model.uid)
         return replace(
@@ -261,6 +288,8 @@ class Controller:
         self._take(memory, body)
         if body is None or not body["metadata"].get("finalizers"):
             self.forget(model.uid)  # the event of its end may go unseen
+        if release.job is not None:
+            await self._executor.discard_job(release.job)
         for event in release.events:
             await self._executor.emit(model, event)
         for call in release.calls:
@@ -281,6 +310,8 @@ class Controller:
                 created = await self._executor.create_job(plan)
                 if isinstance(created, Rejection):
                     memory.rejection = created
+                    if created.code == 403:
+                        await self._finds_namespace_ending(memory)
                     return _AT_ONCE
                 status = with_created_job(status, plan, created.uid)
         self._take(memory, await self._executor.write_status(model, status))
@@ -293,7 +324,7 @@ class Controller:
             self._call(model, memory, status, call)
         self._show(model, status)
         if act.ended is not None:
-            self._count(model, act.ended)
+            measure.count(self._metrics, model, act.ended)
         return _Next(isinstance(act.job, DeleteJobs), act.wake_after)
 
     def _take(self, memory: _Memory, body: dict[str, Any] | None) -> None:
@@ -331,11 +362,8 @@ class Controller:
             return False
         await self._read(memory)
         now = Model.from_body(memory.body)
-        return (now.wanted, now.spec, now.deleted_at) != (
-            model.wanted,
-            model.spec,
-            model.deleted_at,
-        )
+        before = (model.wanted, model.spec, model.deleted_at)
+        return (now.wanted, now.spec, now.deleted_at) != before
 
     async def _refresh(self, model: Model) -> None:
         """Read a model's Jobs, Pods and claim again; their events then change nothing more."""
@@ -367,30 +395,9 @@ class Controller:
 
     def _show(self, model: Model, status: Status) -> None:
         """Update the model's gauges, unless it was forgotten in this pass."""
-        if model.uid not in self._memories:
-            return
-        artifact = status.artifact
-        self._checks.show(model, status)
-        self._metrics.show(
-            model.uid,
-            ModelState(
-                namespace=model.namespace,
-                name=model.name,
-                phase=status.phase.value if status.phase else "",
-                reason=status.reason or "",
-                artifact_bytes=artifact.size_bytes if artifact else 0,
-                shared_bytes=artifact.shared_bytes if artifact else 0,
-                missing=artifact is not None and artifact.missing_time is not None,
-            ),
-        )
-
-    def _count(self, model: Model, ended: LoadOutcome) -> None:
-        """Count a load that ended."""
-        model_type = model.model_type.value if model.model_type else ""
-        self._metrics.loads.labels(model.namespace, model_type, ended.outcome, ended.reason).inc()
-        for stage, seconds in ended.stages:
-            self._metrics.load_seconds.labels(model_type, stage).observe(seconds)
-        self._metrics.source_bytes.labels(model.namespace).inc(ended.source_bytes)
+        if model.uid in self._memories:
+            self._checks.show(model, status)
+            self._metrics.show(model.uid, measure.state(model, status))
 
     def _next_resync(self) -> float:
         # The jitter spreads the models, which all begin at the operator's start.

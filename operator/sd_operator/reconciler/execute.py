@@ -13,6 +13,7 @@ from sd_api import names
 from sd_api.status import Status
 from sd_operator.base.errors import (
     AlreadyExistsError,
+    ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
@@ -53,6 +54,13 @@ class Executor:
         except (NotFoundError, ConflictError):
             log.debug("Job %s/%s is gone already", job.namespace, job.name)
         self._cache.drop_job(job)
+
+    async def discard_job(self, job: JobView) -> None:
+        """Delete a Job that nobody waits for; if that fails, its TTL or its deadline ends it."""
+        try:
+            await self.delete_job(job)
+        except ApiError as refused:
+            log.warning("Job %s/%s stays until its TTL: %s", job.namespace, job.name, refused)
 
     async def add_finalizer(self, model: Model) -> dict[str, Any]:
         """Add our finalizer and return the model; raises ConflictError if it has changed."""

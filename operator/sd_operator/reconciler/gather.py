@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from sd_api import names
 from sd_api.wire import Progress
-from sd_operator.base.errors import ApiError, NotFoundError
+from sd_operator.base.errors import ApiError, ForbiddenError, NotFoundError
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
-from sd_operator.clients.kube import CLAIMS, JOBS, MODELS, OURS, PODS, Api
+from sd_operator.clients.kube import CLAIMS, JOBS, MODELS, NAMESPACES, OURS, PODS, Api
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.job_warnings import JobWarnings
 from sd_operator.resources.model import Model, load_job_uid
@@ -47,20 +47,29 @@ class Gatherer:
         self._cache = cache
         self._warnings = JobWarnings(api, clock)
 
-    async def fill(self) -> None:
-        """List the objects of all served namespaces, once at start-up.
+    async def fill(self, namespace: str | None) -> None:
+        """List the objects of a namespace, or of all, before its models are served.
 
         The models are listed for the uids of their Jobs: the queue counts no others.
         """
-        for namespace in self._settings.namespaces or (None,):
-            for body in (await self._api.list(MODELS, namespace)).items:
-                self._cache.record(body["metadata"]["uid"], load_job_uid(body))
-            for body in (await self._api.list(JOBS, namespace, OURS)).items:
-                self._cache.put_job(JobView.from_body(body))
-            for body in (await self._api.list(PODS, namespace, OURS)).items:
-                self._cache.put_pod(PodView.from_body(body))
-            for body in (await self._api.list(CLAIMS, namespace)).items:
-                self._cache.put_claim(ClaimView.from_body(body))
+        for body in (await self._api.list(MODELS, namespace)).items:
+            self._cache.record(body["metadata"]["uid"], load_job_uid(body))
+        for body in (await self._api.list(JOBS, namespace, OURS)).items:
+            self._cache.put_job(JobView.from_body(body))
+        for body in (await self._api.list(PODS, namespace, OURS)).items:
+            self._cache.put_pod(PodView.from_body(body))
+        for body in (await self._api.list(CLAIMS, namespace)).items:
+            self._cache.put_claim(ClaimView.from_body(body))
+
+    async def namespace_ends(self, name: str) -> bool:
+        """Whether a namespace is being deleted or is gone; False if that may not be read."""
+        try:
+            body = await self._api.get(NAMESPACES, "", name)
+        except NotFoundError:
+            return True
+        except ForbiddenError:
+            return False
+        return "deletionTimestamp" in body["metadata"]
 
     async def refresh(self, model: Model) -> None:
         """Read a model's Jobs, Pods and claim again; an event may have been missed."""
@@ -101,6 +110,8 @@ class Gatherer:
             return observed
         if not pods:
             return replace(observed, job_warning=await self._warnings.newest(job))
+        if pods[0].may_write and pods[0].running is None:
+            return replace(observed, pod_warning=await self._warnings.newest_of_pod(pods[0]))
         if job.role == names.ROLE_REMOVE:
             return observed
         return replace(observed, progress=await self._progress(pods[0], last))

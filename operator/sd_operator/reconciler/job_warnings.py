@@ -1,4 +1,7 @@
-"""Why a Job has no Pods: only its Events have the message of the quota or admission plugin."""
+"""Why a Job has no Pods, or why its Pod does not start: only their Events have the cause.
+
+The quota or an admission plugin rejects Pods, and a node cannot mount a volume or has no network.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,27 @@ import asyncio
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from sd_operator.base.errors import ApiError
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import EVENTS, Api
-from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobView
+from sd_operator.resources.observed import (
+    POD_WARNING_SECONDS,
+    WARNING_LOOK_SECONDS,
+    JobView,
+    PodView,
+    WarningEvent,
+)
 
 log = logging.getLogger(__name__)
 
 MIN_AGE_SECONDS = 2.0
 """How long a Job's controller takes to create its Pod, or an Event that says why it cannot."""
 MIN_INTERVAL_SECONDS = 5.0
-SELECTOR = "involvedObject.kind=Job,type=Warning"
+SELECTOR = "type=Warning"
+KINDS = frozenset({"Job", "Pod"})
+"""Whose Events are kept; a field selector cannot name two kinds."""
 
 
 @dataclass
@@ -26,14 +38,14 @@ class _LastList:
 
     at: float = float("-inf")
     """When they were listed, by the monotonic clock."""
-    messages: dict[str, str] = field(default_factory=dict)
-    """The newest Warning by the Job's uid."""
+    newest: dict[str, WarningEvent] = field(default_factory=dict)
+    """The newest Warning by the uid of the Job or Pod."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the Events are listed."""
 
 
 class JobWarnings:
-    """The newest Warning Event of each Job, from one LIST that all models of a namespace share.
+    """The newest Warnings of Jobs and Pods, from one LIST that all models of a namespace share.
 
     API servers have no index of Events: listing those of one Job costs as much as listing all.
     """
@@ -45,29 +57,44 @@ class JobWarnings:
 
     async def newest(self, job: JobView) -> str:
         """Return the message of a Job's newest Warning; empty if none is known."""
-        last = self._lists[job.namespace]
+        warning = await self._newest(job.namespace, job.uid, job.created, MIN_AGE_SECONDS)
+        return warning.message if warning is not None else ""
+
+    async def newest_of_pod(self, pod: PodView) -> WarningEvent | None:
+        """Return the newest Warning of a Pod; None if it has no node yet, or got it just now."""
+        if pod.scheduled is None:
+            return None
+        return await self._newest(pod.namespace, pod.uid, pod.scheduled, POD_WARNING_SECONDS)
+
+    async def _newest(
+        self, namespace: str, uid: str, began: datetime, min_age: float
+    ) -> WarningEvent | None:
+        last = self._lists[namespace]
+        age = (self._clock.now() - began).total_seconds()
         async with last.lock:
-            if self._is_due(last, job):
+            if self._is_due(last, age, min_age):
                 last.at = self._clock.monotonic()
-                await self._list(last, job.namespace)
-        return last.messages.get(job.uid, "")
+                await self._list(last, namespace)
+        return last.newest.get(uid)
 
     async def _list(self, last: _LastList, namespace: str) -> None:
         try:
             events = (await self._api.list(EVENTS, namespace, fields=SELECTOR)).items
         except ApiError as refused:
-            log.debug("no Events of Jobs in %s: %s", namespace, refused)
+            log.debug("no Events of Jobs and Pods in %s: %s", namespace, refused)
             return
-        events.sort(key=lambda event: event.get("lastTimestamp") or "")
-        last.messages = {
-            event["involvedObject"].get("uid", ""): str(event.get("message") or "")
-            for event in events
-        }
+        last.newest = {}
+        for body in events:
+            involved = body["involvedObject"]
+            if involved.get("kind") not in KINDS:
+                continue
+            event, uid = WarningEvent.from_body(body), involved.get("uid", "")
+            if uid not in last.newest or last.newest[uid].at <= event.at:
+                last.newest[uid] = event
 
-    def _is_due(self, last: _LastList, job: JobView) -> bool:
-        """Whether the last list of Events is old, or came too early for this Job."""
+    def _is_due(self, last: _LastList, age: float, min_age: float) -> bool:
+        """Whether the last list of Events is old, or came too early for an object of this age."""
         ago = self._clock.monotonic() - last.at
-        age = (self._clock.now() - job.created).total_seconds()
-        if age < MIN_AGE_SECONDS or ago < MIN_INTERVAL_SECONDS:
+        if age < min_age or ago < MIN_INTERVAL_SECONDS:
             return False
-        return ago > min(WARNING_LOOK_SECONDS * 0.9, age - MIN_AGE_SECONDS)
+        return ago > min(WARNING_LOOK_SECONDS * 0.9, age - min_age)

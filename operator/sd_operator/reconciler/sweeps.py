@@ -40,6 +40,10 @@ class Sweeps:
         if namespace not in self._supervisor:
             self._supervisor.start(namespace)
 
+    def leave(self, namespace: str) -> None:
+        """Stop serving a namespace; its next model or Lease starts this again."""
+        self._supervisor.drop(namespace)
+
     def lease_changed(self, namespace: str) -> None:
         """Read the Lease of a namespace soon."""
         self._supervisor.start(namespace)

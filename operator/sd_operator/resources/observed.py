@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from sd_api import names
+from sd_api.redaction import redact_text
 from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
 from sd_operator.base.errors import is_quota_message
@@ -16,7 +17,11 @@ from sd_operator.resources.check_finding import CheckFinding
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 WARNING_LOOK_SECONDS = 60.0
-"""How often the Events of a Job without Pods are listed."""
+"""How often the Events of a Job without Pods, or of a Pod that does not start, are listed."""
+POD_WARNING_SECONDS = 30.0
+"""How long after a Pod got its node its Warnings are normal: a volume may take a second attempt."""
+_EVENT_TEXT_MAX_LENGTH = 4096
+"""Anyone who may create Events decides how long they are."""
 
 
 class JobState(StrEnum):
@@ -142,6 +147,8 @@ class PodView:
     """Why the Pod failed as a whole, such as Evicted."""
     unscheduled: str = ""
     """Why the scheduler finds no node; empty if it found one, or has not tried."""
+    scheduled: datetime | None = None
+    """When the scheduler found a node; None if it has not yet."""
     deleting: bool = False
     containers: tuple[ContainerView, ...] = ()
     """The init containers first."""
@@ -162,6 +169,7 @@ class PodView:
             phase=status.get("phase") or "Pending",
             reason=status.get("reason") or "",
             unscheduled=_unscheduled(status),
+            scheduled=_scheduled(status),
             deleting="deletionTimestamp" in metadata,
             containers=tuple(
                 _container(container)
@@ -200,6 +208,13 @@ def _unscheduled(status: Mapping[str, Any]) -> str:
     return ""
 
 
+def _scheduled(status: Mapping[str, Any]) -> datetime | None:
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "True":
+            return times.parse(condition.get("lastTransitionTime"))
+    return None
+
+
 def _container(status: Mapping[str, Any]) -> ContainerView:
     for state in ("terminated", "running", "waiting"):
         details = (status.get("state") or {}).get(state)
@@ -229,6 +244,33 @@ def _seconds(terminated: Mapping[str, Any]) -> float | None:
 def _whole(value: object) -> int:
     text = str(value)
     return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
+@dataclass(frozen=True)
+class WarningEvent:
+    """A Warning Event of a Job or a Pod; anyone who may create Events can forge it."""
+
+    reason: str
+    message: str
+    """Its text without secrets; it may have any form, and up to 4096 characters."""
+    at: datetime
+    """When it last happened."""
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> WarningEvent:
+        """Read an Event from the API server's JSON."""
+        stamps = (
+            (body.get("series") or {}).get("lastObservedTime"),
+            body.get("lastTimestamp"),
+            body.get("eventTime"),
+            (body.get("metadata") or {}).get("creationTimestamp"),
+        )
+        parsed = (times.parse(stamp) for stamp in stamps)
+        return cls(
+            reason=str(body.get("reason") or "")[:64],
+            message=redact_text(str(body.get("message") or "")[:_EVENT_TEXT_MAX_LENGTH]),
+            at=next((moment for moment in parsed if moment is not None), _EPOCH),
+        )
 
 
 @dataclass(frozen=True)
@@ -334,10 +376,17 @@ class Observed:
     """The model's claim; None if it does not exist."""
     finding: CheckFinding | None = None
     """What checks found about a published version; it may be an earlier one."""
+    namespace_ends: bool = False
+    """Whether the namespace is being deleted and the operator's rights in it are gone already.
+
+    Nothing else can be observed then.
+    """
     progress: Progress | None = None
     """The last progress that the running container logged."""
     job_warning: str = ""
     """The newest Warning Event of a Job that has no Pods."""
+    pod_warning: WarningEvent | None = None
+    """The newest Warning Event of a Pod that has a node, but no container that runs."""
     rejection: Rejection | None = None
     """The last Job that the API server rejected, unless the spec has changed since."""
     deliveries: tuple[Delivery, ...] = ()

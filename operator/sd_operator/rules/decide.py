@@ -10,7 +10,7 @@ from sd_api import names
 from sd_api.fields import TEXT_MAX_LENGTH
 from sd_api.reasons import EventReason, Reason
 from sd_api.redaction import carries_secret, redact_url
-from sd_api.status import OutboxEntry, WebhookEvent
+from sd_api.status import OutboxEntry, WebhookEvent, WebhookStatus
 from sd_operator.base import times
 from sd_operator.rules import delete, load, missing, outbox
 from sd_operator.rules.decision import (
@@ -72,12 +72,16 @@ def _act(inp: Input, step: Proceed) -> Act:
 
 def _release(inp: Input, why: str) -> Release:
     change = _recorded(inp)
-    due = outbox.due(change.entries, inp.observed.in_flight, inp.now)
+    deleted = _entry(inp, WebhookEvent.DELETED, why)
+    entries = outbox.without_obsolete(change.entries, deleted)
+    due = outbox.due(entries, inp.observed.in_flight, inp.now)
     event = EventPlan(EventType.NORMAL, EventReason.MODEL_DELETED, why)
+    job = inp.observed.cleanup_job
     return Release(
         why,
+        job=None if job is None or job.deleting else job,
         events=(event, *change.events),
-        calls=_calls(inp, (*due, _entry(inp, WebhookEvent.DELETED, why))),
+        calls=_calls(inp, (*due, deleted)),
     )
 
 
@@ -85,8 +89,13 @@ def _recorded(inp: Input) -> OutboxChange:
     """Return the outbox with the outcomes of the calls that finished since the last pass."""
     if inp.webhook is None:
         return OutboxChange(())
-    entries = inp.status.webhook.outbox if inp.status.webhook else ()
-    return outbox.record(entries, inp.observed.deliveries, inp.settings.webhook_retry_seconds)
+    before = inp.status.webhook or WebhookStatus()
+    return outbox.record(
+        before.outbox,
+        inp.observed.deliveries,
+        inp.settings.webhook_retry_seconds,
+        newest_ended=before.newest_ended,
+    )
 
 
 def _webhook_events(inp: Input, step: Proceed) -> list[WebhookEvent]:

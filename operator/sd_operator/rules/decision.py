@@ -128,9 +128,14 @@ class AddFinalizer:
 
 @dataclass(frozen=True)
 class Release:
-    """Remove our finalizer. The resource is about to be deleted, so its status is not written."""
+    """Remove our finalizer, then delete the clean-up Job, whose Pod keeps the PVC from going.
+
+    The resource is about to be deleted, so its status is not written.
+    """
 
     why: str
+    job: JobView | None = None
+    """The clean-up Job; None if there is none, or it is being deleted already."""
     events: tuple[EventPlan, ...] = ()
     calls: tuple[WebhookCall, ...] = ()
 

@@ -6,7 +6,7 @@ The finalizer is added before the first Job is created, so a model without it ha
 from __future__ import annotations
 
 from sd_api import names
-from sd_api.reasons import ReadyReason, Reason
+from sd_api.reasons import SKIP_CLEANUP_REMEDY, ReadyReason, Reason
 from sd_api.status import Phase
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import diagnose, manifests
@@ -22,6 +22,13 @@ _REJECTION_RETRY_SECONDS = 30.0
 def deleted_model_has_no_finalizer(inp: Input) -> Step | None:
     """The deletion does not wait for the operator."""
     return None if inp.model.has_finalizer else Wait("the deletion does not wait for the operator")
+
+
+def rights_ended_with_the_namespace(inp: Input) -> Step | None:
+    """The namespace is being deleted, and with it first the operator's Role there."""
+    if not inp.observed.namespace_ends:
+        return None
+    return Finish(_namespace_ends(inp))
 
 
 def load_job_is_not_stopped(inp: Input) -> Step | None:
@@ -68,7 +75,7 @@ def namespace_is_terminating(inp: Input) -> Step | None:
     """No Job can be created any more, and the claim is deleted with the namespace."""
     if inp.observed.rejection is None or not inp.observed.rejection.namespace_terminating:
         return None
-    return Finish(f"namespace {inp.model.namespace} is being deleted, and its volumes with it")
+    return Finish(_namespace_ends(inp))
 
 
 def loader_pod_may_write(inp: Input) -> Step | None:
@@ -91,11 +98,16 @@ def cleanup_job_is_running(inp: Input) -> Step | None:
     if job is None or job.state is not JobState.RUNNING:
         return None
     pods = inp.observed.pods_of(job)
-    detail = f"clean-up Job {job.name} is running"
-    if not pods or pods[0].running is None:
-        delay = diagnose.start_delay(job, pods, inp.observed.job_warning)
-        detail = diagnose.clean(delay.message)
-    return Proceed(_cleaning(inp, detail, job.name), wake_after=_wake(inp))
+    if pods and pods[0].running is not None:
+        report = _cleaning(inp, f"clean-up Job {job.name} is running", job.name)
+        return Proceed(report, wake_after=_wake(inp))
+    delay = diagnose.observed_delay(inp.observed, job, inp.now)
+    is_on_node = delay.reason in (Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING)
+    reason = delay.reason if is_on_node and delay.reason else Reason.CLEANUP_FAILED
+    return Proceed(
+        _cleaning(inp, diagnose.clean(delay.message), job.name, reason),
+        wake_after=min(_wake(inp), diagnose.next_warning(pods, inp.now)),
+    )
 
 
 def cleanup_job_failed(inp: Input) -> Step | None:
@@ -142,7 +154,9 @@ def cleanup_is_due(inp: Input) -> Step:
 RULES: tuple[Rule, ...] = (
     # Nothing is on the volume, and nothing that we do would be waited for.
     deleted_model_has_no_finalizer,
-    # First, even if the files stay: the load is no longer wanted.
+    # Jobs and claims cannot be read any more, and the namespace controller deletes them.
+    rights_ended_with_the_namespace,
+    # Even if the files stay: the load is no longer wanted.
     load_job_is_not_stopped,
     # The user's word counts whatever state the clean-up is in.
     cleanup_is_skipped,
@@ -166,6 +180,10 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def _namespace_ends(inp: Input) -> str:
+    return f"namespace {inp.model.namespace} is being deleted, and its volumes with it"
+
+
 def _current(inp: Input) -> JobView | None:
     """Return the clean-up Job, unless it is being deleted."""
     job = inp.observed.cleanup_job
@@ -176,13 +194,17 @@ def _deleting(message: str) -> Report:
     return Report(Phase.DELETING, ReadyReason.DELETING, message)
 
 
-def _cleaning(inp: Input, detail: str, job_name: str) -> Report:
+def _cleaning(
+    inp: Input, detail: str, job_name: str, reason: Reason = Reason.CLEANUP_FAILED
+) -> Report:
     """Report the clean-up; it is stalled once the deletion has lasted too long."""
     deleted_at = inp.model.deleted_at
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
         return _deleting(detail)
-    failure = Failure(Reason.CLEANUP_FAILED, detail)
-    return Report(Phase.DELETING, ReadyReason.DELETING, failure.text(job_name), stalled=failure)
+    failure = Failure(reason, detail)
+    note = "" if reason is Reason.CLEANUP_FAILED else SKIP_CLEANUP_REMEDY
+    text = failure.text(job_name, note)
+    return Report(Phase.DELETING, ReadyReason.DELETING, text, stalled=failure)
 
 
 def _wake(inp: Input) -> float:

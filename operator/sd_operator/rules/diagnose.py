@@ -10,7 +10,14 @@ from sd_api import names
 from sd_api.reasons import ExitCode, Reason
 from sd_api.wire import LoadResult
 from sd_operator.base.errors import is_quota_message
-from sd_operator.resources.observed import JobView, PodView
+from sd_operator.resources.observed import (
+    POD_WARNING_SECONDS,
+    WARNING_LOOK_SECONDS,
+    JobView,
+    Observed,
+    PodView,
+    WarningEvent,
+)
 from sd_operator.rules import conditions
 
 NOT_STARTED = frozenset(
@@ -18,16 +25,32 @@ NOT_STARTED = frozenset(
         Reason.CLAIM_NOT_FOUND,
         Reason.CLAIM_NOT_ALLOWED,
         Reason.IMAGE_PULL_FAILED,
+        Reason.POD_NOT_STARTING,
         Reason.PRIORITY_CLASS_NOT_ALLOWED,
         Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,
+        Reason.VOLUME_NOT_MOUNTED,
     }
 )
 """Reasons why a load cannot start; it starts by itself once the cause is gone."""
 NOT_OF_A_LOAD = NOT_STARTED | {Reason.ARTIFACT_MISSING}
 """Reasons that do not describe a load that failed."""
+_WARNING_VALID = timedelta(minutes=10)
+"""How long a Pod's Warning counts: the kubelet repeats one that persists every 5 minutes or more
+often, and it reports no success before the image is pulled."""
+_VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+_STUCK_BEFORE_DEADLINE = frozenset(
+    {
+        Reason.IMAGE_PULL_FAILED,
+        Reason.POD_NOT_STARTING,
+        Reason.QUOTA_EXCEEDED,
+        Reason.UNSCHEDULABLE,
+        Reason.VOLUME_NOT_MOUNTED,
+    }
+)
 CAUSE_MAX_LENGTH = 700
 """Leaves room in a condition's message for the longest remedy and a note."""
+_STARTING_REASONS = frozenset({"", "PodInitializing", "ContainerCreating"})
 _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 )
@@ -57,6 +80,8 @@ class StartDelay:
     """The reason of the failure if the delay lasts too long; None if it is harmless."""
     since: datetime | None = None
     """When the delay began; None makes it a failure at once."""
+    is_normal: bool = False
+    """Whether nothing is known to delay the Pod."""
 
     def failure(self, now: datetime, limit: timedelta) -> Failure | None:
         """Return the failure, if the delay has lasted too long."""
@@ -89,7 +114,7 @@ def load_result(pods: Sequence[PodView]) -> LoadResult | None:
 def job_failure(job: JobView, pods: Sequence[PodView], before: Reason | None) -> Failure:
     """Return why a Job failed; before: its reason if it was stuck earlier."""
     if job.failure == "DeadlineExceeded":
-        if before in (Reason.UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.QUOTA_EXCEEDED):
+        if before in _STUCK_BEFORE_DEADLINE:
             return Failure(before, f"Job {job.name} did not start before its deadline")
         return Failure(Reason.DEADLINE_EXCEEDED, f"Job {job.name} exceeded its deadline")
     result = newest_result(pods, "failed")
@@ -121,6 +146,15 @@ def _crash(pod: PodView) -> Failure | None:
     return None
 
 
+def observed_delay(observed: Observed, job: JobView, now: datetime) -> StartDelay:
+    """Return why no container of a Job runs, by its Pods' states or else by their Warnings."""
+    pods = observed.pods_of(job)
+    delay = start_delay(job, pods, observed.job_warning)
+    if not pods or not delay.is_normal:
+        return delay
+    return _warned(pods[0], observed.pod_warning, now) or delay
+
+
 def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> StartDelay:
     """Return why no container of a Job runs; job_warning: its newest Warning Event."""
     if not pods:
@@ -129,11 +163,7 @@ def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> Star
         return StartDelay(job_warning) if job_warning else _starting(job)
     pod = pods[0]
     if not pod.may_write:
-        result = newest_result([pod], "failed")
-        reason = result.reason if result is not None else None
-        final = reason is not None and reason.exit_code is ExitCode.PERMANENT
-        then = "is ending" if final else "is about to create another Pod"
-        return StartDelay(f"{_pod_failure(pod)}; Job {job.name} {then}")
+        return StartDelay(f"{_pod_failure(pod)}{next_step(job, pods)}")
     if pod.unscheduled:
         why = f"Pod {pod.name} is waiting for a node: {pod.unscheduled}"
         if "persistentvolumeclaim" in pod.unscheduled and "not found" in pod.unscheduled:
@@ -145,16 +175,61 @@ def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> Star
             detail = container.message or container.reason
             why = f"Pod {pod.name} is waiting for its image: {detail}"
             return StartDelay(why, Reason.IMAGE_PULL_FAILED, pod.created)
-    reasons = {container.reason for container in waiting if container.reason}
-    reasons -= {"PodInitializing", "ContainerCreating"}
-    if reasons:
-        return StartDelay(f"Pod {pod.name} is starting: {', '.join(sorted(reasons))}")
+    for container in waiting:
+        if container.reason not in _STARTING_REASONS:
+            detail = f" ({container.message})" if container.message else ""
+            why = f"Pod {pod.name} is starting: {container.reason}{detail}"
+            return StartDelay(why, Reason.POD_NOT_STARTING, pod.created)
     return _starting(job)
+
+
+def _warned(pod: PodView, warning: WarningEvent | None, now: datetime) -> StartDelay | None:
+    """Return what a Warning says about a Pod that has a node, if it still holds."""
+    if warning is None or pod.scheduled is None or pod_warning_due(pod, now) > 0:
+        return None
+    if warning.at < pod.scheduled or now - warning.at > _WARNING_VALID:
+        return None
+    if warning.reason in _VOLUME_WARNINGS:
+        why = f"Pod {pod.name} cannot mount its volumes: {warning.message}"
+        return StartDelay(why, Reason.VOLUME_NOT_MOUNTED, pod.scheduled)
+    why = f"Pod {pod.name} cannot start ({warning.reason}): {warning.message}"
+    return StartDelay(why, Reason.POD_NOT_STARTING, pod.scheduled)
+
+
+def pod_warning_due(pod: PodView, now: datetime) -> float:
+    """Return in how many seconds the Warnings of a Pod that does not start begin to count."""
+    began = pod.scheduled or now
+    return POD_WARNING_SECONDS - (now - began).total_seconds()
+
+
+def next_warning(pods: Sequence[PodView], now: datetime) -> float:
+    """Return when to read the Warnings of a Job's newest Pod again; Events wake no model."""
+    due = pod_warning_due(pods[0], now) if pods else 0.0
+    return max(1.0, due) if due > 0 else WARNING_LOOK_SECONDS
 
 
 def _starting(job: JobView) -> StartDelay:
     # One text for everything normal: each change of it would cost a status write.
-    return StartDelay(f"Job {job.name} was created; its Pod is starting")
+    return StartDelay(f"Job {job.name} was created; its Pod is starting", is_normal=True)
+
+
+def next_step(job: JobView, pods: Sequence[PodView]) -> str:
+    """Return what a Job does after its newest Pod ended, to be joined to the Pod's failure."""
+    result = newest_result(pods[:1], "failed")
+    reason = result.reason if result is not None else None
+    final = reason is not None and reason.exit_code is ExitCode.PERMANENT
+    return f"; Job {job.name} {'is ending' if final else 'is about to create another Pod'}"
+
+
+def newest_failure(pods: Sequence[PodView]) -> Failure | None:
+    """Return how the newest Pod that failed has ended; None if no Pod failed."""
+    for pod in pods:
+        if pod.phase != "Failed":
+            continue
+        result, crash = newest_result([pod], "failed"), _crash(pod)
+        reason = (result and result.reason) or (crash and crash.reason) or Reason.LOADER_CRASHED
+        return Failure(reason, _pod_failure(pod))
+    return None
 
 
 def _pod_failure(pod: PodView) -> str:

@@ -14,7 +14,7 @@ from sd_api.status import ConditionType, JobStatus, Phase
 from sd_api.wire import LoadResult, Stage
 from sd_operator.base import times
 from sd_operator.resources.observed import WARNING_LOOK_SECONDS, JobState, JobView
-from sd_operator.rules import conditions, diagnose, manifests, outcome, queue
+from sd_operator.rules import conditions, diagnose, manifests, outcome, queue, retries
 from sd_operator.rules.decision import AddFinalizer, CreateJob, Enqueue, Refresh, Wait
 from sd_operator.rules.diagnose import NOT_OF_A_LOAD, Failure
 from sd_operator.rules.input import Input
@@ -159,8 +159,17 @@ def load_job_is_running(inp: Input) -> Step | None:
     if progress is not None:
         phase = max(phase, _PHASES[progress.stage], key=list(Phase).index)
     message = f"Job {job.name} is loading {redact_url(inp.model.url)}"
+    last_failure = retries.last_failure(inp, job)
+    report = Report(
+        phase,
+        ReadyReason(phase.value),
+        message,
+        reconciling=True,
+        stalled=KeepStalled(),
+        last_failure=last_failure.reason if last_failure else None,
+    )
     return Proceed(
-        Report(phase, ReadyReason(phase.value), message, reconciling=True, stalled=KeepStalled()),
+        report,
         LoadRunning(outcome.job_status(job), outcome.start_time(inp, job), progress),
         wake_after=inp.settings.poll_seconds,
     )
@@ -169,9 +178,9 @@ def load_job_is_running(inp: Input) -> Step | None:
 def _starting(inp: Input, job: JobView) -> Step:
     """Report why no container of the Job runs yet."""
     pods = inp.observed.pods_of(job)
-    delay = diagnose.start_delay(job, pods, inp.observed.job_warning)
+    delay = diagnose.observed_delay(inp.observed, job, inp.now)
     failure = delay.failure(inp.now, inp.stuck_after)
-    report = _pending(diagnose.clean(delay.message))
+    report = retries.report_start(inp, job, delay)
     if failure is not None:
         report = replace(Report.of_failure(failure, job.name), reconciling=True)
     wake = inp.settings.resync_seconds
@@ -180,6 +189,8 @@ def _starting(inp: Input, job: JobView) -> Step:
         wake = NO_POD_LOOK_SECONDS if is_young else WARNING_LOOK_SECONDS
     elif failure is None and delay.reason is not None and delay.since is not None:
         wake = max(1.0, (delay.since + inp.stuck_after - inp.now).total_seconds())
+    if pods and pods[0].scheduled is not None:
+        wake = min(wake, diagnose.next_warning(pods, inp.now))
     load = LoadRunning(outcome.job_status(job), outcome.start_time(inp, job))
     return Proceed(report, load, wake_after=wake)
 

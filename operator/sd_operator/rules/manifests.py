@@ -21,6 +21,7 @@ from sd_api.spec import JobOverrides, Spec
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import ClaimView
+from sd_operator.rules import workload
 from sd_operator.rules.decision import JobPlan
 
 BACKOFF_LIMIT = 3
@@ -32,24 +33,6 @@ KUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 Manifest = dict[str, Any]
 
-# Enough to stream a model of any size; rendering loads the whole pipeline.
-_FETCH = {
-    "requests": {"cpu": "250m", "memory": "256Mi"},
-    "limits": {"memory": "1Gi"},
-}
-_CONVERT = {
-    "requests": {"cpu": "500m", "memory": "512Mi"},
-    "limits": {"memory": "2Gi"},
-}
-_RENDER = {
-    "requests": {"cpu": "1", "memory": "4Gi"},
-    "limits": {"memory": "16Gi"},
-}
-# Enough to remove or to compare files.
-SMALL = {
-    "requests": {"cpu": "100m", "memory": "128Mi"},
-    "limits": {"memory": "512Mi"},
-}
 _POD_SECURITY = {
     "runAsNonRoot": True,
     "runAsUser": USER_ID,
@@ -117,11 +100,8 @@ def _overrides(model: Model, loader: LoaderSettings) -> JobOverrides | None:
 
 def _resolved(spec: Spec, overrides: JobOverrides, settings: Settings) -> Spec:
     """Return the spec with verify.render filled in."""
-    verify = spec.verify
-    if verify.render is None:
-        gpus = _limits(overrides, settings.loader).get(settings.loader.gpu_resource, 0)
-        verify = verify.model_copy(update={"render": str(gpus) != "0"})
-    return spec.model_copy(update={"verify": verify})
+    renders = workload.renders(spec, overrides, settings.loader)
+    return spec.model_copy(update={"verify": spec.verify.model_copy(update={"render": renders})})
 
 
 def build(plan: JobPlan, settings: Settings) -> Manifest:
@@ -134,9 +114,9 @@ def build(plan: JobPlan, settings: Settings) -> Manifest:
 def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Manifest:
     loader, overrides = settings.loader, plan.overrides or JobOverrides()
     renders = bool(request.verify.render)
-    resources = _convert_resources(overrides, loader, renders=renders)
+    resources = workload.convert_resources(overrides, loader, renders=renders)
     image = loader.image if renders else loader.slim_image
-    fetch = _container(names.CONTAINER_FETCH, image, _FETCH, plan, settings)
+    fetch = _container(names.CONTAINER_FETCH, image, workload.FETCH, plan, settings)
     secrets = _secret_volumes(plan, loader)
     fetch["volumeMounts"] += [
         {"name": volume["name"], "mountPath": path, "readOnly": True} for path, volume in secrets
@@ -145,7 +125,10 @@ def _build_load(plan: JobPlan, request: LoadRequest, settings: Settings) -> Mani
     pod = _pod([convert], plan, settings)
     pod["initContainers"] = [fetch]
     pod["volumes"] += [volume for _, volume in secrets]
-    pod |= placement_of(overrides, loader, "runtime_class_name")
+    pod |= placement_of(overrides, loader)
+    runtime_class = workload.runtime_class(overrides, loader, resources)
+    if runtime_class is not None:
+        pod["runtimeClassName"] = runtime_class
     deadline = overrides.active_deadline_seconds or loader.active_deadline_seconds
     job = _job(names.ROLE_LOAD, pod, plan, deadline, loader.load_ttl_seconds)
     if loader.kueue_queue is not None:
@@ -189,38 +172,15 @@ def _secret_volume(name: str, secret: str, keys: Sequence[str]) -> Manifest:
 def _build_remove(plan: JobPlan, settings: Settings) -> Manifest:
     # No ownerReference: foreground deletion of the model would delete the Job before it ran.
     loader = settings.loader
-    remove = _container(names.CONTAINER_REMOVE, loader.slim_image, SMALL, plan, settings)
+    remove = _container(names.CONTAINER_REMOVE, loader.slim_image, workload.REMOVE, plan, settings)
     pod = _pod([remove], plan, settings) | placement_of(plan.overrides or JobOverrides(), loader)
     deadline = loader.active_deadline_seconds
     return _job(names.ROLE_REMOVE, pod, plan, deadline, loader.remove_ttl_seconds)
 
 
-def _convert_resources(
-    overrides: JobOverrides, loader: LoaderSettings, *, renders: bool
-) -> Manifest:
-    requested = overrides.resources.model_dump(exclude_none=True) if overrides.resources else {}
-    resources = {
-        "requests": dict(requested.get("requests") or {}),
-        "limits": _limits(overrides, loader),
-    }
-    # A default beside an override of the same resource could contradict it.
-    overridden = resources["requests"].keys() | resources["limits"].keys()
-    for kind, amounts in (_RENDER if renders else _CONVERT).items():
-        resources[kind] |= {key: amount for key, amount in amounts.items() if key not in overridden}
-    return resources
-
-
-def _limits(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
-    """Return the convert container's limits, including GPUs, before defaults are added."""
-    limits = dict(overrides.resources.limits or {}) if overrides.resources else {}
-    if loader.gpu_count > 0:
-        limits.setdefault(loader.gpu_resource, loader.gpu_count)
-    return limits
-
-
-def placement_of(overrides: JobOverrides, loader: LoaderSettings, *more: str) -> Manifest:
+def placement_of(overrides: JobOverrides, loader: LoaderSettings) -> Manifest:
     """Return the placement of a Pod: each field from spec.job, or the administrator's default."""
-    included = {"node_selector", "tolerations", "priority_class_name", *more}
+    included = {"node_selector", "tolerations", "priority_class_name"}
     placement: Manifest = {}
     for source in (loader.placement, overrides):
         placement |= source.model_dump(by_alias=True, exclude_none=True, include=included)

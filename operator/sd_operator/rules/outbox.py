@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sd_api.reasons import EventReason, WebhookReason
@@ -36,6 +36,9 @@ class OutboxChange:
     """The message of the same condition."""
     events: tuple[EventPlan, ...] = ()
     """The Events to emit."""
+    newest_ended: bool = False
+    """Whether the call of the newest event has ended: then the condition is about it, and only
+    older calls are pending."""
 
 
 def webhook_id(uid: str, load_hash: str, event: WebhookEvent) -> str:
@@ -45,17 +48,39 @@ def webhook_id(uid: str, load_hash: str, event: WebhookEvent) -> str:
 
 
 def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
-    """Add a pending call; if that exceeds the limit, give up the oldest one."""
+    """Add a pending call, and drop the calls that it makes obsolete.
+
+    If that exceeds the limit of the status, give up the oldest call.
+    """
     if any(owed.id == entry.id for owed in change.entries):
         return change
-    entries = (*change.entries, entry)
+    kept = without_obsolete(change.entries, entry)
+    dropped = tuple(
+        _failed(f"{owed.event} was not delivered; a newer load has events, so it is given up")
+        for owed in change.entries
+        # Its Event announced another attempt. A call that has not failed may still arrive.
+        if owed not in kept and owed.attempts
+    )
+    entries = (*kept, entry)
     given_up = tuple(
         _failed(f"{owed.event} was not delivered; {OUTBOX_MAX} newer calls wait, so it is given up")
         for owed in entries[:-OUTBOX_MAX]
     )
     message = f"waiting for the delivery of {entry.event}"
-    events = (*change.events, *given_up)
+    events = (*change.events, *dropped, *given_up)
     return OutboxChange(entries[-OUTBOX_MAX:], WebhookReason.DELIVERY_PENDING, message, events)
+
+
+def without_obsolete(entries: Entries, newer: OutboxEntry) -> tuple[OutboxEntry, ...]:
+    """Return the entries without those of other loads, which a newer event makes obsolete.
+
+    A deletion is never obsolete.
+    """
+    return tuple(
+        entry
+        for entry in entries
+        if entry.load_hash == newer.load_hash or entry.event is WebhookEvent.DELETED
+    )
 
 
 def due(entries: Entries, in_flight: frozenset[str], now: datetime) -> tuple[OutboxEntry, ...]:
@@ -79,10 +104,17 @@ def _delay(entry: OutboxEntry, now: datetime) -> timedelta:
 
 
 def record(
-    entries: Entries, deliveries: Iterable[Delivery], schedule: Sequence[float]
+    entries: Entries,
+    deliveries: Iterable[Delivery],
+    schedule: Sequence[float],
+    *,
+    newest_ended: bool = False,
 ) -> OutboxChange:
-    """Account for finished calls; schedule: the pause in seconds after each failed attempt."""
-    change = OutboxChange(tuple(entries))
+    """Account for finished calls; schedule: the pause in seconds after each failed attempt.
+
+    Only the newest event changes the condition. It is the last entry, unless its call has ended.
+    """
+    change = OutboxChange(tuple(entries), newest_ended=newest_ended)
     for delivery in deliveries:
         entry = next((owed for owed in change.entries if owed.id == delivery.id), None)
         if entry is not None:
@@ -97,7 +129,8 @@ def _record_one(
     if delivery.outcome is Outcome.DELIVERED:
         message = f"{entry.event} was delivered"
         event = EventPlan(EventType.NORMAL, EventReason.WEBHOOK_DELIVERED, message)
-        return OutboxChange(others, WebhookReason.DELIVERED, message, (*change.events, event))
+        after = OutboxChange(others, WebhookReason.DELIVERED, message, (*change.events, event))
+        return _about_the_newest(change, entry, after)
     remedy = _REMEDIES[delivery.outcome]
     is_retried = delivery.outcome is not Outcome.GONE and entry.attempts < len(schedule)
     text = f"{entry.event} was not delivered: {delivery.error}."
@@ -119,7 +152,22 @@ def _record_one(
     unsigned = delivery.outcome is Outcome.UNSIGNED
     reason = WebhookReason.SECRET_NOT_READABLE if unsigned else WebhookReason.DELIVERY_FAILED
     events = (*change.events, _failed(message)) if is_event else change.events
-    return OutboxChange(entries, reason, message, events)
+    return _about_the_newest(change, entry, OutboxChange(entries, reason, message, events))
+
+
+def _about_the_newest(
+    before: OutboxChange, entry: OutboxEntry, after: OutboxChange
+) -> OutboxChange:
+    """Return the outbox after an entry's call; only the newest event changes the condition."""
+    if before.newest_ended or entry.id != before.entries[-1].id:
+        return replace(
+            after,
+            reason=before.reason,
+            message=before.message,
+            newest_ended=before.newest_ended,
+        )
+    is_pending = any(owed.id == entry.id for owed in after.entries)
+    return replace(after, newest_ended=not is_pending)
 
 
 def _failed(message: str) -> EventPlan:

@@ -20,7 +20,14 @@ from sd_operator.rules.decision import JobPlan
 from sd_operator.rules.diagnose import NOT_OF_A_LOAD, Failure
 from sd_operator.rules.input import Input
 from sd_operator.rules.outbox import OutboxChange
-from sd_operator.rules.step import KeepStalled, LoadQueued, LoadRunning, LoadSucceeded, Proceed
+from sd_operator.rules.step import (
+    KeepStalled,
+    LoadQueued,
+    LoadRunning,
+    LoadSucceeded,
+    Proceed,
+    Report,
+)
 
 
 def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
@@ -36,12 +43,12 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
         "model_id": model.model_id,
         "model_type": model.model_type,
         "phase": Phase.READY if served and not report.reconciling else report.phase,
-        "reason": None if report.phase is Phase.READY else report.reason.value,
+        "reason": _reason(inp, report),
         "conditions": _conditions(inp, step, served, outbox),
         "progress": StatusProgress.of(progress) if progress else None,
         "artifact": artifact,
         "source": loaded.source if loaded else (inp.status.source if artifact else None),
-        "webhook": WebhookStatus(outbox=list(outbox.entries)) if outbox.entries else None,
+        "webhook": _webhook(outbox),
     }
     if isinstance(load, LoadQueued):
         updates |= {"job": load.job, "start_time": None, "completion_time": None}
@@ -72,6 +79,28 @@ def _kept_artifact(inp: Input) -> StatusArtifact | None:
         return published
     since = times.stamp(inp.now) if inp.is_missing else None
     return published.model_copy(update={"missing_time": since})
+
+
+def _reason(inp: Input, report: Report) -> str | None:
+    """Return the reason in one word; a load that is tried again keeps that of its last failure."""
+    if report.phase is Phase.READY:
+        return None
+    is_retry = isinstance(report.stalled, KeepStalled) and _keeps_stalled(inp)
+    if is_retry and (report.reconciling or report.phase is Phase.QUEUED):
+        return (report.last_failure or inp.stalled or report.reason).value
+    return (report.last_failure or report.reason).value
+
+
+def _keeps_stalled(inp: Input) -> bool:
+    """Whether the condition Stalled is about an earlier attempt of this load."""
+    return inp.same_load and inp.stalled not in NOT_OF_A_LOAD
+
+
+def _webhook(outbox: OutboxChange) -> WebhookStatus | None:
+    """Return the outbox for the status; None if it is empty."""
+    if not outbox.entries:
+        return None
+    return WebhookStatus(outbox=list(outbox.entries), newest_ended=outbox.newest_ended)
 
 
 def _conditions(
@@ -111,7 +140,7 @@ def _conditions(
     match report.stalled:
         case Failure(reason=reason):
             put(ConditionType.STALLED, True, reason, report.message, generation)
-        case KeepStalled() if inp.same_load and inp.stalled not in NOT_OF_A_LOAD:
+        case KeepStalled() if _keeps_stalled(inp):
             pass
         case _:
             result = conditions.drop(result, ConditionType.STALLED)

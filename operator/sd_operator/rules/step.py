@@ -33,6 +33,8 @@ class Report:
     """Whether a load is under way: the condition Reconciling."""
     stalled: Failure | KeepStalled | None = None
     """The condition Stalled: for a new failure, kept as it is, or removed."""
+    last_failure: Reason | None = None
+    """Why an earlier Pod of the running Job failed; it stays in status.reason."""
 
     @classmethod
     def of_failure(cls, failure: Failure, job_name: str = "", note: str = "") -> Report:

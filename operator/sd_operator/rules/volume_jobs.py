@@ -9,8 +9,8 @@ from sd_api.check import CheckRequest
 from sd_api.loader_env import STORE_MOUNT, USER_ENV, LoaderEnv
 from sd_api.spec import JobOverrides
 from sd_operator.base.settings import LoaderSettings
+from sd_operator.rules import workload
 from sd_operator.rules.manifests import (
-    SMALL,
     TERMINATION_LOG,
     Manifest,
     command,
@@ -30,7 +30,7 @@ def build_sweep(namespace: str, name: str, claim_name: str, loader: LoaderSettin
     variables = LoaderEnv(retain_previous_seconds=loader.retain_previous_seconds)
     sweep = command("sweep", loader.slim_image, arguments, loader) | {
         "env": listed(variables.to_env() | USER_ENV),
-        "resources": SMALL,
+        "resources": workload.REMOVE,
     }
     metadata = _metadata(namespace, name, names.SWEEP_NAME)
     return _job(metadata, sweep, claim_name, defaults.ACTIVE_DEADLINE_SECONDS, loader)
@@ -46,7 +46,7 @@ def build_check(
     arguments = ["check", "--request", request.to_argument(), "--store", STORE_MOUNT]
     check = command(names.CONTAINER_CHECK, loader.slim_image, arguments, loader) | {
         "env": listed(LoaderEnv(termination_log=TERMINATION_LOG).to_env() | USER_ENV),
-        "resources": SMALL,
+        "resources": workload.REMOVE,
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
     }

@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 
 import kopf
 
-from sd_operator.base.errors import ApiError, NotFoundError, UnavailableError, WatchEndedError
+# The only way to change which namespaces kopf watches without ending all watches.
+from kopf._cogs.structs.references import Insights, NamespaceName
+
+from sd_operator.base.errors import (
+    ApiError,
+    ForbiddenError,
+    NotFoundError,
+    UnavailableError,
+    WatchEndedError,
+)
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.probes import BEAT_SECONDS, Probes
 from sd_operator.base.settings import Settings
@@ -20,6 +29,7 @@ from sd_operator.base.times import SYSTEM_CLOCK
 from sd_operator.clients.kube import MODELS, Api
 from sd_operator.clients.lease import Lease
 from sd_operator.reconciler.controller import Controller
+from sd_operator.reconciler.namespaces import Namespaces
 from sd_operator.runtime import election
 from sd_operator.runtime.handlers import kopf_settings, register
 
@@ -28,6 +38,8 @@ log = logging.getLogger(__name__)
 GC_THRESHOLDS = (20_000, 10, 20)
 START_RETRY_SECONDS = 2.0
 CHECK_SECONDS = 30.0
+LOOK_SECONDS = 10.0
+"""How often the rights in the listed namespaces are checked."""
 AWAY_MAX_SECONDS = 600.0
 
 
@@ -85,10 +97,20 @@ async def _lead(
             _step_down(controller, metrics, lease, fatal, stop), name="step down"
         )
         stack.push_async_callback(_until_done, ending, stop)
-        await controller.fill()
+        watched = Insights()
+        if settings.namespaces:
+            namespaces = Namespaces(api, settings.namespaces, controller, metrics)
+            await namespaces.look()
+            watched.namespaces.update(map(NamespaceName, namespaces.served))
+            serving = ", ".join(sorted(namespaces.served)) or "no namespace yet"
+            looking = asyncio.create_task(_look(namespaces, watched), name="namespaces")
+            stack.callback(looking.cancel)
+        else:
+            await controller.fill(None)
+            serving = "all namespaces"
         probes.get_ready()
-        log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
-        await _watch(controller, settings, stop)
+        log.info("serving %s", serving)
+        await _watch(controller, settings, watched, stop)
         for task in fatal:
             if task.done() and not task.cancelled():
                 raise WatchEndedError(task.result())
@@ -139,7 +161,7 @@ async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> No
     namespace = settings.namespaces[0] if settings.namespaces else None
     while not stop.is_set():
         try:
-            await api.check(MODELS, namespace)
+            await _check(api, namespace)
         except NotFoundError:
             log.warning("the kind is unknown: kubectl apply -f crds/stablediffusionmodels.yaml")
         except ApiError as refused:
@@ -150,6 +172,16 @@ async def _until_served(api: Api, settings: Settings, stop: asyncio.Event) -> No
             await asyncio.wait_for(stop.wait(), START_RETRY_SECONDS)
 
 
+async def _check(api: Api, namespace: str | None) -> None:
+    """Raise ApiError if the API server does not serve our kind."""
+    try:
+        await api.check(MODELS, namespace)
+    except ForbiddenError:
+        # It answers. A listed namespace may be gone; `Namespaces` reports that and serves the rest.
+        if namespace is None:
+            raise
+
+
 async def _until_lost(api: Api, settings: Settings) -> str:
     """Wait until the API server has been away for too long; kopf itself would retry for ever."""
     clock = asyncio.get_running_loop().time
@@ -157,7 +189,7 @@ async def _until_lost(api: Api, settings: Settings) -> str:
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         try:
-            await api.check(MODELS, settings.namespaces[0] if settings.namespaces else None)
+            await _check(api, settings.namespaces[0] if settings.namespaces else None)
         except UnavailableError as error:
             if clock() - seen > AWAY_MAX_SECONDS:
                 return f"the API server is away for {clock() - seen:.0f} s: {error}"
@@ -168,13 +200,33 @@ async def _until_lost(api: Api, settings: Settings) -> str:
             seen = clock()
 
 
-async def _watch(controller: Controller, settings: Settings, stop: asyncio.Event) -> None:
+async def _look(namespaces: Namespaces, watched: Insights) -> None:
+    """Check the listed namespaces all the time; kopf starts and ends their watches accordingly."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            await namespaces.look()
+        except ApiError as error:
+            log.warning("the namespaces cannot be checked: %s", error)
+        if watched.namespaces != namespaces.served:
+            async with watched.revised:
+                watched.namespaces.clear()
+                watched.namespaces.update(map(NamespaceName, namespaces.served))
+                watched.revised.notify_all()
+
+
+async def _watch(
+    controller: Controller, settings: Settings, watched: Insights, stop: asyncio.Event
+) -> None:
     before = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=register(controller, settings),
         settings=kopf_settings(),
         clusterwide=not settings.namespaces,
-        namespaces=list(settings.namespaces),
+        # Exact names would be watched with rights or without. kopf does not resolve a pattern where
+        # discovery is off, so exactly the namespaces in `watched` are watched.
+        namespaces=["*"] if settings.namespaces else [],
+        insights=watched,
         standalone=True,
         stop_flag=stop,
     )

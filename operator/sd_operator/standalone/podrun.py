@@ -230,20 +230,32 @@ class PodRun:
             folder = self._folder / "volumes" / volume["name"]
             folder.mkdir(parents=True, mode=0o700)
             if claim := volume.get("persistentVolumeClaim"):
-                folder = self._machine.claim_folder(namespace, claim["claimName"])
+                folder = await self._claim_folder(volume["name"], claim["claimName"])
                 self._claims.add(volume["name"])
             elif secret := volume.get("secret"):
                 path = f"/api/v1/namespaces/{namespace}/secrets/{secret['secretName']}"
                 while (body := await self._find(path)) is None and not secret.get("optional"):
                     text = f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret'
                     text += f' "{secret["secretName"]}" not found'
-                    await self._report(once=text)
-                    await self._warn("FailedMount", text)
-                    await asyncio.sleep(RETRY_SECONDS)
+                    await self._wait_for_mount(text)
                 for name, content in secret_files(secret, body or {}).items():
                     (folder / name).touch(mode=0o600)
                     (folder / name).write_bytes(content)
             self._volumes[volume["name"]] = folder
+
+    async def _claim_folder(self, volume: str, claim: str) -> Path:
+        """Return the folder of a PVC; wait while something else is in its place."""
+        while True:
+            try:
+                return self._machine.claim_folder(self._meta["namespace"], claim)
+            except OSError as error:
+                text = f'MountVolume.SetUp failed for volume "{volume}" : {error.strerror}'
+                await self._wait_for_mount(text)
+
+    async def _wait_for_mount(self, text: str) -> None:
+        await self._report(once=text)
+        await self._warn("FailedMount", text)
+        await asyncio.sleep(RETRY_SECONDS)
 
     async def _find(self, path: str) -> Json | None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from tests.support.operator.operated import Operated
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
 LINK = "https://example.com/model.safetensors"
-STREAM_LOST = "[object Event]"
-"""The text that the htmx extension logs when a stream breaks off."""
 
 
 @pytest.fixture
@@ -110,12 +109,30 @@ def test_progress_updates_without_a_reload(visitor: Tab, shared_cluster: Cluster
     page.locator("#snippet").wait_for()
 
 
+@pytest.mark.parametrize("path", ["/", "/models/steady"], ids=["list", "model"])
+def test_progress_follows_every_change(
+    visitor: Tab, shared_cluster: Cluster, path: str, request: pytest.FixtureRequest
+) -> None:
+    """Five changes in a row are all shown, not only the first one."""
+    name = f"steady-{request.node.callspec.id}"
+    gallerymodels.make(shared_cluster, name, loading(10), url=LINK)
+    visitor.open(path.replace("steady", name))
+    bar = visitor.page.get_by_role("progressbar", name=f"Downloading {name}")
+    for percent in (21, 32, 43, 54, 65):
+        gallerymodels.set_status(shared_cluster, name, loading(percent))
+        status = shared_cluster.get("sdm", name)["status"]["progress"]
+        visitor.page.locator(f"progress[value='{status['percent']}']").wait_for()
+        assert bar.get_attribute("value") == str(status["percent"])
+        assert visitor.page.locator("main progress + p").all_inner_texts().count(status["text"])
+
+
 @pytest.mark.slow
 def test_page_catches_up_after_a_lost_connection(
     visitor: Tab, shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page shows models that were created, deleted or changed in the meantime."""
-    page, cut, streams = visitor.page, threading.Event(), 0
+    page, streams = visitor.page, 0
+    cut, ended = threading.Event(), threading.Event()
     stream = live.stream
 
     async def cuttable(updates: Any, changes: Any, alive: Any) -> AsyncGenerator[bytes, None]:
@@ -123,6 +140,7 @@ def test_page_catches_up_after_a_lost_connection(
         streams += 1
         async for event in stream(updates, changes, alive):
             if cut.is_set():
+                ended.set()
                 return
             yield event
 
@@ -130,10 +148,9 @@ def test_page_catches_up_after_a_lost_connection(
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     for name in ("stays", "goes"):
         gallerymodels.make(shared_cluster, f"away-{name}", loading(10), url=LINK)
-    with page.expect_response("**/gallery/live*"):
-        visitor.open("/?q=away")
-    with page.expect_console_message(lambda message: message.text == STREAM_LOST):
-        cut.set()
+    visitor.open("/?q=away")
+    cut.set()
+    assert ended.wait(20)
     shared_cluster.kubectl("delete", "sdm", "away-goes")
     gallerymodels.set_status(shared_cluster, "away-stays", loading(90))
     gallerymodels.make(shared_cluster, "away-new", url=LINK)
@@ -144,7 +161,69 @@ def test_page_catches_up_after_a_lost_connection(
     gallerymodels.set_status(shared_cluster, "away-stays", loading(95))
     page.locator("progress[value='95']").wait_for()
     assert streams >= 2
-    visitor.complaints[:] = [text for text in visitor.complaints if STREAM_LOST not in text]
+
+
+@pytest.mark.parametrize("worker", [True, False], ids=["shared-worker", "no-worker"])
+def test_nine_tabs_use_few_connections(
+    visitor: Tab, shared_cluster: Cluster, gallery: Site, worker: bool
+) -> None:
+    """Nine tabs are live at once. A browser without SharedWorker follows only visible tabs."""
+    name = f"nine-{'with' if worker else 'without'}"
+    gallerymodels.make(shared_cluster, name, loading(10), url=LINK)
+    context = visitor.page.context
+    if not worker:
+        context.add_init_script(HIDEABLE)
+    pages = [context.new_page() for _ in range(9)]
+    for page in pages:
+        page.goto(f"{gallery.url}/gallery/models/{name}", timeout=20_000)
+        page.locator("progress[value='10']").wait_for()
+        if not worker and page is not pages[-1]:
+            page.evaluate("hide(true)")
+    gallerymodels.set_status(shared_cluster, name, loading(60))
+    for page in pages:
+        if not worker and page is not pages[-1]:
+            assert page.locator("progress[value='10']").count() == 1
+            page.evaluate("hide(false)")
+        page.locator("progress[value='60']").wait_for(timeout=20_000)
+        if not worker:
+            page.evaluate("hide(true)")
+
+
+HIDEABLE = """
+delete window.SharedWorker;
+let hidden = false;
+Object.defineProperty(document, "hidden", { get: () => hidden });
+window.hide = (value) => { hidden = value; document.dispatchEvent(new Event("visibilitychange")); };
+"""
+"""Takes the shared workers from a page, and lets a test hide it."""
+
+
+def test_server_that_went_away_is_shown(
+    browser: Any, shared_cluster: Cluster, tmp_path: Path
+) -> None:
+    """The open page says that the server does not respond."""
+    server = ExitStack()
+    site = server.enter_context(serve(shared_cluster, tmp_path))
+    with server, tab(browser, site.url) as visit:
+        visit.login(site.key)
+        visit.open("/")
+        assert visit.page.locator("#stream-notice").inner_text() == ""
+        server.close()
+        visit.page.get_by_text("The server does not respond").wait_for()
+        visit.complaints.clear()
+
+
+def test_failed_search_says_so(visitor: Tab) -> None:
+    """The page names the failure, and drops the notice when a search succeeds."""
+    page = visitor.page
+    visitor.open("/")
+    page.route("**/gallery/?q=*", lambda route: route.abort())
+    page.get_by_label("Search").press_sequentially("x")
+    page.get_by_text("The search failed").wait_for()
+    page.unroute("**/gallery/?q=*")
+    page.get_by_label("Search").press_sequentially("y")
+    page.locator("#request-notice:empty").wait_for(state="attached")
+    visitor.complaints.clear()
 
 
 def test_search_is_in_the_url(visitor: Tab, shared_cluster: Cluster) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from html import unescape
 
 import pytest
 
 from sd_api.reasons import Reason
+from sd_operator.base.errors import UnavailableError
 from sd_operator.clients import kube
 from sd_operator.gateway.feed import Change
 from sd_operator.gateway.gallery import live, routes
@@ -34,42 +37,40 @@ def at(status: dict, version: int = 8, uid: str = UID, name: str = "sketch") -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "events", "stale"),
+    ("change", "names", "stale"),
     [
-        pytest.param(Change(body(loading(10))), [], False, id="same-version"),
-        pytest.param(Change(at(loading(11))), ["card-sketch"], False, id="progress"),
-        pytest.param(Change(at(loading(26))), ["card-sketch", "news"], False, id="past-a-quarter"),
-        pytest.param(Change(at(DONE)), ["card-sketch", "news"], True, id="another-phase"),
-        pytest.param(Change(at(loading(10))), [], False, id="no-visible-change"),
-        pytest.param(Change(at({}, name="new", uid="new")), ["news"], True, id="new"),
-        pytest.param(Change(at(loading(10)), gone=True), [], True, id="gone"),
+        pytest.param(Change(body(loading(10))), "", "", id="same-version"),
+        pytest.param(Change(at(loading(11))), "state-sketch", "", id="progress"),
+        pytest.param(
+            Change(at(loading(26))), "state-sketch news news-sketch", "", id="past-a-quarter"
+        ),
+        pytest.param(
+            Change(at(DONE)),
+            "state-sketch news news-sketch",
+            "listing changed-sketch",
+            id="another-phase",
+        ),
+        pytest.param(
+            Change(at(failed(Reason.NOT_A_MODEL, "x"))),
+            "state-sketch news news-sketch",
+            "listing changed-sketch",
+            id="failed",
+        ),
+        pytest.param(Change(at(loading(10))), "", "", id="no-visible-change"),
+        pytest.param(
+            Change(at({}, name="new", uid="new")), "news news-new", "listing changed-new", id="new"
+        ),
+        pytest.param(
+            Change(at(loading(10)), gone=True), "gone-sketch news-sketch", "listing", id="gone"
+        ),
     ],
 )
-def test_list_gets_events_for_its_cards(change, events, stale):
-    """The page becomes stale when a model appears, disappears or changes its phase."""
-    updates = live.ListUpdates([body(loading(10))])
-    assert [name for name, _ in updates.events(change)] == events
-    assert updates.stale is stale
-    assert list(updates.events(change)) == [], "a change has events only once"
-
-
-@pytest.mark.parametrize(
-    ("change", "events", "stale"),
-    [
-        pytest.param(Change(body(loading(10))), [], False, id="same-version"),
-        pytest.param(Change(at(loading(11))), ["state"], False, id="progress"),
-        pytest.param(Change(at(loading(50))), ["state", "news"], False, id="past-a-quarter"),
-        pytest.param(Change(at(DONE)), ["news"], True, id="done"),
-        pytest.param(Change(at(failed(Reason.NOT_A_MODEL, "x"))), ["news"], True, id="failed"),
-        pytest.param(Change(at(DONE, name="other")), [], False, id="another-model"),
-        pytest.param(Change(at(DONE), gone=True), ["state", "news"], False, id="gone"),
-    ],
-)
-def test_model_page_gets_events_for_its_model(change, events, stale):
-    """Events update the progress; any other change makes the page stale."""
-    updates = live.ModelUpdates(body(loading(10)))
-    assert [name for name, _ in updates.events(change)] == events
-    assert updates.stale is stale
+def test_messages_update_the_pages_that_show_a_model(change, names, stale):
+    """Progress has a new part; what a part cannot show makes pages fetch themselves again."""
+    updates = live.Updates([body(loading(10))])
+    assert [name for name, _ in updates.messages(change)] == names.split()
+    assert list(updates.stale) == stale.split()
+    assert list(updates.messages(change)) == [], "a change has messages only once"
 
 
 def test_digest_depends_only_on_the_models_versions():
@@ -83,57 +84,67 @@ def test_digest_depends_only_on_the_models_versions():
 # Over HTTP
 
 
-def address(site: Site, page: str = "/gallery/") -> str:
-    """Return the address of the stream that a page opens."""
-    addresses = re.findall(r'sse-connect="([^"]+)"', site.get(page).text)
-    return str(addresses[0].replace("&amp;", "&"))
+STREAM = "/gallery/live"
+
+
+def messages(events: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the HTML of each message; comments are left out."""
+    for _, data in events:
+        if data != "live":
+            message = json.loads(data)
+            yield message["name"], message.get("html", "")
 
 
 def until(events: Iterator[tuple[str, str]], name: str, text: str = "") -> str:
-    """Return the data of the next event that has this name and contains this text."""
-    return next(data for kind, data in events if kind == name and text in data)
+    """Return the HTML of the next message that has this name and contains this text."""
+    return next(html for kind, html in messages(events) if kind == name and text in html)
 
 
 @pytest.mark.cluster
 def test_list_gets_events_as_models_change(shared_cluster, site):
     """Events report a new model, its progress and its deletion."""
     gallerymodels.make(shared_cluster, "before", url=LINK)
-    with site.stream(address(site)) as events:
+    with site.stream(STREAM) as events:
         assert next(events) == ("", "live")
         gallerymodels.make(shared_cluster, "sketch", loading(10), url=LINK)
-        assert until(events, "listing")
+        until(events, "listing")
         gallerymodels.set_status(shared_cluster, "sketch", loading(40))
         # A slow cluster sets the first status so late that it has an event of its own.
-        card = until(events, "card-sketch", 'value="40"')
+        card = until(events, "state-sketch", 'value="40"')
         assert 'value="40"' in card
         assert "42 s left" in card
-        assert until(events, "news") == f"sketch: {loading(40)['progress']['text']}"
+        assert until(events, "news", "40%") == f"sketch: {loading(40)['progress']['text']}"
         shared_cluster.kubectl("delete", "sdm", "sketch")
-        assert until(events, "listing")
+        until(events, "gone-sketch", "was deleted")
+        until(events, "listing")
 
 
 @pytest.mark.cluster
 def test_model_page_gets_events_as_its_model_changes(shared_cluster, site):
     """Events report progress, the end of the load, and the deletion."""
     gallerymodels.make(shared_cluster, "one", loading(10), url=LINK)
-    with site.stream(address(site, "/gallery/models/one")) as events:
+    with site.stream(STREAM) as events:
         gallerymodels.set_status(shared_cluster, "one", loading(11))
-        assert 'value="11"' in until(events, "state")
+        until(events, "state-one", 'value="11"')
         uid = shared_cluster.get("sdm", "one")["metadata"]["uid"]
         gallerymodels.set_status(shared_cluster, "one", {**ready(uid, "one"), "progress": None})
-        assert until(events, "changed")
+        until(events, "changed-one")
         shared_cluster.kubectl("delete", "sdm", "one")
-        assert "one was deleted" in until(events, "state")
+        until(events, "gone-one", "one was deleted")
 
 
 @pytest.mark.cluster
-def test_page_that_missed_a_change_is_refreshed(shared_cluster, site):
-    """The change happens before the page opens its stream, or while the stream is closed."""
-    missed = address(site)
-    gallerymodels.make(shared_cluster, "meanwhile", url=LINK)
-    with site.stream(missed) as events:
-        assert next(events) == ("", "live")
-        assert next(events) == ("listing", "new")
+@pytest.mark.parametrize(("path", "name"), [("/", "listed"), ("/models/paged", "paged")])
+def test_page_asks_whether_it_missed_a_change(shared_cluster, site, path, name):
+    """The response is empty while the page shows the models as they are, and else a new page."""
+    gallerymodels.make(shared_cluster, name, loading(10), url=LINK)
+    text = site.get(f"/gallery{path}").text
+    (again,) = re.findall(r'hx-get="([^"]+)" hx-trigger="refresh"', text)
+    assert site.get(unescape(again)).code == 204
+    gallerymodels.set_status(shared_cluster, name, loading(90))
+    page = site.get(unescape(again))
+    assert page.code == 200
+    assert 'value="90"' in page.text
 
 
 @pytest.mark.cluster
@@ -153,14 +164,14 @@ def test_all_streams_share_one_watch(shared_cluster, site, monkeypatch):
 
     monkeypatch.setattr(kube.Api, "watch", counted)
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
-    path = address(site)
+    path = STREAM
     with site.stream(path) as first, site.stream(path) as second, site.stream(path) as third:
         gallerymodels.make(shared_cluster, "seen-by-all", url=LINK)
         for events in (first, second, third):
             assert until(events, "news").startswith("seen-by-all")
         assert running == {"started": 1, "now": 1}
     eventually(lambda: running["now"] == 0)
-    with site.stream(address(site)) as again:
+    with site.stream(STREAM) as again:
         gallerymodels.make(shared_cluster, "seen-again", url=LINK)
         assert until(again, "news").startswith("seen-again")
         assert running == {"started": 2, "now": 1}
@@ -170,8 +181,12 @@ def test_all_streams_share_one_watch(shared_cluster, site, monkeypatch):
 def test_quiet_stream_sends_heartbeats(site, monkeypatch):
     """Proxies keep the connection open, and the gateway notices that a browser has gone."""
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
-    with site.stream(address(site)) as events:
-        assert [next(events) for _ in range(3)] == [("", "live"), ("", "ping"), ("", "ping")]
+    with site.stream(STREAM) as events:
+        assert [next(events) for _ in range(3)] == [
+            ("", "live"),
+            ("", '{"name": "ping"}'),
+            ("", '{"name": "ping"}'),
+        ]
 
 
 @pytest.mark.cluster
@@ -179,7 +194,7 @@ def test_streams_of_a_key_are_limited(site, monkeypatch):
     """Another stream is rejected until one of the open streams is closed."""
     monkeypatch.setattr(routes, "STREAMS_PER_KEY", 2)
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
-    path = address(site)
+    path = STREAM
     with site.stream(path) as first, site.stream(path) as second:
         next(first), next(second)
         response = site.get(path)
@@ -192,7 +207,7 @@ def test_streams_that_open_at_once_are_limited(site, monkeypatch):
     """A stream counts as soon as it is requested, not when its first event is sent."""
     monkeypatch.setattr(routes, "STREAMS_PER_KEY", 2)
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
-    path, all_models = address(site), Models.all
+    path, all_models = STREAM, Models.all
 
     async def slowly(self, namespace):
         await asyncio.sleep(0.5)
@@ -214,11 +229,18 @@ def test_streams_that_open_at_once_are_limited(site, monkeypatch):
 
 @pytest.mark.cluster
 def test_stream_that_fails_does_not_count(site, monkeypatch):
-    """A page of a deleted model does not use up the streams of its key."""
+    """A stream that cannot begin does not use up the streams of its key."""
     monkeypatch.setattr(routes, "STREAMS_PER_KEY", 1)
-    for _ in range(3):
-        assert site.get("/gallery/live?model=nowhere").code == 404
-    assert _is_open(site, address(site))
+
+    async def failing(*_):
+        raise UnavailableError("down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Models, "all", failing)
+        # The server may notice a little later that the stream of the previous test is closed.
+        eventually(lambda: site.get(STREAM).code == 503)
+        assert [site.get(STREAM).code for _ in range(3)] == [503] * 3
+    assert _is_open(site, STREAM)
 
 
 @pytest.mark.cluster
@@ -227,10 +249,10 @@ def test_a_stream_ends_with_its_session(shared_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.05)
     with serve(shared_cluster, tmp_path) as site:
         site.login()
-        with site.stream(address(site)) as events:
+        with site.stream(STREAM) as events:
             next(events)
             site.keys_file.write_text("# no keys\n")
-            assert until(events, "ended")
+            until(events, "ended")
             assert list(events) == []
 
 

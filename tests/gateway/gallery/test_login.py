@@ -206,6 +206,12 @@ def test_static_files_are_cached_by_browsers(site):
     assert site.get("/gallery/static/nothing.js").code == 404
 
 
+def test_shared_worker_may_only_connect(site):
+    """A worker takes its policy from the response with its script; it loads nothing else."""
+    policy = site.get("/gallery/static/stream.js").headers["Content-Security-Policy"]
+    assert policy == "default-src 'none'; connect-src 'self'"
+
+
 def test_unavailable_api_server_gives_an_error_page(shared_cluster, tmp_path):
     """The login still works, because it needs only the key file."""
     server = credentials(shared_cluster.kubeconfig)[0]

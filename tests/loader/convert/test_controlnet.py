@@ -135,7 +135,21 @@ CASES = [Case(row, "fp16", None) for row in FILES] + [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def is_slow(case: Case) -> bool:
+    """Return whether only `make test-all` runs the case: `make test` has one family's precisions.
+
+    A file in another precision is converted in the same way for each family.
+    """
+    return case.row is not FILES[0] and (case.precision, case.revision) != PRECISIONS[0]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=pytest.mark.slow if is_slow(case) else ())
+        for case in CASES
+    ],
+)
 def test_weights_equal_those_of_diffusers(tmp_path: Path, case: Case) -> None:
     """The folder equals the result of `from_single_file`, and diffusers opens it."""
     path = save(tmp_path, case.row, DTYPES[case.precision])

@@ -67,6 +67,27 @@ CASES.append(Case("sd15", "kohya", LEGACY))
 ROWS: tuple[Row, ...] = tuple(case.row for case in CASES)
 
 
+# What `make test` runs: each family, style and container. `make test-all` runs all cases.
+QUICK = (
+    Case("sd15", "kohya", "bin"),
+    Case("sd15", "kohya", LEGACY),
+    Case("sd15", "peft", "safetensors"),
+    Case("sd2", "kohya", "safetensors"),
+    Case("sd2", "old diffusers", "safetensors"),
+    Case("sdxl", "diffusers", "safetensors"),
+    Case("sdxl", "kohya sgm", "safetensors"),
+)
+
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    """Run a test once for each of these cases."""
+    rows = [
+        pytest.param(case, id=str(case), marks=() if case in QUICK else pytest.mark.slow)
+        for case in cases
+    ]
+    return pytest.mark.parametrize("case", rows)
+
+
 def metadata_of(folder):
     """The metadata of the published file."""
     with safe_open(folder / f"{NAME}.safetensors", "pt") as file:
@@ -81,7 +102,7 @@ def assert_same(ours, theirs):
         assert same, name
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each(CASES)
 def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
     """All layers of the UNet and the text encoders are equal and have the same scale."""
     tensors = lora(case.family, case.style)
@@ -107,7 +128,7 @@ def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
 WITHOUT_TEXT_MODEL = [case for case in CASES if case.container == "safetensors"]
 
 
-@pytest.mark.parametrize("case", WITHOUT_TEXT_MODEL, ids=str)
+@each(WITHOUT_TEXT_MODEL)
 def test_names_without_text_model_are_read_and_published_with_it(tmp_path, case):
     """Since 5.6, transformers leaves `text_model` out of a CLIPTextModel's names.
 

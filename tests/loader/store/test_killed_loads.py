@@ -68,8 +68,12 @@ def test_a_run_killed_at_any_step_is_completed_by_the_next_run(
 def test_a_real_conversion_killed_at_any_step_is_completed_by_the_next_run(
     tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
-    """The writer's steps are included, with and without conversion during the download."""
+    """The writer's steps are included, with and without conversion during the download.
+
+    The kernel's copies are steps, too.
+    """
     monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr("sd_loader.convert.write.steps.COPIED_FROM", 0)
     file = save_safetensors(tmp_path / "vae.safetensors", tiny_vae(torch.float16))
     with FileServer() as server:
         monkeypatch.setenv("SD_LOADER_ALLOWED_HOSTS", server.host)
@@ -79,6 +83,7 @@ def test_a_real_conversion_killed_at_any_step_is_completed_by_the_next_run(
         start = prepared(tmp_path / "prepared", [])
         undisturbed = copy(start, tmp_path / "undisturbed")
         names = steps_of(lambda: pod.main(undisturbed, "pod-1"), undisturbed)
+        assert ranges or "os.copy_file_range" in names
         expected = end_state(undisturbed)
         whole = tree(undisturbed / "model")
         tried = points(names, 15)

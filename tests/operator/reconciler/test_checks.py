@@ -515,6 +515,23 @@ def test_a_model_that_is_gone_is_forgotten() -> None:
     acting(play)
 
 
+def test_a_namespace_without_rights_is_left() -> None:
+    """No request is sent there until a model is seen again."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.checks.leave("elsewhere")
+        assert list(stage.checks._claims) == ["art/models"]
+        stage.checks.leave("art")
+        stage.seconds += INTERVAL
+        await asyncio.sleep(0.05)
+        assert (stage.api.jobs, stage.checks._claims) == ({}, {})
+        stage.show()
+        await stage.run()
+
+    assert acting(play).counted() == {"complete": 1}
+
+
 def test_checks_can_be_switched_off() -> None:
     """With an interval of 0 no PVC is looked at."""
 

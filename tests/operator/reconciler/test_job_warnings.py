@@ -14,7 +14,7 @@ from sd_operator.clients.kube import Listing, Resource
 from sd_operator.reconciler.job_warnings import JobWarnings
 from sd_operator.resources.observed import JobView
 from tests.support.kube.scriptedapi import Json, Script
-from tests.support.rules.observed import NOW, job
+from tests.support.rules.observed import NOW, job, pod
 
 
 class Events(Script):
@@ -68,7 +68,7 @@ def test_many_jobs_share_one_list() -> None:
     said = ask(JobWarnings(api, Hands().clock), *(aged(30, f"u{number}") for number in range(1000)))
     assert said[7] == "exceeded quota: gpu"
     assert set(said[:7] + said[8:]) == {""}
-    assert api.asked == ["events of art: involvedObject.kind=Job,type=Warning"]
+    assert api.asked == ["events of art: type=Warning"]
 
 
 def test_each_namespace_is_listed_by_itself() -> None:
@@ -85,6 +85,35 @@ def test_the_newest_warning_of_a_job_is_reported() -> None:
         ("a", "2026-01-01T00:00:01Z", "denied by a policy"),
     )
     assert ask(JobWarnings(api, Hands().clock), aged(30)) == ["exceeded quota: gpu"]
+
+
+def test_a_pod_has_its_own_warnings_from_the_same_list() -> None:
+    """Only an Event with the uid of the Pod counts, and only once the Pod had its node for 30 s."""
+    api, hands = Events(("a", "2026-01-01T00:00:09Z", "exceeded quota: gpu")), Hands()
+    warnings = JobWarnings(api, hands.clock)
+    work = job()
+    young = pod(work, scheduled=NOW - timedelta(seconds=29))
+    assert asyncio.run(warnings.newest_of_pod(young)) is None
+    assert asyncio.run(warnings.newest_of_pod(pod(work))) is None
+    assert api.asked == []
+
+    old = pod(work, scheduled=NOW - timedelta(seconds=31))
+    about_it = {"kind": "Pod", "name": old.name, "uid": old.uid}
+    for involved, text in (
+        (about_it, "mount failed: https://me:hunter2@example.com/share?key=1"),
+        (about_it | {"uid": "another"}, "of an earlier Pod of this name"),
+        (about_it | {"kind": "Node"}, "not of a Pod"),
+        ({"kind": "Pod"}, "without a uid"),
+    ):
+        event = {"involvedObject": involved, "reason": "FailedMount", "message": text}
+        api.events_of_jobs.append(event | {"eventTime": "2026-01-02T03:04:00.000001Z"})
+    warning = asyncio.run(warnings.newest_of_pod(old))
+    assert warning is not None
+    assert warning.reason == "FailedMount"
+    assert warning.message.startswith("mount failed: ")
+    assert "hunter2" not in warning.message
+    assert ask(warnings, aged(30)) == ["exceeded quota: gpu"]
+    assert len(api.asked) == 1
 
 
 def test_a_new_job_causes_no_request() -> None:

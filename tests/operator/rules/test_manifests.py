@@ -71,6 +71,7 @@ def env(container: dict[str, Any]) -> dict[str, Any]:
     [
         pytest.param("load-cpu", load(CPU), id="cpu"),
         pytest.param("load-gpu", load(Settings()), id="gpu"),
+        pytest.param("load-adapter", load(Settings(), modelType="lora"), id="adapter"),
         pytest.param(
             "load-full",
             load(FULL, job=OVERRIDES, credentialsSecretRef={"name": "token"}, modelId="Big_Model"),
@@ -105,9 +106,17 @@ class _NoAliases(yaml.SafeDumper):
         pytest.param(Settings(), {}, "image", 1, id="a GPU by setting: renders"),
         pytest.param(CPU, {}, "slim_image", None, id="no GPU: slim"),
         pytest.param(
-            Settings(), {"verify": {"render": False}}, "slim_image", 1, id="not to render"
+            Settings(), {"verify": {"render": False}}, "slim_image", None, id="not to render"
         ),
         pytest.param(CPU, {"verify": {"render": True}}, "image", None, id="to render on a CPU"),
+        pytest.param(Settings(), {"modelType": "lora"}, "slim_image", None, id="an adapter"),
+        pytest.param(
+            Settings(),
+            {"modelType": "lora", "verify": {"render": True}},
+            "image",
+            1,
+            id="an adapter to render",
+        ),
         pytest.param(
             CPU,
             {"job": {"resources": {"limits": {"nvidia.com/gpu": 2}}}},

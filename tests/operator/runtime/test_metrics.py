@@ -106,6 +106,7 @@ EXPECTED = {
     "sdmodel_webhook_delivery_duration_seconds": ("histogram", set()),
     "sdmodel_api_requests_total": ("counter", {"verb", "resource", "code"}),
     "sdmodel_leader": ("gauge", set()),
+    "sdmodel_namespace_served": ("gauge", {"namespace"}),
     "sdmodel_build_info": ("gauge", {"component", "version"}),
 }
 
@@ -118,6 +119,7 @@ def test_every_metric_has_a_name_type_labels_and_help() -> None:
     metrics.reconciles.labels("ok").inc()
     metrics.loads.labels("art", "custom_ckpt", "loaded", "").inc()
     metrics.source_bytes.labels("art").inc()
+    metrics.namespace_served.labels("art").set(1)
     metrics.load_seconds.labels("custom_ckpt", "total").observe(42)
     metrics.deliveries.labels(Outcome.DELIVERED.value).inc()
     metrics.checks.labels(CheckOutcome.COMPLETE.value).inc()

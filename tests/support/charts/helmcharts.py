@@ -63,7 +63,7 @@ FULL: Json = {
         "name": "models",
         "annotations": {"example.com/role": "models"},
     },
-    "rbac": {"create": True, "aggregate": True},
+    "rbac": {"create": True, "aggregate": True, "namespaceDeletion": True},
     "logLevel": "DEBUG",
     "logFormat": "json",
     "crd": {"install": True, "keep": True},

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 
@@ -50,10 +51,15 @@ def unicode_path(name: str, other: str) -> bytes:
 
 def deflated(name: str, content: bytes, **fields: Any) -> Part:
     """Return a member compressed as zip programs do it."""
-    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    packed = packer.compress(content) + packer.flush()
     honest = {"method": 8, "size": len(content), "crc": zlib.crc32(content)}
-    return Part(name, packed, **{**honest, **fields})
+    return Part(name, _packed(content), **{**honest, **fields})
+
+
+# Dozens of archives have the same weights.
+@lru_cache(maxsize=32)
+def _packed(content: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(content) + packer.flush()
 
 
 def zip_bytes(

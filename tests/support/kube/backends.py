@@ -7,10 +7,8 @@ The environment selects the backend; tests are the same for all of them:
   Both are started, with RBAC. Standalone's node runs the Pods. Standalone's controllers run too,
   unless the folder has a kube-controller-manager. The operator has only the chart's rights.
 - KUBECONFIG names an existing cluster. If it has no Nodes, standalone's controllers and node are
-  added. If it has Nodes, the Pods are real and two variables are required: SD_TEST_LOADER_IMAGE
-  (an image with sd-loader that the nodes can pull) and SD_TEST_SOURCE_HOST (the address at which
-  Pods reach this machine). SD_TEST_STORE optionally names the folder on this machine that has a
-  PVC's files, with {namespace} in it.
+  added. If it has Nodes, its Pods are real, and CONTRIBUTING.md lists the variables that say how
+  they find the loader's image and this machine. At the end, what the run created is deleted.
 
 Tests start and kill operators themselves.
 """
@@ -19,11 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -31,11 +31,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sd_api.crd import custom_resource_definition
 from sd_operator.standalone import pki
-from tests.support.kube.cluster import CLAIM, Backend, Cluster
+from sd_operator.standalone.podrun import NODE
+from tests.support.kube.administrator import administrator
+from tests.support.kube.cluster import (
+    CLAIM,
+    TEST_LABEL,
+    Backend,
+    Cluster,
+    ClusterError,
+    Json,
+)
 from tests.support.kube.rights import RULES
 from tests.support.processes import START_SECONDS, free_ports, listens, running
 
 SYSTEM_NAMESPACE = "sd-operator-system"
+POD_SECONDS = 240.0
+"""The patience with Pods of a real node, which may have to pull an image and to bind a volume."""
 
 
 @contextlib.contextmanager
@@ -49,7 +60,7 @@ def backend_of(env: Mapping[str, str]) -> Iterator[Backend]:
         if env.get("KUBEBUILDER_ASSETS"):
             yield stack.enter_context(_kube_apiserver(Path(env["KUBEBUILDER_ASSETS"]), work))
         elif env.get("KUBECONFIG"):
-            yield stack.enter_context(_existing(Path(env["KUBECONFIG"]), env, work))
+            yield stack.enter_context(_existing(env, work))
         else:
             yield stack.enter_context(_standalone(work))
 
@@ -68,26 +79,88 @@ def _standalone(work: Path) -> Iterator[Backend]:
 
 
 @contextlib.contextmanager
-def _existing(kubeconfig: Path, env: Mapping[str, str], work: Path) -> Iterator[Backend]:
-    admin = Cluster(Backend("cluster", kubeconfig, kubeconfig, None), "default", work)
-    _define(admin)
-    if not [node for node in admin.list("nodes") if node["metadata"]["name"] != "standalone"]:
-        with _node(kubeconfig, work) as store:
-            yield Backend("nodeless cluster", kubeconfig, kubeconfig, store)
-        return
-    for name in ("SD_TEST_LOADER_IMAGE", "SD_TEST_SOURCE_HOST"):
-        if not env.get(name):
-            pytest.skip(f"KUBECONFIG names a cluster with nodes, and {name} is not set")
-    yield Backend(
+def _existing(env: Mapping[str, str], work: Path) -> Iterator[Backend]:
+    with contextlib.ExitStack() as stack:
+        kubeconfig = stack.enter_context(administrator(env["KUBECONFIG"], work))
+        admin = Cluster(Backend("cluster", kubeconfig, kubeconfig, None), "default", work)
+        if any(node["metadata"]["name"] != NODE for node in admin.list("nodes")):
+            backend = _with_nodes(kubeconfig, env)
+            stack.enter_context(_defined(admin))
+        else:
+            stack.enter_context(_defined(admin))
+            stack.callback(admin.run, "delete", "node", NODE)
+            store = stack.enter_context(_node(kubeconfig, work))
+            backend = Backend("nodeless cluster", kubeconfig, kubeconfig, store)
+        try:
+            yield backend
+        finally:
+            _delete_namespaces(admin, backend)
+
+
+def _with_nodes(kubeconfig: Path, env: Mapping[str, str]) -> Backend:
+    missing = [
+        name for name in ("SD_TEST_LOADER_IMAGE", "SD_TEST_SOURCE_HOST") if not env.get(name)
+    ]
+    if missing:
+        _give_up(f"KUBECONFIG names a cluster with nodes: set {' and '.join(missing)}")
+    source_host = env["SD_TEST_SOURCE_HOST"]
+    try:
+        socket.create_server((source_host, 0)).close()
+    except OSError as error:
+        _give_up(f"SD_TEST_SOURCE_HOST: this machine cannot listen on {source_host} ({error})")
+    return Backend(
         "cluster",
         kubeconfig,
         kubeconfig,
         env.get("SD_TEST_STORE"),
         env["SD_TEST_LOADER_IMAGE"],
-        env["SD_TEST_SOURCE_HOST"],
+        source_host,
         controllers=False,
         local_pods=False,
+        patience=POD_SECONDS,
     )
+
+
+def _give_up(why: str) -> NoReturn:
+    """End the run. A run that skips its loads would look like one that has passed."""
+    pytest.exit(f"{why}. See CONTRIBUTING.md.", pytest.ExitCode.USAGE_ERROR)
+
+
+@contextlib.contextmanager
+def _defined(admin: Cluster) -> Iterator[None]:
+    """Install the CRD and delete it at the end, unless the cluster already has it."""
+    definition = custom_resource_definition()
+    name = definition["metadata"]["name"]
+    if admin.exists("crd", name):
+        if _schemas(admin.get("crd", name)) != _schemas(definition):
+            _give_up(
+                f"The cluster has another version of the CRD {name}: remove it, or run"
+                " `kubectl apply --server-side -f crds/stablediffusionmodels.yaml`"
+            )
+        yield
+        return
+    _define(admin)
+    try:
+        yield
+    finally:
+        admin.kubectl("delete", "crd", name, "--timeout=60s", timeout=70)
+
+
+def _schemas(definition: Json) -> list[Json]:
+    return [version["schema"] for version in definition["spec"]["versions"]]
+
+
+def _delete_namespaces(admin: Cluster, backend: Backend) -> None:
+    seconds = backend.patience
+    selector = f"--selector={TEST_LABEL}={backend.run}"
+    done = admin.run(
+        "delete", "namespaces", selector, f"--timeout={seconds}s", timeout=seconds + 10
+    )
+    if done.returncode:
+        raise ClusterError(
+            f"Some namespaces of this run remain: {done.stderr.strip()}. Find out what keeps them:"
+            f" kubectl get namespaces {selector} -o yaml"
+        )
 
 
 @contextlib.contextmanager
@@ -161,7 +234,6 @@ def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
         f"--service-account-signing-key-file={work / 'accounts.key'}",
         "--service-cluster-ip-range=10.0.0.0/24",
         "--endpoint-reconciler-type=none",
-        "--disable-admission-plugins=ServiceAccount",
     ]
     manager = [
         str(assets / "kube-controller-manager"),

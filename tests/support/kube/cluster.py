@@ -18,12 +18,15 @@ import pytest
 import yaml
 
 from sd_api import names
+from tests.support.kube.objects import Objects
 from tests.support.processes import start, stop
 from tools.kubectl import kubectl_path
 
 Json = dict[str, Any]
 
 CLAIM = "models"
+TEST_LABEL = f"{names.GROUP}/test"
+"""The label of every object that a run creates outside its namespaces, and of the namespaces."""
 
 
 class ClusterError(Exception):
@@ -38,13 +41,26 @@ class Backend:
     kubeconfig: Path
     operator_kubeconfig: Path
     store: str | None
-    """The folder of a PVC's files, with {namespace} in it; None if this machine has no access."""
+    """The folder of a PVC's files, with {namespace} in it; None if this machine has no access.
+
+    Wildcards in it are expanded.
+    """
     loader_image: str = "sd-loader:test"
     source_host: str = "127.0.0.1"
+    """The address at which Pods reach the sources of this machine; the sources listen on it."""
     controllers: bool = True
     """Whether standalone's controllers run, which first retry after 1 s."""
     local_pods: bool = True
     """Whether Pods are processes on this machine and can run stubloader.py."""
+    patience: float = 60.0
+    """The seconds that a Pod may need until it has done its work."""
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+    """The value of TEST_LABEL, so that a run deletes only its own objects."""
+
+    def namespace(self, **metadata: str) -> Json:
+        """Return the manifest of a namespace of this run."""
+        labels = {TEST_LABEL: self.run}
+        return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"labels": labels, **metadata}}
 
 
 @dataclass
@@ -66,7 +82,8 @@ class Cluster:
         """The folder of the namespace's volume; skips the test if this machine cannot see it."""
         if self.backend.store is None:
             pytest.skip("SD_TEST_STORE is not set, so the PVC's files cannot be read")
-        return Path(self.backend.store.format(namespace=self.namespace))
+        pattern = self.backend.store.format(namespace=self.namespace)
+        return next(Path("/").glob(pattern.removeprefix("/")), Path(pattern))
 
     def run(
         self, *arguments: str, stdin: str | None = None, timeout: float = 30
@@ -96,19 +113,25 @@ class Cluster:
         text = manifest if isinstance(manifest, str) else yaml.safe_dump(manifest)
         return self.kubectl("apply", "-f", "-", *options, stdin=text)
 
+    @property
+    def objects(self) -> Objects:
+        """The objects of the namespace, as the administrator sees them."""
+        return Objects(self.kubeconfig, self.namespace)
+
     def get(self, kind: str, name: str) -> Json:
         """Return an object."""
-        item: Json = json.loads(self.kubectl("get", kind, name, "-o=json"))
+        item = self.objects.find(kind, name)
+        if item is None:
+            raise ClusterError(f"there is no {kind} {name} in namespace {self.namespace}")
         return item
 
-    def list(self, kind: str, *selectors: str) -> list[Json]:
-        """Return the objects of a kind."""
-        items: list[Json] = json.loads(self.kubectl("get", kind, "-o=json", *selectors))["items"]
-        return items
+    def list(self, kind: str, **selectors: str) -> list[Json]:
+        """Return the objects of a kind; selectors are parameters such as `labelSelector`."""
+        return self.objects.list(kind, **selectors)
 
     def exists(self, kind: str, name: str) -> bool:
         """Return whether the object exists."""
-        return bool(self.kubectl("get", kind, name, "--ignore-not-found", "-o=name"))
+        return self.objects.find(kind, name) is not None
 
     def model(self, name: str, **spec: object) -> Json:
         """Apply a StableDiffusionModel and return it."""
@@ -120,28 +143,34 @@ class Cluster:
         kind: str,
         name: str,
         reached: Callable[[Json], object],
-        timeout: float = 60.0,
     ) -> Json:
         """Wait until an object reaches a state, and return it."""
+        timeout = self.backend.patience
         deadline = time.monotonic() + timeout
         item: Json = {}
         while time.monotonic() < deadline:
-            if self.exists(kind, name) and reached(item := self.get(kind, name)):
+            item = self.objects.find(kind, name) or {}
+            if item and reached(item):
                 return item
             time.sleep(0.1)
         raise ClusterError(
             f"{kind}/{name} is not as expected after {timeout} s: {json.dumps(item)}"
         )
 
-    def wait_gone(self, kind: str, name: str, timeout: float = 60.0) -> None:
+    def wait_gone(self, kind: str, name: str) -> None:
         """Wait until an object is deleted."""
-        self.kubectl(
-            "wait", "--for=delete", kind, name, f"--timeout={timeout}s", timeout=timeout + 5
-        )
+        deadline = time.monotonic() + self.backend.patience
+        item = first = self.objects.find(kind, name)
+        while item and first and item["metadata"]["uid"] == first["metadata"]["uid"]:
+            if time.monotonic() > deadline:
+                waited = self.backend.patience
+                raise ClusterError(f"{kind}/{name} still exists after {waited} s: {item}")
+            time.sleep(0.1)
+            item = self.objects.find(kind, name)
 
     def events(self, name: str) -> list[tuple[str, str]]:
         """Return the reasons and messages of the Events about an object, oldest first."""
-        found = self.list("events", f"--field-selector=involvedObject.name={name}")
+        found = self.list("events", fieldSelector=f"involvedObject.name={name}")
         found.sort(key=lambda item: (item["lastTimestamp"] or "", item["metadata"]["name"]))
         return [(item["reason"], item["message"]) for item in found]
 
@@ -209,11 +238,13 @@ def namespace_of(
     if stub and not backend.local_pods:
         pytest.skip("the nodes of KUBECONFIG's cluster cannot run a stand-in for the loader")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
-    made = [namespace, *([claim_manifest()] if claim else [])]
+    made = [backend.namespace(name=cluster.namespace), *([claim_manifest()] if claim else [])]
     cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(made))
+    if backend.name != "standalone":
+        # The admission plugin ServiceAccount needs it; the cluster's controller may be slower.
+        cluster.run("create", "serviceaccount", "default")
     try:
-        if claim and backend.store is not None:
+        if claim and backend.local_pods and backend.store is not None:
             cluster.store.mkdir(parents=True, exist_ok=True)
         if stub:
             (cluster.store.parent / "stub").touch()  # podloader.py looks for it

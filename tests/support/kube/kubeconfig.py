@@ -1,4 +1,4 @@
-"""Writes kubeconfigs, and reads those that the project's API server writes."""
+"""Writes kubeconfigs, and reads those with a token."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def write_kubeconfig(path: Path, server: str, token: str = "token") -> None:
 
 
 def credentials(kubeconfig: Path) -> tuple[str, str, str]:
-    """Return the server, token and CA certificate (PEM) of a kubeconfig from standalone."""
+    """Return the server, token and CA certificate (PEM) of a kubeconfig; no CA is ""."""
     config = yaml.safe_load(kubeconfig.read_text())
     cluster = config["clusters"][0]["cluster"]
-    ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    ca = base64.b64decode(cluster.get("certificate-authority-data", "")).decode()
     return cluster["server"], config["users"][0]["user"]["token"], ca

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
 from tests.support.kube.cluster import Backend, model_manifest
 from tests.support.kube.kubeconfig import credentials
 
@@ -104,11 +102,10 @@ class Models:
 @contextmanager
 def scratch(backend: Backend) -> Iterator[Models]:
     """Create a namespace for one test and yield its models."""
-    try:
-        api = RawApi(backend.kubeconfig)
-    except KeyError:
-        pytest.skip("the kubeconfig has no token for raw requests")
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": "test-"}}
+    api = RawApi(backend.kubeconfig)
+    namespace = backend.namespace(generateName="test-")
     name = api.ask("POST", "/api/v1/namespaces", namespace).body["metadata"]["name"]
-    yield Models(api, name)
-    api.ask("DELETE", f"/api/v1/namespaces/{name}")
+    try:
+        yield Models(api, name)
+    finally:
+        api.ask("DELETE", f"/api/v1/namespaces/{name}")

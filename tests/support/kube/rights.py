@@ -39,6 +39,14 @@ BLOCK_OWNER = Right(names.GROUP, f"{names.PLURAL}/finalizers", "update")
 """The admission plugin OwnerReferencesPermissionEnforcement requires it for blockOwnerDeletion."""
 
 
+GET_NAMESPACE = Right("", "namespaces", "get")
+"""The ClusterRole of the chart gives it for the listed namespaces."""
+CLUSTER_RIGHTS = frozenset(
+    Right(names.GROUP, names.PLURAL, verb) for verb in ("get", "list", "watch", "patch")
+)
+"""What the ClusterRole of the chart gives besides."""
+
+
 def rights(rules: Iterable[Mapping[str, Iterable[str]]]) -> frozenset[Right]:
     """Expand RBAC rules to single rights."""
     return frozenset(

@@ -55,6 +55,7 @@ def pod_spec(steps: str = "x", **changes: object) -> Json:
     """Return the Pod spec of a loader Job."""
     return {
         "restartPolicy": "Never",
+        "automountServiceAccountToken": False,  # standalone's node has no such volume
         "terminationGracePeriodSeconds": 2,
         "initContainers": [container("fetch", steps)],
         "containers": [container("convert", steps)],
@@ -91,7 +92,7 @@ def condition(item: Json, kind: str) -> Json:
 
 def pods_of(cluster: Cluster, name: str) -> list[Json]:
     """Return the Pods of a Job."""
-    return cluster.list("pods", f"--selector=batch.kubernetes.io/job-name={name}")
+    return cluster.list("pods", labelSelector=f"batch.kubernetes.io/job-name={name}")
 
 
 def wait_for_pod(cluster: Cluster, name: str, phase: str = "Running") -> Json:

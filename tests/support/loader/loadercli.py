@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from devkit.fakehub import FakeHub
 from sd_api.load import LoadRequest, Owner, RemoveRequest
@@ -16,6 +16,8 @@ from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import Spec
 from sd_api.wire import Artifact, LoadResult
+from sd_api.wording import message_at_shell, remedy_at_shell
+from sd_loader.arguments import OF_JOBS
 
 OWNER = Owner(uid="uid-1", namespace="ns", name="model")
 NAMESAKE = Owner(uid="uid-2", namespace="ns", name="model")
@@ -31,6 +33,8 @@ class Ended:
     stdout: str
     stderr: str
     result: LoadResult | None
+    by_hand: bool = False
+    """Whether the command is one that people run, with the words for people."""
 
 
 @dataclass
@@ -90,7 +94,8 @@ class Containers:
         message = self.message(pod)
         text = message.read_text() if message.exists() else ""
         message.unlink(missing_ok=True)
-        return Ended(process.returncode, stdout, stderr, LoadResult.decode(text))
+        by_hand = OF_JOBS.isdisjoint(map(str, cast("list[str]", process.args)))
+        return Ended(process.returncode, stdout, stderr, LoadResult.decode(text), by_hand)
 
     def message(self, pod: str) -> Path:
         """Return the path of the Pod's termination message."""
@@ -124,8 +129,11 @@ def failed(ended: Ended, reason: Reason, message: str) -> None:
     assert ended.result.outcome == "failed"
     assert (ended.result.reason, ended.code) == (reason, reason.exit_code), ended.stderr
     assert message in ended.result.message
-    assert f"error: {reason.value}: {ended.result.message}" in ended.stderr
-    assert f"what to do: {reason.remedy}" in ended.stderr
+    message, remedy = ended.result.message, reason.remedy
+    if ended.by_hand:
+        message, remedy = message_at_shell(message), remedy_at_shell(reason)
+    assert f"error: {reason.value}: {message}" in ended.stderr
+    assert f"what to do: {remedy}" in ended.stderr
 
 
 def artifact_of(ended: Ended) -> Artifact:

@@ -220,14 +220,17 @@ def _describe(job: Json) -> str:
 def _ends_of(life: Life, jobs: Iterable[Json]) -> dict[str, str]:
     """Return the Jobs that work for a model at its stage, and how they ended.
 
-    Load Jobs of a deleted model are left out, because the garbage collector deletes them.
+    Load Jobs of a deleted model are left out, because the garbage collector deletes them. So are
+    clean-up Jobs that succeeded: the operator deletes them, or their TTL does if that fails.
     """
-    role = names.ROLE_REMOVE if life.stage == "deleted" else names.ROLE_LOAD
+    is_deleted = life.stage == "deleted"
+    role = names.ROLE_REMOVE if is_deleted else names.ROLE_LOAD
     return {
         _describe(job): f"{job['status'].get('succeeded', 0)} done,"
         f" {job['status'].get('failed', 0)} failed"
         for job in jobs
         if job["metadata"]["labels"][names.LABEL_ROLE] == role
+        and not (is_deleted and job["status"].get("succeeded"))
     }
 
 

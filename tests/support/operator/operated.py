@@ -100,7 +100,7 @@ class Operated:
 
     def jobs(self, role: str) -> list[Json]:
         """Return the Jobs with this role."""
-        return self.cluster.list("jobs", f"-l={names.LABEL_ROLE}={role}")
+        return self.cluster.list("jobs", labelSelector=f"{names.LABEL_ROLE}={role}")
 
     def reasons(self, name: str = "sketch") -> list[str]:
         """Return the reasons of the Events about a model."""

@@ -40,10 +40,13 @@ class Servers:
     """A server that quotes the secrets of a request, and another origin to redirect to."""
 
     respond: Respond
+    address: str = "127.0.0.1"
 
     def __enter__(self) -> Servers:
-        self.source = Loopback(lambda asked: self.respond(self, asked, echo(asked)))
-        self.other = Loopback(self._elsewhere)
+        self.source = Loopback(
+            lambda asked: self.respond(self, asked, echo(asked)), address=self.address
+        )
+        self.other = Loopback(self._elsewhere, address=self.address)
         self.source.start()
         self.other.start()
         return self

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from sd_api.reasons import Reason
+from sd_loader.bulk import copy_at
 from sd_loader.convert.write.fileio import read_into
 from sd_loader.convert.write.files import WeightsFile
 from sd_loader.errors import LoaderError
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 STEP_BYTES = 2**20
 """Size of a window of the output: fits the processor's cache, and needs few steps in Python."""
+
+COPIED_FROM = 2**16
+"""The least average size of the steps of a block that the kernel copies.
+
+Smaller steps are read into memory and written together, which takes fewer calls into the kernel.
+"""
 
 OVERFLOW_LIMIT = 0
 """How many finite weights may become infinite. A single one spoils every image."""
@@ -157,6 +164,31 @@ class Block:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return sum(step.nbytes for step in self.steps)
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the kernel may copy the block's bytes from file to file."""
+        is_large = self.nbytes >= COPIED_FROM * len(self.steps)
+        return is_large and all(step.is_copy for step in self.steps)
+
+    def copy(self, fd: int) -> bool:
+        """Have the kernel copy the block's bytes. Return whether it copied all of them."""
+        return all(
+            copy_at(step.source.fd, step.source.offset, fd, step.position, step.nbytes)
+            == step.nbytes
+            for step in self.steps
+        )
+
+    def read_back(self, fd: int, content: memoryview, findings: Findings) -> None:
+        """Read the bytes that the kernel copied into memory.
+
+        They are read from the output: the source may have changed since they were copied.
+        """
+        read_into(fd, content, self.position)
+        for step in self.steps:
+            start = step.position - self.position
+            piece = content[start : start + step.nbytes]
+            findings.read(step.source.fd, step.source.offset, piece)
 
     def fill(self, content: memoryview, findings: Findings) -> None:
         """Read the block's sources, and put its bytes into memory."""

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from sd_loader.bulk import write_at
 from sd_loader.convert.write.fileio import reserve
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import STEP_BYTES, Buffers, Findings, steps_of
 from sd_loader.convert.write.steps_done import StepsDone, digest_as_done
 from sd_loader.convert.write.wants import Slot, Want, Wants
 from sd_loader.convert.write.writer import WRITERS, prepare_folder
-from sd_loader.formats.fileio import write_at
 from sd_loader.handover import FileDigest
 from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import TensorFile
@@ -246,8 +246,8 @@ class StreamedFolder:
 
 
 def _write_small(out: Path, file: SmallFile) -> FileDigest:
-    with storage_errors(file.path):
-        (out / file.path).write_bytes(file.content)
+    with storage_errors(file.path), (out / file.path).open("wb", buffering=0) as written:
+        write_at(written.fileno(), file.content, 0)
     return FileDigest(hashlib.sha256(file.content).hexdigest(), file.size)
 
 

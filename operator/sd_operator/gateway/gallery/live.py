@@ -1,14 +1,18 @@
-"""Server-sent events that update an open page: new parts of it, or a request to fetch it again."""
+"""Server-sent events that update all open pages of a browser.
+
+A message has the name of a part of a page and its new HTML. Without HTML it asks the pages that
+have this name to fetch themselves again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
+import json
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from typing import Protocol
 
-from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from fastapi.sse import format_sse_event
 
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.feed import Change
@@ -17,19 +21,19 @@ from sd_operator.gateway.gallery.pages import render
 
 HEARTBEAT_SECONDS = 15.0
 REFRESH_SECONDS = 1.0
-"""How long a stream collects changes before it asks the page to fetch itself again."""
+"""How long a stream collects changes before it asks pages to fetch themselves again."""
 RECONNECT_SECONDS = 2
 
-CHANGED, LISTING, NEWS, ENDED = "changed", "listing", "news", "ended"
+LISTING, NEWS, PING, ENDED = "listing", "news", "ping", "ended"
 
-Event = tuple[str, str]
-"""The name and the data of an event. Browsers ignore an event without data."""
+Message = tuple[str, str]
+"""The name of a part of a page, and its new HTML."""
 
 
 def digest(bodies: Iterable[Json]) -> str:
     """Return a digest of the models that a page shows.
 
-    The page sends it when it opens a stream, which then knows whether the page missed a change.
+    The page sends it when it asks whether it missed a change.
     """
     versions = sorted(
         f"{body['metadata']['uid']}={body['metadata']['resourceVersion']}" for body in bodies
@@ -37,78 +41,46 @@ def digest(bodies: Iterable[Json]) -> str:
     return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
 
 
-class Updates(Protocol):
-    """Translates changes of models into events for one page."""
-
-    stale: bool
-    """Whether the page must fetch itself again, because events cannot update it."""
-    refresh: str
-    """The name of the event that makes the page fetch itself again."""
-
-    def events(self, change: Change) -> Iterator[Event]:
-        """Yield the events that bring the page up to date with a change, and set `stale`."""
-
-
-class ListUpdates:
-    """Updates of the list: new cards, and announcements for screen readers."""
-
-    refresh = LISTING
+class Updates:
+    """Translates changes of a namespace's models into messages for the pages that show them."""
 
     def __init__(self, bodies: Iterable[Json]) -> None:
-        self.stale = False
+        self.stale: dict[str, None] = {}
+        """The names of the parts that pages must fetch again, in the order of the changes."""
+        bodies = list(bodies)
         self._versions = {_uid(body): _version(body) for body in bodies}
         self._cards = {_uid(body): views.card(body) for body in bodies}
 
-    def events(self, change: Change) -> Iterator[Event]:
-        """Yield the events for a change; none if the page already shows this version."""
-        uid = _uid(change.body)
+    def messages(self, change: Change) -> Iterator[Message]:
+        """Yield the messages for a change; none if it is already known."""
+        uid, name = _uid(change.body), change.body["metadata"]["name"]
         if change.gone:
             self._versions.pop(uid, None)
-            self.stale |= self._cards.pop(uid, None) is not None
+            if self._cards.pop(uid, None) is not None:
+                self.stale[LISTING] = None
+                yield f"gone-{name}", render("_gone.html", name=name)
+                yield f"news-{name}", render("_news.html", text=f"{name} was deleted")
             return
         if self._versions.get(uid) == _version(change.body):
             return
         before, after = self._cards.get(uid), views.card(change.body)
         self._versions[uid], self._cards[uid] = _version(change.body), after
-        # A new phase or type can change whether the page's filter matches the model.
-        self.stale |= before is None or (before.phase, before.type) != (after.phase, after.type)
-        if before is not None and before != after:
-            yield f"card-{after.name}", render("_card.html", card=after)
-        if text := views.news(before, after):
-            yield NEWS, render("_news.html", text=text)
-
-
-class ModelUpdates:
-    """Updates of one model's page: its state, and announcements for screen readers."""
-
-    refresh = CHANGED
-
-    def __init__(self, body: Json) -> None:
-        self.stale = False
-        self._name = body["metadata"]["name"]
-        self._version = _version(body)
-        self._card: views.Card | None = views.card(body)
-
-    def events(self, change: Change) -> Iterator[Event]:
-        """Yield the events for a change; none if the page shows this version or another model."""
-        if change.body["metadata"]["name"] != self._name:
-            return
-        if change.gone:
-            self._card = None
-            yield "state", render("_gone.html", name=self._name)
-            yield NEWS, render("_news.html", text=f"{self._name} was deleted")
-            return
-        if self._version == _version(change.body):
-            return
-        self._version = _version(change.body)
-        before, after = self._card, views.card(change.body)
-        self._card = after
+        if before is None or _shape(before) != _shape(after):
+            self.stale[LISTING] = None
+        # The page of a model shows more than its card, which changes while it does not load.
         if before is None or before.bar is None or after.bar is None:
-            self.stale = True
-        else:
-            yield "state", render("_state.html", card=after)
+            self.stale[f"changed-{name}"] = None
+        if before is not None and before != after:
+            yield f"state-{name}", render("_state.html", card=after)
         if text := views.news(before, after):
-            yield NEWS, render("_news.html", text=text)
+            news = render("_news.html", text=text)
+            yield NEWS, news
+            yield f"news-{name}", news
+
+
+def _shape(card: views.Card) -> tuple[object, ...]:
+    """Return what decides whether a filter matches, and what the card shows beside its state."""
+    return card.phase, card.type, card.base, card.size
 
 
 async def stream(
@@ -116,10 +88,11 @@ async def stream(
 ) -> AsyncGenerator[bytes, None]:
     """Yield server-sent events until the caller closes this or the session is no longer alive.
 
-    Without changes it yields heartbeats: they keep proxies from closing the connection.
+    Without changes it yields heartbeats: they keep proxies from closing the connection, and show
+    the browser that the server is there.
     """
     clock = asyncio.get_running_loop().time
-    refresh_at = clock() if updates.stale else None
+    refresh_at: float | None = None
     yield format_sse_event(comment="live", retry=RECONNECT_SECONDS * 1000)
     async with contextlib.aclosing(changes):
         waiting = asyncio.ensure_future(anext(changes))
@@ -132,20 +105,25 @@ async def stream(
                 if waiting.done():
                     change = waiting.result()
                     waiting = asyncio.ensure_future(anext(changes))
-                    for name, data in updates.events(change):
-                        yield format_sse_event(event=name, data_str=data)
+                    for name, html in updates.messages(change):
+                        yield _event(name=name, html=html)
                     if updates.stale and refresh_at is None:
                         # Changes often come together: wait, so that the page refreshes once.
                         refresh_at = clock() + REFRESH_SECONDS
                 elif refresh_at is None:
-                    yield KEEPALIVE_COMMENT
+                    yield _event(name=PING)
                 if refresh_at is not None and clock() >= refresh_at:
-                    refresh_at, updates.stale = None, False
-                    yield format_sse_event(event=updates.refresh, data_str="new")
+                    for name in updates.stale:
+                        yield _event(name=name)
+                    refresh_at, updates.stale = None, {}
         finally:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-    yield format_sse_event(event=ENDED, data_str="signed out")
+    yield _event(name=ENDED)
+
+
+def _event(**message: str) -> bytes:
+    return format_sse_event(data_str=json.dumps(message))
 
 
 def _uid(body: Json) -> str:

@@ -16,8 +16,13 @@ _TYPES = {
     "gallery.css": "text/css; charset=utf-8",
     "gallery.js": "text/javascript; charset=utf-8",
     "htmx.min.js": "text/javascript; charset=utf-8",
-    "sse.min.js": "text/javascript; charset=utf-8",
+    "live.js": "text/javascript; charset=utf-8",
+    "stream.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
+}
+_EXTRA = {
+    # A worker takes its policy from the response with its script, not from the page.
+    "stream.js": {"Content-Security-Policy": "default-src 'none'; connect-src 'self'"},
 }
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -35,16 +40,19 @@ class Static:
     content: bytes
     media_type: str
     digest: str
+    headers: dict[str, str]
 
     def response(self) -> Response:
         """Return the file with headers that let browsers cache it for a year."""
-        headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+        headers = {"Cache-Control": "public, max-age=31536000, immutable", **self.headers}
         return Response(self.content, media_type=self.media_type, headers=headers)
 
 
 def _read(name: str, media_type: str) -> Static:
     content = (files(_PACKAGE) / "static" / name).read_bytes()
-    return Static(content, media_type, hashlib.sha256(content).hexdigest()[:12])
+    return Static(
+        content, media_type, hashlib.sha256(content).hexdigest()[:12], _EXTRA.get(name, {})
+    )
 
 
 STATIC = {name: _read(name, media_type) for name, media_type in _TYPES.items()}

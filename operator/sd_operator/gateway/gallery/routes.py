@@ -158,6 +158,8 @@ class Gallery:
     async def _list(self, request: Request, key: Key) -> Response:
         filter_ = _filter(request.query_params)
         bodies = await self._models.all(key.namespace)
+        if _shows(request, bodies):
+            return Response(status_code=204)
         cards = sorted((views.card(body) for body in bodies), key=lambda card: card.name)
         matches = [card for card in cards if filter_.matches(card)]
         shown = matches[: filter_.show]
@@ -181,6 +183,8 @@ class Gallery:
 
     async def _model(self, request: Request, key: Key) -> Response:
         body = await self._models.get(key.namespace, request.path_params["name"])
+        if _shows(request, [body]):
+            return Response(status_code=204)
         now = self._context.clock.now()
         return page(
             "model.html",
@@ -229,15 +233,7 @@ class Gallery:
         return _LiveResponse(events, lambda: self._streams.subtract((key.id,)))
 
     async def _events(self, request: Request, key: Key) -> AsyncGenerator[bytes, None]:
-        name = request.query_params.get("model")
-        updates: live.Updates
-        if name:
-            bodies = [await self._models.get(key.namespace, name)]
-            updates = live.ModelUpdates(bodies[0])
-        else:
-            bodies = await self._models.all(key.namespace)
-            updates = live.ListUpdates(bodies)
-        updates.stale = live.digest(bodies) != request.query_params.get("digest")
+        updates = live.Updates(await self._models.all(key.namespace))
         changes = self._models.watch(key.namespace)
         return live.stream(updates, changes, lambda: self._key(request) == key)
 
@@ -357,6 +353,11 @@ def _filter(query: Mapping[str, str]) -> views.Filter:
         phase=query.get("phase", ""),
         show=min(int(show), SHOWN_MAX) if show.isdecimal() and len(show) < 9 else views.PAGE,
     )
+
+
+def _shows(request: Request, bodies: Iterable[Json]) -> bool:
+    """Return whether the page that sends this request shows the models as they are now."""
+    return request.query_params.get("digest") == live.digest(bodies)
 
 
 def _to_login(request: Request) -> Response:

@@ -1,0 +1,27 @@
+"""Starts a command whose packages may not be installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+_OURS = ("sd_api", "sd_operator", "sd_loader")
+
+
+def start(command: str, module: str, extra: str) -> int:
+    """Run the `main` of a module, or say which extra of the project has the missing package."""
+    try:
+        main: Callable[[], int] = import_module(module).main
+        return main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in _OURS:
+            raise
+        print(
+            f"{command}: the package {package} is not installed; it belongs to the extra"
+            f" `{extra}`: in a clone of the repository, run"
+            f" pip install -c constraints.txt '.[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1

@@ -1,0 +1,217 @@
+"""The loader's command line: its commands, their options and their help."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from importlib.metadata import version
+from pathlib import Path
+
+from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
+
+OF_JOBS = frozenset({"fetch", "convert", "remove", "check"})
+"""The commands that the operator's Jobs run. People run the others."""
+_OLDER_THAN_HOURS = 24.0
+"""Longer than a loader Job may run (6 h), so that an older file cannot belong to a running Pod even
+on a file system without locks."""
+_WIDTH = 78
+_URL = "https://civitai.com/api/download/models/94640"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser. Its result has the name of the command in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="sd-loader",
+        description="Downloads, converts, verifies and publishes Stable Diffusion models.",
+        epilog=_examples(
+            f"sd-loader load --url {_URL} --model-id majicmix --store ./models",
+            "sd-loader list --store ./models",
+            "sd-loader inspect some-checkpoint.ckpt",
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version("sd-operator"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    _add_load(_add(commands, "load", "download, convert and publish a model by hand"))
+    _add_inspect(_add(commands, "inspect", "show what a model file is, or why it cannot be loaded"))
+    _add_list(_add(commands, "list", "list the models that are published in a store"))
+    _add_verify(_add(commands, "verify", "compare a published model with its digests"))
+    _add_sweep(_add(commands, "sweep", "list or remove orphaned files on a volume"))
+    _add_request(
+        _add(commands, "fetch", "download a model's source to the volume (for loader Jobs)"),
+        '{"owner": {"uid": "u1", "namespace": "art", "name": "sd15"}, "modelId": "sd15",'
+        ' "loadHash": "0123456789abcdef", "url": "ORG/NAME", "modelType": "huggingface"}',
+    )
+    _add_request(
+        _add(commands, "convert", "convert the downloaded model and publish it (for loader Jobs)"),
+        "{… the same request as for fetch …}",
+    )
+    _add_request(
+        _add(commands, "remove", "remove the files of a deleted model (for loader Jobs)"),
+        '{"owner": {"uid": "u1", "namespace": "art", "name": "sd15"}, "modelId": "sd15"}',
+    )
+    _add_request(
+        _add(commands, "check", "find published models that are not complete (for check Jobs)"),
+        '{"versions": [{"uid": "u1", "loadHash": "0123456789abcdef", "modelId": "sd15"}]}',
+    )
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _examples(*lines: str) -> str:
+    title = "example" if len(lines) == 1 else "examples"
+    return "\n  ".join((f"{title}:", *lines))
+
+
+def _text(paragraph: str, *more: str) -> str:
+    return "\n\n".join((textwrap.fill(paragraph, _WIDTH), *more))
+
+
+def _add_store(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--store", required=True, type=Path, metavar="DIR", help=text)
+
+
+def _add_json(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _add_request(parser: argparse.ArgumentParser, request: str) -> None:
+    parser.add_argument("--request", required=True, metavar="JSON", help="the operator's request")
+    _add_store(parser, "root folder of the volume")
+    parser.epilog = _examples(f"{parser.prog} --store /models --request '{request}'")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="model file")
+    _add_json(parser, "print one JSON object")
+    parser.epilog = _examples("sd-loader inspect some-checkpoint.ckpt")
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    _add_store(parser, "folder with published models")
+    _add_json(parser, "print one JSON object per line")
+    parser.epilog = _examples("sd-loader list --store ./models")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.description = _text(
+        "Reads all files of a published model and compares them with the digests in its receipt."
+    )
+    parser.add_argument("model_id", metavar="MODEL", help="name of the model's folder in the store")
+    _add_store(parser, "folder with published models")
+    parser.epilog = _text(
+        "Exit codes: 0 if all files are as they were published; 3 if the model does not exist or a"
+        " file was altered.",
+        _examples("sd-loader verify majicmix --store ./models"),
+    )
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--url",
+        help="Hugging Face repo (ORG/NAME[@REVISION]), http(s) link, or local file; optional for"
+        " the ControlNets that load by model id",
+    )
+    add("--model-id", required=True, help="name of the model's folder in the store")
+    _add_store(parser, "folder to publish models in")
+    add(
+        "--model-type",
+        choices=[kind.value for kind in ModelType],
+        help="default: derived from the url",
+    )
+    add(
+        "--revision",
+        choices=[word.value for word in Revision],
+        help="precision of the published weights; default: the source's",
+    )
+    add("--git-revision", help="branch, tag or commit of a Hub repo")
+    add("--sha256", help="expected SHA-256 of a single file")
+    add(
+        "--weights",
+        choices=[word.value for word in Weights],
+        default=Weights.STANDARD.value,
+        help="which weights to publish if a checkpoint has both sets; default: standard",
+    )
+    add(
+        "--base-model",
+        choices=[name.value for name in BaseModelName],
+        help="architecture of the model; default: detected",
+    )
+    add(
+        "--prediction-type",
+        choices=[word.value for word in PredictionType],
+        help="what the UNet predicts; default: detected",
+    )
+    add(
+        "--original-config",
+        help="the checkpoint's original YAML config: http(s) link, or local file",
+    )
+    add(
+        "--vae",
+        type=lambda url: {"url": url},
+        metavar="URL",
+        help="VAE that replaces the model's own: repo, link, or local file",
+    )
+    add(
+        "--from-safetensors",
+        action="store_true",
+        default=None,
+        help="fail if the source is not in safetensors format",
+    )
+    add(
+        "--upcast-attention",
+        action="store_true",
+        default=None,
+        help="set the UNet's upcast_attention; default: detected",
+    )
+    add("--verify-weights", action="store_true", help="scan every weight for NaN and Inf")
+    add("--verify-render", action="store_true", help="render a test image; needs torch")
+    parser.epilog = _examples(
+        f"sd-loader load --url {_URL} --model-id majicmix --store ./models",
+        "sd-loader load --url ORG/NAME --revision fp16 --model-id mine --store ./models",
+        "sd-loader load --url ./my-lora.safetensors --model-type lora --model-id style"
+        " --store ./models",
+    )
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.description = _text(
+        "Lists orphaned files on a volume, published files that were altered, and files that the"
+        " loader did not create. Loads may run at the same time."
+    )
+    parser.epilog = _text(
+        "Exit codes: 0 on success, even if there are orphans; 1 if an orphan could not be removed;"
+        " 3 if a published file was altered, which a person must look into.",
+        _examples("sd-loader sweep --store ./models --delete"),
+    )
+    add = parser.add_argument
+    _add_store(parser, "root folder of the volume")
+    add("--delete", action="store_true", help="remove the orphans; all other files stay")
+    add("--digests", action="store_true", help="also compare the content of all published files")
+    add(
+        "--older-than",
+        type=_hours,
+        default=_OLDER_THAN_HOURS,
+        metavar="HOURS",
+        help="keep files that changed in the last HOURS, as a running Pod may use them"
+        " (default: 24)",
+    )
+    _add_json(parser, "print one JSON object per line")
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 <= hours <= 24 * 365:
+        raise ValueError(text)
+    return hours

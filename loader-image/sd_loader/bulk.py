@@ -1,0 +1,60 @@
+"""Puts many bytes into an open file: from memory, or from another file by the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+WRITE_BYTES = 64 << 10
+"""The most bytes that one call writes from memory.
+
+The kernel copies larger writes into large folios of the page cache, which is slow. On a virtual
+machine with two cores, SDXL in half precision took 18.0 to 19.4 s with calls of 1 MiB, 9.3 to
+14.2 s with 128 KiB, 8.1 to 9.5 s with 64 KiB, and 12.5 to 16.2 s with 16 KiB.
+"""
+
+COPY_BYTES = 1 << 20
+"""The most bytes that one call copies from file to file, so that a load can be stopped in between.
+
+Copy, digest and fsync of SDXL took 6.5 to 9.0 s with calls of 1 MiB, and 7.0 to 12.4 s with 16 MiB.
+"""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def write_at(fd: int, content: bytes | memoryview, position: int) -> None:
+    """Write all bytes at a position."""
+    rest = memoryview(content)
+    while rest.nbytes:
+        count = os.pwrite(fd, rest[:WRITE_BYTES], position)
+        position, rest = position + count, rest[count:]
+
+
+def copy_at(source: int, offset: int, target: int, position: int, count: int) -> int:
+    """Have the kernel copy bytes between files. Return how many it copied.
+
+    If they are fewer than `count`, the caller reads and writes the rest: the kernel does not copy
+    between these files (EXDEV, EPERM and EIO were seen), or the source has ended. Raises OSError
+    only if the target's volume is full.
+    """
+    copied = 0
+    while copied < count:
+        wanted = min(COPY_BYTES, count - copied)
+        try:
+            moved = os.copy_file_range(source, target, wanted, offset + copied, position + copied)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            break
+        if moved == 0:
+            break
+        copied += moved
+    return copied
+
+
+def copy_file(source: int, target: int) -> None:
+    """Copy a whole file into an empty one."""
+    position = copy_at(source, 0, target, 0, os.fstat(source).st_size)
+    while piece := os.pread(source, WRITE_BYTES, position):
+        write_at(target, piece, position)
+        position += len(piece)

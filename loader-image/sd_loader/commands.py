@@ -1,0 +1,149 @@
+"""The commands: what each does with its arguments. `arguments` declares them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from sd_api.check import CheckRequest, CheckResult
+from sd_api.load import LoadRequest, RemoveRequest, Request
+from sd_api.reasons import ExitCode
+from sd_api.spec import Spec
+from sd_api.wire import LoadResult, Message
+from sd_loader import manual, stages
+from sd_loader.failures import invalid_options, invalid_request
+from sd_loader.progress import CLEAR_LINE, for_people, json_lines
+from sd_loader.settings import Settings
+from sd_loader.storage_errors import storage_error
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+Command = Callable[[argparse.Namespace, Settings], Message | ExitCode]
+"""A command returns the result of a load, a removal or a check, or else the exit code."""
+
+
+def _fetch(args: argparse.Namespace, settings: Settings) -> LoadResult:
+    request = _parse(LoadRequest, args.request)
+    return stages.fetch_stage(request, args.store, settings, json_lines())
+
+
+def _convert(args: argparse.Namespace, settings: Settings) -> LoadResult:
+    request = _parse(LoadRequest, args.request)
+    return stages.convert_stage(request, args.store, settings, json_lines())
+
+
+def _remove(args: argparse.Namespace, _: Settings) -> LoadResult:
+    return stages.remove_stage(_parse(RemoveRequest, args.request), args.store)
+
+
+def _check(args: argparse.Namespace, _: Settings) -> CheckResult:
+    # Imported here: the other commands do not need it.
+    from sd_loader.check import check
+
+    return check(_parse(CheckRequest, args.request), args.store, print)
+
+
+def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
+    from sd_loader.summary import summary  # for the same reason
+
+    try:
+        verify = {"weights": args.verify_weights, "render": args.verify_render}
+        fields = {name: value for name, value in vars(args).items() if name in Spec.model_fields}
+        spec = Spec.model_validate({**fields, "verify": verify})
+    except ValidationError as error:
+        raise invalid_options(error) from None
+    credentials = (settings.credentials_dir / "token").exists()
+    request = manual.request_of(spec, args.model_id, credentials=credentials)
+    _make(args.store)
+    # Two loads on one machine must not share a staging folder.
+    settings = replace(settings, pod=f"{settings.pod}-{os.getpid()}")
+    result = stages.load(request, args.store, settings, for_people())
+    artifact, warnings = result.artifact, result.message
+    if artifact is not None:
+        print_error(summary(args.model_id, request.model_type, artifact, warnings, args.store))
+    print(args.store / args.model_id)
+    return result
+
+
+def _make(store: Path) -> None:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, str(store)) from error
+
+
+def _inspect(args: argparse.Namespace, _: Settings) -> ExitCode:
+    # Imported here: some commands do not need the conversion modules and start faster without them.
+    from sd_loader.inspect import inspect
+
+    inspection = inspect(args.file)
+    print(inspection.to_json() if args.json else inspection.to_text())
+    return ExitCode.DONE
+
+
+def _list(args: argparse.Namespace, _: Settings) -> ExitCode:
+    from sd_loader import listing  # for the same reason
+
+    models = listing.published(args.store)
+    print(listing.to_json(models) if args.json else listing.to_text(models))
+    return ExitCode.DONE
+
+
+def _verify(args: argparse.Namespace, _: Settings) -> ExitCode:
+    from sd_loader import listing  # for the same reason
+
+    checked = listing.verify(args.store, args.model_id)
+    print(checked.to_text())
+    return ExitCode.PERMANENT if checked.problems else ExitCode.DONE
+
+
+def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
+    from sd_loader.sweep import sweep  # for the same reason
+
+    swept = sweep(
+        args.store,
+        delete=args.delete,
+        digests=args.digests,
+        older_than=timedelta(hours=args.older_than),
+        retain=timedelta(seconds=settings.retain_previous_seconds),
+    )
+    text = swept.to_json() if args.json else swept.to_text()
+    if text:
+        print(text)
+    return swept.exit_code
+
+
+def _parse(kind: type[AnyRequest], text: str) -> AnyRequest:
+    try:
+        return kind.from_argument(text)
+    except ValidationError as error:
+        # The cause is dropped because it quotes the request.
+        raise invalid_request(error) from None
+
+
+def print_error(line: str) -> None:
+    """Print to stderr, in place of the progress bar. A closed stream is not an error."""
+    start = CLEAR_LINE if sys.stderr.isatty() else ""
+    with suppress(OSError):
+        print(f"{start}{line}", file=sys.stderr, flush=True)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "load": _load,
+    "inspect": _inspect,
+    "list": _list,
+    "verify": _verify,
+    "sweep": _sweep,
+    "fetch": _fetch,
+    "convert": _convert,
+    "remove": _remove,
+    "check": _check,
+}

@@ -1,0 +1,101 @@
+"""Pods that have a node but do not start, and clean-up Jobs whose Pods would keep the PVC."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from sd_api import names
+from sd_operator.base import times
+from tests.support.operator.operated import Operated, condition
+
+pytestmark = pytest.mark.cluster
+
+
+def block(operated: Operated) -> None:
+    """Put a file in the place of the volume's folder, so that the kubelet cannot mount it."""
+    store = operated.cluster.store
+    if store.exists():
+        store.rename(store.with_name("aside"))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.touch()
+
+
+def unblock(operated: Operated) -> None:
+    """Put the folder back."""
+    store = operated.cluster.store
+    store.unlink()
+    aside = store.with_name("aside")
+    if aside.exists():
+        aside.rename(store)
+
+
+def age_pod(operated: Operated, role: str) -> None:
+    """Date back the Pod's scheduling once the kubelet has warned about it, to save the wait."""
+    selector = f"{names.LABEL_ROLE}={role}"
+
+    def warned() -> bool:
+        pods = operated.cluster.list("pods", labelSelector=selector)
+        events = operated.cluster.events(pods[0]["metadata"]["name"]) if pods else []
+        return "FailedMount" in [reason for reason, _ in events]
+
+    operated.eventually(warned)
+    pod = operated.cluster.list("pods", labelSelector=selector)[0]
+    ago = times.stamp(datetime.now(UTC) - timedelta(seconds=40))
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago}
+    status = json.dumps({"status": {"conditions": [scheduled]}})
+    name = pod["metadata"]["name"]
+    operated.cluster.kubectl(
+        "patch", "pod", name, "--subresource=status", "--type=merge", "-p", status
+    )
+
+
+def test_a_volume_that_cannot_be_mounted_is_reported(operated: Operated) -> None:
+    """The load and the clean-up name the cause, and both go on once the volume is there."""
+    operated.start(SD_OPERATOR_STUCK_SECONDS="20")
+    block(operated)
+    operated.cluster.model("sketch", url=operated.link())
+    age_pod(operated, names.ROLE_LOAD)
+    item = operated.stalled("sketch", "VolumeNotMounted")
+    assert item["status"]["reason"] == "VolumeNotMounted"
+    assert "MountVolume.SetUp failed" in condition(item, "Ready")["message"]
+    unblock(operated)
+    assert condition(operated.ready(), "Stalled") == {}
+
+    block(operated)
+    operated.delete()
+    age_pod(operated, names.ROLE_REMOVE)
+    item = operated.wait(
+        "sketch", lambda one: "MountVolume.SetUp failed" in condition(one, "Ready")["message"]
+    )
+    item = operated.stalled("sketch", "VolumeNotMounted")
+    assert "skip-cleanup" in condition(item, "Stalled")["message"]
+    unblock(operated)
+    operated.gone()
+    operated.eventually(lambda: operated.jobs("remove") == [])
+    assert operated.left() == []
+
+
+def test_the_pvc_is_deleted_at_once_after_its_models(operated: Operated) -> None:
+    """The finished clean-up Job is deleted, so that its Pod does not keep the PVC for its TTL."""
+    operated.start()
+    operated.load(url=operated.link())
+    operated.delete()
+    operated.gone()
+    operated.eventually(lambda: operated.jobs("remove") == [])
+    operated.eventually(lambda: operated.cluster.list("pods") == [])
+
+
+def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(operated: Operated) -> None:
+    """Its Pod would wait for the volume until the Job's deadline."""
+    operated.start()
+    operated.load(url=operated.link())
+    block(operated)
+    operated.delete()
+    operated.eventually(lambda: operated.jobs("remove") != [])
+    operated.cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_SKIP_CLEANUP}=true")
+    operated.gone()
+    operated.eventually(lambda: operated.jobs("remove") == [])
+    unblock(operated)

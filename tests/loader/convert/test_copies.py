@@ -1,0 +1,266 @@
+"""How the bytes of a conversion reach the disk, with and without the kernel's copy."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from sd_api.reasons import Reason
+from sd_loader.bulk import COPY_BYTES, WRITE_BYTES, copy_file, write_at
+from sd_loader.convert.write.files import Item, WeightsFile, weights_file
+from sd_loader.convert.write.steps import COPIED_FROM, STEP_BYTES
+from sd_loader.convert.write.writer import write_folder
+from sd_loader.errors import LoaderError
+from sd_loader.handover import FileDigest
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+
+CONTENT = os.urandom(5 * 2**20 + 77)
+NAME = "model.safetensors"
+real_copy = os.copy_file_range
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[int]:
+    """An open file with CONTENT."""
+    path = tmp_path / "source"
+    path.write_bytes(CONTENT)
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder for the output."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def unchanged(fd: int) -> WeightsFile:
+    """A file with the bytes of the source, except for the first one, as they are."""
+    return weights_file(NAME, [Item("x", Tensor(fd, Dtype.U8, (len(CONTENT) - 1,), 1), Dtype.U8)])
+
+
+def written(out: Path, file: WeightsFile, *sources: TensorFile) -> FileDigest:
+    """Write the file and return its digest."""
+    return write_folder(out, [file], lambda _: None, sources)[NAME]
+
+
+def of(path: Path) -> FileDigest:
+    """The digest of a file on the disk."""
+    content = path.read_bytes()
+    return FileDigest(hashlib.sha256(content).hexdigest(), len(content))
+
+
+class Calls:
+    """A function of `os` that records the sizes of its calls."""
+
+    def __init__(self, name: str, size: Callable[..., int]) -> None:
+        self._original = getattr(os, name)
+        self._size = size
+        self.sizes: list[int] = []
+
+    def __call__(self, *args: int) -> int:
+        """Record the size, and call the function."""
+        self.sizes.append(self._size(*args))
+        return int(self._original(*args))
+
+
+def test_bytes_from_memory_are_written_in_small_pieces(
+    source: int, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the bytes of a conversion that the kernel does not copy."""
+    monkeypatch.setattr(os, "copy_file_range", refusing(errno.EXDEV))
+    writes = Calls("pwrite", lambda _fd, content, _position: len(content))
+    monkeypatch.setattr(os, "pwrite", writes)
+    write_at(source, CONTENT, 0)
+    digest = written(out, unchanged(source))
+    assert max(writes.sizes) == WRITE_BYTES
+    assert digest == of(out / NAME)
+
+
+def test_kernel_copies_bytes_that_do_not_change(
+    source: int, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the header and a small last piece are written from memory.
+
+    Each call is short, so that a load can be stopped in between.
+    """
+    writes = Calls("pwrite", lambda _fd, content, _position: len(content))
+    copies = Calls("copy_file_range", lambda _from, _to, count, _offset, _position: count)
+    monkeypatch.setattr(os, "pwrite", writes)
+    monkeypatch.setattr(os, "copy_file_range", copies)
+    file = unchanged(source)
+    digest = written(out, file)
+    assert file.size % STEP_BYTES < COPIED_FROM
+    last = file.size % STEP_BYTES
+    assert sorted(writes.sizes) == sorted([len(file.header), last])
+    assert sum(copies.sizes) == len(CONTENT) - 1 - last
+    assert max(copies.sizes) <= COPY_BYTES
+    assert (out / NAME).read_bytes() == file.header + CONTENT[1:]
+    assert digest == of(out / NAME)
+
+
+def refusing(code: int, after: int = 0) -> Callable[..., int]:
+    """A copy_file_range that fails after some calls."""
+    calls = 0
+
+    def copy(*args: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise OSError(code, os.strerror(code))
+        return real_copy(*args)
+
+    return copy
+
+
+def ending(*_: int) -> int:
+    """A copy_file_range that copies nothing."""
+    return 0
+
+
+def short(source: int, target: int, count: int, offset: int, position: int) -> int:
+    """A copy_file_range that copies a part."""
+    return real_copy(source, target, min(count, 300_001), offset, position)
+
+
+FAULTS = {
+    "copies nothing": ending,
+    "copies a part": short,
+    **{
+        f"{errno.errorcode[code]} after {after}": refusing(code, after)
+        for code in (errno.EPERM, errno.EIO, errno.EXDEV, errno.EACCES, errno.EINVAL, errno.ENOSYS)
+        for after in (0, 2)
+    },
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_the_kernel_does_not_copy_is_read_and_written(
+    source: int, out: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The file and its digest are the same as without the fault."""
+    monkeypatch.setattr(os, "copy_file_range", FAULTS[fault])
+    file = unchanged(source)
+    digest = written(out, file)
+    assert (out / NAME).read_bytes() == file.header + CONTENT[1:]
+    assert digest == of(out / NAME)
+    with tempfile.TemporaryFile() as copy:
+        copy_file(source, copy.fileno())
+        copy.seek(0)
+        assert copy.read() == CONTENT
+
+
+def test_file_that_the_kernel_cannot_copy_is_not_tried_again_and_again(
+    source: int, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most one call of each writer fails."""
+    calls = []
+
+    def failing(*_: int) -> int:
+        calls.append(None)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", failing)
+    with patch("sd_loader.convert.write.writer.WRITERS", 1):
+        written(out, unchanged(source))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_full_volume_ends_the_copy(
+    source: int, out: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
+) -> None:
+    """The message names the file. Reading and writing would fill the volume just the same."""
+    monkeypatch.setattr(os, "copy_file_range", refusing(code, after))
+    with pytest.raises(LoaderError, match=f"the volume is full: {NAME}") as caught:
+        written(out, unchanged(source))
+    assert caught.value.reason is Reason.INSUFFICIENT_STORAGE
+
+
+def test_files_are_copied_to_a_file_system_in_memory(source: int) -> None:
+    """The kernel does not copy from a disk to tmpfs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        file = unchanged(source)
+        digest = written(Path(folder), file)
+        assert (Path(folder) / NAME).read_bytes() == file.header + CONTENT[1:]
+        assert digest == of(Path(folder) / NAME)
+
+
+def then(change: Callable[[int], object]) -> Callable[..., int]:
+    """A copy_file_range after whose first call the source changes."""
+    is_changed = False
+
+    def copy(source: int, *args: int) -> int:
+        nonlocal is_changed
+        count = real_copy(source, *args)
+        if not is_changed:
+            is_changed = True
+            change(source)
+        return count
+
+    return copy
+
+
+def test_digest_fits_the_output_if_the_source_changes_during_the_copy(
+    source: int, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that were copied before the change and bytes that were copied after it."""
+    other = os.urandom(len(CONTENT))
+    monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.pwrite(fd, other, 0)))
+    file = unchanged(source)
+    digest = written(out, file)
+    content = (out / NAME).read_bytes()
+    assert content not in (file.header + CONTENT[1:], file.header + other[1:])
+    assert digest == of(out / NAME)
+
+
+def test_source_that_is_cut_during_the_copy_is_an_error(
+    source: int, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The missing bytes do not become zeros."""
+    monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.ftruncate(fd, 2**20 + 9)))
+    with pytest.raises(LoaderError, match=f"ends at byte {2**20 + 9}") as caught:
+        written(out, unchanged(source))
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+
+
+@pytest.mark.parametrize("damage", ["before", "after"])
+def test_checksums_are_those_of_the_copied_bytes(
+    tmp_path: Path, source: int, out: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """A source that is repaired after its bytes were copied does not hide their damage.
+
+    A source that is damaged later does not matter.
+    """
+    wrong = bytes([CONTENT[9] ^ 1])
+    if damage == "before":
+        os.pwrite(source, wrong, 9)
+    byte = CONTENT[9:10] if damage == "before" else wrong
+    monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.pwrite(fd, byte, 9)))
+    item = unchanged(source).items[0]
+    file = TensorFile(
+        path=tmp_path / "source",
+        fd=source,
+        format="checkpoint",
+        tensors={"x": item.source},
+        checksums={(1, len(CONTENT) - 1): zlib.crc32(CONTENT[1:])},
+    )
+    with patch("sd_loader.convert.write.writer.WRITERS", 1):
+        if damage == "after":
+            assert written(out, unchanged(source), file) == of(out / NAME)
+        else:
+            with pytest.raises(LoaderError, match="the file was damaged") as caught:
+                written(out, unchanged(source), file)
+            assert caught.value.reason is Reason.DIGEST_MISMATCH
