@@ -104,7 +104,7 @@ def test_a_check_is_not_counted_as_a_load(operated: Operated) -> None:
     """Its Job goes by itself, and the metrics count no load."""
     operated.load(url=operated.link())
     after_checks(operated, 1)
-    jobs = operated.cluster.list("jobs", f"-l={names.LABEL_NAME}={names.CHECK_NAME}")
+    jobs = operated.cluster.list("jobs", labelSelector=f"{names.LABEL_NAME}={names.CHECK_NAME}")
     assert jobs
     assert {job["spec"]["ttlSecondsAfterFinished"] for job in jobs} == {600}
     assert operated.metrics()[("sdmodel_load_jobs_active",)] == 0

@@ -20,6 +20,7 @@ OF_A_CLUSTER = (
     "namespace",
 )
 BY_KUBERNETES = {
+    Reason.ARTIFACT_MISSING,
     Reason.BACKOFF_LIMIT_EXCEEDED,
     Reason.CLAIM_NOT_ALLOWED,
     Reason.CLAIM_NOT_FOUND,
