@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sd_api.status import Status, WebhookEvent
@@ -22,10 +22,11 @@ from sd_operator.reconciler.checks import Checks
 from sd_operator.reconciler.delivery import Webhooks
 from sd_operator.reconciler.execute import Executor
 from sd_operator.reconciler.gather import Gatherer, LastProgress
+from sd_operator.reconciler.memory import Memory
 from sd_operator.reconciler.supervisor import Supervisor
 from sd_operator.reconciler.sweeps import Sweeps
 from sd_operator.resources.model import Model, load_job_uid
-from sd_operator.resources.observed import ClaimView, Delivery, Observed, Rejection
+from sd_operator.resources.observed import ClaimView, Observed, Rejection
 from sd_operator.rules.decide import decide
 from sd_operator.rules.decision import (
     Act,
@@ -51,29 +52,6 @@ GONE_MAX = 10_000
 """How many deleted models are remembered: 1 MB of uids."""
 
 
-@dataclass
-class _Memory:
-    """The state of a model between passes. It is lost when the process ends."""
-
-    body: dict[str, Any]
-    """The newest known version, as the API server has it."""
-    resync_at: float
-    """When to read the model again even if no event comes, by the monotonic clock."""
-    claim: tuple[str, str] | None = None
-    """Namespace and name of the claim that the last pass used; None before the first pass."""
-    decided: str = ""
-    """The last decision that was logged."""
-    namespace_ends: bool = False
-    """Whether the model is deleted together with its namespace, and the rights are gone there."""
-    progress: LastProgress = field(default_factory=LastProgress)
-    rejection: Rejection | None = None
-    """The last Job that the API server rejected, if it was one of this generation."""
-    deliveries: list[Delivery] = field(default_factory=list)
-    """Finished webhook calls that the status does not account for yet."""
-    in_flight: set[str] = field(default_factory=set)
-    """The webhook-ids of the calls under way."""
-
-
 @dataclass(frozen=True)
 class _Next:
     """When the next pass over a model comes, if no event wakes it earlier."""
@@ -96,7 +74,7 @@ class Controller:
         self._clock = clock
         self.cache = ObjectCache()
         self.supervisor = Supervisor(self._reconcile)
-        self._memories: dict[str, _Memory] = {}
+        self._memories: dict[str, Memory] = {}
         self._gone: dict[str, None] = {}
         self._gatherer = Gatherer(api, settings, self.cache, clock)
         self._executor = Executor(api, settings, self.cache, clock)
@@ -132,7 +110,7 @@ class Controller:
             return  # a watch that begins at an old version repeats its events
         memory = self._memories.get(uid)
         if memory is None:
-            memory = self._memories[uid] = _Memory(body, self._next_resync())
+            memory = self._memories[uid] = Memory(body, self._next_resync())
         elif not is_newer(_version(body), _version(memory.body)):
             return
         elif body["metadata"].get("generation") != memory.body["metadata"].get("generation"):
@@ -211,7 +189,7 @@ class Controller:
                 return max(0.05, wake)
         raise RuntimeError(f"{PASSES_MAX} passes led nowhere")
 
-    async def _pass(self, memory: _Memory) -> _Next:
+    async def _pass(self, memory: Memory) -> _Next:
         fresh = False
         if memory.namespace_ends:
             await self._read(memory)
@@ -243,7 +221,7 @@ class Controller:
     def _decide(self, model: Model, observed: Observed) -> Decided:
         return decide(Input(model, observed, self._settings, self._clock.now()))
 
-    async def _finds_namespace_ending(self, memory: _Memory) -> bool:
+    async def _finds_namespace_ending(self, memory: Memory) -> bool:
         """Whether a request was forbidden because a deleted model's namespace is being deleted."""
         metadata = memory.body["metadata"]
         if memory.namespace_ends or "deletionTimestamp" not in metadata:
@@ -251,7 +229,7 @@ class Controller:
         memory.namespace_ends = await self._gatherer.namespace_ends(metadata["namespace"])
         return memory.namespace_ends
 
-    async def _observe(self, model: Model, memory: _Memory, fresh: bool) -> Observed:
+    async def _observe(self, model: Model, memory: Memory, fresh: bool) -> Observed:
         if memory.namespace_ends:
             return Observed(namespace_ends=True)
         observed = await self._gatherer.observe(model, memory.progress)
@@ -267,7 +245,7 @@ class Controller:
             fresh=fresh,
         )
 
-    async def _execute(self, model: Model, memory: _Memory, decision: Decision) -> _Next:
+    async def _execute(self, model: Model, memory: Memory, decision: Decision) -> _Next:
         match decision:
             case Refresh():
                 raise AssertionError("no rule refreshes fresh views")
@@ -283,7 +261,7 @@ class Controller:
             case Act():
                 return await self._act(model, memory, decision)
 
-    async def _release(self, model: Model, memory: _Memory, release: Release) -> None:
+    async def _release(self, model: Model, memory: Memory, release: Release) -> None:
         body = await self._executor.remove_finalizer(model)
         self._take(memory, body)
         if body is None or not body["metadata"].get("finalizers"):
@@ -295,7 +273,7 @@ class Controller:
         for call in release.calls:
             self._call(model, memory, model.status, call)
 
-    async def _act(self, model: Model, memory: _Memory, act: Act) -> _Next:
+    async def _act(self, model: Model, memory: Memory, act: Act) -> _Next:
         status = act.status
         match act.job:
             case DeleteJobs(jobs):
@@ -327,16 +305,16 @@ class Controller:
             measure.count(self._metrics, model, act.ended)
         return _Next(isinstance(act.job, DeleteJobs), act.wake_after)
 
-    def _take(self, memory: _Memory, body: dict[str, Any] | None) -> None:
+    def _take(self, memory: Memory, body: dict[str, Any] | None) -> None:
         """Store the model as the API server returned it, unless a newer version is known."""
         if body and is_newer(_version(body), _version(memory.body)):
             self._keep(memory, body)
 
-    def _keep(self, memory: _Memory, body: dict[str, Any]) -> None:
+    def _keep(self, memory: Memory, body: dict[str, Any]) -> None:
         memory.body = lean(body)
         self.cache.record(body["metadata"]["uid"], load_job_uid(body))
 
-    async def _read(self, memory: _Memory) -> None:
+    async def _read(self, memory: Memory) -> None:
         """Read the model again; raises NotFoundError if it is gone."""
         metadata = memory.body["metadata"]
         body = await self._api.get(MODELS, metadata["namespace"], metadata["name"])
@@ -344,7 +322,7 @@ class Controller:
             raise NotFoundError("another model has its name", 404)
         self._take(memory, body)
 
-    async def _resync(self, memory: _Memory) -> bool:
+    async def _resync(self, memory: Memory) -> bool:
         """Read the model again, and its Jobs, Pods and claim if a load is not settled."""
         await self._read(memory)
         memory.resync_at = self._next_resync()
@@ -356,7 +334,7 @@ class Controller:
         await self._refresh(model)
         return True
 
-    async def _has_changed(self, model: Model, memory: _Memory) -> bool:
+    async def _has_changed(self, model: Model, memory: Memory) -> bool:
         """Whether the model has changed, so that its Jobs may belong to a spec that we missed."""
         if model.deleted_at is not None:
             return False
@@ -370,7 +348,7 @@ class Controller:
         await self._gatherer.refresh(model)
         self._queue.changed()
 
-    def _call(self, model: Model, memory: _Memory, status: Status, call: WebhookCall) -> None:
+    def _call(self, model: Model, memory: Memory, status: Status, call: WebhookCall) -> None:
         """Call a webhook in a task of its own; its end wakes the model."""
 
         async def run() -> None:

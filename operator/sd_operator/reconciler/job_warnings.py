@@ -19,8 +19,8 @@ from sd_operator.resources.observed import (
     WARNING_LOOK_SECONDS,
     JobView,
     PodView,
-    WarningEvent,
 )
+from sd_operator.resources.warning_event import WarningEvent
 
 log = logging.getLogger(__name__)
 

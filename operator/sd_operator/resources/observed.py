@@ -9,19 +9,17 @@ from enum import StrEnum
 from typing import Any
 
 from sd_api import names
-from sd_api.redaction import redact_text
 from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
 from sd_operator.base.errors import is_quota_message
 from sd_operator.resources.check_finding import CheckFinding
+from sd_operator.resources.warning_event import WarningEvent
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 WARNING_LOOK_SECONDS = 60.0
 """How often the Events of a Job without Pods, or of a Pod that does not start, are listed."""
 POD_WARNING_SECONDS = 30.0
 """How long after a Pod got its node its Warnings are normal: a volume may take a second attempt."""
-_EVENT_TEXT_MAX_LENGTH = 4096
-"""Anyone who may create Events decides how long they are."""
 
 
 class JobState(StrEnum):
@@ -244,33 +242,6 @@ def _seconds(terminated: Mapping[str, Any]) -> float | None:
 def _whole(value: object) -> int:
     text = str(value)
     return int(text) if text.isdecimal() and len(text) < 10 else 0
-
-
-@dataclass(frozen=True)
-class WarningEvent:
-    """A Warning Event of a Job or a Pod; anyone who may create Events can forge it."""
-
-    reason: str
-    message: str
-    """Its text without secrets; it may have any form, and up to 4096 characters."""
-    at: datetime
-    """When it last happened."""
-
-    @classmethod
-    def from_body(cls, body: Mapping[str, Any]) -> WarningEvent:
-        """Read an Event from the API server's JSON."""
-        stamps = (
-            (body.get("series") or {}).get("lastObservedTime"),
-            body.get("lastTimestamp"),
-            body.get("eventTime"),
-            (body.get("metadata") or {}).get("creationTimestamp"),
-        )
-        parsed = (times.parse(stamp) for stamp in stamps)
-        return cls(
-            reason=str(body.get("reason") or "")[:64],
-            message=redact_text(str(body.get("message") or "")[:_EVENT_TEXT_MAX_LENGTH]),
-            at=next((moment for moment in parsed if moment is not None), _EPOCH),
-        )
 
 
 @dataclass(frozen=True)

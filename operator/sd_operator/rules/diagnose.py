@@ -16,8 +16,8 @@ from sd_operator.resources.observed import (
     JobView,
     Observed,
     PodView,
-    WarningEvent,
 )
+from sd_operator.resources.warning_event import WarningEvent
 from sd_operator.rules import conditions
 
 NOT_STARTED = frozenset(

@@ -9,7 +9,8 @@ import pytest
 
 from sd_api import names
 from sd_api.reasons import Reason
-from sd_operator.resources.observed import ContainerView, JobView, WarningEvent
+from sd_operator.resources.observed import ContainerView, JobView
+from sd_operator.resources.warning_event import WarningEvent
 from tests.support.rules.decisions import Case, act, by_id, observed, with_pod, with_remedy
 from tests.support.rules.observed import (
     NOW,

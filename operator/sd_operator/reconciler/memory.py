@@ -1,0 +1,32 @@
+"""What the controller remembers about a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sd_operator.reconciler.gather import LastProgress
+from sd_operator.resources.observed import Delivery, Rejection
+
+
+@dataclass
+class Memory:
+    """The state of a model between passes. It is lost when the process ends."""
+
+    body: dict[str, Any]
+    """The newest known version, as the API server has it."""
+    resync_at: float
+    """When to read the model again even if no event comes, by the monotonic clock."""
+    claim: tuple[str, str] | None = None
+    """Namespace and name of the claim that the last pass used; None before the first pass."""
+    decided: str = ""
+    """The last decision that was logged."""
+    namespace_ends: bool = False
+    """Whether the model is deleted together with its namespace, and the rights are gone there."""
+    progress: LastProgress = field(default_factory=LastProgress)
+    rejection: Rejection | None = None
+    """The last Job that the API server rejected, if it was one of this generation."""
+    deliveries: list[Delivery] = field(default_factory=list)
+    """Finished webhook calls that the status does not account for yet."""
+    in_flight: set[str] = field(default_factory=set)
+    """The webhook-ids of the calls under way."""
