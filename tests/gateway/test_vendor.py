@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sd_api.names import MODEL_ID_PATTERN
+from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_operator.base.errors import ForbiddenError, InvalidError, UnavailableError
 from sd_operator.gateway import bodies, vendor
@@ -310,6 +311,16 @@ def test_ready_models_are_listed_by_id_with_their_load_time() -> None:
         {"load_data": time, "model_id": "b"},
         {"load_data": time, "model_id": "hf-model"},
     ]
+
+
+def test_model_whose_files_are_missing_is_not_on_the_server() -> None:
+    """Callers learn why, and what to do."""
+    model = body("a", ready=False, phase="Failed", artifact={"lastUpdateTime": "2026-01-01"})
+    why = f"files of a are missing. {Reason.ARTIFACT_MISSING.remedy}"
+    stalled = {"type": "Stalled", "status": "True", "reason": "ArtifactMissing", "message": why}
+    model["status"]["conditions"].append(stalled)
+    assert vendor.loaded([model]) == []
+    assert vendor.not_ready(model) == f"Model is not on server: Failed: {why}"
 
 
 def test_queue_time_is_the_wait_of_the_oldest_queued_model() -> None:

@@ -258,8 +258,10 @@ def test_snippet_keeps_the_precision(precision, dtype):
 
 
 def test_unpublished_model_has_no_snippet():
-    """A model that is still loading cannot be opened."""
+    """A model that is still loading, or whose files are missing, cannot be opened."""
     assert snippet(Model.from_body(body(loading(42)))) is None
+    gone = ready(UID, "sketch", missingTime="2026-01-02T03:04:05Z")
+    assert snippet(Model.from_body(body(gone))) is None
 
 
 def test_statuses_of_these_tests_are_valid():

@@ -58,9 +58,12 @@ def to_yaml(body: Mapping[str, Any]) -> str:
 
 
 def snippet(model: Model) -> str | None:
-    """Return Python code that opens the model with diffusers; None if nothing is published yet."""
+    """Return Python code that opens the model with diffusers.
+
+    None if nothing is published yet, or if its files are missing.
+    """
     artifact = model.status.artifact
-    if artifact is None or model.model_type is None:
+    if artifact is None or artifact.missing_time is not None or model.model_type is None:
         return None
     return python_code(model.model_type, artifact, f"{STORE_MOUNT}/{artifact.path}")
 
