@@ -448,6 +448,34 @@ def test_a_request_that_fails_for_a_moment_is_repeated(error: ApiError) -> None:
     assert acting(play).counted() == {"complete": 1}
 
 
+def test_jobs_are_kept_only_for_their_log() -> None:
+    """The Pod of a Job that ended keeps a deleted PVC from going."""
+
+    async def play(stage: Stage) -> None:
+        stage.show()
+        stage.api.results = [COMPLETE, MISSING, CheckResult(outcome="checked", unreadable=(0,))]
+        for _ in range(3):
+            await stage.run()
+
+    api = acting(play).api
+    assert api.deleted == list(api.jobs)[:1]
+
+
+def test_a_job_that_cannot_be_deleted_goes_by_its_ttl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result counts all the same."""
+
+    async def refuse(*_: object) -> None:
+        raise ForbiddenError("no right to delete", 403)
+
+    async def play(stage: Stage) -> None:
+        monkeypatch.setattr(stage.api, "delete", refuse)
+        stage.show(missingTime="2026-01-01T00:00:00Z")
+        await stage.run()
+
+    stage = acting(play)
+    assert (stage.counted(), stage.woken) == ({"complete": 1}, ["uid-000"])
+
+
 def test_an_empty_volume_is_one_event_on_the_pvc() -> None:
     """The models stay as they are. After a good check, an empty volume is reported again."""
 
