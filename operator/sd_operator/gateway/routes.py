@@ -134,7 +134,7 @@ def router(context: Context) -> APIRouter:
     _add(routes, context, vendor.Call, actions.clear_cache)
     _add(routes, context, vendor.Call, actions.system_details)
 
-    @routes.api_route("/{name:path}", methods=["GET", "POST"], include_in_schema=False)
+    @routes.post("/{name:path}", include_in_schema=False)
     async def other() -> Json:
         """Refuse the vendor's other endpoints with a sentence."""
         raise RefusedError(404, OTHER_ENDPOINT)
