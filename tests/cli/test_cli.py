@@ -1,4 +1,4 @@
-"""Tests of the tables, panels and findings of `kubectl sdm`, without a cluster."""
+"""Tests of the tables and panels of `kubectl sdm`, without a cluster."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from sd_api import names
-from sd_api.crd import custom_resource_definition
 from sd_api.reasons import Reason
 from sd_operator.base import times
-from sd_operator.cli import doctor, views
+from sd_operator.cli import views
 from sd_operator.cli.__main__ import options_first
-from sd_operator.cli.doctor import ClusterView, Level, NamespaceView
-from tests.support.kube.rights import RULES
+from tests.support.rules.bodies import condition, resource
 from tests.support.rules.observed import CLAIM_UID, NOW, WANTED, body
 
 PROGRESS = {"stage": "Downloading", "percent": 42, "text": "42% of 2.1 GB, 120 MB/s, 10 s left"}
@@ -33,25 +30,6 @@ ARTIFACT = {
     "baseModel": "sd1",
     "lastUpdateTime": times.stamp(NOW),
 }
-
-
-def condition(kind: str, status: str = "True", reason: str = "Loaded", message: str = "") -> Any:
-    """Return a condition of a model's status."""
-    moment = times.stamp(NOW)
-    return {
-        "type": kind,
-        "status": status,
-        "reason": reason,
-        "message": message,
-        "lastTransitionTime": moment,
-    }
-
-
-def resource(*conditions: Any, observed: int = 1, **status: Any) -> dict[str, Any]:
-    """Return a model with this status that was created three minutes before NOW."""
-    model = body({"observedGeneration": observed, "conditions": list(conditions), **status})
-    model["metadata"]["creationTimestamp"] = times.stamp(NOW - timedelta(minutes=3))
-    return model
 
 
 def printed(content: RenderableType) -> str:
@@ -209,227 +187,3 @@ def test_model_is_settled_when_it_is_loaded_or_stalled(
 def test_kubectl_options_may_stand_after_the_command(typed: str, reordered: str) -> None:
     """The options move before the command, where the parser expects them."""
     assert options_first(typed.split()) == reordered.split()
-
-
-# Findings of `doctor`.
-
-
-def crd(**changes: Any) -> Any:
-    """Return this version's CRD with changes to its only version entry."""
-    definition = custom_resource_definition()
-    definition["spec"]["versions"][0].update(changes)
-    return definition
-
-
-def older_crd() -> Any:
-    """Return a CRD that lacks spec.priority."""
-    definition = crd()
-    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    del schema["properties"]["spec"]["properties"]["priority"]
-    return definition
-
-
-def newer_crd() -> Any:
-    """Return a CRD with a field that this version does not have."""
-    definition = crd()
-    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    schema["properties"]["spec"]["properties"]["speed"] = {"type": "string"}
-    return definition
-
-
-@pytest.mark.parametrize(
-    ("definition", "level", "message"),
-    [
-        pytest.param(crd(), Level.OK, "sd-operator.dev/v1alpha1", id="this version"),
-        pytest.param({}, Level.FAILED, "is not installed", id="not installed"),
-        pytest.param(None, Level.UNKNOWN, "cannot read", id="not readable"),
-        pytest.param(
-            crd(served=False), Level.FAILED, "does not serve version v1alpha1", id="not served"
-        ),
-        pytest.param(older_crd(), Level.FAILED, "the CRD lacks spec.priority", id="older"),
-        pytest.param(newer_crd(), Level.WARNING, "does not know", id="newer"),
-    ],
-)
-def test_check_of_the_crd(definition: Any, level: Level, message: str) -> None:
-    """The check passes if the CRD is served and has exactly the fields of this version."""
-    finding = doctor.check_crd(definition)
-    assert finding.level is level
-    assert message in finding.message
-
-
-def pod(ready: str = "True") -> dict[str, Any]:
-    """Return a Pod of the operator whose GPU resource is amd.com/gpu."""
-    env = [{"name": "SD_OPERATOR_GPU_RESOURCE", "value": "amd.com/gpu"}, {"name": "POD"}]
-    return {
-        "metadata": {"name": "operator", "namespace": "system"},
-        "spec": {"serviceAccountName": "operator", "containers": [{"env": env}]},
-        "status": {"conditions": [{"type": "Ready", "status": ready}]},
-    }
-
-
-@pytest.mark.parametrize(
-    ("pods", "level"),
-    [
-        pytest.param([pod(), pod()], Level.OK, id="both ready"),
-        pytest.param([pod(), pod("False")], Level.WARNING, id="one ready"),
-        pytest.param([pod("False")], Level.FAILED, id="not ready"),
-        pytest.param([], Level.WARNING, id="no Pod"),
-        pytest.param(None, Level.UNKNOWN, id="not readable"),
-    ],
-)
-def test_check_of_the_operator_counts_ready_pods(pods: Any, level: Level) -> None:
-    """A missing operator is only a warning: it may run outside the cluster."""
-    assert doctor.check_operators(pods).level is level
-
-
-def node(gpus: str | None) -> dict[str, Any]:
-    """Return a node with this number of amd.com/gpu, or without that resource."""
-    return {"status": {"allocatable": {"cpu": "2"} | ({"amd.com/gpu": gpus} if gpus else {})}}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "level", "message"),
-    [
-        pytest.param([node("4"), node(None)], Level.OK, "4 amd.com/gpu on 1 of 2 nodes", id="one"),
-        pytest.param([node(None)], Level.WARNING, "no node has amd.com/gpu", id="no GPU"),
-        pytest.param([node("0")], Level.WARNING, "no node has amd.com/gpu", id="broken GPU"),
-    ],
-)
-def test_check_of_gpus_counts_the_operators_resource(
-    nodes: Any, level: Level, message: str
-) -> None:
-    """The name of the GPU resource comes from the environment of the operator's Pod."""
-    finding = doctor.check_gpus(nodes, doctor.gpu_resource([pod()]))
-    assert (finding.level, message in finding.message) == (level, True)
-
-
-def claim(phase: str = "Bound", mode: str = "ReadWriteMany") -> dict[str, Any]:
-    """Return a PVC."""
-    return {"spec": {"accessModes": [mode]}, "status": {"phase": phase}}
-
-
-@pytest.mark.parametrize(
-    ("pvc", "level"),
-    [
-        pytest.param(claim(), Level.OK, id="bound and shared"),
-        pytest.param(claim(mode="ReadWriteOnce"), Level.WARNING, id="one node only"),
-        pytest.param(claim("Pending"), Level.WARNING, id="pending"),
-        pytest.param(claim("Lost"), Level.FAILED, id="lost"),
-        pytest.param(None, Level.FAILED, id="missing"),
-    ],
-)
-def test_check_of_pvcs(pvc: Any, level: Level) -> None:
-    """The check passes if the PVC is bound and ReadWriteMany."""
-    (finding,) = doctor.check_claims(NamespaceView("art", [], claims={"models": pvc}))
-    assert finding.level is level
-
-
-@pytest.mark.parametrize(
-    ("keys", "level"),
-    [
-        pytest.param({"token", "host"}, Level.OK, id="has the key"),
-        pytest.param({"host"}, Level.FAILED, id="lacks the key"),
-        pytest.param(None, Level.FAILED, id="missing"),
-    ],
-)
-def test_check_of_secrets(keys: set[str] | None, level: Level) -> None:
-    """The check passes if the Secret that a model names has the key that the model uses."""
-    model = body(credentialsSecretRef={"name": "hub"})
-    (finding,) = doctor.check_keys(NamespaceView("art", [model], keys={("Secret", "hub"): keys}))
-    assert (finding.level, finding.subject) == (level, "art: Secret hub")
-
-
-def policy(*egress: Any, labels: Any = None, **spec: Any) -> dict[str, Any]:
-    """Return a NetworkPolicy with these egress rules for the Pods with these labels."""
-    defaults = {"podSelector": {"matchLabels": labels or {}}, "policyTypes": ["Egress"]}
-    return {"metadata": {"name": "loader"}, "spec": {**defaults, **spec, "egress": list(egress)}}
-
-
-DNS = {"ports": [{"port": 53, "protocol": "UDP"}]}
-HTTPS = {"ports": [{"port": 443}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
-
-
-@pytest.mark.parametrize(
-    ("policies", "level", "message"),
-    [
-        pytest.param([], Level.OK, "no NetworkPolicy", id="no policy"),
-        pytest.param([policy(DNS, HTTPS)], Level.OK, "has egress for DNS", id="both"),
-        pytest.param([policy(DNS), policy(HTTPS)], Level.OK, "has egress for DNS", id="by two"),
-        pytest.param([policy({"to": []})], Level.OK, "has egress for DNS", id="all ports"),
-        pytest.param([policy(DNS)], Level.FAILED, "no egress for https (443):", id="DNS only"),
-        pytest.param([policy(HTTPS)], Level.FAILED, "no egress for DNS (53):", id="https only"),
-        pytest.param(
-            [policy()], Level.FAILED, "no egress for DNS (53) and https (443):", id="neither"
-        ),
-        pytest.param(
-            [policy({"ports": [{"port": 1, "endPort": 65535}]})],
-            Level.OK,
-            "has egress",
-            id="port range",
-        ),
-        pytest.param(
-            [policy(labels={"app": "web"})], Level.OK, "no NetworkPolicy", id="for other Pods"
-        ),
-        pytest.param(
-            [policy(policyTypes=["Ingress"])], Level.OK, "no NetworkPolicy", id="ingress only"
-        ),
-        pytest.param(
-            [
-                policy(
-                    podSelector={
-                        "matchExpressions": [
-                            {"key": names.LABEL_NAME, "operator": "In", "values": ["sd-loader"]}
-                        ]
-                    }
-                )
-            ],
-            Level.FAILED,
-            "no egress for DNS",
-            id="selected by expression",
-        ),
-    ],
-)
-def test_check_of_egress(policies: Any, level: Level, message: str) -> None:
-    """The check passes if the loader's NetworkPolicies together allow DNS and https."""
-    finding = doctor.check_egress(NamespaceView("art", [], policies=policies))
-    assert (finding.level, message in finding.message) == (level, True)
-
-
-def test_unreadable_objects_are_not_failures() -> None:
-    """Every check that cannot read its objects yields a finding of level UNKNOWN."""
-    cluster = ClusterView(None, None, None, [NamespaceView("art", [])])
-    levels = [finding.level for finding in doctor.examine(cluster)]
-    assert set(levels) == {Level.UNKNOWN}
-    assert len(levels) == 7
-
-
-def test_check_of_rights_lists_the_missing_ones() -> None:
-    """The message lists every permission that the operator lacks."""
-    denied = ["create jobs.batch", "watch pods"]
-    finding = doctor.check_rights(NamespaceView("art", [], denied=denied))
-    assert finding.level is Level.FAILED
-    assert "create jobs.batch, watch pods" in finding.message
-
-
-@pytest.mark.parametrize("right", [" ".join(right) for right in doctor.RIGHTS])
-def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None:
-    """The Role of the chart grants every permission that doctor checks."""
-    verb, resource = right.split()
-    kind, _, sub = resource.partition("/")
-    plural, _, group = kind.partition(".")
-    wanted = f"{plural}/{sub}" if sub else plural
-    assert any(
-        verb in rule["verbs"] and wanted in rule["resources"] and group in rule["apiGroups"]
-        for rule in RULES
-    )
-
-
-@pytest.mark.parametrize(
-    ("reason", "level"),
-    [("VolumeNotMounted", Level.FAILED), ("NotAModel", Level.WARNING)],
-)
-def test_each_stalled_model_is_a_finding(reason: str, level: Level) -> None:
-    """It is a failure of the installation if a node cannot start the Pod."""
-    stalled = resource(condition("Ready"), condition("Stalled", reason=reason, message="why"))
-    (finding,) = doctor.check_models(NamespaceView("art", [stalled, resource()]))
-    assert (finding.level, finding.message) == (level, f"{reason}: why")

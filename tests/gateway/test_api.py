@@ -378,34 +378,3 @@ def test_every_response_has_security_headers(gateway: Gateway) -> None:
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cache-Control"] == "no-store"
         assert "Server" not in headers
-
-
-def test_broken_json_is_not_reported_as_a_wrong_key(gateway: Gateway) -> None:
-    """A client with a mistake in its JSON is told so, even if curl calls the body a form."""
-    for content_type in ("application/json", "application/x-www-form-urlencoded"):
-        code, answer = gateway.post("verify_model", b'{"key": "k",}', Content_Type=content_type)
-        assert code == 400
-        assert answer["message"].startswith("The body is not valid JSON: ")
-
-
-def test_endpoint_with_a_slash_at_its_end_works(gateway: Gateway) -> None:
-    """The vendor's own pages show some endpoints that way."""
-    assert gateway.call("get_all_models/")[0] == 200
-
-
-def test_unknown_fields_are_ignored_with_a_warning(gateway: Gateway) -> None:
-    """The request succeeds."""
-    code, answer = gateway.call("get_all_models", track_id=7)
-    assert (code, answer["status"]) == (200, "success")
-    assert answer["warnings"] == ["unknown fields are ignored: track_id"]
-
-
-@pytest.mark.parametrize("endpoint", ["text2img", "img2img/", "fetch/12"])
-def test_other_endpoints_of_the_vendor_are_refused_with_a_sentence(
-    gateway: Gateway, endpoint: str
-) -> None:
-    """Generation belongs to an inference server."""
-    code, answer = gateway.call(endpoint, prompt="a fox")
-    assert code == 404
-    assert answer["status"] == "error"
-    assert "it loads models. Images come from an inference server" in answer["message"]
