@@ -375,4 +375,7 @@ class Reason(StrEnum):
         return self.remedy.replace(_JOB_NAME, job_name)
 
 
+STUCK_ON_NODE = frozenset({Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING})
+"""Reasons why a node does not start a Pod that the scheduler assigned to it."""
+
 _TRANSIENT = frozenset({Reason.RATE_LIMITED, Reason.SOURCE_UNREACHABLE, Reason.LOADER_CRASHED})

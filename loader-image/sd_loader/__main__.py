@@ -26,7 +26,7 @@ from sd_loader.snippet import snippet
 
 _UMASK = 0o022
 _KILLED = 128
-"""A shell adds the number of the signal to this for the exit code of a process that it ended."""
+"""A shell adds the signal's number to this: the exit code of a process that a signal ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,11 +112,12 @@ def _report_when_stopped(args: argparse.Namespace, settings: Settings) -> None:
 
     def stop(signum: int, _: FrameType | None) -> None:
         name = signal.Signals(signum).name
-        code = _KILLED + signum
+        of_job = args.command in arguments.OF_JOBS
+        code = Reason.LOADER_CRASHED.exit_code if of_job else _KILLED + signum
         try:
-            if args.command in arguments.OF_JOBS:
+            if of_job:
                 message = f"stopped by {name}; the next attempt continues from here"
-                code = _fail(LoaderError(Reason.LOADER_CRASHED, message), args, settings)
+                _fail(LoaderError(Reason.LOADER_CRASHED, message), args, settings)
             else:
                 print_error(_stopped_by_hand(args.command, name))
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -35,20 +36,21 @@ def explain(error: BaseException) -> LoaderError:
 
 def invalid_request(error: ValidationError) -> LoaderError:
     """Return the error for an invalid request. Its message names the fields, not their values."""
-    problems = "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or 'request'}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False, include_context=False)
-    )
+    problems = _problems(error, lambda path: path or "request")
     return LoaderError(Reason.INVALID_SPEC, f"the request is not valid: {problems}")
 
 
 def invalid_options(error: ValidationError) -> LoaderError:
     """Return the error for options whose values are not valid. Its message names the options."""
-    problems = "; ".join(
-        f"{option('.'.join(map(str, problem['loc'])))}: {problem['msg']}"
+    return LoaderError(Reason.INVALID_SPEC, _problems(error, option))
+
+
+def _problems(error: ValidationError, name: Callable[[str], str]) -> str:
+    """Join the problems, without values; name: gives the words for the path of a field."""
+    return "; ".join(
+        f"{name('.'.join(map(str, problem['loc'])))}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     )
-    return LoaderError(Reason.INVALID_SPEC, problems)
 
 
 def is_permanent(error: BaseException) -> bool:

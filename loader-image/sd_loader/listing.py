@@ -1,4 +1,4 @@
-"""`sd-loader list` and `sd-loader verify`: what a store has published, and whether it is intact."""
+"""`sd-loader list` and `sd-loader verify`: the published models of a store, and their state."""
 
 from __future__ import annotations
 
@@ -116,12 +116,4 @@ def _describe(volume: Volume, model_id: str, version: Version) -> Published:
             artifact = read_receipt(folder).artifact
         except (OSError, ValueError):
             return Published(model_id=model_id, problem="its receipt cannot be read")
-    return Published(
-        model_id=model_id,
-        base_model=artifact.base_model,
-        pipeline_class=artifact.pipeline_class,
-        precision=artifact.precision,
-        size_bytes=artifact.size_bytes,
-        files=artifact.files,
-        digest=artifact.digest,
-    )
+    return Published(model_id=model_id, **artifact.model_dump(include=set(Published.model_fields)))

@@ -64,10 +64,8 @@ def altered(volume: Volume, digests: Digests | None = None) -> Iterator[Altered]
                 yield Altered(f"{path}/{name}/{file}", why)
 
 
-def altered_files(
-    volume: Volume, version: Version, digests: Digests | None = None
-) -> list[tuple[str, str]]:
-    """Compare one published version with its receipt.
+def altered_files(volume: Volume, version: Version, digests: Digests) -> list[tuple[str, str]]:
+    """Compare one published version with its receipt, by sizes and content.
 
     Return the path of each altered file in the version's folder, and what is wrong with it.
     """

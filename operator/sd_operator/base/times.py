@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+EPOCH = datetime.fromtimestamp(0, UTC)
+"""Stands for the time of an object that has none."""
+
 
 def now() -> datetime:
     """Return the present time."""

@@ -1,7 +1,7 @@
 """Checks of published files: one task per PVC makes the Jobs and reads their results.
 
-What it knows is in memory only. If it is lost, the checks that miss files are counted again; what
-was found before is in the models' status.
+The findings are in memory only. After a restart the checks that miss files are counted from the
+beginning; earlier findings are in the models' status.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from sd_api import names
+from sd_api.check import CheckResult
 from sd_api.status import Status
 from sd_operator.base.errors import ApiError, ForbiddenError, InvalidError, NotFoundError
 from sd_operator.base.metrics import CheckOutcome, Metrics
@@ -62,7 +63,7 @@ class _Claim:
     rest: tuple[Served, ...] = ()
     running: _Running | None = None
     is_empty: bool = False
-    """Whether the last check found a volume without versions, and the Event about it is out."""
+    """Whether the last check found a volume without versions. Its Event is emitted only once."""
 
 
 class Checks:
@@ -197,8 +198,7 @@ class Checks:
         if result is None:
             self._fail(claim, running.batch, end.why)
             return
-        known = check.findings(self._findings, running.batch, result)
-        self._replace(running.batch, known)
+        known = self._learn(running.batch, result)
         was_empty, claim.is_empty = claim.is_empty, result.outcome == "empty"
         if claim.is_empty:
             self._count(CheckOutcome.EMPTY)
@@ -220,12 +220,17 @@ class Checks:
     def _fail(self, claim: _Claim, batch: tuple[Served, ...], why: str) -> None:
         log.warning("the check of PVC %s/%s failed: %s", claim.namespace, claim.name, why)
         self._count(CheckOutcome.FAILED)
-        self._replace(batch, {})
+        self._learn(batch, None)
 
-    def _replace(self, batch: tuple[Served, ...], known: dict[str, CheckFinding]) -> None:
+    def _learn(
+        self, batch: tuple[Served, ...], result: CheckResult | None
+    ) -> dict[str, CheckFinding]:
+        """Replace the findings about the models of a batch. Return the new ones."""
+        known = check.findings(self._findings, batch, result)
         for model in batch:
             self._findings.pop(model.uid, None)
         self._findings |= {uid: found for uid, found in known.items() if uid in self._keys}
+        return known
 
     def _count(self, outcome: CheckOutcome) -> None:
         self._metrics.checks.labels(outcome.value).inc()

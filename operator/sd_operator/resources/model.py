@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,6 @@ from sd_api.loadhash import load_hash
 from sd_api.spec import DeletionPolicy, ModelType, Spec
 from sd_api.status import Status
 from sd_operator.base import times
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Model:
             resource_version=str(metadata.get("resourceVersion") or ""),
             finalizers=tuple(metadata.get("finalizers") or ()),
             annotations=metadata.get("annotations") or {},
-            created=times.parse(metadata.get("creationTimestamp")) or _EPOCH,
+            created=times.parse(metadata.get("creationTimestamp")) or times.EPOCH,
             deleted_at=times.parse(metadata.get("deletionTimestamp")),
             spec=spec,
             problem=problem,

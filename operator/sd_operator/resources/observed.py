@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -15,7 +15,6 @@ from sd_operator.base.errors import is_quota_message
 from sd_operator.resources.check_finding import CheckFinding
 from sd_operator.resources.warning_event import WarningEvent
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
 WARNING_LOOK_SECONDS = 60.0
 """How often the Events of a Job without Pods, or of a Pod that does not start, are listed."""
 POD_WARNING_SECONDS = 30.0
@@ -82,7 +81,7 @@ class JobView:
             load_hash=annotations.get(names.ANNOTATION_LOAD_HASH, ""),
             attempt=_whole(annotations.get(names.ANNOTATION_ATTEMPT)),
             resource_version=metadata.get("resourceVersion") or "",
-            created=times.parse(metadata.get("creationTimestamp")) or _EPOCH,
+            created=times.parse(metadata.get("creationTimestamp")) or times.EPOCH,
             state=state,
             ended=ended,
             failure=failure,
@@ -102,7 +101,7 @@ def _job_end(status: Mapping[str, Any]) -> tuple[JobState, datetime | None, str,
         if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
             return (
                 JobState(condition["type"]),
-                times.parse(condition.get("lastTransitionTime")) or _EPOCH,
+                times.parse(condition.get("lastTransitionTime")) or times.EPOCH,
                 condition.get("reason") or "",
                 condition.get("message") or "",
             )
@@ -163,7 +162,7 @@ class PodView:
             job_uid=controller_uid(metadata),
             model_uid=(metadata.get("labels") or {}).get(names.LABEL_MODEL_UID, ""),
             resource_version=metadata.get("resourceVersion") or "",
-            created=times.parse(metadata.get("creationTimestamp")) or _EPOCH,
+            created=times.parse(metadata.get("creationTimestamp")) or times.EPOCH,
             phase=status.get("phase") or "Pending",
             reason=status.get("reason") or "",
             unscheduled=_unscheduled(status),
@@ -346,7 +345,7 @@ class Observed:
     claim: ClaimView | None = None
     """The model's claim; None if it does not exist."""
     finding: CheckFinding | None = None
-    """What checks found about a published version; it may be an earlier one."""
+    """The finding of the checks about a version of the model, perhaps an earlier one."""
     namespace_ends: bool = False
     """Whether the namespace is being deleted and the operator's rights in it are gone already.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sd_api.redaction import redact_text
 from sd_operator.base import times
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
 _TEXT_MAX_LENGTH = 4096
 """Anyone who may create Events decides how long they are."""
 
@@ -38,5 +37,5 @@ class WarningEvent:
         return cls(
             reason=str(body.get("reason") or "")[:64],
             message=redact_text(str(body.get("message") or "")[:_TEXT_MAX_LENGTH]),
-            at=next((moment for moment in parsed if moment is not None), _EPOCH),
+            at=next((moment for moment in parsed if moment is not None), times.EPOCH),
         )

@@ -6,7 +6,7 @@ The finalizer is added before the first Job is created, so a model without it ha
 from __future__ import annotations
 
 from sd_api import names
-from sd_api.reasons import SKIP_CLEANUP_REMEDY, ReadyReason, Reason
+from sd_api.reasons import SKIP_CLEANUP_REMEDY, STUCK_ON_NODE, ReadyReason, Reason
 from sd_api.status import Phase
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import diagnose, manifests
@@ -102,8 +102,7 @@ def cleanup_job_is_running(inp: Input) -> Step | None:
         report = _cleaning(inp, f"clean-up Job {job.name} is running", job.name)
         return Proceed(report, wake_after=_wake(inp))
     delay = diagnose.observed_delay(inp.observed, job, inp.now)
-    is_on_node = delay.reason in (Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING)
-    reason = delay.reason if is_on_node and delay.reason else Reason.CLEANUP_FAILED
+    reason = delay.reason if delay.reason in STUCK_ON_NODE else Reason.CLEANUP_FAILED
     return Proceed(
         _cleaning(inp, diagnose.clean(delay.message), job.name, reason),
         wake_after=min(_wake(inp), diagnose.next_warning(pods, inp.now)),
