@@ -1,8 +1,8 @@
 """Words failures for a person at a shell.
 
 Messages and remedies are written for the owner of a resource: they name a field as `spec.modelType`
-and mention Secrets and annotations. A person who runs `sd-loader` gave options instead. This module
-is the one place that knows the difference.
+and mention Secrets and annotations. A person who runs `sd-loader` gives options instead. Only this
+module translates between the two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
 
-_OPTIONS = {"vae.url": "vae", "original_config.url": "original_config"}
+_OPTIONS = {"vae.url": "vae"}
 _VALUES = sorted(
     (
         member.value

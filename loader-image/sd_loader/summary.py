@@ -1,4 +1,4 @@
-"""Tells a person at a shell what `sd-loader load` published, and how to open it."""
+"""The closing words of `sd-loader load`: the published model, and code that opens it."""
 
 from __future__ import annotations
 

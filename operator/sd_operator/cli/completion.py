@@ -1,7 +1,7 @@
 """`kubectl_complete-sdm`: completes `kubectl sdm` in the shell, as kubectl asks its plugins to.
 
 kubectl runs this program with the words after `kubectl sdm`; the last one is to be completed. It
-prints one candidate per line, and `:4` at the end, which means that files are no candidates.
+prints one candidate per line, and then `:4`, which tells the shell not to offer files.
 """
 
 from __future__ import annotations

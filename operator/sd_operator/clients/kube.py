@@ -150,7 +150,7 @@ class Api:
             await former.close()  # type: ignore[no-untyped-call]
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
-        """Read one object; the namespace of one that is in none is empty."""
+        """Read one object. The namespace is empty for a kind without namespaces."""
         return await self._json("get", resource, resource.path(namespace, name))
 
     async def check(self, resource: Resource, namespace: str | None = None) -> None:

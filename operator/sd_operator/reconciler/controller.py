@@ -222,7 +222,10 @@ class Controller:
         return decide(Input(model, observed, self._settings, self._clock.now()))
 
     async def _finds_namespace_ending(self, memory: Memory) -> bool:
-        """Whether a request was forbidden because a deleted model's namespace is being deleted."""
+        """Find out whether a request was forbidden because the model's namespace is being deleted.
+
+        Only a model that is being deleted is asked about.
+        """
         metadata = memory.body["metadata"]
         if memory.namespace_ends or "deletionTimestamp" not in metadata:
             return False

@@ -62,7 +62,7 @@ class Gatherer:
             self._cache.put_claim(ClaimView.from_body(body))
 
     async def namespace_ends(self, name: str) -> bool:
-        """Whether a namespace is being deleted or is gone; False if that may not be read."""
+        """Whether a namespace is being deleted or gone. False if the operator may not read it."""
         try:
             body = await self._api.get(NAMESPACES, "", name)
         except NotFoundError:

@@ -93,7 +93,7 @@ class JobWarnings:
                 last.newest[uid] = event
 
     def _is_due(self, last: _LastList, age: float, min_age: float) -> bool:
-        """Whether the last list of Events is old, or came too early for an object of this age."""
+        """Whether to list the Events: the last list is old, or this object was too young for it."""
         ago = self._clock.monotonic() - last.at
         if age < min_age or ago < MIN_INTERVAL_SECONDS:
             return False

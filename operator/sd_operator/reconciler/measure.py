@@ -1,4 +1,4 @@
-"""What the metrics have of a model and of its loads."""
+"""Computes the gauges of a model, and counts its loads."""
 
 from __future__ import annotations
 

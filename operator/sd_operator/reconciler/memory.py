@@ -1,4 +1,4 @@
-"""What the controller remembers about a model."""
+"""The controller's memory of one model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Memory:
     decided: str = ""
     """The last decision that was logged."""
     namespace_ends: bool = False
-    """Whether the model is deleted together with its namespace, and the rights are gone there."""
+    """Whether the namespace is being deleted, and the operator has no rights in it any more."""
     progress: LastProgress = field(default_factory=LastProgress)
     rejection: Rejection | None = None
     """The last Job that the API server rejected, if it was one of this generation."""

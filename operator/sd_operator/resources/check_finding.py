@@ -1,4 +1,4 @@
-"""What the checks of a PVC found about a published version."""
+"""The finding of the checks about a published version."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ MISSING_AFTER = 2
 
 @dataclass(frozen=True)
 class CheckFinding:
-    """What the last checks found about one published version."""
+    """Whether the last checks found the files of one published version."""
 
     artifact: StatusArtifact
     """The version, as the status described it when it was checked."""
     missed: int
-    """In how many checks in a row files were missing; 0: the last check found all of them."""
+    """How many checks in a row missed files; 0 if the last check found all of them."""
 
     def is_about(self, artifact: StatusArtifact) -> bool:
-        """Whether this very version was checked, and not an earlier load, even of the same spec."""
+        """Whether the checked version is this one, and not another load of the same spec."""
         return _identity(artifact) == _identity(self.artifact)
 
     def says_missing(self, artifact: StatusArtifact) -> bool | None:
-        """Whether files of a published version are missing. None if the checks do not decide it."""
+        """Return whether files of this version are missing; None if the checks leave it open."""
         if not self.is_about(artifact) or 0 < self.missed < MISSING_AFTER:
             return None
         return self.missed > 0
 
     @property
     def is_news(self) -> bool:
-        """Whether the status reported something else when the version was checked."""
+        """Whether the finding differs from the status at the time of the check."""
         missing = self.says_missing(self.artifact)
         return missing is not None and missing != (self.artifact.missing_time is not None)
 

@@ -18,9 +18,9 @@ class CheckEnd:
     """How a check ended."""
 
     result: CheckResult | None = None
-    """What the loader found; None if the check failed, or if its result cannot be trusted."""
+    """The loader's result; None if the check failed, or if the result cannot be trusted."""
     why: str = ""
-    """Why there is no result; it may come from outside."""
+    """Why there is no result. The text may come from the Pod, so it is untrusted."""
 
 
 def check_end(job: JobView, pods: Sequence[Mapping[str, Any]], count: int) -> CheckEnd:

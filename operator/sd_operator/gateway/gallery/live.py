@@ -67,7 +67,8 @@ class Updates:
         self._versions[uid], self._cards[uid] = _version(change.body), after
         if before is None or _shape(before) != _shape(after):
             self.stale[LISTING] = None
-        # The page of a model shows more than its card, which changes while it does not load.
+        # While a model loads, new HTML of its state suffices. Otherwise its page shows more that
+        # may have changed.
         if before is None or before.bar is None or after.bar is None:
             self.stale[f"changed-{name}"] = None
         if before is not None and before != after:
