@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from sd_api.wire import Stage
@@ -57,6 +59,12 @@ ROWS = tuple(
     )
     for container in ("safetensors", "ckpt")
 )
+# What `make test` runs: each architecture, container and kind of cast. `make test-all` runs all.
+QUICK = (
+    Case("sd15", "safetensors", "fp16"),
+    Case("sd15", "ckpt", "fp32", "fp16"),
+    Case("sdxl", "safetensors", "fp16"),
+)
 CASES = [
     Case("sd15", "safetensors", "fp16"),
     Case("sd15", "ckpt", "fp16"),
@@ -75,6 +83,7 @@ class Workshop:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._ours: dict[Case, Converted] = {}
+        self._pipelines: dict[Case, DiffusionPipeline] = {}
 
     def file(self, case: Case) -> Path:
         """Write the checkpoint."""
@@ -95,21 +104,25 @@ class Workshop:
 
     def theirs(self, case: Case) -> Path:
         """Convert the checkpoint with diffusers."""
-        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
         out = self.root / f"theirs of {case}"
         if not out.exists():
+            self.pipeline(case).save_pretrained(out)
+        return out
+
+    def pipeline(self, case: Case) -> DiffusionPipeline:
+        """Open the checkpoint with diffusers."""
+        if case not in self._pipelines:
             configs = self.root / f"configs {case.architecture}"
             if not configs.exists():
                 tiny_configs(configs, case.architecture)
             kind = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
-            kind[case.architecture].from_single_file(
+            self._pipelines[case] = kind[case.architecture].from_single_file(
                 str(self.file(case)),
                 config=str(configs),
                 local_files_only=True,
                 dtype=DTYPES[case.published],
-            ).save_pretrained(out)
-        return out
+            )
+        return self._pipelines[case]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +133,44 @@ def workshop(tmp_path_factory):
     shutil.rmtree(root)  # a gigabyte
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def each(cases: Sequence[Case], quick: Collection[Case] = QUICK) -> pytest.MarkDecorator:
+    """Run a test once for each of these cases; those that are not quick are slow tests."""
+    rows = [
+        pytest.param(case, id=str(case), marks=() if case in quick else pytest.mark.slow)
+        for case in cases
+    ]
+    return pytest.mark.parametrize("case", rows)
+
+
+LEFT_OVER = ("position_ids", "logit_scale")
+PLAIN = [
+    Case(architecture, container, "fp16")
+    for architecture in MAKERS
+    for container in ("safetensors", "ckpt")
+]
+# The tests that open a folder or a file need one of each container, and each architecture.
+OPENED = (PLAIN[1], PLAIN[2])
+
+
+@each(PLAIN, quick=(PLAIN[0], PLAIN[2]))
+def test_diffusers_converts_a_tiny_checkpoint_completely(workshop, case):
+    """The pipeline misses no tensor, and the checkpoint has no unused one.
+
+    So the tiny checkpoints of the tests are realistic.
+    """
+    pipeline = workshop.pipeline(case)
+    models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    parameters = [value for model in models for value in model.parameters()]
+    weights = [
+        value
+        for name, value in MAKERS[case.architecture]().items()
+        if "." in name and not name.endswith(LEFT_OVER)
+    ]
+    assert not any(value.is_meta for value in parameters)
+    assert sum(value.numel() for value in parameters) == sum(value.numel() for value in weights)
+
+
+@each(CASES)
 def test_weights_equal_those_of_diffusers(workshop, case):
     """All files are equal except the text encoder's.
 
@@ -142,13 +192,9 @@ def test_weights_equal_those_of_diffusers(workshop, case):
 
 # diffusers 0.42 uses deprecated functions of numpy 2 and torch 2.13.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
-@pytest.mark.parametrize("container", ["safetensors", "ckpt"])
-@pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
-def test_diffusers_opens_and_renders_the_folder(workshop, architecture, container):
+@each(PLAIN, quick=OPENED)
+def test_diffusers_opens_and_renders_the_folder(workshop, case):
     """Diffusers opens the folder offline. The configs agree with those that diffusers writes."""
-    from diffusers import DiffusionPipeline
-
-    case = Case(architecture, container, "fp16")
     folder, converted = workshop.ours(case)
 
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
@@ -158,7 +204,7 @@ def test_diffusers_opens_and_renders_the_folder(workshop, architecture, containe
     assert type(pipeline).__name__ == converted.pipeline_class
     assert images.shape == (1, 64, 64, 3)
     assert images.std() > 0.01
-    reference = workshop.theirs(Case(architecture, "safetensors", "fp16"))
+    reference = workshop.theirs(Case(case.architecture, "safetensors", "fp16"))
     for name in ("unet", "vae", "scheduler", "text_encoder", "text_encoder_2"):
         if hasattr(pipeline, name):
             (path,) = (reference / name).glob("*config.json")
@@ -179,15 +225,15 @@ def public_config(config):
     }
 
 
-def test_result_does_not_depend_on_the_container(workshop):
+@pytest.mark.parametrize("architecture", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
+def test_result_does_not_depend_on_the_container(workshop, architecture):
     """The same weights give the same files and digests."""
-    for architecture in MAKERS:
-        _, one = workshop.ours(Case(architecture, "safetensors", "fp16"))
-        _, other = workshop.ours(Case(architecture, "ckpt", "fp16"))
-        assert one == other
+    _, one = workshop.ours(Case(architecture, "safetensors", "fp16"))
+    _, other = workshop.ours(Case(architecture, "ckpt", "fp16"))
+    assert one == other
 
 
-@pytest.mark.parametrize("case", CASES[:3] + CASES[6:7], ids=str)
+@each(CASES[:3] + CASES[6:7])
 def test_result_describes_the_folder(workshop, case):
     """The result lists every file with its digest and size."""
     import hashlib

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +20,8 @@ from sd_loader.handover import Fetched
 from tests.support.models import controlnets
 from tests.support.models.conversions import conversion
 from tests.support.models.mutatedconfigs import mutated
+from tests.support.models.openall import open_all
 from tests.support.models.tinyrepo import copy_repo, replace, save_repo
-from tests.support.paths import ROOT
 
 OPTIONAL = {"DPMSolverSDEScheduler": "torchsde", "LMSDiscreteScheduler": "scipy"}
 """Schedulers that need a library which the test environment does not have."""
@@ -47,22 +44,6 @@ def origins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "huggingface": save_repo(folder / "pipeline", "sd15", torch.float16),
         "controlnet": controlnets.save_repo(folder, "SD 1.x"),
     }
-
-
-def opened(folders: list[Path]) -> list[str | None]:
-    """Open folders in a process with limited memory. Return the error of each, or None."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests/support/models/openall.py"],
-        input="".join(f"{folder}\n" for folder in folders),
-        env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    errors = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(errors) == len(folders)
-    return errors
 
 
 def published_model(rng: random.Random, model_type: str, origin: Path, folder: Path) -> Path | None:
@@ -126,7 +107,7 @@ def test_published_folder_opens(origins, tmp_path, tally, counts):
     assert len(folders) > len(made) // 10
     failed = {
         folder: error
-        for folder, error in zip(folders, opened(folders), strict=True)
+        for folder, error in zip(folders, open_all(folders), strict=True)
         if error is not None
     }
     assert not failed, "\n".join(f"{folder}: {error}" for folder, error in failed.items())

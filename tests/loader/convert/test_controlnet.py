@@ -29,6 +29,7 @@ from tests.support.models.checkpoints import (
 )
 from tests.support.models.controlnets import configured, family_of, save_repo, theirs, tiny
 from tests.support.models.conversions import conversion, convert_file, identical
+from tests.support.models.tinyrepo import copy_repo, replace
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -135,18 +136,23 @@ CASES = [Case(row, "fp16", None) for row in FILES] + [
 ]
 
 
-def is_slow(case: Case) -> bool:
-    """Return whether only `make test-all` runs the case: `make test` has one family's precisions.
-
-    A file in another precision is converted in the same way for each family.
-    """
-    return case.row is not FILES[0] and (case.precision, case.revision) != PRECISIONS[0]
+# What `make test` runs: each structure, layout and container, and a cast to less and to more bits.
+# `make test-all` runs all cases.
+QUICK = (
+    Case(FILES[0], "fp16", "fp32"),
+    Case(FILES[3], "fp16", None),
+    Case(FILES[6], "fp16", None),
+    Case(FILES[7], "fp16", None),
+    Case(FILES[8], "fp16", None),
+    Case(FILES[10], "fp16", None),
+    Case(FILES[0], "fp32", "bf16"),
+)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=str(case), marks=pytest.mark.slow if is_slow(case) else ())
+        pytest.param(case, id=str(case), marks=() if case in QUICK else pytest.mark.slow)
         for case in CASES
     ],
 )
@@ -168,6 +174,18 @@ def test_weights_equal_those_of_diffusers(tmp_path: Path, case: Case) -> None:
     ] * whole
 
 
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repo of SD 1.x, which tests only read."""
+    return save_repo(tmp_path_factory.mktemp("origin"), "SD 1.x")
+
+
+@pytest.fixture
+def repo(origin: Path, tmp_path: Path) -> Path:
+    """A copy of the repo, whose files a test may replace."""
+    return copy_repo(origin, tmp_path / "repo")
+
+
 def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     """Convert a repo into a new folder beside it. `fields` are those of the request."""
     out = repo.parent / "out"
@@ -177,7 +195,11 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     return out, convert(fetched, repo.parent, options, out, lambda _progress: None)
 
 
-@pytest.mark.parametrize("row", REPOS, ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=() if row in REPOS[1:3] else pytest.mark.slow) for row in REPOS],
+    ids=str,
+)
 def test_controlnet_repo_is_converted(tmp_path: Path, row: Row) -> None:
     """Old .bin weights and another precision work, too."""
     repo = save_repo(tmp_path, row.architecture, safe=row.container.endswith("safetensors"))
@@ -341,12 +363,11 @@ CONFIG_CHANGES = {
 
 @pytest.mark.parametrize(("changes", "words"), CONFIG_CHANGES.values(), ids=CONFIG_CHANGES)
 def test_repo_config_that_its_tensors_contradict_is_refused(
-    tmp_path: Path, changes: dict[str, Any], words: str
+    repo: Path, changes: dict[str, Any], words: str
 ) -> None:
     """The folder would not open, or would open as another model."""
-    repo = save_repo(tmp_path, "SD 1.x")
     found = json.loads((repo / "config.json").read_text())
-    (repo / "config.json").write_text(json.dumps({**found, **changes}))
+    replace(repo / "config.json", json.dumps({**found, **changes}))
     with pytest.raises(LoaderError) as caught:
         convert_repo(repo)
     assert words in caught.value.message
@@ -369,16 +390,14 @@ def test_vae_repo_is_refused_as_a_controlnet(tmp_path: Path) -> None:
         convert_repo(tmp_path / "repo")
 
 
-def test_unchanged_weights_are_linked(tmp_path: Path) -> None:
+def test_unchanged_weights_are_linked(repo: Path) -> None:
     """A weight file that needs no change is linked, not copied."""
-    repo = save_repo(tmp_path, "SD 1.x")
     out, _converted = convert_repo(repo)
     assert (out / WEIGHTS).stat().st_ino == (repo / WEIGHTS).stat().st_ino
 
 
-def test_unknown_tensor_in_a_repo_is_refused(tmp_path: Path) -> None:
+def test_unknown_tensor_in_a_repo_is_refused(repo: Path) -> None:
     """The architecture has no such tensor."""
-    repo = save_repo(tmp_path, "SD 1.x")
     tensors = load_file(repo / WEIGHTS)
     (repo / WEIGHTS).unlink()
     save_file({**tensors, "down_blocks.9.conv.weight": TENSOR}, repo / WEIGHTS)

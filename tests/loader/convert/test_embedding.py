@@ -87,10 +87,32 @@ CASES = [
     if container != "safetensors" or style not in ("A1111", "textual_inversion", "a tensor alone")
 ]
 CASES += [Case("sd1", style, LEGACY) for style in ("diffusers", "A1111")]
+# What `make test` runs: each family, style and container. `make test-all` runs all cases.
+QUICK = (
+    Case("sd1", "diffusers", LEGACY),
+    Case("sd1", "A1111", "pt"),
+    Case("sd1", "textual_inversion", "pt"),
+    Case("sd1", "emb_params", "bin"),
+    Case("sd1", "a tensor alone", "bin"),
+    Case("sd1", "one vector", "safetensors"),
+    Case("sd2", "diffusers", "safetensors"),
+    Case("sd2", "A1111", "pt"),
+    Case("sdxl", "clip_l and clip_g", "safetensors"),
+    Case("sdxl", "pivotal tuning", "pt"),
+)
 NEWER, OLDER = ("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")
 PAIRS = {"clip_l and clip_g": NEWER, "pivotal tuning": OLDER}
 SDXL_CASES = [Case("sdxl", pair, kind) for pair in PAIRS for kind in ("safetensors", "pt", "bin")]
 ROWS: tuple[Row, ...] = tuple(case.row for case in (*CASES, *SDXL_CASES))
+
+
+def each(cases):
+    """Run a test once for each of these cases."""
+    rows = [
+        pytest.param(case, id=str(case), marks=() if case in QUICK else pytest.mark.slow)
+        for case in cases
+    ]
+    return pytest.mark.parametrize("case", rows)
 
 
 def loaded(folder, content, name="x.safetensors", *, legacy=False, **fields):
@@ -99,7 +121,7 @@ def loaded(folder, content, name="x.safetensors", *, legacy=False, **fields):
     return convert_file(path, folder / "out", model_type="embeddings", **fields), folder / "out"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each(CASES)
 def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
     """The folder needs no token argument, and a text file shows the token to people."""
     make, token = STYLES[case.style]
@@ -119,7 +141,7 @@ def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
     assert_same(opened(out, width, local_files_only=True), theirs)
 
 
-@pytest.mark.parametrize("case", SDXL_CASES, ids=str)
+@each(SDXL_CASES)
 def test_sdxl_embedding_has_a_file_for_each_encoder(tmp_path, case):
     """Diffusers opens each file by a call that its documentation describes."""
     first, second_vectors = vectors(768), vectors(SECOND_WIDTH, seed=1)

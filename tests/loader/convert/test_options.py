@@ -85,7 +85,7 @@ def test_text_encoder_of_another_depth_is_recognised(tmp_path):
     ("make", "encoder"),
     [
         (tiny_sd15, "cond_stage_model.transformer."),
-        (tiny_sdxl, "conditioner.embedders.0.transformer."),
+        pytest.param(tiny_sdxl, "conditioner.embedders.0.transformer.", marks=pytest.mark.slow),
     ],
     ids=["sd1", "sdxl"],
 )

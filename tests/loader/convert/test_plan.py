@@ -124,8 +124,8 @@ def test_sdxl_v_model_gets_a_zero_terminal_snr_schedule(shapes):
     ("shapes", "widths"),
     [
         pytest.param(SD2, TINY_SD2, id="SD 2"),
-        pytest.param(SDXL, TINY_SDXL, id="SDXL"),
-        pytest.param(REFINER, TINY_REFINER, id="refiner"),
+        pytest.param(SDXL, TINY_SDXL, id="SDXL", marks=pytest.mark.slow),
+        pytest.param(REFINER, TINY_REFINER, id="refiner", marks=pytest.mark.slow),
         pytest.param(
             sd15_shapes(replace(TINY_SD15, architecture="bk-small")),
             replace(TINY_SD15, architecture="bk-small"),
@@ -351,7 +351,25 @@ def test_original_config_of_another_model_is_refused(original, message):
     assert caught.value.reason is Reason.CONVERSION_FAILED
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+# What `make test` runs: each family, task and kind of UNet. `make test-all` runs all models.
+QUICK = (
+    "SD 2.1 (768, v)",
+    "SDXL refiner",
+    "SD 1.5 inpainting",
+    "InstructPix2Pix (SD 1.5)",
+    "BK-SDM tiny",
+    "KOALA 700M",
+)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=() if model.title in QUICK else pytest.mark.slow)
+        for model in MODELS
+    ],
+    ids=str,
+)
 def test_inspect_recognises_each_model(tmp_path, model):
     """Inspect reads only the header, so the test writes no weights."""
     path = tmp_path / "model.safetensors"

@@ -37,7 +37,7 @@ ROWS = (
     ("row", "architecture", "make"),
     [
         pytest.param(ROWS[0], "sd15", tiny_sd15, id=str(ROWS[0])),
-        pytest.param(ROWS[1], "sdxl", tiny_sdxl, id=str(ROWS[1])),
+        pytest.param(ROWS[1], "sdxl", tiny_sdxl, id=str(ROWS[1]), marks=pytest.mark.slow),
     ],
 )
 def test_repo_and_checkpoint_of_one_model_give_the_same_weights(tmp_path, row, architecture, make):
@@ -97,7 +97,13 @@ def test_pickled_weights_give_the_same_files_as_safetensors(repo, sd15, tmp_path
     assert pickled.files == safe.files
 
 
-@pytest.mark.parametrize(("revision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("revision", "dtype"),
+    [
+        ("fp16", torch.float16),
+        pytest.param("bf16", torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_requested_precision_is_published(repo, revision, dtype):
     """Each weight is cast as torch casts it, and the text encoder's config names the precision."""
     out, converted = convert_repo(repo, revision=revision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Confi
 
 def shapes(component: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of the model that diffusers or transformers builds from a config."""
+    return dict(_shapes(component, json.dumps(config, sort_keys=True)))
+
+
+@cache
+def _shapes(component: str, json_config: str) -> dict[str, Tensor]:
+    config = json.loads(json_config)
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -86,8 +93,18 @@ def checked(family: str, configs: Configs, tensors: dict[str, dict[str, Tensor]]
 VARIANTS = [
     pytest.param("sd15", lambda _: None, id="SD 1.5"),
     pytest.param("sdxl", lambda _: None, id="SDXL"),
-    pytest.param("sd15", lambda it: it["unet"].update(in_channels=9), id="inpainting"),
-    pytest.param("sdxl", lambda it: it["unet"].update(in_channels=9), id="SDXL inpainting"),
+    pytest.param(
+        "sd15",
+        lambda it: it["unet"].update(in_channels=9),
+        id="inpainting",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        "sdxl",
+        lambda it: it["unet"].update(in_channels=9),
+        id="SDXL inpainting",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         "sd15",
         lambda it: (
@@ -107,6 +124,7 @@ VARIANTS = [
             mid_block_type=None,
         ),
         id="BK-SDM",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         "sdxl",
@@ -115,11 +133,21 @@ VARIANTS = [
             reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1],
         ),
         id="SSD-1B",
+        marks=pytest.mark.slow,
     ),
 ]
+# What `make test` runs: of each family one, and a UNet of each kind. `make test-all` runs all.
+QUICK = ("SD 2 base (512)", "SDXL refiner", "SD 1.5 inpainting", "BK-SDM tiny", "SSD-1B")
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=() if model.title in QUICK else pytest.mark.slow)
+        for model in MODELS
+    ],
+    ids=str,
+)
 def test_each_architecture_is_checked_tensor_by_tensor(model: TinyModel, tmp_path: Path) -> None:
     """Each tensor that the config implies must exist, in distilled UNets, too."""
     folder = model.write_configs(tmp_path / "repo")

@@ -14,9 +14,11 @@ from sd_api.reasons import Reason
 from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
 from sd_loader.errors import LoaderError
 from tests.support.models.cliptokenizers import (
+    END,
     FORMS,
     PROMPTS,
     SPECIAL,
+    START,
     WORDS,
     Files,
     described,
@@ -65,10 +67,10 @@ def test_ids_with_gaps_are_kept(tmp_path):
 
 def test_usual_vocabulary_is_published_byte_for_byte(tmp_path):
     """A repo whose files have another layout gets the files that most models share."""
-    files = plain()
-    files["vocab.json"] = json.loads(files["vocab.json"])
-    files["merges.txt"] = files["merges.txt"].replace(b"\n", b"\r\n")
-    folder = publish(write(tmp_path / "source", files), tmp_path / "out")
+    words, merges = (vocabulary_file(name) for name in VOCABULARY_FILES)
+    files = plain() | {"vocab.json": json.loads(words)}
+    files["merges.txt"] = merges.replace(b"\n", b"\r\n")
+    folder = publish(write(tmp_path / "source", files), tmp_path / "out", rows=49408)
     for name in VOCABULARY_FILES:
         assert (folder / name).read_bytes() == vocabulary_file(name)
 
@@ -85,14 +87,14 @@ def test_config_holds_only_known_settings(tmp_path):
         "backend": "x",
         "errors": "ignore",
         "bos_token": {"__type": "AddedToken", "content": "<|startoftext|>", "evil": 1},
-        "added_tokens_decoder": {"49406": {**described("<|startoftext|>"), "evil": 1}},
+        "added_tokens_decoder": {str(WORDS - 2): {**described(START), "evil": 1}},
     }
     folder = publish(write(tmp_path / "source", files), tmp_path / "out")
     assert config_of(folder) == {
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            "49406": described("<|startoftext|>"),
-            "49407": described("<|endoftext|>", special=True),
+            str(WORDS - 2): described(START),
+            str(WORDS - 1): described(END, special=True),
         },
         "clean_up_tokenization_spaces": True,
         "do_lower_case": True,
@@ -153,7 +155,7 @@ def single(**model: Any) -> Files:
 
 
 TWO_WORDS = "tokenizer: a merge is not two words"
-BEYOND = "its text encoder has 49411 tokens, with ids from 0 to 49410"
+BEYOND = f"its text encoder has {WORDS + 3} tokens, with ids from 0 to {WORDS + 2}"
 REFUSED = [
     pytest.param(
         changed("vocab.json", zzz=10**9),
@@ -196,8 +198,8 @@ REFUSED = [
         id="an added id beyond the text encoder",
     ),
     pytest.param(
-        changed("added_tokens.json", **{"<a>": "49408"}),
-        "tokenizer: an id in added_tokens.json is not a whole number: 49408",
+        changed("added_tokens.json", **{"<a>": str(WORDS)}),
+        f"tokenizer: an id in added_tokens.json is not a whole number: {WORDS}",
         id="an id as text",
     ),
     pytest.param(
@@ -206,23 +208,23 @@ REFUSED = [
         id="the id of another token",
     ),
     pytest.param(
-        changed("added_tokens.json", **{"<a>": 49408, "<b>": 49408}),
-        "tokenizer: the tokens <a> and <b> have the same id, 49408",
+        changed("added_tokens.json", **{"<a>": WORDS, "<b>": WORDS}),
+        f"tokenizer: the tokens <a> and <b> have the same id, {WORDS}",
         id="one id for two added tokens",
     ),
     pytest.param(
-        changed(CONFIG, **{DECODER: {"49408": described("<a>"), "049408": described("<b>")}}),
-        "tokenizer: the tokens <a> and <b> have the same id, 49408",
+        changed(CONFIG, **{DECODER: {f"{WORDS}": described("<a>"), f"0{WORDS}": described("<b>")}}),
+        f"tokenizer: the tokens <a> and <b> have the same id, {WORDS}",
         id="one id in two spellings",
     ),
     pytest.param(
-        changed("added_tokens.json", cat=49408),
+        changed("added_tokens.json", cat=WORDS),
         "tokenizer: the token cat has two ids",
         id="a second id for a word",
     ),
     pytest.param(
-        changed(CONFIG, **{DECODER: {"49408": described("<a>")}})
-        | {"added_tokens.json": {"<a>": 49409}},
+        changed(CONFIG, **{DECODER: {str(WORDS): described("<a>")}})
+        | {"added_tokens.json": {"<a>": WORDS + 1}},
         "tokenizer: the token <a> has two ids",
         id="forms that contradict each other",
     ),
@@ -237,12 +239,12 @@ REFUSED = [
         id="a decoder without ids",
     ),
     pytest.param(
-        changed(CONFIG, **{DECODER: {"49408": 7}}),
+        changed(CONFIG, **{DECODER: {str(WORDS): 7}}),
         "tokenizer: added_tokens_decoder has a value that is not a token: 7",
         id="a decoder without tokens",
     ),
     pytest.param(
-        changed(CONFIG, **{DECODER: {"49408": described("<a>", lstrip="yes")}}),
+        changed(CONFIG, **{DECODER: {str(WORDS): described("<a>", lstrip="yes")}}),
         "tokenizer: added_tokens_decoder has a token whose flags are not true or false",
         id="a flag as text",
     ),
@@ -268,7 +270,7 @@ REFUSED = [
     ),
     pytest.param(
         changed(MAP, additional_special_tokens=[f"<{n}>" for n in range(4)]),
-        f"tokenizer: the token <3> has the id 49411; {BEYOND}",
+        f"tokenizer: the token <3> has the id {WORDS + 3}; {BEYOND}",
         id="more tokens than rows",
     ),
     pytest.param(
@@ -316,7 +318,7 @@ def test_tokenizer_that_transformers_cannot_open_is_refused(tmp_path, files, mes
 def test_word_that_occurs_twice_has_the_last_id(tmp_path):
     """Transformers does the same. The published file has it once."""
     files = plain()
-    files["vocab.json"] = files["vocab.json"].rstrip()[:-1] + b', "zzz": 5, "zzz": 49408}'
+    files["vocab.json"] = files["vocab.json"].rstrip()[:-1] + b', "zzz": 5, "zzz": %d}' % WORDS
     folder = publish(write(tmp_path / "source", files), tmp_path / "out")
     assert (folder / "vocab.json").read_text().count('"zzz"') == 1
     assert opened(folder).convert_tokens_to_ids("zzz") == WORDS
@@ -350,15 +352,31 @@ KEYS = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+ANY_CONFIG = given(
     config=st.dictionaries(KEYS, VALUES, max_size=4),
     special=st.dictionaries(KEYS, VALUES, max_size=3),
     added=st.dictionaries(st.text(max_size=4), VALUES, max_size=2),
     tokens=st.lists(VALUES, max_size=3),
 )
+
+
+@settings(max_examples=30, deadline=None)
+@ANY_CONFIG
 def test_any_config_is_refused_or_opens(tmp_path_factory, config, special, added, tokens):
     """The small vocabulary makes transformers fast."""
+    assert_refused_or_opens(tmp_path_factory, config, special, added, tokens)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@ANY_CONFIG
+def test_any_of_many_configs_is_refused_or_opens(tmp_path_factory, config, special, added, tokens):
+    """As above, with more examples."""
+    assert_refused_or_opens(tmp_path_factory, config, special, added, tokens)
+
+
+def assert_refused_or_opens(tmp_path_factory, config, special, added, tokens):
+    """Assert that the loader refuses the tokenizer, or transformers opens what it publishes."""
     folder = tmp_path_factory.mktemp("tokenizer")
     files = single() | {CONFIG: config, MAP: special, "added_tokens.json": added}
     files["tokenizer.json"]["added_tokens"] = tokens

@@ -5,7 +5,8 @@ Names are the real ones. Shapes are those of layers in tiny pipelines, which can
 
 from __future__ import annotations
 
-import copy
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,14 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from transformers import CLIPTextModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+)
 
 from sd_loader.handover import Converted
-from tests.support.models import tinyrepo
-from tests.support.models.checkpoints import save_safetensors
+from tests.support.models.checkpoints import save_safetensors, tiny_configs
 from tests.support.models.conversions import convert_file
 
 Tensors = dict[str, torch.Tensor]
@@ -70,20 +81,41 @@ _SGM = {
 
 @cache
 def pipeline(family: str) -> DiffusionPipeline:
-    """Return a cached pipeline that opens LoRAs; tests must unload them again."""
-    origin = tinyrepo.pipeline("sdxl" if family == "sdxl" else "sd15")
-    parts = {name: copy.deepcopy(part) for name, part in origin.components.items()}
+    """Return a cached pipeline that opens LoRAs; tests must unload them again.
+
+    It is a tiny one without a VAE and tokenizers. Its transformers have one block, the only one
+    that the LoRAs change.
+    """
+    is_sdxl = family == "sdxl"
+    with tempfile.TemporaryDirectory() as folder:
+        configs = {
+            path.parent.name: json.loads(path.read_text())
+            for path in tiny_configs(Path(folder) / family, "sdxl" if is_sdxl else "sd15").glob(
+                "*/config.json"
+            )
+        }
+    unet, text = configs["unet"], configs["text_encoder"]
+    if is_sdxl:
+        unet["transformer_layers_per_block"] = 1
     if family == "sd2":
-        config = {**parts["unet"].config, "use_linear_projection": True}
-        # from_config resets the fields in this list to their defaults.
-        config.pop("_use_default_values")
-        parts["unet"] = UNet2DConditionModel.from_config(config)
-        text = parts["text_encoder"].config
-        text.num_hidden_layers = 23
-        parts["text_encoder"] = CLIPTextModel(text)
-    if family == "sdxl":
-        return type(origin)(**parts)
-    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        unet["use_linear_projection"] = True
+        text["num_hidden_layers"] = 23
+    parts: dict[str, Any] = {
+        "unet": UNet2DConditionModel.from_config(unet),
+        "text_encoder": _text_encoder(CLIPTextModel, text),
+        "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
+        **dict.fromkeys(("vae", "tokenizer")),
+    }
+    if not is_sdxl:
+        unused = dict.fromkeys(("safety_checker", "feature_extractor"))
+        return StableDiffusionPipeline(**parts, **unused, requires_safety_checker=False)
+    second = _text_encoder(CLIPTextModelWithProjection, configs["text_encoder_2"])
+    return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=None)
+
+
+def _text_encoder(kind: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedModel:
+    """Make a text encoder with a small vocabulary, because no LoRA changes it."""
+    return kind(CLIPTextConfig(**{**config, "vocab_size": 100}))
 
 
 def layer_shapes(family: str, *, text: bool = True) -> dict[str, tuple[int, ...]]:

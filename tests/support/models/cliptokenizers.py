@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,35 @@ from sd_loader.convert.plan.repo_tokenizer import tokenizer_files
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.clip import VOCABULARY_FILES, vocabulary_file
 
-WORDS = 49408
-"""Number of tokens of CLIP's vocabulary."""
-SPECIAL = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-}
+_MERGES = 2000
+WORDS = 512 + _MERGES + 2
+"""Number of tokens of the test vocabulary, which is the beginning of CLIP's.
+
+It has all bytes, alone and at the end of a word, the first pairs of words to merge, and the start
+and end token. CLIP's own vocabulary of 49408 tokens would take a second for each test.
+"""
+SPECIAL_WORDS = START, END = ("<|startoftext|>", "<|endoftext|>")
+SPECIAL = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
 Files = dict[str, Any]
+
+
+@cache
+def _vocabulary() -> dict[str, bytes]:
+    """The files of the test vocabulary."""
+    words, merges = (vocabulary_file(name) for name in VOCABULARY_FILES)
+    numbers = json.loads(words)
+    first = sorted(numbers, key=numbers.get)[: WORDS - 2]
+    ids = {word: number for number, word in enumerate([*first, *SPECIAL_WORDS])}
+    lines = merges.split(b"\n")[: _MERGES + 1]
+    contents = (json.dumps(ids).encode(), b"\n".join([*lines, b""]))
+    return dict(zip(VOCABULARY_FILES, contents, strict=True))
 
 
 def plain() -> Files:
     """The files of a tokenizer without added tokens, by name. JSON files are dictionaries."""
     config = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", **SPECIAL}
     return {
-        **{name: vocabulary_file(name) for name in VOCABULARY_FILES},
+        **_vocabulary(),
         "tokenizer_config.json": config,
         "special_tokens_map.json": dict(SPECIAL),
     }
@@ -74,18 +88,18 @@ def _newest(files: Files) -> Files:
 
 def _by_id(files: Files) -> Files:
     files["tokenizer_config.json"]["added_tokens_decoder"] = {
-        "49406": described("<|startoftext|>", special=True),
-        "49407": described("<|endoftext|>", special=True),
-        "49408": described("<my-cat>", normalized=True),
-        "49409": described("<My-Dog>", special=True),
+        str(WORDS - 2): described(START, special=True),
+        str(WORDS - 1): described(END, special=True),
+        str(WORDS): described("<my-cat>", normalized=True),
+        str(WORDS + 1): described("<My-Dog>", special=True),
     }
     return files
 
 
 def _with_flags(files: Files) -> Files:
     files["tokenizer_config.json"]["added_tokens_decoder"] = {
-        "49408": described("<my-cat>", lstrip=True, rstrip=True),
-        "49409": described("<My-Dog>", single_word=True),
+        str(WORDS): described("<my-cat>", lstrip=True, rstrip=True),
+        str(WORDS + 1): described("<My-Dog>", single_word=True),
     }
     return files
 
@@ -119,12 +133,12 @@ def _padded(files: Files) -> Files:
 
 def _in_vocabulary(files: Files) -> Files:
     """Tokens that somebody wrote into vocab.json and that transformers must not split."""
-    words = json.loads(files["vocab.json"]) | {"<my-cat>": 49408, "<My-Dog>": 49409}
+    words = json.loads(files["vocab.json"]) | {"<my-cat>": WORDS, "<My-Dog>": WORDS + 1}
     return _by_word(files) | {"vocab.json": words}
 
 
 def _by_word(files: Files) -> Files:
-    return files | {"added_tokens.json": {"<my-cat>": 49408, "<My-Dog>": 49409}}
+    return files | {"added_tokens.json": {"<my-cat>": WORDS, "<My-Dog>": WORDS + 1}}
 
 
 FORMS: Mapping[str, Callable[[Files], Files]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from diffusers import ControlNetModel
 
 from devkit.controlnet_layouts import TINY, config
+from devkit.ldm_layouts import Shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, save_safetensors
 
 # Two published sizes have fewer transformers; these are the values of their configs.
@@ -34,9 +36,14 @@ def configured(architecture: str) -> dict[str, Any]:
 
 def tiny(architecture: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Return random tensors of the tiny model in the layout of diffusers."""
+    return random_tensors(_shapes(architecture), dtype)
+
+
+@cache
+def _shapes(architecture: str) -> Shapes:
     with torch.device("meta"):
         model = ControlNetModel.from_config(configured(architecture))
-    return random_tensors({key: value.shape for key, value in model.state_dict().items()}, dtype)
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def theirs(path: Path, architecture: str, dtype: torch.dtype) -> ControlNetModel:

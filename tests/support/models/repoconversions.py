@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sd_api.wire import Source
+from sd_loader.convert.plan.companions import Companions
+from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.plan.repo import plan_repo
 from sd_loader.convert.run import convert
+from sd_loader.convert.write.files import SmallFile
 from sd_loader.handover import Converted, Fetched
 from tests.support.models.conversions import conversion
 from tests.support.models.tinyrepo import replace
@@ -28,6 +33,19 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     asked = conversion(model_type="huggingface", **fields)
     fetched = Fetched(kind="repo", path=repo.name, source=Source())
     return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
+
+
+def publish_configs(repo: Path) -> Path:
+    """Plan a conversion, and write its configs, without weights, into a new folder beside it."""
+    out = repo.parent / "out"
+    asked = conversion(model_type="huggingface")
+    with ExitStack() as stack:
+        plan = plan_repo(repo, asked, Companions(repo.parent), OpenFiles(stack))
+    for file in plan.files:
+        if isinstance(file, SmallFile):
+            (out / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (out / file.path).write_bytes(file.content)
+    return out
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

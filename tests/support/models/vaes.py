@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 
-from devkit.ldm_layouts import TINY_SD15, vae_shapes
+from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, tiny_configs
 
 
@@ -26,7 +28,12 @@ def configs(folder: Path, architecture: str) -> Path:
 
 def tiny_diffusers(folder: Path, dtype: torch.dtype, architecture: str = "SD 1.x") -> Checkpoint:
     """Return a tiny VAE in the layout of diffusers."""
+    config = AutoencoderKL.load_config(configs(folder, architecture))
+    return random_tensors(_shapes(json.dumps(config)), dtype)
+
+
+@cache
+def _shapes(config: str) -> Shapes:
     with torch.device("meta"):
-        model = AutoencoderKL.from_config(AutoencoderKL.load_config(configs(folder, architecture)))
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    return random_tensors(shapes, dtype)
+        model = AutoencoderKL.from_config(json.loads(config))
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
