@@ -27,9 +27,9 @@ ROWS = tuple(
     Row("huggingface", model.title, "diffusers repo", "save_pretrained", model.pipeline)
     for model in MODELS
 )
-# The models that `make test` runs: of each family one that is unlike the base model. A smaller UNet
-# and further input channels are once among them. `make test-all` runs all.
-QUICK = ("SD 2.1 (768, v)", "SD 1.5 inpainting", "SSD-1B")
+# The models that `make test` runs: SD 2, further input channels, and a smaller UNet. The test of
+# checkpoints has SDXL. `make test-all` runs all.
+QUICK = ("SD 2.1 (768, v)", "SD 1.5 inpainting", "BK-SDM tiny")
 PREFIX = "text_model."
 WITHOUT_PREFIX = "text_encoder/model.safetensors"
 

@@ -127,7 +127,7 @@ def test_diffusers_opens_the_folder_like_the_file(tmp_path, case):
 WITHOUT_TEXT_MODEL = [case for case in CASES if case.container == "safetensors"]
 
 
-@each(WITHOUT_TEXT_MODEL, quick=(QUICK[2], QUICK[5]))
+@each(WITHOUT_TEXT_MODEL, quick=(QUICK[3], QUICK[5]))
 def test_names_without_text_model_are_read_and_published_with_it(tmp_path, case):
     """Since 5.6, transformers leaves `text_model` out of a CLIPTextModel's names.
 

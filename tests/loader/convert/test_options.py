@@ -100,7 +100,7 @@ def test_names_of_a_text_encoder_without_text_model_are_understood(tmp_path, mak
 
 
 SCHEDULERS = [
-    pytest.param({}, {}, {"prediction_type": "epsilon"}, id="no marker"),
+    pytest.param({}, {}, {"prediction_type": "epsilon"}, id="no marker", marks=pytest.mark.slow),
     pytest.param(
         {"v_pred": torch.tensor([])}, {}, {"prediction_type": "v_prediction"}, id="marker"
     ),

@@ -163,14 +163,24 @@ def settings(config: Any) -> dict[str, Any]:
 
 INSTALLED = [name for name in SCHEDULERS if "dummy" not in getattr(diffusers, name).__module__]
 """The schedulers whose libraries are installed."""
+# What `make test` runs: the usual ones, and those with a setting that is unlike other settings.
+QUICK = (
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 @pytest.mark.filterwarnings("ignore")  # numpy's, of diffusers
 @pytest.mark.parametrize(
     "class_name",
     [
-        # Diffusers computes for seconds to make a scheduler of this kind.
-        pytest.param(name, marks=pytest.mark.slow if name.startswith("KDPM2") else ())
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
         for name in sorted(INSTALLED)
     ],
 )
