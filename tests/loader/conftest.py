@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,20 +44,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def slim(tmp_path: Path) -> dict[str, str]:
-    """The environment of a loader in the slim image.
+def slim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slim image: Python finds neither torch nor diffusers nor transformers."""
+    for name in ("torch", "diffusers", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
 
-    Python finds neither torch nor diffusers nor transformers.
-    """
-    folder = tmp_path / "slim"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
-        "from importlib.machinery import PathFinder\n"
-        "find = PathFinder.find_spec\n"
-        "PathFinder.find_spec = lambda name, *rest: "
-        "None if name in ('torch', 'diffusers', 'transformers') else find(name, *rest)\n"
-    )
-    return {"PYTHONPATH": str(folder)}
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Limit torch to one thread, because other tests run at the same time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -31,7 +31,11 @@ def served(containers: Containers) -> Path:
 def test_link_becomes_a_diffusers_folder(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """Fetch reports the source, convert reports the artifact, and stdout carries progress."""
+    """Fetch reports the source, convert reports the artifact, and stdout carries progress.
+
+    Each container is a process here, as in a Job.
+    """
+    containers = containers.in_own_process()
     request = load_request(hub.serve_file("/tiny.safetensors", checkpoint))
     fetched = containers.fetch(request)
     assert fetched.code == ExitCode.DONE, fetched.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,25 +33,10 @@ from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_s
 from tests.support.models.conversions import conversion, convert_file
 from tests.support.models.images import same_png
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {"render": True, "steps": 1}
 DECODER = "first_stage_model.decoder"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread, because other tests run at the same time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that can reach the Hub, with an empty volume."""
-    made = Containers.reaching(hub, tmp_path)
-    made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +125,11 @@ def test_model_that_renders_black_is_not_published(containers: Containers, hub: 
     assert list(containers.store.iterdir()) == []
 
 
-def test_render_is_refused_in_an_image_without_torch(
-    containers: Containers, hub: FakeHub, slim: dict[str, str]
-) -> None:
+@pytest.mark.usefixtures("slim")
+def test_render_is_refused_in_an_image_without_torch(containers: Containers, hub: FakeHub) -> None:
     """The load fails before it downloads anything."""
     request = job_request(f"{hub.url}/none", verify=QUICK)
-    failed(containers.fetch(request, **slim), Reason.INVALID_SPEC, "spec.verify.render")
+    failed(containers.fetch(request), Reason.INVALID_SPEC, "spec.verify.render")
     assert hub.requests == []
 
 
