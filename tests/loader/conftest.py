@@ -11,7 +11,7 @@ import pytest
 
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
-from tests.support.loader.loadercli import Containers
+from tests.support.loader.loadercli import SMALLEST_SD15, Containers
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def into(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 1.5 checkpoint in the original layout."""
+    """A checkpoint of a distilled SD 1.5 in the original layout, as small as the loader accepts."""
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    write_checkpoint(path)
+    write_checkpoint(path, SMALLEST_SD15)
     return path
 
 

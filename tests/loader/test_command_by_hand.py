@@ -17,6 +17,7 @@ from sd_api.spec import LoadFields
 from sd_loader.__main__ import main
 from sd_loader.progress import CLEAR_LINE
 from tests.support.loader.loadercli import (
+    SMALLEST_SD15,
     Containers,
     artifact_of,
     failed,
@@ -65,7 +66,7 @@ def test_changed_local_file_is_loaded_again(containers: Containers, tmp_path: Pa
     digests = []
     for seed in (0, 0, 1):
         if len(digests) != 1:
-            write_checkpoint(path, seed=seed)
+            write_checkpoint(path, SMALLEST_SD15, seed=seed)
         digests.append(artifact_of(containers.run(*arguments)).digest)
     assert digests[0] == digests[1] != digests[2]
 

@@ -171,7 +171,15 @@ def weights(folder: Path) -> Mapping[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+SLOW = (ROWS[1], ROWS[4], ROWS[7])
+"""Rows whose parts other rows have: another architecture, form of link, or model type."""
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=pytest.mark.slow if row in SLOW else ()) for row in ROWS],
+    ids=str,
+)
 def test_published_folder_equals_that_of_diffusers(tmp_path, workshop, hub, row):
     """All tensors are equal, the folder opens offline, and the result describes the source."""
     url, theirs = origin(row, workshop, hub)
