@@ -64,7 +64,7 @@ def test_same_weights_in_two_containers_share_their_files(
     """A .safetensors file and a pickled .ckpt of the same weights give the same digest."""
     from tests.support.models import checkpoints
 
-    tensors = checkpoints.tiny_sd15()
+    tensors = checkpoints.smallest_sd15()
     safetensors = checkpoints.save_safetensors(tmp_path / "tiny.safetensors", tensors)
     ckpt = checkpoints.save_ckpt(tmp_path / "tiny.ckpt", tensors)
     first = artifact_of(containers.load(load_request(hub.serve_file("/a", safetensors))))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from devkit.fakehub import FakeHub
-from devkit.ldm_layouts import TINY_SD15, sd15_shapes
 from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
@@ -196,8 +195,6 @@ def safetensors_bytes(shapes: dict[str, tuple[int, ...]]) -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(offset)
 
 
-SMALLEST_SD15 = sd15_shapes(replace(TINY_SD15, architecture="bk-tiny", text_layers=(1,)))
-"""The shapes of the smallest checkpoint of SD 1.5 that the loader accepts; 24 MB in fp16."""
 OTHER = safetensors_bytes({"layer.weight": (4, 4)})
 """A file with tensors that do not belong to Stable Diffusion."""
 
