@@ -40,7 +40,7 @@ test: lint ## Lint, then run the tests (under 10 minutes on 2 cores)
 	$(PYTEST) -n 3 -m "not slow and not gpu"
 
 test-all: lint ## Lint, then run all tests, including the slow ones
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 --hypothesis-profile=many
 
 # A Pod of a real node may have to pull images first.
 test-cluster: $(DEV) ## Run the cluster tests against KUBECONFIG=... (see CONTRIBUTING.md)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from devkit.ldm_layouts import TINY_SD15, Shapes, sd15_shapes
+from devkit.ldm_layouts import TINY_SD15, TINY_SDXL, Shapes, sd15_shapes
+
+SMALLEST_SD15 = replace(TINY_SD15, architecture="bk-tiny", text_layers=(1,))
+SMALLEST_SDXL = replace(TINY_SDXL, architecture="koala-700m", text_layers=(1, 1))
+"""Distilled UNets and text encoders of one layer, for tests that need any model of the family."""
 
 
 def write_checkpoint(path: Path, shapes: Shapes | None = None, seed: int = 0) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
@@ -18,6 +19,11 @@ from tests.support.kube.cluster import Backend, Cluster, namespace_of
 from tests.support.kube.outcomes import print_table
 from tests.support.operator.operated import KEY, Operated
 from tests.support.tally import Tally
+
+# Tests that set no number of examples try few, and in `make test-all` many.
+settings.register_profile("few", max_examples=100, deadline=None)
+settings.register_profile("many", max_examples=400, deadline=None)
+settings.load_profile("few")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

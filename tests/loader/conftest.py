@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from devkit.fakehub import FakeHub
-from devkit.tiny import write_checkpoint
+from devkit.ldm_layouts import sd15_shapes
+from devkit.tiny import SMALLEST_SD15, write_checkpoint
 from tests.support.loader.loadercli import Containers
 
 
@@ -36,27 +38,28 @@ def into(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 1.5 checkpoint in the original layout."""
+    """A checkpoint of a distilled SD 1.5 in the original layout, 24 MB."""
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    write_checkpoint(path)
+    write_checkpoint(path, sd15_shapes(SMALLEST_SD15))
     return path
 
 
 @pytest.fixture
-def slim(tmp_path: Path) -> dict[str, str]:
-    """The environment of a loader in the slim image.
+def slim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slim image: Python finds neither torch nor diffusers nor transformers."""
+    for name in ("torch", "diffusers", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
 
-    Python finds neither torch nor diffusers nor transformers.
-    """
-    folder = tmp_path / "slim"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
-        "from importlib.machinery import PathFinder\n"
-        "find = PathFinder.find_spec\n"
-        "PathFinder.find_spec = lambda name, *rest: "
-        "None if name in ('torch', 'diffusers', 'transformers') else find(name, *rest)\n"
-    )
-    return {"PYTHONPATH": str(folder)}
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Limit torch to one thread, because other tests run at the same time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

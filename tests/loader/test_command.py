@@ -31,7 +31,11 @@ def served(containers: Containers) -> Path:
 def test_link_becomes_a_diffusers_folder(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """Fetch reports the source, convert reports the artifact, and stdout carries progress."""
+    """Fetch reports the source, convert reports the artifact, and stdout carries progress.
+
+    Each container is a process here, as in a Job.
+    """
+    containers = containers.in_own_process()
     request = load_request(hub.serve_file("/tiny.safetensors", checkpoint))
     fetched = containers.fetch(request)
     assert fetched.code == ExitCode.DONE, fetched.stderr
@@ -60,7 +64,7 @@ def test_same_weights_in_two_containers_share_their_files(
     """A .safetensors file and a pickled .ckpt of the same weights give the same digest."""
     from tests.support.models import checkpoints
 
-    tensors = checkpoints.tiny_sd15()
+    tensors = checkpoints.smallest_sd15()
     safetensors = checkpoints.save_safetensors(tmp_path / "tiny.safetensors", tensors)
     ckpt = checkpoints.save_ckpt(tmp_path / "tiny.ckpt", tensors)
     first = artifact_of(containers.load(load_request(hub.serve_file("/a", safetensors))))

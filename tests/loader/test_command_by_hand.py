@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from devkit.fakehub import FakeHub
-from devkit.tiny import write_checkpoint
+from devkit.ldm_layouts import sd15_shapes
+from devkit.tiny import SMALLEST_SD15, write_checkpoint
 from sd_api.reasons import ExitCode, Reason
 from sd_api.spec import LoadFields
 from sd_loader.__main__ import main
@@ -65,7 +66,7 @@ def test_changed_local_file_is_loaded_again(containers: Containers, tmp_path: Pa
     digests = []
     for seed in (0, 0, 1):
         if len(digests) != 1:
-            write_checkpoint(path, seed=seed)
+            write_checkpoint(path, sd15_shapes(SMALLEST_SD15), seed=seed)
         digests.append(artifact_of(containers.run(*arguments)).digest)
     assert digests[0] == digests[1] != digests[2]
 

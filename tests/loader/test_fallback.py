@@ -19,6 +19,8 @@ from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import save_ckpt, save_safetensors
 from tests.support.models.conversions import identical
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPENS_WITH = "diffusers, offline"
 SINGLE = "from_single_file"
 ROWS = (
@@ -37,14 +39,6 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
     with FakeHub() as server:
         server.add_repo(tinysd3.REPO, configs)
         yield server
-
-
-@pytest.fixture
-def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that can reach the Hub, with an empty volume."""
-    made = Containers.reaching(hub, tmp_path)
-    made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +173,10 @@ def test_unknown_architecture_is_refused(
     failed(ended, Reason.UNSUPPORTED_FORMAT, "of a kind that diffusers does not convert")
 
 
+@pytest.mark.usefixtures("slim")
 def test_slim_image_names_the_image_that_converts_the_model(
-    containers: Containers, hub: FakeHub, file: Path, slim: dict[str, str]
+    containers: Containers, hub: FakeHub, file: Path
 ) -> None:
     """The load fails before the weights are downloaded."""
-    ended = containers.fetch(load_request(hub.serve_file("/file", file)), **slim)
+    ended = containers.fetch(load_request(hub.serve_file("/file", file)))
     failed(ended, Reason.UNSUPPORTED_FORMAT, "spec.verify.render: true picks the image")

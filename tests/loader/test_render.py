@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,36 +29,21 @@ from sd_loader.render import Rendered, render
 from tests.support.loader.loadercli import Containers, failed
 from tests.support.loader.loadercli import load_request as job_request
 from tests.support.models import tinyrepo
-from tests.support.models.checkpoints import save_safetensors, tiny_sd15, tiny_sdxl
+from tests.support.models.checkpoints import save_safetensors, smallest_sd15, smallest_sdxl
 from tests.support.models.conversions import conversion, convert_file
 from tests.support.models.images import same_png
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = {"render": True, "steps": 1}
 DECODER = "first_stage_model.decoder"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread, because other tests run at the same time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def containers(hub: FakeHub, tmp_path: Path) -> Containers:
-    """Containers that can reach the Hub, with an empty volume."""
-    made = Containers.reaching(hub, tmp_path)
-    made.env["OMP_NUM_THREADS"] = "1"  # other tests run at the same time
-    return made
-
-
 @pytest.fixture(scope="module")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Converted]:
-    """A tiny SD 1.5 checkpoint and its conversion."""
+    """A small SD 1.5 checkpoint and its conversion."""
     root = tmp_path_factory.mktemp("sd1")
-    path = save_safetensors(root / "model.safetensors", tiny_sd15())
+    path = save_safetensors(root / "model.safetensors", smallest_sd15())
     return root / "out", convert_file(path, root / "out")
 
 
@@ -99,7 +83,7 @@ def rendered(folder: Path, converted: Converted, **verify: object) -> Rendered:
 @pytest.mark.slow
 def test_preview_is_published_with_the_model(containers: Containers, hub: FakeHub) -> None:
     """preview.png lies in the folder but does not change the digest. A rerun keeps it."""
-    path = save_safetensors(containers.store.parent / "tiny.safetensors", tiny_sd15())
+    path = save_safetensors(containers.store.parent / "tiny.safetensors", smallest_sd15())
     link = hub.serve_file("/tiny.safetensors", path)
     plain = containers.load(job_request(link, model_id="plain"))
     hub.forget()
@@ -132,7 +116,7 @@ def test_preview_is_published_with_the_model(containers: Containers, hub: FakeHu
 @pytest.mark.slow
 def test_model_that_renders_black_is_not_published(containers: Containers, hub: FakeHub) -> None:
     """The load leaves the volume as it was."""
-    tensors = tiny_sd15()
+    tensors = smallest_sd15()
     tensors[f"{DECODER}.conv_out.weight"].zero_()
     tensors[f"{DECODER}.conv_out.bias"].fill_(-10)
     path = save_safetensors(containers.store.parent / "black.safetensors", tensors)
@@ -141,12 +125,11 @@ def test_model_that_renders_black_is_not_published(containers: Containers, hub: 
     assert list(containers.store.iterdir()) == []
 
 
-def test_render_is_refused_in_an_image_without_torch(
-    containers: Containers, hub: FakeHub, slim: dict[str, str]
-) -> None:
+@pytest.mark.usefixtures("slim")
+def test_render_is_refused_in_an_image_without_torch(containers: Containers, hub: FakeHub) -> None:
     """The load fails before it downloads anything."""
     request = job_request(f"{hub.url}/none", verify=QUICK)
-    failed(containers.fetch(request, **slim), Reason.INVALID_SPEC, "spec.verify.render")
+    failed(containers.fetch(request), Reason.INVALID_SPEC, "spec.verify.render")
     assert hub.requests == []
 
 
@@ -163,7 +146,7 @@ def test_render_is_refused_in_an_image_without_torch(
 )
 def test_empty_image_is_refused(tmp_path: Path, weight: float, bias: float, why: str) -> None:
     """The decoder's last layer makes the image black, uniform or NaN."""
-    tensors = tiny_sd15()
+    tensors = smallest_sd15()
     tensors[f"{DECODER}.conv_out.weight"].fill_(weight)
     tensors[f"{DECODER}.conv_out.bias"].fill_(bias)
     assert refused(*small(*converted_of(tmp_path, tensors))) == f"rendered: {why}"
@@ -171,14 +154,14 @@ def test_empty_image_is_refused(tmp_path: Path, weight: float, bias: float, why:
 
 def test_nan_from_the_unet_is_not_blamed_on_the_vae(tmp_path: Path) -> None:
     """The latents show that the UNet computes NaN."""
-    tensors = tiny_sd15()
+    tensors = smallest_sd15()
     tensors["model.diffusion_model.out.2.bias"].fill_(float("nan"))
     assert "the latents are not finite" in refused(*small(*converted_of(tmp_path, tensors)))
 
 
 def test_vae_overflow_in_half_precision_is_detected_on_a_cpu(tmp_path: Path) -> None:
     """SDXL's own VAE overflows in this way unless its config sets force_upcast."""
-    tensors = tiny_sdxl()
+    tensors = smallest_sdxl()
     tensors[f"{DECODER}.mid.block_1.conv2.weight"] *= 1e5 / 4
     folder, converted = small(*converted_of(tmp_path, tensors))
     change(folder / "vae" / "config.json", force_upcast=False)

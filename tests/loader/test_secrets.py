@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from sd_api.reasons import Reason
@@ -122,7 +123,7 @@ class Load:
     containers: Containers
     servers: Servers
 
-    def run(self, kind: Kind, **env: str) -> Ended:
+    def run(self, kind: Kind) -> Ended:
         """Run the fetch container with the token mounted as a Secret."""
         self.containers.credentials.mkdir(parents=True, exist_ok=True)
         (self.containers.credentials / "token").write_text(TOKEN)
@@ -135,7 +136,7 @@ class Load:
             url = "org/model"
         model_type = "huggingface" if kind.hub else "custom_ckpt"
         fields = {"credentials": not kind.userinfo, "model_type": model_type, **kind.fields}
-        return self.containers.fetch(load_request(url, **fields), **env)
+        return self.containers.fetch(load_request(url, **fields))
 
     def output(self, ended: Ended) -> str:
         """Return everything that the container left except the Secret's own files."""
@@ -185,16 +186,17 @@ def test_failure_leaks_no_secret(start: Callable[[Kind], Load], kind: Kind, tall
     tally("failures without a leak")
 
 
-def test_crash_leaks_no_secret(start: Callable[[Kind], Load], tmp_path: Path) -> None:
+def test_crash_leaks_no_secret(
+    start: Callable[[Kind], Load], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The traceback goes to the log, and its message may contain the url and the headers."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import httpx2\n"
-        "def send(self, request, **_):\n"
-        "    raise RuntimeError(f'{request.url} {request.headers} {dict(request.headers)}')\n"
-        "httpx2.Client.send = send\n"
-    )
+
+    def send(_: httpx2.Client, request: httpx2.Request, **_rest: object) -> None:
+        raise RuntimeError(f"{request.url} {request.headers} {dict(request.headers)}")
+
+    monkeypatch.setattr(httpx2.Client, "send", send)
     load = start(KINDS[0])
-    ended = load.run(KINDS[0], PYTHONPATH=str(tmp_path))
+    ended = load.run(KINDS[0])
     assert ended.result is not None
     assert ended.result.reason is Reason.LOADER_CRASHED
     assert "RuntimeError: http://127.0.0.1" in ended.stderr

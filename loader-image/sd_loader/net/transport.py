@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -126,13 +127,22 @@ class GuardedTransport(httpx2.BaseTransport):
 
 def _tls_context(settings: Settings) -> ssl.SSLContext:
     if settings.ca_file is None:
-        return httpx2.create_ssl_context(trust_env=False)
+        return _public_tls_context()
     try:
         return ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:
         raise LoaderError(
             Reason.SOURCE_UNREACHABLE, f"the CA file {settings.ca_file} cannot be read: {error}"
         ) from error
+
+
+@cache
+def _public_tls_context() -> ssl.SSLContext:
+    """Return the context for public servers, which every session of a load can share.
+
+    Reading the certificates takes 0.1 s.
+    """
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def _proxy_pool(url: str, tls: ssl.SSLContext, pace: Pace) -> httpcore2.ConnectionPool:

@@ -16,8 +16,9 @@ from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.checksums import Checksums
 from sd_loader.tensors import TensorFile
-from tests.support.models.checkpoints import save_ckpt, tiny_sd15
+from tests.support.models.checkpoints import save_ckpt
 from tests.support.models.conversions import convert_file
+from tests.support.models.vaes import tiny as tiny_vae
 
 TENSORS = {"a": torch.arange(700_000.0), "b": torch.ones(3), "c": torch.zeros(0)}
 
@@ -114,9 +115,10 @@ def test_pieces_may_have_any_size_and_order(tmp_path_factory, cuts, damaged, shu
 @pytest.mark.parametrize("revision", [None, "fp16"], ids=["copied", "cast"])
 def test_a_damaged_checkpoint_is_not_converted(tmp_path, revision):
     """Damage is detected both when numbers are copied and when they are cast."""
-    path = save_ckpt(tmp_path / "model.ckpt", tiny_sd15(torch.float32))
-    assert convert_file(path, tmp_path / "whole", revision=revision).files
-    damage(path, "model.diffusion_model.out.2.weight", 100)
+    path = save_ckpt(tmp_path / "vae.ckpt", tiny_vae(torch.float32))
+    fields = {"model_type": "vae", "revision": revision}
+    assert convert_file(path, tmp_path / "whole", **fields).files
+    damage(path, "decoder.conv_out.weight", 100)
     with pytest.raises(LoaderError, match="damaged") as caught:
-        convert_file(path, tmp_path / "out", revision=revision)
+        convert_file(path, tmp_path / "out", **fields)
     assert caught.value.reason is Reason.DIGEST_MISMATCH

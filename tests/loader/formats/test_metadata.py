@@ -37,7 +37,7 @@ def read(path: Path, metadata: dict[str, str]) -> tuple[dict[str, str], tuple[st
         return dict(file.metadata), file.left_out
 
 
-@pytest.mark.parametrize("length", [8_000_000, 99_000_000])
+@pytest.mark.parametrize("length", [8_000_000, pytest.param(99_000_000, marks=pytest.mark.slow)])
 def test_a_long_entry_is_left_out_and_named(tmp_path, length):
     """A header may have 100 MB, and its other entries are kept."""
     kept, left_out = read(

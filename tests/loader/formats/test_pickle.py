@@ -16,7 +16,7 @@ from pathlib import Path, PosixPath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.reasons import Reason
@@ -330,7 +330,6 @@ def test_key_that_is_too_large_to_be_written_is_ignored():
 SEEDS = [GOOD, tensor(), pickle_of({"p": torch.nn.Parameter(WEIGHT), "t": WEIGHT[:2]})]
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.sampled_from([*SEEDS, *SAMPLES.values()]), st.data())
 def test_a_damaged_pickle_is_refused_or_stays_within_its_storages(seed, data):
     """After any change, the result is a LoaderError, or views within their storages."""
@@ -349,7 +348,6 @@ def test_a_damaged_pickle_is_refused_or_stays_within_its_storages(seed, data):
         assert 0 in view.shape or last * view.dtype.itemsize < view.storage.nbytes
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([bytes([code]) for code in range(256)]), max_size=60).map(b"".join))
 def test_random_instructions_raise_only_loader_errors(content):
     """No sequence of bytes makes the reader raise any other error."""

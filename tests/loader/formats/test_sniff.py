@@ -6,7 +6,7 @@ import os
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.reasons import Reason
@@ -125,7 +125,6 @@ def test_a_pipe_does_not_hang_the_loader(tmp_path):
         open_tensor_file(tmp_path / "model.ckpt")
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_identified_or_refused(head):
     """Any bytes are identified as a container, or refused with a printable message."""

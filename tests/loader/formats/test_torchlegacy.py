@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.reasons import Reason
@@ -295,7 +295,6 @@ SEEDS = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(SEEDS), st.data())
 def test_a_damaged_file_is_refused_or_its_tensors_stay_within_it(tmp_path_factory, seed, data):
     """After any change, the result is a LoaderError, or tensors within the file.

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.reasons import Reason
@@ -166,6 +166,7 @@ class SparseFile(io.RawIOBase):
         super().close()
 
 
+@pytest.mark.slow
 def test_an_archive_beyond_4_gigabytes_is_read(tmp_path):
     """As torch does, the test writes sizes and positions into zip's 64-bit fields."""
     path = tmp_path / "model.ckpt"
@@ -335,7 +336,6 @@ def test_an_archive_that_torch_did_not_write_or_that_is_damaged_is_refused(
     assert caught.value.reason is reason
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_archive_is_refused_or_its_tensors_stay_within_it(tmp_path_factory, data):
     """After any change, the result is a LoaderError, or tensors within the file."""

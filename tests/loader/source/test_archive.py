@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devkit.fakefiles import FileServer
@@ -351,7 +351,6 @@ def test_from_safetensors_refuses_a_folder_of_pickles(tmp_path):
 SEED = zip_bytes(parts(**{UNET: deflated(UNET, b"u" * 500)}))
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_archive_is_refused_or_unpacked_correctly(tmp_path_factory, data):
     """Changed bytes cause a LoaderError and no output, or the original files."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from devkit.fakefiles import FileServer
@@ -219,7 +219,6 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.lists(WORDS, max_size=40).map(lambda w: " ".join(w).encode()))
 @example(b"\xff\xfe\x00")
 def test_any_bytes_are_parsed_or_refused(content):

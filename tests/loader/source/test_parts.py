@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ from tests.support.loader.loadercli import Containers, failed, load_request
 from tests.support.loader.loadercli import artifact_of as loaded
 from tests.support.loader.partloads import WEIGHTS, load_with_vae, served, without
 from tests.support.models.catalog import Row
-from tests.support.models.checkpoints import save_ckpt, save_safetensors, tiny_sd15, tiny_sdxl
+from tests.support.models.checkpoints import (
+    save_ckpt,
+    save_safetensors,
+    smallest_sd15,
+    tiny_sd15,
+    tiny_sdxl,
+)
 from tests.support.models.conversions import identical
 from tests.support.models.tinyrepo import save_repo
-from tests.support.models.vaes import tiny, tiny_diffusers
+from tests.support.models.vaes import configs, tiny, tiny_diffusers
 
 PEER, OPENS = "AutoencoderKL.from_single_file", "DiffusionPipeline"
 ROWS: tuple[Row, ...] = tuple(
@@ -29,11 +36,14 @@ ROWS: tuple[Row, ...] = tuple(
     for family in ("SD 1.x", "SDXL")
     for what in ("replaced by spec.vae", "missing and given by spec.vae", "missing, from a default")
 )
-MAKERS = {"SD 1.x": (tiny_sd15, "sd15", "sd1"), "SDXL": (tiny_sdxl, "sdxl", "sdxl")}
+MAKERS = {"SD 1.x": (smallest_sd15, "sd15", "sd1"), "SDXL": (tiny_sdxl, "sdxl", "sdxl")}
+USUAL = (ROWS[0], ROWS[2])
 
 
 @pytest.mark.parametrize(
-    "row", [*ROWS[:3], *(pytest.param(row, marks=pytest.mark.slow) for row in ROWS[3:])], ids=str
+    "row",
+    [pytest.param(row, marks=() if row in USUAL else pytest.mark.slow) for row in ROWS],
+    ids=str,
 )
 def test_vae_comes_from_another_source(
     containers: Containers, hub: FakeHub, tmp_path: Path, row: Row
@@ -53,11 +63,9 @@ def test_vae_comes_from_another_source(
     else:
         other = tiny(seed=9)
         fields["vae"] = VaeSource(url=served(hub, tmp_path, "vae.safetensors", other))
-        configs = tmp_path / "configs"
-        tiny_diffusers(configs.parent, torch.float32, row.architecture)
         theirs = AutoencoderKL.from_single_file(
             str(tmp_path / "vae.safetensors"),
-            config=str(tmp_path / f"configs {name}" / "vae"),
+            config=str(configs(tmp_path, row.architecture)),
             dtype=torch.float16,
         )
 
@@ -131,7 +139,8 @@ def test_missing_component_without_a_default_is_refused(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
     """The message names the component, spec.vae and the operator's setting."""
-    url = served(hub, tmp_path, "model.safetensors", without(tiny_sd15(), "first_stage_model."))
+    tensors = without(smallest_sd15(), "first_stage_model.")
+    url = served(hub, tmp_path, "model.safetensors", tensors)
     containers.env["SD_LOADER_DEFAULT_PARTS"] = "sdxl=org/defaults"
     ended = containers.load(load_request(url, model_type="custom_ckpt"))
     failed(ended, Reason.UNSUPPORTED_FORMAT, "the checkpoint has no VAE (first_stage_model.*)")
@@ -168,10 +177,9 @@ def test_replaced_vae_of_a_repo_is_not_downloaded(
     assert load_file(folder / "vae" / WEIGHTS).keys() == theirs.keys()
 
 
-def test_load_accepts_a_local_vae(containers: Containers, tmp_path: Path) -> None:
+def test_load_accepts_a_local_vae(containers: Containers, checkpoint: Path, tmp_path: Path) -> None:
     """`--vae FILE` with a changed file loads the model again."""
-    model = save_safetensors(tmp_path / "model.safetensors", tiny_sd15())
-    arguments = ["load", "--url", model, "--model-id", "model", "--store", containers.store]
+    arguments = ["load", "--url", checkpoint, "--model-id", "model", "--store", containers.store]
     versions = []
     for seed in (1, 2):
         vae = save_safetensors(tmp_path / "vae.safetensors", tiny(seed=seed))
@@ -211,7 +219,9 @@ def test_vae_of_another_family_loads_with_a_warning(
     containers: Containers, hub: FakeHub, tmp_path: Path
 ) -> None:
     """The user may want this, so the loader only warns."""
-    hub.add_repo("org/vae", save_repo(tmp_path / "repo", "sdxl") / "vae")
+    repo = shutil.copytree(configs(tmp_path, "SDXL"), tmp_path / "vae")
+    save_safetensors(repo / WEIGHTS, tiny_diffusers(tmp_path, torch.float16, "SDXL"))
+    hub.add_repo("org/vae", repo)
     ended = load_with_vae(containers, hub, tmp_path, "org/vae")
     loaded(ended)
     assert ended.result is not None

@@ -16,6 +16,7 @@ from tests.support.loader.loadercli import artifact_of as loaded
 from tests.support.loader.partloads import WEIGHTS
 from tests.support.models.checkpoints import save_safetensors
 from tests.support.models.controlnets import save_repo as save_controlnet
+from tests.support.models.controlnets import tiny as tiny_controlnet
 from tests.support.models.tinyrepo import save_repo
 from tests.support.models.vaes import tiny
 
@@ -51,8 +52,8 @@ def test_unknown_model_id_without_a_url_is_refused(containers: Containers) -> No
 
 def test_controlnet_loads_from_a_link(containers: Containers, hub: FakeHub, tmp_path: Path) -> None:
     """The artifact names the base model."""
-    repo = save_controlnet(tmp_path, "SD 2.x")
-    url = hub.serve_file("/net.safetensors", repo / WEIGHTS)
+    net = save_safetensors(tmp_path / "net.safetensors", tiny_controlnet("SD 2.x"))
+    url = hub.serve_file("/net.safetensors", net)
     artifact = loaded(containers.load(load_request(url, model_type="controlnet")))
     assert (artifact.base_model, artifact.pipeline_class) == ("sd2", "ControlNetModel")
 
@@ -80,7 +81,7 @@ def test_vae_loads_from_a_pipeline_a_repo_and_a_link(
 
 def test_inspect_recognises_a_controlnet_and_a_vae(containers: Containers, tmp_path: Path) -> None:
     """Inspect reports the model type, the base model and the class."""
-    net = save_controlnet(tmp_path, "SDXL") / WEIGHTS
+    net = save_safetensors(tmp_path / "net.safetensors", tiny_controlnet("SDXL"))
     vae = save_safetensors(tmp_path / "vae.safetensors", tiny())
     for path, model_type, base, kind in (
         (net, "controlnet", "sdxl", "ControlNetModel"),

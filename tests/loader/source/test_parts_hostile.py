@@ -80,7 +80,13 @@ def test_complete_model_is_planned(model_type: str, shapes: Shapes) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize(("model_type", "shapes"), WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize(
+    ("model_type", "shapes"),
+    [
+        pytest.param(*row, id=name, marks=pytest.mark.slow if "SDXL" in name else ())
+        for name, row in WHOLE.items()
+    ],
+)
 def test_any_file_is_planned_or_refused(model_type: str, shapes: Shapes, data: Any) -> None:
     """Missing, reshaped and added tensors raise nothing but a LoaderError."""
     changed = dict(shapes)
@@ -99,9 +105,8 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_any_config_is_completed_or_refused(family: str, data: Any) -> None:
     """Missing fields and fields of a wrong type or value raise nothing but a LoaderError."""
     usual = {

@@ -12,7 +12,7 @@ from sd_api.spec import VaeSource
 from tests.support.loader.loadercli import Containers, load_request
 from tests.support.loader.loadercli import artifact_of as loaded
 from tests.support.loader.partloads import load_with_vae, served, without
-from tests.support.models.checkpoints import tiny_sd15
+from tests.support.models.checkpoints import smallest_sd15
 from tests.support.models.tinyrepo import save_repo
 from tests.support.models.vaes import tiny
 
@@ -63,7 +63,7 @@ def test_token_of_another_host_is_not_sent_to_the_hub(
     hub.add_repo("org/defaults", repo)
     hub.add_repo("org/vae", repo / "vae")
     containers.env["SD_LOADER_DEFAULT_PARTS"] = "sd1=org/defaults"
-    tensors = without(tiny_sd15(), "cond_stage_model.", "first_stage")
+    tensors = without(smallest_sd15(), "cond_stage_model.", "first_stage")
     url = served(elsewhere, tmp_path, "model.safetensors", tensors)
     loaded(
         containers.load(

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from sd_api.spec import Spec
 from sd_api.wire import Artifact, LoadResult
 from sd_api.wording import message_at_shell, remedy_at_shell
 from sd_loader.arguments import OF_JOBS
+from tests.support.loader import inprocess
 
 OWNER = Owner(uid="uid-1", namespace="ns", name="model")
 NAMESAKE = Owner(uid="uid-2", namespace="ns", name="model")
@@ -44,6 +46,8 @@ class Containers:
     store: Path
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    own_process: bool = False
+    """Whether `run` starts a process, as a Pod does, instead of running in the tests' process."""
 
     @classmethod
     def reaching(cls, hub: FakeHub, folder: Path) -> Containers:
@@ -58,6 +62,10 @@ class Containers:
         }
         return cls(store, folder / "container", env)
 
+    def in_own_process(self) -> Containers:
+        """Return the same containers, each of which is a process."""
+        return replace(self, own_process=True)
+
     @property
     def credentials(self) -> Path:
         """Return the folder of the mounted Secret."""
@@ -66,7 +74,31 @@ class Containers:
     def start(
         self, *args: str | Path, pod: str = "pod", stderr: int = subprocess.PIPE, **env: str
     ) -> subprocess.Popen[str]:
-        """Start a command with only the environment variables that a Job sets."""
+        """Start a process for a command."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "sd_loader", *map(str, args)],
+            env=self._environment(pod, env),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+
+    def run(self, *args: str | Path, pod: str = "pod", **env: str) -> Ended:
+        """Run a command to its end."""
+        if self.own_process:
+            return self.end(self.start(*args, pod=pod, **env), pod)
+        arguments = [str(arg) for arg in args]
+        output = inprocess.run(arguments, self._environment(pod, env))
+        return self._ended(output, arguments, pod)
+
+    def end(self, process: subprocess.Popen[str], pod: str = "pod") -> Ended:
+        """Wait until a command ends."""
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+        output = inprocess.Output(process.returncode, stdout, stderr)
+        return self._ended(output, cast("list[str]", process.args), pod)
+
+    def _environment(self, pod: str, env: Mapping[str, str]) -> dict[str, str]:
+        """Return only the environment variables that a Job sets."""
         self.folder.mkdir(exist_ok=True)
         given = {
             "PATH": os.environ["PATH"],
@@ -76,26 +108,14 @@ class Containers:
             "SD_LOADER_CREDENTIALS_DIR": str(self.credentials),
             "SD_LOADER_TERMINATION_LOG": str(self.message(pod)),
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", "sd_loader", *map(str, args)],
-            env={**given, **self.env, **env},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
+        return {**given, **self.env, **env}
 
-    def run(self, *args: str | Path, pod: str = "pod", **env: str) -> Ended:
-        """Run a command to its end."""
-        return self.end(self.start(*args, pod=pod, **env), pod)
-
-    def end(self, process: subprocess.Popen[str], pod: str = "pod") -> Ended:
-        """Wait until a command ends."""
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    def _ended(self, output: inprocess.Output, arguments: Sequence[str], pod: str) -> Ended:
         message = self.message(pod)
         text = message.read_text() if message.exists() else ""
         message.unlink(missing_ok=True)
-        by_hand = OF_JOBS.isdisjoint(map(str, cast("list[str]", process.args)))
-        return Ended(process.returncode, stdout, stderr, LoadResult.decode(text), by_hand)
+        by_hand = OF_JOBS.isdisjoint(arguments)
+        return Ended(output.code, output.stdout, output.stderr, LoadResult.decode(text), by_hand)
 
     def message(self, pod: str) -> Path:
         """Return the path of the Pod's termination message."""

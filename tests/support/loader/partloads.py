@@ -8,7 +8,7 @@ from typing import Any
 from devkit.fakehub import FakeHub
 from sd_api.spec import VaeSource
 from tests.support.loader.loadercli import Containers, Ended, load_request
-from tests.support.models.checkpoints import Checkpoint, save_safetensors, tiny_sd15
+from tests.support.models.checkpoints import Checkpoint, save_safetensors, smallest_sd15
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -27,7 +27,7 @@ def load_with_vae(
     containers: Containers, hub: FakeHub, folder: Path, vae: str, **fields: Any
 ) -> Ended:
     """Load a checkpoint with the VAE of another source; `fields` are fields of the request."""
-    url = served(hub, folder, "model.safetensors", tiny_sd15())
+    url = served(hub, folder, "model.safetensors", smallest_sd15())
     return containers.load(
         load_request(url, **{"model_type": "custom_ckpt", "vae": VaeSource(url=vae), **fields})
     )

@@ -28,6 +28,7 @@ from devkit.ldm_layouts import (
     sd15_shapes,
     sdxl_shapes,
 )
+from devkit.tiny import SMALLEST_SD15, SMALLEST_SDXL
 
 Checkpoint = dict[str, torch.Tensor]
 
@@ -51,6 +52,16 @@ def tiny_sd15(
 def tiny_sdxl(dtype: torch.dtype = torch.float16, *, seed: int = 0) -> Checkpoint:
     """Return a Stable Diffusion XL base checkpoint of about 48 million numbers."""
     return random_tensors(sdxl_shapes(TINY_SDXL), dtype, seed)
+
+
+def smallest_sd15(dtype: torch.dtype = torch.float16, *, seed: int = 0) -> Checkpoint:
+    """Return a checkpoint of a distilled Stable Diffusion 1.x of about 12 million numbers."""
+    return random_tensors(sd15_shapes(SMALLEST_SD15), dtype, seed)
+
+
+def smallest_sdxl(dtype: torch.dtype = torch.float16, *, seed: int = 0) -> Checkpoint:
+    """Return a checkpoint of a distilled Stable Diffusion XL of about 23 million numbers."""
+    return random_tensors(sdxl_shapes(SMALLEST_SDXL), dtype, seed)
 
 
 def random_tensors(shapes: Shapes, dtype: torch.dtype, seed: int = 0) -> Checkpoint:

@@ -1,6 +1,7 @@
-"""Runs Pods of the loader's command line on a volume, in processes that tests can disturb.
+"""Runs Pods of the loader's command line on a volume; tests can disturb them at every step.
 
-Each process is a fork, so that it starts fast and uses the test's made-up source and conversion.
+A disturbed Pod is a fork, so that it can be killed, starts fast, and uses the test's made-up source
+and conversion. Other Pods run in the tests' own process.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +20,9 @@ import pytest
 
 from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.wire import LoadResult
-from sd_loader.__main__ import main
 from sd_loader.handover import Converted, Fetched
 from sd_loader.store import blobs
+from tests.support.loader import inprocess
 from tests.support.store.madeup import Parts, request
 from tests.support.store.steps import OnStep, end, start, watch
 from tests.support.store.volumes import FILES, MODEL_ID, NAMESAKE, NEW_HASH, OWNER, STRANGER, tree
@@ -77,15 +79,17 @@ class Pod:
 
     def main(self, root: Path, name: str) -> int:
         """Run the commands in this process until one fails; return the exit code."""
-        os.environ |= {
+        env = {
+            **os.environ,
             "SD_LOADER_POD": name,
             "SD_LOADER_RETAIN_PREVIOUS_SECONDS": "0" if self.name == "sweep" else "86400",
             "SD_LOADER_TERMINATION_LOG": str(message_of(root, name)),
         }
         for command in self.commands:
-            code = main([*command, "--store", str(root)])
-            if code:
-                return code
+            output = inprocess.run([*command, "--store", str(root)], env)
+            sys.stderr.write(output.stderr)
+            if output.code:
+                return output.code
         return 0
 
     def start(
@@ -106,7 +110,9 @@ class Pod:
         return start(process)
 
     def run(self, root: Path, name: str = "pod", on_step: OnStep | None = None) -> int:
-        """Run the Pod in its own process; return the exit code, negative for a signal."""
+        """Run the Pod; return the exit code, negative for a signal."""
+        if on_step is None:
+            return self.main(root, name)
         return end(self.start(root, name, on_step))
 
 

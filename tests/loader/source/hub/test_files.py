@@ -56,9 +56,23 @@ def link(base: str, word: str = "resolve", revision: str = "main", name: str = N
     return f"{base}/{REPO}/{word}/{revision}/{name}"
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("word", ["resolve", "blob"])
-@pytest.mark.parametrize("base", ["https://huggingface.co", "mirror"])
+LINKS = [
+    (base, word, model_type)
+    for base in ("https://huggingface.co", "mirror")
+    for word in ("resolve", "blob")
+    for model_type in TYPES
+]
+
+
+def is_usual(base: str, word: str, model_type: str) -> bool:
+    """Whether `make test` runs this row: each model type once, and each base with each word."""
+    return model_type == "custom_ckpt" or (base, word) == ("mirror", "resolve")
+
+
+@pytest.mark.parametrize(
+    ("base", "word", "model_type"),
+    [pytest.param(*row, marks=() if is_usual(*row) else pytest.mark.slow) for row in LINKS],
+)
 def test_link_to_a_hub_file_fetches_that_file(hub, settings, into, base, word, model_type):
     """The file is pinned to its commit and checked.
 
