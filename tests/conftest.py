@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
@@ -18,6 +19,15 @@ from tests.support.kube.cluster import Backend, Cluster, namespace_of
 from tests.support.kube.outcomes import print_table
 from tests.support.operator.operated import KEY, Operated
 from tests.support.tally import Tally
+
+# A machine with few cores reaches hypothesis' deadline of 0.2 s now and then.
+settings.register_profile("fast", max_examples=25, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run without the slow tests also tries fewer examples in each hypothesis test."""
+    settings.load_profile("fast" if "not slow" in config.option.markexpr else "thorough")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
