@@ -201,9 +201,26 @@ def test_operator_watches_only_what_it_needs(server: Server, start: Start) -> No
     assert operator.process.wait(10) == 0
 
 
-def test_operator_with_namespaces_stays_in_them(server: Server, start: Start) -> None:
+def test_operator_with_namespaces_stays_in_them(server: Server, tmp_path: Path) -> None:
     """The operator makes no cluster-wide request."""
-    start(SD_OPERATOR_NAMESPACES="art,ops").wait_for(lambda _: len(server.watches) == 8)
+    settings = Settings(
+        tmp_path / "kubeconfig",
+        namespaces=("art", "ops"),
+        bind_address="127.0.0.1",
+        metrics_port=0,
+        probes_port=0,
+    )
+
+    async def until_it_watches() -> None:
+        stop = asyncio.Event()
+        operator = asyncio.create_task(run.operate(settings, stop))
+        async with asyncio.timeout(START_SECONDS):
+            while len(server.watches) < 8:  # noqa: ASYNC110 - the server's threads make it so
+                await asyncio.sleep(0.02)
+            stop.set()
+            await operator
+
+    asyncio.run(until_it_watches())
     assert all("/namespaces/" in one["path"][0] for one in server.watches)
 
 
