@@ -105,6 +105,8 @@ def value_paths() -> list[tuple[str, ...]]:
 
 
 PATHS = value_paths()
+SHARE = 10
+"""The usual run renders one in this many values; the slow run renders all."""
 
 
 def test_full_values_differ_from_every_default() -> None:
@@ -114,7 +116,13 @@ def test_full_values_differ_from_every_default() -> None:
     assert same == switches
 
 
-@pytest.mark.parametrize("path", PATHS, ids=".".join)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=".".join(path), marks=pytest.mark.slow if number % SHARE else ())
+        for number, path in enumerate(PATHS)
+    ],
+)
 def test_every_value_has_an_effect(path: tuple[str, ...]) -> None:
     """If one value is reset to its default, or a switch is flipped, the rendered objects change."""
     value = at(VALUES, path)
@@ -176,7 +184,7 @@ def test_chart_and_distribution_have_one_version() -> None:
 
 
 def versions() -> list[Any]:
-    """Return Kubernetes versions from 1.28 on; each test run uses the oldest and the newest."""
+    """Return Kubernetes versions from 1.28 on; the usual run tries the oldest."""
     try:
         from kubernetes_validate.utils import all_versions, major_minor
     except ImportError:
@@ -184,10 +192,9 @@ def versions() -> list[Any]:
         return [pytest.param("1.28", marks=pytest.mark.skip(reason=reason))]
     every = dict.fromkeys(major_minor(version) for version in all_versions())
     supported = [version for version in every if int(version.partition(".")[2]) >= 28]
-    ends = (supported[0], supported[-1])
     return [
-        pytest.param(version, marks=() if version in ends else pytest.mark.slow)
-        for version in supported
+        pytest.param(version, marks=pytest.mark.slow if number else ())
+        for number, version in enumerate(supported)
     ]
 
 

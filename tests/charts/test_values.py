@@ -11,6 +11,7 @@ from tests.support.charts.helmcharts import (
     OPERATOR,
     VALUES,
     Json,
+    at,
     deployment,
     env_of,
     helm,
@@ -21,7 +22,17 @@ from tests.support.charts.helmcharts import (
 )
 from tools.make_chart import default_values
 
-PROGRAMS = tuple(HELMS)
+PROGRAMS = [
+    pytest.param(program, marks=() if program == "helm" else pytest.mark.slow) for program in HELMS
+]
+"""The usual run tries the oldest supported Helm only in tests of its own."""
+PORTS = {
+    "65536": (),
+    "0": pytest.mark.slow,
+    "99999": pytest.mark.slow,
+    "184467440737095516161": pytest.mark.slow,
+}
+"""Ports that do not exist; the usual run tries one."""
 
 REFUSED = [
     pytest.param({"replicas": "two"}, "replicas", ("want integer", "Expected: integer"), id="type"),
@@ -86,8 +97,9 @@ REFUSED = [
             f"{name} has a port that does not exist",
             ("ports are numbers from 1 to 65535",),
             id=f"port {port} of {name}",
+            marks=marks,
         )
-        for port in ("0", "65536", "99999", "184467440737095516161")
+        for port, marks in PORTS.items()
         for name, values in (
             ("allowedHosts", {"allowedHosts": ["a.example.com", f"h:{port}"]}),
             ("allowedHosts", {"allowedHosts": [f"[fd00::1]:{port}"]}),
@@ -143,6 +155,16 @@ def test_a_wrong_value_is_refused(
     assert any(text in done.stderr for text in why), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("values", "where", "why"), [row for row in REFUSED if row.id in ("type", "no link")]
+)
+def test_the_oldest_helm_refuses_a_wrong_value(
+    values: Json, where: str, why: tuple[str, ...]
+) -> None:
+    """The schema refuses the one value, and a template the other."""
+    test_a_wrong_value_is_refused("helm3", values, where, why)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
     "values",
@@ -170,33 +192,45 @@ def test_the_defaults_are_those_of_values_yaml() -> None:
     assert (OPERATOR / "files" / "defaults.yaml").read_text() == default_values()
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_an_absent_value_has_its_default(name: str) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([name for name in VALUES if name != "gateway"], id="all but the gateway"),
+        *(pytest.param([name], id=name, marks=pytest.mark.slow) for name in VALUES),
+    ],
+)
+def test_an_absent_value_has_its_default(names: list[str]) -> None:
     """`--reuse-values` keeps the values of an older release, which lacks newer ones."""
-    base = {"gateway": {"enabled": True}} if name != "gateway" else {}
-    assert render(base | {name: None}) == render(base)
+    base = {} if "gateway" in names else {"gateway": {"enabled": True}}
+    assert render(base | dict.fromkeys(names)) == render(base)
+
+
+PARTS = [
+    ("gateway", "maxConnections"),
+    ("gateway", "networkPolicy"),
+    ("gateway", "ingress", "host"),
+    ("loader", "networkPolicy", "dns"),
+    ("metrics", "podMonitor"),
+    ("networkPolicy", "apiServer", "ports"),
+    ("proxy", "https"),
+]
 
 
 @pytest.mark.parametrize(
-    "path",
+    "paths",
     [
-        ("gateway", "maxConnections"),
-        ("gateway", "networkPolicy"),
-        ("gateway", "ingress", "host"),
-        ("loader", "networkPolicy", "dns"),
-        ("metrics", "podMonitor"),
-        ("networkPolicy", "apiServer", "ports"),
-        ("proxy", "https"),
+        pytest.param(PARTS, id="all"),
+        *(pytest.param([path], id=".".join(path), marks=pytest.mark.slow) for path in PARTS),
     ],
-    ids=".".join,
 )
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_an_absent_part_of_a_value_has_its_default(program: str, path: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("program", HELMS)
+def test_an_absent_part_of_a_value_has_its_default(
+    program: str, paths: list[tuple[str, ...]]
+) -> None:
     """Null removes a default in Helm; it never becomes 0 or the text <nil>."""
-    default = VALUES
-    for key in path:
-        default = default[key]
-    absent, given = (with_value(FULL, path, value) for value in (None, default))
+    absent = given = FULL
+    for path in paths:
+        absent, given = with_value(absent, path, None), with_value(given, path, at(VALUES, path))
     assert render(absent, program=program) == render(given, program=program)
 
 

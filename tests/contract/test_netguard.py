@@ -4,7 +4,7 @@ import contextlib
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api.netguard import REFUSED, AddressRefusedError, Guard, refusal, resolve
@@ -137,7 +137,6 @@ ADDRESSES = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
 @given(ADDRESSES)
 def test_every_address_that_the_standard_library_knows_as_special_is_refused(address):
     """The list of ranges is our own, so that the chart can have the same one."""
@@ -192,7 +191,6 @@ def test_resolver_results_that_are_not_addresses_are_refused():
         guard("nonsense").addresses("example.com", 443)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_an_ipv4_address_has_one_spelling(number):
     """A proxy may read 010.0.0.1 as a different address than the guard does."""
@@ -215,7 +213,6 @@ def test_an_ipv4_address_has_one_spelling(number):
             guard().check_url(f"https://{host}/")
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_either_a_checked_url_or_refused(text):
     """No input makes the guard raise any other error."""

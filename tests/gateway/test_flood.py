@@ -11,13 +11,12 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sd_operator.gateway import keys
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import write_keys
@@ -36,6 +35,7 @@ class Process:
     port: int
     probes_port: int
     key: str
+    keys: Path
 
     def get(self, path: str, port: int = 0) -> int:
         """Return the status of a page, or of a probe."""
@@ -86,7 +86,7 @@ def process_of(cluster: Cluster, folder: Path, **settings: str) -> Iterator[Proc
             int(_found(log, pattern))
             for pattern in (r"Uvicorn running on http://[\d.]+:(\d+)", r"probes on port (\d+)")
         ]
-        yield Process(process.pid, *ports, key)
+        yield Process(process.pid, *ports, key, folder / "keys")
     finally:
         stop(process)
     assert "Traceback" not in log.read_text()
@@ -109,6 +109,23 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.fixture(scope="module")
+def direct(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A gateway whose clients connect without a proxy."""
+    with process_of(shared_cluster, tmp_path_factory.mktemp("direct")) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def behind_a_proxy(
+    shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    """A gateway whose clients all connect through one trusted proxy."""
+    folder = tmp_path_factory.mktemp("proxied")
+    with process_of(shared_cluster, folder, SD_GATEWAY_TRUSTED_PROXIES="127.0.0.1") as gateway:
+        yield gateway
+
+
 def slow_body() -> bytes:
     """Return a request whose body is never complete."""
     head = f"POST {PREFIX}/load_model HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
@@ -120,51 +137,63 @@ def slow_body_of_a_proxy() -> bytes:
     return slow_body().replace(b"Host: x", b"Host: x\r\nX-Forwarded-For: 192.0.2.7")
 
 
-@pytest.mark.cluster
-@pytest.mark.usefixtures("many_files")
-@pytest.mark.parametrize(
-    ("sent", "proxies"),
-    [
-        pytest.param(slow_body, "", id="bodies"),
-        pytest.param(slow_body_of_a_proxy, "127.0.0.1", id="bodies through one proxy"),
-    ],
-)
-def test_flood_of_unfinished_requests_keeps_nobody_out(
-    shared_cluster: Cluster, tmp_path: Path, sent: Callable[[], bytes], proxies: str
-) -> None:
-    """4,000 connections stay within the container's memory; probes and a good key are served."""
-    settings = {"SD_GATEWAY_TRUSTED_PROXIES": proxies} if proxies else {}
-    with process_of(shared_cluster, tmp_path, **settings) as gateway:
-        at_rest = gateway.open_files()
-        flood = []
-        for number in range(4000):
-            client = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
-            flood.append(client)
+def flood(gateway: Process, request: bytes, connections: int, most: int) -> None:
+    """Open connections with unfinished requests; good requests and probes stay served."""
+    at_rest = gateway.open_files()
+    with contextlib.ExitStack() as stack:
+        for number in range(connections):
+            client = stack.enter_context(
+                socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+            )
             with contextlib.suppress(ConnectionError):
-                client.sendall(sent())
-            if number % 1000 == 999:
+                client.sendall(request)
+            if number % 500 == 499:
                 assert gateway.get("/healthz", gateway.probes_port) == 200
                 assert gateway.get("/readyz", gateway.probes_port) == 200
                 assert gateway.get("/healthz") == 200
                 assert gateway.call() == 200
                 assert gateway.call(client="198.51.100.4") == 200
-        default = GatewaySettings(tmp_path)
-        most = default.max_connections if proxies else default.max_connections_per_address
         assert gateway.open_files() <= at_rest + most + 10
         assert gateway.peak_bytes() < LIMIT_BYTES
-        for client in flood:
-            client.close()
+
+
+CONNECTIONS = pytest.mark.parametrize(
+    "connections", [1000, pytest.param(4000, marks=pytest.mark.slow)]
+)
+"""More than the gateway accepts."""
 
 
 @pytest.mark.cluster
-def test_probes_have_a_port_of_their_own(shared_cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("many_files")
+@CONNECTIONS
+def test_flood_of_unfinished_requests_keeps_nobody_out(direct: Process, connections: int) -> None:
+    """The connections stay within the container's memory; probes and a good key are served."""
+    flood(
+        direct, slow_body(), connections, GatewaySettings(direct.keys).max_connections_per_address
+    )
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("many_files")
+@CONNECTIONS
+def test_flood_through_one_proxy_keeps_nobody_out(
+    behind_a_proxy: Process, connections: int
+) -> None:
+    """The proxy has no limit of its own; the limit of all connections holds."""
+    most = GatewaySettings(behind_a_proxy.keys).max_connections
+    assert most < connections
+    flood(behind_a_proxy, slow_body_of_a_proxy(), connections, most)
+
+
+@pytest.mark.cluster
+def test_probes_have_a_port_of_their_own(direct: Process) -> None:
     """Probes do not wait for the API's connections, and report whether a valid key exists."""
-    with process_of(shared_cluster, tmp_path) as gateway:
-        assert gateway.get("/healthz", gateway.probes_port) == 200
-        assert gateway.get("/readyz", gateway.probes_port) == 200
-        (tmp_path / "keys").write_text("# none\n")
-        assert gateway.get("/readyz", gateway.probes_port) == 503
-        assert gateway.get("/healthz", gateway.probes_port) == 200
-        (tmp_path / "keys").write_text(keys.new("default")[1] + "\n")
-        assert gateway.get("/readyz", gateway.probes_port) == 200
-        assert gateway.get("/docs", gateway.probes_port) == 404
+    assert direct.get("/healthz", direct.probes_port) == 200
+    assert direct.get("/readyz", direct.probes_port) == 200
+    lines = direct.keys.read_text()
+    direct.keys.write_text("# none\n")
+    assert direct.get("/readyz", direct.probes_port) == 503
+    assert direct.get("/healthz", direct.probes_port) == 200
+    direct.keys.write_text(lines)
+    assert direct.get("/readyz", direct.probes_port) == 200
+    assert direct.get("/docs", direct.probes_port) == 404

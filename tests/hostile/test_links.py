@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.support.hostile.pickles import TOUCH
 from tests.support.hostile.samples import DAMAGED, UNSAFE
 from tests.support.hostile.zips import local_only
 from tests.support.loader.loaderbatch import Line, Ran, run_lines
+from tests.support.tally import Tally
 
 SIZE = LEAST_BYTES + (1 << 20)
 LARGE = torch.zeros(SIZE // 4)
@@ -112,49 +114,60 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def server():
-    """A server of files."""
-    with FileServer() as running:
-        yield running
+@contextlib.contextmanager
+def loaded(root: Path, files: Mapping[str, bytes]) -> Iterator[list[tuple[Path, FileServer, Ran]]]:
+    """Load each file from a server of its own, in a folder of its own."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(FileServer()) for _ in files]
+        lines = []
+        for number, (server, content) in enumerate(zip(servers, files.values(), strict=True)):
+            (root / str(number)).mkdir()
+            url = server.serve_file("/model", content)
+            arguments = ["load", "--url", url, "--model-id", "m", "--store", "store"]
+            lines.append(Line(root / str(number), arguments))
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(root),
+            "SD_LOADER_ALLOWED_HOSTS": ",".join(server.host for server in servers),
+        }
+        folders = [line.folder for line in lines]
+        yield list(zip(folders, servers, run_lines(lines, env), strict=True))
 
 
-def load(folder: Path, server: FileServer, content: bytes) -> Ran:
-    """Load a file from its link."""
-    folder.mkdir()
-    url = server.serve_file("/model", content)
-    line = Line(folder, ["load", "--url", url, "--model-id", "m", "--store", "store"])
-    home = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    return run_lines([line], {**home, "SD_LOADER_ALLOWED_HOSTS": server.host})[0]
-
-
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(FILES)[3:]]
-
-
-@pytest.mark.parametrize("name", [*list(FILES)[:3], *SLOW])
-def test_a_hostile_file_behind_a_link_is_refused(tmp_path, server, tally, name):
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(list(FILES)[:3], id="some"),
+        *(pytest.param([name], id=name, marks=pytest.mark.slow) for name in list(FILES)[3:]),
+    ],
+)
+def test_a_hostile_file_behind_a_link_is_refused(
+    tmp_path: Path, tally: Tally, names: list[str]
+) -> None:
     """No code runs, no file stays, and only the file's outline is downloaded."""
-    make, reason, says = FILES[name]
-    ran = load(tmp_path / "x", server, make())
-    said = re.search(rf"^error: {reason.value}: (.*)$", ran.output, re.MULTILINE)
-    assert said, ran.output
-    assert re.search(says, said[1]), ran.output
-    assert ran.code == reason.exit_code
-    assert list((tmp_path / "x" / "store").iterdir()) == []
-    assert not (tmp_path / "x" / "canary").exists()
-    assert server.bytes_served < 8 * MEGABYTE
-    assert ran.memory < MEMORY
-    tally("hostile files refused behind links")
+    with loaded(tmp_path, {name: FILES[name][0]() for name in names}) as results:
+        for name, (folder, server, ran) in zip(names, results, strict=True):
+            _, reason, says = FILES[name]
+            said = re.search(rf"^error: {reason.value}: (.*)$", ran.output, re.MULTILINE)
+            assert said, f"{name}: {ran.output}"
+            assert re.search(says, said[1]), f"{name}: {ran.output}"
+            assert ran.code == reason.exit_code, name
+            assert list((folder / "store").iterdir()) == [], name
+            assert not (folder / "canary").exists(), name
+            assert server.bytes_served < 8 * MEGABYTE, name
+            assert ran.memory < MEMORY, name
+            tally("hostile files refused behind links")
 
 
 @pytest.mark.slow
-def test_a_large_member_that_is_not_a_storage_takes_no_memory(tmp_path, server):
+def test_a_large_member_that_is_not_a_storage_takes_no_memory(tmp_path: Path) -> None:
     """The member is written to the volume; it is not read into memory with the outline."""
     large = Part("archive/large", bytes(320 * MEGABYTE))
     pickled = content({"weight": tensor(storage("0", 4).replace(b"NtQ", b"tQ"), [4])})
     first, name = Part("archive/data.pkl", pickled), "archive/data/0"
     padding = -(len(local_only(first)) + 30 + len(name)) % 64  # as torch aligns its storages
     weights = Part(name, bytes(16), local_extra=extra_field(0x4246, bytes(padding - 4)))
-    ran = load(tmp_path / "x", server, zip_bytes([first, weights, large]))
+    with loaded(tmp_path, {"large": zip_bytes([first, weights, large])}) as [(_, _, ran)]:
+        pass
     assert "error: UnsupportedFormat: " in ran.output
     assert ran.memory < MEMORY

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_api import names
@@ -214,7 +214,6 @@ def record(of: JobView) -> dict[str, Any]:
     return {"name": of.name, "uid": of.uid, "attempt": of.attempt}
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     status=STATUSES,
     load_job=st.none() | LOAD_JOBS,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,39 +36,50 @@ def job_pod(settings: Settings, *, remove: bool = False, **spec: Any) -> Json:
     return pod_of(manifests.build(planned, settings))
 
 
+def golden_pod(path: Path) -> Json:
+    """Return the Pod of a golden Job."""
+    return pod_of(yaml.safe_load(path.read_text()))
+
+
 def charts_settings(values: Json) -> Settings:
     """Return the settings of an operator that the chart installs."""
     return Settings.from_env(env_of(render(values)))
 
 
-def chart_pods() -> list[Any]:
-    """Return the Pods that the chart creates, with default values and with every value set."""
-    found = {
-        f"{item['kind']} {item['metadata']['name']} {name}": pod_of(item)
-        for name, values in (("by default", SWITCHED_ON), ("full", FULL))
+def chart_pods(values: Json) -> dict[str, Json]:
+    """Return the Pods that the chart creates, by kind and name of their owner."""
+    return {
+        f"{item['kind']} {item['metadata']['name']}": pod_of(item)
         for kind in ("Deployment", "CronJob", "Pod")
         for item in of_kind(render(values), kind)
     }
-    return [pytest.param(pod, id=name) for name, pod in found.items()]
 
 
+# Functions, because pytest collects the rows even where it runs none of them.
 JOB_PODS = [
-    pytest.param(job_pod(Settings()), id="a load with a GPU"),
-    pytest.param(job_pod(Settings(), verify={"render": False}), id="a load without"),
-    pytest.param(job_pod(Settings(), **CREDENTIALS), id="a load with a token"),
-    pytest.param(job_pod(Settings(), remove=True), id="a clean-up"),
+    pytest.param(lambda: job_pod(Settings()), id="a load with a GPU"),
+    pytest.param(lambda: job_pod(Settings(), verify={"render": False}), id="a load without"),
+    pytest.param(lambda: job_pod(Settings(), **CREDENTIALS), id="a load with a token"),
+    pytest.param(lambda: job_pod(Settings(), remove=True), id="a clean-up"),
     pytest.param(
-        pod_of(volume_jobs.build_sweep("art", "sweep", "models", LoaderSettings())), id="a sweep"
+        lambda: pod_of(volume_jobs.build_sweep("art", "sweep", "models", LoaderSettings())),
+        id="a sweep",
     ),
     pytest.param(
-        pod_of(volume_jobs.build_check("art", "check", "models", CHECK, LoaderSettings())),
+        lambda: pod_of(volume_jobs.build_check("art", "check", "models", CHECK, LoaderSettings())),
         id="a check",
     ),
-    pytest.param(job_pod(charts_settings({}), **CREDENTIALS), id="a load of the chart's operator"),
-    pytest.param(job_pod(charts_settings(FULL), **CREDENTIALS), id="a load with every value"),
-    pytest.param(job_pod(charts_settings(FULL), remove=True), id="a clean-up with every value"),
+    pytest.param(
+        lambda: job_pod(charts_settings({}), **CREDENTIALS), id="a load of the chart's operator"
+    ),
+    pytest.param(
+        lambda: job_pod(charts_settings(FULL), **CREDENTIALS), id="a load with every value"
+    ),
+    pytest.param(
+        lambda: job_pod(charts_settings(FULL), remove=True), id="a clean-up with every value"
+    ),
     *(
-        pytest.param(pod_of(yaml.safe_load(path.read_text())), id=f"golden {path.stem}")
+        pytest.param(partial(golden_pod, path), id=f"golden {path.stem}")
         for path in sorted(GOLDEN.glob("*.yaml"))
     ),
 ]
