@@ -20,8 +20,8 @@ from tests.support.kube.outcomes import print_table
 from tests.support.operator.operated import KEY, Operated
 from tests.support.tally import Tally
 
-# Tests that set no number of examples try few, and in `make test-all` many. A machine with few cores
-# reaches hypothesis' deadline of 0.2 s now and then.
+# Tests that set no number of examples try few, and in `make test-all` many.
+# A machine with few cores reaches hypothesis' deadline of 0.2 s now and then.
 settings.register_profile("few", max_examples=40, deadline=None)
 settings.register_profile("many", max_examples=500, deadline=None)
 settings.load_profile("few")
