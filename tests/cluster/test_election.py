@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 
@@ -91,8 +90,7 @@ def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
 @pytest.mark.slow
 def test_a_leader_whose_lease_is_taken_ends(pair: Pair, operated: Operated) -> None:
     """The leader exits with an error, so that it is restarted, and does not touch the Lease."""
-    taken = json.dumps({"spec": {"holderIdentity": "somebody"}})
-    operated.cluster.kubectl("patch", "lease", "sd-operator", "--type=merge", "-p", taken)
+    operated.cluster.patch("lease", "sd-operator", {"spec": {"holderIdentity": "somebody"}})
     assert pair.leader.wait(10) == 1
     assert "somebody leads now" in pair.log(0)
     assert operated.cluster.get("lease", "sd-operator")["spec"]["holderIdentity"] == "somebody"

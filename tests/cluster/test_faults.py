@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from tests.support.kube.cluster import model_manifest
+from tests.support.kube.stubjobs import has_condition
 from tests.support.operator.operated import (
     SLOW,
     Operated,
@@ -38,9 +36,7 @@ def test_killed_during_the_load(operated: Operated) -> None:
     operated.in_phase("sketch", "Downloading")
     operated.kill()
     (job,) = operated.jobs("load")
-    operated.cluster.kubectl(
-        "wait", "--for=condition=Complete", f"job/{job['metadata']['name']}", "--timeout=30s"
-    )
+    operated.cluster.wait_for("job", job["metadata"]["name"], has_condition("Complete"))
     operated.start()
     operated.ready()
     loaded_once(operated)
@@ -55,8 +51,9 @@ def test_killed_and_the_job_deleted_in_the_meantime(operated: Operated) -> None:
     operated.kill()
     (job,) = operated.jobs("load")
     name = job["metadata"]["name"]
-    operated.cluster.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=30s")
-    operated.cluster.kubectl("delete", "job", name)
+    operated.cluster.wait_for("job", name, has_condition("Complete"))
+    operated.cluster.delete("job", name)
+    operated.cluster.wait_gone("job", name)
     served = operated.hub.bytes_served
     operated.start()
     item = operated.ready()
@@ -92,14 +89,14 @@ def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) 
     assert operated.jobs("load") == []
 
 
-@pytest.mark.parametrize("propagation", ["background", "foreground"])
+@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
 @pytest.mark.slow
 def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> None:
     """Foreground deletion deletes every owned Job, so the clean-up Job has no owner."""
     operated.start()
     operated.load(url=operated.link())
     operated.kill()
-    operated.cluster.kubectl("delete", "sdm", "sketch", "--wait=false", f"--cascade={propagation}")
+    operated.cluster.delete("sdm", "sketch", propagation)
     operated.start()
     operated.eventually(lambda: operated.jobs("remove"))
     operated.kill()
@@ -116,11 +113,10 @@ def test_a_namesake_is_another_model(operated: Operated) -> None:
     first = operated.load(url=operated.link())
     operated.kill()
     operated.delete()
-    release = json.dumps({"metadata": {"finalizers": None}})
-    operated.cluster.kubectl("patch", "sdm", "sketch", "--type=merge", "-p", release)
+    operated.cluster.release("sketch")
     operated.gone()
     operated.hub.forget()
-    operated.cluster.apply(model_manifest("sketch", url=operated.link()))
+    operated.cluster.model("sketch", url=operated.link())
     operated.start()
     second = operated.ready()
     assert second["metadata"]["uid"] != first["metadata"]["uid"]
@@ -139,8 +135,8 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     operated.cluster.model("sketch", url=operated.link(rate=SLOW))
     operated.in_phase("sketch", "Downloading")
     (job,) = operated.jobs("load")
-    patch = json.dumps({"spec": {"activeDeadlineSeconds": 1}})
-    operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", patch)
+    change = {"spec": {"activeDeadlineSeconds": 1}}
+    operated.cluster.patch("job", job["metadata"]["name"], change)
     item = operated.stalled("sketch", "DeadlineExceeded")
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 

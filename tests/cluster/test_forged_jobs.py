@@ -185,6 +185,6 @@ def test_a_forged_clean_up_does_not_release_a_model(one_at_a_time: Cluster) -> N
     name = names.job_name("victim", victim["metadata"]["uid"], names.ROLE_REMOVE, 0)
     forger.job(name, role=names.ROLE_REMOVE)
     forger.succeed(name)
-    cluster.kubectl("delete", "sdm", "victim", "--wait=false")
+    cluster.delete("sdm", "victim")
     cluster.wait_gone("sdm", "victim")
     assert not (cluster.store / "victim").is_symlink()

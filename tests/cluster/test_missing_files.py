@@ -64,7 +64,7 @@ def test_a_model_whose_files_are_gone_is_reported_and_reloaded(operated: Operate
     assert untouched["artifact"] == other["status"]["artifact"]
     assert untouched["phase"] == "Ready"
 
-    operated.cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_RELOAD}=now")
+    operated.cluster.annotate("sdm", "sketch", {names.ANNOTATION_RELOAD: "now"})
     again = operated.wait("sketch", lambda item: item["status"]["phase"] == "Ready")["status"]
     assert condition({"status": again}, "Ready")["status"] == "True"
     assert not condition({"status": again}, "Stalled")

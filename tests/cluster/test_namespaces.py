@@ -46,10 +46,10 @@ def test_a_namespace_is_deleted_with_the_rights_in_it(
 
     # A namespace controller deletes Roles and models in any order.
     proxy.without_role.add(other.namespace)
-    other.kubectl("delete", "namespace", other.namespace, "--wait=false")
+    other.delete("namespace", other.namespace)
     operated.start(**env)
     operated.load("next", url=operated.link(1))
-    other.kubectl("wait", "--for=delete", "namespace", other.namespace, "--timeout=60s", timeout=70)
+    other.wait_gone("namespace", other.namespace)
     log = operated.cluster.operator_log()
     assert f"namespace {other.namespace} is not served" in log
     assert "Traceback" not in log
@@ -66,7 +66,8 @@ def test_a_namespace_is_deleted_while_the_operator_runs(
     other.model("sketch", url=operated.link())
     operated.eventually(lambda: names.FINALIZER in _finalizers(other.get("sdm", "sketch")))
     proxy.without_role.add(other.namespace)
-    other.kubectl("delete", "namespace", other.namespace, "--timeout=60s", timeout=70)
+    other.delete("namespace", other.namespace)
+    other.wait_gone("namespace", other.namespace)
     operated.load("next", url=operated.link(1))
     assert operated.operator is not None
     assert operated.operator.poll() is None

@@ -59,7 +59,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def env(outside: Cluster) -> dict[str, str]:
     """The variables of a run on a cluster with a node."""
-    outside.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": WORKER}})
+    outside.kubectl_apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": WORKER}})
     assert outside.backend.store is not None
     return {
         "KUBECONFIG": str(outside.kubeconfig),
@@ -76,7 +76,7 @@ def without_crd(outside: Cluster) -> Iterator[None]:
     """The cluster lacks the CRD while the test runs."""
     outside.kubectl("delete", "crd", CRD_NAME)
     yield
-    outside.apply(CRD)
+    outside.kubectl_apply(CRD)
 
 
 def run_tests(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -123,7 +123,7 @@ def test_another_version_of_the_crd_ends_the_run(outside: Cluster, env: dict[str
     older = custom_resource_definition()
     (version,) = older["spec"]["versions"]
     del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["priority"]
-    outside.apply(older)
+    outside.kubectl_apply(older)
     with pytest.raises(pytest.exit.Exception, match="another version of the CRD"), backend_of(env):
         pass
     (served,) = outside.get("crd", CRD_NAME)["spec"]["versions"]

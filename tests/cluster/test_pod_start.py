@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -45,11 +44,8 @@ def age_pod(operated: Operated, role: str) -> None:
     pod = operated.cluster.list("pods", labelSelector=selector)[0]
     ago = times.stamp(datetime.now(UTC) - timedelta(seconds=40))
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago}
-    status = json.dumps({"status": {"conditions": [scheduled]}})
-    name = pod["metadata"]["name"]
-    operated.cluster.kubectl(
-        "patch", "pod", name, "--subresource=status", "--type=merge", "-p", status
-    )
+    status = {"status": {"conditions": [scheduled]}}
+    operated.cluster.patch("pod", pod["metadata"]["name"], status, "status")
 
 
 def test_a_volume_that_cannot_be_mounted_is_reported(operated: Operated) -> None:
@@ -95,7 +91,7 @@ def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(operated: O
     block(operated)
     operated.delete()
     operated.eventually(lambda: operated.jobs("remove") != [])
-    operated.cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_SKIP_CLEANUP}=true")
+    operated.cluster.annotate("sdm", "sketch", {names.ANNOTATION_SKIP_CLEANUP: "true"})
     operated.gone()
     operated.eventually(lambda: operated.jobs("remove") == [])
     unblock(operated)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.support.operator.operated import SLOW, Operated, condition
@@ -42,8 +40,7 @@ def test_loads_wait_in_the_queue(operated: Operated) -> None:
     assert operated.metrics()["sdmodel_load_jobs_active",] == 1
     assert len(operated.jobs("load")) == 1
 
-    suspend = json.dumps({"spec": {"suspend": True}})
-    operated.cluster.kubectl("patch", "sdm", "first", "--type=merge", "-p", suspend)
+    operated.cluster.patch("sdm", "first", {"spec": {"suspend": True}})
     operated.in_phase("third", "Downloading")
     place(operated, "second", "position 1")
 
@@ -71,8 +68,7 @@ def test_with_kueue_jobs_wait_suspended(operated: Operated) -> None:
     assert operated.metrics()["sdmodel_load_jobs_active",] == 0
     # As Kueue does.
     for job in jobs:
-        admit = json.dumps({"spec": {"suspend": False}})
-        operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", admit)
+        operated.cluster.patch("job", job["metadata"]["name"], {"spec": {"suspend": False}})
     for name in ("sketch", "other"):
         assert operated.ready(name)["status"]["job"]["attempt"] == 0
     assert len(operated.jobs("load")) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
     operated.eventually(lambda: operated.jobs("load"))
     time.sleep(MIN_AGE_SECONDS + 1)
-    operated.cluster.kubectl("annotate", "sdm", "sketch", "example.com/look=now")
+    operated.cluster.annotate("sdm", "sketch", {"example.com/look": "now"})
     operated.eventually(lambda: Right("", "events", "list") in proxy.used)
     proxy.hold_pods = False
     operated.ready()
@@ -92,8 +91,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     pod = {"restartPolicy": "Never", "containers": [container]}
     foreign = {"metadata": {"name": name}, "spec": {"template": {"spec": pod}, "suspend": True}}
     operated.cluster.apply({"apiVersion": "batch/v1", "kind": "Job", **foreign})
-    resume = json.dumps({"spec": {"suspend": False}})
-    operated.cluster.kubectl("patch", "sdm", "other", "--type=merge", "-p", resume)
+    operated.cluster.patch("sdm", "other", {"spec": {"suspend": False}})
     operated.ready("other")
 
     # A loaded model looks after itself and its claim now and then.

@@ -30,9 +30,11 @@ def test_apply_creates_updates_and_removes_fields(cluster):
     """Client-side apply reports what it did; a field removed from the file is removed."""
     manifest = model_manifest("a", url=LINK, webhook="https://example.com/hook", priority=3)
 
-    assert cluster.apply(manifest).endswith("/a created\n")
-    assert cluster.apply(manifest).endswith("/a unchanged\n")
-    assert cluster.apply(model_manifest("a", url=LINK, priority=4)).endswith("/a configured\n")
+    assert cluster.kubectl_apply(manifest).endswith("/a created\n")
+    assert cluster.kubectl_apply(manifest).endswith("/a unchanged\n")
+    assert cluster.kubectl_apply(model_manifest("a", url=LINK, priority=4)).endswith(
+        "/a configured\n"
+    )
     spec = cluster.get("sdm", "a")["spec"]
     assert spec["priority"] == 4
     assert "webhook" not in spec
@@ -40,10 +42,10 @@ def test_apply_creates_updates_and_removes_fields(cluster):
 
 def test_server_side_apply_removes_only_the_managers_fields(cluster):
     """A field that the manager stops applying is removed; fields that others set stay."""
-    cluster.apply(model_manifest("a", url=LINK, priority=3), "--server-side")
+    cluster.kubectl_apply(model_manifest("a", url=LINK, priority=3), "--server-side")
     cluster.kubectl("label", "sdm", "a", "team=x")
 
-    applied = cluster.apply(model_manifest("a", url=LINK, suspend=True), "--server-side")
+    applied = cluster.kubectl_apply(model_manifest("a", url=LINK, suspend=True), "--server-side")
 
     assert "serverside-applied" in applied
     model = cluster.get("sdm", "a")
@@ -55,9 +57,9 @@ def test_server_side_apply_removes_only_the_managers_fields(cluster):
 def test_diff_and_dry_runs_change_nothing(cluster):
     """The commands print what they would change, for client-side and server-side apply."""
     manifest = model_manifest("a", url=LINK, priority=3)
-    assert "created (server dry run)" in cluster.apply(manifest, "--dry-run=server")
+    assert "created (server dry run)" in cluster.kubectl_apply(manifest, "--dry-run=server")
     assert not cluster.exists("sdm", "a")
-    cluster.apply(manifest)
+    cluster.kubectl_apply(manifest)
     model = cluster.get("sdm", "a")
 
     changed = yaml.safe_dump(model_manifest("a", url=LINK, priority=4))

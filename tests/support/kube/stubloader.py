@@ -50,22 +50,28 @@ def stand_in(command: str, request: dict[str, Any], store: Path) -> None:
     else:
         folder = home / request["loadHash"]
         if not folder.exists():
-            load(request, folder, link)
+            load(request, folder, link.parent)
+        publish(folder, link)
         source = {"sizeBytes": 2_000_000_000, "format": "safetensors"}
         answer(json.dumps({"outcome": "loaded", "artifact": ARTIFACT, "source": source}))
 
 
-def load(request: dict[str, Any], folder: Path, link: Path) -> None:
-    """Wait as long as the url says, then publish a folder."""
+def load(request: dict[str, Any], folder: Path, store: Path) -> None:
+    """Wait as long as the url says, then create a folder."""
     seconds = parse_qs(urlsplit(request["url"]).query).get("seconds", ["0"])[0]
     time.sleep(float(seconds))
-    marks = link.parent / "loads"
+    marks = store / "loads"
     marks.mkdir(exist_ok=True)
     with (marks / f"{request['owner']['name']}-{request['loadHash']}").open("a") as mark:
         mark.write("x")
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text(request["url"])
+
+
+def publish(folder: Path, link: Path) -> None:
+    """Point the model's link at a folder."""
     made = folder.with_suffix(".link")
+    made.unlink(missing_ok=True)
     made.symlink_to(folder.relative_to(link.parent))
     made.replace(link)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ class Operated:
         path = f"/{name}-{which}.safetensors"
         return self.hub.serve_file(path, self.checkpoints[which], **faults)
 
+    def stub_link(self, name: str, seconds: float = 0.0) -> str:
+        """Return a link that stubloader.py, in place of the loader, "loads" in this time."""
+        return f"https://models.example.com/{name}?seconds={seconds}"
+
     def load(self, name: str = "sketch", **spec: Any) -> Json:
         """Apply a model and wait until it is Ready."""
         self.cluster.model(name, **spec)
@@ -89,7 +94,7 @@ class Operated:
 
     def delete(self, name: str = "sketch") -> None:
         """Request the deletion of a model without waiting for it."""
-        self.cluster.kubectl("delete", "sdm", name, "--wait=false")
+        self.cluster.delete("sdm", name)
 
     def gone(self, name: str = "sketch") -> None:
         """Wait until a model is deleted; an error includes the operator's log."""
@@ -98,9 +103,15 @@ class Operated:
         except ClusterError as error:
             raise ClusterError(f"{error}\n{self.cluster.operator_log()[-3000:]}") from None
 
-    def jobs(self, role: str) -> list[Json]:
-        """Return the Jobs with this role."""
-        return self.cluster.list("jobs", labelSelector=f"{names.LABEL_ROLE}={role}")
+    def jobs(self, role: str, name: str | None = None) -> list[Json]:
+        """Return the Jobs with this role, of one model or of all."""
+        found = self.cluster.list("jobs", labelSelector=f"{names.LABEL_ROLE}={role}")
+        wanted = f"{self.cluster.namespace}/{name}"
+        return [
+            job
+            for job in found
+            if name is None or job["metadata"]["annotations"][names.ANNOTATION_MODEL] == wanted
+        ]
 
     def reasons(self, name: str = "sketch") -> list[str]:
         """Return the reasons of the Events about a model."""
@@ -134,6 +145,18 @@ class Operated:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+
+
+@contextlib.contextmanager
+def operated_in(cluster: Cluster, checkpoints: list[Path], work: Path) -> Iterator[Operated]:
+    """Start the sources and the receiver; the caller starts the operator."""
+    key_file = work / "webhook-key"
+    key_file.write_text(KEY)
+    with (
+        FakeHub(address=cluster.backend.source_host) as hub,
+        WebhookReceiver(key=KEY) as receiver,
+    ):
+        yield Operated(cluster, hub, receiver, checkpoints, key_file)
 
 
 def condition(item: Json, kind: str) -> Json:
