@@ -142,22 +142,21 @@ def test_edits_of_other_fields_do_not_reload(shared_stub_operated: Operated) -> 
     assert operated.receiver.events("edited") == []
 
 
-def test_a_changed_source_is_served_when_it_is_complete(shared_operated: Operated) -> None:
+def test_a_changed_source_is_served_when_it_is_complete(shared_stub_operated: Operated) -> None:
     """Until then the previous version is served under the same path."""
-    operated = shared_operated
-    first = operated.load("changed", url=operated.link(name="changed"))
+    operated = shared_stub_operated
+    old, new = operated.stub_link("old"), operated.stub_link("new", seconds=1)
+    first = operated.load("changed", url=old)
     link = operated.cluster.store / "changed"
-    before = link.readlink()
-    operated.cluster.model("changed", url=operated.link(1, name="changed", rate=2 * SLOW))
-    during = operated.in_phase("changed", "Downloading")
+    operated.cluster.model("changed", url=new)
+    during = operated.in_phase("changed", "Converting")
     assert condition(during, "Ready")["status"] == "True"
     assert condition(during, "Reconciling")["status"] == "True"
-    assert link.readlink() == before
-    assert (link / "model_index.json").is_file()
+    assert str(link.readlink()) == first["status"]["artifact"]["immutablePath"]
+    assert (link / "model_index.json").read_text() == old
     after = operated.ready("changed")
-    assert after["status"]["artifact"]["digest"] != first["status"]["artifact"]["digest"]
     assert str(link.readlink()) == after["status"]["artifact"]["immutablePath"]
-    assert link.readlink() != before
+    assert (link / "model_index.json").read_text() == new
 
 
 def test_a_source_that_is_changed_back_is_served_again(shared_stub_operated: Operated) -> None:
@@ -185,18 +184,23 @@ def test_a_changed_source_in_mid_load_stops_the_old_load(shared_stub_operated: O
     assert job["metadata"]["annotations"]["sd-operator.dev/load-hash"] == item["status"]["loadHash"]
 
 
-def test_a_failed_reload_leaves_the_old_version_served(shared_operated: Operated) -> None:
+@pytest.fixture(scope="module")
+def served(shared_operated: Operated) -> Operated:
+    """The shared operator with a model `served` that is loaded."""
+    shared_operated.load("served", url=shared_operated.link(name="served"))
+    return shared_operated
+
+
+def test_a_failed_reload_leaves_the_old_version_served(served: Operated) -> None:
     """The model is Ready and Stalled; a corrected spec ends Stalled."""
-    operated = shared_operated
-    operated.load("failed", url=operated.link(name="failed"))
-    before = (operated.cluster.store / "failed").readlink()
-    operated.cluster.model("failed", url=operated.link(1, name="failed"), sha256="0" * 64)
-    item = operated.stalled("failed", "DigestMismatch")
+    before = (served.cluster.store / "served").readlink()
+    served.cluster.model("served", url=served.link(1, name="served"), sha256="0" * 64)
+    item = served.stalled("served", "DigestMismatch")
     assert condition(item, "Ready")["status"] == "True"
     assert (item["status"]["phase"], item["status"]["reason"]) == ("Ready", "DigestMismatch")
-    assert (operated.cluster.store / "failed").readlink() == before
-    operated.cluster.patch("sdm", "failed", {"spec": {"sha256": None}})
-    assert not condition(operated.ready("failed"), "Stalled")
+    assert (served.cluster.store / "served").readlink() == before
+    served.cluster.patch("sdm", "served", {"spec": {"sha256": None}})
+    assert not condition(served.ready("served"), "Stalled")
 
 
 @pytest.mark.slow
@@ -297,18 +301,17 @@ def test_a_secret_that_is_created_later_is_found(shared_operated: Operated) -> N
     assert token not in operated.cluster.operator_log()
 
 
-def test_a_model_id_has_one_owner(shared_operated: Operated) -> None:
+def test_a_model_id_has_one_owner(served: Operated) -> None:
     """The second model's status names the owner; the first model is not affected."""
-    operated = shared_operated
-    first = operated.load("first", url=operated.link(name="owned"), modelId="shared")
-    operated.cluster.model("second", url=operated.link(1, name="owned"), modelId="shared")
-    item = operated.stalled("second", "ModelIdConflict")
+    link = served.cluster.store / "served"
+    before = link.readlink()
+    served.cluster.model("second", url=served.link(1, name="second"), modelId="served")
+    item = served.stalled("second", "ModelIdConflict")
     # Ready may tell of the next attempt already.
-    assert "first" in condition(item, "Stalled")["message"]
-    operated.delete("second")
-    operated.gone("second")
-    link = operated.cluster.store / "shared"
-    assert str(link.readlink()) == first["status"]["artifact"]["immutablePath"]
+    assert "served" in condition(item, "Stalled")["message"]
+    served.delete("second")
+    served.gone("second")
+    assert link.readlink() == before
 
 
 @pytest.mark.slow

@@ -22,8 +22,7 @@ SUPPORTED = (
 
 def set_status(cluster: Cluster, name: str, **status: object) -> None:
     """Write a model's status as the operator does."""
-    patch = json.dumps({"status": status})
-    cluster.kubectl("patch", "sdm", name, "--subresource=status", "--type=merge", "-p", patch)
+    cluster.patch("sdm", name, {"status": status}, "status")
 
 
 def test_apply_creates_updates_and_removes_fields(cluster):
@@ -112,22 +111,26 @@ def test_defaults_are_set_without_a_new_generation(cluster):
             'spec.suspend: Invalid value: "string": spec.suspend in body must be of type'
             ' boolean: "string"',
             id="type",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": "https://x.org/" + "a" * 2048},
             "spec.url: Too long: may not be more than 2048 bytes",
             id="too-long",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": ""},
             'spec.url: Invalid value: "": spec.url in body should be at least 1 chars long',
             id="too-short",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": LINK, "verify": {"steps": 0}},
             "spec.verify.steps: Invalid value: 0: spec.verify.steps in body should be greater than"
             " or equal to 1",
             id="minimum",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": LINK, "priority": 2_000_000},
@@ -143,12 +146,16 @@ def test_defaults_are_set_without_a_new_generation(cluster):
         ),
         pytest.param({}, "spec.url is required: a Hugging Face repo id", id="rule-no-url"),
         pytest.param(
-            {"url": "justaname"}, "a bare id needs spec.modelType: api_trained", id="rule-id"
+            {"url": "justaname"},
+            "a bare id needs spec.modelType: api_trained",
+            id="rule-id",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": LINK, "webhook": "ftp://x"},
             "spec.webhook must be an http(s) URL",
             id="rule-hook",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -232,7 +239,9 @@ def test_get_watch_prints_every_change(cluster):
 def test_kubectl_wait_waits_for_a_condition(cluster):
     """`kubectl wait` times out before the condition is true, and succeeds afterwards."""
     cluster.model("a", url=LINK)
-    assert "timed out" in cluster.refused("wait", "sdm/a", "--for=condition=Ready", "--timeout=1s")
+    assert "timed out" in cluster.refused(
+        "wait", "sdm/a", "--for=condition=Ready", "--timeout=0.3s"
+    )
     ready = {
         "type": "Ready",
         "status": "True",

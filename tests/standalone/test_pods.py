@@ -78,11 +78,17 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             "runs only",
             id="shell command",
         ),
-        pytest.param({"command": ["/bin/sd-loader"]}, "runs only", id="loader by path"),
+        pytest.param(
+            {"command": ["/bin/sd-loader"]},
+            "runs only",
+            id="loader by path",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"args": ["load", "--request", "{}", "--store", "/models"]},
             "runs only",
             id="unknown command",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"args": ["convert", "--request", "{}", "--store", "/models", "--x"]},
@@ -93,11 +99,13 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             {"args": ["sweep", "--store", "/models", "--delete", "--x"]},
             "runs only",
             id="unknown option of sweep",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"args": ["sweep", "--store", "/", "--delete"]},
             "--store /",
             id="store of sweep without a PVC",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"args": ["convert", "--request", "{}", "--store", "/models"]},
@@ -113,6 +121,7 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             {"args": ["remove", "--request", request("x"), "--store", "/models"]},
             "is not valid",
             id="request of another command",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {
@@ -125,6 +134,7 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             },
             "env X",
             id="unknown variable from a Secret",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {

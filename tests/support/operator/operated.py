@@ -19,6 +19,7 @@ from devkit.fakehub import FakeHub
 from devkit.webhook_receiver import WebhookReceiver
 from sd_api import names
 from tests.support.kube.cluster import Cluster, ClusterError
+from tests.support.kube.stubloader import MARKS
 
 KEY = "whsec_YSBrZXkgb2Ygc2V2ZW50ZWVuIGIu"
 SLOW = 9_000_000
@@ -118,14 +119,20 @@ class Operated:
         return [reason for reason, _ in self.cluster.events(name)]
 
     def left(self) -> list[str]:
-        """Return the paths of all files and links on the volume."""
-        return sorted(
-            path.relative_to(self.cluster.store).as_posix()
+        """Return the paths of all files and links on the volume, but for stubloader.py's marks."""
+        found = (
+            path.relative_to(self.cluster.store)
             for path in self.cluster.store.rglob("*")
             if path.is_symlink() or path.is_file()
         )
+        return sorted(path.as_posix() for path in found if path.parts[0] != MARKS)
 
-    def eventually(self, holds: Callable[[], object], timeout: float = 20.0) -> None:
+    def stub_loads(self, name: str) -> int:
+        """Return how many loads of a model by stubloader.py did any work."""
+        marks = (self.cluster.store / MARKS).glob(f"{name}-*")
+        return sum(len(mark.read_text()) for mark in marks)
+
+    def eventually(self, holds: Callable[[], object], timeout: float = 60.0) -> None:
         """Wait until a check of something outside the cluster holds."""
         deadline = time.monotonic() + timeout
         while not holds():
