@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
-from devkit.webhook_receiver import WebhookReceiver
 from tests.support import tally as tallies
 from tests.support.kube.backends import backend_of
 from tests.support.kube.cluster import Backend, Cluster, namespace_of
 from tests.support.kube.outcomes import print_table
-from tests.support.operator.operated import KEY, Operated
+from tests.support.operator.operated import Operated, operated_in
 from tests.support.tally import Tally
 
 # Tests that set no number of examples try few, and in `make test-all` many.
@@ -90,8 +88,35 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def operated(cluster: Cluster, checkpoints: list[Path], tmp_path: Path) -> Iterator[Operated]:
     """An operator that the test starts itself, before or after it creates models."""
-    key_file = tmp_path / "webhook-key"
-    key_file.write_text(KEY)
-    source_host = cluster.backend.source_host
-    with FakeHub(address=source_host) as hub, WebhookReceiver(key=KEY) as receiver:
-        yield Operated(cluster, hub, receiver, checkpoints, key_file)
+    with operated_in(cluster, checkpoints, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def stub_operated(
+    stub_cluster: Cluster, checkpoints: list[Path], tmp_path: Path
+) -> Iterator[Operated]:
+    """As `operated`, with stubloader.py in place of the loader."""
+    with operated_in(stub_cluster, checkpoints, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_operated(
+    shared_cluster: Cluster, checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operated]:
+    """A running operator that the tests of a module share: their models have different names."""
+    with operated_in(shared_cluster, checkpoints, tmp_path_factory.mktemp("operated")) as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_stub_operated(
+    shared_stub_cluster: Cluster, checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operated]:
+    """As `shared_operated`, with stubloader.py in place of the loader."""
+    work = tmp_path_factory.mktemp("operated")
+    with operated_in(shared_stub_cluster, checkpoints, work) as made:
+        made.start()
+        yield made

@@ -58,7 +58,7 @@ def released(backend: Backend, program: str, work: Path) -> Iterator[Release]:
     if backend.name == "standalone":
         pytest.skip("standalone has no Deployments and no RBAC: KUBECONFIG or KUBEBUILDER_ASSETS")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
-    cluster.apply(backend.namespace(name=cluster.namespace))
+    cluster.kubectl_apply(backend.namespace(name=cluster.namespace))
     made = Release(cluster, program, work)
     try:
         yield made
@@ -106,7 +106,7 @@ def test_the_api_server_accepts_every_object(backend: Backend, tmp_path: Path, g
 
         # The admission plugin ServiceAccount rejects a Pod whose account does not exist.
         accounts = [item for item in objects if item["kind"] == "ServiceAccount"]
-        cluster.apply(yaml.safe_dump_all(accounts), "--server-side")
+        cluster.kubectl_apply(yaml.safe_dump_all(accounts), "--server-side")
         taken = cluster.kubectl(
             *("apply", "--server-side", "--force-conflicts", "--dry-run=server"),
             *("--validate=strict", "--warnings-as-errors", "-f", "-"),
@@ -162,7 +162,7 @@ def test_an_upgrade_installs_the_newer_crd(backend: Backend, tmp_path: Path, pro
         cluster, whole = release.cluster, {"fullnameOverride": ACCOUNT}
         release.helm("install", "sd", str(older), *take_over(release), values=whole)
         eventually(lambda: "unknown field" in apply(cluster, manifest).stderr)
-        cluster.apply(model_manifest("sketch", url="org/model"))
+        cluster.kubectl_apply(model_manifest("sketch", url="org/model"))
 
         release.helm("upgrade", "sd", str(OPERATOR), values=whole)
         eventually(lambda: apply(cluster, manifest).returncode == 0)

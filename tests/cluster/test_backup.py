@@ -42,11 +42,12 @@ def models_of(backup: str) -> list[Json]:
 
 def lose(operated: Operated, name: str) -> None:
     """Remove a model and its Jobs as if the cluster had lost them; the files stay."""
-    release = json.dumps({"metadata": {"finalizers": None}})
     operated.delete(name)
-    operated.cluster.kubectl("patch", "sdm", name, "--type=merge", "-p", release)
+    operated.cluster.release(name)
     operated.gone(name)
-    operated.cluster.kubectl("delete", "jobs", "--all", "--wait=true")
+    for job in operated.cluster.list("jobs"):
+        operated.cluster.delete("job", job["metadata"]["name"])
+        operated.cluster.wait_gone("job", job["metadata"]["name"])
 
 
 def test_a_restored_model_adopts_its_files(operated: Operated) -> None:
@@ -95,7 +96,6 @@ def test_a_model_that_is_being_deleted_is_not_in_the_backup(cluster: Cluster) ->
     manifest = model_manifest("deleted", url="org/deleted")
     manifest["metadata"]["finalizers"] = ["example.com/waits"]
     cluster.apply(manifest)
-    cluster.kubectl("delete", "sdm", "deleted", "--wait=false")
+    cluster.delete("sdm", "deleted")
     assert [item["metadata"]["name"] for item in models_of(back_up(cluster))] == ["kept"]
-    release = json.dumps({"metadata": {"finalizers": None}})
-    cluster.kubectl("patch", "sdm", "deleted", "--type=merge", "-p", release)
+    cluster.release("deleted")

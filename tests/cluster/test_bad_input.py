@@ -1,7 +1,9 @@
 """Bad input is reported on the resource with reason, remedy and Event, and leaves no files.
 
 All models are applied at once and checked one by one. The loader's tests cover every kind of bad
-file; this module has one file for each way in which the loader's result reaches the user.
+file; this module has one file for each way in which the loader's result reaches the user. A source
+that does not have the file, an address that is not allowed, a page, hostile code and a conversion
+that fails are the ways that differ most; the others are slow tests.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import numpy as np
 import pytest
 
 from devkit.fakehub import FakeHub
-from devkit.webhook_receiver import WebhookReceiver
 from sd_api.reasons import Reason
 from tests.support.hostile.pickles import (
     EMPTY_DICT,
@@ -28,7 +29,6 @@ from tests.support.hostile.pickles import (
     pickled,
     text,
 )
-from tests.support.kube.cluster import Backend, model_manifest, namespace_of
 from tests.support.operator.operated import Operated, condition
 
 pytestmark = pytest.mark.cluster
@@ -121,28 +121,33 @@ EXPECTED = {
 }
 
 
+FEW = ("not-found", "refused", "login-page", "hostile", "half-a-lora")
+CASES = [*FEW, *(pytest.param(c, marks=pytest.mark.slow) for c in EXPECTED if c not in FEW)]
+
+
+@pytest.fixture(scope="module")
+def selected(request: pytest.FixtureRequest) -> list[str]:
+    """The cases of the tests that this run selects, or the few if it selects none."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = {call.params.get("case") for call in calls if call is not None}
+    return [case for case in EXPECTED if case in chosen] or list(FEW)
+
+
 @pytest.fixture(scope="module")
 def bad(
-    backend: Backend, checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory
+    shared_operated: Operated, selected: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operated]:
-    """One operator and all the bad models."""
+    """One operator and the bad models."""
+    operated = shared_operated
     work = tmp_path_factory.mktemp("bad")
-    with (
-        FakeHub(address=backend.source_host) as hub,
-        FakeHub() as refused,
-        WebhookReceiver() as receiver,
-        namespace_of(backend, work) as cluster,
-    ):
-        key_file = work / "key"
-        key_file.write_text("whsec_YSBrZXk=")
-        operated = Operated(cluster, hub, receiver, checkpoints, key_file)
-        operated.start()
-        for model, spec in cases(hub, refused, work, checkpoints[0]).items():
-            cluster.apply(model_manifest(model, webhook=receiver.url, **spec))
+    with FakeHub() as refused:
+        specs = cases(operated.hub, refused, work, operated.checkpoints[0])
+        for model in selected:
+            operated.cluster.model(model, webhook=operated.receiver.url, **specs[model])
         yield operated
 
 
-@pytest.mark.parametrize("case", EXPECTED)
+@pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_named_with_its_remedy(bad: Operated, case: str) -> None:
     """Conditions, an Event and the webhook report it, and nothing is published."""
     reason, detail = EXPECTED[case]
@@ -166,11 +171,11 @@ def test_bad_input_is_named_with_its_remedy(bad: Operated, case: str) -> None:
     assert reason.remedy in call.body["message"]
 
 
-def test_nothing_is_left_of_bad_input(bad: Operated) -> None:
+def test_nothing_is_left_of_bad_input(bad: Operated, selected: list[str]) -> None:
     """When the resources are deleted, the volume is empty, and no code of a file has run."""
-    for case in EXPECTED:
+    for case in selected:
         bad.delete(case)
-    for case in EXPECTED:
+    for case in selected:
         bad.gone(case)
     assert bad.left() == []
     assert not list(bad.cluster.work.rglob("canary"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sd_api import names
+from tests.support.kube.cluster import Cluster
 from tests.support.operator.operated import Operated
 from tools.kubectl import kubectl_path
 
@@ -20,15 +21,16 @@ pytestmark = pytest.mark.cluster
 class Plugin:
     """A kubectl that finds the plugin, in a namespace."""
 
-    def __init__(self, operated: Operated, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        folder.mkdir()
         plugin = folder / "kubectl-sdm"
         plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m sd_operator.cli "$@"\n')
         plugin.chmod(0o755)
-        self._namespace = operated.cluster.namespace
+        self._namespace = cluster.namespace
         self._env = {
             "PATH": f"{folder}:{kubectl_path().parent}:{os.environ['PATH']}",
             "HOME": str(folder),
-            "KUBECONFIG": str(operated.cluster.kubeconfig),
+            "KUBECONFIG": str(cluster.kubeconfig),
             "COLUMNS": "200",
         }
 
@@ -53,9 +55,7 @@ class Plugin:
 def plugin(operated: Operated, tmp_path: Path) -> Plugin:
     """The plugin beside a running operator."""
     operated.start()
-    folder = tmp_path / "plugin"
-    folder.mkdir()
-    return Plugin(operated, folder)
+    return Plugin(operated.cluster, tmp_path / "plugin")
 
 
 @pytest.mark.slow
@@ -90,9 +90,9 @@ def test_a_stalled_load_is_shown_with_its_remedy(plugin: Plugin, operated: Opera
     assert "What to do: Check spec.url" in done.stdout
 
 
-def test_errors_are_kubectls_own(plugin: Plugin) -> None:
+def test_errors_are_kubectls_own(shared_cluster: Cluster, tmp_path: Path) -> None:
     """The plugin prints kubectl's message and no traceback."""
-    done = plugin.run("status", "none")
+    done = Plugin(shared_cluster, tmp_path / "plugin").run("status", "none")
     assert done.returncode == 1
     assert 'stablediffusionmodels.sd-operator.dev "none" not found' in done.stderr
     assert "Traceback" not in done.stderr

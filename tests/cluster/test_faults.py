@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from tests.support.kube.cluster import model_manifest
+from tests.support.kube.stubjobs import has_condition
 from tests.support.operator.operated import (
     SLOW,
     Operated,
@@ -30,20 +28,20 @@ def test_killed_before_the_job(operated: Operated) -> None:
     loaded_once(operated)
 
 
-def test_killed_during_the_load(operated: Operated) -> None:
+def test_killed_during_the_load(stub_operated: Operated) -> None:
     """The Job ends while no operator runs; its Pod still has the result."""
+    operated = stub_operated
     operated.start()
-    link = operated.link(rate=2 * SLOW)
-    operated.cluster.model("sketch", url=link, webhook=operated.receiver.url)
-    operated.in_phase("sketch", "Downloading")
+    url = operated.stub_link("sketch", seconds=1)
+    operated.cluster.model("sketch", url=url, webhook=operated.receiver.url)
+    operated.in_phase("sketch", "Converting")
     operated.kill()
     (job,) = operated.jobs("load")
-    operated.cluster.kubectl(
-        "wait", "--for=condition=Complete", f"job/{job['metadata']['name']}", "--timeout=30s"
-    )
+    operated.cluster.wait_for("job", job["metadata"]["name"], has_condition("Complete"))
     operated.start()
     operated.ready()
     loaded_once(operated)
+    assert operated.stub_loads("sketch") == 1
 
 
 @pytest.mark.slow
@@ -55,8 +53,9 @@ def test_killed_and_the_job_deleted_in_the_meantime(operated: Operated) -> None:
     operated.kill()
     (job,) = operated.jobs("load")
     name = job["metadata"]["name"]
-    operated.cluster.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=30s")
-    operated.cluster.kubectl("delete", "job", name)
+    operated.cluster.wait_for("job", name, has_condition("Complete"))
+    operated.cluster.delete("job", name)
+    operated.cluster.wait_gone("job", name)
     served = operated.hub.bytes_served
     operated.start()
     item = operated.ready()
@@ -64,10 +63,11 @@ def test_killed_and_the_job_deleted_in_the_meantime(operated: Operated) -> None:
     assert operated.hub.bytes_served == served, "nothing is downloaded again"
 
 
-def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None:
-    """No status changes, not even a time."""
+def test_a_restart_with_loaded_models_writes_nothing(stub_operated: Operated) -> None:
+    """No status changes, not even a time. On SIGTERM the operator ends with the exit code 0."""
+    operated = stub_operated
     operated.start()
-    before = operated.load(url=operated.link())
+    before = operated.load(url=operated.stub_link("sketch"))
     operated.kill()
     operated.start()
     ready = ("sdmodel_models", operated.cluster.namespace, "Ready", "")
@@ -76,6 +76,10 @@ def test_a_restart_with_loaded_models_writes_nothing(operated: Operated) -> None
     assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     writes = [key for key in operated.metrics() if key[-1] in ("patch", "create", "delete")]
     assert writes == []
+
+    assert operated.operator is not None
+    operated.operator.terminate()
+    assert operated.operator.wait(5) == 0
 
 
 @pytest.mark.slow
@@ -92,14 +96,14 @@ def test_deleted_during_the_load_while_the_operator_is_down(operated: Operated) 
     assert operated.jobs("load") == []
 
 
-@pytest.mark.parametrize("propagation", ["background", "foreground"])
+@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
 @pytest.mark.slow
 def test_killed_during_the_clean_up(operated: Operated, propagation: str) -> None:
     """Foreground deletion deletes every owned Job, so the clean-up Job has no owner."""
     operated.start()
     operated.load(url=operated.link())
     operated.kill()
-    operated.cluster.kubectl("delete", "sdm", "sketch", "--wait=false", f"--cascade={propagation}")
+    operated.cluster.delete("sdm", "sketch", propagation)
     operated.start()
     operated.eventually(lambda: operated.jobs("remove"))
     operated.kill()
@@ -116,11 +120,10 @@ def test_a_namesake_is_another_model(operated: Operated) -> None:
     first = operated.load(url=operated.link())
     operated.kill()
     operated.delete()
-    release = json.dumps({"metadata": {"finalizers": None}})
-    operated.cluster.kubectl("patch", "sdm", "sketch", "--type=merge", "-p", release)
+    operated.cluster.release("sketch")
     operated.gone()
     operated.hub.forget()
-    operated.cluster.apply(model_manifest("sketch", url=operated.link()))
+    operated.cluster.model("sketch", url=operated.link())
     operated.start()
     second = operated.ready()
     assert second["metadata"]["uid"] != first["metadata"]["uid"]
@@ -139,28 +142,21 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     operated.cluster.model("sketch", url=operated.link(rate=SLOW))
     operated.in_phase("sketch", "Downloading")
     (job,) = operated.jobs("load")
-    patch = json.dumps({"spec": {"activeDeadlineSeconds": 1}})
-    operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", patch)
+    change = {"spec": {"activeDeadlineSeconds": 1}}
+    operated.cluster.patch("job", job["metadata"]["name"], change)
     item = operated.stalled("sketch", "DeadlineExceeded")
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
-def test_two_operators_do_no_harm(operated: Operated) -> None:
+def test_two_operators_do_no_harm(stub_operated: Operated) -> None:
     """Two operators may run before one is elected, or while a previous leader still runs."""
+    operated = stub_operated
     operated.start()
     operated.start()
-    operated.load(url=operated.link(), webhook=operated.receiver.url)
+    operated.load(url=operated.stub_link("sketch"), webhook=operated.receiver.url)
     loaded_once(operated)
+    assert operated.stub_loads("sketch") == 1
     operated.delete()
     operated.gone()
     told_once(operated)
     assert operated.left() == []
-
-
-def test_the_operator_ends_on_sigterm(operated: Operated) -> None:
-    """The exit code is 0."""
-    operated.start()
-    operated.load(url=operated.link())
-    assert operated.operator is not None
-    operated.operator.terminate()
-    assert operated.operator.wait(5) == 0

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
 FORGED_DIGEST = "6" * 64
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 1.5
 """How long a forgery could have an effect before a test looks."""
 
 
@@ -115,62 +115,66 @@ def ready(cluster: Cluster, name: str) -> Json:
     )
 
 
-@pytest.fixture
-def one_at_a_time(stub_cluster: Cluster) -> Cluster:
-    """A namespace with an operator that allows one load at a time."""
-    stub_cluster.start_operator(SD_OPERATOR_MAX_LOADS="1", SD_OPERATOR_RESYNC_SECONDS="1")
-    return stub_cluster
+@pytest.fixture(scope="module")
+def one_at_a_time(shared_stub_cluster: Cluster) -> Cluster:
+    """A namespace with an operator that allows one load at a time; models have different names."""
+    shared_stub_cluster.start_operator(SD_OPERATOR_MAX_LOADS="1", SD_OPERATOR_RESYNC_SECONDS="1")
+    return shared_stub_cluster
 
 
 OWNED = pytest.mark.parametrize(
-    "owned", [pytest.param(False, id="labels only"), pytest.param(True, id="labels and owner")]
+    "owned",
+    [pytest.param("labels", id="labels only"), pytest.param("owner", id="labels and owner")],
 )
 
 
 @OWNED
-def test_a_forged_job_makes_no_queued_model_ready(one_at_a_time: Cluster, owned: bool) -> None:
+def test_a_forged_job_makes_no_queued_model_ready(one_at_a_time: Cluster, owned: str) -> None:
     """The model loads when its turn comes; the foreign Job stays as it is."""
-    cluster = one_at_a_time
-    model(cluster, "first", seconds=6)
-    cluster.wait_for("sdm", "first", lambda item: "job" in item.get("status", {}))
-    model(cluster, "victim")
+    cluster, name, forged = one_at_a_time, f"queued-{owned}", f"forged-{owned}"
+    first = f"first-{owned}"
+    model(cluster, first, seconds=60)
+    cluster.wait_for("sdm", first, lambda item: "job" in item.get("status", {}))
+    model(cluster, name)
     victim = cluster.wait_for(
-        "sdm", "victim", lambda item: item.get("status", {}).get("phase") == "Queued"
+        "sdm", name, lambda item: item.get("status", {}).get("phase") == "Queued"
     )
     forger = Forger(cluster, victim)
-    uid = forger.job("forged", owned=owned)
-    forger.succeed("forged")
+    uid = forger.job(forged, owned=owned == "owner")
+    forger.succeed(forged)
     time.sleep(LOOK_SECONDS)
-    assert cluster.get("sdm", "victim")["status"]["phase"] == "Queued"
-    status = ready(cluster, "victim")["status"]
+    assert cluster.get("sdm", name)["status"]["phase"] == "Queued"
+    cluster.patch("sdm", first, {"spec": {"suspend": True}})
+    status = ready(cluster, name)["status"]
     assert status["artifact"]["digest"] == "ab" * 32
-    assert status["job"]["name"] != "forged"
-    assert cluster.get("job", "forged")["metadata"]["uid"] == uid
+    assert status["job"]["name"] != forged
+    assert cluster.get("job", forged)["metadata"]["uid"] == uid
 
 
 @OWNED
-def test_forged_jobs_hold_no_model_back(one_at_a_time: Cluster, owned: bool) -> None:
+def test_forged_jobs_hold_no_model_back(one_at_a_time: Cluster, owned: str) -> None:
     """They neither count as loads nor stand in for the model's own Job."""
-    cluster = one_at_a_time
-    victim = model(cluster, "victim", suspend=True)
-    uid = Forger(cluster, victim).job("forged", owned=owned)
-    model(cluster, "other")
-    ready(cluster, "other")
-    model(cluster, "victim", suspend=False)
-    assert ready(cluster, "victim")["status"]["job"]["attempt"] == 0
-    assert cluster.get("job", "forged")["metadata"]["uid"] == uid
+    cluster, name, forged = one_at_a_time, f"held-{owned}", f"idle-{owned}"
+    victim = model(cluster, name, suspend=True)
+    uid = Forger(cluster, victim).job(forged, owned=owned == "owner")
+    other = f"other-{owned}"
+    model(cluster, other)
+    ready(cluster, other)
+    model(cluster, name, suspend=False)
+    assert ready(cluster, name)["status"]["job"]["attempt"] == 0
+    assert cluster.get("job", forged)["metadata"]["uid"] == uid
 
 
 @OWNED
-def test_a_foreign_job_with_our_name_is_replaced(one_at_a_time: Cluster, owned: bool) -> None:
+def test_a_foreign_job_with_our_name_is_replaced(one_at_a_time: Cluster, owned: str) -> None:
     """Nobody else has a reason to use a name with the digest of the model's uid."""
-    cluster = one_at_a_time
-    victim = model(cluster, "victim", suspend=True)
-    uid, wanted = victim["metadata"]["uid"], Model.from_body(victim).wanted
-    name = names.job_name("victim", uid, wanted, 0)
-    foreign = Forger(cluster, victim).job(name, owned=owned)
-    model(cluster, "victim", suspend=False)
-    status = ready(cluster, "victim")["status"]
+    cluster, victim = one_at_a_time, f"replaced-{owned}"
+    item = model(cluster, victim, suspend=True)
+    uid, wanted = item["metadata"]["uid"], Model.from_body(item).wanted
+    name = names.job_name(victim, uid, wanted, 0)
+    foreign = Forger(cluster, item).job(name, owned=owned == "owner")
+    model(cluster, victim, suspend=False)
+    status = ready(cluster, victim)["status"]
     assert (status["job"]["name"], status["artifact"]["digest"]) == (name, "ab" * 32)
     own = cluster.get("job", name)["metadata"]["uid"]
     assert own == status["job"]["uid"] != foreign
@@ -185,6 +189,6 @@ def test_a_forged_clean_up_does_not_release_a_model(one_at_a_time: Cluster) -> N
     name = names.job_name("victim", victim["metadata"]["uid"], names.ROLE_REMOVE, 0)
     forger.job(name, role=names.ROLE_REMOVE)
     forger.succeed(name)
-    cluster.kubectl("delete", "sdm", "victim", "--wait=false")
+    cluster.delete("sdm", "victim")
     cluster.wait_gone("sdm", "victim")
     assert not (cluster.store / "victim").is_symlink()

@@ -127,7 +127,7 @@ def test_sweep_that_is_requested_while_the_operator_is_down_follows(
     operated.start()
     operated.cluster.model("sketch", url=operated.link(), suspend=True)
     operated.eventually(lambda: operated.cluster.exists("lease", names.SWEEP_LEASE))
-    operated.cluster.kubectl("delete", "lease", names.SWEEP_LEASE)
+    operated.cluster.delete("lease", names.SWEEP_LEASE)
     operated.eventually(lambda: operated.cluster.exists("lease", names.SWEEP_LEASE))
     operated.cluster.stop_operators()
     (key,) = write_keys(tmp_path / "keys", operated.cluster.namespace)

@@ -9,7 +9,7 @@ import pytest
 
 from sd_api import names
 from sd_api.controlnets import CONTROLNET_REPOS
-from tests.support.kube.cluster import Cluster, claim_manifest, model_manifest
+from tests.support.kube.cluster import Cluster, claim_manifest, model_manifest, secret_manifest
 from tests.support.models.checkpoints import save_safetensors
 from tests.support.models.controlnets import save_repo as save_controlnet
 from tests.support.models.vaes import tiny as tiny_vae
@@ -18,18 +18,13 @@ from tests.support.operator.operated import SLOW, Operated, condition
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture
-def operated(operated: Operated) -> Operated:
-    """A namespace with a running operator."""
-    operated.start()
-    return operated
-
-
 def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
     """`kubectl apply` leads to a complete folder, a Ready status and signed webhook calls."""
-    item = operated.load(
-        url=operated.link() + "?token=secret", modelId="Big.Model", webhook=operated.receiver.url
-    )
+    operated.start()
+    url, hook = operated.link() + "?token=secret", operated.receiver.url
+    manifest = model_manifest("sketch", url=url, modelId="Big.Model", webhook=hook)
+    operated.cluster.kubectl_apply(manifest)
+    item = operated.ready()
     status = item["status"]
     artifact = status["artifact"]
     uid = item["metadata"]["uid"]
@@ -49,8 +44,7 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
     operated.eventually(lambda: len(operated.receiver.calls) == 2)
     assert operated.receiver.events("Big.Model") == ["model.load_started", "model.loaded"]
 
-    operated.delete()
-    operated.gone()
+    operated.cluster.kubectl("delete", "sdm", "sketch")
     operated.eventually(lambda: len(operated.receiver.calls) == 3)
     assert operated.receiver.events("Big.Model")[-1] == "model.deleted"
     assert all(call.verified for call in operated.receiver.calls)
@@ -62,6 +56,7 @@ def test_a_model_is_loaded_served_and_removed(operated: Operated) -> None:
 @pytest.mark.slow
 def test_a_controlnet_of_the_table_and_a_vae_are_loaded(operated: Operated, tmp_path: Path) -> None:
     """The ControlNet comes from the Hub by its id alone, the VAE from a link."""
+    operated.start()
     operated.hub.add_repo(CONTROLNET_REPOS["canny"], save_controlnet(tmp_path, "SD 1"))
     vae = save_safetensors(tmp_path / "vae.safetensors", tiny_vae())
     link = operated.hub.serve_file("/vae.safetensors", vae)
@@ -83,7 +78,6 @@ def test_a_load_costs_few_requests(operated: Operated) -> None:
     Beside it, the operator reads the Lease for sweeps when it sees the first model of a namespace,
     and again when it sees the Lease that it has created.
     """
-    operated.kill()
     operated.start(SD_OPERATOR_POLL_SECONDS="60", SD_OPERATOR_RESYNC_SECONDS="600")
     item = operated.load(url=operated.link())
     requests = {
@@ -115,6 +109,7 @@ GET_PVC = ("get", "persistentvolumeclaims")
 @pytest.mark.slow
 def test_shared_bytes_are_shown_in_status_and_metrics(operated: Operated) -> None:
     """Equal files lie on the volume once and stay while one of the two models exists."""
+    operated.start()
     first = operated.load("sketch", url=operated.link())["status"]["artifact"]
     second = operated.load("copy", url=operated.link(name="copy"))["status"]["artifact"]
     assert first["sharedBytes"] == 0
@@ -135,75 +130,85 @@ def test_shared_bytes_are_shown_in_status_and_metrics(operated: Operated) -> Non
     assert operated.left() == []
 
 
-def test_edits_of_other_fields_do_not_reload(operated: Operated) -> None:
+def test_edits_of_other_fields_do_not_reload(shared_stub_operated: Operated) -> None:
     """A changed webhook only advances the generation of Ready."""
-    first = operated.load(url=operated.link())
-    second = operated.load(url=operated.link(), webhook=operated.receiver.url, priority=5)
+    operated = shared_stub_operated
+    url, hook = operated.stub_link("edited"), operated.receiver.url
+    first = operated.load("edited", url=url)
+    second = operated.load("edited", url=url, webhook=hook, priority=5)
     assert second["metadata"]["generation"] > first["metadata"]["generation"]
     assert second["status"]["artifact"] == first["status"]["artifact"]
-    assert len(operated.jobs("load")) == 1
-    assert operated.receiver.calls == []
+    assert len(operated.jobs("load", "edited")) == 1
+    assert operated.receiver.events("edited") == []
 
 
-def test_a_changed_source_is_served_when_it_is_complete(operated: Operated) -> None:
+def test_a_changed_source_is_served_when_it_is_complete(shared_stub_operated: Operated) -> None:
     """Until then the previous version is served under the same path."""
-    first = operated.load(url=operated.link())
-    link = operated.cluster.store / "sketch"
-    before = link.readlink()
-    operated.cluster.model("sketch", url=operated.link(1, rate=SLOW))
-    during = operated.in_phase("sketch", "Downloading")
+    operated = shared_stub_operated
+    old, new = operated.stub_link("old"), operated.stub_link("new", seconds=1)
+    first = operated.load("changed", url=old)
+    link = operated.cluster.store / "changed"
+    operated.cluster.model("changed", url=new)
+    during = operated.in_phase("changed", "Converting")
     assert condition(during, "Ready")["status"] == "True"
     assert condition(during, "Reconciling")["status"] == "True"
-    assert link.readlink() == before
-    assert (link / "model_index.json").is_file()
-    after = operated.ready()
-    assert after["status"]["artifact"]["digest"] != first["status"]["artifact"]["digest"]
+    assert str(link.readlink()) == first["status"]["artifact"]["immutablePath"]
+    assert (link / "model_index.json").read_text() == old
+    after = operated.ready("changed")
     assert str(link.readlink()) == after["status"]["artifact"]["immutablePath"]
-    assert link.readlink() != before
+    assert (link / "model_index.json").read_text() == new
 
 
-def test_a_source_that_is_changed_back_is_served_again(operated: Operated) -> None:
+def test_a_source_that_is_changed_back_is_served_again(shared_stub_operated: Operated) -> None:
     """The Job of its first load still has the name of the next one, but its result is old."""
-    first = operated.load(url=operated.link())["status"]
-    operated.load(url=operated.link(1))
-    last = operated.load(url=operated.link())["status"]
+    operated = shared_stub_operated
+    urls = [operated.stub_link(name) for name in ("one", "another")]
+    first = operated.load("back", url=urls[0])["status"]
+    operated.load("back", url=urls[1])
+    last = operated.load("back", url=urls[0])["status"]
     assert last["artifact"]["immutablePath"] == first["artifact"]["immutablePath"]
-    assert str((operated.cluster.store / "sketch").readlink()) == last["artifact"]["immutablePath"]
+    assert str((operated.cluster.store / "back").readlink()) == last["artifact"]["immutablePath"]
     assert last["job"]["name"] == first["job"]["name"]
     assert last["job"]["uid"] != first["job"]["uid"]
 
 
-def test_a_changed_source_in_mid_load_stops_the_old_load(operated: Operated) -> None:
+def test_a_changed_source_in_mid_load_stops_the_old_load(shared_stub_operated: Operated) -> None:
     """Only the newest spec is ever published."""
-    operated.cluster.model("sketch", url=operated.link(0, rate=SLOW // 10))
-    old = operated.in_phase("sketch", "Downloading")["status"]["loadHash"]
-    operated.cluster.model("sketch", url=operated.link(1))
-    item = operated.ready()
+    operated = shared_stub_operated
+    operated.cluster.model("hasty", url=operated.stub_link("old", seconds=60))
+    old = operated.wait("hasty", lambda one: one["status"].get("job"))["status"]["loadHash"]
+    operated.cluster.model("hasty", url=operated.stub_link("new"))
+    item = operated.ready("hasty")
     assert item["status"]["loadHash"] != old
-    (job,) = operated.jobs("load")
+    (job,) = operated.jobs("load", "hasty")
     assert job["metadata"]["annotations"]["sd-operator.dev/load-hash"] == item["status"]["loadHash"]
 
 
-def test_a_failed_reload_leaves_the_old_version_served(operated: Operated) -> None:
+@pytest.fixture(scope="module")
+def served(shared_operated: Operated) -> Operated:
+    """The shared operator with a model `served` that is loaded."""
+    shared_operated.load("served", url=shared_operated.link(name="served"))
+    return shared_operated
+
+
+def test_a_failed_reload_leaves_the_old_version_served(served: Operated) -> None:
     """The model is Ready and Stalled; a corrected spec ends Stalled."""
-    operated.load(url=operated.link())
-    before = (operated.cluster.store / "sketch").readlink()
-    operated.cluster.model("sketch", url=operated.link(1), sha256="0" * 64)
-    item = operated.stalled("sketch", "DigestMismatch")
+    before = (served.cluster.store / "served").readlink()
+    served.cluster.model("served", url=served.link(1, name="served"), sha256="0" * 64)
+    item = served.stalled("served", "DigestMismatch")
     assert condition(item, "Ready")["status"] == "True"
     assert (item["status"]["phase"], item["status"]["reason"]) == ("Ready", "DigestMismatch")
-    assert (operated.cluster.store / "sketch").readlink() == before
-    operated.cluster.kubectl(
-        "patch", "sdm", "sketch", "--type=merge", "-p", '{"spec":{"sha256":null}}'
-    )
-    assert not condition(operated.ready(), "Stalled")
+    assert (served.cluster.store / "served").readlink() == before
+    served.cluster.patch("sdm", "served", {"spec": {"sha256": None}})
+    assert not condition(served.ready("served"), "Stalled")
 
 
 @pytest.mark.slow
 def test_the_reload_annotation_loads_again(operated: Operated) -> None:
     """The spec and the content of the source stay the same."""
+    operated.start()
     first = operated.load(url=operated.link())
-    operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/reload=1")
+    operated.cluster.annotate("sdm", "sketch", {names.ANNOTATION_RELOAD: "1"})
     second = operated.wait(
         "sketch", lambda one: one["status"]["artifact"] != first["status"]["artifact"]
     )
@@ -211,25 +216,29 @@ def test_the_reload_annotation_loads_again(operated: Operated) -> None:
     assert second["status"]["artifact"]["digest"] == first["status"]["artifact"]["digest"]
 
 
-def test_retained_files_are_taken_over_without_a_download(operated: Operated) -> None:
+def test_retained_files_are_taken_over_without_a_download(shared_operated: Operated) -> None:
     """The folder outlives the resource, and a new resource of that name takes it over."""
-    first = operated.load(url=operated.link(), deletionPolicy="Retain")
-    operated.delete()
-    operated.gone()
-    assert (operated.cluster.store / "sketch" / "model_index.json").is_file()
+    operated = shared_operated
+    before = operated.left()
+    url = operated.link(name="retained")
+    first = operated.load("retained", url=url, deletionPolicy="Retain")
+    operated.delete("retained")
+    operated.gone("retained")
+    assert (operated.cluster.store / "retained" / "model_index.json").is_file()
     operated.hub.forget()
-    second = operated.load(url=operated.link(), deletionPolicy="Delete")
+    second = operated.load("retained", url=url, deletionPolicy="Delete")
     assert operated.hub.bytes_served == 0
     assert second["metadata"]["uid"] != first["metadata"]["uid"]
     assert second["status"]["artifact"]["digest"] == first["status"]["artifact"]["digest"]
-    operated.delete()
-    operated.gone()
-    assert operated.left() == []
+    operated.delete("retained")
+    operated.gone("retained")
+    assert operated.left() == before
 
 
 @pytest.mark.slow
 def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) -> None:
     """A resumed load continues where it stopped."""
+    operated.start()
     size = operated.checkpoints[0].stat().st_size
     link = operated.link(rate=SLOW)
     operated.cluster.model("sketch", url=link)
@@ -245,6 +254,7 @@ def test_suspending_stops_the_load_and_keeps_the_download(operated: Operated) ->
 @pytest.mark.slow
 def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
     """Until then the status names the PVC, and no Job is created."""
+    operated.start()
     operated.cluster.model("sketch", url=operated.link(), storage={"claimName": "later"})
     item = operated.stalled("sketch", "ClaimNotFound")
     assert "PersistentVolumeClaim later does not exist" in condition(item, "Ready")["message"]
@@ -257,6 +267,7 @@ def test_a_pvc_that_is_created_later_is_found(operated: Operated) -> None:
 @pytest.mark.slow
 def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None:
     """Its label wakes the model; once the model is published, the label is not needed."""
+    operated.start()
     cluster = operated.cluster
     cluster.apply(claim_manifest("database", for_models=False))
     cluster.model("sketch", url=operated.link(), storage={"claimName": "database"})
@@ -264,11 +275,11 @@ def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None
     assert f'label {names.LABEL_MODELS}: "true"' in condition(item, "Stalled")["message"]
     assert "finalizers" not in item["metadata"], "deleting it needs nothing from us"
     assert operated.jobs("load") == []
-    cluster.kubectl("label", "pvc", "database", f"{names.LABEL_MODELS}=true")
+    cluster.patch("pvc", "database", {"metadata": {"labels": {names.LABEL_MODELS: "true"}}})
     item = operated.ready()
     assert item["status"]["artifact"]["claimName"] == "database"
-    cluster.kubectl("label", "pvc", "database", f"{names.LABEL_MODELS}-")
-    cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_RELOAD}=again")
+    cluster.patch("pvc", "database", {"metadata": {"labels": {names.LABEL_MODELS: None}}})
+    cluster.annotate("sdm", "sketch", {names.ANNOTATION_RELOAD: "again"})
     first = item["status"]["artifact"]["immutablePath"]
     operated.wait("sketch", lambda one: one["status"]["artifact"]["immutablePath"] != first)
     operated.delete()
@@ -276,41 +287,37 @@ def test_a_pvc_that_is_not_for_models_is_not_mounted(operated: Operated) -> None
     assert [job["status"].get("succeeded") for job in operated.jobs("remove")] == [1]
 
 
-def test_a_secret_that_is_created_later_is_found(operated: Operated) -> None:
+def test_a_secret_that_is_created_later_is_found(shared_operated: Operated) -> None:
     """The status names the remedy, and the load is retried without an edit."""
+    operated = shared_operated
     token = "hf_not-to-be-shown"
-    operated.hub.serve_file("/private.safetensors", operated.checkpoints[0], token=token)
-    operated.cluster.model(
-        "sketch",
-        url=f"{operated.hub.url}/private.safetensors",
-        credentialsSecretRef={"name": "token"},
-    )
-    item = operated.stalled("sketch", "SecretNotFound")
+    url = operated.hub.serve_file("/private.safetensors", operated.checkpoints[0], token=token)
+    operated.cluster.model("private", url=url, credentialsSecretRef={"name": "token"})
+    item = operated.stalled("private", "SecretNotFound")
     assert "Create the Secret" in condition(item, "Ready")["message"]
-    host = operated.hub.host
-    literals = (f"--from-literal=token={token}", f"--from-literal=host={host}")
-    operated.cluster.kubectl("create", "secret", "generic", "token", *literals)
-    item = operated.ready()
-    assert token not in str(item) + str(operated.cluster.events("sketch"))
+    operated.cluster.apply(secret_manifest("token", token=token, host=operated.hub.host))
+    item = operated.ready("private")
+    assert token not in str(item) + str(operated.cluster.events("private"))
     assert token not in operated.cluster.operator_log()
 
 
-def test_a_model_id_has_one_owner(operated: Operated) -> None:
+def test_a_model_id_has_one_owner(served: Operated) -> None:
     """The second model's status names the owner; the first model is not affected."""
-    first = operated.load("first", url=operated.link(), modelId="shared")
-    operated.cluster.model("second", url=operated.link(1), modelId="shared")
-    item = operated.stalled("second", "ModelIdConflict")
+    link = served.cluster.store / "served"
+    before = link.readlink()
+    served.cluster.model("second", url=served.link(1, name="second"), modelId="served")
+    item = served.stalled("second", "ModelIdConflict")
     # Ready may tell of the next attempt already.
-    assert "first" in condition(item, "Stalled")["message"]
-    operated.delete("second")
-    operated.gone("second")
-    link = operated.cluster.store / "shared"
-    assert str(link.readlink()) == first["status"]["artifact"]["immutablePath"]
+    assert "served" in condition(item, "Stalled")["message"]
+    served.delete("second")
+    served.gone("second")
+    assert link.readlink() == before
 
 
 @pytest.mark.slow
 def test_an_unreachable_webhook_delays_nothing(operated: Operated) -> None:
     """The model becomes Ready, and the calls are made when the receiver is reachable."""
+    operated.start()
     operated.receiver.status = 503
     operated.cluster.model("sketch", url=operated.link(), webhook=operated.receiver.url)
     item = operated.wait(
@@ -331,47 +338,47 @@ def test_an_unreachable_webhook_delays_nothing(operated: Operated) -> None:
     assert {"WebhookDeliveryFailed", "WebhookDelivered"} <= set(operated.reasons())
 
 
-def test_a_missing_webhook_secret_is_named(operated: Operated) -> None:
+def test_a_missing_webhook_secret_is_named(shared_stub_operated: Operated) -> None:
     """The call waits and is never sent unsigned."""
+    operated = shared_stub_operated
     operated.cluster.model(
-        "sketch",
-        url=operated.link(),
+        "unsigned",
+        url=operated.stub_link("unsigned"),
         webhook=operated.receiver.url,
         webhookSecretRef={"name": "hook", "key": "k"},
     )
     item = operated.wait(
-        "sketch",
+        "unsigned",
         lambda one: condition(one, "WebhookDelivered").get("reason") == "SecretNotReadable",
     )
     assert "whsec_<base64>" in condition(item, "WebhookDelivered")["message"]
-    operated.ready()
-    assert operated.receiver.calls == []
+    operated.ready("unsigned")
+    assert operated.receiver.events("unsigned") == []
 
 
-def test_giving_the_files_up_releases_the_resource(operated: Operated) -> None:
+def test_giving_the_files_up_releases_the_resource(shared_stub_operated: Operated) -> None:
     """The annotation that skips the clean-up is for volumes that no longer exist."""
-    operated.load(url=operated.link())
-    operated.cluster.kubectl("annotate", "sdm", "sketch", "sd-operator.dev/skip-cleanup=true")
-    operated.delete()
-    operated.gone()
-    assert operated.jobs("remove") == []
-    assert (operated.cluster.store / "sketch").is_symlink()
+    operated = shared_stub_operated
+    operated.load("given-up", url=operated.stub_link("given-up"))
+    operated.cluster.annotate("sdm", "given-up", {names.ANNOTATION_SKIP_CLEANUP: "true"})
+    operated.delete("given-up")
+    operated.gone("given-up")
+    assert operated.jobs("remove", "given-up") == []
+    assert (operated.cluster.store / "given-up").is_symlink()
 
 
-def test_a_model_in_a_deleted_namespace_is_released(operated: Operated) -> None:
+def test_a_model_in_a_deleted_namespace_is_released(stub_operated: Operated) -> None:
     """No Job can be created in a terminating namespace."""
-    operated.load(url=operated.link())
+    operated = stub_operated
+    operated.start()
+    operated.load(url=operated.stub_link("sketch"))
     cluster = operated.cluster
-    seconds = cluster.backend.patience / 2
-    cluster.kubectl(
-        "delete", "namespace", cluster.namespace, f"--timeout={seconds}s", timeout=seconds + 10
-    )
+    cluster.delete("namespace", cluster.namespace)
+    cluster.wait_gone("namespace", cluster.namespace)
 
 
-def test_wrong_fields_are_refused_at_apply(cluster: Cluster) -> None:
+def test_wrong_fields_are_refused_at_apply(shared_cluster: Cluster) -> None:
     """The message lists the allowed values."""
-    wrong = model_manifest("sketch", url="org/repo", revision="fp17")
-    path = Path(cluster.work) / "wrong.yaml"
-    path.write_text(str(wrong).replace("'", '"'))
-    message = cluster.refused("apply", "-f", str(path))
+    wrong = json.dumps(model_manifest("sketch", url="org/repo", revision="fp17"))
+    message = shared_cluster.refused("apply", "-f", "-", stdin=wrong)
     assert '"fp16", "fp32", "bf16"' in message

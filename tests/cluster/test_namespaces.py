@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sd_api import names
-from tests.support.kube.cluster import Cluster, namespace_of
+from tests.support.kube.cluster import Backend, Cluster, namespace_of
 from tests.support.kube.kubeconfig import credentials
 from tests.support.operator.operated import Operated
 from tests.support.proxies.rbacproxy import RbacProxy
@@ -17,57 +17,60 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
-def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
+def proxy(backend: Backend, tmp_path: Path) -> Iterator[RbacProxy]:
     """A proxy that enforces the Roles, which an API server alone may not do."""
-    server, token, ca = credentials(operated.cluster.kubeconfig)
+    server, token, ca = credentials(backend.kubeconfig)
     with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig") as made:
         yield made
 
 
 @pytest.fixture
-def other(operated: Operated, tmp_path: Path) -> Iterator[Cluster]:
+def other(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
     """The namespace that the test deletes."""
-    with namespace_of(operated.cluster.backend, tmp_path) as made:
+    with namespace_of(backend, tmp_path, stub=True) as made:
         yield made
 
 
 def test_a_namespace_is_deleted_with_the_rights_in_it(
-    operated: Operated, other: Cluster, proxy: RbacProxy
+    stub_operated: Operated, other: Cluster, proxy: RbacProxy
 ) -> None:
     """The restarted operator releases its model, and goes on loading in the other namespace."""
+    operated = stub_operated
     env = {
         "KUBECONFIG": str(proxy.kubeconfig),
         "SD_OPERATOR_NAMESPACES": f"{other.namespace},{operated.cluster.namespace}",
     }
     operated.start(**env)
-    other.model("sketch", url=operated.link())
+    other.model("sketch", url=operated.stub_link("sketch"))
     operated.eventually(lambda: names.FINALIZER in _finalizers(other.get("sdm", "sketch")))
     operated.kill()
 
     # A namespace controller deletes Roles and models in any order.
     proxy.without_role.add(other.namespace)
-    other.kubectl("delete", "namespace", other.namespace, "--wait=false")
+    other.delete("namespace", other.namespace)
     operated.start(**env)
-    operated.load("next", url=operated.link(1))
-    other.kubectl("wait", "--for=delete", "namespace", other.namespace, "--timeout=60s", timeout=70)
+    operated.load("next", url=operated.stub_link("next"))
+    other.wait_gone("namespace", other.namespace)
     log = operated.cluster.operator_log()
     assert f"namespace {other.namespace} is not served" in log
     assert "Traceback" not in log
 
 
 def test_a_namespace_is_deleted_while_the_operator_runs(
-    operated: Operated, other: Cluster, proxy: RbacProxy
+    stub_operated: Operated, other: Cluster, proxy: RbacProxy
 ) -> None:
     """Its watches end without a traceback, and the operator goes on."""
+    operated = stub_operated
     operated.start(
         KUBECONFIG=str(proxy.kubeconfig),
         SD_OPERATOR_NAMESPACES=f"{other.namespace},{operated.cluster.namespace}",
     )
-    other.model("sketch", url=operated.link())
+    other.model("sketch", url=operated.stub_link("sketch"))
     operated.eventually(lambda: names.FINALIZER in _finalizers(other.get("sdm", "sketch")))
     proxy.without_role.add(other.namespace)
-    other.kubectl("delete", "namespace", other.namespace, "--timeout=60s", timeout=70)
-    operated.load("next", url=operated.link(1))
+    other.delete("namespace", other.namespace)
+    other.wait_gone("namespace", other.namespace)
+    operated.load("next", url=operated.stub_link("next"))
     assert operated.operator is not None
     assert operated.operator.poll() is None
     assert "Traceback" not in operated.cluster.operator_log()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 from sd_api import names
 from tests.support.kube.cluster import claim_manifest
 from tests.support.kube.rights import Right
+from tests.support.kube.stubjobs import has_condition
 from tests.support.operator.operated import condition
 from tests.support.operator.operators import Behind
 
@@ -83,7 +83,7 @@ class Outage:
         """Return the name of the Job once it has succeeded."""
         (job,) = self.jobs()
         name = str(job["metadata"]["name"])
-        self.cluster.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=30s")
+        self.cluster.wait_for("job", name, has_condition("Complete"))
         return name
 
     @property
@@ -119,7 +119,9 @@ def test_a_job_that_is_deleted_during_an_outage_is_not_repeated(outage: Outage) 
     outage.load(seconds=1)
     outage.pod()
     outage.proxy.leave()
-    outage.cluster.kubectl("delete", "job", outage.ended())
+    name = outage.ended()
+    outage.cluster.delete("job", name)
+    outage.cluster.wait_gone("job", name)
     outage.proxy.come_back()
     assert outage.ready()["status"]["job"]["attempt"] == 1
     assert outage.work_done == 1
@@ -131,9 +133,8 @@ def test_a_model_recreated_while_the_operator_is_down_is_another(outage: Outage)
     outage.load(seconds=60)
     outage.pod()
     outage.proxy.leave()
-    release = json.dumps({"metadata": {"finalizers": None}})
-    outage.cluster.kubectl("delete", "sdm", "sketch", "--wait=false")
-    outage.cluster.kubectl("patch", "sdm", "sketch", "--type=merge", "-p", release)
+    outage.cluster.delete("sdm", "sketch")
+    outage.cluster.release("sketch")
     outage.cluster.wait_gone("sdm", "sketch")
     outage.operators.kill()
     outage.load()
@@ -175,7 +176,7 @@ def test_a_model_is_loaded_again_on_a_recreated_pvc(outage: Outage) -> None:
     """The model is not Ready while the PVC is missing."""
     outage.load()
     first = outage.ready()["status"]["artifact"]["claimUID"]
-    outage.cluster.kubectl("delete", "pvc", "models", "--wait=false")
+    outage.cluster.delete("pvc", "models")
     outage.stalled("ClaimNotFound")
     outage.cluster.apply(claim_manifest())
     outage.until(lambda one: one["status"].get("artifact", {}).get("claimUID") not in (None, first))
@@ -186,7 +187,7 @@ def test_a_model_is_loaded_again_on_a_recreated_pvc(outage: Outage) -> None:
 def test_an_evicted_pod_is_followed_by_another(outage: Outage) -> None:
     """The same Job continues the load, and the eviction does not count as an attempt."""
     outage.load(seconds=3)
-    outage.cluster.kubectl("delete", "pod", outage.pod(), "--wait=false")
+    outage.cluster.delete("pod", outage.pod())
     item = outage.ready()
     assert item["status"]["job"]["attempt"] == 0
     assert (len(outage.jobs()), outage.work_done) == (1, 1)
@@ -198,7 +199,8 @@ def test_a_namespace_is_deleted_in_mid_load(outage: Outage) -> None:
     outage.load(seconds=60)
     outage.pod()
     name = outage.cluster.namespace
-    outage.cluster.kubectl("delete", "namespace", name, "--timeout=60s", timeout=70)
+    outage.cluster.delete("namespace", name)
+    outage.cluster.wait_gone("namespace", name)
 
 
 @pytest.mark.slow
@@ -206,7 +208,7 @@ def test_a_model_is_deleted_in_mid_load(outage: Outage) -> None:
     """No file of the model stays on the volume."""
     outage.load(seconds=60)
     outage.pod()
-    outage.cluster.kubectl("delete", "sdm", "sketch", "--wait=false")
+    outage.cluster.delete("sdm", "sketch")
     outage.cluster.wait_gone("sdm", "sketch")
     assert outage.work_done == 0
     assert not (outage.cluster.store / "sketch").is_symlink()

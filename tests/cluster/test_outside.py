@@ -31,13 +31,16 @@ pytestmark = pytest.mark.cluster
 WORKER = "worker"
 CRD = custom_resource_definition()
 CRD_NAME = CRD["metadata"]["name"]
-TESTS = {
+FEW = {
+    "tests/cluster/test_rbac.py": ["test_a_missing_right_is_reported"],
+    "tests/cluster/test_forged_jobs.py": ["test_a_forged_clean_up_does_not_release_a_model"],
+}
+"""Tests that need no load; one of them needs Pods that are processes on this machine."""
+LOADS = {
     "tests/cluster/test_loads.py": [
         "test_a_model_is_loaded_served_and_removed",
         "test_a_load_costs_few_requests",
     ],
-    "tests/cluster/test_rbac.py": ["test_a_missing_right_is_reported"],
-    "tests/cluster/test_forged_jobs.py": ["test_a_forged_clean_up_does_not_release_a_model"],
 }
 
 
@@ -59,7 +62,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def env(outside: Cluster) -> dict[str, str]:
     """The variables of a run on a cluster with a node."""
-    outside.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": WORKER}})
+    outside.kubectl_apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": WORKER}})
     assert outside.backend.store is not None
     return {
         "KUBECONFIG": str(outside.kubeconfig),
@@ -76,32 +79,43 @@ def without_crd(outside: Cluster) -> Iterator[None]:
     """The cluster lacks the CRD while the test runs."""
     outside.kubectl("delete", "crd", CRD_NAME)
     yield
-    outside.apply(CRD)
+    outside.kubectl_apply(CRD)
 
 
-def run_tests(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run TESTS as `make test-cluster` does."""
+def run_tests(
+    env: dict[str, str], chosen: dict[str, list[str]]
+) -> subprocess.CompletedProcess[str]:
+    """Run tests as `make test-cluster` does."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    tests = [f"{path}::{name}" for path, found in TESTS.items() for name in found]
+    tests = [f"{path}::{name}" for path, found in chosen.items() for name in found]
     command = [sys.executable, "-m", "pytest", "-m", "cluster", "-p", "no:cacheprovider", *tests]
     return subprocess.run(
         command, cwd=ROOT, env=inherited | env, capture_output=True, text=True, timeout=250
     )
 
 
+@pytest.mark.parametrize(
+    "loads",
+    [
+        pytest.param({}, id="no load"),
+        pytest.param(LOADS, id="loads", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("without_crd")
-def test_loads_run_on_the_nodes_and_nothing_is_left(outside: Cluster, env: dict[str, str]) -> None:
+def test_tests_run_on_the_nodes_and_nothing_is_left(
+    outside: Cluster, env: dict[str, str], loads: dict[str, list[str]]
+) -> None:
     """A table shows what ran; what needs Pods that are processes here is skipped."""
-    done = run_tests(env)
+    done = run_tests(env, loads | FEW)
 
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     table = done.stdout.partition(" cluster tests ")[2]
     rows = dict(re.findall(r"^(\S+)((?: +[0-9]+){4})$", table, re.MULTILINE))
     assert {path: [int(count) for count in row.split()] for path, row in rows.items()} == {
-        "tests/cluster/test_loads.py": [2, 0, 0, 0],
+        **{path: [len(found), 0, 0, 0] for path, found in loads.items()},
         "tests/cluster/test_rbac.py": [1, 0, 0, 0],
         "tests/cluster/test_forged_jobs.py": [0, 0, 0, 1],
-        "all": [3, 0, 0, 1],
+        "all": [1 + sum(map(len, loads.values())), 0, 0, 1],
     }
     assert "1 skipped: the nodes of KUBECONFIG's cluster cannot run a stand-in" in table
     assert outside.list("namespaces", labelSelector=TEST_LABEL) == []
@@ -123,7 +137,7 @@ def test_another_version_of_the_crd_ends_the_run(outside: Cluster, env: dict[str
     older = custom_resource_definition()
     (version,) = older["spec"]["versions"]
     del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["priority"]
-    outside.apply(older)
+    outside.kubectl_apply(older)
     with pytest.raises(pytest.exit.Exception, match="another version of the CRD"), backend_of(env):
         pass
     (served,) = outside.get("crd", CRD_NAME)["spec"]["versions"]

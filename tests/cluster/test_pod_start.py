@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -45,18 +44,16 @@ def age_pod(operated: Operated, role: str) -> None:
     pod = operated.cluster.list("pods", labelSelector=selector)[0]
     ago = times.stamp(datetime.now(UTC) - timedelta(seconds=40))
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago}
-    status = json.dumps({"status": {"conditions": [scheduled]}})
-    name = pod["metadata"]["name"]
-    operated.cluster.kubectl(
-        "patch", "pod", name, "--subresource=status", "--type=merge", "-p", status
-    )
+    status = {"status": {"conditions": [scheduled]}}
+    operated.cluster.patch("pod", pod["metadata"]["name"], status, "status")
 
 
-def test_a_volume_that_cannot_be_mounted_is_reported(operated: Operated) -> None:
+def test_a_volume_that_cannot_be_mounted_is_reported(stub_operated: Operated) -> None:
     """The load and the clean-up name the cause, and both go on once the volume is there."""
+    operated = stub_operated
     operated.start(SD_OPERATOR_STUCK_SECONDS="20")
     block(operated)
-    operated.cluster.model("sketch", url=operated.link())
+    operated.cluster.model("sketch", url=operated.stub_link("sketch"))
     age_pod(operated, names.ROLE_LOAD)
     item = operated.stalled("sketch", "VolumeNotMounted")
     assert item["status"]["reason"] == "VolumeNotMounted"
@@ -78,24 +75,28 @@ def test_a_volume_that_cannot_be_mounted_is_reported(operated: Operated) -> None
     assert operated.left() == []
 
 
-def test_the_pvc_is_deleted_at_once_after_its_models(operated: Operated) -> None:
+def test_the_pvc_is_deleted_at_once_after_its_models(stub_operated: Operated) -> None:
     """The finished clean-up Job is deleted, so that its Pod does not keep the PVC for its TTL."""
+    operated = stub_operated
     operated.start()
-    operated.load(url=operated.link())
+    operated.load(url=operated.stub_link("sketch"))
     operated.delete()
     operated.gone()
     operated.eventually(lambda: operated.jobs("remove") == [])
     operated.eventually(lambda: operated.cluster.list("pods") == [])
 
 
-def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(operated: Operated) -> None:
+def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(
+    stub_operated: Operated,
+) -> None:
     """Its Pod would wait for the volume until the Job's deadline."""
+    operated = stub_operated
     operated.start()
-    operated.load(url=operated.link())
+    operated.load(url=operated.stub_link("sketch"))
     block(operated)
     operated.delete()
     operated.eventually(lambda: operated.jobs("remove") != [])
-    operated.cluster.kubectl("annotate", "sdm", "sketch", f"{names.ANNOTATION_SKIP_CLEANUP}=true")
+    operated.cluster.annotate("sdm", "sketch", {names.ANNOTATION_SKIP_CLEANUP: "true"})
     operated.gone()
     operated.eventually(lambda: operated.jobs("remove") == [])
     unblock(operated)

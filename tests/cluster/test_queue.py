@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from tests.support.operator.operated import SLOW, Operated, condition
+from tests.support.operator.operated import Operated, condition
 
 pytestmark = pytest.mark.cluster
 
@@ -24,14 +22,15 @@ def place(operated: Operated, name: str, text: str) -> None:
     )
 
 
-def test_loads_wait_in_the_queue(operated: Operated) -> None:
+def test_loads_wait_in_the_queue(stub_operated: Operated) -> None:
     """Priority decides the order. Each load that ends admits the next, also after a restart."""
+    operated = stub_operated
     operated.start(SD_OPERATOR_MAX_LOADS="1")
-    operated.cluster.model("first", url=operated.link(name="first", rate=SLOW // 4))
-    operated.in_phase("first", "Downloading")
-    operated.cluster.model("second", url=operated.link(name="second"))
+    operated.cluster.model("first", url=operated.stub_link("first", seconds=60))
+    operated.in_phase("first", "Converting")
+    operated.cluster.model("second", url=operated.stub_link("second"))
     place(operated, "second", "position 1")
-    third = operated.link(name="third", rate=SLOW // 4)
+    third = operated.stub_link("third", seconds=60)
     operated.cluster.model("third", url=third, priority=5)
     place(operated, "third", "position 1")
     place(operated, "second", "position 2")
@@ -42,9 +41,8 @@ def test_loads_wait_in_the_queue(operated: Operated) -> None:
     assert operated.metrics()["sdmodel_load_jobs_active",] == 1
     assert len(operated.jobs("load")) == 1
 
-    suspend = json.dumps({"spec": {"suspend": True}})
-    operated.cluster.kubectl("patch", "sdm", "first", "--type=merge", "-p", suspend)
-    operated.in_phase("third", "Downloading")
+    operated.cluster.patch("sdm", "first", {"spec": {"suspend": True}})
+    operated.in_phase("third", "Converting")
     place(operated, "second", "position 1")
 
     operated.delete("third")
@@ -54,11 +52,13 @@ def test_loads_wait_in_the_queue(operated: Operated) -> None:
     assert operated.metrics()["sdmodel_queue_length",] == 0
 
 
-def test_with_kueue_jobs_wait_suspended(operated: Operated) -> None:
+def test_with_kueue_jobs_wait_suspended(stub_operated: Operated) -> None:
     """Kueue admits the Jobs; the operator's own limits are off, and it leaves the Jobs alone."""
+    operated = stub_operated
     operated.start(SD_OPERATOR_KUEUE_QUEUE="gpus", SD_OPERATOR_MAX_LOADS="1")
     for name in ("sketch", "other"):
-        operated.cluster.model(name, url=operated.link(name=name), webhook=operated.receiver.url)
+        url, hook = operated.stub_link(name), operated.receiver.url
+        operated.cluster.model(name, url=url, webhook=hook)
         item = operated.in_phase(name, "Queued")
         message = condition(item, "Ready")["message"]
         assert "is waiting for Kueue to admit it into queue gpus" in message
@@ -71,8 +71,7 @@ def test_with_kueue_jobs_wait_suspended(operated: Operated) -> None:
     assert operated.metrics()["sdmodel_load_jobs_active",] == 0
     # As Kueue does.
     for job in jobs:
-        admit = json.dumps({"spec": {"suspend": False}})
-        operated.cluster.kubectl("patch", "job", job["metadata"]["name"], "-p", admit)
+        operated.cluster.patch("job", job["metadata"]["name"], {"spec": {"suspend": False}})
     for name in ("sketch", "other"):
         assert operated.ready(name)["status"]["job"]["attempt"] == 0
     assert len(operated.jobs("load")) == 2

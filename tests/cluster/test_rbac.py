@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ import pytest
 from sd_api import names
 from sd_operator.reconciler.job_warnings import MIN_AGE_SECONDS
 from sd_operator.resources.model import Model
+from tests.support.kube.cluster import Backend
 from tests.support.kube.kubeconfig import credentials
 from tests.support.kube.rights import Right, needed
-from tests.support.operator.operated import SLOW, Operated, condition
+from tests.support.operator.operated import Operated, condition
 from tests.support.proxies.rbacproxy import RbacProxy
 
 MODELS = f"/apis/{names.API_VERSION}/namespaces/art/{names.PLURAL}"
@@ -42,18 +42,19 @@ def test_a_request_is_mapped_to_its_right(method: str, target: str, expected: st
 
 
 @pytest.fixture
-def proxy(operated: Operated, tmp_path: Path) -> Iterator[RbacProxy]:
+def proxy(backend: Backend, tmp_path: Path) -> Iterator[RbacProxy]:
     """A proxy between the test's operators and the API server, which may not enforce RBAC."""
-    server, token, ca = credentials(operated.cluster.kubeconfig)
+    server, token, ca = credentials(backend.kubeconfig)
     with RbacProxy(server, token, ca, tmp_path / "proxy.kubeconfig") as made:
         yield made
 
 
 @pytest.mark.cluster
 def test_the_operator_has_the_rights_that_it_uses_and_no_other(
-    operated: Operated, proxy: RbacProxy
+    stub_operated: Operated, proxy: RbacProxy
 ) -> None:
     """The run covers loads, late Pods, a reload, an edit, a change of leader and a deletion."""
+    operated = stub_operated
     env = {
         "KUBECONFIG": str(proxy.kubeconfig),
         "SD_OPERATOR_LEADER_ELECTION": "true",
@@ -67,33 +68,33 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
 
     # A Job without Pods for a while: its Events are read.
     proxy.hold_pods = True
-    operated.cluster.model("sketch", url=operated.link(rate=SLOW), webhook=operated.receiver.url)
+    url, hook = operated.stub_link("sketch"), operated.receiver.url
+    operated.cluster.model("sketch", url=url, webhook=hook)
     operated.eventually(lambda: operated.jobs("load"))
     time.sleep(MIN_AGE_SECONDS + 1)
-    operated.cluster.kubectl("annotate", "sdm", "sketch", "example.com/look=now")
+    operated.cluster.annotate("sdm", "sketch", {"example.com/look": "now"})
     operated.eventually(lambda: Right("", "events", "list") in proxy.used)
     proxy.hold_pods = False
     operated.ready()
 
     # A reload that is given up in mid-load; the log of its Pod is read.
-    operated.cluster.model("sketch", url=operated.link(1, rate=SLOW))
-    operated.in_phase("sketch", "Downloading")
+    operated.cluster.model("sketch", url=operated.stub_link("slow", seconds=60))
+    operated.in_phase("sketch", "Converting")
     operated.eventually(lambda: Right("", "pods/log", "get") in proxy.used)
-    operated.cluster.model("sketch", url=operated.link())
+    operated.cluster.model("sketch", url=url)
     operated.ready()
 
     # Another operator leads. A Job that is not its own has the name that it needs, and is replaced.
     assert leader is not None
     leader.terminate()
     assert leader.wait(10) == 0
-    item = operated.cluster.model("other", url=operated.link(), suspend=True)
+    item = operated.cluster.model("other", url=url, suspend=True)
     name = names.job_name("other", item["metadata"]["uid"], Model.from_body(item).wanted, 0)
     container = {"name": "x", "image": "x", "command": ["x"]}
     pod = {"restartPolicy": "Never", "containers": [container]}
     foreign = {"metadata": {"name": name}, "spec": {"template": {"spec": pod}, "suspend": True}}
     operated.cluster.apply({"apiVersion": "batch/v1", "kind": "Job", **foreign})
-    resume = json.dumps({"spec": {"suspend": False}})
-    operated.cluster.kubectl("patch", "sdm", "other", "--type=merge", "-p", resume)
+    operated.cluster.patch("sdm", "other", {"spec": {"suspend": False}})
     operated.ready("other")
 
     # A loaded model looks after itself and its claim now and then.

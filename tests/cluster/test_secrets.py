@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from devkit.loopback import Request
+from tests.support.kube.cluster import secret_manifest
 from tests.support.operator.operated import KEY, Operated, condition
 from tests.support.servers.quoting import (
     HTML,
@@ -34,12 +35,6 @@ Json = dict[str, Any]
 
 HOOK_KEY = "whsec_" + "TUFSS0VE" * 4
 """A signing key: base64 of the bytes MARKED, repeated."""
-
-
-def secret(name: str, **data: str) -> Json:
-    """Return a Secret."""
-    metadata = {"name": name}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
 
 
 def without_urls(model: Json) -> Json:
@@ -123,8 +118,8 @@ def test_failed_loads_show_no_secret(operated: Operated, kinds: list[str]) -> No
     operated.start(SD_OPERATOR_LOG_LEVEL="DEBUG", SD_OPERATOR_ALLOWED_HOSTS=",".join(hosts))
     with Servers(respond, source_host) as servers:
         source = servers.source
-        for made in (secret("token", token=TOKEN, host=source.host), secret("hook", key=HOOK_KEY)):
-            operated.cluster.apply(json.dumps(made))
+        operated.cluster.apply(secret_manifest("token", token=TOKEN, host=source.host))
+        operated.cluster.apply(secret_manifest("hook", key=HOOK_KEY))
         urls = {kind: f"{source.url}/{kind}?token={QUERY}" for kind in kinds}
         if "user" in urls:
             urls["user"] = urls["user"].replace("://", f"://{USER}:{PASSWORD}@")

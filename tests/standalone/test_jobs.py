@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kube.cluster import model_manifest
+from tests.support.kube.cluster import secret_manifest
 from tests.support.kube.stubjobs import (
     FAIL_AT_ONCE,
     MOUNTS,
@@ -67,7 +67,7 @@ def test_job_runs_its_pod_to_completion(stub_cluster):
 
 def test_container_gets_only_its_own_variables_and_volumes(stub_cluster):
     """Paths are translated to this machine, and files of a Secret are private."""
-    stub_cluster.kubectl("create", "secret", "generic", "s", "--from-literal=token=abc")
+    stub_cluster.apply(secret_manifest("s", token="abc"))
     directory = {"name": "SD_LOADER_CREDENTIALS_DIR", "value": "/run/secrets/sd"}
     fetch = container("fetch")
     fetch["env"].append(directory)
@@ -149,15 +149,14 @@ def test_suspended_job_has_no_pod_until_it_is_resumed(stub_cluster):
     running_job = stub_cluster.wait_for("job", "j", lambda j: j["status"].get("ready") == 1)
     assert running_job["status"]["active"] == 1
 
-    patch = ["patch", "job", "j", "--type=strategic", "-p"]
-    stub_cluster.kubectl(*patch, '{"spec":{"suspend":true}}')
+    stub_cluster.patch("job", "j", {"spec": {"suspend": True}})
     stub_cluster.wait_for("job", "j", has_condition("Suspended"))
     deadline = time.monotonic() + 20
     while pods_of(stub_cluster, "j"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
-    stub_cluster.kubectl(*patch, '{"spec":{"suspend":false}}')
+    stub_cluster.patch("job", "j", {"spec": {"suspend": False}})
     wait_for_pod(stub_cluster, "j")
     assert condition(stub_cluster.get("job", "j"), "Suspended")["status"] == "False"
 
@@ -181,7 +180,7 @@ def test_deleting_a_job_in_the_background_ends_its_processes(stub_cluster):
     child = child_of(stub_cluster)
     (pod,) = pods_of(stub_cluster, "j")
 
-    stub_cluster.kubectl("delete", "job", "j", "--cascade=background")
+    stub_cluster.delete("job", "j")
 
     stub_cluster.wait_gone("pod", pod["metadata"]["name"])
     wait_dead(child)
@@ -192,9 +191,9 @@ def test_deleting_a_job_in_the_foreground_waits_for_its_pod(stub_cluster):
     stub_cluster.apply(job("j", "convert.sleep=60"))
     pod = wait_for_pod(stub_cluster, "j")
 
-    stub_cluster.kubectl("delete", "job", "j", "--cascade=foreground", "--wait=true")
+    stub_cluster.delete("job", "j", "Foreground")
 
-    assert not stub_cluster.exists("job", "j")
+    stub_cluster.wait_gone("job", "j")
     assert not stub_cluster.exists("pod", pod["metadata"]["name"])
 
 
@@ -203,13 +202,13 @@ def test_deleting_a_job_can_orphan_its_pod(stub_cluster):
     stub_cluster.apply(job("j", "convert.sleep=60"))
     pod = wait_for_pod(stub_cluster, "j")
 
-    stub_cluster.kubectl("delete", "job", "j", "--cascade=orphan")
+    stub_cluster.delete("job", "j", "Orphan")
 
     stub_cluster.wait_gone("job", "j")
     orphan = stub_cluster.get("pod", pod["metadata"]["name"])
     assert "ownerReferences" not in orphan["metadata"]
     assert orphan["status"]["phase"] == "Running"
-    stub_cluster.kubectl("delete", "pod", pod["metadata"]["name"])
+    stub_cluster.delete("pod", pod["metadata"]["name"])
 
 
 def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
@@ -218,9 +217,9 @@ def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
     release = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/count"]}}
     stub_cluster.apply(job("j", "convert.sleep=60"))
     name = wait_for_pod(stub_cluster, "j")["metadata"]["name"]
-    stub_cluster.kubectl("patch", "pod", name, "-p", json.dumps(hold))
+    stub_cluster.patch("pod", name, hold)
 
-    stub_cluster.kubectl("delete", "pod", name, "--wait=false")
+    stub_cluster.delete("pod", name)
 
     pod = stub_cluster.wait_for("pod", name, lambda body: body["status"]["phase"] == "Failed")
     (status,) = pod["status"]["containerStatuses"]
@@ -231,8 +230,7 @@ def test_deleted_pod_reports_its_end_before_it_goes(stub_cluster):
 
 def test_deleting_a_model_deletes_its_job_and_pod(stub_cluster):
     """The garbage collector follows owner references over two levels."""
-    stub_cluster.apply(model_manifest("m", url="https://example.com/m.ckpt"))
-    model = stub_cluster.get("sdm", "m")
+    model = stub_cluster.model("m", url="https://example.com/m.ckpt")
     owner = {
         "apiVersion": model["apiVersion"],
         "kind": model["kind"],
@@ -246,7 +244,7 @@ def test_deleting_a_model_deletes_its_job_and_pod(stub_cluster):
     stub_cluster.apply(owned)
     pod = wait_for_pod(stub_cluster, "j")
 
-    stub_cluster.kubectl("delete", "sdm", "m")
+    stub_cluster.delete("sdm", "m")
 
     stub_cluster.wait_gone("job", "j")
     stub_cluster.wait_gone("pod", pod["metadata"]["name"])
@@ -254,7 +252,7 @@ def test_deleting_a_model_deletes_its_job_and_pod(stub_cluster):
 
 def test_job_of_an_owner_that_does_not_exist_is_deleted(stub_cluster):
     """An object with the owner's name but with another uid does not count as the owner."""
-    stub_cluster.apply(model_manifest("m", url="https://example.com/m.ckpt"))
+    stub_cluster.model("m", url="https://example.com/m.ckpt")
     owned = job("j", suspend=True)
     owned["metadata"]["ownerReferences"] = [
         {"apiVersion": "sd-operator.dev/v1alpha1", "kind": "StableDiffusionModel"}

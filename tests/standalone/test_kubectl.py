@@ -22,17 +22,18 @@ SUPPORTED = (
 
 def set_status(cluster: Cluster, name: str, **status: object) -> None:
     """Write a model's status as the operator does."""
-    patch = json.dumps({"status": status})
-    cluster.kubectl("patch", "sdm", name, "--subresource=status", "--type=merge", "-p", patch)
+    cluster.patch("sdm", name, {"status": status}, "status")
 
 
 def test_apply_creates_updates_and_removes_fields(cluster):
     """Client-side apply reports what it did; a field removed from the file is removed."""
     manifest = model_manifest("a", url=LINK, webhook="https://example.com/hook", priority=3)
 
-    assert cluster.apply(manifest).endswith("/a created\n")
-    assert cluster.apply(manifest).endswith("/a unchanged\n")
-    assert cluster.apply(model_manifest("a", url=LINK, priority=4)).endswith("/a configured\n")
+    assert cluster.kubectl_apply(manifest).endswith("/a created\n")
+    assert cluster.kubectl_apply(manifest).endswith("/a unchanged\n")
+    assert cluster.kubectl_apply(model_manifest("a", url=LINK, priority=4)).endswith(
+        "/a configured\n"
+    )
     spec = cluster.get("sdm", "a")["spec"]
     assert spec["priority"] == 4
     assert "webhook" not in spec
@@ -40,10 +41,10 @@ def test_apply_creates_updates_and_removes_fields(cluster):
 
 def test_server_side_apply_removes_only_the_managers_fields(cluster):
     """A field that the manager stops applying is removed; fields that others set stay."""
-    cluster.apply(model_manifest("a", url=LINK, priority=3), "--server-side")
+    cluster.kubectl_apply(model_manifest("a", url=LINK, priority=3), "--server-side")
     cluster.kubectl("label", "sdm", "a", "team=x")
 
-    applied = cluster.apply(model_manifest("a", url=LINK, suspend=True), "--server-side")
+    applied = cluster.kubectl_apply(model_manifest("a", url=LINK, suspend=True), "--server-side")
 
     assert "serverside-applied" in applied
     model = cluster.get("sdm", "a")
@@ -55,9 +56,9 @@ def test_server_side_apply_removes_only_the_managers_fields(cluster):
 def test_diff_and_dry_runs_change_nothing(cluster):
     """The commands print what they would change, for client-side and server-side apply."""
     manifest = model_manifest("a", url=LINK, priority=3)
-    assert "created (server dry run)" in cluster.apply(manifest, "--dry-run=server")
+    assert "created (server dry run)" in cluster.kubectl_apply(manifest, "--dry-run=server")
     assert not cluster.exists("sdm", "a")
-    cluster.apply(manifest)
+    cluster.kubectl_apply(manifest)
     model = cluster.get("sdm", "a")
 
     changed = yaml.safe_dump(model_manifest("a", url=LINK, priority=4))
@@ -110,22 +111,26 @@ def test_defaults_are_set_without_a_new_generation(cluster):
             'spec.suspend: Invalid value: "string": spec.suspend in body must be of type'
             ' boolean: "string"',
             id="type",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": "https://x.org/" + "a" * 2048},
             "spec.url: Too long: may not be more than 2048 bytes",
             id="too-long",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": ""},
             'spec.url: Invalid value: "": spec.url in body should be at least 1 chars long',
             id="too-short",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": LINK, "verify": {"steps": 0}},
             "spec.verify.steps: Invalid value: 0: spec.verify.steps in body should be greater than"
             " or equal to 1",
             id="minimum",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": LINK, "priority": 2_000_000},
@@ -141,12 +146,16 @@ def test_defaults_are_set_without_a_new_generation(cluster):
         ),
         pytest.param({}, "spec.url is required: a Hugging Face repo id", id="rule-no-url"),
         pytest.param(
-            {"url": "justaname"}, "a bare id needs spec.modelType: api_trained", id="rule-id"
+            {"url": "justaname"},
+            "a bare id needs spec.modelType: api_trained",
+            id="rule-id",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"url": LINK, "webhook": "ftp://x"},
             "spec.webhook must be an http(s) URL",
             id="rule-hook",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -212,9 +221,10 @@ def test_get_prints_the_columns_of_the_crd(cluster):
 def test_get_watch_prints_every_change(cluster):
     """`kubectl get -w` prints one row per change under one header."""
     cluster.model("a", url=LINK)
+    # Of a single object, kubectl would drop a change that precedes its watch.
     command = [str(kubectl_path()), f"--kubeconfig={cluster.kubeconfig}", f"-n={cluster.namespace}"]
     with subprocess.Popen(
-        [*command, "get", "sdm", "a", "-w"], stdout=subprocess.PIPE, text=True
+        [*command, "get", "sdm", "-w"], stdout=subprocess.PIPE, text=True
     ) as watch:
         assert watch.stdout is not None
         lines = [watch.stdout.readline(), watch.stdout.readline()]
@@ -230,7 +240,9 @@ def test_get_watch_prints_every_change(cluster):
 def test_kubectl_wait_waits_for_a_condition(cluster):
     """`kubectl wait` times out before the condition is true, and succeeds afterwards."""
     cluster.model("a", url=LINK)
-    assert "timed out" in cluster.refused("wait", "sdm/a", "--for=condition=Ready", "--timeout=1s")
+    assert "timed out" in cluster.refused(
+        "wait", "sdm/a", "--for=condition=Ready", "--timeout=0.3s"
+    )
     ready = {
         "type": "Ready",
         "status": "True",

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.support.kube.cluster import claim_manifest
+from tests.support.kube.cluster import claim_manifest, secret_manifest
 from tests.support.kube.stubjobs import (
     VOLUMES,
     condition,
@@ -24,7 +24,8 @@ pytestmark = pytest.mark.cluster
 
 def test_pod_waits_for_a_missing_pvc(stub_cluster):
     """The Pod's condition and an Event name the PVC; the Pod starts when it is created."""
-    stub_cluster.kubectl("delete", "pvc", "models")
+    stub_cluster.delete("pvc", "models")
+    stub_cluster.wait_gone("pvc", "models")
     stub_cluster.apply(job("j"))
     pod = wait_for_pod(stub_cluster, "j", "Pending")
     name = pod["metadata"]["name"]
@@ -44,11 +45,11 @@ def test_deleted_pvc_stays_while_a_pod_uses_it(stub_cluster):
     stub_cluster.apply(job("j", "convert.sleep=60"))
     wait_for_pod(stub_cluster, "j")
 
-    stub_cluster.kubectl("delete", "pvc", "models", "--wait=false")
+    stub_cluster.delete("pvc", "models")
 
     time.sleep(0.5)
     assert "deletionTimestamp" in stub_cluster.get("pvc", "models")["metadata"]
-    stub_cluster.kubectl("delete", "job", "j", "--cascade=foreground")
+    stub_cluster.delete("job", "j", "Foreground")
     stub_cluster.wait_gone("pvc", "models")
 
 
@@ -65,7 +66,7 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
         time.sleep(0.1)
     waiting = stub_cluster.get("pod", name)["status"]["containerStatuses"][0]["state"]["waiting"]
     assert waiting["reason"] == "ContainerCreating"
-    stub_cluster.kubectl("create", "secret", "generic", "late", "--from-literal=token=abc")
+    stub_cluster.apply(secret_manifest("late", token="abc"))
     wait_for_pod(stub_cluster, "j", "Succeeded")
 
 
@@ -77,11 +78,17 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             "runs only",
             id="shell command",
         ),
-        pytest.param({"command": ["/bin/sd-loader"]}, "runs only", id="loader by path"),
+        pytest.param(
+            {"command": ["/bin/sd-loader"]},
+            "runs only",
+            id="loader by path",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"args": ["load", "--request", "{}", "--store", "/models"]},
             "runs only",
             id="unknown command",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"args": ["convert", "--request", "{}", "--store", "/models", "--x"]},
@@ -92,11 +99,13 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             {"args": ["sweep", "--store", "/models", "--delete", "--x"]},
             "runs only",
             id="unknown option of sweep",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"args": ["sweep", "--store", "/", "--delete"]},
             "--store /",
             id="store of sweep without a PVC",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"args": ["convert", "--request", "{}", "--store", "/models"]},
@@ -112,6 +121,7 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             {"args": ["remove", "--request", request("x"), "--store", "/models"]},
             "is not valid",
             id="request of another command",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {
@@ -124,6 +134,7 @@ def test_pod_waits_for_a_missing_secret(stub_cluster):
             },
             "env X",
             id="unknown variable from a Secret",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {

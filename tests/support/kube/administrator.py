@@ -57,10 +57,10 @@ def _account(kubeconfig: Path, work: Path) -> Iterator[str]:
         "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": name}],
     }
-    cluster.apply(backend.namespace(name=name))
+    cluster.kubectl_apply(backend.namespace(name=name))
     try:
-        cluster.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
-        cluster.apply(binding)
+        cluster.kubectl_apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+        cluster.kubectl_apply(binding)
         yield cluster.kubectl("create", "token", name, f"--duration={TOKEN_HOURS}h").strip()
     finally:
         cluster.run("delete", "clusterrolebinding", name)

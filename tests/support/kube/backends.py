@@ -262,7 +262,7 @@ def _kube_apiserver(assets: Path, work: Path) -> Iterator[Backend]:
 
 def _define(admin: Cluster) -> None:
     definition = custom_resource_definition()
-    admin.apply(definition)
+    admin.kubectl_apply(definition)
     name = definition["metadata"]["name"]
     admin.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
     # A real API server needs a moment until it serves a new kind.
@@ -293,5 +293,5 @@ def _operator_token(admin: Cluster) -> str:
             "subjects": [{"kind": "ServiceAccount", **meta}],
         },
     ):
-        admin.apply(item)
+        admin.kubectl_apply(item)
     return admin.kubectl("create", "token", "sd-operator", "--duration=4h").strip()

@@ -108,8 +108,8 @@ class Cluster:
             raise ClusterError(f"kubectl {' '.join(arguments)} succeeded: {done.stdout.strip()}")
         return done.stderr
 
-    def apply(self, manifest: str | Json, *options: str) -> str:
-        """Apply YAML text or an object."""
+    def kubectl_apply(self, manifest: str | Json, *options: str) -> str:
+        """Apply YAML text or an object with kubectl, and return its output."""
         text = manifest if isinstance(manifest, str) else yaml.safe_dump(manifest)
         return self.kubectl("apply", "-f", "-", *options, stdin=text)
 
@@ -117,6 +117,22 @@ class Cluster:
     def objects(self) -> Objects:
         """The objects of the namespace, as the administrator sees them."""
         return Objects(self.kubeconfig, self.namespace)
+
+    def apply(self, item: Json) -> Json:
+        """Create an object or update the one with its name, and return it."""
+        return self.objects.apply(item)
+
+    def patch(self, kind: str, name: str, change: Json, subresource: str = "") -> Json:
+        """Merge a change into an object or into a subresource of it, and return the object."""
+        return self.objects.patch(kind, name, change, subresource)
+
+    def annotate(self, kind: str, name: str, annotations: dict[str, str]) -> None:
+        """Set annotations of an object."""
+        self.patch(kind, name, {"metadata": {"annotations": annotations}})
+
+    def delete(self, kind: str, name: str, propagation: str = "Background") -> None:
+        """Request the deletion of an object without waiting for it."""
+        self.objects.delete(kind, name, propagation)
 
     def get(self, kind: str, name: str) -> Json:
         """Return an object."""
@@ -135,8 +151,11 @@ class Cluster:
 
     def model(self, name: str, **spec: object) -> Json:
         """Apply a StableDiffusionModel and return it."""
-        self.apply(model_manifest(name, **spec))
-        return self.get("sdm", name)
+        return self.apply(model_manifest(name, **spec))
+
+    def release(self, name: str) -> None:
+        """Remove the finalizers of a model, as if the operator had cleaned up."""
+        self.patch("sdm", name, {"metadata": {"finalizers": None}})
 
     def wait_for(
         self,
@@ -227,6 +246,12 @@ def claim_manifest(name: str = CLAIM, *, for_models: bool = True) -> Json:
     }
 
 
+def secret_manifest(name: str, **data: str) -> Json:
+    """Return the manifest of a Secret."""
+    metadata = {"name": name}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
+
+
 @contextlib.contextmanager
 def namespace_of(
     backend: Backend, work: Path, *, claim: bool = True, stub: bool = False
@@ -238,8 +263,9 @@ def namespace_of(
     if stub and not backend.local_pods:
         pytest.skip("the nodes of KUBECONFIG's cluster cannot run a stand-in for the loader")
     cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
-    made = [backend.namespace(name=cluster.namespace), *([claim_manifest()] if claim else [])]
-    cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(made))
+    cluster.apply(backend.namespace(name=cluster.namespace))
+    if claim:
+        cluster.apply(claim_manifest())
     if backend.name != "standalone":
         # The admission plugin ServiceAccount needs it; the cluster's controller may be slower.
         cluster.run("create", "serviceaccount", "default")
@@ -252,14 +278,12 @@ def namespace_of(
     finally:
         cluster.stop_operators()
         _release(cluster)
-        cluster.kubectl(
-            "delete", "namespace", cluster.namespace, "--wait=false", "--ignore-not-found"
-        )
+        if cluster.exists("namespace", cluster.namespace):
+            cluster.delete("namespace", cluster.namespace)
 
 
 def _release(cluster: Cluster) -> None:
     """Remove the finalizers of models, because no operator is left to clean up."""
     for model in cluster.list("sdm"):
         if model["metadata"].get("finalizers"):
-            release = '{"metadata":{"finalizers":null}}'
-            cluster.run("patch", "sdm", model["metadata"]["name"], "--type=merge", "-p", release)
+            cluster.release(model["metadata"]["name"])

@@ -5,7 +5,7 @@ the steps of the other container. It writes `say` as its termination message, or
 that describes its environment.
 A link such as `https://models.example.com/m?seconds=0.2` is "loaded" in that time: the folder, the
 link to it and the result are created as the loader creates them, and `remove` deletes them. Each
-load that does work adds a mark to `loads/<model>-<loadHash>`.
+load that does work adds a letter to `loads/<model>-<loadHash>`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+MARKS = "loads"
+"""The folder of a volume that has a file for each model and loadHash, with a letter per load."""
 ARTIFACT = {
     "digest": "ab" * 32,
     "sizeBytes": 2_100_000_000,
@@ -50,22 +52,28 @@ def stand_in(command: str, request: dict[str, Any], store: Path) -> None:
     else:
         folder = home / request["loadHash"]
         if not folder.exists():
-            load(request, folder, link)
+            load(request, folder, link.parent)
+        publish(folder, link)
         source = {"sizeBytes": 2_000_000_000, "format": "safetensors"}
         answer(json.dumps({"outcome": "loaded", "artifact": ARTIFACT, "source": source}))
 
 
-def load(request: dict[str, Any], folder: Path, link: Path) -> None:
-    """Wait as long as the url says, then publish a folder."""
+def load(request: dict[str, Any], folder: Path, store: Path) -> None:
+    """Wait as long as the url says, then create a folder."""
     seconds = parse_qs(urlsplit(request["url"]).query).get("seconds", ["0"])[0]
     time.sleep(float(seconds))
-    marks = link.parent / "loads"
+    marks = store / MARKS
     marks.mkdir(exist_ok=True)
     with (marks / f"{request['owner']['name']}-{request['loadHash']}").open("a") as mark:
         mark.write("x")
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text(request["url"])
+
+
+def publish(folder: Path, link: Path) -> None:
+    """Point the model's link at a folder."""
     made = folder.with_suffix(".link")
+    made.unlink(missing_ok=True)
     made.symlink_to(folder.relative_to(link.parent))
     made.replace(link)
 

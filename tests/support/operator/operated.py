@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from devkit.fakehub import FakeHub
 from devkit.webhook_receiver import WebhookReceiver
 from sd_api import names
 from tests.support.kube.cluster import Cluster, ClusterError
+from tests.support.kube.stubloader import MARKS
 
 KEY = "whsec_YSBrZXkgb2Ygc2V2ZW50ZWVuIGIu"
 SLOW = 9_000_000
@@ -61,6 +63,10 @@ class Operated:
         path = f"/{name}-{which}.safetensors"
         return self.hub.serve_file(path, self.checkpoints[which], **faults)
 
+    def stub_link(self, name: str, seconds: float = 0.0) -> str:
+        """Return a link that stubloader.py, in place of the loader, "loads" in this time."""
+        return f"https://models.example.com/{name}?seconds={seconds}"
+
     def load(self, name: str = "sketch", **spec: Any) -> Json:
         """Apply a model and wait until it is Ready."""
         self.cluster.model(name, **spec)
@@ -89,7 +95,7 @@ class Operated:
 
     def delete(self, name: str = "sketch") -> None:
         """Request the deletion of a model without waiting for it."""
-        self.cluster.kubectl("delete", "sdm", name, "--wait=false")
+        self.cluster.delete("sdm", name)
 
     def gone(self, name: str = "sketch") -> None:
         """Wait until a model is deleted; an error includes the operator's log."""
@@ -98,23 +104,35 @@ class Operated:
         except ClusterError as error:
             raise ClusterError(f"{error}\n{self.cluster.operator_log()[-3000:]}") from None
 
-    def jobs(self, role: str) -> list[Json]:
-        """Return the Jobs with this role."""
-        return self.cluster.list("jobs", labelSelector=f"{names.LABEL_ROLE}={role}")
+    def jobs(self, role: str, name: str | None = None) -> list[Json]:
+        """Return the Jobs with this role, of one model or of all."""
+        found = self.cluster.list("jobs", labelSelector=f"{names.LABEL_ROLE}={role}")
+        wanted = f"{self.cluster.namespace}/{name}"
+        return [
+            job
+            for job in found
+            if name is None or job["metadata"]["annotations"][names.ANNOTATION_MODEL] == wanted
+        ]
 
     def reasons(self, name: str = "sketch") -> list[str]:
         """Return the reasons of the Events about a model."""
         return [reason for reason, _ in self.cluster.events(name)]
 
     def left(self) -> list[str]:
-        """Return the paths of all files and links on the volume."""
-        return sorted(
-            path.relative_to(self.cluster.store).as_posix()
+        """Return the paths of all files and links on the volume, but for stubloader.py's marks."""
+        found = (
+            path.relative_to(self.cluster.store)
             for path in self.cluster.store.rglob("*")
             if path.is_symlink() or path.is_file()
         )
+        return sorted(path.as_posix() for path in found if path.parts[0] != MARKS)
 
-    def eventually(self, holds: Callable[[], object], timeout: float = 20.0) -> None:
+    def stub_loads(self, name: str) -> int:
+        """Return how many loads of a model by stubloader.py did any work."""
+        marks = (self.cluster.store / MARKS).glob(f"{name}-*")
+        return sum(len(mark.read_text()) for mark in marks)
+
+    def eventually(self, holds: Callable[[], object], timeout: float = 60.0) -> None:
         """Wait until a check of something outside the cluster holds."""
         deadline = time.monotonic() + timeout
         while not holds():
@@ -134,6 +152,18 @@ class Operated:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+
+
+@contextlib.contextmanager
+def operated_in(cluster: Cluster, checkpoints: list[Path], work: Path) -> Iterator[Operated]:
+    """Start the sources and the receiver; the caller starts the operator."""
+    key_file = work / "webhook-key"
+    key_file.write_text(KEY)
+    with (
+        FakeHub(address=cluster.backend.source_host) as hub,
+        WebhookReceiver(key=KEY) as receiver,
+    ):
+        yield Operated(cluster, hub, receiver, checkpoints, key_file)
 
 
 def condition(item: Json, kind: str) -> Json:
