@@ -93,11 +93,12 @@ def operated(cluster: Cluster, checkpoints: list[Path], tmp_path: Path) -> Itera
 
 
 @pytest.fixture
-def stub_operated(
-    stub_cluster: Cluster, checkpoints: list[Path], tmp_path: Path
-) -> Iterator[Operated]:
-    """As `operated`, with stubloader.py in place of the loader."""
-    with operated_in(stub_cluster, checkpoints, tmp_path) as made:
+def light_operated(backend: Backend, checkpoints: list[Path], tmp_path: Path) -> Iterator[Operated]:
+    """As `operated`, with stubloader.py in place of the loader unless the cluster has nodes."""
+    with (
+        namespace_of(backend, tmp_path, stub=backend.local_pods) as cluster,
+        operated_in(cluster, checkpoints, tmp_path) as made,
+    ):
         yield made
 
 
@@ -112,11 +113,14 @@ def shared_operated(
 
 
 @pytest.fixture(scope="module")
-def shared_stub_operated(
-    shared_stub_cluster: Cluster, checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory
+def shared_light_operated(
+    backend: Backend, checkpoints: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operated]:
-    """As `shared_operated`, with stubloader.py in place of the loader."""
+    """As `shared_operated`, with stubloader.py in place of the loader unless it has nodes."""
     work = tmp_path_factory.mktemp("operated")
-    with operated_in(shared_stub_cluster, checkpoints, work) as made:
+    with (
+        namespace_of(backend, work, stub=backend.local_pods) as cluster,
+        operated_in(cluster, checkpoints, work) as made,
+    ):
         made.start()
         yield made

@@ -52,35 +52,35 @@ class Pair:
 
 
 @pytest.fixture
-def pair(stub_operated: Operated) -> Pair:
+def pair(light_operated: Operated) -> Pair:
     """A leader and a standby in the test's namespace."""
-    return Pair(stub_operated)
+    return Pair(light_operated)
 
 
-def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, stub_operated: Operated) -> None:
+def test_a_standby_takes_over_from_a_killed_leader(pair: Pair, light_operated: Operated) -> None:
     """The standby leads within 15 s and does not repeat a load that ended in the meantime."""
-    operated = stub_operated
+    operated = light_operated
     assert (pair.leads(0), pair.leads(1)) == (True, False)
     assert (pair.probe(1, "/readyz"), pair.probe(1, "/healthz")) == (200, 200)
-    url = operated.stub_link("sketch", seconds=4)
+    url = operated.light_link("sketch", seconds=4)
     operated.cluster.model("sketch", url=url, webhook=operated.receiver.url)
     operated.in_phase("sketch", "Converting")
     pair.leader.kill()
     pair.took_over(within=15)
     operated.ready()
     loaded_once(operated)
-    assert operated.stub_loads("sketch") == 1
+    assert operated.light_loads("sketch") == 1
     told_once(operated)
     assert pair.leads(1)
 
 
 @pytest.mark.slow
 def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
-    pair: Pair, stub_operated: Operated
+    pair: Pair, light_operated: Operated
 ) -> None:
     """SIGTERM releases the Lease, and the load continues."""
-    operated = stub_operated
-    url = operated.stub_link("sketch", seconds=4)
+    operated = light_operated
+    url = operated.light_link("sketch", seconds=4)
     operated.cluster.model("sketch", url=url, webhook=operated.receiver.url)
     operated.in_phase("sketch", "Converting")
     pair.leader.terminate()
@@ -89,14 +89,14 @@ def test_a_standby_takes_over_at_once_from_a_leader_that_ends(
     assert "the Lease is given back" in pair.log(0)
     operated.ready()
     loaded_once(operated)
-    assert operated.stub_loads("sketch") == 1
+    assert operated.light_loads("sketch") == 1
     told_once(operated)
 
 
 @pytest.mark.slow
-def test_a_leader_whose_lease_is_taken_ends(pair: Pair, stub_operated: Operated) -> None:
+def test_a_leader_whose_lease_is_taken_ends(pair: Pair, light_operated: Operated) -> None:
     """The leader exits with an error, so that it is restarted, and does not touch the Lease."""
-    cluster = stub_operated.cluster
+    cluster = light_operated.cluster
     cluster.patch("lease", "sd-operator", {"spec": {"holderIdentity": "somebody"}})
     assert pair.leader.wait(10) == 1
     assert "somebody leads now" in pair.log(0)

@@ -28,11 +28,11 @@ def test_killed_before_the_job(operated: Operated) -> None:
     loaded_once(operated)
 
 
-def test_killed_during_the_load(stub_operated: Operated) -> None:
+def test_killed_during_the_load(light_operated: Operated) -> None:
     """The Job ends while no operator runs; its Pod still has the result."""
-    operated = stub_operated
+    operated = light_operated
     operated.start()
-    url = operated.stub_link("sketch", seconds=1)
+    url = operated.light_link("sketch", seconds=1)
     operated.cluster.model("sketch", url=url, webhook=operated.receiver.url)
     operated.in_phase("sketch", "Converting")
     operated.kill()
@@ -41,7 +41,7 @@ def test_killed_during_the_load(stub_operated: Operated) -> None:
     operated.start()
     operated.ready()
     loaded_once(operated)
-    assert operated.stub_loads("sketch") == 1
+    assert operated.light_loads("sketch") == 1
 
 
 @pytest.mark.slow
@@ -63,11 +63,11 @@ def test_killed_and_the_job_deleted_in_the_meantime(operated: Operated) -> None:
     assert operated.hub.bytes_served == served, "nothing is downloaded again"
 
 
-def test_a_restart_with_loaded_models_writes_nothing(stub_operated: Operated) -> None:
+def test_a_restart_with_loaded_models_writes_nothing(light_operated: Operated) -> None:
     """No status changes, not even a time. On SIGTERM the operator ends with the exit code 0."""
-    operated = stub_operated
+    operated = light_operated
     operated.start()
-    before = operated.load(url=operated.stub_link("sketch"))
+    before = operated.load(url=operated.light_link("sketch"))
     operated.kill()
     operated.start()
     ready = ("sdmodel_models", operated.cluster.namespace, "Ready", "")
@@ -148,14 +148,14 @@ def test_a_job_that_exceeds_its_deadline_is_reported(operated: Operated) -> None
     assert "spec.job.activeDeadlineSeconds" in condition(item, "Ready")["message"]
 
 
-def test_two_operators_do_no_harm(stub_operated: Operated) -> None:
+def test_two_operators_do_no_harm(light_operated: Operated) -> None:
     """Two operators may run before one is elected, or while a previous leader still runs."""
-    operated = stub_operated
+    operated = light_operated
     operated.start()
     operated.start()
-    operated.load(url=operated.stub_link("sketch"), webhook=operated.receiver.url)
+    operated.load(url=operated.light_link("sketch"), webhook=operated.receiver.url)
     loaded_once(operated)
-    assert operated.stub_loads("sketch") == 1
+    assert operated.light_loads("sketch") == 1
     operated.delete()
     operated.gone()
     told_once(operated)

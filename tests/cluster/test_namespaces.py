@@ -27,21 +27,21 @@ def proxy(backend: Backend, tmp_path: Path) -> Iterator[RbacProxy]:
 @pytest.fixture
 def other(backend: Backend, tmp_path: Path) -> Iterator[Cluster]:
     """The namespace that the test deletes."""
-    with namespace_of(backend, tmp_path, stub=True) as made:
+    with namespace_of(backend, tmp_path, stub=backend.local_pods) as made:
         yield made
 
 
 def test_a_namespace_is_deleted_with_the_rights_in_it(
-    stub_operated: Operated, other: Cluster, proxy: RbacProxy
+    light_operated: Operated, other: Cluster, proxy: RbacProxy
 ) -> None:
     """The restarted operator releases its model, and goes on loading in the other namespace."""
-    operated = stub_operated
+    operated = light_operated
     env = {
         "KUBECONFIG": str(proxy.kubeconfig),
         "SD_OPERATOR_NAMESPACES": f"{other.namespace},{operated.cluster.namespace}",
     }
     operated.start(**env)
-    other.model("sketch", url=operated.stub_link("sketch"))
+    other.model("sketch", url=operated.light_link("sketch"))
     operated.eventually(lambda: names.FINALIZER in _finalizers(other.get("sdm", "sketch")))
     operated.kill()
 
@@ -49,7 +49,7 @@ def test_a_namespace_is_deleted_with_the_rights_in_it(
     proxy.without_role.add(other.namespace)
     other.delete("namespace", other.namespace)
     operated.start(**env)
-    operated.load("next", url=operated.stub_link("next"))
+    operated.load("next", url=operated.light_link("next"))
     other.wait_gone("namespace", other.namespace)
     log = operated.cluster.operator_log()
     assert f"namespace {other.namespace} is not served" in log
@@ -57,20 +57,20 @@ def test_a_namespace_is_deleted_with_the_rights_in_it(
 
 
 def test_a_namespace_is_deleted_while_the_operator_runs(
-    stub_operated: Operated, other: Cluster, proxy: RbacProxy
+    light_operated: Operated, other: Cluster, proxy: RbacProxy
 ) -> None:
     """Its watches end without a traceback, and the operator goes on."""
-    operated = stub_operated
+    operated = light_operated
     operated.start(
         KUBECONFIG=str(proxy.kubeconfig),
         SD_OPERATOR_NAMESPACES=f"{other.namespace},{operated.cluster.namespace}",
     )
-    other.model("sketch", url=operated.stub_link("sketch"))
+    other.model("sketch", url=operated.light_link("sketch"))
     operated.eventually(lambda: names.FINALIZER in _finalizers(other.get("sdm", "sketch")))
     proxy.without_role.add(other.namespace)
     other.delete("namespace", other.namespace)
     other.wait_gone("namespace", other.namespace)
-    operated.load("next", url=operated.stub_link("next"))
+    operated.load("next", url=operated.light_link("next"))
     assert operated.operator is not None
     assert operated.operator.poll() is None
     assert "Traceback" not in operated.cluster.operator_log()

@@ -48,12 +48,12 @@ def age_pod(operated: Operated, role: str) -> None:
     operated.cluster.patch("pod", pod["metadata"]["name"], status, "status")
 
 
-def test_a_volume_that_cannot_be_mounted_is_reported(stub_operated: Operated) -> None:
+def test_a_volume_that_cannot_be_mounted_is_reported(light_operated: Operated) -> None:
     """The load and the clean-up name the cause, and both go on once the volume is there."""
-    operated = stub_operated
+    operated = light_operated
     operated.start(SD_OPERATOR_STUCK_SECONDS="20")
     block(operated)
-    operated.cluster.model("sketch", url=operated.stub_link("sketch"))
+    operated.cluster.model("sketch", url=operated.light_link("sketch"))
     age_pod(operated, names.ROLE_LOAD)
     item = operated.stalled("sketch", "VolumeNotMounted")
     assert item["status"]["reason"] == "VolumeNotMounted"
@@ -75,11 +75,11 @@ def test_a_volume_that_cannot_be_mounted_is_reported(stub_operated: Operated) ->
     assert operated.left() == []
 
 
-def test_the_pvc_is_deleted_at_once_after_its_models(stub_operated: Operated) -> None:
+def test_the_pvc_is_deleted_at_once_after_its_models(light_operated: Operated) -> None:
     """The finished clean-up Job is deleted, so that its Pod does not keep the PVC for its TTL."""
-    operated = stub_operated
+    operated = light_operated
     operated.start()
-    operated.load(url=operated.stub_link("sketch"))
+    operated.load(url=operated.light_link("sketch"))
     operated.delete()
     operated.gone()
     operated.eventually(lambda: operated.jobs("remove") == [])
@@ -87,12 +87,12 @@ def test_the_pvc_is_deleted_at_once_after_its_models(stub_operated: Operated) ->
 
 
 def test_a_stuck_clean_up_job_is_deleted_when_the_files_are_given_up(
-    stub_operated: Operated,
+    light_operated: Operated,
 ) -> None:
     """Its Pod would wait for the volume until the Job's deadline."""
-    operated = stub_operated
+    operated = light_operated
     operated.start()
-    operated.load(url=operated.stub_link("sketch"))
+    operated.load(url=operated.light_link("sketch"))
     block(operated)
     operated.delete()
     operated.eventually(lambda: operated.jobs("remove") != [])

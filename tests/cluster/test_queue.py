@@ -22,15 +22,15 @@ def place(operated: Operated, name: str, text: str) -> None:
     )
 
 
-def test_loads_wait_in_the_queue(stub_operated: Operated) -> None:
+def test_loads_wait_in_the_queue(light_operated: Operated) -> None:
     """Priority decides the order. Each load that ends admits the next, also after a restart."""
-    operated = stub_operated
+    operated = light_operated
     operated.start(SD_OPERATOR_MAX_LOADS="1")
-    operated.cluster.model("first", url=operated.stub_link("first", seconds=60))
+    operated.cluster.model("first", url=operated.light_link("first", seconds=60))
     operated.in_phase("first", "Converting")
-    operated.cluster.model("second", url=operated.stub_link("second"))
+    operated.cluster.model("second", url=operated.light_link("second"))
     place(operated, "second", "position 1")
-    third = operated.stub_link("third", seconds=60)
+    third = operated.light_link("third", seconds=60)
     operated.cluster.model("third", url=third, priority=5)
     place(operated, "third", "position 1")
     place(operated, "second", "position 2")
@@ -52,12 +52,12 @@ def test_loads_wait_in_the_queue(stub_operated: Operated) -> None:
     assert operated.metrics()["sdmodel_queue_length",] == 0
 
 
-def test_with_kueue_jobs_wait_suspended(stub_operated: Operated) -> None:
+def test_with_kueue_jobs_wait_suspended(light_operated: Operated) -> None:
     """Kueue admits the Jobs; the operator's own limits are off, and it leaves the Jobs alone."""
-    operated = stub_operated
+    operated = light_operated
     operated.start(SD_OPERATOR_KUEUE_QUEUE="gpus", SD_OPERATOR_MAX_LOADS="1")
     for name in ("sketch", "other"):
-        url, hook = operated.stub_link(name), operated.receiver.url
+        url, hook = operated.light_link(name), operated.receiver.url
         operated.cluster.model(name, url=url, webhook=hook)
         item = operated.in_phase(name, "Queued")
         message = condition(item, "Ready")["message"]

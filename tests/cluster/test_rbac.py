@@ -51,10 +51,10 @@ def proxy(backend: Backend, tmp_path: Path) -> Iterator[RbacProxy]:
 
 @pytest.mark.cluster
 def test_the_operator_has_the_rights_that_it_uses_and_no_other(
-    stub_operated: Operated, proxy: RbacProxy
+    light_operated: Operated, proxy: RbacProxy
 ) -> None:
     """The run covers loads, late Pods, a reload, an edit, a change of leader and a deletion."""
-    operated = stub_operated
+    operated = light_operated
     env = {
         "KUBECONFIG": str(proxy.kubeconfig),
         "SD_OPERATOR_LEADER_ELECTION": "true",
@@ -68,7 +68,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
 
     # A Job without Pods for a while: its Events are read.
     proxy.hold_pods = True
-    url, hook = operated.stub_link("sketch"), operated.receiver.url
+    url, hook = operated.light_link("sketch"), operated.receiver.url
     operated.cluster.model("sketch", url=url, webhook=hook)
     operated.eventually(lambda: operated.jobs("load"))
     time.sleep(MIN_AGE_SECONDS + 1)
@@ -78,7 +78,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_no_other(
     operated.ready()
 
     # A reload that is given up in mid-load; the log of its Pod is read.
-    operated.cluster.model("sketch", url=operated.stub_link("slow", seconds=60))
+    operated.cluster.model("sketch", url=operated.light_link("slow", seconds=60))
     operated.in_phase("sketch", "Converting")
     operated.eventually(lambda: Right("", "pods/log", "get") in proxy.used)
     operated.cluster.model("sketch", url=url)

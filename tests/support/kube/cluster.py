@@ -70,6 +70,10 @@ class Cluster:
     backend: Backend
     namespace: str
     work: Path
+
+    stub: bool = False
+    """Whether its Pods run stubloader.py instead of the loader."""
+
     _operators: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -262,7 +266,7 @@ def namespace_of(
     """
     if stub and not backend.local_pods:
         pytest.skip("the nodes of KUBECONFIG's cluster cannot run a stand-in for the loader")
-    cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work)
+    cluster = Cluster(backend, f"test-{secrets.token_hex(4)}", work, stub)
     cluster.apply(backend.namespace(name=cluster.namespace))
     if claim:
         cluster.apply(claim_manifest())

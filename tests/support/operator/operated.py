@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Operated:
     checkpoints: list[Path]
     key_file: Path
     operator: subprocess.Popen[bytes] | None = None
+    _light: list[str] = field(default_factory=list)
 
     def start(self, **settings: str) -> None:
         """Start the operator."""
@@ -63,9 +64,18 @@ class Operated:
         path = f"/{name}-{which}.safetensors"
         return self.hub.serve_file(path, self.checkpoints[which], **faults)
 
-    def stub_link(self, name: str, seconds: float = 0.0) -> str:
-        """Return a link that stubloader.py, in place of the loader, "loads" in this time."""
-        return f"https://models.example.com/{name}?seconds={seconds}"
+    def light_link(self, name: str, seconds: float = 0.0) -> str:
+        """Return a link whose load does little work and takes about this time.
+
+        stubloader.py only waits; the loader of a cluster with nodes downloads a tiny checkpoint.
+        """
+        if self.cluster.stub:
+            return f"https://models.example.com/{name}?seconds={seconds}"
+        if name not in self._light:
+            self._light.append(name)
+        which = self._light.index(name) % len(self.checkpoints)
+        rate = int(self.checkpoints[which].stat().st_size / seconds) if seconds else None
+        return self.link(which, name, rate=rate)
 
     def load(self, name: str = "sketch", **spec: Any) -> Json:
         """Apply a model and wait until it is Ready."""
@@ -127,8 +137,10 @@ class Operated:
         )
         return sorted(path.as_posix() for path in found if path.parts[0] != MARKS)
 
-    def stub_loads(self, name: str) -> int:
-        """Return how many loads of a model by stubloader.py did any work."""
+    def light_loads(self, name: str) -> int:
+        """Return how many loads of a light link did any work; `name` is the model's name."""
+        if not self.cluster.stub:
+            return round(self.hub.bytes_served / self.checkpoints[0].stat().st_size)
         marks = (self.cluster.store / MARKS).glob(f"{name}-*")
         return sum(len(mark.read_text()) for mark in marks)
 
