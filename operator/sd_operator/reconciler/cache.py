@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 from sd_api import names
-from sd_operator.resources.observed import ClaimView, JobView, PodView
+from sd_operator.resources.claim import ClaimView
+from sd_operator.resources.observed import JobView, PodView
 
 
 class _Versioned(Protocol):

@@ -25,8 +25,9 @@ from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.supervisor import Supervisor
 from sd_operator.resources.check_finding import CheckFinding
 from sd_operator.resources.check_job import CheckEnd, check_end
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import ClaimView, JobView
+from sd_operator.resources.observed import JobView
 from sd_operator.rules import check, volume_jobs
 from sd_operator.rules.check import Pause, Served, Start
 from sd_operator.rules.decision import EventPlan

@@ -25,8 +25,9 @@ from sd_operator.reconciler.gather import Gatherer, LastProgress
 from sd_operator.reconciler.memory import Memory
 from sd_operator.reconciler.supervisor import Supervisor
 from sd_operator.reconciler.sweeps import Sweeps
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model, load_job_uid
-from sd_operator.resources.observed import ClaimView, Observed, Rejection
+from sd_operator.resources.observed import Observed, Rejection
 from sd_operator.rules.decide import decide
 from sd_operator.rules.decision import (
     Act,

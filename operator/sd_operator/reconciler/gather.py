@@ -13,14 +13,9 @@ from sd_operator.base.times import Clock
 from sd_operator.clients.kube import CLAIMS, JOBS, MODELS, NAMESPACES, OURS, PODS, Api
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.job_warnings import JobWarnings
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model, load_job_uid
-from sd_operator.resources.observed import (
-    ClaimView,
-    JobState,
-    JobView,
-    Observed,
-    PodView,
-)
+from sd_operator.resources.observed import JobState, JobView, Observed, PodView
 from sd_operator.rules import ownership
 
 log = logging.getLogger(__name__)

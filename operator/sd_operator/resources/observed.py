@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +13,7 @@ from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
 from sd_operator.base.errors import is_quota_message
 from sd_operator.resources.check_finding import CheckFinding
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.warning_event import WarningEvent
 
 WARNING_LOOK_SECONDS = 60.0
@@ -241,45 +242,6 @@ def _seconds(terminated: Mapping[str, Any]) -> float | None:
 def _whole(value: object) -> int:
     text = str(value)
     return int(text) if text.isdecimal() and len(text) < 10 else 0
-
-
-@dataclass(frozen=True)
-class ClaimView:
-    """A PersistentVolumeClaim."""
-
-    name: str
-    namespace: str
-    uid: str
-    resource_version: str
-    deleting: bool = False
-    for_models: bool = False
-    """Whether its label lets every model of the namespace use it."""
-
-    @classmethod
-    def from_body(cls, body: Mapping[str, Any]) -> ClaimView:
-        """Read a PersistentVolumeClaim from the API server's JSON."""
-        metadata = body["metadata"]
-        return cls(
-            name=metadata["name"],
-            namespace=metadata["namespace"],
-            uid=metadata["uid"],
-            resource_version=metadata.get("resourceVersion") or "",
-            deleting="deletionTimestamp" in metadata,
-            for_models=(metadata.get("labels") or {}).get(names.LABEL_MODELS) == "true",
-        )
-
-
-def claim_is_allowed(
-    name: str, claim: ClaimView | None, artifact_claim_uid: str | None, allowed: Collection[str]
-) -> bool:
-    """Whether a model may use the claim of this name; operator and gateway ask the same.
-
-    Besides the allowed names, models may use a labelled claim, and the one on which the model is
-    already published. A name alone does not prove that: the claim may be a new one of this name.
-    """
-    if name in allowed:
-        return True
-    return claim is not None and (claim.for_models or claim.uid == artifact_claim_uid)
 
 
 @dataclass(frozen=True)
