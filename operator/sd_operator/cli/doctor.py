@@ -13,7 +13,7 @@ from typing import Any
 
 from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
-from sd_api.reasons import STUCK_ON_NODE
+from sd_api.reasons import OF_THE_CLUSTER
 from sd_api.status import ConditionType
 
 Json = Mapping[str, Any]
@@ -309,7 +309,7 @@ def check_models(namespace: NamespaceView) -> Iterable[Finding]:
             if condition.get("type") == ConditionType.STALLED and is_true:
                 subject = f"model {namespace.name}/{body['metadata']['name']}"
                 message = f"{condition.get('reason')}: {condition.get('message')}"
-                level = Level.FAILED if condition.get("reason") in STUCK_ON_NODE else Level.WARNING
+                level = Level.FAILED if condition.get("reason") in OF_THE_CLUSTER else Level.WARNING
                 yield Finding(level, subject, message)
 
 

@@ -106,6 +106,9 @@ class Gatherer:
         if not pods:
             return replace(observed, job_warning=await self._warnings.newest(job))
         if pods[0].may_write and pods[0].running is None:
+            if (claim := observed.unbound_claim(pods[0])) is not None:
+                warning = await self._warnings.newest_of_claim(claim, pods[0])
+                return replace(observed, claim_warning=warning)
             return replace(observed, pod_warning=await self._warnings.newest_of_pod(pods[0]))
         if job.role == names.ROLE_REMOVE:
             return observed

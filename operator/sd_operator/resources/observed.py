@@ -319,6 +319,8 @@ class Observed:
     """The newest Warning Event of a Job that has no Pods."""
     pod_warning: WarningEvent | None = None
     """The newest Warning Event of a Pod that has a node, but no container that runs."""
+    claim_warning: WarningEvent | None = None
+    """The newest Warning Event about the binding of the claim, while a Pod waits for that."""
     rejection: Rejection | None = None
     """The last Job that the API server rejected, unless the spec has changed since."""
     deliveries: tuple[Delivery, ...] = ()
@@ -336,3 +338,9 @@ class Observed:
         """Return the Job's Pods, the newest first."""
         pods = (pod for pod in self.pods if pod.job_uid == job.uid)
         return tuple(sorted(pods, key=lambda pod: (pod.created, pod.name), reverse=True))
+
+    def unbound_claim(self, pod: PodView) -> ClaimView | None:
+        """Return the claim if it has no volume, which a Pod that has no node yet may wait for."""
+        if self.claim is None or self.claim.has_volume or not pod.may_write:
+            return None
+        return self.claim if pod.scheduled is None else None

@@ -184,7 +184,7 @@ def _starting(inp: Input, job: JobView) -> Step:
     if failure is not None:
         report = replace(Report.of_failure(failure, job.name), reconciling=True)
     wake = inp.settings.resync_seconds
-    if not pods:
+    if not pods or inp.observed.unbound_claim(pods[0]) is not None:
         is_young = inp.now - job.created < timedelta(seconds=NO_POD_LOOK_SECONDS)
         wake = NO_POD_LOOK_SECONDS if is_young else WARNING_LOOK_SECONDS
     elif failure is None and delay.reason is not None and delay.since is not None:
