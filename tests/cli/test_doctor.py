@@ -8,8 +8,8 @@ import pytest
 
 from sd_api import names
 from sd_api.crd import custom_resource_definition
-from sd_operator.cli import doctor
-from sd_operator.cli.doctor import ClusterView, Level, NamespaceView
+from sd_operator.cli.doctor import egress, examine, installation, namespace
+from sd_operator.cli.doctor.findings import RIGHTS, ClusterView, Level, NamespaceView
 from tests.support.kube.rights import RULES
 from tests.support.rules.bodies import condition, resource
 from tests.support.rules.observed import body
@@ -53,7 +53,7 @@ def newer_crd() -> Any:
 )
 def test_check_of_the_crd(definition: Any, level: Level, message: str) -> None:
     """The check passes if the CRD is served and has exactly the fields of this version."""
-    finding = doctor.check_crd(definition)
+    finding = installation.check_crd(definition)
     assert finding.level is level
     assert message in finding.message
 
@@ -80,7 +80,7 @@ def pod(ready: str = "True") -> dict[str, Any]:
 )
 def test_check_of_the_operator_counts_ready_pods(pods: Any, level: Level) -> None:
     """A missing operator is only a warning: it may run outside the cluster."""
-    assert doctor.check_operators(pods).level is level
+    assert installation.check_operators(pods).level is level
 
 
 def node(gpus: str | None) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_check_of_gpus_counts_the_operators_resource(
     nodes: Any, level: Level, message: str
 ) -> None:
     """The name of the GPU resource comes from the environment of the operator's Pod."""
-    finding = doctor.check_gpus(nodes, doctor.gpu_resource([pod()]))
+    finding = installation.check_gpus(nodes, installation.gpu_resource([pod()]))
     assert (finding.level, message in finding.message) == (level, True)
 
 
@@ -121,7 +121,7 @@ def claim(phase: str = "Bound", mode: str = "ReadWriteMany") -> dict[str, Any]:
 )
 def test_check_of_pvcs(pvc: Any, level: Level) -> None:
     """The check passes if the PVC is bound and ReadWriteMany."""
-    (finding,) = doctor.check_claims(NamespaceView("art", [], claims={"models": pvc}))
+    (finding,) = namespace.check_claims(NamespaceView("art", [], claims={"models": pvc}))
     assert finding.level is level
 
 
@@ -136,7 +136,7 @@ def test_check_of_pvcs(pvc: Any, level: Level) -> None:
 def test_check_of_secrets(keys: set[str] | None, level: Level) -> None:
     """The check passes if the Secret that a model names has the key that the model uses."""
     model = body(credentialsSecretRef={"name": "hub"})
-    (finding,) = doctor.check_keys(NamespaceView("art", [model], keys={("Secret", "hub"): keys}))
+    (finding,) = namespace.check_keys(NamespaceView("art", [model], keys={("Secret", "hub"): keys}))
     assert (finding.level, finding.subject) == (level, "art: Secret hub")
 
 
@@ -192,14 +192,14 @@ HTTPS = {"ports": [{"port": 443}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
 )
 def test_check_of_egress(policies: Any, level: Level, message: str) -> None:
     """The check passes if the loader's NetworkPolicies together allow DNS and https."""
-    finding = doctor.check_egress(NamespaceView("art", [], policies=policies))
+    finding = egress.check_egress(NamespaceView("art", [], policies=policies))
     assert (finding.level, message in finding.message) == (level, True)
 
 
 def test_unreadable_objects_are_not_failures() -> None:
     """Every check that cannot read its objects yields a finding of level UNKNOWN."""
     cluster = ClusterView(None, None, None, [NamespaceView("art", [])])
-    levels = [finding.level for finding in doctor.examine(cluster)]
+    levels = [finding.level for finding in examine(cluster)]
     assert set(levels) == {Level.UNKNOWN}
     assert len(levels) == 7
 
@@ -207,12 +207,12 @@ def test_unreadable_objects_are_not_failures() -> None:
 def test_check_of_rights_lists_the_missing_ones() -> None:
     """The message lists every permission that the operator lacks."""
     denied = ["create jobs.batch", "watch pods"]
-    finding = doctor.check_rights(NamespaceView("art", [], denied=denied))
+    finding = namespace.check_rights(NamespaceView("art", [], denied=denied))
     assert finding.level is Level.FAILED
     assert "create jobs.batch, watch pods" in finding.message
 
 
-@pytest.mark.parametrize("right", [" ".join(right) for right in doctor.RIGHTS])
+@pytest.mark.parametrize("right", [" ".join(right) for right in RIGHTS])
 def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None:
     """The Role of the chart grants every permission that doctor checks."""
     verb, resource = right.split()
@@ -232,5 +232,5 @@ def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None
 def test_each_stalled_model_is_a_finding(reason: str, level: Level) -> None:
     """It is a failure of the installation if a node cannot start the Pod."""
     stalled = resource(condition("Ready"), condition("Stalled", reason=reason, message="why"))
-    (finding,) = doctor.check_models(NamespaceView("art", [stalled, resource()]))
+    (finding,) = namespace.check_models(NamespaceView("art", [stalled, resource()]))
     assert (finding.level, finding.message) == (level, f"{reason}: why")

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sd_api import defaults, names
-from sd_operator.cli.doctor import (
+from sd_operator.cli.doctor.findings import (
     CRD,
     RIGHTS,
     ClusterView,
     NamespaceView,
     environment,
-    wanted_keys,
 )
+from sd_operator.cli.doctor.namespace import wanted_keys
 from sd_operator.cli.kubectl import (
     AccessDeniedError,
     Json,
