@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from sd_api import names
+from sd_operator.resources.warning_event import WarningEvent
 
 Json = Mapping[str, Any]
 
@@ -61,6 +62,10 @@ class NamespaceView:
     """The entries of RIGHTS that the operator lacks, each as "verb resource"."""
     policies: Sequence[Json] | None = None
     """All NetworkPolicies."""
+    warnings: Mapping[str, WarningEvent] = field(default_factory=dict)
+    """The newest Warning about the binding of each PVC that has no volume, by the PVC's name."""
+    is_listed: bool = False
+    """Whether an operator is set to serve the namespace by its name."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,11 @@ class ClusterView:
     """The operator's Pods in all namespaces."""
     nodes: Sequence[Json] | None
     namespaces: Sequence[NamespaceView] = field(default_factory=tuple)
+    listed: Mapping[str, Json | None] = field(default_factory=dict)
+    """The namespaces that the operators are set to serve, by name.
+
+    The value is an empty mapping if the namespace does not exist.
+    """
 
 
 def environment(operators: Sequence[Json]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
@@ -89,6 +89,36 @@ def check_gpus(nodes: Sequence[Json], resource: str) -> Finding:
         )
     total = sum(amounts)
     return Finding(Level.OK, "GPU", f"{total} {resource} on {equipped} of {len(nodes)} nodes")
+
+
+def check_listed(listed: Mapping[str, Json | None]) -> Iterable[Finding]:
+    """Report each listed namespace that the operator leaves out because it is gone."""
+    for name, body in listed.items():
+        subject = f"namespace {name}"
+        if body is None:
+            yield unreadable(subject, "namespaces")
+        elif not body:
+            yield Finding(
+                Level.FAILED,
+                subject,
+                "the operator is set to serve it, but it does not exist",
+                "Create the namespace and upgrade the release, or remove it from models.namespaces"
+                " in the chart's values.",
+            )
+        elif "deletionTimestamp" in body["metadata"]:
+            yield Finding(
+                Level.WARNING,
+                subject,
+                "the operator is set to serve it, but it is being deleted",
+                "Remove it from models.namespaces in the chart's values.",
+            )
+
+
+def listed_namespaces(operators: Sequence[Json]) -> list[str]:
+    """Return the namespaces that the operators are set to serve; empty if they serve all."""
+    settings = (environment([pod]).get("SD_OPERATOR_NAMESPACES", "") for pod in operators)
+    words = {word.strip() for setting in settings for word in setting.split(",")}
+    return sorted(words - {""})
 
 
 def gpu_resource(operators: Sequence[Json]) -> str:

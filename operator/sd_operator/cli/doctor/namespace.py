@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sd_api.reasons import OF_THE_CLUSTER
+from sd_api.reasons import OF_THE_CLUSTER, Reason
 from sd_api.status import ConditionType
 from sd_operator.cli.doctor.findings import Finding, Json, Level, NamespaceView, unreadable
+from sd_operator.resources.claim import ClaimView
+from sd_operator.resources.warning_event import WarningEvent
 
 
 def check_rights(namespace: NamespaceView) -> Finding:
@@ -24,7 +26,9 @@ def check_rights(namespace: NamespaceView) -> Finding:
             Level.FAILED,
             subject,
             f"the operator may not {', '.join(namespace.denied)}",
-            "Add the namespace to models.namespaces in the chart's values.",
+            "Upgrade the release to restore its Role: the operator leaves the namespace out."
+            if namespace.is_listed
+            else "Add the namespace to models.namespaces in the chart's values.",
         )
     return Finding(Level.OK, subject, "the operator has all permissions that it needs")
 
@@ -43,20 +47,9 @@ def check_claims(namespace: NamespaceView) -> Iterable[Finding]:
                 "the PersistentVolumeClaim does not exist",
                 "Create the PersistentVolumeClaim.",
             )
-        elif claim.get("status", {}).get("phase") == "Lost":
-            yield Finding(
-                Level.FAILED,
-                subject,
-                "the PVC has lost its volume",
-                "Restore the volume, or create the PVC again.",
-            )
-        elif claim.get("status", {}).get("phase") != "Bound":
-            yield Finding(
-                Level.WARNING,
-                subject,
-                "the PVC is not bound",
-                f"Run kubectl describe pvc {name} to see why.",
-            )
+        elif (problem := _without_volume(claim, namespace.warnings.get(name))) is not None:
+            level, message, remedy = problem
+            yield Finding(level, subject, message, remedy)
         elif "ReadWriteMany" not in claim["spec"].get("accessModes", ()):
             yield Finding(
                 Level.WARNING,
@@ -66,6 +59,20 @@ def check_claims(namespace: NamespaceView) -> Iterable[Finding]:
             )
         else:
             yield Finding(Level.OK, subject, "bound, ReadWriteMany")
+
+
+def _without_volume(claim: Json, warning: WarningEvent | None) -> tuple[Level, str, str] | None:
+    """Return level, message and remedy if a PVC has no volume."""
+    view = ClaimView.from_body(claim)
+    message = view.why_without_volume(warning)
+    if view.lost:
+        return Level.FAILED, message, "Restore the PersistentVolume, or create the PVC again."
+    if not view.never_bound:
+        return None
+    if warning is not None:
+        return Level.FAILED, message, Reason.CLAIM_NOT_BOUND.remedy
+    remedy = f"Run kubectl describe pvc {view.name}; a class may also wait for the first Pod."
+    return Level.WARNING, message, remedy
 
 
 def check_keys(namespace: NamespaceView) -> Iterable[Finding]:
