@@ -5,6 +5,8 @@ The finalizer is added before the first Job is created, so a model without it ha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sd_api import names
 from sd_api.reasons import OF_THE_CLUSTER, SKIP_CLEANUP_REMEDY, ReadyReason, Reason
 from sd_api.status import Phase
@@ -212,7 +214,7 @@ def _cleaning(
     """Report the clean-up; it is stalled once the deletion has lasted too long."""
     deleted_at = inp.model.deleted_at
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
-        return _deleting(detail)
+        return replace(_deleting(detail), delay=reason if reason in OF_THE_CLUSTER else None)
     failure = Failure(reason, detail)
     note = "" if reason is Reason.CLEANUP_FAILED else SKIP_CLEANUP_REMEDY
     text = failure.text(job_name, note)
