@@ -135,6 +135,15 @@ class Reason(StrEnum):
         " it again with a spec.storage.claimName that exists.",
     )
     """The model's PersistentVolumeClaim does not exist or is being deleted."""
+    CLAIM_NOT_BOUND = (
+        "ClaimNotBound",
+        Retry.RESYNC,
+        "Create the StorageClass or the PersistentVolume that the PersistentVolumeClaim needs, or"
+        " delete the claim and create it again with another spec; the Pod starts by itself once the"
+        " claim is bound.",
+    )
+    """The model's PersistentVolumeClaim has no volume: it was never bound, or its volume is
+    gone."""
     CLAIM_NOT_ALLOWED = (
         "ClaimNotAllowed",
         Retry.RESYNC,
@@ -375,7 +384,9 @@ class Reason(StrEnum):
         return self.remedy.replace(_JOB_NAME, job_name)
 
 
-STUCK_ON_NODE = frozenset({Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING})
-"""Reasons why a node does not start a Pod that the scheduler assigned to it."""
+OF_THE_CLUSTER = frozenset(
+    {Reason.CLAIM_NOT_BOUND, Reason.VOLUME_NOT_MOUNTED, Reason.POD_NOT_STARTING}
+)
+"""Reasons why a Pod does not start that are faults of the cluster's storage, network or nodes."""
 
 _TRANSIENT = frozenset({Reason.RATE_LIMITED, Reason.SOURCE_UNREACHABLE, Reason.LOADER_CRASHED})

@@ -123,6 +123,13 @@ class JobStatus(Extensible):
     )
 
 
+class LastFailure(Extensible):
+    """How the last Pod of the running Job that failed has ended."""
+
+    reason: ShortText
+    message: Text = ""
+
+
 class WebhookEvent(StrEnum):
     """The event that a webhook call reports."""
 
@@ -188,6 +195,10 @@ class Status(Extensible):
     job: JobStatus | None = Field(default=None, description="The Job of the current or last load.")
     cleanup_job: JobStatus | None = Field(
         default=None, description="The Job that removes the files of a deleted model."
+    )
+    last_failure: LastFailure | None = Field(
+        default=None,
+        description="How the last Pod of the running Job failed; absent if none did.",
     )
     webhook: WebhookStatus | None = None
     start_time: Timestamp | None = None

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from sd_api.crd import custom_resource_definition
-from sd_operator.resources.observed import ClaimView
+from sd_operator.resources.claim import ClaimView
 from tests.support.charts.helmcharts import (
     CATALOG,
     CHARTS,

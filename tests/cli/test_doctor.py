@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from sd_api import names
 from sd_api.crd import custom_resource_definition
-from sd_operator.cli import doctor
-from sd_operator.cli.doctor import ClusterView, Level, NamespaceView
+from sd_operator.cli.doctor import egress, examine, installation, namespace
+from sd_operator.cli.doctor.findings import RIGHTS, ClusterView, Level, NamespaceView
+from sd_operator.cli.doctor.gather import view_cluster
+from sd_operator.cli.kubectl import AccessDeniedError, Kubectl, ObjectNotFoundError
+from sd_operator.resources.warning_event import WarningEvent
 from tests.support.kube.rights import RULES
 from tests.support.rules.bodies import condition, resource
-from tests.support.rules.observed import body
+from tests.support.rules.observed import NOW, body
 
 
 def crd(**changes: Any) -> Any:
@@ -53,7 +57,7 @@ def newer_crd() -> Any:
 )
 def test_check_of_the_crd(definition: Any, level: Level, message: str) -> None:
     """The check passes if the CRD is served and has exactly the fields of this version."""
-    finding = doctor.check_crd(definition)
+    finding = installation.check_crd(definition)
     assert finding.level is level
     assert message in finding.message
 
@@ -80,7 +84,7 @@ def pod(ready: str = "True") -> dict[str, Any]:
 )
 def test_check_of_the_operator_counts_ready_pods(pods: Any, level: Level) -> None:
     """A missing operator is only a warning: it may run outside the cluster."""
-    assert doctor.check_operators(pods).level is level
+    assert installation.check_operators(pods).level is level
 
 
 def node(gpus: str | None) -> dict[str, Any]:
@@ -100,13 +104,15 @@ def test_check_of_gpus_counts_the_operators_resource(
     nodes: Any, level: Level, message: str
 ) -> None:
     """The name of the GPU resource comes from the environment of the operator's Pod."""
-    finding = doctor.check_gpus(nodes, doctor.gpu_resource([pod()]))
+    finding = installation.check_gpus(nodes, installation.gpu_resource([pod()]))
     assert (finding.level, message in finding.message) == (level, True)
 
 
-def claim(phase: str = "Bound", mode: str = "ReadWriteMany") -> dict[str, Any]:
+def claim(phase: str = "Bound", mode: str = "ReadWriteMany", **spec: Any) -> dict[str, Any]:
     """Return a PVC."""
-    return {"spec": {"accessModes": [mode]}, "status": {"phase": phase}}
+    metadata = {"name": "models", "namespace": "art", "uid": "c"}
+    spec = {"accessModes": [mode]} | spec
+    return {"metadata": metadata, "spec": spec, "status": {"phase": phase}}
 
 
 @pytest.mark.parametrize(
@@ -121,8 +127,98 @@ def claim(phase: str = "Bound", mode: str = "ReadWriteMany") -> dict[str, Any]:
 )
 def test_check_of_pvcs(pvc: Any, level: Level) -> None:
     """The check passes if the PVC is bound and ReadWriteMany."""
-    (finding,) = doctor.check_claims(NamespaceView("art", [], claims={"models": pvc}))
+    (finding,) = namespace.check_claims(NamespaceView("art", [], claims={"models": pvc}))
     assert finding.level is level
+
+
+NO_CLASS = WarningEvent("ProvisioningFailed", 'storageclass.storage.k8s.io "nfs" not found', NOW)
+
+
+@pytest.mark.parametrize(
+    ("pvc", "warnings", "level", "message"),
+    [
+        pytest.param(
+            claim("Pending", storageClassName="nfs"),
+            {"models": NO_CLASS},
+            Level.FAILED,
+            "PersistentVolumeClaim models is not bound: StorageClass nfs does not exist",
+            id="no such class",
+        ),
+        pytest.param(
+            claim("Pending", storageClassName="nfs"),
+            {},
+            Level.WARNING,
+            "PersistentVolumeClaim models is not bound: StorageClass nfs has not provided a volume"
+            " yet",
+            id="perhaps it waits for a Pod",
+        ),
+        pytest.param(
+            claim("Lost", volumeName="pv-7"),
+            {},
+            Level.FAILED,
+            "PersistentVolumeClaim models has lost its PersistentVolume pv-7",
+            id="lost",
+        ),
+    ],
+)
+def test_a_pvc_without_a_volume_is_explained(
+    pvc: Any, warnings: Any, level: Level, message: str
+) -> None:
+    """The doctor uses the words of the models' conditions."""
+    view = NamespaceView("art", [], claims={"models": pvc}, warnings=warnings)
+    (finding,) = namespace.check_claims(view)
+    assert (finding.level, finding.message) == (level, message)
+    assert finding.remedy
+
+
+class ListedNamespaces(Kubectl):
+    """A cluster whose operator is set to serve five namespaces, which have no models."""
+
+    @override
+    def get(self, kind: str, name: str, namespace: str | None = None) -> Any:
+        if name == "gone":
+            raise ObjectNotFoundError("not found")
+        if name == "hidden" or kind == "customresourcedefinition":
+            raise AccessDeniedError("forbidden")
+        if kind == "persistentvolumeclaim":
+            return claim("Pending" if namespace == "unbound" else "Bound", storageClassName="nfs")
+        ending = {"deletionTimestamp": "2026-01-02T03:04:00Z"} if name == "ending" else {}
+        return {"metadata": {"name": name} | ending}
+
+    @override
+    def list(self, kind: str, namespace: str | None = None, **options: Any) -> Any:
+        if kind == "events":
+            assert options["fields"] == "involvedObject.uid=c,type=Warning"
+            about = {"involvedObject": {"kind": "PersistentVolumeClaim"}}
+            event = about | {"reason": "ProvisioningFailed", "message": NO_CLASS.message}
+            return [event, about | {"reason": "StoreMissing", "message": "not about the binding"}]
+        if kind != "pods":
+            return []
+        listed = {"name": "SD_OPERATOR_NAMESPACES", "value": "art, ending,gone,hidden,unbound,"}
+        operator = pod()
+        operator["spec"]["containers"][0]["env"].append(listed)
+        return [operator]
+
+    @override
+    def may(self, verb: str, resource: str, namespace: str, account: str | None = None) -> bool:
+        return namespace != "ending"
+
+
+def test_a_listed_namespace_that_is_gone_or_without_rights_is_a_finding() -> None:
+    """It is found without models in it. Nothing else is checked in a namespace that is gone."""
+    cluster = view_cluster(ListedNamespaces(), [])
+    findings = [finding for finding in examine(cluster) if finding.level is not Level.OK]
+    assert [(finding.level, finding.subject) for finding in findings] == [
+        (Level.UNKNOWN, "CRD"),
+        (Level.WARNING, "GPU"),
+        (Level.WARNING, "namespace ending"),
+        (Level.FAILED, "namespace gone"),
+        (Level.UNKNOWN, "namespace hidden"),
+        (Level.FAILED, "ending: RBAC"),
+        (Level.FAILED, "unbound: PVC models"),
+    ]
+    assert "restore its Role" in findings[5].remedy
+    assert findings[6].message.endswith("StorageClass nfs does not exist")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +232,7 @@ def test_check_of_pvcs(pvc: Any, level: Level) -> None:
 def test_check_of_secrets(keys: set[str] | None, level: Level) -> None:
     """The check passes if the Secret that a model names has the key that the model uses."""
     model = body(credentialsSecretRef={"name": "hub"})
-    (finding,) = doctor.check_keys(NamespaceView("art", [model], keys={("Secret", "hub"): keys}))
+    (finding,) = namespace.check_keys(NamespaceView("art", [model], keys={("Secret", "hub"): keys}))
     assert (finding.level, finding.subject) == (level, "art: Secret hub")
 
 
@@ -192,14 +288,14 @@ HTTPS = {"ports": [{"port": 443}], "to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
 )
 def test_check_of_egress(policies: Any, level: Level, message: str) -> None:
     """The check passes if the loader's NetworkPolicies together allow DNS and https."""
-    finding = doctor.check_egress(NamespaceView("art", [], policies=policies))
+    finding = egress.check_egress(NamespaceView("art", [], policies=policies))
     assert (finding.level, message in finding.message) == (level, True)
 
 
 def test_unreadable_objects_are_not_failures() -> None:
     """Every check that cannot read its objects yields a finding of level UNKNOWN."""
     cluster = ClusterView(None, None, None, [NamespaceView("art", [])])
-    levels = [finding.level for finding in doctor.examine(cluster)]
+    levels = [finding.level for finding in examine(cluster)]
     assert set(levels) == {Level.UNKNOWN}
     assert len(levels) == 7
 
@@ -207,12 +303,12 @@ def test_unreadable_objects_are_not_failures() -> None:
 def test_check_of_rights_lists_the_missing_ones() -> None:
     """The message lists every permission that the operator lacks."""
     denied = ["create jobs.batch", "watch pods"]
-    finding = doctor.check_rights(NamespaceView("art", [], denied=denied))
+    finding = namespace.check_rights(NamespaceView("art", [], denied=denied))
     assert finding.level is Level.FAILED
     assert "create jobs.batch, watch pods" in finding.message
 
 
-@pytest.mark.parametrize("right", [" ".join(right) for right in doctor.RIGHTS])
+@pytest.mark.parametrize("right", [" ".join(right) for right in RIGHTS])
 def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None:
     """The Role of the chart grants every permission that doctor checks."""
     verb, resource = right.split()
@@ -232,5 +328,5 @@ def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None
 def test_each_stalled_model_is_a_finding(reason: str, level: Level) -> None:
     """It is a failure of the installation if a node cannot start the Pod."""
     stalled = resource(condition("Ready"), condition("Stalled", reason=reason, message="why"))
-    (finding,) = doctor.check_models(NamespaceView("art", [stalled, resource()]))
+    (finding,) = namespace.check_models(NamespaceView("art", [stalled, resource()]))
     assert (finding.level, finding.message) == (level, f"{reason}: why")

@@ -17,8 +17,10 @@ from rich.text import Text
 
 from sd_api import names
 from sd_operator.base import times
-from sd_operator.cli import doctor as diagnosis
-from sd_operator.cli import gather, podlogs, views
+from sd_operator.cli import podlogs, views
+from sd_operator.cli.doctor import examine
+from sd_operator.cli.doctor.findings import Level
+from sd_operator.cli.doctor.gather import view_cluster
 from sd_operator.cli.kubectl import Json, Kubectl, KubectlError
 
 KIND = f"{names.PLURAL}.{names.GROUP}"
@@ -26,10 +28,10 @@ REFRESH_SECONDS = 1.0
 EVENTS_SHOWN = 5
 _KUBECTL_OPTIONS = ("-n", "--namespace", "--context", "--kubeconfig")
 _STYLES = {
-    diagnosis.Level.OK: ("✓", "green"),
-    diagnosis.Level.UNKNOWN: ("?", "dim"),
-    diagnosis.Level.WARNING: ("!", "yellow"),
-    diagnosis.Level.FAILED: ("✗", "red"),
+    Level.OK: ("✓", "green"),
+    Level.UNKNOWN: ("?", "dim"),
+    Level.WARNING: ("!", "yellow"),
+    Level.FAILED: ("✗", "red"),
 }
 
 app = typer.Typer(
@@ -158,8 +160,8 @@ def doctor(context: typer.Context) -> None:
     """Check for problems that keep models from loading. The exit code is 1 if there are any."""
     session: Session = context.obj
     namespace = session.kubectl.namespace
-    cluster = gather.view_cluster(session.kubectl, [namespace] if namespace else [])
-    findings = diagnosis.examine(cluster)
+    cluster = view_cluster(session.kubectl, [namespace] if namespace else [])
+    findings = examine(cluster)
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         sign, style = _STYLES[finding.level]
@@ -167,7 +169,7 @@ def doctor(context: typer.Context) -> None:
         text = views.plain(finding.message) + remedy
         table.add_row(Text(sign, style=style), Text(finding.subject), Text(text))
     session.console.print(table)
-    if any(finding.level is diagnosis.Level.FAILED for finding in findings):
+    if any(finding.level is Level.FAILED for finding in findings):
         raise typer.Exit(1)
 
 

@@ -9,7 +9,7 @@ from sd_operator.base.errors import NotFoundError
 from sd_operator.clients.kube import CLAIMS, Api, Json
 from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.settings import GatewaySettings
-from sd_operator.resources.observed import ClaimView, claim_is_allowed
+from sd_operator.resources.claim import ClaimView, claim_is_allowed
 
 
 class ClaimRefusedError(RefusedError):

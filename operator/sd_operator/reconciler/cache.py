@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from sd_api import names
-from sd_operator.resources.observed import ClaimView, JobView, PodView
+from sd_operator.resources.claim import ClaimView
+from sd_operator.resources.observed import JobView, PodView
 
 
 class _Versioned(Protocol):
@@ -101,8 +103,8 @@ class ObjectCache:
     def put_claim(self, claim: ClaimView) -> bool:
         """Store a claim unless a newer one is known; return whether its models must be woken.
 
-        They are woken when the claim appears, is replaced, begins to be deleted, or when its label
-        changes whether models may use it.
+        They are woken when the claim appears, is replaced, begins to be deleted, gets or loses its
+        volume, or when its label changes whether models may use it.
         """
         key = (claim.namespace, claim.name)
         known = self._claims.get(key)
@@ -144,9 +146,9 @@ class ObjectCache:
         self._recorded.pop(model_uid, None)
 
 
-def _state(claim: ClaimView) -> tuple[str, bool, bool]:
+def _state(claim: ClaimView) -> ClaimView:
     """Return what the rules read of a claim."""
-    return claim.uid, claim.deleting, claim.for_models
+    return replace(claim, resource_version="")
 
 
 def _put(table: dict[str, V], view: V) -> bool:

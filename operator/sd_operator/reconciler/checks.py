@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from sd_api import names
 from sd_api.check import CheckResult
 from sd_api.status import Status
-from sd_operator.base.errors import ApiError, ForbiddenError, InvalidError, NotFoundError
+from sd_operator.base.errors import ForbiddenError, InvalidError, NotFoundError
 from sd_operator.base.metrics import CheckOutcome, Metrics
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import JOBS, PODS, Api
-from sd_operator.reconciler import events
+from sd_operator.reconciler import events, jobs
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.supervisor import Supervisor
 from sd_operator.resources.check_finding import CheckFinding
 from sd_operator.resources.check_job import CheckEnd, check_end
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import ClaimView, JobView
+from sd_operator.resources.observed import JobView
 from sd_operator.rules import check, volume_jobs
 from sd_operator.rules.check import Pause, Served, Start
 from sd_operator.rules.decision import EventPlan
@@ -186,7 +187,7 @@ class Checks:
         if job.ended is None:
             if self._clock.monotonic() < running.late_at:
                 return None
-            await self._discard(running, namespace)
+            await jobs.discard(self._api, namespace, running.name, running.uid)
             return CheckEnd(why=f"Job {running.name} did not end")
         selector = f"batch.kubernetes.io/controller-uid={running.uid}"
         pods = await self._api.list(PODS, namespace, selector)
@@ -207,15 +208,9 @@ class Checks:
             return
         self._count(CheckOutcome.MISSING if result.missing else CheckOutcome.COMPLETE)
         if not (result.missing or result.unreadable):
-            await self._discard(running, claim.namespace)
+            # Nobody needs its log, and its Pod would keep a deleted PVC from going.
+            await jobs.discard(self._api, claim.namespace, running.name, running.uid)
         self._wake(uid for uid, finding in known.items() if finding.is_news)
-
-    async def _discard(self, running: _Running, namespace: str) -> None:
-        """Delete a Job whose log nobody needs: its Pod would keep a deleted PVC from going."""
-        try:
-            await self._api.delete(JOBS, namespace, running.name, running.uid)
-        except ApiError as refused:
-            log.debug("Job %s/%s stays until its TTL: %s", namespace, running.name, refused)
 
     def _fail(self, claim: _Claim, batch: tuple[Served, ...], why: str) -> None:
         log.warning("the check of PVC %s/%s failed: %s", claim.namespace, claim.name, why)

@@ -15,7 +15,7 @@ from sd_operator.base.metrics import Metrics, PassResult
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import MODELS, SECRETS, Api
-from sd_operator.reconciler import measure
+from sd_operator.reconciler import jobs, measure
 from sd_operator.reconciler.admission import AdmissionQueue
 from sd_operator.reconciler.cache import ObjectCache, is_newer, lean
 from sd_operator.reconciler.checks import Checks
@@ -25,8 +25,9 @@ from sd_operator.reconciler.gather import Gatherer, LastProgress
 from sd_operator.reconciler.memory import Memory
 from sd_operator.reconciler.supervisor import Supervisor
 from sd_operator.reconciler.sweeps import Sweeps
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model, load_job_uid
-from sd_operator.resources.observed import ClaimView, Observed, Rejection
+from sd_operator.resources.observed import Observed, Rejection
 from sd_operator.rules.decide import decide
 from sd_operator.rules.decision import (
     Act,
@@ -270,7 +271,8 @@ class Controller:
         if body is None or not body["metadata"].get("finalizers"):
             self.forget(model.uid)  # the event of its end may go unseen
         if release.job is not None:
-            await self._executor.discard_job(release.job)
+            job = release.job
+            await jobs.discard(self._api, job.namespace, job.name, job.uid)
         for event in release.events:
             await self._executor.emit(model, event)
         for call in release.calls:
@@ -279,10 +281,10 @@ class Controller:
     async def _act(self, model: Model, memory: Memory, act: Act) -> _Next:
         status = act.status
         match act.job:
-            case DeleteJobs(jobs):
+            case DeleteJobs(unwanted):
                 if await self._has_changed(model, memory):
                     return _AT_ONCE
-                for job in jobs:
+                for job in unwanted:
                     await self._executor.delete_job(job)
                     self._queue.changed()
             case CreateJob(plan):

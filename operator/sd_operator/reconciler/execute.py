@@ -13,7 +13,6 @@ from sd_api import names
 from sd_api.status import Status
 from sd_operator.base.errors import (
     AlreadyExistsError,
-    ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
@@ -22,7 +21,7 @@ from sd_operator.base.errors import (
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import JOBS, MODELS, Api
-from sd_operator.reconciler import events
+from sd_operator.reconciler import events, jobs
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.resources.model import Model
 from sd_operator.resources.observed import JobView, Rejection
@@ -49,18 +48,8 @@ class Executor:
 
     async def delete_job(self, job: JobView) -> None:
         """Delete this Job, not another one of its name; its Pods follow."""
-        try:
-            await self._api.delete(JOBS, job.namespace, job.name, job.uid)
-        except (NotFoundError, ConflictError):
-            log.debug("Job %s/%s is gone already", job.namespace, job.name)
+        await jobs.delete(self._api, job.namespace, job.name, job.uid)
         self._cache.drop_job(job)
-
-    async def discard_job(self, job: JobView) -> None:
-        """Delete a Job that nobody waits for; if that fails, its TTL or its deadline ends it."""
-        try:
-            await self.delete_job(job)
-        except ApiError as refused:
-            log.warning("Job %s/%s stays until its TTL: %s", job.namespace, job.name, refused)
 
     async def add_finalizer(self, model: Model) -> dict[str, Any]:
         """Add our finalizer and return the model; raises ConflictError if it has changed."""

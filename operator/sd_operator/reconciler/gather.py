@@ -13,14 +13,9 @@ from sd_operator.base.times import Clock
 from sd_operator.clients.kube import CLAIMS, JOBS, MODELS, NAMESPACES, OURS, PODS, Api
 from sd_operator.reconciler.cache import ObjectCache
 from sd_operator.reconciler.job_warnings import JobWarnings
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model, load_job_uid
-from sd_operator.resources.observed import (
-    ClaimView,
-    JobState,
-    JobView,
-    Observed,
-    PodView,
-)
+from sd_operator.resources.observed import JobState, JobView, Observed, PodView
 from sd_operator.rules import ownership
 
 log = logging.getLogger(__name__)
@@ -111,6 +106,9 @@ class Gatherer:
         if not pods:
             return replace(observed, job_warning=await self._warnings.newest(job))
         if pods[0].may_write and pods[0].running is None:
+            if (claim := observed.unbound_claim(pods[0])) is not None:
+                warning = await self._warnings.newest_of_claim(claim, pods[0])
+                return replace(observed, claim_warning=warning)
             return replace(observed, pod_warning=await self._warnings.newest_of_pod(pods[0]))
         if job.role == names.ROLE_REMOVE:
             return observed

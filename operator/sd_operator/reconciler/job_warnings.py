@@ -1,6 +1,7 @@
 """Why a Job has no Pods, or why its Pod does not start: only their Events have the cause.
 
-The quota or an admission plugin rejects Pods, and a node cannot mount a volume or has no network.
+The quota or an admission plugin rejects Pods, a claim is not bound, and a node cannot mount a
+volume or has no network.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from datetime import datetime
 from sd_operator.base.errors import ApiError
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import EVENTS, Api
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.observed import (
     POD_WARNING_SECONDS,
     WARNING_LOOK_SECONDS,
     JobView,
     PodView,
 )
-from sd_operator.resources.warning_event import WarningEvent
+from sd_operator.resources.warning_event import WarningEvent, explains_a_start
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +30,6 @@ MIN_AGE_SECONDS = 2.0
 """How long a Job's controller takes to create its Pod, or an Event that says why it cannot."""
 MIN_INTERVAL_SECONDS = 5.0
 SELECTOR = "type=Warning"
-KINDS = frozenset({"Job", "Pod"})
-"""Whose Events are kept; a field selector cannot name two kinds."""
 
 
 @dataclass
@@ -39,13 +39,13 @@ class _LastList:
     at: float = float("-inf")
     """When they were listed, by the monotonic clock."""
     newest: dict[str, WarningEvent] = field(default_factory=dict)
-    """The newest Warning by the uid of the Job or Pod."""
+    """The newest Warning by the uid of the Job, Pod or PersistentVolumeClaim."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the Events are listed."""
 
 
 class JobWarnings:
-    """The newest Warnings of Jobs and Pods, from one LIST that all models of a namespace share.
+    """The newest Warnings of Jobs, Pods and claims, from one LIST for all models of a namespace.
 
     API servers have no index of Events: listing those of one Job costs as much as listing all.
     """
@@ -66,6 +66,10 @@ class JobWarnings:
             return None
         return await self._newest(pod.namespace, pod.uid, pod.scheduled, POD_WARNING_SECONDS)
 
+    async def newest_of_claim(self, claim: ClaimView, pod: PodView) -> WarningEvent | None:
+        """Return the newest Warning about the binding of a claim that a Pod waits for."""
+        return await self._newest(claim.namespace, claim.uid, pod.created, MIN_AGE_SECONDS)
+
     async def _newest(
         self, namespace: str, uid: str, began: datetime, min_age: float
     ) -> WarningEvent | None:
@@ -81,14 +85,13 @@ class JobWarnings:
         try:
             events = (await self._api.list(EVENTS, namespace, fields=SELECTOR)).items
         except ApiError as refused:
-            log.debug("no Events of Jobs and Pods in %s: %s", namespace, refused)
+            log.debug("no Events of %s: %s", namespace, refused)
             return
         last.newest = {}
         for body in events:
-            involved = body["involvedObject"]
-            if involved.get("kind") not in KINDS:
+            if not explains_a_start(body):
                 continue
-            event, uid = WarningEvent.from_body(body), involved.get("uid", "")
+            event, uid = WarningEvent.from_body(body), body["involvedObject"].get("uid", "")
             if uid not in last.newest or last.newest[uid].at <= event.at:
                 last.newest[uid] = event
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +13,7 @@ from sd_api.wire import LoadResult, Progress
 from sd_operator.base import times
 from sd_operator.base.errors import is_quota_message
 from sd_operator.resources.check_finding import CheckFinding
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.warning_event import WarningEvent
 
 WARNING_LOOK_SECONDS = 60.0
@@ -244,45 +245,6 @@ def _whole(value: object) -> int:
 
 
 @dataclass(frozen=True)
-class ClaimView:
-    """A PersistentVolumeClaim."""
-
-    name: str
-    namespace: str
-    uid: str
-    resource_version: str
-    deleting: bool = False
-    for_models: bool = False
-    """Whether its label lets every model of the namespace use it."""
-
-    @classmethod
-    def from_body(cls, body: Mapping[str, Any]) -> ClaimView:
-        """Read a PersistentVolumeClaim from the API server's JSON."""
-        metadata = body["metadata"]
-        return cls(
-            name=metadata["name"],
-            namespace=metadata["namespace"],
-            uid=metadata["uid"],
-            resource_version=metadata.get("resourceVersion") or "",
-            deleting="deletionTimestamp" in metadata,
-            for_models=(metadata.get("labels") or {}).get(names.LABEL_MODELS) == "true",
-        )
-
-
-def claim_is_allowed(
-    name: str, claim: ClaimView | None, artifact_claim_uid: str | None, allowed: Collection[str]
-) -> bool:
-    """Whether a model may use the claim of this name; operator and gateway ask the same.
-
-    Besides the allowed names, models may use a labelled claim, and the one on which the model is
-    already published. A name alone does not prove that: the claim may be a new one of this name.
-    """
-    if name in allowed:
-        return True
-    return claim is not None and (claim.for_models or claim.uid == artifact_claim_uid)
-
-
-@dataclass(frozen=True)
 class Rejection:
     """A Job that the API server rejected."""
 
@@ -357,6 +319,8 @@ class Observed:
     """The newest Warning Event of a Job that has no Pods."""
     pod_warning: WarningEvent | None = None
     """The newest Warning Event of a Pod that has a node, but no container that runs."""
+    claim_warning: WarningEvent | None = None
+    """The newest Warning Event about the binding of the claim, while a Pod waits for that."""
     rejection: Rejection | None = None
     """The last Job that the API server rejected, unless the spec has changed since."""
     deliveries: tuple[Delivery, ...] = ()
@@ -374,3 +338,9 @@ class Observed:
         """Return the Job's Pods, the newest first."""
         pods = (pod for pod in self.pods if pod.job_uid == job.uid)
         return tuple(sorted(pods, key=lambda pod: (pod.created, pod.name), reverse=True))
+
+    def unbound_claim(self, pod: PodView) -> ClaimView | None:
+        """Return the claim if it has no volume, which a Pod that has no node yet may wait for."""
+        if self.claim is None or self.claim.has_volume or not pod.may_write:
+            return None
+        return self.claim if pod.scheduled is None else None

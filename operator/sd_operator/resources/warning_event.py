@@ -1,4 +1,4 @@
-"""A Warning Event about a Job or a Pod."""
+"""A Warning Event about a Job, a Pod or a PersistentVolumeClaim."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from sd_operator.base import times
 
 _TEXT_MAX_LENGTH = 4096
 """Anyone who may create Events decides how long they are."""
+_REPORTERS: Mapping[str, frozenset[str]] = {
+    "Job": frozenset({"job-controller"}),
+    "Pod": frozenset({"kubelet", "attachdetach-controller", "default-scheduler"}),
+}
+"""The components of Kubernetes that report why a Job has no Pods, and why a Pod does not start."""
+_NOT_BOUND = frozenset({"FailedBinding", "ProvisioningFailed", "VolumeMismatch"})
+"""Why a PersistentVolumeClaim is not bound. Each storage driver reports under its own name."""
 
 
 @dataclass(frozen=True)
 class WarningEvent:
-    """A Warning Event of a Job or a Pod; anyone who may create Events can forge it."""
+    """A Warning Event; anyone who may create Events in the namespace can forge it."""
 
     reason: str
     message: str
@@ -39,3 +46,12 @@ class WarningEvent:
             message=redact_text(str(body.get("message") or "")[:_TEXT_MAX_LENGTH]),
             at=next((moment for moment in parsed if moment is not None), times.EPOCH),
         )
+
+
+def explains_a_start(body: Mapping[str, Any]) -> bool:
+    """Whether an Event may say why a Job does not start: other Warnings must not hide that one."""
+    kind = body["involvedObject"].get("kind")
+    if kind == "PersistentVolumeClaim":
+        return body.get("reason") in _NOT_BOUND
+    reporter = body.get("reportingComponent") or (body.get("source") or {}).get("component")
+    return reporter in _REPORTERS.get(kind, ())

@@ -11,8 +11,8 @@ from sd_api.names import STORE_DIR
 from sd_api.reasons import EventReason, Reason
 from sd_api.status import ConditionType, Status, StatusArtifact
 from sd_operator.resources.check_finding import CheckFinding
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import ClaimView
 from sd_operator.rules import conditions
 from sd_operator.rules.decision import EventPlan, EventType
 from sd_operator.rules.diagnose import NOT_STARTED

@@ -56,7 +56,8 @@ def _act(inp: Input, step: Proceed) -> Act:
     change = _recorded(inp)
     if inp.webhook is not None:
         for event in _webhook_events(inp, step):
-            change = outbox.add(change, _entry(inp, event, step.report.message))
+            entry = _entry(inp, event, step.report.message, _load_id(inp, step))
+            change = outbox.add(change, entry)
     waits = (step.wake_after, outbox.wake_after(change.entries, inp.observed.in_flight, inp.now))
     return Act(
         why=step.report.message,
@@ -120,12 +121,21 @@ def _has_failed_before(inp: Input) -> bool:
     return inp.same_load and inp.stalled is not None and inp.stalled not in NOT_OF_A_LOAD
 
 
-def _entry(inp: Input, event: WebhookEvent, message: str) -> OutboxEntry:
+def _load_id(inp: Input, step: Proceed) -> str:
+    """Return what tells this load from others of the same version.
+
+    Two loads of a version that start within a second differ in the generation of the spec.
+    """
+    started = "" if isinstance(step.load, LoadQueued | None) else times.stamp(step.load.start_time)
+    return f"{inp.model.generation}/{started}"
+
+
+def _entry(inp: Input, event: WebhookEvent, message: str, load: str = "") -> OutboxEntry:
     load_hash = inp.wanted or inp.status.load_hash or "0" * 16
     if event is WebhookEvent.LOAD_STARTED:
         message = "the load has started"
     return OutboxEntry(
-        id=outbox.webhook_id(inp.model.uid, load_hash, event),
+        id=outbox.webhook_id(inp.model.uid, load_hash, event, load),
         event=event,
         load_hash=load_hash,
         message=message[:TEXT_MAX_LENGTH],

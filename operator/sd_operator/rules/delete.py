@@ -5,8 +5,10 @@ The finalizer is added before the first Job is created, so a model without it ha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sd_api import names
-from sd_api.reasons import SKIP_CLEANUP_REMEDY, STUCK_ON_NODE, ReadyReason, Reason
+from sd_api.reasons import OF_THE_CLUSTER, SKIP_CLEANUP_REMEDY, ReadyReason, Reason
 from sd_api.status import Phase
 from sd_operator.resources.observed import JobState, JobView
 from sd_operator.rules import diagnose, manifests
@@ -84,6 +86,16 @@ def loader_pod_may_write(inp: Input) -> Step | None:
     return wait_for_pods(inp, cleanup, _deleting)
 
 
+def claim_was_never_bound(inp: Input) -> Step | None:
+    """No Pod could mount the claim: nothing is on a volume, and a clean-up Job could not start."""
+    claim = inp.observed.claim
+    if claim is None or not claim.never_bound or inp.published is not None:
+        return None
+    if not inp.observed.fresh:
+        return Refresh(f"PersistentVolumeClaim {claim.name} may have been bound in the meantime")
+    return Finish(f"PersistentVolumeClaim {claim.name} was never bound, so nothing is published")
+
+
 def cleanup_job_succeeded(inp: Input) -> Step | None:
     """The files are removed, or kept as deletionPolicy asks."""
     job = _current(inp)
@@ -102,7 +114,7 @@ def cleanup_job_is_running(inp: Input) -> Step | None:
         report = _cleaning(inp, f"clean-up Job {job.name} is running", job.name)
         return Proceed(report, wake_after=_wake(inp))
     delay = diagnose.observed_delay(inp.observed, job, inp.now)
-    reason = delay.reason if delay.reason in STUCK_ON_NODE else Reason.CLEANUP_FAILED
+    reason = delay.reason if delay.reason in OF_THE_CLUSTER else Reason.CLEANUP_FAILED
     return Proceed(
         _cleaning(inp, diagnose.clean(delay.message), job.name, reason),
         wake_after=min(_wake(inp), diagnose.next_warning(pods, inp.now)),
@@ -167,6 +179,9 @@ RULES: tuple[Rule, ...] = (
     namespace_is_terminating,
     # A Pod that is stopping could write after the files were removed.
     loader_pod_may_write,
+    # Its Pod would bind some claims, only to find an empty volume. After the loader's Pods have
+    # stopped: they would bind them, too.
+    claim_was_never_bound,
     cleanup_job_succeeded,
     cleanup_job_is_running,
     # Does not apply once it is time to retry; the rules below create the next Job then.
@@ -199,7 +214,7 @@ def _cleaning(
     """Report the clean-up; it is stalled once the deletion has lasted too long."""
     deleted_at = inp.model.deleted_at
     if deleted_at is None or inp.now - deleted_at < inp.stuck_after:
-        return _deleting(detail)
+        return replace(_deleting(detail), delay=reason if reason in OF_THE_CLUSTER else None)
     failure = Failure(reason, detail)
     note = "" if reason is Reason.CLEANUP_FAILED else SKIP_CLEANUP_REMEDY
     text = failure.text(job_name, note)

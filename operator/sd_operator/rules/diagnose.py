@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ from sd_api import names
 from sd_api.reasons import ExitCode, Reason
 from sd_api.wire import LoadResult
 from sd_operator.base.errors import is_quota_message
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.observed import (
     POD_WARNING_SECONDS,
     WARNING_LOOK_SECONDS,
@@ -24,6 +26,7 @@ NOT_STARTED = frozenset(
     {
         Reason.CLAIM_NOT_FOUND,
         Reason.CLAIM_NOT_ALLOWED,
+        Reason.CLAIM_NOT_BOUND,
         Reason.IMAGE_PULL_FAILED,
         Reason.POD_NOT_STARTING,
         Reason.PRIORITY_CLASS_NOT_ALLOWED,
@@ -39,8 +42,13 @@ _WARNING_VALID = timedelta(minutes=10)
 """How long a Pod's Warning counts: the kubelet repeats one that persists every 5 minutes or more
 often, and it reports no success before the image is pulled."""
 _VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+_WAITS_FOR_VOLUME = re.compile(
+    r"unbound immediate|persistent volumes? to bind|non-existent persistentvolume|binding volumes"
+)
+"""What the scheduler writes about a Pod that gets no node because its claim has no volume."""
 _STUCK_BEFORE_DEADLINE = frozenset(
     {
+        Reason.CLAIM_NOT_BOUND,
         Reason.IMAGE_PULL_FAILED,
         Reason.POD_NOT_STARTING,
         Reason.QUOTA_EXCEEDED,
@@ -150,9 +158,12 @@ def observed_delay(observed: Observed, job: JobView, now: datetime) -> StartDela
     """Return why no container of a Job runs, by its Pods' states or else by their Warnings."""
     pods = observed.pods_of(job)
     delay = start_delay(job, pods, observed.job_warning)
-    if not pods or not delay.is_normal:
+    if not pods:
         return delay
-    return _warned(pods[0], observed.pod_warning, now) or delay
+    claim = observed.unbound_claim(pods[0])
+    if claim is not None:
+        return _unbound(pods[0], claim, observed.claim_warning, now) or delay
+    return (_warned(pods[0], observed.pod_warning, now) or delay) if delay.is_normal else delay
 
 
 def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> StartDelay:
@@ -181,6 +192,22 @@ def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> Star
             why = f"Pod {pod.name} is starting: {container.reason}{detail}"
             return StartDelay(why, Reason.POD_NOT_STARTING, pod.created)
     return _starting(job)
+
+
+def _unbound(
+    pod: PodView, claim: ClaimView, warning: WarningEvent | None, now: datetime
+) -> StartDelay | None:
+    """Return that a Pod waits for its claim to be bound; None if it waits for something else."""
+    if warning is not None and now - warning.at > _WARNING_VALID:
+        warning = None
+    if pod.unscheduled:
+        if not _WAITS_FOR_VOLUME.search(pod.unscheduled):
+            return None
+    elif warning is None and not claim.lost:
+        # A class with the mode WaitForFirstConsumer makes a volume only for a Pod.
+        message = f"PersistentVolumeClaim {claim.name} is not bound yet; it waits for Pod"
+        return StartDelay(f"{message} {pod.name}", is_normal=True)
+    return StartDelay(claim.why_without_volume(warning), Reason.CLAIM_NOT_BOUND, pod.created)
 
 
 def _warned(pod: PodView, warning: WarningEvent | None, now: datetime) -> StartDelay | None:

@@ -9,8 +9,9 @@ from functools import cached_property
 from sd_api.reasons import Reason
 from sd_api.status import Condition, ConditionType, JobStatus, Status, StatusArtifact
 from sd_operator.base.settings import Settings
+from sd_operator.resources.claim import claim_is_allowed
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import Observed, claim_is_allowed
+from sd_operator.resources.observed import Observed
 from sd_operator.rules import conditions
 
 

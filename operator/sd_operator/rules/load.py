@@ -159,14 +159,13 @@ def load_job_is_running(inp: Input) -> Step | None:
     if progress is not None:
         phase = max(phase, _PHASES[progress.stage], key=list(Phase).index)
     message = f"Job {job.name} is loading {redact_url(inp.model.url)}"
-    last_failure = retries.last_failure(inp, job)
     report = Report(
         phase,
         ReadyReason(phase.value),
         message,
         reconciling=True,
         stalled=KeepStalled(),
-        last_failure=last_failure.reason if last_failure else None,
+        last_failure=retries.last_failure(inp, job),
     )
     return Proceed(
         report,
@@ -182,9 +181,10 @@ def _starting(inp: Input, job: JobView) -> Step:
     failure = delay.failure(inp.now, inp.stuck_after)
     report = retries.report_start(inp, job, delay)
     if failure is not None:
-        report = replace(Report.of_failure(failure, job.name), reconciling=True)
+        stuck = Report.of_failure(failure, job.name)
+        report = replace(stuck, reconciling=True, last_failure=report.last_failure)
     wake = inp.settings.resync_seconds
-    if not pods:
+    if not pods or inp.observed.unbound_claim(pods[0]) is not None:
         is_young = inp.now - job.created < timedelta(seconds=NO_POD_LOOK_SECONDS)
         wake = NO_POD_LOOK_SECONDS if is_young else WARNING_LOOK_SECONDS
     elif failure is None and delay.reason is not None and delay.since is not None:

@@ -19,8 +19,8 @@ from sd_api.loader_env import (
 from sd_api.reasons import ExitCode
 from sd_api.spec import JobOverrides, Spec
 from sd_operator.base.settings import LoaderSettings, Settings
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import ClaimView
 from sd_operator.rules import workload
 from sd_operator.rules.decision import JobPlan
 

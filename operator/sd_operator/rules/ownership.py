@@ -11,14 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sd_api import names
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import (
-    ClaimView,
-    JobState,
-    JobView,
-    Observed,
-    PodView,
-)
+from sd_operator.resources.observed import JobState, JobView, Observed, PodView
 from sd_operator.rules.manifests import KUEUE_LABEL
 
 

@@ -8,6 +8,7 @@ from sd_api.status import (
     Condition,
     ConditionType,
     JobStatus,
+    LastFailure,
     Phase,
     Status,
     StatusArtifact,
@@ -38,14 +39,18 @@ def status_after(inp: Input, step: Proceed, outbox: OutboxChange) -> Status:
     is_served = loaded is not None or (inp.published is not None and not inp.is_missing)
     served = artifact if is_served and not inp.deleting else None
     progress = load.progress if isinstance(load, LoadRunning) else None
+    phase = Phase.READY if served and not report.reconciling else report.phase
+    failure = report.last_failure
     updates: dict[str, object] = {
         "observed_generation": model.generation,
         "model_id": model.model_id,
         "model_type": model.model_type,
-        "phase": Phase.READY if served and not report.reconciling else report.phase,
-        "reason": _reason(inp, report),
+        "phase": phase,
+        "reason": _reason(inp, report, phase),
         "conditions": _conditions(inp, step, served, outbox),
         "progress": StatusProgress.of(progress) if progress else None,
+        "last_failure": failure
+        and LastFailure(reason=failure.reason.value, message=failure.message),
         "artifact": artifact,
         "source": loaded.source if loaded else (inp.status.source if artifact else None),
         "webhook": _webhook(outbox),
@@ -81,14 +86,21 @@ def _kept_artifact(inp: Input) -> StatusArtifact | None:
     return published.model_copy(update={"missing_time": since})
 
 
-def _reason(inp: Input, report: Report) -> str | None:
-    """Return the reason in one word; a load that is tried again keeps that of its last failure."""
-    if report.phase is Phase.READY:
-        return None
-    is_retry = isinstance(report.stalled, KeepStalled) and _keeps_stalled(inp)
-    if is_retry and (report.reconciling or report.phase is Phase.QUEUED):
-        return (report.last_failure or inp.stalled or report.reason).value
-    return (report.last_failure or report.reason).value
+def _reason(inp: Input, report: Report, phase: Phase) -> str | None:
+    """Return the reason in one word; None if it would only repeat the phase.
+
+    A load that is tried again keeps the reason of its last failure.
+    """
+    reason: Reason | ReadyReason | None = report.delay
+    if isinstance(report.stalled, Failure):
+        reason = report.stalled.reason
+    elif reason is None and report.last_failure is not None:
+        reason = report.last_failure.reason
+    elif reason is None and isinstance(report.stalled, KeepStalled) and _keeps_stalled(inp):
+        is_retry = report.reconciling or report.phase is Phase.QUEUED
+        reason = inp.stalled if is_retry else None
+    word = (reason or report.reason).value
+    return None if report.phase is Phase.READY or word == phase.value else word
 
 
 def _keeps_stalled(inp: Input) -> bool:

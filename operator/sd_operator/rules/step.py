@@ -33,8 +33,10 @@ class Report:
     """Whether a load is under way: the condition Reconciling."""
     stalled: Failure | KeepStalled | None = None
     """The condition Stalled: for a new failure, kept as it is, or removed."""
-    last_failure: Reason | None = None
-    """Why an earlier Pod of the running Job failed; it stays in status.reason."""
+    last_failure: Failure | None = None
+    """How an earlier Pod of the running Job failed; it stays in the status while the Job runs."""
+    delay: Reason | None = None
+    """What delays the start of a Pod, before it has lasted so long that the model is stalled."""
 
     @classmethod
     def of_failure(cls, failure: Failure, job_name: str = "", note: str = "") -> Report:

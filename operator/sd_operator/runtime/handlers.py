@@ -14,7 +14,8 @@ from sd_api import names
 from sd_operator.base.settings import Settings
 from sd_operator.clients import kube
 from sd_operator.reconciler.controller import Controller
-from sd_operator.resources.observed import ClaimView, JobView, PodView
+from sd_operator.resources.claim import ClaimView
+from sd_operator.resources.observed import JobView, PodView
 
 WATCH_SECONDS = 300  # whole: a real server refuses "300.0"
 CONNECT_SECONDS = 10.0

@@ -206,8 +206,10 @@ async def _look(namespaces: Namespaces, watched: Insights) -> None:
         await asyncio.sleep(LOOK_SECONDS)
         try:
             await namespaces.look()
-        except ApiError as error:
-            log.warning("the namespaces cannot be checked: %s", error)
+        except Exception as error:
+            # If this task ended, no namespace would be served again, while the process lives on.
+            ours = not isinstance(error, ApiError)
+            log.error("the namespaces cannot be checked: %s", error, exc_info=ours)
         if watched.namespaces != namespaces.served:
             async with watched.revised:
                 watched.namespaces.clear()

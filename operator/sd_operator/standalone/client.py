@@ -70,10 +70,10 @@ class Client:
         async with self._session.request(
             method, path, data=data, params=query, headers=headers, timeout=timeout
         ) as response:
-            result: Json = await response.json(content_type=None)
+            text = await response.text()
             if response.status >= 400:
-                reason, message = result.get("reason", ""), result.get("message", "")
-                raise ApiError(response.status, reason, message, result.get("details"))
+                raise _error(response.status, text)
+            result: Json = json.loads(text)
             return result
 
     async def patch(self, path: str, body: Json, content_type: str = MERGE) -> Json:
@@ -96,6 +96,16 @@ class Client:
                 if event["type"] == "ERROR":
                     raise ApiError(event["object"].get("code", 500), "Expired", str(event))
                 handle(event["type"], event["object"])
+
+
+def _error(code: int, text: str) -> ApiError:
+    """Return the error of a response; API servers do not answer all paths with a Status."""
+    try:
+        status: Json = json.loads(text)
+    except ValueError:
+        status = {"message": text}
+    reason, message = status.get("reason", ""), status.get("message", "")
+    return ApiError(code, reason, message, status.get("details"))
 
 
 async def ignore_gone(request: Awaitable[Json]) -> None:

@@ -284,9 +284,10 @@ def news(*entries: OutboxEntry) -> outbox.OutboxChange:
 def test_ids_are_stable_and_differ_by_load_and_event() -> None:
     """Receivers recognise repeated calls by their id."""
     make: Callable[..., str] = outbox.webhook_id
-    ids = {make(UID, load, event) for load in ("a", "b") for event in WebhookEvent}
-    assert len(ids) == 2 * len(WebhookEvent)
-    assert make(UID, "a", WebhookEvent.LOADED) in ids
+    loads = [("a", "1/9:00"), ("a", "1/9:05"), ("b", "1/9:00")]
+    ids = {make(UID, version, event, load) for version, load in loads for event in WebhookEvent}
+    assert len(ids) == 3 * len(WebhookEvent)
+    assert make(UID, "a", WebhookEvent.LOADED, "1/9:00") in ids
 
 
 def test_an_event_is_owed_once() -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from typing_extensions import override
 
 from sd_operator.base.errors import ApiError
+from sd_operator.base.settings import Settings
 from sd_operator.base.times import Clock
 from sd_operator.clients.kube import Listing, Resource
+from sd_operator.reconciler.cache import ObjectCache
+from sd_operator.reconciler.gather import Gatherer, LastProgress
 from sd_operator.reconciler.job_warnings import JobWarnings
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.observed import JobView
 from tests.support.kube.scriptedapi import Json, Script
-from tests.support.rules.observed import NOW, job, pod
+from tests.support.rules.observed import NOW, claim, job, loading, model, pod
+
+
+def event(kind: str, uid: str, message: str, reporter: str, **fields: Any) -> Json:
+    """Return an Event from this component, as the recorders of Kubernetes write it."""
+    about = {"kind": kind, "uid": uid}
+    return {"involvedObject": about, "message": message, "source": {"component": reporter}} | fields
 
 
 class Events(Script):
@@ -23,7 +34,7 @@ class Events(Script):
     def __init__(self, *events: tuple[str, str, str]) -> None:
         super().__init__({})
         self.events_of_jobs: list[Json] = [
-            {"involvedObject": {"kind": "Job", "uid": uid}, "lastTimestamp": at, "message": text}
+            event("Job", uid, text, "job-controller") | {"lastTimestamp": at}
             for uid, at, text in events
         ]
         self.fails = False
@@ -105,8 +116,9 @@ def test_a_pod_has_its_own_warnings_from_the_same_list() -> None:
         (about_it | {"kind": "Node"}, "not of a Pod"),
         ({"kind": "Pod"}, "without a uid"),
     ):
-        event = {"involvedObject": involved, "reason": "FailedMount", "message": text}
-        api.events_of_jobs.append(event | {"eventTime": "2026-01-02T03:04:00.000001Z"})
+        body = {"involvedObject": involved, "reason": "FailedMount", "message": text}
+        moment = {"eventTime": "2026-01-02T03:04:00.000001Z", "reportingComponent": "kubelet"}
+        api.events_of_jobs.append(body | moment)
     warning = asyncio.run(warnings.newest_of_pod(old))
     assert warning is not None
     assert warning.reason == "FailedMount"
@@ -114,6 +126,67 @@ def test_a_pod_has_its_own_warnings_from_the_same_list() -> None:
     assert "hunter2" not in warning.message
     assert ask(warnings, aged(30)) == ["exceeded quota: gpu"]
     assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize("reporter", ["", "policy-controller", "sd-operator", "job-controller"])
+def test_only_events_of_kubernetes_explain_why_a_pod_does_not_start(reporter: str) -> None:
+    """A later Warning of another component does not hide the node's own, in either field."""
+    old = pod(job(), scheduled=NOW - timedelta(seconds=60))
+    api, late = Events(), {"lastTimestamp": "2026-01-02T03:04:04Z"}
+    api.events_of_jobs = [
+        event("Pod", old.uid, "mount failed", "kubelet", lastTimestamp="2026-01-02T03:04:01Z"),
+        event("Pod", old.uid, "not the cause", reporter, **late),
+        event("Pod", old.uid, "not the cause", "kubelet", reportingComponent="backup-tool", **late),
+        event("Pod", old.uid, "without a source", "", source=None, **late),
+    ]
+    found = asyncio.run(JobWarnings(api, Hands().clock).newest_of_pod(old))
+    assert found is not None
+    assert found.message == "mount failed"
+
+
+def test_a_claim_has_warnings_about_its_binding_only() -> None:
+    """Storage drivers report under their own names; our own Event about a PVC is not a cause."""
+    api, late = Events(), {"lastTimestamp": "2026-01-02T03:04:04Z"}
+    bound_by = claim(never_bound=True)
+    kind, driver = "PersistentVolumeClaim", "nfs.csi.k8s.io_node-7_0e3c"
+    api.events_of_jobs = [
+        event(kind, bound_by.uid, "no space", driver, reason="ProvisioningFailed"),
+        event(kind, bound_by.uid, "no models", "sd-operator", reason="StoreMissing", **late),
+        event(kind, "another", "not found", driver, reason="ProvisioningFailed", **late),
+    ]
+    warnings = JobWarnings(api, Hands().clock)
+    found = [
+        asyncio.run(warnings.newest_of_claim(bound_by, pod(job(), age=age))) for age in (1, 30)
+    ]
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[1].message == "no space"
+    assert api.asked == ["events of art: type=Warning"]
+
+
+@pytest.mark.parametrize(
+    ("view", "fields", "warned"),
+    [
+        pytest.param(claim(never_bound=True), {}, True, id="never bound"),
+        pytest.param(claim(lost=True), {}, True, id="lost"),
+        pytest.param(claim(), {}, False, id="bound"),
+        pytest.param(claim(never_bound=True), {"phase": "Failed"}, False, id="the Pod has ended"),
+        pytest.param(claim(never_bound=True), {"scheduled": NOW}, False, id="the Pod has a node"),
+    ],
+)
+def test_a_pod_without_a_node_is_observed_with_the_warning_of_its_claim(
+    view: ClaimView, fields: dict[str, Any], warned: bool
+) -> None:
+    """No request is sent for a claim that does not keep a Pod waiting."""
+    api, cache, hands = Events(), ObjectCache(), Hands()
+    kind = "PersistentVolumeClaim"
+    api.events_of_jobs = [event(kind, view.uid, "no space", "driver", reason="ProvisioningFailed")]
+    cache.put_job(job())
+    cache.put_pod(pod(job(), **fields))
+    cache.put_claim(view)
+    gatherer = Gatherer(api, Settings(), cache, hands.clock)
+    observed = asyncio.run(gatherer.observe(model(loading()), LastProgress()))
+    assert (observed.claim_warning is not None, len(api.asked)) == (warned, int(warned))
 
 
 def test_a_new_job_causes_no_request() -> None:

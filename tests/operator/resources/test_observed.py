@@ -315,7 +315,7 @@ def test_a_complete_list_replaces_everything() -> None:
     assert cache.pods("art", UID) == ()
 
 
-def test_a_new_deleted_replaced_or_relabelled_pvc_wakes_its_models() -> None:
+def test_a_new_deleted_replaced_lost_or_relabelled_pvc_wakes_its_models() -> None:
     """Other changes of a PVC wake no model."""
     cache = ObjectCache()
     assert cache.put_claim(claim())
@@ -325,6 +325,7 @@ def test_a_new_deleted_replaced_or_relabelled_pvc_wakes_its_models() -> None:
     assert cache.put_claim(claim(resource_version="5"))
     assert cache.put_claim(claim(resource_version="6", deleting=True))
     assert cache.put_claim(claim(resource_version="7", uid="another"))
+    assert cache.put_claim(claim(resource_version="8", uid="another", lost=True))
     assert not cache.put_claim(claim(resource_version="6", deleting=True)), "late news"
     cache.drop_claim(claim())
     known = cache.claim("art", "models")

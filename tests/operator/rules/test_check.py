@@ -15,7 +15,7 @@ from sd_api.spec import JobOverrides
 from sd_api.status import Status, StatusArtifact
 from sd_operator.base.settings import LoaderSettings
 from sd_operator.resources.check_finding import CheckFinding
-from sd_operator.resources.observed import ClaimView
+from sd_operator.resources.claim import ClaimView
 from sd_operator.rules import check, volume_jobs
 from sd_operator.rules.check import Claim, Pause, Served, Start
 from tests.support.rules.decisions import act, observed, with_pod

@@ -7,7 +7,7 @@ import pytest
 from sd_api import names
 from sd_api.reasons import Reason
 from sd_operator.base.settings import Settings
-from sd_operator.resources.observed import ClaimView
+from sd_operator.resources.claim import ClaimView
 from tests.support.rules.decisions import (
     COMPLETE,
     FAILED,

@@ -32,6 +32,7 @@ from tests.support.rules.observed import (
     answered,
     failed,
     job,
+    loading,
     model,
     published,
 )
@@ -242,6 +243,43 @@ def test_a_reload_drops_the_calls_of_the_previous_load(
     decision = act(model(status, generation=2, revision="fp16", webhook=HOOK), seen)
     assert pending(decision) == [(OTHER, event) for event in events]
     assert [one.entry.event for one in decision.calls] == events
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        pytest.param(
+            act(model(webhook=HOOK), observed()),
+            act(model(published(OTHER), webhook=HOOK, generation=3), observed()),
+            id="another version was served in the meantime",
+        ),
+        pytest.param(
+            *(
+                act(
+                    model(loading(started_ago=ago), webhook=HOOK),
+                    with_pod(job(COMPLETE), answered("convert", LOADED)),
+                )
+                for ago in (600, 60)
+            ),
+            id="the volume was lost and the same version is loaded again",
+        ),
+        pytest.param(
+            *(
+                act(
+                    model(loading(started_ago=ago), webhook=HOOK),
+                    with_pod(job(FAILED), answered("fetch", failed(Reason.SOURCE_NOT_FOUND))),
+                )
+                for ago in (600, 60)
+            ),
+            id="the same version fails once more",
+        ),
+    ],
+)
+def test_each_load_of_a_version_has_ids_of_its_own(before: Act, again: Act) -> None:
+    """A receiver ignores an id that it knows, so it would take the new event for an old one."""
+    (first,), (second,) = before.calls, again.calls
+    assert (first.entry.event, first.entry.load_hash) == (second.entry.event, WANTED)
+    assert first.entry.id != second.entry.id
 
 
 def test_a_queued_reload_drops_nothing() -> None:

@@ -11,8 +11,17 @@ from sd_api import names
 from sd_api.reasons import Reason
 from sd_operator.resources.observed import ContainerView, JobView
 from sd_operator.resources.warning_event import WarningEvent
-from tests.support.rules.decisions import Case, act, by_id, observed, with_pod, with_remedy
+from tests.support.rules.decisions import (
+    COMPLETE,
+    Case,
+    act,
+    by_id,
+    observed,
+    with_pod,
+    with_remedy,
+)
 from tests.support.rules.observed import (
+    LOADED,
     NOW,
     answered,
     failed,
@@ -237,11 +246,18 @@ def limited() -> Any:
 
 
 def test_the_last_failure_of_a_job_stays_until_its_next_pod_runs() -> None:
-    """Its words stay in the condition, and status.reason names it, also after the Pod is gone."""
+    """Its words stay in the condition, and status.reason names it, also after the Pod is gone.
+
+    The words are recorded in status.lastFailure, not read back out of the condition.
+    """
     failing = act(model(loading()), observed(job(), pods=(limited(),))).status
     between = f"{FAILURE}; Job JOB is about to create another Pod"
     check_retry(failing, between)
-    gone = act(model(plain(failing)), observed(job())).status
+    assert plain(failing)["lastFailure"]["reason"] == "RateLimited"
+    other_words = plain(failing)
+    for condition in other_words["conditions"]:
+        condition["message"] = "in the words of a later version"
+    gone = act(model(other_words), observed(job())).status
     check_retry(gone, between)
     next_pod = observed(job(), pods=(limited(), pod(job(), age=1)))
     starts = f"{FAILURE}; its next Pod is starting"
@@ -250,6 +266,18 @@ def test_the_last_failure_of_a_job_stays_until_its_next_pod_runs() -> None:
     check_retry(act(model(plain(gone)), only_next).status, starts)
     loads = act(model(plain(failing)), observed(job(), pods=(pod(job(), running("fetch")),))).status
     assert (loads.phase, loads.reason) == ("Downloading", "RateLimited")
+    loads = act(model(plain(loads)), with_pod(job(), running("fetch"))).status
+    assert (loads.phase, loads.reason) == ("Downloading", "RateLimited")
+    done = with_pod(job(COMPLETE), answered("convert", LOADED))
+    assert act(model(plain(loads)), done).status.last_failure is None
+
+
+def test_the_last_failure_of_another_job_does_not_count() -> None:
+    """The next Job of the load has not failed yet; the condition Stalled has the earlier one."""
+    status = loading() | {"lastFailure": {"reason": "RateLimited", "message": "429"}}
+    other = job(attempt=1)
+    moved = status | {"job": job_status(1) | {"uid": "another"}}
+    assert act(model(moved), with_pod(other, running("fetch"))).status.last_failure is None
 
 
 def plain(status: Any) -> dict[str, Any]:
@@ -273,4 +301,43 @@ def test_the_next_job_of_a_load_keeps_the_reason_of_the_last_failure() -> None:
 def test_another_spec_forgets_the_last_failure() -> None:
     """Another load has not failed."""
     edited = model(stalled(Reason.RATE_LIMITED), revision="fp16")
-    assert act(edited, observed()).status.reason == "Pending"
+    assert act(edited, observed()).status.reason is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "phase", "reason"),
+    [
+        (observed(job()), "Pending", None),
+        (scheduled(1), "Pending", None),
+        (with_pod(job(), running("fetch")), "Downloading", None),
+        (with_pod(job(ready=1), running("convert")), "Converting", None),
+        (scheduled(60), "Pending", "VolumeNotMounted"),
+        (with_pod(job(), unscheduled="0/3 nodes are available"), "Pending", "Unschedulable"),
+        (observed(admitted=False, position=3), "Queued", None),
+    ],
+    ids=["created", "starting", "fetching", "converting", "not mounted", "no node", "in the queue"],
+)
+def test_the_column_reason_does_not_repeat_the_phase(
+    seen: Any, phase: str, reason: str | None
+) -> None:
+    """It is empty while all is well, and says what delays a Pod before that counts as stuck."""
+    status = act(model(loading() if seen.load_job else None), seen).status
+    assert (status.phase, status.reason) == (phase, reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "phase", "reason"),
+    [
+        (None, {"suspend": True}, "Pending", "Suspended"),
+        (published(), {"deleted_ago": 5}, "Deleting", None),
+        (published(), {}, "Ready", None),
+        (published(), {"revision": "fp16"}, "Ready", "Queued"),
+    ],
+    ids=["suspended", "being deleted", "Ready", "served, and its next version is in the queue"],
+)
+def test_the_column_reason_adds_to_the_phase(
+    status: Any, options: dict[str, Any], phase: str, reason: str | None
+) -> None:
+    """A reason that the phase does not tell is shown."""
+    result = act(model(status, **options), observed(admitted=False, position=3)).status
+    assert (result.phase, result.reason) == (phase, reason)

@@ -16,12 +16,16 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
+from kopf._cogs.structs.references import Insights
+from typing_extensions import override
 
 from devkit.fakefiles import json_answer
 from devkit.loopback import Answer, HangUpError, Loopback, Request
 from sd_api import names
+from sd_operator.base.errors import ForbiddenError
 from sd_operator.base.settings import Settings
 from sd_operator.clients import kube
+from sd_operator.reconciler.namespaces import Namespaces
 from sd_operator.runtime import run
 from tests.support.kube.kubeconfig import write_kubeconfig
 from tests.support.operator.operators import probe
@@ -300,6 +304,47 @@ def test_a_leader_that_loses_the_api_server_ends_with_one_line(
     cause = "list " if when == "while it starts" else "the Lease could not be renewed for 6 s: get"
     assert cause in last_line(operator)
     assert "Traceback" not in operator.log.read_text()
+
+
+class Unreliable(Namespaces):
+    """The check of the listed namespaces, which fails before it serves one."""
+
+    def __init__(self, error: Exception) -> None:
+        self.served: set[str] = set()
+        self._errors = [error]
+
+    @override
+    async def look(self) -> None:
+        if self._errors:
+            raise self._errors.pop()
+        self.served = {"art"}
+
+
+@pytest.mark.parametrize(
+    ("error", "traced"),
+    [(KeyError("metadata"), True), (ForbiddenError("jobs is forbidden"), False)],
+    ids=["a fault of the operator", "an error of the API server"],
+)
+def test_the_namespaces_are_checked_again_after_any_error(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    traced: bool,
+) -> None:
+    """Otherwise no namespace would be served again, and nothing would tell."""
+    monkeypatch.setattr(run, "LOOK_SECONDS", 0.001)
+    watched = Insights()
+
+    async def until_watched() -> None:
+        looking = asyncio.create_task(run._look(Unreliable(error), watched))
+        async with asyncio.timeout(5), watched.revised:
+            await watched.revised.wait_for(lambda: watched.namespaces)
+        looking.cancel()
+
+    asyncio.run(until_watched())
+    assert watched.namespaces == {"art"}
+    (record,) = [one for one in caplog.records if "cannot be checked" in one.message]
+    assert bool(record.exc_info) is traced
 
 
 def test_an_invalid_setting_ends_the_operator_with_one_line(start: Start, server: Server) -> None:

@@ -39,6 +39,8 @@ class Stage:
     moment: datetime = NOW
     controller: Controller = field(init=False)
     jobs: list[JobView] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    """Generation and start of the load of each Job."""
 
     def start(self) -> None:
         """Start an operator that sees the present objects."""
@@ -68,6 +70,7 @@ class Stage:
         self._show(done)
         self.controller.job_changed(UID)
         await self.until(lambda: self.ready and self.status["loadHash"] == done.load_hash)
+        self.loads.append(f"{self.api.model['metadata']['generation']}/{self.status['startTime']}")
 
     def edit(self, **spec: Any) -> None:
         """Change the spec."""
@@ -116,8 +119,11 @@ class Stage:
     def ids(self) -> set[str]:
         """The ids of all webhook calls for the loads so far."""
         events = (WebhookEvent.LOAD_STARTED, WebhookEvent.LOADED)
-        loads = [job.load_hash for job in self.jobs]
-        return {outbox.webhook_id(UID, load, event) for load in loads for event in events}
+        return {
+            outbox.webhook_id(UID, job.load_hash, event, load)
+            for job, load in zip(self.jobs, self.loads, strict=True)
+            for event in events
+        }
 
     def _show(self, job: JobView) -> None:
         self.controller.cache.put_job(job)

@@ -9,8 +9,9 @@ from sd_api import names
 from sd_api.reasons import Reason
 from sd_api.wire import Artifact, LoadResult, Source
 from sd_operator.base import times
+from sd_operator.resources.claim import ClaimView
 from sd_operator.resources.model import Model
-from sd_operator.resources.observed import ClaimView, ContainerView, JobState, JobView, PodView
+from sd_operator.resources.observed import ContainerView, JobState, JobView, PodView
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from sd_api import defaults, names
-from sd_operator.cli.doctor import (
+from sd_operator.cli.doctor.findings import (
     CRD,
     RIGHTS,
     ClusterView,
     NamespaceView,
     environment,
-    wanted_keys,
 )
+from sd_operator.cli.doctor.installation import listed_namespaces
+from sd_operator.cli.doctor.namespace import wanted_keys
 from sd_operator.cli.kubectl import (
     AccessDeniedError,
     Json,
@@ -21,6 +23,8 @@ from sd_operator.cli.kubectl import (
     KubectlError,
     ObjectNotFoundError,
 )
+from sd_operator.resources.claim import ClaimView
+from sd_operator.resources.warning_event import WarningEvent, explains_a_start
 
 T = TypeVar("T")
 
@@ -29,34 +33,52 @@ OPERATORS = f"{names.LABEL_NAME}={names.FIELD_MANAGER},{names.LABEL_COMPONENT} n
 
 
 def view_cluster(kubectl: Kubectl, namespaces: Sequence[str]) -> ClusterView:
-    """Read the state that `doctor` checks. By default, view all namespaces that have models."""
-    crd = _readable(lambda: _crd(kubectl))
+    """Read the state that `doctor` checks.
+
+    By default, view all namespaces that have models or that an operator is set to serve.
+    """
+    crd = _readable(lambda: _existing(kubectl, "customresourcedefinition", CRD))
     operators = _readable(lambda: kubectl.list("pods", everywhere=True, labels=OPERATORS))
     nodes = _readable(lambda: kubectl.list("nodes"))
     models = [] if crd == {} else kubectl.list(CRD, everywhere=not namespaces)
-    by_namespace: dict[str, list[Json]] = {name: [] for name in namespaces}
+    listed = {
+        name: _readable(partial(_existing, kubectl, "namespace", name))
+        for name in listed_namespaces(operators or [])
+    }
+    # Nothing can be read of a namespace that does not exist.
+    served = [name for name, body in listed.items() if body != {}]
+    by_namespace: dict[str, list[Json]] = {name: [] for name in namespaces or served}
     for model in models:
         by_namespace.setdefault(model["metadata"]["namespace"], []).append(model)
     account = _account(operators or [])
     claim = environment(operators or []).get("SD_OPERATOR_CLAIM_NAME") or defaults.CLAIM_NAME
     views = [
-        _view_namespace(kubectl, name, bodies, claim, account)
+        _view_namespace(kubectl, name, bodies, claim, account, is_listed=name in listed)
         for name, bodies in by_namespace.items()
     ]
-    return ClusterView(crd, operators, nodes, tuple(views))
+    return ClusterView(crd, operators, nodes, tuple(views), listed)
 
 
 def _view_namespace(
-    kubectl: Kubectl, name: str, models: Sequence[Json], claim: str, account: str | None
+    kubectl: Kubectl,
+    name: str,
+    models: Sequence[Json],
+    claim: str,
+    account: str | None,
+    *,
+    is_listed: bool,
 ) -> NamespaceView:
-    claims = {model["spec"].get("storage", {}).get("claimName") or claim for model in models}
+    wanted = {model["spec"].get("storage", {}).get("claimName") or claim for model in models}
+    claims = _readable(lambda: _claims(kubectl, name, wanted or {claim}))
     return NamespaceView(
         name,
         models,
-        claims=_readable(lambda: _claims(kubectl, name, claims or {claim})),
+        claims=claims,
         keys=_readable(lambda: _keys(kubectl, name, models)),
         denied=_readable(lambda: _denied(kubectl, name, account)) if account else None,
         policies=_readable(lambda: kubectl.list("networkpolicies", name)),
+        warnings=_readable(lambda: _warnings(kubectl, name, claims or {})) or {},
+        is_listed=is_listed,
     )
 
 
@@ -68,6 +90,21 @@ def _claims(kubectl: Kubectl, namespace: str, claims: set[str]) -> dict[str, Jso
         except ObjectNotFoundError:
             bodies[claim] = None
     return bodies
+
+
+def _warnings(
+    kubectl: Kubectl, namespace: str, claims: Mapping[str, Json | None]
+) -> dict[str, WarningEvent]:
+    """Return the newest Warning about the binding of each PVC that has no volume."""
+    newest: dict[str, WarningEvent] = {}
+    for name, body in claims.items():
+        if body is None or ClaimView.from_body(body).has_volume:
+            continue
+        about = f"involvedObject.uid={body['metadata']['uid']},type=Warning"
+        events = filter(explains_a_start, kubectl.list("events", namespace, fields=about))
+        for event in sorted(map(WarningEvent.from_body, events), key=lambda event: event.at):
+            newest[name] = event
+    return newest
 
 
 def _keys(
@@ -99,9 +136,10 @@ def _account(operators: Sequence[Json]) -> str | None:
     return None
 
 
-def _crd(kubectl: Kubectl) -> Json:
+def _existing(kubectl: Kubectl, kind: str, name: str) -> Json:
+    """Return an object; an empty mapping if it does not exist."""
     try:
-        return kubectl.get("customresourcedefinition", CRD)
+        return kubectl.get(kind, name)
     except ObjectNotFoundError:
         return {}
 

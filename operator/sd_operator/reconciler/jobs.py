@@ -1,0 +1,26 @@
+"""Deletes Jobs."""
+
+from __future__ import annotations
+
+import logging
+
+from sd_operator.base.errors import ApiError, ConflictError, NotFoundError
+from sd_operator.clients.kube import JOBS, Api
+
+log = logging.getLogger(__name__)
+
+
+async def delete(api: Api, namespace: str, name: str, uid: str) -> None:
+    """Delete this Job, not another one of its name; its Pods follow."""
+    try:
+        await api.delete(JOBS, namespace, name, uid)
+    except (NotFoundError, ConflictError):
+        log.debug("Job %s/%s is gone already", namespace, name)
+
+
+async def discard(api: Api, namespace: str, name: str, uid: str) -> None:
+    """Delete a Job that nobody waits for; if that fails, its TTL or its deadline ends it."""
+    try:
+        await delete(api, namespace, name, uid)
+    except ApiError as refused:
+        log.warning("Job %s/%s stays until its TTL: %s", namespace, name, refused)
