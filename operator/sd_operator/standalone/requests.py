@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Sequence
 
 import yaml
 from aiohttp import web
 
 from sd_operator.standalone import patch, protobuf, tables
-from sd_operator.standalone.errors import ApiError, Cause, Json, Value, bad_request, invalid
+from sd_operator.standalone.errors import ApiError, Cause, Json, Value, bad_request, invalid, quote
 from sd_operator.standalone.resources import Resource
 from sd_operator.standalone.selectors import Predicate, selector
 from sd_operator.standalone.storage import Key
@@ -108,6 +109,23 @@ def accepted_form(request: web.Request) -> str:
     return ""
 
 
+def table(
+    request: web.Request,
+    resource: Resource,
+    items: Sequence[Json],
+    meta: Json,
+    with_columns: bool = True,
+) -> Json:
+    """Return objects as a table whose rows have the part of the object that the client wants."""
+    include = request.query.get("includeObject", "")
+    if include not in tables.INCLUDED:
+        raise bad_request(
+            "Unable to convert to Table as requested: includeObject: Invalid value:"
+            f" {quote(include)}: must be 'Metadata', 'Object', 'None', or empty"
+        )
+    return tables.table(resource, items, meta, include, with_columns)
+
+
 def shape(request: web.Request, resource: Resource, item: Json, with_columns: bool = True) -> Json:
     """Return an object in the form that the client accepts."""
     form = accepted_form(request)
@@ -115,7 +133,7 @@ def shape(request: web.Request, resource: Resource, item: Json, with_columns: bo
         return item
     if form == "Table":
         meta = {"resourceVersion": item["metadata"].get("resourceVersion", "")}
-        return tables.table(resource, [item], meta, with_columns)
+        return table(request, resource, [item], meta, with_columns)
     return tables.partial(item) if form.startswith("PartialObjectMetadata") else item
 
 

@@ -110,6 +110,8 @@ class ApiServer:
         if target is None:
             if request.method != "GET":
                 raise page_not_found()
+            if path == "openapi/v2":
+                return discovery.openapi_v2(request)
             return web.json_response(discovery.document(path, self.registry.resources()))
         if target.name:
             return await self._answer_object(request, target)
@@ -299,7 +301,7 @@ class ApiServer:
         meta = {"resourceVersion": str(storage.revision)} | rest
         form = requests.accepted_form(request)
         if form == "Table":
-            return web.json_response(tables.table(resource, items, meta))
+            return web.json_response(requests.table(request, resource, items, meta))
         if form == "PartialObjectMetadataList":
             head = {"kind": form, "apiVersion": "meta.k8s.io/v1", "metadata": meta}
             return web.json_response(head | {"items": [tables.partial(item) for item in items]})
