@@ -11,10 +11,19 @@ import yaml
 from aiohttp import web
 
 from sd_operator.standalone import patch, protobuf, tables
-from sd_operator.standalone.errors import ApiError, Cause, Json, Value, bad_request, invalid, quote
+from sd_operator.standalone.database import Key
+from sd_operator.standalone.errors import (
+    ApiError,
+    Cause,
+    Json,
+    Value,
+    bad_request,
+    expired,
+    invalid,
+    quote,
+)
 from sd_operator.standalone.resources import Resource
 from sd_operator.standalone.selectors import Predicate, selector
-from sd_operator.standalone.storage import Key
 
 APPLY = "application/apply-patch+yaml"
 PATCHES = {
@@ -142,17 +151,26 @@ def key_of(item: Json) -> Key:
     return (item["metadata"].get("namespace", ""), item["metadata"]["name"])
 
 
-def continue_token(last: Json) -> str:
+def continue_token(last: Json, revision: int) -> str:
     """Return the token for the page of a list that starts after this object."""
-    return base64.urlsafe_b64encode(json.dumps(key_of(last)).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps([revision, *key_of(last)]).encode()).decode()
 
 
-def continue_after(token: str) -> Key:
-    """Return the key of the object that a continue token was made for."""
+def continue_after(token: str, oldest: int) -> Key:
+    """Return the key of the object that a continue token was made for.
+
+    Raise 410 if the token was made before the oldest revision, which is by an earlier run.
+    """
     try:
-        namespace, name = json.loads(base64.urlsafe_b64decode(token))
+        revision, namespace, name = json.loads(base64.urlsafe_b64decode(token))
+        is_old = int(revision) < oldest
     except (ValueError, TypeError, binascii.Error) as error:
         raise bad_request(f"invalid continue token: {error}") from error
+    if is_old:
+        raise expired(
+            "The provided continue parameter is too old to display a consistent list result. You"
+            " must start a new list without the continue parameter."
+        )
     return (str(namespace), str(name))
 
 
