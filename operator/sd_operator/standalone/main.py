@@ -12,15 +12,16 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sd_api import defaults
+from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
-from sd_operator.standalone import identity, logs, pki, processes
+from sd_operator.standalone import identity, logs, pki, processes, published
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import BACKOFF_SECONDS, Controllers
 from sd_operator.standalone.errors import ApiError, Json, StandaloneError
 from sd_operator.standalone.kubelet import Kubelet
 from sd_operator.standalone.podrun import Machine
 from sd_operator.standalone.processes import Options
+from sd_operator.standalone.requests import key_of
 from sd_operator.standalone.resources import PODS
 from sd_operator.standalone.server import ApiServer
 from sd_operator.standalone.signals import until_signal
@@ -63,6 +64,7 @@ async def run(options: Options, state: State) -> None:
             parts = [kubelet.run(), Controllers(client, BACKOFF_SECONDS).run()]
             parts += [processes.operate(options)] if options.with_operator else []
             _greet(options, state, server)
+            await _list_unowned(machine, api)
             if options.with_gateway:
                 parts.append(processes.serve_gateway(options, state))
             await until_signal(parts)
@@ -117,6 +119,19 @@ def _greet(options: Options, state: State, server: str) -> None:
         f"{kept}\n"
         "Press Ctrl-C to stop."
     )
+
+
+async def _list_unowned(machine: Machine, api: ApiServer) -> None:
+    """Print the published models that no resource names."""
+
+    def scan() -> list[published.Published]:
+        folders = machine.claim_folders()
+        return [model for claim, folder in folders for model in published.on_claim(claim, folder)]
+
+    models = await asyncio.to_thread(scan)
+    owners = api.registry.storage.list((names.PLURAL, names.GROUP))
+    if text := published.message(models, {key_of(owner) for owner in owners}):
+        processes.say(text)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from sd_operator.standalone import logs
 from sd_operator.standalone.client import JSON, MERGE, Client, ignore_gone, object_path
 from sd_operator.standalone.containers import LOST_MESSAGE, Container, now
 from sd_operator.standalone.controllers import event
+from sd_operator.standalone.database import Key
 from sd_operator.standalone.errors import ApiError, Json
 from sd_operator.standalone.executor import (
     LOADER,
@@ -52,7 +53,7 @@ class Machine:
     state: Path
     """A private folder for volumes, Secrets and termination messages."""
     logs: Path
-    main_claim: tuple[str, str] = ("default", defaults.CLAIM_NAME)
+    main_claim: Key = ("default", defaults.CLAIM_NAME)
     """Namespace and name of the PVC whose folder is the store itself."""
     loader: Sequence[str] = LOADER
 
@@ -63,6 +64,12 @@ class Machine:
         folder = self.store / ".claims" / namespace / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def claim_folders(self) -> Iterator[tuple[Key, Path]]:
+        """Yield namespace, name and folder of each PVC that has a folder."""
+        yield self.main_claim, self.store
+        for folder in self.store.glob(".claims/*/*"):
+            yield (folder.parent.name, folder.name), folder
 
 
 class PodRun:
