@@ -229,13 +229,13 @@ def _overwritten_in_the_middle(path: Path) -> None:
             id="newer",
         ),
         pytest.param(
-            _sql("UPDATE objects SET body = '{'"), "is damaged .* move it away", id="json"
+            _sql("UPDATE objects SET body = '{'"), "is damaged .* move its folder away", id="json"
         ),
-        pytest.param(_sql("DROP TABLE settings"), "is damaged .* move it away", id="table"),
-        pytest.param(_overwritten_in_the_middle, "is damaged .* move it away", id="pages"),
+        pytest.param(_sql("DROP TABLE settings"), "is damaged .* move its folder away", id="table"),
+        pytest.param(_overwritten_in_the_middle, "is damaged .* move its folder away", id="pages"),
         pytest.param(
             lambda path: path.write_bytes(b"x" * 5000),
-            "is damaged .* move it away",
+            "is damaged .* move its folder away",
             id="other-file",
         ),
         pytest.param(

@@ -12,6 +12,8 @@ from sd_operator.standalone import identity, logs, pki
 from sd_operator.standalone.containers import Container
 from sd_operator.standalone.database import Database
 from sd_operator.standalone.errors import StandaloneError
+from sd_operator.standalone.kubelet import Kubelet
+from sd_operator.standalone.podrun import Machine
 from sd_operator.standalone.state import State, default_folder
 
 
@@ -157,6 +159,22 @@ def test_logs_of_pods_that_are_gone_are_removed(tmp_path):
     logs.remove_others(tmp_path / "no-logs", set())
 
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["here"]
+
+
+def test_log_of_a_pod_that_has_ended_goes_with_the_pod(tmp_path):
+    """It would stay for ever, because nothing runs any more that could remove it."""
+    kubelet = Kubelet(None, Machine(tmp_path, tmp_path, tmp_path / "logs"))
+    pod = {"metadata": {"uid": "u"}, "spec": {}, "status": {"phase": "Failed"}}
+    log = logs.log_path(tmp_path / "logs", "u", "fetch")
+    log.parent.mkdir(parents=True)
+    kubelet.pods.objects["u"] = pod
+    kubelet._changed(pod)
+    assert log.parent.exists()
+
+    del kubelet.pods.objects["u"]
+    kubelet._changed(pod)
+
+    assert not log.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Database:
             if version > FORMAT:
                 raise StandaloneError(
                     f"a newer sd-operator wrote the database {self._path}: start that version, or"
-                    " move the file away to start without its objects"
+                    " move its folder away to start without its objects"
                 )
             (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if problem != "ok":
@@ -100,8 +100,8 @@ class Database:
 
     def _damaged(self, why: Exception) -> StandaloneError:
         return StandaloneError(
-            f"the database {self._path} is damaged ({why}): move it away and start again. The"
-            " published models stay, and standalone lists those that no resource names"
+            f"the database {self._path} is damaged ({why}): move its folder away and start"
+            " again. The published models stay, and standalone lists those that no resource names"
         )
 
     def close(self) -> None:

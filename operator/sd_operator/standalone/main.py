@@ -75,10 +75,7 @@ async def run(options: Options, state: State) -> None:
 
 
 def _check_kubeconfig(path: Path) -> None:
-    """Raise StandaloneError if the file exists and was not written by standalone.
-
-    The file is overwritten now.
-    """
+    """Raise StandaloneError if standalone would overwrite a file that it has not written."""
     if path.exists() and not pki.is_ours(path.read_bytes()):
         raise StandaloneError(
             f"{path} is not a kubeconfig of standalone and would be overwritten;"
