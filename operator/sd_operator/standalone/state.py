@@ -102,6 +102,6 @@ def _make_private(folder: Path) -> None:
         ) from error
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise StandaloneError(
-            f"{folder} will have Secrets, so it must be yours and closed to others: run"
-            f" chmod 700 {folder}, or name another folder with --state"
+            f"{folder} will have Secrets, so it must be yours and closed to others: name a new"
+            f" folder with --state or, if this one has no other use, run chmod 700 {folder}"
         )
