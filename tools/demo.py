@@ -154,6 +154,7 @@ def standalone(
         *script("sd-operator"),
         "standalone",
         *("--store", str(work / "store")),
+        "--ephemeral",
         *("--kubeconfig", str(kubeconfig)),
         *("--allowed-hosts", f"{hub.host},{receiver.host}"),
         *options,

@@ -57,6 +57,8 @@ NAME_MAX_LENGTH = 63
 MODEL_ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 STORE_DIR = ".store"
+OWNER_FILE = "owner.json"
+"""In the folder of a uid in STORE_DIR: the record of the model that owns it."""
 STAGING_DIR = ".staging"
 BLOBS_DIR = ".blobs"
 PREVIEW_FILE = "preview.png"

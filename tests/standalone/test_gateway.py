@@ -24,7 +24,15 @@ def running_gateway(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
     """The gateway of a standalone without operator: its URL, API key and state folder."""
     log, state = tmp_path / "log", tmp_path / "state"
     state.mkdir()
-    command = [sys.executable, "-m", "sd_operator", "standalone", "--no-operator", "--gateway"]
+    command = [
+        sys.executable,
+        "-m",
+        "sd_operator",
+        "standalone",
+        "--no-operator",
+        "--gateway",
+        "--ephemeral",
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--store", str(tmp_path / "store")],

@@ -54,6 +54,7 @@ def test_standalone_does_not_overwrite_another_kubeconfig(tmp_path):
         "-m",
         "sd_operator",
         "standalone",
+        "--ephemeral",
         "--store",
         str(tmp_path / "store"),
     ]

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sd_api.names import STAGING_DIR, STORE_DIR, immutable_path
+from sd_api.names import OWNER_FILE, STAGING_DIR, STORE_DIR, immutable_path
 from sd_loader.store import blobs
 from sd_loader.store.folder import Folder, temporary_name
-from sd_loader.store.ownership import OWNER_FILE, OwnerRecord, Version, read_owner
+from sd_loader.store.ownership import OwnerRecord, Version, read_owner
 from sd_loader.store.receipt import read_receipt
 from sd_loader.store.staging import is_held, remove_if_abandoned
 from sd_loader.store.volume import Volume

@@ -15,14 +15,12 @@ from pydantic import AwareDatetime, ConfigDict, Field
 
 from sd_api.fields import Contract, LoadHash, Uid
 from sd_api.load import Owner
-from sd_api.names import STORE_DIR
+from sd_api.names import OWNER_FILE, STORE_DIR
 from sd_api.reasons import Reason
 from sd_api.spec import ModelId
 from sd_loader.errors import LoaderError
 from sd_loader.store.folder import Folder, insist
 from sd_loader.store.volume import Volume
-
-OWNER_FILE = "owner.json"
 
 _RECORD_LIMIT = 1 << 20
 _VERSION = re.compile(rf"{re.escape(STORE_DIR)}/([A-Za-z0-9-]{{1,64}})/([0-9a-f]{{16}})")

@@ -16,7 +16,6 @@ from sd_loader.errors import LoaderError
 from sd_loader.store import blobs
 from sd_loader.store.folder import Folder, insist, temporary_name
 from sd_loader.store.ownership import (
-    OWNER_FILE,
     OwnerRecord,
     Version,
     confirm_ownership,
@@ -209,7 +208,7 @@ def _tidy_versions(
     """Remove versions that were superseded before `expired`. Return the times of the others."""
     superseded: dict[str, datetime] = {}
     for name in versions.names():
-        if name in {current, OWNER_FILE}:
+        if name in {current, names.OWNER_FILE}:
             continue
         since = record.superseded.get(name, now)
         if since > expired and _is_published(volume, versions, record.owner.uid, name):

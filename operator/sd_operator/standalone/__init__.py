@@ -1,6 +1,6 @@
 """A whole cluster in one process: a small API server, controllers, a node, and the operator.
 
-The API's objects are in memory. Slow imports happen only when it runs.
+The objects of the API stay between runs. Slow imports happen only when it runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kubeconfig",
         type=Path,
-        help="kubeconfig to write (default: STORE/.standalone/kubeconfig)",
+        help="kubeconfig to write (default: STATE/kubeconfig)",
+    )
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--state",
+        type=Path,
+        help="private folder where the objects of the API are kept"
+        " (default: one for each store, in $XDG_STATE_HOME or ~/.local/state)",
+    )
+    kept.add_argument(
+        "--ephemeral", action="store_true", help="keep the objects of the API in memory only"
     )
     parser.add_argument(
-        "--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)"
+        "--port", type=int, default=0, help="port on 127.0.0.1 (default: that of the last run)"
     )
     parser.add_argument(
         "--allowed-hosts",
@@ -42,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="port of the gateway (default: any free one)",
+        help="port of the gateway (default: that of the last run)",
     )
 
 

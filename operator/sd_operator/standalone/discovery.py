@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from aiohttp import web
+
 from sd_operator.standalone.errors import Json, page_not_found
 from sd_operator.standalone.resources import Resource
 
@@ -19,6 +21,15 @@ VERSION = {
     "compiler": "",
     "platform": "",
 }
+_OPENAPI_V2 = {"swagger": "2.0", "info": {"title": "", "version": ""}, "paths": {}}
+"""A document without kinds.
+
+kubectl takes schemas from OpenAPI v3. It reads v2 only before it applies a file of kind List, and
+leaves the validation of kinds that v2 lacks to the server.
+"""
+_OPENAPI_V2_PROTOBUF = b"\n\x032.0"
+"""The same in protobuf: field 1 is the version."""
+_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _SUB_VERBS = {"log": ["get"], "binding": ["create"], "finalize": ["update"]}
 
@@ -56,6 +67,13 @@ def document(path: str, resources: Iterable[Resource]) -> Json:
     if any(member.split("/")[1] == name for member in groups if member.startswith("apis/")):
         return {"kind": "APIGroup", "apiVersion": "v1"} | _group(name, groups)
     raise page_not_found()
+
+
+def openapi_v2(request: web.Request) -> web.Response:
+    """Answer with the OpenAPI v2 document; kubectl asks for it as protobuf."""
+    if "protobuf" in request.headers.get("Accept", ""):
+        return web.Response(body=_OPENAPI_V2_PROTOBUF, content_type=_PROTOBUF)
+    return web.json_response(_OPENAPI_V2)
 
 
 def _group(name: str, groups: Iterable[str]) -> Json:

@@ -1,4 +1,4 @@
-"""The API server's errors, which become Kubernetes Status bodies."""
+"""The API server's errors, which become Kubernetes Status bodies, and that of the command."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any, TypeAlias
 Json = dict[str, Any]
 Value: TypeAlias = Any
 """Any JSON value."""
+
+
+class StandaloneError(Exception):
+    """Standalone cannot start. The message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from sd_operator.standalone import logs
 from sd_operator.standalone.client import Cache, Client, ignore_gone, object_path
 from sd_operator.standalone.controllers import PODS
 from sd_operator.standalone.errors import Json
@@ -51,6 +52,8 @@ class Kubelet:
         run = self._runs.get(uid)
         if gone:
             self._ended.discard(uid)
+            if run is None:
+                logs.remove(self._machine.logs, uid)
         if run is None:
             foreign = pod["spec"].get("nodeName") not in (None, NODE)
             # An old event of the watch can arrive after the Pod's last status was written.

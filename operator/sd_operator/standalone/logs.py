@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from aiohttp import web
@@ -16,6 +17,18 @@ POLL_SECONDS = 0.1
 def log_path(folder: Path, pod_uid: str, container: str) -> Path:
     """Return the path of a container's log."""
     return folder / pod_uid / f"{container}.log"
+
+
+def remove(folder: Path, pod_uid: str) -> None:
+    """Remove the logs of a Pod."""
+    shutil.rmtree(folder / pod_uid, ignore_errors=True)
+
+
+def remove_others(folder: Path, pod_uids: Collection[str]) -> None:
+    """Remove the logs of all Pods but these."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name not in pod_uids:
+            remove(folder, entry.name)
 
 
 def choose_container(pod: Json, wanted: str | None) -> str:

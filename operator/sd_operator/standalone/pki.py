@@ -1,4 +1,4 @@
-"""The certificates and the kubeconfig of one standalone run."""
+"""The certificates and the kubeconfig of standalone."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class Certificate:
 
     cert: bytes
     key: bytes
+
+    def ends(self) -> datetime:
+        """Return when the certificate ends."""
+        return x509.load_pem_x509_certificate(self.cert).not_valid_after_utc
 
     def server_context(self, folder: Path) -> ssl.SSLContext:
         """Return a TLS context with this certificate; its files are written to a private folder."""

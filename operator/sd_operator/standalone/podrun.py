@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 
 from sd_api import defaults
+from sd_operator.standalone import logs
 from sd_operator.standalone.claims import obstacle
 from sd_operator.standalone.client import JSON, MERGE, Client, ignore_gone, object_path
+from sd_operator.standalone.containers import LOST_MESSAGE, Container, now
 from sd_operator.standalone.controllers import event
+from sd_operator.standalone.database import Key
 from sd_operator.standalone.errors import ApiError, Json
 from sd_operator.standalone.executor import (
     LOADER,
@@ -25,8 +27,7 @@ from sd_operator.standalone.executor import (
     environment,
     loader_arguments,
 )
-from sd_operator.standalone.jobs import ENDED, show
-from sd_operator.standalone.logs import log_path
+from sd_operator.standalone.jobs import ENDED
 from sd_operator.standalone.metadata import is_subdomain
 from sd_operator.standalone.secretfiles import secret_files
 
@@ -53,7 +54,7 @@ class Machine:
     state: Path
     """A private folder for volumes, Secrets and termination messages."""
     logs: Path
-    main_claim: tuple[str, str] = ("default", defaults.CLAIM_NAME)
+    main_claim: Key = ("default", defaults.CLAIM_NAME)
     """Namespace and name of the PVC whose folder is the store itself."""
     loader: Sequence[str] = LOADER
 
@@ -65,46 +66,11 @@ class Machine:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-
-@dataclass
-class Container:
-    """A container of a Pod with its current state."""
-
-    spec: Json
-    """The container's entry in the Pod's spec."""
-    state: Json = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
-    process: Process | None = None
-
-    @property
-    def name(self) -> str:
-        """The container's name."""
-        return str(self.spec["name"])
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code; None while the container has not ended."""
-        code: int | None = self.state.get("terminated", {}).get("exitCode")
-        return code
-
-    def end(self, code: int, message: str, reason: str = "") -> None:
-        """Set the state to terminated."""
-        started = self.state.get("running", {}).get("startedAt") or _now()
-        reason = reason or ("Completed" if code == 0 else "Error")
-        state = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": _now()}
-        self.state = {"terminated": state | ({"message": message} if message else {})}
-
-    def status(self, is_init: bool) -> Json:
-        """Return the container's entry in the Pod's status."""
-        running = "running" in self.state
-        return {
-            "name": self.name,
-            "image": self.spec["image"],
-            "imageID": "",
-            "restartCount": 0,
-            "ready": self.exit_code == 0 if is_init else running,
-            "started": running,
-            "state": self.state,
-        }
+    def claim_folders(self) -> Iterator[tuple[Key, Path]]:
+        """Yield namespace, name and folder of each PVC that has a folder."""
+        yield self.main_claim, self.store
+        for folder in self.store.glob(".claims/*/*"):
+            yield (folder.parent.name, folder.name), folder
 
 
 class PodRun:
@@ -142,8 +108,7 @@ class PodRun:
                 await self._report()
             options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._meta["uid"]}}
             await ignore_gone(self._request("DELETE", object_path(self._pod), options))
-            folder = log_path(self._machine.logs, self._meta["uid"], "").parent
-            shutil.rmtree(folder, ignore_errors=True)
+            logs.remove(self._machine.logs, self._meta["uid"])
 
     async def _live_until_deleted(self) -> None:
         live = asyncio.create_task(self._live())
@@ -161,9 +126,7 @@ class PodRun:
 
     async def _live(self) -> None:
         if self._pod["spec"].get("nodeName"):
-            text = "the Pod was running when the node restarted"
-            self._failure = {"reason": "NodeLost", "message": text}
-            await self._report()
+            await self._fail_lost()
             return
         try:
             self._check()
@@ -186,6 +149,15 @@ class PodRun:
                     container.end(START_ERROR, str(error), "StartError")
             await self._warn("Failed", str(error))
             await self._report()
+
+    async def _fail_lost(self) -> None:
+        """Report that the node restarted under the Pod, so that its Job starts another one."""
+        status = self._pod.get("status", {})
+        for container in (*self._inits, *self._containers):
+            container.end_lost(status)
+        self._started = status.get("startTime", "") or now()
+        self._failure = {"reason": "NodeLost", "message": LOST_MESSAGE}
+        await self._report()
 
     def _check(self) -> None:
         spec = self._pod["spec"]
@@ -222,7 +194,7 @@ class PodRun:
         name = {"name": self._meta["name"], "namespace": namespace}
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": name, "target": target}
         await ignore_gone(self._request("POST", object_path(self._pod, "binding"), binding))
-        self._started = _now()
+        self._started = now()
 
     async def _prepare_volumes(self) -> None:
         """Create the Pod's volumes; wait for a Secret that is missing and not optional."""
@@ -287,7 +259,7 @@ class PodRun:
         return path
 
     def _log_path(self, container: Container) -> Path:
-        return log_path(self._machine.logs, self._meta["uid"], container.name)
+        return logs.log_path(self._machine.logs, self._meta["uid"], container.name)
 
     async def _start(self, container: Container) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -298,7 +270,7 @@ class PodRun:
         container.process = await Process.start(
             [*self._machine.loader, *arguments], env, self._folder, self._log_path(container)
         )
-        container.state = {"running": {"startedAt": _now()}}
+        container.state = {"running": {"startedAt": now()}}
         await self._report()
 
     async def _finish(self, container: Container) -> None:
@@ -346,6 +318,9 @@ class PodRun:
             _condition("ContainersReady", ready, why),
             _condition("Ready", ready, why),
         ]
+        if self._failure.get("reason") == "NodeLost":
+            disrupted = _condition("DisruptionTarget", True, "")
+            conditions.append(disrupted | {"reason": "TerminationByKubelet"})
         status: Json = {"phase": phase, "conditions": conditions} | self._failure
         status["startTime"] = self._started or None
         for key, group in (
@@ -388,9 +363,5 @@ class PodRun:
 
 
 def _condition(kind: str, value: bool, reason: str) -> Json:
-    entry = {"type": kind, "status": "True" if value else "False", "lastTransitionTime": _now()}
+    entry = {"type": kind, "status": "True" if value else "False", "lastTransitionTime": now()}
     return entry if value else entry | {"reason": reason}
-
-
-def _now() -> str:
-    return show(datetime.now(UTC))

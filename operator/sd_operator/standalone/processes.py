@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sd_api import defaults
-from sd_operator.standalone import pki
+from sd_operator.standalone import identity, pki
 from sd_operator.standalone.executor import LOADER, die_with_parent
 from sd_operator.standalone.podrun import MAX_GRACE_SECONDS
+from sd_operator.standalone.state import State
 
 GATEWAY_NAMESPACE = "default"
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -51,15 +51,18 @@ async def operate(options: Options) -> None:
     await _keep_running("operator", ("sd_operator", "run"), settings, options)
 
 
-async def serve_gateway(options: Options, state: Path) -> None:
-    """Keep the gateway running, with one new API key."""
+async def serve_gateway(options: Options, state: State) -> None:
+    """Keep the gateway running, with one API key."""
     # The gateway's dependencies are an extra, which standalone does not need.
     from sd_operator.gateway import keys
 
-    key, line = keys.new(GATEWAY_NAMESPACE)
-    keys_file = state / "gateway-keys"
+    made = state.database.remember("gateway-key", lambda: " ".join(keys.new(GATEWAY_NAMESPACE)))
+    key, line = made.split()
+    keys_file = state.folder / "gateway-keys"
     pki.write_private(keys_file, f"{line}\n".encode())
-    port = options.gateway_port or _free_port()
+    # The gateway opens the port itself, and again when it restarts.
+    with identity.listen(state.database, "--gateway-port", options.gateway_port) as listener:
+        port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     settings = {
         "SD_GATEWAY_BIND_ADDRESS": "127.0.0.1",
@@ -104,14 +107,6 @@ async def _keep_running(
         say(f"The {name} ended with exit code {code}; it starts again in {pause} s.")
         await asyncio.sleep(pause)
         attempt += 1
-
-
-def _free_port() -> int:
-    """Return a port that is free now, so that the gateway keeps its port when it restarts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def say(text: str) -> None:

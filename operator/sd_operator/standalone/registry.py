@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from sd_operator.standalone import builtin, metadata
+from sd_operator.standalone.database import Key
 from sd_operator.standalone.errors import (
     ApiError,
     Cause,
@@ -29,7 +31,7 @@ from sd_operator.standalone.resources import (
     from_definition,
 )
 from sd_operator.standalone.schema import UNCHECKED, prune, set_defaults, validate
-from sd_operator.standalone.storage import Key, Storage
+from sd_operator.standalone.storage import Storage
 
 MODIFIED = (
     "the object has been modified; please apply your changes to the latest version and try again"
@@ -66,14 +68,15 @@ def now() -> str:
 class Registry:
     """All resources and their objects."""
 
-    def __init__(self) -> None:
-        self.storage = Storage()
+    def __init__(self, storage: Storage | None = None) -> None:
+        self.storage = storage or Storage()
         self._builtin = {(r.group, r.version, r.plural): r for r in BUILTIN}
         self._custom: dict[tuple[str, str, str], Resource] = {}
+        self._serve(DEFINITIONS)
 
     def copy(self) -> Registry:
         """Return a registry with a copy of all objects, for dry runs."""
-        registry = Registry()
+        registry = copy.copy(self)
         registry.storage, registry._custom = self.storage.copy(), dict(self._custom)
         return registry
 
@@ -204,6 +207,8 @@ class Registry:
             definitions = self.storage.list(DEFINITIONS.id)
             served = [r for item in definitions for r in from_definition(item)]
             self._custom = {(r.group, r.version, r.plural): r for r in served}
+            for custom in served:
+                self.storage.convert(custom.id, partial(_as_defined, custom))
 
     def _check_namespace(self, resource: Resource, namespace: str, name: str) -> None:
         if not resource.namespaced:
@@ -269,6 +274,15 @@ class Registry:
         if uid != old["metadata"]["uid"] and not (resource.custom and subresource == "status"):
             cause = Cause.invalid("metadata.uid", uid, "field is immutable")
             raise invalid((resource.kind, resource.group), key[1], [cause])
+
+
+def _as_defined(resource: Resource, item: Json) -> Json:
+    """Return a stored object as its definition has it now: with its fields and defaults only."""
+    item = copy.deepcopy(item)
+    meta = item.pop("metadata")
+    prune(resource.schema, item)
+    set_defaults(resource.schema, item)
+    return item | {"metadata": meta}
 
 
 def _content(item: Json) -> Json:

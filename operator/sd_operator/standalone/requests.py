@@ -5,15 +5,25 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Sequence
 
 import yaml
 from aiohttp import web
 
 from sd_operator.standalone import patch, protobuf, tables
-from sd_operator.standalone.errors import ApiError, Cause, Json, Value, bad_request, invalid
+from sd_operator.standalone.database import Key
+from sd_operator.standalone.errors import (
+    ApiError,
+    Cause,
+    Json,
+    Value,
+    bad_request,
+    expired,
+    invalid,
+    quote,
+)
 from sd_operator.standalone.resources import Resource
 from sd_operator.standalone.selectors import Predicate, selector
-from sd_operator.standalone.storage import Key
 
 APPLY = "application/apply-patch+yaml"
 PATCHES = {
@@ -108,6 +118,23 @@ def accepted_form(request: web.Request) -> str:
     return ""
 
 
+def table(
+    request: web.Request,
+    resource: Resource,
+    items: Sequence[Json],
+    meta: Json,
+    with_columns: bool = True,
+) -> Json:
+    """Return objects as a table whose rows have the part of the object that the client wants."""
+    include = request.query.get("includeObject", "")
+    if include not in tables.INCLUDED:
+        raise bad_request(
+            "Unable to convert to Table as requested: includeObject: Invalid value:"
+            f" {quote(include)}: must be 'Metadata', 'Object', 'None', or empty"
+        )
+    return tables.table(resource, items, meta, include, with_columns)
+
+
 def shape(request: web.Request, resource: Resource, item: Json, with_columns: bool = True) -> Json:
     """Return an object in the form that the client accepts."""
     form = accepted_form(request)
@@ -115,7 +142,7 @@ def shape(request: web.Request, resource: Resource, item: Json, with_columns: bo
         return item
     if form == "Table":
         meta = {"resourceVersion": item["metadata"].get("resourceVersion", "")}
-        return tables.table(resource, [item], meta, with_columns)
+        return table(request, resource, [item], meta, with_columns)
     return tables.partial(item) if form.startswith("PartialObjectMetadata") else item
 
 
@@ -124,17 +151,26 @@ def key_of(item: Json) -> Key:
     return (item["metadata"].get("namespace", ""), item["metadata"]["name"])
 
 
-def continue_token(last: Json) -> str:
+def continue_token(last: Json, revision: int) -> str:
     """Return the token for the page of a list that starts after this object."""
-    return base64.urlsafe_b64encode(json.dumps(key_of(last)).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps([revision, *key_of(last)]).encode()).decode()
 
 
-def continue_after(token: str) -> Key:
-    """Return the key of the object that a continue token was made for."""
+def continue_after(token: str, oldest: int) -> Key:
+    """Return the key of the object that a continue token was made for.
+
+    Raise 410 if the token was made before the oldest revision, which is by an earlier run.
+    """
     try:
-        namespace, name = json.loads(base64.urlsafe_b64decode(token))
+        revision, namespace, name = json.loads(base64.urlsafe_b64decode(token))
+        is_old = int(revision) < oldest
     except (ValueError, TypeError, binascii.Error) as error:
         raise bad_request(f"invalid continue token: {error}") from error
+    if is_old:
+        raise expired(
+            "The provided continue parameter is too old to display a consistent list result. You"
+            " must start a new list without the continue parameter."
+        )
     return (str(namespace), str(name))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from aiohttp import web
 
 from sd_operator.standalone import discovery, logs, patch, requests, tables, watches
+from sd_operator.standalone.database import Key
 from sd_operator.standalone.errors import (
     ApiError,
     Cause,
@@ -21,9 +22,9 @@ from sd_operator.standalone.errors import (
     page_not_found,
 )
 from sd_operator.standalone.registry import Registry, Written, now
-from sd_operator.standalone.resources import PODS, Resource
+from sd_operator.standalone.resources import DEFINITIONS, PODS, Resource
 from sd_operator.standalone.selectors import lookup
-from sd_operator.standalone.storage import Key
+from sd_operator.standalone.storage import Storage
 
 BODY_LIMIT = 3 * 1024 * 1024
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -50,21 +51,23 @@ class Target:
 class ApiServer:
     """Serves requests that have the token and a loopback name in the Host header."""
 
-    def __init__(self, token: str, log_folder: Path) -> None:
-        self.registry = Registry()
+    def __init__(self, token: str, log_folder: Path, storage: Storage | None = None) -> None:
+        self.registry = Registry(storage)
         self._token = token
         self._logs = log_folder
-        self._applied: dict[tuple[str, str], Json] = {}
-        """The last manifest that each field manager applied, by uid and manager."""
 
-    def load(self, item: Json) -> None:
-        """Create an object when the server starts."""
+    def provide(self, item: Json) -> None:
+        """Create an object when the server starts; give a CRD that exists its current spec."""
         group, _, version = item["apiVersion"].rpartition("/")
         plural = item["kind"].lower() + "s"
         resource = self.registry.resource(group, version, plural)
         if resource is None:
             raise page_not_found()
-        self.registry.create(resource, item["metadata"].get("namespace", ""), item, "Strict")
+        key = requests.key_of(item)
+        if self.registry.storage.get(resource.id, key) is None:
+            self.registry.create(resource, key[0], item, "Strict")
+        elif resource is DEFINITIONS:
+            self.registry.update(resource, key, lambda old: old | {"spec": item["spec"]})
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
@@ -87,7 +90,7 @@ class ApiServer:
     def _dry_run_copy(self) -> ApiServer:
         """Return a server with a copy of all objects, for dry runs."""
         server = copy.copy(self)
-        server.registry, server._applied = self.registry.copy(), dict(self._applied)
+        server.registry = self.registry.copy()
         return server
 
     def _admit(self, request: web.Request) -> None:
@@ -110,6 +113,8 @@ class ApiServer:
         if target is None:
             if request.method != "GET":
                 raise page_not_found()
+            if path == "openapi/v2":
+                return discovery.openapi_v2(request)
             return web.json_response(discovery.document(path, self.registry.resources()))
         if target.name:
             return await self._answer_object(request, target)
@@ -222,7 +227,7 @@ class ApiServer:
                 resource, target.namespace, body, requests.strictness(request)
             )
         else:
-            before = self._applied.get((old["metadata"]["uid"], manager))
+            before = self.registry.storage.applied(old["metadata"]["uid"], manager)
             written = self.registry.update(
                 resource,
                 target.key,
@@ -230,7 +235,7 @@ class ApiServer:
                 target.subresource,
                 requests.strictness(request),
             )
-        self._applied[(written.item["metadata"]["uid"], manager)] = body
+        self.registry.storage.set_applied(written.item["metadata"]["uid"], manager, body)
         return self._written(request, resource, written)
 
     def _bind(self, target: Target, body: Json) -> web.Response:
@@ -289,17 +294,17 @@ class ApiServer:
         items = [i for i in storage.list(resource.id, target.namespace) if matches(i)]
         limit, start = requests.whole(request, "limit"), request.query.get("continue")
         if start:
-            after = requests.continue_after(start)
+            after = requests.continue_after(start, storage.first)
             items = [item for item in items if requests.key_of(item) > after]
         rest: Json = {}
         if limit and len(items) > limit:
-            rest["continue"] = requests.continue_token(items[limit - 1])
+            rest["continue"] = requests.continue_token(items[limit - 1], storage.revision)
             rest["remainingItemCount"] = len(items) - limit
             items = items[:limit]
         meta = {"resourceVersion": str(storage.revision)} | rest
         form = requests.accepted_form(request)
         if form == "Table":
-            return web.json_response(tables.table(resource, items, meta))
+            return web.json_response(requests.table(request, resource, items, meta))
         if form == "PartialObjectMetadataList":
             head = {"kind": form, "apiVersion": "meta.k8s.io/v1", "metadata": meta}
             return web.json_response(head | {"items": [tables.partial(item) for item in items]})

@@ -175,8 +175,14 @@ def columns(resource: Resource) -> list[Column]:
     return [name, *(custom or [_AGE])]
 
 
-def table(resource: Resource, items: Sequence[Json], meta: Json, with_columns: bool = True) -> Json:
-    """Return objects as a meta.k8s.io/v1 Table."""
+def table(
+    resource: Resource,
+    items: Sequence[Json],
+    meta: Json,
+    include: str = "Metadata",
+    with_columns: bool = True,
+) -> Json:
+    """Return objects as a meta.k8s.io/v1 Table; `include` is a key of INCLUDED."""
     cols = columns(resource)
     definitions = [
         {
@@ -194,7 +200,7 @@ def table(resource: Resource, items: Sequence[Json], meta: Json, with_columns: b
         "metadata": meta,
         "columnDefinitions": definitions if with_columns else None,
         "rows": [
-            {"cells": [column.value(item) for column in cols], "object": partial(item)}
+            {"cells": [column.value(item) for column in cols], "object": INCLUDED[include](item)}
             for item in items
         ],
     }
@@ -204,3 +210,12 @@ def partial(item: Json) -> Json:
     """Return an object's metadata as PartialObjectMetadata."""
     kind = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
     return kind | {"metadata": item["metadata"]}
+
+
+INCLUDED: dict[str, Callable[[Json], Json | None]] = {
+    "": partial,
+    "Metadata": partial,
+    "Object": lambda item: item,
+    "None": lambda _: None,
+}
+"""The part of an object that a row has, by the value of the query's includeObject."""

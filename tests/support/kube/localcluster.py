@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from sd_operator.standalone.main import run as serve
 from sd_operator.standalone.podrun import Machine
 from sd_operator.standalone.processes import Options
 from sd_operator.standalone.signals import until_signal
+from sd_operator.standalone.state import State
 
 
 async def serve_logs(kubelet: Kubelet, machine: Machine) -> web.AppRunner:
@@ -77,15 +77,18 @@ def main() -> None:
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--controllers", nargs="*", default=list(CONTROLLERS), choices=CONTROLLERS)
+    parser.add_argument("--state", type=Path, help="for serve: keep the objects in this folder")
     parser.add_argument("--loader", nargs=argparse.REMAINDER, required=True, help="comes last")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
-        state = Path(folder)
+    kept = State.open(args.state, args.store) if args.state else State.ephemeral()
+    with kept as state, suppress(KeyboardInterrupt):
         if args.command == "serve":
             options = Options(args.store, args.kubeconfig, with_operator=False, loader=args.loader)
             asyncio.run(serve(options, state))
         else:
-            asyncio.run(join(args.kubeconfig, args.store, state, args.controllers, args.loader))
+            asyncio.run(
+                join(args.kubeconfig, args.store, state.folder, args.controllers, args.loader)
+            )
 
 
 if __name__ == "__main__":

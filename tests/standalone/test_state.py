@@ -1,0 +1,200 @@
+"""Tests of the folder of a store's state, and of what clients know of its servers."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+
+from sd_operator.standalone import identity, logs, pki
+from sd_operator.standalone.containers import Container
+from sd_operator.standalone.database import Database
+from sd_operator.standalone.errors import StandaloneError
+from sd_operator.standalone.kubelet import Kubelet
+from sd_operator.standalone.podrun import Machine
+from sd_operator.standalone.state import State, default_folder
+
+
+@pytest.fixture
+def database():
+    """A database in memory."""
+    with closing(Database.in_memory()) as database:
+        yield database
+
+
+def test_each_store_has_one_folder_whatever_path_leads_to_it(tmp_path):
+    """The folder is in the user's state folder, and its name starts with the store's."""
+    store = tmp_path / "my models"
+    store.mkdir()
+    (tmp_path / "link").symlink_to(store)
+    env = {"XDG_STATE_HOME": str(tmp_path / "state")}
+
+    folder = default_folder(store, env)
+
+    assert folder.parent == tmp_path / "state/sd-operator/standalone"
+    assert folder.name.startswith("my_models-")
+    assert default_folder(tmp_path / "link", env) == folder
+    assert default_folder(tmp_path / "my models" / ".." / "my models", env) == folder
+    assert default_folder(tmp_path / "other" / "my models", env) != folder
+
+
+@pytest.mark.parametrize("value", [None, "", "relative/path"])
+def test_default_is_in_the_home_folder(tmp_path, monkeypatch, value):
+    """XDG_STATE_HOME counts only if it is absolute, as its specification says."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    folder = default_folder(tmp_path / "store", {} if value is None else {"XDG_STATE_HOME": value})
+
+    assert folder.parent == tmp_path / ".local/state/sd-operator/standalone"
+
+
+def test_state_is_private_and_a_later_run_finds_only_what_is_to_stay(tmp_path):
+    """The files of Pods are removed, also those of a run that was killed."""
+    folder = tmp_path / "state" / "a"
+    with State.open(folder, tmp_path / "store") as state:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (state.pods / "uid").mkdir(parents=True)
+        (state.logs / "uid").mkdir(parents=True)
+    assert not state.pods.exists()
+    state.pods.mkdir()
+
+    with State.open(folder, tmp_path / "store") as state:
+        assert not state.pods.exists()
+        assert state.logs.exists()
+
+
+def test_ephemeral_state_leaves_nothing():
+    """Its folder is temporary, and its database is in memory."""
+    with State.ephemeral() as state:
+        assert state.folder.exists()
+        assert list(state.folder.iterdir()) == []
+    assert not state.folder.exists()
+
+
+def test_folder_that_is_open_to_others_is_refused(tmp_path):
+    """It may have other uses, so its mode is not changed."""
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o755)
+
+    with pytest.raises(StandaloneError, match=f"chmod 700 {folder}"):
+        State.open(folder, tmp_path / "store").__enter__()
+
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert list(folder.iterdir()) == []
+
+
+def test_state_is_never_in_the_store(tmp_path):
+    """Not below it, and not behind a link into it."""
+    store = tmp_path / "store"
+    (store / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(store / "below")
+
+    for folder in (store, store / "below" / "state", tmp_path / "link"):
+        with pytest.raises(StandaloneError, match="must not be in the store"):
+            State.open(folder, store).__enter__()
+
+
+def test_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
+    """Here a file is in its path."""
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "state"
+
+    with pytest.raises(StandaloneError, match=f"cannot create the folder {folder}.*--ephemeral"):
+        State.open(folder, tmp_path / "store").__enter__()
+
+
+def test_token_certificates_and_port_stay(database):
+    """A copy of the kubeconfig works after a restart."""
+    token, certificates = identity.token(database), identity.certificates(database)
+    with identity.listen(database, "--port", 0) as listener:
+        port = listener.getsockname()[1]
+
+    assert identity.token(database) == token
+    assert identity.certificates(database) == certificates
+    with identity.listen(database, "--port", 0) as listener:
+        assert listener.getsockname()[1] == port
+
+
+def test_certificates_are_renewed_before_they_end(database, monkeypatch):
+    """A run may last for weeks."""
+    monkeypatch.setattr(pki, "LIFETIME", identity.RENEWED - timedelta(days=1))
+    first = identity.certificates(database)
+    monkeypatch.undo()
+
+    second = identity.certificates(database)
+
+    assert second != first
+    assert identity.certificates(database) == second
+
+
+def test_port_that_is_taken_is_named_with_the_option_for_another(database):
+    """The port of the last run is not exchanged silently: clients know it."""
+    with identity.listen(database, "--port", 0) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        taken = f"cannot listen on port {port}, as in the last run: Address already in use"
+        with pytest.raises(StandaloneError, match=f"{taken}.*--port"):
+            identity.listen(database, "--port", 0)
+        with pytest.raises(StandaloneError, match=f"cannot listen on port {port}: .*--other"):
+            identity.listen(database, "--other", port)
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+    with identity.listen(database, "--port", free):
+        assert database.setting("--port") == str(free)
+    with pytest.raises(StandaloneError, match="cannot listen on port 70000: "):
+        identity.listen(database, "--port", 70000)
+
+
+def test_logs_of_pods_that_are_gone_are_removed(tmp_path):
+    """A run that was killed may not have removed them."""
+    for uid in ("here", "gone"):
+        log = logs.log_path(tmp_path / "logs", uid, "fetch")
+        log.parent.mkdir(parents=True)
+        log.write_text("x")
+
+    logs.remove_others(tmp_path / "logs", {"here"})
+    logs.remove_others(tmp_path / "no-logs", set())
+
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["here"]
+
+
+def test_log_of_a_pod_that_has_ended_goes_with_the_pod(tmp_path):
+    """It would stay for ever, because nothing runs any more that could remove it."""
+    kubelet = Kubelet(None, Machine(tmp_path, tmp_path, tmp_path / "logs"))
+    pod = {"metadata": {"uid": "u"}, "spec": {}, "status": {"phase": "Failed"}}
+    log = logs.log_path(tmp_path / "logs", "u", "fetch")
+    log.parent.mkdir(parents=True)
+    kubelet.pods.objects["u"] = pod
+    kubelet._changed(pod)
+    assert log.parent.exists()
+
+    del kubelet.pods.objects["u"]
+    kubelet._changed(pod)
+
+    assert not log.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        pytest.param({"terminated": {"exitCode": 0, "reason": "Completed"}}, 0, id="ended"),
+        pytest.param({"running": {"startedAt": "2026-01-01T00:00:00Z"}}, 137, id="running"),
+        pytest.param({"waiting": {"reason": "PodInitializing"}}, None, id="waiting"),
+    ],
+)
+def test_container_that_ran_when_the_node_stopped_has_failed(state, code):
+    """One that had ended before keeps its exit code, and one that had not begun has none."""
+    container = Container({"name": "c", "image": "i"})
+
+    container.end_lost({"containerStatuses": [{"name": "c", "state": state}]})
+
+    assert container.exit_code == code
+    if "running" in state:
+        ended = container.state["terminated"]
+        assert ended["reason"] == "ContainerStatusUnknown"
+        assert ended["startedAt"] == state["running"]["startedAt"]
+    else:
+        assert container.state == state
