@@ -11,9 +11,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 
+from sd_operator.base.errors import ApiError
 from sd_operator.gateway import bodies, cache, examples, sync, vendor
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import RefusedError
+from sd_operator.gateway.errors import RefusedError, map_error
 from sd_operator.gateway.keys import Key
 from sd_operator.gateway.models import effective_id, is_ready
 
@@ -166,7 +167,13 @@ def _add(
             call = kind.model_validate(fields)
         except ValidationError as error:
             raise RefusedError(400, vendor.complaint(error)) from None
-        return {**await act(key, call), **vendor.warnings(kind, fields)}
+        try:
+            answer = await act(key, call)
+        except (ApiError, RefusedError) as error:
+            refused = map_error(error)
+            message = vendor.in_callers_words(kind, refused.message)
+            raise RefusedError(refused.status, message, refused.retry_after) from None
+        return {**answer, **vendor.warnings(kind, fields)}
 
     routes.add_api_route(
         f"/{name}",

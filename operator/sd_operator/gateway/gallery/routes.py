@@ -246,6 +246,7 @@ class Gallery:
         body = form.manifest(texts, key.namespace)
         status, complaints, validated = 200, form.Complaints(), request.method == "POST"
         applied = submitted.get("action") == "apply"
+        tried = applied or "submitted" in submitted
         if validated:
             try:
                 await self._models.create(key.namespace, body, dry_run=not applied)
@@ -261,8 +262,10 @@ class Gallery:
             fields=form.FIELDS,
             texts=texts,
             complaints=complaints,
+            beside=form.beside(complaints, texts, submitted=tried),
+            refused=applied and bool(complaints),
             validated=validated,
-            applied=applied,
+            submitted=tried,
             more_used=any(texts.get(field.path) for field in form.FIELDS if not field.common),
             yaml=to_yaml(body),
         )
