@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from sd_api.netguard import Resolver, resolve
 from sd_operator.base.errors import ApiError
 from sd_operator.base.metrics import installed_version
 from sd_operator.clients.kube import Api
@@ -22,10 +23,13 @@ from sd_operator.gateway.settings import GatewaySettings
 
 
 def create_app(
-    settings: GatewaySettings, api: Api, metrics: GatewayMetrics | None = None
+    settings: GatewaySettings,
+    api: Api,
+    metrics: GatewayMetrics | None = None,
+    resolver: Resolver = resolve,
 ) -> FastAPI:
     """Return the gateway's application; its lifespan opens and closes the API connection."""
-    context = Context.of(settings, api)
+    context = Context.of(settings, api, resolver=resolver)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:

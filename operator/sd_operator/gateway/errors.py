@@ -37,6 +37,15 @@ class RefusedError(Exception):
         """Seconds after which another call may succeed; None if the same call fails again."""
 
 
+class FieldRefusedError(RefusedError):
+    """A call that is refused because of one field of its resource."""
+
+    def __init__(self, status: int, field: str, message: str) -> None:
+        super().__init__(status, message)
+        self.field = field
+        """The field's path in the resource."""
+
+
 def map_error(error: Exception) -> RefusedError:
     """Map an error to an HTTP error response; re-raise anything unexpected."""
     match error:

@@ -195,7 +195,7 @@ def complaints(causes: Iterable[tuple[str, str]], default: str) -> Complaints:
     for where, message in in_words(causes):
         path = _field(where) or _field(message.partition(" ")[0].rstrip(":"))
         messages = at[path] if path else others
-        text = reword(message, _label, yes="Yes")
+        text = in_labels(message)
         if text not in messages:
             messages.append(text)
     if not at and not others:
@@ -211,6 +211,11 @@ def beside(
     Before the form is submitted, a field that is still empty is missing, but not yet wrong.
     """
     return {path: messages for path, messages in errors.at.items() if submitted or texts.get(path)}
+
+
+def in_labels(message: str) -> str:
+    """Return a message with the labels of the form in place of the resource's fields."""
+    return reword(message, _label, yes="Yes")
 
 
 def _label(path: str) -> str | None:
