@@ -78,7 +78,7 @@ def _add_probes(app: FastAPI, context: Context) -> None:
 async def _error_response(_: Request, error: Exception) -> Response:
     """Return an error in the vendor's form, with retry_after if a later call may succeed."""
     refused = map_error(error)
-    body: dict[str, object] = {"status": "error", "message": refused.message}
+    body = {"status": "error", "message": refused.message, **refused.details}
     headers = {}
     if refused.retry_after is not None:
         body["retry_after"] = refused.retry_after

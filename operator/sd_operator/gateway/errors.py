@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -29,12 +29,20 @@ UNAVAILABLE_RETRY_SECONDS = 5
 class RefusedError(Exception):
     """A call that the gateway answers with an HTTP error."""
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        retry_after: int | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after = retry_after
         """Seconds after which another call may succeed; None if the same call fails again."""
+        self.details = details or {}
+        """Further fields of the response, beside the vendor's."""
 
 
 class FieldRefusedError(RefusedError):

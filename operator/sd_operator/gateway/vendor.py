@@ -196,7 +196,7 @@ class LoadVae(Call):
 
 
 class OneModel(Call):
-    """The request of verify_model and delete_model."""
+    """The request of verify_model, status and delete_model."""
 
     model_id: ModelId
 
@@ -253,15 +253,27 @@ def loaded(bodies: Sequence[Json]) -> list[dict[str, str]]:
     return sorted(entries, key=lambda entry: entry["model_id"])
 
 
+def progress(body: Json) -> dict[str, object]:
+    """Return how far a model's load is: its phase, percent and seconds left; None is unknown."""
+    status = body.get("status") or {}
+    phase = status.get("phase") or Phase.PENDING
+    loading = phase not in (Phase.FAILED, Phase.DELETING)
+    running = (status.get("progress") if loading else None) or {}
+    return {
+        "phase": str(phase),
+        "percent": running.get("percent"),
+        "eta": running.get("etaSeconds"),
+    }
+
+
 def not_ready(body: Json) -> str:
     """Return the message for a model that exists and is not Ready: its phase and the cause."""
-    status = body.get("status") or {}
     ready = condition(body, ConditionType.READY)
     stalled = condition(body, ConditionType.STALLED)
     why = stalled.get("message") or ready.get("message") or "the load has not started"
-    percent = (status.get("progress") or {}).get("percent")
-    phase = status.get("phase") or Phase.PENDING
-    return f"Model is not on server: {phase}{f' {percent} %' if percent else ''}: {why}"
+    now = progress(body)
+    percent = f" {now['percent']} %" if now["percent"] else ""
+    return f"Model is not on server: {now['phase']}{percent}: {why}"
 
 
 def queue_seconds(bodies: Sequence[Json], now: datetime) -> int:
