@@ -16,7 +16,7 @@ from schemathesis.checks import not_a_server_error
 from sd_operator.clients.kube import Api
 from sd_operator.gateway import examples
 from sd_operator.gateway.app import create_app
-from sd_operator.gateway.docs import endpoints
+from sd_operator.gateway.docs import endpoints, with_code
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway
@@ -124,10 +124,29 @@ def test_docs_page_works_offline(gateway: Gateway, document: dict[str, Any]) -> 
         if link.startswith("#"):
             assert link[1:] in page.ids
         else:
-            assert gateway.request("GET", f"/{link}")[0] == 200
+            expected = 303 if link == "/gallery/" else 200
+            assert gateway.request("GET", link)[0] == expected
+    assert "/gallery/" in page.links
+    assert "`" not in raw.decode()
+    assert "it may be sent as <code>Authorization: Bearer</code> instead" in raw.decode()
+    assert f"<code>GET {STATUS}</code>" in raw.decode()
     assert json.loads(gateway.request("GET", "/openapi.json")[2]) == document
     curl = re.findall(r"curl -sS (\S+)", raw.decode())
     assert f"{gateway.url}{PREFIX}/load_model" in curl
+    assert f"{gateway.url}{PREFIX}/status/majicmix-realistic" in curl
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("no code", "no code"),
+        ("send `a: <b>` or `c`", "send <code>a: &lt;b&gt;</code> or <code>c</code>"),
+        ("<b> & `x`", "&lt;b&gt; &amp; <code>x</code>"),
+    ],
+)
+def test_words_between_backticks_are_code(text: str, html: str) -> None:
+    """The descriptions are Markdown for other readers of the document."""
+    assert with_code(text) == html
 
 
 def explore(gateway: Gateway, path: str, method: str, effort: settings) -> int:

@@ -162,7 +162,8 @@ def responses(name: str, without: Collection[int] = ()) -> dict[int | str, Json]
     for status, (description, message) in _ERRORS.items():
         if status in without:
             continue
-        schema, example = _ERROR_SCHEMA, {"status": "error", "message": message}
+        schema = _ERROR_SCHEMA
+        example: Json = {"status": "error", "message": message}
         if status == 404 and name in _REPORT_PROGRESS:
             schema, example = _NOT_READY_SCHEMA, _LOADING
         if status in (429, 503):
