@@ -54,7 +54,7 @@ def test_terminal_shows_a_progress_bar_and_then_the_result(
             shown += chunk
     os.close(terminal)
     containers.end(process)
-    assert b"[#" in shown
+    assert "━".encode() in shown
     assert f"{CLEAR_LINE}loaded custom_ckpt, sd1, StableDiffusionPipeline, ".encode() in shown
 
 
