@@ -38,9 +38,10 @@ def test_ready_model_is_reported_until_it_is_deleted(
     assert re.fullmatch(r"my-model-[0-9a-f]{6}-[0-9a-f]{8}", name)
     before = gateway.call("system_details")[1]["model_count"]
     message = "Model is not on server: Pending: the load has not started"
+    pending = {"phase": "Pending", "percent": None, "eta": None}
     assert gateway.call("verify_model", model_id=model_id) == (
         404,
-        {"status": "error", "message": message},
+        {"status": "error", "message": message, **pending},
     )
 
     put_status(shared_cluster, name, artifact=ARTIFACT)
