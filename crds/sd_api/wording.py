@@ -9,13 +9,13 @@ module translates between them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pydantic_core import ErrorDetails
 
 from sd_api.fields import DNS_NAME_PATTERN, SHA256_PATTERN
 from sd_api.loader_env import LoaderEnv
-from sd_api.names import MODEL_ID_PATTERN
+from sd_api.names import ANNOTATION_RELOAD, MODEL_ID_PATTERN
 from sd_api.reasons import Reason
 from sd_api.spec import (
     DATA_KEY_PATTERN,
@@ -62,6 +62,7 @@ _MENTION = re.compile(
     r"\b(?P<path>metadata\.name|spec(?:\.[a-z][A-Za-z0-9]*)+)"
     rf"(?:: (?:(?P<true>true)\b|\{{url: (?P<url>[^{{}}]+)\}}|(?P<value>{'|'.join(_VALUES)})\b))?"
 )
+_RELOAD = f"set the annotation {ANNOTATION_RELOAD} to a new value"
 _CREDENTIALS = LoaderEnv.name_of("credentials_dir")
 _TOKEN = (
     "put the token into a file `token`, and the host that it is for into a file `host`, and set"
@@ -152,6 +153,14 @@ def message_at_shell(message: str) -> str:
         return option(path.removeprefix("spec.")) if path.startswith("spec.") else None
 
     return reword(message, name, yes="")
+
+
+def message_in_api(message: str, fields: Mapping[str, str]) -> str:
+    """Return the message with a request's fields in place of those of the resource.
+
+    A caller of the vendor's API cannot set an annotation: a repeated request has the same effect.
+    """
+    return reword(message.replace(_RELOAD, "send the load request again"), fields.get, yes="yes")
 
 
 def reword(message: str, name: Callable[[str], str | None], *, yes: str) -> str:

@@ -7,9 +7,17 @@ import re
 
 import pytest
 
+from sd_api.names import ANNOTATION_RELOAD
 from sd_api.reasons import Reason
 from sd_api.spec import LoadFields, Spec
-from sd_api.wording import PATTERNS, message_at_shell, option, remedy_at_shell, reword
+from sd_api.wording import (
+    PATTERNS,
+    message_at_shell,
+    message_in_api,
+    option,
+    remedy_at_shell,
+    reword,
+)
 from sd_loader.arguments import parser
 
 OF_A_CLUSTER = (
@@ -85,6 +93,15 @@ def test_message_names_the_fields_of_a_surface(message: str, words: str) -> None
         "spec.upcastAttention": "upcast_attention",
     }
     assert reword(message, own.get, yes="yes") == words
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_remedy_in_the_api_names_no_reload_annotation(reason: Reason) -> None:
+    """A caller sends the request again instead, which loads a stalled model again."""
+    remedy = message_in_api(reason.remedy, {"spec.url": "vae_url"})
+    assert ANNOTATION_RELOAD not in remedy
+    assert ("send the load request again" in remedy) is (ANNOTATION_RELOAD in reason.remedy)
+    assert "spec.url" not in remedy
 
 
 def test_every_pattern_of_the_spec_has_words() -> None:

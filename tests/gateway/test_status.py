@@ -60,7 +60,7 @@ def test_status_gives_the_answer_of_verify_model(gateway: Gateway, shared_cluste
     """A loading model has its progress beside the vendor's fields, a loaded one only the latter."""
     model_id = a_name()
     unknown = {"status": "error", "message": "Model does not exist on server"}
-    assert get(gateway, model_id) == (404, unknown)
+    assert get(gateway, model_id) == get(gateway, f"{model_id}/") == (404, unknown)
     load(gateway, model_id)
     put_status(
         shared_cluster,

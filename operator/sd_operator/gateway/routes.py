@@ -200,6 +200,9 @@ def _add_status(routes: APIRouter, context: Context, actions: Vendor) -> None:
         responses=examples.responses("status", without=(409, 413)),
         openapi_extra={"parameters": [examples.MODEL_ID]},
     )
+    routes.add_api_route(
+        "/status/{model_id}/", status, methods=["GET"], response_model=None, include_in_schema=False
+    )
 
 
 async def _answer(

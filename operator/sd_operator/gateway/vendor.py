@@ -19,7 +19,7 @@ from pydantic import (
 from sd_api.names import MODEL_ID_PATTERN
 from sd_api.spec import ModelType
 from sd_api.status import ConditionType, Phase
-from sd_api.wording import MODEL_ID_WORDS, reword
+from sd_api.wording import MODEL_ID_WORDS, message_in_api
 from sd_operator.base import times
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, effective_id, is_ready
@@ -211,7 +211,7 @@ class SyncModels(Call):
 
 def in_callers_words(kind: type[Call], message: str) -> str:
     """Return a message with the request's fields in place of those of the resource."""
-    return reword(message, kind.NAMES.get, yes="yes")
+    return message_in_api(message, kind.NAMES)
 
 
 def complaint(error: ValidationError) -> str:
