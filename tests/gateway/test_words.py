@@ -55,6 +55,13 @@ def test_api_servers_validation_is_in_words(text: str, words: str) -> None:
     assert map_api_error(invalid).message.startswith(f"spec.x {words}")
 
 
+def test_message_without_a_field_stays_as_it_is() -> None:
+    """An admission webhook of the cluster names no field."""
+    invalid = InvalidError("secret", 422)
+    invalid.causes = (("", "a webhook denied it"),)
+    assert map_api_error(invalid).message == "a webhook denied it"
+
+
 @pytest.mark.parametrize("kind", [LoadModel, LoadModelV2, LoadVae])
 def test_messages_name_every_field_that_a_request_sets(kind: type[vendor.Call]) -> None:
     """A name that a request does not have would be no help, and a missing one would not either."""

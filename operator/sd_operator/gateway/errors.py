@@ -117,6 +117,8 @@ def _plain(field: str, message: str) -> str:
     for _, _, friendly in RULES:
         if message.endswith(friendly):
             return friendly
+    if not field:
+        return message
     text = _VALUE.sub("", message.rpartition(f"{field} in body ")[2])
     words = _in_words(text)
     return f"{field} {words}" if words else f"{field}: {text}"
