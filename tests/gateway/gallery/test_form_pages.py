@@ -30,6 +30,7 @@ def error_of(page: Any, label: str) -> str:
     return shown
 
 
+@pytest.mark.slow
 def test_errors_appear_and_go_while_the_form_is_filled_in(visitor: Tab) -> None:
     """A field is not called wrong before anything is typed into it."""
     page = visitor.page
