@@ -121,6 +121,12 @@ def _literal(name: str) -> Address | None:
         return None
 
 
+def _refusal_of(answer: str) -> str | None:
+    """Return why a resolver's answer may not be called, or None if it may."""
+    address = _literal(answer)
+    return refusal(address) if address else "its address cannot be read"
+
+
 @dataclass(frozen=True)
 class Guard:
     """Decides which hosts and urls may be called, with the administrator's exceptions.
@@ -193,11 +199,21 @@ class Guard:
             raise OSError(f"{host} has no address")
         if not allowed:
             for answer in answers:
-                address = _literal(answer)
-                why = refusal(address) if address else "its address cannot be read"
-                if why:
+                if why := _refusal_of(answer):
                     raise AddressRefusedError(f"{host} may not be called: {why}")
         return answers
+
+    def check_any_address(self, host: str, port: int) -> None:
+        """Resolve a host; raise AddressRefusedError if it has addresses and all are refused.
+
+        For a host that is called later: by then it may have other addresses. Raises OSError if the
+        lookup fails.
+        """
+        if self.allows(host, port):
+            return
+        reasons = [_refusal_of(answer) for answer in self.resolver(host, port)]
+        if reasons and all(reasons):
+            raise AddressRefusedError(f"{host} may not be called: {reasons[0]}")
 
     def with_hosts(self, urls: Iterable[str | None]) -> Guard:
         """A guard that also exempts the hosts of these urls, with their ports."""

@@ -16,10 +16,12 @@ from sd_api.url_forms import WHOLE_REPO
 
 _DEADLINE = defaults.ACTIVE_DEADLINE_SECONDS
 
+GIT_REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|[numkMGTPE]i?|)$"
+DATA_KEY_PATTERN = r"^[-._a-zA-Z0-9]+$"
+
 ModelId = Annotated[str, StringConstraints(max_length=63, pattern=MODEL_ID_PATTERN)]
-Quantity = Annotated[
-    str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|[numkMGTPE]i?|)$")
-]
+Quantity = Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY_PATTERN)]
 
 
 class ModelType(StrEnum):
@@ -87,7 +89,7 @@ class SecretKeyRef(Extensible):
     """Names one key of a Secret in the model's own namespace."""
 
     name: DnsName
-    key: Annotated[str, StringConstraints(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    key: Annotated[str, StringConstraints(max_length=253, pattern=DATA_KEY_PATTERN)]
 
 
 class VaeSource(Extensible):
@@ -206,10 +208,7 @@ class LoadFields(Extensible):
     )
     git_revision: (
         Annotated[
-            str,
-            StringConstraints(
-                min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
-            ),
+            str, StringConstraints(min_length=1, max_length=253, pattern=GIT_REVISION_PATTERN)
         ]
         | None
     ) = Field(default=None, description="Branch, tag or commit of a Hub repo. Default: main.")

@@ -1,17 +1,52 @@
-"""Words failures for a person at a shell.
+"""Words failures for those who gave the values: at a shell, by the vendor's API or in a form.
 
 Messages and remedies are written for the owner of a resource: they name a field as `spec.modelType`
-and mention Secrets and annotations. A person who runs `sd-loader` gives options instead. Only this
-module translates between the two.
+and mention Secrets and annotations. A person who runs `sd-loader` gives options instead, a caller
+of the gateway gives fields of a request, and a visitor of the gallery controls of a form. Only this
+module translates between them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
+from pydantic_core import ErrorDetails
+
+from sd_api.fields import DNS_NAME_PATTERN, SHA256_PATTERN
 from sd_api.loader_env import LoaderEnv
+from sd_api.names import ANNOTATION_RELOAD, MODEL_ID_PATTERN
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
+from sd_api.spec import (
+    DATA_KEY_PATTERN,
+    GIT_REVISION_PATTERN,
+    QUANTITY_PATTERN,
+    BaseModelName,
+    ModelType,
+    PredictionType,
+    Revision,
+    Weights,
+)
+
+DNS_NAME_WORDS = (
+    "must be lower-case letters, digits, dashes and dots, with a letter or digit at both ends"
+)
+MODEL_ID_WORDS = (
+    "must be 1 to 63 letters, digits, dots, dashes and underscores,"
+    " with a letter or digit at both ends"
+)
+PATTERNS = {
+    DNS_NAME_PATTERN: DNS_NAME_WORDS,
+    GIT_REVISION_PATTERN: (
+        "must be letters, digits, dots, dashes, underscores and slashes,"
+        " with a letter or digit at the start"
+    ),
+    MODEL_ID_PATTERN: MODEL_ID_WORDS,
+    QUANTITY_PATTERN: "must be a quantity such as 2, 500m or 8Gi",
+    DATA_KEY_PATTERN: "must be letters, digits, dashes, dots and underscores",
+    SHA256_PATTERN: "must be 64 digits of lower-case hex",
+}
+"""What each pattern of the spec's fields asks for, since people do not read regular expressions."""
 
 _OPTIONS = {"vae.url": "vae"}
 _VALUES = sorted(
@@ -24,9 +59,10 @@ _VALUES = sorted(
     reverse=True,
 )
 _MENTION = re.compile(
-    r"\bspec\.(?P<path>[a-z][A-Za-z]*(?:\.[a-z][A-Za-z]*)*)"
+    r"\b(?P<path>metadata\.name|spec(?:\.[a-z][A-Za-z0-9]*)+)"
     rf"(?:: (?:(?P<true>true)\b|\{{url: (?P<url>[^{{}}]+)\}}|(?P<value>{'|'.join(_VALUES)})\b))?"
 )
+_RELOAD = f"set the annotation {ANNOTATION_RELOAD} to a new value"
 _CREDENTIALS = LoaderEnv.name_of("credentials_dir")
 _TOKEN = (
     "put the token into a file `token`, and the host that it is for into a file `host`, and set"
@@ -105,9 +141,43 @@ _REMEDIES = {
 }
 
 
+def problem_words(problem: ErrorDetails) -> str:
+    """Return pydantic's message about a value, or words if its message has a regular expression."""
+    return PATTERNS.get(problem.get("ctx", {}).get("pattern", ""), problem["msg"])
+
+
 def message_at_shell(message: str) -> str:
     """Return the message with the options of `sd-loader load` in place of the fields of spec."""
-    return _MENTION.sub(_option, message)
+
+    def name(path: str) -> str | None:
+        return option(path.removeprefix("spec.")) if path.startswith("spec.") else None
+
+    return reword(message, name, yes="")
+
+
+def message_in_api(message: str, fields: Mapping[str, str]) -> str:
+    """Return the message with a request's fields in place of those of the resource.
+
+    A caller of the vendor's API cannot set an annotation: a repeated request has the same effect.
+    """
+    return reword(message.replace(_RELOAD, "send the load request again"), fields.get, yes="yes")
+
+
+def reword(message: str, name: Callable[[str], str | None], *, yes: str) -> str:
+    """Return the message with a surface's own names in place of the fields of the resource.
+
+    name: the surface's name of a field, by a path such as `spec.url`; None if the surface does not
+    have the field, which then keeps its own name. yes: the surface's word for true.
+    """
+
+    def renamed(match: re.Match[str]) -> str:
+        own = name(match["path"])
+        if own is None:
+            return match[0]
+        value = yes if match["true"] else match["url"] or match["value"]
+        return f"{own} {value}" if value else own
+
+    return _MENTION.sub(renamed, message)
 
 
 def remedy_at_shell(reason: Reason) -> str:
@@ -119,9 +189,3 @@ def option(path: str) -> str:
     """Return the option for a field of the spec, whose path has Python's or JSON's spelling."""
     snake = re.sub(r"(?<=[a-z])([A-Z])", lambda match: f"_{match[1].lower()}", path)
     return "--" + re.sub(r"[._]", "-", _OPTIONS.get(snake, snake))
-
-
-def _option(match: re.Match[str]) -> str:
-    name = option(match["path"])
-    value = match["url"] or match["value"]
-    return f"{name} {value}" if value else name

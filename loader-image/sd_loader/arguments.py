@@ -7,6 +7,7 @@ import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
+from sd_api.completion import add_completion
 from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
 
 OF_JOBS = frozenset({"fetch", "convert", "remove", "check"})
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=version("sd-operator"))
+    add_completion(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_load(_add(commands, "load", "download, convert and publish a model by hand"))
     _add_inspect(_add(commands, "inspect", "show what a model file is, or why it cannot be loaded"))

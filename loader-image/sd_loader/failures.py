@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sd_api.reasons import ExitCode, Reason
 from sd_api.redaction import redact_text
-from sd_api.wording import option
+from sd_api.wording import option, problem_words
 from sd_loader.errors import LoaderError
 from sd_loader.storage_errors import VOLUME_ONLY, storage_error
 
@@ -48,8 +48,8 @@ def invalid_options(error: ValidationError) -> LoaderError:
 def _problems(error: ValidationError, name: Callable[[str], str]) -> str:
     """Join the problems, without values; name: gives the words for the path of a field."""
     return "; ".join(
-        f"{name('.'.join(map(str, problem['loc'])))}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+        f"{name('.'.join(map(str, problem['loc'])))}: {problem_words(problem)}"
+        for problem in error.errors(include_url=False, include_input=False)
     )
 
 

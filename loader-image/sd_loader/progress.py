@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ Report = Callable[[Progress], None]
 _JSON_INTERVAL = 1.0
 _LINES_INTERVAL = 10.0
 _BAR_INTERVAL = 0.1
-_BAR_WIDTH = 24
+BAR_WIDTH = 24
 CLEAR_LINE = "\r\x1b[K"
 """Removes the bar from a terminal before other text is written."""
 
@@ -92,24 +91,43 @@ def json_lines(stream: TextIO | None = None) -> Reporter:
 
 
 def for_people(stream: TextIO | None = None) -> Reporter:
-    """Return a reporter that draws a bar on a terminal, and otherwise writes lines of text."""
+    """Return a reporter that draws a bar on a terminal, and otherwise writes lines of text.
+
+    The bar is drawn by rich, which is installed with an extra; without it there are only lines.
+    """
     out = stream or sys.stderr
+    if out.isatty():
+        with contextlib.suppress(ModuleNotFoundError):
+            return Reporter(_bar(out), _BAR_INTERVAL)
 
     def write_line(progress: Progress) -> None:
         print(text(progress), file=out, flush=True)
 
+    return Reporter(write_line, _LINES_INTERVAL)
+
+
+def _bar(out: TextIO) -> Callable[[Progress], None]:
+    """Return a function that draws one line, over the line before.
+
+    rich's live display would do the same, but it hides the cursor until it is stopped, and a signal
+    ends the loader at once.
+    """
+    from rich.console import Console
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    console = Console(file=out)
+
     def draw(progress: Progress) -> None:
-        columns = shutil.get_terminal_size().columns
-        line = f"{bar(progress.percent)} {text(progress)}"[: columns - 1]
-        print(f"{CLEAR_LINE}{line}", end="", file=out, flush=True)
+        percent = progress.percent
+        bar = ProgressBar(completed=percent or 0, width=BAR_WIDTH, pulse=percent is None)
+        line, width = Text(f" {text(progress)}"), max(1, console.width - BAR_WIDTH - 1)
+        out.write(CLEAR_LINE)
+        console.print(bar, end="")
+        console.print(line, end="", no_wrap=True, overflow="ellipsis", width=width)
+        out.flush()
 
-    return Reporter(draw, _BAR_INTERVAL) if out.isatty() else Reporter(write_line, _LINES_INTERVAL)
-
-
-def bar(percent: int | None) -> str:
-    """Return a bar of fixed width. It is empty if the percentage is unknown."""
-    filled = _BAR_WIDTH * (percent or 0) // 100
-    return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
+    return draw
 
 
 def text(progress: Progress) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from sd_api.completion import add_completion
 from sd_operator import standalone
 from sd_operator.base import logs
 from sd_operator.base.errors import OperatorError, SettingsError
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="sd-operator", description=__doc__)
     parser.add_argument("--version", action="version", version=version("sd-operator"))
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "run",

@@ -34,6 +34,26 @@ def test_a_name_with_one_private_address_is_refused(literal):
             guard(*answers).addresses("example.com", 443)
 
 
+@pytest.mark.parametrize(
+    ("answers", "refused"),
+    [
+        (["10.0.0.1"], True),
+        (["10.0.0.1", "fd00::1", "odd"], True),
+        (["10.0.0.1", PUBLIC], False),
+        ([PUBLIC], False),
+        ([], False),
+    ],
+)
+def test_host_for_later_is_refused_if_all_its_addresses_are(answers, refused):
+    """Such a host is resolved again when it is called; an exempt host is not resolved."""
+    expected = pytest.raises(
+        AddressRefusedError, match=r"example\.com may not be called: 10\.0\.0\.1"
+    )
+    with expected if refused else contextlib.nullcontext():
+        guard(*answers).check_any_address("example.com", 443)
+    guard(*answers, allowed=("example.com",)).check_any_address("example.com", 443)
+
+
 @pytest.mark.parametrize("host", PRIVATE_NAMES)
 def test_private_names_are_refused_without_asking_a_resolver(host):
     """Behind a proxy the guard cannot check the resolved address."""

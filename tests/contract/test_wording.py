@@ -1,12 +1,23 @@
-"""Failures are worded for a person at a shell."""
+"""Failures are worded for those who gave the values."""
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
+from sd_api.names import ANNOTATION_RELOAD
 from sd_api.reasons import Reason
-from sd_api.spec import LoadFields
-from sd_api.wording import message_at_shell, option, remedy_at_shell
+from sd_api.spec import LoadFields, Spec
+from sd_api.wording import (
+    PATTERNS,
+    message_at_shell,
+    message_in_api,
+    option,
+    remedy_at_shell,
+    reword,
+)
 from sd_loader.arguments import parser
 
 OF_A_CLUSTER = (
@@ -52,6 +63,8 @@ def test_remedy_at_a_shell_names_nothing_of_a_cluster(reason: Reason) -> None:
         ("it needs spec.modelType: lora", "it needs --model-type lora"),
         ("use spec.revision: bf16 or fp32", "use --revision bf16 or fp32"),
         ("or spec.upcastAttention: true", "or --upcast-attention"),
+        ("spec.sha256 is of another file", "--sha256 is of another file"),
+        ("metadata.name is too long", "metadata.name is too long"),
         ("use spec.vae: {url: org/vae}, or", "use --vae org/vae, or"),
         ("set spec.baseModel.", "set --base-model."),
         ("spec.verify.render needs torch", "--verify-render needs torch"),
@@ -62,6 +75,40 @@ def test_remedy_at_a_shell_names_nothing_of_a_cluster(reason: Reason) -> None:
 def test_message_at_a_shell_names_options(message: str, words: str) -> None:
     """A field of the spec becomes the option that sets it, with the value that the message asks."""
     assert message_at_shell(message) == words
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("spec.url: no such repo; check spec.gitRevision", "url: no such repo; check the branch"),
+        ("use spec.upcastAttention: true", "use upcast_attention yes"),
+        ("it needs spec.modelType: lora", "it needs spec.modelType: lora"),
+        ("metadata.name is too long", "metadata.name is too long"),
+    ],
+)
+def test_message_names_the_fields_of_a_surface(message: str, words: str) -> None:
+    """A field that the surface does not have keeps its name in the resource."""
+    own = {
+        "spec.url": "url",
+        "spec.gitRevision": "the branch",
+        "spec.upcastAttention": "upcast_attention",
+    }
+    assert reword(message, own.get, yes="yes") == words
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_remedy_in_the_api_names_no_reload_annotation(reason: Reason) -> None:
+    """A caller sends the request again instead, which loads a stalled model again."""
+    remedy = message_in_api(reason.remedy, {"spec.url": "vae_url"})
+    assert ANNOTATION_RELOAD not in remedy
+    assert ("send the load request again" in remedy) is (ANNOTATION_RELOAD in reason.remedy)
+    assert "spec.url" not in remedy
+
+
+def test_every_pattern_of_the_spec_has_words() -> None:
+    """A person is never told a regular expression."""
+    patterns = set(re.findall(r'"pattern": ("[^"]+")', json.dumps(Spec.model_json_schema())))
+    assert {json.loads(pattern) for pattern in patterns} == set(PATTERNS)
 
 
 @pytest.mark.parametrize("field", sorted({*LoadFields.model_fields} - {"verify"}))

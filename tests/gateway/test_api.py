@@ -38,9 +38,10 @@ def test_ready_model_is_reported_until_it_is_deleted(
     assert re.fullmatch(r"my-model-[0-9a-f]{6}-[0-9a-f]{8}", name)
     before = gateway.call("system_details")[1]["model_count"]
     message = "Model is not on server: Pending: the load has not started"
+    pending = {"phase": "Pending", "percent": None, "eta": None}
     assert gateway.call("verify_model", model_id=model_id) == (
         404,
-        {"status": "error", "message": message},
+        {"status": "error", "message": message, **pending},
     )
 
     put_status(shared_cluster, name, artifact=ARTIFACT)
@@ -155,24 +156,24 @@ def test_resource_of_another_model_is_not_taken_over(
     [
         pytest.param(
             {"url": "s3://bucket/model.ckpt", "model_type": "custom_ckpt"},
-            "spec.url is in an object store, which the loader does not read; give an https link to"
+            "url is in an object store, which the loader does not read; give an https link to"
             " the file, for example a presigned one",
             id="object store",
         ),
         pytest.param(
             {"url": "org/name:fp16", "model_type": "lora"},
-            "spec.url has a tag after the repo id; give ORG/NAME, a precision such as fp16 in",
+            "url has a tag after the repo id; give ORG/NAME, a precision such as fp16 in",
             id="tag",
         ),
         pytest.param(
             {"url": "a/b", "model_type": "api_trained"},
-            "spec.url must be a trained model's id or an http(s) link, as",
+            "url must be a trained model's id or an http(s) link, as",
             id="repo id for a trained model",
         ),
-        pytest.param({"url": "word", "model_type": "lora"}, "spec.url must be a", id="invalid url"),
+        pytest.param({"url": "word", "model_type": "lora"}, "url must be a", id="invalid url"),
         pytest.param(
             {"url": "a/b", "model_type": "lora", "webhook": "ftp://a"},
-            "spec.webhook must be an http(s) URL",
+            "webhook must be an http(s) URL",
             id="invalid webhook",
         ),
         pytest.param({"url": "a/b"}, "model_type is required", id="missing field"),

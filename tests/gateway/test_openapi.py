@@ -16,12 +16,13 @@ from schemathesis.checks import not_a_server_error
 from sd_operator.clients.kube import Api
 from sd_operator.gateway import examples
 from sd_operator.gateway.app import create_app
-from sd_operator.gateway.docs import endpoints
+from sd_operator.gateway.docs import endpoints, with_code
 from sd_operator.gateway.routes import PREFIX
 from sd_operator.gateway.settings import GatewaySettings
 from tests.support.gateway.gatewayrun import Gateway
 
 OPERATIONS = list(examples.REQUESTS)
+STATUS = f"{PREFIX}/status/{{model_id}}"
 IGNORED_CHECKS = (
     HealthCheck.too_slow,
     HealthCheck.filter_too_much,
@@ -43,7 +44,8 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_document_describes_every_endpoint(document: dict[str, Any]) -> None:
     """Each endpoint has its examples, its error responses, and the key in a header."""
-    assert list(document["paths"]) == [f"{PREFIX}/{name}" for name in OPERATIONS]
+    paths = {f"{PREFIX}/{name}" for name in OPERATIONS}
+    assert set(document["paths"]) == {*paths, STATUS}
     for name in OPERATIONS:
         ((method, operation),) = document["paths"][f"{PREFIX}/{name}"].items()
         assert method == "post"
@@ -62,6 +64,21 @@ def test_document_describes_every_endpoint(document: dict[str, Any]) -> None:
         ]
         (scheme,) = operation["security"][0]
         assert document["components"]["securitySchemes"][scheme]["scheme"] == "bearer"
+
+
+def test_document_describes_the_progress_of_a_load(document: dict[str, Any]) -> None:
+    """The endpoint status has its parameter, and both endpoints the fields of a loading model."""
+    ((method, status),) = document["paths"][STATUS].items()
+    assert method == "get"
+    assert "requestBody" not in status
+    assert [parameter["name"] for parameter in status["parameters"]] == ["model_id"]
+    assert list(status["responses"]) == ["200", "400", "401", "404", "429", "503"]
+    assert status["security"] == document["paths"][f"{PREFIX}/load_model"]["post"]["security"]
+    verify = document["paths"][f"{PREFIX}/verify_model"]["post"]
+    for operation in (status, verify):
+        loading = operation["responses"]["404"]["content"]["application/json"]
+        assert loading["example"].items() >= {"phase": "Downloading", "percent": 40}.items()
+        assert set(loading["example"]) <= set(loading["schema"]["properties"])
 
 
 def test_examples_match_the_schemas(document: dict[str, Any]) -> None:
@@ -107,19 +124,38 @@ def test_docs_page_works_offline(gateway: Gateway, document: dict[str, Any]) -> 
         if link.startswith("#"):
             assert link[1:] in page.ids
         else:
-            assert gateway.request("GET", f"/{link}")[0] == 200
+            expected = 303 if link == "/gallery/" else 200
+            assert gateway.request("GET", link)[0] == expected
+    assert "/gallery/" in page.links
+    assert "`" not in raw.decode()
+    assert "it may be sent as <code>Authorization: Bearer</code> instead" in raw.decode()
+    assert f"<code>GET {STATUS}</code>" in raw.decode()
     assert json.loads(gateway.request("GET", "/openapi.json")[2]) == document
     curl = re.findall(r"curl -sS (\S+)", raw.decode())
     assert f"{gateway.url}{PREFIX}/load_model" in curl
+    assert f"{gateway.url}{PREFIX}/status/majicmix-realistic" in curl
 
 
-def explore(gateway: Gateway, name: str, effort: settings) -> int:
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("no code", "no code"),
+        ("send `a: <b>` or `c`", "send <code>a: &lt;b&gt;</code> or <code>c</code>"),
+        ("<b> & `x`", "&lt;b&gt; &amp; <code>x</code>"),
+    ],
+)
+def test_words_between_backticks_are_code(text: str, html: str) -> None:
+    """The descriptions are Markdown for other readers of the document."""
+    assert with_code(text) == html
+
+
+def explore(gateway: Gateway, path: str, method: str, effort: settings) -> int:
     """Send random requests to one operation of the document; return how many."""
     schema = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
     count = 0
 
     @effort
-    @given(case=schema[f"{PREFIX}/{name}"]["POST"].as_strategy())
+    @given(case=schema[path][method].as_strategy())
     def send(case: schemathesis.Case) -> None:
         nonlocal count
         count += 1
@@ -134,18 +170,23 @@ def explore(gateway: Gateway, name: str, effort: settings) -> int:
     return count
 
 
+CALLS = [*((f"{PREFIX}/{name}", "POST") for name in OPERATIONS), (STATUS, "GET")]
+
+
 @pytest.mark.cluster
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_random_requests_cause_no_server_error(gateway: Gateway, name: str, tally: Any) -> None:
+@pytest.mark.parametrize(("path", "method"), CALLS)
+def test_random_requests_cause_no_server_error(
+    gateway: Gateway, path: str, method: str, tally: Any
+) -> None:
     """Each endpoint gets a few requests, made by schemathesis."""
-    tally("requests made of the OpenAPI document", explore(gateway, name, QUICK))
+    tally("requests made of the OpenAPI document", explore(gateway, path, method, QUICK))
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("path", "method"), CALLS)
 def test_many_random_requests_cause_no_server_error(
-    gateway: Gateway, name: str, tally: Any
+    gateway: Gateway, path: str, method: str, tally: Any
 ) -> None:
     """Each endpoint gets hundreds of requests, made by schemathesis."""
-    tally("requests made of the OpenAPI document", explore(gateway, name, THOROUGH))
+    tally("requests made of the OpenAPI document", explore(gateway, path, method, THOROUGH))

@@ -135,9 +135,14 @@ def test_commands_of_the_gateway_page_work(gateway: Gateway) -> None:
         subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True).stdout
         for line in CURLS
     ]
+    pending = (
+        '{"status":"error","message":"Model is not on server: Pending: the load has not started",'
+        '"phase":"Pending","percent":null,"eta":null}'
+    )
     assert responses == [
         '{"message":"model load started","status":"success"}',
         '{"status":"success","message":"VAE load started"}',
-        '{"status":"error","message":"Model is not on server: Pending: the load has not started"}',
+        pending,
+        pending,
         '{"models":[],"status":"success"}',
     ]

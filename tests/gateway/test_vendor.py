@@ -357,6 +357,9 @@ def test_api_errors_do_not_reveal_accounts_values_or_addresses() -> None:
     unavailable = map_api_error(UnavailableError("GET https://10.0.0.1: no answer"))
     assert map_api_error(invalid).status == 400
     assert map_api_error(invalid).message == "spec.url: too long by far"
+    unsupported = InvalidError("secret", 422)
+    unsupported.causes = (("spec.revision", 'Unsupported value: "secret": supported values: "a"'),)
+    assert map_api_error(unsupported).message == 'spec.revision must be one of "a"'
     assert (unavailable.status, unavailable.retry_after) == (503, 5)
     assert "10.0.0.1" not in unavailable.message
     assert map_api_error(forbidden).status == 503

@@ -113,7 +113,7 @@ def test_invalid_setting_is_reported_in_the_termination_message(containers: Cont
     [
         ("{", "not valid"),
         ("{}", "owner: Field required"),
-        ('{"modelId": "../../etc"}', "modelId: String should match"),
+        ('{"modelId": "../../etc"}', "modelId: must be 1 to 63 letters"),
         ('{"surprise": "token=very-secret"}', "surprise: Extra inputs"),
     ],
     ids=["no JSON", "empty", "path in the model id", "unknown field"],

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 from typing import Any
 
 import pytest
 
 from sd_api.fields import COUNT_MAX
 from sd_api.wire import Progress, Stage
-from sd_loader.progress import Reporter, bar, complete, for_people, json_lines, text
+from sd_loader.progress import BAR_WIDTH, Reporter, complete, for_people, json_lines, text
+
+HALF = "Downloading 50% of 1.0 kB"
 
 
 class Clock:
@@ -29,6 +33,11 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         """Return True."""
         return True
+
+
+def plain(shown: str) -> str:
+    """Return what a terminal shows, without colours and without the order to clear the line."""
+    return re.sub(r"\x1b\[[0-9;]*[mK]", "", shown)
 
 
 def downloading(done: int, total: int | None = 1000, **fields: Any) -> Progress:
@@ -109,15 +118,36 @@ def test_terminal_redraws_one_line() -> None:
     stream = Terminal()
     for_people(stream)(downloading(500, percent=50))
     shown = stream.getvalue()
-    assert shown.startswith("\r\x1b[K[############............] Downloading 50% of 1.0 kB")
+    assert shown.startswith("\r\x1b[K")
+    assert re.fullmatch(rf"\r[━╺╸]{{{BAR_WIDTH}}} {HALF}", plain(shown))
     assert "\n" not in shown
+
+
+def test_line_on_a_terminal_fits_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer line would wrap, and the next one would not replace it."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    for_people(stream)(downloading(500, percent=50, bytes_per_second=10**6, eta_seconds=90))
+    shown = plain(stream.getvalue()).strip("\r")
+    assert len(shown) < 40
+    assert shown.endswith(" Downloading 5…")
+
+
+def test_terminal_without_rich_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar's package belongs to an extra; the loader works without it."""
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    stream = Terminal()
+    for_people(stream)(downloading(500, percent=50))
+    assert stream.getvalue() == f"{HALF}\n"
 
 
 def test_file_gets_plain_lines() -> None:
     """Output that is not a terminal contains no control characters."""
     stream = io.StringIO()
     for_people(stream)(downloading(500, percent=50))
-    assert stream.getvalue() == "Downloading 50% of 1.0 kB\n"
+    assert stream.getvalue() == f"{HALF}\n"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +164,10 @@ def test_progress_text_holds_only_known_values(progress: Progress, words: str) -
     assert text(progress) == words
 
 
-@pytest.mark.parametrize(("percent", "filled"), [(None, 0), (0, 0), (50, 12), (100, 24)])
-def test_bar_has_a_fixed_width(percent: int | None, filled: int) -> None:
+@pytest.mark.parametrize(("percent", "filled"), [(0, 0), (50, 12), (100, 24)])
+def test_bar_has_a_fixed_width(percent: int, filled: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar is filled in proportion to the percentage."""
-    assert bar(percent) == "[" + "#" * filled + "." * (24 - filled) + "]"
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    for_people(stream)(downloading(percent * 10, percent=percent))
+    assert stream.getvalue().count("━") == filled

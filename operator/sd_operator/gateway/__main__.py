@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from sd_api.completion import add_completion
 from sd_operator.base import logs
 from sd_operator.base.errors import SettingsError
 from sd_operator.base.probes import Probes
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="sd-gateway", description="Run the gateway, or make an API key for it."
     )
     parser.add_argument("--version", action="version", version=version("sd-operator"))
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(
         "run",

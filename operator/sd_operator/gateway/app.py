@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from sd_api.netguard import Resolver, resolve
 from sd_operator.base.errors import ApiError
 from sd_operator.base.metrics import installed_version
 from sd_operator.clients.kube import Api
@@ -22,10 +23,13 @@ from sd_operator.gateway.settings import GatewaySettings
 
 
 def create_app(
-    settings: GatewaySettings, api: Api, metrics: GatewayMetrics | None = None
+    settings: GatewaySettings,
+    api: Api,
+    metrics: GatewayMetrics | None = None,
+    resolver: Resolver = resolve,
 ) -> FastAPI:
     """Return the gateway's application; its lifespan opens and closes the API connection."""
-    context = Context.of(settings, api)
+    context = Context.of(settings, api, resolver=resolver)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -74,7 +78,7 @@ def _add_probes(app: FastAPI, context: Context) -> None:
 async def _error_response(_: Request, error: Exception) -> Response:
     """Return an error in the vendor's form, with retry_after if a later call may succeed."""
     refused = map_error(error)
-    body: dict[str, object] = {"status": "error", "message": refused.message}
+    body = {"status": "error", "message": refused.message, **refused.details}
     headers = {}
     if refused.retry_after is not None:
         body["retry_after"] = refused.retry_after

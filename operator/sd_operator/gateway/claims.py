@@ -7,17 +7,18 @@ import contextlib
 from sd_api import names
 from sd_operator.base.errors import NotFoundError
 from sd_operator.clients.kube import CLAIMS, Api, Json
-from sd_operator.gateway.errors import RefusedError
+from sd_operator.gateway.errors import FieldRefusedError
 from sd_operator.gateway.settings import GatewaySettings
 from sd_operator.resources.claim import ClaimView, claim_is_allowed
 
 
-class ClaimRefusedError(RefusedError):
+class ClaimRefusedError(FieldRefusedError):
     """The model names a PersistentVolumeClaim that it may not use."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
             403,
+            "spec.storage.claimName",
             f"PersistentVolumeClaim {name} may not be used for models; an administrator can set its"
             f' label {names.LABEL_MODELS}: "true"',
         )

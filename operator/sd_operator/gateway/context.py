@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from sd_api.netguard import Resolver, resolve
 from sd_operator.base.times import SYSTEM_CLOCK, Clock
 from sd_operator.clients.kube import Api
 from sd_operator.gateway.errors import RefusedError
@@ -33,12 +34,18 @@ class Context:
     clock: Clock
 
     @classmethod
-    def of(cls, settings: GatewaySettings, api: Api, clock: Clock = SYSTEM_CLOCK) -> Context:
+    def of(
+        cls,
+        settings: GatewaySettings,
+        api: Api,
+        clock: Clock = SYSTEM_CLOCK,
+        resolver: Resolver = resolve,
+    ) -> Context:
         """Build the context from the settings."""
         return cls(
             settings=settings,
             api=api,
-            models=Models(api, settings),
+            models=Models(api, settings, resolver),
             keys=Keys(settings.keys_file),
             calls=Limiter(settings.calls_per_minute, clock.monotonic),
             failures=Limiter(settings.failures_per_minute, clock.monotonic),

@@ -1,4 +1,7 @@
-"""Serves /docs: the OpenAPI document as an HTML page without scripts or external resources."""
+"""Serves /docs: the OpenAPI document as an HTML page without scripts or external resources.
+
+The page has the gallery's colours and header, and leads to the gallery.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from markupsafe import Markup
 
+from sd_operator.gateway.gallery.pages import ROOT, static_url
 from sd_operator.gateway.guards import HEADERS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -21,8 +26,8 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class BodyField:
-    """A field of a request, as the page shows it."""
+class Field:
+    """A field of a request's body, or a parameter of its path, as the page shows it."""
 
     name: str
     required: bool
@@ -34,12 +39,13 @@ class BodyField:
 class Endpoint:
     """An endpoint as the page shows it."""
 
+    method: str
     path: str
     name: str
     summary: str
-    fields: tuple[BodyField, ...]
+    fields: tuple[Field, ...]
     requests: dict[str, str]
-    """Example requests as JSON, by title."""
+    """Example requests by title: what follows the gateway's URL in a command of curl."""
     responses: dict[str, str]
     """Example responses as JSON, by status code and meaning."""
 
@@ -49,6 +55,7 @@ def add(app: FastAPI, public_url: str | None) -> None:
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), trim_blocks=True
     )
+    templates.filters["code"] = with_code
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
@@ -58,6 +65,8 @@ def add(app: FastAPI, public_url: str | None) -> None:
             title=app.title,
             version=app.version,
             base=base,
+            gallery_style=static_url("gallery.css"),
+            gallery=ROOT,
             endpoints=list(endpoints(app.openapi())),
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
@@ -71,17 +80,15 @@ def add(app: FastAPI, public_url: str | None) -> None:
 def endpoints(document: Json) -> Iterator[Endpoint]:
     """Yield the endpoints of an OpenAPI document."""
     for path, methods in document["paths"].items():
-        for operation in methods.values():
-            content = operation["requestBody"]["content"]["application/json"]
+        for method, operation in methods.items():
+            body = operation.get("requestBody")
             yield Endpoint(
+                method=method.upper(),
                 path=path,
                 name=operation["operationId"],
                 summary=operation["summary"],
-                fields=tuple(_fields(content["schema"])),
-                requests={
-                    title: json.dumps(example["value"], indent=2)
-                    for title, example in content["examples"].items()
-                },
+                fields=tuple(_fields(body) if body else _parameters(operation)),
+                requests=_posts(path, body) if body else {"": _get(path, operation)},
                 responses={
                     f"{status}: {response['description']}": json.dumps(
                         response["content"]["application/json"]["example"], indent=2
@@ -91,11 +98,39 @@ def endpoints(document: Json) -> Iterator[Endpoint]:
             )
 
 
-def _fields(schema: Json) -> Iterator[BodyField]:
+def _fields(body: Json) -> Iterator[Field]:
+    schema = body["content"]["application/json"]["schema"]
     for name, field in schema["properties"].items():
         types = [item for item in field.get("anyOf", [field]) if item.get("type") != "null"]
         choices = types[0].get("enum")
         kind = " | ".join(choices) if choices else str(types[0].get("type", ""))
-        yield BodyField(
-            name, name in schema.get("required", ()), kind, field.get("description", "")
-        )
+        yield Field(name, name in schema.get("required", ()), kind, field.get("description", ""))
+
+
+def _parameters(operation: Json) -> Iterator[Field]:
+    for parameter in operation["parameters"]:
+        kind = parameter["schema"]["type"]
+        yield Field(parameter["name"], parameter["required"], kind, parameter["description"])
+
+
+def _posts(path: str, body: Json) -> dict[str, str]:
+    return {
+        title: f"{path} -H 'Content-Type: application/json' -d '"
+        + json.dumps(example["value"], indent=2)
+        + "'"
+        for title, example in body["content"]["application/json"]["examples"].items()
+    }
+
+
+def _get(path: str, operation: Json) -> str:
+    examples = {parameter["name"]: parameter["example"] for parameter in operation["parameters"]}
+    return f"{path.format(**examples)} -H 'Authorization: Bearer KEY'"
+
+
+def with_code(text: str) -> Markup:
+    """Return HTML of a text, in which words between backticks are code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else part
+        for index, part in enumerate(parts)
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sd_api.crd import RULES
+from sd_api.wording import DNS_NAME_WORDS, PATTERNS
 from sd_operator.base.errors import (
     AlreadyExistsError,
     ApiError,
@@ -27,12 +29,29 @@ UNAVAILABLE_RETRY_SECONDS = 5
 class RefusedError(Exception):
     """A call that the gateway answers with an HTTP error."""
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        retry_after: int | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after = retry_after
         """Seconds after which another call may succeed; None if the same call fails again."""
+        self.details = details or {}
+        """Further fields of the response, beside the vendor's."""
+
+
+class FieldRefusedError(RefusedError):
+    """A call that is refused because of one field of its resource."""
+
+    def __init__(self, status: int, field: str, message: str) -> None:
+        super().__init__(status, message)
+        self.field = field
+        """The field's path in the resource."""
 
 
 def map_error(error: Exception) -> RefusedError:
@@ -81,16 +100,50 @@ def map_api_error(error: ApiError) -> RefusedError:
 
 def _explain(error: InvalidError) -> str:
     """Return the messages of all causes, each once."""
-    messages = [plain(field, message) for field, message in error.causes]
+    messages = [message for _, message in in_words(error.causes)]
     return "; ".join(dict.fromkeys(messages)) or str(error)
 
 
-def plain(field: str, message: str) -> str:
-    """Return the message of a cause without the rejected value, which may be long or secret.
+def in_words(causes: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield the field and the message of each cause, in words that begin with the field."""
+    for field, message in causes:
+        # The API server adds this cause when a field is invalid; that field has its own cause.
+        if "some validation rules were not checked" not in message:
+            yield field, _plain(field, message)
 
-    The message of a CRD rule names its field; any other message gets the field as a prefix.
-    """
+
+def _plain(field: str, message: str) -> str:
+    """Return a message without the rejected value, which may be long or secret, and in words."""
     for _, _, friendly in RULES:
         if message.endswith(friendly):
             return friendly
-    return f"{field}: " + re.sub(r"^Invalid value: (\"(\\.|[^\"\\])*\"|\S+): ", "", message)
+    if not field:
+        return message
+    text = _VALUE.sub("", message.rpartition(f"{field} in body ")[2])
+    words = _in_words(text)
+    return f"{field} {words}" if words else f"{field}: {text}"
+
+
+_VALUE = re.compile(r"^(Invalid|Unsupported) value: (\"(\\.|[^\"\\])*\"|\S+): ")
+_FORMS = (
+    (r"must be of type integer: .*", "must be a whole number"),
+    (r"must be of type boolean: .*", "must be true or false"),
+    (r"must be of type (\w+): .*", r"must be of type \1"),
+    (r"Too long: may not be (?:more|longer) than (\d+).*", r"must have at most \1 characters"),
+    (r"Required value.*", "is required"),
+    (r"supported values: (.*)", r"must be one of \1"),
+    (r"should (.*)", r"must \1"),
+)
+"""Texts of the API server's own validation, and the words for each."""
+
+
+def _in_words(text: str) -> str | None:
+    """Return words that follow the name of a field; None if the text is not in a known form."""
+    if "regex used for validation is" in text:
+        return DNS_NAME_WORDS  # Only names have this message; the gateway writes no labels.
+    if match := re.fullmatch(r"should match '(.*)'", text, re.DOTALL):
+        return PATTERNS.get(match[1], "has characters that are not allowed")
+    for form, words in _FORMS:
+        if match := re.fullmatch(form, text, re.DOTALL):
+            return match.expand(words)
+    return None

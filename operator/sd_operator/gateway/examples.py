@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel
 
+from sd_api.names import MODEL_ID_PATTERN
+from sd_api.status import Phase
 from sd_operator.gateway.vendor import SCHEDULERS
 
 Json = dict[str, Any]
@@ -79,6 +82,7 @@ RESPONSES: dict[str, Json] = {
         "models": [{"load_data": "01/25/2023 11:52:22", "model_id": "hf-model"}],
         "status": "success",
     },
+    "status": {"status": "success", "message": "Model exists on server"},
     "delete_model": {"status": "success", "message": "Model deleted on server"},
     "sync_models": {
         "status": "success",
@@ -104,7 +108,15 @@ _ERRORS = {
         "The Kubernetes API server does not answer; try again in a moment",
     ),
 }
-_ERROR_SCHEMA = {
+_LOADING: Json = {
+    "status": "error",
+    "message": "Model is not on server: Downloading 40 %: 2.0 of 5.0 GB",
+    "phase": Phase.DOWNLOADING.value,
+    "percent": 40,
+    "eta": 75,
+}
+_REPORT_PROGRESS = ("verify_model", "status")
+_ERROR_SCHEMA: Json = {
     "type": "object",
     "required": ["status", "message"],
     "properties": {
@@ -113,6 +125,23 @@ _ERROR_SCHEMA = {
         "retry_after": {"type": "integer"},
     },
 }
+_NOT_READY_SCHEMA: Json = _ERROR_SCHEMA | {
+    "properties": _ERROR_SCHEMA["properties"]
+    | {
+        "phase": {"enum": [phase.value for phase in Phase]},
+        "percent": {"type": ["integer", "null"]},
+        "eta": {"type": ["integer", "null"], "description": "Seconds until the load ends."},
+    }
+}
+MODEL_ID: Json = {
+    "name": "model_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "maxLength": 63, "pattern": MODEL_ID_PATTERN},
+    "description": "Id under which the model is published.",
+    "example": _ONE["model_id"],
+}
+"""The parameter of the endpoint status."""
 
 
 def request(name: str, kind: type[BaseModel]) -> Json:
@@ -122,8 +151,8 @@ def request(name: str, kind: type[BaseModel]) -> Json:
     return {"requestBody": {"content": content, "required": True}}
 
 
-def responses(name: str) -> dict[int | str, Json]:
-    """Return the responses of an endpoint's operation, by status code."""
+def responses(name: str, without: Collection[int] = ()) -> dict[int | str, Json]:
+    """Return the responses of an endpoint's operation, by status code; `without` are left out."""
     described: dict[int | str, Json] = {
         200: {
             "description": "Success.",
@@ -131,9 +160,14 @@ def responses(name: str) -> dict[int | str, Json]:
         }
     }
     for status, (description, message) in _ERRORS.items():
+        if status in without:
+            continue
+        schema = _ERROR_SCHEMA
         example: Json = {"status": "error", "message": message}
+        if status == 404 and name in _REPORT_PROGRESS:
+            schema, example = _NOT_READY_SCHEMA, _LOADING
         if status in (429, 503):
             example["retry_after"] = 5
-        content = {"application/json": {"schema": _ERROR_SCHEMA, "example": example}}
+        content = {"application/json": {"schema": schema, "example": example}}
         described[status] = {"description": description, "content": content}
     return described

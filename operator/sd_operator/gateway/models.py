@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sd_api import names
+from sd_api.netguard import Resolver, resolve
 from sd_api.status import ConditionType
 from sd_operator.base.errors import AlreadyExistsError, ConflictError, NotFoundError
 from sd_operator.clients.kube import EVENTS, MODELS, Api, Json
@@ -17,6 +18,7 @@ from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.feed import Change, Feed
 from sd_operator.gateway.naming import resource_name
 from sd_operator.gateway.settings import GatewaySettings
+from sd_operator.gateway.webhooks import Webhooks
 
 ATTEMPTS = 5
 """How often a change is tried when other callers change the model at the same time."""
@@ -29,13 +31,15 @@ HOST_FIELDS = ("credentialsSecretRef",)
 class Models:
     """The models of all namespaces. Every method takes the namespace of the caller's key."""
 
-    def __init__(self, api: Api, settings: GatewaySettings) -> None:
+    def __init__(self, api: Api, settings: GatewaySettings, resolver: Resolver = resolve) -> None:
         self._api = api
         self._settings = settings
+        self._webhooks = Webhooks(settings, resolver)
         self._feeds: dict[str, Feed] = {}
 
     async def close(self) -> None:
-        """Stop all watches."""
+        """Stop all watches and lookups."""
+        self._webhooks.close()
         for feed in self._feeds.values():
             await feed.close()
 
@@ -66,7 +70,8 @@ class Models:
         return matches[0] if matches else None
 
     async def create(self, namespace: str, body: Json, *, dry_run: bool) -> None:
-        """Create a model, or only validate it; raise RefusedError if it may not use its PVC."""
+        """Create a model, or only validate it; raise FieldRefusedError for its PVC or webhook."""
+        await self._webhooks.check(body["spec"].get("webhook"))
         await claims.check(self._api, self._settings, namespace, body)
         await self._api.create(MODELS, namespace, body, dry_run=dry_run)
 
@@ -74,8 +79,10 @@ class Models:
         """Create the model, or patch it with what differs from `wanted` (see `spec_patch`).
 
         If nothing differs but the model is stalled, load it again. Raise RefusedError if the model
-        is being deleted, or if a model with another id has its resource name.
+        is being deleted, if a model with another id has its resource name, or if the webhook could
+        never be called.
         """
+        await self._webhooks.check(wanted.get("webhook"))
         for _ in range(ATTEMPTS):
             body = await self.find(namespace, model_id)
             try:

@@ -1,4 +1,4 @@
-"""The vendor's ten endpoints: POST under /api/v1/enterprise/, with exactly the vendor's JSON."""
+"""The vendor's ten endpoints, which are POST with exactly the vendor's JSON, and GET `status`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 
+from sd_operator.base.errors import ApiError
 from sd_operator.gateway import bodies, cache, examples, sync, vendor
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import RefusedError
+from sd_operator.gateway.errors import RefusedError, map_error
 from sd_operator.gateway.keys import Key
 from sd_operator.gateway.models import effective_id, is_ready
 
@@ -68,7 +69,7 @@ class Vendor:
         if body is None:
             raise RefusedError(404, NOT_FOUND)
         if not is_ready(body):
-            raise RefusedError(404, vendor.not_ready(body))
+            raise RefusedError(404, vendor.not_ready(body), details=vendor.progress(body))
         return {"status": "success", "message": "Model exists on server"}
 
     async def get_all_models(self, key: Key, _: vendor.Call) -> Json:
@@ -127,6 +128,7 @@ def router(context: Context) -> APIRouter:
     _add(routes, context, vendor.LoadModelV2, actions.load_model_v2)
     _add(routes, context, vendor.LoadVae, actions.load_vae)
     _add(routes, context, vendor.OneModel, actions.verify_model)
+    _add_status(routes, context, actions)
     _add(routes, context, vendor.Call, actions.get_all_models)
     _add(routes, context, vendor.OneModel, actions.delete_model)
     _add(routes, context, vendor.SyncModels, actions.sync_models)
@@ -162,11 +164,7 @@ def _add(
             raise
         key = context.admit(_key(fields, bearer), request)
         log.info("%s called with key %s for namespace %s", name, key.id, key.namespace)
-        try:
-            call = kind.model_validate(fields)
-        except ValidationError as error:
-            raise RefusedError(400, vendor.complaint(error)) from None
-        return {**await act(key, call), **vendor.warnings(kind, fields)}
+        return {**await _answer(kind, act, key, fields), **vendor.warnings(kind, fields)}
 
     routes.add_api_route(
         f"/{name}",
@@ -180,6 +178,47 @@ def _add(
         openapi_extra=examples.request(name, kind),
     )
     routes.add_api_route(f"/{name}/", endpoint, methods=["POST"], include_in_schema=False)
+
+
+def _add_status(routes: APIRouter, context: Context, actions: Vendor) -> None:
+    """Add the endpoint that gives the answer of verify_model without a body, for polling."""
+
+    async def status(request: Request, bearer: Bearer) -> Json:
+        key = context.admit(bearer.credentials if bearer else "", request)
+        log.info("status called with key %s for namespace %s", key.id, key.namespace)
+        fields = {"model_id": request.path_params["model_id"]}
+        return await _answer(vendor.OneModel, actions.verify_model, key, fields)
+
+    routes.add_api_route(
+        "/status/{model_id}",
+        status,
+        methods=["GET"],
+        name="status",
+        operation_id="status",
+        summary="Report how far a model's load is; the responses are those of verify_model.",
+        response_model=None,
+        responses=examples.responses("status", without=(409, 413)),
+        openapi_extra={"parameters": [examples.MODEL_ID]},
+    )
+    routes.add_api_route(
+        "/status/{model_id}/", status, methods=["GET"], response_model=None, include_in_schema=False
+    )
+
+
+async def _answer(
+    kind: type[CallT], act: Callable[[Key, CallT], Awaitable[Json]], key: Key, fields: Json
+) -> Json:
+    """Validate a request and act on it; raise RefusedError in the words of the request."""
+    try:
+        call = kind.model_validate(fields)
+    except ValidationError as error:
+        raise RefusedError(400, vendor.complaint(error)) from None
+    try:
+        return await act(key, call)
+    except (ApiError, RefusedError) as error:
+        refused = map_error(error)
+        message = vendor.in_callers_words(kind, refused.message)
+        raise RefusedError(refused.status, message, refused.retry_after, refused.details) from None
 
 
 def _key(fields: Json, bearer: HTTPAuthorizationCredentials | None) -> str:

@@ -32,12 +32,13 @@ class GatewaySettings:
     """Names of further PersistentVolumeClaims that models may use without the label
     sd-operator.dev/models, separated by commas."""
     allowed_hosts: frozenset[str] = frozenset()
-    """Hosts, as host or host:port and separated by commas, that sync_models may call at private
-    addresses and over plain http."""
+    """Hosts, as host or host:port and separated by commas, that webhooks may name and sync_models
+    may call at private addresses and over plain http."""
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     https_proxy: str | None = None
-    """URL of the proxy for the calls of sync_models."""
+    """URL of the proxy for the calls of sync_models. The gateway does not resolve the hosts of
+    webhooks, which the operator calls through its proxy."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
     logins: Logins = field(default_factory=Logins)

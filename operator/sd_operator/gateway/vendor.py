@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
 from sd_api.names import MODEL_ID_PATTERN
 from sd_api.spec import ModelType
 from sd_api.status import ConditionType, Phase
+from sd_api.wording import MODEL_ID_WORDS, message_in_api
 from sd_operator.base import times
 from sd_operator.clients.kube import Json
 from sd_operator.gateway.models import condition, effective_id, is_ready
@@ -73,6 +74,18 @@ class Call(BaseModel):
 
     Null and "" count as absent: the vendor's clients send them for fields that they do not set.
     """
+
+    NAMES: ClassVar[Mapping[str, str]] = {
+        "spec.url": "url",
+        "spec.modelId": "model_id",
+        "spec.modelType": "model_type",
+        "spec.fromSafetensors": "from_safetensors",
+        "spec.revision": "revision",
+        "spec.upcastAttention": "upcast_attention",
+        "spec.webhook": "webhook",
+    }
+    """The caller's names of the resource's fields, for messages. Endpoints without fields of their
+    own use those of load_model."""
 
     model_config = ConfigDict(
         extra="ignore", coerce_numbers_to_str=True, str_strip_whitespace=True, frozen=True
@@ -136,6 +149,15 @@ class LoadModelV2(Call):
     revision: Revision = DEFAULT_REVISION
     webhook: Webhook = None
 
+    NAMES = {
+        "spec.url": "url",
+        "spec.modelId": "model_id",
+        "spec.modelType": "model_category",
+        "spec.fromSafetensors": "model_format",
+        "spec.revision": "revision",
+        "spec.webhook": "webhook",
+    }
+
     def spec(self) -> dict[str, Any]:
         """Return the requested spec. It does not repeat `_xl`: the loader detects SDXL itself."""
         whole = ModelType.HUGGINGFACE if self.model_format == "diffusers" else ModelType.CUSTOM_CKPT
@@ -156,6 +178,13 @@ class LoadVae(Call):
     vae_type: Literal["diffusers", "safetensors", "pt"]
     webhook: Webhook = None
 
+    NAMES = {
+        "spec.url": "vae_url",
+        "spec.modelId": "vae_id",
+        "spec.fromSafetensors": "vae_type",
+        "spec.webhook": "webhook",
+    }
+
     def spec(self) -> dict[str, Any]:
         """Return the requested spec. It sets no precision: the request has no field for it."""
         return {
@@ -167,7 +196,7 @@ class LoadVae(Call):
 
 
 class OneModel(Call):
-    """The request of verify_model and delete_model."""
+    """The request of verify_model, status and delete_model."""
 
     model_id: ModelId
 
@@ -180,6 +209,11 @@ class SyncModels(Call):
     )
 
 
+def in_callers_words(kind: type[Call], message: str) -> str:
+    """Return a message with the request's fields in place of those of the resource."""
+    return message_in_api(message, kind.NAMES)
+
+
 def complaint(error: ValidationError) -> str:
     """Return what is wrong with each field of a request, without the values that were sent."""
     messages = []
@@ -188,10 +222,7 @@ def complaint(error: ValidationError) -> str:
         if fault["type"] == "missing":
             messages.append(f"{field} is required")
         elif field in {"model_id", "vae_id"} and fault["type"].startswith("string_"):
-            messages.append(
-                f"{field} must be 1 to 63 letters, digits, dots, dashes and underscores,"
-                " with a letter or digit at both ends"
-            )
+            messages.append(f"{field} {MODEL_ID_WORDS}")
         else:
             messages.append(f"{field}: {fault['msg']}")
     return "; ".join(messages)
@@ -222,15 +253,27 @@ def loaded(bodies: Sequence[Json]) -> list[dict[str, str]]:
     return sorted(entries, key=lambda entry: entry["model_id"])
 
 
+def progress(body: Json) -> dict[str, object]:
+    """Return how far a model's load is: its phase, percent and seconds left; None is unknown."""
+    status = body.get("status") or {}
+    phase = status.get("phase") or Phase.PENDING
+    loading = phase not in (Phase.FAILED, Phase.DELETING)
+    running = (status.get("progress") if loading else None) or {}
+    return {
+        "phase": str(phase),
+        "percent": running.get("percent"),
+        "eta": running.get("etaSeconds"),
+    }
+
+
 def not_ready(body: Json) -> str:
     """Return the message for a model that exists and is not Ready: its phase and the cause."""
-    status = body.get("status") or {}
     ready = condition(body, ConditionType.READY)
     stalled = condition(body, ConditionType.STALLED)
     why = stalled.get("message") or ready.get("message") or "the load has not started"
-    percent = (status.get("progress") or {}).get("percent")
-    phase = status.get("phase") or Phase.PENDING
-    return f"Model is not on server: {phase}{f' {percent} %' if percent else ''}: {why}"
+    now = progress(body)
+    percent = f" {now['percent']} %" if now["percent"] else ""
+    return f"Model is not on server: {now['phase']}{percent}: {why}"
 
 
 def queue_seconds(bodies: Sequence[Json], now: datetime) -> int:

@@ -15,6 +15,7 @@ from sd_api.load import Owner
 from sd_api.loadhash import load_hash
 from sd_api.spec import DeletionPolicy, ModelType, Spec
 from sd_api.status import Status
+from sd_api.wording import problem_words
 from sd_operator.base import times
 
 
@@ -120,7 +121,7 @@ def _read_spec(raw: Mapping[str, Any], name: str) -> tuple[Spec | None, str | No
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in ("spec", *first["loc"]))
-        return None, f"{field}: {first['msg']}"
+        return None, f"{field}: {problem_words(first)}"
     if not spec.effective_url(name):
         return None, "spec.url is required"
     return spec, None

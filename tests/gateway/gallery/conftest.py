@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import browser as browsers
+from tests.support.gateway.browser import Tab, tab
 from tests.support.gateway.gallerysite import Site, serve
 from tests.support.kube.cluster import Cluster
 
@@ -52,3 +53,11 @@ def browser(chromium: str) -> Iterator[Any]:
     """
     with browsers.connected(chromium) as connection:
         yield connection
+
+
+@pytest.fixture
+def visitor(browser: Any, gallery: Site) -> Iterator[Tab]:
+    """A visitor who is logged in, in a browser."""
+    with tab(browser, gallery.url) as visitor:
+        visitor.login(gallery.key)
+        yield visitor

@@ -1,4 +1,7 @@
-"""Tests of the accessibility of every page with axe: on phone and desktop, light and dark."""
+"""Tests of the accessibility of every page with axe: on phone and desktop, light and dark.
+
+The page /docs is one of them.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +72,13 @@ def check(page: Any, shot: Path) -> None:
     assert faults == [], f"{page.url}: see {shot}"
 
 
+def assert_scheme(page: Any, scheme: str) -> None:
+    """Assert that a page is light or dark."""
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    lightness = sum(int(part) for part in re.findall(r"\d+", background)[:3])
+    assert (lightness > 600) is (scheme == "light")
+
+
 @pytest.mark.usefixtures("states")
 @pytest.mark.parametrize(("viewport", "scheme"), LOOKS)
 def test_pages_are_accessible(
@@ -79,18 +89,21 @@ def test_pages_are_accessible(
     viewport: dict[str, int],
     scheme: Any,
 ) -> None:
-    """Every page passes axe, and the colour scheme follows the browser's."""
+    """Every page passes axe in the browser's colours; /docs leads to the gallery and back."""
     with tab(browser, gallery.url, viewport=viewport, color_scheme=scheme) as visit:
         visit.open("/login")
         check(visit.page, tmp_path / "login.png")
+        visit.page.get_by_role("link", name="API", exact=True).click()
+        visit.page.get_by_role("heading", name="load_model", exact=True).wait_for()
+        check(visit.page, tmp_path / "docs.png")
+        assert_scheme(visit.page, scheme)
+        visit.page.get_by_role("link", name="Models", exact=True).click()
         visit.login(gallery.key)
         for name, path in PAGES.items():
             visit.open(path)
             check(visit.page, tmp_path / f"{name}.png")
             tally("gallery pages without a violation")
-        background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
-        lightness = sum(int(part) for part in re.findall(r"\d+", background)[:3])
-        assert (lightness > 600) is (scheme == "light")
+        assert_scheme(visit.page, scheme)
 
 
 def test_error_pages_are_accessible(browser: Any, backend: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,6 @@ from tests.support.operator.operated import Operated
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
 LINK = "https://example.com/model.safetensors"
-
-
-@pytest.fixture
-def visitor(browser: Any, gallery: Site) -> Iterator[Tab]:
-    """A visitor who is logged in."""
-    with tab(browser, gallery.url) as visitor:
-        visitor.login(gallery.key)
-        yield visitor
 
 
 def fill(page: Any, name: str, source: str) -> None:

@@ -184,7 +184,8 @@ def test_form_names_only_pvcs_for_models(shared_cluster, site, action):
     refused = site.post("/gallery/load", form | {"action": action})
     assert refused.code == (403 if action == "apply" else 200)
     assert f"PersistentVolumeClaim {claim} may not be used for models" in refused.text
-    assert ('id="spec-storage-claimName-error"' in refused.text) is (action == "apply")
+    error = f'id="spec-storage-claimName-error">PersistentVolumeClaim {claim} may not'
+    assert error in refused.text
     assert not shared_cluster.exists("sdm", name)
     shared_cluster.kubectl("label", "pvc", claim, f"{LABEL_MODELS}=true")
     accepted = site.post("/gallery/load", form | {"action": action})
@@ -201,33 +202,43 @@ def test_preview_of_the_form_creates_nothing(shared_cluster, site):
     assert not shared_cluster.exists("sdm", "tried")
     bad = site.post("/gallery/load", {"metadata.name": "tried", "spec.url": "not a link"})
     assert bad.code == 200
-    assert "spec.url must be a Hugging Face repo id (ORG/NAME) or an http(s) link" in bad.text
+    assert "Source must be a Hugging Face repo id (ORG/NAME) or an http(s) link" in bad.text
 
 
 @pytest.mark.parametrize(
     ("texts", "field", "message"),
     [
-        ({"metadata.name": "bad"}, "spec-url", "spec.url is required"),
-        ({"metadata.name": "Bad Name", "spec.url": LINK}, "metadata-name", "RFC 1123"),
+        ({"metadata.name": "bad"}, "spec-url", "Source is required"),
+        (
+            {"metadata.name": "Bad Name", "spec.url": LINK},
+            "metadata-name",
+            "Name must be lower-case letters, digits, dashes and dots, with a letter or digit at",
+        ),
+        ({"metadata.name": "", "spec.url": LINK}, "metadata-name", "Name is required"),
+        (
+            {"metadata.name": "bad", "spec.url": LINK, "spec.webhook": "ftp://a"},
+            "spec-webhook",
+            "Webhook must be an http(s) URL",
+        ),
         (
             {"metadata.name": "bad", "spec.url": LINK, "spec.sha256": "abc"},
             "spec-sha256",
-            "should match '^[0-9a-f]{64}$'",
+            "SHA-256 must be 64 digits of lower-case hex",
         ),
         (
             {"metadata.name": "bad", "spec.url": LINK, "spec.modelId": "-x"},
             "spec-modelId",
-            "should match",
+            "Model id must be 1 to 63 letters, digits, dots, dashes and underscores",
         ),
         (
             {"metadata.name": "bad", "spec.url": LINK, "spec.priority": "high"},
             "spec-priority",
-            "must be of type integer",
+            "Priority must be a whole number",
         ),
     ],
 )
 def test_errors_are_shown_at_their_fields(shared_cluster, site, texts, field, message):
-    """The errors are the API server's own, and the form keeps the submitted values."""
+    """The API server's errors are in words, and the form keeps the submitted values."""
     response = site.post("/gallery/load", texts | {"action": "apply"})
     assert response.code == 422
     text = unescape(response.text)

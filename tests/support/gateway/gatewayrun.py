@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sd_api.netguard import Resolver
 from sd_operator.clients.kube import Api
 from sd_operator.gateway import keys
 from sd_operator.gateway.app import create_app
@@ -62,6 +63,11 @@ def call(address: str, key: str, endpoint: str, **fields: str) -> Json:
             time.sleep(0.1)
 
 
+def no_names(host: str, _port: int) -> list[str]:
+    """Fail as a lookup does without internet."""
+    raise OSError(f"{host}: Name or service not known")
+
+
 class Gateway:
     """A gateway that runs in a thread of this process while its context lasts.
 
@@ -73,9 +79,14 @@ class Gateway:
         self.settings = settings
         self.key = key
         """The API key that `call` sends."""
+        self.resolver: Resolver | None = None
+        """The resolver of webhooks' hosts. By default, no lookup succeeds, as without internet."""
         self.metrics = GatewayMetrics()
         self.app = create_app(
-            settings, Api(settings.kubeconfig, manager="sd-gateway"), self.metrics
+            settings,
+            Api(settings.kubeconfig, manager="sd-gateway"),
+            self.metrics,
+            lambda host, port: (self.resolver or no_names)(host, port),
         )
         self._server = server(self.app, replace(settings, bind_address="127.0.0.1", port=0))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()))

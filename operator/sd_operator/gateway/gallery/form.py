@@ -19,7 +19,8 @@ from sd_api.spec import (
     VaeSource,
     Weights,
 )
-from sd_operator.gateway.errors import plain
+from sd_api.wording import reword
+from sd_operator.gateway.errors import in_words
 from sd_operator.gateway.gallery.views import BASES, TYPES
 
 Choices = tuple[tuple[str, str], ...]
@@ -158,12 +159,12 @@ FIELDS = (
     Field("spec.priority", "Priority", _help("priority"), "number", example="0"),
     Field("spec.storage.claimName", "PersistentVolumeClaim", _help("storage")),
 )
-_PATHS = [control.path for control in FIELDS]
+_LABELS = {control.path: control.label for control in FIELDS}
 
 
 def values(submitted: Mapping[str, object]) -> dict[str, str]:
     """Return the text of each form field, stripped; ignore everything else that was submitted."""
-    texts = {path: submitted.get(path) for path in _PATHS}
+    texts = {path: submitted.get(path) for path in _LABELS}
     return {path: text.strip() for path, text in texts.items() if isinstance(text, str)}
 
 
@@ -191,14 +192,10 @@ def complaints(causes: Iterable[tuple[str, str]], default: str) -> Complaints:
     """Sort the API server's causes by form field; `default` is the error if there are none."""
     at: defaultdict[str, list[str]] = defaultdict(list)
     others: list[str] = []
-    for where, message in causes:
-        # The API server adds this cause when a field is invalid; that field has its own cause.
-        if "some validation rules were not checked" in message:
-            continue
-        text = plain(where, message)
-        path = _field(where) or _field(text.partition(" ")[0].rstrip(":"))
+    for where, message in in_words(causes):
+        path = _field(where) or _field(message.partition(" ")[0].rstrip(":"))
         messages = at[path] if path else others
-        text = text.removeprefix(f"{path}: ")
+        text = in_labels(message)
         if text not in messages:
             messages.append(text)
     if not at and not others:
@@ -206,14 +203,34 @@ def complaints(causes: Iterable[tuple[str, str]], default: str) -> Complaints:
     return Complaints(dict(at), tuple(others))
 
 
+def beside(
+    errors: Complaints, texts: Mapping[str, str], *, submitted: bool
+) -> Mapping[str, list[str]]:
+    """Return the errors to show beside the fields, by the field's path.
+
+    Before the form is submitted, a field that is still empty is missing, but not yet wrong.
+    """
+    return {path: messages for path, messages in errors.at.items() if submitted or texts.get(path)}
+
+
+def in_labels(message: str) -> str:
+    """Return a message with the labels of the form in place of the resource's fields."""
+    return reword(message, _label, yes="Yes")
+
+
+def _label(path: str) -> str | None:
+    """Return the label of the form field for a path of the resource."""
+    return _LABELS.get(_field(path) or "")
+
+
 def _field(path: str) -> str | None:
     """Return the form field for a path of the resource, or for a path inside or around it."""
-    for field_path in _PATHS:
+    for field_path in _LABELS:
         if path == field_path or path.startswith(f"{field_path}."):
             return field_path
     inner = [
         field_path
-        for field_path in _PATHS
+        for field_path in _LABELS
         if path.startswith("spec.") and field_path.startswith(f"{path}.")
     ]
     return inner[0] if inner else None

@@ -58,7 +58,8 @@ def _read(name: str, media_type: str) -> Static:
 STATIC = {name: _read(name, media_type) for name, media_type in _TYPES.items()}
 
 
-def _static_url(name: str) -> str:
+def static_url(name: str) -> str:
+    """Return the URL of a static file."""
     return f"{ROOT}/static/{name}?v={STATIC[name].digest}"
 
 
@@ -69,7 +70,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.globals |= {"static": _static_url, "root": ROOT, "namespace": None}
+_ENVIRONMENT.globals |= {"static": static_url, "root": ROOT, "namespace": None}
 
 
 def render(template: str, **values: object) -> str:

@@ -20,9 +20,13 @@ from starlette.types import Receive, Scope, Send
 
 from sd_operator.base.errors import AlreadyExistsError, ApiError, InvalidError
 from sd_operator.clients.kube import Json
-from sd_operator.gateway.claims import ClaimRefusedError
 from sd_operator.gateway.context import Context
-from sd_operator.gateway.errors import RefusedError, map_api_error, map_error
+from sd_operator.gateway.errors import (
+    FieldRefusedError,
+    RefusedError,
+    map_api_error,
+    map_error,
+)
 from sd_operator.gateway.gallery import form, live, previews, session, views
 from sd_operator.gateway.gallery.pages import ROOT, STATIC, page
 from sd_operator.gateway.gallery.snippets import to_yaml
@@ -246,10 +250,11 @@ class Gallery:
         body = form.manifest(texts, key.namespace)
         status, complaints, validated = 200, form.Complaints(), request.method == "POST"
         applied = submitted.get("action") == "apply"
+        tried = applied or "submitted" in submitted
         if validated:
             try:
                 await self._models.create(key.namespace, body, dry_run=not applied)
-            except (ApiError, ClaimRefusedError) as error:
+            except (ApiError, FieldRefusedError) as error:
                 status, complaints = _complaints(error)
             else:
                 if applied:
@@ -261,8 +266,10 @@ class Gallery:
             fields=form.FIELDS,
             texts=texts,
             complaints=complaints,
+            beside=form.beside(complaints, texts, submitted=tried),
+            refused=applied and bool(complaints),
             validated=validated,
-            applied=applied,
+            submitted=tried,
             more_used=any(texts.get(field.path) for field in form.FIELDS if not field.common),
             yaml=to_yaml(body),
         )
@@ -326,10 +333,10 @@ async def _form(request: Request) -> dict[str, str]:
         return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
-def _complaints(error: ApiError | ClaimRefusedError) -> tuple[int, form.Complaints]:
+def _complaints(error: ApiError | FieldRefusedError) -> tuple[int, form.Complaints]:
     """Return the status code and the form errors for a resource that was not created."""
-    if isinstance(error, ClaimRefusedError):
-        return error.status, form.Complaints({"spec.storage.claimName": [error.message]})
+    if isinstance(error, FieldRefusedError):
+        return error.status, form.Complaints({error.field: [form.in_labels(error.message)]})
     if isinstance(error, AlreadyExistsError):
         text = "A model with this name already exists. Use another name, or delete that model."
         return 409, form.Complaints({"metadata.name": [text]})

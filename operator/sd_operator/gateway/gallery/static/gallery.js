@@ -1,4 +1,5 @@
-// Copy buttons. The style sheet shows them only if this script runs.
+// Copy buttons, and the state of the load form's fields. The style sheet shows the buttons only if
+// this script runs.
 "use strict";
 
 document.documentElement.classList.add("scripted");
@@ -15,6 +16,14 @@ document.addEventListener("click", async (event) => {
     getSelection().selectAllChildren(text);
     text.focus();
     announce(button, "Selected: press Ctrl+C");
+  }
+});
+
+// An answer to the form brings the errors of its fields, but not the fields: they keep their text.
+document.addEventListener("htmx:afterSettle", () => {
+  for (const error of document.querySelectorAll("#load .complaint")) {
+    const field = document.getElementById(error.id.replace(/-error$/, ""));
+    field.setAttribute("aria-invalid", error.textContent !== "");
   }
 });
 
