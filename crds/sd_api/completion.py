@@ -1,4 +1,4 @@
-"""The option `--print-completion SHELL`: prints a script by which a shell completes a command.
+"""The option `--print-completion SHELL`: prints the script that completes a command in a shell.
 
 shtab makes the script from the parser; it is installed with the extra `shell`.
 """
@@ -44,7 +44,7 @@ def add_completion(parser: argparse.ArgumentParser) -> None:
         "--print-completion",
         action=_Print,
         choices=SHELLS,
-        help="print a script by which this shell completes the command",
+        help="print the script that completes this command in the shell",
     )
 
 

@@ -1,4 +1,4 @@
-"""Python code that opens a published model with diffusers. People copy it. Pure."""
+"""Makes the Python code that opens a published model with diffusers, for people to copy. Pure."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ class EventReason(StrEnum):
     ARTIFACT_RESTORED = "ArtifactRestored"
     """The files that were missing are on the volume again."""
     STORE_MISSING = "StoreMissing"
-    """On a PersistentVolumeClaim: its volume has no folder .store, though models are published."""
+    """On a PersistentVolumeClaim: its volume should have published models, but lacks the folder
+    .store."""
     CLEANUP_FAILED = "CleanupFailed"
     """The files of a model that is being deleted cannot be removed."""
     WEBHOOK_DELIVERED = "WebhookDelivered"
@@ -332,10 +333,10 @@ class Reason(StrEnum):
     POD_NOT_STARTING = (
         "PodNotStarting",
         Retry.RESYNC,
-        "Check the node that the message's Pod is on, its network plugin and its container runtime;"
-        " the Pod starts by itself once the cause is gone.",
+        "Check the node of the Pod that the message names, its network plugin and its container"
+        " runtime; the Pod starts by itself once the cause is gone.",
     )
-    """The Pod has a node, which cannot start its containers."""
+    """The Pod is on a node, but the node cannot start its containers."""
     DEADLINE_EXCEEDED = (
         "DeadlineExceeded",
         Retry.ON_CHANGE,

@@ -32,8 +32,8 @@ class ConditionType(StrEnum):
     READY = "Ready"
     """Whether a complete, verified folder is served under status.artifact.path.
 
-    True is good; a failed reload leaves it True, and checks that miss files make it False. Always
-    present.
+    True is good. A failed reload leaves it True. If two checks in a row find files missing, it is
+    False. Always present.
     """
     RECONCILING = "Reconciling"
     """A load is under way, or its Job waits for its Pod.
@@ -92,7 +92,8 @@ class StatusArtifact(Artifact):
     last_update_time: Timestamp
     missing_time: Timestamp | None = Field(
         default=None,
-        description="Since when files of the folder are missing; absent while it is complete.",
+        description="When checks found that files of the folder are missing; absent while it is"
+        " complete.",
     )
 
     @property
@@ -124,7 +125,7 @@ class JobStatus(Extensible):
 
 
 class LastFailure(Extensible):
-    """How the last Pod of the running Job that failed has ended."""
+    """Why the newest failed Pod of the running Job failed."""
 
     reason: ShortText
     message: Text = ""
@@ -163,8 +164,8 @@ class WebhookStatus(Extensible):
     outbox: Annotated[list[OutboxEntry], Field(max_length=OUTBOX_MAX)] = Field(default_factory=list)
     newest_ended: bool = Field(
         default=False,
-        description="Whether the call of the newest event has ended, so that only older calls wait;"
-        " the condition WebhookDelivered is about the newest event.",
+        description="Whether the call of the newest event was delivered or given up. If true, the"
+        " outbox has only older calls, and the condition WebhookDelivered is not about them.",
     )
 
 
@@ -198,7 +199,7 @@ class Status(Extensible):
     )
     last_failure: LastFailure | None = Field(
         default=None,
-        description="How the last Pod of the running Job failed; absent if none did.",
+        description="Why the newest failed Pod of the running Job failed; absent if none failed.",
     )
     webhook: WebhookStatus | None = None
     start_time: Timestamp | None = None

@@ -1,9 +1,9 @@
-"""Words failures for those who gave the values: at a shell, by the vendor's API or in a form.
+"""Rewords messages for people who write no resource: they use a shell, the vendor's API or a form.
 
 Messages and remedies are written for the owner of a resource: they name a field as `spec.modelType`
 and mention Secrets and annotations. A person who runs `sd-loader` gives options instead, a caller
-of the gateway gives fields of a request, and a visitor of the gallery controls of a form. Only this
-module translates between them.
+of the gateway fills in the fields of a request, and a visitor of the gallery those of a form. Only
+this module translates between them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PATTERNS = {
     DATA_KEY_PATTERN: "must be letters, digits, dashes, dots and underscores",
     SHA256_PATTERN: "must be 64 digits of lower-case hex",
 }
-"""What each pattern of the spec's fields asks for, since people do not read regular expressions."""
+"""What each pattern of the spec's fields asks for: messages do not show regular expressions."""
 
 _OPTIONS = {"vae.url": "vae"}
 _VALUES = sorted(
@@ -142,7 +142,7 @@ _REMEDIES = {
 
 
 def problem_words(problem: ErrorDetails) -> str:
-    """Return pydantic's message about a value, or words if its message has a regular expression."""
+    """Return pydantic's message about a value, or our own if pydantic's shows a known pattern."""
     return PATTERNS.get(problem.get("ctx", {}).get("pattern", ""), problem["msg"])
 
 
@@ -158,7 +158,8 @@ def message_at_shell(message: str) -> str:
 def message_in_api(message: str, fields: Mapping[str, str]) -> str:
     """Return the message with a request's fields in place of those of the resource.
 
-    A caller of the vendor's API cannot set an annotation: a repeated request has the same effect.
+    A caller of the vendor's API cannot set an annotation, but can repeat the load request, which
+    has the same effect.
     """
     return reword(message.replace(_RELOAD, "send the load request again"), fields.get, yes="yes")
 
@@ -181,7 +182,7 @@ def reword(message: str, name: Callable[[str], str | None], *, yes: str) -> str:
 
 
 def remedy_at_shell(reason: Reason) -> str:
-    """Return what a person can do who ran `sd-loader`."""
+    """Return the remedy for a person who ran `sd-loader` by hand."""
     return _REMEDIES.get(reason) or message_at_shell(reason.remedy)
 
 

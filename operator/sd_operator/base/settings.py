@@ -77,8 +77,8 @@ class LoaderSettings:
     restricted default as a whole."""
     placement: JobOverrides = field(default_factory=JobOverrides)
     """Where loader Pods run, unless spec.job says otherwise: JSON with nodeSelector, tolerations,
-    runtimeClassName and priorityClassName. Unless GPU_COUNT is 0, runtimeClassName is only for Pods
-    with a GPU."""
+    runtimeClassName and priorityClassName. If GPU_COUNT is above 0, only Pods with a GPU get the
+    runtimeClassName."""
 
     def allows_priority_class(self, name: str) -> bool:
         """Whether spec.job may name this PriorityClass."""

@@ -37,8 +37,8 @@ class GatewaySettings:
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     https_proxy: str | None = None
-    """URL of the proxy for the calls of sync_models. The gateway does not resolve the hosts of
-    webhooks, which the operator calls through its proxy."""
+    """URL of the proxy for the calls of sync_models. If it is set, the gateway does not resolve the
+    hosts of webhooks, because the operator calls them through its own proxy."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
     logins: Logins = field(default_factory=Logins)
