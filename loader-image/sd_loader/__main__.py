@@ -26,7 +26,7 @@ from sd_loader.snippet import snippet
 
 _UMASK = 0o022
 _KILLED = 128
-"""A shell adds the signal's number to this: the exit code of a process that a signal ended."""
+"""If a signal ends a process, shells report this number plus the signal's as its exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,14 +45,14 @@ def _remove(args: argparse.Namespace, _: Settings) -> LoadResult:
 
 
 def _check(args: argparse.Namespace, _: Settings) -> CheckResult:
-    # Imported here: the other commands do not need it.
+    # Imported here, because the other commands do not need it and start faster without it.
     from sd_loader.check import check
 
     return check(_parse(CheckRequest, args.request), args.store, print)
 
 
 def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
-    from sd_loader.summary import summary  # for the same reason
+    from sd_loader.summary import summary  # here as in _check
 
     try:
         verify = {"weights": args.verify_weights, "render": args.verify_render}
@@ -81,8 +81,7 @@ def _make(store: Path) -> None:
 
 
 def _inspect(args: argparse.Namespace, _: Settings) -> ExitCode:
-    # Imported here: some commands do not need the conversion modules and start faster without them.
-    from sd_loader.inspect import inspect
+    from sd_loader.inspect import inspect  # here as in _check
 
     inspection = inspect(args.file)
     print(inspection.to_json() if args.json else inspection.to_text())
@@ -90,7 +89,7 @@ def _inspect(args: argparse.Namespace, _: Settings) -> ExitCode:
 
 
 def _list(args: argparse.Namespace, _: Settings) -> ExitCode:
-    from sd_loader import listing  # for the same reason
+    from sd_loader import listing  # here as in _check
 
     models = listing.published(args.store)
     print(listing.to_json(models) if args.json else listing.to_text(models))
@@ -98,7 +97,7 @@ def _list(args: argparse.Namespace, _: Settings) -> ExitCode:
 
 
 def _verify(args: argparse.Namespace, _: Settings) -> ExitCode:
-    from sd_loader import listing  # for the same reason
+    from sd_loader import listing  # here as in _check
 
     checked = listing.verify(args.store, args.model_id)
     print(checked.to_text())
@@ -106,7 +105,7 @@ def _verify(args: argparse.Namespace, _: Settings) -> ExitCode:
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
-    from sd_loader.sweep import sweep  # for the same reason
+    from sd_loader.sweep import sweep  # here as in _check
 
     swept = sweep(
         args.store,

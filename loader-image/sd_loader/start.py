@@ -1,4 +1,4 @@
-"""The entry point of the command, which says which extra is missing."""
+"""The entry point of `sd-loader`. If a package is missing, it names the extra to install."""
 
 from __future__ import annotations
 

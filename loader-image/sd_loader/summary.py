@@ -1,4 +1,4 @@
-"""The closing words of `sd-loader load`: the published model, and code that opens it."""
+"""The text that `sd-loader load` prints at its end: the published model, and code that opens it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads an open file by position. A partial read is continued or an error."""
+"""Reads an open file by position. Continues a short read; a file that ends early is an error."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ STEP_BYTES = 2**20
 """Size of a window of the output: fits the processor's cache, and needs few steps in Python."""
 
 COPIED_FROM = 2**16
-"""The least average size of the steps of a block that the kernel copies.
+"""The kernel copies a block only if its steps have at least this many bytes on average.
 
 Smaller steps are read into memory and written together, which takes fewer calls into the kernel.
 """
@@ -180,9 +180,9 @@ class Block:
         )
 
     def read_back(self, fd: int, content: memoryview, findings: Findings) -> None:
-        """Read the bytes that the kernel copied into memory.
+        """Read the block from the output into memory, after the kernel copied it there.
 
-        They are read from the output: the source may have changed since they were copied.
+        It is not read from the source, which may have changed since it was copied.
         """
         read_into(fd, content, self.position)
         for step in self.steps:
