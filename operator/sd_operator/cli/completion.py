@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """Return the words that can stand for the last one. It may be empty or half typed."""
+    """Return the words that complete the last one, which may be empty or half typed."""
     *before, last = words
     group = typer.main.get_group(app)
     command = next((group.commands[word] for word in before if word in group.commands), None)

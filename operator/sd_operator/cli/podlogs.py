@@ -1,7 +1,7 @@
 """Prints the logs of a Job's newest Pod, container by container.
 
-`kubectl logs --all-containers` fails if one container has not started, as `convert` never does
-after a failed `fetch`.
+`kubectl logs --all-containers` fails if one container has not started: after a failed `fetch`,
+`convert` never starts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _containers(pod: Json) -> Sequence[str]:
 
 
 def _wait_for(kubectl: Kubectl, pod: Json, container: str) -> Json:
-    """Wait until the container has started or cannot start any more. Return the Pod as it is."""
+    """Wait until the container has started or can never start. Return the Pod's last state."""
     while not has_started(pod, container) and pod["status"].get("phase") in ("Pending", "Running"):
         time.sleep(POLL_SECONDS)
         pod = kubectl.get("pod", pod["metadata"]["name"])

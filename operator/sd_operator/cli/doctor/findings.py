@@ -1,4 +1,4 @@
-"""What a check yields, and what it reads: the views that `gather` makes of the cluster."""
+"""The findings that checks yield, and the views of the cluster that they read."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def check_rights(namespace: NamespaceView) -> Finding:
             Level.FAILED,
             subject,
             f"the operator may not {', '.join(namespace.denied)}",
-            "Upgrade the release to restore its Role: the operator leaves the namespace out."
+            "Upgrade the release to restore its Role: without it, the namespace is not served."
             if namespace.is_listed
             else "Add the namespace to models.namespaces in the chart's values.",
         )
@@ -71,7 +71,10 @@ def _without_volume(claim: Json, warning: WarningEvent | None) -> tuple[Level, s
         return None
     if warning is not None:
         return Level.FAILED, message, Reason.CLAIM_NOT_BOUND.remedy
-    remedy = f"Run kubectl describe pvc {view.name}; a class may also wait for the first Pod."
+    remedy = (
+        f"Run kubectl describe pvc {view.name}. If its StorageClass waits for the first Pod, there"
+        " is nothing to do."
+    )
     return Level.WARNING, message, remedy
 
 
