@@ -53,7 +53,7 @@ def _json(text: str) -> object:
         raise BodyError(f"The body is not valid JSON: {error.msg} at {place}") from None
     except (ValueError, RecursionError):  # too long a number, or too deep
         raise BodyError(
-            "The body is not valid JSON: it has too long a number, or is too deep"
+            "The body is not valid JSON: a number is too long, or the nesting is too deep"
         ) from None
     try:
         # JSON can escape half a surrogate pair, which UTF-8 cannot encode.

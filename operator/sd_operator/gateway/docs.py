@@ -1,6 +1,6 @@
 """Serves /docs: the OpenAPI document as an HTML page without scripts or external resources.
 
-The page has the gallery's colours and header, and leads to the gallery.
+The page has the gallery's colours and header, and a link to the gallery.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Endpoint:
     summary: str
     fields: tuple[Field, ...]
     requests: dict[str, str]
-    """Example requests by title: what follows the gateway's URL in a command of curl."""
+    """Example requests by title: the part of a curl command after the gateway's URL."""
     responses: dict[str, str]
     """Example responses as JSON, by status code and meaning."""
 

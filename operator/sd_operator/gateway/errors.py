@@ -105,7 +105,7 @@ def _explain(error: InvalidError) -> str:
 
 
 def in_words(causes: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield the field and the message of each cause, in words that begin with the field."""
+    """Yield the field of each cause, and a message without rejected values or patterns."""
     for field, message in causes:
         # The API server adds this cause when a field is invalid; that field has its own cause.
         if "some validation rules were not checked" not in message:
@@ -113,7 +113,7 @@ def in_words(causes: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def _plain(field: str, message: str) -> str:
-    """Return a message without the rejected value, which may be long or secret, and in words."""
+    """Return our words for a message, without the rejected value, which may be long or secret."""
     for _, _, friendly in RULES:
         if message.endswith(friendly):
             return friendly
@@ -134,7 +134,7 @@ _FORMS = (
     (r"supported values: (.*)", r"must be one of \1"),
     (r"should (.*)", r"must \1"),
 )
-"""Texts of the API server's own validation, and the words for each."""
+"""Texts of the API server's own validation, and our words for each."""
 
 
 def _in_words(text: str) -> str | None:

@@ -70,7 +70,10 @@ class Models:
         return matches[0] if matches else None
 
     async def create(self, namespace: str, body: Json, *, dry_run: bool) -> None:
-        """Create a model, or only validate it; raise FieldRefusedError for its PVC or webhook."""
+        """Create a model, or only validate it.
+
+        Raise FieldRefusedError if its PVC or its webhook is refused.
+        """
         await self._webhooks.check(body["spec"].get("webhook"))
         await claims.check(self._api, self._settings, namespace, body)
         await self._api.create(MODELS, namespace, body, dry_run=dry_run)

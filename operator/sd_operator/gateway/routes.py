@@ -1,4 +1,4 @@
-"""The vendor's ten endpoints, which are POST with exactly the vendor's JSON, and GET `status`."""
+"""The vendor's ten endpoints (POST, with exactly the vendor's JSON), and our own GET `status`."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _add(
 
 
 def _add_status(routes: APIRouter, context: Context, actions: Vendor) -> None:
-    """Add the endpoint that gives the answer of verify_model without a body, for polling."""
+    """Add the endpoint `status`: it responds as verify_model does, but is a GET without a body."""
 
     async def status(request: Request, bearer: Bearer) -> Json:
         key = context.admit(bearer.credentials if bearer else "", request)
@@ -208,7 +208,7 @@ def _add_status(routes: APIRouter, context: Context, actions: Vendor) -> None:
 async def _answer(
     kind: type[CallT], act: Callable[[Key, CallT], Awaitable[Json]], key: Key, fields: Json
 ) -> Json:
-    """Validate a request and act on it; raise RefusedError in the words of the request."""
+    """Validate a request and act on it; a RefusedError names the request's own fields."""
     try:
         call = kind.model_validate(fields)
     except ValidationError as error:

@@ -84,8 +84,8 @@ class Call(BaseModel):
         "spec.upcastAttention": "upcast_attention",
         "spec.webhook": "webhook",
     }
-    """The caller's names of the resource's fields, for messages. Endpoints without fields of their
-    own use those of load_model."""
+    """The request's names for fields of the resource, used in messages. Requests that have no such
+    fields use the names of load_model."""
 
     model_config = ConfigDict(
         extra="ignore", coerce_numbers_to_str=True, str_strip_whitespace=True, frozen=True
@@ -229,7 +229,7 @@ def complaint(error: ValidationError) -> str:
 
 
 def warnings(kind: type[Call], fields: Json) -> dict[str, list[str]]:
-    """Return the response's `warnings`, which name the request's unknown fields; {} without any."""
+    """Return the response's `warnings`, which name the request's unknown fields; {} if none."""
     unknown = sorted(set(fields) - set(kind.model_fields))
     if not unknown:
         return {}
@@ -254,7 +254,7 @@ def loaded(bodies: Sequence[Json]) -> list[dict[str, str]]:
 
 
 def progress(body: Json) -> dict[str, object]:
-    """Return how far a model's load is: its phase, percent and seconds left; None is unknown."""
+    """Return how far a model's load is: phase, percent and seconds left; None if not known."""
     status = body.get("status") or {}
     phase = status.get("phase") or Phase.PENDING
     loading = phase not in (Phase.FAILED, Phase.DELETING)

@@ -45,14 +45,15 @@ class Webhooks:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="webhook-dns")
 
     def close(self) -> None:
-        """Wait for no further lookups."""
+        """Cancel the lookups that have not started, and do not wait for the others."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def check(self, url: str | None) -> None:
         """Raise WebhookRefusedError if the url is refused, or all addresses of its host are.
 
-        A lookup that fails or takes too long refuses nothing: the host may exist later, and the
-        operator checks each call again. The API server refuses what is not a link.
+        If the lookup fails or takes too long, the webhook is accepted: the host may exist later,
+        and the operator checks each call again. A text that is not a link is not checked here: the
+        API server refuses it.
         """
         if url is None or not re.search(LINK_PATTERN, url):
             return

@@ -208,7 +208,7 @@ def beside(
 ) -> Mapping[str, list[str]]:
     """Return the errors to show beside the fields, by the field's path.
 
-    Before the form is submitted, a field that is still empty is missing, but not yet wrong.
+    Before the form is submitted, an empty field shows no error: it may be filled in later.
     """
     return {path: messages for path, messages in errors.at.items() if submitted or texts.get(path)}
 

@@ -1,7 +1,7 @@
 """Server-sent events that update all open pages of a browser.
 
-A message has the name of a part of a page and its new HTML. Without HTML it asks the pages that
-have this name to fetch themselves again.
+A message has the name of a part of a page and its new HTML. Without HTML, it asks the pages with
+that part to fetch themselves again.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Updates:
 
 
 def _shape(card: views.Card) -> tuple[object, ...]:
-    """Return what decides whether a filter matches, and what the card shows beside its state."""
+    """Return the values of a card by which filters match, and which it shows outside its state."""
     return card.phase, card.type, card.base, card.size
 
 

@@ -19,7 +19,7 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-// An answer to the form brings the errors of its fields, but not the fields: they keep their text.
+// A response to the form replaces the errors of its fields, but not the fields: they keep their text.
 document.addEventListener("htmx:afterSettle", () => {
   for (const error of document.querySelectorAll("#load .complaint")) {
     const field = document.getElementById(error.id.replace(/-error$/, ""));
