@@ -1,7 +1,7 @@
 """Checks of published files: one task per PVC makes the Jobs and reads their results.
 
-The findings are in memory only. After a restart the checks that miss files are counted from the
-beginning; earlier findings are in the models' status.
+The findings are in memory only. After a restart, the count of checks that find files missing begins
+again; what was reported before is in the models' status.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Controller:
         metrics.queue_length.set_function(lambda: len(self._queue) + self.cache.suspended_jobs())
 
     async def fill(self, namespace: str | None) -> None:
-        """Fill the cache for a namespace, or for all; to be called before its models are seen."""
+        """Fill the cache for a namespace, or for all. Call this before its models are seen."""
         await self._gatherer.fill(namespace)
 
     async def close(self) -> None:
@@ -223,9 +223,9 @@ class Controller:
         return decide(Input(model, observed, self._settings, self._clock.now()))
 
     async def _finds_namespace_ending(self, memory: Memory) -> bool:
-        """Find out whether a request was forbidden because the model's namespace is being deleted.
+        """Return whether a request was forbidden because the model's namespace is being deleted.
 
-        Only a model that is being deleted is asked about.
+        False if that was known before, or if the model is not being deleted.
         """
         metadata = memory.body["metadata"]
         if memory.namespace_ends or "deletionTimestamp" not in metadata:

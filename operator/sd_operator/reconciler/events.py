@@ -46,4 +46,4 @@ async def emit(api: Api, about: Mapping[str, str], event: EventPlan, now: dateti
     try:
         await api.create(EVENTS, about["namespace"], body)
     except ApiError as refused:
-        log.warning("no Event %s: %s", event.reason, refused)
+        log.warning("cannot emit the Event %s: %s", event.reason, refused)

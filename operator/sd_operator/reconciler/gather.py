@@ -45,7 +45,7 @@ class Gatherer:
     async def fill(self, namespace: str | None) -> None:
         """List the objects of a namespace, or of all, before its models are served.
 
-        The models are listed for the uids of their Jobs: the queue counts no others.
+        The models are listed for the uids of their Jobs, because the queue counts only those Jobs.
         """
         for body in (await self._api.list(MODELS, namespace)).items:
             self._cache.record(body["metadata"]["uid"], load_job_uid(body))

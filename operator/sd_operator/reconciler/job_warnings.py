@@ -1,7 +1,7 @@
-"""Why a Job has no Pods, or why its Pod does not start: only their Events have the cause.
+"""Finds out from Events why a Job has no Pods, or why its Pod does not start.
 
-The quota or an admission plugin rejects Pods, a claim is not bound, and a node cannot mount a
-volume or has no network.
+Only Events have the cause: a quota or an admission plugin rejects the Pod, a claim is not bound, or
+a node cannot mount a volume or has no network.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class JobWarnings:
         try:
             events = (await self._api.list(EVENTS, namespace, fields=SELECTOR)).items
         except ApiError as refused:
-            log.debug("no Events of %s: %s", namespace, refused)
+            log.debug("cannot list the Events of namespace %s: %s", namespace, refused)
             return
         last.newest = {}
         for body in events:

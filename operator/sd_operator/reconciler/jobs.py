@@ -23,4 +23,6 @@ async def discard(api: Api, namespace: str, name: str, uid: str) -> None:
     try:
         await delete(api, namespace, name, uid)
     except ApiError as refused:
-        log.warning("Job %s/%s stays until its TTL: %s", namespace, name, refused)
+        log.warning(
+            "cannot delete Job %s/%s now; it stays until its TTL: %s", namespace, name, refused
+        )

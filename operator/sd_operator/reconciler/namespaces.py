@@ -33,7 +33,8 @@ class Namespaces:
     async def look(self) -> None:
         """Check every listed namespace, then raise an error if one could not be checked.
 
-        An error in one namespace keeps no other from being served, unless the API server is away.
+        An error in one namespace does not keep the others from being served, unless the API server
+        is away.
         """
         errors: list[Exception] = []
         for namespace in self._listed:
@@ -85,11 +86,14 @@ class Namespaces:
         return f"the operator has no rights there; upgrade the release to restore them ({refused})"
 
     async def _see_deleted(self, namespace: str) -> None:
-        """Pass the deleted models on: their finalizers keep the namespace from being deleted."""
+        """Show the controller the models that are being deleted.
+
+        Their finalizers keep the namespace from being deleted.
+        """
         try:
             models = (await self._api.list(MODELS, namespace)).items
         except (ForbiddenError, NotFoundError) as refused:
-            log.debug("no models of %s: %s", namespace, refused)
+            log.debug("cannot list the models of namespace %s: %s", namespace, refused)
             return
         for body in models:
             if "deletionTimestamp" in body["metadata"]:

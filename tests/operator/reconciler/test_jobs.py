@@ -32,7 +32,9 @@ class Refusing(Script):
         pytest.param(NotFoundError("not found"), "", id="gone"),
         pytest.param(ConflictError("another uid"), "", id="another Job has its name"),
         pytest.param(
-            ForbiddenError("no Role"), "Job art/x stays until its TTL: no Role", id="forbidden"
+            ForbiddenError("no Role"),
+            "cannot delete Job art/x now; it stays until its TTL: no Role",
+            id="forbidden",
         ),
     ],
 )
