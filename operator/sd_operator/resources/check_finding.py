@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sd_api.status import StatusArtifact
 
 MISSING_AFTER = 2
-"""Checks in a row that must miss a version's files. A storage server may fail for a moment."""
+"""How many checks in a row must find files missing: a storage server may fail for a moment."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class CheckFinding:
     artifact: StatusArtifact
     """The version, as the status described it when it was checked."""
     missed: int
-    """How many checks in a row missed files; 0 if the last check found all of them."""
+    """How many checks in a row found files missing; 0 if the last check found all of them."""
 
     def is_about(self, artifact: StatusArtifact) -> bool:
         """Whether the checked version is this one, and not another load of the same spec."""

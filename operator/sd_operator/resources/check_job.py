@@ -24,7 +24,7 @@ class CheckEnd:
 
 
 def check_end(job: JobView, pods: Sequence[Mapping[str, Any]], count: int) -> CheckEnd:
-    """Read how a Job ended from its only Pod; count: the versions that it was asked about.
+    """Read from its only Pod how a Job ended; count: how many versions the Job was asked about.
 
     The Job makes one Pod. If more Pods name it as their controller, somebody imitates its Pod.
     """

@@ -29,7 +29,7 @@ class ClaimView:
     never_bound: bool = False
     """Whether it has never had a volume, so that no Pod could mount it."""
     lost: bool = False
-    """Whether it was bound to a volume that is gone; Kubernetes binds it again if it returns."""
+    """Whether its volume is gone. Kubernetes binds it again if the volume returns."""
     volume_name: str = ""
     """The PersistentVolume that it is bound to, or that its owner asks for."""
     storage_class: str = ""
@@ -80,7 +80,7 @@ class ClaimView:
 def claim_is_allowed(
     name: str, claim: ClaimView | None, artifact_claim_uid: str | None, allowed: Collection[str]
 ) -> bool:
-    """Whether a model may use the claim of this name; operator and gateway ask the same.
+    """Whether a model may use the claim of this name. Operator and gateway share this rule.
 
     Besides the allowed names, models may use a labelled claim, and the one on which the model is
     already published. A name alone does not prove that: the claim may be a new one of this name.

@@ -19,7 +19,7 @@ from sd_operator.resources.warning_event import WarningEvent
 WARNING_LOOK_SECONDS = 60.0
 """How often the Events of a Job without Pods, or of a Pod that does not start, are listed."""
 POD_WARNING_SECONDS = 30.0
-"""How long after a Pod got its node its Warnings are normal: a volume may take a second attempt."""
+"""How long a Pod's Warnings are ignored after it got a node: a mount may need a second attempt."""
 
 
 class JobState(StrEnum):
@@ -318,7 +318,7 @@ class Observed:
     job_warning: str = ""
     """The newest Warning Event of a Job that has no Pods."""
     pod_warning: WarningEvent | None = None
-    """The newest Warning Event of a Pod that has a node, but no container that runs."""
+    """The newest Warning Event of a Pod that has a node, but no running container."""
     claim_warning: WarningEvent | None = None
     """The newest Warning Event about the binding of the claim, while a Pod waits for that."""
     rejection: Rejection | None = None
@@ -340,7 +340,7 @@ class Observed:
         return tuple(sorted(pods, key=lambda pod: (pod.created, pod.name), reverse=True))
 
     def unbound_claim(self, pod: PodView) -> ClaimView | None:
-        """Return the claim if it has no volume, which a Pod that has no node yet may wait for."""
+        """Return the claim if it has no volume and the Pod has no node: the Pod may wait for it."""
         if self.claim is None or self.claim.has_volume or not pod.may_write:
             return None
         return self.claim if pod.scheduled is None else None

@@ -11,14 +11,15 @@ from sd_api.redaction import redact_text
 from sd_operator.base import times
 
 _TEXT_MAX_LENGTH = 4096
-"""Anyone who may create Events decides how long they are."""
+"""The rest of a longer text is dropped: anyone who may create Events decides how long it is."""
 _REPORTERS: Mapping[str, frozenset[str]] = {
     "Job": frozenset({"job-controller"}),
     "Pod": frozenset({"kubelet", "attachdetach-controller", "default-scheduler"}),
 }
 """The components of Kubernetes that report why a Job has no Pods, and why a Pod does not start."""
 _NOT_BOUND = frozenset({"FailedBinding", "ProvisioningFailed", "VolumeMismatch"})
-"""Why a PersistentVolumeClaim is not bound. Each storage driver reports under its own name."""
+"""The reasons of Events that say why a PersistentVolumeClaim is not bound. The component is not
+compared: each storage driver reports under its own name."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class WarningEvent:
 
 
 def explains_a_start(body: Mapping[str, Any]) -> bool:
-    """Whether an Event may say why a Job does not start: other Warnings must not hide that one."""
+    """Whether an Event may say why a Job does not start; any other could hide the one that does."""
     kind = body["involvedObject"].get("kind")
     if kind == "PersistentVolumeClaim":
         return body.get("reason") in _NOT_BOUND

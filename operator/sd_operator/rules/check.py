@@ -1,4 +1,4 @@
-"""When the published versions on a PVC are checked, and what a check finds. Pure."""
+"""Decides when the published versions on a PVC are checked, and evaluates the results. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sd_operator.rules.decision import EventPlan, EventType
 from sd_operator.rules.diagnose import NOT_STARTED
 
 LOADING_LOOK_SECONDS = 60.0
-"""When a PVC on which a load runs is looked at again, unless checks are more frequent."""
+"""How soon a PVC on which a load runs is considered again, unless checks are more frequent."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def plan(claim: Claim, interval: float) -> Step:
     if not claim.rest and claim.due_in > 0:
         return Pause(claim.due_in)
     if any(model.loading for model in claim.models):
-        # A volume that one node at a time can mount belongs to the load.
+        # If only one node at a time can mount the volume, a check could keep the load waiting.
         return Pause(min(LOADING_LOOK_SECONDS, interval))
     run = claim.rest or _published(claim.models, view)
     if not run:
@@ -121,8 +121,8 @@ def findings(
 ) -> dict[str, CheckFinding]:
     """Return what is known about the models of a batch after its check, by uid.
 
-    result: None if the check failed. A model about which the check found nothing out is left out,
-    so two further checks decide about it.
+    result: None if the check failed. A model whose files could not be compared is left out, so its
+    count begins again.
     """
     if result is None or result.outcome == "empty":
         return {}

@@ -128,7 +128,7 @@ class AddFinalizer:
 
 @dataclass(frozen=True)
 class Release:
-    """Remove our finalizer, then delete the clean-up Job, whose Pod keeps the PVC from going.
+    """Remove our finalizer, then delete the clean-up Job: its Pod keeps the PVC from being removed.
 
     The resource is about to be deleted, so its status is not written.
     """

@@ -27,7 +27,7 @@ def deleted_model_has_no_finalizer(inp: Input) -> Step | None:
 
 
 def rights_ended_with_the_namespace(inp: Input) -> Step | None:
-    """The namespace is being deleted, and with it first the operator's Role there."""
+    """The namespace is being deleted, and the operator's Role in it is gone already."""
     if not inp.observed.namespace_ends:
         return None
     return Finish(_namespace_ends(inp))
@@ -179,8 +179,8 @@ RULES: tuple[Rule, ...] = (
     namespace_is_terminating,
     # A Pod that is stopping could write after the files were removed.
     loader_pod_may_write,
-    # Its Pod would bind some claims, only to find an empty volume. After the loader's Pods have
-    # stopped: they would bind them, too.
+    # Before a clean-up Job, whose Pod would bind some claims only to find an empty volume. After
+    # the loader's Pods have stopped, because they could bind the claim, too.
     claim_was_never_bound,
     cleanup_job_succeeded,
     cleanup_job_is_running,

@@ -39,8 +39,8 @@ NOT_STARTED = frozenset(
 NOT_OF_A_LOAD = NOT_STARTED | {Reason.ARTIFACT_MISSING}
 """Reasons that do not describe a load that failed."""
 _WARNING_VALID = timedelta(minutes=10)
-"""How long a Pod's Warning counts: the kubelet repeats one that persists every 5 minutes or more
-often, and it reports no success before the image is pulled."""
+"""How long a Pod's Warning counts. While its cause lasts, the kubelet repeats it at least every 5
+minutes. When the cause is gone, nothing is reported before the image is pulled."""
 _VOLUME_WARNINGS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
 _WAITS_FOR_VOLUME = re.compile(
     r"unbound immediate|persistent volumes? to bind|non-existent persistentvolume|binding volumes"
@@ -230,7 +230,10 @@ def pod_warning_due(pod: PodView, now: datetime) -> float:
 
 
 def next_warning(pods: Sequence[PodView], now: datetime) -> float:
-    """Return when to read the Warnings of a Job's newest Pod again; Events wake no model."""
+    """Return in how many seconds to read the Warnings of a Job's newest Pod again.
+
+    Nothing wakes a model when such an Event comes.
+    """
     due = pod_warning_due(pods[0], now) if pods else 0.0
     return max(1.0, due) if due > 0 else WARNING_LOOK_SECONDS
 
@@ -241,7 +244,7 @@ def _starting(job: JobView) -> StartDelay:
 
 
 def next_step(job: JobView, pods: Sequence[PodView]) -> str:
-    """Return what a Job does after its newest Pod ended, to be joined to the Pod's failure."""
+    """Return what a Job does after its newest Pod ended: the end of a sentence about that Pod."""
     result = newest_result(pods[:1], "failed")
     reason = result.reason if result is not None else None
     final = reason is not None and reason.exit_code is ExitCode.PERMANENT
@@ -249,7 +252,7 @@ def next_step(job: JobView, pods: Sequence[PodView]) -> str:
 
 
 def newest_failure(pods: Sequence[PodView]) -> Failure | None:
-    """Return how the newest Pod that failed has ended; None if no Pod failed."""
+    """Return the failure of the newest Pod that failed; None if no Pod failed."""
     for pod in pods:
         if pod.phase != "Failed":
             continue

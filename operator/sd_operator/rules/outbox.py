@@ -37,8 +37,8 @@ class OutboxChange:
     events: tuple[EventPlan, ...] = ()
     """The Events to emit."""
     newest_ended: bool = False
-    """Whether the call of the newest event has ended: then the condition is about it, and only
-    older calls are pending."""
+    """Whether the call of the newest event was delivered or given up. If so, only older calls are
+    pending, and they do not change the condition."""
 
 
 def webhook_id(uid: str, load_hash: str, event: WebhookEvent, load: str = "") -> str:
@@ -61,7 +61,8 @@ def add(change: OutboxChange, entry: OutboxEntry) -> OutboxChange:
     dropped = tuple(
         _failed(f"{owed.event} was not delivered; a newer load has events, so it is given up")
         for owed in change.entries
-        # Its Event announced another attempt. A call that has not failed may still arrive.
+        # An Event has announced another attempt of this call. A call without a failed attempt may
+        # still arrive.
         if owed not in kept and owed.attempts
     )
     entries = (*kept, entry)

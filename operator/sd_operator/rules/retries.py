@@ -11,13 +11,13 @@ from sd_operator.rules.input import Input
 from sd_operator.rules.step import KeepStalled, Report
 
 _WORDS_MAX_LENGTH = 600
-"""Leaves room for what the Job does next within the length of a cause."""
+"""Leaves room in a cause for the words about what the Job does next."""
 
 
 def report_start(inp: Input, job: JobView, delay: StartDelay) -> Report:
-    """Report that a Pod of the Job starts, after the words about the last failure if there are any.
+    """Report that a Pod of the Job starts; the message begins with the last failure, if any.
 
-    They are repeated only while nothing delays the start: the cause of a delay is newer.
+    If something delays the start, the message has the cause of the delay instead: it is newer.
     """
     pods, failure = inp.observed.pods_of(job), last_failure(inp, job)
     message = diagnose.clean(delay.message)
@@ -38,7 +38,7 @@ def report_start(inp: Input, job: JobView, delay: StartDelay) -> Report:
 
 
 def last_failure(inp: Input, job: JobView) -> Failure | None:
-    """Return how the last Pod of the Job that failed has ended, in words fit for the status.
+    """Return the failure of the Job's newest failed Pod, shortened to fit into the status.
 
     A Pod may be deleted before the next one starts; then the status still has its failure.
     """

@@ -52,8 +52,8 @@ def build_check(
     }
     for mount in check["volumeMounts"]:
         if mount["mountPath"] == STORE_MOUNT:
-            # Only here: a claim that is read-only for the whole Pod may be attached in another way,
-            # which some drivers refuse beside a Pod that writes.
+            # Read-only on this mount, not on the Pod's volume: for the latter, some drivers attach
+            # the claim in another mode, and refuse it while another Pod writes.
             mount["readOnly"] = True
     metadata = _metadata(namespace, name, names.CHECK_NAME)
     return _job(metadata, check, claim_name, CHECK_DEADLINE_SECONDS, loader)

@@ -54,7 +54,7 @@ def renders(spec: Spec, overrides: JobOverrides, loader: LoaderSettings) -> bool
 def convert_resources(
     overrides: JobOverrides, loader: LoaderSettings, *, renders: bool
 ) -> Resources:
-    """Return the resources of the convert container. It requests a configured GPU to render only.
+    """Return the resources of the convert container. It requests a configured GPU only to render.
 
     A GPU that spec.job.resources names stays, whether or not an image is rendered.
     """
@@ -78,8 +78,8 @@ def runtime_class(
 ) -> str | None:
     """Return the RuntimeClass of a load's Pod.
 
-    Where GPUs are configured, the administrator's RuntimeClass is that of Pods with a GPU: a node
-    without one may lack it, and a Pod could not start there.
+    Where GPUs are configured, the administrator's RuntimeClass is only for Pods with a GPU: a node
+    without a GPU may lack the class, and a Pod could not start there.
     """
     default = loader.placement.runtime_class_name
     if loader.gpu_count > 0 and _is_zero(resources["limits"].get(loader.gpu_resource, 0)):
