@@ -1,4 +1,4 @@
-"""The entry points of the commands, which say which extra is missing."""
+"""The entry points of the commands. If a package is missing, they name the extra to install."""
 
 from __future__ import annotations
 

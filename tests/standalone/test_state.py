@@ -92,7 +92,7 @@ def test_state_is_never_in_the_store(tmp_path):
     (tmp_path / "link").symlink_to(store / "below")
 
     for folder in (store, store / "below" / "state", tmp_path / "link"):
-        with pytest.raises(StandaloneError, match="must not be in the store"):
+        with pytest.raises(StandaloneError, match="is in the store"):
             State.open(folder, store).__enter__()
 
 

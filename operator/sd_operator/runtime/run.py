@@ -207,7 +207,7 @@ async def _look(namespaces: Namespaces, watched: Insights) -> None:
         try:
             await namespaces.look()
         except Exception as error:
-            # If this task ended, no namespace would be served again, while the process lives on.
+            # If this task ended, the process would live on, but serve no namespace that comes back.
             ours = not isinstance(error, ApiError)
             log.error("the namespaces cannot be checked: %s", error, exc_info=ours)
         if watched.namespaces != namespaces.served:
@@ -225,8 +225,8 @@ async def _watch(
         registry=register(controller, settings),
         settings=kopf_settings(),
         clusterwide=not settings.namespaces,
-        # Exact names would be watched with rights or without. kopf does not resolve a pattern where
-        # discovery is off, so exactly the namespaces in `watched` are watched.
+        # kopf would watch exact names even without rights. Discovery is off, so kopf does not
+        # resolve this pattern, and watches exactly the namespaces in `watched`.
         namespaces=["*"] if settings.namespaces else [],
         insights=watched,
         standalone=True,

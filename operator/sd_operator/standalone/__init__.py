@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ephemeral", action="store_true", help="keep the objects of the API in memory only"
     )
     parser.add_argument(
-        "--port", type=int, default=0, help="port on 127.0.0.1 (default: that of the last run)"
+        "--port", type=int, default=0, help="port on 127.0.0.1 (default: as in the last run)"
     )
     parser.add_argument(
         "--allowed-hosts",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="port of the gateway (default: that of the last run)",
+        help="port of the gateway (default: as in the last run)",
     )
 
 

@@ -1,4 +1,7 @@
-"""Which PVCs standalone binds: it has no PersistentVolumes, so not those that ask for one."""
+"""Decides which PVCs standalone binds: all except those that name a PersistentVolume.
+
+Standalone has no PersistentVolumes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def bound_status(claim: Json) -> Json | None:
 
 
 def obstacle(name: str, claim: Json | None) -> str:
-    """Return in the scheduler's words why a PVC keeps a Pod from its node; empty if it does not."""
+    """Return why a Pod with this PVC gets no node, as the scheduler words it; else empty."""
     if claim is None:
         return f'persistentvolumeclaim "{name}" not found.'
     if claim["spec"].get("volumeName") and claim.get("status", {}).get("phase") != "Bound":

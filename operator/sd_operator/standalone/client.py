@@ -99,7 +99,7 @@ class Client:
 
 
 def _error(code: int, text: str) -> ApiError:
-    """Return the error of a response; API servers do not answer all paths with a Status."""
+    """Return the error of a response, whose body is a Status or, for some paths, plain text."""
     try:
         status: Json = json.loads(text)
     except ValueError:

@@ -1,8 +1,8 @@
 """The database in which standalone keeps its objects between its runs. Only this module knows SQL.
 
 A write returns when the disk has it, so a kill at any moment loses nothing that a client has seen.
-The connection holds SQLite's exclusive lock from its opening to its end: one process uses the file,
-and the operating system releases the lock when the process is killed.
+An open connection holds SQLite's exclusive lock, so only one process uses the file. The operating
+system releases the lock when the process is killed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Database:
 
     @classmethod
     def open(cls, path: Path) -> Database:
-        """Open a file, and create it for its owner only if it is missing; raise StandaloneError."""
+        """Open a file, or create one that only its owner can read; raise StandaloneError."""
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
             connection = sqlite3.connect(path, timeout=0, isolation_level=None)

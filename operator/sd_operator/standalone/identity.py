@@ -1,4 +1,4 @@
-"""What clients know of a store's servers, and what therefore stays between runs: keys and ports."""
+"""The keys and ports of a store's servers. They stay between runs, because clients know them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sd_operator.standalone.database import Database
 from sd_operator.standalone.errors import StandaloneError
 
 RENEWED = timedelta(days=30)
-"""How long before their end certificates are renewed. Copies of the kubeconfig end with them."""
+"""How long before their expiry certificates are renewed. Copies of the kubeconfig are invalid
+then."""
 
 
 def token(database: Database) -> str:

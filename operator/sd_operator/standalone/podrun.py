@@ -151,7 +151,7 @@ class PodRun:
             await self._report()
 
     async def _fail_lost(self) -> None:
-        """Report that the node restarted under the Pod, so that its Job starts another one."""
+        """Report that the node restarted while the Pod ran, so that its Job starts another one."""
         status = self._pod.get("status", {})
         for container in (*self._inits, *self._containers):
             container.end_lost(status)

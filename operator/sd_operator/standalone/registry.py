@@ -277,7 +277,7 @@ class Registry:
 
 
 def _as_defined(resource: Resource, item: Json) -> Json:
-    """Return a stored object as its definition has it now: with its fields and defaults only."""
+    """Return a stored object that fits its present definition: its defaults, no unknown fields."""
     item = copy.deepcopy(item)
     meta = item.pop("metadata")
     prune(resource.schema, item)

@@ -159,7 +159,7 @@ def continue_token(last: Json, revision: int) -> str:
 def continue_after(token: str, oldest: int) -> Key:
     """Return the key of the object that a continue token was made for.
 
-    Raise 410 if the token was made before the oldest revision, which is by an earlier run.
+    Raise 410 if the token was made before the oldest revision, that is, by an earlier run.
     """
     try:
         revision, namespace, name = json.loads(base64.urlsafe_b64decode(token))

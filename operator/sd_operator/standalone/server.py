@@ -57,7 +57,7 @@ class ApiServer:
         self._logs = log_folder
 
     def provide(self, item: Json) -> None:
-        """Create an object when the server starts; give a CRD that exists its current spec."""
+        """Create an object when the server starts. If it is a CRD that exists, update its spec."""
         group, _, version = item["apiVersion"].rpartition("/")
         plural = item["kind"].lower() + "s"
         resource = self.registry.resource(group, version, plural)

@@ -36,8 +36,8 @@ class State:
         """Open the state in a folder, and create it if it is missing; raise StandaloneError."""
         if folder.resolve().is_relative_to(store.resolve()):
             raise StandaloneError(
-                f"the state must not be in the store, whose readers are not to see it, but {folder}"
-                f" is in {store}: name another folder with --state"
+                f"{folder} is in the store {store}, whose readers must not see the objects of the"
+                " API: name another folder with --state"
             )
         _make_private(folder)
         with closing(Database.open(folder / "objects.db")) as database:
