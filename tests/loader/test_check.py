@@ -129,7 +129,7 @@ def test_a_receipt_of_a_newer_loader_is_not_missing(folder: Path) -> None:
 def test_a_version_that_cannot_be_read_is_not_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, operation: str, code: int
 ) -> None:
-    """A storage server that does not answer has not lost the files; the others are compared."""
+    """A storage server that does not answer has not lost the files. Other versions are compared."""
     original = getattr(Folder, operation)
     calls = []
 

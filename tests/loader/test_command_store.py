@@ -111,7 +111,7 @@ def test_unwritable_store_is_an_error_without_a_traceback(
 def test_store_without_write_permission_is_an_error_without_a_traceback(
     checkpoint: Path, tmp_path: Path, place: str
 ) -> None:
-    """Neither a folder that exists nor one that must be made may be written to."""
+    """The store may exist already, or the loader may have to create it."""
     store = tmp_path / "store"
     store.mkdir(mode=0o555)
     # Root may write everywhere unless it gives up this capability.
@@ -132,7 +132,7 @@ def test_store_without_write_permission_is_an_error_without_a_traceback(
 def test_interrupted_load_says_that_it_can_be_continued(
     containers: Containers, hub: FakeHub, checkpoint: Path
 ) -> None:
-    """Ctrl-C is not a failure: there is no reason, and the exit code is the shell's."""
+    """Ctrl-C is not a failure: no reason is printed, and the exit code is that of a signal."""
     link = hub.serve_file("/slow.safetensors", checkpoint, rate=1_000_000)
     process = containers.start(
         "load", "--url", link, "--model-id", "m", "--store", containers.store

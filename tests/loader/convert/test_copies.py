@@ -78,7 +78,7 @@ class Calls:
 def test_bytes_from_memory_are_written_in_small_pieces(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the bytes of a conversion that the kernel does not copy."""
+    """So are the bytes of a conversion if the kernel does not copy them."""
     monkeypatch.setattr(os, "copy_file_range", refusing(errno.EXDEV))
     writes = Calls("pwrite", lambda _fd, content, _position: len(content))
     monkeypatch.setattr(os, "pwrite", writes)
@@ -199,7 +199,7 @@ def test_files_are_copied_to_a_file_system_in_memory(source: int) -> None:
 
 
 def then(change: Callable[[int], object]) -> Callable[..., int]:
-    """A copy_file_range after whose first call the source changes."""
+    """Return a copy_file_range that changes the source after its first call."""
     is_changed = False
 
     def copy(source: int, *args: int) -> int:
@@ -216,7 +216,7 @@ def then(change: Callable[[int], object]) -> Callable[..., int]:
 def test_digest_fits_the_output_if_the_source_changes_during_the_copy(
     source: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes that were copied before the change and bytes that were copied after it."""
+    """The output has bytes from before the change and bytes from after it."""
     other = os.urandom(len(CONTENT))
     monkeypatch.setattr(os, "copy_file_range", then(lambda fd: os.pwrite(fd, other, 0)))
     file = unchanged(source)

@@ -226,7 +226,7 @@ def test_mixed_styles_of_diffusers_training_are_read(tmp_path):
     assert_same(opened("sd15", out), opened("sd15", peft))
 
 
-# The tests of a text encoder's metadata and of a UNet alone have the scale of a plain LoRA.
+# Other tests check the scale of a plain LoRA: those of a text encoder's metadata and a UNet alone.
 @pytest.mark.parametrize(
     "options",
     [

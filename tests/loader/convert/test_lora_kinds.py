@@ -37,7 +37,7 @@ def under(prefix: str, *names: str, tensor: torch.Tensor = LAYER) -> dict[str, t
 
 
 def with_lora(*names: str, **beside: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return a LoRA in kohya's style whose layers have these tensors, too, and others beside it."""
+    """Return a LoRA in kohya's style. Each layer also has `names`, and the file has `beside`."""
     tensors = lora("sd15", "kohya", text=False) | beside
     layers = [name.removesuffix(".alpha") for name in tensors if name.endswith(".alpha")]
     return tensors | {f"{layer}.{name}": ONE for layer in layers for name in names}

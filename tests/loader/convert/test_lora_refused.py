@@ -265,7 +265,7 @@ CASES.append(("kohya", "the last projection"))  # only kohya trains this layer
 
 
 def is_slow(style, kept):
-    """Whether only `make test-all` runs the case: `make test` has kohya's and one of each other."""
+    """Whether only `make test-all` runs the case; `make test` has kohya's, and one per style."""
     return style != "kohya" and kept != "a query alone"
 
 

@@ -128,8 +128,8 @@ def tokens(python: Path | str, folder: Path) -> list[list[int]]:
 
 
 SPLIT_DIFFERENTLY = "added_tokens_decoder with flags"
-"""Older versions take a token with the flag single_word for a word only between blanks. So the
-published tokenizer is compared with the repo's own."""
+"""Older versions recognise a token with the flag single_word only between blanks. For this form,
+the published tokenizer is compared with the repo's own in the older version."""
 
 
 @pytest.mark.parametrize("form", FORMS)

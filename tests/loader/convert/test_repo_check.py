@@ -136,7 +136,7 @@ VARIANTS = [
         marks=pytest.mark.slow,
     ),
 ]
-# What `make test` runs: of each family one, and a UNet of each kind. `make test-all` runs all.
+# What `make test` runs: one of each family, and a UNet of each kind. `make test-all` runs all.
 QUICK = ("SD 2 base (512)", "SDXL refiner", "SD 1.5 inpainting", "BK-SDM tiny", "SSD-1B")
 
 

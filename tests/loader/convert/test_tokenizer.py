@@ -371,7 +371,7 @@ def test_any_config_is_refused_or_opens(tmp_path_factory, config, special, added
 @settings(max_examples=150, deadline=None)
 @ANY_CONFIG
 def test_any_of_many_configs_is_refused_or_opens(tmp_path_factory, config, special, added, tokens):
-    """As above, with more examples."""
+    """The slow run tries more examples than the usual one."""
     assert_refused_or_opens(tmp_path_factory, config, special, added, tokens)
 
 

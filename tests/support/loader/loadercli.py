@@ -36,7 +36,7 @@ class Ended:
     stderr: str
     result: LoadResult | None
     by_hand: bool = False
-    """Whether the command is one that people run, with the words for people."""
+    """Whether people run this command, so that its messages are worded for people."""
 
 
 @dataclass
