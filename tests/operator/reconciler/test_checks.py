@@ -58,7 +58,7 @@ def test_two_checks_in_a_row_find_missing_files() -> None:
     assert acting(play).counted() == {"missing": 2}
 
 
-def test_one_complete_check_is_enough_to_find_them_again() -> None:
+def test_files_that_are_back_are_found_by_one_check() -> None:
     """The model is woken, because its status still reports missing files."""
 
     async def play(stage: Stage) -> None:
@@ -82,7 +82,7 @@ def test_complete_models_are_not_woken() -> None:
 
 
 def test_the_job_asks_about_the_published_versions() -> None:
-    """It is the Job of the rules, on the models' PVC, with a name that cannot be foreseen."""
+    """The Job is the one that the rules build, on the models' PVC; its name cannot be guessed."""
 
     async def play(stage: Stage) -> None:
         stage.show(1)
@@ -103,7 +103,7 @@ def test_the_job_asks_about_the_published_versions() -> None:
 
 
 def test_many_models_are_checked_in_several_jobs() -> None:
-    """One after another; a batch that fails does not keep the others from being checked."""
+    """The Jobs run one after another. If one fails, the other batches are still checked."""
 
     async def play(stage: Stage) -> None:
         for number in range(VERSIONS_MAX * 2 + 1):
@@ -121,7 +121,7 @@ def test_many_models_are_checked_in_several_jobs() -> None:
 
 @pytest.mark.parametrize("forge", FORGED.values(), ids=list(FORGED))
 def test_only_the_jobs_own_pod_is_believed(forge: Callable[[Cluster, Json], None]) -> None:
-    """Whatever else says that files are missing, nothing is known, and the count starts again."""
+    """If anything else reports missing files, the check fails, and the count begins again."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -147,7 +147,7 @@ def test_only_the_jobs_own_pod_is_believed(forge: Callable[[Cluster, Json], None
     ],
 )
 def test_an_invalid_result_says_nothing(text: str) -> None:
-    """It is read strictly."""
+    """A result that breaks the contract in any way counts as a failed check."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -159,7 +159,7 @@ def test_an_invalid_result_says_nothing(text: str) -> None:
 
 
 def test_the_log_says_why_a_check_failed(caplog: pytest.LogCaptureFixture) -> None:
-    """By the loader's own words, or by those of the Job."""
+    """The cause is the loader's message or, without one, the Job's."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -184,7 +184,7 @@ def test_the_log_says_why_a_check_failed(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_a_job_that_never_ends_is_given_up() -> None:
-    """Somebody has suspended it, so its deadline does not count: it is deleted."""
+    """If somebody suspends the Job, its deadline never comes, so the operator deletes it."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -232,7 +232,7 @@ def test_a_job_that_is_rejected_is_not_created_again_at_once(error: ApiError) ->
     "error", [UnavailableError("away", 503), AlreadyExistsError("exists", 409)]
 )
 def test_a_request_that_fails_for_a_moment_is_repeated(error: ApiError) -> None:
-    """With a new name: a Job whose uid was not in the reply is not ours."""
+    """The next Job has a new name: without a reply, the uid of the first one is not known."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -243,7 +243,7 @@ def test_a_request_that_fails_for_a_moment_is_repeated(error: ApiError) -> None:
 
 
 def test_jobs_are_kept_only_for_their_log() -> None:
-    """The Pod of a Job that ended keeps a deleted PVC from going."""
+    """Other Jobs are deleted: even a Pod that has ended keeps a PVC from being deleted."""
 
     async def play(stage: Stage) -> None:
         stage.show()
@@ -299,7 +299,7 @@ def test_an_empty_volume_is_one_event_on_the_pvc() -> None:
 
 
 def test_no_check_runs_beside_a_load() -> None:
-    """It follows once the load has ended."""
+    """The check follows once the load has ended."""
 
     async def play(stage: Stage) -> None:
         condition = {

@@ -281,7 +281,7 @@ def test_a_rotated_key_signs_the_owed_calls(tmp_path: Path, tally: Tally) -> Non
 
 
 def test_a_receiver_that_comes_back_is_called_about_the_newest_load(tally: Tally) -> None:
-    """The calls of earlier loads are dropped, each with an Event, and no other call is."""
+    """Only the calls of earlier loads are dropped, each with an Event."""
 
     async def scenario(stage: Stage) -> None:
         await stage.load()

@@ -99,7 +99,7 @@ def test_the_newest_warning_of_a_job_is_reported() -> None:
 
 
 def test_a_pod_has_its_own_warnings_from_the_same_list() -> None:
-    """Only an Event with the uid of the Pod counts, and only once the Pod had its node for 30 s."""
+    """Only an Event with the Pod's uid counts, and only after the Pod has had a node for 30 s."""
     api, hands = Events(("a", "2026-01-01T00:00:09Z", "exceeded quota: gpu")), Hands()
     warnings = JobWarnings(api, hands.clock)
     work = job()
@@ -130,7 +130,7 @@ def test_a_pod_has_its_own_warnings_from_the_same_list() -> None:
 
 @pytest.mark.parametrize("reporter", ["", "policy-controller", "sd-operator", "job-controller"])
 def test_only_events_of_kubernetes_explain_why_a_pod_does_not_start(reporter: str) -> None:
-    """A later Warning of another component does not hide the node's own, in either field."""
+    """A later Warning of another component, named in either field, does not hide the node's own."""
     old = pod(job(), scheduled=NOW - timedelta(seconds=60))
     api, late = Events(), {"lastTimestamp": "2026-01-02T03:04:04Z"}
     api.events_of_jobs = [

@@ -1,4 +1,4 @@
-"""Jobs that nobody waits for are deleted, and a failure of that stops nothing."""
+"""Jobs that nobody waits for are deleted. If that fails, the operator goes on."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_a_namespace_that_is_gone_is_reported(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize("status", [{}, loading(), published()], ids=["new", "loading", "loaded"])
 def test_a_restarted_operator_releases_a_model_of_a_deleted_namespace(status: Json) -> None:
-    """The namespace is read before anything else that the lost Role allowed."""
+    """The first forbidden request makes the operator read the namespace, before it tries others."""
     api = Cluster(body(status))
     api.change({"metadata": {"finalizers": [names.FINALIZER]}})
     api.delete_namespace()
@@ -205,7 +205,7 @@ def test_a_restarted_operator_releases_a_model_of_a_deleted_namespace(status: Js
 
 @pytest.mark.parametrize("status", [{}, loading(), published()], ids=["new", "loading", "loaded"])
 def test_a_running_operator_releases_a_model_of_a_deleted_namespace(status: Json) -> None:
-    """Its cache has the PVC, so the first forbidden request creates or deletes a Job."""
+    """Its cache has the PVC, so it is first forbidden to create or delete a Job."""
     api = Cluster(body(status))
     api.change({"metadata": {"finalizers": [names.FINALIZER]}})
 

@@ -73,7 +73,7 @@ class Due:
         Due("only published versions", ["uid-0000"], models=(UNPUBLISHED, served())),
         Due("in one order", ["uid-0001", "uid-0002"], models=(served(2), served(1))),
         Due("published on an earlier PVC of the name", INTERVAL, view=claim(uid="new")),
-        Due("a PVC that is not known is nowhere", INTERVAL, models=(served(claimUID=None),)),
+        Due("the version does not name its PVC", INTERVAL, models=(served(claimUID=None),)),
         Due("a load runs", LOAD, models=(served(0), served(1, loading=True))),
         Due("a load runs, and no check is due", 7.0, due_in=7.0, models=(served(loading=True),)),
         Due("the run goes on", ["uid-0007"], due_in=INTERVAL, rest=(served(7),)),
@@ -82,7 +82,7 @@ class Due:
     ids=lambda row: row.id,
 )
 def test_a_check_is_due(row: Due) -> None:
-    """A load has the volume for itself; a PVC that comes and goes is not an error."""
+    """A load has the volume to itself; a PVC that comes and goes is not an error."""
     step = check.plan(Claim(row.view, row.models, row.due_in, row.rest), INTERVAL)
     if isinstance(step, Pause):
         assert step.seconds == row.expected
@@ -92,7 +92,7 @@ def test_a_check_is_due(row: Due) -> None:
 
 
 def test_a_pvc_with_a_load_is_looked_at_again_at_the_interval() -> None:
-    """If that is shorter than the usual time."""
+    """The interval applies if it is shorter than LOADING_LOOK_SECONDS."""
     models = (served(loading=True),)
     assert check.plan(Claim(claim(), models, 0.0), 1.0) == Pause(1.0)
 
@@ -152,7 +152,7 @@ def test_a_model_loads_from_its_job_to_its_result() -> None:
 
 
 def test_a_deleted_model_is_not_checked() -> None:
-    """Its files are about to go."""
+    """Its files are about to be removed."""
     assert Served.of(model(published(), deleted_ago=5), status_of(published())).artifact is None
 
 
@@ -166,8 +166,8 @@ EMPTY = CheckResult(outcome="empty", missing=(0,))
     ("results", "missed"),
     [
         pytest.param([RESULT], 0, id="complete"),
-        pytest.param([MISSED], 1, id="missed once"),
-        pytest.param([MISSED, MISSED], 2, id="missed twice"),
+        pytest.param([MISSED], 1, id="missing once"),
+        pytest.param([MISSED, MISSED], 2, id="missing twice"),
         pytest.param([MISSED, RESULT, MISSED], 1, id="not in a row"),
         pytest.param([MISSED, None, MISSED], 1, id="a failed check in between"),
         pytest.param([MISSED, UNREADABLE, MISSED], 1, id="unreadable in between"),
@@ -179,7 +179,7 @@ EMPTY = CheckResult(outcome="empty", missing=(0,))
     ],
 )
 def test_checks_in_a_row_are_counted(results: list[CheckResult | None], missed: int | None) -> None:
-    """A check that finds nothing out neither proves nor refutes the one before."""
+    """After a check without a result about the version, the count begins again."""
     known: dict[str, CheckFinding] = {}
     for result in results:
         known = check.findings(known, (served(),), result)
@@ -204,14 +204,14 @@ def test_another_version_is_counted_from_the_start(change: dict[str, Any]) -> No
 
 
 def test_a_version_is_the_same_while_its_files_are_missing() -> None:
-    """That the status reports it does not make it another version."""
+    """The status then has missingTime, which does not make it another version."""
     known = check.findings({}, (served(),), MISSED)
     known = check.findings(known, (served(missingTime="2026-01-01T00:10:00Z"),), MISSED)
     assert known["uid-0000"].missed == 2
 
 
 def test_only_the_named_models_of_a_batch_are_missing() -> None:
-    """A position is that of the request."""
+    """The positions of a result are those of the request."""
     batch = tuple(served(number) for number in range(4))
     result = CheckResult(outcome="checked", missing=(1, 3), unreadable=(2,))
     known = check.findings({}, batch, result)
@@ -252,7 +252,7 @@ def test_a_check_is_not_a_load() -> None:
 
 
 def test_a_check_that_cannot_start_ends() -> None:
-    """A volume that another node holds is not waited for without end, and nothing is retried."""
+    """It does not wait without end for a volume that another node holds, and is not retried."""
     spec = made()["spec"]
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (600, 0)
     assert spec["ttlSecondsAfterFinished"] == 600

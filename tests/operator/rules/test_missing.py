@@ -47,7 +47,7 @@ MESSAGE = with_remedy(CAUSE, Reason.ARTIFACT_MISSING)
 GONE = published(missingTime=SINCE)
 """The artifact of a model whose files are missing."""
 MISSING = stalled(Reason.ARTIFACT_MISSING, base=GONE)
-"""The status of a model whose files are missing; its Ready is still the one before."""
+"""The status of a model whose files are missing; its condition Ready is not changed yet."""
 
 
 def finding(missed: int, load_hash: str = WANTED, **artifact: Any) -> CheckFinding:
@@ -93,14 +93,14 @@ CASES = [
         **READY,
     ),
     Case(
-        id="one check missed files",
+        id="one check found files missing",
         model=model(published()),
         observed=seen(1),
         rule="wanted_version_is_published",
         **READY,
     ),
     Case(
-        id="two checks in a row missed files",
+        id="two checks in a row found files missing",
         model=model(published()),
         observed=seen(2),
         events=("ArtifactMissing",),
@@ -114,7 +114,7 @@ CASES = [
         **NOT_READY,
     ),
     Case(
-        id="reported before, and missed again",
+        id="reported before, and still missing",
         model=model(MISSING),
         observed=seen(3),
         **NOT_READY,
@@ -126,7 +126,7 @@ CASES = [
         **NOT_READY,
     ),
     Case(
-        id="reported before; the first check after a restart missed files",
+        id="reported before; the first check after a restart found files missing",
         model=model(MISSING),
         observed=seen(1),
         **NOT_READY,
@@ -285,10 +285,10 @@ def artifact_after(status: dict[str, Any], *jobs: Any, missed: int | None) -> St
     [
         pytest.param(None, None, None, id="never checked"),
         pytest.param(None, 0, None, id="complete"),
-        pytest.param(None, 1, None, id="missed once"),
-        pytest.param(None, 2, "2026-01-02T03:04:05Z", id="missed twice"),
+        pytest.param(None, 1, None, id="missing once"),
+        pytest.param(None, 2, "2026-01-02T03:04:05Z", id="missing twice"),
         pytest.param(SINCE, None, SINCE, id="after a restart"),
-        pytest.param(SINCE, 1, SINCE, id="missed once after a restart"),
+        pytest.param(SINCE, 1, SINCE, id="missing once after a restart"),
         pytest.param(SINCE, 2, SINCE, id="still missing"),
         pytest.param(SINCE, 0, None, id="back"),
     ],
@@ -296,7 +296,7 @@ def artifact_after(status: dict[str, Any], *jobs: Any, missed: int | None) -> St
 def test_the_status_keeps_since_when_files_are_missing(
     before: str | None, missed: int | None, after: str | None
 ) -> None:
-    """So a restarted operator knows it; everything else about the artifact stays."""
+    """A restarted operator reads it there; everything else about the artifact stays."""
     artifact = artifact_after(published(missingTime=before), missed=missed)
     expected = published(missingTime=after)["artifact"]
     assert artifact == StatusArtifact.model_validate(expected)
@@ -319,7 +319,7 @@ def test_missing_files_do_not_start_a_load() -> None:
 
 
 def test_missing_files_are_not_a_load_that_failed() -> None:
-    """The receiver of the webhook hears of the loads only: of the reload, and of its failure."""
+    """The webhook reports loads only: not the missing files, but the failure of the reload."""
     resource = model(MISSING, webhook=HOOK)
     assert act(resource, seen(2)).calls == ()
     replaced = with_pod(

@@ -70,10 +70,20 @@ def calls(text: str, **fields: Any) -> list[OutboxEntry]:
         pytest.param("a failed", "b started", "b started", id="failed is dropped too"),
         pytest.param("a failed", "b failed", "b failed", id="another load fails at once"),
         pytest.param("a loaded", "b loaded", "b loaded", id="another version is adopted"),
-        pytest.param("a deleted", "b started", "a deleted, b started", id="never deleted"),
-        pytest.param("a loaded, a deleted", "b started", "a deleted, b started", id="but the rest"),
+        pytest.param("a deleted", "b started", "a deleted, b started", id="a deletion is kept"),
+        pytest.param(
+            "a loaded, a deleted",
+            "b started",
+            "a deleted, b started",
+            id="only the deletion is kept",
+        ),
         pytest.param("a loaded", "b deleted", "b deleted", id="the model is deleted"),
-        pytest.param("a loaded", "a deleted", "a loaded, a deleted", id="deleted as it was loaded"),
+        pytest.param(
+            "a loaded",
+            "a deleted",
+            "a loaded, a deleted",
+            id="the version that was loaded is deleted",
+        ),
         pytest.param("b started, a loaded", "b loaded", "b started, b loaded", id="in any order"),
         pytest.param("b started", "a loaded", "a loaded", id="a load that is wanted again"),
     ],
@@ -162,7 +172,7 @@ def recorded(owed: list[OutboxEntry], *outcomes: tuple[str, Outcome]) -> outbox.
 def test_the_condition_is_about_the_newest_event(
     outcomes: list[tuple[str, Outcome]], condition: str | None, kept: str
 ) -> None:
-    """Outcomes of older calls make Events only."""
+    """The outcome of an older call is reported by an Event only."""
     change = recorded(calls("a started, a loaded"), *outcomes)
     assert change.reason == condition
     assert [owed.id for owed in change.entries] == [owed.id for owed in calls(kept)]
@@ -291,7 +301,7 @@ def test_a_queued_reload_drops_nothing() -> None:
 
 
 def test_deleted_replaces_the_calls_of_another_load() -> None:
-    """The final call is not preceded by news of a version that the spec no longer names."""
+    """Calls about a version that the spec no longer names are dropped before the final call."""
     status = owing(published(), *of_load(WANTED, DONE))
     gone = model(status, revision="fp16", webhook=HOOK, deleted_ago=1, deletionPolicy="Delete")
     kept = model(status, webhook=HOOK, deleted_ago=1)

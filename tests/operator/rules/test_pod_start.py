@@ -299,7 +299,7 @@ def test_the_next_job_of_a_load_keeps_the_reason_of_the_last_failure() -> None:
 
 
 def test_another_spec_forgets_the_last_failure() -> None:
-    """Another load has not failed."""
+    """The load of the changed spec has not failed."""
     edited = model(stalled(Reason.RATE_LIMITED), revision="fp16")
     assert act(edited, observed()).status.reason is None
 
@@ -320,7 +320,7 @@ def test_another_spec_forgets_the_last_failure() -> None:
 def test_the_column_reason_does_not_repeat_the_phase(
     seen: Any, phase: str, reason: str | None
 ) -> None:
-    """It is empty while all is well, and says what delays a Pod before that counts as stuck."""
+    """It is empty while all is well, and names the cause of a delay even before the Pod is stuck."""
     status = act(model(loading() if seen.load_job else None), seen).status
     assert (status.phase, status.reason) == (phase, reason)
 

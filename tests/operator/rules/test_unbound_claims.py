@@ -238,7 +238,7 @@ DELETIONS = [
         message="PersistentVolumeClaim models has lost its PersistentVolume pv-7",
     ),
     Case(
-        id="its volume is gone for long: the user may give the files up",
+        id="its volume has been gone for long: the user may give the files up",
         model=model(REMOVED, deleted_ago=1000),
         observed=with_pod(
             job(role=names.ROLE_REMOVE), unscheduled="non-existent persistentvolume", claim=LOST
@@ -259,7 +259,7 @@ DELETIONS = [
 
 @pytest.mark.parametrize("case", DELETIONS, ids=by_id)
 def test_a_model_whose_claim_was_never_bound_is_released(case: Case) -> None:
-    """No clean-up Job could start. A claim that was bound once keeps its files, so it waits."""
+    """No clean-up Job could start. If the claim was bound once, it may have files: the model waits."""
     case.check()
 
 
@@ -292,7 +292,7 @@ def test_a_model_whose_claim_was_never_bound_is_released(case: Case) -> None:
 def test_a_claim_counts_as_never_bound_only_if_its_status_says_so(
     changes: dict[str, Any], never_bound: bool, lost: bool
 ) -> None:
-    """In doubt, a claim has a volume: a model with files must not be released."""
+    """In doubt, a claim counts as bound: a model with files must not be released."""
     metadata = {"name": "models", "namespace": "art", "uid": "c"} | changes.get("metadata", {})
     view = ClaimView.from_body({"spec": {}} | changes | {"metadata": metadata})
     assert (view.never_bound, view.lost) == (never_bound, lost)

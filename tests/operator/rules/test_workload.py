@@ -70,7 +70,7 @@ WHOLE_MODELS = [
 ]
 ADAPTERS = [
     pytest.param({}, ON, (False, None), id="neither image nor GPU"),
-    pytest.param({}, OFF, (False, None), id="nor without GPUs"),
+    pytest.param({}, OFF, (False, None), id="no GPU configured"),
     pytest.param(asked(True), ON, (True, 1), id="asked to render"),
     pytest.param(asked(True), TWO, (True, 2), id="on as many as are configured"),
     pytest.param(asked(True), OFF, (True, None), id="asked to render on the CPU"),
@@ -90,7 +90,7 @@ def test_a_whole_model_renders_where_its_job_has_a_gpu(
     loader: LoaderSettings,
     expected: tuple[bool, object],
 ) -> None:
-    """A row gives whether the load renders and its GPUs; spec.verify.render decides if it is set.
+    """Each row states whether the load renders, and its GPUs. If set, spec.verify.render decides.
 
     Without modelType, a url means a whole model, too.
     """
@@ -134,7 +134,7 @@ def gateway_specs() -> list[Any]:
 
 @pytest.mark.parametrize(("spec", "renders"), gateway_specs())
 def test_the_gateway_leaves_rendering_to_the_operator(spec: dict[str, Any], renders: bool) -> None:
-    """A load by the vendor's API needs what the same resource by kubectl needs."""
+    """A load by the vendor's API has the same needs as the same resource by kubectl."""
     assert "verify" not in spec
     assert needed(Spec.model_validate(spec), ON) == (renders, 1 if renders else None)
     assert needed(Spec.model_validate(spec), OFF) == (False, None)
@@ -162,7 +162,10 @@ def test_memory_follows_the_work() -> None:
         pytest.param({}, replace(PLACED, gpu_count=0), "nvidia", id="no GPUs are configured"),
         pytest.param({"job": {"runtimeClassName": "kata"}}, PLACED, "kata", id="its own class"),
         pytest.param(
-            asked(False) | {"job": {"runtimeClassName": "kata"}}, PLACED, "kata", id="also without"
+            asked(False) | {"job": {"runtimeClassName": "kata"}},
+            PLACED,
+            "kata",
+            id="its own class, without a GPU",
         ),
         pytest.param({}, ON, None, id="no class"),
     ],

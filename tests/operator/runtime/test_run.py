@@ -232,7 +232,7 @@ def test_operator_with_namespaces_stays_in_them(server: Server, tmp_path: Path) 
 def test_operator_restarts_an_expired_watch_and_ends_when_one_fails(
     server: Server, start: Start, code: int
 ) -> None:
-    """410 is normal after a quiet time. After any other error it would see no changes."""
+    """410 is normal after a quiet time. After any other error, no changes would be seen."""
     operator = start()
     operator.wait_for(lambda _: len(server.watches) == 4)
     server.error = {"kind": "Status", "code": 410, "message": "too old"}
@@ -307,7 +307,7 @@ def test_a_leader_that_loses_the_api_server_ends_with_one_line(
 
 
 class Unreliable(Namespaces):
-    """The check of the listed namespaces, which fails before it serves one."""
+    """A check of the listed namespaces that fails the first time."""
 
     def __init__(self, error: Exception) -> None:
         self.served: set[str] = set()
@@ -331,7 +331,7 @@ def test_the_namespaces_are_checked_again_after_any_error(
     error: Exception,
     traced: bool,
 ) -> None:
-    """Otherwise no namespace would be served again, and nothing would tell."""
+    """Otherwise a namespace would not be served when its rights return, without any report."""
     monkeypatch.setattr(run, "LOOK_SECONDS", 0.001)
     watched = Insights()
 

@@ -211,7 +211,7 @@ FORGED: dict[str, Callable[[Cluster, Json], None]] = {
         job, owner={"controller": False}
     ),
     "a Pod that has failed": lambda api, job: api.succeed(job, phase="Failed"),
-    "an exit code": lambda api, job: api.succeed(job, ended={"exitCode": 1}),
+    "an exit code other than 0": lambda api, job: api.succeed(job, ended={"exitCode": 1}),
     "another container": lambda api, job: api.succeed(
         job,
         containerStatuses=[
