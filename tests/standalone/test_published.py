@@ -47,7 +47,7 @@ def test_models_of_all_pvcs_are_found(tmp_path):
 
 
 def test_what_no_resource_can_adopt_is_not_listed(tmp_path):
-    """It is a model that was loaded by hand, or whose owner is in another namespace."""
+    """That is a model that was loaded by hand, and anything that is not a model."""
     publish(tmp_path, namespace="local")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -94,7 +94,7 @@ def test_pvc_with_a_name_that_a_shell_reads_is_ignored(tmp_path):
 
 
 def test_command_creates_the_resource_that_the_record_names():
-    """Only the url is left to fill in. The fields of a default are left out."""
+    """Only the url is left to fill in. Fields that have their default value are left out."""
     plain = Published("default", "sd15", "sd15", "models").command()
     other = Published("team", "m", "My-Model", "disk").command()
 

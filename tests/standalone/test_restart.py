@@ -70,7 +70,7 @@ def standalone(tmp_path: Path) -> Iterator[Standalone]:
 
 
 def test_job_of_a_killed_run_starts_another_pod(standalone):
-    """Its Pod fails as disrupted, which does not count, although one failure would be too many."""
+    """The Job allows no failure, but a Pod that was disrupted does not count as one."""
     api = standalone.start()
     server = standalone.kubeconfig.read_text()
     body = job("j", "convert.sleep=60", podFailurePolicy=FAIL_AT_ONCE)

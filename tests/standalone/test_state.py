@@ -86,7 +86,7 @@ def test_folder_that_is_open_to_others_is_refused(tmp_path):
 
 
 def test_state_is_never_in_the_store(tmp_path):
-    """Not below it, and not behind a link into it."""
+    """The store itself, a folder below it, and a link into it are refused."""
     store = tmp_path / "store"
     (store / "below").mkdir(parents=True)
     (tmp_path / "link").symlink_to(store / "below")
@@ -97,7 +97,7 @@ def test_state_is_never_in_the_store(tmp_path):
 
 
 def test_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
-    """Here a file is in its path."""
+    """In this test, a file stands where the path needs a folder."""
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "state"
 
@@ -130,7 +130,7 @@ def test_certificates_are_renewed_before_they_end(database, monkeypatch):
 
 
 def test_port_that_is_taken_is_named_with_the_option_for_another(database):
-    """The port of the last run is not exchanged silently: clients know it."""
+    """The port of the last run is not replaced silently: clients know it."""
     with identity.listen(database, "--port", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
