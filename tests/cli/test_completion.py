@@ -1,4 +1,4 @@
-"""The shell completes `kubectl sdm`, and each command says what it needs."""
+"""The shell completes `kubectl sdm`, and a command whose packages are missing names the extra."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ echo stablediffusionmodel.sd-operator.dev/style
 
 
 def test_names_of_models_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names come from the namespace that the words before name."""
+    """The names come from the namespace that the earlier words name."""
     (tmp_path / "kubectl").write_text(KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -205,7 +205,7 @@ class ListedNamespaces(Kubectl):
 
 
 def test_a_listed_namespace_that_is_gone_or_without_rights_is_a_finding() -> None:
-    """It is found without models in it. Nothing else is checked in a namespace that is gone."""
+    """It is reported even without models. In a namespace that is gone, nothing else is checked."""
     cluster = view_cluster(ListedNamespaces(), [])
     findings = [finding for finding in examine(cluster) if finding.level is not Level.OK]
     assert [(finding.level, finding.subject) for finding in findings] == [

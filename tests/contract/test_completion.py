@@ -1,4 +1,4 @@
-"""A shell completes the commands, by a script that they print."""
+"""Each command prints a script with which a shell completes it."""
 
 from __future__ import annotations
 

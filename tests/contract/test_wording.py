@@ -1,4 +1,4 @@
-"""Failures are worded for those who gave the values."""
+"""Messages name what their reader has given: options, fields of a request or of a form."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_remedy_at_a_shell_names_nothing_of_a_cluster(reason: Reason) -> None:
     ],
 )
 def test_message_at_a_shell_names_options(message: str, words: str) -> None:
-    """A field of the spec becomes the option that sets it, with the value that the message asks."""
+    """A field of the spec becomes the option that sets it, with the value in the message."""
     assert message_at_shell(message) == words
 
 
@@ -106,7 +106,7 @@ def test_remedy_in_the_api_names_no_reload_annotation(reason: Reason) -> None:
 
 
 def test_every_pattern_of_the_spec_has_words() -> None:
-    """A person is never told a regular expression."""
+    """No message shows a regular expression."""
     patterns = set(re.findall(r'"pattern": ("[^"]+")', json.dumps(Spec.model_json_schema())))
     assert {json.loads(pattern) for pattern in patterns} == set(PATTERNS)
 

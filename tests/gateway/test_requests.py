@@ -1,4 +1,4 @@
-"""Requests with mistakes, and of other endpoints, get answers in the caller's words."""
+"""Requests with mistakes or to unknown endpoints get a response that the caller understands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.gateway.gatewayrun import Gateway
 
 
 def test_broken_json_is_not_reported_as_a_wrong_key(gateway: Gateway) -> None:
-    """A client with a mistake in its JSON is told so, even if curl calls the body a form."""
+    """The message says that the JSON is broken, even if the content type is that of a form."""
     for content_type in ("application/json", "application/x-www-form-urlencoded"):
         code, answer = gateway.post("verify_model", b'{"key": "k",}', Content_Type=content_type)
         assert code == 400

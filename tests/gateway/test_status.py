@@ -57,7 +57,7 @@ def get(gateway: Gateway, model_id: str, key: str | None = None) -> tuple[int, d
 
 @pytest.mark.cluster
 def test_status_gives_the_answer_of_verify_model(gateway: Gateway, shared_cluster: Cluster) -> None:
-    """A loading model has its progress beside the vendor's fields, a loaded one only the latter."""
+    """While a model loads, the response also has its progress; later, only the vendor's fields."""
     model_id = a_name()
     unknown = {"status": "error", "message": "Model does not exist on server"}
     assert get(gateway, model_id) == get(gateway, f"{model_id}/") == (404, unknown)
@@ -86,7 +86,7 @@ def test_status_gives_the_answer_of_verify_model(gateway: Gateway, shared_cluste
 
 @pytest.mark.cluster
 def test_status_refuses_what_verify_model_refuses(gateway: Gateway) -> None:
-    """A key is needed, in the header, and the id must be one."""
+    """The header must have a valid key, and the path a valid model id."""
     for key in ("", "wrong"):
         assert get(gateway, "x", key) == (401, {"status": "error", "message": "Invalid API key"})
     status, response = get(gateway, "-x")

@@ -158,7 +158,7 @@ def test_refused_webhook_is_the_callers_error(resolving: Gateway, shared_cluster
 
 @pytest.mark.cluster
 def test_refused_webhook_is_shown_at_its_field(resolving: Gateway, shared_cluster: Cluster) -> None:
-    """The gallery's form has the error while the visitor types, not only when the load is asked."""
+    """The gallery's form shows the error while the visitor types, not only after a submission."""
     site = Site(resolving.url, resolving.settings.keys_file, resolving.key)
     site.login()
     form = {"metadata.name": a_name(), "spec.url": "a/b", "spec.webhook": "https://10.0.0.1/x"}

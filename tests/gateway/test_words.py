@@ -64,7 +64,7 @@ def test_message_without_a_field_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("kind", [LoadModel, LoadModelV2, LoadVae])
 def test_messages_name_every_field_that_a_request_sets(kind: type[vendor.Call]) -> None:
-    """A name that a request does not have would be no help, and a missing one would not either."""
+    """A message must name the request's field, and only fields that the request has."""
     assert {f"spec.{path}" for path in SPEC_FIELDS[kind]} | {"spec.modelId"} == set(kind.NAMES)
     assert set(kind.NAMES.values()) <= set(kind.model_fields)
     message = vendor.in_callers_words(kind, "spec.url is required")

@@ -187,7 +187,7 @@ let hidden = false;
 Object.defineProperty(document, "hidden", { get: () => hidden });
 window.hide = (value) => { hidden = value; document.dispatchEvent(new Event("visibilitychange")); };
 """
-"""Takes the shared workers from a page, and lets a test hide it."""
+"""Removes SharedWorker from a page, and lets a test hide the page."""
 
 
 def test_server_that_went_away_is_shown(

@@ -66,7 +66,7 @@ def at(status: dict, version: int = 8, uid: str = UID, name: str = "sketch") -> 
     ],
 )
 def test_messages_update_the_pages_that_show_a_model(change, names, stale):
-    """Progress has a new part; what a part cannot show makes pages fetch themselves again."""
+    """Progress replaces a part of a page. After other changes, pages fetch themselves again."""
     updates = live.Updates([body(loading(10))])
     assert [name for name, _ in updates.messages(change)] == names.split()
     assert list(updates.stale) == stale.split()
@@ -136,7 +136,7 @@ def test_model_page_gets_events_as_its_model_changes(shared_cluster, site):
 @pytest.mark.cluster
 @pytest.mark.parametrize(("path", "name"), [("/", "listed"), ("/models/paged", "paged")])
 def test_page_asks_whether_it_missed_a_change(shared_cluster, site, path, name):
-    """The response is empty while the page shows the models as they are, and else a new page."""
+    """The response is empty while the page shows the models as they are, otherwise a new page."""
     gallerymodels.make(shared_cluster, name, loading(10), url=LINK)
     text = site.get(f"/gallery{path}").text
     (again,) = re.findall(r'hx-get="([^"]+)" hx-trigger="refresh"', text)
