@@ -25,7 +25,7 @@ from tools.make_chart import default_values
 PROGRAMS = [
     pytest.param(program, marks=() if program == "helm" else pytest.mark.slow) for program in HELMS
 ]
-"""The usual run tries the oldest supported Helm only in tests of its own."""
+"""In the usual run, these tests skip the oldest supported Helm; a few other tests use it."""
 PORTS = {
     "65536": (),
     "0": pytest.mark.slow,

@@ -127,7 +127,7 @@ CASES = [*FEW, *(pytest.param(c, marks=pytest.mark.slow) for c in EXPECTED if c 
 
 @pytest.fixture(scope="module")
 def selected(request: pytest.FixtureRequest) -> list[str]:
-    """The cases of the tests that this run selects, or the few if it selects none."""
+    """The cases of the tests that this run selects, or FEW if it selects none."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     chosen = {call.params.get("case") for call in calls if call is not None}
     return [case for case in EXPECTED if case in chosen] or list(FEW)

@@ -121,9 +121,9 @@ def test_an_empty_volume_is_reported_on_the_pvc_only(operated: Operated) -> None
 
 
 def test_a_check_is_not_counted_as_a_load(operated: Operated) -> None:
-    """The metrics count no load, and the Jobs of checks that found nothing are deleted."""
+    """The metrics count no load, and the Jobs of checks that found all files are deleted."""
     operated.ready("kept")
-    before = check_jobs(operated)  # those of other tests have found something
+    before = check_jobs(operated)  # In other tests, checks found files missing; their Jobs stay.
     after_checks(operated, 3)
     assert len(check_jobs(operated) - before) <= 1, "at most one that still runs"
     assert operated.metrics()[("sdmodel_load_jobs_active",)] == 0

@@ -1,7 +1,7 @@
-"""`make test-cluster` against an existing cluster: a stand-in with a node runs the loads.
+"""`make test-cluster` on an existing cluster, which is here a standalone of its own.
 
-The stand-in is a standalone of its own. A run sees a cluster with a node, a kubeconfig that names
-a CA file, and Pods whose image, sources and volumes only variables name.
+To a run it looks like a foreign cluster: it has a node, its kubeconfig names a CA file, and only
+variables name the image of the Pods, their sources and their volumes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def env(outside: Cluster) -> dict[str, str]:
     return {
         "KUBECONFIG": str(outside.kubeconfig),
         "SD_TEST_LOADER_IMAGE": "registry.example.com/loader:1",
-        # Not the default, though the same address: only sources that read it have this name.
+        # Another name of the default address: only sources that read the variable have it.
         "SD_TEST_SOURCE_HOST": "localhost",
         # A provisioner puts a generated id into the folder's name.
         "SD_TEST_STORE": outside.backend.store.replace(CLAIM, "mod*"),
@@ -105,7 +105,7 @@ def run_tests(
 def test_tests_run_on_the_nodes_and_nothing_is_left(
     outside: Cluster, env: dict[str, str], loads: dict[str, list[str]]
 ) -> None:
-    """A table shows what ran; what needs Pods that are processes here is skipped."""
+    """A table shows what ran. Tests that need Pods to be processes on this machine are skipped."""
     done = run_tests(env, loads | FEW)
 
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
@@ -133,7 +133,7 @@ def test_a_crd_that_the_cluster_already_has_stays(outside: Cluster, env: dict[st
 
 @pytest.mark.usefixtures("without_crd")
 def test_another_version_of_the_crd_ends_the_run(outside: Cluster, env: dict[str, str]) -> None:
-    """The tests would fail, and others may use it."""
+    """Tests would fail with it, and others may use it, so it is not replaced."""
     older = custom_resource_definition()
     (version,) = older["spec"]["versions"]
     del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["priority"]

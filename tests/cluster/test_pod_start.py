@@ -33,7 +33,7 @@ def unblock(operated: Operated) -> None:
 
 
 def age_pod(operated: Operated, role: str) -> None:
-    """Date back the Pod's scheduling once the kubelet has warned about it, to save the wait."""
+    """Backdate the Pod's scheduling once the kubelet has warned about the Pod, to save the wait."""
     selector = f"{names.LABEL_ROLE}={role}"
 
     def warned() -> bool:

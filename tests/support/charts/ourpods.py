@@ -55,10 +55,10 @@ def chart_pods(values: Json) -> dict[str, Json]:
     }
 
 
-# Functions, because pytest collects the rows even where it runs none of them.
+# The rows are functions, because pytest collects them even if it runs none of them.
 JOB_PODS = [
     pytest.param(lambda: job_pod(Settings()), id="a load with a GPU"),
-    pytest.param(lambda: job_pod(Settings(), verify={"render": False}), id="a load without"),
+    pytest.param(lambda: job_pod(Settings(), verify={"render": False}), id="a load without a GPU"),
     pytest.param(lambda: job_pod(Settings(), **CREDENTIALS), id="a load with a token"),
     pytest.param(lambda: job_pod(Settings(), remove=True), id="a clean-up"),
     pytest.param(

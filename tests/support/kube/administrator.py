@@ -1,4 +1,4 @@
-"""The administrator of an existing cluster, as the run's own kubeconfig."""
+"""Writes a kubeconfig of the run's own for the administrator of an existing cluster."""
 
 from __future__ import annotations
 

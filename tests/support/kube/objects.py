@@ -40,7 +40,7 @@ _SHORT = {
     "PersistentVolumeClaim": "pvc",
     names.KIND: "sdm",
 }
-"""The kinds whose names here are not their own in small letters."""
+"""The keys in _ROOTS of kinds whose key is not simply the kind in lower case."""
 
 
 @dataclass(frozen=True)
@@ -108,5 +108,5 @@ class Objects:
 
 @cache
 def _client(kubeconfig: Path, _content: str) -> ApiClient:
-    """Return a client with its own connections; a file that changes needs another."""
+    """Return the client of a kubeconfig; if the file's content changes, it is another client."""
     return new_client_from_config(str(kubeconfig), persist_config=False)

@@ -44,7 +44,7 @@ GET_NAMESPACE = Right("", "namespaces", "get")
 CLUSTER_RIGHTS = frozenset(
     Right(names.GROUP, names.PLURAL, verb) for verb in ("get", "list", "watch", "patch")
 )
-"""What the ClusterRole of the chart gives besides."""
+"""The rights that the same ClusterRole gives on the models of all namespaces."""
 
 
 def rights(rules: Iterable[Mapping[str, Iterable[str]]]) -> frozenset[Right]:
