@@ -171,7 +171,7 @@ def weights(folder: Path) -> Mapping[str, torch.Tensor]:
 
 
 SLOW = (ROWS[1], ROWS[4], ROWS[7])
-"""Rows whose architecture, form of link and model type are all in other rows, too."""
+"""Each differs from a row of the usual run only by architecture, form of link, or model type."""
 
 
 @pytest.mark.parametrize(

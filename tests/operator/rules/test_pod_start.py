@@ -320,7 +320,7 @@ def test_another_spec_forgets_the_last_failure() -> None:
 def test_the_column_reason_does_not_repeat_the_phase(
     seen: Any, phase: str, reason: str | None
 ) -> None:
-    """It is empty while all is well, and names the cause of a delay even before the Pod is stuck."""
+    """It is empty while all is well, and names the cause of a delay before the Pod is stuck."""
     status = act(model(loading() if seen.load_job else None), seen).status
     assert (status.phase, status.reason) == (phase, reason)
 
