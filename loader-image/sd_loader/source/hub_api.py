@@ -31,7 +31,7 @@ from sd_loader.snippet import snippet
 from sd_loader.source.hub_errors import HubErrors
 
 _MAX_RESPONSE = 32 << 20
-"""Largest response of the API. That of a repo of 10,000 files takes a tenth of it."""
+"""Largest response of the API in bytes. For a repo of 10,000 files, a tenth is enough."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -41,8 +41,9 @@ class LoaderSettings:
     gpu_resource: str = defaults.GPU_RESOURCE
     """Resource that a load requests to render an image, for example amd.com/gpu."""
     gpu_count: int = 1
-    """How many GPUs such a load requests. By default, checkpoints and repos are rendered if it is
-    above 0. With 0, only models whose spec asks for an image render one, on the CPU."""
+    """How many GPUs a load requests to render an image. If it is above 0, checkpoints and repos
+    render by default. If it is 0, only models whose spec asks for an image render one, on the
+    CPU."""
     ca_configmap: str | None = None
     """ConfigMap in each model's namespace; loads trust the authorities in its key ca.crt instead of
     the public ones."""

@@ -37,8 +37,8 @@ class GatewaySettings:
     hub_endpoint: str | None = None
     """Base URL of a mirror of the Hugging Face Hub. Empty: the Hub itself."""
     https_proxy: str | None = None
-    """URL of the proxy for the calls of sync_models. If it is set, the gateway does not resolve the
-    hosts of webhooks, because the operator calls them through its own proxy."""
+    """URL of the proxy for the calls of sync_models. If it is set, the gateway resolves hosts of
+    webhooks only if they are in NO_PROXY: the operator's proxy resolves the others."""
     no_proxy: str = ""
     """Hosts, domains and networks that are called without the proxy, separated by commas."""
     logins: Logins = field(default_factory=Logins)
@@ -58,7 +58,8 @@ class GatewaySettings:
     calls_per_minute: int = 600
     """How many calls one key may make in a minute. 0: no limit."""
     failures_per_minute: int = 10
-    """How many wrong keys one address may try in a minute. 0: no limit."""
+    """How many calls with a wrong key or an unreadable body one address may make in a minute. 0: no
+    limit."""
     max_connections: int = 512
     """How many connections may be open. One more replaces the one that has waited longest for its
     client. At least 1."""
@@ -71,7 +72,7 @@ class GatewaySettings:
     port: int = defaults.GATEWAY_PORT
     """Port of the API, the gallery, /healthz and /readyz. 0: any free port."""
     probes_port: int = defaults.PROBES_PORT
-    """Port of /healthz and /readyz for the kubelet. Connections to the API take no place here.
+    """Port of /healthz and /readyz for the kubelet. The limits of the API's port do not apply here.
     0: any free port."""
     metrics_port: int = defaults.METRICS_PORT
     """Port of /metrics. 0: any free port."""

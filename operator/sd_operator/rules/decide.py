@@ -1,4 +1,4 @@
-"""From the facts of a pass to its decision. Pure.
+"""Makes the decision of a pass from its facts. Pure.
 
 A rule of `load.RULES` or `delete.RULES` returns a step; this module works out what the step means
 for the status, the Events, the webhook calls and the metrics.

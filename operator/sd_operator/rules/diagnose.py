@@ -197,7 +197,7 @@ def start_delay(job: JobView, pods: Sequence[PodView], job_warning: str) -> Star
 def _unbound(
     pod: PodView, claim: ClaimView, warning: WarningEvent | None, now: datetime
 ) -> StartDelay | None:
-    """Return that a Pod waits for its claim to be bound; None if it waits for something else."""
+    """Return the delay of a Pod whose claim is not bound; None if it waits for something else."""
     if warning is not None and now - warning.at > _WARNING_VALID:
         warning = None
     if pod.unscheduled:

@@ -200,7 +200,7 @@ class Database:
 
     @property
     def reserved(self) -> int:
-        """The revision up to which revisions may have been given out; 0 if none were."""
+        """The highest revision that may have been given out; 0 if none was."""
         return int(self.setting(_REVISION) or 0)
 
     def reserve(self, revision: int) -> None:

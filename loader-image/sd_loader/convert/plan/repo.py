@@ -125,7 +125,7 @@ def _base_model(
 
 
 def _family_by_structure(pipeline: Pipeline, unet: Mapping[str, Any]) -> BaseModelName:
-    """The family of a UNet whose width no published model has."""
+    """The family of a UNet with a width that is in no published model."""
     if pipeline.is_sdxl:
         is_refiner = len(unet.get("block_out_channels", [])) > _SDXL_LEVELS
         return BaseModelName.SDXL_REFINER if is_refiner else BaseModelName.SDXL
