@@ -1,4 +1,4 @@
-"""The alerts fire when they should: the plain file, and what the chart renders of it."""
+"""The alerts fire when they should, in the plain file and as the chart renders it."""
 
 from __future__ import annotations
 

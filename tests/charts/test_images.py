@@ -151,7 +151,7 @@ def test_every_download_of_packages_can_use_a_mirror(dockerfile: Dockerfile) -> 
 
 
 def test_the_page_on_images_names_the_mounted_files() -> None:
-    """The pip.conf of the page names the certificates' path, and its commands both secrets."""
+    """The pip.conf of the page names the certificates' path; its commands name both secrets."""
     page = (ROOT / "docs" / "images.md").read_text()
     config = configparser.ConfigParser()
     (text,) = re.findall(r"^```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

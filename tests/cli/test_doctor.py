@@ -326,7 +326,7 @@ def test_rights_that_doctor_checks_are_in_the_operators_role(right: str) -> None
     [("VolumeNotMounted", Level.FAILED), ("NotAModel", Level.WARNING)],
 )
 def test_each_stalled_model_is_a_finding(reason: str, level: Level) -> None:
-    """It is a failure of the installation if a node cannot start the Pod."""
+    """The finding is a failure if storage, network or nodes are the cause, otherwise a warning."""
     stalled = resource(condition("Ready"), condition("Stalled", reason=reason, message="why"))
     (finding,) = namespace.check_models(NamespaceView("art", [stalled, resource()]))
     assert (finding.level, finding.message) == (level, f"{reason}: why")

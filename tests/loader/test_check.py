@@ -184,7 +184,7 @@ def test_a_thousand_models_are_checked_in_batches(tmp_path: Path) -> None:
 
 
 def test_the_container_reports_its_result(folder: Path, tmp_path: Path) -> None:
-    """The log says what is missing, and the termination message which versions."""
+    """The log names what is missing; the termination message has the versions' positions."""
     (folder / FILE).unlink()
     containers = Containers(tmp_path, tmp_path / "container")
     request = CheckRequest(versions=(version(), version(load_hash=NEW_HASH)))

@@ -111,7 +111,7 @@ def test_events_end_with_the_run(runs):
 
 
 def test_revisions_of_a_run_are_above_those_of_all_earlier_runs(runs, monkeypatch):
-    """This holds even if the clock went back, or if only Events got the last revisions."""
+    """They are, even if the clock went back, or if only Events got the last revisions."""
     monkeypatch.setattr(storage, "RESERVED", 3)
     seen = []
     for clock in (5_000, 4_000, 4_000):

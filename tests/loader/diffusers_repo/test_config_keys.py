@@ -133,7 +133,7 @@ def test_value_that_a_class_can_have_is_kept(class_name, config):
     assert kept(config, class_name) == config
 
 
-def test_whole_number_in_the_place_of_a_float_becomes_one():
+def test_whole_number_in_the_place_of_a_float_becomes_a_float():
     """Transformers refuses a config with `1` in the place of `1.0`."""
     published = kept({"layer_norm_eps": 1, "hidden_size": 8}, TEXT)
     assert repr(published) == "{'hidden_size': 8, 'layer_norm_eps': 1.0}"

@@ -303,7 +303,7 @@ def test_values_beside_the_weights_are_bounded():
     assert len(metadata["note"]) < 100
 
 
-def test_numbers_are_kept_as_keys_only_in_the_size_of_a_width():
+def test_only_numbers_that_can_be_widths_are_kept_as_keys():
     """A hypernetwork's keys are widths. Other numbers, and truth values, are not read."""
     content = {768: 1, 65_535: 2, 0: 3, 65_536: 4, -1: 5, 2.5: 6, True: 7, "a": 8}
     assert load(pickle_of(content))[0] == {768: 1, 65_535: 2, 0: 3, "a": 8}

@@ -259,7 +259,7 @@ DELETIONS = [
 
 @pytest.mark.parametrize("case", DELETIONS, ids=by_id)
 def test_a_model_whose_claim_was_never_bound_is_released(case: Case) -> None:
-    """No clean-up Job could start. If the claim was bound once, it may have files: the model waits."""
+    """No clean-up Job could start. If the claim was ever bound, there may be files: it waits."""
     case.check()
 
 
