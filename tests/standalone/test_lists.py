@@ -57,7 +57,7 @@ def test_kubectl_sorts_and_applies_lists(cluster):
     items = [model_manifest(name, url=LINK, priority=n) for n, name in enumerate(names)]
     listed = {"apiVersion": "v1", "kind": "List", "items": items}
 
-    applied = cluster.apply(listed)
+    applied = cluster.kubectl_apply(listed)
 
     assert applied.count("created") == 3
     by_priority = cluster.kubectl("get", "sdm", "--sort-by=.spec.priority", "--no-headers")
