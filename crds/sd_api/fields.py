@@ -33,6 +33,8 @@ DnsName = Annotated[
     StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"),
 ]
 Sha256 = Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{64}$")]
+Blake3 = Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{64}$")]
+FolderDigest = Annotated[str, StringConstraints(max_length=71, pattern=r"^blake3:[0-9a-f]{64}$")]
 LoadHash = Annotated[str, StringConstraints(max_length=16, pattern=r"^[0-9a-f]{16}$")]
 Uid = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9-]{1,64}$")]
 Timestamp = Annotated[

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
-from sd_api.fields import Count, Extensible, LoadHash, Sha256, Uid
+from sd_api.fields import Blake3, Count, Extensible, FolderDigest, LoadHash, Sha256, Uid
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
 
@@ -91,7 +91,9 @@ Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]
 class Artifact(Extensible):
     """The published folder."""
 
-    digest: Sha256 = Field(description="Digest of the folder: of its sorted files and digests.")
+    digest: FolderDigest = Field(
+        description="Digest of the folder: of its sorted files and digests."
+    )
     size_bytes: Count
     shared_bytes: Count = Field(
         default=0, description="Bytes that this model shares with others by hard links."
@@ -162,7 +164,9 @@ RelativePath = Annotated[
 class PublishedFile(Extensible):
     """One file of a version."""
 
-    sha256: Sha256
+    blake3: Blake3
+    sha256: Sha256 | None = None
+    """Present if the file is as it was downloaded."""
     size: Count
 
 

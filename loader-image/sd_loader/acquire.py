@@ -21,7 +21,7 @@ from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import ORIGINAL_MAX_BYTES, read_original
 from sd_loader.errors import LoaderError, SourceChangedError, naming
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import CONFIGS_FOLDER, ExtraComponent, Fetched
+from sd_loader.handover import CONFIGS_FOLDER, Arrived, ExtraComponent, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
@@ -87,6 +87,7 @@ def acquire(
         update={
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
+            "files": {**supplies.files, **fetched.files},
             # A component may have been fetched for several versions of the file.
             "warnings": tuple(dict.fromkeys((*fetched.warnings, *supplies.warnings))),
         }
@@ -150,6 +151,7 @@ class _Supplies:
     report: Report
     original_config: str | None = None
     extras: list[ExtraComponent] = field(default_factory=list)
+    files: dict[str, Arrived] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def fetch_original_config(self, url: str, *, allow_local: bool) -> None:
@@ -235,6 +237,7 @@ class _Supplies:
 
     def _add(self, components: Sequence[str], folder: str, fetched: Fetched) -> None:
         self.warnings += fetched.warnings
+        self.files |= {f"{folder}/{name}": arrived for name, arrived in fetched.files.items()}
         path = f"{folder}/{fetched.path}"
         self.extras.append(
             ExtraComponent(components=tuple(components), kind=fetched.kind, path=path)

@@ -17,7 +17,7 @@ from tests.support.operator.operated import condition
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
-FORGED_DIGEST = "6" * 64
+FORGED_DIGEST = "blake3:" + "6" * 64
 LOOK_SECONDS = 2.0
 """How long a forgery could have an effect before a test looks."""
 
@@ -143,7 +143,7 @@ def test_a_forged_job_makes_no_queued_model_ready(one_at_a_time: Cluster, owned:
     time.sleep(LOOK_SECONDS)
     assert cluster.get("sdm", "victim")["status"]["phase"] == "Queued"
     status = ready(cluster, "victim")["status"]
-    assert status["artifact"]["digest"] == "ab" * 32
+    assert status["artifact"]["digest"] == "blake3:" + "ab" * 32
     assert status["job"]["name"] != "forged"
     assert cluster.get("job", "forged")["metadata"]["uid"] == uid
 
@@ -171,7 +171,7 @@ def test_a_foreign_job_with_our_name_is_replaced(one_at_a_time: Cluster, owned: 
     foreign = Forger(cluster, victim).job(name, owned=owned)
     model(cluster, "victim", suspend=False)
     status = ready(cluster, "victim")["status"]
-    assert (status["job"]["name"], status["artifact"]["digest"]) == (name, "ab" * 32)
+    assert (status["job"]["name"], status["artifact"]["digest"]) == (name, "blake3:" + "ab" * 32)
     own = cluster.get("job", name)["metadata"]["uid"]
     assert own == status["job"]["uid"] != foreign
 

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 ARTIFACT = {
-    "digest": "ab" * 32,
+    "digest": "blake3:" + "ab" * 32,
     "sizeBytes": 2_100_000_000,
     "files": 1,
     "baseModel": "sd1",

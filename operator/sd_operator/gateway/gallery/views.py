@@ -299,7 +299,7 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
             yield "Precision", artifact.precision
         if artifact.prediction_type:
             yield "Prediction type", artifact.prediction_type
-        yield "Folder digest", f"sha256:{artifact.digest}"
+        yield "Folder digest", artifact.digest
         yield "Path of this version", artifact.immutable_path
     if origin is not None:
         if origin.commit:
