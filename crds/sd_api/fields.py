@@ -9,10 +9,18 @@ from pydantic.alias_generators import to_camel
 
 
 class Contract(BaseModel):
-    """Base of the contract's objects. It is closed: an unknown field is an error."""
+    """Base of the contract's objects. It is closed: an unknown field is an error.
+
+    pydantic builds the validator of a class when it is first used. A load uses few of them, and to
+    build all took as long as the import of pydantic.
+    """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, extra="forbid", frozen=True, populate_by_name=True
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        defer_build=True,
     )
 
 

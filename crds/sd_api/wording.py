@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 
+from sd_api.choices import BaseModelName, ModelType, PredictionType, Revision, Weights
 from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
 
 _OPTIONS = {"vae.url": "vae"}
 _VALUES = sorted(

@@ -10,9 +10,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.sources import Link
-from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from sd_api.choices import ModelType, Weights
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType, Weights
 from sd_loader.convert.by_diffusers import convert_by_diffusers
 from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
 from sd_loader.convert.plan.companions import Companions

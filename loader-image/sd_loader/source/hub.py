@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.sources import MAIN, HubFile, HubRepo
-from sd_api.spec import ModelType
 from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,

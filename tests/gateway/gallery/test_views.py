@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
 from sd_operator.base import times
 from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
