@@ -76,7 +76,7 @@ def acquire(
     if request.vae is not None:
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
     with naming_both_readings(ref, place, allow_local=allow_local):
-        if isinstance(place, Link) and out is not None and _may_stream(ref, checks):
+        if isinstance(place, Link) and out is not None and _may_stream(ref):
             with open_link(replace(ref, url=place.url), checks, client) as link:
                 fetched = _stream(link, supplies, out) or link.download(into, report)
         else:
@@ -94,10 +94,10 @@ def acquire(
     )
 
 
-def _may_stream(ref: SourceRef, checks: Checks) -> bool:
+def _may_stream(ref: SourceRef) -> bool:
     """Whether a link's file may be converted while it is downloaded."""
-    # A digest covers the whole file. A trained model may be a zip, which is unpacked as a whole.
-    return checks.sha256 is None and ref.model_type is not ModelType.API_TRAINED
+    # A trained model may be a zip, which is unpacked as a whole.
+    return ref.model_type is not ModelType.API_TRAINED
 
 
 def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
@@ -119,7 +119,7 @@ def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched |
     remote = link.open_ranges()
     if remote is None:
         return None
-    with open_incoming(remote, supplies.into) as incoming:
+    with open_incoming(remote, supplies.into, link.checks.sha256) as incoming:
         if incoming is None or supplies.fetch_needed(incoming.file).whole_file:
             return None
         return _convert(incoming, supplies, out)
@@ -131,10 +131,10 @@ def _convert(incoming: IncomingFile, supplies: _Supplies, out: Path) -> Fetched:
         opened = OpenFiles(stack)
         companions = Companions(supplies.into, supplies.original_config, supplies.extras)
         plan = plan_download(incoming.file, conversion, companions, opened)
-        converted = incoming.convert(
+        converted, source = incoming.convert(
             plan, opened.files.values(), conversion.verify, out, supplies.report
         )
-    return Fetched(kind="file", path=FILE_NAME, source=incoming.source, converted=converted)
+    return Fetched(kind="file", path=FILE_NAME, source=source, converted=converted)
 
 
 @dataclass

@@ -253,6 +253,7 @@ WORDS = st.none() | st.text(ascii_letters + digits + "_.-", min_size=1, max_size
 SOURCES = {
     "commit": st.none() | st.text(HEX, min_size=40, max_size=64),
     "sha256": st.none() | DIGESTS,
+    "sha256_missing": WORDS,
     "size_bytes": st.none() | COUNTS,
     "format": st.none() | st.text("abcz09-", min_size=1, max_size=32),
 }
@@ -280,7 +281,13 @@ LONGEST = LoadResult(
     outcome="removed",
     reason=max(Reason, key=len),
     message="\x01" * MESSAGE_MAX_LENGTH,
-    source=Source(commit="f" * 64, sha256="f" * 64, size_bytes=COUNT_MAX, format="f" * 32),
+    source=Source(
+        commit="f" * 64,
+        sha256="f" * 64,
+        sha256_missing="w" * 64,
+        size_bytes=COUNT_MAX,
+        format="f" * 32,
+    ),
     artifact=Artifact(
         digest="blake3:" + "f" * 64,
         size_bytes=COUNT_MAX,
