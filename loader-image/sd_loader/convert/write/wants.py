@@ -102,8 +102,8 @@ def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) 
             ordered.append(Want(first.start, max(want.end for want in together), None))
     early = _early(ordered)
     rest = [want for want in ordered if want not in early]
-    first = sorted(early, key=lambda want: want.start)
-    return Wants((*first, *rest), tuple(later), len(first))
+    by_position = sorted(early, key=lambda want: want.start)
+    return Wants((*by_position, *rest), tuple(later), len(early))
 
 
 def _joined(ranges: Iterable[Range]) -> list[Range]:
