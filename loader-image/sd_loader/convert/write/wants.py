@@ -76,7 +76,8 @@ class Wants:
         """The ranges to request so that every byte of the source comes."""
         first = _joined((want.start, want.end) for want in self.ordered[: self.early])
         rest = [(want.start, want.end) for want in self.ordered[self.early :]]
-        return [*first, *_joined(sorted([*rest, *_others([*first, *at_hand], size)]))]
+        others = _others([*first, *rest, *at_hand], size)
+        return [*first, *_joined(sorted([*rest, *others]))]
 
 
 def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) -> Wants:
@@ -110,8 +111,8 @@ def _joined(ranges: Iterable[Range]) -> list[Range]:
     """Join ranges that follow one another closely."""
     found: list[Range] = []
     for start, end in ranges:
-        if found and found[-1][0] <= start <= found[-1][1] + GAP_BYTES:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
+        if found and 0 <= start - found[-1][1] <= GAP_BYTES:
+            found[-1] = (found[-1][0], end)
         else:
             found.append((start, end))
     return found
