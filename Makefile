@@ -57,8 +57,8 @@ format: $(DEV) ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(DEV) ## Compare the loader with cp and diffusers (needs 30 GB of disk)
-	$(BIN)/python -m tools.bench
+bench: $(DEV) ## Compare the loader with cp, the floor and diffusers (ONLY=..., ROUNDS=..., TINY=1)
+	$(BIN)/python -m tools.bench --rounds $(or $(ROUNDS),5) --only "$(ONLY)" $(if $(TINY),--tiny)
 
 bench-scale: $(DEV) ## Measure the operator with 1,000 models (MODELS=...)
 	$(BIN)/python -m tools.bench_scale --models $(or $(MODELS),1000)

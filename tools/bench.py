@@ -1,41 +1,57 @@
-"""Compare full-size loads with `cp` (or a plain download) and with diffusers.
+"""Compare loads of full-size models with `cp`, with the floor of the machine, and with diffusers.
 
-    python -m tools.bench [--dir FOLDER] [--rounds N] [--only WORD]
+    python -m tools.bench [--dir FOLDER] [--rounds N] [--only WORD] [--tiny] [--no-diffusers]
 
-Each row makes a random model of a real model's size. Then the copy, the loader and diffusers take
-turns on the same file system: the source is in the page cache, earlier writes are on disk, and no
-run calls fsync. Before each run the script touches the free memory. A virtual machine may have
-lent that memory to its host, and getting it back takes seconds per gigabyte, which the first run
-would pay. Each run is a process, timed from start to exit. The table shows medians. The exit
-status is 1 if the loader misses a target.
+Each row makes a random model of a real model's size. Then its contenders take turns on the same
+file system; the source is in the page cache, and earlier writes are on disk. There are three kinds
+of rows:
 
-The column `digest` shows how long one core needs for the SHA-256 of the largest file that the
-loader publishes. One digest cannot be split over cores, so no load that publishes digests is
-faster (docs/adr/0019).
+- convert: the loader's conversion beside `cp`, the floor and diffusers. No run calls fsync.
+- load: the command, beside a copy by `cp` and `sync -f`. Both end when the bytes are on disk.
+- link: the loader's download and conversion beside `curl`.
+
+The floor is a process that writes as many bytes as the loader publishes, with the same casts, and
+digests them beside it: it finds nothing out and checks nothing. No load that publishes digests can
+be much faster.
+
+Before each run the script touches the free memory. A virtual machine may have lent that memory to
+its host, and getting it back takes seconds per gigabyte, which the first run would pay.
+
+The table shows the medians of wall time and of user and system time, and the peak memory, which is
+at least that of this script. A line
+below a row names each target that the loader misses: those that bind, and those that are wished.
+The exit status is 1 if a binding target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tools.range_server import RangeServer
 
 RUNS = "tools.bench_runs"
-MEMORY_TARGET = 100
-STREAMING_MEMORY_TARGET = 150
-"""In MB, for loads from a link. MEMORY_TARGET, in MB, is for loads from a file."""
-TIMEOUT = 600
+TIMEOUT = 1200
 MEGABYTE = 10**6
+OF_FLOOR, MORE_THAN_FLOOR = 1.15, 0.3
+"""A conversion may take this many times the floor, and this many seconds more."""
+FASTER_THAN_DIFFUSERS = 4
+MEMORY, MEMORY_OF_LINKS = 100, 150
+"""The most memory that a load may need, in MB."""
+MORE_THAN_PYDANTIC = 0.15
+"""How many more seconds of processor time a tiny load may take than the import of pydantic."""
 
 
 @dataclass(frozen=True)
@@ -44,179 +60,296 @@ class Row:
 
     name: str
     kind: str
-    """The kind of source, a key of SHAPES in `bench_runs` or `repo-bin`."""
+    """A key of KINDS in `bench_models`, or `repo-` with such a key and the kind of weights."""
     suffix: str
-    of_plain: float | None
-    """The most time the load may take, as a multiple of the plain copy or download.
-
-    None if there is no target.
-    """
-    faster: float | None
-    """How many times as fast as diffusers the load must be; None if there is no target."""
+    of_plain: float | None = None
+    """The most time that is wished, as a multiple of the plain copy or download."""
+    binds: bool = False
+    """Whether the targets beside floor and diffusers bind."""
     revision: str | None = None
+    cast: str = ""
+    """The types of the source's weights and of those that are published, if they differ."""
     rate: int | None = None
     """The server's limit in MB/s; 0 for no limit; None if the source is a local file."""
+    what: str = "convert"
+    """convert, load, link, adopt, remove or start."""
 
 
 ROWS = (
-    Row("SD 1.5 fp16 .safetensors", "sd15", ".safetensors", 3.0, 4.0),
-    Row("SD 1.5 fp32 .ckpt to fp16", "sd15", ".ckpt", 1.0, 5.0, "fp16"),
-    Row("SD 1.5 fp32 .ckpt with EMA to fp16", "sd15-ema", ".ckpt", 0.5, 5.0, "fp16"),
-    Row("SDXL fp16 .safetensors", "sdxl", ".safetensors", 1.7, 2.0),
-    Row("SD 2.1 fp16 .safetensors", "sd21", ".safetensors", None, None),
-    Row("SDXL LoRA .safetensors", "lora", ".safetensors", None, None),
-    Row("SD 1.5 ControlNet fp32 .pth to fp16", "controlnet", ".pth", None, None, "fp16"),
-    Row("SD 1.5 repo of .bin weights", "repo-bin", "", None, None),
-    Row("SD 1.5 fp16 link at 300 MB/s", "sd15", ".safetensors", 1.1, None, rate=300),
-    Row("SD 1.5 fp16 link, no limit", "sd15", ".safetensors", None, None, rate=0),
-    Row("SD 1.5 .ckpt with EMA at 300 MB/s", "sd15-ema", ".ckpt", 1.0, None, "fp16", 300),
+    Row("SD 1.5 fp16", "sd15", ".safetensors", 1.4, binds=True),
+    Row("SDXL fp16", "sdxl", ".safetensors", 1.25, binds=True),
+    Row("SD 1.5 fp32 .ckpt to fp16", "sd15", ".ckpt", 0.8, True, "fp16", "F32-F16"),
+    Row("SD 1.5 fp32 .ckpt with EMA to fp16", "sd15-ema", ".ckpt", 0.45, False, "fp16", "F32-F16"),
+    Row("SDXL fp32 .ckpt to fp16", "sdxl", ".ckpt", 0.8, False, "fp16", "F32-F16"),
+    Row("SDXL fp8 to bf16", "sdxl-fp8", ".safetensors", None, False, "bf16", "F8_E4M3-BF16"),
+    Row("SD 2.1 fp16", "sd21", ".safetensors"),
+    Row("SDXL LoRA", "lora", ".safetensors"),
+    Row("ControlNet fp32 .pth to fp16", "controlnet", ".pth", None, False, "fp16", "F32-F16"),
+    Row("SD 1.5 repo of fp32 .bin", "repo-sd15-bin", ""),
+    Row("SDXL repo of shards", "repo-sdxl-shards", ""),
+    Row("load SD 1.5 fp16", "sd15", ".safetensors", what="load"),
+    Row("load SDXL fp16", "sdxl", ".safetensors", what="load"),
+    Row("adopt SD 1.5 fp16", "sd15", ".safetensors", what="adopt"),
+    Row("remove SD 1.5 fp16", "sd15", ".safetensors", what="remove"),
+    Row("link SD 1.5 fp16 at 300 MB/s", "sd15", ".safetensors", 1.05, rate=300, what="link"),
+    Row("link SD 1.5 fp16", "sd15", ".safetensors", rate=0, what="link"),
+    Row("link with EMA at 300 MB/s", "sd15-ema", ".ckpt", 0.55, False, "fp16", "", 300, "link"),
+    Row("start: a tiny load", "sd15", ".safetensors", what="start"),
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of one run."""
+    """The measurements of one run, or their medians."""
 
-    seconds: float
-    peak: float = 0
-    """The peak memory (VmHWM) in MB; 0 if the run is not a Python process."""
-    largest: int = 0
-    """The size in bytes of the largest file that the run wrote."""
+    wall: float
+    cpu: float
+    """User and system time, in seconds."""
+    peak: float
+    """In MB."""
+
+    def __add__(self, other: Measured) -> Measured:
+        return Measured(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A run that takes its turn in each round."""
+
+    name: str
+    run: Callable[[Path], Measured]
+    """Takes the empty folder for the output."""
+    prepare: Callable[[Path], None] = lambda _out: None
+    """Done before the time is taken."""
 
 
 def main() -> int:
-    """Measure the selected rows and print the table; return 1 if a target is missed."""
+    """Measure the selected rows and print the table. Return 1 if a binding target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--dir", type=Path, default=Path.cwd(), help="folder for temporary files (about 30 GB)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="runs per row")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each contender")
     parser.add_argument("--only", default="", help="measure only rows whose name contains this")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to try the script")
+    parser.add_argument("--no-diffusers", action="store_true", help="leave diffusers out")
     args = parser.parse_args()
     rows = [row for row in ROWS if args.only in row.name]
     if not rows:
         parser.error(f"no row's name contains {args.only!r}")
-    print(
-        f"{'':36}{'cp/curl':>9}{'digest':>8}{'loader':>8}{'diffusers':>11}"
-        f"{'vs cp/curl':>16}{'vs diffusers':>15}  peak memory"
-    )
-    met = []
+    print(f"{'':36}{'contender':12}{'wall':>9}{'user+sys':>10}{'peak':>9}", flush=True)
+    missed = False
     for row in rows:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=args.dir) as folder:
-            met.append(measure(row, Path(folder), args.rounds))
-    return 0 if all(met) else 1
+            found = measure(row, Path(folder), args)
+        show(row, found)
+        for binds, target in misses(row, found):
+            print(f"{'':4}{'MISSED' if binds else 'wished, missed'}: {target}", flush=True)
+            missed = missed or binds
+    return 1 if missed else 0
 
 
-def measure(row: Row, folder: Path, rounds: int) -> bool:
-    """Measure one row and print its line; return whether all targets are met."""
+def measure(row: Row, folder: Path, args: argparse.Namespace) -> dict[str, Measured]:
+    """Let the contenders of a row take turns. Return their medians."""
     source = folder / f"model{row.suffix}"
-    child("make", row.kind, source)
-    configs = folder / "configs"
-    child("configs", row.kind, source, configs)
+    tiny = ["tiny"] if args.tiny or row.what == "start" else []
+    child("tools.bench_models", row.kind, source, *tiny)
     with ExitStack() as stack:
-        if row.rate is None:
-            plain, ours, theirs = at_hand(row, source, configs)
-        else:
-            url = stack.enter_context(RangeServer(source, row.rate * MEGABYTE)).url
-            plain, ours, theirs = downloaded(row, url, configs)
-        runs: dict[str, list[Measured]] = {"plain": [], "ours": [], "digest": [], "diffusers": []}
-        for _ in range(rounds):
-            runs["plain"].append(alone(folder, plain))
-            runs["ours"].append(alone(folder, ours))
-            runs["digest"].append(timed("digest", runs["ours"][-1].largest))
-            runs["diffusers"].append(alone(folder, theirs))
-    return show(row, runs)
+        match row.what:
+            case "convert":
+                contenders = conversions(row, source, folder, with_diffusers=not args.no_diffusers)
+            case "load":
+                contenders = loads(source)
+            case "adopt" | "remove":
+                contenders = of_published(row, source)
+            case "link":
+                assert row.rate is not None
+                url = stack.enter_context(RangeServer(source, row.rate * MEGABYTE)).url
+                contenders = downloads(row, url)
+            case _:
+                contenders = starts(source)
+        runs: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
+        for number in range(args.rounds):
+            turn = number % len(contenders)
+            for contender in (*contenders[turn:], *contenders[:turn]):
+                runs[contender.name].append(alone(folder, contender, is_tiny=bool(tiny)))
+    return {name: median(found) for name, found in runs.items()}
 
 
-Run = Callable[[Path], Measured]
-
-
-def at_hand(row: Row, source: Path, configs: Path) -> tuple[Run, Run, Run]:
-    """Return the three runs on a local file or folder."""
-    return (
-        lambda out: command("cp", "-r", source, out),
-        lambda out: timed("ours", row.kind, source, out, row.revision or ""),
-        lambda out: timed("diffusers", row.kind, source, out, configs),
-    )
-
-
-def downloaded(row: Row, url: str, configs: Path) -> tuple[Run, Run, Run]:
-    """Return the three runs on a link; diffusers converts the file that curl downloads."""
-
-    def theirs(out: Path) -> Measured:
-        copy = out / f"copy{row.suffix}"
-        download = command("curl", "-sf", "-o", copy, url)
-        converted = timed("diffusers", row.kind, copy, out / "folder", configs)
-        return Measured(download.seconds + converted.seconds, converted.peak)
-
-    return (
-        lambda out: command("curl", "-sf", "-o", out / "copy", url),
-        lambda out: timed("ours-link", url, out, row.revision or ""),
-        theirs,
-    )
-
-
-def show(row: Row, runs: dict[str, list[Measured]]) -> bool:
-    """Print the row's line; return whether all targets are met."""
-    seconds = {
-        name: statistics.median(run.seconds for run in found) for name, found in runs.items()
-    }
-    peaks = {name: max(run.peak for run in found) for name, found in runs.items()}
-    of_plain = seconds["ours"] / seconds["plain"]
-    faster = seconds["diffusers"] / seconds["ours"]
-    memory = MEMORY_TARGET if row.rate is None else STREAMING_MEMORY_TARGET
-    missed = [
-        row.of_plain is not None and of_plain > row.of_plain,
-        row.faster is not None and faster < row.faster,
-        peaks["ours"] > memory,
+def conversions(row: Row, source: Path, folder: Path, *, with_diffusers: bool) -> list[Contender]:
+    """Return the contenders for a local file or repo, without fsync."""
+    revision = row.revision or ""
+    published = folder / "published"
+    published.mkdir()
+    child(RUNS, "convert", row.kind, source, published, revision)
+    count = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
+    shutil.rmtree(published)
+    contenders = [
+        Contender("cp", lambda out: command("cp", "-r", source, out)),
+        Contender("floor", lambda out: timed("floor", source, out, count, row.cast)),
+        Contender("loader", lambda out: timed("convert", row.kind, source, out, revision)),
     ]
-    of_target = f" (≤{row.of_plain})" if row.of_plain else ""
-    faster_target = f" (≥{row.faster})" if row.faster else ""
-    print(
-        f"{row.name:36}{seconds['plain']:8.2f}s{seconds['digest']:7.2f}s{seconds['ours']:7.2f}s"
-        f"{seconds['diffusers']:10.2f}s"
-        f"{of_plain:8.2f}{of_target:8}{faster:6.1f}x{faster_target:8}"
-        f"{peaks['ours']:5.0f} MB (≤{memory}; diffusers {peaks['diffusers'] / 1000:.1f} GB)"
-        f"{'  MISSED' if any(missed) else ''}",
-        flush=True,
+    if with_diffusers:
+        configs = folder / "configs"
+        child(RUNS, "configs", row.kind, source, configs)
+        contenders.append(
+            Contender("diffusers", lambda out: timed("diffusers", row.kind, source, out, configs))
+        )
+    return contenders
+
+
+def loads(source: Path) -> list[Contender]:
+    """Return the contenders that end when the bytes are on disk."""
+
+    def copy(out: Path) -> Measured:
+        return command("cp", source, out / "copy") + command("sync", "-f", out / "copy")
+
+    return [Contender("cp, sync -f", copy), Contender("loader", lambda out: load(source, out))]
+
+
+def load(source: Path, store: Path) -> Measured:
+    """Run the command that publishes a local file."""
+    return loader("load", "--url", source, "--model-id", "bench", "--store", store)
+
+
+def of_published(row: Row, source: Path) -> list[Contender]:
+    """Return the contenders for a model that is published already."""
+    requests: dict[str, object] = {}
+
+    def prepare(out: Path) -> None:
+        retain = ["retain"] if row.what == "adopt" else []
+        requests.update(json.loads(child(RUNS, "publish", source, out, *retain)))
+
+    def ours(out: Path) -> Measured:
+        name = "fetch" if row.what == "adopt" else "remove"
+        return loader(name, "--request", json.dumps(requests[name]), "--store", out)
+
+    def plain(out: Path) -> Measured:
+        if row.what == "remove":
+            return command("rm", "-r", out)
+        files = [path for path in out.rglob("*") if path.is_file()]
+        return command("cat", *files)
+
+    return [
+        Contender("rm -r" if row.what == "remove" else "cat", plain, prepare),
+        Contender("loader", ours, prepare),
+    ]
+
+
+def downloads(row: Row, url: str) -> list[Contender]:
+    """Return the contenders for a link."""
+    return [
+        Contender("curl", lambda out: command("curl", "-sf", "-o", out / "copy", url)),
+        Contender("loader", lambda out: timed("fetch", url, out, row.revision or "")),
+    ]
+
+
+def starts(source: Path) -> list[Contender]:
+    """Return the contenders that show the fixed cost of a load."""
+    return [
+        Contender("pydantic", lambda _out: command(sys.executable, "-c", "import pydantic")),
+        Contender("help", lambda _out: loader("--help")),
+        Contender("loader", lambda out: load(source, out)),
+    ]
+
+
+def misses(row: Row, found: dict[str, Measured]) -> Iterator[tuple[bool, str]]:
+    """Yield each missed target, with whether it binds."""
+    ours = found["loader"]
+    plain = next(iter(found.values()))
+    if row.what == "start":
+        most = plain.cpu + MORE_THAN_PYDANTIC
+        if ours.cpu > most:
+            yield False, f"{ours.cpu:.2f} s of processor time, not {most:.2f} s"
+        return
+    limit = MEMORY_OF_LINKS if row.what == "link" else MEMORY
+    if ours.peak > limit:
+        yield True, f"{ours.peak:.0f} MB of memory, not {limit} MB"
+    if row.of_plain is not None and ours.wall > row.of_plain * plain.wall:
+        yield False, f"{ours.wall / plain.wall:.2f} times the plain copy, not {row.of_plain}"
+    floor = found.get("floor")
+    if floor is not None:
+        for what, time_taken, least in (
+            ("wall time", ours.wall, floor.wall),
+            ("user and system time", ours.cpu, floor.cpu),
+        ):
+            most = OF_FLOOR * least + MORE_THAN_FLOOR
+            if time_taken > most:
+                yield row.binds, f"{time_taken:.2f} s of {what}, not {most:.2f} s by the floor"
+    theirs = found.get("diffusers")
+    if theirs is not None and theirs.wall < FASTER_THAN_DIFFUSERS * ours.wall:
+        binds = row.binds and not row.cast
+        yield binds, f"{theirs.wall / ours.wall:.1f} times as fast as diffusers, not 4"
+
+
+def show(row: Row, found: dict[str, Measured]) -> None:
+    """Print the lines of a row."""
+    name = row.name
+    for contender, run in found.items():
+        print(
+            f"{name:36}{contender:12}{run.wall:8.2f}s{run.cpu:9.2f}s{run.peak:6.0f} MB", flush=True
+        )
+        name = ""
+
+
+def median(runs: list[Measured]) -> Measured:
+    """Return the medians of time, and the highest peak."""
+    return Measured(
+        statistics.median(run.wall for run in runs),
+        statistics.median(run.cpu for run in runs),
+        max(run.peak for run in runs),
     )
-    return not any(missed)
 
 
-def alone(folder: Path, run: Run) -> Measured:
+def alone(folder: Path, contender: Contender, *, is_tiny: bool) -> Measured:
     """Run with an empty output folder, earlier writes on disk and free memory touched."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
+    contender.prepare(out)
     subprocess.run(["sync"], check=True)
-    child("touch")
-    measured = run(out)
-    largest = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    shutil.rmtree(out)
-    return replace(measured, largest=largest)
+    if not is_tiny:
+        child(RUNS, "touch")
+    measured = contender.run(out)
+    shutil.rmtree(out, ignore_errors=True)
+    return measured
 
 
 def command(*arguments: object) -> Measured:
-    """Time a program; raise if it is missing or fails."""
-    start = time.perf_counter()
-    subprocess.run(list(map(str, arguments)), check=True, timeout=TIMEOUT)
-    return Measured(time.perf_counter() - start)
+    """Run a program, and measure it. Exit if it fails."""
+    line = [str(argument) for argument in arguments]
+    with tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors)
+        timer = threading.Timer(TIMEOUT, process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(line)}\n{errors.read().decode(errors='replace')}")
+    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MEGABYTE)
 
 
 def timed(*arguments: object) -> Measured:
-    """Time a run of `bench_runs` and measure its peak memory."""
-    start = time.perf_counter()
-    peak = child(*arguments)
-    return Measured(time.perf_counter() - start, peak)
+    """Measure a run of `bench_runs`."""
+    return command(sys.executable, "-m", RUNS, *arguments)
 
 
-def child(*arguments: object) -> float:
-    """Run `bench_runs` in its own process; return its peak memory in MB."""
-    line = [sys.executable, "-m", RUNS, *map(str, arguments)]
+def loader(*arguments: object) -> Measured:
+    """Measure a command of the loader."""
+    return command(sys.executable, "-m", "sd_loader", *arguments)
+
+
+def child(module: str, *arguments: object) -> str:
+    """Run a module that is not measured. Return its output; exit if it fails."""
+    line = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
         sys.exit(f"{' '.join(line)}\n{done.stderr}")
-    return int(done.stdout.splitlines()[-1]) * 1024 / MEGABYTE
+    return done.stdout
 
 
 if __name__ == "__main__":

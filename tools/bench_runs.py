@@ -1,42 +1,49 @@
-"""The runs that `bench` measures. Each prints its peak memory in kB as its last line.
+"""The runs that `bench` measures, each in a process of its own.
 
 python -m tools.bench_runs RUN ARGUMENT...
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
+import json
 import mmap
 import os
-import shutil
+import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet", "repo-bin": "huggingface"}
+if TYPE_CHECKING:
+    from sd_api.load import LoadRequest
+
+MODEL_TYPES = {"lora": "lora", "controlnet": "controlnet"}
+PIECE = 1 << 20
+HASH = "0" * 16
 
 
-def request(kind: str, url: str, revision: str) -> Any:  # noqa: ANN401 - imported where it is timed
+def request(kind: str, url: str, revision: str) -> LoadRequest:
     """Return the request that loads one kind of source."""
     from sd_api.load import LoadRequest
 
+    model_type = "huggingface" if kind.startswith("repo-") else "custom_ckpt"
     return LoadRequest.model_validate(
         {
             "owner": {"uid": "bench", "namespace": "default", "name": "bench"},
             "modelId": "bench",
-            "modelType": MODEL_TYPES.get(kind, "custom_ckpt"),
+            "modelType": MODEL_TYPES.get(kind, model_type),
             "url": url,
-            "loadHash": "0" * 16,
+            "loadHash": HASH,
             "revision": revision or None,
         }
     )
 
 
-def ours(kind: str, source: str, out: str, revision: str) -> None:
+def convert(kind: str, source: str, out: str, revision: str) -> None:
     """Convert with the loader, as `sd-loader convert` does between staging and publishing."""
     from sd_api.wire import Source
-    from sd_loader.convert.run import convert
+    from sd_loader.convert import run
     from sd_loader.handover import Fetched
     from sd_loader.request import conversion_of
 
@@ -49,15 +56,15 @@ def ours(kind: str, source: str, out: str, revision: str) -> None:
         link = path.with_name("model")
         link.unlink(missing_ok=True)
         link.hardlink_to(path)
-    convert(fetched, path.parent, conversion_of(load), Path(out), lambda _: None)
+    run.convert(fetched, path.parent, conversion_of(load), Path(out), lambda _: None)
 
 
-def ours_link(url: str, out: str, revision: str) -> None:
+def fetch(url: str, out: str, revision: str) -> None:
     """Download and convert with the loader, as `sd-loader fetch` does."""
     from urllib.parse import urlsplit
 
     from sd_loader.acquire import acquire
-    from sd_loader.convert.run import convert
+    from sd_loader.convert import run
     from sd_loader.net.client import HttpClient
     from sd_loader.request import conversion_of
     from sd_loader.settings import Settings
@@ -69,47 +76,76 @@ def ours_link(url: str, out: str, revision: str) -> None:
     load = request("link", url, revision)
     fetched = acquire(load, client, into, lambda _: None, out=folder)
     if fetched.converted is None:
-        convert(fetched, into, conversion_of(load), folder, lambda _: None)
+        run.convert(fetched, into, conversion_of(load), folder, lambda _: None)
 
 
-def make(kind: str, path: str) -> None:
-    """Write random finite tensors with a real model's names and shapes, each in its own storage."""
-    import torch
-    from safetensors.torch import save_file
+def floor(source: str, out: str, count: str, cast: str) -> None:
+    """Write as many bytes as the loader publishes, and digest them beside it. Nothing else.
 
-    if kind == "repo-bin":
-        make_repo(Path(path))
-        return
-    shapes = SHAPES[kind]()
-    is_pickle = path.endswith((".ckpt", ".pth"))
-    numbers = torch.randn(64 * 2**20) * 0.05
-    numbers = numbers if is_pickle else numbers.half()
-    tensors = {
-        name: numbers[: math.prod(shape)].clone().view(shape) for name, shape in shapes.items()
-    }
-    if kind.startswith("sd15") and is_pickle:
-        torch.save({"state_dict": tensors, "global_step": 470000}, path)
-    elif is_pickle:
-        torch.save(tensors, path)
-    else:
-        save_file(tensors, path)
+    source: the file that the bytes come from, or a folder whose largest file it is. cast: the types
+    of source and output, as `F32-F16`; empty if the bytes do not change.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = max(path.rglob("*.*"), key=lambda found: found.stat().st_size)
+    total, size = int(count), path.stat().st_size
+    source_fd = os.open(path, os.O_RDONLY)
+    fd = os.open(Path(out, "floor"), os.O_RDWR | os.O_CREAT)
+    produce = _casting(source_fd, fd, cast) if cast else _copying(source_fd, fd)
+    ready = threading.Semaphore(0)
+    digester = threading.Thread(target=_digest_written, args=(fd, total, ready))
+    digester.start()
+    for position in range(0, total, PIECE):
+        produce(position, min(PIECE, total - position), size)
+        ready.release()
+    digester.join()
 
 
-def make_repo(folder: Path) -> None:
-    """Write SD 1.5 as a diffusers repo with fp32 .bin weights; the loader makes the folder."""
-    import torch
-    from safetensors.torch import load_file
+def _digest_written(fd: int, total: int, ready: threading.Semaphore) -> None:
+    from sd_loader.digests import Blake3
 
-    folder.mkdir()
-    checkpoint = folder.with_name("made") / "checkpoint.safetensors"
-    checkpoint.parent.mkdir()
-    make("sd15", str(checkpoint))
-    ours("sd15", str(checkpoint), str(folder), "fp32")
-    shutil.rmtree(checkpoint.parent)
-    for path in sorted(folder.rglob("*.safetensors")):
-        stem = "pytorch_model" if path.stem == "model" else path.stem
-        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
-        path.unlink()
+    digest, buffer = Blake3(), memoryview(bytearray(PIECE))
+    for position in range(0, total, PIECE):
+        ready.acquire()
+        piece = buffer[: min(PIECE, total - position)]
+        os.preadv(fd, [piece], position)
+        digest.update(piece)
+
+
+def _copying(source: int, fd: int) -> Callable[[int, int, int], None]:
+    from sd_loader.bulk import copy_at, write_at
+
+    def produce(position: int, count: int, size: int) -> None:
+        # What is published may be a little larger than its source.
+        start = min(position, size - count)
+        copied = copy_at(source, start, fd, position, count)
+        if copied < count:
+            rest = os.pread(source, count - copied, start + copied)
+            write_at(fd, rest, position + copied)
+
+    return produce
+
+
+def _casting(source: int, fd: int, types: str) -> Callable[[int, int, int], None]:
+    import numpy as np
+
+    from sd_loader.bulk import write_at
+    from sd_loader.convert.write.cast import cast, storage_dtype
+    from sd_loader.tensors import Dtype
+
+    before, after = (Dtype[word] for word in types.split("-"))
+    read = np.empty(PIECE // after.itemsize, storage_dtype(before))
+    made = np.empty(read.size, storage_dtype(after))
+
+    def produce(position: int, count: int, size: int) -> None:
+        elements = count // after.itemsize
+        wanted = elements * before.itemsize
+        start = min(position // after.itemsize * before.itemsize, size - wanted)
+        os.preadv(source, [memoryview(read[:elements]).cast("B")], max(0, start))
+        cast(read[:elements], before, after, made[:elements])
+        write_at(fd, memoryview(made[:elements]).cast("B"), position)
+
+    return produce
 
 
 def touch() -> None:
@@ -122,22 +158,11 @@ def touch() -> None:
         memory[offset] = 1
 
 
-def digest(count: str) -> None:
-    """Compute the SHA-256 of this many bytes on one core."""
-    block = bytes(1 << 20)
-    whole, rest = divmod(int(count), len(block))
-    sha256 = hashlib.sha256(block[:rest])
-    for _ in range(whole):
-        sha256.update(block)
-
-
 def configs(kind: str, source: str, out: str) -> None:
     """Write the configs and tokenizers that diffusers reads: the loader's folder, no weights."""
-    if kind in ("lora", "repo-bin"):
-        return
     folder = Path(out)
     folder.mkdir()
-    ours(kind, source, out, "fp16")
+    convert(kind, source, out, "fp16")
     for path in folder.rglob("*.safetensors"):
         path.unlink()
 
@@ -149,11 +174,17 @@ def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
 
     half = {"torch_dtype": torch.float16}
     match kind:
-        case "repo-bin":
+        case "repo-sd15-bin":
             from diffusers import StableDiffusionPipeline
 
             StableDiffusionPipeline.from_pretrained(
                 source, use_safetensors=False, local_files_only=True
+            ).save_pretrained(out)
+        case "repo-sdxl-shards":
+            from diffusers import StableDiffusionXLPipeline
+
+            StableDiffusionXLPipeline.from_pretrained(
+                source, local_files_only=True, **half
             ).save_pretrained(out)
         case "lora":
             from diffusers import StableDiffusionXLPipeline
@@ -170,89 +201,48 @@ def diffusers(kind: str, source: str, out: str, configs_folder: str) -> None:
         case _:
             from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-            pipeline = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
+            pipeline = (
+                StableDiffusionXLPipeline if kind.startswith("sdxl") else StableDiffusionPipeline
+            )
             pipeline.from_single_file(
                 source, config=configs_folder, local_files_only=True, **half
             ).save_pretrained(out)
 
 
-def _sd15() -> dict[str, tuple[int, ...]]:
-    from devkit.ldm_layouts import SD15, sd15_shapes
+def publish(source: str, store: str, retain: str = "") -> None:
+    """Load a local file. Print the requests that remove the model and that adopt its files.
 
-    return sd15_shapes(SD15)
-
-
-def _sd15_ema() -> dict[str, tuple[int, ...]]:
-    from devkit.ldm_layouts import SD15, ema_shapes
-
-    return _sd15() | ema_shapes(SD15)
-
-
-def _sdxl() -> dict[str, tuple[int, ...]]:
-    from devkit.ldm_layouts import SDXL, sdxl_shapes
-
-    return sdxl_shapes(SDXL)
-
-
-def _sd21() -> dict[str, tuple[int, ...]]:
-    from devkit.ldm_layouts import SD2, sd2_shapes
-
-    return sd2_shapes(SD2)
-
-
-def _controlnet() -> dict[str, tuple[int, ...]]:
-    from devkit.controlnet_layouts import SD1, controlnet_shapes
-
-    return controlnet_shapes(SD1)
+    retain: release the files, so that another model can adopt them.
+    """
+    loader = [sys.executable, "-m", "sd_loader"]
+    load = [*loader, "load", "--url", source, "--model-id", "bench", "--store", store]
+    subprocess.run(load, check=True, capture_output=True)
+    version = Path(store, "bench").resolve()
+    owner = json.loads((version.parent / "owner.json").read_text())["owner"]
+    removal = {"owner": owner, "modelId": "bench"}
+    adoption = {
+        "owner": {**owner, "uid": "another"},
+        "modelId": "bench",
+        "modelType": "custom_ckpt",
+        "url": "https://models.example.com/model",
+        "loadHash": version.name,
+    }
+    if retain:
+        release = json.dumps({**removal, "retain": True})
+        remove = [*loader, "remove", "--request", release, "--store", store]
+        subprocess.run(remove, check=True, capture_output=True)
+    print(json.dumps({"fetch": adoption, "remove": removal}))
 
 
-def _lora(rank: int = 64) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a LoRA for all attention layers of SDXL's UNet, with kohya's names."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, layer in unet.named_modules():
-        if isinstance(layer, torch.nn.Linear) and ".attn" in name:
-            path = f"lora_unet_{name.replace('.', '_')}"
-            shapes[f"{path}.lora_down.weight"] = (rank, layer.in_features)
-            shapes[f"{path}.lora_up.weight"] = (layer.out_features, rank)
-            shapes[f"{path}.alpha"] = ()
-    return shapes
-
-
-SHAPES = {
-    "sd15": _sd15,
-    "sd15-ema": _sd15_ema,
-    "sdxl": _sdxl,
-    "sd21": _sd21,
-    "controlnet": _controlnet,
-    "lora": _lora,
-}
-RUNS = {
-    "make": make,
+RUNS: dict[str, Callable[..., None]] = {
     "configs": configs,
-    "ours": ours,
-    "ours-link": ours_link,
-    "digest": digest,
+    "convert": convert,
     "diffusers": diffusers,
+    "fetch": fetch,
+    "floor": floor,
+    "publish": publish,
     "touch": touch,
 }
 
 if __name__ == "__main__":
     RUNS[sys.argv[1]](*sys.argv[2:])
-    status = Path("/proc/self/status").read_text()
-    print(status.split("VmHWM:")[1].split()[0])

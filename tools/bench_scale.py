@@ -53,7 +53,9 @@ READS = ("get", "list")
 TICK = os.sysconf("SC_CLK_TCK")
 RESULT = LoadResult(
     outcome="loaded",
-    artifact=Artifact(digest="ab" * 32, size_bytes=2_100_000_000, files=13, base_model="sd1"),
+    artifact=Artifact(
+        digest="blake3:" + "ab" * 32, size_bytes=2_100_000_000, files=13, base_model="sd1"
+    ),
     source=Source(size_bytes=2_100_000_000, format="safetensors"),
 )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from devkit.fakehub import FakeHub
 from devkit.tiny import write_checkpoint
 from devkit.webhook_receiver import WebhookReceiver
 from sd_api.status import ConditionType
+from sd_loader.digests import blake3_of, folder_digest
 from tools.kubectl import kubectl_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,11 +249,9 @@ def show_model(store: Path, model: dict[str, Any]) -> None:
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
     )
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
-        for path in files
-    ]
-    digest = hashlib.sha256("".join(sorted(lines, key=lambda line: line[66:])).encode()).hexdigest()
+    digest = folder_digest(
+        {path.relative_to(folder).as_posix(): blake3_of(path.read_bytes()) for path in files}
+    )
     expect(
         digest == artifact["digest"],
         f"the digest of {folder} differs from the digest in the status",
@@ -263,7 +261,7 @@ def show_model(store: Path, model: dict[str, Any]) -> None:
         print(f"      {path.relative_to(folder)!s:<58}{size_of(path):>10}")
     print(
         f"      {artifact['pipelineClass']}, {artifact['baseModel']}, {artifact['precision']},"
-        f" {artifact['size']}, digest {digest[:16]}… (matches the status)\n"
+        f" {artifact['size']}, digest {digest[:23]}… (matches the status)\n"
     )
 
 

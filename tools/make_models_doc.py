@@ -10,7 +10,7 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from sd_api.spec import ModelType
+from sd_api.choices import ModelType
 from tests.support.models.catalog import Row
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sd_api.spec import BaseModelName
+from sd_api.choices import BaseModelName
 from sd_api.url_forms import HUB_REPO_PATTERN
 
 

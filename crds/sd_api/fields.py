@@ -9,10 +9,18 @@ from pydantic.alias_generators import to_camel
 
 
 class Contract(BaseModel):
-    """Base of the contract's objects. It is closed: an unknown field is an error."""
+    """Base of the contract's objects. It is closed: an unknown field is an error.
+
+    pydantic builds the validator of a class when it is first used. A load uses few of them, and to
+    build all took as long as the import of pydantic.
+    """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, extra="forbid", frozen=True, populate_by_name=True
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        defer_build=True,
     )
 
 
@@ -32,6 +40,8 @@ DNS_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 DnsName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_NAME_PATTERN)]
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 Sha256 = Annotated[str, StringConstraints(max_length=64, pattern=SHA256_PATTERN)]
+Blake3 = Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9a-f]{64}$")]
+FolderDigest = Annotated[str, StringConstraints(max_length=71, pattern=r"^blake3:[0-9a-f]{64}$")]
 LoadHash = Annotated[str, StringConstraints(max_length=16, pattern=r"^[0-9a-f]{16}$")]
 Uid = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9-]{1,64}$")]
 Timestamp = Annotated[

@@ -6,8 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from sd_api.choices import ModelType
 from sd_api.fields import Contract, LoadHash, Uid, Url
-from sd_api.spec import LoadFields, ModelId, ModelType, Spec
+from sd_api.spec import LoadFields, ModelId, Spec
 
 
 class Owner(Contract):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sd_api.spec import ModelType
+from sd_api.choices import ModelType
 from sd_api.wire import Artifact
 
 _DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}

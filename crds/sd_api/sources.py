@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from sd_api import url_forms
+from sd_api.choices import ModelType
 from sd_api.defaults import HUB_ENDPOINT
-from sd_api.spec import ModelType
 from sd_api.trained import is_trained_id
 
 MAIN = "main"

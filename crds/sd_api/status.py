@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sd_api.choices import ModelType
 from sd_api.fields import Count, Extensible, LoadHash, ShortText, Text, Timestamp, Uid
 from sd_api.humanize import describe
-from sd_api.spec import ModelId, ModelType
+from sd_api.spec import ModelId
 from sd_api.wire import Artifact, Progress, Source
 
 

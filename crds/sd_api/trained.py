@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote, urlsplit
 
+from sd_api.choices import ModelType
 from sd_api.netguard import effective_port
 from sd_api.redaction import is_secret_name
-from sd_api.spec import ModelType
 from sd_api.url_forms import BARE_ID_PATTERN
 
 TEMPLATE_PATTERN = r"^https?://[^\s/?#{}]+[/?]\S*\{id\}\S*$"

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
-from sd_api.fields import Count, Extensible, LoadHash, Sha256, Uid
+from sd_api.fields import Blake3, Count, Extensible, FolderDigest, LoadHash, Sha256, Uid
 from sd_api.names import PREVIEW_FILE
 from sd_api.reasons import Reason
 
@@ -72,6 +72,18 @@ class Progress(Message):
     eta_seconds: Count | None = None
 
 
+class Sha256Missing(StrEnum):
+    """Why the SHA-256 of a link's file is not known."""
+
+    RESUMED = "Resumed"
+    """Another Pod downloaded a part of the file."""
+    RANGES_ONLY = "RangesOnly"
+    """Only the ranges that the conversion needs were downloaded."""
+
+
+Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
 class Source(Extensible):
     """The downloaded source."""
 
@@ -79,19 +91,23 @@ class Source(Extensible):
         Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$", max_length=64)] | None
     ) = Field(default=None, description="The Hub repo's commit.")
     sha256: Sha256 | None = Field(default=None, description="Digest of a single-file download.")
+    sha256_missing: Word | None = Field(
+        default=None,
+        description="Why sha256 is absent although the source is a link's file: Resumed (an earlier"
+        " Pod downloaded a part of it) or RangesOnly (only the needed parts were downloaded).",
+    )
     size_bytes: Count | None = Field(default=None, description="Bytes of the source.")
     format: Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z0-9-]+$")] | None = (
         Field(default=None, description="safetensors, ckpt or diffusers.")
     )
 
 
-Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
-
-
 class Artifact(Extensible):
     """The published folder."""
 
-    digest: Sha256 = Field(description="Digest of the folder: of its sorted files and digests.")
+    digest: FolderDigest = Field(
+        description="Digest of the folder: of its sorted files and digests."
+    )
     size_bytes: Count
     shared_bytes: Count = Field(
         default=0, description="Bytes that this model shares with others by hard links."
@@ -162,7 +178,9 @@ RelativePath = Annotated[
 class PublishedFile(Extensible):
     """One file of a version."""
 
-    sha256: Sha256
+    blake3: Blake3
+    sha256: Sha256 | None = None
+    """Present if the file is as it was downloaded."""
     size: Count
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from pydantic_core import ErrorDetails
 
+from sd_api.choices import BaseModelName, ModelType, PredictionType, Revision, Weights
 from sd_api.fields import DNS_NAME_PATTERN, SHA256_PATTERN
 from sd_api.loader_env import LoaderEnv
 from sd_api.names import ANNOTATION_RELOAD, MODEL_ID_PATTERN
@@ -21,11 +22,6 @@ from sd_api.spec import (
     DATA_KEY_PATTERN,
     GIT_REVISION_PATTERN,
     QUANTITY_PATTERN,
-    BaseModelName,
-    ModelType,
-    PredictionType,
-    Revision,
-    Weights,
 )
 
 DNS_NAME_WORDS = (

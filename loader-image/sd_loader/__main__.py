@@ -1,137 +1,20 @@
-"""The loader's entry point: runs one command, and reports its result or failure."""
+"""The loader's entry point: reads the arguments, then runs the command."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from types import FrameType
 
-from sd_api.reasons import ExitCode, Reason
-from sd_api.redaction import hide, secrets_of
-from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult, Message
-from sd_api.wording import message_at_shell, remedy_at_shell
 from sd_loader import arguments
-from sd_loader.commands import COMMANDS, print_error
-from sd_loader.errors import LoaderError
-from sd_loader.failures import explain, trace
-from sd_loader.net.credentials import read_credentials
-from sd_loader.settings import Settings
-from sd_loader.snippet import snippet
-
-_UMASK = 0o022
-_KILLED = 128
-"""If a signal ends a process, shells report this number plus the signal's as its exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Return its exit code."""
     args = arguments.parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    os.umask(_UMASK)
-    code = _run(args)
-    _flush_output()
-    return code
+    # Imported here: `--help` and `--version` end in the line above and do not wait for it.
+    from sd_loader.running import run
 
-
-def _run(args: argparse.Namespace) -> int:
-    settings = Settings.for_results()
-    try:
-        settings = Settings.from_env()
-        _report_when_stopped(args, settings)
-        result = COMMANDS[args.command](args, settings)
-    except Exception as error:  # the edge: any failure becomes result and exit code
-        if isinstance(error, ModuleNotFoundError) and args.command not in arguments.OF_JOBS:
-            raise  # `start` says what to install
-        return _fail(error, args, settings, _secrets(args, settings))
-    if isinstance(result, ExitCode):
-        return result
-    _write_result(result, settings)
-    return ExitCode.DONE
-
-
-def _write_result(result: Message, settings: Settings) -> None:
-    """Write the result to the Pod's termination message, which the operator reads."""
-    if settings.termination_log is None:
-        return
-    try:
-        settings.termination_log.write_text(result.encode(), encoding="utf-8")
-    except OSError as error:
-        print_error(f"warning: cannot write the termination message: {error.strerror}")
-
-
-def _secrets(args: argparse.Namespace, settings: Settings) -> frozenset[str]:
-    """Return the secrets of this command. A server that received one may quote it in an error."""
-    given, token = vars(args), None
-    if "request" in given:
-        with suppress(ValueError, RecursionError):
-            given = {"request": json.loads(args.request)}
-    with suppress(LoaderError):
-        token = read_credentials(settings.credentials_dir).token
-    urls = (settings.proxy, settings.hub_endpoint, settings.trained_url_template)
-    return secrets_of((given, urls), token, *settings.logins.secrets())
-
-
-def _fail(
-    error: BaseException,
-    args: argparse.Namespace,
-    settings: Settings,
-    secrets: frozenset[str] = frozenset(),
-) -> int:
-    explained = explain(error)
-    reason = explained.reason
-    if reason is Reason.LOADER_CRASHED and explained is not error:
-        print_error(hide(trace(error), secrets))
-    message = snippet(hide(explained.message, secrets), MESSAGE_MAX_LENGTH - 1)
-    _write_result(LoadResult(outcome="failed", reason=reason, message=message), settings)
-    of_job = args.command in arguments.OF_JOBS
-    print_error(f"error: {reason.value}: {message if of_job else message_at_shell(message)}")
-    print_error(f"  what to do: {reason.remedy if of_job else remedy_at_shell(reason)}")
-    return reason.exit_code
-
-
-def _flush_output() -> None:
-    """Flush the output, or discard it if its reader is gone.
-
-    Python flushes at exit, too, and would replace the exit code if that failed.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _report_when_stopped(args: argparse.Namespace, settings: Settings) -> None:
-    """On SIGTERM and SIGINT, write the result and exit. The next attempt uses the staged files."""
-
-    def stop(signum: int, _: FrameType | None) -> None:
-        name = signal.Signals(signum).name
-        of_job = args.command in arguments.OF_JOBS
-        code = Reason.LOADER_CRASHED.exit_code if of_job else _KILLED + signum
-        try:
-            if of_job:
-                message = f"stopped by {name}; the next attempt continues from here"
-                _fail(LoaderError(Reason.LOADER_CRASHED, message), args, settings)
-            else:
-                print_error(_stopped_by_hand(args.command, name))
-        finally:
-            # sys.exit would wait for the threads that download.
-            os._exit(code)
-
-    for stopping in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stopping, stop)
-
-
-def _stopped_by_hand(command: str, signal_name: str) -> str:
-    if command == "load":
-        return f"stopped by {signal_name}: run the same command again to continue from here"
-    return f"stopped by {signal_name}"
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.load import LoadRequest
 from sd_api.sources import Link
-from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
@@ -21,7 +21,7 @@ from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import ORIGINAL_MAX_BYTES, read_original
 from sd_loader.errors import LoaderError, SourceChangedError, naming
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import CONFIGS_FOLDER, ExtraComponent, Fetched
+from sd_loader.handover import CONFIGS_FOLDER, Arrived, ExtraComponent, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report
 from sd_loader.request import conversion_of
@@ -76,7 +76,7 @@ def acquire(
     if request.vae is not None:
         supplies.fetch_vae(request.vae.url, allow_local=allow_local)
     with naming_both_readings(ref, place, allow_local=allow_local):
-        if isinstance(place, Link) and out is not None and _may_stream(ref, checks):
+        if isinstance(place, Link) and out is not None and _may_stream(ref):
             with open_link(replace(ref, url=place.url), checks, client) as link:
                 fetched = _stream(link, supplies, out) or link.download(into, report)
         else:
@@ -87,16 +87,17 @@ def acquire(
         update={
             "original_config": supplies.original_config,
             "extras": tuple(supplies.extras),
+            "files": {**supplies.files, **fetched.files},
             # A component may have been fetched for several versions of the file.
             "warnings": tuple(dict.fromkeys((*fetched.warnings, *supplies.warnings))),
         }
     )
 
 
-def _may_stream(ref: SourceRef, checks: Checks) -> bool:
+def _may_stream(ref: SourceRef) -> bool:
     """Whether a link's file may be converted while it is downloaded."""
-    # A digest covers the whole file. A trained model may be a zip, which is unpacked as a whole.
-    return checks.sha256 is None and ref.model_type is not ModelType.API_TRAINED
+    # A trained model may be a zip, which is unpacked as a whole.
+    return ref.model_type is not ModelType.API_TRAINED
 
 
 def _stream(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched | None:
@@ -118,7 +119,7 @@ def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched |
     remote = link.open_ranges()
     if remote is None:
         return None
-    with open_incoming(remote, supplies.into) as incoming:
+    with open_incoming(remote, supplies.into, link.checks.sha256) as incoming:
         if incoming is None or supplies.fetch_needed(incoming.file).whole_file:
             return None
         return _convert(incoming, supplies, out)
@@ -130,10 +131,10 @@ def _convert(incoming: IncomingFile, supplies: _Supplies, out: Path) -> Fetched:
         opened = OpenFiles(stack)
         companions = Companions(supplies.into, supplies.original_config, supplies.extras)
         plan = plan_download(incoming.file, conversion, companions, opened)
-        converted = incoming.convert(
+        converted, source = incoming.convert(
             plan, opened.files.values(), conversion.verify, out, supplies.report
         )
-    return Fetched(kind="file", path=FILE_NAME, source=incoming.source, converted=converted)
+    return Fetched(kind="file", path=FILE_NAME, source=source, converted=converted)
 
 
 @dataclass
@@ -150,6 +151,7 @@ class _Supplies:
     report: Report
     original_config: str | None = None
     extras: list[ExtraComponent] = field(default_factory=list)
+    files: dict[str, Arrived] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def fetch_original_config(self, url: str, *, allow_local: bool) -> None:
@@ -235,6 +237,7 @@ class _Supplies:
 
     def _add(self, components: Sequence[str], folder: str, fetched: Fetched) -> None:
         self.warnings += fetched.warnings
+        self.files |= {f"{folder}/{name}": arrived for name, arrived in fetched.files.items()}
         path = f"{folder}/{fetched.path}"
         self.extras.append(
             ExtraComponent(components=tuple(components), kind=fetched.kind, path=path)

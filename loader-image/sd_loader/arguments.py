@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
-from importlib.metadata import version
 from pathlib import Path
 
+from sd_api.choices import BaseModelName, ModelType, PredictionType, Revision, Weights
 from sd_api.completion import add_completion
-from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
 
 OF_JOBS = frozenset({"fetch", "convert", "remove", "check"})
 """The commands that the operator's Jobs run. People run the others."""
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=version("sd-operator"))
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     add_completion(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_load(_add(commands, "load", "download, convert and publish a model by hand"))
@@ -57,6 +57,16 @@ def parser() -> argparse.ArgumentParser:
         '{"versions": [{"uid": "u1", "loadHash": "0123456789abcdef", "modelId": "sd15"}]}',
     )
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version. It reads the package's metadata, for which other commands do not wait."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"{version('sd-operator')}\n")
+        parser.exit()
 
 
 def _add(

@@ -17,10 +17,22 @@ CONFIGS_FOLDER = "configs"
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """SHA-256, in lower-case hex, and size of a written file."""
+    """BLAKE3, in lower-case hex, and size of a written file."""
 
-    sha256: str
+    blake3: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A file in the source folder, with the digests that were taken while it was written."""
+
+    blake3: str
+    size: int
+    mtime_ns: int
+    """When it was last changed. The digests are those of the file as long as this is the same."""
+    sha256: str | None = None
+    """None if it was unpacked from an archive."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,8 @@ class Fetched(Contract):
     path: _Name
     """The file, or the folder of a diffusers repo, relative to the source folder."""
     source: Source
+    files: Mapping[str, Arrived] = {}
+    """The downloaded model files, by their paths relative to the source folder."""
     converted: Converted | None = None
     """The result of a conversion during the download. None if the source is not converted yet."""
     warnings: tuple[ShortText, ...] = ()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sd_api.choices import ModelType
 from sd_api.fields import Contract
 from sd_api.humanize import size
-from sd_api.spec import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import model_type_of
 from sd_loader.convert.plan.file import plan_file

@@ -19,7 +19,7 @@ from sd_loader.store.receipt import read_receipt
 from sd_loader.store.volume import Volume
 
 _COLUMNS = ("MODEL", "BASE", "PIPELINE", "PRECISION", "SIZE", "FILES", "DIGEST")
-_DIGEST_WIDTH = 12
+_DIGEST_WIDTH = len("blake3:") + 12
 
 
 class Published(Contract):

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
+from sd_api.choices import ModelType
 from sd_api.controlnets import CONTROLNET_REPOS
 from sd_api.load import LoadRequest, Owner
 from sd_api.loadhash import load_hash
 from sd_api.names import NAME_MAX_LENGTH
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType, Spec, VaeSource
+from sd_api.spec import Spec, VaeSource
 from sd_loader.errors import LoaderError
 
 NAMESPACE = "local"

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_api import defaults
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType, Verify
+from sd_api.spec import Verify
 from sd_api.wire import Progress, Stage
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.tables.families import PUBLISHED_SIZES

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.plan.small_files import Choices, small_files
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.diffusers_repo.index import INDEX_NAME

@@ -5,7 +5,6 @@ Each stage can be run again at any time. It continues from what it finds on the 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from sd_api.wire import (
     Stage,
 )
 from sd_loader.convert.conversion import refuse_impossible
+from sd_loader.digests import blake3_of, folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.failures import is_permanent
 from sd_loader.handover import Converted, Fetched
@@ -40,7 +40,7 @@ from sd_loader.store.adopt import adopt
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import give_up, take_ownership
 from sd_loader.store.publish import link, publish, tidy
-from sd_loader.store.receipt import RECEIPT_FILE, find_published, folder_digest
+from sd_loader.store.receipt import RECEIPT_FILE, find_published
 from sd_loader.store.staging import Staging, begin, resume
 from sd_loader.store.volume import Volume
 
@@ -257,8 +257,8 @@ def _rendered(
     if rendered.preview is None:
         return converted, {}
     out.write(PREVIEW_FILE, rendered.preview)
-    digest = hashlib.sha256(rendered.preview).hexdigest()
-    return converted, {PREVIEW_FILE: PublishedFile(sha256=digest, size=len(rendered.preview))}
+    preview = PublishedFile(blake3=blake3_of(rendered.preview), size=len(rendered.preview))
+    return converted, {PREVIEW_FILE: preview}
 
 
 def _receipt(
@@ -269,12 +269,13 @@ def _receipt(
 ) -> Receipt:
     # The preview is not part of the digest: the same weights have the same digest without it.
     files = converted.files
+    sha256 = {arrived.blake3: arrived.sha256 for arrived in fetched.files.values()}
     return Receipt(
         uid=request.owner.uid,
         load_hash=request.load_hash,
         source=fetched.source,
         artifact=Artifact(
-            digest=folder_digest({path: file.sha256 for path, file in files.items()}),
+            digest=folder_digest({path: file.blake3 for path, file in files.items()}),
             size_bytes=sum(file.size for file in files.values()),
             files=len(files),
             base_model=converted.base_model,
@@ -285,7 +286,9 @@ def _receipt(
         message="; ".join((*fetched.warnings, *converted.warnings))[:MESSAGE_MAX_LENGTH],
         files={
             **{
-                path: PublishedFile(sha256=file.sha256, size=file.size)
+                path: PublishedFile(
+                    blake3=file.blake3, sha256=sha256.get(file.blake3), size=file.size
+                )
                 for path, file in files.items()
             },
             **preview,

@@ -18,16 +18,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd_api.reasons import Reason
+from sd_api.redaction import redact_url
 from sd_api.spec import Verify
-from sd_api.wire import Progress, Source, Stage
+from sd_api.wire import Progress, Sha256Missing, Source, Stage
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.streaming import StreamedFolder
 from sd_loader.convert.write.verify import verify_folder
-from sd_loader.convert.write.wants import Wants, wants_of
+from sd_loader.convert.write.wants import GAP_BYTES, Wants, wants_of
+from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
 from sd_loader.formats.outline import Outline, Range, bring_outline
 from sd_loader.handover import Converted
 from sd_loader.net.ranges import RemoteFile
+from sd_loader.ordered_digest import OrderedSha256
 from sd_loader.progress import Report
 from sd_loader.tensors import TensorFile
 
@@ -48,15 +52,14 @@ class IncomingFile:
     file: TensorFile
     """The outline, opened as if it were the whole file."""
 
+    sha256: str | None
+    """The expected SHA-256 of the whole file. None if it is not known."""
+
     _outline: Outline
+    _digest: OrderedSha256
     _fd: int
     _is_new: bool
     """Whether this is the first process that streams this file."""
-
-    @property
-    def source(self) -> Source:
-        """The file's size and format, as status.source has them."""
-        return Source(size_bytes=self.remote.size, format=self.file.format)
 
     def convert(
         self,
@@ -65,8 +68,10 @@ class IncomingFile:
         verify: Verify,
         out: Path,
         report: Report,
-    ) -> Converted:
+    ) -> tuple[Converted, Source]:
         """Download the ranges that the plan needs and write the converted folder to `out`.
+
+        Raise LoaderError if the file does not have the expected SHA-256.
 
         others: open files that the plan also takes tensors from. `out` may contain unfinished files
         of an earlier process, which this one completes.
@@ -77,31 +82,76 @@ class IncomingFile:
             _clear(out)
         sources = [self.file, *others]
         with StreamedFolder(out, plan.files, wants, sources, self._fd, record) as folder:
-            _bring(self.remote, wants, folder, report)
+            missing = self._sha256_missing(wants, folder.begin)
+            if missing is None:
+                at_hand = self._digest.kept()
+                ranges = wants.ranges_of_all(at_hand, self.remote.size)
+                _bring(self.remote, ranges, wants, folder, report, self._digest)
+            else:
+                _bring(self.remote, wants.ranges(folder.begin), wants, folder, report)
             files = folder.finish()
+        source = self._source(missing)
         for name in headers:
             self._outline.confirm(self._fd, name)
         record.path.unlink(missing_ok=True)
         verify_folder(out, plan, verify, report)
-        return plan.converted(files)
+        return plan.converted(files), source
+
+    def _sha256_missing(self, wants: Wants, begin: int) -> Sha256Missing | None:
+        """Return why the file's SHA-256 cannot be taken. None if all its bytes are downloaded.
+
+        begin: how many wants an earlier process wrote.
+        """
+        skipped = wants.skipped(self._digest.kept(), self.remote.size)
+        if self.sha256 is None and any(end - start > GAP_BYTES for start, end in skipped):
+            return Sha256Missing.RANGES_ONLY
+        return Sha256Missing.RESUMED if begin else None
+
+    def _source(self, missing: Sha256Missing | None) -> Source:
+        """Return what is known of the file. Compare its digest with the expected one."""
+        found = None if missing else self._digest.hexdigest()
+        if self.sha256 not in (None, found):
+            raise LoaderError(
+                Reason.DIGEST_MISMATCH,
+                f"{redact_url(self.remote.resource.url)} has sha256 {found}, not {self.sha256}",
+            )
+        return Source(
+            sha256=found,
+            sha256_missing=missing,
+            size_bytes=self.remote.size,
+            format=self.file.format,
+        )
 
 
 @contextmanager
-def open_incoming(remote: RemoteFile, into: Path) -> Iterator[IncomingFile | None]:
-    """Download a remote file's outline into a folder. None if the file must be downloaded first."""
-    if remote.size < LEAST_BYTES:
-        yield None
-        return
+def open_incoming(
+    remote: RemoteFile, into: Path, sha256: str | None
+) -> Iterator[IncomingFile | None]:
+    """Download a remote file's outline into a folder. None if the file must be downloaded first.
+
+    sha256: the expected digest of the file. If there is one, an interrupted load is not continued,
+    because the bytes that it converted are gone: the file is downloaded first instead.
+    """
     path = into / _OUTLINE
     is_new = not path.exists()
+    if remote.size < LEAST_BYTES or (sha256 is not None and not is_new):
+        yield None
+        return
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        outline = bring_outline(fd, remote.head, remote.size, remote.read)
+        digest = OrderedSha256(fd, remote.size)
+        digest.keep(0, len(remote.head))
+
+        def read(start: int, end: int) -> bytes:
+            digest.keep(start, end)
+            return remote.read(start, end)
+
+        outline = bring_outline(fd, remote.head, remote.size, read)
         if outline is None:
             yield None
             return
         with open_tensor_file(path, outline.foreseen) as file:
-            yield IncomingFile(remote, file, outline, fd, is_new)
+            yield IncomingFile(remote, file, sha256, outline, digest, fd, is_new)
     finally:
         os.close(fd)
 
@@ -131,17 +181,27 @@ def _wants(plan: FolderPlan, file: TensorFile, outline: Outline) -> tuple[Wants,
     return wants_of(plan.files, file.fd, headers.values()), tuple(headers)
 
 
-def _bring(remote: RemoteFile, wants: Wants, folder: StreamedFolder, report: Report) -> None:
-    total = wants.nbytes
+def _bring(
+    remote: RemoteFile,
+    ranges: Sequence[Range],
+    wants: Wants,
+    folder: StreamedFolder,
+    report: Report,
+    digest: OrderedSha256 | None = None,
+) -> None:
+    """Download the ranges. digest: takes all bytes, if it is not None."""
     done = sum(want.end - want.start for want in wants.ordered[: folder.begin])
+    total = done + sum(end - start for start, end in ranges)
 
     def take(position: int, content: memoryview) -> None:
         nonlocal done
         folder.feed(position, content)
+        if digest is not None:
+            digest.add(position, content)
         done = min(total, done + content.nbytes)
         report(Progress(stage=Stage.DOWNLOADING, bytes_done=done, bytes_total=total))
 
-    for start, end in wants.ranges(folder.begin):
+    for start, end in ranges:
         remote.stream(start, end, take)
 
 

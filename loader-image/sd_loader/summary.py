@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+from sd_api.choices import ModelType
 from sd_api.humanize import size
 from sd_api.opening import python_code
-from sd_api.spec import ModelType
 from sd_api.wire import Artifact
 from sd_api.wording import message_at_shell
 

@@ -22,7 +22,7 @@ ARTIFACT = {
     "immutablePath": f".store/uid/{WANTED}",
     "claimName": "models",
     "claimUID": CLAIM_UID,
-    "digest": "0" * 64,
+    "digest": "blake3:" + "0" * 64,
     "sizeBytes": 2_100_000_000,
     "size": "2.1 GB",
     "sharedBytes": 500_000_000,

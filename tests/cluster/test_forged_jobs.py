@@ -17,7 +17,7 @@ from tests.support.operator.operated import condition
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
-FORGED_DIGEST = "6" * 64
+FORGED_DIGEST = "blake3:" + "6" * 64
 LOOK_SECONDS = 1.5
 """How long a forgery could have an effect before a test looks."""
 
@@ -146,7 +146,7 @@ def test_a_forged_job_makes_no_queued_model_ready(one_at_a_time: Cluster, owned:
     assert cluster.get("sdm", name)["status"]["phase"] == "Queued"
     cluster.patch("sdm", first, {"spec": {"suspend": True}})
     status = ready(cluster, name)["status"]
-    assert status["artifact"]["digest"] == "ab" * 32
+    assert status["artifact"]["digest"] == "blake3:" + "ab" * 32
     assert status["job"]["name"] != forged
     assert cluster.get("job", forged)["metadata"]["uid"] == uid
 
@@ -175,7 +175,7 @@ def test_a_foreign_job_with_our_name_is_replaced(one_at_a_time: Cluster, owned: 
     foreign = Forger(cluster, item).job(name, owned=owned == "owner")
     model(cluster, victim, suspend=False)
     status = ready(cluster, victim)["status"]
-    assert (status["job"]["name"], status["artifact"]["digest"]) == (name, "ab" * 32)
+    assert (status["job"]["name"], status["artifact"]["digest"]) == (name, "blake3:" + "ab" * 32)
     own = cluster.get("job", name)["metadata"]["uid"]
     assert own == status["job"]["uid"] != foreign
 

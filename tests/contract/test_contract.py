@@ -3,9 +3,10 @@
 import pytest
 
 from sd_api import names
+from sd_api.choices import ModelType
 from sd_api.loadhash import load_hash
 from sd_api.reasons import ExitCode, Reason
-from sd_api.spec import ModelType, Spec
+from sd_api.spec import Spec
 
 LINK = "https://civitai.com/api/download/models/94640"
 

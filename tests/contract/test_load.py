@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from sd_api.check import VERSIONS_MAX, CheckedVersion, CheckRequest
+from sd_api.choices import ModelType, Weights
 from sd_api.load import LoadRequest, Owner, RemoveRequest, Request
-from sd_api.spec import LoadFields, ModelType, Spec, Weights
+from sd_api.spec import LoadFields, Spec
 
 LINK = "https://models.example.com/a.safetensors"
 OWNER = Owner(uid="1", namespace="art", name="sketch")

@@ -14,10 +14,11 @@ from celpy.adapter import json_to_cel
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sd_api.choices import ModelType
 from sd_api.crd import RULES
 from sd_api.loadhash import load_hash
 from sd_api.sources import HubFile, HubRepo, Link, Meaning, TrainedId, Unreadable, read_source
-from sd_api.spec import ModelType, Spec
+from sd_api.spec import Spec
 from sd_api.url_forms import HUB_REPO_PATTERN
 from tests.support.modelurls import (
     HUB,

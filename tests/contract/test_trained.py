@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd_api.spec import ModelType
+from sd_api.choices import ModelType
 from sd_api.trained import (
     TEMPLATE_PATTERN,
     check_template,

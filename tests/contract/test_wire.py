@@ -30,7 +30,7 @@ from sd_api.wire import (
 HEX = "0123456789abcdef"
 SOURCE = Source(commit="c" * 40, sha256="a" * 64, size_bytes=7, format="ckpt")
 ARTIFACT = Artifact(
-    digest="b" * 64,
+    digest="blake3:" + "b" * 64,
     size_bytes=8,
     shared_bytes=1,
     files=2,
@@ -56,8 +56,10 @@ RECEIPT = Receipt(
     artifact=ARTIFACT,
     message="the VAE is taken from org/name",
     files={
-        "unet/diffusion_pytorch_model.safetensors": PublishedFile(sha256="d" * 64, size=6),
-        "preview.png": PublishedFile(sha256="e" * 64, size=2),
+        "unet/diffusion_pytorch_model.safetensors": PublishedFile(
+            blake3="d" * 64, sha256="c" * 64, size=6
+        ),
+        "preview.png": PublishedFile(blake3="e" * 64, size=2),
     },
 )
 CHECKED = CheckResult(outcome="checked", missing=(0, 7), unreadable=(3,))
@@ -110,7 +112,7 @@ def test_unknown_fields_of_the_status_are_ignored_at_every_level() -> None:
         "progress": {"stage": "Converting", "text": "42%"},
         "source": {"url": "a/b", "sizeBytes": 7},
         "artifact": {
-            "digest": "b" * 64,
+            "digest": "blake3:" + "b" * 64,
             "sizeBytes": 8,
             "files": 2,
             "path": "m",
@@ -172,18 +174,25 @@ def test_other_text_is_not_a_message(message: type[Message], text: str | bytes) 
         ),
         pytest.param(
             LOADED,
-            {"artifact": {"digest": "0" * 64, "sizeBytes": "1", "files": 1}},
+            {"artifact": {"digest": "0" * 64, "sizeBytes": 1, "files": 1}},
+            id="a digest without its algorithm",
+        ),
+        pytest.param(
+            LOADED,
+            {"artifact": {"digest": "blake3:" + "0" * 64, "sizeBytes": "1", "files": 1}},
             id="a count as a string",
         ),
-        pytest.param(LOADED, {"artifact": {"digest": "0" * 64, "files": 1}}, id="no size"),
+        pytest.param(
+            LOADED, {"artifact": {"digest": "blake3:" + "0" * 64, "files": 1}}, id="no size"
+        ),
         pytest.param(LOADED, {"source": {"commit": "main"}}, id="commit"),
         pytest.param(LOADED, {"source": {"format": "x" * 33}}, id="a long format"),
         pytest.param(RECEIPT, {"uid": "../x"}, id="uid"),
         pytest.param(RECEIPT, {"loadHash": "x"}, id="load hash"),
         pytest.param(RECEIPT, {"message": "x" * (MESSAGE_MAX_LENGTH + 1)}, id="a long warning"),
-        pytest.param(RECEIPT, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}}, id="a parent"),
-        pytest.param(RECEIPT, {"files": {"/x": {"sha256": "0" * 64, "size": 1}}}, id="absolute"),
-        pytest.param(RECEIPT, {"files": {"x": {"sha256": "0" * 64, "size": "1"}}}, id="a size"),
+        pytest.param(RECEIPT, {"files": {"../x": {"blake3": "0" * 64, "size": 1}}}, id="a parent"),
+        pytest.param(RECEIPT, {"files": {"/x": {"blake3": "0" * 64, "size": 1}}}, id="absolute"),
+        pytest.param(RECEIPT, {"files": {"x": {"blake3": "0" * 64, "size": "1"}}}, id="a size"),
         pytest.param(RECEIPT, {"files": [{"x": 1}]}, id="a list of files"),
         pytest.param(CHECKED, {"outcome": "loaded"}, id="outcome of another command"),
         pytest.param(CHECKED, {"missing": [-1]}, id="a negative position"),
@@ -244,11 +253,12 @@ WORDS = st.none() | st.text(ascii_letters + digits + "_.-", min_size=1, max_size
 SOURCES = {
     "commit": st.none() | st.text(HEX, min_size=40, max_size=64),
     "sha256": st.none() | DIGESTS,
+    "sha256_missing": WORDS,
     "size_bytes": st.none() | COUNTS,
     "format": st.none() | st.text("abcz09-", min_size=1, max_size=32),
 }
 ARTIFACTS = {
-    "digest": DIGESTS,
+    "digest": DIGESTS.map("blake3:{}".format),
     "size_bytes": COUNTS,
     "shared_bytes": COUNTS,
     "files": COUNTS,
@@ -271,9 +281,15 @@ LONGEST = LoadResult(
     outcome="removed",
     reason=max(Reason, key=len),
     message="\x01" * MESSAGE_MAX_LENGTH,
-    source=Source(commit="f" * 64, sha256="f" * 64, size_bytes=COUNT_MAX, format="f" * 32),
+    source=Source(
+        commit="f" * 64,
+        sha256="f" * 64,
+        sha256_missing="w" * 64,
+        size_bytes=COUNT_MAX,
+        format="f" * 32,
+    ),
     artifact=Artifact(
-        digest="f" * 64,
+        digest="blake3:" + "f" * 64,
         size_bytes=COUNT_MAX,
         shared_bytes=COUNT_MAX,
         files=COUNT_MAX,

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from sd_api.choices import ModelType
 from sd_api.names import MODEL_ID_PATTERN
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
 from sd_operator.base.errors import ForbiddenError, InvalidError, UnavailableError
 from sd_operator.gateway import bodies, vendor
 from sd_operator.gateway.errors import RefusedError, map_api_error

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from devkit.fakehub import FakeHub
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
 from sd_loader import acquire
 from sd_loader.convert.plan.needs import Needs
 from sd_loader.errors import LoaderError

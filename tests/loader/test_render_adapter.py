@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from sd_api.spec import ModelType
+from sd_api.choices import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.tables.families import PUBLISHED_SIZES
 from sd_loader.errors import LoaderError

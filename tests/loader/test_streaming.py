@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -153,7 +154,8 @@ def cut_in_half(server: FileServer, path: Path) -> str:
 def test_streamed_folder_equals_that_of_the_whole_file(pod, server, checkpoints, case):
     """All files and digests are equal.
 
-    The loader downloads only what it needs and keeps no download.
+    The loader downloads only what it needs and keeps no download. The digest of the source is known
+    if no large part of it is left out.
     """
     path = checkpoints.file(case)
     fetched = pod.fetch(server.serve_file("/model", path), **case.fields)
@@ -163,7 +165,11 @@ def test_streamed_folder_equals_that_of_the_whole_file(pod, server, checkpoints,
     for name in fetched.converted.files:
         assert (pod.out / name).read_bytes() == (whole / name).read_bytes(), name
     assert fetched.source.size_bytes == path.stat().st_size
-    assert fetched.source.sha256 is None
+    if case.share == 1.0:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (fetched.source.sha256, fetched.source.sha256_missing) == (sha256, None)
+    else:
+        assert (fetched.source.sha256, fetched.source.sha256_missing) == (None, "RangesOnly")
     assert server.bytes_served < case.share * path.stat().st_size + 4 * MEGABYTE
     kept = sum(file.stat().st_blocks * 512 for file in pod.into.iterdir())
     assert kept < 16 * MEGABYTE  # the pages that hold local headers
@@ -199,6 +205,8 @@ def test_next_pod_continues_a_streamed_load(pod, server, checkpoints, case):
 
     assert fetched.converted == checkpoints.converted(case)
     assert server.bytes_served < path.stat().st_size - first + 6 * MEGABYTE
+    missing = "Resumed" if case.share == 1.0 else "RangesOnly"
+    assert (fetched.source.sha256, fetched.source.sha256_missing) == (None, missing)
 
 
 @pytest.mark.parametrize(
@@ -254,13 +262,38 @@ def test_source_without_safe_ranges_is_downloaded_first(pod, server, checkpoints
     assert list(pod.out.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "case", [CASES[0], pytest.param(CASES[3], marks=pytest.mark.slow)], ids=str
+)
+def test_file_with_an_expected_digest_is_streamed_as_a_whole(pod, server, checkpoints, case):
+    """Also the parts come that the conversion does not need."""
+    path = checkpoints.file(case)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    fetched = pod.fetch(server.serve_file("/model", path), sha256=sha256, **case.fields)
+    assert fetched.converted == checkpoints.converted(case)
+    assert fetched.source.sha256 == sha256
+    assert path.stat().st_size <= server.bytes_served < path.stat().st_size + 4 * MEGABYTE
+
+
 def test_expected_digest_is_checked_over_the_whole_file(pod, server, checkpoints):
-    """A file with another digest is refused."""
+    """A file with another digest is refused after its last byte."""
     path = checkpoints.file(CASES[0])
     url = server.serve_file("/model", path)
-    with pytest.raises(LoaderError) as caught:
+    with pytest.raises(LoaderError, match=r"has sha256 [0-9a-f]{64}, not 0{64}") as caught:
         pod.fetch(url, sha256="0" * 64)
     assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_interrupted_load_with_an_expected_digest_is_downloaded_first(pod, server, checkpoints):
+    """The digest cannot continue from the bytes that were converted; a plain download can."""
+    path = checkpoints.file(CASES[0])
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(LoaderError):
+        pod.fetch(cut_in_half(server, path), Retries(delays=()), sha256=sha256)
+    fetched = pod.fetch(server.serve_file("/model", path), sha256=sha256)
+    assert (fetched.converted, fetched.source.sha256) == (None, sha256)
+    assert (pod.into / fetched.path).read_bytes() == path.read_bytes()
+    assert list(pod.out.iterdir()) == []
 
 
 def test_repacked_archive_is_downloaded_first(pod, server, checkpoints, tmp_path):

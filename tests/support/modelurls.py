@@ -5,8 +5,8 @@ The operator, the loader, the gateway and the CRD's rules are tested with the sa
 
 from __future__ import annotations
 
+from sd_api.choices import ModelType
 from sd_api.sources import HubFile, HubRepo, Link, Meaning, TrainedId
-from sd_api.spec import ModelType
 
 HUB = "https://huggingface.co"
 REPO = HubRepo("org/name")

@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from sd_api.choices import Weights
 from sd_api.reasons import Reason
-from sd_api.spec import Weights
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.fallback import ForeignPipeline, plan_saved, read_index

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sd_api.choices import PIPELINES, BaseModelName, ModelType, PredictionType, Revision, Weights
 from sd_api.reasons import Reason
-from sd_api.spec import (
-    PIPELINES,
-    BaseModelName,
-    ModelType,
-    PredictionType,
-    Revision,
-    Verify,
-    Weights,
-)
+from sd_api.spec import Verify
 from sd_loader.errors import LoaderError
 from sd_loader.torchstack import has_torch
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from sd_api.choices import ModelType, Weights
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType, Weights
 from sd_loader.convert.by_diffusers import convert_by_diffusers
 from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
 from sd_loader.convert.plan.companions import Companions
@@ -38,22 +38,23 @@ def convert(
         raise LoaderError(
             Reason.LOADER_CRASHED, "the VAE of spec.vae is not downloaded; run fetch again"
         )
-    path = source_dir / fetched.path
     with ExitStack() as stack:
         opened = OpenFiles(stack)
         if fetched.kind == "repo":
-            return _convert_repo(path, companions, opened, conversion, out, report)
+            return _convert_repo(fetched, companions, opened, conversion, out, report)
+        path = source_dir / fetched.path
         return _convert_file(path, companions, opened, conversion, out, report)
 
 
 def _convert_repo(
-    path: Path,
+    fetched: Fetched,
     companions: Companions,
     opened: OpenFiles,
     conversion: Conversion,
     out: Path,
     report: Report,
 ) -> Converted:
+    path = companions.folder / fetched.path
     if conversion.model_type in SINGLE:
         plan = plan_component(path, conversion, opened)
     elif conversion.model_type is ModelType.EMBEDDINGS:
@@ -62,7 +63,8 @@ def _convert_repo(
         raise LoaderError(Reason.INVALID_SPEC, NO_EMA)
     else:
         plan = plan_repo(path, conversion, companions, opened)
-    files = write_or_link(plan, opened.files, out, report)
+    arrived = {companions.folder / name: file for name, file in fetched.files.items()}
+    files = write_or_link(plan, opened.files, arrived, out, report)
     verify_folder(out, plan, conversion.verify, report)
     return plan.converted(files)
 

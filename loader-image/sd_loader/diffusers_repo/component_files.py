@@ -11,8 +11,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sd_api.choices import ModelType, Revision
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType, Revision
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, WEIGHTS, Pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet

@@ -13,8 +13,8 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
 from sd_loader.diffusers_repo.config_keys import allowed_config
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet

@@ -19,7 +19,7 @@ from sd_loader.errors import LoaderError, TransientError
 from sd_loader.net.error_body import body_text, quotation
 from sd_loader.net.exchange import Resource, first_byte, refuse_encoded, total_bytes, validator
 from sd_loader.net.http_errors import RETRIES, Refuse, Retries, refused, unreachable
-from sd_loader.net.partial import PartialDownload, ensure_space
+from sd_loader.net.partial import Got, PartialDownload, ensure_space
 
 Inspect = Callable[[bytes, int], None]
 OnBytes = Callable[[int, int | None], None]
@@ -49,14 +49,6 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Got:
-    """A complete download."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
 class Downloader:
     """Downloads files."""
 
@@ -79,8 +71,8 @@ class Downloader:
         on_bytes: called with the number of bytes so far, and the total if it is known.
         """
         done = PartialDownload.finished(wanted.path, wanted.url)
-        if done is not None and wanted.sha256 in (None, done[0]):
-            return Got(*done)
+        if done is not None and wanted.sha256 in (None, done.sha256):
+            return done
         with PartialDownload(wanted.path, wanted.url) as partial:
             try:
                 got = self._whole(wanted, partial, on_bytes)
@@ -96,12 +88,13 @@ class Downloader:
     def _whole(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> Got:
         """Download the missing bytes, and check the complete file."""
         self.retries.run(lambda: self._attempt(wanted, partial, on_bytes), lambda: partial.size)
-        if wanted.sha256 not in (None, partial.sha256):
+        got = partial.got()
+        if wanted.sha256 not in (None, got.sha256):
             raise LoaderError(
                 Reason.DIGEST_MISMATCH,
-                f"{redact_url(wanted.url)} has sha256 {partial.sha256}, not {wanted.sha256}",
+                f"{redact_url(wanted.url)} has sha256 {got.sha256}, not {wanted.sha256}",
             )
-        return Got(partial.sha256, partial.size)
+        return got
 
     def _attempt(self, wanted: Wanted, partial: PartialDownload, on_bytes: OnBytes) -> None:
         try:

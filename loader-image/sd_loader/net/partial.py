@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sd_api.reasons import Reason
 from sd_loader.bulk import write_at
+from sd_loader.digests import Blake3
 from sd_loader.errors import LoaderError
 from sd_loader.storage_errors import storage_errors
 
@@ -29,8 +31,17 @@ _CHUNK = 1 << 20
 _HEAD = 1024
 
 
+@dataclass(frozen=True)
+class Got:
+    """A complete download: its digests, in lower-case hex, and its size."""
+
+    blake3: str
+    sha256: str
+    size: int
+
+
 class PartialDownload:
-    """The bytes in `<name>.part`, their digest, and the record in `<name>.note`.
+    """The bytes in `<name>.part`, their digests, and the record in `<name>.note`.
 
     The note has a digest of the url and the file's version, so that bytes of another file are never
     continued.
@@ -39,7 +50,8 @@ class PartialDownload:
     def __init__(self, path: Path, url: str) -> None:
         self._path = path
         self._url = _digest_of(url)
-        self._hash = hashlib.sha256()
+        self._blake3 = Blake3()
+        self._sha256 = hashlib.sha256()
         self.size = 0
         self.validator: str | None = None
         """The ETag or date of the file's version. None if the server states none."""
@@ -55,14 +67,14 @@ class PartialDownload:
                 self.restart(None)
 
     @staticmethod
-    def finished(path: Path, url: str) -> tuple[str, int] | None:
-        """Return the digest and size of the file if an earlier attempt finished it."""
+    def finished(path: Path, url: str) -> Got | None:
+        """Return the digests and size of the file if an earlier attempt finished it."""
         note = _read_note(path, url)
-        sha256, size = note.get("sha256"), note.get("size")
-        if not isinstance(sha256, str) or not isinstance(size, int):
+        blake3, sha256, size = note.get("blake3"), note.get("sha256"), note.get("size")
+        if not (isinstance(blake3, str) and isinstance(sha256, str) and isinstance(size, int)):
             return None
         try:
-            return (sha256, size) if path.lstat().st_size == size else None
+            return Got(blake3, sha256, size) if path.lstat().st_size == size else None
         except FileNotFoundError:
             return None
 
@@ -71,10 +83,9 @@ class PartialDownload:
         """Whether an earlier attempt has begun to download this file from this url."""
         return bool(_read_note(path, url))
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bytes so far."""
-        return self._hash.hexdigest()
+    def got(self) -> Got:
+        """Return the digests and the number of the bytes so far."""
+        return Got(self._blake3.hexdigest(), self._sha256.hexdigest(), self.size)
 
     def head(self) -> bytes:
         """Return the first bytes of the file."""
@@ -84,15 +95,15 @@ class PartialDownload:
         """Add bytes at the end."""
         with storage_errors(self._path.name):
             write_at(self._file.fileno(), chunk, self.size)
-        self._hash.update(chunk)
-        self.size += len(chunk)
+        self._digest(chunk)
 
     def restart(self, validator: str | None) -> None:
         """Drop all bytes, and begin with the version that the server has now."""
         with storage_errors(self._path.name):
             self._file.truncate(0)
             self._note({"validator": validator})
-        self._hash = hashlib.sha256()
+        self._blake3 = Blake3()
+        self._sha256 = hashlib.sha256()
         self.size = 0
         self.validator = validator
 
@@ -100,7 +111,7 @@ class PartialDownload:
         """Record that the file is finished, and move it to its final name."""
         with storage_errors(self._path.name):
             # The note keeps the validator: after a crash before the next line, the file is resumed.
-            self._note({"validator": self.validator, "sha256": self.sha256, "size": self.size})
+            self._note({"validator": self.validator, **asdict(self.got())})
             _part(self._path).replace(self._path)
 
     def _discard(self) -> None:
@@ -125,8 +136,12 @@ class PartialDownload:
     def _resume(self, validator: str) -> None:
         self.validator = validator
         while chunk := self._file.read(_CHUNK):
-            self._hash.update(chunk)
-            self.size += len(chunk)
+            self._digest(chunk)
+
+    def _digest(self, chunk: bytes) -> None:
+        self._blake3.update(chunk)
+        self._sha256.update(chunk)
+        self.size += len(chunk)
 
     def _note(self, facts: dict[str, Any]) -> None:
         _note(self._path).write_text(json.dumps({"url": self._url, **facts}))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sd_api.choices import ModelType
 from sd_api.sources import HubFile, HubRepo, Link
-from sd_api.spec import ModelType
 from sd_loader.handover import Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.progress import Report

@@ -20,11 +20,12 @@ from sd_api.reasons import Reason
 from sd_loader.bulk import write_at
 from sd_loader.diffusers_repo.component_files import RepoFile, choose_files, holds
 from sd_loader.diffusers_repo.index import INDEX_NAME, MAX_JSON_BYTES, parse_pipeline
+from sd_loader.digests import Blake3
 from sd_loader.errors import LoaderError
 from sd_loader.formats.fileio import read_at
 from sd_loader.formats.sniff import ZIP_MAGIC
 from sd_loader.formats.zipdir import DEFLATED, Member, Record, locate_members, read_directory
-from sd_loader.handover import Fetched
+from sd_loader.handover import Arrived, Fetched
 from sd_loader.net.partial import ensure_space
 from sd_loader.snippet import snippet
 from sd_loader.source.ref import Checks, SourceRef
@@ -55,7 +56,7 @@ def unpack_pipeline(
             return fetched
         folder = into / FOLDER_NAME
         with _whole_or_not_at_all(folder):
-            archive.unpack(archive.chosen(ref, checks, max_bytes), folder)
+            files = archive.unpack(archive.chosen(ref, checks, max_bytes), folder)
     finally:
         os.close(fd)
     path.unlink()
@@ -63,6 +64,7 @@ def unpack_pipeline(
         update={
             "kind": "repo",
             "path": FOLDER_NAME,
+            "files": files,
             "source": fetched.source.model_copy(update={"format": "diffusers"}),
         }
     )
@@ -129,18 +131,24 @@ class _Archive:
             )
         return chosen
 
-    def unpack(self, files: list[RepoFile], folder: Path) -> None:
-        """Write the files into a new folder."""
+    def unpack(self, files: list[RepoFile], folder: Path) -> dict[str, Arrived]:
+        """Write the files into a new folder. Return them by path."""
         folder.mkdir()
         ensure_space(folder, sum(file.size for file in files))
+        found = {}
         for file in files:
             path = folder / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            position = 0
+            position, digest = 0, Blake3()
             with path.open("xb", buffering=0) as out:
                 for piece in self._content(file.path):
                     write_at(out.fileno(), piece, position)
+                    digest.update(piece)
                     position += len(piece)
+            found[f"{FOLDER_NAME}/{file.path}"] = Arrived(
+                digest.hexdigest(), position, path.stat().st_mtime_ns
+            )
+        return found
 
     def _content(self, name: str) -> Iterator[bytes]:
         """Yield a file's bytes. Raise LoaderError if its size or checksum is not as stated."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.sources import MAIN, HubFile, HubRepo
-from sd_api.spec import ModelType
 from sd_api.wire import Progress, Source, Stage
 from sd_loader.diffusers_repo.component_files import (
     RepoFile,
@@ -38,14 +38,14 @@ from sd_loader.diffusers_repo.index import (
     parse_pipeline,
 )
 from sd_loader.errors import LoaderError
-from sd_loader.handover import Fetched
+from sd_loader.handover import Arrived, Fetched
 from sd_loader.net.client import HttpClient
-from sd_loader.net.download import Downloader, Got, Wanted
-from sd_loader.net.partial import ensure_space, file_of
+from sd_loader.net.download import Downloader, Wanted
+from sd_loader.net.partial import Got, ensure_space, file_of
 from sd_loader.progress import Report
 from sd_loader.snippet import snippet
 from sd_loader.source.hub_errors import HubErrors
-from sd_loader.source.link import FILE_NAME, file_format
+from sd_loader.source.link import FILE_NAME, arrived, file_format
 from sd_loader.source.ref import Checks, SourceRef, inspector
 
 if TYPE_CHECKING:
@@ -185,14 +185,15 @@ class _Copy:
             sha256=file.sha256 or checks.sha256,
             inspect=inspector(ref, checks),
         )
-        sha256 = self._fetch(file, wanted, 0, file.size)
+        got = self._fetch(file, wanted, 0, file.size)
         return Fetched(
             kind="file",
             path=FILE_NAME,
+            files={FILE_NAME: arrived(path, got)},
             source=Source(
                 commit=self.repo.commit,
-                sha256=sha256,
-                size_bytes=file.size,
+                sha256=got.sha256,
+                size_bytes=got.size,
                 format=file_format(path),
             ),
             warnings=self.repo.warnings(),
@@ -231,17 +232,18 @@ class _Copy:
 
     def fetch_files(self, chosen: list[RepoFile]) -> Fetched:
         """Download the files that the model consists of."""
+        files = self.fetch_all(chosen)
+        size = sum(file.size for file in files.values())
         return Fetched(
             kind="repo",
             path=FOLDER_NAME,
-            source=Source(
-                commit=self.repo.commit, size_bytes=self.fetch_all(chosen), format="diffusers"
-            ),
+            files=files,
+            source=Source(commit=self.repo.commit, size_bytes=size, format="diffusers"),
             warnings=self.repo.warnings(),
         )
 
-    def fetch_all(self, files: list[RepoFile]) -> int:
-        """Download the missing files, and remove all other files. Return the size of `files`."""
+    def fetch_all(self, files: list[RepoFile]) -> dict[str, Arrived]:
+        """Download the missing files, and remove all other files. Return the files by path."""
         self.path.mkdir(exist_ok=True)
         self._prune({file.path for file in files})
         total = sum(file.size for file in files)
@@ -253,10 +255,13 @@ class _Copy:
         present = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         ensure_space(self.path, total - present)
         done = 0
+        found = {}
         for file in files:
-            self._fetch(file, self._wanted(file, self.path / file.path), done, total)
+            path = self.path / file.path
+            got = self._fetch(file, self._wanted(file, path), done, total)
+            found[f"{FOLDER_NAME}/{file.path}"] = arrived(path, got)
             done += file.size
-        return total
+        return found
 
     def _fetch_small(self, file: RepoFile) -> None:
         """Download a config that decides which other files are needed."""
@@ -265,10 +270,10 @@ class _Copy:
     def _wanted(self, file: RepoFile, path: Path) -> Wanted:
         return Wanted(self.repo.url(file), path, file.size, file.sha256, own_digest=True)
 
-    def _fetch(self, file: RepoFile, wanted: Wanted, before: int, total: int | None) -> str:
+    def _fetch(self, file: RepoFile, wanted: Wanted, before: int, total: int | None) -> Got:
         """Download a file if it is missing, and check it against the Hub's listing.
 
-        before, total: bytes, for the progress of all files. Returns the file's SHA-256.
+        before, total: bytes, for the progress of all files.
         """
         if file.path.endswith(_SMALL) and file.size > MAX_JSON_BYTES:
             raise LoaderError(Reason.TOO_LARGE, f"{file.path} is {file.size} bytes")
@@ -283,7 +288,7 @@ class _Copy:
                 raise LoaderError(
                     Reason.DIGEST_MISMATCH, f"{file.path} has blob id {blob_id}, not {file.blob_id}"
                 )
-        return got.sha256
+        return got
 
     def _get(self, wanted: Wanted, before: int, total: int | None) -> Got:
         return self.downloader.get(wanted, lambda done, _total: self._report(before + done, total))

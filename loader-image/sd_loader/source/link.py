@@ -11,11 +11,11 @@ import httpx2
 
 from sd_api.wire import Progress, Source, Stage
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
-from sd_loader.handover import Fetched
+from sd_loader.handover import Arrived, Fetched
 from sd_loader.net.client import HttpClient
 from sd_loader.net.download import Downloader, Wanted, too_large
 from sd_loader.net.exchange import Resource
-from sd_loader.net.partial import PartialDownload
+from sd_loader.net.partial import Got, PartialDownload
 from sd_loader.net.ranges import RemoteFile
 from sd_loader.progress import Report
 from sd_loader.source.ref import Checks, SourceRef, inspector
@@ -72,6 +72,7 @@ class OpenLink:
         return Fetched(
             kind="file",
             path=FILE_NAME,
+            files={FILE_NAME: arrived(path, got)},
             source=Source(sha256=got.sha256, size_bytes=got.size, format=file_format(path)),
         )
 
@@ -91,6 +92,11 @@ def fetch_link(
     """Download the link's file into a folder, or resume its download."""
     with open_link(ref, checks, client) as link:
         return link.download(into, report)
+
+
+def arrived(path: Path, got: Got) -> Arrived:
+    """Return the record of a downloaded file."""
+    return Arrived(got.blake3, got.size, path.stat().st_mtime_ns, got.sha256)
 
 
 def file_format(path: Path) -> str:

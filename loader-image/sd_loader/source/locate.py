@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd_api.choices import ModelType
 from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
 from sd_api.sources import HubFile, HubRepo, Link, TrainedId, Unreadable, read_source
-from sd_api.spec import ModelType
 from sd_api.trained import KEY, trained_link
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sd_api.choices import ModelType, Revision
 from sd_api.reasons import Reason
 from sd_api.redaction import redact_url
-from sd_api.spec import ModelType, Revision
 from sd_loader.errors import LoaderError
 from sd_loader.formats.sniff import HEAD_BYTES, Container, identify
 

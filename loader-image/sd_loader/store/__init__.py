@@ -4,7 +4,7 @@
     .staging/<uid>/<pod>/out           a Pod's converted files
     .store/<uid>/owner.json            the model that owns this folder
     .store/<uid>/<loadHash>/           a published version, with its receipt inside
-    .blobs/sha256/<ab>/<digest>        another hard link to a file that versions may share
+    .blobs/blake3/<ab>/<digest>        another hard link to a file that versions may share
     <modelId> -> .store/<uid>/<loadHash>
 
 A process may be killed between any two system calls. Therefore every change that other processes

@@ -45,7 +45,7 @@ def _bring_over(volume: Volume, receipt: Receipt, staging: Staging, report: Repo
                     digest = file_digest(new, name)
             except FileNotFoundError:
                 return False
-            if digest != file.sha256:
+            if digest != file.blake3:
                 return False
             done += file.size
     return True

@@ -38,7 +38,7 @@ class Digests:
     _by_inode: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def of(self, folder: Folder, name: str) -> str | None:
-        """Return the SHA-256 of a file. None if it cannot be read."""
+        """Return the BLAKE3 of a file. None if it cannot be read."""
         try:
             status = folder.status(name)
             inode = (status.st_dev, status.st_ino) if status else (0, 0)
@@ -189,4 +189,4 @@ def _wrong_with(
         digest = None
     if digest is None:
         return "it cannot be read"
-    return None if digest == file.sha256 else "its content changed after it was published"
+    return None if digest == file.blake3 else "its content changed after it was published"

@@ -35,7 +35,7 @@ SHARED_FROM = 1 << 20
 """Smaller files are not shared: if a user edits a config in place, other models must not change,
 and a thousand shared configs would save less space than one VAE."""
 
-_ALGORITHM = "sha256"
+_ALGORITHM = "blake3"
 _BLOB = re.compile(rf"{re.escape(BLOBS_DIR)}/{_ALGORITHM}/[0-9a-f]{{2}}/[0-9a-f]{{64}}")
 _LINKS_OF_AN_ADOPTED_FILE = 3
 """Links of this model, of the blob, and of the previous version, which is removed soon."""
@@ -64,7 +64,7 @@ def register(volume: Volume, uid: str, load_hash: str) -> None:
         for path, file in receipt.files.items():
             if file.size >= SHARED_FROM:
                 with _at_best(path):
-                    _register(volume, version, path, file.sha256)
+                    _register(volume, version, path, file.blake3)
 
 
 def drop_unused(volume: Volume) -> None:
@@ -134,11 +134,11 @@ def _at_best(path: str) -> Iterator[None]:
 
 def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -> bool:
     """Replace the file by the blob's hard link if possible. Return whether the file is shared."""
-    folder = volume.find(*_folder_of(file.sha256))
+    folder = volume.find(*_folder_of(file.blake3))
     if folder is None:
         return False
     with folder:
-        own, blob = parent.status(name), folder.status(file.sha256)
+        own, blob = parent.status(name), folder.status(file.blake3)
         if own is None or blob is None:
             return False
         if os.path.samestat(own, blob):
@@ -150,8 +150,8 @@ def _is_shared(volume: Volume, parent: Folder, name: str, file: PublishedFile) -
             return False
         if _link_if_equal(folder, parent, name, file):
             return True
-        log.warning("the shared file %s was altered; it is not used", file.sha256)
-        folder.unlink(file.sha256)
+        log.warning("the shared file %s was altered; it is not used", file.blake3)
+        folder.unlink(file.blake3)
         return False
 
 
@@ -160,7 +160,7 @@ def _link_if_equal(blobs: Folder, parent: Folder, name: str, file: PublishedFile
     temporary = temporary_name("shared")
     with ExitStack() as undo:
         undo.callback(parent.unlink, temporary)
-        blobs.link(file.sha256, parent, temporary)
+        blobs.link(file.blake3, parent, temporary)
         status = parent.status(temporary)
         if status is None or not _is_equal(parent, temporary, status, file):
             return False
@@ -173,7 +173,7 @@ def _is_equal(folder: Folder, name: str, status: os.stat_result, file: Published
     return (
         stat.S_ISREG(status.st_mode)
         and status.st_size == file.size
-        and file_digest(folder, name) == file.sha256
+        and file_digest(folder, name) == file.blake3
     )
 
 

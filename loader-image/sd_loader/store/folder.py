@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import stat
@@ -17,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, TypeVar
 from uuid import uuid4
+
+from sd_loader.digests import blake3_of_file
 
 DIRECTORY_MODE = 0o755
 FILE_MODE = 0o644
@@ -301,9 +302,12 @@ class Folder:
 
 
 def file_digest(folder: Folder, name: str) -> str:
-    """Return the SHA-256 of a regular file."""
-    with os.fdopen(folder.open_file(name), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the BLAKE3 of a regular file."""
+    fd = folder.open_file(name)
+    try:
+        return blake3_of_file(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync(fd: int, mode: int | None) -> None:

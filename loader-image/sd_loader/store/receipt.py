@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-
 from sd_api.names import STORE_DIR
 from sd_api.wire import Receipt
 from sd_loader.store.folder import Folder
 from sd_loader.store.volume import Volume
 
 RECEIPT_FILE = ".sd-receipt.json"
-
-
-def folder_digest(files: Mapping[str, str]) -> str:
-    """Return the SHA-256 of one line `<sha256>  <path>` per file, sorted by path."""
-    lines = (f"{sha256}  {path}\n" for path, sha256 in sorted(files.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def find_published(volume: Volume, uid: str, load_hash: str) -> Receipt | None:

@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from sd_api.choices import ModelType
 from sd_api.names import MODEL_ID_PATTERN
-from sd_api.spec import ModelType
 from sd_api.status import ConditionType, Phase
 from sd_api.wording import MODEL_ID_WORDS, message_in_api
 from sd_operator.base import times

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from sd_api import names
+from sd_api.choices import DeletionPolicy, ModelType
 from sd_api.load import Owner
 from sd_api.loadhash import load_hash
-from sd_api.spec import DeletionPolicy, ModelType, Spec
+from sd_api.spec import Spec
 from sd_api.status import Status
 from sd_api.wording import problem_words
 from sd_operator.base import times

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from sd_api.choices import ModelType
 from sd_api.defaults import HUB_ENDPOINT
 from sd_api.sources import TrainedId, Unreadable, read_source
-from sd_api.spec import ModelType, Spec
+from sd_api.spec import Spec
 from sd_operator.base.settings import Settings
 from sd_operator.resources.model import Model
 

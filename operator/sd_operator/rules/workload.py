@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sd_api.spec import PIPELINES, JobOverrides, Spec
+from sd_api.choices import PIPELINES
+from sd_api.spec import JobOverrides, Spec
 from sd_operator.base.settings import LoaderSettings
 
 Amounts = dict[str, Any]

@@ -183,7 +183,7 @@ def test_only_a_models_own_preview_is_accepted(preview_path, accepted):
         "path": "sketch",
         "immutablePath": f".store/{UID}/{HASH}",
         "claimName": "models",
-        "digest": "a" * 64,
+        "digest": "blake3:" + "a" * 64,
         "sizeBytes": 1,
         "size": "1 B",
         "files": 1,

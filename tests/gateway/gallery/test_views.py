@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
 from sd_operator.base import times
 from sd_operator.gateway.gallery import views
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
@@ -123,7 +123,7 @@ def test_detail_shows_what_is_published():
     detail = views.detail(model, NOW)
     facts = dict(detail.facts)
     assert facts["Size"] == "2.1 GB in 14 files, 1.9 GB shared"
-    assert facts["Folder digest"] == f"sha256:{'ab' * 32}"
+    assert facts["Folder digest"] == "blake3:" + "ab" * 32
     assert facts["Path"] == "sketch in PVC models"
     assert detail.created == "5 min ago"
 

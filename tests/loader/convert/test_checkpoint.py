@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from safetensors.torch import load_file
 
 from sd_api.wire import Stage
+from sd_loader.digests import blake3_of
 from sd_loader.handover import Converted
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
@@ -235,15 +236,13 @@ def test_result_does_not_depend_on_the_container(workshop, architecture):
 @each(CASES[:3] + CASES[6:7])
 def test_result_describes_the_folder(workshop, case):
     """The result lists every file with its digest and size."""
-    import hashlib
-
     folder, converted = workshop.ours(case)
 
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
     assert converted.files.keys() == found.keys()
     for name, path in found.items():
         content = path.read_bytes()
-        assert converted.files[name].sha256 == hashlib.sha256(content).hexdigest()
+        assert converted.files[name].blake3 == blake3_of(content)
         assert converted.files[name].size == len(content)
         assert path.stat().st_mode & 0o777 == 0o644
     assert converted.precision == case.published

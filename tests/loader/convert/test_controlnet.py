@@ -20,6 +20,7 @@ from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, matches
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted, Fetched
+from tests.support.loader.arrivals import arrived_in
 from tests.support.models.catalog import Row
 from tests.support.models.checkpoints import (
     random_tensors,
@@ -191,7 +192,8 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     out = repo.parent / "out"
     out.mkdir()
     options = conversion(**{"model_type": "controlnet", **fields})
-    fetched = Fetched(kind="repo", path=repo.name, source=Source())
+    files = arrived_in(repo, repo.parent)
+    fetched = Fetched(kind="repo", path=repo.name, files=files, source=Source())
     return out, convert(fetched, repo.parent, options, out, lambda _progress: None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import tempfile
 import zlib
@@ -18,6 +17,7 @@ from sd_loader.bulk import COPY_BYTES, WRITE_BYTES, copy_file, write_at
 from sd_loader.convert.write.files import Item, WeightsFile, weights_file
 from sd_loader.convert.write.steps import COPIED_FROM, STEP_BYTES
 from sd_loader.convert.write.writer import write_folder
+from sd_loader.digests import blake3_of
 from sd_loader.errors import LoaderError
 from sd_loader.handover import FileDigest
 from sd_loader.tensors import Dtype, Tensor, TensorFile
@@ -58,7 +58,7 @@ def written(out: Path, file: WeightsFile, *sources: TensorFile) -> FileDigest:
 def of(path: Path) -> FileDigest:
     """The digest of a file on the disk."""
     content = path.read_bytes()
-    return FileDigest(hashlib.sha256(content).hexdigest(), len(content))
+    return FileDigest(blake3_of(content), len(content))
 
 
 class Calls:

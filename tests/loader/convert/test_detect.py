@@ -16,8 +16,8 @@ from devkit.ldm_layouts import (
     sd15_shapes,
     sdxl_shapes,
 )
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
 from sd_loader.convert.detect.checkpoint import INPAINTING, INSTRUCT_PIX2PIX, family_of, task_of
 from sd_loader.convert.detect.kinds import only_diffusers_converts
 from sd_loader.errors import LoaderError

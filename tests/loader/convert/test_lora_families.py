@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
 from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.convert.plan.lora_families import FAMILIES, modules
 from sd_loader.convert.tables.dimensions import matches

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from devkit.ldm_layouts import TINY_SD2, TINY_SD15, TINY_SDXL, sd2_shapes, sd15_shapes, sdxl_shapes
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
 from sd_loader.convert.plan.needs import Needs, needs
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile

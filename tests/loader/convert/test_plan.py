@@ -22,8 +22,8 @@ from devkit.ldm_layouts import (
     sd15_shapes,
     sdxl_shapes,
 )
+from sd_api.choices import BaseModelName, PredictionType
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, PredictionType
 from sd_loader.convert.plan.checkpoint import missing_components, plan_checkpoint
 from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedComponent, PlannedExtras
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig

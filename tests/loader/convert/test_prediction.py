@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd_api.spec import BaseModelName, PredictionType
+from sd_api.choices import BaseModelName, PredictionType
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
 from sd_loader.convert.plan.prediction import Prediction, decide_prediction
 from tests.support.models.conversions import conversion

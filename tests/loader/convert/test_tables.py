@@ -17,7 +17,7 @@ from devkit.ldm_layouts import (
     sd15_shapes,
     sdxl_shapes,
 )
-from sd_api.spec import PredictionType
+from sd_api.choices import PredictionType
 from sd_loader.convert.plan.small_files import Choices, small_files
 from sd_loader.convert.tables.architecture import ARCHITECTURES, DATA, load_architecture
 from sd_loader.convert.tables.bind import bind, left_over

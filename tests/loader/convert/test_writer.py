@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import resource
@@ -25,6 +24,7 @@ from sd_loader.convert.write.files import Item, SmallFile, component_files, weig
 from sd_loader.convert.write.strided_read import read_view
 from sd_loader.convert.write.wants import wants_of
 from sd_loader.convert.write.writer import write_folder
+from sd_loader.digests import blake3_of
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, pieces, rows, transposed, view
 
@@ -93,7 +93,7 @@ def test_file_equals_the_one_that_safetensors_writes(tmp_path, source):
 
     content = (tmp_path / "out/unet/model.safetensors").read_bytes()
     assert content == save(tensors, {"format": "pt"})
-    assert digests["unet/model.safetensors"].sha256 == hashlib.sha256(content).hexdigest()
+    assert digests["unet/model.safetensors"].blake3 == blake3_of(content)
     assert digests["unet/model.safetensors"].size == len(content)
 
 
@@ -103,7 +103,7 @@ def test_small_files_are_written_unchanged(tmp_path):
     assert (tmp_path / "out/a/b/c.json").read_bytes() == b"{}"
     assert (tmp_path / "out/a/b").stat().st_mode & 0o777 == 0o755
     assert list(digests) == ["a/b/c.json", "empty"]
-    assert digests["empty"].sha256 == hashlib.sha256(b"").hexdigest()
+    assert digests["empty"].blake3 == blake3_of(b"")
 
 
 @pytest.mark.parametrize("sizes", [(6, 6, 2, 6, 2, 2), (1, 12, 1), (11,), (10,), (5, 5, 1), (3,)])

@@ -27,6 +27,7 @@ from sd_loader.settings import Settings
 from sd_loader.source.archive import unpack_pipeline
 from sd_loader.source.ref import Checks, SourceRef
 from tests.support.formats.zipfiles import Part, deflated, zip_bytes
+from tests.support.loader.arrivals import arrived_in
 from tests.support.loader.fetches import fetch
 from tests.support.models.conversions import load_request
 from tests.support.models.modelindex import INDEX
@@ -119,6 +120,10 @@ def test_only_needed_members_are_unpacked(tmp_path, members, zip64):
     fetched = unpack(tmp_path, content)
     assert unpacked(tmp_path) == NEEDED
     assert (fetched.kind, fetched.path) == ("repo", "repo")
+    assert fetched.files == {
+        name: replace(file, sha256=None)
+        for name, file in arrived_in(tmp_path / "repo", tmp_path).items()
+    }
     assert fetched.source == Source(sha256="0" * 64, size_bytes=len(content), format="diffusers")
 
 
@@ -186,7 +191,14 @@ def test_fetch_without_a_record_runs_again(tmp_path):
         first, second = (
             fetch(request, allowed, tmp_path, lambda _progress: None) for _ in range(2)
         )
-    assert first == second
+    assert first == second.model_copy(
+        update={
+            "files": {
+                name: replace(file, mtime_ns=first.files[name].mtime_ns)
+                for name, file in second.files.items()
+            }
+        }
+    )
     (tmp_path / "download.note").unlink()
     assert unpacked(tmp_path) == NEEDED
 

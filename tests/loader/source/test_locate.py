@@ -6,9 +6,10 @@ from contextlib import suppress
 
 import pytest
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.sources import HubFile, HubRepo, Link
-from sd_api.spec import ModelType, Spec
+from sd_api.spec import Spec
 from sd_loader.errors import LoaderError
 from sd_loader.settings import Settings
 from sd_loader.source.locate import LocalFile, locate, naming_both_readings

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from devkit.fakefiles import FileServer
 from devkit.ldm_layouts import TINY_SD2, sd2_shapes
+from sd_api.choices import PredictionType
 from sd_api.reasons import Reason
-from sd_api.spec import PredictionType
 from sd_loader.convert.conversion import refuse_impossible
 from sd_loader.convert.plan.original import (
     ORIGINAL_MAX_BYTES,

@@ -289,7 +289,7 @@ def test_an_altered_or_planted_blob_is_not_used(
     assert serves(tmp_path, "third", TWO)
 
 
-@pytest.mark.parametrize("place", [".blobs", ".blobs/sha256"])
+@pytest.mark.parametrize("place", [".blobs", ".blobs/blake3"])
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_a_link_in_place_of_the_blobs_folder_is_not_followed(
     volume: Volume, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, kind: str

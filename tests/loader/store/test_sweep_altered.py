@@ -108,7 +108,7 @@ def test_foreign_files_are_listed_and_kept(volume: Volume, tmp_path: Path) -> No
     (tmp_path / "current").symlink_to(outside)
     (tmp_path / ".store/planted").symlink_to(outside)
     (tmp_path / ".store/a b").mkdir()
-    (tmp_path / ".blobs/sha256/notes").write_text("mine")
+    (tmp_path / ".blobs/blake3/notes").write_text("mine")
     before = tree(tmp_path)
     result = swept(tmp_path, delete=True)
     assert {one.path for one in result.findings if one.kind is FindingKind.FOREIGN} == {
@@ -117,7 +117,7 @@ def test_foreign_files_are_listed_and_kept(volume: Volume, tmp_path: Path) -> No
         "notes.txt",
         ".store/planted",
         ".store/a b",
-        ".blobs/sha256/notes",
+        ".blobs/blake3/notes",
     }
     assert result.exit_code is ExitCode.DONE
     assert tree(tmp_path) == before

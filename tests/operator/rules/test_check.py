@@ -191,7 +191,7 @@ def test_checks_in_a_row_are_counted(results: list[CheckResult | None], missed: 
     "change",
     [
         pytest.param({"lastUpdateTime": "2026-01-01T00:10:00Z"}, id="loaded again"),
-        pytest.param({"digest": "ef" * 32}, id="other content"),
+        pytest.param({"digest": "blake3:" + "ef" * 32}, id="other content"),
         pytest.param({"load_hash": "f" * 16}, id="another version"),
         pytest.param({"claimUID": "another"}, id="another claim"),
     ],

@@ -156,7 +156,7 @@ CASES = [
     Case(
         id="the last check was of other content",
         model=model(published()),
-        observed=seen(2, digest="ef" * 32),
+        observed=seen(2, digest="blake3:" + "ef" * 32),
         rule="wanted_version_is_published",
         **READY,
     ),

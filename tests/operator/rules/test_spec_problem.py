@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sd_api.choices import ModelType
 from sd_api.sources import Link
-from sd_api.spec import ModelType
 from sd_operator.base.settings import Settings
 from sd_operator.rules.spec_problem import spec_problem
 from tests.support.modelurls import MEANT, NOT_ON_THE_HUB, REFUSED, TRAINED

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sd_api.spec import JobOverrides, ModelType, Spec
+from sd_api.choices import ModelType
+from sd_api.spec import JobOverrides, Spec
 from sd_operator.base.settings import LoaderSettings, Settings
 from sd_operator.gateway.vendor import LoadModel, LoadModelV2, LoadVae
 from sd_operator.rules import manifests, workload

@@ -21,7 +21,7 @@ def artifact(uid: str, name: str, **fields: Any) -> Json:
         "path": name,
         "immutablePath": f".store/{uid}/{HASH}",
         "claimName": "models",
-        "digest": "ab" * 32,
+        "digest": "blake3:" + "ab" * 32,
         "sizeBytes": 2_100_000_000,
         "sharedBytes": 0,
         "size": "2.1 GB",

@@ -26,7 +26,7 @@ from sd_operator.gateway.settings import GatewaySettings
 Json = dict[str, Any]
 START_SECONDS = 30.0
 ARTIFACT = {
-    "digest": "0" * 64,
+    "digest": "blake3:" + "0" * 64,
     "sizeBytes": 1,
     "files": 1,
     "precision": "fp16",

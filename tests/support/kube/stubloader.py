@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 MARKS = "loads"
 """The folder of a volume that has a file for each model and loadHash, with a letter per load."""
 ARTIFACT = {
-    "digest": "ab" * 32,
+    "digest": "blake3:" + "ab" * 32,
     "sizeBytes": 2_100_000_000,
     "files": 1,
     "baseModel": "sd1",

@@ -18,6 +18,7 @@ from sd_loader.convert.plan.repo import plan_repo
 from sd_loader.convert.run import convert
 from sd_loader.convert.write.files import SmallFile
 from sd_loader.handover import Converted, Fetched
+from tests.support.loader.arrivals import arrived_in
 from tests.support.models.conversions import conversion
 from tests.support.models.tinyrepo import replace
 
@@ -31,7 +32,8 @@ def convert_repo(repo: Path, **fields: Any) -> tuple[Path, Converted]:
     out = repo.parent / "out"
     out.mkdir()
     asked = conversion(model_type="huggingface", **fields)
-    fetched = Fetched(kind="repo", path=repo.name, source=Source())
+    files = arrived_in(repo, repo.parent)
+    fetched = Fetched(kind="repo", path=repo.name, files=files, source=Source())
     return out, convert(fetched, repo.parent, asked, out, lambda _progress: None)
 
 

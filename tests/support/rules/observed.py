@@ -131,7 +131,7 @@ def claim(**fields: Any) -> ClaimView:
 
 
 ARTIFACT = Artifact(
-    digest="ab" * 32,
+    digest="blake3:" + "ab" * 32,
     size_bytes=2_100_000_000,
     files=13,
     base_model="sd1",

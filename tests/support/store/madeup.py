@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.wire import LoadResult, Source
 from sd_loader import acquire
 from sd_loader.convert import run
-from sd_loader.handover import Converted, Fetched, FileDigest
+from sd_loader.digests import blake3_of
+from sd_loader.handover import Arrived, Converted, Fetched, FileDigest
 from sd_loader.settings import Settings
 from sd_loader.stages import convert_stage, fetch_stage, remove_stage
 from tests.support.store.volumes import FILES, HASH, MODEL_ID, OWNER
@@ -24,6 +24,7 @@ class Parts:
         self.downloads = 0
         self.content = b"partial no more"
         self.files = FILES
+        self.arrived: dict[str, Arrived] = {}
         self.fetch_error: Exception | None = None
         self.convert_error: Exception | None = None
 
@@ -46,7 +47,8 @@ class Parts:
         if self.fetch_error is not None:
             raise self.fetch_error
         file.write_bytes(self.content)
-        return Fetched(kind="file", path="file", source=Source(size_bytes=15, format="ckpt"))
+        source = Source(size_bytes=15, format="ckpt")
+        return Fetched(kind="file", path="file", files=self.arrived, source=source)
 
     def convert(
         self, fetched: Fetched, source_dir: Path, _conversion: object, out: Path, _report: object
@@ -58,7 +60,7 @@ class Parts:
             file = out / path
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)
-            digests[path] = FileDigest(hashlib.sha256(content).hexdigest(), len(content))
+            digests[path] = FileDigest(blake3_of(content), len(content))
             if self.convert_error is not None:
                 raise self.convert_error
         return Converted(files=digests, base_model="sd1", warnings=("one", "two"))

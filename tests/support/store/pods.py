@@ -6,7 +6,6 @@ and conversion. Other Pods run in the tests' own process.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 
 from sd_api.load import LoadRequest, Owner, RemoveRequest
 from sd_api.wire import LoadResult
+from sd_loader.digests import blake3_of
 from sd_loader.handover import Converted, Fetched
 from sd_loader.store import blobs
 from tests.support.loader import inprocess
@@ -164,8 +164,8 @@ def litter(root: Path) -> None:
     assert INTERRUPTED.run(root) == 0
     (root / ".store/.trash-uid-7/unet").mkdir(parents=True)
     (root / ".store/.trash-uid-7/unet/config.json").write_text("{}")
-    digest = hashlib.sha256(b"nobody's").hexdigest()
-    unused = root / f".blobs/sha256/{digest[:2]}/{digest}"
+    digest = blake3_of(b"nobody's")
+    unused = root / f".blobs/blake3/{digest[:2]}/{digest}"
     unused.parent.mkdir(parents=True)
     unused.write_bytes(b"nobody's")
     (root / NOWHERE).symlink_to(f".store/uid-6/{NEW_HASH}")

@@ -12,12 +12,12 @@ import pytest
 from sd_api.load import Owner
 from sd_api.reasons import Reason
 from sd_api.wire import Artifact, PublishedFile, Receipt, Source
+from sd_loader.digests import folder_digest
 from sd_loader.errors import LoaderError
 from sd_loader.store import adopt as adoption
 from sd_loader.store.folder import Folder
 from sd_loader.store.ownership import take_ownership
 from sd_loader.store.publish import publish, tidy
-from sd_loader.store.receipt import folder_digest
 from sd_loader.store.staging import begin
 from sd_loader.store.volume import Volume
 
@@ -72,9 +72,9 @@ def write_out(
             with out.make_folders(*folders) as parent:
                 parent.write(name, content)
                 entries[path] = PublishedFile(
-                    sha256=adoption.file_digest(parent, name), size=len(content)
+                    blake3=adoption.file_digest(parent, name), size=len(content)
                 )
-    digest = folder_digest({path: entry.sha256 for path, entry in entries.items()})
+    digest = folder_digest({path: entry.blake3 for path, entry in entries.items()})
     return Receipt(
         uid=owner.uid,
         load_hash=load_hash,

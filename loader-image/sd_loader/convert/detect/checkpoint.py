@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
 from sd_loader.convert.detect.kinds import (
     CONTROLNET,
     FIRST_CONVOLUTION,

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
 from sd_loader.convert.detect.lora_kinds import ROLES
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sd_api.spec import BaseModelName, PredictionType, Weights
+from sd_api.choices import BaseModelName, PredictionType, Weights
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of, task_of
 from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedExtras

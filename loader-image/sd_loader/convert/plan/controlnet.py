@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_patterns, wrong_type
 from sd_loader.convert.plan.config_rules import check_heads

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sd_api.spec import BaseModelName
+from sd_api.choices import BaseModelName
 from sd_loader.convert.plan.config_rules import check_levels, check_opens, contradiction
 from sd_loader.convert.plan.controlnet import existing, load_family
 from sd_loader.convert.tables.architecture import fill_in

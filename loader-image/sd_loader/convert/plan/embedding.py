@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd_api.choices import BaseModelName, ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_other_kinds, unsupported
 from sd_loader.convert.plan.open_files import OpenFiles

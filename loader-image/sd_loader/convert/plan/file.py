@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
 from sd_loader.convert.detect.quantized import refuse_quantized

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
 from sd_loader.convert.detect.lora_kinds import refuse_other_adapters, shown
 from sd_loader.convert.plan.lora_keys import (
     TEXT_ENCODER,

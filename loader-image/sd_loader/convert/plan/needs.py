@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sd_api.spec import BaseModelName
+from sd_api.choices import BaseModelName
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
 from sd_loader.convert.detect.quantized import refuse_quantized

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd_api.choices import PredictionType
 from sd_api.reasons import Reason
-from sd_api.spec import PredictionType
 from sd_loader.diffusers_repo import config_limits as limits
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet

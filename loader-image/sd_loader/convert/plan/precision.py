@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sd_api.spec import Revision
+from sd_api.choices import Revision
 from sd_loader.convert.write.files import Item
 from sd_loader.tensors import Dtype, Tensor
 

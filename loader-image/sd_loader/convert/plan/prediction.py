@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sd_api.spec import BaseModelName, PredictionType
+from sd_api.choices import BaseModelName, PredictionType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.original import OriginalConfig
 

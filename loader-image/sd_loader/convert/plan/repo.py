@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.extras import plan_extras

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sd_api.choices import Revision
 from sd_api.reasons import Reason
-from sd_api.spec import Revision
 from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.precision import published_items, torch_dtype
 from sd_loader.convert.tables.clip import with_prefix

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sd_api.choices import PredictionType
 from sd_api.reasons import Reason
-from sd_api.spec import PredictionType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.quantized import refuse_quantized_config
 from sd_loader.convert.plan.config_rules import check_scheduler

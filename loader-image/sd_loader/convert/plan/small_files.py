@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sd_api.choices import PredictionType
 from sd_api.reasons import Reason
-from sd_api.spec import PredictionType
 from sd_loader.convert.plan.config_rules import check_heads
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig
 from sd_loader.convert.plan.precision import torch_dtype

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sd_api.choices import BaseModelName, ModelType, Revision
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType, Revision
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import UNET_PREFIX, refuse_patterns, wrong_type
 from sd_loader.convert.detect.quantized import refuse_quantized

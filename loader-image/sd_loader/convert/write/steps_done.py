@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from concurrent.futures import CancelledError
 
 from sd_loader.convert.write.fileio import read_into
 from sd_loader.convert.write.files import WeightsFile
 from sd_loader.convert.write.steps import Step, steps_of
+from sd_loader.digests import Blake3
 from sd_loader.handover import FileDigest
 
 _BUFFER_BYTES = 2**18
@@ -45,7 +45,7 @@ class StepsDone:
 
 def digest_as_done(fd: int, file: WeightsFile, done: StepsDone) -> FileDigest:
     """Digest a file's steps in the order of the file. Wait for each one."""
-    digest = hashlib.sha256(file.header)
+    digest = Blake3(file.header)
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     for number, step in enumerate(steps_of(file)):
         done.wait(number)
@@ -53,7 +53,7 @@ def digest_as_done(fd: int, file: WeightsFile, done: StepsDone) -> FileDigest:
     return FileDigest(digest.hexdigest(), file.size)
 
 
-def _digest_step(fd: int, step: Step, digest: hashlib._Hash, buffer: memoryview) -> None:
+def _digest_step(fd: int, step: Step, digest: Blake3, buffer: memoryview) -> None:
     position, end = step.position, step.position + step.nbytes
     while position < end:
         piece = buffer[: end - position]

@@ -7,7 +7,6 @@ time to time the bytes are made durable, so that a later process can resume.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -25,6 +24,7 @@ from sd_loader.convert.write.steps import STEP_BYTES, Buffers, Findings, steps_o
 from sd_loader.convert.write.steps_done import StepsDone, digest_as_done
 from sd_loader.convert.write.wants import Slot, Want, Wants
 from sd_loader.convert.write.writer import WRITERS, prepare_folder
+from sd_loader.digests import blake3_of
 from sd_loader.handover import FileDigest
 from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import TensorFile
@@ -248,7 +248,7 @@ class StreamedFolder:
 def _write_small(out: Path, file: SmallFile) -> FileDigest:
     with storage_errors(file.path), (out / file.path).open("wb", buffering=0) as written:
         write_at(written.fileno(), file.content, 0)
-    return FileDigest(hashlib.sha256(file.content).hexdigest(), file.size)
+    return FileDigest(blake3_of(file.content), file.size)
 
 
 @contextmanager

@@ -56,6 +56,9 @@ class Wants:
     later: tuple[Slot, ...]
     """Steps that are done after the download, because they need kept bytes or other files."""
 
+    early: int = 0
+    """How many of the ordered wants hold up a digest and come first."""
+
     @property
     def nbytes(self) -> int:
         """How many bytes are needed."""
@@ -63,13 +66,18 @@ class Wants:
 
     def ranges(self, begin: int = 0) -> list[Range]:
         """The ranges to request, without the first `begin` wants."""
-        found: list[Range] = []
-        for want in self.ordered[begin:]:
-            if found and 0 <= want.start - found[-1][1] <= GAP_BYTES:
-                found[-1] = (found[-1][0], want.end)
-            else:
-                found.append((want.start, want.end))
-        return found
+        return _joined((want.start, want.end) for want in self.ordered[begin:])
+
+    def skipped(self, at_hand: Sequence[Range], size: int) -> list[Range]:
+        """The ranges of the source that are not requested. at_hand: ranges that are here."""
+        return _others([*self.ranges(), *at_hand], size)
+
+    def ranges_of_all(self, at_hand: Sequence[Range], size: int) -> list[Range]:
+        """The ranges to request so that every byte of the source comes."""
+        first = _joined((want.start, want.end) for want in self.ordered[: self.early])
+        rest = [(want.start, want.end) for want in self.ordered[self.early :]]
+        others = _others([*first, *rest, *at_hand], size)
+        return [*first, *_joined(sorted([*rest, *others]))]
 
 
 def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) -> Wants:
@@ -95,7 +103,29 @@ def wants_of(files: Sequence[PlannedFile], fd: int, kept: Iterable[Range] = ()) 
             ordered.append(Want(first.start, max(want.end for want in together), None))
     early = _early(ordered)
     rest = [want for want in ordered if want not in early]
-    return Wants((*sorted(early, key=lambda want: want.start), *rest), tuple(later))
+    by_position = sorted(early, key=lambda want: want.start)
+    return Wants((*by_position, *rest), tuple(later), len(early))
+
+
+def _joined(ranges: Iterable[Range]) -> list[Range]:
+    """Join ranges that follow one another closely."""
+    found: list[Range] = []
+    for start, end in ranges:
+        if found and 0 <= start - found[-1][1] <= GAP_BYTES:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def _others(ranges: Iterable[Range], size: int) -> list[Range]:
+    """Return the ranges of a file of this size that lie in none of the given ones."""
+    found, position = [], 0
+    for start, end in sorted(ranges):
+        if start > position:
+            found.append((position, start))
+        position = max(position, end)
+    return [*found, (position, size)] if position < size else found
 
 
 def _early(ordered: Sequence[Want]) -> set[Want]:

@@ -7,7 +7,6 @@ copied them. The memory does not grow with the size of the model.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import threading
@@ -23,6 +22,7 @@ from sd_loader.bulk import write_at
 from sd_loader.convert.write.fileio import reserve
 from sd_loader.convert.write.files import PlannedFile, SmallFile, WeightsFile
 from sd_loader.convert.write.steps import Block, Buffers, Findings, blocks_of
+from sd_loader.digests import Blake3
 from sd_loader.errors import LoaderError
 from sd_loader.handover import FileDigest
 from sd_loader.progress import Report
@@ -137,7 +137,7 @@ def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
             if isinstance(file, WeightsFile):
                 reserve(fd, file.size)
             write_at(fd, start, 0)
-            digest = hashlib.sha256(start)
+            digest = Blake3(start)
             run.advance(len(start))
             if isinstance(file, WeightsFile):
                 _write_tensors(_Output(fd), file, run, digest)
@@ -146,7 +146,7 @@ def _write_file(out: Path, file: PlannedFile, run: _Run) -> FileDigest:
             os.close(fd)
 
 
-def _write_tensors(output: _Output, file: WeightsFile, run: _Run, digest: hashlib._Hash) -> None:
+def _write_tensors(output: _Output, file: WeightsFile, run: _Run, digest: Blake3) -> None:
     """Have the writers write the blocks, and digest them in order."""
     under_way: deque[tuple[Block, Future[memoryview | None]]] = deque()
     try:
@@ -183,7 +183,7 @@ def _digest(
     output: _Output,
     block: Block,
     task: Future[memoryview | None],
-    digest: hashlib._Hash,
+    digest: Blake3,
     run: _Run,
 ) -> None:
     content = task.result()

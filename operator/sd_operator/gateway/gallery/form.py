@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sd_api import names
-from sd_api.controlnets import CONTROLNET_REPOS
-from sd_api.spec import (
+from sd_api.choices import (
     BaseModelName,
     DeletionPolicy,
     ModelType,
     PredictionType,
     Revision,
-    Spec,
-    VaeSource,
     Weights,
 )
+from sd_api.controlnets import CONTROLNET_REPOS
+from sd_api.spec import Spec, VaeSource
 from sd_api.wording import reword
 from sd_operator.gateway.errors import in_words
 from sd_operator.gateway.gallery.views import BASES, TYPES

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from sd_api.choices import ModelType
 from sd_api.humanize import duration, size
 from sd_api.reasons import ReadyReason, Reason
 from sd_api.redaction import redact_url
-from sd_api.spec import ModelType
 from sd_api.status import Condition, ConditionType, Phase
 from sd_operator.base import times
 from sd_operator.gateway.gallery.snippets import manifest_yaml, snippet
@@ -299,7 +299,7 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
             yield "Precision", artifact.precision
         if artifact.prediction_type:
             yield "Prediction type", artifact.prediction_type
-        yield "Folder digest", f"sha256:{artifact.digest}"
+        yield "Folder digest", artifact.digest
         yield "Path of this version", artifact.immutable_path
     if origin is not None:
         if origin.commit:

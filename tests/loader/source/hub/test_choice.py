@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd_api.spec import Revision
+from sd_api.choices import Revision
 from sd_loader.diffusers_repo.component_files import RepoFile, choose_files
 from sd_loader.diffusers_repo.index import Pipeline
 

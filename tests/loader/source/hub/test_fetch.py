@@ -13,6 +13,7 @@ from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
 from sd_loader.settings import Settings
+from tests.support.loader.arrivals import arrived_in
 from tests.support.loader.fetches import fetch
 from tests.support.loader.hubfetches import (
     NEEDED,
@@ -33,6 +34,7 @@ def test_only_needed_files_are_downloaded(hub, settings, into):
     assert downloaded(into) == NEEDED
     size = sum(len(content) for content in NEEDED.values())
     assert (fetched.kind, fetched.path) == ("repo", "repo")
+    assert fetched.files == arrived_in(into / "repo", into, NEEDED)
     assert fetched.source.commit == hub.repos[REPO].commit()
     assert fetched.source.size_bytes == size
     assert (seen[-1].bytes_done, seen[-1].bytes_total) == (size, size)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from devkit.fakefiles import Faults
+from sd_api.choices import ModelType, Revision
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType, Revision
 from sd_loader.diffusers_repo.component_files import RepoFile, choose_embedding_of_sdxl, choose_file
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Fetched

@@ -9,6 +9,7 @@ import pytest
 from sd_api.wire import Progress
 from sd_loader.errors import LoaderError
 from sd_loader.net.http_errors import Retries
+from tests.support.loader.arrivals import arrived_in, bytes_read
 from tests.support.loader.fetches import fetch
 from tests.support.loader.linkfetches import (
     BODY,
@@ -25,6 +26,7 @@ def test_link_is_downloaded_with_its_digest(server, settings, into):
     seen: list[Progress] = []
     fetched = fetch(request(url), settings, into, seen.append)
     assert (into / fetched.path).read_bytes() == BODY
+    assert fetched.files == arrived_in(into, into, [fetched.path])
     assert fetched.kind == "file"
     assert fetched.source.sha256 == SHA256
     assert fetched.source.size_bytes == len(BODY)
@@ -33,6 +35,15 @@ def test_link_is_downloaded_with_its_digest(server, settings, into):
     assert server.requests[0].headers["accept-encoding"] == "identity"
     assert server.requests[0].headers["user-agent"].startswith("sd-loader/")
     assert "authorization" not in server.requests[0].headers
+
+
+def test_download_is_digested_without_reading_the_file_again(server, settings, into):
+    """Both digests are taken of the bytes as they arrive. Only certificates are read."""
+    body = safetensors(3_000_000)
+    url = server.serve_file("/model", body)
+    before = bytes_read()
+    load(url, settings, into)
+    assert bytes_read() - before < len(body) / 2
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -1,0 +1,64 @@
+"""The values among which the spec lets a user choose.
+
+They stand apart from the spec because the help of `sd-loader` names them, and pydantic takes longer
+to import than the help takes to print.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ModelType(StrEnum):
+    """The kind of model. The values are the vendor's."""
+
+    HUGGINGFACE = "huggingface"
+    API_TRAINED = "api_trained"
+    CUSTOM_CKPT = "custom_ckpt"
+    LORA = "lora"
+    EMBEDDINGS = "embeddings"
+    CONTROLNET = "controlnet"
+    VAE = "vae"
+
+
+PIPELINES = frozenset({ModelType.HUGGINGFACE, ModelType.API_TRAINED, ModelType.CUSTOM_CKPT})
+"""Types of whole models. A model of another type is an adapter or a VAE."""
+
+
+class Revision(StrEnum):
+    """Precision of the published weights; the vendor calls it revision."""
+
+    FP16 = "fp16"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Weights(StrEnum):
+    """Which weights to publish if a checkpoint has both sets."""
+
+    STANDARD = "standard"
+    EMA = "ema"
+
+
+class BaseModelName(StrEnum):
+    """The architecture family, if the file does not show it or shows a wrong one."""
+
+    SD1 = "sd1"
+    SD2 = "sd2"
+    SDXL = "sdxl"
+    SDXL_REFINER = "sdxl-refiner"
+
+
+class PredictionType(StrEnum):
+    """What the UNet predicts. The values are those of diffusers."""
+
+    EPSILON = "epsilon"
+    V_PREDICTION = "v_prediction"
+    SAMPLE = "sample"
+
+
+class DeletionPolicy(StrEnum):
+    """What happens to the published files when the resource is deleted."""
+
+    DELETE = "Delete"
+    RETAIN = "Retain"

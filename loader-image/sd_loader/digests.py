@@ -1,0 +1,35 @@
+"""BLAKE3, the digest of everything that is published. No other module imports the package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from blake3 import blake3
+
+Blake3 = blake3
+"""Computes a digest of bytes that come in pieces, as the classes of hashlib do."""
+
+_BUFFER_BYTES = 1 << 18
+
+
+def blake3_of(content: bytes) -> str:
+    """Return the BLAKE3 of bytes, in lower-case hex."""
+    return Blake3(content).hexdigest()
+
+
+def blake3_of_file(fd: int) -> str:
+    """Return the BLAKE3 of a file that was just opened, in lower-case hex."""
+    digest, buffer = Blake3(), memoryview(bytearray(_BUFFER_BYTES))
+    while count := os.readv(fd, [buffer]):
+        digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def folder_digest(files: Mapping[str, str]) -> str:
+    """Return the digest of a folder: of one line `<blake3>  <path>` per file, sorted by path.
+
+    These are the lines that b3sum prints.
+    """
+    lines = (f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+    return "blake3:" + blake3_of("".join(lines).encode())
