@@ -69,7 +69,7 @@ class Wants:
         return _joined((want.start, want.end) for want in self.ordered[begin:])
 
     def skipped(self, at_hand: Sequence[Range], size: int) -> list[Range]:
-        """The ranges of the source that are not requested. at_hand: ranges that are here."""
+        """The ranges of the source that are neither requested nor at hand already."""
         return _others([*self.ranges(), *at_hand], size)
 
     def ranges_of_all(self, at_hand: Sequence[Range], size: int) -> list[Range]:
