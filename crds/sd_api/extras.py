@@ -1,12 +1,15 @@
-"""Starts a command whose packages may not be installed."""
+"""Starts a command whose packages may not be installed, and which may be stopped meanwhile."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 _OURS = ("sd_api", "sd_operator", "sd_loader")
+_KILLED = 128
+"""A shell adds the signal's number to this: the exit code of a process that a signal ended."""
 
 
 def start(command: str, module: str, extra: str) -> int:
@@ -14,6 +17,9 @@ def start(command: str, module: str, extra: str) -> int:
     try:
         main: Callable[[], int] = import_module(module).main
         return main()
+    except KeyboardInterrupt:  # Ctrl-C before the command handles it
+        print(f"{command}: stopped by SIGINT", file=sys.stderr)
+        return _KILLED + signal.SIGINT
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in _OURS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,11 +11,19 @@ from sd_loader import arguments
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Return its exit code."""
+    _replace_closed_output()
     args = arguments.parser().parse_args(argv)
     # Imported here: `--help` and `--version` end in the line above and do not wait for it.
     from sd_loader.running import run
 
     return run(args)
+
+
+def _replace_closed_output() -> None:
+    """Discard what is written to stdout or stderr if a shell has closed it, as `>&-` does."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - kept open
 
 
 if __name__ == "__main__":

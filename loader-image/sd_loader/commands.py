@@ -30,6 +30,10 @@ Command = Callable[[argparse.Namespace, Settings], Message | ExitCode]
 """A command returns the result of a load, a removal or a check, or else the exit code."""
 
 
+class OutputError(Exception):
+    """The command's output cannot be written; the cause is the system's error."""
+
+
 def _fetch(args: argparse.Namespace, settings: Settings) -> LoadResult:
     request = _parse(LoadRequest, args.request)
     return stages.fetch_stage(request, args.store, settings, json_lines())
@@ -69,7 +73,7 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     artifact, warnings = result.artifact, result.message
     if artifact is not None:
         print_error(summary(args.model_id, request.model_type, artifact, warnings, args.store))
-    print(args.store / args.model_id)
+    _print(str(args.store / args.model_id))
     return result
 
 
@@ -84,7 +88,7 @@ def _inspect(args: argparse.Namespace, _: Settings) -> ExitCode:
     from sd_loader.inspect import inspect  # here as in _check
 
     inspection = inspect(args.file)
-    print(inspection.to_json() if args.json else inspection.to_text())
+    _print(inspection.to_json() if args.json else inspection.to_text())
     return ExitCode.DONE
 
 
@@ -92,7 +96,7 @@ def _list(args: argparse.Namespace, _: Settings) -> ExitCode:
     from sd_loader import listing  # here as in _check
 
     models = listing.published(args.store)
-    print(listing.to_json(models) if args.json else listing.to_text(models))
+    _print(listing.to_json(models) if args.json else listing.to_text(models))
     return ExitCode.DONE
 
 
@@ -100,8 +104,11 @@ def _verify(args: argparse.Namespace, _: Settings) -> ExitCode:
     from sd_loader import listing  # here as in _check
 
     checked = listing.verify(args.store, args.model_id)
-    print(checked.to_text())
-    return ExitCode.PERMANENT if checked.problems else ExitCode.DONE
+    _print(checked.to_text())
+    if not checked.problems:
+        return ExitCode.DONE
+    print_remedy(checked.remedy())
+    return ExitCode.PERMANENT
 
 
 def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
@@ -116,7 +123,7 @@ def _sweep(args: argparse.Namespace, settings: Settings) -> ExitCode:
     )
     text = swept.to_json() if args.json else swept.to_text()
     if text:
-        print(text)
+        _print(text)
     return swept.exit_code
 
 
@@ -126,6 +133,18 @@ def _parse(kind: type[AnyRequest], text: str) -> AnyRequest:
     except ValidationError as error:
         # The cause is dropped because it quotes the request.
         raise invalid_request(error) from None
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise OutputError from error
+
+
+def print_remedy(text: str) -> None:
+    """Print to stderr what a person can do."""
+    print_error(f"  what to do: {text}")
 
 
 def print_error(line: str) -> None:

@@ -23,11 +23,15 @@ class LoaderError(Exception):
     secrets, and only short, printable snippets of untrusted text.
     """
 
-    def __init__(self, reason: Reason, message: str, *, field: str | None = None) -> None:
+    def __init__(
+        self, reason: Reason, message: str, *, field: str | None = None, remedy: str | None = None
+    ) -> None:
         self.reason = reason
         self.message = message if field is None else f"{field}: {message}"
         self.field = field
         """The field of the spec that the message begins with; None if it does not name one."""
+        self.remedy = remedy
+        """What a person at a shell can do; None: what helps against every failure of the reason."""
         super().__init__(self.message)
 
 

@@ -42,6 +42,8 @@ class Verified:
 
     model_id: str
 
+    folder: Path
+    """The folder to which the model's link points."""
     files: int
 
     problems: tuple[tuple[str, str], ...]
@@ -52,6 +54,10 @@ class Verified:
         if not self.problems:
             return f"{self.model_id}: all {self.files} files are as they were published"
         return "\n".join(f"{self.model_id}/{snippet(path)}: {why}" for path, why in self.problems)
+
+    def remedy(self) -> str:
+        """Return how to get intact files; a load would take the altered ones for complete."""
+        return f"Remove the folder {self.folder}, and load the model again."
 
 
 def published(store: Path) -> list[Published]:
@@ -70,10 +76,12 @@ def verify(store: Path, model_id: str) -> Verified:
             raise LoaderError(
                 Reason.SOURCE_NOT_FOUND,
                 f"{snippet(model_id)} is not published in {store}; the store has {known}",
+                remedy="Give the name of a model that `sd-loader list` shows, or another --store.",
             )
         described = _describe(volume, model_id, version)
         problems = altered_files(volume, version, Digests())
-    return Verified(model_id, described.files or 0, tuple(problems))
+    folder = store / STORE_DIR / version.uid / version.load_hash
+    return Verified(model_id, folder, described.files or 0, tuple(problems))
 
 
 def to_json(models: Iterable[Published]) -> str:

@@ -28,8 +28,9 @@ def request_of(spec: Spec, model_id: str, *, credentials: bool = False) -> LoadR
     if url is None:
         raise LoaderError(
             Reason.INVALID_SPEC,
-            "url: a repo id, a link or a file is required (except for model type controlnet with"
+            "a repo id, a link or a file is required (except for model type controlnet with"
             f" one of the model ids {', '.join(CONTROLNET_REPOS)})",
+            field="spec.url",
         )
     url, state = _local(url)
     spec = spec.model_copy(update={"url": url, "model_id": model_id})

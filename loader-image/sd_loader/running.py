@@ -16,7 +16,7 @@ from sd_api.redaction import hide, secrets_of
 from sd_api.wire import MESSAGE_MAX_LENGTH, LoadResult, Message
 from sd_api.wording import message_at_shell, remedy_at_shell
 from sd_loader import arguments
-from sd_loader.commands import COMMANDS, print_error
+from sd_loader.commands import COMMANDS, OutputError, print_error, print_remedy
 from sd_loader.errors import LoaderError
 from sd_loader.failures import explain, trace
 from sd_loader.net.credentials import read_credentials
@@ -43,6 +43,8 @@ def _run(args: argparse.Namespace) -> int:
         settings = Settings.from_env()
         _report_when_stopped(args, settings)
         result = COMMANDS[args.command](args, settings)
+    except OutputError as error:
+        return _without_output(error)
     except Exception as error:  # the edge: any failure becomes result and exit code
         if isinstance(error, ModuleNotFoundError) and args.command not in arguments.OF_JOBS:
             raise  # `start` says what to install
@@ -51,6 +53,16 @@ def _run(args: argparse.Namespace) -> int:
         return result
     _write_result(result, settings)
     return ExitCode.DONE
+
+
+def _without_output(error: OutputError) -> int:
+    """Return the exit code after stdout has failed. A reader that has read enough is no failure."""
+    cause = error.__cause__
+    if isinstance(cause, BrokenPipeError):
+        return _KILLED + signal.SIGPIPE
+    why = cause.strerror if isinstance(cause, OSError) else cause
+    print_error(f"error: cannot write the command's output: {why}")
+    return ExitCode.TRY_AGAIN
 
 
 def _write_result(result: Message, settings: Settings) -> None:
@@ -89,7 +101,7 @@ def _fail(
     _write_result(LoadResult(outcome="failed", reason=reason, message=message), settings)
     of_job = args.command in arguments.OF_JOBS
     print_error(f"error: {reason.value}: {message if of_job else message_at_shell(message)}")
-    print_error(f"  what to do: {reason.remedy if of_job else remedy_at_shell(reason)}")
+    print_remedy(reason.remedy if of_job else explained.remedy or remedy_at_shell(reason))
     return reason.exit_code
 
 

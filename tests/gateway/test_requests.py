@@ -36,3 +36,13 @@ def test_other_endpoints_of_the_vendor_are_refused_with_a_sentence(
     assert code == 404
     assert answer["status"] == "error"
     assert "it loads models. Images come from an inference server" in answer["message"]
+
+
+@pytest.mark.parametrize("path", ["/api/v6/images/text2img", "/api/v3/dreambooth/"])
+def test_other_apis_of_the_vendor_are_refused_with_the_same_sentence(
+    gateway: Gateway, path: str
+) -> None:
+    """A client may call the vendor's community API by a mistake in its base URL."""
+    code, _, body = gateway.request("POST", path, b'{"prompt": "a fox"}')
+    assert code == 404
+    assert b"it loads models. Images come from an inference server" in body

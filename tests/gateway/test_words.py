@@ -40,6 +40,10 @@ from tests.support.gateway.gatewayrun import Gateway
             "must be of type object",
         ),
         ("Too long: may not be more than 2048 bytes", "must have at most 2048 characters"),
+        (
+            'Invalid value: "aaa": must be no more than 253 bytes',
+            "must have at most 253 characters",
+        ),
         ("Required value: name or generateName is required", "is required"),
         (
             "Invalid value: 9: spec.x in body should be less than or equal to 5",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ import pytest
 from devkit.fakehub import FakeHub
 from sd_api.reasons import ExitCode, Reason
 from sd_loader import arguments
+from sd_loader.__main__ import main
 from tests.support.loader.loadercli import Containers, artifact_of, failed
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -86,13 +89,70 @@ def test_verify_reads_all_files_of_a_model(loaded: Containers) -> None:
     ended = loaded.run("verify", "mine", "--store", loaded.store)
     assert ended.stdout == f"mine/{WEIGHTS}: its content changed after it was published\n"
     assert ended.code == ExitCode.PERMANENT
+    folder = os.path.realpath(loaded.store / "mine")
+    assert f"what to do: Remove the folder {folder}, and load the model again" in ended.stderr
 
 
 def test_verify_names_the_models_of_the_store(loaded: Containers) -> None:
     """A mistyped name is easy to correct."""
     ended = loaded.run("verify", "mina", "--store", loaded.store)
-    failed(ended, Reason.SOURCE_NOT_FOUND, f"mina is not published in {loaded.store}")
+    remedy = "Give the name of a model that `sd-loader list` shows, or another --store."
+    failed(ended, Reason.SOURCE_NOT_FOUND, f"mina is not published in {loaded.store}", remedy)
     assert "the store has mine" in ended.stderr
+
+
+class _Unwritable(io.StringIO):
+    """An output whose writes fail."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self._code = code
+
+    def write(self, _: str) -> int:
+        raise OSError(self._code, os.strerror(self._code))
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "words"),
+    [
+        pytest.param(errno.EPIPE, 128 + signal.SIGPIPE, "", id="the reader has read enough"),
+        pytest.param(
+            errno.ENOSPC,
+            ExitCode.TRY_AGAIN,
+            "error: cannot write the command's output: No space left on device\n",
+            id="the disk of the output is full",
+        ),
+    ],
+)
+def test_output_that_cannot_be_written_is_not_a_fault_of_the_store(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    exit_code: int,
+    words: str,
+) -> None:
+    """`sd-loader list | head` ends quietly, and a full output is not called a full volume."""
+    monkeypatch.setattr(sys, "stdout", _Unwritable(code))
+    assert main(["list", "--store", str(tmp_path)]) == exit_code
+    assert capsys.readouterr().err == words
+
+
+def test_closed_output_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has None for a stream that the shell has closed."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["list", "--store", str(tmp_path)]) == ExitCode.DONE
+    for opened in (sys.stdout, sys.stderr):
+        opened.close()
+
+
+def test_load_without_a_url_names_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message has the option that is missing, as those of other options do."""
+    assert main(["load", "--model-id", "mine", "--store", str(tmp_path)]) == ExitCode.PERMANENT
+    assert "error: InvalidSpec: --url: a repo id, a link or a file is" in capsys.readouterr().err
 
 
 def test_unwritable_store_is_an_error_without_a_traceback(

@@ -14,6 +14,7 @@ from sd_operator.standalone.podrun import Machine
 from sd_operator.standalone.published import Published
 
 UID = "0ea1cc85-b607-4e0a-9b41-2338bffcd4bf"
+CLAIMS = {("default", "models"), ("team", "disk")}
 OWNER = {"uid": UID, "namespace": "default", "name": "sd15"}
 
 
@@ -95,8 +96,8 @@ def test_pvc_with_a_name_that_a_shell_reads_is_ignored(tmp_path):
 
 def test_command_creates_the_resource_that_the_record_names():
     """Only the url is left to fill in. Fields that have their default value are left out."""
-    plain = Published("default", "sd15", "sd15", "models").command()
-    other = Published("team", "m", "My-Model", "disk").command()
+    plain = Published("default", "sd15", "sd15", "models").command(CLAIMS)
+    other = Published("team", "m", "My-Model", "disk").command(CLAIMS)
 
     words = shlex.split(plain)
     assert words[0] == "echo"
@@ -111,13 +112,26 @@ def test_command_creates_the_resource_that_the_record_names():
     }
 
 
+def test_command_also_creates_what_is_gone_with_the_resource():
+    """Without its namespace and its PVC, the resource could not be created, or would not load."""
+    command = Published("team", "m", "m", "disk").command(claims=set())
+
+    listed = json.loads(shlex.split(command)[1])
+    namespace, claim, model = listed["items"]
+    assert listed["kind"] == "List"
+    assert (namespace["kind"], namespace["metadata"]["name"]) == ("Namespace", "team")
+    assert (claim["kind"], claim["metadata"]["name"]) == ("PersistentVolumeClaim", "disk")
+    assert claim["metadata"]["labels"] == {"sd-operator.dev/models": "true"}
+    assert model["metadata"] == {"name": "m"}
+
+
 def test_message_lists_the_models_without_a_resource():
     """The first ten have a command each; nothing is printed if every model has a resource."""
     models = [Published("default", f"m{number:02}", "x", "models") for number in range(13)]
 
-    text = published.message(models, {("default", "m00"), ("other", "m01")})
+    text = published.message(models, {("default", "m00"), ("other", "m01")}, CLAIMS)
 
     assert text.startswith("No resource names these published models (12):\n  default/m01\n")
     assert text.count("kubectl apply") == 10
     assert "  and 2 more\n" in text
-    assert published.message(models[:1], {("default", "m00")}) == ""
+    assert published.message(models[:1], {("default", "m00")}, CLAIMS) == ""

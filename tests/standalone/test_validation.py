@@ -106,6 +106,20 @@ def wrong_type(path, actual, expected):
             id="fraction",
         ),
         pytest.param(
+            {"url": LINK, "priority": 10**22},
+            [
+                wrong_type("spec.priority", "number", "integer"),
+                (
+                    "<nil>",
+                    "FieldValueInvalid",
+                    'Invalid value: "": Checked value must be of type integer (default format) in'
+                    " spec.priority",
+                ),
+                ("<nil>", "FieldValueInvalid", UNCHECKED),
+            ],
+            id="more-than-64-bits",
+        ),
+        pytest.param(
             {"url": LINK, "modelId": "-" * 64},
             [
                 (

@@ -53,6 +53,7 @@ def create_app(
         app.add_exception_handler(kind, _error_response)
     _add_probes(app, context)
     app.include_router(routes.router(context))
+    app.include_router(routes.others())
     docs.add(app, settings.public_url)
     gallery.mount(app, context)
     return app

@@ -129,7 +129,10 @@ _FORMS = (
     (r"must be of type integer: .*", "must be a whole number"),
     (r"must be of type boolean: .*", "must be true or false"),
     (r"must be of type (\w+): .*", r"must be of type \1"),
-    (r"Too long: may not be (?:more|longer) than (\d+).*", r"must have at most \1 characters"),
+    (
+        r"(?:Too long: may not be (?:more|longer)|must be no more) than (\d+).*",
+        r"must have at most \1 characters",
+    ),
     (r"Required value.*", "is required"),
     (r"supported values: (.*)", r"must be one of \1"),
     (r"should (.*)", r"must \1"),

@@ -135,10 +135,16 @@ def router(context: Context) -> APIRouter:
     _add(routes, context, vendor.Call, actions.schedulers_list)
     _add(routes, context, vendor.Call, actions.clear_cache)
     _add(routes, context, vendor.Call, actions.system_details)
+    return routes
+
+
+def others() -> APIRouter:
+    """Return a route for the vendor's other endpoints, in this API and in its others."""
+    routes = APIRouter(prefix="/api")
 
     @routes.post("/{name:path}", include_in_schema=False)
     async def other() -> Json:
-        """Refuse the vendor's other endpoints with a sentence."""
+        """Refuse the call with a sentence."""
         raise RefusedError(404, OTHER_ENDPOINT)
 
     return routes

@@ -1,11 +1,26 @@
-"""Decides which PVCs standalone binds: all except those that name a PersistentVolume.
+"""The PVCs of models, and which of them standalone binds.
 
-Standalone has no PersistentVolumes.
+Standalone has no PersistentVolumes, so it does not bind a PVC that names one.
 """
 
 from __future__ import annotations
 
+from sd_api import names
 from sd_operator.standalone.errors import Json
+
+
+def for_models(namespace: str, name: str) -> Json:
+    """Return the manifest of a PVC that all models of its namespace may use."""
+    labels = {names.LABEL_MODELS: "true"}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Ti"}},
+        },
+    }
 
 
 def bound_status(claim: Json) -> Json | None:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from sd_api import defaults, names
 from sd_api.crd import custom_resource_definition
-from sd_operator.standalone import identity, logs, pki, processes, published
+from sd_operator.standalone import claims, identity, logs, pki, processes, published
 from sd_operator.standalone.client import Client
 from sd_operator.standalone.controllers import BACKOFF_SECONDS, Controllers
 from sd_operator.standalone.errors import ApiError, Json, StandaloneError
@@ -22,7 +22,7 @@ from sd_operator.standalone.kubelet import Kubelet
 from sd_operator.standalone.podrun import Machine
 from sd_operator.standalone.processes import Options
 from sd_operator.standalone.requests import key_of
-from sd_operator.standalone.resources import PODS
+from sd_operator.standalone.resources import CLAIMS, PODS
 from sd_operator.standalone.server import ApiServer
 from sd_operator.standalone.signals import until_signal
 from sd_operator.standalone.state import State, default_folder
@@ -84,15 +84,7 @@ def _check_kubeconfig(path: Path) -> None:
 
 
 def _initial_objects() -> list[Json]:
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": defaults.CLAIM_NAME, "namespace": "default"},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "resources": {"requests": {"storage": "1Ti"}},
-        },
-    }
+    claim = claims.for_models("default", defaults.CLAIM_NAME)
     namespaces = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         for name in ("default", "kube-system")
@@ -126,8 +118,9 @@ async def _list_unowned(machine: Machine, api: ApiServer) -> None:
         return [model for claim, folder in folders for model in published.on_claim(claim, folder)]
 
     models = await asyncio.to_thread(scan)
-    owners = api.registry.storage.list((names.PLURAL, names.GROUP))
-    if text := published.message(models, {key_of(owner) for owner in owners}):
+    owners = {key_of(owner) for owner in api.registry.storage.list((names.PLURAL, names.GROUP))}
+    known = {key_of(claim) for claim in api.registry.storage.list(CLAIMS.id)}
+    if text := published.message(models, owners, known):
         processes.say(text)
 
 

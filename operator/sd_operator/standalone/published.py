@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sd_api import defaults, names
 from sd_api.load import Owner
+from sd_operator.standalone.claims import for_models
 from sd_operator.standalone.database import Key
 from sd_operator.standalone.errors import Json
 from sd_operator.standalone.metadata import is_subdomain
@@ -37,13 +38,21 @@ class Published:
     claim: str
     """The PVC in the owner's namespace on which the model is published."""
 
-    def command(self) -> str:
-        """Return the command that creates a resource for the model, once its url is filled in."""
+    def command(self, claims: Collection[Key]) -> str:
+        """Return the command that creates a resource for the model, once its url is filled in.
+
+        It also creates the PVC and its namespace, unless the PVC is one of `claims`.
+        """
         spec: Json = {"url": "URL"}
         spec |= {"modelId": self.model_id} if self.model_id != self.name else {}
         spec |= {"storage": {"claimName": self.claim}} if self.claim != defaults.CLAIM_NAME else {}
         head = {"apiVersion": names.API_VERSION, "kind": names.KIND}
-        manifest = head | {"metadata": {"name": self.name}, "spec": spec}
+        manifest: Json = head | {"metadata": {"name": self.name}, "spec": spec}
+        if (self.namespace, self.claim) not in claims:
+            metadata = {"name": self.namespace}
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+            items = [namespace, for_models(self.namespace, self.claim), manifest]
+            manifest = {"apiVersion": "v1", "kind": "List", "items": items}
         text = shlex.quote(json.dumps(manifest))
         return f"echo {text} | kubectl apply -n {self.namespace} -f -"
 
@@ -79,14 +88,17 @@ def _owner(folder: Path, model_id: str) -> Owner | None:
         return None
 
 
-def message(models: Collection[Published], owners: Collection[Key]) -> str:
-    """Return a text about the models that none of these resources owns; empty if there are none."""
+def message(models: Collection[Published], owners: Collection[Key], claims: Collection[Key]) -> str:
+    """Return a text about the models that none of these resources owns; empty if there are none.
+
+    claims: the PVCs that exist.
+    """
     lost = sorted(model for model in models if (model.namespace, model.name) not in owners)
     if not lost:
         return ""
     lines = [f"No resource names these published models ({len(lost)}):"]
     for model in lost[:SHOWN]:
-        lines += [f"  {model.namespace}/{model.name}", f"    {model.command()}"]
+        lines += [f"  {model.namespace}/{model.name}", f"    {model.command(claims)}"]
     if len(lost) > SHOWN:
         lines.append(f"  and {len(lost) - SHOWN} more")
     lines.append(

@@ -51,9 +51,21 @@ async def body(request: web.Request) -> Value:
     encoded = await request.read()
     try:
         text = encoded.decode()
-        return yaml.safe_load(text) if kind.endswith("yaml") else json.loads(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return _as_in_go(yaml.safe_load(text) if kind.endswith("yaml") else json.loads(text))
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise bad_request(f"couldn't get version/kind; json parse error: {error}") from error
+
+
+def _as_in_go(value: Value) -> Value:
+    """Return a parsed body in which an integer of more than 64 bits is a float, as with Go."""
+    match value:
+        case dict():
+            return {name: _as_in_go(item) for name, item in value.items()}
+        case list():
+            return [_as_in_go(item) for item in value]
+        case int() if not -(2**63) <= value < 2**63:
+            return float(value)
+    return value
 
 
 async def delete_options(request: web.Request) -> Json:

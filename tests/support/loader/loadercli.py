@@ -143,17 +143,20 @@ class Containers:
         return "--request", request.to_argument(), "--store", str(self.store)
 
 
-def failed(ended: Ended, reason: Reason, message: str) -> None:
-    """Check that exit code, termination message and stderr all report this failure."""
+def failed(ended: Ended, reason: Reason, message: str, remedy: str | None = None) -> None:
+    """Check that exit code, termination message and stderr all report this failure.
+
+    remedy: what to do instead of the reason's remedy.
+    """
     assert ended.result is not None, ended.stderr
     assert ended.result.outcome == "failed"
     assert (ended.result.reason, ended.code) == (reason, reason.exit_code), ended.stderr
     assert message in ended.result.message
-    message, remedy = ended.result.message, reason.remedy
+    message, usual = ended.result.message, reason.remedy
     if ended.by_hand:
-        message, remedy = message_at_shell(message), remedy_at_shell(reason)
+        message, usual = message_at_shell(message), remedy_at_shell(reason)
     assert f"error: {reason.value}: {message}" in ended.stderr
-    assert f"what to do: {remedy}" in ended.stderr
+    assert f"what to do: {remedy or usual}" in ended.stderr
 
 
 def artifact_of(ended: Ended) -> Artifact:
