@@ -128,8 +128,8 @@ CASES = [*FEW, *(pytest.param(c, marks=pytest.mark.slow) for c in EXPECTED if c 
 @pytest.fixture(scope="module")
 def selected(request: pytest.FixtureRequest) -> list[str]:
     """The cases of the tests that this run selects, or FEW if it selects none."""
-    calls = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = {call.params.get("case") for call in calls if call is not None}
+    own = [item for item in request.session.items if item.path == request.path]
+    chosen = {item.callspec.params.get("case") for item in own if hasattr(item, "callspec")}
     return [case for case in EXPECTED if case in chosen] or list(FEW)
 
 

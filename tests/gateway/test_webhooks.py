@@ -13,7 +13,7 @@ import pytest
 
 from sd_operator.gateway import webhooks
 from sd_operator.gateway.settings import GatewaySettings
-from sd_operator.gateway.webhooks import WebhookRefusedError, Webhooks
+from sd_operator.gateway.webhooks import WebhookRefusedError, WebhookCheck
 from tests.support.gateway.gallerysite import Site
 from tests.support.gateway.gatewayloads import CIVITAI, STARTED, a_name
 from tests.support.gateway.gatewayrun import Gateway
@@ -40,7 +40,7 @@ def refusal(url: str | None, settings: GatewaySettings = SETTINGS) -> str | None
     """Return why a webhook is refused, or None."""
 
     async def check() -> None:
-        made = Webhooks(settings, stand_in)
+        made = WebhookCheck(settings, stand_in)
         try:
             await made.check(url)
         finally:
@@ -118,7 +118,7 @@ def test_slow_lookup_refuses_nothing_and_blocks_nothing(monkeypatch: pytest.Monk
         return ["10.1.2.3"]
 
     async def check() -> None:
-        made = Webhooks(SETTINGS, slow)
+        made = WebhookCheck(SETTINGS, slow)
         ticks = asyncio.create_task(asyncio.sleep(0.01))
         checks = [made.check("https://inside.example.com/x") for _ in range(20)]
         await asyncio.gather(*checks)

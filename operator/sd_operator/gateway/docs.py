@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Field:
+class FieldRow:
     """A field of a request's body, or a parameter of its path, as the page shows it."""
 
     name: str
@@ -43,7 +43,7 @@ class Endpoint:
     path: str
     name: str
     summary: str
-    fields: tuple[Field, ...]
+    fields: tuple[FieldRow, ...]
     requests: dict[str, str]
     """Example requests by title: the part of a curl command after the gateway's URL."""
     responses: dict[str, str]
@@ -98,19 +98,19 @@ def endpoints(document: Json) -> Iterator[Endpoint]:
             )
 
 
-def _fields(body: Json) -> Iterator[Field]:
+def _fields(body: Json) -> Iterator[FieldRow]:
     schema = body["content"]["application/json"]["schema"]
     for name, field in schema["properties"].items():
         types = [item for item in field.get("anyOf", [field]) if item.get("type") != "null"]
         choices = types[0].get("enum")
         kind = " | ".join(choices) if choices else str(types[0].get("type", ""))
-        yield Field(name, name in schema.get("required", ()), kind, field.get("description", ""))
+        yield FieldRow(name, name in schema.get("required", ()), kind, field.get("description", ""))
 
 
-def _parameters(operation: Json) -> Iterator[Field]:
+def _parameters(operation: Json) -> Iterator[FieldRow]:
     for parameter in operation["parameters"]:
         kind = parameter["schema"]["type"]
-        yield Field(parameter["name"], parameter["required"], kind, parameter["description"])
+        yield FieldRow(parameter["name"], parameter["required"], kind, parameter["description"])
 
 
 def _posts(path: str, body: Json) -> dict[str, str]:

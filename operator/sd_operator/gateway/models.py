@@ -18,7 +18,7 @@ from sd_operator.gateway.errors import RefusedError
 from sd_operator.gateway.feed import Change, Feed
 from sd_operator.gateway.naming import resource_name
 from sd_operator.gateway.settings import GatewaySettings
-from sd_operator.gateway.webhooks import Webhooks
+from sd_operator.gateway.webhooks import WebhookCheck
 
 ATTEMPTS = 5
 """How often a change is tried when other callers change the model at the same time."""
@@ -34,12 +34,12 @@ class Models:
     def __init__(self, api: Api, settings: GatewaySettings, resolver: Resolver = resolve) -> None:
         self._api = api
         self._settings = settings
-        self._webhooks = Webhooks(settings, resolver)
+        self._webhook_check = WebhookCheck(settings, resolver)
         self._feeds: dict[str, Feed] = {}
 
     async def close(self) -> None:
         """Stop all watches and lookups."""
-        self._webhooks.close()
+        self._webhook_check.close()
         for feed in self._feeds.values():
             await feed.close()
 
@@ -74,7 +74,7 @@ class Models:
 
         Raise FieldRefusedError if its PVC or its webhook is refused.
         """
-        await self._webhooks.check(body["spec"].get("webhook"))
+        await self._webhook_check.check(body["spec"].get("webhook"))
         await claims.check(self._api, self._settings, namespace, body)
         await self._api.create(MODELS, namespace, body, dry_run=dry_run)
 
@@ -85,7 +85,7 @@ class Models:
         is being deleted, if a model with another id has its resource name, or if the webhook could
         never be called.
         """
-        await self._webhooks.check(wanted.get("webhook"))
+        await self._webhook_check.check(wanted.get("webhook"))
         for _ in range(ATTEMPTS):
             body = await self.find(namespace, model_id)
             try:

@@ -34,7 +34,7 @@ class WebhookRefusedError(FieldRefusedError):
         )
 
 
-class Webhooks:
+class WebhookCheck:
     """Checks webhooks by the operator's rules: the same guard, and the same use of the proxy."""
 
     def __init__(self, settings: GatewaySettings, resolver: Resolver = resolve) -> None:

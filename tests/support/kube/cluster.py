@@ -135,7 +135,7 @@ class Cluster:
         self.patch(kind, name, {"metadata": {"annotations": annotations}})
 
     def delete(self, kind: str, name: str, propagation: str = "Background") -> None:
-        """Request the deletion of an object without waiting for it."""
+        """Request the deletion of an object without waiting for it; it may be gone already."""
         self.objects.delete(kind, name, propagation)
 
     def get(self, kind: str, name: str) -> Json:

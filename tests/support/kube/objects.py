@@ -75,8 +75,8 @@ class Objects:
         return self._write("PATCH", path, change, _MERGE_PATCH)
 
     def delete(self, kind: str, name: str, propagation: str = "Background") -> None:
-        """Request the deletion of an object without waiting for it."""
-        self._write("DELETE", f"{self._root(kind)}/{name}", {"propagationPolicy": propagation})
+        """Request the deletion of an object without waiting for it; it may be gone already."""
+        self._ask("DELETE", f"{self._root(kind)}/{name}", {"propagationPolicy": propagation})
 
     def _root(self, kind: str) -> str:
         return _ROOTS[kind].format(space=f"namespaces/{self.namespace}")
