@@ -13,7 +13,7 @@ import pytest
 
 from sd_operator.gateway import webhooks
 from sd_operator.gateway.settings import GatewaySettings
-from sd_operator.gateway.webhooks import WebhookRefusedError, WebhookCheck
+from sd_operator.gateway.webhooks import WebhookCheck, WebhookRefusedError
 from tests.support.gateway.gallerysite import Site
 from tests.support.gateway.gatewayloads import CIVITAI, STARTED, a_name
 from tests.support.gateway.gatewayrun import Gateway
