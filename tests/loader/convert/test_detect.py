@@ -101,6 +101,14 @@ def test_ambiguous_file_needs_the_spec(shapes):
         assert family_of(tensors(shapes), family) is family
 
 
+def test_checkpoint_without_evidence_is_not_called_ambiguous():
+    """Parts that are missing cannot disagree, and spec.baseModel would not add them."""
+    words = "its UNet has no transformers, and it has no text encoder"
+    with pytest.raises(LoaderError, match=words) as caught:
+        family_of(tensors({CONV_IN: (320, 4, 3, 3)}))
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
 KNOWN_TO_DIFFUSERS = [
     pytest.param(SDXL | {"edm_mean": (4,)}, "a Playground v2.5 checkpoint", id="Playground"),
     pytest.param(

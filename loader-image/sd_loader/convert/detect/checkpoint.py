@@ -101,6 +101,11 @@ def _family(tensors: Mapping[str, Tensor], base_model: BaseModelName | None) -> 
         return evidence.pop()
     if base_model in (BaseModelName.SD1, BaseModelName.SD2):
         return base_model
+    if not evidence:
+        raise unsupported(
+            "a checkpoint without the parts by which sd1 and sd2 differ: its UNet has no"
+            " transformers, and it has no text encoder"
+        )
     raise LoaderError(
         Reason.INVALID_SPEC,
         "the checkpoint's UNet and text encoder do not agree whether it is of sd1 or sd2: set"
