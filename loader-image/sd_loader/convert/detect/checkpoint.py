@@ -14,7 +14,7 @@ from sd_loader.convert.detect.kinds import (
     describe_kind,
     example_names,
     input_channels,
-    only_diffusers_converts,
+    other_pipeline,
     transformer_file,
     unsupported,
 )
@@ -51,9 +51,9 @@ def family_of(
 
     base_model: the family that the user specifies. It decides if the file is ambiguous.
     """
-    foreign = only_diffusers_converts(tensors)
+    foreign = other_pipeline(tensors)
     if foreign is not None:
-        raise unsupported(f"{foreign}, which this loader does not convert")
+        raise unsupported(f"{foreign}: {REPO_INSTEAD}")
     transformer = transformer_file(tensors)
     if transformer is not None:
         raise unsupported(f"{transformer}: {REPO_INSTEAD}")

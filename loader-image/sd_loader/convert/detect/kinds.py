@@ -119,8 +119,8 @@ def model_type_of(tensors: Mapping[str, Tensor]) -> ModelType | None:
     return kind.model_type if kind else None
 
 
-def only_diffusers_converts(tensors: Mapping[str, Tensor]) -> str | None:
-    """Describe a file that diffusers converts and this loader does not. None for any other file."""
+def other_pipeline(tensors: Mapping[str, Tensor]) -> str | None:
+    """Describe a pipeline whose single files this loader does not convert. None for other files."""
     if LORA.fits(tensors):
         return None  # whichever model it is for
     if _PLAYGROUND_MARK in tensors:
@@ -154,7 +154,7 @@ def describe_kind(tensors: Mapping[str, Tensor], excluded: ModelType | None = No
 
 def refuse_other_kinds(tensors: Mapping[str, Tensor], wanted: ModelType) -> None:
     """Refuse a file that is recognised as another kind of model than the wanted one."""
-    foreign = only_diffusers_converts(tensors) or transformer_file(tensors)
+    foreign = other_pipeline(tensors) or transformer_file(tensors)
     if foreign is not None:
         raise unsupported(str(foreign))
     kind = _kind(tensors)

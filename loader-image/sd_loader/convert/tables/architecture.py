@@ -141,9 +141,15 @@ def load_architecture(name: str) -> Architecture:
     return Architecture(
         name,
         _components(folder),
-        _templates(folder / "folder"),
+        load_templates(name),
         {path.name: _variant(path) for path in sorted((folder / "variants").glob("*"))},
     )
+
+
+@cache
+def load_templates(name: str) -> dict[str, Any]:
+    """Read the JSON files of a family's published folder."""
+    return _templates(DATA / name / "folder")
 
 
 def _components(folder: Path) -> tuple[Component, ...]:

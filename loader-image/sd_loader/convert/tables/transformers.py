@@ -59,6 +59,12 @@ class TransformerTable:
             frozenset(prefix + name for name in self.unused),
         )
 
+    def layers(self, names: Iterable[str], prefix: str = "") -> Mapping[str, int]:
+        """How many layers a file has, by the beginning of their names, such as `joint_blocks`."""
+        own = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        counts = layer_counts(self.kinds, own)
+        return {stack.removesuffix("."): count for stack, count in counts.items()}
+
 
 @cache
 def load_transformer(family: str) -> TransformerTable:
