@@ -16,7 +16,7 @@ from sd_api.spec import BaseModelName, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.file import plan_download
-from sd_loader.convert.plan.needs import needs
+from sd_loader.convert.plan.needs import Needs, needs
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import ORIGINAL_MAX_BYTES, read_original
 from sd_loader.errors import LoaderError, SourceChangedError, naming
@@ -121,7 +121,8 @@ def _stream_version(link: OpenLink, supplies: _Supplies, out: Path) -> Fetched |
     with open_incoming(remote, supplies.into) as incoming:
         if incoming is None:
             return None
-        supplies.fetch_needed(incoming.file)
+        if supplies.fetch_needed(incoming.file).whole_file:
+            return None
         return _convert(incoming, supplies, out)
 
 
@@ -185,13 +186,14 @@ class _Supplies:
         with file:
             self.fetch_needed(file)
 
-    def fetch_needed(self, file: TensorFile) -> None:
+    def fetch_needed(self, file: TensorFile) -> Needs:
         """Download the configs and components that the file lacks, if their repo is known."""
         needed = needs(file, self.conversion)
         if needed.config_repo is not None:
             self._fetch_configs(needed.config_repo)
         elif needed.base_model is not None:
             self._fetch_defaults(needed.base_model, needed.components)
+        return needed
 
     def _fetch_configs(self, repo_id: str) -> None:
         subject = f"the file needs the configs of {repo_id}"

@@ -57,6 +57,9 @@ class Tensor:
     strides: tuple[int, ...] | None = None
     """Strides in elements. None if the tensor is contiguous."""
 
+    scale: float | None = None
+    """The number that each element is multiplied by. None if the elements are the values."""
+
     @property
     def count(self) -> int:
         """Number of elements."""

@@ -114,7 +114,7 @@ def test_whole_sd3_becomes_a_pipeline(opened: OpenFiles, configs: Path) -> None:
     config = config_of(plan, "transformer/config.json")
     assert config["num_layers"] == 2
     assert config["num_attention_heads"] == 2
-    assert config["pos_embed_max_size"] == 4
+    assert (config["pos_embed_max_size"], config["sample_size"]) == (4, 8)
     assert config["qk_norm"] == "rms_norm"
     assert config["dual_attention_layers"] == [0, 1]
     assert config["pooled_projection_dim"] == CLIP_L + CLIP_G

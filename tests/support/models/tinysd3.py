@@ -58,7 +58,7 @@ def _under(prefix: str, shapes: Shapes) -> Shapes:
 
 def _transformer() -> Shapes:
     shapes: Shapes = {
-        "pos_embed": (1, 64 * 64, WIDTH),
+        "pos_embed": (1, 16 * 16, WIDTH),
         "x_embedder.proj.weight": (WIDTH, CHANNELS, 2, 2),
         "x_embedder.proj.bias": (WIDTH,),
         **linear("t_embedder.mlp.0", WIDTH, 256),
@@ -154,7 +154,7 @@ def _configs() -> dict[str, Any]:
             "out_channels": CHANNELS,
             "patch_size": 2,
             "pooled_projection_dim": CLIP_L + CLIP_G,
-            "pos_embed_max_size": 64,
+            "pos_embed_max_size": 16,
             "qk_norm": "rms_norm",
             "sample_size": 16,
         },

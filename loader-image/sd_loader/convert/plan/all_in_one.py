@@ -47,6 +47,10 @@ _TOKENIZER_FILES = (
 _TOKENIZER_BYTES = 32 << 20
 """T5's tokenizer.json has 2.4 MB."""
 _PROJECTION = "text_projection.weight"
+_SAMPLE = 128
+"""Width of SD 3's latents for an image of 1024 pixels."""
+_PATCH = 2
+"""Latents for each position of SD 3, in each direction."""
 _SCHEDULER = "scheduler/scheduler_config.json"
 _SCHNELL = {"shift": 1.0, "use_dynamic_shifting": False}
 """The scheduler of FLUX.1 schnell differs in these from that of FLUX.1 dev."""
@@ -258,7 +262,9 @@ def _learn(
     table = load_transformer(found.family.table or "")
     dimensions.update(table.layers(tensors, found.prefix))
     if "positions" in dimensions:
-        dimensions["positions_side"] = math.isqrt(dimensions["positions"])
+        side = math.isqrt(dimensions["positions"])
+        dimensions["positions_side"] = side
+        dimensions["sample"] = min(_SAMPLE, _PATCH * side)
     pooled = dimensions["text_encoder"] + dimensions.get("text_encoder_2_projection", 0)
     _agree("pooled", dimensions["pooled"], pooled, "the CLIP encoders give")
     if has_t5:

@@ -20,11 +20,15 @@ from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedExtras, plan_extras
 from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig, read_original
+from sd_loader.convert.plan.scaled_fp8 import scaled
 from sd_loader.convert.plan.vae import plan_vae
 from sd_loader.convert.write.files import FolderPlan
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 from sd_loader.tensors import TensorFile
+
+_UNSCALED = (ModelType.LORA, ModelType.EMBEDDINGS)
+"""Types that are published as they are, so that their weights may not have scales."""
 
 
 def plan_file(
@@ -40,6 +44,8 @@ def plan_file(
     opened: where further files are opened. extras, original, configs: for pipelines. The other
     model types ignore them.
     """
+    if conversion.model_type not in _UNSCALED:
+        file = scaled(file)
     refuse_quantized(file.tensors)
     match conversion.model_type:
         case ModelType.CONTROLNET:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sd_api.spec import BaseModelName
 from sd_loader.convert.conversion import Conversion
@@ -13,6 +13,7 @@ from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.detect.transformers import TransformerFile
 from sd_loader.convert.plan.all_in_one import missing_of, tokenizer_repo
 from sd_loader.convert.plan.checkpoint import missing_components
+from sd_loader.convert.plan.scaled_fp8 import has_scales, without_scales
 from sd_loader.convert.plan.vae import VAE
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Tensor, TensorFile
@@ -37,6 +38,9 @@ class Needs:
     config_repo: str | None = None
     """Hub repo with configs and tokenizers that the pipeline needs. None if it needs none."""
 
+    whole_file: bool = False
+    """Whether the file must be complete before it is converted: the plan needs its scales."""
+
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
     """Find out what the file lacks, from its header alone.
@@ -46,8 +50,13 @@ def needs(file: TensorFile, conversion: Conversion) -> Needs:
     """
     if not conversion.is_pipeline:
         return Needs()
-    tensors = file.tensors
+    whole_file = has_scales(file.tensors)
+    tensors = without_scales(file.tensors) if whole_file else file.tensors
     refuse_quantized(tensors)
+    return replace(_needs(tensors, conversion), whole_file=whole_file)
+
+
+def _needs(tensors: Mapping[str, Tensor], conversion: Conversion) -> Needs:
     found = transformer_file(tensors)
     if found is not None:
         return _needs_of_transformer(found, tensors)
