@@ -12,7 +12,7 @@ from sd_api.fields import Contract, ShortText
 from sd_api.wire import Source
 
 CONFIGS_FOLDER = "configs"
-"""The folder in the source folder for the configs of a pipeline that only diffusers converts."""
+"""The folder in the source folder for configs and tokenizers that the source does not have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from sd_api.choices import ModelType
@@ -10,7 +11,7 @@ from sd_api.humanize import size
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import model_type_of
 from sd_loader.convert.plan.file import plan_file
-from sd_loader.formats import open_tensor_file
+from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.snippet import snippet
 
 _TITLE = "modelspec.title"
@@ -54,10 +55,12 @@ class Inspection(Contract):
 
 def inspect(path: Path) -> Inspection:
     """Inspect a file. Raise the LoaderError that a load of this file would raise."""
-    with open_tensor_file(path) as file:
+    with ExitStack() as stack:
+        opened = OpenFiles(stack)
+        file = opened.open(path)
         # A file of unknown type is planned as a checkpoint, which most users load.
         model_type = model_type_of(file.tensors) or ModelType.CUSTOM_CKPT
-        plan = plan_file(file, Conversion(model_type, model_id="inspected"))
+        plan = plan_file(file, Conversion(model_type, model_id="inspected"), opened)
         title = file.metadata.get(_TITLE)
         return Inspection(
             model_type=model_type,

@@ -2,7 +2,6 @@
 
 run            converts a finished download
 conversion     the options of a conversion
-by_diffusers   lets diffusers convert models that have no key table here
 plan/          plans the files to write, from headers alone
 detect/        detects the kind of model in a file
 write/         writes the planned files

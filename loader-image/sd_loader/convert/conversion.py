@@ -84,3 +84,20 @@ def refuse_impossible(conversion: Conversion) -> None:
             " lacks: set it to false, or have the administrator name an image with them in"
             " loader.image",
         )
+
+
+def refuse_without_effect(what: str, conversion: Conversion) -> None:
+    """Refuse, by name, a field that has no effect on such a file. what: the file, in words."""
+    given = {
+        "weights": conversion.weights is Weights.EMA,
+        "baseModel": conversion.base_model is not None,
+        "predictionType": conversion.prediction_type is not None,
+        "upcastAttention": conversion.upcast_attention is not None,
+        "originalConfig": conversion.original_config,
+        "vae": conversion.replacement_vae,
+    }
+    for field_, is_given in given.items():
+        if is_given:
+            raise LoaderError(
+                Reason.INVALID_SPEC, f"spec.{field_} does not apply: the file is {what}"
+            )

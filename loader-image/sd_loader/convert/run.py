@@ -7,13 +7,11 @@ from pathlib import Path
 
 from sd_api.choices import ModelType, Weights
 from sd_api.reasons import Reason
-from sd_loader.convert.by_diffusers import convert_by_diffusers
 from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
 from sd_loader.convert.plan.embedding import plan_embedding_of_repo
-from sd_loader.convert.plan.fallback import foreign_pipeline
-from sd_loader.convert.plan.file import plan_download, refuse_pickle
+from sd_loader.convert.plan.file import plan_download
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.repo import plan_repo
 from sd_loader.convert.plan.vae import VAE
@@ -78,10 +76,6 @@ def _convert_file(
     report: Report,
 ) -> Converted:
     file = opened.open(path)
-    refuse_pickle(file, conversion)
-    pipeline = foreign_pipeline(file, conversion)
-    if pipeline is not None:
-        return convert_by_diffusers(file, pipeline, companions, conversion, out, report)
     plan = plan_download(file, conversion, companions, opened)
     files = write_folder(out, plan.files, report, opened.files.values())
     verify_folder(out, plan, conversion.verify, report)

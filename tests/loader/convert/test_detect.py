@@ -19,7 +19,7 @@ from devkit.ldm_layouts import (
 from sd_api.choices import BaseModelName
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.checkpoint import INPAINTING, INSTRUCT_PIX2PIX, family_of, task_of
-from sd_loader.convert.detect.kinds import only_diffusers_converts
+from sd_loader.convert.detect.kinds import other_pipeline
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor
 
@@ -109,35 +109,30 @@ def test_checkpoint_without_evidence_is_not_called_ambiguous():
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
 
 
-KNOWN_TO_DIFFUSERS = [
+OTHER_PIPELINES = [
     pytest.param(SDXL | {"edm_mean": (4,)}, "a Playground v2.5 checkpoint", id="Playground"),
     pytest.param(
         SD2 | {CONV_IN: (32, 7, 3, 3), f"{UNET}label_emb.weight": (1000, 128)},
         "an upscaler",
         id="upscaler",
     ),
-    pytest.param([f"{UNET}double_blocks.0.img_attn.qkv.weight"], "a FLUX model", id="FLUX"),
-    pytest.param(["double_blocks.0.img_attn.norm.key_norm.scale"], "a FLUX model", id="bare FLUX"),
-    pytest.param(
-        ["joint_blocks.0.x_block.attn.qkv.weight"], "a Stable Diffusion 3 model", id="SD 3"
-    ),
-    pytest.param([f"{UNET}head.modulation"], "a Wan model", id="Wan"),
+    pytest.param(["clip_txt_mapper.weight"], "a Stable Cascade model", id="Stable Cascade"),
 ]
 
 
-@pytest.mark.parametrize(("shapes", "what"), KNOWN_TO_DIFFUSERS)
-def test_model_that_only_diffusers_converts_is_named(shapes, what):
-    """The torch image converts these models with diffusers."""
-    assert only_diffusers_converts(tensors(shapes)) == what
-    with pytest.raises(LoaderError, match=what) as caught:
+@pytest.mark.parametrize(("shapes", "what"), OTHER_PIPELINES)
+def test_model_that_other_pipeline_is_named(shapes, what):
+    """The message names the repo as the remedy."""
+    assert other_pipeline(tensors(shapes)) == what
+    with pytest.raises(LoaderError, match=f"the file is {what}: use the model's repo") as caught:
         family_of(tensors(shapes))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
 
 
 @pytest.mark.parametrize("shapes", [SD1, SD2, SDXL, REFINER, {}, ["a"]])
-def test_other_files_are_not_left_to_diffusers(shapes):
+def test_other_files_are_no_such_pipeline(shapes):
     """The files are unknown, or hold models that the loader converts itself."""
-    assert only_diffusers_converts(tensors(shapes)) is None
+    assert other_pipeline(tensors(shapes)) is None
 
 
 UNET_ROLES = ("ia3_l", "oft_R", "vera_lambda_b", "vera_lambda_d", "boft_R", "hra_u", "lora_E")

@@ -8,9 +8,7 @@ import pytest
 
 from devkit.ldm_layouts import TINY_SD2, TINY_SD15, TINY_SDXL, sd2_shapes, sd15_shapes, sdxl_shapes
 from sd_api.choices import BaseModelName
-from sd_api.reasons import Reason
 from sd_loader.convert.plan.needs import Needs, needs
-from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
 from tests.support.models.conversions import conversion
 
@@ -58,6 +56,15 @@ def without(shapes, *prefixes):
         ),
         pytest.param(without(SD1, NO_VAE), {"model_type": "vae"}, Needs(), id="not a pipeline"),
         pytest.param(SD35_LARGE, {"model_type": "lora"}, Needs(), id="an adapter of another model"),
+        pytest.param(
+            SD35_LARGE,
+            {},
+            Needs(family="sd-3", components=("text_encoder", "text_encoder_2", "vae")),
+            id="a transformer alone",
+        ),
+        pytest.param(
+            {"head.modulation": (1,)}, {}, Needs(family="wan"), id="a transformer of Wan alone"
+        ),
         pytest.param({"x": (1,)}, {}, Needs(), id="not a model"),
         pytest.param(SD1, {"base_model": "sdxl"}, Needs(), id="the spec contradicts the file"),
     ],
@@ -66,19 +73,3 @@ def test_file_needs_its_missing_components(shapes, fields, expected):
     """A file that cannot be converted needs nothing. Its plan fails later with the reason."""
     found = needs(file_of(shapes), conversion(**fields))
     assert found == expected
-    assert not found.whole_file
-
-
-def test_fallback_model_needs_its_configs():
-    """Diffusers tells which repo has the configs. It also needs the whole file."""
-    found = needs(file_of(SD35_LARGE), conversion())
-    assert found == Needs(config_repo="stabilityai/stable-diffusion-3.5-large")
-    assert found.whole_file
-
-
-def test_fallback_model_is_refused_without_torch(monkeypatch):
-    """The message names the image that can convert it."""
-    monkeypatch.setattr("sd_loader.convert.plan.fallback.has_torch", lambda: False)
-    with pytest.raises(LoaderError, match=r"only diffusers converts.*loader\.image") as caught:
-        needs(file_of(SD35_LARGE), conversion())
-    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT

@@ -150,22 +150,22 @@ def test_checkpoint_without_scales_is_not_quantized(dtype):
 
 
 KINDS = [
-    ("custom_ckpt", f"{UNET}.scale_weight"),
-    ("lora", f"{LORA}.scale_weight"),
-    ("vae", f"{VAE}.scale_weight"),
-    ("controlnet", f"{CONTROLNET}.scale_weight"),
+    ("custom_ckpt", "scaled fp8, in blocks", f"{UNET}.weight_scale_inv"),
+    ("lora", "scaled fp8", f"{LORA}.scale_weight"),
+    ("vae", "scaled fp8, in blocks", f"{VAE}.weight_scale_inv"),
+    ("controlnet", "scaled fp8, in blocks", f"{CONTROLNET}.weight_scale_inv"),
 ]
 
 
-@pytest.mark.parametrize(("model_type", "scale"), KINDS)
-def test_file_of_each_type_is_refused(tmp_path, model_type, scale):
+@pytest.mark.parametrize(("model_type", "what", "scale"), KINDS)
+def test_file_of_each_type_is_refused(tmp_path, model_type, what, scale):
     """No model type takes the weights for something else."""
-    weight = scale.replace("scale_weight", "weight")
+    weight = f"{scale.rpartition('.')[0]}.weight"
     tensors = {weight: torch.ones(4, 4).to(torch.float8_e4m3fn), scale: torch.tensor(2.0)}
     file = save_safetensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(LoaderError) as caught:
         convert_file(file, tmp_path / "out", model_type=model_type)
-    assert caught.value.message == message("scaled fp8", scale)
+    assert caught.value.message == message(what, scale)
 
 
 def test_quantized_checkpoint_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from devkit.ldm_layouts import TINY_SD15, vae_shapes
 from sd_api.default_parts import format_default_parts, parse_default_parts
 from sd_loader.convert.plan.controlnet_check import checked_controlnet
 from sd_loader.convert.plan.file import plan_file
+from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.tables.architecture import load_architecture
 from sd_loader.convert.tables.dimensions import evaluate
 from sd_loader.errors import LoaderError
@@ -69,7 +70,8 @@ def planned(model_type: str, shapes: Shapes) -> Any:
     """Plan a file that holds tensors of these shapes."""
     tensors = {name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in shapes.items()}
     file = TensorFile(Path("file"), -1, "safetensors", tensors)
-    return plan_file(file, conversion(model_type=model_type))
+    with ExitStack() as stack:
+        return plan_file(file, conversion(model_type=model_type), OpenFiles(stack))
 
 
 @pytest.mark.parametrize(("model_type", "shapes"), WHOLE.values(), ids=WHOLE)

@@ -14,15 +14,20 @@ import torch
 
 from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
 from tests.support.models.checkpoints import Checkpoint, random_tensors, write_tokenizer
+from tests.support.models.encoders import (
+    CLIP_G,
+    CLIP_L,
+    T5,
+    T5_VOCABULARY,
+    VOCABULARY,
+    clip_shapes,
+    linear,
+    t5_shapes,
+)
 
 REPO = "stabilityai/stable-diffusion-3.5-large"
 BLOCKS = 38
 WIDTH = 64
-CLIP_L = 64
-CLIP_G = 128
-T5 = CLIP_L + CLIP_G
-VOCABULARY = 49408
-T5_VOCABULARY = 32
 CHANNELS = 16
 
 
@@ -41,10 +46,9 @@ def sd35_shapes() -> Shapes:
     return {
         **_under("model.diffusion_model.", _transformer()),
         **_under("first_stage_model.", vae),
-        **_under("text_encoders.clip_l.transformer.", _clip(CLIP_L)),
-        **_under("text_encoders.clip_g.transformer.", _clip(CLIP_G)),
-        "text_encoders.clip_g.transformer.text_projection.weight": (CLIP_G, CLIP_G),
-        **_under("text_encoders.t5xxl.transformer.", _t5()),
+        **_under("text_encoders.clip_l.transformer.", clip_shapes(CLIP_L)),
+        **_under("text_encoders.clip_g.transformer.", clip_shapes(CLIP_G, projected=True)),
+        **_under("text_encoders.t5xxl.transformer.", t5_shapes()),
     }
 
 
@@ -52,68 +56,32 @@ def _under(prefix: str, shapes: Shapes) -> Shapes:
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
-def _linear(name: str, out: int, width: int) -> Shapes:
-    return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
-
-
 def _transformer() -> Shapes:
     shapes: Shapes = {
         "pos_embed": (1, 16 * 16, WIDTH),
         "x_embedder.proj.weight": (WIDTH, CHANNELS, 2, 2),
         "x_embedder.proj.bias": (WIDTH,),
-        **_linear("t_embedder.mlp.0", WIDTH, 256),
-        **_linear("t_embedder.mlp.2", WIDTH, WIDTH),
-        **_linear("y_embedder.mlp.0", WIDTH, T5),
-        **_linear("y_embedder.mlp.2", WIDTH, WIDTH),
-        **_linear("context_embedder", WIDTH, T5),
-        **_linear("final_layer.linear", 4 * CHANNELS, WIDTH),
-        **_linear("final_layer.adaLN_modulation.1", 2 * WIDTH, WIDTH),
+        **linear("t_embedder.mlp.0", WIDTH, 256),
+        **linear("t_embedder.mlp.2", WIDTH, WIDTH),
+        **linear("y_embedder.mlp.0", WIDTH, T5),
+        **linear("y_embedder.mlp.2", WIDTH, WIDTH),
+        **linear("context_embedder", WIDTH, T5),
+        **linear("final_layer.linear", 4 * CHANNELS, WIDTH),
+        **linear("final_layer.adaLN_modulation.1", 2 * WIDTH, WIDTH),
     }
     for number in range(BLOCKS):
         last = number == BLOCKS - 1
         for side in ("x_block", "context_block"):
             block = f"joint_blocks.{number}.{side}"
-            shapes |= _linear(f"{block}.attn.qkv", 3 * WIDTH, WIDTH)
+            shapes |= linear(f"{block}.attn.qkv", 3 * WIDTH, WIDTH)
             shapes |= {f"{block}.attn.ln_{one}.weight": (64,) for one in "qk"}
             ends = last and side == "context_block"
-            shapes |= _linear(f"{block}.adaLN_modulation.1", (2 if ends else 6) * WIDTH, WIDTH)
+            shapes |= linear(f"{block}.adaLN_modulation.1", (2 if ends else 6) * WIDTH, WIDTH)
             if not ends:
-                shapes |= _linear(f"{block}.attn.proj", WIDTH, WIDTH)
-                shapes |= _linear(f"{block}.mlp.fc1", 4 * WIDTH, WIDTH)
-                shapes |= _linear(f"{block}.mlp.fc2", WIDTH, 4 * WIDTH)
+                shapes |= linear(f"{block}.attn.proj", WIDTH, WIDTH)
+                shapes |= linear(f"{block}.mlp.fc1", 4 * WIDTH, WIDTH)
+                shapes |= linear(f"{block}.mlp.fc2", WIDTH, 4 * WIDTH)
     return shapes
-
-
-def _clip(width: int) -> Shapes:
-    shapes: Shapes = {
-        "text_model.embeddings.token_embedding.weight": (VOCABULARY, width),
-        "text_model.embeddings.position_embedding.weight": (77, width),
-    }
-    layer = "text_model.encoder.layers.0"
-    for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
-        shapes |= _linear(f"{layer}.self_attn.{part}", width, width)
-    shapes |= _linear(f"{layer}.mlp.fc1", 4 * width, width)
-    shapes |= _linear(f"{layer}.mlp.fc2", width, 4 * width)
-    for norm in (f"{layer}.layer_norm1", f"{layer}.layer_norm2", "text_model.final_layer_norm"):
-        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
-    return shapes
-
-
-def _t5() -> Shapes:
-    block = "encoder.block.0.layer"
-    attention = f"{block}.0.SelfAttention"
-    return {
-        "shared.weight": (T5_VOCABULARY, T5),
-        **{f"{attention}.{one}.weight": (64, T5) for one in "qkv"},
-        f"{attention}.o.weight": (T5, 64),
-        f"{attention}.relative_attention_bias.weight": (32, 1),
-        f"{block}.0.layer_norm.weight": (T5,),
-        f"{block}.1.DenseReluDense.wi_0.weight": (64, T5),
-        f"{block}.1.DenseReluDense.wi_1.weight": (64, T5),
-        f"{block}.1.DenseReluDense.wo.weight": (T5, 64),
-        f"{block}.1.layer_norm.weight": (T5,),
-        "encoder.final_layer_norm.weight": (T5,),
-    }
 
 
 def write_configs(folder: Path) -> Path:

@@ -14,7 +14,8 @@ from sd_loader.convert.detect.kinds import (
     describe_kind,
     example_names,
     input_channels,
-    only_diffusers_converts,
+    other_pipeline,
+    transformer_file,
     unsupported,
 )
 from sd_loader.convert.tables.architecture import load_architecture
@@ -36,6 +37,10 @@ _TEXT_ENCODERS = {
     "cond_stage_model.transformer.": BaseModelName.SD1,
     "cond_stage_model.model.": BaseModelName.SD2,
 }
+REPO_INSTEAD = (
+    "use the model's repo in diffusers' layout, which has all components, with spec.modelType:"
+    " huggingface"
+)
 _COSXL_MARK = "edm_vpred.sigma_max"
 
 
@@ -46,9 +51,12 @@ def family_of(
 
     base_model: the family that the user specifies. It decides if the file is ambiguous.
     """
-    foreign = only_diffusers_converts(tensors)
+    foreign = other_pipeline(tensors)
     if foreign is not None:
-        raise unsupported(f"{foreign}, which this loader does not convert")
+        raise unsupported(f"{foreign}: {REPO_INSTEAD}")
+    transformer = transformer_file(tensors)
+    if transformer is not None:
+        raise unsupported(f"{transformer}: {REPO_INSTEAD}")
     if FIRST_CONVOLUTION not in tensors:
         raise unsupported(_description(tensors))
     if CONTROLNET.fits(tensors):

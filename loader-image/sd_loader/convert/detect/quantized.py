@@ -30,7 +30,6 @@ _BY_LAST_PART = {
     "weight_scale_2": "nvfp4",
     "weight_scale_inv": "scaled fp8, in blocks",
     "scale_weight": "scaled fp8",
-    "scaled_fp8": "scaled fp8",
 }
 """Formats by the last part of a tensor's name. An earlier row is more exact than a later one."""
 
@@ -56,7 +55,7 @@ def refuse_quantized(tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file with quantized weights. fp8 without scales is not quantized."""
     found = _format(tensors)
     if found is not None:
-        _refuse(*found)
+        refuse_format(*found)
 
 
 def refuse_quantized_config(config: Mapping[str, Any]) -> None:
@@ -70,10 +69,11 @@ def refuse_quantized_config(config: Mapping[str, Any]) -> None:
     kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else None
     if settings.get("load_in_8bit"):
         kind = "int8"
-    _refuse(f"{snippet(kind, 20)}, by {by}" if isinstance(kind, str) else by, _CONFIG)
+    refuse_format(f"{snippet(kind, 20)}, by {by}" if isinstance(kind, str) else by, _CONFIG)
 
 
-def _refuse(what: str, seen: str) -> NoReturn:
+def refuse_format(what: str, seen: str) -> NoReturn:
+    """Refuse weights of a format. seen: a name that shows the format."""
     raise LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         f"the weights are quantized ({what}), which is not supported: use a version of the model in"

@@ -24,5 +24,5 @@ class Companions:
 
     @property
     def configs(self) -> Path:
-        """The folder with the configs of a pipeline that only diffusers converts."""
+        """The folder with configs and tokenizers that the source does not have."""
         return self.folder / CONFIGS_FOLDER

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
+from sd_loader.convert.detect.kinds import transformer_file
 from sd_loader.convert.detect.quantized import refuse_quantized
+from sd_loader.convert.plan.all_in_one import missing_of, plan_all_in_one
 from sd_loader.convert.plan.checkpoint import plan_checkpoint
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.controlnet import plan_controlnet
@@ -17,23 +20,32 @@ from sd_loader.convert.plan.extras import NO_EXTRAS, PlannedExtras, plan_extras
 from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.original import NO_ORIGINAL, OriginalConfig, read_original
+from sd_loader.convert.plan.scaled_fp8 import scaled
 from sd_loader.convert.plan.vae import plan_vae
 from sd_loader.convert.write.files import FolderPlan
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 from sd_loader.tensors import TensorFile
 
+_UNSCALED = (ModelType.LORA, ModelType.EMBEDDINGS)
+"""Types that are published as they are, so that their weights may not have scales."""
+
 
 def plan_file(
     file: TensorFile,
     conversion: Conversion,
+    opened: OpenFiles,
     extras: PlannedExtras = NO_EXTRAS,
     original: OriginalConfig = NO_ORIGINAL,
+    configs: Path | None = None,
 ) -> FolderPlan:
     """Plan the folder of an open file. Reads no weights and writes nothing.
 
-    extras, original: for pipelines. The other model types ignore them.
+    opened: where further files are opened. extras, original, configs: for pipelines. The other
+    model types ignore them.
     """
+    if conversion.model_type not in _UNSCALED:
+        file = scaled(file)
     refuse_quantized(file.tensors)
     match conversion.model_type:
         case ModelType.CONTROLNET:
@@ -45,6 +57,10 @@ def plan_file(
         case ModelType.EMBEDDINGS:
             return plan_embedding(file, conversion)
         case _:
+            found = transformer_file(file.tensors)
+            missing = None if found is None else missing_of(found, file.tensors)
+            if found is not None and missing is not None:
+                return plan_all_in_one(file, found, missing, conversion, configs, opened)
             return plan_checkpoint(file, conversion, extras, original)
 
 
@@ -60,10 +76,10 @@ def plan_download(
     if companions.original_config is not None:
         original = read_original(companions.folder / companions.original_config)
     if not companions.extras:
-        return plan_file(file, conversion, original=original)
+        return plan_file(file, conversion, opened, original=original, configs=companions.configs)
     base_model = family_of(file.tensors, conversion.base_model)
     extras = plan_extras(companions, base_model, conversion, opened)
-    plan = plan_file(file, conversion, extras, original)
+    plan = plan_file(file, conversion, opened, extras, original)
     return replace(plan, warnings=(*plan.warnings, *extras.warnings))
 
 

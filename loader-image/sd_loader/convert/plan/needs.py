@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from sd_api.choices import BaseModelName
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
+from sd_loader.convert.detect.kinds import transformer_file
 from sd_loader.convert.detect.quantized import refuse_quantized
+from sd_loader.convert.detect.transformers import TransformerFile
+from sd_loader.convert.plan.all_in_one import missing_of, tokenizer_repo
 from sd_loader.convert.plan.checkpoint import missing_components
-from sd_loader.convert.plan.fallback import foreign_pipeline
+from sd_loader.convert.plan.scaled_fp8 import has_scales, without_scales
 from sd_loader.convert.plan.vae import VAE
 from sd_loader.errors import LoaderError
-from sd_loader.tensors import TensorFile
+from sd_loader.tensors import Tensor, TensorFile
 
 
 @dataclass(frozen=True)
@@ -28,32 +32,46 @@ class Needs:
     A VAE that the user replaces is not among them.
     """
 
-    config_repo: str | None = None
-    """Hub repo with the configs of a pipeline that only diffusers converts. None for others."""
+    family: str | None = None
+    """Family of the file's transformer. None if the file has none of a known family."""
 
-    @property
-    def whole_file(self) -> bool:
-        """Whether the file must be complete before it is converted: diffusers reads all of it."""
-        return self.config_repo is not None
+    config_repo: str | None = None
+    """Hub repo with configs and tokenizers that the pipeline needs. None if it needs none."""
+
+    whole_file: bool = False
+    """Whether the file must be complete before it is converted: the plan needs its scales."""
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
     """Find out what the file lacks, from its header alone.
 
-    Raises LoaderError for quantized weights, and for a model that only diffusers converts if
-    diffusers is not installed or does not convert it either. Any other file that cannot be
-    converted needs nothing: planning its folder says why.
+    Raises LoaderError for quantized weights. Any other file that cannot be converted needs nothing:
+    planning its folder says why.
     """
     if not conversion.is_pipeline:
         return Needs()
-    refuse_quantized(file.tensors)
-    pipeline = foreign_pipeline(file, conversion)
-    if pipeline is not None:
-        return Needs(config_repo=pipeline.config_repo)
+    whole_file = has_scales(file.tensors)
+    tensors = without_scales(file.tensors) if whole_file else file.tensors
+    refuse_quantized(tensors)
+    return replace(_needs(tensors, conversion), whole_file=whole_file)
+
+
+def _needs(tensors: Mapping[str, Tensor], conversion: Conversion) -> Needs:
+    found = transformer_file(tensors)
+    if found is not None:
+        return _needs_of_transformer(found, tensors)
     try:
-        base_model = family_of(file.tensors, conversion.base_model)
-        missing = missing_components(file.tensors, conversion.base_model)
+        base_model = family_of(tensors, conversion.base_model)
+        missing = missing_components(tensors, conversion.base_model)
     except LoaderError:
         return Needs()
     replaced = {VAE} if conversion.replacement_vae else set()
     return Needs(base_model, tuple(name for name in missing if name not in replaced))
+
+
+def _needs_of_transformer(found: TransformerFile, tensors: Mapping[str, Tensor]) -> Needs:
+    family = found.family.table
+    missing = missing_of(found, tensors)
+    if missing == ():
+        return Needs(family=family, config_repo=tokenizer_repo(found, tensors))
+    return Needs(family=family, components=missing or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,8 +10,14 @@ from pathlib import Path
 
 from sd_loader.diffusers_repo.component_files import RepoFile
 from sd_loader.formats import open_tensor_file
-from sd_loader.tensors import TensorFile
+from sd_loader.tensors import Dtype, Tensor, TensorFile
 
+_ONE = {
+    Dtype.F32: b"\x00\x00\x80\x3f",
+    Dtype.F16: b"\x00\x3c",
+    Dtype.BF16: b"\x80\x3f",
+}
+"""The number one in each type."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -29,6 +36,16 @@ class OpenFiles:
         file = self.stack.enter_context(open_tensor_file(path))
         self.files[file.fd] = file
         return file
+
+    def identity(self, width: int, dtype: Dtype) -> Tensor:
+        """Return an identity matrix. Its bytes are in memory, since no file has them."""
+        size = width * width * dtype.itemsize
+        fd = os.memfd_create("identity", os.MFD_CLOEXEC)
+        self.stack.callback(os.close, fd)
+        os.truncate(fd, size)
+        for row in range(width):
+            os.pwrite(fd, _ONE[dtype], row * (width + 1) * dtype.itemsize)
+        return Tensor(fd, dtype, (width, width), 0)
 
     def open_chosen(
         self, repo: Path, component: Path, chosen: Iterable[RepoFile]

@@ -72,10 +72,13 @@ def small_files(
     for path in configs:
         folder, _, name = path.partition("/")
         if name == "tokenizer_config.json":
-            files += [
-                SmallFile(f"{folder}/{file}", vocabulary_file(file)) for file in VOCABULARY_FILES
-            ]
+            files += vocabulary_files(folder)
     return files
+
+
+def vocabulary_files(folder: str) -> list[SmallFile]:
+    """CLIP's vocabulary, in the folder of a tokenizer."""
+    return [SmallFile(f"{folder}/{file}", vocabulary_file(file)) for file in VOCABULARY_FILES]
 
 
 def _unet(config: dict[str, Any], dimensions: Dimensions, choices: Choices) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numkong
@@ -36,17 +36,23 @@ _F16_INFINITE = 0x7C00
 _F16_MINUS_INFINITE = 0xFC00
 
 
-def cast(values: Array, source: Dtype, target: Dtype, out: Array) -> int:
+def cast(
+    values: Array, source: Dtype, target: Dtype, out: Array, scale: float | None = None
+) -> int:
     """Convert elements into `out`. Return how many finite ones became infinite.
 
     Both arrays have their `storage_dtype`. A NaN stays a NaN. Rounding is to nearest even.
+
+    scale: what each element is multiplied by in single precision, before it is rounded. Only
+    elements of 8 bits have scales.
     """
     if source is target:
         out[...] = values
         return 0
     if source in _EIGHT_BIT:
-        _cast_pairs(values, _pairs(source, target), out)
-        return 0  # Every finite number of 8 bits is finite in all larger types.
+        pairs, lost = _pairs(source, target, scale)
+        _cast_pairs(values, pairs, out)
+        return 0 if lost is None else int(lost[values].sum())
     if target is Dtype.F32:
         _DECODE[source](values, out)
         single, overflows = out, 0
@@ -131,14 +137,17 @@ def _eight_bit(exponent_bits: int, *, infinities: bool) -> Array:
     return table
 
 
-@cache
-def _pairs(source: Dtype, target: Dtype) -> Array:
-    """The converted elements for every pair of bytes.
+@lru_cache(maxsize=32)
+def _pairs(source: Dtype, target: Dtype, scale: float | None) -> tuple[Array, Array | None]:
+    """The converted elements for every pair of bytes, and which bytes become infinite, if any do.
 
     On a busy machine, one core makes 1.5 GB/s of bf16 by pairs, and 0.2 GB/s element by element.
     """
-    single = np.empty(256, storage_dtype(target))
     table = _EIGHT_BIT[source]
+    if scale is not None:
+        with np.errstate(over="ignore", invalid="ignore"):  # `cast` counts
+            table = table * np.float32(scale)
+    single = np.empty(256, storage_dtype(target))
     if target is Dtype.F32:
         single[...] = table
     else:
@@ -146,7 +155,18 @@ def _pairs(source: Dtype, target: Dtype) -> Array:
     pairs = np.empty((256, 256, 2), single.dtype)
     pairs[..., 0] = single  # The first byte of a pair is the low one.
     pairs[..., 1] = single[:, np.newaxis]
-    return pairs.reshape(-1).view(f"<u{2 * single.itemsize}")
+    lost = _infinite(single, target) & np.isfinite(_EIGHT_BIT[source])
+    flat = pairs.reshape(-1).view(f"<u{2 * single.itemsize}")
+    return flat, lost if lost.any() else None
+
+
+def _infinite(values: Array, dtype: Dtype) -> Array:
+    """Which elements are infinite."""
+    if dtype is not Dtype.BF16:
+        return np.isinf(values)
+    single = np.empty(values.shape, "<f4")
+    _decode_bf16(values, single)
+    return np.isinf(single)
 
 
 def _cast_pairs(values: Array, pairs: Array, out: Array) -> None:

@@ -10,7 +10,7 @@ from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.handover import Arrived, FileDigest
 from sd_loader.progress import Report
-from sd_loader.tensors import TensorFile
+from sd_loader.tensors import Tensor, TensorFile
 
 
 def write_or_link(
@@ -39,7 +39,7 @@ def _link(
     file: WeightsFile, sources: Mapping[int, TensorFile], arrived: Mapping[Path, Arrived], out: Path
 ) -> FileDigest | None:
     """Link a source file that equals the planned file. Return its digest, or None."""
-    fds = {item.source.fd for item in file.items}
+    fds = {part.fd for item in file.items for part in item.source.parts}
     if len(fds) != 1:
         return None
     fd = fds.pop()
@@ -51,7 +51,10 @@ def _link(
         return None
     position = len(file.header)
     for item in file.items:
-        if item.source.offset != position or item.dtype is not item.source.dtype:
+        tensor = item.source
+        if not isinstance(tensor, Tensor) or tensor.offset != position:
+            return None
+        if item.dtype is not tensor.dtype:
             return None
         position += item.nbytes
     path = out / file.path

@@ -113,7 +113,8 @@ class Step:
     @property
     def is_copy(self) -> bool:
         """Whether the file has the same bytes as the source, in the same order."""
-        return self.dtype is self.source.dtype and self.source.strides is None
+        source = self.source
+        return self.dtype is source.dtype and source.strides is None and source.scale is None
 
     def fill(self, content: memoryview, findings: Findings) -> None:
         """Read the step's source into memory, and convert it to the file's type."""
@@ -146,7 +147,9 @@ class Step:
         from sd_loader.convert.write.cast import cast, storage_dtype
 
         out = np.frombuffer(content, storage_dtype(self.dtype))
-        findings.overflowed(self.name, cast(values, self.source.dtype, self.dtype, out))
+        source = self.source
+        count = cast(values, source.dtype, self.dtype, out, source.scale)
+        findings.overflowed(self.name, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +219,11 @@ def steps_of(file: WeightsFile) -> Iterator[Step]:
     """The steps of a file, in the order of their positions."""
     position = len(file.header)
     for item in file.items:
-        for piece in _cut(item.source, item.dtype.itemsize, position):
-            step = Step(f"{file.path}: {item.name}", piece, item.dtype, position)
-            yield step
-            position += step.nbytes
+        for part in item.source.parts:
+            for piece in _cut(part, item.dtype.itemsize, position):
+                step = Step(f"{file.path}: {item.name}", piece, item.dtype, position)
+                yield step
+                position += step.nbytes
 
 
 def _cut(source: Tensor, itemsize: int, position: int) -> Iterator[Tensor]:

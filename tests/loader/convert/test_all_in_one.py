@@ -1,0 +1,271 @@
+"""The pipeline of SD 3 or FLUX.1 in one file: what is planned, from names and shapes alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devkit.ldm_layouts import TINY_SD15, Shapes, vae_shapes
+from sd_api.reasons import Reason
+from sd_loader.convert.plan.file import plan_file
+from sd_loader.convert.plan.needs import Needs, needs
+from sd_loader.convert.plan.open_files import OpenFiles
+from sd_loader.convert.write.files import FolderPlan, WeightsFile
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor, TensorFile
+from tests.support.models.conversions import conversion
+from tests.support.models.encoders import CLIP_G, CLIP_L, T5, clip_shapes, t5_shapes
+from tests.support.models.transformers import SIZES, original_shapes
+
+CLIP_L_PREFIX = "text_encoders.clip_l.transformer."
+CLIP_G_PREFIX = "text_encoders.clip_g.transformer."
+T5_PREFIX = "text_encoders.t5xxl.transformer."
+UNET = "model.diffusion_model."
+
+
+def under(prefix: str, shapes: Shapes) -> Shapes:
+    """Return the shapes with a prefix before each name."""
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def whole(family: str, vae: str = "first_stage_model.") -> Shapes:
+    """Return the names and shapes of a whole pipeline."""
+    pooled = CLIP_L + CLIP_G if family == "sd-3" else CLIP_L
+    sizes = SIZES | {"inner": 128, "context": T5, "pooled": pooled}
+    shapes = under(UNET, original_shapes(family, sizes=sizes))
+    shapes |= under(CLIP_L_PREFIX, clip_shapes(CLIP_L))
+    if family == "sd-3":
+        shapes |= under(CLIP_G_PREFIX, clip_shapes(CLIP_G, projected=True))
+    shapes |= under(T5_PREFIX, t5_shapes())
+    return shapes | under(vae, vae_shapes_of_16_channels())
+
+
+def vae_shapes_of_16_channels() -> Shapes:
+    """Return a VAE as SD 3 and FLUX.1 have it."""
+    top = TINY_SD15.vae_levels[-1]
+    shapes = {
+        name.removeprefix("first_stage_model."): shape
+        for name, shape in vae_shapes(TINY_SD15).items()
+        if "quant_conv" not in name
+    }
+    return shapes | {
+        "encoder.conv_out.weight": (32, top, 3, 3),
+        "encoder.conv_out.bias": (32,),
+        "decoder.conv_in.weight": (top, 16, 3, 3),
+    }
+
+
+def file_of(shapes: Shapes, dtype: Dtype = Dtype.F16) -> TensorFile:
+    """Return a file without bytes."""
+    tensors = {name: Tensor(-1, dtype, shape, 0) for name, shape in shapes.items()}
+    return TensorFile(Path("model"), -1, "safetensors", tensors)
+
+
+@pytest.fixture
+def opened() -> Iterator[OpenFiles]:
+    """Files that a plan opens."""
+    with ExitStack() as stack:
+        yield OpenFiles(stack)
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """A folder with T5's tokenizer, as the fetch stage leaves it."""
+    for name in ("tokenizer_2", "tokenizer_3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "spiece.model").write_bytes(b"pieces")
+        (tmp_path / name / "tokenizer_config.json").write_text("{}")
+        (tmp_path / name / "odd.py").write_text("code")
+    return tmp_path
+
+
+def planned(
+    opened: OpenFiles, configs: Path | None, shapes: Shapes, dtype: Dtype = Dtype.F16, **fields: Any
+) -> FolderPlan:
+    """Plan a file of these shapes."""
+    return plan_file(file_of(shapes, dtype), conversion(**fields), opened, configs=configs)
+
+
+def config_of(plan: FolderPlan, path: str) -> Any:
+    """Return a planned JSON file."""
+    (found,) = (file for file in plan.files if file.path == path)
+    assert not isinstance(found, WeightsFile)
+    return json.loads(found.content)
+
+
+def test_whole_sd3_becomes_a_pipeline(opened: OpenFiles, configs: Path) -> None:
+    """Sizes in the configs are those of the shapes; the class is that of SD 3."""
+    plan = planned(opened, configs, whole("sd-3"))
+    assert (plan.base_model, plan.pipeline_class) == ("sd-3", "StableDiffusion3Pipeline")
+    assert plan.warnings == ()
+    assert {file.path.partition("/")[0] for file in plan.weights} == {
+        "transformer",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "vae",
+    }
+    config = config_of(plan, "transformer/config.json")
+    assert config["num_layers"] == 2
+    assert config["num_attention_heads"] == 2
+    assert (config["pos_embed_max_size"], config["sample_size"]) == (4, 8)
+    assert config["qk_norm"] == "rms_norm"
+    assert config["dual_attention_layers"] == [0, 1]
+    assert config["pooled_projection_dim"] == CLIP_L + CLIP_G
+    assert config_of(plan, "text_encoder_3/config.json")["d_kv"] == 64
+    assert config_of(plan, "text_encoder/config.json")["torch_dtype"] == "float16"
+    assert config_of(plan, "vae/config.json")["latent_channels"] == 16
+    paths = {file.path for file in plan.files}
+    assert {"tokenizer_3/spiece.model", "tokenizer_2/merges.txt"} <= paths
+    assert "tokenizer_3/odd.py" not in paths
+
+
+def test_encoder_without_a_projection_gets_one_that_changes_nothing(
+    opened: OpenFiles, configs: Path
+) -> None:
+    """SD 3's CLIP-L needs a projection, and no file has it."""
+    plan = planned(opened, configs, whole("sd-3"))
+    (encoder,) = (file for file in plan.weights if file.path.startswith("text_encoder/"))
+    (item,) = (item for item in encoder.items if item.name == "text_projection.weight")
+    source = item.source
+    assert isinstance(source, Tensor)
+    content = os.pread(source.fd, source.nbytes, source.offset)
+    one, zero = b"\x00\x3c", b"\x00\x00"
+    assert content[:4] == one + zero
+    assert content.count(one) == CLIP_L
+    assert content[(CLIP_L + 1) * 2 :][:2] == one
+
+
+@pytest.mark.parametrize(("dtype", "wo"), [(Dtype.F32, "F32"), (Dtype.F16, "F16")])
+def test_module_of_t5_stays_in_fp32_if_fp16_would_narrow_it(
+    opened: OpenFiles, configs: Path, dtype: Dtype, wo: str
+) -> None:
+    """fp16 is too small for its results. The config still names the type of the others."""
+    plan = planned(opened, configs, whole("sd-3"), dtype, revision="fp16")
+    (encoder,) = (file for file in plan.weights if file.path.startswith("text_encoder_3/"))
+    types = {item.name: item.dtype.label for item in encoder.items}
+    assert types.pop("encoder.block.0.layer.1.DenseReluDense.wo.weight") == wo
+    assert set(types.values()) == {"F16"}
+    assert config_of(plan, "text_encoder_3/config.json")["torch_dtype"] == "float16"
+
+
+def test_sd3_without_t5_is_published_without_it(opened: OpenFiles) -> None:
+    """The pipeline works without T5, so a warning is enough; no tokenizer is downloaded."""
+    shapes = {name: shape for name, shape in whole("sd-3").items() if "t5xxl" not in name}
+    assert needs(file_of(shapes), conversion()) == Needs(family="sd-3")
+    plan = planned(opened, None, shapes)
+    index = config_of(plan, "model_index.json")
+    assert index["text_encoder_3"] == index["tokenizer_3"] == [None, None]
+    assert not any("_3" in file.path for file in plan.files)
+    assert plan.warnings[0].startswith("the file has no T5 (text_encoder_3): the pipeline works")
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_whole_flux_becomes_a_pipeline(opened: OpenFiles, configs: Path, *, guidance: bool) -> None:
+    """The guidance tells dev from schnell: their schedulers and repos differ."""
+    shapes = whole("flux", vae="vae.")
+    if not guidance:
+        shapes = {name: shape for name, shape in shapes.items() if "guidance_in" not in name}
+    name = "dev" if guidance else "schnell"
+    wanted = Needs(family="flux", config_repo=f"black-forest-labs/FLUX.1-{name}")
+    assert needs(file_of(shapes), conversion()) == wanted
+    plan = planned(opened, configs, shapes)
+    assert (plan.base_model, plan.pipeline_class) == ("flux", "FluxPipeline")
+    config = config_of(plan, "transformer/config.json")
+    assert config["guidance_embeds"] is guidance
+    assert (config["num_layers"], config["num_single_layers"]) == (2, 2)
+    scheduler = config_of(plan, "scheduler/scheduler_config.json")
+    assert scheduler["use_dynamic_shifting"] is guidance
+    assert "tokenizer_2/spiece.model" in {file.path for file in plan.files}
+
+
+@pytest.mark.parametrize("prefix", [CLIP_L_PREFIX, CLIP_G_PREFIX])
+def test_clip_may_lack_its_prefix(opened: OpenFiles, configs: Path, prefix: str) -> None:
+    """The published names are the same with `text_model.` in the file and without."""
+    shapes = whole("sd-3")
+    flat = {
+        name.replace("text_model.", "") if name.startswith(prefix) else name: shape
+        for name, shape in shapes.items()
+    }
+    both = [planned(opened, configs, one) for one in (shapes, flat)]
+    one, other = ({file.path: file.header for file in plan.weights} for plan in both)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("lacking", "components"),
+    [
+        ((CLIP_L_PREFIX,), ("text_encoder",)),
+        ((CLIP_G_PREFIX,), ("text_encoder_2",)),
+        (("first_stage_model.",), ("vae",)),
+        (("text_encoders.", "first_stage_model."), ("text_encoder", "text_encoder_2", "vae")),
+    ],
+)
+def test_missing_components_are_named(
+    opened: OpenFiles, lacking: tuple[str, ...], components: tuple[str, ...]
+) -> None:
+    """The needs have them as names of folders, and the message has them in words."""
+    shapes = {name: s for name, s in whole("sd-3").items() if not name.startswith(lacking)}
+    assert needs(file_of(shapes), conversion()) == Needs(family="sd-3", components=components)
+    words = " and ".join(components) if len(components) == 1 else "text encoders and VAE"
+    with pytest.raises(LoaderError, match=rf"of Stable Diffusion 3\.5, without its {words}: use"):
+        planned(opened, None, shapes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(
+            under(CLIP_L_PREFIX, clip_shapes(2 * CLIP_L)),
+            "the file mixes components of different models",
+            id="CLIP of another width",
+        ),
+        pytest.param(
+            {f"{T5_PREFIX}encoder.block.1.layer.0.layer_norm.weight": (T5,)},
+            "a tensor is missing: text_encoders.t5xxl.transformer.encoder.block.1.",
+            id="half a layer of T5",
+        ),
+        pytest.param(
+            {f"{UNET}joint_blocks.1.x_block.attn.proj.bias": (3,)}, "[3]; as ", id="a width"
+        ),
+    ],
+)
+def test_contradicting_components_are_refused(
+    opened: OpenFiles, change: Shapes, message: str
+) -> None:
+    """A folder that opens with an error is not published."""
+    with pytest.raises(LoaderError) as caught:
+        planned(opened, None, whole("sd-3") | change)
+    assert caught.value.reason is Reason.CONVERSION_FAILED
+    assert message in caught.value.message
+
+
+def test_tokenizer_that_names_code_is_refused(opened: OpenFiles, configs: Path) -> None:
+    """The repo of configs may be a mirror's."""
+    (configs / "tokenizer_3/tokenizer_config.json").write_text('{"auto_map": {}}')
+    with pytest.raises(LoaderError, match="asks for code") as caught:
+        planned(opened, configs, whole("sd-3"))
+    assert caught.value.reason is Reason.UNSAFE_MODEL
+
+
+def test_repo_without_the_tokenizer_is_refused(opened: OpenFiles, tmp_path: Path) -> None:
+    """The message names the repo and the folder."""
+    with pytest.raises(LoaderError, match=r"stable-diffusion-3\.5-medium has neither") as caught:
+        planned(opened, tmp_path, whole("sd-3"))
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
+def test_field_without_effect_is_refused(opened: OpenFiles, configs: Path) -> None:
+    """The message names the field and the file."""
+    with pytest.raises(LoaderError) as caught:
+        planned(opened, configs, whole("sd-3"), prediction_type="v_prediction")
+    assert caught.value.message == (
+        "spec.predictionType does not apply: the file is the pipeline of Stable Diffusion 3.5 in"
+        " one file"
+    )

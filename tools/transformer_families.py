@@ -1,0 +1,381 @@
+"""The transformers that `make_transformer_tables` makes key tables for.
+
+Most converters of diffusers rename the tensors that they find, so their table needs the names of a
+checkpoint first: `original` gives them from diffusers' names. The others ask for the names that
+they want, and need only `seeds`, which show how many layers the checkpoint has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+from diffusers.loaders import single_file_utils as converters
+
+from tools.transformer_names import FLUX2, KREA2, LTX, LUMINA2, WAN, Z_IMAGE, renamed
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A transformer and its converter."""
+
+    model: type
+    """diffusers' class."""
+
+    converter: Callable[..., Mapping[str, Any]]
+
+    configs: tuple[Config, ...]
+    """Configs of its published variants, with few layers and with sizes that all differ.
+
+    A converter may contain a width as a number; such a width stays the published one.
+    """
+
+    sizes: Mapping[str, int]
+    """Names of the sizes in the configs."""
+
+    original: Callable[[str], str] | None = None
+    """Returns the checkpoint's name of a tensor of diffusers. None if the converter has names."""
+
+    seeds: Callable[[Config], list[str]] = lambda _: []
+    """Names that show a converter which layers there are."""
+
+    unused: tuple[str, ...] = ()
+    """Further names in the checkpoint, which the model does not use."""
+
+    constants: frozenset[int] = field(default=frozenset({256}))
+    """Sizes above 16 that are the same in every model: 256 frequencies of a time step."""
+
+
+def _unchanged(checkpoint: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
+    return checkpoint
+
+
+def _layers(**counts: int) -> list[str]:
+    return [f"{stack}.{number}." for stack, count in counts.items() for number in range(count)]
+
+
+def _sd3_seeds(config: Config) -> list[str]:
+    return [
+        *_layers(joint_blocks=config["num_layers"]),
+        *(f"joint_blocks.{number}.attn2." for number in config.get("dual_attention_layers", ())),
+        *(["ln_q"] if config.get("qk_norm") else []),
+    ]
+
+
+def _flux_seeds(config: Config) -> list[str]:
+    blocks = _layers(double_blocks=config["num_layers"], single_blocks=config["num_single_layers"])
+    return [*blocks, *(["guidance"] if config.get("guidance_embeds") else [])]
+
+
+def _chroma_seeds(config: Config) -> list[str]:
+    approximator = "distilled_guidance_layer.layers"
+    return _flux_seeds(config) + _layers(**{approximator: config["approximator_layers"]})
+
+
+def _auraflow_seeds(config: Config) -> list[str]:
+    return _layers(
+        double_layers=config["num_mmdit_layers"], single_layers=config["num_single_dit_layers"]
+    )
+
+
+_SD3 = {
+    "sample_size": 16,
+    "patch_size": 2,
+    "in_channels": 15,
+    "out_channels": 17,
+    "num_layers": 4,
+    "attention_head_dim": 64,
+    "num_attention_heads": 28,
+    "caption_projection_dim": 28 * 64,
+    "joint_attention_dim": 4111,
+    "pooled_projection_dim": 2053,
+    "pos_embed_max_size": 20,
+}
+_FLUX = {
+    "in_channels": 61,
+    "out_channels": 59,
+    "num_layers": 3,
+    "num_single_layers": 3,
+    "joint_attention_dim": 4111,
+    "pooled_projection_dim": 769,
+}
+_FLUX_SIZES = {"inner": 3072, "head": 128, "context": 4111, "inputs": 61, "outputs": 59}
+_WAN_CONFIG = {
+    "num_layers": 3,
+    "num_attention_heads": 10,
+    "in_channels": 37,
+    "out_channels": 19,
+    "text_dim": 4111,
+    "ffn_dim": 13313,
+}
+_WAN_SIZES = {
+    "inner": 1280,
+    "inputs": 37,
+    "outputs": 4 * 19,
+    "context": 4111,
+    "mlp": 13313,
+    "image": 1291,
+}
+
+FAMILIES = {
+    "sd-3": Family(
+        diffusers.SD3Transformer2DModel,
+        converters.convert_sd3_transformer_checkpoint_to_diffusers,
+        (
+            _SD3,
+            _SD3 | {"qk_norm": "rms_norm"},
+            _SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": (0, 2)},
+        ),
+        {
+            "inner": 28 * 64,
+            "head": 64,
+            "context": 4111,
+            "pooled": 2053,
+            "positions": 400,
+            "outputs": 4 * 17,
+            "inputs": 15,
+        },
+        seeds=_sd3_seeds,
+    ),
+    "flux": Family(
+        diffusers.FluxTransformer2DModel,
+        converters.convert_flux_transformer_checkpoint_to_diffusers,
+        (_FLUX, _FLUX | {"guidance_embeds": True}),
+        _FLUX_SIZES | {"pooled": 769},
+        seeds=_flux_seeds,
+    ),
+    "flux2": Family(
+        diffusers.Flux2Transformer2DModel,
+        converters.convert_flux2_transformer_checkpoint_to_diffusers,
+        tuple(
+            {
+                "in_channels": 131,
+                "out_channels": 137,
+                "num_layers": 3,
+                "num_single_layers": 3,
+                "num_attention_heads": 20,
+                "joint_attention_dim": 4111,
+                "guidance_embeds": guidance,
+            }
+            for guidance in (False, True)
+        ),
+        {"inner": 2560, "head": 128, "context": 4111, "inputs": 131, "outputs": 137},
+        original=FLUX2,
+    ),
+    "chroma": Family(
+        diffusers.ChromaTransformer2DModel,
+        converters.convert_chroma_transformer_checkpoint_to_diffusers,
+        (
+            {key: value for key, value in _FLUX.items() if key != "pooled_projection_dim"}
+            | {
+                "approximator_num_channels": 67,
+                "approximator_hidden_dim": 5023,
+                "approximator_layers": 3,
+            },
+        ),
+        _FLUX_SIZES | {"approximator": 5023, "approximator_inputs": 67},
+        seeds=_chroma_seeds,
+    ),
+    "qwen-image": Family(
+        diffusers.QwenImageTransformer2DModel,
+        _unchanged,
+        (
+            {
+                "in_channels": 61,
+                "out_channels": 19,
+                "num_layers": 3,
+                "num_attention_heads": 20,
+                "joint_attention_dim": 3583,
+            },
+        ),
+        {"inner": 2560, "head": 128, "context": 3583, "inputs": 61, "outputs": 4 * 19},
+        original=renamed(),
+    ),
+    "z-image": Family(
+        diffusers.ZImageTransformer2DModel,
+        converters.convert_z_image_transformer_checkpoint_to_diffusers,
+        (
+            {
+                "in_channels": 17,
+                "dim": 2560,
+                "n_layers": 3,
+                "n_refiner_layers": 3,
+                "n_heads": 20,
+                "n_kv_heads": 20,
+                "cap_feat_dim": 2549,
+            },
+        ),
+        {"inner": 2560, "head": 128, "context": 2549, "inputs": 4 * 17, "mlp": 6826},
+        original=Z_IMAGE,
+        unused=("norm_final.weight",),
+        constants=frozenset({256, 1024}),
+    ),
+    "lumina2": Family(
+        diffusers.Lumina2Transformer2DModel,
+        converters.convert_lumina2_to_diffusers,
+        (
+            {
+                "in_channels": 17,
+                "num_layers": 3,
+                "num_refiner_layers": 2,
+                "cap_feat_dim": 1021,
+            },
+        ),
+        {
+            "inner": 2304,
+            "head": 96,
+            "keys": 768,
+            "context": 1021,
+            "inputs": 4 * 17,
+            "mlp": 4 * 2304,
+        },
+        original=LUMINA2,
+        unused=("norm_final.weight",),
+        constants=frozenset({256, 1024}),
+    ),
+    "sana": Family(
+        diffusers.SanaTransformer2DModel,
+        converters.convert_sana_transformer_to_diffusers,
+        (
+            {
+                "in_channels": 33,
+                "out_channels": 37,
+                "num_layers": 3,
+                "num_attention_heads": 20,
+                "attention_head_dim": 64,
+                "num_cross_attention_heads": 10,
+                "cross_attention_head_dim": 128,
+                "cross_attention_dim": 1280,
+                "caption_channels": 2309,
+                "mlp_ratio": 2.7,
+            },
+        ),
+        {
+            "inner": 1280,
+            "context": 2309,
+            "inputs": 33,
+            "outputs": 37,
+            "mlp": 3456,
+        },
+        seeds=lambda config: _layers(blocks=config["num_layers"]),
+        unused=("pos_embed", "y_embedder.y_embedding"),
+    ),
+    "auraflow": Family(
+        diffusers.AuraFlowTransformer2DModel,
+        converters.convert_auraflow_transformer_checkpoint_to_diffusers,
+        (
+            {
+                "in_channels": 5,
+                "out_channels": 7,
+                "num_mmdit_layers": 3,
+                "num_single_dit_layers": 3,
+                "num_attention_heads": 10,
+                "joint_attention_dim": 2053,
+                "caption_projection_dim": 2560,
+                "pos_embed_max_size": 1009,
+            },
+        ),
+        {
+            "inner": 2560,
+            "context": 2053,
+            "positions": 1009,
+            "inputs": 4 * 5,
+            "outputs": 4 * 7,
+            "mlp": 6912,
+        },
+        seeds=_auraflow_seeds,
+    ),
+    "hidream": Family(
+        diffusers.HiDreamImageTransformer2DModel,
+        converters.convert_hidream_transformer_to_diffusers,
+        (
+            {
+                "patch_size": 2,
+                "in_channels": 17,
+                "out_channels": 19,
+                "num_layers": 3,
+                "num_single_layers": 3,
+                "attention_head_dim": 128,
+                "num_attention_heads": 20,
+                "caption_channels": [4111, 4093],
+                "text_emb_dim": 2053,
+                "axes_dims_rope": [64, 32, 32],
+                "max_resolution": [128, 128],
+                "llama_layers": [0, 1, 2],
+            },
+        ),
+        {
+            "inner": 2560,
+            "context": 4111,
+            "context_2": 4093,
+            "pooled": 2053,
+            "inputs": 4 * 17,
+            "outputs": 4 * 19,
+            "mlp": 6912,
+            "shared_mlp": 3584,
+        },
+        original=renamed(),
+    ),
+    "wan": Family(
+        diffusers.WanTransformer3DModel,
+        converters.convert_wan_transformer_to_diffusers,
+        (
+            _WAN_CONFIG,
+            _WAN_CONFIG | {"image_dim": 1291, "added_kv_proj_dim": 1280},
+        ),
+        _WAN_SIZES,
+        original=WAN,
+    ),
+    "ltx": Family(
+        diffusers.LTXVideoTransformer3DModel,
+        converters.convert_ltx_transformer_checkpoint_to_diffusers,
+        (
+            {
+                "in_channels": 131,
+                "out_channels": 137,
+                "num_layers": 3,
+                "num_attention_heads": 20,
+                "cross_attention_dim": 1280,
+                "caption_channels": 4111,
+            },
+        ),
+        {"inner": 1280, "context": 4111, "inputs": 131, "outputs": 137},
+        original=LTX,
+    ),
+    "krea2": Family(
+        diffusers.Krea2Transformer2DModel,
+        converters.convert_krea2_transformer_checkpoint_to_diffusers,
+        (
+            {
+                "in_channels": 61,
+                "num_layers": 3,
+                "num_attention_heads": 20,
+                "num_key_value_heads": 5,
+                "intermediate_size": 16381,
+                "text_hidden_dim": 1152,
+                "num_text_layers": 13,
+                "text_num_attention_heads": 9,
+                "text_num_key_value_heads": 9,
+                "text_intermediate_size": 6911,
+                "num_layerwise_text_blocks": 2,
+                "num_refiner_text_blocks": 2,
+            },
+        ),
+        {
+            "inner": 2560,
+            "head": 128,
+            "keys": 640,
+            "mlp": 16381,
+            "context": 1152,
+            "text_layers": 13,
+            "text_mlp": 6911,
+            "inputs": 61,
+        },
+        original=KREA2,
+    ),
+}
+"""The families by their names."""
