@@ -91,7 +91,7 @@ KINDS = [
     ),
     (
         under("lora_unet_double_blocks_0_img_mlp_0", "lora_up.weight", "lora_down.weight"),
-        "a LoRA of FLUX",
+        "a LoRA of FLUX.1",
     ),
     (
         under("lora_unet_joint_blocks_0_x_block_mlp_fc1", "lora_up.weight", "lora_down.weight"),
@@ -99,7 +99,7 @@ KINDS = [
     ),
     (
         under("lora_unet_blocks_0_self_attn_q", "lora_up.weight", "lora_down.weight"),
-        "a LoRA of another model",
+        "a LoRA of Wan",
     ),
 ]
 
