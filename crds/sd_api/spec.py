@@ -116,6 +116,16 @@ class Verify(Extensible):
     )
 
 
+class LoraOptions(Extensible):
+    """How a LoRA is published."""
+
+    expand_lycoris: bool = Field(
+        default=False,
+        description="Expand LoHa and LoKr exactly to a LoRA of higher rank, in fp32 unless revision"
+        " says otherwise.",
+    )
+
+
 class Storage(Extensible):
     """Which volume the model is published on."""
 
@@ -230,6 +240,7 @@ class LoadFields(Extensible):
         default=None, description="Link of the checkpoint's original YAML config."
     )
     vae: VaeSource | None = Field(default=None, description="A VAE that replaces the model's own.")
+    lora: LoraOptions = Field(default_factory=LoraOptions, description="How a LoRA is published.")
     verify: Verify = Field(
         default_factory=Verify, description="How thoroughly the model is tried before publishing."
     )

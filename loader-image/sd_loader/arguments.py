@@ -175,6 +175,11 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="set the UNet's upcast_attention; default: detected",
     )
+    add(
+        "--lora-expand-lycoris",
+        action="store_true",
+        help="expand LoHa and LoKr exactly to a LoRA of higher rank",
+    )
     add("--verify-weights", action="store_true", help="scan every weight for NaN and Inf")
     add("--verify-render", action="store_true", help="render a test image; needs torch")
     parser.epilog = _examples(

@@ -27,8 +27,8 @@ class FileDigest:
 class Converted:
     """A diffusers folder that is written completely.
 
-    base_model, pipeline_class, precision and prediction_type have the values of the same fields of
-    status.artifact.
+    base_model, pipeline_class, precision, prediction_type and lora_rank have the values of the same
+    fields of status.artifact.
     """
 
     files: Mapping[str, FileDigest]
@@ -38,6 +38,7 @@ class Converted:
     precision: str | None = None
     """fp32, fp16, bf16 or mixed."""
     prediction_type: str | None = None
+    lora_rank: int | None = None
     warnings: tuple[str, ...] = ()
     """Warnings for the user about a load that succeeded."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sd_api.reasons import Reason
-from sd_api.spec import LoadFields
+from sd_api.spec import LoadFields, LoraOptions
 from sd_api.wording import message_at_shell, option, remedy_at_shell
 from sd_loader.arguments import parser
 
@@ -55,6 +55,7 @@ def test_remedy_at_a_shell_names_nothing_of_a_cluster(reason: Reason) -> None:
         ("use spec.vae: {url: org/vae}, or", "use --vae org/vae, or"),
         ("set spec.baseModel.", "set --base-model."),
         ("spec.verify.render needs torch", "--verify-render needs torch"),
+        ("spec.lora.expandLycoris: true expands it", "--lora-expand-lycoris expands it"),
         ("modelspec.architecture says otherwise", "modelspec.architecture says otherwise"),
         ("nothing to change", "nothing to change"),
     ],
@@ -64,7 +65,7 @@ def test_message_at_a_shell_names_options(message: str, words: str) -> None:
     assert message_at_shell(message) == words
 
 
-@pytest.mark.parametrize("field", sorted({*LoadFields.model_fields} - {"verify"}))
+@pytest.mark.parametrize("field", sorted({*LoadFields.model_fields} - {"lora", "verify"}))
 def test_each_option_that_messages_name_exists(
     field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,3 +74,11 @@ def test_each_option_that_messages_name_exists(
         parser().parse_args(["load", "--help"])
     assert f"  {option(field)} " in capsys.readouterr().out
     assert option(LoadFields.model_fields[field].alias or field) == option(field)
+
+
+@pytest.mark.parametrize("field", LoraOptions.model_fields)
+def test_each_option_of_a_lora_exists(field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name has the two parts of the field's path."""
+    with pytest.raises(SystemExit):
+        parser().parse_args(["load", "--help"])
+    assert f"  {option(f'lora.{field}')}" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from sd_api.reasons import Reason
 from sd_api.spec import (
     PIPELINES,
     BaseModelName,
+    LoraOptions,
     ModelType,
     PredictionType,
     Revision,
@@ -60,6 +61,9 @@ class Conversion:
     replacement_vae: bool = False
     """Whether spec.vae replaces the model's own VAE. Without its download nothing is converted."""
 
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """How a LoRA is published. Other model types must not set it."""
+
     verify: Verify = field(default_factory=Verify)
     """How thoroughly the converted folder is checked before it is published."""
 
@@ -83,6 +87,10 @@ def refuse_impossible(conversion: Conversion) -> None:
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"spec.vae is for whole models; modelType {model_type.value} has none",
+        )
+    if conversion.lora != LoraOptions() and model_type is not ModelType.LORA:
+        raise LoaderError(
+            Reason.INVALID_SPEC, f"spec.lora is for LoRAs; modelType is {model_type.value}"
         )
     if conversion.verify.render and not has_torch():
         raise LoaderError(

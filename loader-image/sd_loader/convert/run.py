@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType, Weights
 from sd_loader.convert.by_diffusers import convert_by_diffusers
 from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
+from sd_loader.convert.expansion import expand_lycoris
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
 from sd_loader.convert.plan.embedding import plan_embedding_of_repo
@@ -80,7 +82,9 @@ def _convert_file(
     pipeline = foreign_pipeline(file, conversion)
     if pipeline is not None:
         return convert_by_diffusers(file, pipeline, companions, conversion, out, report)
-    plan = plan_download(file, conversion, companions, opened)
+    expanded = expand_lycoris(file, conversion, path.parent, opened)
+    plan = plan_download(expanded.file, conversion, companions, opened)
+    plan = replace(plan, warnings=(*expanded.warnings, *plan.warnings))
     files = write_folder(out, plan.files, report, opened.files.values())
     verify_folder(out, plan, conversion.verify, report)
     return plan.converted(files)

@@ -24,7 +24,7 @@ ONE_TRAINER = ("lora_transformer_{}.lora_down.weight", "lora_transformer_{}.lora
 FLUX_BLOCK = "transformer_blocks.18.attn.to_q"
 QWEN_BLOCK = "transformer_blocks.59.attn.to_q"
 
-ROWS = [
+MODELS = [
     ("FLUX.1", KOHYA, "double_blocks_0_img_attn_qkv", 3072),
     ("FLUX.1", KOHYA, "single_blocks_37_linear1", 3072),
     ("FLUX.1", AI_TOOLKIT, "double_blocks.0.img_attn.qkv", 3072),
@@ -91,7 +91,7 @@ def half_shapes(width: int) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "reversed"])
 @pytest.mark.parametrize(
-    ("model", "style", "layer", "width"), ROWS, ids=[f"{row[0]} {row[2]}" for row in ROWS]
+    ("model", "style", "layer", "width"), MODELS, ids=[f"{row[0]} {row[2]}" for row in MODELS]
 )
 def test_a_lora_of_another_model_is_named_in_any_style(model, style, layer, width, reverse):
     """The prefix differs between styles, and so do the characters that join a layer's name."""

@@ -23,9 +23,15 @@ class _Kind:
     what: str
     """Its usual name, with an article."""
 
+    remedy: str = "merge it into a checkpoint with the program that trained it, or train a LoRA"
+    """What to do to use it."""
 
-def _lycoris(pattern: str, name: str) -> _Kind:
-    return _Kind(pattern, f"a LyCORIS of the kind {name}")
+
+_EXPAND = "spec.lora.expandLycoris: true publishes this one as a LoRA of higher rank"
+
+
+def _lycoris(pattern: str, name: str, remedy: str = _Kind.remedy) -> _Kind:
+    return _Kind(pattern, f"a LyCORIS of the kind {name}", remedy)
 
 
 def _peft(prefix: str, name: str) -> _Kind:
@@ -41,8 +47,11 @@ _BOFT_DIMENSIONS = 4
 # The first kind that matches any tensor of the file counts. So a kind whose tensors others
 # have, too, stands after them, and the names of other models come last.
 _BY_PART = (
-    _lycoris(r"hada_", "LoHa"),
-    _lycoris(r"lokr_", "LoKr"),
+    _lycoris(r"hada_t[12]$", "LoHa with a Tucker decomposition (hada_t1)"),
+    _lycoris(r"lokr_t2$", "LoKr with a Tucker decomposition (lokr_t2)"),
+    _lycoris(r"lokr_w2$", "LoKr with full rank (lokr_w2), which no LoRA equals"),
+    _lycoris(r"hada_", "LoHa", _EXPAND),
+    _lycoris(r"lokr_", "LoKr", _EXPAND),
     _OFT,
     _lycoris(r"on_input$", "IA3"),
     _lycoris(r"(a1|a2|b1|b2|bm1|bm2|bm)\.weight$", "GLoRA"),
@@ -138,7 +147,7 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
         number, name = found
         kind = _KINDS[number]
         is_boft = kind is _OFT and len(tensors[name].shape) == _BOFT_DIMENSIONS
-        raise _unsupported(_BOFT if is_boft else kind.what, name)
+        raise _unsupported(_BOFT if is_boft else kind.what, name, kind.remedy)
     if by_role:
         return
     model = model_of(tensors)
@@ -146,16 +155,16 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
         raise _unsupported(f"a LoRA of {model[0]}", model[1])
     if found is not None:
         raise _unsupported(_KINDS[found[0]].what, found[1])
-    name = name_of_a_transformer(tensors)
-    if name is not None:
-        raise _unsupported("a LoRA of another model", name)
+    seen = name_of_a_transformer(tensors)
+    if seen is not None:
+        raise _unsupported("a LoRA of another model", seen)
 
 
-def _unsupported(what: str, name: str) -> LoaderError:
+def _unsupported(what: str, name: str, remedy: str = "") -> LoaderError:
     return LoaderError(
         Reason.UNSUPPORTED_FORMAT,
         f"the file is {what}; supported are LoRAs of sd1, sd2 and sdxl that diffusers reads"
-        f" (seen: {shown(name)})",
+        f" (seen: {shown(name)}){remedy and ': '}{remedy}",
     )
 
 

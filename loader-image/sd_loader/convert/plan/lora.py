@@ -54,6 +54,7 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     return FolderPlan(
         files=(weights_file(LORA_FILE, items, kept),),
         base_model=base_model,
+        lora_rank=max(file.tensors[layer.names[Half.DOWN]].shape[0] for layer in layers),
         warnings=warnings,
         scan=True,
     )

@@ -31,10 +31,14 @@ class Needs:
     config_repo: str | None = None
     """Hub repo with the configs of a pipeline that only diffusers converts. None for others."""
 
+    numbers: bool = False
+    """Whether the folder is planned from the file's numbers, not from their shapes alone."""
+
     @property
     def whole_file(self) -> bool:
-        """Whether the file must be complete before it is converted: diffusers reads all of it."""
-        return self.config_repo is not None
+        """Whether the file must be complete before it is converted."""
+        # diffusers reads all of a file.
+        return self.numbers or self.config_repo is not None
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
@@ -45,7 +49,7 @@ def needs(file: TensorFile, conversion: Conversion) -> Needs:
     converted needs nothing: planning its folder says why.
     """
     if not conversion.is_pipeline:
-        return Needs()
+        return Needs(numbers=conversion.lora.expand_lycoris)
     refuse_quantized(file.tensors)
     pipeline = foreign_pipeline(file, conversion)
     if pipeline is not None:
