@@ -116,8 +116,21 @@ class Verify(Extensible):
     )
 
 
+class LoraFormat(StrEnum):
+    """The formats in which a LoRA is published."""
+
+    DIFFUSERS = "diffusers"
+    PEFT = "peft"
+
+
 class LoraOptions(Extensible):
     """How a LoRA is published."""
+
+    format: LoraFormat = Field(
+        default=LoraFormat.DIFFUSERS,
+        description="peft adds the folder's files that PEFT reads, adapter_config.json and"
+        " adapter_model.safetensors.",
+    )
 
     expand_lycoris: bool = Field(
         default=False,

@@ -11,13 +11,13 @@ import re
 
 from sd_api.loader_env import LoaderEnv
 from sd_api.reasons import Reason
-from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
+from sd_api.spec import BaseModelName, LoraFormat, ModelType, PredictionType, Revision, Weights
 
 _OPTIONS = {"vae.url": "vae"}
 _VALUES = sorted(
     (
         member.value
-        for enum in (BaseModelName, ModelType, PredictionType, Revision, Weights)
+        for enum in (BaseModelName, LoraFormat, ModelType, PredictionType, Revision, Weights)
         for member in enum
     ),
     key=len,

@@ -7,7 +7,7 @@ import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
-from sd_api.spec import BaseModelName, ModelType, PredictionType, Revision, Weights
+from sd_api.spec import BaseModelName, LoraFormat, ModelType, PredictionType, Revision, Weights
 
 OF_JOBS = frozenset({"fetch", "convert", "remove", "check"})
 """The commands that the operator's Jobs run. People run the others."""
@@ -174,6 +174,12 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="set the UNet's upcast_attention; default: detected",
+    )
+    add(
+        "--lora-format",
+        choices=[word.value for word in LoraFormat],
+        default=LoraFormat.DIFFUSERS.value,
+        help="peft adds a PEFT adapter (adapter_config.json, adapter_model.safetensors)",
     )
     add(
         "--lora-expand-lycoris",

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sd_api.load import LoadRequest
 from sd_api.reasons import Reason
 from sd_loader.convert.plan.needs import Needs, needs
-from sd_loader.convert.run import convert
 from sd_loader.errors import LoaderError
 from sd_loader.formats import open_tensor_file
-from sd_loader.handover import Fetched
 from sd_loader.request import conversion_of
+from tests.support.models import loraarrays
+from tests.support.models.loraarrays import Arrays, random, request, write
 
-Arrays = dict[str, np.ndarray]
+EXPAND = {"expandLycoris": True}
 
 BLOCK = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_"
 QUERY = f"{BLOCK}attn1_to_q"
@@ -28,12 +26,6 @@ LAYERS = {QUERY: (64, 64), CROSS: (64, 768), CONV: (64, 64, 3, 3)}
 """Shapes in a narrow SD 1."""
 RANK = 4
 FACTOR = 8
-_TYPES = {"float32": "F32", "float16": "F16"}
-
-
-def random(seed: int, *shape: int, dtype: str = "float16") -> np.ndarray:
-    """Return reproducible numbers."""
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 def loha(layer: str, outputs: int, inputs: int, rank: int = RANK) -> Arrays:
@@ -84,64 +76,14 @@ def lora_change(arrays: Arrays, layer: str) -> np.ndarray:
     return up.reshape(len(up), -1) @ down.reshape(len(down), -1) * scale
 
 
-def write(path: Path, arrays: Arrays) -> Path:
-    """Write a safetensors file."""
-    entries, position = [], 0
-    for name, array in arrays.items():
-        shape, end = list(array.shape), position + array.nbytes
-        kind = _TYPES[str(array.dtype)]
-        entries.append(
-            f'"{name}":{{"dtype":"{kind}","shape":{shape},"data_offsets":[{position},{end}]}}'
-        )
-        position = end
-    header = ("{" + ",".join(entries) + "}").encode()
-    content = b"".join(array.tobytes() for array in arrays.values())
-    path.write_bytes(struct.pack("<Q", len(header)) + header + content)
-    return path
-
-
-def read(path: Path) -> Arrays:
-    """Read a safetensors file."""
-    types = {label: dtype for dtype, label in _TYPES.items()}
-    content = path.read_bytes()
-    with open_tensor_file(path) as file:
-        return {
-            name: np.frombuffer(
-                content, types[tensor.dtype.label], tensor.count, tensor.offset
-            ).reshape(tensor.shape)
-            for name, tensor in file.tensors.items()
-        }
-
-
-def request(**fields: object) -> LoadRequest:
-    """Return a request to load a LoRA, by default with LyCORIS layers expanded."""
-    return LoadRequest.model_validate(
-        {
-            "owner": {"uid": "0" * 8, "namespace": "default", "name": "model"},
-            "model_id": "model",
-            "model_type": "lora",
-            "url": "https://models.example.com/model",
-            "load_hash": "0" * 16,
-            "lora": {"expandLycoris": True},
-            **fields,
-        }
-    )
-
-
-def loaded(folder: Path, arrays: Arrays, **fields: object):
-    """Convert a LoRA; return the result and the published arrays."""
-    out = folder / "out"
-    out.mkdir()
-    write(folder / "file", arrays)
-    fetched = Fetched.model_validate({"kind": "file", "path": "file", "source": {}})
-    converted = convert(fetched, folder, conversion_of(request(**fields)), out, lambda _: None)
-    assert sorted(path.name for path in folder.iterdir()) == ["file", "out"]
-    return converted, read(out / "pytorch_lora_weights.safetensors")
-
-
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
     """Outputs and inputs of a layer, whose kernel counts as inputs."""
     return shape[0], int(np.prod(shape[1:]))
+
+
+def loaded(folder: Path, arrays: Arrays, **fields: object):
+    """Load a LoRA with its LyCORIS layers expanded; return the result and the published arrays."""
+    return loraarrays.loaded(folder, arrays, **{"lora": EXPAND, **fields})
 
 
 KINDS = {
@@ -216,15 +158,9 @@ def test_spec_decides_whether_a_projection_is_a_convolution(tmp_path, base_model
     """It is one in SD 1 and a matrix in SD 2. A LoHa has two dimensions in both."""
     arrays = loha(PROJECTION, 64, 64)
     with pytest.raises(LoaderError, match=r"spec\.baseModel says which"):
-        loaded_in(tmp_path / "undecided", arrays)
-    _, published = loaded_in(tmp_path / "decided", arrays, base_model=base_model)
+        loaded(tmp_path / "undecided", arrays)
+    _, published = loaded(tmp_path / "decided", arrays, base_model=base_model)
     assert published[f"{PROJECTION}.lora_down.weight"].ndim == dimensions
-
-
-def loaded_in(folder: Path, arrays: Arrays, **fields: object):
-    """Like `loaded`, in a new folder."""
-    folder.mkdir()
-    return loaded(folder, arrays, **fields)
 
 
 def without(arrays: Arrays, ending: str) -> Arrays:
@@ -300,7 +236,7 @@ def test_expansion_is_offered_where_it_is_possible(tmp_path):
     """A full-rank LoKr gets another remedy."""
     for number, (arrays, offered) in enumerate([(loha(CROSS, 64, 768), True), (FULL, False)]):
         with pytest.raises(LoaderError) as caught:
-            loaded_in(tmp_path / str(number), arrays, lora={})
+            loaded(tmp_path / str(number), arrays, lora={})
         assert ("spec.lora.expandLycoris: true" in caught.value.message) is offered
 
 
@@ -318,8 +254,8 @@ def test_a_file_that_would_expand_to_more_than_the_limit_is_refused(tmp_path):
 def test_the_file_is_downloaded_completely_before_it_is_expanded(tmp_path):
     """Its numbers are needed before its folder can be planned."""
     with open_tensor_file(write(tmp_path / "file", loha(CROSS, 64, 768))) as file:
-        assert needs(file, conversion_of(request())).whole_file
-        assert needs(file, conversion_of(request(lora={}))) == Needs()
+        assert needs(file, conversion_of(request(lora=EXPAND))).whole_file
+        assert needs(file, conversion_of(request())) == Needs()
 
 
 def test_spec_lora_is_refused_for_other_model_types(tmp_path):

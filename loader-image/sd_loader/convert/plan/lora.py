@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sd_api.reasons import Reason
-from sd_api.spec import ModelType
+from sd_api.spec import BaseModelName, LoraFormat, ModelType
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_other_kinds
 from sd_loader.convert.detect.lora_kinds import refuse_other_adapters, shown
-from sd_loader.convert.plan.lora_families import FAMILIES, decide_family
+from sd_loader.convert.plan.lora_families import FAMILIES, decide_family, modules
 from sd_loader.convert.plan.lora_keys import (
     UNET,
     Half,
@@ -22,9 +22,10 @@ from sd_loader.convert.plan.lora_keys import (
     canonical_name,
     layers_of,
 )
-from sd_loader.convert.plan.lora_metadata import passed_on
+from sd_loader.convert.plan.lora_metadata import component_config, passed_on
+from sd_loader.convert.plan.lora_peft import WEIGHTS_FILE, Change, peft_files
 from sd_loader.convert.plan.precision import published_dtype
-from sd_loader.convert.write.files import FolderPlan, Item, weights_file
+from sd_loader.convert.write.files import FolderPlan, Item, PlannedFile, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 from sd_loader.tensors import Tensor, TensorFile
@@ -34,7 +35,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
-    """Plan the file of a LoRA. Reads no weights and writes nothing."""
+    """Plan the files of a LoRA. Writes nothing, and reads no weights but the alphas for PEFT."""
     # PEFT names an adapter's layers as the model's own.
     refuse_other_adapters(file.tensors, by_role=True)
     refuse_other_kinds(file.tensors, ModelType.LORA)
@@ -51,8 +52,12 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
             f"the layers fit {' and '.join(FAMILIES)} models alike; spec.baseModel says which",
         )
     items = _items(layers, file.tensors, conversion)
+    files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
+    if conversion.lora.format is LoraFormat.PEFT:
+        files += _peft(layers, items, file.tensors, kept, base_model)
+        warnings += _left_to_diffusers(layers)
     return FolderPlan(
-        files=(weights_file(LORA_FILE, items, kept),),
+        files=files,
         base_model=base_model,
         lora_rank=max(file.tensors[layer.names[Half.DOWN]].shape[0] for layer in layers),
         warnings=warnings,
@@ -62,9 +67,10 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
 
 def _items(
     layers: Sequence[Layer], tensors: Mapping[str, Tensor], conversion: Conversion
-) -> list[Item]:
+) -> dict[str, Item]:
+    """The published tensors by their names in the file."""
     published = _published_names(layers)
-    items = []
+    items = {}
     for layer in layers:
         for half, name in layer.names.items():
             tensor = tensors[name]
@@ -72,8 +78,56 @@ def _items(
             # An alpha is a scale: half precision would change it.
             if conversion.precision is not None and half is not Half.ALPHA:
                 dtype = published_dtype(dtype, conversion.precision)
-            items.append(Item(published.get(name, canonical_name(name)), tensor, dtype))
+            items[name] = Item(published.get(name, canonical_name(name)), tensor, dtype)
     return items
+
+
+def _peft(
+    layers: Sequence[Layer],
+    items: Mapping[str, Item],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None,
+) -> tuple[PlannedFile, ...]:
+    """Plan the PEFT adapter of the UNet's layers."""
+    families = FAMILIES if base_model is None else (base_model,)
+    unet = [layer for layer in layers if layer.component == UNET]
+    table = next(
+        table
+        for table in map(modules, families)
+        if all((UNET, layer.name) in table for layer in unet)
+    )
+    if not unet:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.lora.format: peft publishes the layers of the UNet, and the file has none; leave"
+            " it out",
+        )
+    changes = [
+        Change(
+            module=table[UNET, layer.name].name,
+            tensors={
+                half: items[name] for half, name in layer.names.items() if half is not Half.ALPHA
+            },
+            alpha=tensors.get(layer.names.get(Half.ALPHA, "")),
+            alpha_name=layer.names.get(Half.ALPHA, ""),
+        )
+        for layer in unet
+    ]
+    stated = component_config(metadata, UNET)
+    names = {module.name for (component, _), module in table.items() if component == UNET}
+    return peft_files(changes, stated, names)
+
+
+def _left_to_diffusers(layers: Sequence[Layer]) -> tuple[str, ...]:
+    others = sorted({layer.component for layer in layers} - {UNET})
+    if not others:
+        return ()
+    # The names of a text encoder's modules depend on the version of transformers.
+    return (
+        f"{WEIGHTS_FILE} has the layers of the UNet only; those of {' and '.join(others)} are in"
+        f" {LORA_FILE}",
+    )
 
 
 def _published_names(layers: Sequence[Layer]) -> dict[str, str]:

@@ -70,6 +70,19 @@ def passed_on(
     return {"format": "pt", **kept}, warnings
 
 
+def component_config(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
+    """What published metadata state of the PEFT config of a component. Empty if they do not."""
+    return _own(json.loads(metadata.get(ADAPTER, "{}")), component)
+
+
+def _own(config: Mapping[str, Any], component: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(f"{component}."): value
+        for name, value in config.items()
+        if name.startswith(f"{component}.")
+    }
+
+
 def _adapter(text: str) -> dict[str, Any]:
     if len(text) > _ADAPTER_LIMIT:
         raise LoaderError(Reason.UNSUPPORTED_FORMAT, f"{ADAPTER} is too long")
@@ -118,11 +131,7 @@ def _check_ranks(
 ) -> None:
     """Refuse metadata whose ranks differ from those of the tensors."""
     for layer in layers:
-        own = {
-            name.removeprefix(f"{layer.component}."): value
-            for name, value in config.items()
-            if name.startswith(f"{layer.component}.")
-        }
+        own = _own(config, layer.component)
         known = {own.get("r"), *(own.get("rank_pattern") or {}).values()}
         rank = tensors[layer.names[Half.DOWN]].shape[0]
         if rank not in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sd_api.spec import BaseModelName
+from sd_api.spec import BaseModelName, LoraOptions
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
 from sd_loader.convert.detect.quantized import refuse_quantized
@@ -49,7 +49,8 @@ def needs(file: TensorFile, conversion: Conversion) -> Needs:
     converted needs nothing: planning its folder says why.
     """
     if not conversion.is_pipeline:
-        return Needs(numbers=conversion.lora.expand_lycoris)
+        # A PEFT adapter has a LoRA's alphas in its config.
+        return Needs(numbers=conversion.lora != LoraOptions())
     refuse_quantized(file.tensors)
     pipeline = foreign_pipeline(file, conversion)
     if pipeline is not None:
