@@ -67,6 +67,37 @@ class Tensor:
         """Bytes that the tensor takes when it is contiguous."""
         return self.count * self.dtype.itemsize
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensor alone. See `Joined`."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Tensors of one type whose rows follow one another, as one tensor."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def dtype(self) -> Dtype:
+        """The type of their elements."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+Source = Tensor | Joined
+"""Where the elements of a tensor of the output come from."""
+
 
 @dataclass(frozen=True)
 class TensorFile:

@@ -15,12 +15,14 @@ import pytest
 
 from sd_api.reasons import Reason
 from sd_loader.bulk import COPY_BYTES, WRITE_BYTES, copy_file, write_at
-from sd_loader.convert.write.files import Item, WeightsFile, weights_file
+from sd_loader.convert.write.files import FolderPlan, Item, WeightsFile, weights_file
+from sd_loader.convert.write.folder import write_or_link
 from sd_loader.convert.write.steps import COPIED_FROM, STEP_BYTES
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.errors import LoaderError
+from sd_loader.formats import open_tensor_file
 from sd_loader.handover import FileDigest
-from sd_loader.tensors import Dtype, Tensor, TensorFile
+from sd_loader.tensors import Dtype, Joined, Tensor, TensorFile, rows
 
 CONTENT = os.urandom(5 * 2**20 + 77)
 NAME = "model.safetensors"
@@ -264,3 +266,39 @@ def test_checksums_are_those_of_the_copied_bytes(
             with pytest.raises(LoaderError, match="the file was damaged") as caught:
                 written(out, unchanged(source), file)
             assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_rows_that_follow_one_another_become_one_tensor(
+    source: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kernel: bool
+) -> None:
+    """The halves of a tensor change their places, with the digest of what is written."""
+    if not kernel:
+        monkeypatch.setattr("sd_loader.convert.write.steps.copy_at", lambda *_: 0)
+    whole = Tensor(source, Dtype.U8, (2, len(CONTENT) // 2), 0)
+    first, second = rows(whole, 0, 1), rows(whole, 1, 2)
+    planned = weights_file(NAME, [Item("swapped", Joined((second, first)), Dtype.U8)])
+    (tmp_path / "out").mkdir()
+    digests = write_folder(tmp_path / "out", [planned], lambda _: None)
+    written = (tmp_path / "out" / NAME).read_bytes()
+    half = len(CONTENT) // 2
+    assert written == planned.header + CONTENT[half : 2 * half] + CONTENT[:half]
+    assert digests[NAME] == FileDigest(hashlib.sha256(written).hexdigest(), len(written))
+
+
+def test_file_with_the_source_in_another_order_is_not_linked(tmp_path: Path) -> None:
+    """A file that equals the plan in header and size may differ in the order of its rows."""
+    whole = Tensor(-1, Dtype.U8, (2, 4), 0)
+    plain = weights_file(NAME, [Item("one", whole, Dtype.U8)])
+    path = tmp_path / NAME
+    path.write_bytes(plain.header + bytes(range(8)))
+    with open_tensor_file(path) as file:
+        tensor = file.tensors["one"]
+        swapped = Joined((rows(tensor, 1, 2), rows(tensor, 0, 1)))
+        for source, linked in ((tensor, True), (swapped, False)):
+            plan = FolderPlan(files=(weights_file(NAME, [Item("one", source, Dtype.U8)]),))
+            out = tmp_path / str(linked)
+            out.mkdir()
+            write_or_link(plan, {file.fd: file}, out, lambda _: None)
+            assert path.samefile(out / NAME) is linked
+    assert (tmp_path / "False" / NAME).read_bytes()[-8:] == bytes([4, 5, 6, 7, 0, 1, 2, 3])

@@ -108,12 +108,7 @@ KNOWN_TO_DIFFUSERS = [
         "an upscaler",
         id="upscaler",
     ),
-    pytest.param([f"{UNET}double_blocks.0.img_attn.qkv.weight"], "a FLUX model", id="FLUX"),
-    pytest.param(["double_blocks.0.img_attn.norm.key_norm.scale"], "a FLUX model", id="bare FLUX"),
-    pytest.param(
-        ["joint_blocks.0.x_block.attn.qkv.weight"], "a Stable Diffusion 3 model", id="SD 3"
-    ),
-    pytest.param([f"{UNET}head.modulation"], "a Wan model", id="Wan"),
+    pytest.param(["clip_txt_mapper.weight"], "a Stable Cascade model", id="Stable Cascade"),
 ]
 
 

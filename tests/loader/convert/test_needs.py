@@ -16,7 +16,10 @@ from tests.support.models.conversions import conversion
 
 SD1, SD2, SDXL = sd15_shapes(TINY_SD15), sd2_shapes(TINY_SD2), sdxl_shapes(TINY_SDXL)
 NO_VAE = "first_stage_model."
-SD35_LARGE = {f"joint_blocks.{block}.x_block.mlp.fc1.weight": (9728, 2432) for block in (0, 37)}
+SD35_LARGE = {
+    "text_encoders.x": (1,),
+    "vae.x": (1,),
+} | {f"joint_blocks.{block}.x_block.mlp.fc1.weight": (9728, 2432) for block in (0, 37)}
 
 
 def file_of(shapes):

@@ -15,6 +15,7 @@ from sd_loader.convert.detect.kinds import (
     example_names,
     input_channels,
     only_diffusers_converts,
+    transformer_file,
     unsupported,
 )
 from sd_loader.convert.tables.architecture import load_architecture
@@ -36,6 +37,10 @@ _TEXT_ENCODERS = {
     "cond_stage_model.transformer.": BaseModelName.SD1,
     "cond_stage_model.model.": BaseModelName.SD2,
 }
+REPO_INSTEAD = (
+    "use the model's repo in diffusers' layout, which has all components, with spec.modelType:"
+    " huggingface"
+)
 _COSXL_MARK = "edm_vpred.sigma_max"
 
 
@@ -49,6 +54,9 @@ def family_of(
     foreign = only_diffusers_converts(tensors)
     if foreign is not None:
         raise unsupported(f"{foreign}, which this loader does not convert")
+    transformer = transformer_file(tensors)
+    if transformer is not None:
+        raise unsupported(f"{transformer}: {REPO_INSTEAD}")
     if FIRST_CONVOLUTION not in tensors:
         raise unsupported(_description(tensors))
     if CONTROLNET.fits(tensors):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.convert.detect.lora_kinds import ROLES
+from sd_loader.convert.detect.transformers import TransformerFile, transformer_of
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
@@ -104,24 +105,10 @@ _KINDS = (
 )
 """All kinds except checkpoints. The first that fits counts."""
 
-_ONLY_DIFFUSERS = tuple(
-    Kind(what, re.compile(rf"(model\.diffusion_model\.)?{pattern}"))
-    for what, pattern in (
-        ("a Stable Diffusion 3 model", r"joint_blocks\.0\."),
-        ("a FLUX model", r"double_blocks\.0\.img_attn\."),
-        ("an AuraFlow model", r"double_layers\.0\.attn\."),
-        ("a Lumina 2 model", r"cap_embedder\.0\.weight$"),
-        ("a Z-Image model", r"layers\.0\.adaLN_modulation\.0\."),
-        ("a Stable Cascade model", r"(clip_txt_mapper|down_blocks\.1\.0\.channelwise\.0)\."),
-        ("a Sana model", r"blocks\.0\.cross_attn\.(q|kv)_linear\."),
-        ("a Wan model", r"head\.modulation$"),
-        ("a HunyuanVideo model", r"txt_in\.individual_token_refiner\."),
-        ("an LTX-Video model", r"patchify_proj\."),
-        ("a Mochi model", r"blocks\.0\.attn\.qkv_x\."),
-    )
+_STABLE_CASCADE = Kind(
+    "a Stable Cascade model",
+    re.compile(r"(model\.diffusion_model\.)?(clip_txt_mapper|down_blocks\.1\.0\.channelwise\.0)\."),
 )
-"""Models that diffusers' from_single_file reads and this loader does not."""
-
 _PLAYGROUND_MARK = "edm_mean"
 _UPSCALER_CHANNELS = 7
 _NAMES = {ModelType.CONTROLNET: "ControlNet", ModelType.VAE: "VAE"}
@@ -142,7 +129,12 @@ def only_diffusers_converts(tensors: Mapping[str, Tensor]) -> str | None:
     is_labelled = f"{UNET_PREFIX}label_emb.weight" in tensors
     if is_labelled and input_channels(tensors) == _UPSCALER_CHANNELS:
         return "an upscaler"
-    return next((kind.what for kind in _ONLY_DIFFUSERS if kind.fits(tensors)), None)
+    return _STABLE_CASCADE.what if _STABLE_CASCADE.fits(tensors) else None
+
+
+def transformer_file(tensors: Mapping[str, Tensor]) -> TransformerFile | None:
+    """The transformer that a file has. None for a LoRA, which may have the same names."""
+    return None if LORA.fits(tensors) else transformer_of(tensors)
 
 
 def input_channels(tensors: Mapping[str, Tensor]) -> int:
@@ -163,9 +155,9 @@ def describe_kind(tensors: Mapping[str, Tensor], excluded: ModelType | None = No
 
 def refuse_other_kinds(tensors: Mapping[str, Tensor], wanted: ModelType) -> None:
     """Refuse a file that is recognised as another kind of model than the wanted one."""
-    foreign = only_diffusers_converts(tensors)
+    foreign = only_diffusers_converts(tensors) or transformer_file(tensors)
     if foreign is not None:
-        raise unsupported(foreign)
+        raise unsupported(str(foreign))
     kind = _kind(tensors)
     if kind is not None and kind.model_type is not wanted:
         raise unsupported(str(kind))

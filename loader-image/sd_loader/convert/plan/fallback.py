@@ -13,7 +13,7 @@ from typing import Any
 
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
-from sd_loader.convert.detect.kinds import only_diffusers_converts
+from sd_loader.convert.detect.kinds import only_diffusers_converts, transformer_file
 from sd_loader.convert.detect.quantized import refuse_quantized
 from sd_loader.convert.plan.open_files import OpenFiles
 from sd_loader.convert.plan.precision import published_dtype, torch_dtype
@@ -31,7 +31,7 @@ from sd_loader.diffusers_repo.component_files import CONFIG_SUFFIXES
 from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_json
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
-from sd_loader.tensors import TensorFile
+from sd_loader.tensors import Tensor, TensorFile
 from sd_loader.torchstack import has_torch
 
 _UNKNOWN = "v1"
@@ -60,7 +60,7 @@ def foreign_pipeline(file: TensorFile, conversion: Conversion) -> ForeignPipelin
 
     Raises LoaderError if diffusers is not installed or does not convert the file either.
     """
-    what = only_diffusers_converts(file.tensors) if conversion.is_pipeline else None
+    what = _foreign(file.tensors) if conversion.is_pipeline else None
     if what is None:
         return None
     refuse_quantized(file.tensors)
@@ -84,6 +84,14 @@ def foreign_pipeline(file: TensorFile, conversion: Conversion) -> ForeignPipelin
             f"the file is {what}, of a kind that diffusers does not convert to a pipeline",
         )
     return ForeignPipeline(what, name, place["pretrained_model_name_or_path"])
+
+
+def _foreign(tensors: Mapping[str, Tensor]) -> str | None:
+    """Describe a model that diffusers converts. None for any other file."""
+    transformer = transformer_file(tensors)
+    if transformer is None or transformer.lacking:
+        return only_diffusers_converts(tensors)
+    return str(transformer)
 
 
 def read_index(configs: Path, repo: str) -> dict[str, Any]:

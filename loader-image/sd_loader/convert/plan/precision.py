@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from sd_api.spec import Revision
 from sd_loader.convert.write.files import Item
-from sd_loader.tensors import Dtype, Tensor
+from sd_loader.tensors import Dtype, Source
 
 TORCH_NAMES = {Dtype.F32: "float32", Dtype.F16: "float16", Dtype.BF16: "bfloat16"}
 """torch's names of the types that pipelines compute in."""
@@ -28,7 +28,7 @@ def published_dtype(source: Dtype, precision: Revision | None) -> Dtype:
     return _WIDENED.get(source, source)
 
 
-def published_items(tensors: Mapping[str, Tensor], precision: Revision | None) -> list[Item]:
+def published_items(tensors: Mapping[str, Source], precision: Revision | None) -> list[Item]:
     """The tensors, by their published names, in their published types."""
     return [
         Item(name, tensor, published_dtype(tensor.dtype, precision))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_loader.convert.tables.dimensions import evaluate
-from sd_loader.tensors import Tensor, rows, strides_of, transposed, view
+from sd_loader.tensors import Joined, Source, Tensor, rows, strides_of, transposed, view
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
@@ -182,25 +182,43 @@ def _vary(base: Architecture, variant: Variant) -> Architecture:
     return replace(base, components=components, templates=templates)
 
 
-def take(tensor: Tensor, op: str) -> Tensor | None:
+def take(tensor: Tensor, op: str) -> Source | None:
     """Take from a source tensor what a row's op names. Return None if the shape does not allow it.
 
-    Ops: "" takes the whole; `third 0` to `third 2` take query, key or value, stored in one tensor;
+    Ops: "" takes the whole; `rows 0-1 of 3` takes the first third of the rows, and `third 0` means
+    the same; `swap` exchanges the halves of the rows; `fold 6` makes six rows of a vector;
     `transpose` transposes; `matrix` takes a 1x1 convolution as a matrix.
     """
     shape = tensor.shape
     match op.split():
         case []:
             return tensor
-        case ["third", number] if shape and shape[0] % 3 == 0:
-            third = shape[0] // 3
-            return rows(tensor, int(number) * third, (int(number) + 1) * third)
+        case ["third", number]:
+            return _rows(tensor, int(number), int(number) + 1, 3)
+        case ["rows", ends, "of", parts]:
+            start, _, stop = ends.partition("-")
+            return _rows(tensor, int(start), int(stop), int(parts))
+        case ["swap"]:
+            first, second = _rows(tensor, 0, 1, 2), _rows(tensor, 1, 2, 2)
+            return None if first is None or second is None else Joined((second, first))
+        case ["fold", count] if len(shape) == 1 and shape[0] % int(count) == 0:
+            columns = shape[0] // int(count)
+            stride = strides_of(tensor)[0]
+            return view(tensor, (int(count), columns), (columns * stride, stride))
         case ["transpose"] if len(shape) == 2:
             return transposed(tensor)
         case ["matrix"] if len(shape) >= 2 and all(size == 1 for size in shape[2:]):
             return view(tensor, shape[:2], strides_of(tensor)[:2])
         case _:
             return None
+
+
+def _rows(tensor: Tensor, start: int, stop: int, parts: int) -> Tensor | None:
+    """The rows from one part to another, if they are cut into equal parts."""
+    if not tensor.shape or tensor.shape[0] % parts:
+        return None
+    height = tensor.shape[0] // parts
+    return rows(tensor, start * height, stop * height)
 
 
 def fill_in(template: Any, dimensions: dict[str, int]) -> Any:  # noqa: ANN401 - any JSON value

@@ -11,12 +11,14 @@ from sd_loader.convert.tables.clip import with_prefix
 from sd_loader.convert.tables.dimensions import Dimensions, describe, matches
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
-from sd_loader.tensors import Tensor
+from sd_loader.tensors import Source, Tensor
 
 _NAMES = {
     "controlnet": "ControlNet",
     "text_encoder": "text encoder",
     "text_encoder_2": "second text encoder",
+    "text_encoder_3": "third text encoder",
+    "transformer": "transformer",
     "unet": "UNet",
     "vae": "VAE",
 }
@@ -82,7 +84,7 @@ def require(components: Iterable[Component], tensors: Mapping[str, Tensor]) -> N
 
 def bind(
     component: Component, tensors: Mapping[str, Tensor], dimensions: Dimensions
-) -> dict[str, Tensor]:
+) -> dict[str, Source]:
     """The component's tensors by their published names, in the order of its state_dict.
 
     Adds the dimensions that the shapes show to `dimensions`. Refuses a missing tensor, and a shape
@@ -132,7 +134,7 @@ def _existing_layers(
     return [row for row in component.rows if row.layer is None or row.layer < len(layers)]
 
 
-def _bound(row: Row, tensors: Mapping[str, Tensor], dimensions: Dimensions) -> Tensor:
+def _bound(row: Row, tensors: Mapping[str, Tensor], dimensions: Dimensions) -> Source:
     source = tensors.get(row.source)
     if source is None:
         raise LoaderError(Reason.CONVERSION_FAILED, f"a tensor is missing: {row.source}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sd_api.reasons import Reason
 from sd_loader.errors import LoaderError
 from sd_loader.handover import Converted, FileDigest
-from sd_loader.tensors import Dtype, Tensor
+from sd_loader.tensors import Dtype, Source
 
 SHARD_BYTES = 10 * 10**9
 """diffusers' max_shard_size, "10GB"."""
@@ -52,7 +52,7 @@ class Item:
     """A tensor of the output."""
 
     name: str
-    source: Tensor
+    source: Source
     """Where its elements come from."""
 
     dtype: Dtype

@@ -12,7 +12,7 @@ from sd_loader.convert.write.files import FolderPlan, WeightsFile
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.handover import FileDigest
 from sd_loader.progress import Report
-from sd_loader.tensors import TensorFile
+from sd_loader.tensors import Tensor, TensorFile
 
 
 def write_or_link(
@@ -31,7 +31,7 @@ def write_or_link(
 
 def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bool:
     """Link a source file that equals the planned file. Return whether it was linked."""
-    fds = {item.source.fd for item in file.items}
+    fds = {part.fd for item in file.items for part in item.source.parts}
     if len(fds) != 1:
         return False
     fd = fds.pop()
@@ -39,7 +39,10 @@ def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bo
         return False
     position = len(file.header)
     for item in file.items:
-        if item.source.offset != position or item.dtype is not item.source.dtype:
+        source = item.source
+        if not isinstance(source, Tensor) or source.offset != position:
+            return False
+        if item.dtype is not source.dtype:
             return False
         position += item.nbytes
     path = out / file.path

@@ -216,10 +216,11 @@ def steps_of(file: WeightsFile) -> Iterator[Step]:
     """The steps of a file, in the order of their positions."""
     position = len(file.header)
     for item in file.items:
-        for piece in _cut(item.source, item.dtype.itemsize, position):
-            step = Step(f"{file.path}: {item.name}", piece, item.dtype, position)
-            yield step
-            position += step.nbytes
+        for part in item.source.parts:
+            for piece in _cut(part, item.dtype.itemsize, position):
+                step = Step(f"{file.path}: {item.name}", piece, item.dtype, position)
+                yield step
+                position += step.nbytes
 
 
 def _cut(source: Tensor, itemsize: int, position: int) -> Iterator[Tensor]:
