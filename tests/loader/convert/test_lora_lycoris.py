@@ -115,6 +115,17 @@ def test_expanded_layers_change_the_model_as_the_lycoris_does(tmp_path, kind):
     )
 
 
+def test_a_lycoris_of_a_transformer_is_expanded_like_any_other(tmp_path):
+    """The rule is the same; the expanded layers are checked by the family's table."""
+    layer = "lora_unet_double_blocks_0_img_attn_proj"
+    arrays = loha(layer, 3072, 3072)
+    _, published = loaded(tmp_path, arrays)
+    few = {name: array[:8] if name.endswith("_a") else array for name, array in arrays.items()}
+    up = f"{layer}.lora_up.weight"
+    wanted, found = change(few, layer), lora_change(published | {up: published[up][:8]}, layer)
+    assert np.abs(wanted - found).max() <= 1e-12 * np.abs(wanted).max()
+
+
 def test_all_expanded_layers_share_one_alpha(tmp_path):
     """Diffusers ignores further alphas. Here, ranks and scales differ."""
     small = loha(QUERY, 64, 64)
@@ -212,11 +223,6 @@ REFUSED = {
         loha(CROSS, 64, 768) | {f"{CROSS}.dora_scale": random(5, 64)},
         Reason.UNSUPPORTED_FORMAT,
         "DoRA",
-    ),
-    "another model": (
-        loha("lora_unet_double_blocks_0_img_attn_proj", 3072, 3072),
-        Reason.UNSUPPORTED_FORMAT,
-        "a LoRA of FLUX.1",
     ),
 }
 

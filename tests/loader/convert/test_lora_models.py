@@ -1,4 +1,4 @@
-"""A LoRA of a model that is not supported is refused by that model's name, in every style."""
+"""A LoRA that does not load is refused by the name of its model, in every style of names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from sd_api.reasons import Reason
 from sd_api.spec import ModelType
 from sd_loader.convert.conversion import Conversion
+from sd_loader.convert.detect.lora_kinds import refuse_other_adapters
 from sd_loader.convert.plan.lora import plan_lora
 from sd_loader.errors import LoaderError
 from sd_loader.tensors import Dtype, Tensor, TensorFile
@@ -93,7 +94,7 @@ def half_shapes(width: int) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("model", "style", "layer", "width"), MODELS, ids=[f"{row[0]} {row[2]}" for row in MODELS]
 )
-def test_a_lora_of_another_model_is_named_in_any_style(model, style, layer, width, reverse):
+def test_the_model_of_a_refused_lora_is_named_in_any_style(model, style, layer, width, reverse):
     """The prefix differs between styles, and so do the characters that join a layer's name."""
     names = [template.format(layer) for template in style]
     pairs = list(zip(names, half_shapes(width)[: len(names)], strict=True))
@@ -101,9 +102,7 @@ def test_a_lora_of_another_model_is_named_in_any_style(model, style, layer, widt
         name: Tensor(-1, Dtype.F16, shape, 0) for name, shape in pairs[:: -1 if reverse else 1]
     }
     with pytest.raises(LoaderError) as caught:
-        plan_lora(
-            TensorFile(Path("x"), -1, "safetensors", tensors), Conversion(ModelType.LORA, "x")
-        )
+        refuse_other_adapters(tensors)
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
     assert caught.value.message.startswith(f"the file is a LoRA of {model}; ")
     assert any(f"(seen: {name})" in caught.value.message for name in names)

@@ -90,6 +90,41 @@ def test_an_expanded_lycoris_has_a_peft_adapter(tmp_path):
     assert (config["r"], config["lora_alpha"]) == (16, 16)
 
 
+def test_a_layer_of_several_modules_is_cut_into_its_rows(tmp_path):
+    """The modules share the down matrix and the alpha."""
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    _, published = loaded(tmp_path, layer(name, 9216, 3072), lora=PEFT)
+    adapter = read(tmp_path / "out" / "adapter_model.safetensors")
+    up = published[f"{name}.lora_up.weight"]
+    for number, letter in enumerate("qkv"):
+        module = f"base_model.model.transformer_blocks.0.attn.to_{letter}"
+        rows = up[3072 * number : 3072 * (number + 1)]
+        assert adapter.pop(f"{module}.lora_B.weight").tobytes() == rows.tobytes()
+        down = adapter.pop(f"{module}.lora_A.weight")
+        assert down.tobytes() == published[f"{name}.lora_down.weight"].tobytes()
+    assert not adapter
+
+
+def test_a_name_that_ends_other_names_makes_a_pattern(tmp_path):
+    """PEFT takes a name in a list for the end of longer ones, and would change those, too."""
+    arrays = {
+        "transformer.proj_out.lora_A.weight": random(1, 4, 3072),
+        "transformer.proj_out.lora_B.weight": random(2, 64, 4),
+        "transformer.transformer_blocks.0.norm1.linear.lora_A.weight": random(1, 2, 3072),
+        "transformer.transformer_blocks.0.norm1.linear.lora_B.weight": random(2, 18432, 2),
+    }
+    loaded(tmp_path, arrays, lora=PEFT)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == r"proj_out|transformer_blocks\.0\.norm1\.linear"
+    other = "transformer_blocks.0.norm1.linear"
+    ranks = {"proj_out": 4, other: 2}
+    found = {
+        name: config["rank_pattern"].get("^proj_out" if name == "proj_out" else name, config["r"])
+        for name in ranks
+    }
+    assert found == ranks
+
+
 def test_a_lora_has_no_peft_adapter_by_default(tmp_path):
     """Its folder is that of diffusers."""
     converted, _ = loaded(tmp_path, UNET)

@@ -13,6 +13,7 @@ from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _SHOWN = 120
+_SUPPORTED = "sd1, sd2, sdxl, sd-3, flux, flux2, chroma, qwen-image, z-image, wan and lumina2"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
 def _unsupported(what: str, name: str, remedy: str = "") -> LoaderError:
     return LoaderError(
         Reason.UNSUPPORTED_FORMAT,
-        f"the file is {what}; supported are LoRAs of sd1, sd2 and sdxl that diffusers reads"
+        f"the file is {what}; supported are LoRAs of {_SUPPORTED} with names that diffusers reads"
         f" (seen: {shown(name)}){remedy and ': '}{remedy}",
     )
 

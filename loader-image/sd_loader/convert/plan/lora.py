@@ -7,6 +7,7 @@ scale. They keep their names, too, as far as every version of the libraries read
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sd_api.reasons import Reason
 from sd_api.spec import BaseModelName, LoraFormat, ModelType
@@ -22,9 +23,14 @@ from sd_loader.convert.plan.lora_keys import (
     canonical_name,
     layers_of,
 )
+from sd_loader.convert.plan.lora_layers import layer_kinds
 from sd_loader.convert.plan.lora_metadata import component_config, passed_on
 from sd_loader.convert.plan.lora_peft import WEIGHTS_FILE, Change, peft_files
+from sd_loader.convert.plan.lora_styles import Layout
+from sd_loader.convert.plan.lora_transformers import TransformerLora, transformer_lora
 from sd_loader.convert.plan.precision import published_dtype
+from sd_loader.convert.tables.architecture import take
+from sd_loader.convert.tables.transformers import TRANSFORMER
 from sd_loader.convert.write.files import FolderPlan, Item, PlannedFile, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
@@ -39,19 +45,23 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     # PEFT names an adapter's layers as the model's own.
     refuse_other_adapters(file.tensors, by_role=True)
     refuse_other_kinds(file.tensors, ModelType.LORA)
-    layers = layers_of(file.tensors)
-    _check_types(layers, file.tensors)
     # The numbers and strings in a pickle belong to the training program, not to the LoRA.
     metadata = file.metadata if file.format == SAFETENSORS else {}
+    found = transformer_lora(file.tensors, metadata)
+    if found is not None:
+        return _plan_transformer(file, conversion, metadata, *found)
+    layers = layers_of(file.tensors)
+    _check_types(layers, file.tensors)
     base_model = decide_family(layers, file.tensors, metadata, conversion.base_model)
     _check_readable(layers)
     bare = any(key.bare for layer in layers for key in layer.keys.values())
-    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, bare=bare)
+    missing = UNET if bare else ""
+    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if base_model is None:
         warnings += (
             f"the layers fit {' and '.join(FAMILIES)} models alike; spec.baseModel says which",
         )
-    items = _items(layers, file.tensors, conversion)
+    items = _items(layers, file.tensors, _published_names(layers), conversion)
     files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
     if conversion.lora.format is LoraFormat.PEFT:
         files += _peft(layers, items, file.tensors, kept, base_model)
@@ -59,17 +69,78 @@ def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
     return FolderPlan(
         files=files,
         base_model=base_model,
-        lora_rank=max(file.tensors[layer.names[Half.DOWN]].shape[0] for layer in layers),
+        lora_rank=_rank(layers, file.tensors),
         warnings=warnings,
         scan=True,
     )
 
 
+def _plan_transformer(
+    file: TensorFile,
+    conversion: Conversion,
+    metadata: Mapping[str, str],
+    lora: TransformerLora,
+    families: Sequence[str],
+) -> FolderPlan:
+    """Plan the files of a LoRA of a transformer. families: those whose layers it fits."""
+    names = " and ".join(families)
+    if conversion.base_model is not None:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.baseModel is {conversion.base_model.value}, but the file is a LoRA of {names}",
+        )
+    layers = [layer.named(lora.style) for layer in lora.layers]
+    _check_types(layers, file.tensors)
+    _check_halves(TRANSFORMER, layers)
+    missing = TRANSFORMER if lora.style.published_prefix else ""
+    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
+    if len(families) > 1:
+        warnings += (f"the layers fit {names} models alike",)
+    published = {name: lora.style.published(name) for name in file.tensors}
+    items = _items(layers, file.tensors, published, conversion)
+    files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
+    if conversion.lora.format is LoraFormat.PEFT:
+        stated = component_config(kept, TRANSFORMER)
+        modules_of_family = layer_kinds(lora.family, Layout.DIFFUSERS)
+        files += peft_files(_changes(lora, items, file.tensors), stated, modules_of_family)
+    return FolderPlan(
+        files=files,
+        base_model=lora.family if len(families) == 1 else None,
+        lora_rank=_rank(layers, file.tensors),
+        warnings=warnings,
+        scan=True,
+    )
+
+
+def _rank(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> int | None:
+    """The greatest rank of the layers."""
+    return max((tensors[layer.names[Half.DOWN]].shape[0] for layer in layers), default=None)
+
+
+def _changes(
+    lora: TransformerLora, items: Mapping[str, Item], tensors: Mapping[str, Tensor]
+) -> list[Change]:
+    """The changes of diffusers' modules. A layer may consist of several: each has some rows."""
+    changes = []
+    for layer in lora.layers:
+        alpha = layer.names.get(Half.ALPHA, "")
+        for module, row in layer.modules:
+            own: dict[Half, Item] = {}
+            for half, name in layer.names.items():
+                part = tensors[name] if half is Half.DOWN else take(tensors[name], row.op)
+                if half is not Half.ALPHA and part is not None:
+                    own[half] = replace(items[name], source=part)
+            changes.append(Change(module, own, tensors.get(alpha), alpha))
+    return changes
+
+
 def _items(
-    layers: Sequence[Layer], tensors: Mapping[str, Tensor], conversion: Conversion
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor],
+    published: Mapping[str, str],
+    conversion: Conversion,
 ) -> dict[str, Item]:
-    """The published tensors by their names in the file."""
-    published = _published_names(layers)
+    """The published tensors by their names in the file. published: new names."""
     items = {}
     for layer in layers:
         for half, name in layer.names.items():
@@ -168,19 +239,23 @@ def _check_readable(layers: Sequence[Layer]) -> None:
     """Refuse a LoRA that diffusers would read only in part, or not at all."""
     for component in sorted({layer.component for layer in layers}):
         own = [layer for layer in layers if layer.component == component]
-        for half in (Half.BIAS, Half.MAGNITUDE):
-            having = [layer for layer in own if half in layer.keys]
-            if having and len(having) < len(own):
-                raise LoaderError(
-                    Reason.UNSUPPORTED_FORMAT,
-                    f"some layers of the {component} have a {half.value} and others none, which"
-                    " diffusers does not read",
-                )
+        _check_halves(component, own)
         if component != UNET and not _is_readable_text_encoder(own):
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
                 f"diffusers does not read these layers of the {component} without others that"
                 f" belong to them (seen: {shown(own[0].names[Half.DOWN])})",
+            )
+
+
+def _check_halves(component: str, layers: Sequence[Layer]) -> None:
+    for half in (Half.BIAS, Half.MAGNITUDE):
+        having = [layer for layer in layers if half in layer.keys]
+        if having and len(having) < len(layers):
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"some layers of the {component} have a {half.value} and others none, which"
+                " diffusers does not read",
             )
 
 
