@@ -49,6 +49,13 @@ class BaseModelName(StrEnum):
     SDXL_REFINER = "sdxl-refiner"
 
 
+class LoraFormat(StrEnum):
+    """The formats in which a LoRA is published."""
+
+    DIFFUSERS = "diffusers"
+    PEFT = "peft"
+
+
 class PredictionType(StrEnum):
     """What the UNet predicts. The values are those of diffusers."""
 

@@ -11,6 +11,7 @@ from sd_api import defaults
 from sd_api.choices import (
     BaseModelName,
     DeletionPolicy,
+    LoraFormat,
     ModelType,
     PredictionType,
     Revision,
@@ -67,6 +68,22 @@ class Verify(Extensible):
     steps: Annotated[int, Field(ge=1, le=150)] | None = Field(
         default=None,
         description=f"Denoising steps of the rendered image. Default {defaults.RENDER_STEPS}.",
+    )
+
+
+class LoraOptions(Extensible):
+    """How a LoRA is published."""
+
+    format: LoraFormat = Field(
+        default=LoraFormat.DIFFUSERS,
+        description="peft adds the folder's files that PEFT reads, adapter_config.json and"
+        " adapter_model.safetensors.",
+    )
+
+    expand_lycoris: bool = Field(
+        default=False,
+        description="Expand LoHa and LoKr exactly to a LoRA of higher rank, in fp32 unless revision"
+        " says otherwise.",
     )
 
 
@@ -181,6 +198,7 @@ class LoadFields(Extensible):
         default=None, description="Link of the checkpoint's original YAML config."
     )
     vae: VaeSource | None = Field(default=None, description="A VAE that replaces the model's own.")
+    lora: LoraOptions = Field(default_factory=LoraOptions, description="How a LoRA is published.")
     verify: Verify = Field(
         default_factory=Verify, description="How thoroughly the model is tried before publishing."
     )

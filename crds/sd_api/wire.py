@@ -117,6 +117,9 @@ class Artifact(Extensible):
     pipeline_class: Word | None = Field(default=None, description="diffusers' class.")
     precision: Word | None = Field(default=None, description="fp32, fp16, bf16 or mixed.")
     prediction_type: Word | None = Field(default=None, description="What the UNet predicts.")
+    lora_rank: Count | None = Field(
+        default=None, description="The greatest rank of a LoRA's layers."
+    )
 
 
 def _known_reason(value: object) -> object:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from pydantic_core import ErrorDetails
 
-from sd_api.choices import BaseModelName, ModelType, PredictionType, Revision, Weights
+from sd_api.choices import BaseModelName, LoraFormat, ModelType, PredictionType, Revision, Weights
 from sd_api.fields import DNS_NAME_PATTERN, SHA256_PATTERN
 from sd_api.loader_env import LoaderEnv
 from sd_api.names import ANNOTATION_RELOAD, MODEL_ID_PATTERN
@@ -48,7 +48,7 @@ _OPTIONS = {"vae.url": "vae"}
 _VALUES = sorted(
     (
         member.value
-        for enum in (BaseModelName, ModelType, PredictionType, Revision, Weights)
+        for enum in (BaseModelName, LoraFormat, ModelType, PredictionType, Revision, Weights)
         for member in enum
     ),
     key=len,

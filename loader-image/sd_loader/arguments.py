@@ -7,7 +7,14 @@ import sys
 import textwrap
 from pathlib import Path
 
-from sd_api.choices import BaseModelName, ModelType, PredictionType, Revision, Weights
+from sd_api.choices import (
+    BaseModelName,
+    LoraFormat,
+    ModelType,
+    PredictionType,
+    Revision,
+    Weights,
+)
 from sd_api.completion import add_completion
 
 OF_JOBS = frozenset({"fetch", "convert", "remove", "check"})
@@ -186,6 +193,17 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="set the UNet's upcast_attention; default: detected",
+    )
+    add(
+        "--lora-format",
+        choices=[word.value for word in LoraFormat],
+        default=LoraFormat.DIFFUSERS.value,
+        help="peft adds a PEFT adapter (adapter_config.json, adapter_model.safetensors)",
+    )
+    add(
+        "--lora-expand-lycoris",
+        action="store_true",
+        help="expand LoHa and LoKr exactly to a LoRA of higher rank",
     )
     add("--verify-weights", action="store_true", help="scan every weight for NaN and Inf")
     add("--verify-render", action="store_true", help="render a test image; needs torch")

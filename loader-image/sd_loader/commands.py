@@ -61,7 +61,8 @@ def _load(args: argparse.Namespace, settings: Settings) -> LoadResult:
     try:
         verify = {"weights": args.verify_weights, "render": args.verify_render}
         fields = {name: value for name, value in vars(args).items() if name in Spec.model_fields}
-        spec = Spec.model_validate({**fields, "verify": verify})
+        lora = {"format": args.lora_format, "expandLycoris": args.lora_expand_lycoris}
+        spec = Spec.model_validate({**fields, "verify": verify, "lora": lora})
     except ValidationError as error:
         raise invalid_options(error) from None
     credentials = (settings.credentials_dir / "token").exists()

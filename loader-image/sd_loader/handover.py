@@ -39,8 +39,8 @@ class Arrived:
 class Converted:
     """A diffusers folder that is written completely.
 
-    base_model, pipeline_class, precision and prediction_type have the values of the same fields of
-    status.artifact.
+    base_model, pipeline_class, precision, prediction_type and lora_rank have the values of the same
+    fields of status.artifact.
     """
 
     files: Mapping[str, FileDigest]
@@ -50,6 +50,7 @@ class Converted:
     precision: str | None = None
     """fp32, fp16, bf16 or mixed."""
     prediction_type: str | None = None
+    lora_rank: int | None = None
     warnings: tuple[str, ...] = ()
     """Warnings for the user about a load that succeeded."""
 

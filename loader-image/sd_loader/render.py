@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_api import defaults
-from sd_api.choices import BaseModelName, ModelType
+from sd_api.choices import ModelType
 from sd_api.reasons import Reason
 from sd_api.spec import Verify
 from sd_api.wire import Progress, Stage
@@ -89,10 +89,9 @@ def render(folder: Path, converted: Converted, conversion: Conversion, report: R
 
 def _try_adapter(folder: Path, model_type: ModelType, base_model: str, device: str) -> None:
     """Try the model on a random base of full size. Skip it for a base without bundled configs."""
-    family = BaseModelName(base_model)
-    sizes = PUBLISHED_SIZES.get(family)
-    if sizes is not None:
-        try_adapter(folder, model_type, family, sizes, device)
+    for family, sizes in PUBLISHED_SIZES.items():
+        if family == base_model:
+            try_adapter(folder, model_type, family, sizes, device)
 
 
 def open_pipeline(folder: Path, dtype: torch.dtype) -> Pipeline:

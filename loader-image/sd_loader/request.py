@@ -19,5 +19,6 @@ def conversion_of(request: LoadRequest) -> Conversion:
         safetensors_only=bool(request.from_safetensors),
         original_config=request.original_config is not None,
         replacement_vae=request.vae is not None,
+        lora=request.lora,
         verify=request.verify,
     )

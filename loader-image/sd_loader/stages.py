@@ -282,6 +282,7 @@ def _receipt(
             pipeline_class=converted.pipeline_class,
             precision=converted.precision,
             prediction_type=converted.prediction_type,
+            lora_rank=converted.lora_rank,
         ),
         message="; ".join((*fetched.warnings, *converted.warnings))[:MESSAGE_MAX_LENGTH],
         files={

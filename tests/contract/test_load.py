@@ -28,6 +28,7 @@ EVERY = {
     "weights": "ema",
     "baseModel": "sdxl",
     "predictionType": "v_prediction",
+    "lora": {"format": "peft", "expandLycoris": True},
     "originalConfig": "https://models.example.com/a.yaml",
     "vae": {"url": "org/vae"},
     "verify": {"weights": True, "render": False, "prompt": "a fox", "steps": 20},

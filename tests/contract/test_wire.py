@@ -38,6 +38,7 @@ ARTIFACT = Artifact(
     pipeline_class="StableDiffusionPipeline",
     precision="fp16",
     prediction_type="epsilon",
+    lora_rank=64,
 )
 PROGRESS = Progress(
     stage=Stage.DOWNLOADING,
@@ -266,6 +267,7 @@ ARTIFACTS = {
     "pipeline_class": WORDS,
     "precision": WORDS,
     "prediction_type": WORDS,
+    "lora_rank": st.none() | COUNTS,
 }
 RESULTS = {
     "outcome": st.sampled_from(get_args(LoadResult.model_fields["outcome"].annotation)),
@@ -297,6 +299,7 @@ LONGEST = LoadResult(
         pipeline_class="w" * 64,
         precision="w" * 64,
         prediction_type="w" * 64,
+        lora_rank=COUNT_MAX,
     ),
     preview=True,
 )

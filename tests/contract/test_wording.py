@@ -9,7 +9,7 @@ import pytest
 
 from sd_api.names import ANNOTATION_RELOAD
 from sd_api.reasons import Reason
-from sd_api.spec import LoadFields, Spec
+from sd_api.spec import LoadFields, LoraOptions, Spec
 from sd_api.wording import (
     PATTERNS,
     message_at_shell,
@@ -68,6 +68,7 @@ def test_remedy_at_a_shell_names_nothing_of_a_cluster(reason: Reason) -> None:
         ("use spec.vae: {url: org/vae}, or", "use --vae org/vae, or"),
         ("set spec.baseModel.", "set --base-model."),
         ("spec.verify.render needs torch", "--verify-render needs torch"),
+        ("spec.lora.expandLycoris: true expands it", "--lora-expand-lycoris expands it"),
         ("modelspec.architecture says otherwise", "modelspec.architecture says otherwise"),
         ("nothing to change", "nothing to change"),
     ],
@@ -111,7 +112,7 @@ def test_every_pattern_of_the_spec_has_words() -> None:
     assert {json.loads(pattern) for pattern in patterns} == set(PATTERNS)
 
 
-@pytest.mark.parametrize("field", sorted({*LoadFields.model_fields} - {"verify"}))
+@pytest.mark.parametrize("field", sorted({*LoadFields.model_fields} - {"lora", "verify"}))
 def test_each_option_that_messages_name_exists(
     field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,3 +121,11 @@ def test_each_option_that_messages_name_exists(
         parser().parse_args(["load", "--help"])
     assert f"  {option(field)} " in capsys.readouterr().out
     assert option(LoadFields.model_fields[field].alias or field) == option(field)
+
+
+@pytest.mark.parametrize("field", LoraOptions.model_fields)
+def test_each_option_of_a_lora_exists(field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name has the two parts of the field's path."""
+    with pytest.raises(SystemExit):
+        parser().parse_args(["load", "--help"])
+    assert f"  {option(f'lora.{field}')}" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sd_api.choices import PIPELINES, BaseModelName, ModelType, PredictionType, Revision, Weights
 from sd_api.reasons import Reason
-from sd_api.spec import Verify
+from sd_api.spec import LoraOptions, Verify
 from sd_loader.errors import LoaderError
 from sd_loader.torchstack import has_torch
 
@@ -53,6 +53,9 @@ class Conversion:
     replacement_vae: bool = False
     """Whether spec.vae replaces the model's own VAE. Without its download nothing is converted."""
 
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """How a LoRA is published. Other model types must not set it."""
+
     verify: Verify = field(default_factory=Verify)
     """How thoroughly the converted folder is checked before it is published."""
 
@@ -76,6 +79,10 @@ def refuse_impossible(conversion: Conversion) -> None:
         raise LoaderError(
             Reason.INVALID_SPEC,
             f"spec.vae is for whole models; modelType {model_type.value} has none",
+        )
+    if conversion.lora != LoraOptions() and model_type is not ModelType.LORA:
+        raise LoaderError(
+            Reason.INVALID_SPEC, f"spec.lora is for LoRAs; modelType is {model_type.value}"
         )
     if conversion.verify.render and not has_torch():
         raise LoaderError(

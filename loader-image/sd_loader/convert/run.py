@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from sd_api.choices import ModelType, Weights
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import NO_EMA, Conversion, refuse_impossible
+from sd_loader.convert.expansion import expand_lycoris
 from sd_loader.convert.plan.companions import Companions
 from sd_loader.convert.plan.component import plan_component
 from sd_loader.convert.plan.embedding import plan_embedding_of_repo
@@ -76,7 +78,9 @@ def _convert_file(
     report: Report,
 ) -> Converted:
     file = opened.open(path)
-    plan = plan_download(file, conversion, companions, opened)
+    expanded = expand_lycoris(file, conversion, path.parent, opened)
+    plan = plan_download(expanded.file, conversion, companions, opened)
+    plan = replace(plan, warnings=(*expanded.warnings, *plan.warnings))
     files = write_folder(out, plan.files, report, opened.files.values())
     verify_folder(out, plan, conversion.verify, report)
     return plan.converted(files)

@@ -91,7 +91,7 @@ KINDS = [
     ),
     (
         under("lora_unet_double_blocks_0_img_mlp_0", "lora_up.weight", "lora_down.weight"),
-        "a LoRA of FLUX",
+        "a LoRA of FLUX.1",
     ),
     (
         under("lora_unet_joint_blocks_0_x_block_mlp_fc1", "lora_up.weight", "lora_down.weight"),
@@ -99,7 +99,7 @@ KINDS = [
     ),
     (
         under("lora_unet_blocks_0_self_attn_q", "lora_up.weight", "lora_down.weight"),
-        "a LoRA of another model",
+        "a LoRA of Wan",
     ),
 ]
 
@@ -130,9 +130,31 @@ def test_another_kind_of_adapter_is_named_in_any_order(tensors, what, reverse):
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
     message, _, seen = caught.value.message.partition(" (seen: ")
     assert message == (
-        f"the file is {what}; supported are LoRAs of sd1, sd2 and sdxl that diffusers reads"
+        f"the file is {what}; supported are LoRAs of sd1, sd2, sdxl, sd-3, flux, flux2, chroma,"
+        " qwen-image, z-image, wan and lumina2 with names that diffusers reads"
     )
-    assert seen.removesuffix(")") in tensors
+    assert seen.partition(")")[0] in tensors
+
+
+@pytest.mark.parametrize(
+    ("role", "remedy"),
+    [
+        ("hada_w1_a", "spec.lora.expandLycoris: true publishes this one as a LoRA of higher rank"),
+        ("lokr_w2_a", "spec.lora.expandLycoris: true publishes this one as a LoRA of higher rank"),
+        ("lokr_w2", "merge it into a checkpoint with the program that trained it, or train a LoRA"),
+        ("hada_t1", "merge it into a checkpoint with the program that trained it, or train a LoRA"),
+        (
+            "on_input",
+            "merge it into a checkpoint with the program that trained it, or train a LoRA",
+        ),
+    ],
+)
+def test_a_message_ends_with_what_to_do(role, remedy):
+    """Some kinds can be expanded to a LoRA; the others cannot."""
+    file = TensorFile(Path("x"), -1, "safetensors", {f"{KOHYA}.{role}": EMPTY})
+    with pytest.raises(LoaderError) as caught:
+        plan_lora(file, conversion(model_type="lora"))
+    assert caught.value.message.endswith(f"): {remedy}")
 
 
 @EACH_KIND

@@ -58,6 +58,7 @@ LORA = Kind(
         r"(lora|oft)_(unet|te\d?|transformer)_|lycoris_"
         r"|.*\.(lora_(up|down|A|B|linear_layer)|lora\.(up|down))\."
         r"|.*\.to_(q|k|v|out)_lora\.(up|down)\."
+        r"|.*\.processor\.(qkv|proj)_lora\d?\.(up|down)\."
         rf"|.*\.({ROLES})|bundle_emb\.|lora_controlnet$"
     ),
     ModelType.LORA,

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sd_api.reasons import Reason
+from sd_loader.convert.detect.lora_models import model_of, name_of_a_transformer
 from sd_loader.errors import LoaderError
 from sd_loader.snippet import snippet
 from sd_loader.tensors import Tensor
 
 _SHOWN = 120
+_SUPPORTED = "sd1, sd2, sdxl, sd-3, flux, flux2, chroma, qwen-image, z-image, wan and lumina2"
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,15 @@ class _Kind:
     what: str
     """Its usual name, with an article."""
 
+    remedy: str = "merge it into a checkpoint with the program that trained it, or train a LoRA"
+    """What to do to use it."""
 
-def _lycoris(pattern: str, name: str) -> _Kind:
-    return _Kind(pattern, f"a LyCORIS of the kind {name}")
+
+_EXPAND = "spec.lora.expandLycoris: true publishes this one as a LoRA of higher rank"
+
+
+def _lycoris(pattern: str, name: str, remedy: str = _Kind.remedy) -> _Kind:
+    return _Kind(pattern, f"a LyCORIS of the kind {name}", remedy)
 
 
 def _peft(prefix: str, name: str) -> _Kind:
@@ -40,8 +48,11 @@ _BOFT_DIMENSIONS = 4
 # The first kind that matches any tensor of the file counts. So a kind whose tensors others
 # have, too, stands after them, and the names of other models come last.
 _BY_PART = (
-    _lycoris(r"hada_", "LoHa"),
-    _lycoris(r"lokr_", "LoKr"),
+    _lycoris(r"hada_t[12]$", "LoHa with a Tucker decomposition (hada_t1)"),
+    _lycoris(r"lokr_t2$", "LoKr with a Tucker decomposition (lokr_t2)"),
+    _lycoris(r"lokr_w2$", "LoKr with full rank (lokr_w2), which no LoRA equals"),
+    _lycoris(r"hada_", "LoHa", _EXPAND),
+    _lycoris(r"lokr_", "LoKr", _EXPAND),
     _OFT,
     _lycoris(r"on_input$", "IA3"),
     _lycoris(r"(a1|a2|b1|b2|bm1|bm2|bm)\.weight$", "GLoRA"),
@@ -94,15 +105,6 @@ _BY_BEGINNING = (
     _Kind(r"bundle_emb\.", "a LoRA with embeddings in it (bundle_emb)"),
     _Kind(r"(lora_controlnet$|control_model\.)", "a Control-LoRA"),
     _Kind(
-        r"(lora_unet_(double|single)_blocks_|(diffusion_model|transformer)\.(double|single)_blocks"
-        r"|transformer\.single_transformer_blocks)",
-        "a LoRA of FLUX",
-    ),
-    _Kind(
-        r"(lora_unet_joint_blocks_|(diffusion_model|transformer)\.joint_blocks|lora_te3_)",
-        "a LoRA of Stable Diffusion 3",
-    ),
-    _Kind(
         r"diffusion_model\.(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\."
         r"|(text_encoders\.)?clip_[lgh]\.",
         "a LoRA with ComfyUI's names, which diffusers does not read",
@@ -111,11 +113,6 @@ _BY_BEGINNING = (
         r"lycoris_", "a LyCORIS with names of its own (lycoris_…), which diffusers does not read"
     ),
     _Kind(r"(unet|text_encoder):\d+:", "a LoRA of the program lora_diffusion"),
-    _Kind(
-        r"(lora_transformer_|transformer\.|diffusion_model\.|lora_prior_"
-        r"|lora_unet_(blocks|layers|transformer_blocks|single_transformer_blocks)_\d)",
-        "a LoRA of another model",
-    ),
     _Kind(
         r"base_model\.model\.",
         "an adapter as PEFT saves it alone, whose scale is in another file (adapter_config.json)",
@@ -146,21 +143,29 @@ def refuse_other_adapters(tensors: Mapping[str, Tensor], *, by_role: bool = Fals
 
     by_role: only if the role of a tensor shows it, which no other model has.
     """
-    found = [
-        (number, name)
-        for name in tensors
-        for number in _kinds_of(name)
-        if not by_role or _KINDS[number] not in _BY_BEGINNING
-    ]
-    if not found:
+    found = min(((number, name) for name in tensors for number in _kinds_of(name)), default=None)
+    if found is not None and _KINDS[found[0]] not in _BY_BEGINNING:
+        number, name = found
+        kind = _KINDS[number]
+        is_boft = kind is _OFT and len(tensors[name].shape) == _BOFT_DIMENSIONS
+        raise _unsupported(_BOFT if is_boft else kind.what, name, kind.remedy)
+    if by_role:
         return
-    number, name = min(found)
-    kind = _KINDS[number]
-    is_boft = kind is _OFT and len(tensors[name].shape) == _BOFT_DIMENSIONS
-    raise LoaderError(
+    model = model_of(tensors)
+    if model is not None:
+        raise _unsupported(f"a LoRA of {model[0]}", model[1])
+    if found is not None:
+        raise _unsupported(_KINDS[found[0]].what, found[1])
+    seen = name_of_a_transformer(tensors)
+    if seen is not None:
+        raise _unsupported("a LoRA of another model", seen)
+
+
+def _unsupported(what: str, name: str, remedy: str = "") -> LoaderError:
+    return LoaderError(
         Reason.UNSUPPORTED_FORMAT,
-        f"the file is {_BOFT if is_boft else kind.what}; supported are LoRAs of sd1, sd2 and sdxl"
-        f" that diffusers reads (seen: {shown(name)})",
+        f"the file is {what}; supported are LoRAs of {_SUPPORTED} with names that diffusers reads"
+        f" (seen: {shown(name)}){remedy and ': '}{remedy}",
     )
 
 

@@ -7,13 +7,14 @@ scale. They keep their names, too, as far as every version of the libraries read
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from sd_api.choices import ModelType
+from sd_api.choices import BaseModelName, LoraFormat, ModelType
 from sd_api.reasons import Reason
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.kinds import refuse_other_kinds
 from sd_loader.convert.detect.lora_kinds import refuse_other_adapters, shown
-from sd_loader.convert.plan.lora_families import FAMILIES, decide_family
+from sd_loader.convert.plan.lora_families import FAMILIES, decide_family, modules
 from sd_loader.convert.plan.lora_keys import (
     UNET,
     Half,
@@ -22,9 +23,15 @@ from sd_loader.convert.plan.lora_keys import (
     canonical_name,
     layers_of,
 )
-from sd_loader.convert.plan.lora_metadata import passed_on
+from sd_loader.convert.plan.lora_layers import layer_kinds
+from sd_loader.convert.plan.lora_metadata import component_config, passed_on
+from sd_loader.convert.plan.lora_peft import WEIGHTS_FILE, Change, peft_files
+from sd_loader.convert.plan.lora_styles import Layout
+from sd_loader.convert.plan.lora_transformers import TransformerLora, transformer_lora
 from sd_loader.convert.plan.precision import published_dtype
-from sd_loader.convert.write.files import FolderPlan, Item, weights_file
+from sd_loader.convert.tables.architecture import take
+from sd_loader.convert.tables.transformers import TRANSFORMER
+from sd_loader.convert.write.files import FolderPlan, Item, PlannedFile, weights_file
 from sd_loader.errors import LoaderError
 from sd_loader.formats import SAFETENSORS
 from sd_loader.tensors import Tensor, TensorFile
@@ -34,36 +41,107 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def plan_lora(file: TensorFile, conversion: Conversion) -> FolderPlan:
-    """Plan the file of a LoRA. Reads no weights and writes nothing."""
+    """Plan the files of a LoRA. Writes nothing, and reads no weights but the alphas for PEFT."""
     # PEFT names an adapter's layers as the model's own.
     refuse_other_adapters(file.tensors, by_role=True)
     refuse_other_kinds(file.tensors, ModelType.LORA)
-    layers = layers_of(file.tensors)
-    _check_types(layers, file.tensors)
     # The numbers and strings in a pickle belong to the training program, not to the LoRA.
     metadata = file.metadata if file.format == SAFETENSORS else {}
+    found = transformer_lora(file.tensors, metadata)
+    if found is not None:
+        return _plan_transformer(file, conversion, metadata, *found)
+    layers = layers_of(file.tensors)
+    _check_types(layers, file.tensors)
     base_model = decide_family(layers, file.tensors, metadata, conversion.base_model)
     _check_readable(layers)
     bare = any(key.bare for layer in layers for key in layer.keys.values())
-    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, bare=bare)
+    missing = UNET if bare else ""
+    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
     if base_model is None:
         warnings += (
             f"the layers fit {' and '.join(FAMILIES)} models alike; spec.baseModel says which",
         )
-    items = _items(layers, file.tensors, conversion)
+    items = _items(layers, file.tensors, _published_names(layers), conversion)
+    files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
+    if conversion.lora.format is LoraFormat.PEFT:
+        files += _peft(layers, items, file.tensors, kept, base_model)
+        warnings += _left_to_diffusers(layers)
     return FolderPlan(
-        files=(weights_file(LORA_FILE, items, kept),),
+        files=files,
         base_model=base_model,
+        lora_rank=_rank(layers, file.tensors),
         warnings=warnings,
         scan=True,
     )
 
 
+def _plan_transformer(
+    file: TensorFile,
+    conversion: Conversion,
+    metadata: Mapping[str, str],
+    lora: TransformerLora,
+    families: Sequence[str],
+) -> FolderPlan:
+    """Plan the files of a LoRA of a transformer. families: those whose layers it fits."""
+    names = " and ".join(families)
+    if conversion.base_model is not None:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            f"spec.baseModel is {conversion.base_model.value}, but the file is a LoRA of {names}",
+        )
+    layers = [layer.named(lora.style) for layer in lora.layers]
+    _check_types(layers, file.tensors)
+    _check_halves(TRANSFORMER, layers)
+    missing = TRANSFORMER if lora.style.published_prefix else ""
+    kept, warnings = passed_on(metadata, file.left_out, layers, file.tensors, missing=missing)
+    if len(families) > 1:
+        warnings += (f"the layers fit {names} models alike",)
+    published = {name: lora.style.published(name) for name in file.tensors}
+    items = _items(layers, file.tensors, published, conversion)
+    files: tuple[PlannedFile, ...] = (weights_file(LORA_FILE, [*items.values()], kept),)
+    if conversion.lora.format is LoraFormat.PEFT:
+        stated = component_config(kept, TRANSFORMER)
+        modules_of_family = layer_kinds(lora.family, Layout.DIFFUSERS)
+        files += peft_files(_changes(lora, items, file.tensors), stated, modules_of_family)
+    return FolderPlan(
+        files=files,
+        base_model=lora.family if len(families) == 1 else None,
+        lora_rank=_rank(layers, file.tensors),
+        warnings=warnings,
+        scan=True,
+    )
+
+
+def _rank(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> int | None:
+    """The greatest rank of the layers."""
+    return max((tensors[layer.names[Half.DOWN]].shape[0] for layer in layers), default=None)
+
+
+def _changes(
+    lora: TransformerLora, items: Mapping[str, Item], tensors: Mapping[str, Tensor]
+) -> list[Change]:
+    """The changes of diffusers' modules. A layer may consist of several: each has some rows."""
+    changes = []
+    for layer in lora.layers:
+        alpha = layer.names.get(Half.ALPHA, "")
+        for module, row in layer.modules:
+            own: dict[Half, Item] = {}
+            for half, name in layer.names.items():
+                part = tensors[name] if half is Half.DOWN else take(tensors[name], row.op)
+                if half is not Half.ALPHA and part is not None:
+                    own[half] = replace(items[name], source=part)
+            changes.append(Change(module, own, tensors.get(alpha), alpha))
+    return changes
+
+
 def _items(
-    layers: Sequence[Layer], tensors: Mapping[str, Tensor], conversion: Conversion
-) -> list[Item]:
-    published = _published_names(layers)
-    items = []
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor],
+    published: Mapping[str, str],
+    conversion: Conversion,
+) -> dict[str, Item]:
+    """The published tensors by their names in the file. published: new names."""
+    items = {}
     for layer in layers:
         for half, name in layer.names.items():
             tensor = tensors[name]
@@ -71,8 +149,56 @@ def _items(
             # An alpha is a scale: half precision would change it.
             if conversion.precision is not None and half is not Half.ALPHA:
                 dtype = published_dtype(dtype, conversion.precision)
-            items.append(Item(published.get(name, canonical_name(name)), tensor, dtype))
+            items[name] = Item(published.get(name, canonical_name(name)), tensor, dtype)
     return items
+
+
+def _peft(
+    layers: Sequence[Layer],
+    items: Mapping[str, Item],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None,
+) -> tuple[PlannedFile, ...]:
+    """Plan the PEFT adapter of the UNet's layers."""
+    families = FAMILIES if base_model is None else (base_model,)
+    unet = [layer for layer in layers if layer.component == UNET]
+    table = next(
+        table
+        for table in map(modules, families)
+        if all((UNET, layer.name) in table for layer in unet)
+    )
+    if not unet:
+        raise LoaderError(
+            Reason.INVALID_SPEC,
+            "spec.lora.format: peft publishes the layers of the UNet, and the file has none; leave"
+            " it out",
+        )
+    changes = [
+        Change(
+            module=table[UNET, layer.name].name,
+            tensors={
+                half: items[name] for half, name in layer.names.items() if half is not Half.ALPHA
+            },
+            alpha=tensors.get(layer.names.get(Half.ALPHA, "")),
+            alpha_name=layer.names.get(Half.ALPHA, ""),
+        )
+        for layer in unet
+    ]
+    stated = component_config(metadata, UNET)
+    names = {module.name for (component, _), module in table.items() if component == UNET}
+    return peft_files(changes, stated, names)
+
+
+def _left_to_diffusers(layers: Sequence[Layer]) -> tuple[str, ...]:
+    others = sorted({layer.component for layer in layers} - {UNET})
+    if not others:
+        return ()
+    # The names of a text encoder's modules depend on the version of transformers.
+    return (
+        f"{WEIGHTS_FILE} has the layers of the UNet only; those of {' and '.join(others)} are in"
+        f" {LORA_FILE}",
+    )
 
 
 def _published_names(layers: Sequence[Layer]) -> dict[str, str]:
@@ -113,19 +239,23 @@ def _check_readable(layers: Sequence[Layer]) -> None:
     """Refuse a LoRA that diffusers would read only in part, or not at all."""
     for component in sorted({layer.component for layer in layers}):
         own = [layer for layer in layers if layer.component == component]
-        for half in (Half.BIAS, Half.MAGNITUDE):
-            having = [layer for layer in own if half in layer.keys]
-            if having and len(having) < len(own):
-                raise LoaderError(
-                    Reason.UNSUPPORTED_FORMAT,
-                    f"some layers of the {component} have a {half.value} and others none, which"
-                    " diffusers does not read",
-                )
+        _check_halves(component, own)
         if component != UNET and not _is_readable_text_encoder(own):
             raise LoaderError(
                 Reason.UNSUPPORTED_FORMAT,
                 f"diffusers does not read these layers of the {component} without others that"
                 f" belong to them (seen: {shown(own[0].names[Half.DOWN])})",
+            )
+
+
+def _check_halves(component: str, layers: Sequence[Layer]) -> None:
+    for half in (Half.BIAS, Half.MAGNITUDE):
+        having = [layer for layer in layers if half in layer.keys]
+        if having and len(having) < len(layers):
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"some layers of the {component} have a {half.value} and others none, which"
+                " diffusers does not read",
             )
 
 

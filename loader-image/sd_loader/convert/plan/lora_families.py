@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,7 @@ from sd_loader.convert.plan.lora_keys import (
     Half,
     Layer,
     Style,
+    layers_of,
 )
 from sd_loader.convert.tables.architecture import Component, load_architecture
 from sd_loader.convert.tables.dimensions import Dimensions, describe, is_known, matches
@@ -142,6 +144,27 @@ def decide_family(
             f"spec.baseModel is {base_model.value}, but the file is a LoRA of {others}",
         )
     return base_model
+
+
+def fitting_family(
+    candidates: Mapping[BaseModelName, Mapping[str, Tensor]],
+    metadata: Mapping[str, str],
+    base_model: BaseModelName | None,
+) -> BaseModelName | None:
+    """Return the family whose tensors fit it best. None if several fit equally.
+
+    candidates: the tensors that the file has in each family.
+    """
+    fitting = []
+    layers: list[Layer] = []
+    for family, tensors in candidates.items():
+        layers = layers_of(tensors)
+        with suppress(LoaderError):
+            check(layers, tensors, family)
+            fitting.append(family)
+    if base_model in (fitting or candidates):
+        return base_model
+    return _distinguish(fitting, layers, metadata) if fitting else _nearest(layers, tensors)
 
 
 def _nearest(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> BaseModelName:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sd_api.reasons import Reason
 from sd_loader.convert.detect.lora_kinds import shown
-from sd_loader.convert.plan.lora_keys import UNET, Half, Layer, Style
+from sd_loader.convert.plan.lora_keys import Half, Layer, Style
 from sd_loader.errors import LoaderError
 from sd_loader.formats.metadata import ADAPTER
 from sd_loader.snippet import snippet
@@ -43,11 +43,11 @@ def passed_on(
     layers: Sequence[Layer],
     tensors: Mapping[str, Tensor],
     *,
-    bare: bool,
+    missing: str,
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the metadata to publish, and warnings about the rest.
 
-    left_out: names of entries that are too long. bare: whether names lack their component's name,
+    left_out: names of entries that are too long. missing: the component's name, if names lack it,
     in the tensors and so in the metadata, too.
     """
     if ADAPTER in left_out:
@@ -61,13 +61,26 @@ def passed_on(
                 " other",
             )
         config = _adapter(kept[ADAPTER])
-        if bare:
-            config = {f"{UNET}.{name}": value for name, value in config.items()}
+        if missing:
+            config = {f"{missing}.{name}": value for name, value in config.items()}
         _check_ranks(config, layers, tensors)
         kept[ADAPTER] = json.dumps(config)
     names = ", ".join(snippet(name) for name in left_out)
     warnings = (f"metadata too long to publish: {names}",) if names else ()
     return {"format": "pt", **kept}, warnings
+
+
+def component_config(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
+    """What published metadata state of the PEFT config of a component. Empty if they do not."""
+    return _own(json.loads(metadata.get(ADAPTER, "{}")), component)
+
+
+def _own(config: Mapping[str, Any], component: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(f"{component}."): value
+        for name, value in config.items()
+        if name.startswith(f"{component}.")
+    }
 
 
 def _adapter(text: str) -> dict[str, Any]:
@@ -118,11 +131,7 @@ def _check_ranks(
 ) -> None:
     """Refuse metadata whose ranks differ from those of the tensors."""
     for layer in layers:
-        own = {
-            name.removeprefix(f"{layer.component}."): value
-            for name, value in config.items()
-            if name.startswith(f"{layer.component}.")
-        }
+        own = _own(config, layer.component)
         known = {own.get("r"), *(own.get("rank_pattern") or {}).values()}
         rank = tensors[layer.names[Half.DOWN]].shape[0]
         if rank not in known:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sd_api.choices import BaseModelName
+from sd_api.spec import LoraOptions
 from sd_loader.convert.conversion import Conversion
 from sd_loader.convert.detect.checkpoint import family_of
 from sd_loader.convert.detect.kinds import transformer_file
@@ -39,7 +40,7 @@ class Needs:
     """Hub repo with configs and tokenizers that the pipeline needs. None if it needs none."""
 
     whole_file: bool = False
-    """Whether the file must be complete before it is converted: the plan needs its scales."""
+    """Whether the file must be complete before it is converted: the plan needs some numbers."""
 
 
 def needs(file: TensorFile, conversion: Conversion) -> Needs:
@@ -49,7 +50,8 @@ def needs(file: TensorFile, conversion: Conversion) -> Needs:
     planning its folder says why.
     """
     if not conversion.is_pipeline:
-        return Needs()
+        # A PEFT adapter has a LoRA's alphas in its config, and an expanded LoRA has new numbers.
+        return Needs(whole_file=conversion.lora != LoraOptions())
     whole_file = has_scales(file.tensors)
     tensors = without_scales(file.tensors) if whole_file else file.tensors
     refuse_quantized(tensors)

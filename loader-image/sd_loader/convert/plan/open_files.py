@@ -33,8 +33,11 @@ class OpenFiles:
 
     def open(self, path: Path) -> TensorFile:
         """Open a file."""
-        file = self.stack.enter_context(open_tensor_file(path))
-        self.files[file.fd] = file
+        return self.add(open_tensor_file(path))
+
+    def add(self, file: TensorFile) -> TensorFile:
+        """Keep an open file until the stack is closed."""
+        self.files[file.fd] = self.stack.enter_context(file)
         return file
 
     def identity(self, width: int, dtype: Dtype) -> Tensor:

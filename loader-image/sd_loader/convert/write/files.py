@@ -179,6 +179,7 @@ class FolderPlan:
     base_model: str | None = None
     pipeline_class: str | None = None
     prediction_type: str | None = None
+    lora_rank: int | None = None
     warnings: tuple[str, ...] = ()
     scan: bool = False
     """Whether all weights are checked before publishing, even if the user does not ask for it."""
@@ -210,6 +211,7 @@ class FolderPlan:
             pipeline_class=self.pipeline_class,
             precision=self.precision,
             prediction_type=self.prediction_type,
+            lora_rank=self.lora_rank,
             warnings=self.warnings,
         )
 

@@ -1,0 +1,286 @@
+"""Plans the LoRA of a model with a transformer, such as FLUX.1: its layers, family and names."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from sd_api.reasons import Reason
+from sd_loader.convert.detect.lora_kinds import shown
+from sd_loader.convert.plan.lora_keys import Half, Key, Layer, Style
+from sd_loader.convert.plan.lora_layers import BLOCKS, WIDTH, LayerKind, layer_kinds, module_of
+from sd_loader.convert.plan.lora_styles import STYLES, Alphas, LoraStyle, template_of
+from sd_loader.convert.tables.architecture import Row
+from sd_loader.convert.tables.dimensions import Dimensions
+from sd_loader.convert.tables.transformers import TRANSFORMER
+from sd_loader.errors import LoaderError
+from sd_loader.tensors import Dtype, Tensor
+
+_METADATA = {
+    "modelspec.architecture": {
+        "flux-1": "flux",
+        "flux-2": "flux2",
+        "chroma": "chroma",
+        "stable-diffusion-3": "sd-3",
+        "qwen-image": "qwen-image",
+        "wan": "wan",
+        "lumina-2": "lumina2",
+    },
+    "ss_base_model_version": {
+        "flux1": "flux",
+        "flux2": "flux2",
+        "chroma": "chroma",
+        "sd3": "sd-3",
+        "qwen_image": "qwen-image",
+        "zimage": "z-image",
+        "z_image": "z-image",
+        "wan": "wan",
+        "lumina": "lumina2",
+    },
+}
+
+
+_BLOCK = re.compile(
+    r"(lora_unet_|lora_transformer_|diffusion_model\.|transformer\.)?"
+    r"((double|single|joint|transformer|single_transformer)_blocks|blocks|layers"
+    r"|(noise|context)_refiner)[._]\d",
+    re.ASCII,
+)
+"""Matches the beginning of a name that belongs to a block of a transformer."""
+
+_SAMPLE = 1000
+"""How many names show the family and the style. A file may have very many."""
+
+
+@dataclass
+class TransformerLayer:
+    """A layer that the LoRA changes."""
+
+    name: str
+    """Its name in the file, without prefix and role."""
+
+    template: str
+    """The name with dots, and with `{}` for the number of its block."""
+
+    number: int | None
+    kind: LayerKind
+    names: dict[Half, str] = field(default_factory=dict)
+    """Names of its tensors in the file."""
+
+    rows: tuple[Row, ...] = ()
+    """The modules of diffusers that it consists of, once its shape is known."""
+
+    def named(self, style: LoraStyle) -> Layer:
+        """The layer as those of other LoRAs."""
+        how = Style.PEFT if "lora_A.weight" in style.halves else Style.KOHYA
+        keys = {half: Key(TRANSFORMER, self.name, half, how) for half in self.names}
+        return Layer(TRANSFORMER, self.name, keys, self.names)
+
+    @property
+    def modules(self) -> Iterator[tuple[str, Row]]:
+        """The names of these modules, with their rows in the table."""
+        for row in self.rows:
+            yield module_of(row, self.number), row
+
+
+@dataclass(frozen=True)
+class TransformerLora:
+    """A LoRA whose layers are those of a family, in one style."""
+
+    family: str
+    style: LoraStyle
+    layers: tuple[TransformerLayer, ...]
+
+
+def transformer_lora(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[TransformerLora, tuple[str, ...]] | None:
+    """Return the LoRA and the families that it fits. None if it has no layer of a transformer."""
+    names = [*islice(filter(_BLOCK.match, tensors), _SAMPLE)]
+    readings: list[TransformerLora] = []
+    errors: list[tuple[int, LoaderError]] = []
+    for family, styles in STYLES.items():
+        for style in styles:
+            known = _known(names, family, style)
+            if not known:
+                continue
+            try:
+                readings.append(_read(tensors, family, style))
+            except LoaderError as error:
+                errors.append((known, error))
+    if readings:
+        return _choose(readings, metadata)
+    if errors:
+        raise max(errors, key=lambda pair: pair[0])[1]
+    return None
+
+
+def _known(names: Sequence[str], family: str, style: LoraStyle) -> int:
+    """How many of the names belong to layers of the family in this style."""
+    kinds = _kinds_by_name(family, style)
+    found = (style.read(name) for name in names)
+    return sum(key is not None and _find(key[0], kinds, style) is not None for key in found)
+
+
+def _kinds_by_name(family: str, style: LoraStyle) -> Mapping[str, tuple[str, LayerKind]]:
+    """The family's layers by their names in the style, with the names in dots."""
+    return {
+        name.replace(".", style.separator): (name, kind)
+        for name, kind in layer_kinds(family, style.layout).items()
+    }
+
+
+def _find(
+    layer: str, kinds: Mapping[str, tuple[str, LayerKind]], style: LoraStyle
+) -> tuple[str, LayerKind, int | None] | None:
+    if layer in kinds:
+        return (*kinds[layer], None)
+    template, number = template_of(layer, style.separator)
+    return None if number is None or template not in kinds else (*kinds[template], number)
+
+
+def _read(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> TransformerLora:
+    layers = _layers(tensors, family, style)
+    for layer in layers:
+        _check_whole(layer, style)
+    _check_shapes(layers, tensors, family)
+    if style.whole_blocks:
+        _check_blocks(layers, family, style)
+    return TransformerLora(family, style, tuple(layers))
+
+
+def _layers(tensors: Mapping[str, Tensor], family: str, style: LoraStyle) -> list[TransformerLayer]:
+    kinds = _kinds_by_name(family, style)
+    layers: dict[str, TransformerLayer] = {}
+    for name in tensors:
+        key = style.read(name)
+        found = None if key is None else _find(key[0], kinds, style)
+        if key is None or found is None:
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"the file has layers of {family} in {style.who} style, and others, such as"
+                f" {shown(name)}: only the layers of its transformer are supported, in one style",
+            )
+        (layer, half), (template, kind, number) = key, found
+        if not style.matches(template):
+            raise LoaderError(
+                Reason.UNSUPPORTED_FORMAT,
+                f"diffusers does not read {shown(name)} of {family} in {style.who} style",
+            )
+        entry = layers.setdefault(layer, TransformerLayer(layer, template, number, kind))
+        entry.names[half] = name
+    return list(layers.values())
+
+
+def _check_whole(layer: TransformerLayer, style: LoraStyle) -> None:
+    """Refuse a layer that lacks a tensor or has one that diffusers does not read."""
+    seen = shown(next(iter(layer.names.values())))
+    for half in (Half.DOWN, Half.UP):
+        if half not in layer.names:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"a layer lacks its {half.value} (or lora_{half.name.lower()}): the file holds"
+                f" {seen} alone",
+            )
+    has_alpha = Half.ALPHA in layer.names
+    if has_alpha is (style.alphas is Alphas.FORBIDDEN) and style.alphas is not Alphas.OPTIONAL:
+        problem = "does not read alphas" if has_alpha else "needs an alpha for each layer"
+        raise LoaderError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"diffusers {problem} in {style.who} style (seen: {seen})",
+        )
+
+
+def _check_shapes(
+    layers: Sequence[TransformerLayer], tensors: Mapping[str, Tensor], family: str
+) -> None:
+    dimensions: Dimensions = {}
+    # Layers of several modules come last: their shapes name more sizes.
+    for layer in sorted(layers, key=lambda layer: max(map(len, layer.kind.variants))):
+        down, up = (tensors[layer.names[half]].shape for half in (Half.DOWN, Half.UP))
+        halves = f"{shown(layer.names[Half.DOWN])} {list(down)} and its other half {list(up)}"
+        rank = down[0] if down else 0
+        agree = len(down) == len(up) and len(up) > 1 and rank > 0 and up[1] == rank
+        if not agree or any(size != 1 for size in up[2:]):
+            raise LoaderError(
+                Reason.CONVERSION_FAILED, f"{halves} do not form a matrix of low rank"
+            )
+        shape = (up[0], *down[1:])
+        rows = layer.kind.fits(Tensor(-1, Dtype.F32, shape, 0), dimensions)
+        if rows is None:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"{halves} change a layer of {list(shape)}, which {layer.template} of {family} is"
+                " not",
+            )
+        layer.rows = rows
+        for half in (Half.BIAS, Half.MAGNITUDE):
+            name = layer.names.get(half)
+            if name is not None and tensors[name].count != up[0]:
+                raise LoaderError(
+                    Reason.CONVERSION_FAILED,
+                    f"{shown(name)} has the shape {list(tensors[name].shape)} for a layer of"
+                    f" {up[0]} outputs",
+                )
+    _check_sizes(layers, dimensions, family)
+
+
+def _check_sizes(layers: Sequence[TransformerLayer], dimensions: Dimensions, family: str) -> None:
+    """Refuse a width, or the number of a block, that no model of the family has."""
+    published = BLOCKS[family]
+    width = dimensions.get(WIDTH)
+    if width is not None and width not in published:
+        raise LoaderError(
+            Reason.CONVERSION_FAILED,
+            f"the layers are those of {family}, but they are {width} wide; its models are"
+            f" {' or '.join(map(str, published))} wide",
+        )
+    counts = [published[width]] if width is not None else list(published.values())
+    for layer in layers:
+        limit = max(count.get(layer.kind.stack, 1 << 20) for count in counts)
+        if layer.number is not None and layer.number >= limit:
+            raise LoaderError(
+                Reason.CONVERSION_FAILED,
+                f"{shown(layer.names[Half.DOWN])} belongs to block {layer.number}, but {family} of"
+                f" this width has {limit} {layer.kind.stack}",
+            )
+
+
+def _check_blocks(layers: Sequence[TransformerLayer], family: str, style: LoraStyle) -> None:
+    """Refuse blocks with a part of their layers."""
+    own: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for layer in layers:
+        if layer.number is not None:
+            own[layer.kind.stack][layer.number].add(layer.template)
+    kinds = layer_kinds(family, style.layout)
+    for stack, blocks in own.items():
+        every = set().union(*blocks.values())
+        needed = every | {
+            name for name, kind in kinds.items() if kind.stack == stack and not kind.is_optional
+        }
+        for number in range(len(blocks)):
+            missing = sorted(needed - blocks.get(number, set()))
+            if missing:
+                raise LoaderError(
+                    Reason.UNSUPPORTED_FORMAT,
+                    f"the file lacks {missing[0].replace('{}', str(number), 1)}: in {style.who}"
+                    f" style, diffusers reads a LoRA of {family} only if the first blocks have all"
+                    " of their layers",
+                )
+
+
+def _choose(
+    readings: Sequence[TransformerLora], metadata: Mapping[str, str]
+) -> tuple[TransformerLora, tuple[str, ...]]:
+    families = tuple(dict.fromkeys(reading.family for reading in readings))
+    stated = {
+        family
+        for key, beginnings in _METADATA.items()
+        for beginning, family in beginnings.items()
+        if metadata.get(key, "").lower().startswith(beginning)
+    }
+    likely = tuple(family for family in families if family in stated) or families
+    return next(reading for reading in readings if reading.family == likely[0]), likely

@@ -1,0 +1,172 @@
+"""Diffusers reads the LoRAs of transformers as the loader expects, and PEFT the adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders import lora_pipeline
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from sd_loader.convert.plan.lora_keys import Half
+from sd_loader.convert.plan.lora_layers import layer_kinds
+from sd_loader.convert.plan.lora_styles import STYLES, LoraStyle
+from sd_loader.convert.tables.architecture import Row
+from tests.support.models.adapters import NAME, Tensors, loaded
+from tests.support.models.transformerloras import (
+    EACH_STYLE,
+    has_alphas,
+    layers_of,
+    lora_shapes,
+    named,
+    style_id,
+)
+
+MIXINS = {
+    "flux": lora_pipeline.FluxLoraLoaderMixin,
+    "chroma": lora_pipeline.FluxLoraLoaderMixin,
+    "flux2": lora_pipeline.Flux2LoraLoaderMixin,
+    "sd-3": lora_pipeline.SD3LoraLoaderMixin,
+    "qwen-image": lora_pipeline.QwenImageLoraLoaderMixin,
+    "z-image": lora_pipeline.ZImageLoraLoaderMixin,
+    "wan": lora_pipeline.WanLoraLoaderMixin,
+    "lumina2": lora_pipeline.Lumina2LoraLoaderMixin,
+}
+ALPHA = 1.0
+COLUMNS = 4
+"""How many inputs are compared: the whole change of a layer is large."""
+
+
+def random_lora(family: str, style: LoraStyle) -> Tensors:
+    """A LoRA of every layer that diffusers reads in this style, in one block of each kind."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator) if shape else torch.tensor(ALPHA)
+        for name, shape in lora_shapes(family, style).items()
+    }
+
+
+def change(down: torch.Tensor, up: torch.Tensor, alpha: float | None) -> torch.Tensor:
+    """The first columns of the change of a layer."""
+    scale = 1.0 if alpha is None else alpha / len(down)
+    return up.flatten(1) @ down.flatten(1)[:, :COLUMNS] * scale
+
+
+def part(tensor: torch.Tensor, row: Row) -> torch.Tensor:
+    """The rows of a layer that a module has."""
+    words = row.op.split()
+    if words[:1] == ["swap"]:
+        return torch.cat(tensor.chunk(2)[::-1])
+    if words[:1] == ["rows"]:
+        first, last = map(int, words[1].split("-"))
+        pieces = tensor.chunk(int(words[3]))
+        return torch.cat(pieces[first:last])
+    return tensor
+
+
+def expected(family: str, style: LoraStyle, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+    """The changes of diffusers' modules by the loader's table."""
+    kinds = layer_kinds(family, style.layout)
+    for layer, _, modules in layers_of(family, style):
+        template = next(name for name in kinds if name.replace("{}", "0") == layer)
+        down = tensors[named(style, layer, Half.DOWN)]
+        up = tensors[named(style, layer, Half.UP)]
+        alpha = ALPHA if has_alphas(style) else None
+        for module, row in zip(modules, kinds[template].variants[-1], strict=True):
+            yield module, change(down, part(up, row), alpha)
+
+
+def read_by_diffusers(family: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The changes that diffusers reads out of a file's tensors."""
+    mixin = MIXINS[family]
+    options: dict[str, Any] = {"return_alphas": True} if "Flux" in mixin.__name__ else {}
+    found = mixin.lora_state_dict(dict(tensors), **options)
+    state, alphas = found if isinstance(found, tuple) else (found, None)
+    changes = {}
+    for name, down in state.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            alpha = (alphas or {}).get(f"{module}.alpha")
+            changes[module] = change(down, state[f"{module}.lora_B.weight"], alpha)
+    assert len(state) == 2 * len(changes)
+    return changes
+
+
+QUICK = {("flux", 0)}
+CASES = [
+    pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow, id=style_id(case))
+    for case in EACH_STYLE
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_diffusers_reads_every_layer_of_the_published_file(tmp_path, case):
+    """Names, scales and the order of rows are those of the loader's table."""
+    family, number = case
+    style = STYLES[family][number]
+    tensors = random_lora(family, style)
+    _, out = loaded(tmp_path, tensors)
+    found = read_by_diffusers(family, load_file(out / f"{NAME}.safetensors"))
+    wanted = {f"transformer.{name}": value for name, value in expected(family, style, tensors)}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert (found[name] - value).abs().max() <= 1e-6 * value.abs().max(), name
+
+
+def peft_changes(folder: Path) -> dict[str, torch.Tensor]:
+    """The changes in an adapter's files, with the scale of its config."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    state = load_file(folder / "adapter_model.safetensors")
+    changes = {}
+    for name, down in state.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            short = module.removeprefix("base_model.model.")
+            alpha = config["alpha_pattern"].get(short, config["lora_alpha"])
+            changes[f"transformer.{short}"] = change(down, state[f"{module}.lora_B.weight"], alpha)
+    return changes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", EACH_STYLE, ids=map(style_id, EACH_STYLE))
+def test_a_peft_adapter_has_the_changes_that_diffusers_reads(tmp_path, case):
+    """The rows of a layer of several modules are cut, and its down matrix is repeated."""
+    family, number = case
+    _, out = loaded(tmp_path, random_lora(family, STYLES[family][number]), lora={"format": "peft"})
+    wanted = read_by_diffusers(family, load_file(out / f"{NAME}.safetensors"))
+    found = peft_changes(out)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert (found[name] - value).abs().max() <= 1e-6 * value.abs().max(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 5], ids=["kohya", "PEFT"])
+def test_peft_opens_the_adapter_of_a_flux_lora(tmp_path, number):
+    """PEFT takes a name in a list for the end of longer ones: proj_out is one."""
+    style = STYLES["flux"][number]
+    _, out = loaded(tmp_path, random_lora("flux", style), lora={"format": "peft"})
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+    opened = PeftModel.from_pretrained(model.to_empty(device="cpu").to(torch.float16), out)
+    found = {
+        name.removeprefix("base_model.model."): module
+        for name, module in opened.named_modules()
+        if "default" in getattr(module, "lora_A", {})
+    }
+    wanted = read_by_diffusers("flux", load_file(out / f"{NAME}.safetensors"))
+    assert {f"transformer.{name}" for name in found} == wanted.keys()
+    for name, module in found.items():
+        own = change(
+            module.lora_A["default"].weight.detach().float(),
+            module.lora_B["default"].weight.detach().float(),
+            module.scaling["default"] * module.r["default"],
+        )
+        value = wanted[f"transformer.{name}"]
+        assert (own - value).abs().max() <= 1e-6 * value.abs().max(), name

@@ -1,0 +1,94 @@
+"""LoRAs of models with a transformer: shapes of tensors by name, as wide as the real models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from sd_loader.convert.plan.lora_keys import Half
+from sd_loader.convert.plan.lora_layers import layer_kinds
+from sd_loader.convert.plan.lora_styles import STYLES, Alphas, LoraStyle
+from sd_loader.convert.tables.dimensions import evaluate
+
+Shapes = dict[str, tuple[int, ...]]
+
+RANK = 2
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "flux": {"inner": 3072, "context": 4096, "pooled": 768, "inputs": 64, "outputs": 64},
+    "chroma": {
+        "inner": 3072,
+        "context": 4096,
+        "inputs": 64,
+        "outputs": 64,
+        "approximator": 5120,
+        "approximator_inputs": 64,
+    },
+    "flux2": {"inner": 6144, "context": 15360, "inputs": 128, "outputs": 128},
+    "sd-3": {"inner": 1536, "context": 4096, "pooled": 2048, "inputs": 16, "outputs": 64},
+    "qwen-image": {"inner": 3072, "inputs": 64, "outputs": 64, "context": 3584},
+    "z-image": {"inner": 3840, "mlp": 10240, "inputs": 64, "context": 2560},
+    "wan": {
+        "inner": 5120,
+        "mlp": 13824,
+        "inputs": 16,
+        "outputs": 64,
+        "context": 4096,
+        "image": 1280,
+    },
+    "lumina2": {"inner": 2304, "keys": 768, "mlp": 9216, "inputs": 64, "context": 2304},
+}
+"""The sizes of a published model of each family, by their names in its key table."""
+
+EACH_STYLE = [
+    (family, number) for family, styles in STYLES.items() for number in range(len(styles))
+]
+
+
+def style_id(case: tuple[str, int]) -> str:
+    """Describe a family and the number of one of its styles."""
+    family, number = case
+    style = STYLES[family][number]
+    return f"{family} {number}: {style.prefix or 'bare '}{style.layout.value}"
+
+
+def layers_of(family: str, style: LoraStyle) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
+    """Return the layers that diffusers reads: names in the table, shapes, modules in diffusers."""
+    for template, kind in layer_kinds(family, style.layout).items():
+        if not style.matches(template):
+            continue
+        rows = kind.variants[-1]
+        shapes = [
+            tuple(evaluate(size, SIZES[family]) for size in row.shape.split()) for row in rows
+        ]
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        modules = [row.target.removesuffix(".weight").replace("{}", "0") for row in rows]
+        yield template.replace("{}", "0"), shape, modules
+
+
+def named(style: LoraStyle, layer: str, half: Half) -> str:
+    """The name of a tensor in a style."""
+    role = next(role for role, found in style.halves.items() if found is half)
+    return f"{style.prefix}{layer.replace('.', style.separator)}.{role}"
+
+
+def halves(
+    style: LoraStyle, layer: str, shape: tuple[int, ...], *, alphas: bool, rank: int = RANK
+) -> Shapes:
+    """The tensors of a layer of this shape."""
+    found = {
+        named(style, layer, Half.DOWN): (rank, *shape[1:]),
+        named(style, layer, Half.UP): (shape[0], rank, *[1] * (len(shape) - 2)),
+    }
+    return found | ({named(style, layer, Half.ALPHA): ()} if alphas else {})
+
+
+def has_alphas(style: LoraStyle) -> bool:
+    """Whether the LoRAs here have alphas in this style: they do if they may."""
+    return style.alphas is not Alphas.FORBIDDEN and Half.ALPHA in style.halves.values()
+
+
+def lora_shapes(family: str, style: LoraStyle) -> Shapes:
+    """A LoRA of all layers that diffusers reads, with one block of each kind."""
+    found: Shapes = {}
+    for layer, shape, _ in layers_of(family, style):
+        found |= halves(style, layer, shape, alphas=has_alphas(style))
+    return found
