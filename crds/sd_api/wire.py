@@ -99,8 +99,16 @@ class Artifact(Extensible):
     files: Count
     base_model: Word | None = Field(default=None, description="The architecture family.")
     pipeline_class: Word | None = Field(default=None, description="diffusers' class.")
-    precision: Word | None = Field(default=None, description="fp32, fp16, bf16 or mixed.")
+    precision: Word | None = Field(
+        default=None,
+        description="fp32, fp16, bf16, mixed, or the format of quantized weights (nf4, int8).",
+    )
     prediction_type: Word | None = Field(default=None, description="What the UNet predicts.")
+    checked: Word | None = Field(
+        default=None,
+        description="names: the loader checked the tensors' names, types and sizes, but did not"
+        " compare them with the architecture. Absent: it compared them, too.",
+    )
 
 
 def _known_reason(value: object) -> object:

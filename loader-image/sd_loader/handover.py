@@ -27,8 +27,8 @@ class FileDigest:
 class Converted:
     """A diffusers folder that is written completely.
 
-    base_model, pipeline_class, precision and prediction_type have the values of the same fields of
-    status.artifact.
+    base_model, pipeline_class, precision, prediction_type and checked have the values of the same
+    fields of status.artifact.
     """
 
     files: Mapping[str, FileDigest]
@@ -36,8 +36,9 @@ class Converted:
     base_model: str | None = None
     pipeline_class: str | None = None
     precision: str | None = None
-    """fp32, fp16, bf16 or mixed."""
+    """fp32, fp16, bf16, mixed, or the format of quantized weights."""
     prediction_type: str | None = None
+    checked: str | None = None
     warnings: tuple[str, ...] = ()
     """Warnings for the user about a load that succeeded."""
 

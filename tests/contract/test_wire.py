@@ -256,6 +256,7 @@ ARTIFACTS = {
     "pipeline_class": WORDS,
     "precision": WORDS,
     "prediction_type": WORDS,
+    "checked": WORDS,
 }
 RESULTS = {
     "outcome": st.sampled_from(get_args(LoadResult.model_fields["outcome"].annotation)),
@@ -281,6 +282,7 @@ LONGEST = LoadResult(
         pipeline_class="w" * 64,
         precision="w" * 64,
         prediction_type="w" * 64,
+        checked="w" * 64,
     ),
     preview=True,
 )

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sd_loader.convert.write.files import FolderPlan, WeightsFile
+from sd_loader.bulk import copy_file
+from sd_loader.convert.write.files import CopiedFile, FolderPlan, WeightsFile
 from sd_loader.convert.write.writer import write_folder
 from sd_loader.handover import FileDigest
 from sd_loader.progress import Report
+from sd_loader.storage_errors import storage_errors
 from sd_loader.tensors import TensorFile
 
 
@@ -23,6 +25,9 @@ def write_or_link(
     sources: the open files of the weights, by their descriptors.
     """
     linked = {file.path for file in plan.weights if _link(file, sources, out)}
+    for copied in plan.copied:
+        _take(copied, out)
+        linked.add(copied.path)
     to_write = [file for file in plan.files if file.path not in linked]
     digests = dict(write_folder(out, to_write, report, sources.values()))
     digests.update(_digests(out, linked))
@@ -49,6 +54,21 @@ def _link(file: WeightsFile, sources: Mapping[int, TensorFile], out: Path) -> bo
     except OSError:
         return False  # no hard links on this volume: the file is copied
     return True
+
+
+def _take(file: CopiedFile, out: Path) -> None:
+    """Link a file of the source, or copy it if this volume has no hard links."""
+    path = out / file.path
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        os.link(file.source, path)
+    except OSError:
+        with (
+            storage_errors(file.path),
+            file.source.open("rb") as source,
+            path.open("xb") as copy,
+        ):
+            copy_file(source.fileno(), copy.fileno())
 
 
 def _digests(out: Path, names: Iterable[str]) -> dict[str, FileDigest]:
