@@ -50,8 +50,11 @@ _FAMILIES = (
 )
 _SUFFIX = "Pipeline"
 _CLASS = re.compile(r"[A-Za-z]\w{0,99}", re.ASCII)
-_DROPPED = frozenset({"StableDiffusionSafetyChecker"})
-"""Published as null, as in a pipeline of Stable Diffusion: it blocks images."""
+_DROPPED = (
+    ["cosmos", "CosmosSafetyChecker"],
+    ["stable_diffusion", "StableDiffusionSafetyChecker"],
+)
+"""Published as null, as in a pipeline of Stable Diffusion: they block images."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _listed(
             continue
         if not _names_a_class(value):
             options[name] = value
-        elif value == [None, None]:
+        elif value == [None, None] or value in _DROPPED:
             nulls += [name] * (name in parameters)
         else:
             component = _component(name, *value)
@@ -158,10 +161,7 @@ def _listed(
                     f"{INDEX_NAME}: the component {shown(name)} is newer than this loader (it knows"
                     f" {classes.version('diffusers')})",
                 )
-            if component.class_name in _DROPPED:
-                nulls.append(name)
-            else:
-                components[name] = component
+            components[name] = component
     version = index.get("_diffusers_version")
     return ListedPipeline(
         class_name,

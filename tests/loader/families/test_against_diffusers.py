@@ -57,7 +57,8 @@ def test_published_folder_equals_what_diffusers_saves(
     repo = tinyfamilies.save_repo(tmp_path / "repo", family, shard_size="4KB")
     hub.add_repo("org/model", repo)
     request = load_request("org/model", model_type="huggingface", revision=revision)
-    artifact = artifact_of(containers.load(request))
+    ended = containers.load(request)
+    artifact = artifact_of(ended)
     published = containers.store / "model"
 
     peer = opened(repo, revision)
@@ -81,7 +82,9 @@ def test_published_folder_equals_what_diffusers_saves(
             assert pipeline.components[name].encode(PROMPT) == component.encode(PROMPT)
             assert pipeline.components[name].chat_template == component.chat_template
     assert artifact.pipeline_class == type(peer).__name__
-    assert artifact.model_dump()["checked"] == "names"
+    assert artifact.checked == "names"
+    assert ended.result is not None
+    assert "checked: names" in ended.result.message
 
 
 def configs(component: Any) -> dict[str, Any]:

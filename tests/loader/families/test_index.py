@@ -168,6 +168,16 @@ def test_options_may_be_lists_and_unknown_ones_are_left_out():
     assert pipeline.nulls == ("vae",)
 
 
+def test_a_safety_checker_is_left_out():
+    """It blocks images, and is not part of the model."""
+    content = familyrepos.index(
+        "StableDiffusionControlNetPipeline",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        requires_safety_checker=True,
+    )
+    assert listed(content).nulls == ("safety_checker",)
+
+
 def test_an_old_name_of_a_class_and_a_module_of_a_pipeline_are_known():
     """Repos keep the names of the versions that saved them."""
     content = familyrepos.index(
