@@ -6,6 +6,7 @@ Tokenizers and processors are published as they are; other configs are parsed an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,7 +28,7 @@ from sd_loader.convert.write.files import (
 )
 from sd_loader.diffusers_repo.classes import Role, config_class, entry
 from sd_loader.diffusers_repo.component_files import RepoFile
-from sd_loader.diffusers_repo.index import INDEX_NAME, parse_json
+from sd_loader.diffusers_repo.index import CONFIG_NAME, INDEX_NAME, parse_json
 from sd_loader.diffusers_repo.listed import Component, ListedPipeline
 from sd_loader.diffusers_repo.listed_config import listed_config, listed_scheduler
 from sd_loader.diffusers_repo.listed_files import (
@@ -64,34 +65,12 @@ def plan_listed_repo(
             own = [file for file in chosen if PurePosixPath(file.path).parts[0] == name]
             if component.role is Role.PROCESSOR:
                 files += _parsed_files(repo, own)
-                continue
-            path = f"{name}/{CONFIGS[component.role]}"
-            raw = read_json(repo / path, infinite=component.role is Role.SCHEDULER)
-            quantized = quantization(name, raw, conversion.precision)
-            config = _config(component, raw, path, conversion.precision)
-            if quantized is not None:
-                formats.add(quantized.name)
-                config["quantization_config"] = quantized.settings
-            files.append(json_file(path, config, infinite=component.role is Role.SCHEDULER))
-            files += [
-                SmallFile(file.path, read_small(repo / file.path))
-                for file in own
-                if file.path == f"{name}/{GENERATION_CONFIG}" and read_json(repo / file.path)
-            ]
-            if component.role in STEMS:
-                weights = opened.open_chosen(repo, repo / name, own)
-                if quantized is None:
-                    for file in weights:
-                        with prefixing(name):
-                            refuse_quantized(file.tensors)
-                index = next((it for it in own if ".index." in it.path), None)
-                files += shard_files(
-                    name,
-                    component,
-                    weights,
-                    None if index is None else read_json(repo / index.path),
-                    conversion.precision,
-                )
+            elif component.role in STEMS:
+                model = _model(repo, name, component, own, conversion, opened)
+                files += model.files
+                formats |= model.formats
+            else:
+                files.append(_settings(repo, name, component))
     files.append(json_file(INDEX_NAME, _index(pipeline)))
     copied = [CopiedFile(it.path, repo / it.path, it.size) for it in chosen if it.is_copied]
     return FolderPlan(
@@ -102,6 +81,56 @@ def plan_listed_repo(
         quantized=precision_of(formats) if formats else None,
         checked=CHECKED_NAMES,
     )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The planned folder of a component with weights."""
+
+    files: list[PlannedFile]
+    formats: frozenset[str]
+    """The format of its weights, if they are quantized."""
+
+
+def _model(
+    repo: Path,
+    name: str,
+    component: Component,
+    own: list[RepoFile],
+    conversion: Conversion,
+    opened: OpenFiles,
+) -> _Model:
+    """Plan a component with weights. own: the chosen files in its folder."""
+    path = f"{name}/{CONFIG_NAME}"
+    raw = read_json(repo / path)
+    quantized = quantization(name, raw, conversion.precision)
+    config = _config(component, raw, path, conversion.precision)
+    if quantized is not None:
+        config["quantization_config"] = quantized.settings
+    weights = opened.open_chosen(repo, repo / name, own)
+    for file in weights if quantized is None else ():
+        with prefixing(name):
+            refuse_quantized(file.tensors)
+    index = next((read_json(repo / it.path) for it in own if ".index." in it.path), None)
+    files = [
+        json_file(path, config),
+        *shard_files(name, component, weights, index, conversion.precision),
+    ]
+    generation = repo / name / GENERATION_CONFIG
+    if any(repo / file.path == generation for file in own):
+        content = read_small(generation)
+        parse_json(content, f"{name}/{GENERATION_CONFIG}")
+        files.append(SmallFile(f"{name}/{GENERATION_CONFIG}", content))
+    return _Model(files, frozenset() if quantized is None else frozenset({quantized.name}))
+
+
+def _settings(repo: Path, name: str, component: Component) -> SmallFile:
+    """Plan a scheduler or guider, which is only a config."""
+    path = f"{name}/{CONFIGS[component.role]}"
+    # diffusers writes and reads the lower limit of DPM solvers as -Infinity.
+    infinite = component.role is Role.SCHEDULER
+    raw = read_json(repo / path, infinite=infinite)
+    return json_file(path, _config(component, raw, path, None), infinite=infinite)
 
 
 def _parsed_files(repo: Path, own: list[RepoFile]) -> list[PlannedFile]:
