@@ -89,6 +89,14 @@ def test_panel_of_a_running_load_shows_a_progress_bar() -> None:
     assert set(bar.strip()) <= {"━", "╸", "╺"}
 
 
+def test_panel_of_a_load_that_is_tried_again_shows_its_last_failure() -> None:
+    """The conditions describe the running load, so they do not have it."""
+    last = {"reason": "RateLimited", "message": "Pod sketch-1 failed (RateLimited: 429)"}
+    text = printed(views.model_panel(resource(phase="Downloading", lastFailure=last), [], NOW))
+    assert "last failure" in text
+    assert "RateLimited: Pod sketch-1 failed (RateLimited: 429)" in text
+
+
 def test_panel_of_a_running_load_has_no_cross() -> None:
     """A condition that is not true yet is not a problem."""
     loading = resource(

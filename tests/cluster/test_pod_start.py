@@ -9,6 +9,7 @@ import pytest
 
 from sd_api import names
 from sd_operator.base import times
+from tests.support.kube.cluster import claim_manifest
 from tests.support.operator.operated import Operated, condition
 
 pytestmark = pytest.mark.cluster
@@ -76,6 +77,22 @@ def test_a_volume_that_cannot_be_mounted_is_reported(operated: Operated) -> None
     operated.gone()
     operated.eventually(lambda: operated.jobs("remove") == [])
     assert operated.left() == []
+
+
+@pytest.mark.slow
+def test_a_model_on_a_pvc_that_is_never_bound_says_why_and_is_released(operated: Operated) -> None:
+    """No clean-up Job is made for it: its Pod could not start."""
+    operated.start()
+    unbound = claim_manifest("unbound")
+    unbound["spec"] |= {"volumeName": "missing", "storageClassName": ""}
+    operated.cluster.apply(unbound)
+    operated.cluster.model("sketch", url=operated.link(), storage={"claimName": "unbound"})
+    cause = "PersistentVolumeClaim unbound is not bound: PersistentVolume missing does not exist"
+    item = operated.wait("sketch", lambda one: cause in condition(one, "Ready")["message"])
+    assert item["status"]["reason"] == "ClaimNotBound"
+    operated.delete()
+    operated.gone()
+    assert operated.jobs("remove") == []
 
 
 def test_the_pvc_is_deleted_at_once_after_its_models(operated: Operated) -> None:

@@ -140,6 +140,8 @@ def _facts(model: Model) -> Iterable[tuple[str, str]]:
         yield "contents", ", ".join(word for word in contents if word)
     if status.job is not None:
         yield "job", f"{status.job.name} (attempt {status.job.attempt + 1})"
+    if status.last_failure is not None:
+        yield "last failure", f"{status.last_failure.reason}: {status.last_failure.message}"
     if status.webhook is not None and status.webhook.outbox:
         yield "webhook", f"undelivered calls: {len(status.webhook.outbox)}"
 

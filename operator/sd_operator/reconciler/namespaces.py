@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from sd_operator.base.errors import ApiError, ForbiddenError, NotFoundError
+from sd_operator.base.errors import ApiError, ForbiddenError, NotFoundError, UnavailableError
 from sd_operator.base.metrics import Metrics
 from sd_operator.clients.kube import JOBS, MODELS, NAMESPACES, Api
 from sd_operator.reconciler.controller import Controller
@@ -31,16 +31,30 @@ class Namespaces:
         self.served: set[str] = set()
 
     async def look(self) -> None:
-        """Check every listed namespace; raises UnavailableError if the API server is away."""
+        """Check every listed namespace, then raise an error if one could not be checked.
+
+        An error in one namespace keeps no other from being served, unless the API server is away.
+        """
+        errors: list[Exception] = []
         for namespace in self._listed:
             try:
-                await self._api.check(JOBS, namespace)
-                if namespace not in self.served:
-                    await self._controller.fill(namespace)
-            except (ForbiddenError, NotFoundError) as refused:
-                await self._skip(namespace, refused)
-            else:
-                self._serve(namespace)
+                await self._check(namespace)
+            except UnavailableError:
+                raise  # No other namespace can be checked, either.
+            except Exception as error:  # noqa: BLE001 - it is raised below
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    async def _check(self, namespace: str) -> None:
+        try:
+            await self._api.check(JOBS, namespace)
+            if namespace not in self.served:
+                await self._controller.fill(namespace)
+        except (ForbiddenError, NotFoundError) as refused:
+            await self._skip(namespace, refused)
+        else:
+            self._serve(namespace)
 
     def _serve(self, namespace: str) -> None:
         if self._problems.pop(namespace, None) is not None:

@@ -44,7 +44,7 @@ class OutboxChange:
 def webhook_id(uid: str, load_hash: str, event: WebhookEvent, load: str = "") -> str:
     """Return the webhook-id: each load and event has its own, which retries and restarts keep.
 
-    load: tells loads of the same version apart. A deletion is of no load.
+    load: tells loads of the same version apart; empty for the deletion of the model.
     """
     digest = hashlib.sha256(f"{uid}/{load_hash}/{load}/{event}".encode()).hexdigest()
     return f"msg_{digest[:32]}"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sd_api import names
-from sd_operator.standalone import jobs
+from sd_operator.standalone import claims, jobs
 from sd_operator.standalone.builtin import PROTECTION
 from sd_operator.standalone.client import MERGE, Cache, Client, ignore_gone, object_path
 from sd_operator.standalone.errors import ApiError, Json
@@ -234,16 +234,11 @@ class Controllers:
         claim = self._caches[CLAIMS].objects.get(uid)
         if claim is None:
             return None
-        meta, spec = claim["metadata"], claim["spec"]
+        meta = claim["metadata"]
         if "deletionTimestamp" in meta:
             if PROTECTION in meta.get("finalizers", ()) and not self._is_used(claim):
                 await self._drop_finalizer(claim, PROTECTION)
-        elif claim.get("status", {}).get("phase") != "Bound":
-            status = {
-                "phase": "Bound",
-                "accessModes": spec["accessModes"],
-                "capacity": {"storage": spec["resources"]["requests"]["storage"]},
-            }
+        elif (status := claims.bound_status(claim)) is not None:
             await self._client.patch(object_path(claim, "status"), {"status": status}, MERGE)
         return None
 

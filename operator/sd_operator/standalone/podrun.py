@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from sd_api import defaults
+from sd_operator.standalone.claims import obstacle
 from sd_operator.standalone.client import JSON, MERGE, Client, ignore_gone, object_path
 from sd_operator.standalone.controllers import event
 from sd_operator.standalone.errors import ApiError, Json
@@ -205,13 +206,13 @@ class PodRun:
     # Before the start
 
     async def _schedule(self) -> None:
-        """Wait until the Pod's PVCs exist, then bind the Pod to this node."""
+        """Wait until the Pod's PVCs can be mounted, then bind the Pod to this node."""
         namespace = self._meta["namespace"]
         for volume in self._pod["spec"].get("volumes", ()):
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}"
-            while claim and await self._find(path) is None:
-                text = f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found.'
+            while claim and (why := obstacle(claim, await self._find(path))):
+                text = f"0/1 nodes are available: {why}"
                 unscheduled = {"type": "PodScheduled", "status": "False", "message": text}
                 conditions = [unscheduled | {"reason": "Unschedulable"}]
                 await self._patch({"phase": "Pending", "conditions": conditions}, text)

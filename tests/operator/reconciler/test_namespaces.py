@@ -11,7 +11,7 @@ import pytest
 from typing_extensions import override
 
 from sd_api import names
-from sd_operator.base.errors import ForbiddenError, NotFoundError
+from sd_operator.base.errors import ApiError, ForbiddenError, NotFoundError
 from sd_operator.base.metrics import Metrics
 from sd_operator.base.settings import Settings
 from sd_operator.base.times import SYSTEM_CLOCK
@@ -146,6 +146,29 @@ def test_a_forbidden_namespace_keeps_no_other_from_being_served(
         f" restore them ({FORBIDDEN})",
         "namespace art is served again",
     ]
+
+
+@pytest.mark.parametrize("error", [ApiError("etcd is slow", 500), KeyError("uid")], ids=repr)
+def test_an_error_in_one_namespace_keeps_no_other_from_being_served(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are checked first, then the error is raised for the log."""
+    api = Cluster(body())
+    check = api.check
+
+    async def fails_in_art(resource: Resource, namespace: str | None = None) -> None:
+        if namespace == "art":
+            raise error
+        await check(resource, namespace)
+
+    monkeypatch.setattr(api, "check", fails_in_art)
+
+    async def scenario(_: Controller, namespaces: Namespaces, __: Metrics) -> None:
+        with pytest.raises(type(error)):
+            await namespaces.look()
+        assert namespaces.served == {"ads"}
+
+    serve(api, scenario)
 
 
 def test_a_namespace_that_is_gone_is_reported(caplog: pytest.LogCaptureFixture) -> None:
